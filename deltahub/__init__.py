@@ -1,0 +1,63 @@
+"""DeltaHub: make, keep, find and load deltas, the small trained parts that turn one backbone into a model for one task.
+
+Names are imported when they are first used, so that `import deltahub` and the command line need no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deltahub.auto import AutoDeltaConfig as AutoDeltaConfig
+    from deltahub.auto import AutoDeltaModel as AutoDeltaModel
+    from deltahub.deltas import AdapterConfig as AdapterConfig
+    from deltahub.deltas import AdapterModel as AdapterModel
+    from deltahub.deltas import BitFitConfig as BitFitConfig
+    from deltahub.deltas import BitFitModel as BitFitModel
+    from deltahub.deltas import LoraConfig as LoraConfig
+    from deltahub.deltas import LoraModel as LoraModel
+    from deltahub.engine.delta import DeltaBase as DeltaBase
+    from deltahub.engine.delta import deltas_of as deltas_of
+    from deltahub.engine.visualize import Visualization as Visualization
+    from deltahub.hub import list_deltas as list_deltas
+    from deltahub.hub import pull as pull
+    from deltahub.hub import push as push
+    from deltahub.saveload import SaveLoadMixin as SaveLoadMixin
+
+_HOMES = {
+    "AdapterConfig": "deltas",
+    "AdapterModel": "deltas",
+    "AutoDeltaConfig": "auto",
+    "AutoDeltaModel": "auto",
+    "BitFitConfig": "deltas",
+    "BitFitModel": "deltas",
+    "DeltaBase": "engine.delta",
+    "LoraConfig": "deltas",
+    "LoraModel": "deltas",
+    "SaveLoadMixin": "saveload",
+    "Visualization": "engine.visualize",
+    "deltas_of": "engine.delta",
+    "list_deltas": "hub",
+    "pull": "hub",
+    "push": "hub",
+}
+
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604  (names of _HOMES are strings)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("deltahub")
+    if name not in _HOMES:
+        msg = f"module 'deltahub' has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(import_module(f"deltahub.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,82 @@
+"""Name-based addressing: which modules a pattern means.
+
+    "query"                       the last parts of a name: `encoder.layer.0.attention.self.query`, not `my_query`
+    "0.attention.self.query"      as many parts as needed to tell modules apart
+    "[r]layer\\.[0-5]\\.output"     a regular expression that must end where the name ends and start at a part
+
+A name is what `named_modules()` gives. The rules are those of OpenDelta (Ding et al. 2022, https://arxiv.org/abs/2203.06904)
+with one difference: a pattern that matches nothing is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from deltahub.errors import AddressError
+
+REGEX_MARK: Final = "[r]"
+
+
+@dataclass(frozen=True)
+class Address:
+    """One pattern, ready to be held against names.
+
+    Args:
+        pattern: a name's last parts, or ``[r]`` and a regular expression.
+    """
+
+    pattern: str
+
+    def matches(self, name: str) -> bool:
+        """Whether `name` is meant by this address.
+
+        Args:
+            name: a dotted module name, e.g. ``"encoder.layer.0.attention"``.
+
+        Raises:
+            AddressError: the regular expression does not compile.
+        """
+        if self.pattern.startswith(REGEX_MARK):
+            # Only the leftmost match counts, as in the original: "[r][0-5]\.attention" leaves out "10.attention".
+            found = _compile(self.pattern).search(name)
+            return found is not None and found.group() != "" and _is_tail(name, found.start(), found.end())
+        return self.pattern != "" and name.endswith(self.pattern) and _is_tail(name, len(name) - len(self.pattern))
+
+
+def _is_tail(name: str, start: int, end: int | None = None) -> bool:
+    """Whether `name[start:end]` reaches the end of the name and begins at a part."""
+    return (end is None or end == len(name)) and (start == 0 or name[start - 1] == ".")
+
+
+@lru_cache(maxsize=256)
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern[len(REGEX_MARK) :])
+    except re.error as error:
+        msg = f"{pattern!r} is not a regular expression: {error}. Correct what follows {REGEX_MARK!r}."
+        raise AddressError(msg) from error
+
+
+def matches_any(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns means `name`."""
+    return any(Address(pattern).matches(name) for pattern in patterns)
+
+
+def lies_within(name: str, patterns: Iterable[str]) -> bool:
+    """Whether `name`, or a module that contains it, is meant by one of the patterns."""
+    parts = name.split(".")
+    patterns = tuple(patterns)
+    return any(matches_any(".".join(parts[:count]), patterns) for count in range(len(parts), 0, -1))
+
+
+def nearest_names(pattern: str, names: Iterable[str], limit: int = 5) -> tuple[str, ...]:
+    """The names, cut to as many parts as `pattern` has, that look most like it; best first."""
+    wanted = pattern.removeprefix(REGEX_MARK)
+    parts = wanted.count(".") + 1
+    tails = dict.fromkeys(".".join(name.split(".")[-parts:]) for name in names if name)
+    return tuple(difflib.get_close_matches(wanted, tails, n=limit, cutoff=0.5))

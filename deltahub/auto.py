@@ -1,0 +1,92 @@
+"""AutoDeltaConfig and AutoDeltaModel: the right class for a delta, by what its config says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from torch import nn
+
+import deltahub.deltas  # noqa: F401  (registers the delta types)
+from deltahub import checkpoint
+from deltahub.config import DeltaConfig
+from deltahub.engine.delta import DeltaBase, delta_classes
+from deltahub.errors import ConfigError
+from deltahub.hub import locate
+from deltahub.saveload import SaveLoadMixin
+from deltahub.schema import nearest
+
+
+def class_for(delta_type: str) -> type[DeltaBase]:
+    """The delta model of a type.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    classes = delta_classes()
+    if delta_type not in classes:
+        msg = f"delta_type is {delta_type!r}, which this version does not know: {nearest(str(delta_type), classes)}"
+        raise ConfigError(msg)
+    return classes[delta_type]
+
+
+class AutoDeltaConfig:
+    """Makes the config that fits a delta type; not to be instantiated."""
+
+    def __init__(self) -> NoReturn:
+        msg = "AutoDeltaConfig is not instantiated; use AutoDeltaConfig.from_dict or .from_finetuned."
+        raise TypeError(msg)
+
+    @staticmethod
+    def from_dict(config_dict: Mapping[str, Any], **options: Any) -> DeltaConfig:
+        """Make a config from JSON types.
+
+        Args:
+            config_dict: options, and ``"delta_type"``.
+            options: options that replace those of `config_dict`.
+
+        Raises:
+            ConfigError: the delta type or an option is unknown, or a value can never work.
+        """
+        document = {**config_dict, **options}
+        if "delta_type" not in document:
+            known = ", ".join(sorted(delta_classes()))
+            msg = f"A config needs a delta_type: one of {known}."
+            raise ConfigError(msg)
+        return class_for(document["delta_type"]).config_class.from_dict(document)
+
+    @staticmethod
+    def from_finetuned(finetuned_delta_path: str | os.PathLike[str], **options: Any) -> DeltaConfig:
+        """The config of a saved delta.
+
+        Args:
+            finetuned_delta_path: a folder or a reference.
+            options: options that replace the saved ones.
+        """
+        return AutoDeltaConfig.from_dict(checkpoint.read_document(locate(finetuned_delta_path)), **options)
+
+
+class AutoDeltaModel(SaveLoadMixin):
+    """Makes or loads the delta model that fits; not to be instantiated."""
+
+    def __init__(self) -> NoReturn:
+        msg = "AutoDeltaModel is not instantiated; use AutoDeltaModel.from_config or .from_finetuned."
+        raise TypeError(msg)
+
+    @staticmethod
+    def from_config(config: DeltaConfig | Mapping[str, Any], backbone_model: nn.Module, **options: Any) -> DeltaBase:
+        """Make a fresh delta.
+
+        Args:
+            config: a config, or its JSON form with ``"delta_type"``.
+            backbone_model: the model to put it on.
+            options: `name`, and options that replace those of the config.
+        """
+        name = options.pop("name", None)
+        config = config if isinstance(config, DeltaConfig) else AutoDeltaConfig.from_dict(config)
+        return class_for(config.delta_type).from_config(config, backbone_model, name=name, **options)
+
+    @classmethod
+    def _class_for(cls, delta_type: str) -> type[DeltaBase]:
+        return class_for(delta_type)

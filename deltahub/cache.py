@@ -1,0 +1,135 @@
+"""The cache: every delta that was pulled, as a folder under the digest of its manifest.
+
+    deltas/<2>/<62>/               the files of one version, and `manifest.json`
+
+What is taken from it is checked first, so it needs no syncing: whatever a crash damaged is fetched again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from deltahub.errors import DeltaHubError, IntegrityError
+from deltahub.files import sha256_file, staging, storage_errors
+from deltahub.manifest import FileEntry, Manifest
+
+MANIFEST: Final = "manifest.json"
+ORIGIN: Final = "origin.json"  # where it was pulled from, for people
+
+Fetch = Callable[[FileEntry, Path], None]
+
+
+@dataclass(frozen=True)
+class Cached:
+    """One delta in the cache.
+
+    Attributes:
+        digest: of its manifest.
+        folder: where its files are.
+        origin: the reference it was last pulled by.
+        size: bytes.
+        used: when it was last used, seconds since 1970.
+    """
+
+    digest: str
+    folder: Path
+    origin: str
+    size: int
+    used: float
+
+
+class Cache:
+    """Deltas on this machine.
+
+    Args:
+        root: the cache folder; made when needed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, digest: str) -> Path:
+        """Where a delta is or would be."""
+        digits = digest.removeprefix("sha256:")
+        return self.root / "deltas" / digits[:2] / digits[2:]
+
+    def get(self, digest: str, manifest: Manifest, fetch: Fetch, origin: str, *, fresh: bool = False) -> Path:
+        """The folder of a delta, checked; fetched when it is not there or damaged.
+
+        Args:
+            fetch: copies one file, checked, to a new place.
+            origin: the reference it is pulled by.
+            fresh: fetch it even if it is there.
+
+        Raises:
+            IntegrityError: the source itself is damaged.
+            StorageError: the cache is full or not writable.
+        """
+        folder = self.folder(digest)
+        if fresh or self.damage(digest) is not None:
+            self._fill(folder, manifest, fetch, origin)
+        else:
+            os.utime(folder)
+        return folder
+
+    def _fill(self, folder: Path, manifest: Manifest, fetch: Fetch, origin: str) -> None:
+        with storage_errors("Caching a delta", self.root), staging(self.root / "staging") as stage:
+            delta = stage / "delta"
+            delta.mkdir()
+            for entry in manifest.files:
+                fetch(entry, delta / entry.path)
+            (delta / MANIFEST).write_bytes(manifest.to_bytes())
+            (delta / ORIGIN).write_text(json.dumps({"origin": origin}), "utf-8")
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if folder.exists():
+                os.replace(folder, stage / "old")
+            try:
+                os.replace(delta, folder)
+            except OSError:  # another process was faster with the same bytes
+                if self.damage(f"sha256:{folder.parent.name}{folder.name}") is not None:
+                    raise
+
+    def damage(self, digest: str) -> str | None:
+        """What is wrong with a delta in the cache, in words; None if nothing is."""
+        folder = self.folder(digest)
+        try:
+            manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes(), digest)
+            for entry in manifest.files:
+                found, _ = sha256_file(folder / entry.path)
+                if found != entry.sha256:
+                    raise IntegrityError(entry.path, f"sha256:{entry.sha256}", f"sha256:{found}")
+        except FileNotFoundError as error:
+            return f"{Path(error.filename).name} is missing"
+        except DeltaHubError as error:
+            return str(error)
+        return None
+
+    def entries(self) -> Iterator[Cached]:
+        """Every delta in the cache."""
+        for folder in sorted((self.root / "deltas").glob("??/*")):
+            try:
+                origin = json.loads((folder / ORIGIN).read_bytes())["origin"]
+            except (OSError, ValueError, KeyError):
+                origin = "unknown"
+            size = sum(path.stat().st_size for path in folder.iterdir())
+            digest = f"sha256:{folder.parent.name}{folder.name}"
+            yield Cached(digest, folder, origin, size, folder.stat().st_mtime)
+
+    def prune(self, older: float = 0.0) -> list[Cached]:
+        """Remove the deltas that were not used for `older` seconds, and what interrupted pulls left."""
+        limit = time.time() - older
+        removed = [entry for entry in self.entries() if entry.used <= limit]
+        with storage_errors("Pruning the cache", self.root):
+            for entry in removed:
+                shutil.rmtree(entry.folder)
+            for leftover in (self.root / "staging").glob("*"):
+                if leftover.stat().st_mtime <= min(limit, time.time() - 86400):  # a pull may be running
+                    shutil.rmtree(leftover, ignore_errors=True)
+        return removed

@@ -1,0 +1,74 @@
+"""The model card: `README.md` with the front matter that the Hugging Face Hub reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+
+def model_card(document: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+    """Write the card of a checkpoint.
+
+    Args:
+        document: its config with metadata.
+        counts: ``delta`` and ``total``, numbers of parameters.
+    """
+    metadata = document.get("metadata", {})
+    title = metadata.get("name") or f"{document['delta_type']} for {document.get('backbone_checkpoint_name') or '?'}"
+    data = ModelCardData(
+        library_name="deltahub",
+        license=metadata.get("license"),
+        base_model=metadata.get("backbone_model") or document.get("backbone_checkpoint_name") or None,
+        datasets=metadata.get("train_datasets"),
+        tags=["deltahub", document["delta_type"], *metadata.get("tags", [])],
+        model_name=title,
+        eval_results=_eval_results(metadata) or None,
+    )
+    return f"{ModelCard(f'---{chr(10)}{data.to_yaml()}{chr(10)}---{chr(10)}{_text(title, document, counts)}')}"
+
+
+def _eval_results(metadata: Mapping[str, Any]) -> list[EvalResult]:
+    tasks = metadata.get("test_tasks") or metadata.get("train_tasks")
+    datasets = metadata.get("test_datasets") or metadata.get("train_datasets")
+    if not tasks or not datasets:  # the Hub shows a result only with both
+        return []
+    return [
+        EvalResult(
+            task_type=tasks[0], dataset_type=datasets[0], dataset_name=datasets[0], metric_type=name, metric_value=value
+        )
+        for name, value in sorted(metadata.get("test_result", {}).items())
+    ]
+
+
+def _text(title: str, document: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+    metadata = document.get("metadata", {})
+    backbone = document.get("backbone_checkpoint_name") or "its backbone"
+    rows = [
+        ("method", document["delta_type"]),
+        ("backbone", f"{backbone} ({document.get('backbone_class') or 'unknown class'})"),
+        ("backbone fingerprint", document.get("backbone_hash") or "unknown"),
+        ("modules", ", ".join(f"`{name}`" for name in document.get("modified_modules") or ()) or "chosen by the method"),
+        ("parameters of the delta", f"{counts['delta']:,}"),
+        ("parameters in the file", f"{counts['total']:,}"),
+        *((f"test {name}", value) for name, value in sorted(metadata.get("test_result", {}).items())),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    about = f"\n{metadata['description']}\n" if "description" in metadata else ""
+    usage = f"\n{metadata['usage']}\n" if "usage" in metadata else ""
+    return f"""
+# {title}
+{about}
+| | |
+| --- | --- |
+{table}
+
+## Use
+{usage}
+```python
+from deltahub import AutoDeltaModel
+
+delta = AutoDeltaModel.from_finetuned("path/or/reference", backbone_model=model)  # model: {backbone}
+```
+"""

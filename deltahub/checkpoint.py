@@ -1,0 +1,244 @@
+"""The checkpoint folder: a delta's config, tensors and backbone record as files.
+
+    delta_config.json     what the delta is, and the sha256 of the files beside it; written last, so it vouches for them
+    delta.safetensors     tensors, `<address>.deltas.<parameter>` or the name of an unfrozen backbone tensor
+    backbone.json         the backbone tensors that the delta leaves alone, one leaf each
+    README.md             the model card
+
+The folder may be shared with a backbone's own files, as a trainer's output folder is. Reading the config, the tensor
+table and the digests needs no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from deltahub.backbone import Fingerprint
+from deltahub.config import check_document
+from deltahub.errors import CheckpointError, IntegrityError
+from deltahub.files import sha256_file, staging, storage_errors, sync_file, sync_folders, write_synced
+from deltahub.manifest import FileEntry, Manifest, TensorEntry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG: Final = "delta_config.json"
+WEIGHTS: Final = "delta.safetensors"
+BACKBONE: Final = "backbone.json"
+CARD: Final = "README.md"
+FILES: Final = (CONFIG, WEIGHTS, BACKBONE, CARD)
+DELTA_PART: Final = ".deltas."  # in a tensor's name: what stands after it is the delta's own
+
+Saver = Callable[[Mapping[str, "Tensor"], Path], None]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A delta on disk whose bytes have been checked.
+
+    Attributes:
+        folder: where it lies.
+        document: the content of `delta_config.json`.
+        fingerprint: the backbone tensors it leaves alone; None if the checkpoint does not say.
+        tensors: name to tensor, on the CPU.
+    """
+
+    folder: Path
+    document: Mapping[str, Any]
+    fingerprint: Fingerprint | None
+    tensors: Mapping[str, Tensor]
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether `folder` holds a delta that DeltaHub saved."""
+    return (folder / CONFIG).is_file()
+
+
+def read_document(folder: Path) -> dict[str, Any]:
+    """Read and validate `delta_config.json`.
+
+    Raises:
+        CheckpointError: there is none, or it is not JSON.
+        ConfigError: it says something that can never work.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        msg = f"{folder} holds no delta: {CONFIG} is missing. Point to the folder that save_finetuned wrote."
+        raise CheckpointError(msg)
+    try:
+        document: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError as error:
+        msg = f"{path} is not JSON ({error}). Restore it, or save the delta again."
+        raise CheckpointError(msg) from error
+    check_document(document)
+    return document
+
+
+def verified_bytes(folder: Path, name: str, document: Mapping[str, Any]) -> bytes:
+    """Read one file of a checkpoint and hold it against the digest in `document`.
+
+    Raises:
+        CheckpointError: the file is missing, or the config does not vouch for it.
+        IntegrityError: its bytes are other ones.
+    """
+    entry = document.get("files", {}).get(name)
+    if entry is None:
+        msg = f"{folder / CONFIG} lists no digest for {name}, so its bytes cannot be checked. Save the delta again."
+        raise CheckpointError(msg)
+    path = folder / name
+    if not path.is_file():
+        msg = f"{path} is missing, though {CONFIG} lists it. Fetch or save the delta again."
+        raise CheckpointError(msg)
+    data = path.read_bytes()
+    _require_same(path, entry, hashlib.sha256(data).hexdigest(), len(data))
+    return data
+
+
+def _require_same(path: Path, entry: Mapping[str, Any], sha256: str, size: int) -> None:
+    remedy = "The file was cut, changed, or an interrupted save left it. Fetch or save the delta again."
+    if size != entry["size"]:
+        raise IntegrityError(str(path), f"{entry['size']} bytes", f"{size} bytes", remedy)
+    if sha256 != entry["sha256"]:
+        raise IntegrityError(str(path), f"sha256:{entry['sha256']}", f"sha256:{sha256}", remedy)
+
+
+def read(folder: Path) -> Checkpoint:
+    """Read a delta; every byte is checked before it is used.
+
+    Raises:
+        CheckpointError: a file is missing or malformed.
+        ConfigError: the config can never work.
+        IntegrityError: a file is not the one that was saved.
+    """
+    import safetensors.torch  # late: the rest of this module serves readers without torch
+
+    document = read_document(folder)
+    weights = verified_bytes(folder, WEIGHTS, document)
+    fingerprint = None
+    if BACKBONE in document["files"]:
+        fingerprint = Fingerprint.from_bytes(verified_bytes(folder, BACKBONE, document))
+    try:
+        tensors = safetensors.torch.load(weights)
+    except safetensors.SafetensorError as error:
+        msg = f"{folder / WEIGHTS} is not a safetensors file ({error}). Fetch or save the delta again."
+        raise CheckpointError(msg) from error
+    return Checkpoint(folder, document, fingerprint, tensors)
+
+
+def tensor_table(path: Path) -> tuple[TensorEntry, ...]:
+    """The names, dtypes and shapes in a safetensors file, sorted by name; no values are read.
+
+    Raises:
+        CheckpointError: it is not a safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            return tuple(
+                TensorEntry(name, part.get_dtype(), tuple(part.get_shape())) for name, part in sorted(slices.items())
+            )
+    except SafetensorError as error:
+        msg = f"{path} is not a safetensors file ({error}). Fetch or save the delta again."
+        raise CheckpointError(msg) from error
+
+
+def describe(folder: Path) -> Manifest:
+    """Check a checkpoint folder and make its manifest, without torch.
+
+    Raises:
+        CheckpointError: a file is missing or malformed.
+        ConfigError: the config can never work.
+        IntegrityError: a file is not the one that was saved.
+    """
+    document = read_document(folder)
+    if WEIGHTS not in document.get("files", {}):
+        msg = f"{folder / CONFIG} lists no {WEIGHTS}, so its bytes cannot be checked. Save the delta again."
+        raise CheckpointError(msg)
+    entries = []
+    for name in (CONFIG, *sorted({*document["files"], *([CARD] if (folder / CARD).is_file() else [])})):
+        if not (folder / name).is_file():
+            msg = f"{folder / name} is missing, though {CONFIG} lists it. Fetch or save the delta again."
+            raise CheckpointError(msg)
+        sha256, size = sha256_file(folder / name)
+        if name in document["files"]:
+            _require_same(folder / name, document["files"][name], sha256, size)
+        entries.append(FileEntry(name, sha256, size))
+    table = tensor_table(folder / WEIGHTS)
+    counts = {entry.name: _numel(entry.shape) for entry in table}
+    return Manifest(
+        config={key: value for key, value in document.items() if key != "files"},
+        files=tuple(sorted(entries, key=lambda entry: entry.path)),
+        tensors=table,
+        parameters={
+            "total": sum(counts.values()),
+            "delta": sum(count for name, count in counts.items() if DELTA_PART in name),
+        },
+        metrics=tuple(_metrics(document.get("metadata", {}))),
+    )
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _metrics(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The test results as huggingface_hub's EvalResult names them."""
+    results = dict(metadata.get("test_result", {}))
+    if "test_performance" in metadata:
+        name = (metadata.get("test_metrics") or ["performance"])[0]
+        results.setdefault(name, metadata["test_performance"])
+    tasks = metadata.get("test_tasks") or metadata.get("train_tasks") or []
+    datasets = metadata.get("test_datasets") or metadata.get("train_datasets") or []
+    context = {"task_type": "".join(tasks[:1]), "dataset_name": "".join(datasets[:1])}
+    known = {key: value for key, value in context.items() if value}
+    return [{**known, "metric_type": key, "metric_value": value} for key, value in sorted(results.items())]
+
+
+def write(
+    folder: Path,
+    document: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    fingerprint: Fingerprint,
+    card: str,
+    save_function: Saver,
+) -> None:
+    """Save a delta: stage every file, sync, then move them in place with the config last.
+
+    A crash leaves the old delta, the new one, or a folder whose config does not vouch for its weights and is refused.
+
+    Args:
+        save_function: writes the tensors to a path, as a safetensors file.
+
+    Raises:
+        CheckpointError: `save_function` wrote something else.
+        StorageError: the disk is full or not writable; the folder is as it was.
+    """
+    with storage_errors("Saving the delta", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with staging(folder) as stage:
+            save_function(tensors, stage / WEIGHTS)
+            tensor_table(stage / WEIGHTS)
+            sync_file(stage / WEIGHTS)
+            write_synced(stage / BACKBONE, fingerprint.to_bytes())
+            write_synced(stage / CARD, card.encode())
+            digests = {name: sha256_file(stage / name) for name in (WEIGHTS, BACKBONE)}
+            files = {name: {"sha256": sha256, "size": size} for name, (sha256, size) in digests.items()}
+            whole = {**document, "files": files}
+            check_document(whole)
+            text = json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+            write_synced(stage / CONFIG, f"{text}\n".encode())
+            for name in (WEIGHTS, BACKBONE, CARD, CONFIG):
+                os.replace(stage / name, folder / name)
+            sync_folders([folder, folder.parent])
+

@@ -1,0 +1,145 @@
+"""Adapters: a small bottleneck after a layer.
+
+    h' = h + W_up act(W_down h + b_down) + b_up        W_down: (bottleneck, width), W_up: (width, bottleneck)
+
+Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP", https://arxiv.org/abs/1902.00751
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+from torch import Tensor, nn
+
+from deltahub.config import DeltaConfig
+from deltahub.engine.delta import DeltaBase
+from deltahub.engine.site import Args, Insertion, Kwargs, map_hidden
+from deltahub.engine.structure import Target
+from deltahub.errors import ConfigError
+
+_STANDARD_DEVIATION: Final = 0.01  # of fresh weights; biases are zero, so that an adapter starts close to doing nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig(DeltaConfig):
+    """The size and the activation of the bottleneck.
+
+    Args:
+        bottleneck_dim: width of the bottleneck, at least 1.
+        non_linearity: relu, tanh, swish, gelu_new, gelu_orig, leakyrelu, or any activation that transformers knows.
+    """
+
+    bottleneck_dim: int = 24
+    non_linearity: str = "gelu_new"
+
+    delta_type: ClassVar[str] = "adapter"
+
+
+def activation(name: str) -> nn.Module:
+    """An activation by the name that OpenDelta or transformers has for it.
+
+    Raises:
+        ConfigError: neither knows it.
+    """
+    known: dict[str, nn.Module] = {
+        "relu": nn.ReLU(),
+        "tanh": nn.Tanh(),
+        "swish": nn.SiLU(),
+        "gelu_new": nn.GELU(approximate="tanh"),
+        "gelu_orig": nn.GELU(),
+        "leakyrelu": nn.LeakyReLU(),
+    }
+    if name in known:
+        return known[name]
+    from transformers.activations import ACT2FN
+
+    if name not in ACT2FN:
+        msg = f"non_linearity {name!r} is unknown: choose one of {', '.join(sorted({*known, *ACT2FN}))}."
+        raise ConfigError(msg)
+    found: nn.Module = ACT2FN[name]
+    return found
+
+
+class Bottleneck(Insertion):
+    """Adds ``up(act(down(h)))`` to the hidden state that a module returns.
+
+    Args:
+        like: a tensor with the dtype and device of the new parameters.
+        width: size of the hidden state.
+    """
+
+    def __init__(self, like: Tensor, width: int, config: AdapterConfig) -> None:
+        super().__init__()
+        self.down_proj = _small_linear(width, config.bottleneck_dim, like)
+        self.activation = activation(config.non_linearity)
+        self.up_proj = _small_linear(config.bottleneck_dim, width, like)
+
+    def after(self, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Hidden state with shape ``(..., width)``; what else the module returns passes through."""
+        return map_hidden(output, self._change)
+
+    def _change(self, hidden: Tensor) -> Tensor:
+        h = hidden.to(self.down_proj.weight.dtype)
+        update: Tensor = self.up_proj(self.activation(self.down_proj(h)))
+        return hidden + update.to(hidden.dtype)
+
+
+def _small_linear(n_in: int, n_out: int, like: Tensor) -> nn.Linear:
+    layer = nn.utils.skip_init(nn.Linear, n_in, n_out, dtype=like.dtype, device=like.device)
+    nn.init.normal_(layer.weight, std=_STANDARD_DEVIATION)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class AdapterModel(DeltaBase):
+    """Adapters after every module that is addressed; by default the output projections of attention and feed-forward.
+
+    Args:
+        backbone_model: the model to modify.
+        bottleneck_dim: width of the bottleneck, at least 1.
+        non_linearity: the activation: see `AdapterConfig`.
+        modified_modules: addresses of modules that return a hidden state, alone or as the first of several things.
+        exclude_modules: addresses of what is left out.
+        unfrozen_modules: what `freeze_module` leaves trainable.
+        common_structure: True for common names only, False for real names only, None for whichever matches.
+        interactive_modify: only False in this version.
+        backend: only ``"hf"``.
+        name: the delta's name on this backbone.
+    """
+
+    delta_type = "adapter"
+    config_class = AdapterConfig
+    default_modified_modules = ("attn@.proj@", "ff@.w2@")
+
+    def __init__(
+        self,
+        backbone_model: nn.Module,
+        bottleneck_dim: int = 24,
+        non_linearity: str = "gelu_new",
+        modified_modules: Sequence[str] | None = None,
+        exclude_modules: Sequence[str] | None = None,
+        unfrozen_modules: Sequence[str] | None = None,
+        common_structure: bool | None = None,
+        interactive_modify: bool | int = False,
+        backend: str = "hf",
+        *,
+        name: str | None = None,
+    ) -> None:
+        config = AdapterConfig.from_dict(
+            {
+                "bottleneck_dim": bottleneck_dim,
+                "non_linearity": non_linearity,
+                "modified_modules": modified_modules,
+                "exclude_modules": exclude_modules,
+                "unfrozen_modules": unfrozen_modules,
+                "common_structure": common_structure,
+            }
+        )
+        super().__init__(backbone_model, config, name=name, interactive_modify=interactive_modify, backend=backend)
+
+    @classmethod
+    def new_insertion(cls, config: AdapterConfig, target: Target, width: int, like: Tensor) -> Bottleneck:
+        """A fresh bottleneck for one module."""
+        return Bottleneck(like, width, config)

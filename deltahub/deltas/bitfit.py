@@ -1,0 +1,124 @@
+"""BitFit: only biases are trained.
+
+    y = f(x) + b'        b': (width,), 0 at the start
+
+For a layer with a bias b, training b' is training b: the two add up. A layer without one gets one. The backbone's own
+bias stays as it is, so the delta comes off without a trace.
+
+Ben Zaken et al. 2021, "BitFit: Simple Parameter-efficient Fine-tuning", https://arxiv.org/abs/2106.10199
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from deltahub.config import DeltaConfig
+from deltahub.engine.delta import DeltaBase
+from deltahub.engine.shapes import is_conv1d
+from deltahub.engine.site import CHILD, Args, Insertion, Kwargs, is_delta_name, map_hidden
+from deltahub.engine.structure import Target
+from deltahub.errors import TargetError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitFitConfig(DeltaConfig):
+    """BitFit has no options of its own."""
+
+    delta_type: ClassVar[str] = "bitfit"
+
+
+class BiasOffset(Insertion):
+    """Adds a bias to the hidden state that a layer returns.
+
+    Args:
+        like: a tensor with the dtype and device of the new parameter.
+        width: size of the bias.
+        trailing: dimensions after the one that the bias belongs to, as in a convolution's output.
+    """
+
+    def __init__(self, like: Tensor, width: int, trailing: int = 0) -> None:
+        super().__init__()
+        self.shape = (width, *[1] * trailing)
+        self.bias = nn.Parameter(like.new_zeros(width))
+
+    def after(self, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Hidden state with shape ``(..., width)``, or ``(..., width, *spatial)`` after a convolution."""
+        return map_hidden(output, self._change)
+
+    def _change(self, hidden: Tensor) -> Tensor:
+        return hidden + self.bias.view(self.shape).to(hidden.dtype)
+
+
+class BitFitModel(DeltaBase):
+    """Trained biases in every layer that is addressed, and in every layer with a bias inside a module that is.
+
+    Args:
+        backbone_model: the model to modify.
+        modified_modules: addresses of layers, or of modules that contain some.
+        exclude_modules: addresses of what is left out.
+        unfrozen_modules: what `freeze_module` leaves trainable.
+        common_structure: True for common names only, False for real names only, None for whichever matches.
+        interactive_modify: only False in this version.
+        backend: only ``"hf"``.
+        name: the delta's name on this backbone.
+    """
+
+    delta_type = "bitfit"
+    config_class = BitFitConfig
+    default_modified_modules = ("attn@", "ff@", "layer_norm@", "lm_head@.proj@")
+
+    def __init__(
+        self,
+        backbone_model: nn.Module,
+        modified_modules: Sequence[str] | None = None,
+        exclude_modules: Sequence[str] | None = None,
+        unfrozen_modules: Sequence[str] | None = None,
+        common_structure: bool | None = None,
+        interactive_modify: bool | int = False,
+        backend: str = "hf",
+        *,
+        name: str | None = None,
+    ) -> None:
+        config = BitFitConfig.from_dict(
+            {
+                "modified_modules": modified_modules,
+                "exclude_modules": exclude_modules,
+                "unfrozen_modules": unfrozen_modules,
+                "common_structure": common_structure,
+            }
+        )
+        super().__init__(backbone_model, config, name=name, interactive_modify=interactive_modify, backend=backend)
+
+    @classmethod
+    def choose(cls, targets: list[Target]) -> list[Target]:
+        """The layers addressed, and the layers inside the modules addressed, each once."""
+        chosen: dict[str, Target] = {}
+        for target in targets:
+            found = list(_layers(target))
+            if not found:
+                msg = f"{target.name} is a {type(target.module).__name__} without a layer that has a bias inside."
+                raise TargetError(msg)
+            for layer in found:
+                chosen.setdefault(layer.name, layer)
+        return list(chosen.values())
+
+    @classmethod
+    def new_insertion(cls, config: BitFitConfig, target: Target, width: int, like: Tensor) -> BiasOffset:
+        """A fresh bias for one layer."""
+        trailing = len(target.module.kernel_size) if isinstance(target.module, _ConvNd) else 0
+        return BiasOffset(like, target.module.out_channels if trailing else width, trailing)
+
+
+def _layers(target: Target) -> Iterator[Target]:
+    if not any(name != CHILD for name, _ in target.module.named_children()):
+        yield target  # a leaf gets a bias whatever it is
+        return
+    for name, module in target.module.named_modules():
+        biased = isinstance(getattr(module, "bias", None), Tensor)
+        if (biased or isinstance(module, nn.Linear) or is_conv1d(module)) and not is_delta_name(name):
+            yield Target(f"{target.name}.{name}", module)

@@ -1,0 +1,80 @@
+"""Putting saved tensors into a delta, strictly: every tensor is used, and every parameter is filled."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from deltahub.engine.fingerprint import backbone_tensors
+from deltahub.engine.site import CHILD, Insertion, is_delta_name
+from deltahub.errors import CheckpointError
+
+
+def replaced_names(tensors: Collection[str]) -> tuple[str, ...]:
+    """The names among a checkpoint's tensors that are the backbone's own."""
+    return tuple(name for name in tensors if not is_delta_name(name))
+
+
+def fill(insertions: Mapping[str, Insertion], backbone: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fill insertions that are not yet in a backbone; all checks come before the first change.
+
+    Args:
+        insertions: by module name, on any device; they end up with the dtypes of `tensors` on the backbone's devices.
+        tensors: a checkpoint's tensors.
+
+    Returns:
+        The tensors that replace the backbone's own, by name.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected, of another shape, or not finite.
+    """
+    places = {
+        f"{address}.{CHILD}.{key}": (address, key, tensor)
+        for address, insertion in insertions.items()
+        for key, tensor in insertion.state_dict().items()
+    }
+    own = dict(backbone_tensors(backbone))
+    expected = {name: tensor for name, (_, _, tensor) in places.items()}
+    names = replaced_names(tensors)
+    expected.update({name: own[name] for name in names if name in own})
+    check_fit(expected, tensors)
+    sorted_: dict[str, dict[str, Tensor]] = {address: {} for address in insertions}
+    for name, (address, key, _) in places.items():
+        sorted_[address][key] = tensors[name]
+    for address, insertion in insertions.items():
+        near = next(backbone.get_submodule(address).parameters(), None)
+        insertion.load_state_dict(sorted_[address], strict=True, assign=True)
+        if near is not None:
+            insertion.to(near.device)
+    return {name: tensors[name] for name in names}
+
+
+def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Hold a checkpoint's tensors against those that a delta has.
+
+    Raises:
+        CheckpointError: they do not fit; the message names the first few that do not, and how.
+    """
+    wrong = [f"{name} is missing" for name in expected if name not in found]
+    wrong += [f"{name} is not part of this delta" for name in found if name not in expected]
+    for name in expected.keys() & found.keys():
+        want, have = list(expected[name].shape), list(found[name].shape)
+        if want != have:
+            wrong.append(f"{name} is {have}, expected {want}")
+    if not wrong:
+        wrong = not_finite(found)
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        msg = f"The tensors do not fit the delta: {'; '.join(wrong[:3])}{more}. Load it with the config it was saved with."
+        raise CheckpointError(msg)
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """A clause for each tensor that holds a NaN or an infinity."""
+    return [
+        f"{name} holds values that are not finite"
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    ]

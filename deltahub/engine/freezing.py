@@ -1,0 +1,72 @@
+"""Which parameters train."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from torch import nn
+
+from deltahub.address import lies_within, nearest_names
+from deltahub.engine.site import CHILD, is_delta_name
+from deltahub.engine.structure import MARK, StructureMap, marked
+from deltahub.errors import AddressError, NoMatchError
+
+
+def freeze(backbone: nn.Module, module: nn.Module | None, exclude: Collection[str]) -> set[str]:
+    """Make exactly the excluded parameters trainable.
+
+    Args:
+        module: the part of the backbone to treat; None for all of it.
+        exclude: addresses; ``"deltas"`` stands for the parameters of deltas.
+
+    Returns:
+        The names, within the whole backbone, of backbone parameters that train now.
+
+    Raises:
+        NoMatchError: a name matches nothing. Nothing was changed.
+    """
+    prefix = prefix_of(backbone, module)
+    named = {name[len(prefix) :]: p for name, p in backbone.named_parameters() if name.startswith(prefix)}
+    structure = StructureMap.of(module if module is not None else backbone)
+    kept = {name for name in named if CHILD in exclude and is_delta_name(name)}
+    for pattern in exclude:
+        if pattern != CHILD:
+            kept |= _covered(pattern, named, structure)
+    for name, parameter in named.items():
+        parameter.requires_grad_(name in kept and (parameter.is_floating_point() or parameter.is_complex()))
+    return {f"{prefix}{name}" for name in kept if not is_delta_name(name)}
+
+
+def _covered(pattern: str, names: Collection[str], structure: StructureMap) -> set[str]:
+    """The parameters that a pattern means, itself or through a module around them; real names come first."""
+    real = {name for name in names if MARK not in pattern and lies_within(name, (pattern,))}
+    found = real or {name for name in names if lies_within(structure.common_name(name), (pattern, marked(pattern)))}
+    if not found:
+        modules = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
+        raise NoMatchError(pattern, nearest_names(pattern, sorted(modules)), "It was to stay trainable.")
+    return found
+
+
+def own_parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The backbone's own parameters, without those of deltas."""
+    return ((name, parameter) for name, parameter in backbone.named_parameters() if not is_delta_name(name))
+
+
+def trainable(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The backbone's own parameters that require a gradient."""
+    return ((name, parameter) for name, parameter in own_parameters(backbone) if parameter.requires_grad)
+
+
+def prefix_of(backbone: nn.Module, module: nn.Module | None) -> str:
+    """What the names of a module's parameters begin with inside the backbone: ``"encoder.layer.0."``.
+
+    Raises:
+        AddressError: the module is not part of the backbone.
+    """
+    if module is None or module is backbone:
+        return ""
+    for name, candidate in backbone.named_modules():
+        if candidate is module:
+            return f"{name}."
+    msg = f"This {type(module).__name__} is not part of the backbone; pass one of its modules."
+    raise AddressError(msg)

@@ -1,0 +1,158 @@
+"""The ledger: which deltas a backbone carries, kept on the backbone itself so that a copy carries its own.
+
+A delta may also train some of the backbone's tensors, a classifier head say. The ledger keeps the value that each such
+tensor had before, so that `detach()` gives back the original backbone, and the value that each delta has for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from deltahub.config import DeltaConfig
+from deltahub.engine.site import Insertion, is_delta_name
+from deltahub.errors import ConfigError
+
+ATTRIBUTE: Final = "_deltahub_ledger"
+
+
+@dataclass
+class Entry:
+    """One delta on a backbone.
+
+    Attributes:
+        name: its name on this backbone, unique there.
+        handle: the class of its handle, a DeltaBase.
+        config: how it was made.
+        insertions: real module name to insertion.
+        replaced: backbone tensors that are this delta's own; None while its value is the one in the backbone.
+        attached: whether it acts.
+    """
+
+    name: str
+    handle: type[Any]
+    config: DeltaConfig
+    insertions: dict[str, Insertion]
+    replaced: dict[str, Tensor | None] = field(default_factory=dict)
+    attached: bool = True
+
+
+@dataclass
+class Ledger:
+    """All deltas on a backbone, in the order they were added.
+
+    Attributes:
+        entries: by name.
+        base: value that each replaced backbone tensor had before the first delta replaced it.
+        in_force: name of the delta whose value each of them has now; absent where it is the base value.
+        only_trainable: whether `state_dict()` of the backbone leaves out what is frozen.
+    """
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    base: dict[str, Tensor] = field(default_factory=dict)
+    in_force: dict[str, str] = field(default_factory=dict)
+    only_trainable: bool = False
+
+    def free_name(self, wanted: str) -> str:
+        """`wanted`, or `wanted` and a number if a delta has that name already."""
+        names = (f"{wanted}_{number}" if number else wanted for number in range(len(self.entries) + 1))
+        return next(name for name in names if name not in self.entries)
+
+    def replace(self, backbone: nn.Module, entry: Entry, values: dict[str, Tensor | None]) -> None:
+        """Make backbone tensors an entry's own.
+
+        Args:
+            values: by tensor name; None to go on from the value that the backbone has now.
+        """
+        for name, value in values.items():
+            live = tensor_called(backbone, name).detach()
+            self.base.setdefault(name, live.clone())
+            if entry.name != self.in_force.get(name):
+                entry.replaced[name] = live.clone() if value is None else value
+            elif value is not None:
+                live.copy_(value)
+        self.settle(backbone)
+
+    def release(self, backbone: nn.Module, entry: Entry, names: Collection[str]) -> None:
+        """Forget replaced tensors of an entry that have the backbone's own value."""
+        for name in names:
+            if torch.equal(self.value(backbone, entry, name), self.base[name]):
+                del entry.replaced[name]
+                if self.in_force.get(name) == entry.name:
+                    del self.in_force[name]
+        self.settle(backbone)
+
+    @torch.no_grad()
+    def settle(self, backbone: nn.Module) -> None:
+        """Give each replaced tensor the value of the last attached delta that has one, else the backbone's own."""
+        for name, base in self.base.items():
+            owners = [entry for entry in self.entries.values() if entry.attached and name in entry.replaced]
+            owner = owners[-1].name if owners else None
+            current = self.in_force.get(name)
+            if owner == current:
+                continue
+            live = tensor_called(backbone, name)
+            if current is not None:
+                self.entries[current].replaced[name] = live.detach().clone()
+            value = self.entries[owner].replaced[name] if owner else base
+            assert value is not None  # None stands for the value in force, and that is another's
+            live.copy_(value)
+            if owner:
+                self.entries[owner].replaced[name] = None
+                self.in_force[name] = owner
+            else:
+                del self.in_force[name]
+
+    def value(self, backbone: nn.Module, entry: Entry, name: str) -> Tensor:
+        """An entry's value of a backbone tensor."""
+        value = entry.replaced[name]
+        return tensor_called(backbone, name).detach() if value is None else value
+
+
+def ledger_of(backbone: nn.Module) -> Ledger:
+    """The ledger of a backbone, made when there is none."""
+    ledger = backbone.__dict__.get(ATTRIBUTE)
+    if not isinstance(ledger, Ledger):
+        ledger = Ledger()
+        setattr(backbone, ATTRIBUTE, ledger)
+        backbone.register_state_dict_post_hook(_keep_trainable)
+    return ledger
+
+
+def tensor_called(backbone: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its name."""
+    prefix, _, key = name.rpartition(".")
+    tensor = getattr(backbone.get_submodule(prefix), key)
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def check_name(ledger: Ledger, name: str) -> str:
+    """Return `name` if a delta can have it.
+
+    Raises:
+        ConfigError: it is taken, or no identifier.
+    """
+    if name in ledger.entries:
+        msg = f"A delta called {name!r} is on this backbone already; choose another name."
+        raise ConfigError(msg)
+    if not name.isidentifier():
+        msg = f"{name!r} cannot be the name of a delta: use letters, digits and '_', not starting with a digit."
+        raise ConfigError(msg)
+    return name
+
+
+# Top-level, so that a backbone with it copies and pickles; it touches only keys under its own prefix, so that a
+# wrapper around the backbone keeps its own tensors.
+def _keep_trainable(module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
+    ledger = module.__dict__.get(ATTRIBUTE)
+    if not isinstance(ledger, Ledger) or not ledger.only_trainable:
+        return
+    kept = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+    kept |= {name for name, _ in module.named_buffers() if is_delta_name(name)}
+    for key in [key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in kept]:
+        del state_dict[key]

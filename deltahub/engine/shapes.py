@@ -1,0 +1,131 @@
+"""Widths of modules: read off the module where it tells them, else seen in a pseudo forward on the meta device.
+
+The pseudo forward runs a copy of the backbone without values, so it costs no memory, no randomness and no time to speak of.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltahub.engine.site import map_hidden
+from deltahub.errors import TargetError
+
+
+class _AllSeen(Exception):
+    """Every width that was asked for is known; the rest of the forward pass is not needed."""
+
+
+def linear_shape(name: str, module: nn.Module) -> tuple[int, int]:
+    """The input and output width of a linear layer, a Conv1D of transformers, or an embedding.
+
+    Returns:
+        ``(n_in, n_out)``; an embedding counts its rows as inputs.
+
+    Raises:
+        TargetError: the module is nothing of that kind; the message names a linear layer inside it.
+    """
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings, module.embedding_dim
+    if is_conv1d(module):
+        n_in, n_out = module.weight.shape
+        return int(n_in), int(n_out)
+    n_in, n_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if isinstance(n_in, int) and isinstance(n_out, int):
+        return n_in, n_out
+    inner = next((f"{name}.{key}" for key, child in module.named_modules() if isinstance(child, nn.Linear)), None)
+    hint = f" Address {inner} instead." if inner else ""
+    msg = f"{name} is a {type(module).__name__}; expected a Linear, a Conv1D or an Embedding.{hint}"
+    raise TargetError(msg)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is transformers' Conv1D: a linear layer whose weight is ``(n_in, n_out)``."""
+    return type(module).__name__ == "Conv1D" and isinstance(getattr(module, "weight", None), Tensor)
+
+
+def told_width(module: nn.Module) -> int | None:
+    """The width of a module's output where its attributes tell it, else None."""
+    if isinstance(module, nn.Embedding):
+        return module.embedding_dim
+    if is_conv1d(module):
+        return int(module.weight.shape[1])
+    if isinstance(width := getattr(module, "out_features", None), int):
+        return width
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and weight.dim() == 1 and type(module).__name__.endswith("Norm"):
+        return weight.numel()
+    return None
+
+
+def output_widths(backbone: nn.Module, names: Collection[str]) -> dict[str, int]:
+    """The width of the hidden state that each module returns: the last size of its output.
+
+    Raises:
+        TargetError: a module does not tell, and the pseudo forward did not reach it.
+    """
+    modules = dict(backbone.named_modules())
+    told = {name: told_width(modules[name]) for name in names}
+    unknown = [name for name, width in told.items() if width is None]
+    seen = _probe(backbone, unknown) if unknown else {}
+    return {name: width if width is not None else seen[name] for name, width in told.items()}
+
+
+def _probe(backbone: nn.Module, names: Collection[str]) -> dict[str, int]:
+    clone = meta_copy(backbone).eval()
+    seen: dict[str, int] = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            map_hidden(output, lambda hidden: seen.setdefault(name, hidden.shape[-1]) and hidden)
+            if len(seen) == len(names):
+                raise _AllSeen
+
+        return hook
+
+    modules = dict(clone.named_modules())
+    for name in names:
+        modules[name].register_forward_hook(watch(name))
+    failure: Exception | None = None
+    try:
+        with torch.no_grad():
+            clone(**pseudo_inputs(backbone))
+    except _AllSeen:
+        pass
+    except Exception as error:  # a model may fail in any way on inputs that mean nothing
+        failure = error
+    if missing := [name for name in names if name not in seen]:
+        why = f"failed: {failure}" if failure else "never called it"
+        msg = (
+            f"The width of {missing[0]} ({type(modules[missing[0]]).__name__}) is not known: the module does not tell it, "
+            f"and a pseudo forward {why}. Address a layer inside it, such as its last Linear or LayerNorm."
+        )
+        raise TargetError(msg) from failure
+    return seen
+
+
+def meta_copy(backbone: nn.Module) -> nn.Module:
+    """A copy of a backbone whose tensors have shapes but no values."""
+    memo: dict[int, Any] = {}
+    for parameter in backbone.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+    for buffer in backbone.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(backbone, memo)
+
+
+def pseudo_inputs(backbone: nn.Module) -> dict[str, Tensor]:
+    """Inputs of the right kind for one forward pass on the meta device."""
+    config = getattr(backbone, "config", None)
+    if getattr(backbone, "main_input_name", "input_ids") == "pixel_values":
+        size, channels = getattr(config, "image_size", 224), getattr(config, "num_channels", 3)
+        height, width = size if isinstance(size, (tuple, list)) else (size, size)
+        return {"pixel_values": torch.empty(1, channels, height, width, device="meta")}
+    inputs = {"input_ids": torch.zeros(1, 2, dtype=torch.long, device="meta")}
+    if getattr(config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    return inputs

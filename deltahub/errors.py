@@ -1,0 +1,153 @@
+"""Every error that DeltaHub raises on purpose.
+
+    DeltaHubError
+    ├── ConfigError               an option is unknown, has the wrong type or can never work
+    ├── AddressError              a module name cannot be used
+    │   ├── NoMatchError          a pattern matches no module
+    │   └── TargetError           a module cannot hold this delta
+    ├── CheckpointError           a folder is not a delta, or its tensors do not fit
+    │   └── PickleRefusedError    the weights are a pickle and nobody allowed that
+    ├── IntegrityError            bytes are not the ones that were published
+    ├── FingerprintMismatch       the backbone is not the one the delta was trained on
+    ├── ReferenceSyntaxError      a name, version, alias or tag is not well formed
+    ├── NotFoundError             nothing is known under a reference
+    ├── ConflictError             somebody else changed the same thing first
+    └── StorageError              the disk is full, read-only or out of reach
+
+A message says what was expected, what was found and what to do. All fields are in `args`, so every error pickles.
+"""
+
+from __future__ import annotations
+
+
+class DeltaHubError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class ConfigError(DeltaHubError, ValueError):
+    """An option is unknown, has the wrong type or has a value that can never work."""
+
+
+class AddressError(DeltaHubError, ValueError):
+    """A module name cannot be used as the place of a delta."""
+
+
+class NoMatchError(AddressError):
+    """A pattern matches no module of the backbone.
+
+    Attributes:
+        pattern: the pattern as given.
+        nearest: names that look like it, best first.
+    """
+
+    def __init__(self, pattern: str, nearest: tuple[str, ...], hint: str = "") -> None:
+        super().__init__(pattern, nearest, hint)
+        self.pattern, self.nearest, self.hint = pattern, nearest, hint
+
+    def __str__(self) -> str:
+        names = ", ".join(self.nearest)
+        close = f" The nearest names are: {names}." if names else ""
+        hint = f" {self.hint}" if self.hint else ""
+        return f"No module matches {self.pattern!r}.{close}{hint}"
+
+
+class TargetError(AddressError):
+    """A module was found but cannot hold this delta."""
+
+
+class CheckpointError(DeltaHubError):
+    """A folder is not a delta checkpoint, or its tensors do not fit the delta that its config describes."""
+
+
+class PickleRefusedError(CheckpointError):
+    """The weights are a Python pickle, which can run code, and the caller did not allow it."""
+
+
+class IntegrityError(DeltaHubError):
+    """The bytes found are not the bytes that were saved or published.
+
+    Attributes:
+        what: the file or object, as a user would name it.
+        expected: what was recorded, e.g. ``"sha256:9f2c..."`` or ``"5242880 bytes"``.
+        found: the same of what is there.
+    """
+
+    def __init__(self, what: str, expected: str, found: str, remedy: str = "") -> None:
+        super().__init__(what, expected, found, remedy)
+        self.what, self.expected, self.found, self.remedy = what, expected, found, remedy
+
+    def __str__(self) -> str:
+        remedy = f" {self.remedy}" if self.remedy else ""
+        return f"{self.what} is damaged: expected {self.expected}, found {self.found}.{remedy}"
+
+
+class FingerprintMismatch(DeltaHubError):
+    """The backbone given is not the one that this delta was trained on.
+
+    Attributes:
+        level: how far apart they are, e.g. ``"same structure, other weights"``.
+        difference: the tensors that differ, in words.
+        expected: fingerprint recorded with the delta.
+        found: fingerprint of the backbone given.
+    """
+
+    def __init__(self, level: str, difference: str, expected: str, found: str) -> None:
+        super().__init__(level, difference, expected, found)
+        self.level, self.difference, self.expected, self.found = level, difference, expected, found
+
+    def __str__(self) -> str:
+        structure = ' check_hash="structure" to accept other weights of the same shape, or' if self.soft else ""
+        return (
+            f"This delta was trained on another backbone ({self.level}): {self.difference}. "
+            f"Expected fingerprint {self.expected}, found {self.found}. "
+            f"Load the backbone that the delta was trained on, or pass{structure} check_hash=False to attach it anyway."
+        )
+
+    @property
+    def soft(self) -> bool:
+        """Whether only values differ: every tensor has its name and shape."""
+        return self.level in ("same structure, other weights", "other precision")
+
+
+class ReferenceSyntaxError(DeltaHubError, ValueError):
+    """A name, version, alias, tag or reference is not well formed."""
+
+
+class NotFoundError(DeltaHubError, LookupError):
+    """Nothing is known under a reference.
+
+    Attributes:
+        what: what was asked for.
+        looked_in: the places searched, in order.
+        nearest: names that look like it, best first.
+    """
+
+    def __init__(self, what: str, looked_in: tuple[str, ...] = (), nearest: tuple[str, ...] = ()) -> None:
+        super().__init__(what, looked_in, nearest)
+        self.what, self.looked_in, self.nearest = what, looked_in, nearest
+
+    def __str__(self) -> str:
+        places = f" Looked in: {'; '.join(self.looked_in)}." if self.looked_in else ""
+        close = f" The nearest names are: {', '.join(self.nearest)}." if self.nearest else ""
+        return f"{self.what} was not found.{places}{close}"
+
+
+class ConflictError(DeltaHubError):
+    """Somebody else changed the same thing first; nothing was overwritten."""
+
+    def __init__(self, what: str, expected: str | None, found: str | None) -> None:
+        super().__init__(what, expected, found)
+        self.what, self.expected, self.found = what, expected, found
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} changed meanwhile: expected {self.expected or 'no entry'}, "
+            f"found {self.found or 'no entry'}. Nothing was overwritten; look at it again and repeat."
+        )
+
+
+class StorageError(DeltaHubError, OSError):
+    """The disk is full, read-only or out of reach; nothing was half written."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""

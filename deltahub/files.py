@@ -1,0 +1,127 @@
+"""Bytes on disk: hashing, staged writes that appear whole or not at all, syncing, locks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from deltahub.errors import StorageError
+
+CHUNK: Final = 1 << 20  # bytes read or written at a time
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+def sha256_file(path: Path) -> tuple[str, int]:
+    """Hash a file.
+
+    Returns:
+        The sha256 as 64 hex digits, and the size in bytes.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return digest.hexdigest(), file.tell()
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file and sync it to disk."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def copy_hashed(source: Path, target: Path) -> tuple[str, int]:
+    """Copy a file into a new one and hash what was read on the way.
+
+    Returns:
+        The sha256 as 64 hex digits, and the size in bytes. Nothing is synced.
+    """
+    digest, size = hashlib.sha256(), 0
+    with source.open("rb") as reader, target.open("xb") as writer:
+        while chunk := reader.read(CHUNK):
+            digest.update(chunk)
+            writer.write(chunk)
+            size += len(chunk)
+    return digest.hexdigest(), size
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file's bytes to disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folders(folders: Iterable[Path]) -> None:
+    """Flush the entries of folders to disk, so that renames into them outlast a power loss."""
+    if os.name == "nt":  # a folder cannot be opened there; NTFS journals its entries
+        return
+    for folder in dict.fromkeys(folders):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def staging(parent: Path) -> Iterator[Path]:
+    """A new empty folder inside `parent`, gone afterwards with all that was not moved out of it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = parent / f"tmp-{uuid.uuid4().hex}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout: float = 30.0) -> Iterator[None]:
+    """Hold the lock file `path`, an advisory lock among DeltaHub processes.
+
+    Args:
+        timeout: seconds to wait for another holder.
+
+    Raises:
+        StorageError: it was held all the time.
+    """
+    import filelock  # late: 30 ms that only writers need
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(path, timeout=timeout):
+            yield
+    except filelock.Timeout as error:
+        msg = f"Another process has held the lock {path} for {timeout:.0f} seconds. Wait for it to finish and repeat."
+        raise StorageError(msg) from error
+
+
+@contextlib.contextmanager
+def storage_errors(doing: str, place: Path) -> Iterator[None]:
+    """Turn a full, read-only or unreachable disk into one sentence.
+
+    Args:
+        doing: what was going on, e.g. ``"publishing DeltaHub/sst2"``.
+        place: the folder that was written to.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            remedy = "No space is left there. Free some and repeat; nothing was half written."
+        elif error.errno in _FORBIDDEN:
+            remedy = "You may not write there. Ask its owner for the right, or choose another folder."
+        else:
+            raise
+        msg = f"{doing} failed in {place} ({error.strerror}). {remedy}"
+        raise StorageError(msg) from error

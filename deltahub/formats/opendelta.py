@@ -1,0 +1,161 @@
+"""Reading OpenDelta's checkpoints: `config.json` and the pickle `pytorch_model.bin`.
+
+The tensors' names say where each delta sits (`...query.lora.lora_A`), so they, not the config's addresses, decide: some
+releases wrote addresses that later ones no longer understand. Facts on the format are in docs/migrating-from-opendelta.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from deltahub.checkpoint import Checkpoint
+from deltahub.config import SCHEMA, check_document, known_types
+from deltahub.engine.fingerprint import backbone_tensors
+from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
+from deltahub.schema import load_schema, nearest
+
+LOGGER: Final = logging.getLogger("deltahub")
+CONFIG: Final = "config.json"
+WEIGHTS: Final = "pytorch_model.bin"
+
+# Tensor name in OpenDelta to (module, parameter here), by delta type. A second delta of a type on a module is `lora_1`.
+_LEAVES: Final = {
+    "lora": re.compile(r"(?P<module>.+)\.lora(?:_\d+)?\.(?P<leaf>lora_[AB])"),
+    "adapter": re.compile(r"(?P<module>.+)\.adapter(?:_\d+)?\.modulelist\.(?P<leaf>(?:down|up)_proj\.(?:weight|bias))"),
+    "bitfit": re.compile(r"(?P<module>.+)\.bitfit(?:_\d+)?\.(?P<leaf>bias)"),
+}
+_OTHER_DELTAS: Final = re.compile(
+    r".+\.(?:lora|adapter|bitfit|low_rank_adapter|low|compactor|prefix|reparams|parallel_adapter|parallel)(?:_\d+)?\..+"
+    r"|(?:.+\.)?soft_prompt_layer\..+"
+)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether `folder` holds a delta that OpenDelta saved."""
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        return False
+    try:
+        return "delta_type" in json.loads((folder / CONFIG).read_bytes())
+    except ValueError:
+        return False
+
+
+def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint:
+    """Read an OpenDelta checkpoint.
+
+    Args:
+        backbone: the model it is for: it tells trained backbone tensors from those of the delta.
+        allow_pickle: whether `pytorch_model.bin` may be opened, with `weights_only=True`.
+
+    Raises:
+        PickleRefusedError: it may not.
+        CheckpointError: it does not fit the backbone.
+        ConfigError: this version does not know its delta type.
+    """
+    if not allow_pickle:
+        msg = (
+            f"{folder / WEIGHTS} is a Python pickle, which can run code when it is opened. If you trust its author, pass "
+            "allow_pickle=True (only plain tensors are then read), and save_finetuned() it once to have it as safetensors."
+        )
+        raise PickleRefusedError(msg)
+    config = json.loads((folder / CONFIG).read_bytes())
+    delta_type = config["delta_type"]
+    if delta_type not in known_types():
+        known = nearest(delta_type, known_types())
+        msg = f"{folder} is an OpenDelta checkpoint of type {delta_type!r}, which this version does not load: {known}"
+        raise ConfigError(msg)
+    saved: Mapping[str, Tensor] = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in _translate(saved, delta_type, backbone):
+        if name in tensors:
+            msg = f"{folder} holds two deltas of type {delta_type!r} at {name}, and nothing tells which is meant."
+            raise CheckpointError(msg)
+        tensors[name] = tensor
+    document = _document(config, _modules(tensors, backbone, folder))
+    return Checkpoint(folder, document, None, tensors)
+
+
+def _document(config: Mapping[str, Any], modules: list[str]) -> dict[str, Any]:
+    """The config in DeltaHub's form, with the modules by their real names."""
+    own = load_schema(SCHEMA)["$defs"][config["delta_type"]]["properties"]
+    kept = {*own, "unfrozen_modules", "backbone_class", "backbone_checkpoint_name", "transformers_version", "delta_type"}
+    document = {
+        **{key: value for key, value in config.items() if key in kept and value is not None},
+        "format_version": 1,
+        "modified_modules": modules,
+        "exclude_modules": [],
+        "common_structure": False,
+    }
+    check_document(document)
+    return document
+
+
+def _modules(tensors: Mapping[str, Tensor], backbone: nn.Module, folder: Path) -> list[str]:
+    wanted = {name.partition(".deltas.")[0] for name in tensors if ".deltas." in name}
+    found = [name for name, _ in backbone.named_modules() if name in wanted]
+    if not wanted:
+        msg = f"{folder / WEIGHTS} holds no tensor of a delta, though {CONFIG} says there is one. Save it again."
+        raise CheckpointError(msg)
+    if missing := sorted(wanted - set(found)):
+        msg = f"The delta sits on {missing[0]}, which this {type(backbone).__name__} does not have. Load its own backbone."
+        raise CheckpointError(msg)
+    return found
+
+
+def _translate(saved: Mapping[str, Tensor], delta_type: str, backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors under DeltaHub's names, without those that are no part of this delta."""
+    own = dict(backbone_tensors(backbone))
+    aliases = {name for name, _ in backbone.named_parameters(remove_duplicate=False)} - own.keys()
+    offsets: dict[str, Tensor] = {}
+    for name, tensor in saved.items():
+        if match := _LEAVES[delta_type].fullmatch(name):
+            place = f"{match['module']}.deltas.{match['leaf']}"
+            if delta_type == "bitfit":
+                offsets[place] = offsets.get(place, torch.zeros_like(tensor)) + tensor
+            else:
+                yield place, tensor
+        elif delta_type == "bitfit" and _is_trained_bias(name, saved):
+            place = f"{name.removesuffix('.bias')}.deltas.bias"
+            offset = tensor - own[name].detach().to(tensor) if name in own else tensor
+            offsets[place] = offsets.get(place, torch.zeros_like(tensor)) + offset
+        elif name in own:
+            yield name, tensor
+        elif name in aliases or not tensor.is_floating_point():
+            continue  # a second name of a tied tensor, or a constant such as position_ids
+        elif _OTHER_DELTAS.fullmatch(name):
+            LOGGER.warning("%s belongs to another delta that was on the backbone; load it from its own checkpoint.", name)
+        else:
+            msg = f"{name} is neither part of a {delta_type} nor of this {type(backbone).__name__}. Load its own backbone."
+            raise CheckpointError(msg)
+    yield from offsets.items()
+
+
+def _is_trained_bias(name: str, saved: Mapping[str, Tensor]) -> bool:
+    """Whether a saved bias was trained by BitFit, and not with its weight as part of an unfrozen module."""
+    return name.endswith(".bias") and f"{name.removesuffix('bias')}weight" not in saved
+
+
+def opendelta_hash(model: nn.Module, text: str | None = None) -> str:
+    """OpenDelta's `backbone_hash`: md5 of the model's text without blanks, then of its parameters' bytes in order.
+
+    It is taken with the deltas attached, and the text depends on the releases of torch and transformers, so a hash from
+    elsewhere can be checked only with the text that belongs to it.
+
+    Args:
+        model: the backbone with its delta.
+        text: `str(model)` where the hash was taken; by default as it is here.
+    """
+    plain = re.sub(r"[\n \t]", "", str(model) if text is None else text)
+    digest = hashlib.md5(plain.encode(), usedforsecurity=False)
+    for parameter in model.parameters():
+        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

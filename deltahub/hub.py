@@ -1,0 +1,292 @@
+"""The hub: push, pull, list and resolve over all sources, with one cache.
+
+    DELTAHUB_HOME     where the local registry lies; by default the user's data folder
+    DELTAHUB_CACHE    where pulled deltas are kept; by default the user's cache folder
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from deltahub import checkpoint
+from deltahub.cache import Cache
+from deltahub.errors import CheckpointError, NotFoundError
+from deltahub.files import copy_hashed, staging, storage_errors
+from deltahub.manifest import Manifest
+from deltahub.naming import default_name
+from deltahub.reference import Reference, check_alias, check_tag
+from deltahub.registry.index import Index, Listed, Query
+from deltahub.registry.registry import Found, Registry
+from deltahub.stores.base import Progress
+from deltahub.stores.local import LocalStore
+
+LOCAL: Final = "local"
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push did.
+
+    Attributes:
+        reference: the delta, with its source and version.
+        digest: of its manifest.
+        new: whether the content is a new version.
+        size: bytes of its files.
+        tags: of the version, all of them.
+    """
+
+    reference: Reference
+    digest: str
+    new: bool
+    size: int
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a pull brought.
+
+    Attributes:
+        reference: the delta, with the source it came from and its version.
+        digest: of its manifest.
+        folder: where its checked files are.
+        manifest: its manifest.
+    """
+
+    reference: Reference
+    digest: str
+    folder: Path
+    manifest: Manifest
+
+
+class Hub:
+    """All sources and the cache.
+
+    Args:
+        registries: by source name, in the order in which a name without a source is looked up.
+        cache: where pulled deltas are kept.
+    """
+
+    def __init__(self, registries: Mapping[str, Registry], cache: Cache) -> None:
+        self.registries = registries
+        self.cache = cache
+
+    @classmethod
+    def open(cls, cache_dir: str | os.PathLike[str] | None = None) -> Hub:
+        """The hub of this user, by the environment.
+
+        Args:
+            cache_dir: another place for the cache.
+        """
+        registry = Registry(LocalStore(home() / "registry"), LOCAL)
+        return cls({LOCAL: registry}, Cache(Path(cache_dir) if cache_dir else cache_home()))
+
+    def registry(self, source: str | None) -> Registry:
+        """A registry by its source name; the default one for None.
+
+        Raises:
+            NotFoundError: no source has this name.
+        """
+        if source is None:
+            return next(iter(self.registries.values()))
+        if source not in self.registries:
+            raise NotFoundError(f"The source {source!r}", (f"known sources {', '.join(self.registries)}",))
+        return self.registries[source]
+
+    def resolve(self, reference: Reference) -> tuple[Registry, Found]:
+        """The first source that has a delta, and the version meant.
+
+        Raises:
+            NotFoundError: none has it; the message lists where it was looked for and the nearest names.
+        """
+        sources = [self.registry(reference.source)] if reference.source else list(self.registries.values())
+        misses: list[NotFoundError] = []
+        for registry in sources:
+            try:
+                return registry, registry.resolve(reference)
+            except NotFoundError as error:
+                misses.append(error)
+        if len(misses) == 1 and misses[0].what != reference.path:
+            raise misses[0]  # the delta is there, the version is not
+        places = tuple(place for miss in misses for place in miss.looked_in)
+        raise NotFoundError(f"The delta {reference}", places, tuple(name for miss in misses for name in miss.nearest))
+
+    def push(
+        self,
+        folder: Path,
+        name: str | None = None,
+        *,
+        tags: Collection[str] = (),
+        aliases: Collection[str] = (),
+        message: str = "",
+        to: str | None = None,
+        progress: Progress | None = None,
+    ) -> Pushed:
+        """Publish a checkpoint folder; every file is checked first.
+
+        Args:
+            name: what to call it, ``"namespace/name"``; by default made from its task and backbone.
+            tags: labels and key=value pairs, beside those saved in the checkpoint.
+            aliases: movable names to point to it.
+            to: the source to publish to; by default the local registry.
+
+        Raises:
+            CheckpointError: the folder holds no whole delta.
+            IntegrityError: a file is not the one that was saved.
+            ReferenceSyntaxError: the name, a tag or an alias is not well formed.
+        """
+        checked = [check_tag(tag) for tag in tags]
+        for alias in aliases:
+            check_alias(alias)
+        manifest = checkpoint.describe(folder)
+        saved = manifest.config.get("metadata", {}).get("tags", [])
+        reference = Reference.parse(name or default_name(manifest.config, checked))
+        registry = self.registry(to or reference.source)
+        version, new = registry.publish(
+            reference, manifest, folder, tags=[*saved, *checked], aliases=aliases, message=message, progress=progress
+        )
+        published = Reference(reference.namespace, reference.name, registry.name, version)
+        entry = registry.document(reference.path).versions[version]
+        return Pushed(published, entry.digest, new, manifest.size, entry.tags)
+
+    def pull(
+        self,
+        reference: Reference,
+        *,
+        to: Path | None = None,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> Pulled:
+        """Bring a delta into the cache, every byte checked.
+
+        Args:
+            to: also copy its files into this folder.
+            force: fetch it even if the cache has it.
+
+        Raises:
+            NotFoundError: no source has it.
+            IntegrityError: the source is damaged.
+        """
+        registry, found = self.resolve(reference)
+        exact = Reference(reference.namespace, reference.name, registry.name, found.version)
+        folder = self.cache.get(
+            found.entry.digest,
+            found.manifest,
+            lambda entry, into: registry.fetch(entry, into, progress),
+            str(exact),
+            fresh=force,
+        )
+        if to is not None:
+            _copy(found.manifest, folder, to)
+        return Pulled(exact, found.entry.digest, to or folder, found.manifest)
+
+    def search(self, query: Query, source: str | None = None, limit: int | None = None) -> tuple[list[Listed], int]:
+        """The deltas of one registry that a query means, newest first, and how many there are without the limit."""
+        registry = self.registry(source)
+        place = hashlib.sha256(registry.store.url.encode()).hexdigest()[:16]
+        return Index(self.cache.root / "index" / f"{registry.name}-{place}.sqlite3", registry).search(query, limit)
+
+
+def home() -> Path:
+    """The folder of the user's own data."""
+    if folder := os.environ.get("DELTAHUB_HOME"):
+        return Path(folder).expanduser()
+    import platformdirs
+
+    return platformdirs.user_data_path("deltahub", appauthor=False)
+
+
+def cache_home() -> Path:
+    """The folder of what can be fetched again."""
+    if folder := os.environ.get("DELTAHUB_CACHE"):
+        return Path(folder).expanduser()
+    if "DELTAHUB_HOME" in os.environ:
+        return home() / "cache"
+    import platformdirs
+
+    return platformdirs.user_cache_path("deltahub", appauthor=False)
+
+
+def _copy(manifest: Manifest, folder: Path, to: Path) -> None:
+    """Copy a delta out of the cache, the config last: it vouches for the rest."""
+    with storage_errors("Copying the delta", to):
+        to.mkdir(parents=True, exist_ok=True)
+        with staging(to) as stage:
+            for entry in manifest.files:
+                copy_hashed(folder / entry.path, stage / entry.path)
+            for entry in sorted(manifest.files, key=lambda entry: entry.path == checkpoint.CONFIG):
+                os.replace(stage / entry.path, to / entry.path)
+
+
+# ----- the same, for `import deltahub` -----
+
+
+def push(
+    folder: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    tags: Collection[str] = (),
+    aliases: Collection[str] = (),
+    message: str = "",
+    to: str | None = None,
+) -> Pushed:
+    """Publish a checkpoint folder: see `Hub.push`."""
+    return Hub.open().push(Path(folder), name, tags=tags, aliases=aliases, message=message, to=to)
+
+
+def pull(reference: str, *, to: str | os.PathLike[str] | None = None, force: bool = False) -> Pulled:
+    """Bring a delta into the cache, every byte checked: see `Hub.pull`."""
+    return Hub.open().pull(Reference.parse(reference), to=Path(to) if to else None, force=force)
+
+
+def list_deltas(
+    query: str = "",
+    *,
+    tags: Collection[str] = (),
+    delta_type: str | None = None,
+    author: str | None = None,
+    source: str | None = None,
+    limit: int | None = None,
+) -> list[Listed]:
+    """The deltas of a registry, newest first.
+
+    Args:
+        query: words that must all occur in the name, tags, type or backbone.
+        tags: tags that the newest version must have.
+        delta_type: e.g. ``"lora"``.
+        author: who pushed the newest version.
+        source: the registry; by default the local one.
+        limit: at most so many; None for all.
+    """
+    return Hub.open().search(Query(query, tuple(tags), delta_type, author), source, limit)[0]
+
+
+def locate(path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None, **options: Any) -> Path:
+    """The folder of a delta, given a folder or a reference.
+
+    Args:
+        path: an existing folder, or a reference to pull.
+        cache_dir: another place for the cache.
+        options: as `Hub.pull` takes them.
+
+    Raises:
+        CheckpointError: it looks like a folder and there is none.
+        NotFoundError: no source has it.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    text = os.fspath(path)
+    if folder.exists():
+        msg = f"{text} is a file; expected the folder that save_finetuned wrote. Pass its parent folder."
+        raise CheckpointError(msg)
+    if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
+        msg = f"There is no folder {text}. Check the path, or pass a reference such as DeltaHub/sst2-t5-base."
+        raise CheckpointError(msg)
+    return Hub.open(cache_dir).pull(Reference.parse(text), **options).folder
+

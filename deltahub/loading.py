@@ -1,0 +1,99 @@
+"""Loading a delta: find, check, plan, and only then change the backbone."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from torch import Tensor, nn
+
+from deltahub import checkpoint
+from deltahub.checkpoint import Checkpoint
+from deltahub.engine import freezing
+from deltahub.engine.filling import fill, replaced_names
+from deltahub.engine.fingerprint import fingerprint
+from deltahub.engine.ledger import ledger_of
+from deltahub.errors import CheckpointError, ConfigError
+from deltahub.formats import opendelta
+from deltahub.hub import locate
+
+if TYPE_CHECKING:
+    from deltahub.config import DeltaConfig
+
+LOGGER: Final = logging.getLogger("deltahub")
+STRUCTURE: Final = "structure"
+
+
+def read_any(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint:
+    """Read a delta that DeltaHub or OpenDelta saved.
+
+    Args:
+        backbone: the model it is for; OpenDelta's files do not tell all without it.
+        allow_pickle: whether a pickle may be opened, with `weights_only=True`.
+
+    Raises:
+        CheckpointError: the folder holds neither, or is damaged.
+        PickleRefusedError: it holds a pickle, and that is not allowed.
+    """
+    if not checkpoint.is_checkpoint(folder) and opendelta.is_checkpoint(folder):
+        return opendelta.read(folder, backbone, allow_pickle=allow_pickle)
+    return checkpoint.read(folder)
+
+
+def load(
+    class_for: Callable[[str], type[Any]],
+    path: str | os.PathLike[str],
+    backbone: nn.Module,
+    *,
+    config: DeltaConfig | None,
+    tensors: Mapping[str, Tensor] | None,
+    check_hash: bool | str,
+    where: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Any:
+    """Put a saved delta on a backbone: see `SaveLoadMixin.from_finetuned`.
+
+    Args:
+        class_for: the delta model's class for a delta type.
+        where: how to find it, as `hub.locate` takes it.
+        options: `allow_pickle`, `name`, and config options that replace the saved ones.
+    """
+    if check_hash not in (True, False, STRUCTURE):
+        msg = f'check_hash must be True, False or "structure", got {check_hash!r}.'
+        raise ConfigError(msg)
+    changes = dict(options)
+    allow_pickle, name = bool(changes.pop("allow_pickle", False)), changes.pop("name", None)
+
+    saved = read_any(locate(path, **where), backbone, allow_pickle=allow_pickle)
+    cls = class_for(saved.document["delta_type"])
+    config = config or cls.config_class.from_dict(saved.document, **changes)
+    tensors = saved.tensors if tensors is None else tensors
+
+    _check_backbone(saved, backbone, replaced_names(tensors), check_hash)
+    insertions = cls.build(backbone, cls.complete(config, backbone), empty=True)
+    replaced = fill(insertions, backbone, tensors)
+
+    delta = cls.place(backbone, config, name=name, insertions=insertions)
+    ledger = ledger_of(backbone)
+    ledger.replace(backbone, ledger.entries[delta.name], dict(replaced))
+    for parameter_name, parameter in freezing.own_parameters(backbone):
+        parameter.requires_grad_(parameter_name in ledger.base)  # what no delta has trained stays the backbone's
+    backbone.eval()
+    return delta
+
+
+def _check_backbone(saved: Checkpoint, backbone: nn.Module, replaced: tuple[str, ...], check_hash: bool | str) -> None:
+    if check_hash is False:
+        LOGGER.warning("The backbone was not checked (check_hash=False): the delta may have been trained on another one.")
+        return
+    if saved.fingerprint is None:
+        if saved.document.get("backbone_hash") is None and checkpoint.is_checkpoint(saved.folder):
+            msg = f"{saved.folder} does not say which backbone it belongs to. Pass check_hash=False to attach it anyway."
+            raise CheckpointError(msg)
+        LOGGER.warning("%s was saved without a list of its backbone's tensors, so only their shapes are checked.", saved.folder)
+        return
+    found = fingerprint(backbone, replaced, ledger_of(backbone).base)
+    saved.fingerprint.require(found, same_weights=check_hash is True)

@@ -1,0 +1,121 @@
+"""Manifests: what one version of a delta is, down to the last byte.
+
+A manifest lists the files of a checkpoint by digest and what a reader wants to know before fetching them. Its own sha256
+over canonical JSON is the delta's identity, so it holds nothing that changes from push to push: no time, author, tag or alias.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from deltahub.errors import CheckpointError, IntegrityError
+from deltahub.schema import problems
+
+SCHEMA: Final = "manifest.v1"
+SCHEMA_VERSION: Final = 1
+
+
+def canonical_json(document: Any) -> bytes:
+    """JSON with sorted keys and no blanks: equal documents give equal bytes."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def digest_of(data: bytes) -> str:
+    """``"sha256:"`` and 64 hex digits."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a checkpoint.
+
+    Attributes:
+        path: name within the checkpoint folder.
+        sha256: 64 hex digits.
+        size: bytes.
+    """
+
+    path: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a checkpoint.
+
+    Attributes:
+        name: ``"<address>.deltas.<parameter>"``, or the name of an unfrozen backbone tensor.
+        dtype: as safetensors writes it, e.g. ``"F32"``.
+        shape: sizes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One immutable version of a delta.
+
+    Attributes:
+        config: the delta's config without the checkpoint's own bookkeeping.
+        files: every file, sorted by path.
+        tensors: every tensor, sorted by name.
+        parameters: numbers of values: ``total`` in the checkpoint, ``delta`` of them not the backbone's own.
+        metrics: test results in the form of huggingface_hub's EvalResult.
+        kind: ``"delta"``.
+    """
+
+    config: Mapping[str, Any]
+    files: tuple[FileEntry, ...]
+    tensors: tuple[TensorEntry, ...]
+    parameters: Mapping[str, int]
+    metrics: tuple[Mapping[str, Any], ...] = field(default=())
+    kind: str = "delta"
+
+    def to_bytes(self) -> bytes:
+        """The manifest as it is stored."""
+        return canonical_json({"schema_version": SCHEMA_VERSION, **asdict(self)})
+
+    @property
+    def digest(self) -> str:
+        """The delta's identity: ``"sha256:"`` and 64 hex digits."""
+        return digest_of(self.to_bytes())
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(entry.size for entry in self.files)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, expected: str) -> Manifest:
+        """Read a stored manifest.
+
+        Args:
+            expected: the digest that `data` must have.
+
+        Raises:
+            IntegrityError: it has another.
+            CheckpointError: it is no manifest that this version can read.
+        """
+        if (found := digest_of(data)) != expected:
+            raise IntegrityError("A manifest", expected, found, "Run `deltahub verify` on its registry.")
+        document = json.loads(data)
+        if wrong := problems(document, SCHEMA):
+            msg = f"The manifest {expected} cannot be read by this version: {'; '.join(wrong)}. Update deltahub."
+            raise CheckpointError(msg)
+        return cls(
+            config=document["config"],
+            files=tuple(FileEntry(**entry) for entry in document["files"]),
+            tensors=tuple(TensorEntry(e["name"], e["dtype"], tuple(e["shape"])) for e in document["tensors"]),
+            parameters=document["parameters"],
+            metrics=tuple(document.get("metrics", ())),
+            kind=document["kind"],
+        )

@@ -1,0 +1,77 @@
+"""What people say about a delta: task, data, results, usage. It is saved with the config and shown on the model card.
+
+The keys are those of OpenDelta's center_args, so that its scripts run unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from deltahub.config import SCHEMA
+from deltahub.errors import ConfigError
+from deltahub.reference import check_tag
+from deltahub.schema import load_schema, nearest
+
+# Other names under which training scripts keep the same facts.
+_ALIASES: Final = {
+    "train_task": "train_tasks",
+    "task_name": "train_tasks",
+    "train_dataset": "train_datasets",
+    "dataset": "train_datasets",
+    "dataset_name": "train_datasets",
+    "test_task": "test_tasks",
+    "test_dataset": "test_datasets",
+    "test_metric": "test_metrics",
+}
+_IGNORED: Final = frozenset({"delta_type", "checkpoint_size", "trainable_ratio"})  # the checkpoint itself tells these
+
+
+def gather(
+    center_args: Mapping[str, Any],
+    center_args_pool: Mapping[str, Any],
+    list_tags: Sequence[str],
+    dict_tags: Mapping[str, Any],
+    test_result: Mapping[str, Any] | float | None,
+    usage: str,
+) -> dict[str, Any]:
+    """Collect the metadata of a checkpoint.
+
+    Args:
+        center_args: what is known, by the keys of the config schema's metadata.
+        center_args_pool: more of the same, such as a script's arguments; unknown keys are passed over.
+        list_tags: labels.
+        dict_tags: key=value tags.
+        test_result: metric name to value, or one number.
+        usage: how to use the delta, in words.
+
+    Raises:
+        ConfigError: `center_args` has an unknown key.
+        ReferenceSyntaxError: a tag is not well formed.
+    """
+    known = load_schema(SCHEMA)["$defs"]["metadata"]["properties"]
+    found: dict[str, Any] = {}
+    for source, strict in ((center_args_pool, False), (center_args, True)):
+        for key, value in source.items():
+            name = _ALIASES.get(key, key)
+            if name in known:
+                found[name] = _fitting(known[name], value)
+            elif strict and name not in _IGNORED:
+                msg = f"center_args has no key {key!r}: {nearest(key, known)}"
+                raise ConfigError(msg)
+    if test_result is not None:
+        found["test_result"] = dict(test_result) if isinstance(test_result, Mapping) else {"performance": test_result}
+    if usage:
+        found["usage"] = usage
+    tags = [*found.get("tags", ()), *list_tags, *(f"{key}={value}" for key, value in dict_tags.items())]
+    if tags:
+        found["tags"] = sorted({check_tag(str(tag)) for tag in tags})
+    return {key: value for key, value in found.items() if value not in (None, "", [], {})}
+
+
+def _fitting(schema: Mapping[str, Any], value: Any) -> Any:
+    """A single text as a list where the schema wants a list."""
+    wants_list = schema.get("type") == "array" or schema.get("$ref", "").endswith("/texts")
+    if wants_list and isinstance(value, str):
+        return [value]
+    return list(value) if wants_list and value is not None else value

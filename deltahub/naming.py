@@ -1,0 +1,39 @@
+"""The name that a delta gets when nobody gives it one: its task and its backbone, e.g. ``DeltaHub/sst2-t5-base``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from deltahub.reference import default_namespace
+
+
+def default_name(config: Mapping[str, Any], tags: Collection[str] = ()) -> str:
+    """Make a name from a checkpoint.
+
+    Args:
+        config: its config with metadata.
+        tags: tags it is pushed with; ``task=...`` or else the first label can tell the task.
+
+    Returns:
+        ``"namespace/task-backbone"``; the delta type stands in for an unknown task.
+    """
+    metadata = config.get("metadata", {})
+    if given := metadata.get("name"):
+        return str(given)
+    all_tags = [*tags, *metadata.get("tags", [])]
+    pairs = dict(tag.split("=", 1) for tag in all_tags if "=" in tag)
+    labels = [tag for tag in all_tags if "=" not in tag]
+    tasks = [*metadata.get("train_tasks", []), *metadata.get("train_datasets", [])]
+    known = [*tasks[:1], *(pairs[key] for key in ("task", "dataset") if key in pairs), *labels]
+    task = known[0] if known else config["delta_type"]
+    backbone = config.get("backbone_checkpoint_name") or config.get("backbone_class") or "backbone"
+    return f"{default_namespace()}/{_plain(f'{task}-{backbone}')}"
+
+
+def _plain(text: str) -> str:
+    """The letters and digits of `text` that a name can have, in the same order."""
+    kept = re.sub(r"[^A-Za-z0-9._]+", "-", text)
+    kept = re.sub(r"\.{2,}", ".", kept)
+    return kept[:96].strip("-._") or "delta"

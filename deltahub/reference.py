@@ -1,0 +1,163 @@
+"""References: how a delta is named.
+
+    [source:]namespace/name[@version]
+
+    DeltaHub/sst2-t5-base              the newest version, from the first source that has it
+    local:DeltaHub/sst2-t5-base@v3     one version of one source
+    acme/ner@champion                  what an alias points to
+    acme/ner@sha256:3f9a51c0ffee       one content, by 12 or more digits of its digest
+
+Namespaces and names are plain ASCII, so that no two of them can look alike; the rules are those of the Hugging Face Hub,
+so that a name that is good here is good there. A name without a namespace is in `DeltaHub`, or in `DELTAHUB_NAMESPACE`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from typing import Final
+
+from deltahub.errors import ReferenceSyntaxError
+
+DEFAULT_NAMESPACE: Final = "DeltaHub"
+LATEST: Final = "latest"
+
+_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+_SOURCE: Final = re.compile(r"[a-z][a-z0-9-]{1,31}")
+_VERSION: Final = re.compile(r"v[1-9][0-9]{0,8}")
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{12,64}")
+_LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_VALUE: Final = re.compile(r"[A-Za-z0-9._/+:-][A-Za-z0-9 ._/+:-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A delta's name, and perhaps where to look and which version.
+
+    Attributes:
+        namespace: the team or person, e.g. ``"DeltaHub"``.
+        name: the delta within the namespace.
+        source: a source's name, or None for the first that has the delta.
+        version: ``"v3"``, an alias, ``"sha256:..."``, or None for ``"latest"``.
+    """
+
+    namespace: str
+    name: str
+    source: str | None = None
+    version: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Read a reference.
+
+        Raises:
+            ReferenceSyntaxError: the text is no reference; the message says which part and why.
+        """
+        rest, at, version = text.partition("@")
+        source, colon, path = rest.rpartition(":")
+        if colon:
+            _check(source, _SOURCE, "source", "lower-case letters, digits and '-', e.g. 'local'")
+        namespace, slash, name = path.rpartition("/")
+        reference = cls(
+            namespace=check_name(namespace if slash else default_namespace(), "namespace"),
+            name=check_name(name, "name"),
+            source=source if colon else None,
+            version=check_version(version) if at else None,
+        )
+        return reference
+
+    @property
+    def path(self) -> str:
+        """The name in its namespace: ``"DeltaHub/sst2-t5-base"``."""
+        return f"{self.namespace}/{self.name}"
+
+    def at(self, version: str | None) -> Reference:
+        """The same delta at another version."""
+        return replace(self, version=version)
+
+    def __str__(self) -> str:
+        source = f"{self.source}:" if self.source else ""
+        version = f"@{self.version}" if self.version else ""
+        return f"{source}{self.path}{version}"
+
+
+def default_namespace() -> str:
+    """The namespace of names that are given without one."""
+    return os.environ.get("DELTAHUB_NAMESPACE") or DEFAULT_NAMESPACE
+
+
+def check_name(text: str, what: str = "name") -> str:
+    """Return `text` if it can be a namespace or a name.
+
+    Raises:
+        ReferenceSyntaxError: it cannot.
+    """
+    rule = "up to 96 letters, digits, '-', '_' and '.' (plain ASCII), starting and ending with a letter or digit"
+    _check(text, _NAME, what, rule)
+    if ".." in text or "--" in text or text.lower().endswith((".git", ".ipynb", ".json", ".lock")):
+        msg = f"{text!r} cannot be a {what}: '..', '--' and the endings .git, .ipynb, .json and .lock are reserved."
+        raise ReferenceSyntaxError(msg)
+    return text
+
+
+def check_version(text: str) -> str:
+    """Return `text` if it can be a version, an alias or a digest.
+
+    Raises:
+        ReferenceSyntaxError: it cannot.
+    """
+    if _DIGEST.fullmatch(text) or _VERSION.fullmatch(text):
+        return text
+    if text.startswith("sha256:"):
+        msg = f"{text!r} is not a digest: expected 'sha256:' and 12 to 64 of the digits 0-9 a-f."
+        raise ReferenceSyntaxError(msg)
+    return check_name(text, "version or alias")
+
+
+def check_alias(text: str) -> str:
+    """Return `text` if a user may move an alias of this name.
+
+    Raises:
+        ReferenceSyntaxError: it is not well formed, or means something else already.
+    """
+    if re.fullmatch(r"v[0-9]+", text) or text.startswith("sha256") or text == LATEST:
+        msg = f"{text!r} cannot be an alias: 'v1', 'v2', ..., 'sha256:...' and 'latest' have a meaning of their own."
+        raise ReferenceSyntaxError(msg)
+    return check_name(text, "alias")
+
+
+def check_tag(text: str) -> str:
+    """Return `text` if it can be a tag: a label such as ``sst2`` or a pair such as ``task=sst2``.
+
+    Raises:
+        ReferenceSyntaxError: it cannot.
+    """
+    key, equals, value = text.partition("=")
+    rule = "a label or key=value of letters, digits and ._/- (plain ASCII, 128 at most)"
+    _check(key, _LABEL, "tag", rule)
+    if equals:
+        _check(value, _VALUE, f"value of the tag {key!r}", rule)
+    if ".." in text:
+        msg = f"{text!r} cannot be a tag: '..' is reserved."
+        raise ReferenceSyntaxError(msg)
+    return text
+
+
+def _check(text: str, rule: re.Pattern[str], what: str, expected: str) -> None:
+    if rule.fullmatch(text):
+        return
+    strange = next((char for char in text if not char.isascii()), None)
+    seen = f" It holds {strange!r} (U+{ord(strange):04X}), which only looks like a plain letter." if strange else ""
+    msg = f"{text!r} cannot be a {what}: expected {expected}.{seen}"
+    raise ReferenceSyntaxError(msg)
+
+
+def is_version(text: str) -> bool:
+    """Whether `text` names a version by number, e.g. ``"v3"``."""
+    return _VERSION.fullmatch(text) is not None
+
+
+def is_digest(text: str) -> bool:
+    """Whether `text` is a content digest or a prefix of one."""
+    return _DIGEST.fullmatch(text) is not None

@@ -1,0 +1,1 @@
+"""Registries: versions, aliases, tags, search and checks over a store."""

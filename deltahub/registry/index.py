@@ -1,0 +1,192 @@
+"""The search index: a SQLite file brought up to date from the reference documents, and never the truth.
+
+Only documents whose stamp changed are read again. A missing, old or damaged index is made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sqlite3
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from deltahub.errors import DeltaHubError
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.registry import REFS, Registry
+
+LOGGER: Final = logging.getLogger("deltahub")
+_VERSION: Final = 1  # of the tables below
+_TABLES: Final = """
+CREATE TABLE documents (key TEXT PRIMARY KEY, stamp TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE deltas (
+    key TEXT PRIMARY KEY, name TEXT NOT NULL, delta_type TEXT, author TEXT, time TEXT NOT NULL,
+    words TEXT NOT NULL, row TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE tags (key TEXT NOT NULL, tag TEXT NOT NULL, PRIMARY KEY (key, tag)) WITHOUT ROWID;
+CREATE INDEX newest ON deltas (time DESC, name);
+"""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of a list: the newest version of a delta.
+
+    Attributes:
+        name: ``"namespace/name"``.
+        version: the newest, e.g. ``"v3"``.
+        digest: of its manifest.
+        tags: of that version.
+        aliases: alias to version.
+        time: when it was pushed.
+        author: who pushed it.
+        summary: delta_type, backbone_class, backbone_checkpoint_name, size (bytes), parameters, metrics.
+    """
+
+    name: str
+    version: str
+    digest: str
+    tags: tuple[str, ...]
+    aliases: dict[str, str]
+    time: str
+    author: str
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to look for; every field that is set must hold.
+
+    Attributes:
+        text: words that must all occur in the name, tags, type or backbone.
+        tags: tags that the newest version must have.
+        delta_type: e.g. ``"lora"``.
+        author: who pushed the newest version.
+    """
+
+    text: str = ""
+    tags: tuple[str, ...] = ()
+    delta_type: str | None = None
+    author: str | None = None
+
+
+class Index:
+    """The index of one registry.
+
+    Args:
+        path: the SQLite file; made when missing.
+        registry: what it indexes.
+    """
+
+    def __init__(self, path: Path, registry: Registry) -> None:
+        self.path = path
+        self.registry = registry
+
+    def search(self, query: Query, limit: int | None = None) -> tuple[list[Listed], int]:
+        """The deltas that a query means, newest first.
+
+        Args:
+            limit: at most so many; None for all.
+
+        Returns:
+            The deltas, and how many there are without the limit.
+        """
+        where, values = _conditions(query)
+        with self._open() as database:
+            self._refresh(database)
+            total: int = database.execute(f"SELECT count(*) FROM deltas WHERE {where}", values).fetchone()[0]
+            rows = database.execute(
+                f"SELECT row FROM deltas WHERE {where} ORDER BY time DESC, name LIMIT ?",
+                [*values, -1 if limit is None else limit],
+            )
+            return [_listed(json.loads(row)) for (row,) in rows], total
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            database = _connect(self.path)
+        except sqlite3.DatabaseError:  # damaged, or no database at all: it holds nothing that cannot be made again
+            self.path.unlink(missing_ok=True)
+            database = _connect(self.path)
+        with contextlib.closing(database), database:
+            yield database
+
+    def _refresh(self, database: sqlite3.Connection) -> None:
+        known = dict(database.execute("SELECT key, stamp FROM documents"))
+        current = dict(self.registry.store.list(REFS))
+        stale = [key for key in known if key not in current]
+        changed = [key for key, stamp in current.items() if known.get(key) != stamp]
+        _forget(database, [*stale, *changed])
+        for key in changed:
+            found = self.registry.store.read_tagged(key)
+            if found is None:  # deleted since it was listed
+                continue
+            try:
+                document = ReferenceDocument.from_bytes(found[0], check=False)
+            except (DeltaHubError, LookupError, TypeError) as error:  # one damaged document must not hide the others
+                LOGGER.warning("%s cannot be listed: %s", key, error)
+                continue
+            _remember(database, key, document)
+            database.execute("INSERT INTO documents VALUES (?, ?)", (key, current[key]))
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=30)
+    try:
+        if database.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+            names = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            drops = "".join(f"DROP TABLE {name};" for name in names)
+            database.executescript(f"BEGIN;{drops}{_TABLES}PRAGMA user_version = {_VERSION};COMMIT;")
+    except sqlite3.DatabaseError:
+        database.close()
+        raise
+    return database
+
+
+def _forget(database: sqlite3.Connection, keys: Collection[str]) -> None:
+    for table in ("documents", "deltas", "tags"):
+        database.executemany(f"DELETE FROM {table} WHERE key = ?", [(key,) for key in keys])
+
+
+def _remember(database: sqlite3.Connection, key: str, document: ReferenceDocument) -> None:
+    version = document.latest
+    entry = document.versions[version]
+    row = {
+        "name": document.name,
+        "version": version,
+        "digest": entry.digest,
+        "tags": list(entry.tags),
+        "aliases": dict(document.aliases),
+        "time": entry.time,
+        "author": entry.author,
+        "summary": dict(entry.summary),
+    }
+    texts = (entry.summary.get(k, "") for k in ("delta_type", "backbone_class", "backbone_checkpoint_name"))
+    words = " ".join([document.name, *entry.tags, *map(str, texts), entry.message]).lower()
+    delta_type = entry.summary.get("delta_type")
+    values = (key, document.name, delta_type, entry.author, entry.time, words, json.dumps(row))
+    database.execute("INSERT INTO deltas VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+    database.executemany("INSERT INTO tags VALUES (?, ?)", [(key, tag) for tag in entry.tags])
+
+
+def _conditions(query: Query) -> tuple[str, list[str]]:
+    clauses, values = ["1"], []
+    for word in query.text.lower().split():
+        clauses.append("instr(words, ?) > 0")
+        values.append(word)
+    for tag in query.tags:
+        clauses.append("EXISTS (SELECT 1 FROM tags WHERE tags.key = deltas.key AND tag = ?)")
+        values.append(tag)
+    for column, value in (("delta_type", query.delta_type), ("author", query.author)):
+        if value is not None:
+            clauses.append(f"{column} = ?")
+            values.append(value)
+    return " AND ".join(clauses), values
+
+
+def _listed(row: dict[str, Any]) -> Listed:
+    return Listed(**{**row, "tags": tuple(row["tags"])})

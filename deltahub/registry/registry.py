@@ -1,0 +1,288 @@
+"""A registry: deltas with versions, aliases and tags, over any store.
+
+    objects/sha256/<2>/<62>           files and manifests, immutable and shared by all deltas
+    refs/<namespace>/<name>.json      the reference document of each delta
+
+A push writes the objects, then swaps the document; a reader goes the other way. Whatever is interrupted leaves at most
+objects that nobody refers to.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from deltahub.address import nearest_names
+from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, NotFoundError, ReferenceSyntaxError
+from deltahub.manifest import FileEntry, Manifest, digest_of
+from deltahub.reference import Reference
+from deltahub.registry.document import ReferenceDocument, Version
+from deltahub.stores.base import Progress, Source, Store, object_key
+
+REFS: Final = "refs/"
+_ATTEMPTS: Final = 20  # of a swap, each after reading what others wrote
+
+Change = Callable[[ReferenceDocument], ReferenceDocument]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One version of one delta in a registry.
+
+    Attributes:
+        document: the delta's reference document.
+        version: ``"v3"``.
+        manifest: its manifest.
+    """
+
+    document: ReferenceDocument
+    version: str
+    manifest: Manifest
+
+    @property
+    def entry(self) -> Version:
+        """What is said about the version."""
+        return self.document.versions[self.version]
+
+
+class Registry:
+    """Deltas in a store.
+
+    Args:
+        store: where the bytes are.
+        name: what this registry is called as a source.
+    """
+
+    def __init__(self, store: Store, name: str = "local") -> None:
+        self.store = store
+        self.name = name
+
+    # ----- reading -----
+
+    def document(self, path: str) -> ReferenceDocument:
+        """The reference document of a delta.
+
+        Args:
+            path: ``"namespace/name"``.
+
+        Raises:
+            NotFoundError: there is no such delta; the message names the nearest names.
+        """
+        found = self.store.read_tagged(_ref_key(path))
+        if found is None:
+            raise NotFoundError(path, (self.place,), nearest_names(path, self.names()))
+        return ReferenceDocument.from_bytes(found[0])
+
+    @property
+    def place(self) -> str:
+        """The registry's name and where it is, for people."""
+        return f"{self.name} ({self.store.url})"
+
+    def names(self) -> list[str]:
+        """The names of all deltas, ``"namespace/name"``, sorted."""
+        return [key[len(REFS) : -len(".json")] for key, _ in self.store.list(REFS) if key.endswith(".json")]
+
+    def resolve(self, reference: Reference) -> Found:
+        """The version that a reference means, with its manifest.
+
+        Raises:
+            NotFoundError: no such delta or version.
+            IntegrityError: the manifest is damaged.
+        """
+        document = self.document(reference.path)
+        version = document.resolve(reference.version)
+        return Found(document, version, self.manifest(document.versions[version].digest))
+
+    def manifest(self, digest: str) -> Manifest:
+        """A manifest by its digest.
+
+        Raises:
+            IntegrityError: it is damaged or gone.
+        """
+        try:
+            data = self.store.read(object_key(_digits(digest)))
+        except NotFoundError as error:
+            raise IntegrityError(f"The manifest {digest}", "the published bytes", "nothing") from error
+        return Manifest.from_bytes(data, digest)
+
+    def fetch(self, entry: FileEntry, into: Path, progress: Progress | None = None) -> None:
+        """Copy a file to a new place, checked.
+
+        Raises:
+            IntegrityError: the stored bytes are not the published ones; nothing is left at `into`.
+        """
+        what = f"{entry.path} in the registry {self.place}"
+        remedy = "Push the delta again from an intact copy."
+        try:
+            found = self.store.fetch(object_key(entry.sha256), into, progress)
+        except NotFoundError as error:
+            raise IntegrityError(what, f"sha256:{entry.sha256}", "nothing", remedy) from error
+        if found != entry.sha256:
+            into.unlink()
+            raise IntegrityError(what, f"sha256:{entry.sha256}", f"sha256:{found}", remedy)
+
+    # ----- writing -----
+
+    def publish(
+        self,
+        reference: Reference,
+        manifest: Manifest,
+        folder: Path,
+        *,
+        tags: Collection[str] = (),
+        aliases: Collection[str] = (),
+        message: str = "",
+        progress: Progress | None = None,
+    ) -> tuple[str, bool]:
+        """Publish a checkpoint folder as a new version; the same content again is no new version.
+
+        Args:
+            folder: where the files of `manifest` lie.
+
+        Returns:
+            The version, and whether it is new.
+
+        Raises:
+            ReferenceSyntaxError: a delta has this name in other upper and lower case letters.
+            IntegrityError: a file changed since the manifest was made.
+            StorageError: the store is full or not writable.
+        """
+        self._refuse_twin(reference.path)
+        data = manifest.to_bytes()
+        digest = digest_of(data)
+        files: dict[str, Source] = {entry.sha256: folder / entry.path for entry in manifest.files}
+        self.store.create({**files, _digits(digest): data}, progress)
+        time, author = _now(), _author()
+        added = Version(digest, time, author, message, tuple(sorted(set(tags))), _summary(manifest))
+        version, new = "", False
+
+        def change(document: ReferenceDocument) -> ReferenceDocument:
+            nonlocal version, new
+            changed, version = document.with_version(added)
+            new = version not in document.versions
+            for alias in aliases:
+                changed = changed.with_alias(alias, version, time, author)
+            return changed
+
+        self._update(reference.path, change, may_create=True)
+        return version, new
+
+    def set_alias(self, path: str, alias: str, version: str | None) -> ReferenceDocument:
+        """Point an alias to a version, or remove it with None."""
+
+        def change(document: ReferenceDocument) -> ReferenceDocument:
+            if version is None and alias not in document.aliases:
+                raise NotFoundError(f"The alias {path}@{alias}", (f"aliases {', '.join(document.aliases) or 'none'}",))
+            target = None if version is None else document.resolve(version)
+            return document.with_alias(alias, target, _now(), _author())
+
+        return self._update(path, change)
+
+    def set_tags(self, path: str, version: str | None, add: Collection[str], remove: Collection[str]) -> Version:
+        """Add and remove tags of a version."""
+
+        def change(document: ReferenceDocument) -> ReferenceDocument:
+            return document.with_tags(document.resolve(version), add, remove, _now(), _author())
+
+        document = self._update(path, change)
+        return document.versions[document.resolve(version)]
+
+    def _update(self, path: str, change: Change, *, may_create: bool = False) -> ReferenceDocument:
+        """Swap a document for a changed one; a lost race is run again on what the winner wrote."""
+        key = _ref_key(path)
+        for attempt in range(_ATTEMPTS):
+            found = self.store.read_tagged(key)
+            if found is None and not may_create:
+                raise NotFoundError(path, (self.place,), nearest_names(path, self.names()))
+            document = ReferenceDocument.from_bytes(found[0]) if found else ReferenceDocument(path)
+            changed = change(document)
+            if changed == document:
+                return document
+            try:
+                self.store.swap(key, changed.to_bytes(), found[1] if found else None)
+            except ConflictError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                continue
+            return changed
+        raise AssertionError("unreachable")
+
+    def _refuse_twin(self, path: str) -> None:
+        if self.store.read_tagged(_ref_key(path)) is not None:
+            return
+        namespace = path.partition("/")[0]
+        for known in self.names():
+            if known.lower() == path.lower() or (
+                known.partition("/")[0].lower() == namespace.lower() and known.partition("/")[0] != namespace
+            ):
+                msg = f"{path!r} and {known!r}, which exists, differ only in upper and lower case. Use the existing writing."
+                raise ReferenceSyntaxError(msg)
+
+    # ----- checking -----
+
+    def verify(self, paths: Collection[str] | None = None, version: str | None = None) -> Iterator[tuple[str, str | None]]:
+        """Re-hash deltas.
+
+        Args:
+            paths: which deltas; None for all.
+            version: which version of them; None for all.
+
+        Yields:
+            ``"namespace/name@v1"`` and what is damaged, in words; None where nothing is.
+        """
+        for path in self.names() if paths is None else paths:
+            try:
+                document = self.document(path)
+            except DeltaHubError as error:
+                if paths is not None and isinstance(error, NotFoundError):
+                    raise
+                yield path, str(error)
+                continue
+            chosen = [document.resolve(version)] if version else list(document.versions)
+            for name in chosen:
+                yield f"{path}@{name}", self._damage(document.versions[name].digest)
+
+    def _damage(self, digest: str) -> str | None:
+        try:
+            for entry in self.manifest(digest).files:
+                data = self.store.read(object_key(entry.sha256))
+                if digest_of(data) != f"sha256:{entry.sha256}":
+                    return f"{entry.path} is damaged: expected sha256:{entry.sha256}, found {digest_of(data)}"
+        except NotFoundError as error:
+            return f"a file is missing: {error.what}"
+        except DeltaHubError as error:
+            return str(error)
+        return None
+
+
+def _ref_key(path: str) -> str:
+    return f"{REFS}{path}.json"
+
+
+def _digits(digest: str) -> str:
+    return digest.removeprefix("sha256:")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _author() -> str:
+    if author := os.environ.get("DELTAHUB_AUTHOR"):
+        return author
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may have no entry for its user
+        return "unknown"
+
+
+def _summary(manifest: Manifest) -> dict[str, object]:
+    keys = ("delta_type", "backbone_class", "backbone_checkpoint_name", "backbone_hash")
+    known = {key: manifest.config[key] for key in keys if manifest.config.get(key)}
+    metrics = {str(m["metric_type"]): m["metric_value"] for m in manifest.metrics}
+    return {**known, "size": manifest.size, "parameters": manifest.parameters["total"], "metrics": metrics}

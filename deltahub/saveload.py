@@ -1,0 +1,271 @@
+"""Saving and loading deltas: what every delta model can do, in the words of OpenDelta."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self, cast
+
+from torch import Tensor, nn
+
+from deltahub import checkpoint, metadata
+from deltahub.engine import freezing
+from deltahub.engine.filling import check_fit, not_finite, replaced_names
+from deltahub.engine.fingerprint import fingerprint
+from deltahub.engine.ledger import ledger_of
+from deltahub.engine.site import is_delta_name
+from deltahub.errors import CheckpointError, ConfigError
+from deltahub.loading import load
+
+if TYPE_CHECKING:
+    from deltahub.config import DeltaConfig
+
+LOGGER: Final = logging.getLogger("deltahub")
+Saver = Callable[[Mapping[str, Tensor], Path], None]
+
+
+def save_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as a safetensors file; the default `save_function`."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
+class SaveLoadMixin:
+    """Saving to and loading from a folder or a reference; the delta models inherit it."""
+
+    backbone_model: nn.Module
+
+    if TYPE_CHECKING:
+
+        @property
+        def config(self) -> DeltaConfig: ...
+        @property
+        def name(self) -> str: ...
+        def state_dict(self) -> dict[str, Tensor]: ...
+
+    def save_finetuned(
+        self,
+        finetuned_delta_path: str | os.PathLike[str] = "./delta_checkpoints/",
+        save_config: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        save_function: Saver = save_safetensors,
+        push_to_dc: bool = False,
+        center_args: Mapping[str, Any] = {},
+        center_args_pool: Mapping[str, Any] = {},
+        list_tags: Sequence[str] = (),
+        dict_tags: Mapping[str, Any] = {},
+        delay_push: bool = False,
+        test_result: Mapping[str, Any] | float | None = None,
+        usage: str = "",
+    ) -> None:
+        """Save the delta as a folder that appears whole or not at all.
+
+        Args:
+            finetuned_delta_path: the folder; files of others in it are left alone.
+            save_config: False to write only the tensors, as `save_checkpoint` does.
+            state_dict: the tensors to save, by default the delta's own `state_dict()`.
+            save_function: writes tensors to a path as a safetensors file.
+            push_to_dc: also push it to the default registry.
+            center_args: facts for the model card: name, train_tasks, train_datasets, test_performance, license, ...
+            center_args_pool: more of them; keys that mean nothing here are passed over.
+            list_tags: labels to find it by.
+            dict_tags: key=value tags to find it by.
+            delay_push: do not push, print the command that will.
+            test_result: metric to value, or one number.
+            usage: how to use it, for the model card.
+
+        Raises:
+            CheckpointError: a tensor is not finite, or the path is a file.
+            StorageError: the disk is full or not writable; nothing was half written.
+        """
+        folder = Path(finetuned_delta_path).expanduser()
+        if folder.is_file():
+            msg = f"{folder} is a file; expected a folder to save into. Choose another path."
+            raise CheckpointError(msg)
+        facts = metadata.gather(center_args, center_args_pool, list_tags, dict_tags, test_result, usage)
+        tensors = dict(self.state_dict() if state_dict is None else state_dict)
+        _check_savable(tensors)
+        self._warn_if_whole(tensors)
+        if not save_config:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_function(tensors, folder / checkpoint.WEIGHTS)
+            return
+        self._write(folder, tensors, facts, save_function)
+        if delay_push:
+            print(f"deltahub push {folder}")  # noqa: T201  (the seed prints the command to run later)
+        elif push_to_dc:
+            from deltahub.hub import Hub
+
+            pushed = Hub.open().push(folder)
+            LOGGER.info("Pushed %s", pushed.reference)
+
+    def _write(self, folder: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any], save: Saver) -> None:
+        from deltahub.card import model_card
+
+        ledger = ledger_of(self.backbone_model)
+        trained = replaced_names(tensors)
+        identity = fingerprint(self.backbone_model, trained, ledger.base)
+        counts = {
+            "delta": sum(tensor.numel() for name, tensor in tensors.items() if is_delta_name(name)),
+            "total": sum(tensor.numel() for tensor in tensors.values()),
+        }
+        document = {
+            "format_version": 1,
+            "deltahub_version": installed("deltahub"),
+            "transformers_version": installed("transformers"),
+            **self.config.to_dict(),
+            "backbone_hash": identity.hash,
+            "metadata": facts,
+        }
+        checkpoint.write(folder, document, tensors, identity, model_card(document, counts), save)
+        LOGGER.info("The delta has been saved in %s (%d tensors)", folder, len(tensors))
+
+    def _warn_if_whole(self, tensors: Mapping[str, Tensor]) -> None:
+        """Say so when nothing was frozen: the whole backbone is about to be saved as a delta."""
+        own = [name for name, _ in freezing.own_parameters(self.backbone_model)]
+        if own and all(name in tensors for name in own):
+            LOGGER.warning(
+                "Every parameter of the backbone is trainable, so all of them are saved with the delta. "
+                "Call freeze_module(exclude=['deltas', ...]) before training to save only what is trained."
+            )
+
+    @classmethod
+    def from_finetuned(
+        cls,
+        finetuned_delta_path: str | os.PathLike[str],
+        backbone_model: nn.Module,
+        delta_config: DeltaConfig | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        *model_args: Any,
+        force_download: bool = False,
+        check_hash: bool | str = True,
+        local_files_only: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """Put a saved delta on a backbone, which must be the one that it was trained on.
+
+        Order: find, check every byte, check the config, check the backbone, plan every insertion, then insert and fill.
+        Whatever is refused leaves the backbone as it was. Afterwards the backbone is in eval mode and frozen but for
+        what belongs to deltas.
+
+        Args:
+            finetuned_delta_path: a folder, or a reference such as ``"DeltaHub/sst2-t5-base@champion"``.
+            backbone_model: the model to put it on.
+            delta_config: a config to use instead of the saved one.
+            cache_dir: another place for what is pulled.
+            state_dict: tensors to use instead of the saved ones.
+            force_download: fetch it again even if it is in the cache.
+            check_hash: True to require the very backbone, ``"structure"`` to accept other values under the same names
+                and shapes, False not to check.
+            local_files_only: use nothing that is not on this machine.
+            kwargs: `allow_pickle` to read OpenDelta's `pytorch_model.bin`; `name` for the delta's name on the backbone;
+                and options that replace those of the config.
+
+        Raises:
+            NotFoundError: no source has it.
+            IntegrityError: its bytes are not the ones that were saved or published.
+            FingerprintMismatch: the backbone is another one.
+            CheckpointError: its tensors do not fit.
+            ConfigError: its config, or an option given here, can never work.
+        """
+        if model_args:
+            msg = f"from_finetuned takes no further positional arguments, got {model_args!r}. Pass them by name."
+            raise ConfigError(msg)
+        delta = load(
+            cls._class_for,
+            finetuned_delta_path,
+            backbone_model,
+            config=delta_config,
+            tensors=state_dict,
+            check_hash=check_hash,
+            where={"cache_dir": cache_dir, "force": force_download},
+            options=kwargs,
+        )
+        return cast("Self", delta)
+
+    @classmethod
+    def _class_for(cls, delta_type: str) -> type[Any]:
+        """The class that loads a delta type: this one, if it is its own."""
+        own = getattr(cls, "delta_type", "")
+        if own != delta_type:
+            msg = f"{cls.__name__} loads deltas of type {own!r}, and this one is {delta_type!r}. Use AutoDeltaModel."
+            raise ConfigError(msg)
+        return cls
+
+    def save_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        save_func: Saver = save_safetensors,
+        state_dict: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Save only the tensors, to one file; folders on the way are made.
+
+        Args:
+            path: the file.
+            save_func: writes tensors to a path.
+            state_dict: the tensors, by default the delta's own `state_dict()`.
+        """
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save_func(self.state_dict() if state_dict is None else state_dict, Path(path))
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        load_func: Callable[[str], Mapping[str, Tensor]] | None = None,
+        backbone_model: nn.Module | None = None,
+    ) -> None:
+        """Load tensors that `save_checkpoint` saved into this delta, strictly.
+
+        Args:
+            path: the file.
+            load_func: reads tensors from a path, by default as safetensors.
+            backbone_model: kept for OpenDelta's signature; the delta's own backbone is used.
+
+        Raises:
+            CheckpointError: the tensors do not fit; nothing was changed.
+        """
+        if load_func is None:
+            from safetensors.torch import load_file
+
+            load_func = load_file
+        self.load_state_dict(load_func(os.fspath(path)))
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors into this delta, strictly.
+
+        Args:
+            tensors: what `state_dict()` gave, here or elsewhere.
+
+        Raises:
+            CheckpointError: the tensors do not fit; nothing was changed.
+        """
+        current = self.state_dict()
+        check_fit(current, tensors)
+        own = {name: tensor for name, tensor in tensors.items() if is_delta_name(name)}
+        for name, tensor in own.items():
+            current[name].copy_(tensor)  # detached views of the live parameters
+        ledger = ledger_of(self.backbone_model)
+        ledger.replace(
+            self.backbone_model,
+            ledger.entries[self.name],
+            {name: tensor for name, tensor in tensors.items() if name not in own},
+        )
+
+
+def _check_savable(tensors: Mapping[str, Tensor]) -> None:
+    if wrong := not_finite(tensors):
+        msg = f"The delta was not saved: {'; '.join(wrong[:3])}. Training diverged; go back to an earlier state."
+        raise CheckpointError(msg)
+
+
+def installed(package: str) -> str:
+    """The version of an installed package; ``"unknown"`` for one that runs from its source."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

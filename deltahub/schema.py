@@ -1,0 +1,65 @@
+"""Holding a document against its JSON Schema; the schemas are the one description of what DeltaHub writes."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator, ValidationError
+
+Document = Mapping[str, Any]
+
+
+@lru_cache(maxsize=None)
+def load_schema(name: str) -> dict[str, Any]:
+    """The schema called `name`, e.g. ``"manifest.v1"``."""
+    schema: dict[str, Any] = json.loads(files("deltahub.schemas").joinpath(f"{name}.json").read_text("utf-8"))
+    return schema
+
+
+@lru_cache(maxsize=None)
+def _validator(name: str) -> Draft202012Validator:
+    from jsonschema import Draft202012Validator  # late: commands that validate nothing start without it
+
+    return Draft202012Validator(load_schema(name))
+
+
+def problems(document: object, name: str) -> tuple[str, ...]:
+    """What is wrong with a document, one clause each; empty if nothing is.
+
+    Args:
+        document: parsed JSON.
+        name: the schema's name, e.g. ``"manifest.v1"``.
+    """
+    found: Iterable[ValidationError] = _validator(name).iter_errors(document)
+    return tuple(dict.fromkeys(_clause(error) for error in sorted(found, key=lambda error: list(map(str, error.path)))))
+
+
+def _clause(error: ValidationError) -> str:
+    place = ".".join(str(part) for part in error.absolute_path) or "the document"
+    if error.validator == "required" and isinstance(error.instance, Mapping):
+        missing = [key for key in error.validator_value if key not in error.instance]
+        return f"{place} lacks {', '.join(map(repr, missing))}"
+    if error.validator == "type":
+        expected = error.validator_value
+        kinds = expected if isinstance(expected, str) else " or ".join(expected)
+        return f"{place} must be of type {kinds}, got {error.instance!r}"
+    if error.validator == "minimum":
+        return f"{place} must be at least {error.validator_value}, got {error.instance!r}"
+    if error.validator == "exclusiveMaximum":
+        return f"{place} must be less than {error.validator_value}, got {error.instance!r}"
+    if error.validator in ("enum", "const"):
+        return f"{place} must be {error.validator_value!r}, got {error.instance!r}"
+    return f"{place}: {error.message}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A half-sentence that names the known word most like `word`, or else all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(known)}."

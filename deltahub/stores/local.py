@@ -1,0 +1,167 @@
+"""A store in a local or shared folder.
+
+Everything is written beside its place, synced, and renamed into it, so that a reader, who takes no lock, sees the old bytes
+or the new ones. What a crash leaves behind lies in `staging/` and is never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from deltahub.errors import ConflictError, IntegrityError, NotFoundError
+from deltahub.files import (
+    CHUNK,
+    copy_hashed,
+    locked,
+    sha256_file,
+    staging,
+    storage_errors,
+    sync_file,
+    sync_folders,
+    write_synced,
+)
+from deltahub.stores.base import Progress, Source, object_key
+
+STAGING: Final = "staging"
+LOCKS: Final = "locks"
+_READ_ONLY: Final = 0o444
+
+
+class LocalStore:
+    """A store in a folder, which is made at the first write.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def url(self) -> str:
+        """The folder."""
+        return str(self.root)
+
+    def read(self, key: str) -> bytes:
+        """The bytes under a key."""
+        try:
+            return (self.root / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFoundError(key, (self.url,)) from error
+
+    def read_tagged(self, key: str) -> tuple[bytes, str] | None:
+        """The bytes under a key and their sha256, which is the etag."""
+        try:
+            data = self.read(key)
+        except NotFoundError:
+            return None
+        return data, _etag(data)
+
+    def fetch(self, key: str, into: Path, progress: Progress | None = None) -> str:
+        """Copy the bytes under a key to a new file."""
+        try:
+            reader = (self.root / key).open("rb")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFoundError(key, (self.url,)) from error
+        digest = hashlib.sha256()
+        with reader, into.open("xb") as writer:
+            while chunk := reader.read(CHUNK):
+                digest.update(chunk)
+                writer.write(chunk)
+                if progress:
+                    progress(len(chunk))
+        return digest.hexdigest()
+
+    def create(self, sources: Mapping[str, Source], progress: Progress | None = None) -> None:
+        """Store objects: stage and hash all, sync all, then rename."""
+        with storage_errors("Storing a delta", self.root), staging(self.root / STAGING) as stage:
+            staged: dict[Path, Path] = {}
+            for sha256, source in sources.items():
+                target = self.root / object_key(sha256)
+                if not _intact(target, sha256):
+                    _stage(source, stage / sha256, sha256)
+                    staged[stage / sha256] = target
+                if progress:
+                    progress(len(source) if isinstance(source, bytes) else source.stat().st_size)
+            for temporary in staged:
+                sync_file(temporary)
+            folders: list[Path] = []
+            for temporary, target in staged.items():
+                folders += self._make_folder(target.parent)
+                temporary.chmod(_READ_ONLY)
+                os.replace(temporary, target)
+            sync_folders(folders)
+
+    def swap(self, key: str, data: bytes, expected: str | None) -> str:
+        """Replace a document under a lock, if it is still the one that was read."""
+        target = self.root / key
+        with storage_errors("Updating a delta's record", self.root), locked(self.root / LOCKS / key):
+            current = self.read_tagged(key)
+            found = current[1] if current else None
+            if found != expected:
+                raise ConflictError(key, expected, found)
+            with staging(self.root / STAGING) as stage:
+                write_synced(stage / "document", data)
+                folders = self._make_folder(target.parent)
+                os.replace(stage / "document", target)
+                sync_folders(folders)
+        return _etag(data)
+
+    def list(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Every key that starts with `prefix`; a file's stamp is its inode, size and time of change."""
+        yield from self._walk(prefix.rstrip("/"))
+
+    def _walk(self, key: str) -> Iterator[tuple[str, str]]:
+        try:
+            entries = sorted(os.scandir(self.root / key), key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for entry in entries:
+            path = f"{key}/{entry.name}"
+            if entry.is_dir():
+                yield from self._walk(path)
+            else:
+                stat = entry.stat()
+                yield path, f"{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
+
+    def delete(self, key: str) -> None:
+        """Remove a key."""
+        with storage_errors("Removing from the registry", self.root):
+            (self.root / key).unlink(missing_ok=True)
+
+    def _make_folder(self, folder: Path) -> list[Path]:
+        """Make a folder, and return what must be synced for a file that is renamed into it to outlast a power loss."""
+        missing = [folder, *folder.parents]
+        fresh = [path for path in missing[: missing.index(self.root)] if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        return [folder, *(path.parent for path in fresh)]
+
+
+def _etag(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _intact(target: Path, sha256: str) -> bool:
+    """Whether an object is there and whole; if so it is freshened, so that it counts as new."""
+    try:
+        intact = sha256_file(target)[0] == sha256
+        if intact:
+            os.utime(target)
+    except FileNotFoundError:
+        return False
+    return intact
+
+
+def _stage(source: Source, temporary: Path, sha256: str) -> None:
+    if isinstance(source, bytes):
+        temporary.write_bytes(source)
+        found = _etag(source)
+    else:
+        found, _ = copy_hashed(source, temporary)
+    if found != sha256:
+        what = str(source) if isinstance(source, Path) else "An object"
+        raise IntegrityError(what, f"sha256:{sha256}", f"sha256:{found}", "It changed while it was published; repeat.")

@@ -1,0 +1,79 @@
+"""A store in memory, for tests and for trying things out."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from deltahub.errors import ConflictError, IntegrityError, NotFoundError
+from deltahub.stores.base import Progress, Source, object_key
+
+
+class MemoryStore:
+    """A store that lasts as long as the object."""
+
+    def __init__(self) -> None:
+        self._data: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        """Where the store is, for people."""
+        return "memory"
+
+    def read(self, key: str) -> bytes:
+        """The bytes under a key."""
+        if key not in self._data:
+            raise NotFoundError(key, (self.url,))
+        return self._data[key]
+
+    def read_tagged(self, key: str) -> tuple[bytes, str] | None:
+        """The bytes under a key and their etag."""
+        data = self._data.get(key)
+        return None if data is None else (data, _etag(data))
+
+    def fetch(self, key: str, into: Path, progress: Progress | None = None) -> str:
+        """Copy the bytes under a key to a new file."""
+        data = self.read(key)
+        with into.open("xb") as file:
+            file.write(data)
+        if progress:
+            progress(len(data))
+        return _etag(data)
+
+    def create(self, sources: Mapping[str, Source], progress: Progress | None = None) -> None:
+        """Store objects."""
+        read = {sha256: data if isinstance(data, bytes) else data.read_bytes() for sha256, data in sources.items()}
+        for sha256, data in read.items():
+            if _etag(data) != sha256:
+                raise IntegrityError("An object", f"sha256:{sha256}", f"sha256:{_etag(data)}")
+        with self._lock:
+            self._data.update({object_key(sha256): data for sha256, data in read.items()})
+        if progress:
+            progress(sum(map(len, read.values())))
+
+    def swap(self, key: str, data: bytes, expected: str | None) -> str:
+        """Replace a document if it is still the one that was read."""
+        with self._lock:
+            found = _etag(self._data[key]) if key in self._data else None
+            if found != expected:
+                raise ConflictError(key, expected, found)
+            self._data[key] = data
+        return _etag(data)
+
+    def list(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Every key that starts with `prefix`, and its etag."""
+        with self._lock:
+            found = sorted((key, _etag(data)) for key, data in self._data.items() if key.startswith(prefix))
+        yield from found
+
+    def delete(self, key: str) -> None:
+        """Remove a key."""
+        with self._lock:
+            self._data.pop(key, None)
+
+
+def _etag(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

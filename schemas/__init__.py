@@ -1,0 +1,1 @@
+"""JSON Schemas of every document that DeltaHub writes; installed as `deltahub.schemas`."""
