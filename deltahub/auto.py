@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import nn
 
@@ -34,7 +34,7 @@ def class_for(delta_type: str) -> type[DeltaBase]:
 class AutoDeltaConfig:
     """Makes the config that fits a delta type; not to be instantiated."""
 
-    def __init__(self) -> NoReturn:
+    def __init__(self) -> None:
         msg = "AutoDeltaConfig is not instantiated; use AutoDeltaConfig.from_dict or .from_finetuned."
         raise TypeError(msg)
 
@@ -70,7 +70,7 @@ class AutoDeltaConfig:
 class AutoDeltaModel(SaveLoadMixin):
     """Makes or loads the delta model that fits; not to be instantiated."""
 
-    def __init__(self) -> NoReturn:
+    def __init__(self) -> None:
         msg = "AutoDeltaModel is not instantiated; use AutoDeltaModel.from_config or .from_finetuned."
         raise TypeError(msg)
 

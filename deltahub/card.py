@@ -49,7 +49,10 @@ def _text(title: str, document: Mapping[str, Any], counts: Mapping[str, int]) ->
         ("method", document["delta_type"]),
         ("backbone", f"{backbone} ({document.get('backbone_class') or 'unknown class'})"),
         ("backbone fingerprint", document.get("backbone_hash") or "unknown"),
-        ("modules", ", ".join(f"`{name}`" for name in document.get("modified_modules") or ()) or "chosen by the method"),
+        (
+            "modules",
+            ", ".join(f"`{name}`" for name in document.get("modified_modules") or ()) or "chosen by the method",
+        ),
         ("parameters of the delta", f"{counts['delta']:,}"),
         ("parameters in the file", f"{counts['total']:,}"),
         *((f"test {name}", value) for name, value in sorted(metadata.get("test_result", {}).items())),

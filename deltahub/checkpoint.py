@@ -141,7 +141,7 @@ def tensor_table(path: Path) -> tuple[TensorEntry, ...]:
 
     try:
         with safe_open(path, framework="np") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}
+            slices = {name: file.get_slice(name) for name in file}
             return tuple(
                 TensorEntry(name, part.get_dtype(), tuple(part.get_shape())) for name, part in sorted(slices.items())
             )
@@ -241,4 +241,3 @@ def write(
             for name in (WEIGHTS, BACKBONE, CARD, CONFIG):
                 os.replace(stage / name, folder / name)
             sync_folders([folder, folder.parent])
-

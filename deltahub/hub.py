@@ -1,7 +1,7 @@
 """The hub: push, pull, list and resolve over all sources, with one cache.
 
-    DELTAHUB_HOME     where the local registry lies; by default the user's data folder
-    DELTAHUB_CACHE    where pulled deltas are kept; by default the user's cache folder
+DELTAHUB_HOME     where the local registry lies; by default the user's data folder
+DELTAHUB_CACHE    where pulled deltas are kept; by default the user's cache folder
 """
 
 from __future__ import annotations
@@ -289,4 +289,3 @@ def locate(path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | Non
         msg = f"There is no folder {text}. Check the path, or pass a reference such as DeltaHub/sst2-t5-base."
         raise CheckpointError(msg)
     return Hub.open(cache_dir).pull(Reference.parse(text), **options).folder
-

@@ -87,13 +87,19 @@ def load(
 
 def _check_backbone(saved: Checkpoint, backbone: nn.Module, replaced: tuple[str, ...], check_hash: bool | str) -> None:
     if check_hash is False:
-        LOGGER.warning("The backbone was not checked (check_hash=False): the delta may have been trained on another one.")
+        LOGGER.warning(
+            "The backbone was not checked (check_hash=False): the delta may have been trained on another one."
+        )
         return
     if saved.fingerprint is None:
         if saved.document.get("backbone_hash") is None and checkpoint.is_checkpoint(saved.folder):
-            msg = f"{saved.folder} does not say which backbone it belongs to. Pass check_hash=False to attach it anyway."
+            msg = (
+                f"{saved.folder} does not say which backbone it belongs to. Pass check_hash=False to attach it anyway."
+            )
             raise CheckpointError(msg)
-        LOGGER.warning("%s was saved without a list of its backbone's tensors, so only their shapes are checked.", saved.folder)
+        LOGGER.warning(
+            "%s was saved without a list of its backbone's tensors, so only their shapes are checked.", saved.folder
+        )
         return
     found = fingerprint(backbone, replaced, ledger_of(backbone).base)
     saved.fingerprint.require(found, same_weights=check_hash is True)

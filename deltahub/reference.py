@@ -59,13 +59,12 @@ class Reference:
         if colon:
             _check(source, _SOURCE, "source", "lower-case letters, digits and '-', e.g. 'local'")
         namespace, slash, name = path.rpartition("/")
-        reference = cls(
+        return cls(
             namespace=check_name(namespace if slash else default_namespace(), "namespace"),
             name=check_name(name, "name"),
             source=source if colon else None,
             version=check_version(version) if at else None,
         )
-        return reference
 
     @property
     def path(self) -> str:

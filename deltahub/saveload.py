@@ -42,10 +42,10 @@ class SaveLoadMixin:
     if TYPE_CHECKING:
 
         @property
-        def config(self) -> DeltaConfig: ...
+        def config(self) -> DeltaConfig: ...  # noqa: D102
         @property
-        def name(self) -> str: ...
-        def state_dict(self) -> dict[str, Tensor]: ...
+        def name(self) -> str: ...  # noqa: D102
+        def state_dict(self) -> dict[str, Tensor]: ...  # noqa: D102
 
     def save_finetuned(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 Document = Mapping[str, Any]
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_schema(name: str) -> dict[str, Any]:
     """The schema called `name`, e.g. ``"manifest.v1"``."""
     schema: dict[str, Any] = json.loads(files("deltahub.schemas").joinpath(f"{name}.json").read_text("utf-8"))
     return schema
 
 
-@lru_cache(maxsize=None)
+@cache
 def _validator(name: str) -> Draft202012Validator:
     from jsonschema import Draft202012Validator  # late: commands that validate nothing start without it
 
@@ -42,19 +42,19 @@ def problems(document: object, name: str) -> tuple[str, ...]:
 
 def _clause(error: ValidationError) -> str:
     place = ".".join(str(part) for part in error.absolute_path) or "the document"
+    wanted: Any = error.validator_value
     if error.validator == "required" and isinstance(error.instance, Mapping):
-        missing = [key for key in error.validator_value if key not in error.instance]
+        missing = [key for key in wanted if key not in error.instance]
         return f"{place} lacks {', '.join(map(repr, missing))}"
     if error.validator == "type":
-        expected = error.validator_value
-        kinds = expected if isinstance(expected, str) else " or ".join(expected)
+        kinds = wanted if isinstance(wanted, str) else " or ".join(wanted)
         return f"{place} must be of type {kinds}, got {error.instance!r}"
     if error.validator == "minimum":
-        return f"{place} must be at least {error.validator_value}, got {error.instance!r}"
+        return f"{place} must be at least {wanted}, got {error.instance!r}"
     if error.validator == "exclusiveMaximum":
-        return f"{place} must be less than {error.validator_value}, got {error.instance!r}"
+        return f"{place} must be less than {wanted}, got {error.instance!r}"
     if error.validator in ("enum", "const"):
-        return f"{place} must be {error.validator_value!r}, got {error.instance!r}"
+        return f"{place} must be {wanted!r}, got {error.instance!r}"
     return f"{place}: {error.message}"
 
 

@@ -87,7 +87,7 @@ class Bottleneck(Insertion):
 
 
 def _small_linear(n_in: int, n_out: int, like: Tensor) -> nn.Linear:
-    layer = nn.utils.skip_init(nn.Linear, n_in, n_out, dtype=like.dtype, device=like.device)
+    layer = nn.Linear(n_in, n_out, dtype=like.dtype, device="meta").to_empty(device=like.device)
     nn.init.normal_(layer.weight, std=_STANDARD_DEVIATION)
     nn.init.zeros_(layer.bias)
     return layer

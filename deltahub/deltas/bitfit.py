@@ -110,8 +110,9 @@ class BitFitModel(DeltaBase):
     @classmethod
     def new_insertion(cls, config: BitFitConfig, target: Target, width: int, like: Tensor) -> BiasOffset:
         """A fresh bias for one layer."""
-        trailing = len(target.module.kernel_size) if isinstance(target.module, _ConvNd) else 0
-        return BiasOffset(like, target.module.out_channels if trailing else width, trailing)
+        if isinstance(target.module, _ConvNd):
+            return BiasOffset(like, target.module.out_channels, trailing=len(target.module.kernel_size))
+        return BiasOffset(like, width)
 
 
 def _layers(target: Target) -> Iterator[Target]:

@@ -85,9 +85,13 @@ class DeltaBase(SaveLoadMixin):
         origin = str(getattr(getattr(backbone, "config", None), "_name_or_path", "") or "")
         return replace(
             config,
-            modified_modules=cls.default_modified_modules if config.modified_modules is None else config.modified_modules,
+            modified_modules=cls.default_modified_modules
+            if config.modified_modules is None
+            else config.modified_modules,
             exclude_modules=cls.default_exclude_modules if config.exclude_modules is None else config.exclude_modules,
-            unfrozen_modules=cls.default_unfrozen_modules if config.unfrozen_modules is None else config.unfrozen_modules,
+            unfrozen_modules=cls.default_unfrozen_modules
+            if config.unfrozen_modules is None
+            else config.unfrozen_modules,
             backbone_class=config.backbone_class or type(backbone).__name__,
             backbone_checkpoint_name=config.backbone_checkpoint_name or origin.rstrip("/").rpartition("/")[2],
         )
@@ -142,7 +146,12 @@ class DeltaBase(SaveLoadMixin):
 
     @classmethod
     def from_config(
-        cls, config: DeltaConfig | Mapping[str, Any], backbone_model: nn.Module, *, name: str | None = None, **options: Any
+        cls,
+        config: DeltaConfig | Mapping[str, Any],
+        backbone_model: nn.Module,
+        *,
+        name: str | None = None,
+        **options: Any,
     ) -> Self:
         """Make a fresh delta of this type.
 
@@ -217,7 +226,9 @@ class DeltaBase(SaveLoadMixin):
             for key, tensor in insertion.state_dict().items()
         }
         values = {name: self._ledger.value(self.backbone_model, self._entry, name) for name in self._entry.replaced}
-        trained = {name: p.detach() for name, p in freezing.trainable(self.backbone_model) if name not in self._ledger.base}
+        trained = {
+            name: p.detach() for name, p in freezing.trainable(self.backbone_model) if name not in self._ledger.base
+        }
         return {**own, **values, **trained}
 
     # ----- what it does -----
@@ -320,7 +331,7 @@ def deltas_of(backbone: nn.Module) -> dict[str, DeltaBase]:
     ledger = backbone.__dict__.get(ATTRIBUTE)
     found: dict[str, DeltaBase] = {}
     for name, entry in ledger.entries.items() if isinstance(ledger, Ledger) else ():
-        handle: DeltaBase = entry.handle.__new__(entry.handle)
+        handle: DeltaBase = object.__new__(entry.handle)
         handle.backbone_model, handle._entry = backbone, entry
         found[name] = handle
     return found

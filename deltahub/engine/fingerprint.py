@@ -61,7 +61,7 @@ def _leaf(name: str, tensor: Tensor) -> Leaf:
 def _hash(tensor: Tensor) -> str:
     state = xxhash.xxh3_128()
     for piece in _pieces(tensor):
-        state.update(piece.reshape(-1).view(torch.uint8).numpy())  # as bytes: NumPy knows no bfloat16
+        state.update(piece.reshape(-1).view(torch.uint8).numpy().data)  # as bytes: NumPy knows no bfloat16
     return state.hexdigest()
 
 
@@ -80,5 +80,5 @@ def _pieces(tensor: Tensor) -> Iterator[Tensor]:
         for row in tensor:
             yield from _pieces(row)
         return
-    for rows in tensor.split(max(1, BUFFER // row_bytes)):
+    for rows in torch.split(tensor, max(1, BUFFER // row_bytes)):
         yield rows.cpu().contiguous()

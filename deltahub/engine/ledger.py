@@ -119,7 +119,7 @@ def ledger_of(backbone: nn.Module) -> Ledger:
     if not isinstance(ledger, Ledger):
         ledger = Ledger()
         setattr(backbone, ATTRIBUTE, ledger)
-        backbone.register_state_dict_post_hook(_keep_trainable)
+        backbone.register_state_dict_post_hook(_keep_trainable)  # type: ignore[no-untyped-call]
     return ledger
 
 

@@ -32,11 +32,11 @@ def linear_shape(name: str, module: nn.Module) -> tuple[int, int]:
     if isinstance(module, nn.Embedding):
         return module.num_embeddings, module.embedding_dim
     if is_conv1d(module):
-        n_in, n_out = module.weight.shape
-        return int(n_in), int(n_out)
-    n_in, n_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    if isinstance(n_in, int) and isinstance(n_out, int):
+        n_in, n_out = _shape(module)
         return n_in, n_out
+    told = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if isinstance(told[0], int) and isinstance(told[1], int):
+        return told[0], told[1]
     inner = next((f"{name}.{key}" for key, child in module.named_modules() if isinstance(child, nn.Linear)), None)
     hint = f" Address {inner} instead." if inner else ""
     msg = f"{name} is a {type(module).__name__}; expected a Linear, a Conv1D or an Embedding.{hint}"
@@ -48,12 +48,18 @@ def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and isinstance(getattr(module, "weight", None), Tensor)
 
 
+def _shape(module: nn.Module) -> tuple[int, ...]:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return tuple(weight.shape)
+
+
 def told_width(module: nn.Module) -> int | None:
     """The width of a module's output where its attributes tell it, else None."""
     if isinstance(module, nn.Embedding):
         return module.embedding_dim
     if is_conv1d(module):
-        return int(module.weight.shape[1])
+        return _shape(module)[1]
     if isinstance(width := getattr(module, "out_features", None), int):
         return width
     weight = getattr(module, "weight", None)
@@ -80,8 +86,12 @@ def _probe(backbone: nn.Module, names: Collection[str]) -> dict[str, int]:
     seen: dict[str, int] = {}
 
     def watch(name: str) -> Any:
+        def see(hidden: Tensor) -> Tensor:
+            seen[name] = hidden.shape[-1]
+            return hidden
+
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            map_hidden(output, lambda hidden: seen.setdefault(name, hidden.shape[-1]) and hidden)
+            map_hidden(output, see)
             if len(seen) == len(names):
                 raise _AllSeen
 
@@ -96,7 +106,7 @@ def _probe(backbone: nn.Module, names: Collection[str]) -> dict[str, int]:
             clone(**pseudo_inputs(backbone))
     except _AllSeen:
         pass
-    except Exception as error:  # a model may fail in any way on inputs that mean nothing
+    except Exception as error:  # noqa: BLE001  # a model may fail in any way on inputs that mean nothing
         failure = error
     if missing := [name for name in names if name not in seen]:
         why = f"failed: {failure}" if failure else "never called it"

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from torch import nn
 
@@ -57,16 +57,16 @@ class Target:
 
 
 @dataclass
-class _Node:
+class _Names:
     """One element of the real names that a map knows."""
 
     value: str | None = None
-    children: dict[str, _Node] = field(default_factory=dict)
+    children: dict[str, _Names] = field(default_factory=dict)
 
     def add(self, path: str, value: str) -> None:
         node = self
         for element in path.split("."):
-            node = node.children.setdefault(element, _Node())
+            node = node.children.setdefault(element, _Names())
         node.value = value
 
     def deepest(self, path: str) -> tuple[str, int]:
@@ -87,12 +87,12 @@ class _Node:
 
 
 @lru_cache(maxsize=1)
-def _maps() -> dict[str, tuple[_Node, _Node]]:
+def _maps() -> dict[str, tuple[_Names, _Names]]:
     """Class name to its named modules and its groups."""
-    found: dict[str, tuple[_Node, _Node]] = {}
+    found: dict[str, tuple[_Names, _Names]] = {}
     for path in sorted(MAPS.glob("*.json")):
         for table in json.loads(path.read_text("utf-8"))["maps"]:
-            names, groups = _Node(), _Node()
+            names, groups = _Names(), _Names()
             for real, common in table["names"].items():
                 names.add(real, common)
             for common, members in table.get("groups", {}).items():
@@ -115,7 +115,7 @@ class StructureMap:
         roots: prefix of each module that has a map (``""`` or ``"bert."``), with the tables of that map.
     """
 
-    roots: tuple[tuple[str, Any], ...]
+    roots: tuple[tuple[str, tuple[_Names, _Names]], ...]
 
     @classmethod
     def of(cls, backbone: nn.Module) -> StructureMap:
@@ -154,7 +154,7 @@ class StructureMap:
                 yield f"{head}.{label}{MARK}", Part(label, index, len(labels))
 
 
-def _roots(prefix: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
+def _roots(prefix: str, module: nn.Module) -> Iterator[tuple[str, tuple[_Names, _Names]]]:
     table = next((_maps()[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in _maps()), None)
     if table is not None:
         yield prefix, table
@@ -236,7 +236,9 @@ def _match(
 
 
 def _regex_matches_plain(address: Address, common: str) -> bool:
-    return address.pattern.startswith("[r]") and MARK not in address.pattern and address.matches(common.replace(MARK, ""))
+    return (
+        address.pattern.startswith("[r]") and MARK not in address.pattern and address.matches(common.replace(MARK, ""))
+    )
 
 
 def _no_match(
@@ -246,7 +248,9 @@ def _no_match(
     structure: StructureMap,
     common_structure: bool | None,
 ) -> NoMatchError:
-    commons = [structure.common_name(name).replace(MARK, "") for name in modules] if common_structure is not False else []
+    commons = (
+        [structure.common_name(name).replace(MARK, "") for name in modules] if common_structure is not False else []
+    )
     if _match(pattern, list(modules), structure, common_structure):
         return NoMatchError(pattern, (), f"All that it means is left out by exclude_modules={list(exclude)}.")
     near = nearest_names(pattern.replace(MARK, ""), [*modules, *commons])

@@ -87,7 +87,14 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
 def _document(config: Mapping[str, Any], modules: list[str]) -> dict[str, Any]:
     """The config in DeltaHub's form, with the modules by their real names."""
     own = load_schema(SCHEMA)["$defs"][config["delta_type"]]["properties"]
-    kept = {*own, "unfrozen_modules", "backbone_class", "backbone_checkpoint_name", "transformers_version", "delta_type"}
+    kept = {
+        *own,
+        "unfrozen_modules",
+        "backbone_class",
+        "backbone_checkpoint_name",
+        "transformers_version",
+        "delta_type",
+    }
     document = {
         **{key: value for key, value in config.items() if key in kept and value is not None},
         "format_version": 1,
@@ -132,7 +139,9 @@ def _translate(saved: Mapping[str, Tensor], delta_type: str, backbone: nn.Module
         elif name in aliases or not tensor.is_floating_point():
             continue  # a second name of a tied tensor, or a constant such as position_ids
         elif _OTHER_DELTAS.fullmatch(name):
-            LOGGER.warning("%s belongs to another delta that was on the backbone; load it from its own checkpoint.", name)
+            LOGGER.warning(
+                "%s belongs to another delta that was on the backbone; load it from its own checkpoint.", name
+            )
         else:
             msg = f"{name} is neither part of a {delta_type} nor of this {type(backbone).__name__}. Load its own backbone."
             raise CheckpointError(msg)

@@ -145,7 +145,13 @@ class ReferenceDocument:
         ]
         versions = {name: asdict(entry) for name, entry in self.versions.items()}
         return canonical_json(
-            {"schema_version": SCHEMA_VERSION, "name": self.name, "versions": versions, "aliases": self.aliases, "log": log}
+            {
+                "schema_version": SCHEMA_VERSION,
+                "name": self.name,
+                "versions": versions,
+                "aliases": self.aliases,
+                "log": log,
+            }
         )
 
     @classmethod

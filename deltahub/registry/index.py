@@ -97,9 +97,9 @@ class Index:
         where, values = _conditions(query)
         with self._open() as database:
             self._refresh(database)
-            total: int = database.execute(f"SELECT count(*) FROM deltas WHERE {where}", values).fetchone()[0]
+            total: int = database.execute(f"SELECT count(*) FROM deltas WHERE {where}", values).fetchone()[0]  # noqa: S608  (built below)
             rows = database.execute(
-                f"SELECT row FROM deltas WHERE {where} ORDER BY time DESC, name LIMIT ?",
+                f"SELECT row FROM deltas WHERE {where} ORDER BY time DESC, name LIMIT ?",  # noqa: S608
                 [*values, -1 if limit is None else limit],
             )
             return [_listed(json.loads(row)) for (row,) in rows], total
@@ -117,7 +117,7 @@ class Index:
 
     def _refresh(self, database: sqlite3.Connection) -> None:
         known = dict(database.execute("SELECT key, stamp FROM documents"))
-        current = dict(self.registry.store.list(REFS))
+        current = dict(self.registry.store.keys(REFS))
         stale = [key for key in known if key not in current]
         changed = [key for key, stamp in current.items() if known.get(key) != stamp]
         _forget(database, [*stale, *changed])
@@ -149,7 +149,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _forget(database: sqlite3.Connection, keys: Collection[str]) -> None:
     for table in ("documents", "deltas", "tags"):
-        database.executemany(f"DELETE FROM {table} WHERE key = ?", [(key,) for key in keys])
+        database.executemany(f"DELETE FROM {table} WHERE key = ?", [(key,) for key in keys])  # noqa: S608
 
 
 def _remember(database: sqlite3.Connection, key: str, document: ReferenceDocument) -> None:

@@ -85,7 +85,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """The names of all deltas, ``"namespace/name"``, sorted."""
-        return [key[len(REFS) : -len(".json")] for key, _ in self.store.list(REFS) if key.endswith(".json")]
+        return [key[len(REFS) : -len(".json")] for key, _ in self.store.keys(REFS) if key.endswith(".json")]
 
     def resolve(self, reference: Reference) -> Found:
         """The version that a reference means, with its manifest.
@@ -225,7 +225,9 @@ class Registry:
 
     # ----- checking -----
 
-    def verify(self, paths: Collection[str] | None = None, version: str | None = None) -> Iterator[tuple[str, str | None]]:
+    def verify(
+        self, paths: Collection[str] | None = None, version: str | None = None
+    ) -> Iterator[tuple[str, str | None]]:
         """Re-hash deltas.
 
         Args:

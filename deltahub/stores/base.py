@@ -80,7 +80,7 @@ class Store(Protocol):
         """
         ...
 
-    def list(self, prefix: str) -> Iterator[tuple[str, str]]:
+    def keys(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Every key that starts with `prefix`, and a stamp that changes whenever its bytes do."""
         ...
 

@@ -111,7 +111,7 @@ class LocalStore:
                 sync_folders(folders)
         return _etag(data)
 
-    def list(self, prefix: str) -> Iterator[tuple[str, str]]:
+    def keys(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Every key that starts with `prefix`; a file's stamp is its inode, size and time of change."""
         yield from self._walk(prefix.rstrip("/"))
 

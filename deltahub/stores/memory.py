@@ -63,7 +63,7 @@ class MemoryStore:
             self._data[key] = data
         return _etag(data)
 
-    def list(self, prefix: str) -> Iterator[tuple[str, str]]:
+    def keys(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Every key that starts with `prefix`, and its etag."""
         with self._lock:
             found = sorted((key, _etag(data)) for key, data in self._data.items() if key.startswith(prefix))
