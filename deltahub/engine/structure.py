@@ -226,12 +226,12 @@ def _match(
             return real
     elif common_structure is False:
         return []
-    marked = Address(marked(pattern))
+    spelled = Address(marked(pattern))
     return [
         (name, part)
         for name in names
         for common, part in structure.variants(name)
-        if address.matches(common) or marked.matches(common) or _regex_matches_plain(address, common)
+        if address.matches(common) or spelled.matches(common) or _regex_matches_plain(address, common)
     ]
 
 
