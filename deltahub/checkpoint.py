@@ -141,7 +141,7 @@ def tensor_table(path: Path) -> tuple[TensorEntry, ...]:
 
     try:
         with safe_open(path, framework="np") as file:
-            slices = {name: file.get_slice(name) for name in file}
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no dict)
             return tuple(
                 TensorEntry(name, part.get_dtype(), tuple(part.get_shape())) for name, part in sorted(slices.items())
             )

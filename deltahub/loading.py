@@ -15,7 +15,7 @@ from deltahub.checkpoint import Checkpoint
 from deltahub.engine import freezing
 from deltahub.engine.filling import fill, replaced_names
 from deltahub.engine.fingerprint import fingerprint
-from deltahub.engine.ledger import ledger_of
+from deltahub.engine.ledger import ledger_of, original_values
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats import opendelta
 from deltahub.hub import locate
@@ -70,7 +70,10 @@ def load(
     saved = read_any(locate(path, **where), backbone, allow_pickle=allow_pickle)
     cls = class_for(saved.document["delta_type"])
     config = config or cls.config_class.from_dict(saved.document, **changes)
-    tensors = saved.tensors if tensors is None else tensors
+    if tensors is None:
+        tensors = saved.tensors
+    else:
+        tensors = {key: tensor.detach().clone() for key, tensor in tensors.items()}  # the delta's own from here on
 
     _check_backbone(saved, backbone, replaced_names(tensors), check_hash)
     insertions = cls.build(backbone, cls.complete(config, backbone), empty=True)
@@ -101,5 +104,5 @@ def _check_backbone(saved: Checkpoint, backbone: nn.Module, replaced: tuple[str,
             "%s was saved without a list of its backbone's tensors, so only their shapes are checked.", saved.folder
         )
         return
-    found = fingerprint(backbone, replaced, ledger_of(backbone).base)
+    found = fingerprint(backbone, replaced, original_values(backbone))
     saved.fingerprint.require(found, same_weights=check_hash is True)

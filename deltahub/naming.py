@@ -20,15 +20,16 @@ def default_name(config: Mapping[str, Any], tags: Collection[str] = ()) -> str:
         ``"namespace/task-backbone"``; the delta type stands in for an unknown task.
     """
     metadata = config.get("metadata", {})
-    if given := metadata.get("name"):
-        return str(given)
+    if "name" in metadata:
+        return str(metadata["name"])
     all_tags = [*tags, *metadata.get("tags", [])]
     pairs = dict(tag.split("=", 1) for tag in all_tags if "=" in tag)
     labels = [tag for tag in all_tags if "=" not in tag]
     tasks = [*metadata.get("train_tasks", []), *metadata.get("train_datasets", [])]
     known = [*tasks[:1], *(pairs[key] for key in ("task", "dataset") if key in pairs), *labels]
     task = known[0] if known else config["delta_type"]
-    backbone = config.get("backbone_checkpoint_name") or config.get("backbone_class") or "backbone"
+    given = str(metadata.get("backbone_model", "")).rpartition("/")[2]
+    backbone = given or config.get("backbone_checkpoint_name") or config.get("backbone_class") or "backbone"
     return f"{default_namespace()}/{_plain(f'{task}-{backbone}')}"
 
 

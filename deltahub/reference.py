@@ -27,8 +27,8 @@ _NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _SOURCE: Final = re.compile(r"[a-z][a-z0-9-]{1,31}")
 _VERSION: Final = re.compile(r"v[1-9][0-9]{0,8}")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{12,64}")
-_LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
-_VALUE: Final = re.compile(r"[A-Za-z0-9._/+:-][A-Za-z0-9 ._/+:-]{0,127}")
+_LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,126}[A-Za-z0-9._/])?")  # "sst2-" removes a tag
+_VALUE: Final = re.compile(r"[A-Za-z0-9._/+:-](?:[A-Za-z0-9 ._/+:-]{0,126}[A-Za-z0-9._/+:])?")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def check_tag(text: str) -> str:
         ReferenceSyntaxError: it cannot.
     """
     key, equals, value = text.partition("=")
-    rule = "a label or key=value of letters, digits and ._/- (plain ASCII, 128 at most)"
+    rule = "a label or key=value of letters, digits and ._/- (plain ASCII, 128 at most, not ending with '-')"
     _check(key, _LABEL, "tag", rule)
     if equals:
         _check(value, _VALUE, f"value of the tag {key!r}", rule)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -96,7 +97,7 @@ class SaveLoadMixin:
             return
         self._write(folder, tensors, facts, save_function)
         if delay_push:
-            print(f"deltahub push {folder}")  # noqa: T201  (the seed prints the command to run later)
+            print(f"deltahub push {shlex.quote(str(folder))}")  # noqa: T201  (the seed prints the command to run later)
         elif push_to_dc:
             from deltahub.hub import Hub
 

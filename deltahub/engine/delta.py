@@ -68,8 +68,10 @@ class DeltaBase(SaveLoadMixin):
         config = self.complete(config, backbone_model)
         if insertions is None:
             insertions = self.build(backbone_model, config)
+        if name is not None:
+            check_name(backbone_model, name)
         ledger = ledger_of(backbone_model)
-        name = check_name(ledger, name) if name else ledger.free_name(self.delta_type)
+        name = name or ledger.free_name(self.delta_type)
         self.backbone_model = backbone_model
         self._entry = Entry(name, type(self), config, dict(insertions))
         for address, insertion in insertions.items():
@@ -282,7 +284,8 @@ class DeltaBase(SaveLoadMixin):
         """
         names = self.config.unfrozen_modules if exclude is None else exclude
         kept = freezing.freeze(self.backbone_model, module, tuple(names or ()))
-        stale = [name for name in self._entry.replaced if name not in kept]
+        prefix = freezing.prefix_of(self.backbone_model, module)
+        stale = [name for name in self._entry.replaced if name.startswith(prefix) and name not in kept]
         self._ledger.release(self.backbone_model, self._entry, stale)
         self._ledger.replace(self.backbone_model, self._entry, dict.fromkeys(kept))
         self._entry.config = replace(self.config, unfrozen_modules=tuple(names or ()))

@@ -63,6 +63,8 @@ def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> No
         want, have = list(expected[name].shape), list(found[name].shape)
         if want != have:
             wrong.append(f"{name} is {have}, expected {want}")
+        elif expected[name].is_floating_point() != found[name].is_floating_point():
+            wrong.append(f"{name} is {found[name].dtype}, expected {expected[name].dtype}")
     if not wrong:
         wrong = not_finite(found)
     if wrong:

@@ -26,15 +26,17 @@ def freeze(backbone: nn.Module, module: nn.Module | None, exclude: Collection[st
         NoMatchError: a name matches nothing. Nothing was changed.
     """
     prefix = prefix_of(backbone, module)
-    named = {name[len(prefix) :]: p for name, p in backbone.named_parameters() if name.startswith(prefix)}
+    every = backbone.named_parameters(remove_duplicate=False)  # a tied tensor can be meant by any of its names
+    named = {name[len(prefix) :]: p for name, p in every if name.startswith(prefix)}
     structure = StructureMap.of(module if module is not None else backbone)
     kept = {name for name in named if CHILD in exclude and is_delta_name(name)}
     for pattern in exclude:
         if pattern != CHILD:
             kept |= _covered(pattern, named, structure)
-    for name, parameter in named.items():
-        parameter.requires_grad_(name in kept and (parameter.is_floating_point() or parameter.is_complex()))
-    return {f"{prefix}{name}" for name in kept if not is_delta_name(name)}
+    meant = {id(named[name]) for name in kept}
+    for parameter in named.values():
+        parameter.requires_grad_(id(parameter) in meant and (parameter.is_floating_point() or parameter.is_complex()))
+    return {name for name, parameter in own_parameters(backbone) if id(parameter) in meant}
 
 
 def _covered(pattern: str, names: Collection[str], structure: StructureMap) -> set[str]:

@@ -6,7 +6,7 @@ tensor had before, so that `detach()` gives back the original backbone, and the 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -72,7 +72,7 @@ class Ledger:
             live = tensor_called(backbone, name).detach()
             self.base.setdefault(name, live.clone())
             if entry.name != self.in_force.get(name):
-                entry.replaced[name] = live.clone() if value is None else value
+                entry.replaced[name] = (live if value is None else value).clone()
             elif value is not None:
                 live.copy_(value)
         self.settle(backbone)
@@ -84,6 +84,8 @@ class Ledger:
                 del entry.replaced[name]
                 if self.in_force.get(name) == entry.name:
                     del self.in_force[name]
+                if not any(name in other.replaced for other in self.entries.values()):
+                    del self.base[name]
         self.settle(backbone)
 
     @torch.no_grad()
@@ -113,6 +115,12 @@ class Ledger:
         return tensor_called(backbone, name).detach() if value is None else value
 
 
+def original_values(backbone: nn.Module) -> Mapping[str, Tensor]:
+    """The backbone's own values of the tensors that deltas have replaced, by name; the backbone is only read."""
+    ledger = backbone.__dict__.get(ATTRIBUTE)
+    return ledger.base if isinstance(ledger, Ledger) else {}
+
+
 def ledger_of(backbone: nn.Module) -> Ledger:
     """The ledger of a backbone, made when there is none."""
     ledger = backbone.__dict__.get(ATTRIBUTE)
@@ -131,19 +139,19 @@ def tensor_called(backbone: nn.Module, name: str) -> Tensor:
     return tensor
 
 
-def check_name(ledger: Ledger, name: str) -> str:
-    """Return `name` if a delta can have it.
+def check_name(backbone: nn.Module, name: str) -> None:
+    """Refuse a name that another delta on this backbone cannot have.
 
     Raises:
         ConfigError: it is taken, or no identifier.
     """
-    if name in ledger.entries:
+    ledger = backbone.__dict__.get(ATTRIBUTE)
+    if isinstance(ledger, Ledger) and name in ledger.entries:
         msg = f"A delta called {name!r} is on this backbone already; choose another name."
         raise ConfigError(msg)
     if not name.isidentifier():
         msg = f"{name!r} cannot be the name of a delta: use letters, digits and '_', not starting with a digit."
         raise ConfigError(msg)
-    return name
 
 
 # Top-level, so that a backbone with it copies and pickles; it touches only keys under its own prefix, so that a

@@ -101,7 +101,8 @@ def _children(module: nn.Module, prefix: str, keep_empty: bool) -> list[_Node]:
         )
         if not (node.parameters or node.children or keep_empty):
             continue
-        twin = next((other for other in nodes if other.shape == node.shape), None)
+        bare = not (node.parameters or node.children)  # nothing to tell two of them apart by
+        twin = None if bare else next((other for other in nodes if other.shape == node.shape), None)
         if twin is None:
             nodes.append(node)
         else:

@@ -286,5 +286,7 @@ def _author() -> str:
 def _summary(manifest: Manifest) -> dict[str, object]:
     keys = ("delta_type", "backbone_class", "backbone_checkpoint_name", "backbone_hash")
     known = {key: manifest.config[key] for key in keys if manifest.config.get(key)}
+    if backbone := manifest.config.get("metadata", {}).get("backbone_model"):
+        known["backbone_checkpoint_name"] = backbone
     metrics = {str(m["metric_type"]): m["metric_value"] for m in manifest.metrics}
     return {**known, "size": manifest.size, "parameters": manifest.parameters["total"], "metrics": metrics}

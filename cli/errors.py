@@ -1,0 +1,46 @@
+"""Errors become one sentence and an exit code; commands never catch them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from deltahub import errors
+
+# The first class that an error is an instance of decides.
+EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
+    (errors.NotFoundError, 3),
+    (errors.ConflictError, 4),
+    (errors.IntegrityError, 5),
+    (errors.FingerprintMismatch, 5),
+    (errors.StorageError, 6),
+    (errors.ReferenceSyntaxError, 2),
+    (errors.ConfigError, 2),
+    (errors.DeltaHubError, 1),
+)
+INTERRUPTED = 130
+
+EXIT_HELP = (
+    "Exit codes: 0 done, 1 refused, 2 wrong usage, 3 not found, 4 changed by somebody else, "
+    "5 damaged or another backbone, 6 disk full or not writable, 130 interrupted."
+)
+
+
+class SentenceGroup(TyperGroup):
+    """Runs a command, and prints what goes wrong as one sentence; `--debug` lets the traceback through."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was chosen."""
+        try:
+            return super().invoke(ctx)
+        except errors.DeltaHubError as error:
+            if ctx.params.get("debug"):
+                raise
+            print(f"Error: {error}", file=sys.stderr)  # noqa: T201
+            raise typer.Exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind))) from error
+        except KeyboardInterrupt as error:
+            print("Interrupted; nothing was left half done.", file=sys.stderr)  # noqa: T201
+            raise typer.Exit(INTERRUPTED) from error

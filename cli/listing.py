@@ -1,0 +1,142 @@
+"""list, show and log."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from .options import JsonOpt, QuietOpt, RefArg, SourceOpt, TagsOpt, split_tags
+from .output import Output, print_json, size_text
+
+_SHOWN = 50  # rows of a table, unless told otherwise
+
+
+def list_(
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="Words that must all occur.")] = "",
+    tag: TagsOpt = None,
+    delta_type: Annotated[str | None, typer.Option("--type", help="lora, adapter, bitfit, ...")] = None,
+    author: Annotated[str | None, typer.Option("--author", help="Who pushed it.")] = None,
+    source: SourceOpt = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=0, help=f"At most so many; 0 for all. [default: {_SHOWN}, all as JSON]")
+    ] = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """List deltas, newest first.
+
+    [dim]deltahub list sst2 --type lora[/dim]
+
+    [dim]deltahub list --tag task=sst2 --tag lang=en --json[/dim]
+    """
+    from deltahub.hub import Hub
+    from deltahub.registry.index import Query
+
+    shown = limit if limit is not None else (0 if json or quiet else _SHOWN)
+    found, total = Hub.open().search(
+        Query(query, tuple(split_tags(tag)), delta_type, author), source, limit=shown or None
+    )
+    out = Output(as_json=json, quiet=quiet)
+    if json:
+        print_json([asdict(entry) for entry in found])
+        return
+    rows = [
+        (
+            entry.name,
+            " ".join([entry.version, *sorted(alias for alias, v in entry.aliases.items() if v == entry.version)]),
+            str(entry.summary.get("delta_type", "")),
+            str(entry.summary.get("backbone_checkpoint_name") or entry.summary.get("backbone_class", "")),
+            size_text(entry.summary.get("size", 0)),
+            _metrics(entry.summary.get("metrics", {})),
+            " ".join(entry.tags),
+            entry.time[:10],
+        )
+        for entry in found
+    ]
+    if not rows:
+        out.result({}, "No delta is known that fits.", "Push one with: deltahub push ./ckpt")
+        return
+    out.rows("", ("name", "version", "type", "backbone", "size", "metrics", "tags", "pushed"), rows)
+    if total > len(found) and not quiet:
+        typer.echo(f"{len(found)} of {total:,}; --limit 0 shows all.", err=True)
+
+
+def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
+    """Show everything that is known about a delta.
+
+    [dim]deltahub show DeltaHub/sst2-t5-base@champion[/dim]
+    """
+    from deltahub.hub import Hub
+    from deltahub.reference import Reference
+
+    registry, found = Hub.open().resolve(Reference.parse(ref))
+    manifest, document, entry = found.manifest, found.document, found.entry
+    data: dict[str, Any] = {
+        "name": document.name,
+        "source": registry.name,
+        "version": found.version,
+        "digest": entry.digest,
+        "time": entry.time,
+        "author": entry.author,
+        "message": entry.message,
+        "tags": entry.tags,
+        "aliases": dict(document.aliases),
+        "versions": {name: known.digest for name, known in document.versions.items()},
+        "config": dict(manifest.config),
+        "parameters": dict(manifest.parameters),
+        "metrics": list(manifest.metrics),
+        "files": [asdict(file) for file in manifest.files],
+        "tensors": [asdict(tensor) for tensor in manifest.tensors],
+    }
+    if json:
+        print_json(data)
+        return
+    out = Output(as_json=json, quiet=quiet)
+    config = manifest.config
+    pointing = sorted(alias for alias, version in document.aliases.items() if version == found.version)
+    facts = [
+        ("delta", f"{registry.name}:{document.name}@{found.version}"),
+        ("digest", entry.digest),
+        ("pushed", f"{entry.time} by {entry.author}{f': {entry.message}' if entry.message else ''}"),
+        ("aliases", " ".join(pointing) or "none"),
+        ("tags", " ".join(entry.tags) or "none"),
+        ("versions", " ".join(document.versions)),
+        ("method", str(config["delta_type"])),
+        ("modules", " ".join(config.get("modified_modules") or ())),
+        ("backbone", f"{config.get('backbone_checkpoint_name') or '?'} ({config.get('backbone_class') or '?'})"),
+        ("fingerprint", str(config.get("backbone_hash"))),
+        ("parameters", f"{manifest.parameters['delta']:,} of the delta, {manifest.parameters['total']:,} in all"),
+        ("metrics", _metrics({m["metric_type"]: m["metric_value"] for m in manifest.metrics}) or "none"),
+    ]
+    out.rows("", ("", ""), facts)
+    out.rows("", ("file", "size", "sha256"), [(f.path, size_text(f.size), f.sha256) for f in manifest.files])
+
+
+def log(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A delta: [source:]namespace/name.")],
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Show the history of a delta, oldest first: pushes, and every move of an alias or tag.
+
+    [dim]deltahub log DeltaHub/sst2-t5-base[/dim]
+    """
+    from deltahub.hub import Hub
+    from deltahub.reference import Reference
+
+    _, found = Hub.open().resolve(Reference.parse(name))
+    if json:
+        print_json([asdict(move) for move in found.document.log])
+        return
+    rows = [
+        (m.time, m.author, m.action, m.what, f"{m.before or '-'} -> {m.after or '-'}"[:48]) for m in found.document.log
+    ]
+    Output(as_json=json, quiet=quiet).rows("", ("time", "author", "action", "what", "change"), rows)
+
+
+def _metrics(metrics: dict[str, Any]) -> str:
+    return " ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in metrics.items()
+    )

@@ -1,0 +1,26 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
+RefArg = Annotated[
+    str, typer.Argument(metavar="REF", help="A delta: [source:]namespace/name[@version, alias or sha256:...].")
+]
+FolderArg = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that save_finetuned wrote.")]
+TagsOpt = Annotated[
+    list[str] | None,
+    typer.Option("--tags", "--tag", "-t", metavar="TAG", help="A label or key=value; may be repeated, takes commas."),
+]
+SourceOpt = Annotated[str | None, typer.Option("--source", metavar="NAME", help="The registry to look in.")]
+
+
+def split_tags(tags: Sequence[str] | None) -> list[str]:
+    """The tags of `--tags a,b --tags c`."""
+    return [tag.strip() for text in tags or () for tag in text.split(",") if tag.strip()]

@@ -1,0 +1,62 @@
+"""verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import JsonOpt, QuietOpt, SourceOpt
+from .output import Output, print_json
+
+_DAMAGED = 5
+
+
+def verify(
+    target: Annotated[
+        str | None, typer.Argument(metavar="REF|FOLDER", help="A delta or a folder; everything if left out.")
+    ] = None,
+    source: SourceOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Read every byte again and compare it with what was published or saved.
+
+    [dim]deltahub verify[/dim]
+
+    [dim]deltahub verify DeltaHub/sst2-t5-base@v2[/dim]
+
+    [dim]deltahub verify ./ckpt[/dim]
+    """
+    results = _folder(Path(target)) if target and Path(target).is_dir() else _registry(target, source)
+    damaged = [(name, damage) for name, damage in results if damage]
+    if json:
+        print_json([{"reference": name, "damage": damage} for name, damage in results])
+    elif damaged:
+        Output(as_json=json, quiet=quiet).rows("", ("damaged", "what"), damaged)
+    else:
+        print(f"{len(results)} checked, all intact.")  # noqa: T201
+    if damaged:
+        if not json and not quiet:
+            typer.echo(f"{len(damaged)} of {len(results)} are damaged. Push them again from intact copies.", err=True)
+        raise typer.Exit(_DAMAGED)
+
+
+def _folder(folder: Path) -> list[tuple[str, str]]:
+    from deltahub.checkpoint import describe
+
+    describe(folder)
+    return [(str(folder), "")]
+
+
+def _registry(target: str | None, source: str | None) -> list[tuple[str, str]]:
+    from deltahub.hub import Hub
+    from deltahub.reference import Reference
+
+    hub = Hub.open()
+    if target is None:
+        return [(name, damage or "") for name, damage in hub.registry(source).verify()]
+    reference = Reference.parse(target)
+    registry = hub.registry(source or reference.source)
+    return [(name, damage or "") for name, damage in registry.verify([reference.path], reference.version)]

@@ -1,0 +1,59 @@
+"""Small checkpoints, written without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from deltahub import checkpoint
+from deltahub.backbone import Fingerprint, Leaf
+
+LEAVES = (
+    Leaf("embed.weight", "float32", (10, 4), "0" * 32),
+    Leaf("layer.query.weight", "float32", (4, 4), "1" * 32),
+    Leaf("layer.value.weight", "float32", (4, 4), "2" * 32),
+)
+BACKBONE = Fingerprint(LEAVES)
+DOCUMENT: dict[str, Any] = {
+    "format_version": 1,
+    "deltahub_version": "0.1.0",
+    "delta_type": "lora",
+    "modified_modules": ["query"],
+    "lora_r": 1,
+    "backbone_class": "BertModel",
+    "backbone_checkpoint_name": "bert-tiny",
+    "backbone_hash": BACKBONE.hash,
+}
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    value: float = 0.5,
+    metadata: Mapping[str, Any] | None = None,
+    card: str = "# A delta\n",
+    **options: Any,
+) -> Path:
+    """Save a checkpoint of a few bytes.
+
+    Args:
+        value: of every weight of the delta.
+        options: replace those of the config.
+    """
+    tensors = {
+        "layer.query.deltas.lora_A": np.full((1, 4), value, np.float32),
+        "layer.query.deltas.lora_B": np.full((4, 1), value, np.float32),
+        "classifier.bias": np.zeros(2, np.float32),
+    }
+    document = {**DOCUMENT, **options} | ({"metadata": dict(metadata)} if metadata else {})
+    checkpoint.write(folder, document, tensors, BACKBONE, card, save_file)
+    return folder
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    """The files in a folder and all its folders, by relative path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

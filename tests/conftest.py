@@ -1,0 +1,105 @@
+"""Every test has folders of its own and no network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deltahub.cache import Cache
+from deltahub.hub import Hub
+from deltahub.registry.registry import Registry
+from deltahub.stores.local import LocalStore
+from tests.checkpoints import save_checkpoint
+from tests.faults import Faults
+
+# huggingface_hub reads these once, when it is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+_NOBODY = 65534
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees this user's registry, cache or settings."""
+    home = tmp_path_factory.mktemp("home")
+    for variable, folder in (
+        ("HOME", "user"),
+        ("DELTAHUB_HOME", "deltahub"),
+        ("DELTAHUB_CACHE", "deltahub-cache"),
+        ("HF_HOME", "huggingface"),
+        ("TORCH_HOME", "torch"),
+        ("XDG_CACHE_HOME", "xdg-cache"),
+        ("XDG_CONFIG_HOME", "xdg-config"),
+        ("XDG_DATA_HOME", "xdg-data"),
+    ):
+        monkeypatch.setenv(variable, str(home / folder))
+    monkeypatch.setenv("DELTAHUB_AUTHOR", "ada")
+    for variable in ("DELTAHUB_NAMESPACE", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def new_checkpoint(tmp_path: Path) -> Callable[..., Path]:
+    """Saves small checkpoints, each in a folder of its own; equal arguments give equal content."""
+    made = 0
+
+    def save(**content: object) -> Path:
+        nonlocal made
+        made += 1
+        return save_checkpoint(tmp_path / f"checkpoint-{made}", **content)
+
+    return save
+
+
+@pytest.fixture
+def checkpoint_folder(new_checkpoint: Callable[..., Path]) -> Path:
+    """One small valid checkpoint."""
+    return new_checkpoint()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """An empty registry in a folder."""
+    return Registry(LocalStore(tmp_path / "registry"))
+
+
+@pytest.fixture
+def hub(registry: Registry, tmp_path: Path) -> Hub:
+    """A hub over `registry` with an empty cache."""
+    return Hub({registry.name: registry}, Cache(tmp_path / "cache"))
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
+    """Breaks any step in which the library writes to the disk."""
+    return Faults(monkeypatch)
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """A folder that every user of the machine can reach, unlike `tmp_path`."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[Callable[[], None]]:
+    """A call that gives up root's rights until the test ends; without root there are none to give up."""
+
+    def become() -> None:
+        if os.name != "nt" and os.geteuid() == 0:
+            os.seteuid(_NOBODY)
+
+    try:
+        yield become
+    finally:
+        if os.name != "nt" and os.getuid() == 0:
+            os.seteuid(0)

@@ -1,0 +1,101 @@
+"""Faults on demand: an error at any one of the steps in which bytes reach the disk."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+FORBIDDEN = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+INTERRUPT = KeyboardInterrupt()
+
+_STEPS = ("chmod", "fsync", "link", "mkdir", "replace", "utime")
+
+
+class Faults:
+    """Counts the steps in which something is written, and breaks the one that is asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+        self._count = 0
+        self._breaks_at = 0
+        self._error: BaseException = FULL
+
+    def step(self) -> bool:
+        """Whether the next step is the one to break."""
+        self._count += 1
+        return self._count == self._breaks_at
+
+    def fail(self) -> None:
+        """Raise what was asked for."""
+        raise self._error
+
+    def count(self, action: Callable[[], object]) -> int:
+        """Run `action` unbroken and count its steps."""
+        with self.at(0, FULL):
+            action()
+        return self._count
+
+    @contextmanager
+    def at(self, step: int, error: BaseException) -> Iterator[None]:
+        """Raise `error` at one step, counted from 1."""
+        self._count, self._breaks_at, self._error = 0, step, error
+        with self._patch.context() as patch:
+            for name in _STEPS:
+                patch.setattr(os, name, self._breakable(getattr(os, name)))
+            patch.setattr(io, "open", self._open(io.open))
+            yield
+
+    def each(self, count: int, *errors: BaseException) -> Iterator[tuple[str, int, BaseException]]:
+        """Every step with every error, and a name for the case."""
+        assert count > 0
+        for error in errors:
+            for step in range(1, count + 1):
+                yield f"{type(error).__name__}-{step}", step, error
+
+    def _breakable(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def breakable(*args: Any, **options: Any) -> Any:
+            if self.step():
+                self.fail()
+            return call(*args, **options)
+
+        return breakable
+
+    def _open(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def opened(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
+            if "r" in mode and "+" not in mode:
+                return call(file, mode, *args, **options)
+            if self.step():
+                self.fail()
+            return _Writer(call(file, mode, *args, **options), self)
+
+        return opened
+
+
+class _Writer:
+    """A file whose writing can stop half way, as on a full disk."""
+
+    def __init__(self, file: Any, faults: Faults) -> None:
+        self._file, self._faults = file, faults
+
+    def write(self, data: Any) -> int:
+        if self._faults.step():
+            self._file.write(data[: len(data) // 2])
+            self._faults.fail()
+        written: int = self._file.write(data)
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()

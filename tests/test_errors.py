@@ -1,0 +1,131 @@
+"""Errors carry their facts, say them in one sentence, and travel between processes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+
+from deltahub import errors
+from deltahub.errors import (
+    AddressError,
+    CheckpointError,
+    ConfigError,
+    ConflictError,
+    DeltaHubError,
+    FingerprintMismatch,
+    IntegrityError,
+    NoMatchError,
+    NotFoundError,
+    PickleRefusedError,
+    ReferenceSyntaxError,
+    StorageError,
+    TargetError,
+)
+
+EXAMPLES = [
+    (DeltaHubError("It went wrong."), "It went wrong."),
+    (ConfigError("lora_r must be at least 1, got 0."), "lora_r must be at least 1, got 0."),
+    (AddressError("No."), "No."),
+    (
+        NoMatchError("atn", ("attn", "attn2"), "Look at deltahub inspect."),
+        "No module matches 'atn'. The nearest names are: attn, attn2. Look at deltahub inspect.",
+    ),
+    (NoMatchError("atn", ()), "No module matches 'atn'."),
+    (TargetError("A container."), "A container."),
+    (CheckpointError("No delta."), "No delta."),
+    (PickleRefusedError("A pickle."), "A pickle."),
+    (
+        IntegrityError("w.bin", "5 bytes", "4 bytes", "Fetch it again."),
+        "w.bin is damaged: expected 5 bytes, found 4 bytes. Fetch it again.",
+    ),
+    (IntegrityError("w.bin", "sha256:aa", "nothing"), "w.bin is damaged: expected sha256:aa, found nothing."),
+    (
+        FingerprintMismatch("incompatible", "missing a", "aa", "bb"),
+        "This delta was trained on another backbone (incompatible): missing a. Expected fingerprint aa, found bb. "
+        "Load the backbone that the delta was trained on, or pass check_hash=False to attach it anyway.",
+    ),
+    (
+        FingerprintMismatch("other precision", "a is float16, expected float32", "aa", "bb"),
+        "This delta was trained on another backbone (other precision): a is float16, expected float32. "
+        "Expected fingerprint aa, found bb. Load the backbone that the delta was trained on, or pass "
+        'check_hash="structure" to accept other weights of the same shape, or check_hash=False to attach it anyway.',
+    ),
+    (ReferenceSyntaxError("Bad name."), "Bad name."),
+    (
+        NotFoundError("a/b", ("local (/r)", "team (s3)"), ("a/c",)),
+        "a/b was not found. Looked in: local (/r); team (s3). The nearest names are: a/c.",
+    ),
+    (NotFoundError("a/b"), "a/b was not found."),
+    (
+        ConflictError("refs/a.json", None, "ee"),
+        "refs/a.json changed meanwhile: expected no entry, found ee. "
+        "Nothing was overwritten; look at it again and repeat.",
+    ),
+    (StorageError("No space is left."), "No space is left."),
+]
+each_error = pytest.mark.parametrize(
+    ("error", "sentence"),
+    EXAMPLES,
+    ids=[f"{number}-{type(error).__name__}" for number, (error, _) in enumerate(EXAMPLES)],
+)
+
+
+def test_every_error_class_has_an_example():
+    known = {value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)}
+
+    assert {type(error) for error, _ in EXAMPLES} == known
+
+
+@each_error
+def test_the_sentence_says_what_happened(error, sentence):
+    assert str(error) == sentence
+
+
+@each_error
+def test_the_repr_names_the_class_and_every_fact(error, sentence):
+    assert repr(error) == f"{type(error).__name__}({', '.join(map(repr, error.args))})"
+
+
+@each_error
+@pytest.mark.parametrize("twin", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_an_error_survives_copying_and_pickling_with_all_its_fields(error, sentence, twin):
+    found = twin(error)
+
+    assert (type(found), found.args, vars(found), str(found)) == (type(error), error.args, vars(error), sentence)
+
+
+@each_error
+def test_one_except_clause_catches_them_all(error, sentence):
+    with pytest.raises(DeltaHubError):
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "builtin"),
+    [
+        (ConfigError, ValueError),
+        (AddressError, ValueError),
+        (ReferenceSyntaxError, ValueError),
+        (NotFoundError, LookupError),
+        (StorageError, OSError),
+        (PickleRefusedError, CheckpointError),
+    ],
+)
+def test_errors_are_also_what_python_calls_such_a_thing(error, builtin):
+    assert issubclass(error, builtin)
+
+
+@pytest.mark.parametrize(
+    ("level", "soft"),
+    [
+        ("same structure, other weights", True),
+        ("other precision", True),
+        ("renamed", False),
+        ("resized embeddings", False),
+        ("incompatible", False),
+    ],
+)
+def test_a_mismatch_is_soft_when_every_tensor_keeps_its_name_and_shape(level, soft):
+    assert FingerprintMismatch(level, "", "aa", "bb").soft == soft
