@@ -32,7 +32,7 @@ CONFIG: Final = "delta_config.json"
 WEIGHTS: Final = "delta.safetensors"
 BACKBONE: Final = "backbone.json"
 CARD: Final = "README.md"
-FILES: Final = (CONFIG, WEIGHTS, BACKBONE, CARD)
+PICKLE: Final = "pytorch_model.bin"  # what OpenDelta wrote
 DELTA_PART: Final = ".deltas."  # in a tensor's name: what stands after it is the delta's own
 
 Saver = Callable[[Mapping[str, "Tensor"], Path], None]
@@ -69,7 +69,13 @@ def read_document(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        msg = f"{folder} holds no delta: {CONFIG} is missing. Point to the folder that save_finetuned wrote."
+        remedy = "Point to the folder that save_finetuned wrote."
+        if (folder / PICKLE).is_file():
+            remedy = (
+                f"Its {PICKLE} is a pickle, which is neither pushed nor opened unasked: if you trust its author, load it "
+                "with AutoDeltaModel.from_finetuned(..., allow_pickle=True) and save_finetuned() it as safetensors."
+            )
+        msg = f"{folder} holds no delta: {CONFIG} is missing. {remedy}"
         raise CheckpointError(msg)
     try:
         document: dict[str, Any] = json.loads(path.read_bytes())

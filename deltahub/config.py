@@ -72,6 +72,9 @@ class DeltaConfig:
         Raises:
             ConfigError: a key is unknown, or a value can never work.
         """
+        if (given := document.get("delta_type", cls.delta_type)) != cls.delta_type:
+            msg = f"This config is of type {given!r}, not {cls.delta_type!r}. AutoDeltaConfig.from_dict finds its class."
+            raise ConfigError(msg)
         options = {key: value for key, value in {**document, **overrides}.items() if key not in CHECKPOINT_KEYS}
         refuse_unknown(options, {field.name for field in fields(cls)}, cls.delta_type)
         return cls(**options)
@@ -106,6 +109,10 @@ def check_document(document: Mapping[str, Any]) -> None:
         ConfigError: the delta type or a key is unknown, or a value can never work.
     """
     schema = load_schema(SCHEMA)
+    version = document.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        msg = f"This delta has format_version {version}; this deltahub reads {FORMAT_VERSION}. Update deltahub to load it."
+        raise ConfigError(msg)
     delta_type = document.get("delta_type")
     if delta_type not in known_types():
         known = nearest(str(delta_type), known_types())

@@ -5,7 +5,7 @@ The keys are those of OpenDelta's center_args, so that its scripts run unchanged
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from deltahub.config import SCHEMA
@@ -60,7 +60,8 @@ def gather(
                 msg = f"center_args has no key {key!r}: {nearest(key, known)}"
                 raise ConfigError(msg)
     if test_result is not None:
-        found["test_result"] = dict(test_result) if isinstance(test_result, Mapping) else {"performance": test_result}
+        results = test_result if isinstance(test_result, Mapping) else {"performance": test_result}
+        found["test_result"] = {key: _plain(value) for key, value in results.items()}
     if usage:
         found["usage"] = usage
     tags = [*found.get("tags", ()), *list_tags, *(f"{key}={value}" for key, value in dict_tags.items())]
@@ -74,4 +75,11 @@ def _fitting(schema: Mapping[str, Any], value: Any) -> Any:
     wants_list = schema.get("type") == "array" or schema.get("$ref", "").endswith("/texts")
     if wants_list and isinstance(value, str):
         return [value]
-    return list(value) if wants_list and value is not None else value
+    if wants_list and isinstance(value, Iterable):
+        return list(value)
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy or torch as Python's own, which JSON can hold."""
+    return value.item() if hasattr(value, "item") else value

@@ -37,4 +37,5 @@ def _plain(text: str) -> str:
     """The letters and digits of `text` that a name can have, in the same order."""
     kept = re.sub(r"[^A-Za-z0-9._]+", "-", text)
     kept = re.sub(r"\.{2,}", ".", kept)
-    return kept[:96].strip("-._") or "delta"
+    kept = kept[:96].strip("-._") or "delta"
+    return re.sub(r"[.-]*\.(git|ipynb|json|lock)$", r"-\1", kept, flags=re.IGNORECASE)  # endings that are reserved

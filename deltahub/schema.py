@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jsonschema import Draft202012Validator, ValidationError
+    from jsonschema import ValidationError
+    from jsonschema.protocols import Validator
 
 Document = Mapping[str, Any]
 
@@ -23,10 +26,30 @@ def load_schema(name: str) -> dict[str, Any]:
 
 
 @cache
-def _validator(name: str) -> Draft202012Validator:
-    from jsonschema import Draft202012Validator  # late: commands that validate nothing start without it
+def _validator(name: str) -> Validator:
+    from jsonschema import Draft202012Validator, validators  # late: commands that validate nothing start without it
 
-    return Draft202012Validator(load_schema(name))
+    types = Draft202012Validator.TYPE_CHECKER.redefine_many({"integer": _is_integer, "number": _is_number})
+    strict = validators.extend(Draft202012Validator, {"pattern": _pattern}, type_checker=types)
+    return strict(load_schema(name))
+
+
+def _is_integer(_checker: object, value: object) -> bool:
+    """Python's own: 8.0 is an integer to JSON Schema, but no size of a tensor."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(checker: object, value: object) -> bool:
+    """Not NaN or infinity, which JSON cannot hold."""
+    return _is_integer(checker, value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _pattern(_validator: object, pattern: str, value: object, _schema: object) -> Iterator[ValidationError]:
+    """As JSON Schema means it: Python's `$` would let a newline pass at the end."""
+    from jsonschema import ValidationError
+
+    if isinstance(value, str) and not re.search(pattern.replace("$", r"\Z"), value):
+        yield ValidationError(f"{value!r} does not match {pattern!r}")
 
 
 def problems(document: object, name: str) -> tuple[str, ...]:
@@ -36,8 +59,10 @@ def problems(document: object, name: str) -> tuple[str, ...]:
         document: parsed JSON.
         name: the schema's name, e.g. ``"manifest.v1"``.
     """
-    found: Iterable[ValidationError] = _validator(name).iter_errors(document)
-    return tuple(dict.fromkeys(_clause(error) for error in sorted(found, key=lambda error: list(map(str, error.path)))))
+    found: list[ValidationError] = list(_validator(name).iter_errors(document))
+    # A property whose value is wrong counts as unevaluated too; that would only be said twice.
+    real = [error for error in found if error.validator != "unevaluatedProperties"] or found
+    return tuple(dict.fromkeys(_clause(error) for error in sorted(real, key=lambda error: list(map(str, error.path)))))
 
 
 def _clause(error: ValidationError) -> str:

@@ -43,14 +43,18 @@ EXAMPLES = [
     (IntegrityError("w.bin", "sha256:aa", "nothing"), "w.bin is damaged: expected sha256:aa, found nothing."),
     (
         FingerprintMismatch("incompatible", "missing a", "aa", "bb"),
-        "This delta was trained on another backbone (incompatible): missing a. Expected fingerprint aa, found bb. "
-        "Load the backbone that the delta was trained on, or pass check_hash=False to attach it anyway.",
+        (
+            "This delta was trained on another backbone (incompatible): missing a. Expected fingerprint aa, found bb. "
+            "Load the backbone that the delta was trained on, or pass check_hash=False to attach it anyway."
+        ),
     ),
     (
         FingerprintMismatch("other precision", "a is float16, expected float32", "aa", "bb"),
-        "This delta was trained on another backbone (other precision): a is float16, expected float32. "
-        "Expected fingerprint aa, found bb. Load the backbone that the delta was trained on, or pass "
-        'check_hash="structure" to accept other weights of the same shape, or check_hash=False to attach it anyway.',
+        (
+            "This delta was trained on another backbone (other precision): a is float16, expected float32. "
+            "Expected fingerprint aa, found bb. Load the backbone that the delta was trained on, or pass "
+            'check_hash="structure" to accept other weights of the same shape, or check_hash=False to attach it anyway.'
+        ),
     ),
     (ReferenceSyntaxError("Bad name."), "Bad name."),
     (
@@ -60,8 +64,10 @@ EXAMPLES = [
     (NotFoundError("a/b"), "a/b was not found."),
     (
         ConflictError("refs/a.json", None, "ee"),
-        "refs/a.json changed meanwhile: expected no entry, found ee. "
-        "Nothing was overwritten; look at it again and repeat.",
+        (
+            "refs/a.json changed meanwhile: expected no entry, found ee. "
+            "Nothing was overwritten; look at it again and repeat."
+        ),
     ),
     (StorageError("No space is left."), "No space is left."),
 ]

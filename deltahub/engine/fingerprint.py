@@ -61,7 +61,8 @@ def _leaf(name: str, tensor: Tensor) -> Leaf:
 def _hash(tensor: Tensor) -> str:
     state = xxhash.xxh3_128()
     for piece in _pieces(tensor):
-        state.update(piece.reshape(-1).view(torch.uint8).numpy().data)  # as bytes: NumPy knows no bfloat16
+        row = piece.as_strided((piece.numel(),), (1,))  # not reshape: one element alone may have any stride
+        state.update(row.view(torch.uint8).numpy().data)  # as bytes: NumPy knows no bfloat16
     return state.hexdigest()
 
 

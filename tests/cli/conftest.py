@@ -1,0 +1,36 @@
+"""The command line, run in this process."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deltahub_cli.main import app
+from typer.testing import CliRunner, Result
+
+from tests.checkpoints import save_checkpoint
+
+
+@pytest.fixture
+def run() -> Callable[..., Result]:
+    """Run `deltahub` with arguments."""
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def run_json(run) -> Callable[..., Any]:
+    """Run `deltahub` with arguments and `--json`, and read what it prints."""
+
+    def read(*arguments: object) -> Any:
+        done = run(*arguments, "--json")
+        assert 0 == done.exit_code, done.output
+        return json.loads(done.stdout)
+
+    return read
+
+
+@pytest.fixture
+def ckpt(tmp_path) -> Path:
+    """A saved delta."""
+    return save_checkpoint(tmp_path / "ckpt")

@@ -1,0 +1,113 @@
+"""verify, cache and inspect as a user types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deltahub.hub import home
+
+
+@pytest.fixture
+def pulled(run, ckpt) -> Path:
+    """A delta that was pushed and pulled: its folder in the cache."""
+    run("push", ckpt, "me/x")
+    return Path(run("pull", "me/x").stdout.strip())
+
+
+def damage(path: Path) -> None:
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_verify_says_that_all_is_intact(run, pulled):
+    done = run("verify")
+    assert (0, "1 checked, all intact.\n") == (done.exit_code, done.stdout)
+
+
+def test_verify_names_what_is_damaged_and_exits_with_5(run, run_json, pulled, ckpt):
+    import hashlib
+
+    digits = hashlib.sha256((ckpt / "delta.safetensors").read_bytes()).hexdigest()
+    damage(home() / "registry" / "objects" / "sha256" / digits[:2] / digits[2:])
+    done = run("verify", "me/x")
+    assert 5 == done.exit_code
+    assert "me/x@v1" in done.stdout
+    assert "delta.safetensors is damaged" in done.stdout
+    assert 0 == run("push", ckpt, "me/x").exit_code  # an intact copy repairs it
+    assert 0 == run("verify").exit_code
+
+
+def test_verify_looks_at_a_folder_too(run, ckpt):
+    assert 0 == run("verify", ckpt).exit_code
+    damage(ckpt / "delta.safetensors")
+    assert 5 == run("verify", ckpt).exit_code
+
+
+def test_verify_of_an_unknown_delta_is_not_intact(run, pulled):
+    assert 3 == run("verify", "me/unknown").exit_code
+
+
+def test_the_cache_lists_checks_and_forgets(run, run_json, pulled):
+    (entry,) = run_json("cache", "list")
+    assert ("local:me/x@v1", str(pulled)) == (entry["origin"], entry["folder"])
+    assert 0 == run("cache", "verify").exit_code
+    assert {"removed": [], "freed": 0} == run_json("cache", "prune")
+    assert [entry["digest"]] == run_json("cache", "prune", "--older", "0s")["removed"]
+    assert "The cache is empty.\n" == run("cache", "list").stdout
+
+
+def test_what_is_damaged_in_the_cache_is_named_and_then_fetched_again(run, pulled):
+    damage(pulled / "delta.safetensors")
+    done = run("cache", "verify")
+    assert 5 == done.exit_code
+    assert "delta.safetensors is damaged" in done.stdout
+    assert 0 == run("pull", "me/x").exit_code
+    assert 0 == run("cache", "verify").exit_code
+
+
+def test_a_strange_age_is_wrong_usage(run):
+    done = run("cache", "prune", "--older", "soon")
+    assert 2 == done.exit_code
+    assert "30d" in done.stderr
+
+
+def test_the_cache_says_where_it_is(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("DELTAHUB_CACHE", str(tmp_path / "elsewhere"))
+    assert f"{tmp_path / 'elsewhere'}\n" == run("cache", "path").stdout
+
+
+def test_inspect_shows_a_delta_without_torch(run, run_json, ckpt):
+    shown = run_json("inspect", ckpt)
+    assert ["classifier.bias", "layer.query.deltas.lora_A", "layer.query.deltas.lora_B"] == [
+        tensor["name"] for tensor in shown["tensors"]
+    ]
+    assert "layer.query.deltas.lora_A" in run("inspect", ckpt).stdout
+
+
+def test_inspect_shows_the_common_names_of_a_backbone(run, run_json, tmp_path):
+    config = {
+        "model_type": "bert",
+        "architectures": ["BertForSequenceClassification"],
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "vocab_size": 50,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shown = run_json("inspect", tmp_path)
+    assert "BertForSequenceClassification" == shown["class"]
+    expected = [["bert.encoder.layer.*.attention.self.query"], 2]
+    assert expected == shown["common_names"]["bert.encoder.block.*.attn.q"]
+    text = run("inspect", tmp_path).stdout
+    assert "0-1(BertLayer)" in text
+    assert "bert.encoder.block.*.attn.q" in text
+
+
+def test_inspect_of_something_else_says_what_it_expected(run, tmp_path):
+    done = run("inspect", tmp_path)
+    assert 1 == done.exit_code
+    assert "expected delta_config.json or config.json" in done.stderr

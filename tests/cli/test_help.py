@@ -1,0 +1,64 @@
+"""Every command explains itself, and the README only shows commands that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+from deltahub_cli.errors import EXIT_CODES
+from deltahub_cli.main import app
+from typer.main import get_command
+
+from deltahub import errors
+
+README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+
+
+def commands() -> dict[str, object]:
+    """Every command by what is typed, e.g. ``"cache list"``."""
+    found = {}
+    for name, command in get_command(app).commands.items():
+        inner = getattr(command, "commands", None)
+        found.update({f"{name} {key}": value for key, value in inner.items()} if inner else {name: command})
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_a_command_has_help_with_an_example(run, name):
+    done = run(*name.split(), "--help")
+    assert 0 == done.exit_code
+    assert f"deltahub {name}" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_a_command_takes_json_and_quiet(name):
+    options = {option for parameter in commands()[name].params for option in parameter.opts}
+    assert {"--json", "--quiet"} <= options
+
+
+def test_the_help_documents_the_exit_codes(run):
+    text = " ".join(run("--help").stdout.split())
+    for code in sorted({code for _, code in EXIT_CODES} | {0, 130}):
+        assert f"{code} " in text
+
+
+def test_every_error_has_an_exit_code():
+    def tree(kind):
+        yield kind
+        for child in kind.__subclasses__():
+            yield from tree(child)
+
+    for kind in tree(errors.DeltaHubError):
+        assert any(issubclass(kind, known) for known, _ in EXIT_CODES)
+
+
+def test_the_readme_shows_only_commands_and_options_that_exist():
+    shown = re.findall(r"^(?:\$ )?deltahub ([a-z].*)$", README, re.MULTILINE)
+    assert shown
+    known = commands()
+    for line in shown:
+        words = line.split("#")[0].split()
+        name = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
+        assert name in known, line
+        options = {option for parameter in known[name].params for option in parameter.opts}
+        used = {word for word in words if word.startswith("--")}
+        assert used <= options | {"--help"}, line

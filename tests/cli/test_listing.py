@@ -1,0 +1,92 @@
+"""list, show, log, tag and alias as a user types them."""
+
+import pytest
+
+from tests.checkpoints import save_checkpoint
+
+
+@pytest.fixture
+def three(run, tmp_path) -> None:
+    """Three deltas with tags; one has two versions."""
+    for number, (name, tags) in enumerate(
+        [("a/sst2-bert", "sst2,task=sst2"), ("a/ner-bert", "ner"), ("b/sst2-t5", "sst2"), ("a/sst2-bert", "task=sst2,v2")]
+    ):
+        folder = save_checkpoint(tmp_path / str(number), value=float(number))
+        assert 0 == run("push", folder, name, "--tags", tags).exit_code
+
+
+def test_list_shows_the_newest_version_of_each_delta(run_json, three):
+    listed = run_json("list")
+    assert {("a/sst2-bert", "v2"), ("a/ner-bert", "v1"), ("b/sst2-t5", "v1")} == {(e["name"], e["version"]) for e in listed}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["sst2"], {"a/sst2-bert", "b/sst2-t5"}),
+        (["sst2 t5"], {"b/sst2-t5"}),
+        (["--tag", "task=sst2"], {"a/sst2-bert"}),
+        (["--tag", "sst2"], {"b/sst2-t5"}),
+        (["--tags", "task=sst2,v2"], {"a/sst2-bert"}),
+        (["--type", "lora"], {"a/sst2-bert", "a/ner-bert", "b/sst2-t5"}),
+        (["--type", "adapter"], set()),
+        (["--author", "nobody"], set()),
+    ],
+)
+def test_list_finds_by_words_tags_type_and_author(run_json, three, arguments, names):
+    assert names == {entry["name"] for entry in run_json("list", *arguments)}
+
+
+def test_list_is_a_table_for_people(run, three):
+    shown = run("list", "ner").stdout
+    for word in ("name", "a/ner-bert", "v1", "lora", "bert-tiny", "ner"):
+        assert word in shown
+
+
+def test_list_says_on_stderr_how_many_it_left_out(run, three):
+    done = run("list", "--limit", "1")
+    assert "1 of 3; --limit 0 shows all." in done.stderr
+
+
+def test_list_of_nothing_says_how_to_start(run):
+    done = run("list")
+    assert 0 == done.exit_code
+    assert "No delta is known that fits." in done.stdout
+    assert "deltahub push ./ckpt" in done.stderr
+
+
+def test_show_tells_everything(run, run_json, three):
+    shown = run_json("show", "a/sst2-bert")
+    assert ("v2", ["task=sst2", "v2"], ["v1", "v2"]) == (shown["version"], shown["tags"], list(shown["versions"]))
+    assert {"delta": 8, "total": 10} == shown["parameters"]
+    text = run("show", "a/sst2-bert@v1").stdout
+    for word in ("local:a/sst2-bert@v1", "sha256:", "bert-tiny (BertModel)", "delta.safetensors", "8 of the delta, 10 in all"):
+        assert word in text
+
+
+def test_show_finds_a_version_by_the_start_of_its_digest(run_json, three):
+    digest = run_json("show", "a/sst2-bert@v1")["digest"]
+    assert "v1" == run_json("show", f"a/sst2-bert@{digest[:20]}")["version"]
+
+
+def test_tags_are_added_and_removed(run, run_json, three):
+    assert ["draft", "task=sst2", "v2"] == run_json("tag", "a/sst2-bert", "draft")["tags"]
+    assert ["draft", "task=mnli"] == run_json("tag", "a/sst2-bert", "task=mnli", "v2-")["tags"]
+    assert ["sst2", "task=sst2"] == run_json("show", "a/sst2-bert@v1")["tags"]
+
+
+def test_an_alias_points_moves_and_goes(run, run_json, three):
+    assert "v1" == run_json("alias", "a/sst2-bert@v1", "champion")["version"]
+    assert "v1" == run_json("show", "a/sst2-bert@champion")["version"]
+    assert "v2" == run_json("alias", "a/sst2-bert", "champion")["version"]
+    assert "local:a/sst2-bert@champion is removed\n" == run("alias", "a/sst2-bert", "champion", "--remove").stdout
+    assert 3 == run("show", "a/sst2-bert@champion").exit_code
+
+
+def test_every_move_is_in_the_log(run, run_json, three):
+    run("alias", "a/sst2-bert@v1", "champion")
+    run("alias", "a/sst2-bert@v2", "champion")
+    moves = [(m["action"], m["what"], m["before"], m["after"]) for m in run_json("log", "a/sst2-bert")]
+    assert ["push", "push", "alias", "alias"] == [move[0] for move in moves]
+    assert [("alias", "champion", None, "v1"), ("alias", "champion", "v1", "v2")] == moves[2:]
+    assert "champion" in run("log", "a/sst2-bert").stdout

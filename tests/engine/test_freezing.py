@@ -1,0 +1,205 @@
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from deltahub import AdapterModel, BitFitModel, LoraModel
+from deltahub.engine.site import is_delta_name
+from deltahub.errors import AddressError, NoMatchError
+from tests.backbones import OPENDELTA, bert, bert_mlm, equal, forward, gpt2, original, t5, tensors_of, train, untouched
+
+MODELS = {"lora": LoraModel, "adapter": AdapterModel}
+ROWS = [row for row in json.loads((OPENDELTA / "_tables" / "freeze.json").read_text()) if row["delta"] in MODELS]
+
+
+def trainable(backbone):
+    """The names of all parameters that train."""
+    return {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+
+
+def row_id(row):
+    where = "custom" if row["kwargs"] else "default"
+    return f"{row['backbone']}-{row['delta']}-{where}-{','.join(row['exclude'] or ())}"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=row_id)
+def test_what_the_original_left_trainable_stays_trainable_and_nothing_is_passed_over(row):
+    backbone = original(row["backbone"])
+    delta = MODELS[row["delta"]](backbone, **row["kwargs"])
+    expected = {re.sub(r"\.(lora|adapter)\.(modulelist\.)?", r".deltas.\1.", name) for name in row["trainable"]}
+    patterns = row["exclude"]
+    while True:
+        try:
+            delta.freeze_module(exclude=patterns)
+            break
+        except NoMatchError as error:  # the original passed over a name that matches nothing
+            patterns = [pattern for pattern in patterns if pattern != error.pattern]
+
+    assert expected <= trainable(backbone)
+    # What it froze although it was named: a common name beside addresses by real name, a real name beside addresses by
+    # common name, the bias of a layer that has a delta, and a tied embedding.
+    for name in trainable(backbone) - expected:
+        assert not is_delta_name(name)
+        words = name.replace("LayerNorm", "layer_norm").replace("ln_", "layer_norm")
+        assert any(pattern.strip("@") in words or pattern in name or pattern.startswith("[r]") for pattern in patterns)
+
+
+def test_only_what_is_named_trains():
+    backbone = bert()
+    delta = LoraModel(backbone)
+    delta.freeze_module(exclude=["deltas", "classifier"])
+
+    own = {name for name, _ in delta.named_parameters()}
+    assert len(own) == len({name for name in trainable(backbone) if is_delta_name(name)})
+    assert {name for name in trainable(backbone) if not is_delta_name(name)} == {"classifier.weight", "classifier.bias"}
+
+
+def test_the_default_is_the_deltas_alone():
+    backbone = bert()
+    LoraModel(backbone).freeze_module()
+    assert all(is_delta_name(name) for name in trainable(backbone))
+
+    backbone = bert()
+    LoraModel(backbone, unfrozen_modules=["deltas", "pooler"]).freeze_module()
+    assert "bert.pooler.dense.weight" in trainable(backbone)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("layer_norm", {"attention.output.LayerNorm", "output.LayerNorm"}),
+        ("attn.layer_norm", {"attention.output.LayerNorm"}),
+        ("[r]layer\\.\\d\\.output\\.dense", {"output.dense"}),
+        ("ff.w1", {"intermediate.dense"}),
+    ],
+)
+def test_names_are_real_or_common_or_regular_expressions(pattern, expected):
+    backbone = bert()
+    LoraModel(backbone).freeze_module(exclude=[pattern])
+
+    assert expected == {re.sub(r".*layer\.\d\.(.*)\.\w+", r"\1", name) for name in trainable(backbone)}
+
+
+def test_bias_means_every_bias_also_of_layers_that_have_a_delta():
+    backbone = bert()
+    LoraModel(backbone).freeze_module(exclude=["bias"])
+
+    assert trainable(backbone) == {name for name, _ in backbone.named_parameters() if name.endswith(".bias")}
+
+
+def test_freezing_twice_leaves_what_the_last_call_named():
+    backbone = bert()
+    delta = LoraModel(backbone)
+    delta.freeze_module(exclude=["deltas", "classifier"])
+    delta.freeze_module(exclude=["deltas", "pooler"])
+
+    expected = {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+    assert expected == {name for name in trainable(backbone) if not is_delta_name(name)}
+    assert expected == {name for name in backbone.state_dict() if not is_delta_name(name)}
+    delta.freeze_module(exclude=["deltas"])
+    assert all(is_delta_name(name) for name in backbone.state_dict())
+
+
+def test_a_name_that_matches_nothing_is_an_error_and_nothing_is_frozen():
+    backbone = bert()
+    delta = LoraModel(backbone)
+
+    with untouched(backbone), pytest.raises(NoMatchError) as caught:
+        delta.freeze_module(exclude=["deltas", "clasifier"])
+
+    assert "No module matches 'clasifier'. The nearest names are: classifier" in str(caught.value)
+    assert "It was to stay trainable." in str(caught.value)
+    assert delta.config.unfrozen_modules == ("deltas",)
+
+
+def test_the_state_dict_of_the_backbone_holds_only_what_trains():
+    backbone = bert()
+    LoraModel(backbone).freeze_module(exclude=["deltas", "classifier"])
+
+    assert trainable(backbone) == set(backbone.state_dict())
+
+
+def test_the_state_dict_can_stay_whole():
+    backbone = bert()
+    expected = list(backbone.state_dict())
+    LoraModel(backbone).freeze_module(set_state_dict=False)
+
+    assert expected == [name for name in backbone.state_dict() if not is_delta_name(name)]
+
+
+def test_a_wrapper_around_the_backbone_keeps_its_own_tensors():
+    class Wrapper(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+            self.head = nn.BatchNorm1d(3)
+
+    backbone = bert()
+    LoraModel(backbone).freeze_module()
+    names = set(Wrapper(backbone).state_dict())
+
+    assert {name for name in names if name.startswith("head.")} == {f"head.{name}" for name in nn.BatchNorm1d(3).state_dict()}
+    assert {f"model.{name}" for name in backbone.state_dict()} == {name for name in names if name.startswith("model.")}
+
+
+def test_a_part_of_the_backbone_can_be_frozen_by_names_within_it():
+    backbone = bert()
+    delta = LoraModel(backbone)
+    delta.freeze_module(module=backbone.bert.encoder.layer[0], exclude=["deltas", "attention.output"])
+
+    names = trainable(backbone)
+    assert "bert.encoder.layer.0.attention.output.dense.weight" in names
+    assert "bert.encoder.layer.0.output.dense.weight" not in names
+    assert "bert.encoder.layer.1.output.dense.weight" in names
+
+
+def test_freezing_a_part_does_not_forget_what_trains_elsewhere():
+    backbone = bert()
+    delta = LoraModel(backbone)
+    delta.freeze_module(exclude=["deltas", "classifier"])
+    delta.freeze_module(module=backbone.bert.encoder, exclude=["deltas"])
+    train(backbone)
+
+    assert backbone.classifier.weight.requires_grad
+    assert torch.equal(backbone.classifier.weight, delta.state_dict()["classifier.weight"])
+
+
+def test_a_module_from_elsewhere_is_refused():
+    backbone = bert()
+    delta = LoraModel(backbone)
+
+    with untouched(backbone), pytest.raises(AddressError, match="This Linear is not part of the backbone"):
+        delta.freeze_module(module=nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "first"),
+    [(gpt2, "lm_head", "transformer.wte.weight"), (t5, "lm_head", "shared.weight"), (bert_mlm, "cls.predictions.decoder", None)],
+)
+def test_a_tied_tensor_is_meant_by_any_of_its_names(make, name, first):
+    backbone = make()
+    delta = LoraModel(backbone)
+    delta.freeze_module(exclude=["deltas", name])
+    expected = tensors_of(backbone)
+    train(backbone)
+
+    assert backbone.get_output_embeddings().weight.requires_grad
+    assert backbone.get_input_embeddings().weight is backbone.get_output_embeddings().weight
+    assert first is None or first in delta.state_dict()
+    delta.detach()
+    assert all(torch.equal(tensor, backbone.state_dict()[key]) for key, tensor in expected.items() if not is_delta_name(key))
+
+
+@pytest.mark.parametrize("model", [LoraModel, AdapterModel, BitFitModel])
+def test_gradients_reach_only_what_trains(model):
+    backbone = bert()
+    delta = model(backbone)
+    delta.freeze_module()
+    before = tensors_of(backbone)
+    forward(backbone).square().mean().backward()
+
+    assert {name for name, p in backbone.named_parameters() if p.grad is not None} <= trainable(backbone)
+    assert all(parameter.grad is not None for parameter in delta.parameters())
+    assert equal(before, tensors_of(backbone))

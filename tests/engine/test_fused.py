@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from deltahub import AutoDeltaModel, BitFitModel, LoraModel
+from deltahub.engine.fused import FusedInsertion
+from deltahub.engine.site import is_delta_name
+from tests.backbones import gpt2, logits_of, stir, tensors_of
+
+
+ADDRESS = "transformer.h.0.attn.c_attn"
+X = torch.linspace(-1, 1, 32).view(2, 16)
+
+
+def changes_of(delta):
+    """What a delta adds to the q, k and v shares of the fused layer's output."""
+    layer = delta.backbone_model.get_submodule(ADDRESS)
+    with torch.no_grad():
+        changed = layer(X)
+        delta.detach()
+        return (changed - layer(X)).chunk(3, dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("parts", "touched"),
+    [(["attn.q"], [True, False, False]), (["attn.v", "attn.q"], [True, False, True]), (["attn.k"], [False, True, False])],
+)
+def test_lora_on_parts_of_a_fused_layer_changes_only_these_parts(parts, touched):
+    delta = LoraModel(gpt2(), modified_modules=parts)
+    stir(delta)
+
+    assert touched == [bool(share.any()) for share in changes_of(delta)]
+
+
+def test_each_part_has_an_update_of_its_own_by_the_formula():
+    delta = LoraModel(gpt2(), lora_r=2, lora_alpha=6, modified_modules=["0.attn.q", "0.attn.v"])
+    stir(delta)
+
+    found = dict(delta.named_parameters())
+    assert sorted(found) == [f"{ADDRESS}.deltas.{part}.lora_{leaf}" for part in "qv" for leaf in "AB"]
+    for part, share in zip("qkv", changes_of(delta), strict=True):
+        if part != "k":
+            a, b = (found[f"{ADDRESS}.deltas.{part}.lora_{leaf}"] for leaf in "AB")
+            assert torch.allclose(3 * X @ a.T @ b.T, share, atol=1e-5)
+
+
+def test_the_whole_fused_layer_can_be_meant_as_well():
+    delta = LoraModel(gpt2(), modified_modules=["c_attn"])
+
+    assert not isinstance(delta.insertions[ADDRESS], FusedInsertion)
+    assert dict(delta.named_parameters())[f"{ADDRESS}.deltas.lora_B"].shape == (48, 8)
+
+
+def test_bitfit_on_a_part_trains_the_bias_of_that_part():
+    delta = BitFitModel(gpt2(), modified_modules=["attn.q"])
+    stir(delta)
+
+    assert [bool(share.any()) for share in changes_of(delta)] == [True, False, False]
+
+
+def test_a_delta_on_parts_is_saved_and_loaded(tmp_path):
+    backbone = gpt2()
+    delta = LoraModel(backbone)
+    delta.freeze_module()
+    stir(delta)
+    delta.save_finetuned(tmp_path)
+    fresh = gpt2()
+    AutoDeltaModel.from_finetuned(tmp_path, backbone_model=fresh)
+
+    assert torch.equal(logits_of(backbone), logits_of(fresh))
+
+
+def test_the_fused_layer_keeps_its_own_tensors():
+    backbone = gpt2()
+    expected = list(tensors_of(backbone))
+    LoraModel(backbone)
+
+    assert expected == [name for name in backbone.state_dict() if not is_delta_name(name)]

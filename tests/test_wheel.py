@@ -1,0 +1,52 @@
+"""What is installed: the package, the command, and nothing under a name that others may want."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a build leaves files in its source
+    source.mkdir()
+    for name in ("deltahub", "cli", "schemas"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "dist"), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert 0 == done.returncode, done.stdout + done.stderr
+    return next((folder / "dist").glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def names(wheel) -> set[str]:
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_it_installs_no_package_called_cli_schemas_or_tests(names):
+    assert {"deltahub", "deltahub_cli", "deltahub-0.1.0.dist-info"} == {name.split("/")[0] for name in names}
+
+
+def test_it_holds_every_module_schema_and_structure_map(names):
+    wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "deltahub").rglob("*.py")}
+    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "deltahub" / "structures").glob("*.json")}
+    wanted |= {f"deltahub/schemas/{path.name}" for path in (ROOT / "schemas").glob("*.json")}
+    wanted |= {f"deltahub_cli/{path.name}" for path in (ROOT / "cli").glob("*.py")}
+    assert set() == wanted - names
+
+
+def test_the_command_works_from_an_unpacked_wheel(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    # -S: the checkout that the tests run from, installed as editable, must not be found
+    script = f"import sys; sys.path[:0] = {[str(tmp_path), *packages]!r}; from deltahub_cli.main import app; app(['--version'])"
+    done = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert ("deltahub 0.1.0\n", "") == (done.stdout, done.stderr)
