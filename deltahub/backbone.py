@@ -19,7 +19,7 @@ from typing import Final
 
 from deltahub.errors import CheckpointError, FingerprintMismatch
 from deltahub.manifest import canonical_json
-from deltahub.schema import problems
+from deltahub.schema import parse, problem
 
 SCHEMA: Final = "backbone.v1"
 ALGORITHM: Final = "md5-of-xxh3-128"
@@ -92,17 +92,17 @@ class Fingerprint:
             CheckpointError: it is malformed, or its hash is not that of its list.
         """
         try:
-            document = json.loads(data)
+            document = parse(data)
         except ValueError as error:
             msg = f"backbone.json is not JSON ({error}). Fetch or save the delta again."
             raise CheckpointError(msg) from error
-        wrong = problems(document, SCHEMA)
-        if not wrong:
+        wrong = problem(document, SCHEMA)
+        if wrong is None:
             fingerprint = cls(tuple(Leaf(n, d, tuple(shape), leaf) for n, d, shape, leaf in document["tensors"]))
             if fingerprint.hash == document["hash"]:
                 return fingerprint
-            wrong = (f"its list has the hash {fingerprint.hash}, not {document['hash']}",)
-        msg = f"backbone.json is malformed: {'; '.join(wrong[:3])}. Fetch or save the delta again."
+            wrong = f"its list has the hash {fingerprint.hash}, not {document['hash']}"
+        msg = f"backbone.json is malformed: {wrong}. Fetch or save the delta again."
         raise CheckpointError(msg)
 
     def compare(self, found: Fingerprint) -> Difference:

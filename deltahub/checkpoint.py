@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Final
 from deltahub.backbone import Fingerprint
 from deltahub.config import check_document
 from deltahub.errors import CheckpointError, IntegrityError
-from deltahub.files import sha256_file, staging, storage_errors, sync_file, sync_folders, write_synced
+from deltahub.files import move_all, sha256_file, staging, storage_errors, sync_file, sync_folders, write_synced
 from deltahub.manifest import FileEntry, Manifest, TensorEntry
+from deltahub.schema import parse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,10 +78,15 @@ def read_document(folder: Path) -> dict[str, Any]:
         msg = f"{folder} holds no delta: {CONFIG} is missing. {remedy}"
         raise CheckpointError(msg)
     try:
-        document: dict[str, Any] = json.loads(path.read_bytes())
+        document = parse(path.read_bytes())
     except ValueError as error:
         msg = f"{path} is not JSON ({error}). Restore it, or save the delta again."
         raise CheckpointError(msg) from error
+    if not isinstance(document, dict):
+        msg = (
+            f"{path} holds {document!r:.40}, expected an object with the delta's options. Restore it, or save it again."
+        )
+        raise CheckpointError(msg)
     check_document(document)
     return document
 
@@ -244,6 +249,5 @@ def write(
             check_document(whole)
             text = json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
             write_synced(stage / CONFIG, f"{text}\n".encode())
-            for name in (WEIGHTS, BACKBONE, CARD, CONFIG):
-                os.replace(stage / name, folder / name)
+            move_all(stage, folder, (WEIGHTS, BACKBONE, CARD, CONFIG))
             sync_folders([folder, folder.parent])

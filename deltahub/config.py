@@ -6,12 +6,13 @@ made, so that a config that exists is a config that can work.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final, Self
 
 from deltahub.errors import ConfigError
-from deltahub.schema import load_schema, nearest, problems
+from deltahub.schema import load_schema, nearest, problem
 
 SCHEMA: Final = "delta_config.v1"
 FORMAT_VERSION: Final = 1
@@ -73,7 +74,9 @@ class DeltaConfig:
             ConfigError: a key is unknown, or a value can never work.
         """
         if (given := document.get("delta_type", cls.delta_type)) != cls.delta_type:
-            msg = f"This config is of type {given!r}, not {cls.delta_type!r}. AutoDeltaConfig.from_dict finds its class."
+            msg = (
+                f"This config is of type {given!r}, not {cls.delta_type!r}. AutoDeltaConfig.from_dict finds its class."
+            )
             raise ConfigError(msg)
         options = {key: value for key, value in {**document, **overrides}.items() if key not in CHECKPOINT_KEYS}
         refuse_unknown(options, {field.name for field in fields(cls)}, cls.delta_type)
@@ -118,7 +121,17 @@ def check_document(document: Mapping[str, Any]) -> None:
         known = nearest(str(delta_type), known_types())
         msg = f"delta_type is {delta_type!r}, which this version does not know: {known}"
         raise ConfigError(msg)
-    refuse_unknown(document, {*schema["properties"], *schema["$defs"][delta_type]["properties"]}, str(delta_type))
-    if found := problems(document, SCHEMA):
-        msg = f"The {delta_type} config cannot work: {'; '.join(found)}."
+    options = schema["definitions"][delta_type]["properties"]
+    refuse_unknown(document, {*schema["properties"], *options}, str(delta_type))
+    floats = ((key, value) for key, value in document.items() if isinstance(value, float))
+    numbers = (_number_problem(key, value, options.get(key, {}).get("type")) for key, value in floats)
+    if wrong := next(filter(None, numbers), None) or problem(document, SCHEMA):
+        msg = f"The {delta_type} config cannot work: {wrong}."
         raise ConfigError(msg)
+
+
+def _number_problem(key: str, value: float, kind: str | None) -> str | None:
+    """What JSON Schema lets pass: 8.0 for a count, and what JSON has no word for."""
+    if not math.isfinite(value):
+        return f"{key} must be of type number, got {value}"
+    return f"{key} must be of type integer, got {value}" if kind == "integer" else None

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -83,6 +83,35 @@ def staging(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def move_all(stage: Path, folder: Path, names: Sequence[str]) -> None:
+    """Move files from `stage` over those in `folder`, in order; if one cannot be moved, all are put back as they were.
+
+    A crash half way leaves what was replaced in `stage`.
+    """
+    replaced = stage / "replaced"
+    replaced.mkdir()
+    known = [name for name in names if (folder / name).exists()]
+    for name in known:
+        _keep(folder / name, replaced / name)
+    try:
+        for name in names:
+            os.replace(stage / name, folder / name)
+    except BaseException:
+        for name in names:
+            if name in known:
+                os.replace(replaced / name, folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+        raise
+
+
+def _keep(path: Path, copy: Path) -> None:
+    try:
+        os.link(path, copy)
+    except OSError:  # not every file system has hard links
+        shutil.copy2(path, copy)
+
+
 @contextlib.contextmanager
 def locked(path: Path, timeout: float = 30.0) -> Iterator[None]:
     """Hold the lock file `path`, an advisory lock among DeltaHub processes.
@@ -122,6 +151,7 @@ def storage_errors(doing: str, place: Path) -> Iterator[None]:
         elif error.errno in _FORBIDDEN:
             remedy = "You may not write there. Ask its owner for the right, or choose another folder."
         else:
-            raise
-        msg = f"{doing} failed in {place} ({error.strerror}). {remedy}"
+            remedy = "Check that path and its disk, and repeat."
+        what = f"{error.strerror or error}: {error.filename}" if error.filename else f"{error.strerror or error}"
+        msg = f"{doing} failed in {place} ({what}). {remedy}"
         raise StorageError(msg) from error

@@ -16,7 +16,7 @@ from typing import Any, Final
 from deltahub import checkpoint
 from deltahub.cache import Cache
 from deltahub.errors import CheckpointError, NotFoundError
-from deltahub.files import copy_hashed, staging, storage_errors
+from deltahub.files import copy_hashed, move_all, staging, storage_errors
 from deltahub.manifest import Manifest
 from deltahub.naming import default_name
 from deltahub.reference import Reference, check_alias, check_tag
@@ -219,8 +219,7 @@ def _copy(manifest: Manifest, folder: Path, to: Path) -> None:
         with staging(to) as stage:
             for entry in manifest.files:
                 copy_hashed(folder / entry.path, stage / entry.path)
-            for entry in sorted(manifest.files, key=lambda entry: entry.path == checkpoint.CONFIG):
-                os.replace(stage / entry.path, to / entry.path)
+            move_all(stage, to, sorted((entry.path for entry in manifest.files), key=checkpoint.CONFIG.__eq__))
 
 
 # ----- the same, for `import deltahub` -----

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from deltahub.errors import CheckpointError, IntegrityError
-from deltahub.schema import problems
+from deltahub.schema import parse, problem
 
 SCHEMA: Final = "manifest.v1"
 SCHEMA_VERSION: Final = 1
@@ -107,9 +107,13 @@ class Manifest:
         """
         if (found := digest_of(data)) != expected:
             raise IntegrityError("A manifest", expected, found, "Run `deltahub verify` on its registry.")
-        document = json.loads(data)
-        if wrong := problems(document, SCHEMA):
-            msg = f"The manifest {expected} cannot be read by this version: {'; '.join(wrong)}. Update deltahub."
+        try:
+            document = parse(data)
+            wrong = problem(document, SCHEMA)
+        except ValueError as error:
+            wrong = str(error)
+        if wrong:
+            msg = f"The manifest {expected} cannot be read by this version: {wrong}. Update deltahub."
             raise CheckpointError(msg)
         return cls(
             config=document["config"],

@@ -49,7 +49,7 @@ def gather(
         ConfigError: `center_args` has an unknown key.
         ReferenceSyntaxError: a tag is not well formed.
     """
-    known = load_schema(SCHEMA)["$defs"]["metadata"]["properties"]
+    known = load_schema(SCHEMA)["definitions"]["metadata"]["properties"]
     found: dict[str, Any] = {}
     for source, strict in ((center_args_pool, False), (center_args, True)):
         for key, value in source.items():

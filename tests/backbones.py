@@ -15,6 +15,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+torch.set_num_threads(1)  # more only wait for each other on tensors this small
 OPENDELTA = Path(__file__).parent / "fixtures" / "opendelta"
 _TEXT = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 

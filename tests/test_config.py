@@ -116,23 +116,16 @@ def test_the_config_of_one_type_is_not_read_as_another():
         ({"lora_dropout": -0.1}, "lora_dropout must be at least 0, got -0.1"),
         ({"common_structure": "yes"}, "common_structure must be of type boolean or null, got 'yes'"),
         ({"backbone_class": None}, "backbone_class must be of type string, got None"),
-        ({"modified_modules": [1]}, "modified_modules.0 must be of type string, got 1"),
-        ({"modified_modules": [""]}, "modified_modules.0: "),
-        ({"backbone_hash": "xyz"}, "backbone_hash: 'xyz' does not match"),
-        ({"backbone_hash": f"{'a' * 32}\n"}, "backbone_hash: "),
+        ({"modified_modules": [1]}, "modified_modules[0] must be of type string, got 1"),
+        ({"modified_modules": [""]}, "modified_modules[0] must be longer than"),
+        ({"backbone_hash": "xyz"}, "backbone_hash must match pattern"),
+        ({"backbone_hash": f"{'a' * 32}\n"}, "backbone_hash must match pattern"),
     ],
 )
 def test_a_value_that_can_never_work_is_refused_with_what_was_expected_and_found(options, clause):
     with pytest.raises(ConfigError) as caught:
         LoraConfig(**options)
     assert f"The lora config cannot work: {clause}" in str(caught.value)
-
-
-def test_all_wrong_values_are_named_at_once():
-    with pytest.raises(
-        ConfigError, match=r"lora_dropout must be less than 1, got 2; lora_r must be at least 1, got 0\."
-    ):
-        LoraConfig(lora_r=0, lora_dropout=2)
 
 
 @pytest.mark.parametrize("value", ["query", 3])

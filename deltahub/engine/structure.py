@@ -183,11 +183,11 @@ def find_targets(
     """
     structure = StructureMap.of(backbone)
     modules = {name: module for name, module in backbone.named_modules() if name and not is_delta_name(name)}
-    open_names = [name for name in modules if not _excluded(name, exclude, structure)]
     hits: dict[str, set[Part | None]] = {}
     missed = []
     for pattern in patterns:
-        matched = _match(pattern, open_names, structure, common_structure)
+        matched = _match(pattern, modules, structure, common_structure)
+        matched = [(name, part) for name, part in matched if not _excluded(name, exclude, structure)]
         if not matched:
             missed.append(pattern)
         for name, part in matched:
@@ -217,7 +217,7 @@ def marked(pattern: str) -> str:
 
 
 def _match(
-    pattern: str, names: Sequence[str], structure: StructureMap, common_structure: bool | None
+    pattern: str, names: Collection[str], structure: StructureMap, common_structure: bool | None
 ) -> list[tuple[str, Part | None]]:
     address = Address(pattern)
     if not common_structure and MARK not in pattern:
@@ -251,7 +251,7 @@ def _no_match(
     commons = (
         [structure.common_name(name).replace(MARK, "") for name in modules] if common_structure is not False else []
     )
-    if _match(pattern, list(modules), structure, common_structure):
+    if _match(pattern, modules, structure, common_structure):
         return NoMatchError(pattern, (), f"All that it means is left out by exclude_modules={list(exclude)}.")
     near = nearest_names(pattern.replace(MARK, ""), [*modules, *commons])
     hint = ""

@@ -86,7 +86,7 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
 
 def _document(config: Mapping[str, Any], modules: list[str]) -> dict[str, Any]:
     """The config in DeltaHub's form, with the modules by their real names."""
-    own = load_schema(SCHEMA)["$defs"][config["delta_type"]]["properties"]
+    own = load_schema(SCHEMA)["definitions"][config["delta_type"]]["properties"]
     kept = {
         *own,
         "unfrozen_modules",

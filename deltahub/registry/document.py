@@ -6,7 +6,6 @@ of each version, and the log of every move. Every change makes a new document; n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
@@ -14,7 +13,7 @@ from typing import Any, Final
 from deltahub.errors import CheckpointError, NotFoundError
 from deltahub.manifest import canonical_json
 from deltahub.reference import LATEST, is_digest
-from deltahub.schema import problems
+from deltahub.schema import parse, problem
 
 SCHEMA: Final = "reference.v1"
 SCHEMA_VERSION: Final = 1
@@ -165,12 +164,12 @@ class ReferenceDocument:
             CheckpointError: it is no reference document that this version can read.
         """
         try:
-            document = json.loads(data)
-            wrong = problems(document, SCHEMA) if check else ()
+            document = parse(data)
+            wrong = problem(document, SCHEMA) if check else None
         except ValueError as error:
-            wrong = (str(error),)
+            wrong = str(error)
         if wrong:
-            msg = f"A reference document is damaged: {'; '.join(wrong[:3])}. Run `deltahub verify` on its registry."
+            msg = f"A reference document is damaged: {wrong}. Run `deltahub verify` on its registry."
             raise CheckpointError(msg)
         versions = {
             name: Version(**{**entry, "tags": tuple(entry["tags"])}) for name, entry in document["versions"].items()

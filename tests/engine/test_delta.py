@@ -1,0 +1,268 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from deltahub import AdapterModel, AutoDeltaModel, BitFitModel, LoraConfig, LoraModel, deltas_of
+from deltahub.engine.delta import DeltaBase
+from deltahub.errors import ConfigError, NoMatchError, TargetError
+from tests.backbones import bert, equal, forward, gpt2, logits_of, original, stir, t5, tensors_of, untouched
+
+
+def three(backbone):
+    """A delta of each type, all of them doing something."""
+    deltas = [
+        LoraModel(backbone, modified_modules=["attn.q", "attn.v"]),
+        AdapterModel(backbone, bottleneck_dim=3, modified_modules=["attn.proj", "ff.w2"]),
+        BitFitModel(backbone, modified_modules=["attn.q", "ff.w2"]),
+    ]
+    for seed, delta in enumerate(deltas):
+        stir(delta, seed)
+    return deltas
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (1, 0, 2)])
+@pytest.mark.parametrize("make", [bert, gpt2, t5])
+def test_detaching_in_any_order_restores_the_backbone_exactly(make, order):
+    backbone = make()
+    logits, tensors = logits_of(backbone), tensors_of(backbone)
+    names = [name for name, _ in backbone.named_parameters()]
+    deltas = three(backbone)
+
+    for index in order:
+        assert not torch.equal(logits, logits_of(backbone))
+        deltas[index].detach()
+
+    assert torch.equal(logits, logits_of(backbone))
+    assert equal(tensors, tensors_of(backbone))
+    assert names == [name for name, _ in backbone.named_parameters()]
+
+
+@pytest.mark.parametrize("off", [(0,), (1,), (0, 2), (2, 1, 0)])
+def test_a_delta_that_comes_back_acts_in_its_old_place(off):
+    backbone = bert()
+    deltas = three(backbone)
+    expected = logits_of(backbone)
+
+    for index in off:
+        deltas[index].detach()
+    for index in off:
+        deltas[index].attach()
+
+    assert torch.equal(expected, logits_of(backbone))
+
+
+def test_the_deltas_that_stay_act_as_if_the_others_had_never_been():
+    alone, crowded = bert(), bert()
+    stir(AdapterModel(alone, bottleneck_dim=3, modified_modules=["attn.proj", "ff.w2"]), 1)
+    lora, _, bitfit = three(crowded)
+    lora.detach()
+    bitfit.detach()
+
+    assert torch.equal(logits_of(alone), logits_of(crowded))
+
+
+def test_a_delta_that_is_off_is_not_in_the_module_tree():
+    backbone = bert()
+    delta = LoraModel(backbone)
+    own = [id(parameter) for parameter in delta.parameters()]
+    delta.detach()
+
+    assert not set(own) & {id(parameter) for parameter in backbone.parameters()}
+    assert not [name for name in backbone.state_dict() if "lora" in name]
+    assert own == [id(parameter) for parameter in delta.parameters()]
+    assert not delta.attached
+
+
+def test_only_a_part_can_be_detached():
+    backbone = bert()
+    delta = LoraModel(backbone)
+    stir(delta)
+    only_second = bert()
+    stir(LoraModel(only_second))
+    expected = logits_of(only_second)
+    for name, parameter in only_second.named_parameters():
+        if "layer.0" in name and "lora" in name:
+            nn.init.zeros_(parameter)
+
+    delta.detach(module=backbone.bert.encoder.layer[0])
+    assert torch.equal(logits_of(only_second), logits_of(backbone))
+    delta.attach(module=backbone.bert.encoder.layer[0])
+    assert torch.equal(expected, logits_of(backbone))
+
+
+def test_several_deltas_of_one_type_are_numbered():
+    backbone = bert()
+    deltas = [LoraModel(backbone) for _ in range(3)]
+
+    assert [delta.name for delta in deltas] == ["lora", "lora_1", "lora_2"]
+    assert list(deltas_of(backbone)) == ["lora", "lora_1", "lora_2"]
+    deltas[1].detach()
+    assert LoraModel(backbone).name == "lora_3"  # a delta that is off keeps its name
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("mine", "A delta called 'mine' is on this backbone already; choose another name"), ("a b", "use letters"), ("1", "use letters")],
+)
+def test_a_name_that_is_taken_or_malformed_is_refused(name, why):
+    backbone = bert()
+    AdapterModel(backbone, name="mine")
+
+    with untouched(backbone), pytest.raises(ConfigError, match=why):
+        AutoDeltaModel.from_config({"delta_type": "lora"}, backbone, name=name)
+
+
+def test_a_malformed_name_leaves_a_bare_backbone_bare():
+    backbone = bert()
+
+    with untouched(backbone), pytest.raises(ConfigError):
+        LoraModel(backbone, name="a.b")
+
+
+def test_a_second_delta_does_not_match_what_is_inside_the_first():
+    backbone = bert()
+    AdapterModel(backbone, modified_modules=["ff.w2"])
+
+    with untouched(backbone), pytest.raises(NoMatchError):
+        LoraModel(backbone, modified_modules=["down_proj"])
+    lora = LoraModel(backbone, modified_modules=["[r].*output\\.dense"])
+    assert not [name for name in lora.insertions if "deltas" in name]
+    bitfit = BitFitModel(backbone, modified_modules=["0.output"])
+    assert list(bitfit.insertions) == [f"bert.encoder.layer.0.output.{name}" for name in ("dense", "LayerNorm")]
+
+
+def test_a_container_is_refused_and_its_child_named():
+    backbone = bert()
+
+    with untouched(backbone), pytest.raises(TargetError) as caught:
+        AdapterModel(backbone, modified_modules=["encoder.layer"])
+
+    assert "bert.encoder.layer is a ModuleList" in str(caught.value)
+    assert "Address bert.encoder.layer.0 instead" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"interactive_modify": True}, "deltahub inspect"),
+        ({"backend": "bmt"}, "backend must be 'hf', got 'bmt'"),
+        ({"modified_modules": "query"}, r'modified_modules must be a list of names, got \'query\'; .* \["query"\]'),
+        ({"modified_modules": ["[r]("]}, "is not a regular expression"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, why):
+    backbone = bert()
+
+    with untouched(backbone), pytest.raises(ValueError, match=why):
+        LoraModel(backbone, **options)
+
+
+@pytest.mark.parametrize(("option", "near"), [("lora_rank", "lora_r"), ("modified_module", "modified_modules")])
+def test_an_unknown_option_is_refused_and_the_nearest_named(option, near):
+    backbone = bert()
+
+    with untouched(backbone), pytest.raises(ConfigError, match=f"lora has no option '{option}': did you mean '{near}'"):
+        LoraModel.from_config({"delta_type": "lora", option: 3}, backbone)
+
+
+def test_a_config_of_another_type_is_refused():
+    with pytest.raises(ConfigError, match="AdapterModel makes deltas of type 'adapter', not 'lora'"):
+        AdapterModel.from_config(LoraConfig(), bert())
+
+
+def test_options_replace_those_of_the_config():
+    delta = LoraModel.from_config(LoraConfig(lora_r=2, lora_alpha=4), bert(), lora_r=3)
+
+    assert (delta.config.lora_r, delta.config.lora_alpha) == (3, 4)
+
+
+def test_the_config_tells_how_the_delta_was_made():
+    config = LoraModel(bert(), lora_r=2).config
+
+    assert config.modified_modules == ("attn@.q@", "attn@.v@")
+    assert config.exclude_modules == ("lm_head",)
+    assert config.backbone_class == "BertForSequenceClassification"
+
+
+def test_a_delta_has_no_forward():
+    with pytest.raises(RuntimeError, match="Call the backbone model instead"):
+        LoraModel(bert())(torch.ones(1))
+
+
+def test_the_handles_of_a_copy_belong_to_the_copy():
+    backbone = bert()
+    lora, *_ = three(backbone)
+    expected = logits_of(backbone)
+    twin = copy.deepcopy(backbone)
+    for delta in deltas_of(twin).values():
+        delta.detach()
+
+    assert [type(delta) for delta in deltas_of(twin).values()] == [LoraModel, AdapterModel, BitFitModel]
+    assert torch.equal(expected, logits_of(backbone))
+    assert lora.attached
+    assert deltas_of(nn.Linear(1, 1)) == {}
+
+
+def test_the_state_dict_of_a_delta_does_not_depend_on_its_name():
+    first, second = LoraModel(bert(), name="x"), LoraModel(bert(), name="y")
+
+    assert list(first.state_dict()) == list(second.state_dict())
+    assert all(name.endswith((".deltas.lora_A", ".deltas.lora_B")) for name in first.state_dict() if "deltas" in name)
+
+
+def test_statistics_count_every_tensor_once():
+    backbone = original("bert")
+    delta = LoraModel(backbone)
+    delta.freeze_module()
+    count = sum(parameter.numel() for parameter in backbone.parameters())
+
+    found = delta.get_statistics()
+    assert {key: found[key] for key in ("total_parameters", "trainable_parameters", "delta_parameters")} == {
+        "total_parameters": count,
+        "trainable_parameters": 2048,
+        "delta_parameters": 2048,
+    }
+    assert found["delta_ratio"] == 2048 / count
+    assert delta.get_statistics(backbone.classifier)["total_parameters"] == 3 * 32 + 3
+
+
+def test_the_log_shows_the_tree_and_the_shares(capsys):
+    delta = LoraModel(original("bert"))
+    delta.freeze_module()
+    delta.log()
+    shown = capsys.readouterr().out
+
+    assert "lora (LowRankUpdate)" in shown
+    assert "Trainable Ratio: 2048/23459=8.730125%" in shown  # the numbers of the original
+    assert "Delta Parameter Ratio: 2048/23459=8.730125%" in shown
+    assert "Static Memory 0.00 GB" in shown
+
+
+def test_a_compiled_backbone_sees_a_delta_that_is_added_later(caplog):
+    backbone = bert()
+    backbone.compile(backend="eager")
+    before = forward(backbone)
+    stir(LoraModel(backbone))
+
+    assert not torch.equal(before, forward(backbone))
+    assert "it will be compiled again" in caplog.text
+
+
+def test_a_method_of_ones_own_needs_only_a_config_and_an_insertion():
+    from deltahub.deltas.bitfit import BiasOffset
+
+    class Shift(DeltaBase):
+        config_class = LoraConfig
+
+        @classmethod
+        def new_insertion(cls, config, target, width, like):
+            return BiasOffset(like, width)
+
+    backbone = bert()
+    delta = Shift(backbone, LoraConfig(modified_modules=["query"]), name="shift")
+    stir(delta)
+    assert [name for name, _ in delta.named_parameters()] == [
+        f"bert.encoder.layer.{i}.attention.self.query.deltas.bias" for i in (0, 1)
+    ]

@@ -1,0 +1,199 @@
+"""A fingerprint tells two backbones apart, and says in words how they differ."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltahub.backbone import (
+    EXACT,
+    INCOMPATIBLE,
+    OTHER_PRECISION,
+    OTHER_WEIGHTS,
+    RENAMED,
+    RESIZED,
+    Difference,
+    Fingerprint,
+    Leaf,
+)
+from deltahub.errors import CheckpointError, FingerprintMismatch
+from tests.checkpoints import BACKBONE, LEAVES
+
+GOLDEN = Path(__file__).parent / "golden/backbone.v1.json"
+EMBED, QUERY, VALUE = LEAVES
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+leaves = st.builds(
+    Leaf,
+    name=texts,
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    shape=st.lists(st.integers(0, 9), max_size=3).map(tuple),
+    hash=st.text("0123456789abcdef", min_size=32, max_size=32),
+)
+fingerprints = st.lists(leaves, max_size=4, unique_by=lambda leaf: leaf.name).map(
+    lambda found: Fingerprint(tuple(sorted(found)))
+)
+
+
+def other(leaf: Leaf, **change: object) -> Leaf:
+    return replace(leaf, **{"hash": "f" * 32, **change})
+
+
+@given(fingerprints)
+def test_every_fingerprint_is_read_back_as_it_was_written(fingerprint):
+    assert Fingerprint.from_bytes(fingerprint.to_bytes()) == fingerprint
+
+
+@given(fingerprints, st.randoms())
+def test_the_order_of_the_tensors_does_not_matter(fingerprint, random):
+    shuffled = list(fingerprint.leaves)
+    random.shuffle(shuffled)
+    twin = Fingerprint(tuple(shuffled))
+
+    assert (twin.hash, twin.to_bytes()) == (fingerprint.hash, fingerprint.to_bytes())
+    assert fingerprint.compare(twin).level == EXACT
+
+
+@given(fingerprints, fingerprints)
+def test_two_fingerprints_are_exact_only_if_they_are_equal(one, two):
+    assert (one.compare(two).level == EXACT) == (one == two)
+
+
+def test_the_golden_record_is_still_written_and_read():
+    assert BACKBONE.to_bytes() == GOLDEN.read_bytes()
+    assert Fingerprint.from_bytes(GOLDEN.read_bytes()) == BACKBONE
+    assert BACKBONE.hash == "d7474661c20756431f06fe37973b5126"
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ((EMBED, QUERY, VALUE), Difference(EXACT)),
+        (
+            (EMBED, other(QUERY), VALUE),
+            Difference(OTHER_WEIGHTS, "1 of 3 tensors have other values: layer.query.weight"),
+        ),
+        (
+            (EMBED, other(QUERY, dtype="float16"), VALUE),
+            Difference(OTHER_PRECISION, "layer.query.weight is float16, expected float32"),
+        ),
+        (
+            (EMBED, QUERY, replace(VALUE, name="v.weight")),
+            Difference(RENAMED, "missing layer.value.weight; unexpected v.weight"),
+        ),
+        (
+            (other(EMBED, shape=(12, 4)), QUERY, VALUE),
+            Difference(RESIZED, "embed.weight is [12, 4], expected [10, 4]"),
+        ),
+        (
+            (EMBED, QUERY, other(VALUE, shape=(4, 8))),
+            Difference(INCOMPATIBLE, "layer.value.weight is [4, 8], expected [4, 4]"),
+        ),
+        (
+            (EMBED, QUERY, other(VALUE, shape=(4, 4, 1))),
+            Difference(INCOMPATIBLE, "layer.value.weight is [4, 4, 1], expected [4, 4]"),
+        ),
+        ((EMBED, QUERY), Difference(INCOMPATIBLE, "missing layer.value.weight")),
+        (
+            (EMBED, QUERY, VALUE, Leaf("pooler.bias", "float32", (4,), "3" * 32)),
+            Difference(INCOMPATIBLE, "unexpected pooler.bias"),
+        ),
+        (
+            (EMBED, QUERY, other(VALUE, name="v.weight")),
+            Difference(INCOMPATIBLE, "missing layer.value.weight; unexpected v.weight"),
+        ),
+        ((), Difference(INCOMPATIBLE, "missing embed.weight, layer.query.weight, layer.value.weight")),
+    ],
+    ids=lambda value: value.level.replace(" ", "-") if isinstance(value, Difference) else "",
+)
+def test_each_kind_of_difference_is_told_with_the_tensors(found, expected):
+    assert BACKBONE.compare(Fingerprint(found)) == expected
+
+
+def test_an_embedding_and_its_bias_may_be_resized_together_but_only_by_the_same_rows():
+    bias = Leaf("head.bias", "float32", (10,), "4" * 32)
+    expected = Fingerprint((EMBED, bias))
+    together = Fingerprint((other(EMBED, shape=(12, 4)), other(bias, shape=(12,))))
+    apart = Fingerprint((other(EMBED, shape=(12, 4)), other(bias, shape=(13,))))
+
+    assert expected.compare(together).level == RESIZED
+    assert expected.compare(apart).level == INCOMPATIBLE
+    assert expected.compare(Fingerprint((EMBED, other(bias, shape=(12,))))).level == INCOMPATIBLE
+
+
+def test_a_long_list_of_tensors_is_cut():
+    many = tuple(Leaf(f"w{number}", "float32", (1,), "5" * 32) for number in range(9))
+    changed = tuple(other(leaf) for leaf in many)
+
+    detail = Fingerprint(many).compare(Fingerprint(changed)).detail
+    assert detail == "9 of 9 tensors have other values: w0, w1, w2 and 6 more"
+
+
+HARD = {
+    RENAMED: (replace(EMBED, name="e"), QUERY, VALUE),
+    RESIZED: (other(EMBED, shape=(9, 4)), QUERY, VALUE),
+    INCOMPATIBLE: (),
+}
+SOFT = {OTHER_WEIGHTS: (other(EMBED), QUERY, VALUE), OTHER_PRECISION: (other(EMBED, dtype="int8"), QUERY, VALUE)}
+
+
+@pytest.mark.parametrize("level", [*HARD, *SOFT])
+def test_another_backbone_is_refused_with_both_fingerprints(level):
+    found = Fingerprint({**HARD, **SOFT}[level])
+    with pytest.raises(FingerprintMismatch) as caught:
+        BACKBONE.require(found)
+    assert caught.value.args == (level, BACKBONE.compare(found).detail, BACKBONE.hash, found.hash)
+
+
+@pytest.mark.parametrize("level", SOFT)
+def test_other_values_of_the_same_shape_are_accepted_on_the_caller_s_word(level):
+    BACKBONE.require(Fingerprint(SOFT[level]), same_weights=False)
+
+
+@pytest.mark.parametrize("level", HARD)
+def test_another_structure_never_is(level):
+    with pytest.raises(FingerprintMismatch):
+        BACKBONE.require(Fingerprint(HARD[level]), same_weights=False)
+
+
+def test_every_flipped_byte_of_the_record_is_noticed_or_changes_nothing():
+    data = GOLDEN.read_bytes()
+    for place in range(len(data)):
+        damaged = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        try:
+            found = Fingerprint.from_bytes(damaged)
+        except CheckpointError:
+            continue
+        assert found == BACKBONE
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.binary(max_size=40) | json_values.map(lambda value: json.dumps(value).encode()))
+def test_garbage_is_a_checkpoint_error(data):
+    with pytest.raises(CheckpointError, match=r"backbone\.json is"):
+        Fingerprint.from_bytes(data)
+
+
+@given(st.dictionaries(st.sampled_from(["format_version", "algorithm", "hash", "tensors"]), json_values, max_size=2))
+def test_a_record_with_wrong_values_is_a_checkpoint_error(change):
+    document = json.loads(GOLDEN.read_bytes())
+    if any(document[key] != value for key, value in change.items()):
+        with pytest.raises(CheckpointError, match=r"backbone\.json is malformed"):
+            Fingerprint.from_bytes(json.dumps({**document, **change}).encode())
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, GOLDEN.read_bytes().replace(b'"embed.weight"', b'"\\ud800"')])
+def test_hostile_json_is_a_checkpoint_error(data):
+    with pytest.raises(CheckpointError):
+        Fingerprint.from_bytes(data)

@@ -1,0 +1,158 @@
+"""A manifest is the identity of a delta: equal content gives equal bytes, for ever."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltahub import checkpoint
+from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError
+from deltahub.manifest import FileEntry, Manifest, TensorEntry, canonical_json, digest_of
+from tests.checkpoints import save_checkpoint
+
+GOLDEN = Path(__file__).parent / "golden/manifest.v1.json"
+GOLDEN_DIGEST = "sha256:312ac838afe83ec5eed451b0ed6593e1d7c6f41dc419ba7cc7504c24e775d673"
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=5,
+)
+hexes = st.text("0123456789abcdef", min_size=64, max_size=64)
+manifests = st.builds(
+    Manifest,
+    config=st.dictionaries(texts, values, max_size=3).map(lambda config: {**config, "delta_type": "lora"}),
+    files=st.lists(
+        st.builds(
+            FileEntry,
+            path=st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,9}", fullmatch=True),
+            sha256=hexes,
+            size=st.integers(0),
+        ),
+        min_size=1,
+        max_size=3,
+    ).map(tuple),
+    tensors=st.lists(
+        st.builds(TensorEntry, name=texts, dtype=texts, shape=st.lists(st.integers(0), max_size=3).map(tuple)),
+        max_size=3,
+    ).map(tuple),
+    parameters=st.fixed_dictionaries({"total": st.integers(0), "delta": st.integers(0)}),
+    metrics=st.lists(
+        st.fixed_dictionaries({"metric_type": texts, "metric_value": st.integers() | texts}), max_size=2
+    ).map(tuple),
+)
+
+
+@given(manifests)
+def test_every_manifest_is_read_back_as_it_was_written(manifest):
+    assert Manifest.from_bytes(manifest.to_bytes(), manifest.digest) == manifest
+
+
+@given(manifests, st.randoms())
+def test_the_digest_does_not_depend_on_the_order_of_keys(manifest, random):
+    keys = list(manifest.config)
+    random.shuffle(keys)
+    twin = dataclasses.replace(manifest, config={key: manifest.config[key] for key in keys})
+
+    assert twin.digest == manifest.digest
+
+
+@given(manifests, manifests)
+def test_only_equal_manifests_have_equal_digests(one, other):
+    same = json.dumps(dataclasses.asdict(one), sort_keys=True) == json.dumps(dataclasses.asdict(other), sort_keys=True)
+
+    assert (one.digest == other.digest) == same
+
+
+def test_a_checkpoint_has_the_golden_manifest_to_the_last_byte(tmp_path):
+    facts = {"train_tasks": ["sst2"], "test_result": {"accuracy": 0.5}, "tags": ["task=sst2"]}
+    folder = save_checkpoint(tmp_path / "delta", metadata=facts)
+    manifest = checkpoint.describe(folder)
+
+    assert manifest.to_bytes() == GOLDEN.read_bytes()
+    assert manifest.digest == GOLDEN_DIGEST
+    assert (folder / "delta_config.json").read_bytes() == (GOLDEN.parent / "delta_config.v1.json").read_bytes()
+
+
+def test_the_golden_manifest_is_still_read():
+    manifest = Manifest.from_bytes(GOLDEN.read_bytes(), GOLDEN_DIGEST)
+
+    assert manifest.size == 10 + 345 + 280 + 703
+    assert [entry.path for entry in manifest.files] == [
+        "README.md",
+        "backbone.json",
+        "delta.safetensors",
+        "delta_config.json",
+    ]
+    assert manifest.tensors[1] == TensorEntry("layer.query.deltas.lora_A", "F32", (1, 4))
+    assert manifest.parameters == {"total": 10, "delta": 8}
+    assert manifest.metrics == ({"task_type": "sst2", "metric_type": "accuracy", "metric_value": 0.5},)
+
+
+def test_another_digest_is_refused_with_both_and_the_way_out():
+    with pytest.raises(IntegrityError) as caught:
+        Manifest.from_bytes(GOLDEN.read_bytes(), f"sha256:{'0' * 64}")
+    assert str(caught.value) == (
+        f"A manifest is damaged: expected sha256:{'0' * 64}, found {GOLDEN_DIGEST}. Run `deltahub verify` on its registry."
+    )
+
+
+def test_every_flipped_byte_is_noticed():
+    data = GOLDEN.read_bytes()
+    for place in range(len(data)):
+        damaged = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        with pytest.raises(IntegrityError):
+            Manifest.from_bytes(damaged, GOLDEN_DIGEST)
+
+
+def read(data: bytes) -> Manifest:
+    return Manifest.from_bytes(data, digest_of(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "clause"),
+    [
+        ({"schema_version": 2}, "schema_version must be 1, got 2"),
+        ({"kind": "zoo"}, "kind must be ['delta'], got 'zoo'"),
+        ({"files": []}, "files"),
+        ({"config": {}}, "config lacks 'delta_type'"),
+        ({"more": 1}, "'more' was unexpected"),
+        ({"parameters": {"total": -1, "delta": 0}}, "parameters.total must be at least 0, got -1"),
+        *(
+            ({"files": [{"path": path, "sha256": "0" * 64, "size": 1}]}, "files.0.path")
+            for path in ("../x", "/etc/passwd", "..", ".hidden", "a/b", "a\\b", "a\n", "", "\u0430", "C:x")
+        ),
+        ({"files": [{"path": "a", "sha256": f"{'0' * 64}\n", "size": 1}]}, "files.0.sha256"),
+        ({"files": [{"path": "a", "sha256": "0" * 64, "size": 1.0}]}, "files.0.size"),
+    ],
+)
+def test_a_manifest_that_this_version_cannot_read_is_refused_and_asks_for_an_update(change, clause):
+    document = {**json.loads(GOLDEN.read_bytes()), **change}
+    with pytest.raises(CheckpointError) as caught:
+        read(canonical_json(document))
+    assert clause in str(caught.value)
+    assert str(caught.value).endswith("Update deltahub.")
+
+
+@given(st.binary(max_size=40) | values.map(lambda value: json.dumps(value).encode()))
+def test_garbage_under_its_own_digest_is_a_checkpoint_error(data):
+    with pytest.raises(CheckpointError):
+        read(data)
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe", b"NaN", b""])
+def test_hostile_json_is_a_checkpoint_error(data):
+    with pytest.raises(DeltaHubError):
+        read(data)
+
+
+def test_canonical_json_is_sorted_tight_and_refuses_what_json_cannot_hold():
+    assert canonical_json({"b": [1, 2.5], "a": "\u00e9"}) == '{"a":"\u00e9","b":[1,2.5]}'.encode()
+    with pytest.raises(ValueError, match="Out of range float values"):
+        canonical_json(float("nan"))
