@@ -69,9 +69,14 @@ def matches_any(name: str, patterns: Iterable[str]) -> bool:
 
 def lies_within(name: str, patterns: Iterable[str]) -> bool:
     """Whether `name`, or a module that contains it, is meant by one of the patterns."""
-    parts = name.split(".")
-    patterns = tuple(patterns)
-    return any(matches_any(".".join(parts[:count]), patterns) for count in range(len(parts), 0, -1))
+    return any(_lies_within(name, pattern) for pattern in patterns)
+
+
+def _lies_within(name: str, pattern: str) -> bool:
+    if not pattern.startswith(REGEX_MARK):
+        return pattern != "" and f".{pattern}." in f".{name}."  # the parts of the pattern, somewhere in the name
+    ends = [index for index, char in enumerate(name) if char == "."]
+    return any(Address(pattern).matches(name[:end]) for end in (*ends, len(name)))
 
 
 def nearest_names(pattern: str, names: Iterable[str], limit: int = 5) -> tuple[str, ...]:

@@ -156,7 +156,7 @@ def tensor_table(path: Path) -> tuple[TensorEntry, ...]:
             return tuple(
                 TensorEntry(name, part.get_dtype(), tuple(part.get_shape())) for name, part in sorted(slices.items())
             )
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:  # a missing file or a folder is an OSError of the library's own
         msg = f"{path} is not a safetensors file ({error}). Fetch or save the delta again."
         raise CheckpointError(msg) from error
 

@@ -7,7 +7,7 @@ made, so that a config that exists is a config that can work.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final, Self
 
@@ -123,15 +123,18 @@ def check_document(document: Mapping[str, Any]) -> None:
         raise ConfigError(msg)
     options = schema["definitions"][delta_type]["properties"]
     refuse_unknown(document, {*schema["properties"], *options}, str(delta_type))
-    floats = ((key, value) for key, value in document.items() if isinstance(value, float))
-    numbers = (_number_problem(key, value, options.get(key, {}).get("type")) for key, value in floats)
-    if wrong := next(filter(None, numbers), None) or problem(document, SCHEMA):
+    counts = {key for key, option in options.items() if option.get("type") == "integer"}
+    if wrong := next(_odd_numbers(document, counts), None) or problem(document, SCHEMA):
         msg = f"The {delta_type} config cannot work: {wrong}."
         raise ConfigError(msg)
 
 
-def _number_problem(key: str, value: float, kind: str | None) -> str | None:
-    """What JSON Schema lets pass: 8.0 for a count, and what JSON has no word for."""
-    if not math.isfinite(value):
-        return f"{key} must be of type number, got {value}"
-    return f"{key} must be of type integer, got {value}" if kind == "integer" else None
+def _odd_numbers(document: Mapping[str, Any], counts: Collection[str], place: str = "") -> Iterator[str]:
+    """What JSON Schema lets pass: 8.0 for a count, and at any depth what JSON has no word for."""
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            yield from _odd_numbers(value, (), f"{place}{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield f"{place}{key} must be of type number, got {value}"
+        elif isinstance(value, float) and key in counts:
+            yield f"{place}{key} must be of type integer, got {value}"

@@ -17,13 +17,16 @@ def parse(data: bytes) -> Any:
     """Read JSON that may be damaged or hostile.
 
     Raises:
-        ValueError: it is not JSON, nests too deeply, or holds a number that JSON does not know.
+        ValueError: it is not JSON, nests too deeply, or holds a number or half a character that JSON does not know.
     """
     try:
-        return json.loads(data, parse_constant=_refuse_constant)
+        document = json.loads(data, parse_constant=_refuse_constant)
     except RecursionError:
         msg = "it nests too deeply"
         raise ValueError(msg) from None
+    if b"\\u" in data:
+        json.dumps(document, ensure_ascii=False).encode()  # an escaped half of a surrogate pair has no bytes
+    return document
 
 
 def _refuse_constant(text: str) -> None:

@@ -119,7 +119,7 @@ def test_a_damaged_config_is_refused_or_still_a_whole_config(checkpoint_folder):
     path = checkpoint_folder / CONFIG
     data = path.read_bytes()
     damaged = [data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :] for place in range(len(data))]
-    for candidate in [*damaged, *(data[:size] for size in range(0, len(data) - 2))]:
+    for candidate in [*damaged, *(data[:size] for size in range(len(data) - 2))]:
         path.write_bytes(candidate)
         try:
             document = describe(checkpoint_folder).config

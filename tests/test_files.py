@@ -59,9 +59,13 @@ def test_a_staging_folder_is_gone_afterwards_with_all_that_is_in_it(tmp_path):
 
 
 def test_a_staging_folder_is_gone_after_an_interrupt_too(tmp_path):
-    with pytest.raises(KeyboardInterrupt), staging(tmp_path) as stage:
-        (stage / "file").write_bytes(b"x")
-        raise KeyboardInterrupt
+    def work():
+        with staging(tmp_path) as stage:
+            (stage / "file").write_bytes(b"x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert list(tmp_path.iterdir()) == []
 
 

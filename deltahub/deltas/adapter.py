@@ -88,8 +88,9 @@ class Bottleneck(Insertion):
 
 def _small_linear(n_in: int, n_out: int, like: Tensor) -> nn.Linear:
     layer = nn.Linear(n_in, n_out, dtype=like.dtype, device="meta").to_empty(device=like.device)
-    nn.init.normal_(layer.weight, std=_STANDARD_DEVIATION)
-    nn.init.zeros_(layer.bias)
+    if not like.is_meta:
+        nn.init.normal_(layer.weight, std=_STANDARD_DEVIATION)
+        nn.init.zeros_(layer.bias)
     return layer
 
 

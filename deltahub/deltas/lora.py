@@ -54,7 +54,8 @@ class LowRankUpdate(Insertion):
         self.dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else None
         self.lora_A = nn.Parameter(like.new_empty(config.lora_r, n_in))
         self.lora_B = nn.Parameter(like.new_zeros(n_out, config.lora_r))
-        self.reset()
+        if not like.is_meta:
+            self.reset()
 
     def reset(self) -> None:
         """Draw A as a linear layer's weight is drawn; B stays zero."""

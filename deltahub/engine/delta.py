@@ -356,6 +356,6 @@ def _refuse(interactive_modify: bool | int, backend: str) -> None:
 
 def _reset_compiler(backbone: nn.Module) -> None:
     """A compiled graph does not see a hook that was added after it: compile again."""
-    if any(getattr(module, "_compiled_call_impl", None) is not None for module in backbone.modules()):
+    if any(module.__dict__.get("_compiled_call_impl") is not None for module in backbone.modules()):
         torch.compiler.reset()
         statistics.LOGGER.warning("The backbone was compiled before the delta was added; it will be compiled again.")

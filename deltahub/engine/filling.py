@@ -35,19 +35,19 @@ def fill(insertions: Mapping[str, Insertion], backbone: nn.Module, tensors: Mapp
         for address, insertion in insertions.items()
         for key, tensor in insertion.state_dict().items()
     }
-    own = dict(backbone_tensors(backbone))
     expected = {name: tensor for name, (_, _, tensor) in places.items()}
-    names = replaced_names(tensors)
-    expected.update({name: own[name] for name in names if name in own})
+    if names := replaced_names(tensors):
+        own = dict(backbone_tensors(backbone))
+        expected.update({name: own[name] for name in names if name in own})
     check_fit(expected, tensors)
-    sorted_: dict[str, dict[str, Tensor]] = {address: {} for address in insertions}
+    shares: dict[str, dict[str, Tensor]] = {address: {} for address in insertions}
     for name, (address, key, _) in places.items():
-        sorted_[address][key] = tensors[name]
+        shares[address][key] = tensors[name]
     for address, insertion in insertions.items():
         near = next(backbone.get_submodule(address).parameters(), None)
-        insertion.load_state_dict(sorted_[address], strict=True, assign=True)
-        if near is not None:
-            insertion.to(near.device)
+        device = torch.device("cpu") if near is None else near.device
+        share = {key: tensor.to(device) for key, tensor in shares[address].items()}
+        insertion.load_state_dict(share, strict=True, assign=True)
     return {name: tensors[name] for name in names}
 
 

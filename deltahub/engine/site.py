@@ -139,4 +139,4 @@ def map_hidden(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def is_delta_name(name: str) -> bool:
     """Whether a parameter or module of this name belongs to a delta rather than to the backbone."""
-    return name == CHILD or name.startswith(f"{CHILD}.") or name.endswith(f".{CHILD}") or f".{CHILD}." in name
+    return CHILD in name and f".{CHILD}." in f".{name}."

@@ -32,7 +32,7 @@ def skeleton(folder: Path) -> nn.Module:
     found = (getattr(transformers, name, None) for name in config.architectures or ())
     model_class = next((cls for cls in found if cls is not None), None)
     with torch.device("meta"):
-        model: nn.Module = model_class(config) if model_class else transformers.AutoModel.from_config(config)
+        model: nn.Module = (model_class or transformers.AutoModel.from_config)(config)
     return model
 
 

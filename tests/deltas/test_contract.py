@@ -25,12 +25,12 @@ COUNTS = {
     "bitfit": 2 * (4 * 16 + 16 + 24 + 16 + 16),  # layers * (q, k, v, proj + norm + w1 + w2 + norm)
 }
 BAD_OPTIONS = [
-    ("lora", {"lora_r": 0}, "lora_r must be at least 1, got 0"),
-    ("lora", {"lora_r": 2.5}, "lora_r must be of type integer, got 2.5"),
-    ("lora", {"lora_alpha": "16"}, "lora_alpha must be of type number, got '16'"),
-    ("lora", {"lora_dropout": 1.0}, "lora_dropout must be less than 1, got 1.0"),
-    ("lora", {"lora_dropout": -0.1}, "lora_dropout must be at least 0, got -0.1"),
-    ("adapter", {"bottleneck_dim": 0}, "bottleneck_dim must be at least 1, got 0"),
+    ("lora", {"lora_r": 0}, "lora_r must be .* 1, got 0"),
+    ("lora", {"lora_r": 2.5}, "lora_r must be .*integer, got 2.5"),
+    ("lora", {"lora_alpha": "16"}, "lora_alpha must be .*number, got '16'"),
+    ("lora", {"lora_dropout": 1.0}, "lora_dropout must be .* 1, got 1.0"),
+    ("lora", {"lora_dropout": -0.1}, "lora_dropout must be .* 0, got -0.1"),
+    ("adapter", {"bottleneck_dim": 0}, "bottleneck_dim must be .* 1, got 0"),
     ("adapter", {"non_linearity": "gelu_nwe"}, "non_linearity 'gelu_nwe' is unknown: choose one of .*gelu_new"),
 ]
 

@@ -1,0 +1,141 @@
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from deltahub import AutoDeltaModel, LoraModel
+from deltahub.deltas.lora import LowRankRows
+from tests.backbones import bert, gpt2, logits_of, original, stir, t5
+
+
+class Layers(nn.Module):
+    """One layer of each kind that LoRA knows, called by name or by position."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(5, 4)
+        self.conv = Conv1D(4, 5)
+        self.rows = nn.Embedding(6, 5)
+
+    def forward(self, ids, by_name=False):
+        x = self.rows(input=ids) if by_name else self.rows(ids)
+        return self.linear(input=x) + self.conv(x=x) if by_name else self.linear(x) + self.conv(x)
+
+
+IDS = torch.tensor([[0, 3, 5]])
+
+
+def matrices(delta, address):
+    """A and B of one module."""
+    found = dict(delta.named_parameters())
+    return found[f"{address}.deltas.lora_A"], found[f"{address}.deltas.lora_B"]
+
+
+@pytest.mark.parametrize(("address", "shape"), [("linear", (5, 4)), ("conv", (5, 4))])
+def test_the_update_is_scaled_b_a_x(address, shape):
+    model = Layers()
+    delta = LoraModel(model, lora_r=2, lora_alpha=6, modified_modules=[address])
+    stir(delta)
+    layer, x = model.get_submodule(address), torch.randn(3, 5)
+    a, b = matrices(delta, address)
+    found = layer(x)
+    delta.detach()
+
+    assert (a.shape, b.shape) == ((2, shape[0]), (shape[1], 2))
+    assert torch.allclose(layer(x) + 3 * x @ a.T @ b.T, found, atol=1e-6)
+
+
+def test_lora_on_an_embedding_adds_rows():
+    model = Layers()
+    delta = LoraModel(model, lora_r=2, lora_alpha=6, modified_modules=["rows"])
+    assert isinstance(delta.insertions["rows"], LowRankRows)
+    a, b = matrices(delta, "rows")
+    assert not a.any()  # starts as the identity
+    assert b.any()
+    stir(delta)
+    found = model.rows(IDS)
+    delta.detach()
+
+    assert torch.allclose(model.rows(IDS) + 3 * (b @ a).T[IDS], found, atol=1e-6)
+
+
+def test_inputs_by_name_are_seen():
+    model = Layers()
+    stir(LoraModel(model, modified_modules=["linear", "conv", "rows"]))
+
+    assert torch.equal(model(IDS), model(ids=IDS, by_name=True))
+
+
+def test_a_starts_as_a_linear_layer_does_and_b_at_zero():
+    torch.manual_seed(0)
+    a, b = matrices(LoraModel(original("bert"), lora_r=64, modified_modules=["0.attention.self.query"]), QUERY)
+
+    assert not b.any()
+    assert a.abs().max() <= 1 / 32**0.5  # kaiming uniform with a = sqrt(5)
+    assert a.abs().max() > 0.9 / 32**0.5
+
+
+QUERY = "bert.encoder.layer.0.attention.self.query"
+
+
+def test_dropout_acts_in_training_only():
+    backbone = bert()
+    delta = LoraModel(backbone, lora_dropout=0.5)
+    stir(delta)
+    layer, x = backbone.get_submodule(QUERY), torch.ones(1, 16)
+
+    assert torch.equal(layer(x), layer(x))
+    backbone.train()
+    assert len({layer(x).sum().item() for _ in range(20)}) > 1
+    assert not any("dropout" in name for name in delta.state_dict())
+
+
+def test_alpha_over_r_is_the_scale():
+    for alpha, scale in [(8, 1.0), (16, 2.0), (0.5, 0.0625)]:
+        delta = LoraModel(bert(), lora_r=8, lora_alpha=alpha)
+        assert scale == delta.insertions[QUERY].scale
+
+
+def test_lora_on_gpt2_acts_on_the_query_and_value_shares_by_default():
+    backbone = gpt2()
+    delta = LoraModel(backbone, lora_r=2)
+
+    assert list(delta.state_dict())[:4] == [
+        f"transformer.h.0.attn.c_attn.deltas.{part}.lora_{leaf}" for part in "qv" for leaf in "AB"
+    ]
+
+
+def test_lora_on_tied_embeddings_leaves_the_head_alone(tmp_path):
+    backbone = gpt2()
+    logits = logits_of(backbone)
+    delta = LoraModel(backbone, modified_modules=["wte"])
+    delta.freeze_module()
+    stir(delta)
+
+    assert backbone.lm_head.weight is backbone.transformer.wte.weight
+    assert not torch.equal(logits, logits_of(backbone))
+    delta.save_finetuned(tmp_path)
+    fresh = gpt2()
+    AutoDeltaModel.from_finetuned(tmp_path, backbone_model=fresh)
+    assert torch.equal(logits_of(backbone), logits_of(fresh))
+
+
+def test_the_language_model_head_is_left_out_unless_it_is_asked_for():
+    backbone = t5()
+    delta = LoraModel(backbone, modified_modules=["lm_head"], exclude_modules=[])
+
+    assert list(delta.insertions) == ["lm_head"]
+
+
+def test_exclude_modules_is_heeded():
+    delta = LoraModel(bert(), modified_modules=["query"], exclude_modules=["layer.0"])
+
+    assert list(delta.insertions) == ["bert.encoder.layer.1.attention.self.query"]
+
+
+def test_the_arguments_stand_in_the_order_of_the_original():
+    delta = LoraModel(bert(), 4, 8, 0.1, ["query"], ["deltas", "classifier"], ["layer.1"], False)
+
+    assert (delta.config.lora_r, delta.config.lora_alpha, delta.config.lora_dropout) == (4, 8, 0.1)
+    assert delta.config.unfrozen_modules == ("deltas", "classifier")
+    assert delta.config.exclude_modules == ("layer.1",)

@@ -1,0 +1,223 @@
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import nn
+
+from deltahub import AutoDeltaModel, deltas_of
+from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
+from deltahub.formats.opendelta import is_checkpoint, opendelta_hash
+from tests.backbones import OPENDELTA, equal, tensors_of, untouched
+
+FIXTURES = sorted(path.parent.name for path in OPENDELTA.glob("*/meta.json"))
+LOSSY = {"bitfit__t5__default"}  # saved without the biases that the original made too late
+MD5 = json.loads((OPENDELTA / "_tables" / "md5.json").read_text())
+TOLERANCE = 1e-5  # of logits between 4.26 and 5.x of transformers
+
+
+def facts_of(name):
+    """What is known about a checkpoint that the original made."""
+    return json.loads((OPENDELTA / name / "meta.json").read_text())
+
+
+def backbone_of(facts):
+    """The backbone that it was trained on."""
+    folder = OPENDELTA / "_backbones" / facts["backbone_dir"].rpartition("/")[2]
+    cls = getattr(transformers, facts["backbone_class"])
+    transformers.utils.logging.disable_progress_bar()
+    return cls.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+def put(name, facts, backbone, **options):
+    """Put all deltas of a fixture on a backbone."""
+    return [
+        AutoDeltaModel.from_finetuned(OPENDELTA / name / folder, backbone_model=backbone, allow_pickle=True, **options)
+        for folder in facts["checkpoint_dirs"]
+    ]
+
+
+def outputs_of(backbone, facts, tensors):
+    """The logits or hidden states that the original recorded, as they are here."""
+    inputs = {key: tensors[key] for key in ("input_ids", "attention_mask", "decoder_input_ids") if key in tensors}
+    with torch.no_grad():
+        return backbone(**inputs)[facts["output_kind"]]
+
+
+def far(expected, actual):
+    """The largest difference, relative to the largest value."""
+    return ((expected - actual).abs().max() / expected.abs().max().clamp(min=1)).item()
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_a_checkpoint_of_the_original_gives_the_outputs_of_the_original(name, tmp_path):
+    facts, tensors = facts_of(name), load_file(OPENDELTA / name / "io.safetensors")
+    backbone = backbone_of(facts)
+    before, state = outputs_of(backbone, facts, tensors), tensors_of(backbone)
+    assert far(tensors["base_out"], before) < TOLERANCE
+
+    deltas = put(name, facts, backbone)
+    after = outputs_of(backbone, facts, tensors)
+    expected = tensors["original_reload_out" if name in LOSSY else "delta_out"]
+    assert far(expected, after) < TOLERANCE
+    assert far(tensors["base_out"], after) > 0.01
+
+    again = backbone_of(facts)  # saved here, it loads with every check and without a pickle
+    for number, delta in enumerate(deltas):
+        delta.save_finetuned(tmp_path / str(number))
+        AutoDeltaModel.from_finetuned(tmp_path / str(number), backbone_model=again)
+    assert torch.equal(after, outputs_of(again, facts, tensors))
+
+    for delta in deltas:
+        delta.detach()
+    assert torch.equal(before, outputs_of(backbone, facts, tensors))
+    assert equal(state, tensors_of(backbone))
+
+
+@pytest.mark.parametrize("name", [n for n in FIXTURES if n.startswith(("lora__", "adapter__")) and "unfrozen" not in n])
+def test_the_hash_of_the_original_is_reproduced(name):
+    # The text holds the class names of its day; the parameters are those of the backbone with its delta.
+    facts = facts_of(name)
+    backbone = backbone_of(facts)
+    put(name, facts, backbone)
+
+    text = (OPENDELTA / name / "model_repr.txt").read_text()
+    assert facts["original_backbone_hash"] == opendelta_hash(backbone, text)
+
+
+def test_the_hash_of_a_known_model_is_that_of_the_original():
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.arange(6.0).view(2, 3))
+        model[0].bias.fill_(0.5)
+
+    assert MD5["with_parameters"] == opendelta_hash(model, MD5["str"])
+    assert MD5["structure_only"] == opendelta_hash(nn.Module(), MD5["str"])
+    assert MD5["parameters_only"] == opendelta_hash(model, "")
+    assert MD5["with_parameters"] == opendelta_hash(model)
+
+
+def test_the_hash_knows_bfloat16():
+    assert opendelta_hash(nn.Linear(1, 1).bfloat16()) != opendelta_hash(nn.Linear(1, 1))
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A checkpoint of the original that tests may spoil, and its backbone."""
+    name = "lora__bert__default"
+    shutil.copytree(OPENDELTA / name / "delta", tmp_path / "delta")
+    return tmp_path / "delta", backbone_of(facts_of(name))
+
+
+def spoil(folder, change):
+    """Change the tensors of a checkpoint."""
+    tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    torch.save(change(tensors), folder / "pytorch_model.bin")
+
+
+def load(folder, backbone, **options):
+    return AutoDeltaModel.from_finetuned(folder, backbone_model=backbone, **{"allow_pickle": True, **options})
+
+
+def test_a_pickle_is_not_opened_without_permission(checkpoint):
+    folder, backbone = checkpoint
+
+    with untouched(backbone), pytest.raises(PickleRefusedError) as caught:
+        load(folder, backbone, allow_pickle=False)
+
+    assert "pytorch_model.bin is a Python pickle, which can run code" in str(caught.value)
+    assert "allow_pickle=True" in str(caught.value)
+    assert "safetensors" in str(caught.value)
+
+
+class Evil:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("code in a pickle was run",))
+
+
+def test_no_code_in_a_pickle_runs_even_with_permission(checkpoint):
+    folder, backbone = checkpoint
+    torch.save({"weight": Evil()}, folder / "pytorch_model.bin")
+
+    with untouched(backbone), pytest.raises(Exception, match="(?i)weights.only|unpickl|pickle"):
+        load(folder, backbone)
+
+
+def test_the_backbone_can_only_be_checked_by_shape_and_the_log_says_so(checkpoint, caplog):
+    load(*checkpoint)
+
+    assert "saved without a list of its backbone's tensors" in caplog.text
+
+
+def first(tensors):
+    return next(iter(tensors))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda t: {k: v for k, v in t.items() if k != first(t)}, "query.deltas.lora_A is missing"),
+        (lambda t: {**t, "bert.nowhere.weight": torch.ones(1)}, "bert.nowhere.weight is neither part of a lora nor of this"),
+        (lambda t: {**t, first(t): torch.ones(8, 31)}, r"lora_A is \[8, 31\], expected \[8, 32\]"),
+        (lambda t: {**t, first(t): t[first(t)] * torch.nan}, "lora_A holds values that are not finite"),
+        (lambda t: {}, "holds no tensor of a delta"),
+        (lambda t: {k.replace("layer.1", "layer.7"): v for k, v in t.items()}, "encoder.layer.7.attention.self.query, which"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(checkpoint, change, why):
+    folder, backbone = checkpoint
+    spoil(folder, change)
+
+    with untouched(backbone), pytest.raises(CheckpointError, match=why):
+        load(folder, backbone)
+
+
+def test_two_deltas_that_cannot_be_told_apart_are_refused(checkpoint):
+    folder, backbone = checkpoint
+    spoil(folder, lambda t: {**t, **{k.replace(".lora.", ".lora_1."): v for k, v in t.items()}})
+
+    with untouched(backbone), pytest.raises(CheckpointError, match="nothing tells which is meant"):
+        load(folder, backbone)
+
+
+def test_tensors_of_another_delta_are_named_and_left_out(checkpoint, caplog):
+    folder, backbone = checkpoint
+    spoil(folder, lambda t: {**t, "bert.encoder.layer.0.output.adapter.modulelist.up_proj.bias": torch.ones(32)})
+    with caplog.at_level(logging.WARNING):
+        load(folder, backbone)
+
+    assert "belongs to another delta that was on the backbone" in caplog.text
+    assert list(deltas_of(backbone)) == ["lora"]
+
+
+@pytest.mark.parametrize("delta_type", ["no_such_type", "loraa"])
+def test_an_unknown_type_is_refused(checkpoint, delta_type):
+    folder, backbone = checkpoint
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "delta_type": delta_type}))
+
+    with untouched(backbone), pytest.raises(ConfigError, match=f"type '{delta_type}', which this version does not load"):
+        load(folder, backbone)
+
+
+def test_the_config_of_a_backbone_is_no_delta(tmp_path):
+    for name in ("config.json", "pytorch_model.bin"):
+        (tmp_path / name).write_text("{}")
+    assert not is_checkpoint(tmp_path)
+
+    (tmp_path / "config.json").write_text("not json")
+    assert not is_checkpoint(tmp_path)
+    assert not is_checkpoint(tmp_path / "nowhere")
+
+
+def test_what_deltahub_saved_comes_before_a_backbones_own_config(checkpoint):
+    folder, backbone = checkpoint
+    load(folder, backbone).save_finetuned(folder)  # into the same folder, beside the original's files
+    fresh = backbone_of(facts_of("lora__bert__default"))
+
+    assert load(folder, fresh, allow_pickle=False).name == "lora"
