@@ -119,8 +119,11 @@ def _require_same(path: Path, entry: Mapping[str, Any], sha256: str, size: int) 
         raise IntegrityError(str(path), f"sha256:{entry['sha256']}", f"sha256:{sha256}", remedy)
 
 
-def read(folder: Path) -> Checkpoint:
+def read(folder: Path, *, with_backbone: bool = True) -> Checkpoint:
     """Read a delta; every byte is checked before it is used.
+
+    Args:
+        with_backbone: whether the backbone's record is wanted too.
 
     Raises:
         CheckpointError: a file is missing or malformed.
@@ -132,7 +135,7 @@ def read(folder: Path) -> Checkpoint:
     document = read_document(folder)
     weights = verified_bytes(folder, WEIGHTS, document)
     fingerprint = None
-    if BACKBONE in document["files"]:
+    if with_backbone and BACKBONE in document["files"]:
         fingerprint = Fingerprint.from_bytes(verified_bytes(folder, BACKBONE, document))
     try:
         tensors = safetensors.torch.load(weights)

@@ -27,12 +27,13 @@ LOGGER: Final = logging.getLogger("deltahub")
 STRUCTURE: Final = "structure"
 
 
-def read_any(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint:
+def read_any(folder: Path, backbone: nn.Module, *, allow_pickle: bool, with_backbone: bool = True) -> Checkpoint:
     """Read a delta that DeltaHub or OpenDelta saved.
 
     Args:
         backbone: the model it is for; OpenDelta's files do not tell all without it.
         allow_pickle: whether a pickle may be opened, with `weights_only=True`.
+        with_backbone: whether the backbone's record is wanted too.
 
     Raises:
         CheckpointError: the folder holds neither, or is damaged.
@@ -40,7 +41,7 @@ def read_any(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkp
     """
     if not checkpoint.is_checkpoint(folder) and opendelta.is_checkpoint(folder):
         return opendelta.read(folder, backbone, allow_pickle=allow_pickle)
-    return checkpoint.read(folder)
+    return checkpoint.read(folder, with_backbone=with_backbone)
 
 
 def load(
@@ -67,7 +68,8 @@ def load(
     changes = dict(options)
     allow_pickle, name = bool(changes.pop("allow_pickle", False)), changes.pop("name", None)
 
-    saved = read_any(locate(path, **where), backbone, allow_pickle=allow_pickle)
+    folder = locate(path, **where)
+    saved = read_any(folder, backbone, allow_pickle=allow_pickle, with_backbone=check_hash is not False)
     cls = class_for(saved.document["delta_type"])
     config = config or cls.config_class.from_dict(saved.document, **changes)
     if tensors is None:
@@ -84,8 +86,14 @@ def load(
     ledger.replace(backbone, ledger.entries[delta.name], dict(replaced))
     for parameter_name, parameter in freezing.own_parameters(backbone):
         parameter.requires_grad_(parameter_name in ledger.base)  # what no delta has trained stays the backbone's
-    backbone.eval()
+    if _trains(backbone):
+        backbone.eval()
     return delta
+
+
+def _trains(module: nn.Module) -> bool:
+    """Whether anything in a module is in training mode; setting a mode costs ten times as much as looking."""
+    return module.training or any(child is not None and _trains(child) for child in module._modules.values())
 
 
 def _check_backbone(saved: Checkpoint, backbone: nn.Module, replaced: tuple[str, ...], check_hash: bool | str) -> None:

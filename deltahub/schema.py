@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.resources import files
@@ -73,6 +74,9 @@ def _clause(error: JsonSchemaValueException) -> str:
         return f"{place} lacks {', '.join(repr(key) for key in wanted if key not in found)}"
     if error.rule == "type":
         return f"{place} must be of type {wanted if isinstance(wanted, str) else ' or '.join(wanted)}, got {found!r}"
+    if error.rule == "propertyNames":
+        odd = next(key for key in found if not re.search(wanted["pattern"].replace("$", r"\Z"), key))
+        return f"{place} must not have the key {odd!r}"
     words = {"minimum": "at least", "exclusiveMaximum": "less than", "enum": "one of", "const": "exactly"}
     if error.rule in words:
         return f"{place} must be {words[error.rule]} {wanted!r}, got {found!r}"

@@ -6,7 +6,7 @@ The pseudo forward runs a copy of the backbone without values, so it costs no me
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -68,14 +68,16 @@ def told_width(module: nn.Module) -> int | None:
     return None
 
 
-def output_widths(backbone: nn.Module, names: Collection[str]) -> dict[str, int]:
+def output_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, int]:
     """The width of the hidden state that each module returns: the last size of its output.
+
+    Args:
+        modules: modules of the backbone by name.
 
     Raises:
         TargetError: a module does not tell, and the pseudo forward did not reach it.
     """
-    modules = dict(backbone.named_modules())
-    told = {name: told_width(modules[name]) for name in names}
+    told = {name: told_width(module) for name, module in modules.items()}
     unknown = [name for name, width in told.items() if width is None]
     seen = _probe(backbone, unknown) if unknown else {}
     return {name: width if width is not None else seen[name] for name, width in told.items()}

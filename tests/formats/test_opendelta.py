@@ -77,7 +77,8 @@ def test_a_checkpoint_of_the_original_gives_the_outputs_of_the_original(name, tm
     assert equal(state, tensors_of(backbone))
 
 
-@pytest.mark.parametrize("name", [n for n in FIXTURES if n.startswith(("lora__", "adapter__")) and "unfrozen" not in n])
+# RoBERTa lists its embeddings in another order since; BitFit trained the backbone's own biases.
+@pytest.mark.parametrize("name", [n for n in FIXTURES if n.startswith(("lora__", "adapter__")) and "roberta" not in n])
 def test_the_hash_of_the_original_is_reproduced(name):
     # The text holds the class names of its day; the parameters are those of the backbone with its delta.
     facts = facts_of(name)

@@ -1,0 +1,170 @@
+"""What every store promises: objects that never change, documents that are swapped, keys with stamps."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+
+import pytest
+
+from deltahub.errors import ConflictError, IntegrityError, NotFoundError
+from deltahub.stores.base import Store, object_key
+from deltahub.stores.local import LocalStore
+from deltahub.stores.memory import MemoryStore
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request, tmp_path) -> Store:
+    return LocalStore(tmp_path / "store") if request.param == "local" else MemoryStore()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def create(store: Store, *contents: bytes) -> list[str]:
+    store.create({sha256(data): data for data in contents})
+    return [object_key(sha256(data)) for data in contents]
+
+
+DOCUMENT = "refs/acme/ner.json"
+
+
+def test_an_empty_store_has_nothing(store, tmp_path):
+    assert store.read_tagged(DOCUMENT) is None
+    assert list(store.keys("refs/")) == []
+    with pytest.raises(NotFoundError, match="refs/acme/ner.json was not found. Looked in: "):
+        store.read(DOCUMENT)
+    with pytest.raises(NotFoundError):
+        store.fetch(DOCUMENT, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_reading_below_a_document_finds_nothing(store, tmp_path):
+    store.swap("refs/acme", b"1", None)
+    with pytest.raises(NotFoundError):
+        store.read(DOCUMENT)
+    with pytest.raises(NotFoundError):
+        store.fetch(DOCUMENT, tmp_path / "copy")
+    assert store.read_tagged(DOCUMENT) is None
+
+
+def test_an_object_is_read_and_fetched_as_it_was_stored(store, tmp_path):
+    key, empty = create(store, b"weights", b"")
+    seen: list[int] = []
+
+    assert (store.read(key), store.read(empty)) == (b"weights", b"")
+    assert store.fetch(key, tmp_path / "copy", seen.append) == sha256(b"weights")
+    assert (tmp_path / "copy").read_bytes() == b"weights"
+    assert sum(seen) == 7
+
+
+def test_an_object_may_come_from_a_file(store, tmp_path):
+    (tmp_path / "file").write_bytes(b"weights")
+    seen: list[int] = []
+    store.create({sha256(b"weights"): tmp_path / "file"}, seen.append)
+
+    assert store.read(object_key(sha256(b"weights"))) == b"weights"
+    assert sum(seen) == 7
+
+
+def test_fetching_never_replaces_a_file(store, tmp_path):
+    (key,) = create(store, b"weights")
+    (tmp_path / "copy").write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        store.fetch(key, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"mine"
+
+
+def test_storing_again_changes_nothing(store):
+    before = create(store, b"a")
+
+    assert create(store, b"a") == before
+    assert store.read(before[0]) == b"a"
+
+
+def test_bytes_with_another_digest_are_refused_and_nothing_is_stored(store):
+    with pytest.raises(IntegrityError, match=f"expected sha256:{'0' * 64}, found sha256:{sha256(b'b')}"):
+        store.create({sha256(b"a"): b"a", "0" * 64: b"b"})
+    assert list(store.keys("objects/")) == []
+
+
+def test_a_document_is_replaced_only_by_who_knows_it(store):
+    first = store.swap(DOCUMENT, b"1", None)
+    assert store.read_tagged(DOCUMENT) == (b"1", first)
+    second = store.swap(DOCUMENT, b"2", first)
+    assert store.read_tagged(DOCUMENT) == (b"2", second)
+
+    for expected in (None, first, "other"):
+        with pytest.raises(ConflictError) as caught:
+            store.swap(DOCUMENT, b"3", expected)
+        assert (caught.value.what, caught.value.expected, caught.value.found) == (DOCUMENT, expected, second)
+    assert store.read(DOCUMENT) == b"2"
+
+
+def test_a_document_that_is_gone_is_not_replaced(store):
+    etag = store.swap(DOCUMENT, b"1", None)
+    store.delete(DOCUMENT)
+    with pytest.raises(ConflictError):
+        store.swap(DOCUMENT, b"2", etag)
+    assert store.read_tagged(DOCUMENT) is None
+
+
+def test_keys_are_those_that_start_with_the_prefix(store):
+    for key in ("refs/acme/ner.json", "refs/acme/nli.json", "refs/beta/ner.json", "other/x"):
+        store.swap(key, b"1", None)
+
+    def listed(prefix: str) -> list[str]:
+        return [key for key, _ in store.keys(prefix)]
+
+    assert listed("refs/") == ["refs/acme/ner.json", "refs/acme/nli.json", "refs/beta/ner.json"]
+    assert listed("refs/acme/") == ["refs/acme/ner.json", "refs/acme/nli.json"]
+    assert listed("refs/acme/ne") == ["refs/acme/ner.json"]
+    assert listed("refs/a") == ["refs/acme/ner.json", "refs/acme/nli.json"]
+    assert listed("refs/acme/ner.json") == ["refs/acme/ner.json"]
+    assert listed("nothing/") == []
+
+
+def test_a_stamp_changes_whenever_the_bytes_do(store):
+    etag = store.swap(DOCUMENT, b"0", None)
+    stamps = [dict(store.keys("refs/"))[DOCUMENT]]
+    for number in range(1, 10):
+        etag = store.swap(DOCUMENT, b"%d" % number, etag)
+        stamps.append(dict(store.keys("refs/"))[DOCUMENT])
+
+    assert all(before != after for before, after in zip(stamps, stamps[1:], strict=False))
+    assert dict(store.keys("refs/"))[DOCUMENT] == stamps[-1]
+
+
+def test_deleting_what_is_not_there_is_fine(store):
+    (key,) = create(store, b"a")
+    store.delete(key)
+    store.delete(key)
+    with pytest.raises(NotFoundError):
+        store.read(key)
+
+
+def test_of_many_writers_at_once_exactly_one_wins_each_round(store):
+    etag = store.swap(DOCUMENT, b"0", None)
+    for number in range(1, 6):
+        start, won = threading.Barrier(4), []
+
+        def write(me: int, start=start, won=won, etag=etag, number=number) -> None:
+            start.wait()
+            try:
+                won.append(store.swap(DOCUMENT, b"%d by %d" % (number, me), etag))
+            except ConflictError:
+                pass
+
+        threads = [threading.Thread(target=write, args=(me,)) for me in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+        etag = won[0]
+        assert store.read_tagged(DOCUMENT)[1] == etag
+
+
+def test_a_store_says_where_it_is(store, tmp_path):
+    assert store.url in (str(tmp_path / "store"), "memory")
