@@ -1,4 +1,4 @@
-"""What commands print: results on stdout as tables or JSON, everything else on stderr."""
+"""What commands print: results on stdout as tables, lines with tabs or JSON, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-_PIPE_WIDTH = 200  # columns of a table that nobody looks at on a screen
+from typing import Any
 
 
 class Output:
@@ -43,19 +38,20 @@ class Output:
                 print(hint, file=sys.stderr)  # noqa: T201
 
     def rows(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table; with `--quiet` its first column only."""
+        """Print a table; with `--quiet` its first column only, into a pipe the rows alone, with tabs between."""
+        if self.quiet or not sys.stdout.isatty():
+            for row in rows:
+                print(row[0] if self.quiet else "\t".join(row))  # noqa: T201
+            return
+        from rich.console import Console
         from rich.table import Table
 
-        if self.quiet:
-            for row in rows:
-                print(row[0])  # noqa: T201
-            return
         table = Table(
             *columns, title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold"
         )
         for row in rows:
             table.add_row(*row)
-        console().print(table)
+        Console(highlight=False, markup=False).print(table)
 
     @contextmanager
     def progress(self, what: str, total: int | None) -> Iterator[Callable[[int], None] | None]:
@@ -75,13 +71,6 @@ class Output:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(what, total=total)
             yield lambda count: bar.update(task, advance=count)
-
-
-def console() -> Console:
-    """The console of results."""
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def print_json(data: Any) -> None:

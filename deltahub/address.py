@@ -10,7 +10,6 @@ with one difference: a pattern that matches nothing is an error.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from functools import lru_cache
 from typing import Final
 
 from deltahub.errors import AddressError
+from deltahub.nearest import closest
 
 REGEX_MARK: Final = "[r]"
 
@@ -84,4 +84,4 @@ def nearest_names(pattern: str, names: Iterable[str], limit: int = 5) -> tuple[s
     wanted = pattern.removeprefix(REGEX_MARK)
     parts = wanted.count(".") + 1
     tails = dict.fromkeys(".".join(name.split(".")[-parts:]) for name in names if name)
-    return tuple(difflib.get_close_matches(wanted, tails, n=limit, cutoff=0.5))
+    return closest(wanted, tails, limit)

@@ -14,8 +14,8 @@ from deltahub.config import DeltaConfig
 from deltahub.engine.delta import DeltaBase, delta_classes
 from deltahub.errors import ConfigError
 from deltahub.hub import locate
+from deltahub.nearest import suggest
 from deltahub.saveload import SaveLoadMixin
-from deltahub.schema import nearest
 
 
 def class_for(delta_type: str) -> type[DeltaBase]:
@@ -26,7 +26,7 @@ def class_for(delta_type: str) -> type[DeltaBase]:
     """
     classes = delta_classes()
     if delta_type not in classes:
-        msg = f"delta_type is {delta_type!r}, which this version does not know: {nearest(str(delta_type), classes)}"
+        msg = f"delta_type is {delta_type!r}, which this version does not know: {suggest(str(delta_type), classes)}"
         raise ConfigError(msg)
     return classes[delta_type]
 

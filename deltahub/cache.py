@@ -7,6 +7,7 @@ What is taken from it is checked first, so it needs no syncing: whatever a crash
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -76,7 +77,8 @@ class Cache:
         if fresh or self.damage(digest) is not None:
             self._fill(folder, manifest, fetch, origin)
         else:
-            os.utime(folder)
+            with contextlib.suppress(OSError):  # a cache that may only be read serves all the same
+                os.utime(folder)
         return folder
 
     def _fill(self, folder: Path, manifest: Manifest, fetch: Fetch, origin: str) -> None:
@@ -88,12 +90,18 @@ class Cache:
             (delta / MANIFEST).write_bytes(manifest.to_bytes())
             (delta / ORIGIN).write_text(json.dumps({"origin": origin}), "utf-8")
             folder.parent.mkdir(parents=True, exist_ok=True)
-            if folder.exists():
+            with contextlib.suppress(FileNotFoundError):  # most often there is none
                 os.replace(folder, stage / "old")
             try:
                 os.replace(delta, folder)
-            except OSError:  # another process was faster with the same bytes
-                if self.damage(f"sha256:{folder.parent.name}{folder.name}") is not None:
+            except BaseException as error:
+                if (stage / "old").exists() and not folder.exists():
+                    os.replace(stage / "old", folder)
+                # Another process may have been faster with the same bytes.
+                if (
+                    not isinstance(error, OSError)
+                    or self.damage(f"sha256:{folder.parent.name}{folder.name}") is not None
+                ):
                     raise
 
     def damage(self, digest: str) -> str | None:
@@ -107,7 +115,7 @@ class Cache:
                     raise IntegrityError(entry.path, f"sha256:{entry.sha256}", f"sha256:{found}")
         except FileNotFoundError as error:
             return f"{Path(error.filename).name} is missing"
-        except DeltaHubError as error:
+        except (DeltaHubError, OSError) as error:
             return str(error)
         return None
 
@@ -116,11 +124,12 @@ class Cache:
         for folder in sorted((self.root / "deltas").glob("??/*")):
             try:
                 origin = json.loads((folder / ORIGIN).read_bytes())["origin"]
-            except (OSError, ValueError, KeyError):
+            except (OSError, ValueError, LookupError, TypeError):
                 origin = "unknown"
-            size = sum(path.stat().st_size for path in folder.iterdir())
             digest = f"sha256:{folder.parent.name}{folder.name}"
-            yield Cached(digest, folder, origin, size, folder.stat().st_mtime)
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # pruned meanwhile, or no delta at all
+                size = sum(path.stat().st_size for path in folder.iterdir())
+                yield Cached(digest, folder, str(origin), size, folder.stat().st_mtime)
 
     def prune(self, older: float = 0.0) -> list[Cached]:
         """Remove the deltas that were not used for `older` seconds, and what interrupted pulls left."""
@@ -128,7 +137,8 @@ class Cache:
         removed = [entry for entry in self.entries() if entry.used <= limit]
         with storage_errors("Pruning the cache", self.root):
             for entry in removed:
-                shutil.rmtree(entry.folder)
+                with contextlib.suppress(FileNotFoundError):  # another process prunes too
+                    shutil.rmtree(entry.folder)
             for leftover in (self.root / "staging").glob("*"):
                 if leftover.stat().st_mtime <= min(limit, time.time() - 86400):  # a pull may be running
                     shutil.rmtree(leftover, ignore_errors=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final, Self
 
 from deltahub.errors import ConfigError
-from deltahub.schema import load_schema, nearest, problem
+from deltahub.nearest import suggest
+from deltahub.schema import load_schema, problem
 
 SCHEMA: Final = "delta_config.v1"
 FORMAT_VERSION: Final = 1
@@ -101,7 +102,7 @@ def refuse_unknown(options: Mapping[str, Any], known: set[str], what: str) -> No
     """Raise `ConfigError` for the first option that is not known, naming the nearest one that is."""
     for key in options:
         if key not in known:
-            msg = f"{what} has no option {key!r}: {nearest(key, known)}"
+            msg = f"{what} has no option {key!r}: {suggest(key, known)}"
             raise ConfigError(msg)
 
 
@@ -118,7 +119,7 @@ def check_document(document: Mapping[str, Any]) -> None:
         raise ConfigError(msg)
     delta_type = document.get("delta_type")
     if delta_type not in known_types():
-        known = nearest(str(delta_type), known_types())
+        known = suggest(str(delta_type), known_types())
         msg = f"delta_type is {delta_type!r}, which this version does not know: {known}"
         raise ConfigError(msg)
     options = schema["definitions"][delta_type]["properties"]

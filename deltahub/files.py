@@ -134,12 +134,13 @@ def locked(path: Path, timeout: float = 30.0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def storage_errors(doing: str, place: Path) -> Iterator[None]:
+def storage_errors(doing: str, place: Path, right: str = "write") -> Iterator[None]:
     """Turn a full, read-only or unreachable disk into one sentence.
 
     Args:
         doing: what was going on, e.g. ``"publishing DeltaHub/sst2"``.
-        place: the folder that was written to.
+        place: the folder that was used.
+        right: what it was used for, in one word.
     """
     try:
         yield
@@ -149,7 +150,7 @@ def storage_errors(doing: str, place: Path) -> Iterator[None]:
         if error.errno in _FULL:
             remedy = "No space is left there. Free some and repeat; nothing was half written."
         elif error.errno in _FORBIDDEN:
-            remedy = "You may not write there. Ask its owner for the right, or choose another folder."
+            remedy = f"You may not {right} there. Ask its owner for the right, or choose another folder."
         else:
             remedy = "Check that path and its disk, and repeat."
         what = f"{error.strerror or error}: {error.filename}" if error.filename else f"{error.strerror or error}"

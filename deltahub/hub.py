@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from deltahub import checkpoint
 from deltahub.cache import Cache
-from deltahub.errors import CheckpointError, NotFoundError
+from deltahub.errors import CheckpointError, NotFoundError, ReferenceSyntaxError
 from deltahub.files import copy_hashed, move_all, staging, storage_errors
 from deltahub.manifest import Manifest
 from deltahub.naming import default_name
@@ -143,9 +142,17 @@ class Hub:
         checked = [check_tag(tag) for tag in tags]
         for alias in aliases:
             check_alias(alias)
-        manifest = checkpoint.describe(folder)
+        from deltahub.checkpoint import describe  # late: a list or a pull reads no checkpoint
+
+        manifest = describe(folder)
         saved = manifest.config.get("metadata", {}).get("tags", [])
         reference = Reference.parse(name or default_name(manifest.config, checked))
+        if reference.version:
+            msg = f"A push numbers its version itself. Leave out '@{reference.version}', or give it as an alias."
+            raise ReferenceSyntaxError(msg)
+        if to and reference.source and to != reference.source:
+            msg = f"{str(reference)!r} names another source than {to!r}. Name one of them."
+            raise ReferenceSyntaxError(msg)
         registry = self.registry(to or reference.source)
         version, new = registry.publish(
             reference, manifest, folder, tags=[*saved, *checked], aliases=aliases, message=message, progress=progress
@@ -214,12 +221,14 @@ def cache_home() -> Path:
 
 def _copy(manifest: Manifest, folder: Path, to: Path) -> None:
     """Copy a delta out of the cache, the config last: it vouches for the rest."""
+    from deltahub.checkpoint import CONFIG
+
     with storage_errors("Copying the delta", to):
         to.mkdir(parents=True, exist_ok=True)
         with staging(to) as stage:
             for entry in manifest.files:
                 copy_hashed(folder / entry.path, stage / entry.path)
-            move_all(stage, to, sorted((entry.path for entry in manifest.files), key=checkpoint.CONFIG.__eq__))
+            move_all(stage, to, sorted((entry.path for entry in manifest.files), key=CONFIG.__eq__))
 
 
 # ----- the same, for `import deltahub` -----

@@ -72,12 +72,10 @@ def load(
     saved = read_any(folder, backbone, allow_pickle=allow_pickle, with_backbone=check_hash is not False)
     cls = class_for(saved.document["delta_type"])
     config = config or cls.config_class.from_dict(saved.document, **changes)
-    if tensors is None:
-        tensors = saved.tensors
-    else:
-        tensors = {key: tensor.detach().clone() for key, tensor in tensors.items()}  # the delta's own from here on
+    # Tensors that are given are copied: the delta's own must not change with the caller's.
+    tensors = saved.tensors if tensors is None else {key: t.detach().clone() for key, t in tensors.items()}
 
-    _check_backbone(saved, backbone, replaced_names(tensors), check_hash)
+    _check_backbone(saved, backbone, replaced_names(saved.tensors), check_hash)
     insertions = cls.build(backbone, cls.complete(config, backbone), empty=True)
     replaced = fill(insertions, backbone, tensors)
 

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from deltahub.config import SCHEMA
 from deltahub.errors import ConfigError
+from deltahub.nearest import suggest
 from deltahub.reference import check_tag
-from deltahub.schema import load_schema, nearest
+from deltahub.schema import load_schema
 
 # Other names under which training scripts keep the same facts.
 _ALIASES: Final = {
@@ -57,7 +58,7 @@ def gather(
             if name in known:
                 found[name] = _fitting(known[name], value)
             elif strict and name not in _IGNORED:
-                msg = f"center_args has no key {key!r}: {nearest(key, known)}"
+                msg = f"center_args has no key {key!r}: {suggest(key, known)}"
                 raise ConfigError(msg)
     if test_result is not None:
         results = test_result if isinstance(test_result, Mapping) else {"performance": test_result}

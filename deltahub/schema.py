@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +36,8 @@ def _refuse_constant(text: str) -> None:
 @cache
 def load_schema(name: str) -> dict[str, Any]:
     """The schema called `name`, e.g. ``"manifest.v1"``."""
+    from importlib.resources import files  # late: a list of deltas needs no schema
+
     schema: dict[str, Any] = json.loads(files("deltahub.schemas").joinpath(f"{name}.json").read_text("utf-8"))
     return schema
 
@@ -81,10 +81,3 @@ def _clause(error: JsonSchemaValueException) -> str:
     if error.rule in words:
         return f"{place} must be {words[error.rule]} {wanted!r}, got {found!r}"
     return f"{place}{error.message.removeprefix(name)}"
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A half-sentence that names the known word most like `word`, or else all of them."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(known)}."

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import those of earlier lines, and none of its own line unless they share a package.
 LAYERS = (
-    ("errors",),
+    ("errors", "nearest"),
     ("address", "reference", "schema", "files"),
     ("config", "manifest", "naming"),
     ("backbone", "metadata"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,8 @@ from deltahub.checkpoint import Checkpoint
 from deltahub.config import SCHEMA, check_document, known_types
 from deltahub.engine.fingerprint import backbone_tensors
 from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
-from deltahub.schema import load_schema, nearest
+from deltahub.nearest import suggest
+from deltahub.schema import load_schema
 
 LOGGER: Final = logging.getLogger("deltahub")
 CONFIG: Final = "config.json"
@@ -70,10 +72,10 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
     config = json.loads((folder / CONFIG).read_bytes())
     delta_type = config["delta_type"]
     if delta_type not in known_types():
-        known = nearest(delta_type, known_types())
+        known = suggest(delta_type, known_types())
         msg = f"{folder} is an OpenDelta checkpoint of type {delta_type!r}, which this version does not load: {known}"
         raise ConfigError(msg)
-    saved: Mapping[str, Tensor] = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
+    saved = _unpickle(folder / WEIGHTS)
     tensors: dict[str, Tensor] = {}
     for name, tensor in _translate(saved, delta_type, backbone):
         if name in tensors:
@@ -82,6 +84,19 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
         tensors[name] = tensor
     document = _document(config, _modules(tensors, backbone, folder))
     return Checkpoint(folder, document, None, tensors)
+
+
+def _unpickle(path: Path) -> Mapping[str, Tensor]:
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        msg = f"{path} was not loaded: it is damaged, or holds more than plain tensors ({reason}). Fetch it again."
+        raise CheckpointError(msg) from error
+    if not isinstance(saved, Mapping) or not all(isinstance(tensor, Tensor) for tensor in saved.values()):
+        msg = f"{path} holds something else than tensors by name. Save the delta again."
+        raise CheckpointError(msg)
+    return saved
 
 
 def _document(config: Mapping[str, Any], modules: list[str]) -> dict[str, Any]:

@@ -6,17 +6,23 @@ of each version, and the log of every move. Every change makes a new document; n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from deltahub.errors import CheckpointError, NotFoundError
 from deltahub.manifest import canonical_json
+from deltahub.nearest import closest
 from deltahub.reference import LATEST, is_digest
 from deltahub.schema import parse, problem
 
 SCHEMA: Final = "reference.v1"
 SCHEMA_VERSION: Final = 1
+
+
+def merged_tags(old: Iterable[str], new: Iterable[str]) -> tuple[str, ...]:
+    """All tags, sorted; of the pairs with one key only the last."""
+    return tuple(sorted({tag[: tag.find("=") + 1] or tag: tag for tag in (*old, *new)}.values()))
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,8 @@ class ReferenceDocument:
             if len(found) == 1:
                 return found[0]
         known = (*self.versions, *self.aliases, LATEST)
-        raise NotFoundError(f"{self.name}@{version}", (f"versions and aliases {', '.join(known)}",))
+        near = closest(version, known, limit=3, cutoff=0.6)
+        raise NotFoundError(f"{self.name}@{version}", (f"versions and aliases {', '.join(known)}",), near)
 
     def with_version(self, entry: Version) -> tuple[ReferenceDocument, str]:
         """Add a version, unless its content is one already; then only its new tags are added.
@@ -108,7 +115,7 @@ class ReferenceDocument:
         same = next((name for name, known in self.versions.items() if known.digest == entry.digest), None)
         if same:
             return self.with_tags(same, entry.tags, (), entry.time, entry.author), same
-        name = f"v{len(self.versions) + 1}"
+        name = f"v{int(self.latest[1:]) + 1 if self.versions else 1}"
         move = Move(entry.time, entry.author, "push", name, after=entry.digest)
         return replace(self, versions={**self.versions, name: entry}, log=(*self.log, move)), name
 
@@ -127,9 +134,7 @@ class ReferenceDocument:
     ) -> ReferenceDocument:
         """Add and remove tags of a version; a key=value pair takes the place of the pair with the same key."""
         entry = self.versions[version]
-        keys = {tag.partition("=")[0] for tag in add if "=" in tag}
-        kept = {tag for tag in entry.tags if tag not in remove and not ("=" in tag and tag.partition("=")[0] in keys)}
-        tags = tuple(sorted({*kept, *add}))
+        tags = merged_tags([tag for tag in entry.tags if tag not in remove], add)
         log = self.log
         for action, names in (("tag", set(tags) - set(entry.tags)), ("untag", set(entry.tags) - set(tags))):
             if names:
@@ -154,18 +159,15 @@ class ReferenceDocument:
         )
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, check: bool = True) -> ReferenceDocument:
+    def from_bytes(cls, data: bytes) -> ReferenceDocument:
         """Read a stored document.
-
-        Args:
-            check: hold it against its schema; off for the index, which reads thousands.
 
         Raises:
             CheckpointError: it is no reference document that this version can read.
         """
         try:
             document = parse(data)
-            wrong = problem(document, SCHEMA) if check else None
+            wrong = problem(document, SCHEMA) or _dangling(document)
         except ValueError as error:
             wrong = str(error)
         if wrong:
@@ -177,3 +179,11 @@ class ReferenceDocument:
         log = tuple(Move(m["time"], m["author"], m["action"], m["what"], m["from"], m["to"]) for m in document["log"])
         ordered = dict(sorted(versions.items(), key=lambda item: int(item[0][1:])))
         return cls(document["name"], ordered, document["aliases"], log)
+
+
+def _dangling(document: Mapping[str, Any]) -> str | None:
+    """An alias of a version that is not there."""
+    for alias, version in document["aliases"].items():
+        if version not in document["versions"]:
+            return f"the alias {alias!r} points to {version}, which is not there"
+    return None

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +17,7 @@ from deltahub.errors import DeltaHubError
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.registry import REFS, Registry
 
-LOGGER: Final = logging.getLogger("deltahub")
+_DAMAGE: Final = (sqlite3.Error, TypeError, ValueError)  # what reading a damaged index can raise
 _VERSION: Final = 1  # of the tables below
 _TABLES: Final = """
 CREATE TABLE documents (key TEXT PRIMARY KEY, stamp TEXT NOT NULL) WITHOUT ROWID;
@@ -94,8 +93,22 @@ class Index:
         Returns:
             The deltas, and how many there are without the limit.
         """
+        try:
+            return self._search(self.path, query, limit)
+        except _DAMAGE:  # the file holds nothing that cannot be made again
+            for path in (self.path, Path(f"{self.path}-journal")):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+        try:
+            return self._search(self.path, query, limit)
+        except _DAMAGE:  # nor can it be made: the cache is full or read-only
+            return self._search(":memory:", query, limit)
+
+    def _search(self, path: Path | str, query: Query, limit: int | None) -> tuple[list[Listed], int]:
         where, values = _conditions(query)
-        with self._open() as database:
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(_connect(path)) as database, database:
             self._refresh(database)
             total: int = database.execute(f"SELECT count(*) FROM deltas WHERE {where}", values).fetchone()[0]  # noqa: S608  (built below)
             rows = database.execute(
@@ -104,17 +117,6 @@ class Index:
             )
             return [_listed(json.loads(row)) for (row,) in rows], total
 
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            database = _connect(self.path)
-        except sqlite3.DatabaseError:  # damaged, or no database at all: it holds nothing that cannot be made again
-            self.path.unlink(missing_ok=True)
-            database = _connect(self.path)
-        with contextlib.closing(database), database:
-            yield database
-
     def _refresh(self, database: sqlite3.Connection) -> None:
         known = dict(database.execute("SELECT key, stamp FROM documents"))
         current = dict(self.registry.store.keys(REFS))
@@ -122,25 +124,30 @@ class Index:
         changed = [key for key, stamp in current.items() if known.get(key) != stamp]
         _forget(database, [*stale, *changed])
         for key in changed:
+            if not key.endswith(".json"):
+                continue
             found = self.registry.store.read_tagged(key)
             if found is None:  # deleted since it was listed
                 continue
             try:
-                document = ReferenceDocument.from_bytes(found[0], check=False)
-            except (DeltaHubError, LookupError, TypeError) as error:  # one damaged document must not hide the others
-                LOGGER.warning("%s cannot be listed: %s", key, error)
+                document = ReferenceDocument.from_bytes(found[0])
+            except DeltaHubError as error:  # one damaged document must not hide the others
+                import logging  # late: hardly ever needed
+
+                logging.getLogger("deltahub").warning("%s cannot be listed: %s", key, error)
                 continue
             _remember(database, key, document)
             database.execute("INSERT INTO documents VALUES (?, ?)", (key, current[key]))
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path | str) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=30)
     try:
         if database.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
-            names = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-            drops = "".join(f"DROP TABLE {name};" for name in names)
-            database.executescript(f"BEGIN;{drops}{_TABLES}PRAGMA user_version = {_VERSION};COMMIT;")
+            found = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            # Another process may make them at the same time.
+            drops = "".join(f"DROP TABLE IF EXISTS {name};" for name in {*found, "documents", "deltas", "tags"})
+            database.executescript(f"BEGIN IMMEDIATE;{drops}{_TABLES}PRAGMA user_version = {_VERSION};COMMIT;")
     except sqlite3.DatabaseError:
         database.close()
         raise
@@ -167,7 +174,7 @@ def _remember(database: sqlite3.Connection, key: str, document: ReferenceDocumen
     }
     texts = (entry.summary.get(k, "") for k in ("delta_type", "backbone_class", "backbone_checkpoint_name"))
     words = " ".join([document.name, *entry.tags, *map(str, texts), entry.message]).lower()
-    delta_type = entry.summary.get("delta_type")
+    delta_type = str(entry.summary.get("delta_type"))
     values = (key, document.name, delta_type, entry.author, entry.time, words, json.dumps(row))
     database.execute("INSERT INTO deltas VALUES (?, ?, ?, ?, ?, ?, ?)", values)
     database.executemany("INSERT INTO tags VALUES (?, ?)", [(key, tag) for tag in entry.tags])

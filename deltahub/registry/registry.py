@@ -20,8 +20,8 @@ from typing import Final
 from deltahub.address import nearest_names
 from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, NotFoundError, ReferenceSyntaxError
 from deltahub.manifest import FileEntry, Manifest, digest_of
-from deltahub.reference import Reference
-from deltahub.registry.document import ReferenceDocument, Version
+from deltahub.reference import Reference, check_alias, check_tag
+from deltahub.registry.document import ReferenceDocument, Version, merged_tags
 from deltahub.stores.base import Progress, Source, Store, object_key
 
 REFS: Final = "refs/"
@@ -152,20 +152,21 @@ class Registry:
             IntegrityError: a file changed since the manifest was made.
             StorageError: the store is full or not writable.
         """
+        checked = [*map(check_tag, tags)], [*map(check_alias, aliases)]
         self._refuse_twin(reference.path)
         data = manifest.to_bytes()
         digest = digest_of(data)
         files: dict[str, Source] = {entry.sha256: folder / entry.path for entry in manifest.files}
         self.store.create({**files, _digits(digest): data}, progress)
         time, author = _now(), _author()
-        added = Version(digest, time, author, message, tuple(sorted(set(tags))), _summary(manifest))
+        added = Version(digest, time, author, message, merged_tags((), checked[0]), _summary(manifest))
         version, new = "", False
 
         def change(document: ReferenceDocument) -> ReferenceDocument:
             nonlocal version, new
             changed, version = document.with_version(added)
             new = version not in document.versions
-            for alias in aliases:
+            for alias in checked[1]:
                 changed = changed.with_alias(alias, version, time, author)
             return changed
 
@@ -174,6 +175,8 @@ class Registry:
 
     def set_alias(self, path: str, alias: str, version: str | None) -> ReferenceDocument:
         """Point an alias to a version, or remove it with None."""
+        if version is not None:
+            check_alias(alias)
 
         def change(document: ReferenceDocument) -> ReferenceDocument:
             if version is None and alias not in document.aliases:
@@ -185,6 +188,7 @@ class Registry:
 
     def set_tags(self, path: str, version: str | None, add: Collection[str], remove: Collection[str]) -> Version:
         """Add and remove tags of a version."""
+        add = [*map(check_tag, add)]
 
         def change(document: ReferenceDocument) -> ReferenceDocument:
             return document.with_tags(document.resolve(version), add, remove, _now(), _author())

@@ -6,13 +6,14 @@ or the new ones. What a crash leaves behind lies in `staging/` and is never read
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from deltahub.errors import ConflictError, IntegrityError, NotFoundError
+from deltahub.errors import ConflictError, IntegrityError, NotFoundError, StorageError
 from deltahub.files import (
     CHUNK,
     copy_hashed,
@@ -48,10 +49,8 @@ class LocalStore:
 
     def read(self, key: str) -> bytes:
         """The bytes under a key."""
-        try:
+        with self._reading(key):
             return (self.root / key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise NotFoundError(key, (self.url,)) from error
 
     def read_tagged(self, key: str) -> tuple[bytes, str] | None:
         """The bytes under a key and their sha256, which is the etag."""
@@ -63,10 +62,8 @@ class LocalStore:
 
     def fetch(self, key: str, into: Path, progress: Progress | None = None) -> str:
         """Copy the bytes under a key to a new file."""
-        try:
+        with self._reading(key):
             reader = (self.root / key).open("rb")
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise NotFoundError(key, (self.url,)) from error
         digest = hashlib.sha256()
         with reader, into.open("xb") as writer:
             while chunk := reader.read(CHUNK):
@@ -113,20 +110,33 @@ class LocalStore:
 
     def keys(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Every key that starts with `prefix`; a file's stamp is its inode, size and time of change."""
-        yield from self._walk(prefix.rstrip("/"))
+        found = self._walk(prefix.rpartition("/")[0])
+        yield from ((key, stamp) for key, stamp in found if key.startswith(prefix))
 
     def _walk(self, key: str) -> Iterator[tuple[str, str]]:
         try:
-            entries = sorted(os.scandir(self.root / key), key=lambda entry: entry.name)
-        except (FileNotFoundError, NotADirectoryError):
+            with self._reading(key):
+                entries = sorted(os.scandir(self.root / key), key=lambda entry: entry.name)
+        except NotFoundError:
             return
         for entry in entries:
             path = f"{key}/{entry.name}"
             if entry.is_dir():
                 yield from self._walk(path)
-            else:
+                continue
+            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
                 stat = entry.stat()
                 yield path, f"{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
+
+    @contextlib.contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        try:
+            with storage_errors("Reading the registry", self.root, "read"):
+                yield
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                raise NotFoundError(key, (self.url,)) from error
+            raise
 
     def delete(self, key: str) -> None:
         """Remove a key."""
@@ -151,7 +161,7 @@ def _intact(target: Path, sha256: str) -> bool:
         intact = sha256_file(target)[0] == sha256
         if intact:
             os.utime(target)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # a colleague's may be read but not freshened
         return False
     return intact
 

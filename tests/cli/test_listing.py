@@ -1,6 +1,9 @@
 """list, show, log, tag and alias as a user types them."""
 
+import sys
+
 import pytest
+from deltahub_cli.output import Output
 
 from tests.checkpoints import save_checkpoint
 
@@ -37,10 +40,17 @@ def test_list_finds_by_words_tags_type_and_author(run_json, three, arguments, na
     assert names == {entry["name"] for entry in run_json("list", *arguments)}
 
 
-def test_list_is_a_table_for_people(run, three):
-    shown = run("list", "ner").stdout
-    for word in ("name", "a/ner-bert", "v1", "lora", "bert-tiny", "ner"):
-        assert word in shown
+def test_list_into_a_pipe_is_lines_with_tabs(run, three):
+    (line,) = run("list", "ner").stdout.splitlines()
+    assert ["a/ner-bert", "v1", "lora", "bert-tiny"] == line.split("\t")[:4]
+
+
+def test_a_table_on_a_terminal_has_a_header(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    Output(as_json=False, quiet=False).rows("", ("name", "tags"), [("me/x", "[red]sst2"), ("me/y", "")])
+    assert ["name", "tags"] == capsys.readouterr().out.splitlines()[0].split()
+    Output(as_json=False, quiet=False).rows("", ("name", "tags"), [("me/x", "[red]sst2")])
+    assert "[red]sst2" in capsys.readouterr().out  # what users write is no markup
 
 
 def test_list_says_on_stderr_how_many_it_left_out(run, three):

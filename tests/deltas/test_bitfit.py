@@ -110,7 +110,10 @@ def test_a_module_without_any_layer_inside_is_refused():
     backbone = bert()
     backbone.add_module("empty", Empty())
 
-    with untouched(backbone), pytest.raises(TargetError, match="empty is a Empty without a layer that has a bias inside"):
+    with (
+        untouched(backbone),
+        pytest.raises(TargetError, match="empty is a Empty without a layer that has a bias inside"),
+    ):
         BitFitModel(backbone, modified_modules=["query", "empty"])
 
 

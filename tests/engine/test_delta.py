@@ -7,7 +7,7 @@ from torch import nn
 from deltahub import AdapterModel, AutoDeltaModel, BitFitModel, LoraConfig, LoraModel, deltas_of
 from deltahub.engine.delta import DeltaBase
 from deltahub.errors import ConfigError, NoMatchError, TargetError
-from tests.backbones import bert, equal, forward, gpt2, logits_of, original, stir, t5, tensors_of, untouched
+from tests.backbones import bert, equal, forward, gpt2, logits_of, stir, t5, tensors_of, untouched
 
 
 def three(backbone):
@@ -104,7 +104,11 @@ def test_several_deltas_of_one_type_are_numbered():
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("mine", "A delta called 'mine' is on this backbone already; choose another name"), ("a b", "use letters"), ("1", "use letters")],
+    [
+        ("mine", "A delta called 'mine' is on this backbone already; choose another name"),
+        ("a b", "use letters"),
+        ("1", "use letters"),
+    ],
 )
 def test_a_name_that_is_taken_or_malformed_is_refused(name, why):
     backbone = bert()
@@ -210,34 +214,6 @@ def test_the_state_dict_of_a_delta_does_not_depend_on_its_name():
 
     assert list(first.state_dict()) == list(second.state_dict())
     assert all(name.endswith((".deltas.lora_A", ".deltas.lora_B")) for name in first.state_dict() if "deltas" in name)
-
-
-def test_statistics_count_every_tensor_once():
-    backbone = original("bert")
-    delta = LoraModel(backbone)
-    delta.freeze_module()
-    count = sum(parameter.numel() for parameter in backbone.parameters())
-
-    found = delta.get_statistics()
-    assert {key: found[key] for key in ("total_parameters", "trainable_parameters", "delta_parameters")} == {
-        "total_parameters": count,
-        "trainable_parameters": 2048,
-        "delta_parameters": 2048,
-    }
-    assert found["delta_ratio"] == 2048 / count
-    assert delta.get_statistics(backbone.classifier)["total_parameters"] == 3 * 32 + 3
-
-
-def test_the_log_shows_the_tree_and_the_shares(capsys):
-    delta = LoraModel(original("bert"))
-    delta.freeze_module()
-    delta.log()
-    shown = capsys.readouterr().out
-
-    assert "lora (LowRankUpdate)" in shown
-    assert "Trainable Ratio: 2048/23459=8.730125%" in shown  # the numbers of the original
-    assert "Delta Parameter Ratio: 2048/23459=8.730125%" in shown
-    assert "Static Memory 0.00 GB" in shown
 
 
 def test_a_compiled_backbone_sees_a_delta_that_is_added_later(caplog):

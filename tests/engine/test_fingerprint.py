@@ -162,7 +162,9 @@ def test_scalars_and_empty_tensors_have_a_hash(shape):
 
 
 def test_a_tensor_without_values_is_refused():
-    with pytest.raises(DeltaHubError, match=r"weight is on the meta device and has no values\. Load the backbone's weights"):
+    with pytest.raises(
+        DeltaHubError, match=r"weight is on the meta device and has no values\. Load the backbone's weights"
+    ):
         fingerprint(nn.Linear(2, 2, device="meta"))
 
 
@@ -194,7 +196,9 @@ def test_a_mismatch_says_what_was_expected_what_was_found_and_what_to_do():
     with pytest.raises(FingerprintMismatch) as caught:
         ours.require(theirs)
 
-    assert all(text in str(caught.value) for text in (ours.hash, theirs.hash, 'check_hash="structure"', "check_hash=False"))
+    assert all(
+        text in str(caught.value) for text in (ours.hash, theirs.hash, 'check_hash="structure"', "check_hash=False")
+    )
 
 
 def test_taking_a_fingerprint_leaves_the_model_alone():

@@ -140,7 +140,9 @@ def test_a_wrapper_around_the_backbone_keeps_its_own_tensors():
     LoraModel(backbone).freeze_module()
     names = set(Wrapper(backbone).state_dict())
 
-    assert {name for name in names if name.startswith("head.")} == {f"head.{name}" for name in nn.BatchNorm1d(3).state_dict()}
+    assert {name for name in names if name.startswith("head.")} == {
+        f"head.{name}" for name in nn.BatchNorm1d(3).state_dict()
+    }
     assert {f"model.{name}" for name in backbone.state_dict()} == {name for name in names if name.startswith("model.")}
 
 
@@ -176,7 +178,11 @@ def test_a_module_from_elsewhere_is_refused():
 
 @pytest.mark.parametrize(
     ("make", "name", "first"),
-    [(gpt2, "lm_head", "transformer.wte.weight"), (t5, "lm_head", "shared.weight"), (bert_mlm, "cls.predictions.decoder", None)],
+    [
+        (gpt2, "lm_head", "transformer.wte.weight"),
+        (t5, "lm_head", "shared.weight"),
+        (bert_mlm, "cls.predictions.decoder", None),
+    ],
 )
 def test_a_tied_tensor_is_meant_by_any_of_its_names(make, name, first):
     backbone = make()
@@ -189,7 +195,9 @@ def test_a_tied_tensor_is_meant_by_any_of_its_names(make, name, first):
     assert backbone.get_input_embeddings().weight is backbone.get_output_embeddings().weight
     assert first is None or first in delta.state_dict()
     delta.detach()
-    assert all(torch.equal(tensor, backbone.state_dict()[key]) for key, tensor in expected.items() if not is_delta_name(key))
+    assert all(
+        torch.equal(tensor, backbone.state_dict()[key]) for key, tensor in expected.items() if not is_delta_name(key)
+    )
 
 
 @pytest.mark.parametrize("model", [LoraModel, AdapterModel, BitFitModel])

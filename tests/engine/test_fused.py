@@ -6,7 +6,6 @@ from deltahub.engine.fused import FusedInsertion
 from deltahub.engine.site import is_delta_name
 from tests.backbones import gpt2, logits_of, stir, tensors_of
 
-
 ADDRESS = "transformer.h.0.attn.c_attn"
 X = torch.linspace(-1, 1, 32).view(2, 16)
 
@@ -22,7 +21,11 @@ def changes_of(delta):
 
 @pytest.mark.parametrize(
     ("parts", "touched"),
-    [(["attn.q"], [True, False, False]), (["attn.v", "attn.q"], [True, False, True]), (["attn.k"], [False, True, False])],
+    [
+        (["attn.q"], [True, False, False]),
+        (["attn.v", "attn.q"], [True, False, True]),
+        (["attn.k"], [False, True, False]),
+    ],
 )
 def test_lora_on_parts_of_a_fused_layer_changes_only_these_parts(parts, touched):
     delta = LoraModel(gpt2(), modified_modules=parts)

@@ -114,7 +114,9 @@ def test_training_after_coming_back_goes_on_from_the_deltas_own_head(prepared):
     assert torch.equal(tensors[HEAD], backbone.classifier.weight)
 
 
-@pytest.mark.parametrize("remake", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "remake", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
 def test_a_copy_has_heads_of_its_own(prepared, remake):
     backbone, tensors, expected = copy_of(prepared)
     twin = remake(backbone)

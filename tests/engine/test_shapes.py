@@ -11,7 +11,12 @@ from tests.backbones import BACKBONES, bert, gpt2, original, t5, untouched, vit
 
 @pytest.mark.parametrize(
     ("module", "expected"),
-    [(nn.Linear(3, 5), (3, 5)), (Conv1D(5, 3), (3, 5)), (nn.Embedding(7, 5), (7, 5)), (nn.Linear(3, 5, bias=False), (3, 5))],
+    [
+        (nn.Linear(3, 5), (3, 5)),
+        (Conv1D(5, 3), (3, 5)),
+        (nn.Embedding(7, 5), (7, 5)),
+        (nn.Linear(3, 5, bias=False), (3, 5)),
+    ],
 )
 def test_a_linear_layer_tells_its_shape(module, expected):
     assert expected == linear_shape("layer", module)
@@ -60,14 +65,17 @@ def test_a_module_that_does_not_tell_its_width_is_watched_in_a_pseudo_forward(ma
     backbone = make()
 
     with untouched(backbone):
-        assert output_widths(backbone, [name]) == {name: expected}
+        assert output_widths(backbone, {name: backbone.get_submodule(name)}) == {name: expected}
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_pseudo_forward_uses_no_randomness(name):
     backbone = BACKBONES[name]().train()
     state = torch.get_rng_state()
-    blocks = [n for n, m in backbone.named_modules() if type(m).__name__.endswith(("Layer", "Block")) and list(m.children())]
+    kinds = ("Layer", "Block")
+    blocks = {
+        name: m for name, m in backbone.named_modules() if type(m).__name__.endswith(kinds) and list(m.children())
+    }
 
     with untouched(backbone):
         widths = output_widths(backbone, blocks)
@@ -80,7 +88,9 @@ def test_a_meta_copy_has_shapes_and_no_values():
     backbone = original("bert")
     twin = meta_copy(backbone)
 
-    assert {name: p.shape for name, p in backbone.named_parameters()} == {n: p.shape for n, p in twin.named_parameters()}
+    assert {name: p.shape for name, p in backbone.named_parameters()} == {
+        n: p.shape for n, p in twin.named_parameters()
+    }
     assert all(tensor.is_meta for tensor in [*twin.parameters(), *twin.buffers()])
 
 

@@ -17,7 +17,9 @@ MODES = {"default": {}, "keep_non_params": KEEP, "expand_params": {"expand_param
 
 def twelve_layers():
     """The model with many layers in the golden file."""
-    return BertModel(BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=12, num_attention_heads=2, intermediate_size=16))
+    return BertModel(
+        BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=12, num_attention_heads=2, intermediate_size=16)
+    )
 
 
 def text_of(tree):
@@ -41,7 +43,9 @@ def graph(model, **options):
 def test_a_bare_model_is_drawn_as_the_original_draws_it(name, mode):
     model = twelve_layers() if name == "bert12" else original(name)
     expected = GOLDEN[f"{name}|{mode}"]["text"].replace("──  ", "── ")  # the blank before an expanded parameter
-    text = text_of(graph(model, **MODES[mode])).replace("BartScaledWordEmbedding", "Embedding")  # its class in transformers 5
+    text = text_of(graph(model, **MODES[mode])).replace(
+        "BartScaledWordEmbedding", "Embedding"
+    )  # its class in transformers 5
 
     assert expected.rstrip() == text.rstrip()
 

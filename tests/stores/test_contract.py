@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import threading
 
 import pytest
@@ -33,7 +35,7 @@ DOCUMENT = "refs/acme/ner.json"
 def test_an_empty_store_has_nothing(store, tmp_path):
     assert store.read_tagged(DOCUMENT) is None
     assert list(store.keys("refs/")) == []
-    with pytest.raises(NotFoundError, match="refs/acme/ner.json was not found. Looked in: "):
+    with pytest.raises(NotFoundError, match=r"refs/acme/ner\.json was not found\. Looked in: "):
         store.read(DOCUMENT)
     with pytest.raises(NotFoundError):
         store.fetch(DOCUMENT, tmp_path / "copy")
@@ -132,7 +134,7 @@ def test_a_stamp_changes_whenever_the_bytes_do(store):
         etag = store.swap(DOCUMENT, b"%d" % number, etag)
         stamps.append(dict(store.keys("refs/"))[DOCUMENT])
 
-    assert all(before != after for before, after in zip(stamps, stamps[1:], strict=False))
+    assert all(before != after for before, after in itertools.pairwise(stamps))
     assert dict(store.keys("refs/"))[DOCUMENT] == stamps[-1]
 
 
@@ -151,10 +153,8 @@ def test_of_many_writers_at_once_exactly_one_wins_each_round(store):
 
         def write(me: int, start=start, won=won, etag=etag, number=number) -> None:
             start.wait()
-            try:
+            with contextlib.suppress(ConflictError):
                 won.append(store.swap(DOCUMENT, b"%d by %d" % (number, me), etag))
-            except ConflictError:
-                pass
 
         threads = [threading.Thread(target=write, args=(me,)) for me in range(4)]
         for thread in threads:

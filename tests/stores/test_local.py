@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 
@@ -73,11 +74,8 @@ def test_storing_objects_that_fails_at_any_step_leaves_only_whole_ones(tmp_path,
     steps = faults.count(lambda: LocalStore(tmp_path / "count").create(SOURCES))
     for case, step, failure in faults.each(steps, error):
         store = LocalStore(tmp_path / case)
-        with faults.at(step, failure):
-            try:
-                store.create(SOURCES)
-            except (StorageError, KeyboardInterrupt):
-                pass
+        with faults.at(step, failure), contextlib.suppress(StorageError, KeyboardInterrupt):
+            store.create(SOURCES)
         for digest, data in SOURCES.items():
             assert readable(store).get(object_key(digest), data) == data, case
         assert set(readable(store)) <= set(KEYS), case
@@ -95,11 +93,8 @@ def test_a_swap_that_fails_at_any_step_leaves_the_old_document_or_the_new_one(tm
     steps = faults.count(lambda: store.swap(DOCUMENT, b"new", etag))
     for case, step, failure in faults.each(steps, error):
         store, etag = prepare(case)
-        with faults.at(step, failure):
-            try:
-                store.swap(DOCUMENT, b"new", etag)
-            except (StorageError, KeyboardInterrupt):
-                pass
+        with faults.at(step, failure), contextlib.suppress(StorageError, KeyboardInterrupt):
+            store.swap(DOCUMENT, b"new", etag)
         data, etag = store.read_tagged(DOCUMENT)
         assert data in (b"old", b"new"), case
         assert sorted(readable(store)) == [DOCUMENT], case

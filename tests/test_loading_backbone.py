@@ -1,0 +1,129 @@
+import pytest
+import torch
+from torch import nn
+
+from deltahub import AutoDeltaModel, LoraModel, deltas_of
+from deltahub.errors import CheckpointError, ConfigError, FingerprintMismatch
+from tests.backbones import (
+    bert,
+    bert_mlm,
+    gpt2,
+    logits_of,
+    original,
+    train,
+    untouched,
+)
+
+
+def save(folder, backbone):
+    """Save a delta that trains nothing of the backbone itself."""
+    delta = LoraModel(backbone, lora_r=2)
+    delta.freeze_module()
+    train(backbone, 2)
+    delta.save_finetuned(folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save(tmp_path / "delta", bert())
+    return tmp_path / "delta"
+
+
+def load(folder, backbone=None, **options):
+    backbone = backbone or bert()
+    return AutoDeltaModel.from_finetuned(folder, backbone_model=backbone, **options)
+
+
+class Renamed(nn.Module):
+    """The same tensors under other names."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = bert()
+
+
+def perturbed():
+    """A backbone in which one number of one tensor is another."""
+    backbone = bert()
+    with torch.no_grad():
+        backbone.bert.pooler.dense.weight[0, 0] += 0.25
+    return backbone
+
+
+@pytest.mark.parametrize(
+    ("make", "level", "detail"),
+    [
+        (perturbed, "same structure, other weights", "1 of 41 tensors have other values: bert.pooler.dense.weight"),
+        (lambda: bert().half(), "other precision", "is float16, expected float32"),
+        (
+            Renamed,
+            "renamed",
+            "missing bert.embeddings.LayerNorm.bias.* unexpected model.bert.embeddings.LayerNorm.bias",
+        ),
+        (lambda: original("bert"), "incompatible", r"is \[120, 32\], expected \[50, 16\]|is \[32\], expected \[16\]"),
+        (gpt2, "incompatible", "missing bert.embeddings.* unexpected transformer.h.0"),
+    ],
+)
+def test_another_backbone_is_refused_with_what_differs(folder, make, level, detail):
+    backbone = make()
+
+    with untouched(backbone), pytest.raises(FingerprintMismatch, match=detail) as caught:
+        load(folder, backbone)
+
+    assert caught.value.level == level
+    assert f"trained on another backbone ({level})" in str(caught.value)
+    assert "check_hash=False to attach it anyway" in str(caught.value)
+    assert ('check_hash="structure"' in str(caught.value)) == (
+        level in {"same structure, other weights", "other precision"}
+    )
+
+
+def test_resized_embeddings_are_refused(tmp_path):
+    save(tmp_path, bert_mlm())
+    backbone = bert_mlm()
+    backbone.resize_token_embeddings(53, mean_resizing=False)
+
+    with untouched(backbone), pytest.raises(FingerprintMismatch, match=r"is \[53, 16\], expected \[50, 16\]") as caught:
+        load(tmp_path, backbone)
+    assert caught.value.level == "resized embeddings"
+    assert load(tmp_path, backbone, check_hash=False).attached
+
+
+@pytest.mark.parametrize("make", [perturbed, lambda: bert(1), lambda: bert().bfloat16()])
+def test_other_weights_of_the_same_structure_are_accepted_on_request(folder, make):
+    backbone = make()
+    before = logits_of(backbone)
+    delta = load(folder, backbone, check_hash="structure")
+
+    assert not torch.equal(before, logits_of(backbone))
+    delta.detach()
+    assert torch.equal(before, logits_of(backbone))
+
+
+@pytest.mark.parametrize("make", [Renamed, gpt2])
+def test_another_structure_is_not_accepted_as_the_same(folder, make):
+    backbone = make()
+
+    with untouched(backbone), pytest.raises(FingerprintMismatch):
+        load(folder, backbone, check_hash="structure")
+
+
+def test_no_check_is_a_warning(folder, caplog):
+    backbone = bert(1)
+    load(folder, backbone, check_hash=False)
+
+    assert "The backbone was not checked (check_hash=False)" in caplog.text
+    assert list(deltas_of(backbone)) == ["lora"]
+
+
+def test_without_a_check_tensors_must_still_fit(folder):
+    backbone = original("bert")
+
+    with untouched(backbone), pytest.raises(CheckpointError, match=r"lora_A is \[2, 16\], expected \[2, 32\]"):
+        load(folder, backbone, check_hash=False)
+
+
+@pytest.mark.parametrize("value", ["strict", None, "True"])
+def test_an_unknown_check_is_refused(folder, value):
+    with pytest.raises(ConfigError, match='check_hash must be True, False or "structure", got '):
+        load(folder, bert(), check_hash=value)
