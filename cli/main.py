@@ -1,35 +1,41 @@
-"""The `deltahub` command."""
+"""The `deltahub` command.
+
+Only the module of the command that is asked for is imported, so that every command starts at once.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from importlib import import_module
+from typing import Annotated, Final
 
 import typer
 
-from . import cache, inspect, listing, marks, transfer, verify
+from deltahub.version import VERSION
+
 from .errors import EXIT_HELP, SentenceGroup
 
-app = typer.Typer(
-    name="deltahub",
-    cls=SentenceGroup,
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    epilog=EXIT_HELP,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+# Command to its module and function; None for a group of commands, the module's `app`.
+_COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
+    "push": ("transfer", "push"),
+    "pull": ("transfer", "pull"),
+    "list": ("listing", "list_"),
+    "show": ("listing", "show"),
+    "log": ("listing", "log"),
+    "tag": ("marks", "tag"),
+    "alias": ("marks", "alias"),
+    "verify": ("verify", "verify"),
+    "inspect": ("inspect", "inspect"),
+    "cache": ("cache", None),
+}
 
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
-
-        print(f"deltahub {version('deltahub')}")  # noqa: T201
+        print(f"deltahub {VERSION}")  # noqa: T201
         raise typer.Exit
 
 
-@app.callback()
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -39,18 +45,36 @@ def options(
     """Make deltas safe to keep, find and load: push, pull and check the small trained parts of models."""
 
 
-app.command()(transfer.push)
-app.command()(transfer.pull)
-app.command("list")(listing.list_)
-app.command()(listing.show)
-app.command()(listing.log)
-app.command()(marks.tag)
-app.command()(marks.alias)
-app.command()(verify.verify)
-app.command()(inspect.inspect)
-app.add_typer(cache.app, name="cache")
+def build_app(*wanted: str) -> typer.Typer:
+    """The command line.
+
+    Args:
+        wanted: the commands it shall have, if that is known; by default all.
+    """
+    app = typer.Typer(
+        name="deltahub",
+        cls=SentenceGroup,
+        callback=options,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        epilog=EXIT_HELP,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for name in wanted or _COMMANDS:
+        module_name, function = _COMMANDS[name]
+        module = import_module(f".{module_name}", __package__)
+        if function:
+            app.command(name)(getattr(module, function))
+        else:
+            app.add_typer(module.app, name=name)
+    return app
 
 
 def main() -> None:
     """Run the command line."""
-    app()
+    if sys.argv[1:] == ["--version"]:
+        print(f"deltahub {VERSION}")  # noqa: T201
+        return
+    word = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    build_app(*([word] if word in _COMMANDS else []))()

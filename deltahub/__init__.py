@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from deltahub.version import VERSION
+
 if TYPE_CHECKING:
     from deltahub.auto import AutoDeltaConfig as AutoDeltaConfig
     from deltahub.auto import AutoDeltaModel as AutoDeltaModel
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from deltahub.hub import pull as pull
     from deltahub.hub import push as push
     from deltahub.saveload import SaveLoadMixin as SaveLoadMixin
+
+__version__ = VERSION
 
 _HOMES = {
     "AdapterConfig": "deltas",
@@ -47,10 +51,6 @@ __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604  (names of _HOMES are string
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("deltahub")
     if name not in _HOMES:
         msg = f"module 'deltahub' has no attribute {name!r}"
         raise AttributeError(msg)

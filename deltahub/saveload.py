@@ -20,6 +20,7 @@ from deltahub.engine.ledger import ledger_of
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.loading import load
+from deltahub.version import VERSION
 
 if TYPE_CHECKING:
     from deltahub.config import DeltaConfig
@@ -116,7 +117,7 @@ class SaveLoadMixin:
         }
         document = {
             "format_version": 1,
-            "deltahub_version": installed("deltahub"),
+            "deltahub_version": VERSION,
             "transformers_version": installed("transformers"),
             **self.config.to_dict(),
             "backbone_hash": identity.hash,

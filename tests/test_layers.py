@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import those of earlier lines, and none of its own line unless they share a package.
 LAYERS = (
-    ("errors", "nearest"),
+    ("errors", "nearest", "version"),
     ("address", "reference", "schema", "files"),
     ("config", "manifest", "naming"),
     ("backbone", "metadata"),
@@ -123,8 +123,8 @@ def test_the_modules_import_each_other_without_cycles():
 def test_the_command_line_starts_without_torch(arguments, tmp_path):
     script = (
         "import sys\n"
-        "from deltahub_cli.main import app\n"
-        "try:\n    app(sys.argv[1:])\n"
+        "from deltahub_cli.main import main\n"
+        "try:\n    main()\n"
         "except SystemExit as done:\n    assert not done.code, done.code\n"
         "heavy = {'torch', 'transformers', 'numpy', 'fastjsonschema', 'requests', 'huggingface_hub'} & sys.modules.keys()\n"
         "assert not heavy, heavy\n"

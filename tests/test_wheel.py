@@ -20,7 +20,16 @@ def wheel(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "dist"), str(source)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(folder / "dist"),
+        str(source),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert 0 == done.returncode, done.stdout + done.stderr
     return next((folder / "dist").glob("*.whl"))
@@ -47,6 +56,6 @@ def test_the_command_works_from_an_unpacked_wheel(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
     packages = [path for path in sys.path if path.endswith("site-packages")]
     # -S: the checkout that the tests run from, installed as editable, must not be found
-    script = f"import sys; sys.path[:0] = {[str(tmp_path), *packages]!r}; from deltahub_cli.main import app; app(['--version'])"
+    script = f"import sys; sys.path[:0] = {[str(tmp_path), *packages]!r}; sys.argv[1:] = ['--version']; from deltahub_cli.main import main; main()"
     done = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert ("deltahub 0.1.0\n", "") == (done.stdout, done.stderr)

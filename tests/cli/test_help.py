@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from deltahub_cli.errors import EXIT_CODES
-from deltahub_cli.main import app
+from deltahub_cli.main import build_app
 from typer.main import get_command
 
 from deltahub import errors
@@ -16,7 +16,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 def commands() -> dict[str, object]:
     """Every command by what is typed, e.g. ``"cache list"``."""
     found = {}
-    for name, command in get_command(app).commands.items():
+    for name, command in get_command(build_app()).commands.items():
         inner = getattr(command, "commands", None)
         found.update({f"{name} {key}": value for key, value in inner.items()} if inner else {name: command})
     return found

@@ -12,7 +12,12 @@ from tests.checkpoints import save_checkpoint
 def three(run, tmp_path) -> None:
     """Three deltas with tags; one has two versions."""
     for number, (name, tags) in enumerate(
-        [("a/sst2-bert", "sst2,task=sst2"), ("a/ner-bert", "ner"), ("b/sst2-t5", "sst2"), ("a/sst2-bert", "task=sst2,v2")]
+        [
+            ("a/sst2-bert", "sst2,task=sst2"),
+            ("a/ner-bert", "ner"),
+            ("b/sst2-t5", "sst2"),
+            ("a/sst2-bert", "task=sst2,v2"),
+        ]
     ):
         folder = save_checkpoint(tmp_path / str(number), value=float(number))
         assert 0 == run("push", folder, name, "--tags", tags).exit_code
@@ -20,7 +25,9 @@ def three(run, tmp_path) -> None:
 
 def test_list_shows_the_newest_version_of_each_delta(run_json, three):
     listed = run_json("list")
-    assert {("a/sst2-bert", "v2"), ("a/ner-bert", "v1"), ("b/sst2-t5", "v1")} == {(e["name"], e["version"]) for e in listed}
+    assert {("a/sst2-bert", "v2"), ("a/ner-bert", "v1"), ("b/sst2-t5", "v1")} == {
+        (e["name"], e["version"]) for e in listed
+    }
 
 
 @pytest.mark.parametrize(
@@ -47,6 +54,9 @@ def test_list_into_a_pipe_is_lines_with_tabs(run, three):
 
 def test_a_table_on_a_terminal_has_a_header(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
     Output(as_json=False, quiet=False).rows("", ("name", "tags"), [("me/x", "[red]sst2"), ("me/y", "")])
     assert ["name", "tags"] == capsys.readouterr().out.splitlines()[0].split()
     Output(as_json=False, quiet=False).rows("", ("name", "tags"), [("me/x", "[red]sst2")])
@@ -70,7 +80,13 @@ def test_show_tells_everything(run, run_json, three):
     assert ("v2", ["task=sst2", "v2"], ["v1", "v2"]) == (shown["version"], shown["tags"], list(shown["versions"]))
     assert {"delta": 8, "total": 10} == shown["parameters"]
     text = run("show", "a/sst2-bert@v1").stdout
-    for word in ("local:a/sst2-bert@v1", "sha256:", "bert-tiny (BertModel)", "delta.safetensors", "8 of the delta, 10 in all"):
+    for word in (
+        "local:a/sst2-bert@v1",
+        "sha256:",
+        "bert-tiny (BertModel)",
+        "delta.safetensors",
+        "8 of the delta, 10 in all",
+    ):
         assert word in text
 
 

@@ -170,7 +170,7 @@ def leave_a_journal(path):
         break_a_row,
         leave_a_journal,
     ],
-    ids="deleted empty garbage cut other-tables first-page other-pages a-row journal".split(),
+    ids=["deleted", "empty", "garbage", "cut", "other-tables", "first-page", "other-pages", "a-row", "journal"],
 )
 def test_a_damaged_or_deleted_index_loses_nothing(index, push, damage):
     push("acme/ner", tags=["best"])
@@ -183,24 +183,11 @@ def test_a_damaged_or_deleted_index_loses_nothing(index, push, damage):
     assert names(index, tags=("best",)) == ["acme/ner"]
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"[]",
-        b"{}",
-        b"\xff",
-        b"[" * 100_000,
-        {"versions": {}},
-        {"versions": {"x": {}}},
-        {"versions": []},
-        {"name": 3},
-        {"aliases": []},
-        {"log": 3},
-        {"schema_version": 2},
-    ],
-    ids=range(12),
-)
+BROKEN = [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, {"name": 3}, {"aliases": []}, {"log": 3}, {"schema_version": 2}]
+BROKEN += [{"versions": versions} for versions in ({}, [], {"x": {}})]
+
+
+@pytest.mark.parametrize("data", BROKEN, ids=range(len(BROKEN)))
 def test_one_damaged_document_does_not_hide_the_others(index, push, registry, caplog, data):
     push("acme/ner")
     push("acme/nli")
