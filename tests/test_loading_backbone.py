@@ -127,3 +127,15 @@ def test_without_a_check_tensors_must_still_fit(folder):
 def test_an_unknown_check_is_refused(folder, value):
     with pytest.raises(ConfigError, match='check_hash must be True, False or "structure", got '):
         load(folder, bert(), check_hash=value)
+
+
+def test_the_head_of_another_delta_does_not_make_it_another_backbone(folder, tmp_path):
+    backbone = bert()
+    with_head = LoraModel(backbone, name="with_head")
+    with_head.freeze_module(exclude=["deltas", "classifier"])
+    train(backbone)
+    delta = load(folder, backbone)  # a check that must see the backbone's own head
+    delta.save_finetuned(tmp_path / "again")
+
+    assert not torch.equal(bert().classifier.weight, backbone.classifier.weight)
+    assert load(tmp_path / "again", bert()).attached

@@ -92,6 +92,17 @@ def test_only_a_part_can_be_detached():
     assert torch.equal(expected, logits_of(backbone))
 
 
+def test_a_delta_that_comes_back_goes_to_where_its_backbone_is_now():
+    backbone = bert()
+    delta = LoraModel(backbone)
+    delta.detach()
+    backbone.to("meta").train()
+    delta.attach()
+
+    assert all(parameter.is_meta for parameter in delta.parameters())
+    assert all(insertion.training for insertion in delta.insertions.values())
+
+
 def test_several_deltas_of_one_type_are_numbered():
     backbone = bert()
     deltas = [LoraModel(backbone) for _ in range(3)]

@@ -159,6 +159,7 @@ def test_a_part_of_the_backbone_can_be_frozen_by_names_within_it():
 
 def test_freezing_a_part_does_not_forget_what_trains_elsewhere():
     backbone = bert()
+    before = backbone.classifier.weight.detach().clone()
     delta = LoraModel(backbone)
     delta.freeze_module(exclude=["deltas", "classifier"])
     delta.freeze_module(module=backbone.bert.encoder, exclude=["deltas"])
@@ -166,6 +167,8 @@ def test_freezing_a_part_does_not_forget_what_trains_elsewhere():
 
     assert backbone.classifier.weight.requires_grad
     assert torch.equal(backbone.classifier.weight, delta.state_dict()["classifier.weight"])
+    delta.detach()
+    assert torch.equal(before, backbone.classifier.weight)
 
 
 def test_a_module_from_elsewhere_is_refused():
@@ -187,7 +190,11 @@ def test_a_module_from_elsewhere_is_refused():
 def test_a_tied_tensor_is_meant_by_any_of_its_names(make, name, first):
     backbone = make()
     delta = LoraModel(backbone)
+    whole = {key for key, tensor in backbone.named_parameters(remove_duplicate=False) if not is_delta_name(key)}
     delta.freeze_module(exclude=["deltas", name])
+    kept = {key for key in whole if backbone.get_parameter(key) is backbone.get_output_embeddings().weight}
+    assert len(kept) > 1
+    assert kept == {key for key in backbone.state_dict() if key in whole and not key.endswith("bias")}
     expected = tensors_of(backbone)
     train(backbone)
 
