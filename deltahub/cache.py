@@ -132,14 +132,11 @@ class Cache:
                 yield Cached(digest, folder, str(origin), size, folder.stat().st_mtime)
 
     def prune(self, older: float = 0.0) -> list[Cached]:
-        """Remove the deltas that were not used for `older` seconds, and what interrupted pulls left."""
+        """Remove the deltas that were not used for `older` seconds."""
         limit = time.time() - older
         removed = [entry for entry in self.entries() if entry.used <= limit]
         with storage_errors("Pruning the cache", self.root):
             for entry in removed:
                 with contextlib.suppress(FileNotFoundError):  # another process prunes too
                     shutil.rmtree(entry.folder)
-            for leftover in (self.root / "staging").glob("*"):
-                if leftover.stat().st_mtime <= min(limit, time.time() - 86400):  # a pull may be running
-                    shutil.rmtree(leftover, ignore_errors=True)
         return removed

@@ -229,7 +229,7 @@ def write(
 ) -> None:
     """Save a delta: stage every file, sync, then move them in place with the config last.
 
-    A crash leaves the old delta, the new one, or a folder whose config does not vouch for its weights and is refused.
+    A README that was there before the first delta is left alone. A crash leaves the old delta, the new one, or a folder whose config does not vouch for its weights and is refused.
 
     Args:
         save_function: writes the tensors to a path, as a safetensors file.
@@ -252,5 +252,8 @@ def write(
             check_document(whole)
             text = json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
             write_synced(stage / CONFIG, f"{text}\n".encode())
-            move_all(stage, folder, (WEIGHTS, BACKBONE, CARD, CONFIG))
+            theirs = (folder / CARD).exists() and not is_checkpoint(folder)  # the README of what lies beside the delta
+            move_all(
+                stage, folder, [name for name in (WEIGHTS, BACKBONE, CARD, CONFIG) if not (theirs and name == CARD)]
+            )
             sync_folders([folder, folder.parent])

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Final
 from deltahub.errors import StorageError
 
 CHUNK: Final = 1 << 20  # bytes read or written at a time
+_STALE: Final = 86400.0  # seconds after which nobody can still be writing
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -73,8 +75,15 @@ def sync_folders(folders: Iterable[Path]) -> None:
 
 @contextlib.contextmanager
 def staging(parent: Path) -> Iterator[Path]:
-    """A new empty folder inside `parent`, gone afterwards with all that was not moved out of it."""
+    """A new empty folder inside `parent`, gone afterwards with all that was not moved out of it.
+
+    What a killed process left there a day ago or longer goes too.
+    """
     parent.mkdir(parents=True, exist_ok=True)
+    for leftover in parent.glob("tmp-*"):
+        with contextlib.suppress(OSError):
+            if leftover.stat().st_mtime < time.time() - _STALE:
+                shutil.rmtree(leftover)
     folder = parent / f"tmp-{uuid.uuid4().hex}"
     folder.mkdir()
     try:

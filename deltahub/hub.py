@@ -109,9 +109,9 @@ class Hub:
             try:
                 return registry, registry.resolve(reference)
             except NotFoundError as error:
+                if error.what != reference.path:
+                    raise  # the delta is there, the version is not: no other source may stand in for it
                 misses.append(error)
-        if len(misses) == 1 and misses[0].what != reference.path:
-            raise misses[0]  # the delta is there, the version is not
         places = tuple(place for miss in misses for place in miss.looked_in)
         raise NotFoundError(f"The delta {reference}", places, tuple(name for miss in misses for name in miss.nearest))
 
@@ -172,7 +172,7 @@ class Hub:
         """Bring a delta into the cache, every byte checked.
 
         Args:
-            to: also copy its files into this folder.
+            to: also copy its files into this folder, which is new or holds a delta.
             force: fetch it even if the cache has it.
 
         Raises:
@@ -223,6 +223,10 @@ def _copy(manifest: Manifest, folder: Path, to: Path) -> None:
     """Copy a delta out of the cache, the config last: it vouches for the rest."""
     from deltahub.checkpoint import CONFIG
 
+    taken = [entry.path for entry in manifest.files if (to / entry.path).exists()]
+    if taken and not (to / CONFIG).is_file():
+        msg = f"{to} holds no delta, and its {', '.join(taken)} would be overwritten. Choose a new folder."
+        raise CheckpointError(msg)
     with storage_errors("Copying the delta", to):
         to.mkdir(parents=True, exist_ok=True)
         with staging(to) as stage:

@@ -120,7 +120,8 @@ def check_alias(text: str) -> str:
     Raises:
         ReferenceSyntaxError: it is not well formed, or means something else already.
     """
-    if re.fullmatch(r"v[0-9]+", text) or text.startswith("sha256") or text == LATEST:
+    lower = text.lower()
+    if re.fullmatch(r"v[0-9]+", lower) or lower.startswith("sha256") or lower == LATEST:
         msg = f"{text!r} cannot be an alias: 'v1', 'v2', ..., 'sha256:...' and 'latest' have a meaning of their own."
         raise ReferenceSyntaxError(msg)
     return check_name(text, "alias")

@@ -203,12 +203,11 @@ def test_using_a_delta_keeps_it(cache, source):
     assert cache.prune(older=3600) == []
 
 
-def test_pruning_removes_what_interrupted_pulls_left_but_no_running_one(cache, source):
-    source.into(cache)
+def test_the_next_pull_removes_what_a_killed_one_left_but_no_running_one(cache, source):
     for name, time in (("tmp-old", 1), ("tmp-new", None)):
-        (cache.root / "staging" / name).mkdir()
+        (cache.root / "staging" / name).mkdir(parents=True)
         if time:
             os.utime(cache.root / "staging" / name, (time, time))
-    cache.prune()
+    source.into(cache)
 
     assert [path.name for path in (cache.root / "staging").iterdir()] == ["tmp-new"]

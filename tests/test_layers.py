@@ -70,7 +70,7 @@ def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
 
 def test_every_module_has_a_layer():
     packages = {"engine"}
-    assert [] == [name for name in modules() if layer_of(name) is None and name not in packages]
+    assert [name for name in modules() if layer_of(name) is None and name not in packages] == []
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
@@ -88,7 +88,7 @@ def test_a_module_imports_only_from_lower_layers(name):
         and (target := layer_of(module)) is not None
         and (target > level or (target == level and module.split(".")[0] != name.split(".")[0] and package != module))
     ]
-    assert [] == upward
+    assert upward == []
 
 
 @pytest.mark.parametrize("name", sorted(name for name in modules() if name.split(".")[0] in TORCH_FREE))
@@ -130,19 +130,19 @@ def test_the_command_line_starts_without_torch(arguments, tmp_path):
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=tmp_path)
-    assert 0 == done.returncode, done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 def test_importing_deltahub_imports_no_torch():
     script = "import sys, deltahub; assert 'torch' not in sys.modules"
-    assert 0 == subprocess.run([sys.executable, "-c", script]).returncode
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
 def test_every_public_name_can_be_imported():
     import deltahub
 
     missing = [name for name in deltahub.__all__ if getattr(deltahub, name, None) is None]
-    assert [] == missing
+    assert missing == []
 
 
 def test_the_lazy_names_and_those_for_type_checkers_are_the_same():

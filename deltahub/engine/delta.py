@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deltahub.config import DeltaConfig
 from deltahub.engine import freezing, statistics
 from deltahub.engine.fused import FusedInsertion
-from deltahub.engine.ledger import ATTRIBUTE, Entry, Ledger, check_name, ledger_of
+from deltahub.engine.ledger import Entry, Ledger, check_name, entries_of, ledger_of
 from deltahub.engine.shapes import output_widths
 from deltahub.engine.site import CHILD, Insertion, check_target, insert, site_of
 from deltahub.engine.structure import Target, find_targets
@@ -331,12 +331,11 @@ class DeltaBase(SaveLoadMixin):
 
 def deltas_of(backbone: nn.Module) -> dict[str, DeltaBase]:
     """The handles of all deltas on a backbone, by name, in the order they were added; also on a copy of it."""
-    ledger = backbone.__dict__.get(ATTRIBUTE)
     found: dict[str, DeltaBase] = {}
-    for name, entry in ledger.entries.items() if isinstance(ledger, Ledger) else ():
+    for entry in entries_of(backbone):
         handle: DeltaBase = object.__new__(entry.handle)
         handle.backbone_model, handle._entry = backbone, entry
-        found[name] = handle
+        found[entry.name] = handle
     return found
 
 

@@ -115,6 +115,12 @@ class Ledger:
         return tensor_called(backbone, name).detach() if value is None else value
 
 
+def entries_of(backbone: nn.Module) -> list[Entry]:
+    """The deltas on a backbone in the order they were added; the backbone is only read."""
+    ledger = backbone.__dict__.get(ATTRIBUTE)
+    return list(ledger.entries.values()) if isinstance(ledger, Ledger) else []
+
+
 def original_values(backbone: nn.Module) -> Mapping[str, Tensor]:
     """The backbone's own values of the tensors that deltas have replaced, by name; the backbone is only read."""
     ledger = backbone.__dict__.get(ATTRIBUTE)

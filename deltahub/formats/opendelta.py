@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from deltahub.checkpoint import Checkpoint
 from deltahub.config import SCHEMA, check_document, known_types
 from deltahub.engine.fingerprint import backbone_tensors
+from deltahub.engine.ledger import entries_of
 from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
 from deltahub.nearest import suggest
 from deltahub.schema import load_schema
@@ -29,12 +30,16 @@ LOGGER: Final = logging.getLogger("deltahub")
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "pytorch_model.bin"
 
-# Tensor name in OpenDelta to (module, parameter here), by delta type. A second delta of a type on a module is `lora_1`.
+# Tensor name in OpenDelta to module and parameter here, by delta type. A second delta of a type on a module is `lora_1`.
 _LEAVES: Final = {
-    "lora": re.compile(r"(?P<module>.+)\.lora(?:_\d+)?\.(?P<leaf>lora_[AB])"),
-    "adapter": re.compile(r"(?P<module>.+)\.adapter(?:_\d+)?\.modulelist\.(?P<leaf>(?:down|up)_proj\.(?:weight|bias))"),
-    "bitfit": re.compile(r"(?P<module>.+)\.bitfit(?:_\d+)?\.(?P<leaf>bias)"),
+    "lora": re.compile(r"(?P<module>.+)\.lora(?:_(?P<number>\d+))?\.(?P<leaf>lora_[AB])"),
+    "adapter": re.compile(
+        r"(?P<module>.+)\.adapter(?:_(?P<number>\d+))?\.modulelist\.(?P<leaf>(?:down|up)_proj\.(?:weight|bias))"
+    ),
+    "bitfit": re.compile(r"(?P<module>.+)\.bitfit(?:_(?P<number>\d+))?\.(?P<leaf>bias)"),
 }
+# The tensor and the option that must agree in size, by delta type.
+_SIZES: Final = {"lora": ("lora_A", "lora_r"), "adapter": ("down_proj.weight", "bottleneck_dim")}
 _OTHER_DELTAS: Final = re.compile(
     r".+\.(?:lora|adapter|bitfit|low_rank_adapter|low|compactor|prefix|reparams|parallel_adapter|parallel)(?:_\d+)?\..+"
     r"|(?:.+\.)?soft_prompt_layer\..+"
@@ -76,12 +81,7 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
         msg = f"{folder} is an OpenDelta checkpoint of type {delta_type!r}, which this version does not load: {known}"
         raise ConfigError(msg)
     saved = _unpickle(folder / WEIGHTS)
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in _translate(saved, delta_type, backbone):
-        if name in tensors:
-            msg = f"{folder} holds two deltas of type {delta_type!r} at {name}, and nothing tells which is meant."
-            raise CheckpointError(msg)
-        tensors[name] = tensor
+    tensors = dict(_translate(saved, config, backbone))
     document = _document(config, _modules(tensors, backbone, folder))
     return Checkpoint(folder, document, None, tensors)
 
@@ -133,13 +133,19 @@ def _modules(tensors: Mapping[str, Tensor], backbone: nn.Module, folder: Path) -
     return found
 
 
-def _translate(saved: Mapping[str, Tensor], delta_type: str, backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _translate(
+    saved: Mapping[str, Tensor], config: Mapping[str, Any], backbone: nn.Module
+) -> Iterator[tuple[str, Tensor]]:
     """The tensors under DeltaHub's names, without those that are no part of this delta."""
+    delta_type = config["delta_type"]
+    numbers = _numbers(saved, config, backbone)
     own = dict(backbone_tensors(backbone))
     aliases = {name for name, _ in backbone.named_parameters(remove_duplicate=False)} - own.keys()
     offsets: dict[str, Tensor] = {}
+    others: list[str] = []
     for name, tensor in saved.items():
-        if match := _LEAVES[delta_type].fullmatch(name):
+        match = _LEAVES[delta_type].fullmatch(name)
+        if match and match["number"] == numbers[match["module"]]:
             place = f"{match['module']}.deltas.{match['leaf']}"
             if delta_type == "bitfit":
                 offsets[place] = offsets.get(place, torch.zeros_like(tensor)) + tensor
@@ -154,13 +160,38 @@ def _translate(saved: Mapping[str, Tensor], delta_type: str, backbone: nn.Module
         elif name in aliases or not tensor.is_floating_point():
             continue  # a second name of a tied tensor, or a constant such as position_ids
         elif _OTHER_DELTAS.fullmatch(name):
-            LOGGER.warning(
-                "%s belongs to another delta that was on the backbone; load it from its own checkpoint.", name
-            )
+            others.append(name)
         else:
             msg = f"{name} is neither part of a {delta_type} nor of this {type(backbone).__name__}. Load its own backbone."
             raise CheckpointError(msg)
     yield from offsets.items()
+    if others:
+        where = "of other deltas that were on the backbone, to be loaded from their own checkpoints"
+        LOGGER.warning("%d tensors are left out: they are %s (%s, ...).", len(others), where, others[0])
+
+
+def _numbers(saved: Mapping[str, Tensor], config: Mapping[str, Any], backbone: nn.Module) -> dict[str, str | None]:
+    """Which delta is meant at each module: None, "1", "2", ... where several of a type were on a backbone together.
+
+    A checkpoint holds all that were. Its own is the one whose size its config tells; failing that, they are told apart
+    as OpenDelta does it, by how many the module carries already.
+    """
+    delta_type = config["delta_type"]
+    leaf, option = _SIZES.get(delta_type, ("", ""))
+    found: dict[str, dict[str | None, bool]] = {}
+    for name, tensor in saved.items():
+        if match := _LEAVES[delta_type].fullmatch(name):
+            fits = found.setdefault(match["module"], {})
+            wrong = match["leaf"] == leaf and tensor.shape[0] != config.get(option)
+            fits[match["number"]] = fits.get(match["number"], True) and not wrong
+    carried = [e.insertions for e in entries_of(backbone) if e.config.delta_type == delta_type]
+    numbers: dict[str, str | None] = {}
+    for module, fits in found.items():
+        fitting = [number for number, fit in fits.items() if fit]
+        turn = sum(module in insertions for insertions in carried)
+        everyone = list(fits)
+        numbers[module] = fitting[0] if len(fitting) == 1 else everyone[min(turn, len(everyone) - 1)]
+    return numbers
 
 
 def _is_trained_bias(name: str, saved: Mapping[str, Tensor]) -> bool:

@@ -76,7 +76,10 @@ class Registry:
         found = self.store.read_tagged(_ref_key(path))
         if found is None:
             raise NotFoundError(path, (self.place,), nearest_names(path, self.names()))
-        return ReferenceDocument.from_bytes(found[0])
+        document = ReferenceDocument.from_bytes(found[0])
+        if document.name != path:  # also on a disk that takes upper and lower case for the same
+            raise NotFoundError(path, (self.place,), (document.name,))
+        return document
 
     @property
     def place(self) -> str:
@@ -187,11 +190,19 @@ class Registry:
         return self._update(path, change)
 
     def set_tags(self, path: str, version: str | None, add: Collection[str], remove: Collection[str]) -> Version:
-        """Add and remove tags of a version."""
+        """Add and remove tags of a version.
+
+        Raises:
+            NotFoundError: a tag to remove is not there.
+        """
         add = [*map(check_tag, add)]
 
         def change(document: ReferenceDocument) -> ReferenceDocument:
-            return document.with_tags(document.resolve(version), add, remove, _now(), _author())
+            name = document.resolve(version)
+            known = document.versions[name].tags
+            if missing := [tag for tag in remove if tag not in known]:
+                raise NotFoundError(f"The tag {missing[0]!r} of {path}@{name}", (f"tags {', '.join(known) or 'none'}",))
+            return document.with_tags(name, add, remove, _now(), _author())
 
         document = self._update(path, change)
         return document.versions[document.resolve(version)]

@@ -24,7 +24,7 @@ def run_json(run) -> Callable[..., Any]:
 
     def read(*arguments: object) -> Any:
         done = run(*arguments, "--json")
-        assert 0 == done.exit_code, done.output
+        assert done.exit_code == 0, done.output
         return json.loads(done.stdout)
 
     return read

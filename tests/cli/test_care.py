@@ -24,7 +24,7 @@ def damage(path: Path) -> None:
 
 def test_verify_says_that_all_is_intact(run, pulled):
     done = run("verify")
-    assert (0, "1 checked, all intact.\n") == (done.exit_code, done.stdout)
+    assert (done.exit_code, done.stdout) == (0, "1 checked, all intact.\n")
 
 
 def test_verify_names_what_is_damaged_and_exits_with_5(run, run_json, pulled, ckpt):
@@ -33,44 +33,44 @@ def test_verify_names_what_is_damaged_and_exits_with_5(run, run_json, pulled, ck
     digits = hashlib.sha256((ckpt / "delta.safetensors").read_bytes()).hexdigest()
     damage(home() / "registry" / "objects" / "sha256" / digits[:2] / digits[2:])
     done = run("verify", "me/x")
-    assert 5 == done.exit_code
+    assert done.exit_code == 5
     assert "me/x@v1" in done.stdout
     assert "delta.safetensors is damaged" in done.stdout
-    assert 0 == run("push", ckpt, "me/x").exit_code  # an intact copy repairs it
-    assert 0 == run("verify").exit_code
+    assert run("push", ckpt, "me/x").exit_code == 0  # an intact copy repairs it
+    assert run("verify").exit_code == 0
 
 
 def test_verify_looks_at_a_folder_too(run, ckpt):
-    assert 0 == run("verify", ckpt).exit_code
+    assert run("verify", ckpt).exit_code == 0
     damage(ckpt / "delta.safetensors")
-    assert 5 == run("verify", ckpt).exit_code
+    assert run("verify", ckpt).exit_code == 5
 
 
 def test_verify_of_an_unknown_delta_is_not_intact(run, pulled):
-    assert 3 == run("verify", "me/unknown").exit_code
+    assert run("verify", "me/unknown").exit_code == 3
 
 
 def test_the_cache_lists_checks_and_forgets(run, run_json, pulled):
     (entry,) = run_json("cache", "list")
     assert ("local:me/x@v1", str(pulled)) == (entry["origin"], entry["folder"])
-    assert 0 == run("cache", "verify").exit_code
-    assert {"removed": [], "freed": 0} == run_json("cache", "prune")
+    assert run("cache", "verify").exit_code == 0
+    assert run_json("cache", "prune") == {"removed": [], "freed": 0}
     assert [entry["digest"]] == run_json("cache", "prune", "--older", "0s")["removed"]
-    assert "The cache is empty.\n" == run("cache", "list").stdout
+    assert run("cache", "list").stdout == "The cache is empty.\n"
 
 
 def test_what_is_damaged_in_the_cache_is_named_and_then_fetched_again(run, pulled):
     damage(pulled / "delta.safetensors")
     done = run("cache", "verify")
-    assert 5 == done.exit_code
+    assert done.exit_code == 5
     assert "delta.safetensors is damaged" in done.stdout
-    assert 0 == run("pull", "me/x").exit_code
-    assert 0 == run("cache", "verify").exit_code
+    assert run("pull", "me/x").exit_code == 0
+    assert run("cache", "verify").exit_code == 0
 
 
 def test_a_strange_age_is_wrong_usage(run):
     done = run("cache", "prune", "--older", "soon")
-    assert 2 == done.exit_code
+    assert done.exit_code == 2
     assert "30d" in done.stderr
 
 
@@ -81,9 +81,9 @@ def test_the_cache_says_where_it_is(run, monkeypatch, tmp_path):
 
 def test_inspect_shows_a_delta_without_torch(run, run_json, ckpt):
     shown = run_json("inspect", ckpt)
-    assert ["classifier.bias", "layer.query.deltas.lora_A", "layer.query.deltas.lora_B"] == [
+    assert [
         tensor["name"] for tensor in shown["tensors"]
-    ]
+    ] == ["classifier.bias", "layer.query.deltas.lora_A", "layer.query.deltas.lora_B"]
     assert "layer.query.deltas.lora_A" in run("inspect", ckpt).stdout
 
 
@@ -99,7 +99,7 @@ def test_inspect_shows_the_common_names_of_a_backbone(run, run_json, tmp_path):
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     shown = run_json("inspect", tmp_path)
-    assert "BertForSequenceClassification" == shown["class"]
+    assert shown["class"] == "BertForSequenceClassification"
     expected = [["bert.encoder.layer.*.attention.self.query"], 2]
     assert expected == shown["common_names"]["bert.encoder.block.*.attn.q"]
     text = run("inspect", tmp_path).stdout
@@ -109,5 +109,5 @@ def test_inspect_shows_the_common_names_of_a_backbone(run, run_json, tmp_path):
 
 def test_inspect_of_something_else_says_what_it_expected(run, tmp_path):
     done = run("inspect", tmp_path)
-    assert 1 == done.exit_code
+    assert done.exit_code == 1
     assert "expected delta_config.json or config.json" in done.stderr

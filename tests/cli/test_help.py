@@ -25,7 +25,7 @@ def commands() -> dict[str, object]:
 @pytest.mark.parametrize("name", sorted(commands()))
 def test_a_command_has_help_with_an_example(run, name):
     done = run(*name.split(), "--help")
-    assert 0 == done.exit_code
+    assert done.exit_code == 0
     assert f"deltahub {name}" in " ".join(done.stdout.split())
 
 

@@ -20,7 +20,7 @@ def three(run, tmp_path) -> None:
         ]
     ):
         folder = save_checkpoint(tmp_path / str(number), value=float(number))
-        assert 0 == run("push", folder, name, "--tags", tags).exit_code
+        assert run("push", folder, name, "--tags", tags).exit_code == 0
 
 
 def test_list_shows_the_newest_version_of_each_delta(run_json, three):
@@ -49,7 +49,7 @@ def test_list_finds_by_words_tags_type_and_author(run_json, three, arguments, na
 
 def test_list_into_a_pipe_is_lines_with_tabs(run, three):
     (line,) = run("list", "ner").stdout.splitlines()
-    assert ["a/ner-bert", "v1", "lora", "bert-tiny"] == line.split("\t")[:4]
+    assert line.split("\t")[:4] == ["a/ner-bert", "v1", "lora", "bert-tiny"]
 
 
 def test_a_table_on_a_terminal_has_a_header(monkeypatch, capsys):
@@ -58,7 +58,7 @@ def test_a_table_on_a_terminal_has_a_header(monkeypatch, capsys):
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "dumb")
     Output(as_json=False, quiet=False).rows("", ("name", "tags"), [("me/x", "[red]sst2"), ("me/y", "")])
-    assert ["name", "tags"] == capsys.readouterr().out.splitlines()[0].split()
+    assert capsys.readouterr().out.splitlines()[0].split() == ["name", "tags"]
     Output(as_json=False, quiet=False).rows("", ("name", "tags"), [("me/x", "[red]sst2")])
     assert "[red]sst2" in capsys.readouterr().out  # what users write is no markup
 
@@ -70,15 +70,15 @@ def test_list_says_on_stderr_how_many_it_left_out(run, three):
 
 def test_list_of_nothing_says_how_to_start(run):
     done = run("list")
-    assert 0 == done.exit_code
+    assert done.exit_code == 0
     assert "No delta is known that fits." in done.stdout
     assert "deltahub push ./ckpt" in done.stderr
 
 
 def test_show_tells_everything(run, run_json, three):
     shown = run_json("show", "a/sst2-bert")
-    assert ("v2", ["task=sst2", "v2"], ["v1", "v2"]) == (shown["version"], shown["tags"], list(shown["versions"]))
-    assert {"delta": 8, "total": 10} == shown["parameters"]
+    assert (shown["version"], shown["tags"], list(shown["versions"])) == ("v2", ["task=sst2", "v2"], ["v1", "v2"])
+    assert shown["parameters"] == {"delta": 8, "total": 10}
     text = run("show", "a/sst2-bert@v1").stdout
     for word in (
         "local:a/sst2-bert@v1",
@@ -92,27 +92,33 @@ def test_show_tells_everything(run, run_json, three):
 
 def test_show_finds_a_version_by_the_start_of_its_digest(run_json, three):
     digest = run_json("show", "a/sst2-bert@v1")["digest"]
-    assert "v1" == run_json("show", f"a/sst2-bert@{digest[:20]}")["version"]
+    assert run_json("show", f"a/sst2-bert@{digest[:20]}")["version"] == "v1"
 
 
 def test_tags_are_added_and_removed(run, run_json, three):
-    assert ["draft", "task=sst2", "v2"] == run_json("tag", "a/sst2-bert", "draft")["tags"]
-    assert ["draft", "task=mnli"] == run_json("tag", "a/sst2-bert", "task=mnli", "v2-")["tags"]
-    assert ["sst2", "task=sst2"] == run_json("show", "a/sst2-bert@v1")["tags"]
+    assert run_json("tag", "a/sst2-bert", "draft")["tags"] == ["draft", "task=sst2", "v2"]
+    assert run_json("tag", "a/sst2-bert", "task=mnli", "v2-")["tags"] == ["draft", "task=mnli"]
+    assert run_json("show", "a/sst2-bert@v1")["tags"] == ["sst2", "task=sst2"]
 
 
 def test_an_alias_points_moves_and_goes(run, run_json, three):
-    assert "v1" == run_json("alias", "a/sst2-bert@v1", "champion")["version"]
-    assert "v1" == run_json("show", "a/sst2-bert@champion")["version"]
-    assert "v2" == run_json("alias", "a/sst2-bert", "champion")["version"]
-    assert "local:a/sst2-bert@champion is removed\n" == run("alias", "a/sst2-bert", "champion", "--remove").stdout
-    assert 3 == run("show", "a/sst2-bert@champion").exit_code
+    assert run_json("alias", "a/sst2-bert@v1", "champion")["version"] == "v1"
+    assert run_json("show", "a/sst2-bert@champion")["version"] == "v1"
+    assert run_json("alias", "a/sst2-bert", "champion")["version"] == "v2"
+    assert run("alias", "a/sst2-bert", "champion", "--remove").stdout == "local:a/sst2-bert@champion is removed\n"
+    assert run("show", "a/sst2-bert@champion").exit_code == 3
 
 
 def test_every_move_is_in_the_log(run, run_json, three):
     run("alias", "a/sst2-bert@v1", "champion")
     run("alias", "a/sst2-bert@v2", "champion")
     moves = [(m["action"], m["what"], m["before"], m["after"]) for m in run_json("log", "a/sst2-bert")]
-    assert ["push", "push", "alias", "alias"] == [move[0] for move in moves]
-    assert [("alias", "champion", None, "v1"), ("alias", "champion", "v1", "v2")] == moves[2:]
+    assert [move[0] for move in moves] == ["push", "push", "alias", "alias"]
+    assert moves[2:] == [("alias", "champion", None, "v1"), ("alias", "champion", "v1", "v2")]
     assert "champion" in run("log", "a/sst2-bert").stdout
+
+
+def test_removing_a_tag_that_is_not_there_names_those_that_are(run, three):
+    done = run("tag", "a/ner-bert", "nerr-")
+    assert done.exit_code == 3
+    assert "The tag 'nerr' of a/ner-bert@v1 was not found. Looked in: tags ner." in done.stderr

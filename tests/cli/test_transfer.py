@@ -11,26 +11,26 @@ from tests.checkpoints import content_of, save_checkpoint
 
 def test_push_needs_no_other_argument_and_names_the_delta_by_its_task_and_backbone(run, ckpt):
     done = run("push", ckpt, "--tags", "sst2")
-    assert 0 == done.exit_code
-    assert "local:DeltaHub/sst2-bert-tiny@v1\n" == done.stdout
+    assert done.exit_code == 0
+    assert done.stdout == "local:DeltaHub/sst2-bert-tiny@v1\n"
 
 
 def test_push_takes_tags_with_commas_and_repeated(run_json, ckpt):
     pushed = run_json("push", ckpt, "--tags", "sst2,lang=en", "--tags", "task=sst2")
-    assert ["lang=en", "sst2", "task=sst2"] == pushed["tags"]
+    assert pushed["tags"] == ["lang=en", "sst2", "task=sst2"]
 
 
 def test_pushing_the_same_content_again_is_no_new_version(run_json, ckpt):
     first = run_json("push", ckpt, "me/x")
     second = run_json("push", ckpt, "me/x")
-    assert ("v1", True) == (first["version"], first["new"])
-    assert ("v1", False) == (second["version"], second["new"])
+    assert (first["version"], first["new"]) == ("v1", True)
+    assert (second["version"], second["new"]) == ("v1", False)
     assert first["digest"] == second["digest"]
 
 
 def test_quiet_prints_the_reference_and_nothing_else(run, ckpt):
     done = run("push", ckpt, "me/x", "--quiet")
-    assert ("local:me/x@v1\n", "") == (done.stdout, done.stderr)
+    assert (done.stdout, done.stderr) == ("local:me/x@v1\n", "")
 
 
 def test_push_tells_on_stderr_how_to_fetch_it(run, ckpt):
@@ -40,13 +40,13 @@ def test_push_tells_on_stderr_how_to_fetch_it(run, ckpt):
 def test_push_to_an_alias_moves_it(run, run_json, ckpt, tmp_path):
     run("push", ckpt, "me/x", "--alias", "champion")
     run("push", save_checkpoint(tmp_path / "other", value=2.0), "me/x", "--alias", "champion")
-    assert {"champion": "v2"} == run_json("show", "me/x")["aliases"]
+    assert run_json("show", "me/x")["aliases"] == {"champion": "v2"}
 
 
 def test_pull_prints_the_folder_of_the_checked_files(run, ckpt):
     run("push", ckpt, "DeltaHub/sst2-t5-base")
     done = run("pull", "DeltaHub/sst2-t5-base")
-    assert 0 == done.exit_code
+    assert done.exit_code == 0
     folder = Path(done.stdout.strip())
     assert (ckpt / "delta.safetensors").read_bytes() == (folder / "delta.safetensors").read_bytes()
     assert "every byte checked" in done.stderr
@@ -54,15 +54,15 @@ def test_pull_prints_the_folder_of_the_checked_files(run, ckpt):
 
 def test_pull_to_a_folder_gives_the_very_files_that_were_pushed(run, ckpt, tmp_path):
     run("push", ckpt, "me/x")
-    assert 0 == run("pull", "me/x", "--to", tmp_path / "out").exit_code
+    assert run("pull", "me/x", "--to", tmp_path / "out").exit_code == 0
     assert content_of(ckpt) == content_of(tmp_path / "out")
 
 
 def test_pull_of_an_unknown_name_lists_where_it_looked_and_the_nearest_names(run, ckpt):
     run("push", ckpt, "DeltaHub/sst2-t5-base")
     done = run("pull", "DeltaHub/sst2-t5-bas")
-    assert 3 == done.exit_code
-    assert "" == done.stdout
+    assert done.exit_code == 3
+    assert done.stdout == ""
     assert "DeltaHub/sst2-t5-bas was not found. Looked in: local (" in done.stderr
     assert "The nearest names are: DeltaHub/sst2-t5-base." in done.stderr
 
@@ -71,7 +71,7 @@ def test_pull_of_an_unknown_name_lists_where_it_looked_and_the_nearest_names(run
 def test_pull_of_an_unknown_version_names_those_that_there_are(run, ckpt, version):
     run("push", ckpt, "me/x", "--alias", "prod")
     done = run("pull", f"me/x@{version}")
-    assert 3 == done.exit_code
+    assert done.exit_code == 3
     assert f"me/x@{version} was not found. Looked in: versions and aliases v1, prod, latest." in done.stderr
 
 
@@ -102,38 +102,38 @@ def test_push_refuses_a_checkpoint_with_a_flipped_bit(run, run_json, ckpt):
     data[-1] ^= 1
     weights.write_bytes(data)
     done = run("push", ckpt, "me/x")
-    assert 5 == done.exit_code
+    assert done.exit_code == 5
     assert "delta.safetensors is damaged: expected sha256:" in done.stderr
-    assert [] == run_json("list")
+    assert run_json("list") == []
 
 
 def test_push_of_a_pickle_says_how_to_convert_it(run, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"delta_type": "lora"}))
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     done = run("push", tmp_path)
-    assert 1 == done.exit_code
+    assert done.exit_code == 1
     assert "allow_pickle=True) and save_finetuned() it as safetensors" in done.stderr
 
 
 def test_an_interrupted_push_publishes_nothing_and_exits_with_130(run, run_json, ckpt, faults):
     with faults.at(3, KeyboardInterrupt()):
         done = run("push", ckpt, "me/x")
-    assert 130 == done.exit_code
+    assert done.exit_code == 130
     assert "Interrupted; nothing was left half done." in done.stderr
-    assert [] == run_json("list")
-    assert 0 == run("push", ckpt, "me/x").exit_code
+    assert run_json("list") == []
+    assert run("push", ckpt, "me/x").exit_code == 0
 
 
 def test_a_full_disk_is_one_sentence(run, ckpt, faults):
     with faults.at(4, OSError(28, "No space left on device")):
         done = run("push", ckpt, "me/x")
-    assert 6 == done.exit_code
+    assert done.exit_code == 6
     assert "No space is left there" in done.stderr
 
 
 def test_debug_lets_the_traceback_through(run, ckpt):
     done = run("--debug", "pull", "me/none")
-    assert "NotFoundError" == type(done.exception).__name__
+    assert type(done.exception).__name__ == "NotFoundError"
     assert done.exit_code
 
 
@@ -146,3 +146,13 @@ def test_progress_is_shown_on_stderr_only_when_it_is_a_terminal(run, ckpt, monke
     with Output(as_json=False, quiet=False).progress("Pushing", 10) as progress:
         assert progress is not None
         progress(10)
+
+
+def test_pull_to_a_folder_with_files_of_somebody_else_overwrites_nothing(run, ckpt, tmp_path):
+    run("push", ckpt, "me/x")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("mine")
+    done = run("pull", "me/x", "--to", tmp_path / "out")
+    assert done.exit_code == 1
+    assert "its README.md would be overwritten. Choose a new folder." in done.stderr
+    assert content_of(tmp_path / "out") == {"README.md": b"mine"}
