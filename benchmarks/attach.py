@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -55,21 +57,17 @@ def pristine(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
-import logging
-
-logging.getLogger("deltahub").setLevel(logging.ERROR)  # that the backbone is not checked is what is measured here
-
-
 def main() -> None:
     """Print both tables."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    logging.getLogger("deltahub").setLevel(logging.ERROR)  # that a backbone is not checked is what is measured
     torch.set_num_threads(1)
     model = BertModel(BertConfig()).eval()
     peft_config = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"])
 
-    def on_copy(action):  # type: ignore[no-untyped-def]
-        def prepare():  # type: ignore[no-untyped-def]
+    def on_copy(action: Callable[[nn.Module], object]) -> Callable[[], Callable[[], object]]:
+        def prepare() -> Callable[[], object]:
             fresh = pristine(model)
             return lambda: action(fresh)
 
@@ -86,7 +84,9 @@ def main() -> None:
         folder = Path(name)
         fresh = pristine(model)
         minimal_attach(fresh)
-        save_file({key: t.contiguous() for key, t in fresh.state_dict().items() if "lora" in key}, folder / "lora.safetensors")
+        save_file(
+            {key: t.contiguous() for key, t in fresh.state_dict().items() if "lora" in key}, folder / "lora.safetensors"
+        )
         (folder / "config.json").write_text(json.dumps({"r": 8, "alpha": 16}))
         delta = LoraModel(pristine(model), modified_modules=["query", "value"])
         delta.freeze_module()

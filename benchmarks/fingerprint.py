@@ -51,7 +51,9 @@ def main() -> None:
     }
     times = interleaved(variants, ROUNDS)
     report(f"Fingerprint of {size:.2f} GB in memory, CPU time", times, "opendelta md5")
-    OUT.print(f"Throughput: {size / times['deltahub fingerprint']:.1f} GB/s against {size / times['opendelta md5']:.2f}")
+    OUT.print(
+        f"Throughput: {size / times['deltahub fingerprint']:.1f} GB/s against {size / times['opendelta md5']:.2f}"
+    )
     for dtype in ("float32", "bfloat16"):
         command = [sys.executable, __file__, dtype]
         extra = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

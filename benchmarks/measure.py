@@ -16,7 +16,9 @@ OUT = Console(highlight=False, width=110)
 
 
 def interleaved(
-    variants: Mapping[str, Callable[[], Callable[[], object]]], rounds: int, clock: Callable[[], float] = time.process_time
+    variants: Mapping[str, Callable[[], Callable[[], object]]],
+    rounds: int,
+    clock: Callable[[], float] = time.process_time,
 ) -> dict[str, float]:
     """The median time of each variant in seconds.
 

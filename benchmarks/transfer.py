@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -58,22 +59,26 @@ def main() -> None:
         new_delta(root / "ckpt")
         number = itertools.count()
 
-        def push_prepared():  # type: ignore[no-untyped-def]
+        def push_prepared() -> Callable[[], object]:
             place = root / f"home-{next(number)}"
             hub = Hub({"local": Registry(LocalStore(place))}, Cache(place / "cache"))
             return lambda: hub.push(root / "ckpt", "me/x")
 
-        def pull_prepared():  # type: ignore[no-untyped-def]
+        def pull_prepared() -> Callable[[], object]:
             place = root / f"home-{next(number)}"
             hub = Hub({"local": Registry(LocalStore(place))}, Cache(place / "cache"))
             hub.push(root / "ckpt", "me/x")
             return lambda: hub.pull(Reference.parse("me/x"))
 
-        def copy_prepared():  # type: ignore[no-untyped-def]
+        def copy_prepared() -> Callable[[], object]:
             target = root / f"copy-{next(number)}"
             return lambda: plain_copy(root / "ckpt", target)
 
-        variants = {"copy, hash and sync": copy_prepared, "deltahub push": push_prepared, "deltahub pull": pull_prepared}
+        variants = {
+            "copy, hash and sync": copy_prepared,
+            "deltahub push": push_prepared,
+            "deltahub pull": pull_prepared,
+        }
         times = interleaved(variants, ROUNDS, time.perf_counter)
         report("A delta of 5.2 MB, wall time", times, "copy, hash and sync")
         shutil.rmtree(root, ignore_errors=True)

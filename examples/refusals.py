@@ -59,5 +59,7 @@ def _corrupted(backbone: nn.Module, checkpoint: Path, folder: Path) -> None:
 def _pickle(backbone: nn.Module, folder: Path) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"delta_type": "lora", "lora_r": 8}))
-    torch.save({"bert.encoder.layer.0.attention.self.query.lora.lora_A": torch.zeros(8, 384)}, folder / "pytorch_model.bin")
+    torch.save(
+        {"bert.encoder.layer.0.attention.self.query.lora.lora_A": torch.zeros(8, 384)}, folder / "pytorch_model.bin"
+    )
     AutoDeltaModel.from_finetuned(folder, backbone_model=backbone)

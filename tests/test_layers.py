@@ -129,13 +129,15 @@ def test_the_command_line_starts_without_torch(arguments, tmp_path):
         "heavy = {'torch', 'transformers', 'numpy', 'fastjsonschema', 'requests', 'huggingface_hub'} & sys.modules.keys()\n"
         "assert not heavy, heavy\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_importing_deltahub_imports_no_torch():
     script = "import sys, deltahub; assert 'torch' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_every_public_name_can_be_imported():

@@ -30,7 +30,7 @@ def wheel(tmp_path_factory) -> Path:
         str(folder / "dist"),
         str(source),
     ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return next((folder / "dist").glob("*.whl"))
 
@@ -57,5 +57,7 @@ def test_the_command_works_from_an_unpacked_wheel(wheel, tmp_path):
     packages = [path for path in sys.path if path.endswith("site-packages")]
     # -S: the checkout that the tests run from, installed as editable, must not be found
     script = f"import sys; sys.path[:0] = {[str(tmp_path), *packages]!r}; sys.argv[1:] = ['--version']; from deltahub_cli.main import main; main()"
-    done = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert (done.stdout, done.stderr) == ("deltahub 0.1.0\n", "")

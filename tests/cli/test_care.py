@@ -81,9 +81,11 @@ def test_the_cache_says_where_it_is(run, monkeypatch, tmp_path):
 
 def test_inspect_shows_a_delta_without_torch(run, run_json, ckpt):
     shown = run_json("inspect", ckpt)
-    assert [
-        tensor["name"] for tensor in shown["tensors"]
-    ] == ["classifier.bias", "layer.query.deltas.lora_A", "layer.query.deltas.lora_B"]
+    assert [tensor["name"] for tensor in shown["tensors"]] == [
+        "classifier.bias",
+        "layer.query.deltas.lora_A",
+        "layer.query.deltas.lora_B",
+    ]
     assert "layer.query.deltas.lora_A" in run("inspect", ckpt).stdout
 
 
