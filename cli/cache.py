@@ -96,7 +96,7 @@ def path(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 
     [dim]deltahub cache path[/dim]
     """
-    from deltahub.hub import cache_home
+    from deltahub.places import cache_home
 
     Output(as_json=json, quiet=quiet).result({"path": str(cache_home())}, str(cache_home()))
 

@@ -53,10 +53,11 @@ def _folder(folder: Path) -> list[tuple[str, str]]:
 def _registry(target: str | None, source: str | None) -> list[tuple[str, str]]:
     from deltahub.hub import Hub
     from deltahub.reference import Reference
+    from deltahub.registry.verify import verify as check
 
     hub = Hub.open()
     if target is None:
-        return [(name, damage or "") for name, damage in hub.registry(source).verify()]
+        return [(name, damage or "") for name, damage in check(hub.registry(source))]
     reference = Reference.parse(target)
     registry = hub.registry(source or reference.source)
-    return [(name, damage or "") for name, damage in registry.verify([reference.path], reference.version)]
+    return [(name, damage or "") for name, damage in check(registry, [reference.path], reference.version)]

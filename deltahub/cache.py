@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from deltahub.errors import DeltaHubError, IntegrityError
-from deltahub.files import sha256_file, staging, storage_errors
+from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError
+from deltahub.files import copy_hashed, move_all, sha256_file, staging, storage_errors
 from deltahub.manifest import FileEntry, Manifest
 
 MANIFEST: Final = "manifest.json"
@@ -140,3 +140,26 @@ class Cache:
                 with contextlib.suppress(FileNotFoundError):  # another process prunes too
                     shutil.rmtree(entry.folder)
         return removed
+
+
+def copy_delta(manifest: Manifest, folder: Path, to: Path) -> None:
+    """Copy a delta out of the cache, the config last: it vouches for the rest.
+
+    Args:
+        to: a folder that is new or holds a delta.
+
+    Raises:
+        CheckpointError: it holds files of something else that would be overwritten.
+    """
+    from deltahub.checkpoint import CONFIG
+
+    taken = [entry.path for entry in manifest.files if (to / entry.path).exists()]
+    if taken and not (to / CONFIG).is_file():
+        msg = f"{to} holds no delta, and its {', '.join(taken)} would be overwritten. Choose a new folder."
+        raise CheckpointError(msg)
+    with storage_errors("Copying the delta", to):
+        to.mkdir(parents=True, exist_ok=True)
+        with staging(to) as stage:
+            for entry in manifest.files:
+                copy_hashed(folder / entry.path, stage / entry.path)
+            move_all(stage, to, sorted((entry.path for entry in manifest.files), key=CONFIG.__eq__))

@@ -1,8 +1,4 @@
-"""The hub: push, pull, list and resolve over all sources, with one cache.
-
-DELTAHUB_HOME     where the local registry lies; by default the user's data folder
-DELTAHUB_CACHE    where pulled deltas are kept; by default the user's cache folder
-"""
+"""The hub: push, pull, list and resolve over all sources, with one cache."""
 
 from __future__ import annotations
 
@@ -13,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from deltahub.cache import Cache
+from deltahub.cache import Cache, copy_delta
 from deltahub.errors import CheckpointError, NotFoundError, ReferenceSyntaxError
-from deltahub.files import copy_hashed, move_all, staging, storage_errors
 from deltahub.manifest import Manifest
 from deltahub.naming import default_name
+from deltahub.places import cache_home, home
 from deltahub.reference import Reference, check_alias, check_tag
 from deltahub.registry.index import Index, Listed, Query
 from deltahub.registry.registry import Found, Registry
@@ -189,7 +185,7 @@ class Hub:
             fresh=force,
         )
         if to is not None:
-            _copy(found.manifest, folder, to)
+            copy_delta(found.manifest, folder, to)
         return Pulled(exact, found.entry.digest, to or folder, found.manifest)
 
     def search(self, query: Query, source: str | None = None, limit: int | None = None) -> tuple[list[Listed], int]:
@@ -197,42 +193,6 @@ class Hub:
         registry = self.registry(source)
         place = hashlib.sha256(registry.store.url.encode()).hexdigest()[:16]
         return Index(self.cache.root / "index" / f"{registry.name}-{place}.sqlite3", registry).search(query, limit)
-
-
-def home() -> Path:
-    """The folder of the user's own data."""
-    if folder := os.environ.get("DELTAHUB_HOME"):
-        return Path(folder).expanduser()
-    import platformdirs
-
-    return platformdirs.user_data_path("deltahub", appauthor=False)
-
-
-def cache_home() -> Path:
-    """The folder of what can be fetched again."""
-    if folder := os.environ.get("DELTAHUB_CACHE"):
-        return Path(folder).expanduser()
-    if "DELTAHUB_HOME" in os.environ:
-        return home() / "cache"
-    import platformdirs
-
-    return platformdirs.user_cache_path("deltahub", appauthor=False)
-
-
-def _copy(manifest: Manifest, folder: Path, to: Path) -> None:
-    """Copy a delta out of the cache, the config last: it vouches for the rest."""
-    from deltahub.checkpoint import CONFIG
-
-    taken = [entry.path for entry in manifest.files if (to / entry.path).exists()]
-    if taken and not (to / CONFIG).is_file():
-        msg = f"{to} holds no delta, and its {', '.join(taken)} would be overwritten. Choose a new folder."
-        raise CheckpointError(msg)
-    with storage_errors("Copying the delta", to):
-        to.mkdir(parents=True, exist_ok=True)
-        with staging(to) as stage:
-            for entry in manifest.files:
-                copy_hashed(folder / entry.path, stage / entry.path)
-            move_all(stage, to, sorted((entry.path for entry in manifest.files), key=CONFIG.__eq__))
 
 
 # ----- the same, for `import deltahub` -----

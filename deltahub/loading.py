@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deltahub import checkpoint
 from deltahub.checkpoint import Checkpoint
 from deltahub.engine import freezing
+from deltahub.engine.building import build, completed
 from deltahub.engine.filling import fill, replaced_names
 from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.ledger import ledger_of, original_values
@@ -45,7 +46,7 @@ def read_any(folder: Path, backbone: nn.Module, *, allow_pickle: bool, with_back
 
 
 def load(
-    class_for: Callable[[str], type[Any]],
+    class_for: Callable[[str], Any],
     path: str | os.PathLike[str],
     backbone: nn.Module,
     *,
@@ -76,10 +77,10 @@ def load(
     tensors = saved.tensors if tensors is None else {key: t.detach().clone() for key, t in tensors.items()}
 
     _check_backbone(saved, backbone, replaced_names(saved.tensors), check_hash)
-    insertions = cls.build(backbone, cls.complete(config, backbone), empty=True)
+    insertions = build(cls, backbone, completed(cls, config, backbone), empty=True)
     replaced = fill(insertions, backbone, tensors)
 
-    delta = cls.place(backbone, config, name=name, insertions=insertions)
+    delta = cls.from_config(config, backbone, name=name, insertions=insertions)
     ledger = ledger_of(backbone)
     ledger.replace(backbone, ledger.entries[delta.name], dict(replaced))
     for parameter_name, parameter in freezing.own_parameters(backbone):

@@ -19,6 +19,7 @@ from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.ledger import ledger_of
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import CheckpointError, ConfigError
+from deltahub.files import staging, storage_errors, sync_file, sync_folders
 from deltahub.loading import load
 from deltahub.version import VERSION
 
@@ -81,7 +82,7 @@ class SaveLoadMixin:
             usage: how to use it, for the model card.
 
         Raises:
-            CheckpointError: a tensor is not finite, or the path is a file.
+            CheckpointError: a tensor is not finite, the path is a file, or tensors alone would break a delta there.
             StorageError: the disk is full or not writable; nothing was half written.
         """
         folder = Path(finetuned_delta_path).expanduser()
@@ -93,8 +94,10 @@ class SaveLoadMixin:
         _check_savable(tensors)
         self._warn_if_whole(tensors)
         if not save_config:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_function(tensors, folder / checkpoint.WEIGHTS)
+            if checkpoint.is_checkpoint(folder):
+                msg = f"{folder} holds a delta, whose config vouches for its tensors. Save tensors alone to another folder."
+                raise CheckpointError(msg)
+            self.save_checkpoint(folder / checkpoint.WEIGHTS, save_function, tensors)
             return
         self._write(folder, tensors, facts, save_function)
         if delay_push:
@@ -205,15 +208,19 @@ class SaveLoadMixin:
         save_func: Saver = save_safetensors,
         state_dict: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Save only the tensors, to one file; folders on the way are made.
+        """Save only the tensors, to one file that appears whole or not at all; folders on the way are made.
 
         Args:
             path: the file.
             save_func: writes tensors to a path.
             state_dict: the tensors, by default the delta's own `state_dict()`.
         """
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_func(self.state_dict() if state_dict is None else state_dict, Path(path))
+        target = Path(path)
+        with storage_errors("Saving tensors", target.parent), staging(target.parent) as stage:
+            save_func(self.state_dict() if state_dict is None else state_dict, stage / target.name)
+            sync_file(stage / target.name)
+            os.replace(stage / target.name, target)
+            sync_folders([target.parent])
 
     def load_checkpoint(
         self,

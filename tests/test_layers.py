@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import those of earlier lines, and none of its own line unless they share a package.
 LAYERS = (
-    ("errors", "nearest", "version"),
+    ("errors", "nearest", "places", "version"),
     ("address", "reference", "schema", "files"),
     ("config", "manifest", "naming"),
     ("backbone", "metadata"),
@@ -21,6 +21,7 @@ LAYERS = (
     ("engine.site",),
     ("engine.structure", "engine.visualize", "engine.shapes", "engine.fingerprint"),
     ("engine.fused", "engine.filling", "engine.freezing", "engine.statistics", "engine.ledger", "engine.skeleton"),
+    ("engine.building", "engine.compiling"),
     ("formats",),
     ("loading",),
     ("saveload",),

@@ -10,17 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
 from deltahub.engine import freezing, statistics
-from deltahub.engine.fused import FusedInsertion
+from deltahub.engine.building import build, completed, refuse_unsupported
+from deltahub.engine.compiling import reset_compiler
 from deltahub.engine.ledger import Entry, Ledger, check_name, entries_of, ledger_of
-from deltahub.engine.shapes import output_widths
-from deltahub.engine.site import CHILD, Insertion, check_target, insert, site_of
-from deltahub.engine.structure import Target, find_targets
-from deltahub.errors import ConfigError
+from deltahub.engine.site import CHILD, Insertion, insert, site_of
+from deltahub.engine.structure import Target
 from deltahub.saveload import SaveLoadMixin
 
 _TYPES: dict[str, type[DeltaBase]] = {}
@@ -64,72 +62,22 @@ class DeltaBase(SaveLoadMixin):
         backend: str = "hf",
         insertions: Mapping[str, Insertion] | None = None,
     ) -> None:
-        _refuse(interactive_modify, backend)
-        config = self.complete(config, backbone_model)
+        refuse_unsupported(interactive_modify, backend)
+        config = completed(type(self), config, backbone_model)
         if insertions is None:
-            insertions = self.build(backbone_model, config)
+            insertions = build(type(self), backbone_model, config)
         if name is not None:
             check_name(backbone_model, name)
         ledger = ledger_of(backbone_model)
-        name = name or ledger.free_name(self.delta_type)
+        name = name or ledger.free_name(self.delta_type or type(self).__name__)
         self.backbone_model = backbone_model
         self._entry = Entry(name, type(self), config, dict(insertions))
         for address, insertion in insertions.items():
             insert(backbone_model.get_submodule(address), name, insertion)
         ledger.entries[name] = self._entry
-        _reset_compiler(backbone_model)
+        reset_compiler(backbone_model)
 
     # ----- making -----
-
-    @classmethod
-    def complete(cls, config: DeltaConfig, backbone: nn.Module) -> DeltaConfig:
-        """The config with this method's defaults and the backbone's name filled in."""
-        origin = str(getattr(getattr(backbone, "config", None), "_name_or_path", "") or "")
-        return replace(
-            config,
-            modified_modules=cls.default_modified_modules
-            if config.modified_modules is None
-            else config.modified_modules,
-            exclude_modules=cls.default_exclude_modules if config.exclude_modules is None else config.exclude_modules,
-            unfrozen_modules=cls.default_unfrozen_modules
-            if config.unfrozen_modules is None
-            else config.unfrozen_modules,
-            backbone_class=config.backbone_class or type(backbone).__name__,
-            backbone_checkpoint_name=config.backbone_checkpoint_name or origin.rstrip("/").rpartition("/")[2],
-        )
-
-    @classmethod
-    def build(cls, backbone: nn.Module, config: DeltaConfig, *, empty: bool = False) -> dict[str, Insertion]:
-        """Make the insertions for a backbone without touching it.
-
-        Args:
-            config: as `complete` gives it.
-            empty: make them on the meta device, to be filled from a checkpoint.
-
-        Returns:
-            Real module name to insertion.
-        """
-        exclude = config.exclude_modules or ()
-        defaults = {*cls.default_modified_modules}
-        targets = find_targets(backbone, config.modified_modules or (), exclude, config.common_structure, defaults)
-        targets = cls.choose(targets)
-        for target in targets:
-            check_target(target.name, target.module)
-        widths = output_widths(backbone, {target.name: target.module for target in targets})
-        fallback = next((p for p in backbone.parameters() if p.is_floating_point()), torch.empty(0))
-        insertions = {}
-        for target in targets:
-            like = next((p for p in target.module.parameters() if p.is_floating_point()), fallback).detach()
-            like = like.to("meta") if empty else like
-            insertions[target.name] = cls._new(config, target, widths[target.name], like)
-        return insertions
-
-    @classmethod
-    def _new(cls, config: Any, target: Target, width: int, like: Tensor) -> Insertion:
-        if not target.parts:
-            return cls.new_insertion(config, target, width, like)
-        share = width // target.parts[0].count
-        return FusedInsertion({part: cls.new_insertion(config, target, share, like) for part in target.parts})
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
@@ -153,32 +101,23 @@ class DeltaBase(SaveLoadMixin):
         backbone_model: nn.Module,
         *,
         name: str | None = None,
+        insertions: Mapping[str, Insertion] | None = None,
         **options: Any,
     ) -> Self:
-        """Make a fresh delta of this type.
+        """Put a delta of this type on a backbone.
 
         Args:
             config: a config, or its JSON form.
+            insertions: ready insertions by module name, instead of fresh ones.
             options: options that replace those of `config`.
+
+        Raises:
+            ConfigError: the config is of another type, an option is unknown, or a value can never work.
         """
         document = config.to_dict() if isinstance(config, DeltaConfig) else config
-        if document.get("delta_type", cls.delta_type) != cls.delta_type:
-            msg = f"{cls.__name__} makes deltas of type {cls.delta_type!r}, not {document['delta_type']!r}."
-            raise ConfigError(msg)
-        return cls.place(backbone_model, cls.config_class.from_dict(document, **options), name=name)
-
-    @classmethod
-    def place(
-        cls,
-        backbone: nn.Module,
-        config: DeltaConfig,
-        *,
-        name: str | None = None,
-        insertions: Mapping[str, Insertion] | None = None,
-    ) -> Self:
-        """Put a delta on a backbone, with ready insertions or fresh ones."""
         delta = cls.__new__(cls)
-        DeltaBase.__init__(delta, backbone, config, name=name, insertions=insertions)
+        own = cls.config_class.from_dict(document, **options)
+        DeltaBase.__init__(delta, backbone_model, own, name=name, insertions=insertions)
         return delta
 
     # ----- what it is -----
@@ -240,20 +179,23 @@ class DeltaBase(SaveLoadMixin):
 
         Args:
             module: only what lies inside this module of the backbone; by default everything.
-            reset_state_dict: whether `state_dict()` of the backbone leaves out what is frozen.
+            reset_state_dict: whether `state_dict()` of the backbone leaves out what is frozen again, if
+                `freeze_module` had it do so.
         """
         self._turn(True, module)
-        self._ledger.only_trainable = reset_state_dict
+        if reset_state_dict:
+            self._ledger.only_trainable = self._ledger.filter_asked
 
     def detach(self, module: nn.Module | None = None, reset_state_dict: bool = True) -> None:
         """Take the delta out; without other deltas, the backbone is bit for bit what it was.
 
         Args:
             module: only what lies inside this module of the backbone; by default everything.
-            reset_state_dict: whether `state_dict()` of the backbone is whole again.
+            reset_state_dict: whether `state_dict()` of the backbone is whole again once no delta is attached.
         """
         self._turn(False, module)
-        self._ledger.only_trainable = self._ledger.only_trainable and not reset_state_dict
+        if reset_state_dict and not any(entry.attached for entry in entries_of(self.backbone_model)):
+            self._ledger.only_trainable = False
 
     def _turn(self, on: bool, module: nn.Module | None) -> None:
         prefix = freezing.prefix_of(self.backbone_model, module)
@@ -289,7 +231,7 @@ class DeltaBase(SaveLoadMixin):
         self._ledger.release(self.backbone_model, self._entry, stale)
         self._ledger.replace(self.backbone_model, self._entry, dict.fromkeys(kept))
         self._entry.config = replace(self.config, unfrozen_modules=tuple(names or ()))
-        self._ledger.only_trainable = set_state_dict
+        self._ledger.only_trainable = self._ledger.filter_asked = set_state_dict
 
     def get_statistics(self, module: nn.Module | None = None) -> dict[str, float]:
         """Numbers of parameters and shares of the total, and CUDA memory in GB.
@@ -342,26 +284,3 @@ def deltas_of(backbone: nn.Module) -> dict[str, DeltaBase]:
 def delta_classes() -> Mapping[str, type[DeltaBase]]:
     """The delta types that have been imported, by name."""
     return _TYPES
-
-
-def _refuse(interactive_modify: bool | int, backend: str) -> None:
-    if interactive_modify:
-        msg = "interactive_modify is not in this version: choose names with `deltahub inspect`, pass modified_modules."
-        raise ConfigError(msg)
-    if backend != "hf":
-        msg = f"backend must be 'hf', got {backend!r}: any torch.nn.Module works with it."
-        raise ConfigError(msg)
-
-
-def _reset_compiler(backbone: nn.Module) -> None:
-    """A compiled graph does not see a hook that was added after it: compile again."""
-    if _is_compiled(backbone):
-        torch.compiler.reset()
-        statistics.LOGGER.warning("The backbone was compiled before the delta was added; it will be compiled again.")
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    # Not `modules()`, which costs a tenth of attaching a delta.
-    return module.__dict__.get("_compiled_call_impl") is not None or any(
-        child is not None and _is_compiled(child) for child in module._modules.values()
-    )

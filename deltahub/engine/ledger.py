@@ -50,12 +50,14 @@ class Ledger:
         base: value that each replaced backbone tensor had before the first delta replaced it.
         in_force: name of the delta whose value each of them has now; absent where it is the base value.
         only_trainable: whether `state_dict()` of the backbone leaves out what is frozen.
+        filter_asked: whether `freeze_module` asked for that; it holds while a delta is attached.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
     base: dict[str, Tensor] = field(default_factory=dict)
     in_force: dict[str, str] = field(default_factory=dict)
     only_trainable: bool = False
+    filter_asked: bool = False
 
     def free_name(self, wanted: str) -> str:
         """`wanted`, or `wanted` and a number if a delta has that name already."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from deltahub.errors import TargetError
 
@@ -76,8 +77,11 @@ def check_target(name: str, module: nn.Module) -> None:
     """Refuse a module that is never called itself.
 
     Raises:
-        TargetError: it is a container; the message names a child to use instead.
+        TargetError: it is a container, or read by its parent; the message says what to use instead.
     """
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        msg = f"{name} is never called: nn.MultiheadAttention reads its weights itself. Address the attention instead."
+        raise TargetError(msg)
     if isinstance(module, _CONTAINERS):
         child = next((f"{name}.{key}" for key, _ in module.named_children()), "a module inside it")
         msg = f"{name} is a {type(module).__name__}, a container that cannot hold a delta. Address {child} instead."

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from deltahub.errors import CheckpointError, NotFoundError
-from deltahub.manifest import canonical_json
+from deltahub.manifest import Manifest, canonical_json
 from deltahub.nearest import closest
 from deltahub.reference import LATEST, is_digest
 from deltahub.schema import parse, problem
@@ -187,3 +187,13 @@ def _dangling(document: Mapping[str, Any]) -> str | None:
         if version not in document["versions"]:
             return f"the alias {alias!r} points to {version}, which is not there"
     return None
+
+
+def summary_of(manifest: Manifest) -> dict[str, object]:
+    """What a list shows of a version."""
+    keys = ("delta_type", "backbone_class", "backbone_checkpoint_name", "backbone_hash")
+    known = {key: manifest.config[key] for key in keys if manifest.config.get(key)}
+    if backbone := manifest.config.get("metadata", {}).get("backbone_model"):
+        known["backbone_checkpoint_name"] = backbone
+    metrics = {str(m["metric_type"]): m["metric_value"] for m in manifest.metrics}
+    return {**known, "size": manifest.size, "parameters": manifest.parameters["total"], "metrics": metrics}

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from deltahub.address import nearest_names
-from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, NotFoundError, ReferenceSyntaxError
+from deltahub.errors import ConflictError, IntegrityError, NotFoundError, ReferenceSyntaxError
 from deltahub.manifest import FileEntry, Manifest, digest_of
 from deltahub.reference import Reference, check_alias, check_tag
-from deltahub.registry.document import ReferenceDocument, Version, merged_tags
+from deltahub.registry.document import ReferenceDocument, Version, merged_tags, summary_of
 from deltahub.stores.base import Progress, Source, Store, object_key
 
 REFS: Final = "refs/"
@@ -162,7 +162,7 @@ class Registry:
         files: dict[str, Source] = {entry.sha256: folder / entry.path for entry in manifest.files}
         self.store.create({**files, _digits(digest): data}, progress)
         time, author = _now(), _author()
-        added = Version(digest, time, author, message, merged_tags((), checked[0]), _summary(manifest))
+        added = Version(digest, time, author, message, merged_tags((), checked[0]), summary_of(manifest))
         version, new = "", False
 
         def change(document: ReferenceDocument) -> ReferenceDocument:
@@ -238,44 +238,6 @@ class Registry:
                 msg = f"{path!r} and {known!r}, which exists, differ only in upper and lower case. Use the existing writing."
                 raise ReferenceSyntaxError(msg)
 
-    # ----- checking -----
-
-    def verify(
-        self, paths: Collection[str] | None = None, version: str | None = None
-    ) -> Iterator[tuple[str, str | None]]:
-        """Re-hash deltas.
-
-        Args:
-            paths: which deltas; None for all.
-            version: which version of them; None for all.
-
-        Yields:
-            ``"namespace/name@v1"`` and what is damaged, in words; None where nothing is.
-        """
-        for path in self.names() if paths is None else paths:
-            try:
-                document = self.document(path)
-            except DeltaHubError as error:
-                if paths is not None and isinstance(error, NotFoundError):
-                    raise
-                yield path, str(error)
-                continue
-            chosen = [document.resolve(version)] if version else list(document.versions)
-            for name in chosen:
-                yield f"{path}@{name}", self._damage(document.versions[name].digest)
-
-    def _damage(self, digest: str) -> str | None:
-        try:
-            for entry in self.manifest(digest).files:
-                data = self.store.read(object_key(entry.sha256))
-                if digest_of(data) != f"sha256:{entry.sha256}":
-                    return f"{entry.path} is damaged: expected sha256:{entry.sha256}, found {digest_of(data)}"
-        except NotFoundError as error:
-            return f"a file is missing: {error.what}"
-        except DeltaHubError as error:
-            return str(error)
-        return None
-
 
 def _ref_key(path: str) -> str:
     return f"{REFS}{path}.json"
@@ -296,12 +258,3 @@ def _author() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may have no entry for its user
         return "unknown"
-
-
-def _summary(manifest: Manifest) -> dict[str, object]:
-    keys = ("delta_type", "backbone_class", "backbone_checkpoint_name", "backbone_hash")
-    known = {key: manifest.config[key] for key in keys if manifest.config.get(key)}
-    if backbone := manifest.config.get("metadata", {}).get("backbone_model"):
-        known["backbone_checkpoint_name"] = backbone
-    metrics = {str(m["metric_type"]): m["metric_value"] for m in manifest.metrics}
-    return {**known, "size": manifest.size, "parameters": manifest.parameters["total"], "metrics": metrics}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deltahub.hub import home
+from deltahub.places import home
 
 
 @pytest.fixture

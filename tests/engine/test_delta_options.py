@@ -30,7 +30,7 @@ def test_an_unknown_option_is_refused_and_the_nearest_named(option, near):
 
 
 def test_a_config_of_another_type_is_refused():
-    with pytest.raises(ConfigError, match="AdapterModel makes deltas of type 'adapter', not 'lora'"):
+    with pytest.raises(ConfigError, match="This config is of type 'lora', not 'adapter'"):
         AdapterModel.from_config(LoraConfig(), bert())
 
 

@@ -13,6 +13,7 @@ from deltahub import checkpoint
 from deltahub.errors import IntegrityError, NotFoundError, ReferenceSyntaxError, StorageError
 from deltahub.reference import Reference
 from deltahub.registry.registry import REFS, Registry
+from deltahub.registry.verify import verify
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
@@ -29,7 +30,7 @@ def state(registry) -> dict[str, bytes]:
 
 
 def damages(registry, *asked) -> list[tuple[str, str | None]]:
-    return list(registry.verify(*asked))
+    return list(verify(registry, *asked))
 
 
 def test_what_was_pushed_is_found_with_all_that_was_said(registry, new_checkpoint):

@@ -13,6 +13,7 @@ from deltahub.errors import CheckpointError, IntegrityError, NotFoundError
 from deltahub.manifest import FileEntry
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
+from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
 
@@ -46,16 +47,16 @@ def test_a_whole_registry_is_clean(pushed, new_checkpoint):
     push(pushed, new_checkpoint(value=0.25))
     push(pushed, new_checkpoint(), Reference("acme", "zoo"))
 
-    assert list(pushed.verify()) == [("acme/ner@v1", None), ("acme/ner@v2", None), ("acme/zoo@v1", None)]
-    assert list(pushed.verify(["acme/ner"])) == [("acme/ner@v1", None), ("acme/ner@v2", None)]
-    assert list(pushed.verify(["acme/ner"], "latest")) == [("acme/ner@v2", None)]
+    assert list(verify(pushed)) == [("acme/ner@v1", None), ("acme/ner@v2", None), ("acme/zoo@v1", None)]
+    assert list(verify(pushed, ["acme/ner"])) == [("acme/ner@v1", None), ("acme/ner@v2", None)]
+    assert list(verify(pushed, ["acme/ner"], "latest")) == [("acme/ner@v2", None)]
 
 
 def test_verifying_what_is_not_there_is_an_error(pushed):
     with pytest.raises(NotFoundError, match="acme/nix was not found"):
-        list(pushed.verify(["acme/nix"]))
+        list(verify(pushed, ["acme/nix"]))
     with pytest.raises(NotFoundError, match="acme/ner@v7 was not found"):
-        list(pushed.verify(["acme/ner"], "v7"))
+        list(verify(pushed, ["acme/ner"], "v7"))
 
 
 @pytest.mark.parametrize("name", ["README.md", "backbone.json", "delta.safetensors", "delta_config.json", "manifest"])
@@ -66,16 +67,16 @@ def test_every_flipped_byte_and_every_loss_is_found_and_pushing_again_repairs_it
     damaged = [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in range(0, len(whole), 7)]
     for data in [*damaged, b"", whole[:-1], whole + b"\0"]:
         write(pushed, sha256, data)
-        ((where, damage),) = pushed.verify()
+        ((where, damage),) = verify(pushed)
         assert where == "acme/ner@v1"
         assert "damaged: expected sha256:" in damage
         assert name == "manifest" or name in damage
     path.unlink()
-    ((_, damage),) = pushed.verify()
+    ((_, damage),) = verify(pushed)
     assert sha256[2:] in damage
 
     assert push(pushed, checkpoint_folder) == ("v1", False)
-    assert list(pushed.verify()) == [("acme/ner@v1", None)]
+    assert list(verify(pushed)) == [("acme/ner@v1", None)]
     assert path.read_bytes() == whole
 
 
@@ -101,7 +102,7 @@ def test_a_damaged_manifest_is_not_read(pushed):
 def test_a_damaged_document_is_named_and_does_not_hide_the_others(pushed, checkpoint_folder):
     push(pushed, checkpoint_folder, Reference("acme", "zoo"))
     (pushed.store.root / "refs/acme/ner.json").write_bytes(b'{"name": "acme/ner"')
-    (where, damage), other = pushed.verify()
+    (where, damage), other = verify(pushed)
 
     assert where == "acme/ner"
     assert "A reference document is damaged" in damage
@@ -137,6 +138,6 @@ def test_a_push_that_is_killed_leaves_nothing_to_mistake_for_a_delta(tmp_path, c
     assert subprocess.run(command, check=False).returncode == -9
 
     registry = Registry(LocalStore(root))
-    assert (registry.names(), list(registry.verify())) == ([], [])
+    assert (registry.names(), list(verify(registry))) == ([], [])
     assert push(registry, checkpoint_folder) == ("v1", True)
-    assert list(registry.verify()) == [("acme/ner@v1", None)]
+    assert list(verify(registry)) == [("acme/ner@v1", None)]

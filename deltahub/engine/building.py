@@ -1,0 +1,103 @@
+"""From a config to insertions: which modules are meant, how wide they are, and what acts on each.
+
+Nothing here touches the backbone, so that whatever is refused leaves it as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from deltahub.config import DeltaConfig
+from deltahub.engine.fused import FusedInsertion
+from deltahub.engine.shapes import output_widths
+from deltahub.engine.site import Insertion, check_target
+from deltahub.engine.structure import Target, find_targets
+from deltahub.errors import ConfigError
+
+
+class Method(Protocol):
+    """What a delta type says about itself: a class, never an object."""
+
+    default_modified_modules: tuple[str, ...]
+    default_exclude_modules: tuple[str, ...]
+    default_unfrozen_modules: tuple[str, ...]
+
+    def choose(self, targets: list[Target]) -> list[Target]:
+        """The modules to act on for the modules addressed."""
+        ...
+
+    def new_insertion(self, config: Any, target: Target, width: int, like: Tensor) -> Insertion:
+        """Make what acts at one target."""
+        ...
+
+
+def refuse_unsupported(interactive_modify: bool | int, backend: str) -> None:
+    """Refuse those values of OpenDelta's arguments that do nothing here.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if interactive_modify:
+        msg = "interactive_modify is not in this version: choose names with `deltahub inspect`, pass modified_modules."
+        raise ConfigError(msg)
+    if backend != "hf":
+        msg = f"backend must be 'hf', got {backend!r}: any torch.nn.Module works with it."
+        raise ConfigError(msg)
+
+
+def completed(method: Method, config: DeltaConfig, backbone: nn.Module) -> DeltaConfig:
+    """The config with a method's defaults and the backbone's name filled in."""
+
+    def given(names: Sequence[str] | None, default: tuple[str, ...]) -> tuple[str, ...]:
+        return default if names is None else tuple(names)
+
+    origin = str(getattr(getattr(backbone, "config", None), "_name_or_path", "") or "")
+    return replace(
+        config,
+        modified_modules=given(config.modified_modules, method.default_modified_modules),
+        exclude_modules=given(config.exclude_modules, method.default_exclude_modules),
+        unfrozen_modules=given(config.unfrozen_modules, method.default_unfrozen_modules),
+        backbone_class=config.backbone_class or type(backbone).__name__,
+        backbone_checkpoint_name=config.backbone_checkpoint_name or origin.rstrip("/").rpartition("/")[2],
+    )
+
+
+def build(method: Method, backbone: nn.Module, config: DeltaConfig, *, empty: bool = False) -> dict[str, Insertion]:
+    """Make the insertions of a delta for a backbone.
+
+    Args:
+        config: as `completed` gives it.
+        empty: make them on the meta device, to be filled from a checkpoint.
+
+    Returns:
+        Real module name to insertion, in the order of the backbone.
+
+    Raises:
+        NoMatchError: an address matches nothing.
+        TargetError: a module cannot hold this delta.
+    """
+    patterns, exclude = config.modified_modules or (), config.exclude_modules or ()
+    targets = find_targets(backbone, patterns, exclude, config.common_structure, {*method.default_modified_modules})
+    targets = method.choose(targets)
+    for target in targets:
+        check_target(target.name, target.module)
+    widths = output_widths(backbone, {target.name: target.module for target in targets})
+    fallback = next((p for p in backbone.parameters() if p.is_floating_point()), torch.empty(0))
+    insertions = {}
+    for target in targets:
+        like = next((p for p in target.module.parameters() if p.is_floating_point()), fallback).detach()
+        like = like.to("meta") if empty else like
+        insertions[target.name] = _new(method, config, target, widths[target.name], like)
+    return insertions
+
+
+def _new(method: Method, config: DeltaConfig, target: Target, width: int, like: Tensor) -> Insertion:
+    if not target.parts:
+        return method.new_insertion(config, target, width, like)
+    share = width // target.parts[0].count
+    return FusedInsertion({part: method.new_insertion(config, target, share, like) for part in target.parts})

@@ -1,0 +1,32 @@
+"""Where this user's data lies.
+
+| variable | what it moves | without it |
+| --- | --- | --- |
+| DELTAHUB_HOME | the local registry | the user's data folder |
+| DELTAHUB_CACHE | the cache of pulled deltas | the user's cache folder |
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """The folder of the user's own data."""
+    if folder := os.environ.get("DELTAHUB_HOME"):
+        return Path(folder).expanduser()
+    import platformdirs
+
+    return platformdirs.user_data_path("deltahub", appauthor=False)
+
+
+def cache_home() -> Path:
+    """The folder of what can be fetched again."""
+    if folder := os.environ.get("DELTAHUB_CACHE"):
+        return Path(folder).expanduser()
+    if "DELTAHUB_HOME" in os.environ:
+        return home() / "cache"
+    import platformdirs
+
+    return platformdirs.user_cache_path("deltahub", appauthor=False)
