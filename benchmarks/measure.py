@@ -62,7 +62,8 @@ def processes(
 
 def report(title: str, times: Mapping[str, float], base: str, unit: float = 1e-3, unit_name: str = "ms") -> None:
     """Print times and their ratio to one of them."""
-    table = Table("", unit_name, f"x {base}", title=title, title_justify="left", box=None, title_style="bold")
+    OUT.print(f"[bold]{title}[/bold]")
+    table = Table("", unit_name, f"x {base}", box=None)
     for name, value in times.items():
         table.add_row(name, f"{value / unit:.2f}", f"{value / times[base]:.2f}")
     OUT.print(table, "")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -90,7 +91,7 @@ def build(method: Method, backbone: nn.Module, config: DeltaConfig, *, empty: bo
     fallback = next((p for p in backbone.parameters() if p.is_floating_point()), torch.empty(0))
     insertions = {}
     for target in targets:
-        like = next((p for p in target.module.parameters() if p.is_floating_point()), fallback).detach()
+        like = _model_tensor(target.module, fallback).detach()
         like = like.to("meta") if empty else like
         insertions[target.name] = _new(method, config, target, widths[target.name], like)
     return insertions
@@ -101,3 +102,9 @@ def _new(method: Method, config: DeltaConfig, target: Target, width: int, like: 
         return method.new_insertion(config, target, width, like)
     share = width // target.parts[0].count
     return FusedInsertion({part: method.new_insertion(config, target, share, like) for part in target.parts})
+
+
+def _model_tensor(module: nn.Module, fallback: Tensor) -> Tensor:
+    """A floating-point parameter of a module: its own first, which is quicker to see than those inside it."""
+    own = (parameter for parameter in module._parameters.values() if parameter is not None)
+    return next((p for p in chain(own, module.parameters()) if p.is_floating_point()), fallback)

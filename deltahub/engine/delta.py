@@ -17,7 +17,7 @@ from deltahub.engine import freezing, statistics
 from deltahub.engine.building import build, completed, refuse_unsupported
 from deltahub.engine.compiling import reset_compiler
 from deltahub.engine.ledger import Entry, Ledger, check_name, entries_of, ledger_of
-from deltahub.engine.site import CHILD, Insertion, insert, site_of
+from deltahub.engine.site import CHILD, Insertion, insert, module_at, site_of
 from deltahub.engine.structure import Target
 from deltahub.saveload import SaveLoadMixin
 
@@ -73,7 +73,7 @@ class DeltaBase(SaveLoadMixin):
         self.backbone_model = backbone_model
         self._entry = Entry(name, type(self), config, dict(insertions))
         for address, insertion in insertions.items():
-            insert(backbone_model.get_submodule(address), name, insertion)
+            insert(module_at(backbone_model, address), name, insertion)
         ledger.entries[name] = self._entry
         reset_compiler(backbone_model)
 
@@ -201,7 +201,7 @@ class DeltaBase(SaveLoadMixin):
         prefix = freezing.prefix_of(self.backbone_model, module)
         for address, insertion in self.insertions.items():
             if f"{address}.".startswith(prefix):
-                target = self.backbone_model.get_submodule(address)
+                target = module_at(self.backbone_model, address)
                 if on:
                     near = next(target.parameters(), None)
                     insertion.to(None if near is None else near.device).train(target.training)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.engine.fingerprint import backbone_tensors
-from deltahub.engine.site import CHILD, Insertion, is_delta_name
+from deltahub.engine.site import CHILD, Insertion, is_delta_name, module_at
 from deltahub.errors import CheckpointError
 
 
@@ -45,7 +45,7 @@ def fill(insertions: Mapping[str, Insertion], backbone: nn.Module, tensors: Mapp
     for name, (address, key, _) in places.items():
         shares[address][key] = tensors[name]
     for address, insertion in insertions.items():
-        near = next(backbone.get_submodule(address).parameters(), None)
+        near = next(module_at(backbone, address).parameters(), None)
         device = torch.device("cpu") if near is None else near.device
         share = {key: tensor.to(device) for key, tensor in shares[address].items()}
         insertion.load_state_dict(share, strict=True, assign=True)

@@ -184,10 +184,11 @@ def find_targets(
     structure = StructureMap.of(backbone)
     modules = {name: module for name, module in backbone.named_modules() if name and not is_delta_name(name)}
     hits: dict[str, set[Part | None]] = {}
+    left_out = [*exclude, *map(marked, exclude)]
     missed = []
     for pattern in patterns:
         matched = _match(pattern, modules, structure, common_structure)
-        matched = [(name, part) for name, part in matched if not _excluded(name, exclude, structure)]
+        matched = [(name, part) for name, part in matched if not _excluded(name, left_out, structure)]
         if not matched:
             missed.append(pattern)
         for name, part in matched:
@@ -203,10 +204,8 @@ def _target(name: str, module: nn.Module, found: set[Part | None]) -> Target:
     return Target(name, module, parts)
 
 
-def _excluded(name: str, exclude: Sequence[str], structure: StructureMap) -> bool:
-    return bool(exclude) and (
-        lies_within(name, exclude) or lies_within(structure.common_name(name), [*exclude, *map(marked, exclude)])
-    )
+def _excluded(name: str, patterns: Sequence[str], structure: StructureMap) -> bool:
+    return lies_within(name, patterns) or lies_within(structure.common_name(name), patterns)
 
 
 def marked(pattern: str) -> str:
