@@ -47,7 +47,7 @@ def list_(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         out.result({}, "The cache is empty.")
         return
     rows = [(e.digest[:19], e.origin, size_text(e.size), used[e.digest]) for e in entries]
-    out.rows("", ("digest", "pulled as", "size", "last used"), rows)
+    out.rows(("digest", "pulled as", "size", "last used"), rows)
 
 
 @app.command()
@@ -83,7 +83,7 @@ def verify(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     if json:
         print_json([{"digest": digest, "damage": damage} for digest, damage in results.items()])
     elif damaged:
-        Output(as_json=json, quiet=quiet).rows("", ("damaged", "what"), damaged)
+        Output(as_json=json, quiet=quiet).rows(("damaged", "what"), damaged)
     else:
         print(f"{len(results)} checked, all intact.")  # noqa: T201
     if damaged:

@@ -42,9 +42,9 @@ def _delta(folder: Path, out: Output) -> None:
         print_json({"digest": manifest.digest, **asdict(manifest)})
         return
     config = [(key, str(value)) for key, value in sorted(manifest.config.items()) if key != "metadata"]
-    out.rows("", ("option", "value"), config)
+    out.rows(("option", "value"), config)
     tensors = [(tensor.name, tensor.dtype, str(list(tensor.shape))) for tensor in manifest.tensors]
-    out.rows("", ("tensor", "dtype", "shape"), tensors)
+    out.rows(("tensor", "dtype", "shape"), tensors)
     if not out.quiet:
         count = manifest.parameters
         typer.echo(f"{count['total']:,} parameters, {size_text(manifest.size)}, {manifest.digest}", err=True)
@@ -64,6 +64,6 @@ def _backbone(folder: Path, out: Output) -> None:
         Visualization(model).structure_graph(rootname=type(model).__name__)
     rows = [(common, ", ".join(real), str(count)) for common, (real, count) in names.items()]
     if rows:
-        out.rows("", ("common name", "real name", "modules"), rows)
+        out.rows(("common name", "real name", "modules"), rows)
     else:
         typer.echo(f"{type(model).__name__} has no structure map: address its modules by real names.", err=True)

@@ -47,10 +47,10 @@ def list_(
             entry.name,
             " ".join([entry.version, *sorted(alias for alias, v in entry.aliases.items() if v == entry.version)]),
             str(entry.summary.get("delta_type", "")),
-            str(entry.summary.get("backbone_checkpoint_name") or entry.summary.get("backbone_class", "")),
-            size_text(entry.summary.get("size", 0)),
             _metrics(entry.summary.get("metrics", {})),
             " ".join(entry.tags),
+            str(entry.summary.get("backbone_checkpoint_name", "")),
+            size_text(entry.summary.get("size", 0)),
             entry.time[:10],
         )
         for entry in found
@@ -58,7 +58,7 @@ def list_(
     if not rows:
         out.result({}, "No delta is known that fits.", "Push one with: deltahub push ./ckpt")
         return
-    out.rows("", ("name", "version", "type", "backbone", "size", "metrics", "tags", "pushed"), rows)
+    out.rows(("name", "version", "type", "metrics", "tags", "backbone", "size", "pushed"), rows, narrow=5)
     if total > len(found) and not quiet:
         typer.echo(f"{len(found)} of {total:,}; --limit 0 shows all.", err=True)
 
@@ -69,6 +69,7 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     [dim]deltahub show DeltaHub/sst2-t5-base@champion[/dim]
     """
     from deltahub.hub import Hub
+    from deltahub.naming import backbone_name
     from deltahub.reference import Reference
 
     registry, found = Hub.open().resolve(Reference.parse(ref))
@@ -105,13 +106,13 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         ("versions", " ".join(document.versions)),
         ("method", str(config["delta_type"])),
         ("modules", " ".join(config.get("modified_modules") or ())),
-        ("backbone", f"{config.get('backbone_checkpoint_name') or '?'} ({config.get('backbone_class') or '?'})"),
+        ("backbone", f"{backbone_name(config) or '?'} ({config.get('backbone_class') or '?'})"),
         ("fingerprint", str(config.get("backbone_hash"))),
         ("parameters", f"{manifest.parameters['delta']:,} of the delta, {manifest.parameters['total']:,} in all"),
         ("metrics", _metrics({m["metric_type"]: m["metric_value"] for m in manifest.metrics}) or "none"),
     ]
-    out.rows("", ("", ""), facts)
-    out.rows("", ("file", "size", "sha256"), [(f.path, size_text(f.size), f.sha256) for f in manifest.files])
+    out.rows(("", ""), facts)
+    out.rows(("file", "size", "sha256"), [(f.path, size_text(f.size), f.sha256) for f in manifest.files])
 
 
 def log(
@@ -133,7 +134,7 @@ def log(
     rows = [
         (m.time, m.author, m.action, m.what, f"{m.before or '-'} -> {m.after or '-'}"[:48]) for m in found.document.log
     ]
-    Output(as_json=json, quiet=quiet).rows("", ("time", "author", "action", "what", "change"), rows)
+    Output(as_json=json, quiet=quiet).rows(("time", "author", "action", "what", "change"), rows)
 
 
 def _metrics(metrics: dict[str, Any]) -> str:

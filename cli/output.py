@@ -6,7 +6,9 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
+
+_WIDE: Final = 120  # columns of a terminal that has room for every column of a table
 
 
 class Output:
@@ -37,8 +39,13 @@ class Output:
             for hint in hints:
                 print(hint, file=sys.stderr)  # noqa: T201
 
-    def rows(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table; with `--quiet` its first column only, into a pipe the rows alone, with tabs between."""
+    def rows(self, columns: Sequence[str], rows: Sequence[Sequence[str]], narrow: int | None = None) -> None:
+        """Print a table; with `--quiet` its first column only, into a pipe the rows alone, with tabs between.
+
+        Args:
+            columns: headings; none is shown if all are empty.
+            narrow: how many columns a narrow terminal shows; by default all.
+        """
         if self.quiet or not sys.stdout.isatty():
             for row in rows:
                 print(row[0] if self.quiet else "\t".join(row))  # noqa: T201
@@ -46,12 +53,14 @@ class Output:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(
-            *columns, title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold"
-        )
+        console = Console(highlight=False, markup=False)
+        shown = narrow if narrow and console.width < _WIDE else len(columns)
+        table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
+        for number, column in enumerate(columns[:shown]):
+            table.add_column(column, overflow="fold", no_wrap=number == 0)  # nothing is cut, names are not broken
         for row in rows:
-            table.add_row(*row)
-        Console(highlight=False, markup=False).print(table)
+            table.add_row(*row[:shown])
+        console.print(table)
 
     @contextmanager
     def progress(self, what: str, total: int | None) -> Iterator[Callable[[int], None] | None]:

@@ -34,7 +34,7 @@ def verify(
     if json:
         print_json([{"reference": name, "damage": damage} for name, damage in results])
     elif damaged:
-        Output(as_json=json, quiet=quiet).rows("", ("damaged", "what"), damaged)
+        Output(as_json=json, quiet=quiet).rows(("damaged", "what"), damaged)
     else:
         print(f"{len(results)} checked, all intact.")  # noqa: T201
     if damaged:

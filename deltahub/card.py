@@ -7,6 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from deltahub.naming import backbone_name
+
 
 def model_card(document: Mapping[str, Any], counts: Mapping[str, int]) -> str:
     """Write the card of a checkpoint.
@@ -16,11 +18,13 @@ def model_card(document: Mapping[str, Any], counts: Mapping[str, int]) -> str:
         counts: ``delta`` and ``total``, numbers of parameters.
     """
     metadata = document.get("metadata", {})
-    title = metadata.get("name") or f"{document['delta_type']} for {document.get('backbone_checkpoint_name') or '?'}"
+    backbone = backbone_name(document) or "its backbone"
+    task = " ".join([*metadata.get("train_tasks", [])[:1], document["delta_type"]])
+    title = metadata.get("name") or f"{task} for {backbone}"
     data = ModelCardData(
         library_name="deltahub",
         license=metadata.get("license"),
-        base_model=metadata.get("backbone_model") or document.get("backbone_checkpoint_name") or None,
+        base_model=metadata.get("backbone_model") or document.get("backbone_checkpoint_name") or None,  # no class name
         datasets=metadata.get("train_datasets"),
         tags=["deltahub", document["delta_type"], *metadata.get("tags", [])],
         model_name=title,
@@ -44,7 +48,7 @@ def _eval_results(metadata: Mapping[str, Any]) -> list[EvalResult]:
 
 def _text(title: str, document: Mapping[str, Any], counts: Mapping[str, int]) -> str:
     metadata = document.get("metadata", {})
-    backbone = document.get("backbone_checkpoint_name") or "its backbone"
+    backbone = backbone_name(document) or "its backbone"
     rows = [
         ("method", document["delta_type"]),
         ("backbone", f"{backbone} ({document.get('backbone_class') or 'unknown class'})"),

@@ -9,6 +9,12 @@ from typing import Any
 from deltahub.reference import default_namespace
 
 
+def backbone_name(config: Mapping[str, Any]) -> str:
+    """What to call the backbone of a checkpoint: as its author says, else its folder's name, else its class."""
+    given = config.get("metadata", {}).get("backbone_model")
+    return str(given or config.get("backbone_checkpoint_name") or config.get("backbone_class") or "")
+
+
 def default_name(config: Mapping[str, Any], tags: Collection[str] = ()) -> str:
     """Make a name from a checkpoint.
 
@@ -28,8 +34,7 @@ def default_name(config: Mapping[str, Any], tags: Collection[str] = ()) -> str:
     tasks = [*metadata.get("train_tasks", []), *metadata.get("train_datasets", [])]
     known = [*tasks[:1], *(pairs[key] for key in ("task", "dataset") if key in pairs), *labels]
     task = known[0] if known else config["delta_type"]
-    given = str(metadata.get("backbone_model", "")).rpartition("/")[2]
-    backbone = given or config.get("backbone_checkpoint_name") or config.get("backbone_class") or "backbone"
+    backbone = backbone_name(config).rpartition("/")[2] or "backbone"
     return f"{default_namespace()}/{_plain(f'{task}-{backbone}')}"
 
 

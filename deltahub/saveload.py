@@ -59,7 +59,7 @@ class SaveLoadMixin:
         push_to_dc: bool = False,
         center_args: Mapping[str, Any] = {},
         center_args_pool: Mapping[str, Any] = {},
-        list_tags: Sequence[str] = (),
+        list_tags: Sequence[str] = [],
         dict_tags: Mapping[str, Any] = {},
         delay_push: bool = False,
         test_result: Mapping[str, Any] | float | None = None,

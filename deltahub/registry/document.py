@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from deltahub.errors import CheckpointError, NotFoundError
 from deltahub.manifest import Manifest, canonical_json
+from deltahub.naming import backbone_name
 from deltahub.nearest import closest
 from deltahub.reference import LATEST, is_digest
 from deltahub.schema import parse, problem
@@ -191,9 +192,8 @@ def _dangling(document: Mapping[str, Any]) -> str | None:
 
 def summary_of(manifest: Manifest) -> dict[str, object]:
     """What a list shows of a version."""
-    keys = ("delta_type", "backbone_class", "backbone_checkpoint_name", "backbone_hash")
+    keys = ("delta_type", "backbone_class", "backbone_hash")
     known = {key: manifest.config[key] for key in keys if manifest.config.get(key)}
-    if backbone := manifest.config.get("metadata", {}).get("backbone_model"):
-        known["backbone_checkpoint_name"] = backbone
+    known["backbone_checkpoint_name"] = backbone_name(manifest.config)
     metrics = {str(m["metric_type"]): m["metric_value"] for m in manifest.metrics}
     return {**known, "size": manifest.size, "parameters": manifest.parameters["total"], "metrics": metrics}
