@@ -3,7 +3,7 @@
     python examples/sentiment.py                         the whole story (about four minutes on two cores)
     python examples/sentiment.py --validate 1e-3 2e-3    validation accuracy of learning rates, to choose one
 
-`DEMO_STEPS=20` makes a short run. Everything is written below `.cache/`; your own registry is not touched.
+`DEMO_STEPS=4` makes a short run on a few sentences, whose accuracy says nothing. Everything is written below `.cache/`; your own registry is not touched.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from typing import Final
 
 import torch
 from movie_reviews import (
+    BATCH_SIZE,
     Batch,
     Example,
+    Splits,
     evaluation_batches,
     fetch,
     frozen_probe,
@@ -40,7 +42,7 @@ from transformers import AutoModelForSequenceClassification, get_linear_schedule
 from deltahub import AutoDeltaModel, LoraModel
 
 CACHE: Final = Path(__file__).parents[1] / ".cache"
-WORK: Final = CACHE / "demo"
+WORK: Final = CACHE / os.environ.get("DEMO_WORK", "demo")
 CHECKPOINT: Final = WORK / "ckpt"
 LOGITS: Final = WORK / "logits.pt"
 LEARNING_RATE: Final = 2e-3  # the best of those tried on the validation split: docs/sentiment.md
@@ -99,6 +101,12 @@ def predict(backbone: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, floa
     return answers, (answers.argmax(1) == torch.cat(labels)).double().mean().item()
 
 
+def sentences(ratings: Path, steps: int | None) -> Splits:
+    """The splits, or with `steps` just enough of each for so many batches."""
+    splits = load_splits(ratings)
+    return splits if steps is None else Splits(*(split[: steps * BATCH_SIZE] for split in splits))
+
+
 def command(*arguments: str, **variables: str) -> None:
     """Run a command of the same environment and show it."""
     shown = " ".join(Path(argument).name if Path(argument).is_absolute() else argument for argument in arguments)
@@ -107,10 +115,10 @@ def command(*arguments: str, **variables: str) -> None:
     subprocess.run([program, *arguments[1:]], check=True, env={**os.environ, **variables}, cwd=WORK)
 
 
-def load_elsewhere(reference: str) -> None:
+def load_elsewhere(reference: str, steps: int | None) -> None:
     """In a new process, with an empty cache: pull the delta, load it on a fresh backbone, and compare."""
     model, ratings = fetch(CACHE)
-    test = load_splits(ratings).test
+    test = sentences(ratings, steps).test
     backbone = new_backbone(model, seed=12345)  # another head: the delta brings its own
     delta = AutoDeltaModel.from_finetuned(reference, backbone_model=backbone)
     logits, accuracy = predict(backbone, evaluation_batches(test, load_tokenizer(model)))
@@ -126,7 +134,7 @@ def load_elsewhere(reference: str) -> None:
 def whole_story(steps: int | None) -> None:
     """Train, compare, save, push, list, pull, load, and refuse."""
     model, ratings = fetch(CACHE)
-    splits = load_splits(ratings)
+    splits = sentences(ratings, steps)
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
     os.environ |= {"DELTAHUB_HOME": str(WORK / "home"), "DELTAHUB_CACHE": str(WORK / "cache")}
@@ -167,7 +175,7 @@ def whole_story(steps: int | None) -> None:
 def validate(rates: list[float], steps: int | None) -> None:
     """Print the validation accuracy of learning rates; the test split is not looked at."""
     model, ratings = fetch(CACHE)
-    splits = load_splits(ratings)
+    splits = sentences(ratings, steps)
     for rate in rates:
         delta = train(model, splits.train, rate, steps)
         _, accuracy = predict(delta.backbone_model, evaluation_batches(splits.validation, load_tokenizer(model)))
@@ -182,7 +190,7 @@ def main() -> None:
     options = parser.parse_args()
     steps = int(os.environ["DEMO_STEPS"]) if os.environ.get("DEMO_STEPS") else None
     if options.load:
-        load_elsewhere(options.load)
+        load_elsewhere(options.load, steps)
     elif options.validate:
         validate(options.validate, steps)
     else:
