@@ -1,0 +1,54 @@
+"""The schemas say what the code says."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import fastjsonschema
+import pytest
+
+from deltahub.config import CHECKPOINT_KEYS, DeltaConfig, known_types
+from deltahub.engine.delta import delta_classes
+from deltahub.schema import load_schema, problem
+
+ROOT = Path(__file__).parents[1]
+STRUCTURES = sorted((ROOT / "deltahub" / "structures").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "schemas").glob("*.json")), ids=lambda path: path.stem)
+def test_a_schema_compiles_and_says_what_it_is_for(path):
+    schema = load_schema(path.stem)
+    fastjsonschema.compile(schema)
+    assert schema["title"]
+
+
+@pytest.mark.parametrize("path", STRUCTURES, ids=lambda path: path.stem)
+def test_a_structure_map_fits_its_schema_and_bears_its_family_s_name(path):
+    document = json.loads(path.read_text("utf-8"))
+    assert problem(document, "structure.v1") is None
+    assert document["family"] == path.stem
+
+
+def test_no_class_has_two_structure_maps():
+    tables = [table for path in STRUCTURES for table in json.loads(path.read_text("utf-8"))["maps"]]
+    classes = [name for table in tables for name in table["classes"]]
+    assert len(classes) == len(set(classes))
+
+
+def test_every_delta_type_that_a_checkpoint_can_hold_has_a_model():
+    import deltahub.deltas  # noqa: F401  (registers them)
+
+    assert set(known_types()) <= set(delta_classes())
+
+
+@pytest.mark.parametrize("delta_type", known_types())
+def test_the_options_of_a_config_class_are_those_of_the_schema(delta_type):
+    import deltahub.deltas  # noqa: F401  (registers them)
+
+    schema = load_schema("delta_config.v1")
+    common = set(schema["properties"]) - CHECKPOINT_KEYS
+    own = set(schema["definitions"][delta_type]["properties"])
+    config_class = delta_classes()[delta_type].config_class
+
+    assert {field.name for field in fields(DeltaConfig)} == common
+    assert {field.name for field in fields(config_class)} == common | own
