@@ -13,18 +13,19 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
-from deltahub.engine import freezing, statistics
+from deltahub.engine import freezing
 from deltahub.engine.building import build, completed, refuse_unsupported
 from deltahub.engine.compiling import reset_compiler
 from deltahub.engine.ledger import Entry, Ledger, check_name, entries_of, ledger_of
 from deltahub.engine.site import CHILD, Insertion, insert, module_at, site_of
+from deltahub.engine.statistics import ReportMixin
 from deltahub.engine.structure import Target
 from deltahub.saveload import SaveLoadMixin
 
 _TYPES: dict[str, type[DeltaBase]] = {}
 
 
-class DeltaBase(SaveLoadMixin):
+class DeltaBase(ReportMixin, SaveLoadMixin):
     """What all delta types share; subclass it with a config class and `new_insertion` to make another.
 
     Args:
@@ -232,27 +233,6 @@ class DeltaBase(SaveLoadMixin):
         self._ledger.replace(self.backbone_model, self._entry, dict.fromkeys(kept))
         self._entry.config = replace(self.config, unfrozen_modules=tuple(names or ()))
         self._ledger.only_trainable = self._ledger.filter_asked = set_state_dict
-
-    def get_statistics(self, module: nn.Module | None = None) -> dict[str, float]:
-        """Numbers of parameters and shares of the total, and CUDA memory in GB.
-
-        Returns:
-            total_parameters, trainable_parameters, trainable_ratio, delta_parameters, delta_ratio (fractions of the
-            total), cudamem and maxcudamem.
-        """
-        return statistics.count(module if module is not None else self.backbone_model)
-
-    def log(
-        self,
-        module: nn.Module | None = None,
-        delta_ratio: bool = True,
-        trainable_ratio: bool = True,
-        visualization: bool = True,
-        cuda_memory: bool = True,
-    ) -> None:
-        """Print the backbone as a tree with its deltas, and how much of it is trained."""
-        root = module if module is not None else self.backbone_model
-        statistics.report(root, delta_ratio, trainable_ratio, visualization, cuda_memory)
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         """Never: a delta has no forward of its own.

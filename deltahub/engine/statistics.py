@@ -1,17 +1,67 @@
-"""How many parameters a model has, trains and owes to deltas."""
+"""What a delta can tell of itself: how much of the model it is, and whether it acts at all."""
 
 from __future__ import annotations
 
 import logging
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
 
-from deltahub.engine.site import is_delta_name
+from deltahub.engine.site import is_delta_name, module_at
 from deltahub.engine.visualize import Visualization
 
+if TYPE_CHECKING:
+    from deltahub.engine.site import Insertion
+
 LOGGER: Final = logging.getLogger("deltahub")
+
+
+class ReportMixin:
+    """Statistics and tests of a delta; the delta models inherit it."""
+
+    backbone_model: nn.Module
+
+    if TYPE_CHECKING:
+
+        @property
+        def insertions(self) -> Mapping[str, Insertion]: ...  # noqa: D102
+
+    def get_statistics(self, module: nn.Module | None = None) -> dict[str, float]:
+        """Numbers of parameters and shares of the total, and CUDA memory in GB.
+
+        Returns:
+            total_parameters, trainable_parameters, trainable_ratio, delta_parameters, delta_ratio (fractions of the
+            total), cudamem and maxcudamem.
+        """
+        return count(module if module is not None else self.backbone_model)
+
+    def log(
+        self,
+        module: nn.Module | None = None,
+        delta_ratio: bool = True,
+        trainable_ratio: bool = True,
+        visualization: bool = True,
+        cuda_memory: bool = True,
+    ) -> None:
+        """Print the backbone as a tree with its deltas, and how much of it is trained."""
+        root = module if module is not None else self.backbone_model
+        report(root, delta_ratio, trainable_ratio, visualization, cuda_memory)
+
+    def probe(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Call the backbone once and name the modules of this delta that were not called, where it cannot act.
+
+        A module is passed over when code reads its weights itself, as T5 does with `shared`.
+
+        Args:
+            args: what to call the backbone with.
+            kwargs: the same by name, e.g. ``**tokenizer("one sentence", return_tensors="pt")``.
+
+        Returns:
+            Real module names; empty if the delta acts everywhere it was put.
+        """
+        return not_called(self.backbone_model, self.insertions, args, kwargs)
 
 
 def count(model: nn.Module) -> dict[str, float]:
@@ -31,6 +81,27 @@ def count(model: nn.Module) -> dict[str, float]:
         "cudamem": torch.cuda.memory_allocated() / gigabyte if cuda else 0.0,
         "maxcudamem": torch.cuda.max_memory_allocated() / gigabyte if cuda else 0.0,
     }
+
+
+@torch.no_grad()
+def not_called(
+    model: nn.Module, addresses: Iterable[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[str]:
+    """The modules of a model, by name, that a call of it does not call."""
+    silent = dict.fromkeys(addresses)
+    handles = []
+    for address in silent.copy():
+
+        def mark(module: nn.Module, inputs: Any, address: str = address) -> None:
+            silent.pop(address, None)
+
+        handles.append(module_at(model, address).register_forward_pre_hook(mark))
+    try:
+        model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(silent)
 
 
 def report(model: nn.Module, delta: bool, trainable: bool, tree: bool, memory: bool) -> None:
