@@ -14,6 +14,7 @@ from deltahub import checkpoint
 from deltahub.checkpoint import Checkpoint
 from deltahub.engine import freezing
 from deltahub.engine.building import build, completed
+from deltahub.engine.compiling import refuse_wrapped
 from deltahub.engine.filling import fill, replaced_names
 from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.ledger import ledger_of, original_values
@@ -66,6 +67,7 @@ def load(
     if check_hash not in (True, False, STRUCTURE):
         msg = f'check_hash must be True, False or "structure", got {check_hash!r}.'
         raise ConfigError(msg)
+    refuse_wrapped(backbone)
     changes = dict(options)
     allow_pickle, name = bool(changes.pop("allow_pickle", False)), changes.pop("name", None)
 

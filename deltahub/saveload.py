@@ -49,6 +49,7 @@ class SaveLoadMixin:
         @property
         def name(self) -> str: ...  # noqa: D102
         def state_dict(self) -> dict[str, Tensor]: ...  # noqa: D102
+        def check_places(self) -> None: ...  # noqa: D102
 
     def save_finetuned(
         self,
@@ -83,6 +84,7 @@ class SaveLoadMixin:
 
         Raises:
             CheckpointError: a tensor is not finite, the path is a file, or tensors alone would break a delta there.
+            TargetError: a module that holds the delta was replaced since.
             StorageError: the disk is full or not writable; nothing was half written.
         """
         folder = Path(finetuned_delta_path).expanduser()
@@ -90,6 +92,7 @@ class SaveLoadMixin:
             msg = f"{folder} is a file; expected a folder to save into. Choose another path."
             raise CheckpointError(msg)
         facts = metadata.gather(center_args, center_args_pool, list_tags, dict_tags, test_result, usage)
+        self.check_places()
         tensors = dict(self.state_dict() if state_dict is None else state_dict)
         _check_savable(tensors)
         self._warn_if_whole(tensors)

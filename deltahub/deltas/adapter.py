@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
 from deltahub.engine.delta import DeltaBase
+from deltahub.engine.shapes import channel_dimension
 from deltahub.engine.site import Args, Insertion, Kwargs, map_hidden
 from deltahub.engine.structure import Target
-from deltahub.errors import ConfigError
+from deltahub.errors import ConfigError, TargetError
 
 _STANDARD_DEVIATION: Final = 0.01  # of fresh weights; biases are zero, so that an adapter starts close to doing nothing
 
@@ -139,6 +140,18 @@ class AdapterModel(DeltaBase):
             }
         )
         super().__init__(backbone_model, config, name=name, interactive_modify=interactive_modify, backend=backend)
+
+    @classmethod
+    def choose(cls, targets: list[Target]) -> list[Target]:
+        """Only modules whose hidden state has its width in the last dimension."""
+        for target in targets:
+            if channel_dimension(target.module) is not None:
+                msg = (
+                    f"{target.name} is a {type(target.module).__name__}, whose channels are not the last dimension, where "
+                    "an adapter acts. Address a Linear or a LayerNorm, or use BitFitModel here."
+                )
+                raise TargetError(msg)
+        return targets
 
     @classmethod
     def new_insertion(cls, config: AdapterConfig, target: Target, width: int, like: Tensor) -> Bottleneck:

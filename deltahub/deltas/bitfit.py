@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from deltahub.config import DeltaConfig
 from deltahub.engine.delta import DeltaBase
-from deltahub.engine.shapes import is_conv1d
+from deltahub.engine.shapes import channel_dimension, is_conv1d
 from deltahub.engine.site import CHILD, Args, Insertion, Kwargs, is_delta_name, map_hidden
 from deltahub.engine.structure import Target
 from deltahub.errors import TargetError
@@ -38,20 +37,21 @@ class BiasOffset(Insertion):
     Args:
         like: a tensor with the dtype and device of the new parameter.
         width: size of the bias.
-        trailing: dimensions after the one that the bias belongs to, as in a convolution's output.
+        channel: the dimension of the output that the bias belongs to; a convolution's is not the last.
     """
 
-    def __init__(self, like: Tensor, width: int, trailing: int = 0) -> None:
+    def __init__(self, like: Tensor, width: int, channel: int = -1) -> None:
         super().__init__()
-        self.shape = (width, *[1] * trailing)
+        self.channel = channel
         self.bias = nn.Parameter(like.new_zeros(width))
 
     def after(self, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Hidden state with shape ``(..., width)``, or ``(..., width, *spatial)`` after a convolution."""
+        """Hidden state with shape ``(..., width)``, or ``(..., width, *spatial)`` after a convolution or batch norm."""
         return map_hidden(output, self._change)
 
     def _change(self, hidden: Tensor) -> Tensor:
-        return hidden + self.bias.view(self.shape).to(hidden.dtype)
+        after = hidden.dim() - 1 - self.channel if self.channel >= 0 else -1 - self.channel
+        return hidden + self.bias.view(-1, *[1] * after).to(hidden.dtype)
 
 
 class BitFitModel(DeltaBase):
@@ -110,9 +110,8 @@ class BitFitModel(DeltaBase):
     @classmethod
     def new_insertion(cls, config: BitFitConfig, target: Target, width: int, like: Tensor) -> BiasOffset:
         """A fresh bias for one layer."""
-        if isinstance(target.module, _ConvNd):
-            return BiasOffset(like, target.module.out_channels, trailing=len(target.module.kernel_size))
-        return BiasOffset(like, width)
+        channel = channel_dimension(target.module)
+        return BiasOffset(like, width, -1 if channel is None else channel)
 
 
 def _layers(target: Target) -> Iterator[Target]:
@@ -120,6 +119,7 @@ def _layers(target: Target) -> Iterator[Target]:
         yield target  # a leaf gets a bias whatever it is
         return
     for name, module in target.module.named_modules():
-        biased = isinstance(getattr(module, "bias", None), Tensor)
+        bias = getattr(module, "bias", None)
+        biased = isinstance(bias, Tensor) and bias.is_floating_point()  # a causal mask can be called bias too
         if (biased or isinstance(module, nn.Linear) or is_conv1d(module)) and not is_delta_name(name):
-            yield Target(f"{target.name}.{name}", module)
+            yield Target(f"{target.name}.{name}" if name else target.name, module)

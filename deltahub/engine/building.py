@@ -17,7 +17,7 @@ from deltahub.config import DeltaConfig
 from deltahub.engine.fused import FusedInsertion
 from deltahub.engine.shapes import output_widths
 from deltahub.engine.site import Insertion, check_target
-from deltahub.engine.structure import Target, find_targets
+from deltahub.engine.structure import Target, find_targets, without_excluded
 from deltahub.errors import ConfigError
 
 
@@ -84,7 +84,7 @@ def build(method: Method, backbone: nn.Module, config: DeltaConfig, *, empty: bo
     """
     patterns, exclude = config.modified_modules or (), config.exclude_modules or ()
     targets = find_targets(backbone, patterns, exclude, config.common_structure, {*method.default_modified_modules})
-    targets = method.choose(targets)
+    targets = without_excluded(backbone, method.choose(targets), exclude)
     for target in targets:
         check_target(target.name, target.module)
     widths = output_widths(backbone, {target.name: target.module for target in targets})

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from deltahub.config import DeltaConfig
 from deltahub.engine import freezing
 from deltahub.engine.building import build, completed, refuse_unsupported
-from deltahub.engine.compiling import reset_compiler
+from deltahub.engine.compiling import refuse_wrapped, reset_compiler
 from deltahub.engine.ledger import Entry, Ledger, check_name, entries_of, ledger_of
-from deltahub.engine.site import CHILD, Insertion, insert, module_at, site_of
+from deltahub.engine.site import CHILD, Insertion, holds, insert, module_at, site_of
 from deltahub.engine.statistics import ReportMixin
 from deltahub.engine.structure import Target
+from deltahub.errors import ConfigError, TargetError
 from deltahub.saveload import SaveLoadMixin
 
 _TYPES: dict[str, type[DeltaBase]] = {}
@@ -64,6 +65,7 @@ class DeltaBase(ReportMixin, SaveLoadMixin):
         insertions: Mapping[str, Insertion] | None = None,
     ) -> None:
         refuse_unsupported(interactive_modify, backend)
+        refuse_wrapped(backbone_model)
         config = completed(type(self), config, backbone_model)
         if insertions is None:
             insertions = build(type(self), backbone_model, config)
@@ -76,7 +78,7 @@ class DeltaBase(ReportMixin, SaveLoadMixin):
         for address, insertion in insertions.items():
             insert(module_at(backbone_model, address), name, insertion)
         ledger.entries[name] = self._entry
-        reset_compiler(backbone_model)
+        reset_compiler()
 
     # ----- making -----
 
@@ -200,6 +202,7 @@ class DeltaBase(ReportMixin, SaveLoadMixin):
 
     def _turn(self, on: bool, module: nn.Module | None) -> None:
         prefix = freezing.prefix_of(self.backbone_model, module)
+        self.check_places()
         for address, insertion in self.insertions.items():
             if f"{address}.".startswith(prefix):
                 target = module_at(self.backbone_model, address)
@@ -210,6 +213,21 @@ class DeltaBase(ReportMixin, SaveLoadMixin):
         if module is None:
             self._entry.attached = on
             self._ledger.settle(self.backbone_model)
+
+    def check_places(self) -> None:
+        """Hold the backbone against what the delta was put on.
+
+        Raises:
+            TargetError: a module that holds the delta, or a tensor that it replaced, has been exchanged since.
+        """
+        for address, insertion in self.insertions.items():
+            if not holds(self.backbone_model, address, self.name, insertion):
+                msg = (
+                    f"{address} was replaced after the delta {self.name!r} was put on it, so the delta no longer acts "
+                    "there. Change the backbone's modules before adding deltas."
+                )
+                raise TargetError(msg)
+        self._ledger.check_shapes(self.backbone_model)
 
     def freeze_module(
         self, module: nn.Module | None = None, exclude: Sequence[str] | None = None, set_state_dict: bool = True
@@ -224,14 +242,19 @@ class DeltaBase(ReportMixin, SaveLoadMixin):
 
         Raises:
             NoMatchError: a name matches nothing.
+            ConfigError: the delta is detached, and more than deltas is to train.
         """
-        names = self.config.unfrozen_modules if exclude is None else exclude
-        kept = freezing.freeze(self.backbone_model, module, tuple(names or ()))
+        names = tuple((self.config.unfrozen_modules if exclude is None else exclude) or ())
+        if not self.attached and any(name != CHILD for name in names):
+            msg = f"{self.name!r} is detached, so what is trained of the backbone would not be its own. attach() it first."
+            raise ConfigError(msg)
         prefix = freezing.prefix_of(self.backbone_model, module)
+        kept = freezing.freeze(self.backbone_model, module, names)
+        kept |= freezing.running_statistics(self.backbone_model, prefix).keys()
         stale = [name for name in self._entry.replaced if name.startswith(prefix) and name not in kept]
         self._ledger.release(self.backbone_model, self._entry, stale)
         self._ledger.replace(self.backbone_model, self._entry, dict.fromkeys(kept))
-        self._entry.config = replace(self.config, unfrozen_modules=tuple(names or ()))
+        self._entry.config = replace(self.config, unfrozen_modules=names)
         self._ledger.only_trainable = self._ledger.filter_asked = set_state_dict
 
     def forward(self, *args: Any, **kwargs: Any) -> None:

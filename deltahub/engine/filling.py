@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from deltahub.engine.fingerprint import backbone_tensors
+from deltahub.engine.freezing import running_statistics
 from deltahub.engine.site import CHILD, Insertion, is_delta_name, module_at
 from deltahub.errors import CheckpointError
 
@@ -38,14 +40,14 @@ def fill(insertions: Mapping[str, Insertion], backbone: nn.Module, tensors: Mapp
     }
     expected = {name: tensor for name, (_, _, tensor) in places.items()}
     if names := replaced_names(tensors):
-        own = dict(backbone_tensors(backbone))
+        own = {**running_statistics(backbone), **dict(backbone_tensors(backbone))}
         expected.update({name: own[name] for name in names if name in own})
     check_fit(expected, tensors)
     shares: dict[str, dict[str, Tensor]] = {address: {} for address in insertions}
     for name, (address, key, _) in places.items():
         shares[address][key] = tensors[name]
     for address, insertion in insertions.items():
-        near = next(module_at(backbone, address).parameters(), None)
+        near = next(chain(module_at(backbone, address).parameters(), backbone.parameters()), None)
         device = torch.device("cpu") if near is None else near.device
         share = {key: tensor.to(device) for key, tensor in shares[address].items()}
         insertion.load_state_dict(share, strict=True, assign=True)

@@ -32,8 +32,9 @@ def fingerprint(
         DeltaHubError: a tensor is on the meta device and has no bytes.
     """
     instead = instead or {}
-    tensors = ((name, instead.get(name, tensor)) for name, tensor in backbone_tensors(backbone) if name not in without)
-    return Fingerprint(tuple(sorted(_leaf(name, tensor) for name, tensor in tensors)))
+    tensors = ((name, tensor) for name, tensor in backbone_tensors(backbone) if name not in without)
+    # A tensor that was put aside before the backbone was cast counts as cast with it.
+    return Fingerprint(tuple(sorted(_leaf(name, instead.get(name, t).to(t.dtype)) for name, t in tensors)))
 
 
 def backbone_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:

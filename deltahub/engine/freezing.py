@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 from deltahub.address import lies_within, nearest_names
 from deltahub.engine.site import CHILD, is_delta_name
@@ -57,6 +57,20 @@ def own_parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def trainable(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The backbone's own parameters that require a gradient."""
     return ((name, parameter) for name, parameter in own_parameters(backbone) if parameter.requires_grad)
+
+
+def running_statistics(backbone: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """What batch norms change in training though nothing of theirs is trainable: kept with the delta, as a head is.
+
+    Args:
+        prefix: only those whose names begin with it.
+    """
+    return {
+        f"{name}.{key}" if name else key: buffer
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase) and f"{name}.".startswith(prefix)
+        for key, buffer in module.named_buffers(recurse=False)
+    }
 
 
 def prefix_of(backbone: nn.Module, module: nn.Module | None) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
 from deltahub.engine.site import Insertion, is_delta_name
-from deltahub.errors import ConfigError
+from deltahub.errors import ConfigError, TargetError
 
 ATTRIBUTE: Final = "_deltahub_ledger"
 
@@ -82,7 +82,8 @@ class Ledger:
     def release(self, backbone: nn.Module, entry: Entry, names: Collection[str]) -> None:
         """Forget replaced tensors of an entry that have the backbone's own value."""
         for name in names:
-            if torch.equal(self.value(backbone, entry, name), self.base[name]):
+            value = self.value(backbone, entry, name)
+            if torch.equal(value, self.base[name].to(value)):  # the backbone may have been moved or cast since
                 del entry.replaced[name]
                 if self.in_force.get(name) == entry.name:
                     del self.in_force[name]
@@ -110,6 +111,21 @@ class Ledger:
                 self.in_force[name] = owner
             else:
                 del self.in_force[name]
+
+    def check_shapes(self, backbone: nn.Module) -> None:
+        """Refuse a backbone whose tensors are no longer those that were kept.
+
+        Raises:
+            TargetError: one has another shape.
+        """
+        for name, base in self.base.items():
+            found = list(tensor_called(backbone, name).shape)
+            if found != list(base.shape):
+                msg = (
+                    f"{name} is {found}, and was {list(base.shape)} when a delta began to train it. "
+                    "Resize or replace it before freeze_module."
+                )
+                raise TargetError(msg)
 
     def value(self, backbone: nn.Module, entry: Entry, name: str) -> Tensor:
         """An entry's value of a backbone tensor."""

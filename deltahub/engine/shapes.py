@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from deltahub.engine.site import map_hidden
 from deltahub.errors import TargetError
@@ -54,14 +57,26 @@ def _shape(module: nn.Module) -> tuple[int, ...]:
     return tuple(weight.shape)
 
 
+def channel_dimension(module: nn.Module) -> int | None:
+    """Which dimension of a layer's output counts its channels, where that is not the last one, else None."""
+    if isinstance(module, _ConvNd):
+        return -1 - len(module.kernel_size)
+    if isinstance(module, _InstanceNorm):
+        return -module._get_no_batch_dim()  # type: ignore[no-untyped-call, no-any-return]
+    return 1 if isinstance(module, (_NormBase, nn.GroupNorm)) else None
+
+
 def told_width(module: nn.Module) -> int | None:
     """The width of a module's output where its attributes tell it, else None."""
     if isinstance(module, nn.Embedding):
         return module.embedding_dim
     if is_conv1d(module):
         return _shape(module)[1]
-    if isinstance(width := getattr(module, "out_features", None), int):
-        return width
+    for told in ("out_features", "out_channels", "num_channels", "num_features"):
+        if (told == "out_features" or channel_dimension(module) is not None) and isinstance(
+            width := getattr(module, told, None), int
+        ):
+            return width
     weight = getattr(module, "weight", None)
     if isinstance(weight, Tensor) and weight.dim() == 1 and type(module).__name__.endswith("Norm"):
         return weight.numel()

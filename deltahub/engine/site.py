@@ -8,7 +8,7 @@ replicates and compiles like any other module, and its own names stay put. Delta
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from torch import Tensor, nn
@@ -74,11 +74,13 @@ class Site(nn.Module):
 
 
 def check_target(name: str, module: nn.Module) -> None:
-    """Refuse a module that is never called itself.
+    """Refuse a module that is never called itself, or has no room for a delta.
 
     Raises:
-        TargetError: it is a container, or read by its parent; the message says what to use instead.
+        TargetError: it is a container, or read by its parent, or `deltas` is its own; the message says what to do.
     """
+    if CHILD not in module._modules and hasattr(module, CHILD):
+        raise _no_room(name, getattr(module, CHILD))
     if isinstance(module, NonDynamicallyQuantizableLinear):
         msg = f"{name} is never called: nn.MultiheadAttention reads its weights itself. Address the attention instead."
         raise TargetError(msg)
@@ -86,6 +88,23 @@ def check_target(name: str, module: nn.Module) -> None:
         child = next((f"{name}.{key}" for key, _ in module.named_children()), "a module inside it")
         msg = f"{name} is a {type(module).__name__}, a container that cannot hold a delta. Address {child} instead."
         raise TargetError(msg)
+
+
+def refuse_own_deltas(modules: Mapping[str, nn.Module]) -> None:
+    """Refuse a backbone with a module or tensor called `deltas`, which would be taken for a delta's.
+
+    Raises:
+        TargetError: it has one.
+    """
+    for name, module in modules.items():
+        for held in (module._modules, module._parameters, module._buffers):
+            if CHILD in held and not isinstance(held[CHILD], Site):
+                raise _no_room(name, held[CHILD])
+
+
+def _no_room(name: str, own: Any) -> TargetError:
+    msg = f"{name or 'The backbone'} has an attribute {CHILD!r} of its own ({type(own).__name__}), a name that is reserved."
+    return TargetError(f"{msg} Rename it.")
 
 
 def insert(target: nn.Module, name: str, insertion: Insertion) -> None:
@@ -117,6 +136,15 @@ def site_of(target: nn.Module) -> Site:
     return site
 
 
+def holds(backbone: nn.Module, address: str, name: str, insertion: Insertion) -> bool:
+    """Whether an insertion is still in its place: its target may have been replaced by another module."""
+    module: nn.Module | None = backbone
+    for part in address.split("."):
+        module = None if module is None else module._modules.get(part)
+    site = None if module is None else module._modules.get(CHILD)
+    return isinstance(site, Site) and site.slots.get(name) is insertion
+
+
 # `_modules[...]`, not `target.deltas`: nn.Module.__getattr__ is half the cost of a call here.
 def _before(target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
     for insertion in target._modules[CHILD].befores:  # type: ignore[union-attr]
@@ -139,13 +167,14 @@ def map_hidden(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Apply `change` to the hidden state of an output: a tensor, or the first element of a tuple or ModelOutput."""
     if isinstance(output, Tensor):
         return change(output)
-    if isinstance(output, tuple):
-        return (change(output[0]), *output[1:])
-    if isinstance(output, dict):  # transformers' ModelOutput is an ordered dict
-        key = next(iter(output))
+    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+        changed = (change(output[0]), *output[1:])
+        return type(output)(*changed) if hasattr(output, "_fields") else changed
+    # transformers' ModelOutput is an ordered dict
+    if isinstance(output, dict) and output and isinstance(output[key := next(iter(output))], Tensor):
         output[key] = change(output[key])
         return output
-    msg = f"The target returns a {type(output).__name__}; expected a tensor, a tuple or a ModelOutput."
+    msg = f"The target returns a {type(output).__name__}; expected a tensor, a tuple or a ModelOutput that begins with one."
     raise TargetError(msg)
 
 

@@ -19,7 +19,7 @@ from typing import Final
 from torch import nn
 
 from deltahub.address import Address, lies_within, nearest_names
-from deltahub.engine.site import is_delta_name
+from deltahub.engine.site import is_delta_name, refuse_own_deltas
 from deltahub.errors import NoMatchError
 
 MAPS: Final = Path(__file__).parents[1] / "structures"
@@ -180,9 +180,12 @@ def find_targets(
 
     Raises:
         NoMatchError: a pattern matches nothing; the message names the nearest names.
+        TargetError: a part of the backbone itself is called `deltas`.
     """
     structure = StructureMap.of(backbone)
-    modules = {name: module for name, module in backbone.named_modules() if name and not is_delta_name(name)}
+    every = dict(backbone.named_modules())
+    refuse_own_deltas(every)
+    modules = {name: module for name, module in every.items() if name and not is_delta_name(name)}
     hits: dict[str, set[Part | None]] = {}
     left_out = [*exclude, *map(marked, exclude)]
     missed = []
@@ -202,6 +205,19 @@ def find_targets(
 def _target(name: str, module: nn.Module, found: set[Part | None]) -> Target:
     parts = () if None in found else tuple(sorted((p for p in found if p), key=lambda part: part.index))
     return Target(name, module, parts)
+
+
+def without_excluded(backbone: nn.Module, targets: Sequence[Target], exclude: Sequence[str]) -> list[Target]:
+    """Those targets that no pattern of `exclude` leaves out: a method may have chosen layers inside what was addressed.
+
+    Raises:
+        NoMatchError: none is left.
+    """
+    structure, left_out = StructureMap.of(backbone), [*exclude, *map(marked, exclude)]
+    kept = [target for target in targets if not _excluded(target.name, left_out, structure)]
+    if targets and not kept:
+        raise NoMatchError(targets[0].name, (), f"All that it means is left out by exclude_modules={list(exclude)}.")
+    return kept
 
 
 def _excluded(name: str, patterns: Sequence[str], structure: StructureMap) -> bool:

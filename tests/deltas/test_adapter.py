@@ -5,7 +5,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from deltahub import AdapterModel
 from deltahub.deltas.adapter import activation
-from deltahub.errors import ConfigError
+from deltahub.errors import ConfigError, TargetError
 from tests.backbones import bert, gpt2, logits_of, stir, t5
 
 ADDRESS = "bert.encoder.layer.0.output.dense"
@@ -121,3 +121,9 @@ def test_the_arguments_stand_in_the_order_of_the_original():
     assert (delta.config.bottleneck_dim, delta.config.non_linearity) == (4, "relu")
     assert delta.config.exclude_modules == ("layer.1",)
     assert list(delta.insertions) == ["bert.encoder.layer.0.attention"]
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.GroupNorm(2, 4)])
+def test_a_layer_whose_channels_are_not_last_is_refused(layer):
+    with pytest.raises(TargetError, match="whose channels are not the last dimension"):
+        AdapterModel(nn.ModuleDict({"layer": layer}), modified_modules=["layer"])

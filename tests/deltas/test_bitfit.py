@@ -122,3 +122,39 @@ def test_the_arguments_stand_in_the_order_of_the_original():
 
     assert delta.config.unfrozen_modules == ("deltas", "classifier")
     assert not any("layer.1" in name for name in delta.insertions)
+
+
+@pytest.mark.parametrize(
+    ("layer", "inputs"),
+    [
+        (nn.Conv2d(3, 4, 1), torch.ones(2, 3, 4, 4)),
+        (nn.BatchNorm1d(4), torch.ones(2, 4)),
+        (nn.BatchNorm1d(4), torch.ones(2, 4, 4)),
+        (nn.BatchNorm2d(4), torch.ones(2, 4, 4, 4)),
+        (nn.GroupNorm(2, 4), torch.ones(2, 4, 4, 4)),
+        (nn.InstanceNorm1d(4), torch.ones(4, 4)),
+    ],
+)
+def test_a_bias_is_added_to_the_channels_wherever_they_are(layer, inputs):
+    backbone = nn.ModuleDict({"layer": layer}).eval()
+    before = layer(inputs)
+    delta = BitFitModel(backbone, modified_modules=["layer"])
+    with torch.no_grad():
+        next(delta.parameters()).copy_(torch.arange(4.0))
+
+    dimension = {"InstanceNorm1d": 0}.get(type(layer).__name__, 1)
+    added = (layer(inputs) - before).movedim(dimension, -1)
+    assert torch.allclose(added, torch.arange(4.0).expand_as(added), atol=1e-5)
+
+
+def test_what_is_excluded_inside_an_addressed_module_gets_no_bias():
+    delta = BitFitModel(bert(), modified_modules=["0.attention"], exclude_modules=["LayerNorm"])
+
+    assert [address.rpartition(".")[2] for address in delta.insertions] == ["query", "key", "value", "dense"]
+
+
+def test_a_causal_mask_called_bias_is_none():
+    backbone = nn.ModuleDict({"attention": nn.ModuleDict({"query": nn.Linear(2, 2)})})
+    backbone["attention"].register_buffer("bias", torch.ones(2, 2, dtype=torch.bool))
+
+    assert list(BitFitModel(backbone, modified_modules=["attention"]).insertions) == ["attention.query"]

@@ -1,6 +1,6 @@
 import copy
 import pickle
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
@@ -209,3 +209,18 @@ def test_a_container_is_refused_and_a_child_is_named(container, hint):
 )
 def test_names_of_deltas_are_told_from_those_of_the_backbone(name, expected):
     assert expected == is_delta_name(name)
+
+
+def test_a_named_tuple_stays_one():
+    Pair = namedtuple("Pair", ["hidden", "cell"])  # noqa: PYI024  (what modules of others return)
+
+    changed = map_hidden(Pair(torch.tensor(1), 3), lambda hidden: hidden + 1)
+
+    assert changed == Pair(torch.tensor(2), 3)
+    assert changed.cell == 3
+
+
+@pytest.mark.parametrize("output", [(), (None, torch.ones(1)), {}, {"hidden": None}])
+def test_an_output_that_does_not_begin_with_a_tensor_is_refused(output):
+    with pytest.raises(TargetError, match="that begins with one"):
+        map_hidden(output, lambda hidden: hidden)
