@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from .errors import DAMAGED
 from .options import JsonOpt, QuietOpt
 from .output import Output, print_json, size_text
 
 app = typer.Typer(no_args_is_help=True, help="Look after the deltas that were pulled to this machine.")
 
-_DAMAGED = 5
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -27,7 +27,7 @@ def list_(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     from deltahub.hub import Hub
 
     entries = list(Hub.open().cache.entries())
-    used = {entry.digest: datetime.fromtimestamp(entry.used, UTC).isoformat(timespec="minutes") for entry in entries}
+    used = {entry.digest: datetime.fromtimestamp(entry.used, UTC).strftime("%Y-%m-%dT%H:%MZ") for entry in entries}
     if json:
         print_json(
             [
@@ -44,7 +44,7 @@ def list_(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         return
     out = Output(as_json=json, quiet=quiet)
     if not entries:
-        out.result({}, "The cache is empty.")
+        out.nothing("The cache is empty.")
         return
     rows = [(e.digest[:19], e.origin, size_text(e.size), used[e.digest]) for e in entries]
     out.rows(("digest", "pulled as", "size", "last used"), rows)
@@ -87,7 +87,7 @@ def verify(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     else:
         print(f"{len(results)} checked, all intact.")  # noqa: T201
     if damaged:
-        raise typer.Exit(_DAMAGED)
+        raise typer.Exit(DAMAGED)
 
 
 @app.command()
@@ -102,7 +102,7 @@ def path(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 
 
 def _seconds(age: str) -> float:
-    found = re.fullmatch(r"(\d+)([smhdw])", age)
+    found = re.fullmatch(r"([0-9]{1,6})([smhdw])", age)
     if found is None:
         msg = f"expected a number and one of s, m, h, d, w, such as 30d; got {age!r}"
         raise typer.BadParameter(msg, param_hint="--older")

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Final
 
 import typer
 from typer.core import TyperGroup
 
 from deltahub import errors
 
+DAMAGED: Final = 5
+STORAGE: Final = 6
+INTERRUPTED: Final = 130
+
 # The first class that an error is an instance of decides.
 EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (errors.NotFoundError, 3),
     (errors.ConflictError, 4),
-    (errors.IntegrityError, 5),
-    (errors.FingerprintMismatch, 5),
-    (errors.StorageError, 6),
+    (errors.IntegrityError, DAMAGED),
+    (errors.FingerprintMismatch, DAMAGED),
+    (errors.StorageError, STORAGE),
     (errors.ReferenceSyntaxError, 2),
     (errors.ConfigError, 2),
     (errors.DeltaHubError, 1),
 )
-INTERRUPTED = 130
 
 EXIT_HELP = (
     "Exit codes: 0 done, 1 refused, 2 wrong usage, 3 not found, 4 changed by somebody else, "
@@ -41,6 +44,14 @@ class SentenceGroup(TyperGroup):
                 raise
             print(f"Error: {error}", file=sys.stderr)  # noqa: T201
             raise typer.Exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind))) from error
+        except BrokenPipeError:
+            raise  # whoever read the output has seen enough: typer ends quietly
+        except OSError as error:  # from a place that no command knows more about, such as a full disk behind `>`
+            if ctx.params.get("debug"):
+                raise
+            where = f": {error.filename}" if error.filename else ""
+            print(f"Error: {error.strerror or error}{where}. Check that place and its disk.", file=sys.stderr)  # noqa: T201
+            raise typer.Exit(STORAGE) from error
         except KeyboardInterrupt as error:
             print("Interrupted; nothing was left half done.", file=sys.stderr)  # noqa: T201
             raise typer.Exit(INTERRUPTED) from error

@@ -42,9 +42,9 @@ def _delta(folder: Path, out: Output) -> None:
         print_json({"digest": manifest.digest, **asdict(manifest)})
         return
     config = [(key, str(value)) for key, value in sorted(manifest.config.items()) if key != "metadata"]
-    out.rows(("option", "value"), config)
+    out.rows(("option", "value"), config, key=None)
     tensors = [(tensor.name, tensor.dtype, str(list(tensor.shape))) for tensor in manifest.tensors]
-    out.rows(("tensor", "dtype", "shape"), tensors)
+    out.rows(("tensor", "dtype", "shape"), tensors, key=None)
     if not out.quiet:
         count = manifest.parameters
         typer.echo(f"{count['total']:,} parameters, {size_text(manifest.size)}, {manifest.digest}", err=True)

@@ -34,6 +34,8 @@ def list_(
     from deltahub.hub import Hub
     from deltahub.registry.index import Query
 
+    if delta_type is not None:
+        _check_type(delta_type)
     shown = limit if limit is not None else (0 if json or quiet else _SHOWN)
     found, total = Hub.open().search(
         Query(query, tuple(split_tags(tag)), delta_type, author), source, limit=shown or None
@@ -56,11 +58,20 @@ def list_(
         for entry in found
     ]
     if not rows:
-        out.result({}, "No delta is known that fits.", "Push one with: deltahub push ./ckpt")
+        out.nothing("No delta is known that fits.", "Push one with: deltahub push ./ckpt")
         return
     out.rows(("name", "version", "type", "metrics", "tags", "backbone", "size", "pushed"), rows, narrow=5)
     if total > len(found) and not quiet:
         typer.echo(f"{len(found)} of {total:,}; --limit 0 shows all.", err=True)
+
+
+def _check_type(delta_type: str) -> None:
+    from deltahub.config import known_types
+    from deltahub.nearest import suggest
+
+    if delta_type not in known_types():
+        msg = f"unknown: {delta_type!r}; {suggest(delta_type, known_types())}"
+        raise typer.BadParameter(msg, param_hint="--type")
 
 
 def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
@@ -111,8 +122,8 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         ("parameters", f"{manifest.parameters['delta']:,} of the delta, {manifest.parameters['total']:,} in all"),
         ("metrics", _metrics({m["metric_type"]: m["metric_value"] for m in manifest.metrics}) or "none"),
     ]
-    out.rows(("", ""), facts)
-    out.rows(("file", "size", "sha256"), [(f.path, size_text(f.size), f.sha256) for f in manifest.files])
+    out.rows(("", ""), facts, key=None)
+    out.rows(("file", "size", "sha256"), [(f.path, size_text(f.size), f.sha256) for f in manifest.files], key=None)
 
 
 def log(
@@ -127,14 +138,14 @@ def log(
     from deltahub.hub import Hub
     from deltahub.reference import Reference
 
-    _, found = Hub.open().resolve(Reference.parse(name))
+    reference = Reference.parse(name)
+    _, document = Hub.open().document(reference)
+    document.resolve(reference.version)  # the log is of all versions, but one that is asked for must be there
     if json:
-        print_json([asdict(move) for move in found.document.log])
+        print_json([asdict(move) for move in document.log])
         return
-    rows = [
-        (m.time, m.author, m.action, m.what, f"{m.before or '-'} -> {m.after or '-'}"[:48]) for m in found.document.log
-    ]
-    Output(as_json=json, quiet=quiet).rows(("time", "author", "action", "what", "change"), rows)
+    rows = [(m.time, m.author, m.action, m.what, f"{m.before or '-'} -> {m.after or '-'}") for m in document.log]
+    Output(as_json=json, quiet=quiet).rows(("time", "author", "action", "what", "change"), rows, key=None)
 
 
 def _metrics(metrics: dict[str, Any]) -> str:

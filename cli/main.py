@@ -5,6 +5,9 @@ Only the module of the command that is asked for is imported, so that every comm
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
 from importlib import import_module
 from typing import Annotated, Final
@@ -28,6 +31,9 @@ _COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
     "inspect": ("inspect", "inspect"),
     "cache": ("cache", None),
 }
+
+
+_TERMINATED: Final = 128 + signal.SIGTERM
 
 
 def _version(asked: bool) -> None:
@@ -73,6 +79,13 @@ def build_app(*wanted: str) -> typer.Typer:
 
 def main() -> None:
     """Run the command line."""
+    if sys.stderr is None:  # else what belongs there would be printed on stdout
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  (until the end)
+    if sys.stdout is None:  # closed by whoever started this: the work is done all the same
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  (until the end)
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that staged files go, as after Ctrl-C
     if sys.argv[1:] == ["--version"]:
         print(f"deltahub {VERSION}")  # noqa: T201
         return

@@ -30,9 +30,10 @@ def tag(
     reference = Reference.parse(ref)
     add = [check_tag(text) for text in tags if not text.endswith("-")]
     remove = [check_tag(text[:-1]) for text in tags if text.endswith("-")]
-    registry, found = Hub.open().resolve(reference)
-    entry = registry.set_tags(reference.path, found.version, add, remove)
-    exact = f"{registry.name}:{reference.path}@{found.version}"
+    registry, document = Hub.open().document(reference)
+    version = document.resolve(reference.version)
+    entry = registry.set_tags(reference.path, version, add, remove)
+    exact = f"{registry.name}:{reference.path}@{version}"
     out = Output(as_json=json, quiet=quiet)
     out.result({"reference": exact, "tags": entry.tags}, f"{exact}: {' '.join(entry.tags) or 'no tags'}")
 
@@ -44,16 +45,24 @@ def alias(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Point an alias to a version; every move is kept in the log.
+    """Point an alias to a version, by default the newest; every move is kept in the log.
+
+    With --remove and a version, the alias is removed only if it points there.
 
     [dim]deltahub alias DeltaHub/sst2-t5-base@v3 champion[/dim]
     """
+    from deltahub.errors import ConflictError
     from deltahub.hub import Hub
     from deltahub.reference import Reference, check_alias
 
     reference = Reference.parse(ref)
-    registry, found = Hub.open().resolve(reference)
-    document = registry.set_alias(reference.path, check_alias(name), None if remove else found.version)
+    check_alias(name)
+    registry, document = Hub.open().document(reference)
+    version = document.resolve(reference.version)
+    pointed = document.aliases.get(name)
+    if remove and reference.version and pointed and pointed != version:
+        raise ConflictError(f"The alias {reference.path}@{name}", version, pointed)
+    document = registry.set_alias(reference.path, name, None if remove else version)
     target = document.aliases.get(name)
     exact = f"{registry.name}:{reference.path}@{name}"
     line = f"{exact} is {target}" if target else f"{exact} is removed"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
+_WORD: Final = 10  # columns that the last part of a narrow table needs
 _WIDE: Final = 120  # columns of a terminal that has room for every column of a table
 
 
@@ -39,22 +40,34 @@ class Output:
             for hint in hints:
                 print(hint, file=sys.stderr)  # noqa: T201
 
-    def rows(self, columns: Sequence[str], rows: Sequence[Sequence[str]], narrow: int | None = None) -> None:
-        """Print a table; with `--quiet` its first column only, into a pipe the rows alone, with tabs between.
+    def nothing(self, line: str, *hints: str) -> None:
+        """Say on stderr that there is nothing to print."""
+        if not self.quiet:
+            for text in (line, *hints):
+                print(text, file=sys.stderr)  # noqa: T201
+
+    def rows(
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], narrow: int | None = None, key: int | None = 0
+    ) -> None:
+        """Print a table; into a pipe the rows alone, with tabs between; with `--quiet` the key column only.
 
         Args:
             columns: headings; none is shown if all are empty.
-            narrow: how many columns a narrow terminal shows; by default all.
+            key: the column that is printed with `--quiet`; None for whole rows.
+            narrow: how many columns a narrow terminal shows at most; by default all.
         """
+        rows = [[_one_line(cell) for cell in row] for row in rows]
         if self.quiet or not sys.stdout.isatty():
             for row in rows:
-                print(row[0] if self.quiet else "\t".join(row))  # noqa: T201
+                print(row[key] if self.quiet and key is not None else "\t".join(row))  # noqa: T201
             return
         from rich.console import Console
         from rich.table import Table
 
         console = Console(highlight=False, markup=False)
-        shown = narrow if narrow and console.width < _WIDE else len(columns)
+        shown = len(columns)
+        if narrow and console.width < _WIDE:
+            shown = _fitting(columns[:narrow], rows, console.width)
         table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
         for number, column in enumerate(columns[:shown]):
             table.add_column(column, overflow="fold", no_wrap=number == 0)  # nothing is cut, names are not broken
@@ -82,9 +95,25 @@ class Output:
             yield lambda count: bar.update(task, advance=count)
 
 
+def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:
+    """How many columns, but two at least, leave the last of them room for a word."""
+    widths = [max(len(cell) for cell in (name, *(row[at] for row in rows))) + 2 for at, name in enumerate(columns)]
+    return next((count for count in range(len(columns), 2, -1) if sum(widths[: count - 1]) + _WORD <= width), 2)
+
+
 def print_json(data: Any) -> None:
-    """Print JSON for programs."""
-    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))  # noqa: T201
+    """Print JSON for programs, escaped where stdout cannot hold a character."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, default=str)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(data, indent=2, default=str)
+    print(text)  # noqa: T201
+
+
+def _one_line(cell: str) -> str:
+    """A cell without line breaks, tabs or the control characters that drive a terminal: others wrote what it shows."""
+    return "".join(char if char.isprintable() else " " for char in cell)
 
 
 def size_text(count: float) -> str:

@@ -31,10 +31,12 @@ def push(
 
     [dim]deltahub push ./ckpt acme/sst2-bert --tags task=sst2,lang=en --alias champion -m "2 epochs"[/dim]
     """
+    from deltahub.checkpoint import BACKBONE, CARD, CONFIG, WEIGHTS
     from deltahub.hub import Hub
 
     out = Output(as_json=json, quiet=quiet)
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) if folder.is_dir() else None
+    files = [folder / name for name in (CONFIG, WEIGHTS, BACKBONE, CARD)]  # a trainer's folder holds others too
+    size = sum(path.stat().st_size for path in files if path.is_file())
     with out.progress("Pushing", size) as progress:
         pushed = Hub.open().push(
             folder, name, tags=split_tags(tags), aliases=alias or (), message=message, to=to, progress=progress
@@ -47,7 +49,7 @@ def push(
         "size": pushed.size,
         "tags": pushed.tags,
     }
-    kind = "New version" if pushed.new else "Already there"
+    kind = "New version" if pushed.new else "Already there, its message unchanged" if message else "Already there"
     out.result(
         data,
         str(pushed.reference),
@@ -91,5 +93,5 @@ def pull(
         data,
         str(pulled.folder),
         f"{pulled.reference}, {size_text(pulled.manifest.size)}, {pulled.digest[:19]}, every byte checked",
-        f'Load it with: AutoDeltaModel.from_finetuned("{pulled.reference.path}", backbone_model=model)',
+        f'Load it with: AutoDeltaModel.from_finetuned("{pulled.reference}", backbone_model=model)',
     )

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
+from .errors import DAMAGED
 from .options import JsonOpt, QuietOpt, SourceOpt
 from .output import Output, print_json
-
-_DAMAGED = 5
 
 
 def verify(
@@ -39,25 +38,32 @@ def verify(
         print(f"{len(results)} checked, all intact.")  # noqa: T201
     if damaged:
         if not json and not quiet:
-            typer.echo(f"{len(damaged)} of {len(results)} are damaged. Push them again from intact copies.", err=True)
-        raise typer.Exit(_DAMAGED)
+            typer.echo(
+                f"{len(damaged)} of {len(results)} are damaged. Restore them as said above, or push them again from intact copies.",
+                err=True,
+            )
+        raise typer.Exit(DAMAGED)
 
 
-def _folder(folder: Path) -> list[tuple[str, str]]:
+def _folder(folder: Path) -> list[tuple[str, str | None]]:
     from deltahub.checkpoint import describe
+    from deltahub.errors import IntegrityError
 
-    describe(folder)
-    return [(str(folder), "")]
+    try:
+        describe(folder)
+    except IntegrityError as error:  # what was asked for, not what went wrong
+        return [(str(folder), str(error))]
+    return [(str(folder), None)]
 
 
-def _registry(target: str | None, source: str | None) -> list[tuple[str, str]]:
+def _registry(target: str | None, source: str | None) -> list[tuple[str, str | None]]:
     from deltahub.hub import Hub
     from deltahub.reference import Reference
     from deltahub.registry.verify import verify as check
 
     hub = Hub.open()
     if target is None:
-        return [(name, damage or "") for name, damage in check(hub.registry(source))]
+        return list(check(hub.registry(source)))
     reference = Reference.parse(target)
     registry = hub.registry(source or reference.source)
-    return [(name, damage or "") for name, damage in check(registry, [reference.path], reference.version)]
+    return list(check(registry, [reference.path], reference.version))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,17 @@ from typing import TYPE_CHECKING, Any, Final
 from deltahub.backbone import Fingerprint
 from deltahub.config import check_document
 from deltahub.errors import CheckpointError, IntegrityError
-from deltahub.files import move_all, sha256_file, staging, storage_errors, sync_file, sync_folders, write_synced
+from deltahub.files import (
+    REPLACED,
+    STAGE,
+    move_all,
+    sha256_file,
+    staging,
+    storage_errors,
+    sync_file,
+    sync_folders,
+    write_synced,
+)
 from deltahub.manifest import FileEntry, Manifest, TensorEntry
 from deltahub.schema import parse
 
@@ -113,6 +124,8 @@ def verified_bytes(folder: Path, name: str, document: Mapping[str, Any]) -> byte
 
 def _require_same(path: Path, entry: Mapping[str, Any], sha256: str, size: int) -> None:
     remedy = "The file was cut, changed, or an interrupted save left it. Fetch or save the delta again."
+    if before := next(path.parent.glob(f"{STAGE}*/{REPLACED}"), None):
+        remedy += f" What an interrupted save was about to replace is in {before}."
     if size != entry["size"]:
         raise IntegrityError(str(path), f"{entry['size']} bytes", f"{size} bytes", remedy)
     if sha256 != entry["sha256"]:
@@ -177,6 +190,7 @@ def describe(folder: Path) -> Manifest:
         msg = f"{folder / CONFIG} lists no {WEIGHTS}, so its bytes cannot be checked. Save the delta again."
         raise CheckpointError(msg)
     entries = []
+    _refuse_foreign_card(folder)
     for name in (CONFIG, *sorted({*document["files"], *([CARD] if (folder / CARD).is_file() else [])})):
         if not (folder / name).is_file():
             msg = f"{folder / name} is missing, though {CONFIG} lists it. Fetch or save the delta again."
@@ -197,6 +211,14 @@ def describe(folder: Path) -> Manifest:
         },
         metrics=tuple(_metrics(document.get("metadata", {}))),
     )
+
+
+def _refuse_foreign_card(folder: Path) -> None:
+    """Refuse a card that is a link out of the folder: no digest vouches for it, so any file could be published."""
+    card = folder / CARD
+    if card.is_symlink() and not card.resolve().is_relative_to(folder.resolve()):
+        msg = f"{card} is a link to {card.resolve()}, outside the folder. Copy the file there, or remove the link."
+        raise CheckpointError(msg)
 
 
 def _numel(shape: tuple[int, ...]) -> int:
@@ -243,8 +265,9 @@ def write(
         with staging(folder) as stage:
             save_function(tensors, stage / WEIGHTS)
             tensor_table(stage / WEIGHTS)
-            sync_file(stage / WEIGHTS)
             write_synced(stage / BACKBONE, fingerprint.to_bytes())
+            shutil.copymode(stage / BACKBONE, stage / WEIGHTS)  # safetensors lets nobody else read what it writes
+            sync_file(stage / WEIGHTS)
             write_synced(stage / CARD, card.encode())
             digests = {name: sha256_file(stage / name) for name in (WEIGHTS, BACKBONE)}
             files = {name: {"sha256": sha256, "size": size} for name, (sha256, size) in digests.items()}

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import time
 import uuid
@@ -17,6 +18,8 @@ from deltahub.errors import StorageError
 
 CHUNK: Final = 1 << 20  # bytes read or written at a time
 _STALE: Final = 86400.0  # seconds after which nobody can still be writing
+STAGE: Final = ".deltahub-"  # and 32 hex digits: a user's own folders beside it are never taken for one
+REPLACED: Final = "replaced"  # in a stage: what is being replaced, in case it must come back
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -77,14 +80,15 @@ def sync_folders(folders: Iterable[Path]) -> None:
 def staging(parent: Path) -> Iterator[Path]:
     """A new empty folder inside `parent`, gone afterwards with all that was not moved out of it.
 
-    What a killed process left there a day ago or longer goes too.
+    What a killed process left there a day ago or longer goes too, but for files that it was about to replace.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    for leftover in parent.glob("tmp-*"):
+    for leftover in parent.glob(f"{STAGE}*"):
         with contextlib.suppress(OSError):
-            if leftover.stat().st_mtime < time.time() - _STALE:
+            ours = re.fullmatch(r"[0-9a-f]{32}", leftover.name.removeprefix(STAGE))
+            if ours and leftover.stat().st_mtime < time.time() - _STALE and not (leftover / REPLACED).exists():
                 shutil.rmtree(leftover)
-    folder = parent / f"tmp-{uuid.uuid4().hex}"
+    folder = parent / f"{STAGE}{uuid.uuid4().hex}"
     folder.mkdir()
     try:
         yield folder
@@ -97,7 +101,7 @@ def move_all(stage: Path, folder: Path, names: Sequence[str]) -> None:
 
     A crash half way leaves what was replaced in `stage`.
     """
-    replaced = stage / "replaced"
+    replaced = stage / REPLACED
     replaced.mkdir()
     known = [name for name in names if (folder / name).exists()]
     for name in known:

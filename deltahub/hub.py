@@ -15,6 +15,7 @@ from deltahub.manifest import Manifest
 from deltahub.naming import default_name
 from deltahub.places import cache_home, home
 from deltahub.reference import Reference, check_alias, check_tag
+from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.index import Index, Listed, Query
 from deltahub.registry.registry import Found, Registry
 from deltahub.stores.base import Progress
@@ -93,8 +94,8 @@ class Hub:
             raise NotFoundError(f"The source {source!r}", (f"known sources {', '.join(self.registries)}",))
         return self.registries[source]
 
-    def resolve(self, reference: Reference) -> tuple[Registry, Found]:
-        """The first source that has a delta, and the version meant.
+    def document(self, reference: Reference) -> tuple[Registry, ReferenceDocument]:
+        """The first source that has a delta, and all that is said about it there; no other source may stand in for it.
 
         Raises:
             NotFoundError: none has it; the message lists where it was looked for and the nearest names.
@@ -103,13 +104,21 @@ class Hub:
         misses: list[NotFoundError] = []
         for registry in sources:
             try:
-                return registry, registry.resolve(reference)
+                return registry, registry.document(reference.path)
             except NotFoundError as error:
-                if error.what != reference.path:
-                    raise  # the delta is there, the version is not: no other source may stand in for it
                 misses.append(error)
         places = tuple(place for miss in misses for place in miss.looked_in)
         raise NotFoundError(f"The delta {reference}", places, tuple(name for miss in misses for name in miss.nearest))
+
+    def resolve(self, reference: Reference) -> tuple[Registry, Found]:
+        """The first source that has a delta, and the version meant with its manifest.
+
+        Raises:
+            NotFoundError: none has it, or the first that has it lacks the version.
+            IntegrityError: the manifest is damaged.
+        """
+        registry, document = self.document(reference)
+        return registry, registry.found(document, reference.version)
 
     def push(
         self,

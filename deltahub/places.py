@@ -3,7 +3,7 @@
 | variable | what it moves | without it |
 | --- | --- | --- |
 | DELTAHUB_HOME | the local registry | the user's data folder |
-| DELTAHUB_CACHE | the cache of pulled deltas | the user's cache folder |
+| DELTAHUB_CACHE | the cache of pulled deltas | `cache` in DELTAHUB_HOME, or else the user's cache folder |
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def cache_home() -> Path:
     """The folder of what can be fetched again."""
     if folder := os.environ.get("DELTAHUB_CACHE"):
         return Path(folder).expanduser()
-    if "DELTAHUB_HOME" in os.environ:
+    if os.environ.get("DELTAHUB_HOME"):
         return home() / "cache"
     import platformdirs
 

@@ -54,6 +54,12 @@ class Reference:
         Raises:
             ReferenceSyntaxError: the text is no reference; the message says which part and why.
         """
+        if text.startswith((".", "/", "~")):
+            msg = (
+                f"{text!r} is a path; expected a delta's name, [source:]namespace/name[@version]. "
+                "If a folder is meant, check that it is there."
+            )
+            raise ReferenceSyntaxError(msg)
         rest, at, version = text.partition("@")
         source, colon, path = rest.rpartition(":")
         if colon:
@@ -148,7 +154,11 @@ def _check(text: str, rule: re.Pattern[str], what: str, expected: str) -> None:
     if rule.fullmatch(text):
         return
     strange = next((char for char in text if not char.isascii()), None)
-    seen = f" It holds {strange!r} (U+{ord(strange):04X}), which only looks like a plain letter." if strange else ""
+    seen = (
+        f" It holds {strange!r} (U+{ord(strange):04X}), which is no plain letter, though it may look like one."
+        if strange
+        else ""
+    )
     msg = f"{text!r} cannot be a {what}: expected {expected}.{seen}"
     raise ReferenceSyntaxError(msg)
 

@@ -204,10 +204,11 @@ def test_using_a_delta_keeps_it(cache, source):
 
 
 def test_the_next_pull_removes_what_a_killed_one_left_but_no_running_one(cache, source):
-    for name, time in (("tmp-old", 1), ("tmp-new", None)):
+    old, new = (f".deltahub-{digit * 32}" for digit in "0f")
+    for name, time in ((old, 1), (new, None)):
         (cache.root / "staging" / name).mkdir(parents=True)
         if time:
             os.utime(cache.root / "staging" / name, (time, time))
     source.into(cache)
 
-    assert [path.name for path in (cache.root / "staging").iterdir()] == ["tmp-new"]
+    assert [path.name for path in (cache.root / "staging").iterdir()] == [new]

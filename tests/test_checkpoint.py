@@ -32,6 +32,10 @@ from tests.checkpoints import content_of, save_checkpoint
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
 
 
+def test_whoever_may_read_one_file_of_a_delta_may_read_all(checkpoint_folder):
+    assert len({(checkpoint_folder / name).stat().st_mode for name in (CONFIG, WEIGHTS, BACKBONE, CARD)}) == 1
+
+
 def test_what_was_saved_is_read_back(checkpoint_folder):
     found = read(checkpoint_folder)
 
@@ -247,3 +251,23 @@ def test_a_first_save_that_fails_leaves_no_delta_that_could_be_read(tmp_path, fa
             read(tmp_path / case)
         else:
             assert content_of(tmp_path / case) == {}
+
+
+def test_a_card_that_is_a_link_out_of_the_folder_is_not_published(checkpoint_folder, tmp_path):
+    (tmp_path / "secret").write_text("mine")
+    (checkpoint_folder / "README.md").unlink()
+    (checkpoint_folder / "README.md").symlink_to(tmp_path / "secret")
+
+    with pytest.raises(CheckpointError, match=r"README\.md is a link to .*secret, outside the folder"):
+        checkpoint.describe(checkpoint_folder)
+
+
+def test_damage_by_an_interrupted_save_says_where_the_old_files_are(checkpoint_folder):
+    before = checkpoint_folder / ".deltahub-0123456789abcdef0123456789abcdef" / "replaced"
+    before.mkdir(parents=True)
+    (checkpoint_folder / "delta.safetensors").write_bytes(b"half")
+
+    with pytest.raises(IntegrityError) as caught:
+        checkpoint.read(checkpoint_folder)
+
+    assert f"is in {before}." in str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import threading
 
 import pytest
@@ -72,6 +73,16 @@ def test_a_staging_folder_is_gone_after_an_interrupt_too(tmp_path):
 def test_two_staging_folders_do_not_meet(tmp_path):
     with staging(tmp_path) as one, staging(tmp_path) as other:
         assert one != other
+
+
+@pytest.mark.parametrize("name", ["tmp-results", "tmp-0", ".deltahub-notes", f".deltahub-{'g' * 32}"])
+def test_an_old_folder_of_the_users_own_is_never_taken_for_a_leftover(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "precious").write_bytes(b"x")
+    os.utime(tmp_path / name, (1, 1))
+    with staging(tmp_path):
+        pass
+    assert (tmp_path / name / "precious").read_bytes() == b"x"
 
 
 def put(folder, **files):

@@ -172,7 +172,7 @@ def test_a_look_alike_is_named_by_its_code_point():
     with pytest.raises(ReferenceSyntaxError) as caught:
         check_name("\u0430cme")
     assert "expected up to 96 letters, digits" in str(caught.value)
-    assert "U+0430), which only looks like a plain letter" in str(caught.value)
+    assert "U+0430), which is no plain letter, though it may look like one" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["sst2", "task=sst2", "a/b", "v1.2", "lang=en-US", "note=two words", "metric=f1:0.9"])

@@ -160,26 +160,40 @@ class ReferenceDocument:
         )
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> ReferenceDocument:
+    def from_bytes(cls, data: bytes, name: str = "") -> ReferenceDocument:
         """Read a stored document.
+
+        Args:
+            name: what it is stored under, ``"namespace/name"``, for messages.
 
         Raises:
             CheckpointError: it is no reference document that this version can read.
         """
+        document: Any = None
         try:
             document = parse(data)
             wrong = problem(document, SCHEMA) or _dangling(document)
         except ValueError as error:
             wrong = str(error)
         if wrong:
-            msg = f"A reference document is damaged: {wrong}. Run `deltahub verify` on its registry."
-            raise CheckpointError(msg)
+            raise CheckpointError(_unreadable(name, wrong, document))
         versions = {
             name: Version(**{**entry, "tags": tuple(entry["tags"])}) for name, entry in document["versions"].items()
         }
         log = tuple(Move(m["time"], m["author"], m["action"], m["what"], m["from"], m["to"]) for m in document["log"])
         ordered = dict(sorted(versions.items(), key=lambda item: int(item[0][1:])))
         return cls(document["name"], ordered, document["aliases"], log)
+
+
+def _unreadable(name: str, wrong: str, document: Any) -> str:
+    what = f"The reference document of {name}" if name else "A reference document"
+    schema = document.get("schema_version") if isinstance(document, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA_VERSION:
+        return f"{what} has schema_version {schema}; this deltahub reads {SCHEMA_VERSION}. Update deltahub."
+    return (
+        f"{what} is damaged: {wrong}. Restore refs/{name or '...'}.json in its registry from a copy, or move it away "
+        "and push the delta again; the files of its versions are stored apart."
+    )
 
 
 def _dangling(document: Mapping[str, Any]) -> str | None:

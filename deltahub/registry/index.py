@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from deltahub.errors import DeltaHubError
+from deltahub.errors import CheckpointError, DeltaHubError
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.registry import REFS, Registry
 
+_MOST: Final = 2**63 - 1  # what SQLite counts to
 _DAMAGE: Final = (sqlite3.Error, TypeError, ValueError)  # what reading a damaged index can raise
 _VERSION: Final = 1  # of the tables below
 _TABLES: Final = """
@@ -113,7 +114,7 @@ class Index:
             total: int = database.execute(f"SELECT count(*) FROM deltas WHERE {where}", values).fetchone()[0]  # noqa: S608  (built below)
             rows = database.execute(
                 f"SELECT row FROM deltas WHERE {where} ORDER BY time DESC, name LIMIT ?",  # noqa: S608
-                [*values, -1 if limit is None else limit],
+                [*values, -1 if limit is None else min(limit, _MOST)],
             )
             return [_listed(json.loads(row)) for (row,) in rows], total
 
@@ -130,7 +131,7 @@ class Index:
             if found is None:  # deleted since it was listed
                 continue
             try:
-                document = ReferenceDocument.from_bytes(found[0])
+                document = _document(key, found[0])
             except DeltaHubError as error:  # one damaged document must not hide the others
                 import logging  # late: hardly ever needed
 
@@ -138,6 +139,15 @@ class Index:
                 continue
             _remember(database, key, document)
             database.execute("INSERT INTO documents VALUES (?, ?)", (key, current[key]))
+
+
+def _document(key: str, data: bytes) -> ReferenceDocument:
+    path = key[len(REFS) : -len(".json")]
+    document = ReferenceDocument.from_bytes(data, path)
+    if document.name != path:  # a copied file: no command finds this delta there
+        msg = f"It is the reference document of {document.name}. Remove it, or push to {path} under its own name."
+        raise CheckpointError(msg)
+    return document
 
 
 def _connect(path: Path | str) -> sqlite3.Connection:
@@ -192,7 +202,7 @@ def _conditions(query: Query) -> tuple[str, list[str]]:
         if value is not None:
             clauses.append(f"{column} = ?")
             values.append(value)
-    return " AND ".join(clauses), values
+    return " AND ".join(clauses), [value.encode(errors="replace").decode() for value in values]  # what no text holds
 
 
 def _listed(row: dict[str, Any]) -> Listed:

@@ -76,7 +76,7 @@ class Registry:
         found = self.store.read_tagged(_ref_key(path))
         if found is None:
             raise NotFoundError(path, (self.place,), nearest_names(path, self.names()))
-        document = ReferenceDocument.from_bytes(found[0])
+        document = ReferenceDocument.from_bytes(found[0], path)
         if document.name != path:  # also on a disk that takes upper and lower case for the same
             raise NotFoundError(path, (self.place,), (document.name,))
         return document
@@ -97,8 +97,11 @@ class Registry:
             NotFoundError: no such delta or version.
             IntegrityError: the manifest is damaged.
         """
-        document = self.document(reference.path)
-        version = document.resolve(reference.version)
+        return self.found(self.document(reference.path), reference.version)
+
+    def found(self, document: ReferenceDocument, asked: str | None) -> Found:
+        """The version of a delta that a version, alias or digest means; None means the newest."""
+        version = document.resolve(asked)
         return Found(document, version, self.manifest(document.versions[version].digest))
 
     def manifest(self, digest: str) -> Manifest:
@@ -162,7 +165,7 @@ class Registry:
         files: dict[str, Source] = {entry.sha256: folder / entry.path for entry in manifest.files}
         self.store.create({**files, _digits(digest): data}, progress)
         time, author = _now(), _author()
-        added = Version(digest, time, author, message, merged_tags((), checked[0]), summary_of(manifest))
+        added = Version(digest, time, author, _text(message), merged_tags((), checked[0]), summary_of(manifest))
         version, new = "", False
 
         def change(document: ReferenceDocument) -> ReferenceDocument:
@@ -214,7 +217,7 @@ class Registry:
             found = self.store.read_tagged(key)
             if found is None and not may_create:
                 raise NotFoundError(path, (self.place,), nearest_names(path, self.names()))
-            document = ReferenceDocument.from_bytes(found[0]) if found else ReferenceDocument(path)
+            document = ReferenceDocument.from_bytes(found[0], path) if found else ReferenceDocument(path)
             changed = change(document)
             if changed == document:
                 return document
@@ -232,11 +235,11 @@ class Registry:
             return
         namespace = path.partition("/")[0]
         for known in self.names():
-            if known.lower() == path.lower() or (
-                known.partition("/")[0].lower() == namespace.lower() and known.partition("/")[0] != namespace
-            ):
-                msg = f"{path!r} and {known!r}, which exists, differ only in upper and lower case. Use the existing writing."
-                raise ReferenceSyntaxError(msg)
+            theirs = known.partition("/")[0]
+            for new, old in ((path, known), (namespace, theirs)):
+                if new != old and new.lower() == old.lower():
+                    msg = f"{new!r} and {old!r}, which exists, differ only in upper and lower case. Use the existing writing."
+                    raise ReferenceSyntaxError(msg)
 
 
 def _ref_key(path: str) -> str:
@@ -251,9 +254,14 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+def _text(typed: str) -> str:
+    """What was typed, with '?' for bytes of it that were no UTF-8."""
+    return typed.encode(errors="replace").decode()
+
+
 def _author() -> str:
     if author := os.environ.get("DELTAHUB_AUTHOR"):
-        return author
+        return _text(author)
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may have no entry for its user

@@ -25,6 +25,7 @@ def verify(
     Raises:
         NotFoundError: a delta or version that was asked for is not there.
     """
+    intact: set[str] = set()  # digests of objects, which deltas share, that were read already
     for path in registry.names() if paths is None else paths:
         try:
             document = registry.document(path)
@@ -34,15 +35,18 @@ def verify(
             yield path, str(error)
             continue
         for name in [document.resolve(version)] if version else list(document.versions):
-            yield f"{path}@{name}", _damage(registry, document.versions[name].digest)
+            yield f"{path}@{name}", _damage(registry, document.versions[name].digest, intact)
 
 
-def _damage(registry: Registry, digest: str) -> str | None:
+def _damage(registry: Registry, digest: str, intact: set[str]) -> str | None:
     try:
         for entry in registry.manifest(digest).files:
+            if entry.sha256 in intact:
+                continue
             data = registry.store.read(object_key(entry.sha256))
             if digest_of(data) != f"sha256:{entry.sha256}":
                 return f"{entry.path} is damaged: expected sha256:{entry.sha256}, found {digest_of(data)}"
+            intact.add(entry.sha256)
     except NotFoundError as error:
         return f"a file is missing: {error.what}"
     except DeltaHubError as error:

@@ -118,6 +118,7 @@ class LocalStore:
             with self._reading(key):
                 entries = sorted(os.scandir(self.root / key), key=lambda entry: entry.name)
         except NotFoundError:
+            self._refuse_file()
             return
         for entry in entries:
             path = f"{key}/{entry.name}"
@@ -127,6 +128,13 @@ class LocalStore:
             with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
                 stat = entry.stat()
                 yield path, f"{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
+
+    def _refuse_file(self) -> None:
+        """A file where the folder or one above it should be is no empty store."""
+        there = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
+        if not there.is_dir():
+            msg = f"{there} is a file; expected the folder of a registry, {self.root}. Move it away, or set DELTAHUB_HOME."
+            raise StorageError(msg)
 
     @contextlib.contextmanager
     def _reading(self, key: str) -> Iterator[None]:

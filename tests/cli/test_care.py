@@ -44,6 +44,31 @@ def test_verify_looks_at_a_folder_too(run, ckpt):
     assert run("verify", ckpt).exit_code == 0
     damage(ckpt / "delta.safetensors")
     assert run("verify", ckpt).exit_code == 5
+    done = run("verify", ckpt, "--json")
+    (found,) = json.loads(done.stdout)
+    assert (done.exit_code, found["reference"]) == (5, str(ckpt))
+    assert "delta.safetensors is damaged" in found["damage"]
+
+
+def test_verify_of_a_folder_that_is_not_there_says_so(run):
+    done = run("verify", "./nowhere")
+    assert done.exit_code == 2
+    assert "'./nowhere' is a path; expected a delta's name" in done.stderr
+
+
+def test_a_damaged_manifest_hides_neither_the_log_nor_the_marks(run, run_json, pulled):
+    digits = run_json("show", "me/x")["digest"].removeprefix("sha256:")
+    run("alias", "me/x", "champion")
+    damage(home() / "registry" / "objects" / "sha256" / digits[:2] / digits[2:])
+    assert run("show", "me/x").exit_code == 5
+    assert [move["action"] for move in run_json("log", "me/x")] == ["push", "alias"]
+    assert run("tag", "me/x", "damaged").exit_code == 0
+    assert run("alias", "me/x", "champion", "--remove").exit_code == 0
+
+
+@pytest.mark.parametrize("age", [f"{'9' * 400}w", f"{'9' * 5000}s", "-1d", "1"])
+def test_an_age_beyond_all_time_is_wrong_usage(run, age):
+    assert run("cache", "prune", f"--older={age}").exit_code == 2
 
 
 def test_verify_of_an_unknown_delta_is_not_intact(run, pulled):
@@ -56,7 +81,8 @@ def test_the_cache_lists_checks_and_forgets(run, run_json, pulled):
     assert run("cache", "verify").exit_code == 0
     assert run_json("cache", "prune") == {"removed": [], "freed": 0}
     assert [entry["digest"]] == run_json("cache", "prune", "--older", "0s")["removed"]
-    assert run("cache", "list").stdout == "The cache is empty.\n"
+    assert (run("cache", "list").stdout, run("cache", "list").stderr) == ("", "The cache is empty.\n")
+    assert run("cache", "list", "--quiet").output == ""
 
 
 def test_what_is_damaged_in_the_cache_is_named_and_then_fetched_again(run, pulled):

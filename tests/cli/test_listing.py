@@ -63,6 +63,18 @@ def test_a_table_on_a_terminal_has_a_header(monkeypatch, capsys):
     assert "[red]sst2" in capsys.readouterr().out  # what users write is no markup
 
 
+@pytest.mark.parametrize(("name", "header"), [("me/x", "name version tags"), ("me/" + "x" * 66, "name version")])
+def test_a_narrow_table_leaves_out_what_it_could_only_break(monkeypatch, capsys, name, header):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    rows = [(name, "v1", "task=sst2 domain=movies", "1.9 kB")]
+    Output(as_json=False, quiet=False).rows(("name", "version", "tags", "size"), rows, narrow=3)
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.split() == header.split()
+    assert len(rest) == 1
+
+
 def test_list_says_on_stderr_how_many_it_left_out(run, three):
     done = run("list", "--limit", "1")
     assert "1 of 3; --limit 0 shows all." in done.stderr
@@ -71,8 +83,10 @@ def test_list_says_on_stderr_how_many_it_left_out(run, three):
 def test_list_of_nothing_says_how_to_start(run):
     done = run("list")
     assert done.exit_code == 0
-    assert "No delta is known that fits." in done.stdout
+    assert done.stdout == ""
+    assert "No delta is known that fits." in done.stderr
     assert "deltahub push ./ckpt" in done.stderr
+    assert run("list", "--quiet").output == ""
 
 
 def test_show_tells_everything(run, run_json, three):
@@ -109,6 +123,14 @@ def test_an_alias_points_moves_and_goes(run, run_json, three):
     assert run("show", "a/sst2-bert@champion").exit_code == 3
 
 
+def test_an_alias_that_points_elsewhere_is_not_removed(run, run_json, three):
+    run("alias", "a/sst2-bert@v1", "champion")
+    done = run("alias", "a/sst2-bert@v2", "champion", "--remove")
+    assert done.exit_code == 4
+    assert "The alias a/sst2-bert@champion changed meanwhile: expected v2, found v1." in done.stderr
+    assert run("alias", "a/sst2-bert@champion", "champion", "--remove").exit_code == 0
+
+
 def test_every_move_is_in_the_log(run, run_json, three):
     run("alias", "a/sst2-bert@v1", "champion")
     run("alias", "a/sst2-bert@v2", "champion")
@@ -122,3 +144,9 @@ def test_removing_a_tag_that_is_not_there_names_those_that_are(run, three):
     done = run("tag", "a/ner-bert", "nerr-")
     assert done.exit_code == 3
     assert "The tag 'nerr' of a/ner-bert@v1 was not found. Looked in: tags ner." in done.stderr
+
+
+def test_an_unknown_type_is_wrong_usage(run, three):
+    done = run("list", "--type", "lra")
+    assert done.exit_code == 2
+    assert "did you mean 'lora'?" in " ".join(done.stderr.split())

@@ -28,6 +28,17 @@ def test_pushing_the_same_content_again_is_no_new_version(run_json, ckpt):
     assert first["digest"] == second["digest"]
 
 
+def test_a_message_for_what_is_there_already_is_not_dropped_in_silence(run, ckpt):
+    run("push", ckpt, "me/x", "-m", "first")
+    assert "Already there, its message unchanged" in run("push", ckpt, "me/x", "-m", "second").stderr
+
+
+def test_the_way_to_load_names_the_version_that_was_pulled(run, ckpt, tmp_path):
+    run("push", ckpt, "me/x")
+    run("push", save_checkpoint(tmp_path / "other", value=0.25), "me/x")
+    assert 'from_finetuned("local:me/x@v1", backbone_model=model)' in run("pull", "me/x@v1").stderr
+
+
 def test_quiet_prints_the_reference_and_nothing_else(run, ckpt):
     done = run("push", ckpt, "me/x", "--quiet")
     assert (done.stdout, done.stderr) == ("local:me/x@v1\n", "")

@@ -203,12 +203,22 @@ def changed(**change: object) -> bytes:
         changed(aliases={"champion": "v9"}),
         changed(log=[{"time": NOON, "author": "ada", "action": "push", "what": "v1"}]),
         changed(log=[{}]),
-        changed(schema_version=2),
+        changed(schema_version=0),
         changed(name=3),
         changed(more=1),
     ],
     ids=range(15),
 )
 def test_a_damaged_document_is_a_checkpoint_error_with_the_way_out(data):
-    with pytest.raises(CheckpointError, match=r"A reference document is damaged: .*Run `deltahub verify`"):
+    with pytest.raises(
+        CheckpointError, match=r"A reference document is damaged: .*Restore refs/.*push the delta again"
+    ):
         ReferenceDocument.from_bytes(data)
+
+
+def test_a_document_of_a_later_release_is_not_called_damaged():
+    data = json.loads(GOLDEN.read_bytes()) | {"schema_version": 2, "new": True}
+    with pytest.raises(
+        CheckpointError, match=r"^The reference document of a/b has schema_version 2; .*Update deltahub"
+    ):
+        ReferenceDocument.from_bytes(canonical_json(data), "a/b")

@@ -52,6 +52,18 @@ def test_a_whole_registry_is_clean(pushed, new_checkpoint):
     assert list(verify(pushed, ["acme/ner"], "latest")) == [("acme/ner@v2", None)]
 
 
+def test_what_deltas_share_is_read_once_and_damages_each_of_them(pushed, checkpoint_folder, monkeypatch):
+    push(pushed, checkpoint_folder, Reference("acme", "zoo"))
+    weights = objects(pushed)[checkpoint.WEIGHTS]
+    reads, read = [], LocalStore.read
+    monkeypatch.setattr(LocalStore, "read", lambda store, key: (reads.append(key), read(store, key))[1])
+
+    assert [damage for _, damage in verify(pushed)] == [None, None]
+    assert reads.count(object_key(weights)) == 1
+    write(pushed, weights, b"x")
+    assert all("is damaged" in damage for _, damage in verify(pushed))
+
+
 def test_verifying_what_is_not_there_is_an_error(pushed):
     with pytest.raises(NotFoundError, match="acme/nix was not found"):
         list(verify(pushed, ["acme/nix"]))
@@ -105,9 +117,10 @@ def test_a_damaged_document_is_named_and_does_not_hide_the_others(pushed, checkp
     (where, damage), other = verify(pushed)
 
     assert where == "acme/ner"
-    assert "A reference document is damaged" in damage
+    assert "The reference document of acme/" in damage
+    assert "is damaged" in damage
     assert other == ("acme/zoo@v1", None)
-    with pytest.raises(CheckpointError, match="A reference document is damaged"):
+    with pytest.raises(CheckpointError, match=r"The reference document of acme/\w+ is damaged"):
         push(pushed, checkpoint_folder)
 
 

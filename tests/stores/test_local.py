@@ -175,6 +175,13 @@ def test_a_file_where_the_folder_should_be_is_one_sentence(tmp_path):
         LocalStore(tmp_path / "store").read(DOCUMENT)
 
 
+@pytest.mark.parametrize("place", ["file", "file/store"])
+def test_a_file_where_the_folder_should_be_is_no_empty_store(tmp_path, place):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="file is a file; expected the folder of a registry"):
+        list(LocalStore(tmp_path / place).keys("refs/"))
+
+
 def test_a_key_that_vanishes_while_keys_are_listed_is_passed_over(store, monkeypatch):
     store.swap(DOCUMENT, b"1", None)
     store.swap("refs/acme/zoo.json", b"1", None)
