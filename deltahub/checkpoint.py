@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -189,8 +190,8 @@ def describe(folder: Path) -> Manifest:
     if WEIGHTS not in document.get("files", {}):
         msg = f"{folder / CONFIG} lists no {WEIGHTS}, so its bytes cannot be checked. Save the delta again."
         raise CheckpointError(msg)
-    entries = []
     _refuse_foreign_card(folder)
+    entries = []
     for name in (CONFIG, *sorted({*document["files"], *([CARD] if (folder / CARD).is_file() else [])})):
         if not (folder / name).is_file():
             msg = f"{folder / name} is missing, though {CONFIG} lists it. Fetch or save the delta again."
@@ -200,7 +201,7 @@ def describe(folder: Path) -> Manifest:
             _require_same(folder / name, document["files"][name], sha256, size)
         entries.append(FileEntry(name, sha256, size))
     table = tensor_table(folder / WEIGHTS)
-    counts = {entry.name: _numel(entry.shape) for entry in table}
+    counts = {entry.name: math.prod(entry.shape) for entry in table}
     return Manifest(
         config={key: value for key, value in document.items() if key != "files"},
         files=tuple(sorted(entries, key=lambda entry: entry.path)),
@@ -219,13 +220,6 @@ def _refuse_foreign_card(folder: Path) -> None:
     if card.is_symlink() and not card.resolve().is_relative_to(folder.resolve()):
         msg = f"{card} is a link to {card.resolve()}, outside the folder. Copy the file there, or remove the link."
         raise CheckpointError(msg)
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _metrics(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -251,7 +245,8 @@ def write(
 ) -> None:
     """Save a delta: stage every file, sync, then move them in place with the config last.
 
-    A README that was there before the first delta is left alone. A crash leaves the old delta, the new one, or a folder whose config does not vouch for its weights and is refused.
+    A README that was there before the first delta is left alone. A crash leaves the old delta, the new one, or a folder
+    whose config does not vouch for its weights and is refused.
 
     Args:
         save_function: writes the tensors to a path, as a safetensors file.
