@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-import torch
+from torch import Tensor, nn
 
-from deltahub.engine.site import Args, Insertion, Kwargs
-from deltahub.engine.structure import Part
+from deltahub.engine.insertion import Args, Insertion, Kwargs
+from deltahub.engine.layouts import Part
+from deltahub.engine.weights import SomeRows, as_kept, linear_bias, linear_weight
 
 
 class FusedInsertion(Insertion):
@@ -20,16 +21,29 @@ class FusedInsertion(Insertion):
 
     def __init__(self, parts: Mapping[Part, Insertion]) -> None:
         super().__init__()
-        self.count = next(iter(parts)).count
-        self.labels = {part.label: part.index for part in parts}
+        self.parts = tuple(parts)
         for part, insertion in parts.items():
             self.add_module(part.label, insertion)
 
-    def after(self, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Change the meant shares of the last dimension of `output`."""
-        shares = list(output.chunk(self.count, dim=-1))
-        for label, index in self.labels.items():
-            insertion = self._modules[label]
-            assert isinstance(insertion, Insertion)
-            shares[index] = insertion.after(args, kwargs, shares[index])
-        return torch.cat(shares, dim=-1)
+    def at(self, part: Part) -> Insertion:
+        """What acts on a part."""
+        return cast("Insertion", self._modules[part.label])
+
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Change the meant rows of `output`, a tensor with shape ``(..., width)``."""
+        for part in self.parts:
+            share = self.at(part).after(target, args, kwargs, part.read(output))
+            output = part.written(output, share)
+        return output
+
+    def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
+        """The target's weight, and its bias if that changes, with every part's own rows merged."""
+        weight, bias = linear_weight(target), linear_bias(target)
+        whole: dict[str, Tensor] = {}
+        for part in self.parts:
+            rows = part.rows(weight.shape[0]).to(weight.device)
+            for key, value in self.at(part).merged(SomeRows(target, rows)).items():
+                old = weight if key == "weight" or bias is None else bias
+                new = whole.setdefault(key, old.detach().to(value.dtype).clone())
+                new[rows] = value
+        return {key: as_kept(target, value) if key == "weight" else value for key, value in whole.items()}

@@ -15,7 +15,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from deltahub.engine.site import map_hidden
+from deltahub.engine.insertion import map_hidden
+from deltahub.engine.pseudo import possible_inputs
+from deltahub.engine.structure import MARK, StructureMap
+from deltahub.engine.tree import linear_width
 from deltahub.errors import TargetError
 
 
@@ -93,9 +96,28 @@ def output_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> dict
         TargetError: a module does not tell, and the pseudo forward did not reach it.
     """
     told = {name: told_width(module) for name, module in modules.items()}
+    if None in told.values():
+        told |= _told_inside(backbone, [name for name, width in told.items() if width is None])
     unknown = [name for name, width in told.items() if width is None]
     seen = _probe(backbone, unknown) if unknown else {}
     return {name: width if width is not None else seen[name] for name, width in told.items()}
+
+
+def _told_inside(backbone: nn.Module, names: Collection[str]) -> dict[str, int]:
+    """The widths of attentions and feed-forwards: that of their last layer, by its common name."""
+    structure, modules = StructureMap.of(backbone), dict(backbone.named_modules())
+    found = {name: structure.guess.widths[name] for name in names if name in structure.guess.widths}
+    for name in names:
+        common = structure.common_name(name)
+        last = {f"{common}.proj{MARK}", f"{common}.w2{MARK}"}
+        for inner, module in modules.items():
+            if (
+                inner.startswith(f"{name}.")
+                and structure.common_name(inner) in last
+                and (shape := linear_width(module))
+            ):
+                found[name] = shape[1]
+    return found
 
 
 def _probe(backbone: nn.Module, names: Collection[str]) -> dict[str, int]:
@@ -118,13 +140,14 @@ def _probe(backbone: nn.Module, names: Collection[str]) -> dict[str, int]:
     for name in names:
         modules[name].register_forward_hook(watch(name))
     failure: Exception | None = None
-    try:
-        with torch.no_grad():
-            clone(**pseudo_inputs(backbone))
-    except _AllSeen:
-        pass
-    except Exception as error:  # noqa: BLE001  # a model may fail in any way on inputs that mean nothing
-        failure = error
+    for inputs in possible_inputs(backbone):
+        try:
+            with torch.no_grad():
+                clone(**inputs)
+        except _AllSeen:
+            break
+        except Exception as error:  # noqa: BLE001  # a model may fail in any way on inputs that mean nothing
+            failure = failure or error
     if missing := [name for name in names if name not in seen]:
         why = f"failed: {failure}" if failure else "never called it"
         msg = (
@@ -143,16 +166,3 @@ def meta_copy(backbone: nn.Module) -> nn.Module:
     for buffer in backbone.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     return copy.deepcopy(backbone, memo)
-
-
-def pseudo_inputs(backbone: nn.Module) -> dict[str, Tensor]:
-    """Inputs of the right kind for one forward pass on the meta device."""
-    config = getattr(backbone, "config", None)
-    if getattr(backbone, "main_input_name", "input_ids") == "pixel_values":
-        size, channels = getattr(config, "image_size", 224), getattr(config, "num_channels", 3)
-        height, width = size if isinstance(size, (tuple, list)) else (size, size)
-        return {"pixel_values": torch.empty(1, channels, height, width, device="meta")}
-    inputs = {"input_ids": torch.zeros(1, 2, dtype=torch.long, device="meta")}
-    if getattr(config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = torch.zeros(1, 2, dtype=torch.long, device="meta")
-    return inputs

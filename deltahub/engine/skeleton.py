@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deltahub.engine.site import is_delta_name
+from deltahub.engine.site import own_modules
 from deltahub.engine.structure import MARK, StructureMap
 from deltahub.errors import CheckpointError
 
@@ -44,9 +44,7 @@ def common_names(backbone: nn.Module) -> dict[str, tuple[list[str], int]]:
     """
     structure = StructureMap.of(backbone)
     found: dict[str, tuple[list[str], int]] = {}
-    for name, _ in backbone.named_modules():
-        if not name or is_delta_name(name):
-            continue
+    for name, _ in own_modules(backbone):
         common = structure.common_name(name)
         if common == name or not common.endswith(MARK):
             continue

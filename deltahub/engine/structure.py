@@ -3,42 +3,26 @@
     encoder.layer.0.attention.self.query    BERT          encoder.block.0.attn.q
     h.0.attn.c_attn                         GPT-2         decoder.block.0.attn.q,k,v    (one module, three parts)
 
-The maps are data, `deltahub/structures/*.json`, found by class name anywhere inside a backbone. Common names are written
-plain (`attn.q`) or as OpenDelta writes them, with an "@" after each mapped element (`attn@.q@`).
+The main families have explicit maps (`engine/maps.py`), found by class name anywhere inside a backbone; all else is
+inferred from the modules (`engine/inference.py`). Common names are written plain (`attn.q`) or as OpenDelta writes them,
+with an "@" after each mapped element (`attn@.q@`).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
-from typing import Final
 
 from torch import nn
 
 from deltahub.address import Address, lies_within, nearest_names
-from deltahub.engine.site import is_delta_name, refuse_own_deltas
+from deltahub.engine.inference import Inferred, found_in, infer
+from deltahub.engine.layouts import Part, in_turn
+from deltahub.engine.maps import MARK, Names, explicit_map, mapped_classes
+from deltahub.engine.site import own_modules, refuse_own_deltas
 from deltahub.errors import NoMatchError
 
-MAPS: Final = Path(__file__).parents[1] / "structures"
-MARK: Final = "@"
-
-
-@dataclass(frozen=True)
-class Part:
-    """An equal share of a fused module's output, e.g. the q rows of a q,k,v projection.
-
-    Attributes:
-        label: its common name, e.g. ``"q"``.
-        index: which share, from 0.
-        count: how many shares there are.
-    """
-
-    label: str
-    index: int
-    count: int
+__all__ = ["MARK", "Part", "StructureMap", "Target", "find_targets", "mapped_classes", "marked", "without_excluded"]
 
 
 @dataclass(frozen=True)
@@ -56,71 +40,38 @@ class Target:
     parts: tuple[Part, ...] = ()
 
 
-@dataclass
-class _Names:
-    """One element of the real names that a map knows."""
-
-    value: str | None = None
-    children: dict[str, _Names] = field(default_factory=dict)
-
-    def add(self, path: str, value: str) -> None:
-        node = self
-        for element in path.split("."):
-            node = node.children.setdefault(element, _Names())
-        node.value = value
-
-    def deepest(self, path: str) -> tuple[str, int]:
-        """The common name of the nearest mapped ancestor, numbers filled in, and how many elements of `path` it covers."""
-        node, numbers, best = self, [], ("", 0)
-        for depth, element in enumerate(path.split("."), 1):
-            if (child := node.children.get(element)) is None and element.isdigit():
-                child = node.children.get("*")
-                numbers.append(element)
-            if child is None:
-                break
-            node = child
-            if node.value is not None:
-                filled = iter(numbers)
-                elements = [next(filled) if e == "*" else f"{e}{MARK}" for e in node.value.split(".")]
-                best = (".".join(elements), depth)
-        return best
-
-
-@lru_cache(maxsize=1)
-def _maps() -> dict[str, tuple[_Names, _Names]]:
-    """Class name to its named modules and its groups."""
-    found: dict[str, tuple[_Names, _Names]] = {}
-    for path in sorted(MAPS.glob("*.json")):
-        for table in json.loads(path.read_text("utf-8"))["maps"]:
-            names, groups = _Names(), _Names()
-            for real, common in table["names"].items():
-                names.add(real, common)
-            for common, members in table.get("groups", {}).items():
-                for real in members:
-                    groups.add(real, common)
-            found.update(dict.fromkeys(table["classes"], (names, groups)))
-    return found
-
-
-def mapped_classes() -> tuple[str, ...]:
-    """The classes that have a structure map."""
-    return tuple(sorted(_maps()))
-
-
 @dataclass(frozen=True)
 class StructureMap:
     """The common names of one backbone.
 
     Attributes:
-        roots: prefix of each module that has a map (``""`` or ``"bert."``), with the tables of that map.
+        roots: prefix of each module that has an explicit map (``""`` or ``"bert."``), with the tables of that map.
+        guess: what was inferred of the modules outside them.
     """
 
-    roots: tuple[tuple[str, tuple[_Names, _Names]], ...]
+    roots: tuple[tuple[str, tuple[Names, Names]], ...] = ()
+    guess: Inferred = field(default_factory=Inferred)
+
+    @property
+    def inferred(self) -> bool:
+        """Whether the names, or some of them, were inferred from the modules rather than written down."""
+        return bool(self.guess.names)
 
     @classmethod
     def of(cls, backbone: nn.Module) -> StructureMap:
-        """Find the maps for the modules inside `backbone`."""
-        return cls(tuple(_roots("", backbone)))
+        """Find the maps for the modules inside `backbone`, and infer the names of the rest."""
+        roots, rest = [], {}
+        inside = None
+        for name, module in own_modules(backbone):
+            if inside is not None and name.startswith(inside):
+                continue
+            table = explicit_map(type(module))
+            if table is None:
+                rest[name] = module
+            else:
+                inside = f"{name}." if name else ""
+                roots.append((inside, table))
+        return cls(tuple(roots), infer(rest))
 
     def common_name(self, name: str) -> str:
         """The common name of a module in "@" writing; its own name where no map knows it."""
@@ -130,7 +81,7 @@ class StructureMap:
                 common, covered = names.deepest(relative)
                 if covered:
                     return prefix + ".".join([common, *relative.split(".")[covered:]])
-        return name
+        return self.guess.common_name(name)
 
     def group_name(self, name: str) -> str | None:
         """The common name of the group that a module is a member of, e.g. ``ff@`` for OPT's fc1 and fc2."""
@@ -139,7 +90,7 @@ class StructureMap:
                 common, covered = groups.deepest(name[len(prefix) :])
                 if covered == name[len(prefix) :].count(".") + 1:
                     return prefix + common
-        return None
+        return self.guess.groups.get(name)
 
     def variants(self, name: str) -> Iterator[tuple[str, Part | None]]:
         """Every common name of a module: its own, its group's, and those of its parts if it is fused."""
@@ -147,20 +98,12 @@ class StructureMap:
         yield common, None
         if group := self.group_name(name):
             yield group, None
+        for alias in self.guess.aliases.get(name, ()):
+            yield alias, None
         head, _, last = common.rpartition(".")
-        if "," in last:
-            labels = last.removesuffix(MARK).split(",")
-            for index, label in enumerate(labels):
-                yield f"{head}.{label}{MARK}", Part(label, index, len(labels))
-
-
-def _roots(prefix: str, module: nn.Module) -> Iterator[tuple[str, tuple[_Names, _Names]]]:
-    table = next((_maps()[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in _maps()), None)
-    if table is not None:
-        yield prefix, table
-        return
-    for name, child in module.named_children():
-        yield from _roots(f"{prefix}{name}.", child)
+        parts = self.guess.parts.get(name) or (in_turn(last.removesuffix(MARK)) if "," in last else ())
+        for part in parts:
+            yield f"{head}.{part.label}{MARK}", part
 
 
 def find_targets(
@@ -183,14 +126,16 @@ def find_targets(
         TargetError: a part of the backbone itself is called `deltas`.
     """
     structure = StructureMap.of(backbone)
-    every = dict(backbone.named_modules())
+    every = dict(own_modules(backbone))
     refuse_own_deltas(every)
-    modules = {name: module for name, module in every.items() if name and not is_delta_name(name)}
+    modules = {name: module for name, module in every.items() if name}
     hits: dict[str, set[Part | None]] = {}
     left_out = [*exclude, *map(marked, exclude)]
     missed = []
     for pattern in patterns:
         matched = _match(pattern, modules, structure, common_structure)
+        if not matched and pattern in optional and (whole := undivided(pattern)):
+            matched = _match(whole, modules, structure, common_structure)
         matched = [(name, part) for name, part in matched if not _excluded(name, left_out, structure)]
         if not matched:
             missed.append(pattern)
@@ -202,8 +147,14 @@ def find_targets(
     return [_target(name, module, hits[name]) for name, module in modules.items() if name in hits]
 
 
+def undivided(pattern: str) -> str | None:
+    """The name of a fused layer whose parts cannot be told apart, where a default pattern means one of them."""
+    head, dot, last = pattern.rpartition(".")
+    return f"{head}{dot}qkv{MARK}" if last in {f"q{MARK}", f"v{MARK}"} else None
+
+
 def _target(name: str, module: nn.Module, found: set[Part | None]) -> Target:
-    parts = () if None in found else tuple(sorted((p for p in found if p), key=lambda part: part.index))
+    parts = () if None in found else tuple(sorted((p for p in found if p), key=lambda part: part.start))
     return Target(name, module, parts)
 
 
@@ -258,7 +209,7 @@ def _regex_matches_plain(address: Address, common: str) -> bool:
 
 def _no_match(
     pattern: str,
-    modules: Collection[str],
+    modules: Mapping[str, nn.Module],
     exclude: Sequence[str],
     structure: StructureMap,
     common_structure: bool | None,
@@ -271,9 +222,8 @@ def _no_match(
     near = nearest_names(pattern.replace(MARK, ""), [*modules, *commons])
     hint = ""
     if (MARK in pattern or common_structure) and not structure.roots:
-        known = ", ".join(mapped_classes())
         hint = (
-            "It is a common name, and this backbone has no structure map: pass modified_modules with real names "
-            f"(`deltahub inspect` shows them). Classes with a map: {known}."
+            f"It is a common name, and no part of this backbone is certain to be it. {found_in(modules, structure.guess)} "
+            "Pass modified_modules with real names; `deltahub inspect` shows them all."
         )
     return NoMatchError(pattern, near, hint)

@@ -76,7 +76,7 @@ def test_a_part_of_a_fused_layer_is_found_with_its_place():
     qv, _ = find_targets(gpt2(), ["attn@.v@", "attn@.q@"])
     whole, _ = find_targets(gpt2(), ["c_attn", "attn.q"])
 
-    assert [(part.label, part.index, part.count) for part in q.parts] == [("q", 0, 3)]
+    assert [(part.label, part.start, part.stop, part.of) for part in q.parts] == [("q", 0, 1, 3)]
     assert [part.label for part in qv.parts] == ["q", "v"]
     assert whole.parts == ()
 

@@ -1,0 +1,229 @@
+"""The structure of an architecture without an explicit map, inferred from its modules.
+
+    block          the element of a list of modules around an attention or a feed-forward
+    attention      a module with one layer each for query and key or value, by their usual names
+    feed-forward   the layers of a block that widen its hidden state and narrow it again, by their usual names
+    layer norms    those of a block, and those behind the last block
+
+A wrong name is worse than none: a layer whose place is not certain keeps its real name, and an address that finds nothing
+says which layers a block has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from deltahub.engine.layouts import Part, fused_parts, gate_parts
+from deltahub.engine.lexicon import FUSED
+from deltahub.engine.maps import MARK
+from deltahub.engine.recognition import Attention, Forward, attention_at, forwards_in
+from deltahub.engine.tree import Tree, ancestors, is_norm
+
+
+@dataclass
+class Inferred:
+    """Common names that were inferred, each in "@" writing.
+
+    Attributes:
+        names: real name to common name.
+        parts: real name of a fused layer to its parts.
+        groups: real name to the common name of a group that it is a member of.
+        aliases: real name to further common names of it.
+        blocks: real names of the blocks.
+        widths: real name of an attention or a feed-forward to the size of the hidden state that it returns.
+    """
+
+    names: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, tuple[Part, ...]] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    blocks: list[str] = field(default_factory=list)
+    widths: dict[str, int] = field(default_factory=dict)
+
+    def common_name(self, name: str) -> str:
+        """The common name of a module: that of the nearest ancestor with one, and the rest of its own."""
+        for above in (name, *ancestors(name)):
+            if above in self.names:
+                return self.names[above] + name[len(above) :]
+        return name
+
+
+def infer(modules: Mapping[str, nn.Module]) -> Inferred:
+    """Name what is certain among some modules of a backbone.
+
+    Args:
+        modules: real name to module, parents before children.
+    """
+    tree, found = Tree.of(modules), Inferred()
+    by_block: dict[str, list[Attention]] = {}
+    for name in modules:
+        if (attention := attention_at(tree, name)) is not None:
+            by_block.setdefault(attention.block, []).append(attention)
+    forwards = {block: list(_forwards(tree, block, inside)) for block, inside in by_block.items()}
+    for name in _blocks_without_attention(tree, set(by_block)):
+        if inside := [forward for forward in forwards_in(tree, name, set(), None) if forward.layers]:
+            by_block[name], forwards[name] = [], inside
+    causal = _causal(tree, by_block)
+    for block in modules:
+        if block in by_block:
+            base = _name_path(tree, found, block, causal.get(block.rpartition(".")[0], set()))
+            _name_block(tree, found, base, block, by_block[block], forwards[block])
+    _name_embeddings(tree, found)
+    return found
+
+
+def _forwards(tree: Tree, block: str, attentions: Sequence[Attention]) -> Iterator[Forward]:
+    width = next((a.width for a in attentions if not a.cross), None) or next((a.width for a in attentions), None)
+    return forwards_in(tree, block, {a.whole for a in attentions}, width)
+
+
+def _blocks_without_attention(tree: Tree, known: set[str]) -> Iterator[str]:
+    """Outermost elements of lists that lie apart from the blocks that are known."""
+    around = {above for block in known for above in ancestors(block)}
+    taken = set(known)
+    for name in tree.modules:
+        is_element = name.rpartition(".")[2].isdigit()
+        if is_element and name not in around and not taken.intersection((name, *ancestors(name))):
+            taken.add(name)
+            yield name
+
+
+# ----- names -----
+
+
+def _name_block(
+    tree: Tree, found: Inferred, base: str, block: str, attentions: Sequence[Attention], forwards: Sequence[Forward]
+) -> None:
+    found.blocks.append(block)
+    for _, child in tree.children(block):
+        if is_norm(tree.modules[child]):
+            found.names[child] = f"{base}.layer_norm{MARK}"
+    for attention in attentions:
+        _name_attention(tree, found, base, attention)
+        if attention.width is not None:
+            found.widths[attention.whole] = attention.width
+    for forward in forwards:
+        if forward.experts and (width := next((a.width for a in attentions if a.width), None)):
+            found.widths[forward.holder] = width
+        _name_forward(tree, found, base, block, forward)
+
+
+def _causal(tree: Tree, by_block: Mapping[str, Sequence[Attention]]) -> dict[str, set[bool]]:
+    """What the attentions in each list of blocks say on whether they look ahead."""
+    found: dict[str, set[bool]] = {}
+    for block, attentions in by_block.items():
+        told = (tree.modules[attention.core].__dict__.get("is_causal") for attention in attentions)
+        found.setdefault(block.rpartition(".")[0], set()).update(t for t in told if isinstance(t, bool))
+    return found
+
+
+def _name_path(tree: Tree, found: Inferred, block: str, causal: set[bool]) -> str:
+    """Name a block, the list that it is in, and the encoder or decoder around; returns the block's common name."""
+    container, _, number = block.rpartition(".")
+    path = container.rpartition(".")[0]
+    known = ("encoder", "decoder")
+    for above in (path, *ancestors(path)):
+        if above.rpartition(".")[2] in known:
+            found.names.setdefault(above, _marked_path(above, known))
+    stem = _marked_path(path, known) if path else ""
+    if MARK not in stem and len(causal) == 1:
+        stem = ".".join(filter(None, (stem, f"decoder{MARK}" if True in causal else f"encoder{MARK}")))
+    base = ".".join(filter(None, (stem, f"block{MARK}"))) if container else f"block{MARK}"
+    if container and container not in found.names:
+        found.names[container] = base
+        _name_last_norms(tree, found, path, container, stem)
+    found.names[block] = f"{base}.{number}"
+    return found.names[block]
+
+
+def _marked_path(path: str, known: Sequence[str]) -> str:
+    return ".".join(f"{element}{MARK}" if element in known else element for element in path.split("."))
+
+
+def _name_last_norms(tree: Tree, found: Inferred, path: str, container: str, stem: str) -> None:
+    behind = False
+    for _, child in tree.children(path) if path in tree.modules else ():
+        if behind and is_norm(tree.modules[child]):
+            found.names.setdefault(child, ".".join(filter(None, (stem, f"layer_norm{MARK}"))))
+        behind = behind or child == container
+
+
+def _name_attention(tree: Tree, found: Inferred, base: str, attention: Attention) -> None:
+    whole = f"{base}.{'crossattn' if attention.cross else 'attn'}{MARK}"
+    if attention.whole == attention.block:
+        inside = tree.inside.get(attention.block, ())
+        if set(inside) <= set(attention.roles.values()):
+            found.aliases[attention.block] = (whole,)
+    else:
+        found.names[attention.whole] = whole
+        for name in tree.under(attention.whole):
+            if is_norm(tree.modules[name]) and not name.startswith(f"{attention.core}."):
+                found.names[name] = f"{whole}.layer_norm{MARK}"
+    for role, layer in attention.roles.items():
+        label = role
+        if role in FUSED:
+            parts = fused_parts(tree.modules[attention.core], role, tree.linears[layer][1])
+            label = ",".join(part.label for part in parts) or ("kv" if "q" in attention.roles else "qkv")
+            if parts:
+                found.parts[layer] = parts
+        found.names[layer] = f"{whole}.{label}{MARK}"
+
+
+def _name_forward(tree: Tree, found: Inferred, base: str, block: str, forward: Forward) -> None:
+    whole = f"{base}.ff{MARK}"
+    if forward.holder != block:
+        found.names[forward.holder] = whole
+    if forward.experts:
+        found.aliases[forward.holder] = (f"{whole}.w1{MARK}", f"{whole}.w2{MARK}")
+    for role, layer in forward.layers.items():
+        label = role
+        if "," in role:
+            parts = gate_parts(tree.modules[forward.holder])
+            label = ",".join(part.label for part in parts) or "gate_w1"
+            if parts:
+                found.parts[layer] = parts
+        found.names[layer] = f"{whole}.{label}{MARK}"
+        if forward.holder == block:
+            _name_apart(tree, found, block, layer, whole)
+
+
+def _name_apart(tree: Tree, found: Inferred, block: str, layer: str, whole: str) -> None:
+    """A feed-forward without a module of its own: its layers are a group, and so are modules around only them."""
+    around = [name for name in ancestors(layer) if name.startswith(f"{block}.")]
+    if not around:
+        found.groups[layer] = whole
+    for name in around:
+        found.names[name] = whole
+        for inner in tree.under(name):
+            if is_norm(tree.modules[inner]):
+                found.names[inner] = f"{whole}.layer_norm{MARK}"
+
+
+def _name_embeddings(tree: Tree, found: Inferred) -> None:
+    root = tree.modules.get("")
+    try:
+        embeddings = root.get_input_embeddings()  # type: ignore[union-attr, operator]
+    except Exception:  # noqa: BLE001  # a model may have none, and say so in any way
+        return
+    name = next((name for name, module in tree.modules.items() if module is embeddings), "")
+    if name and isinstance(embeddings, nn.Embedding):
+        found.names.setdefault(name, f"embeddings{MARK}")
+
+
+def found_in(modules: Mapping[str, nn.Module], guess: Inferred) -> str:
+    """A sentence on which linear layers the first block of a backbone has, for one whose address found nothing."""
+    tree = Tree.of(modules)
+    lists = [name for name in tree.inside if name.rpartition(".")[2].isdigit()]
+    block = next(iter(guess.blocks), None) or next(iter(lists), None)
+    names = tree.inside.get(block, []) if block else list(tree.linears)
+    if not names:
+        return "No linear layer was found in it."
+    shown = [
+        f"{name[len(block) + 1 :] if block else name} ({tree.linears[name][0]} to {tree.linears[name][1]})"
+        for name in names[:12]
+    ]
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"The linear layers of {block or 'the backbone'} are {', '.join(shown)}{more}."

@@ -1,0 +1,228 @@
+"""Fused layers: which rows of one linear layer are the query, the key and the value, or the gate and the first matrix.
+
+Every layout is "some groups, and in each group the parts in turn":
+
+    GPT-2, in turn        groups=1      q q q q | k k k k | v v v v
+    Phi-3, grouped query  groups=1      q q q q | k | v
+    GPT-NeoX, by head     groups=heads  q k v | q k v | q k v | q k v
+    Falcon 40B            groups=kv     q q k v | q q k v
+
+The table holds classes whose forward was seen to split so; `tests/engine/test_inference.py` holds models against it. A
+fused layer of any other class has a name as a whole only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Part:
+    """A share of a fused module's output, e.g. the q rows of a q,k,v projection.
+
+    The output, of width ``groups * of * unit``, is seen as ``(..., groups, of, unit)``; the part is ``[..., start:stop, :]``.
+
+    Attributes:
+        label: its common name, e.g. ``"q"``.
+        start: first unit of the part in each group.
+        stop: the unit after its last.
+        of: how many units a group has.
+        groups: how many groups there are.
+    """
+
+    label: str
+    start: int
+    stop: int
+    of: int
+    groups: int = 1
+
+    def width(self, whole: int) -> int:
+        """How many of the layer's `whole` rows are the part's."""
+        return whole // self.of * (self.stop - self.start)
+
+    def rows(self, whole: int) -> Tensor:
+        """The numbers of these rows, in the order in which the model reads them."""
+        view = torch.arange(whole).view(self.groups, self.of, -1)
+        return view[:, self.start : self.stop].flatten()
+
+    def read(self, output: Tensor) -> Tensor:
+        """The part of an output with shape ``(..., whole)``."""
+        return self._grouped(output)[..., self.start : self.stop, :].flatten(-3)
+
+    def written(self, output: Tensor, share: Tensor) -> Tensor:
+        """The output with another part in place of its own."""
+        grouped = self._grouped(output)
+        changed = share.reshape(*grouped.shape[:-2], self.stop - self.start, grouped.shape[-1])
+        pieces = (grouped[..., : self.start, :], changed, grouped[..., self.stop :, :])
+        return torch.cat(pieces, dim=-2).flatten(-3)
+
+    def _grouped(self, output: Tensor) -> Tensor:
+        return output.reshape(*output.shape[:-1], self.groups, self.of, output.shape[-1] // (self.groups * self.of))
+
+
+def in_turn(labels: str, sizes: tuple[int, ...] = (), groups: int = 1) -> tuple[Part, ...]:
+    """The parts of a layer, by their labels with commas and their sizes in each group; by default all are equal."""
+    names = labels.split(",")
+    sizes = sizes or (1,) * len(names)
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    rows = zip(names, starts, sizes, strict=True)
+    return tuple(Part(name, start, start + size, sum(sizes), groups) for name, start, size in rows if name)
+
+
+def _heads(core: nn.Module, *names: str) -> int:
+    """A number that an attention carries itself or in its config, by the first name that it goes by."""
+    for holder in (core, getattr(core, "config", None)):
+        for name in names:
+            if isinstance(told := getattr(holder, name, None), int) and not isinstance(told, bool):
+                return told
+    return 0
+
+
+_HEADS: Final = ("num_attention_heads", "num_heads", "n_head", "n_heads")
+_KV_HEADS: Final = ("num_key_value_heads", "num_kv_heads", "kv_n_heads", "kv_heads")
+
+
+def _thirds(core: nn.Module, width: int) -> tuple[Part, ...]:
+    """q, then k, then v; where the layer is of a cross-attention with a q layer of its own, k, then v."""
+    crossing = "q_attn" in core._modules
+    return in_turn("k,v" if crossing else "q,k,v")
+
+
+def _halves(core: nn.Module, width: int) -> tuple[Part, ...]:
+    """k, then v."""
+    return in_turn("k,v")
+
+
+def _by_head(core: nn.Module, width: int) -> tuple[Part, ...]:
+    """q, k and v of the first head, then of the second."""
+    return in_turn("q,k,v", groups=_heads(core, *_HEADS))
+
+
+def _grouped_query(core: nn.Module, width: int) -> tuple[Part, ...]:
+    """All heads of q, then the fewer ones of k, then those of v."""
+    heads, fewer = _heads(core, *_HEADS), _heads(core, *_KV_HEADS)
+    return in_turn("q,k,v", (heads, fewer, fewer))
+
+
+def _by_group(core: nn.Module, width: int) -> tuple[Part, ...]:
+    """Falcon: the query heads of the first key head, that key head and its value head, then the next."""
+    heads, groups = _heads(core, *_HEADS), _heads(core, "num_kv_heads")
+    return in_turn("q,k,v", (heads // groups, 1, 1), groups)
+
+
+def _multi_query(core: nn.Module, width: int) -> tuple[Part, ...]:
+    """GPT-BigCode: all heads of q and one each of k and v; without multi-query, by head."""
+    heads = _heads(core, "num_heads")
+    return in_turn("q,k,v", (heads, 1, 1)) if getattr(core, "multi_query", False) else in_turn("q,k,v", groups=heads)
+
+
+def _four_shards(core: nn.Module, width: int) -> tuple[Part, ...]:
+    """CodeGen: the shards of the four processors that trained it, each q, v, k."""
+    return in_turn("q,v,k", groups=4)
+
+
+def _latent(core: nn.Module, width: int) -> tuple[Part, ...]:
+    """Multi-head latent attention: in each head the part of k without positions, then v. The rest of k comes from elsewhere."""
+    keys, values = _heads(core, "qk_nope_head_dim"), _heads(core, "v_head_dim")
+    return in_turn(",v", (keys, values), _heads(core, *_HEADS))
+
+
+Layout = Callable[[nn.Module, int], tuple[Part, ...]]
+
+_LAYOUTS: Final[Mapping[str, Layout]] = {
+    **dict.fromkeys(
+        (
+            *("BarkSelfAttention", "Blip2Attention", "BlipAttention", "CohereCompassVisionAttention", "GPT2Attention"),
+            *("DecisionTransformerGPT2Attention", "Florence2VisionChannelAttention", "Florence2VisionWindowAttention"),
+            *("Glm4vMoeVisionAttention", "Glm4vVisionAttention", "Glm5NextVisionAttention", "GlmImageVisionAttention"),
+            *("GlmOcrVisionAttention", "GotOcr2VisionAttention", "HieraMaskUnitAttention", "ImageGPTAttention"),
+            *("InstructBlipAttention", "InstructBlipVideoAttention", "MgpstrAttention", "ModernBertAttention"),
+            *(
+                "MptAttention",
+                "PPFormulaNetVisionAttention",
+                "Qwen2_5_VLVisionAttention",
+                "Qwen3OmniMoeVisionAttention",
+            ),
+            *(
+                "Qwen3VLMoeVisionAttention",
+                "Qwen3VLVisionAttention",
+                "Qwen3_5MoeVisionAttention",
+                "Qwen3_5VisionAttention",
+            ),
+            *("Qwen4ExpVisionAttention", "SLANeXtVisionAttention", "Sam2MultiScaleAttention", "SamHQVisionAttention"),
+            *("SamVisionAttention", "SegGptAttention", "TimesformerSelfAttention", "UnlimitedOcrSamVisionAttention"),
+            *("VitDetAttention",),
+        ),
+        _thirds,
+    ),
+    **dict.fromkeys(
+        (
+            *("BloomAttention", "GPTNeoXAttention", "GPTNeoXJapaneseAttention", "PersimmonAttention"),
+            *("MiniMaxLightningAttention", "DisentangledSelfAttention"),
+        ),
+        _by_head,
+    ),
+    **dict.fromkeys(
+        ("Phi3Attention", "Phi4MultimodalAttention", "DbrxAttention", "Exaone4_5_VisionAttention"), _grouped_query
+    ),
+    "FalconAttention": _by_group,
+    "GPTBigCodeAttention": _multi_query,
+    "CodeGenAttention": _four_shards,
+    **dict.fromkeys(
+        (
+            "EvollaSequenceCompressorAttention",
+            "GraniteSpeechConformerAttention",
+            "GraniteSpeechPlusConformerAttention",
+            "JetMoeAttention",
+        ),
+        _halves,
+    ),
+}
+# Classes called by a word that others use for something else: the module that defines them tells them apart.
+_LAYOUTS_BY_MODULE: Final[Mapping[tuple[str, str], Layout]] = {
+    ("Attention", "modeling_openai"): _thirds,
+    ("VisionAttention", "modeling_qwen2_vl"): _thirds,
+}
+
+
+def fused_parts(core: nn.Module, key: str, width: int) -> tuple[Part, ...]:
+    """The parts of a fused layer of an attention, empty where they are not certain.
+
+    Args:
+        core: the attention.
+        key: what it calls the layer.
+        width: of the layer's output.
+    """
+    if key == "kv_b_proj":
+        layout: Layout | None = _latent
+    else:
+        bases = [(base.__name__, base.__module__.rpartition(".")[2]) for base in type(core).__mro__]
+        layout = next((_LAYOUTS_BY_MODULE.get(b) or _LAYOUTS.get(b[0]) for b in bases if b[0] in _NAMES), None)
+    parts = layout(core, width) if layout else ()
+    return parts if parts and all(p.groups and width % (p.groups * p.of) == 0 for p in parts) else ()
+
+
+_NAMES: Final = {*_LAYOUTS, *(name for name, _ in _LAYOUTS_BY_MODULE)}
+
+
+def gate_parts(holder: nn.Module) -> tuple[Part, ...]:
+    """The parts of a layer that is gate and first in one, empty where they are not certain; the gate is what is activated."""
+    names = {base.__name__ for base in type(holder).__mro__}
+    if names & _GATE_FIRST:
+        return in_turn("gate,w1")
+    return in_turn("w1,gate") if names & _GATE_LAST else ()
+
+
+_GATE_FIRST: Final = frozenset(
+    (
+        *("DiaMLP", "Glm4MLP", "Glm4vTextMLP", "GlmImageTextMLP", "GlmMLP", "GlmOcrTextMLP", "MoshiGatingMLP"),
+        *("KyutaiSpeechToTextGatingMLP", "ModernBertDecoderMLP", "ModernBertMLP", "Phi3MLP", "Phi4MultimodalMLP"),
+        "Zamba2MLP",
+    )
+)
+_GATE_LAST: Final = frozenset(("MoonshineDecoderMLP", "Phi4MultimodalAudioMLP"))

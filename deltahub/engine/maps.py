@@ -1,0 +1,70 @@
+"""The explicit structure maps, `deltahub/structures/*.json`: real name to common name, found by class name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+MAPS: Final = Path(__file__).parents[1] / "structures"
+MARK: Final = "@"
+
+
+@dataclass
+class Names:
+    """One element of the real names that a map knows."""
+
+    value: str | None = None
+    children: dict[str, Names] = field(default_factory=dict)
+
+    def add(self, path: str, value: str) -> None:
+        """Let a real name, ``*`` for each number in it, have a common name."""
+        node = self
+        for element in path.split("."):
+            node = node.children.setdefault(element, Names())
+        node.value = value
+
+    def deepest(self, path: str) -> tuple[str, int]:
+        """The common name of the nearest mapped ancestor, numbers filled in, and how many elements of `path` it covers."""
+        node, numbers, best = self, [], ("", 0)
+        for depth, element in enumerate(path.split("."), 1):
+            if (child := node.children.get(element)) is None and element.isdigit():
+                child = node.children.get("*")
+                numbers.append(element)
+            if child is None:
+                break
+            node = child
+            if node.value is not None:
+                filled = iter(numbers)
+                elements = [next(filled) if e == "*" else f"{e}{MARK}" for e in node.value.split(".")]
+                best = (".".join(elements), depth)
+        return best
+
+
+@lru_cache(maxsize=1)
+def explicit_maps() -> dict[str, tuple[Names, Names]]:
+    """Class name to its named modules and its groups."""
+    found: dict[str, tuple[Names, Names]] = {}
+    for path in sorted(MAPS.glob("*.json")):
+        for table in json.loads(path.read_text("utf-8"))["maps"]:
+            names, groups = Names(), Names()
+            for real, common in table["names"].items():
+                names.add(real, common)
+            for common, members in table.get("groups", {}).items():
+                for real in members:
+                    groups.add(real, common)
+            found.update(dict.fromkeys(table["classes"], (names, groups)))
+    return found
+
+
+def explicit_map(cls: type) -> tuple[Names, Names] | None:
+    """The map for a class or one that it inherits from, if there is one."""
+    maps = explicit_maps()
+    return next((maps[base.__name__] for base in cls.__mro__ if base.__name__ in maps), None)
+
+
+def mapped_classes() -> tuple[str, ...]:
+    """The classes that have an explicit structure map."""
+    return tuple(sorted(explicit_maps()))

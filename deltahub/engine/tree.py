@@ -1,0 +1,92 @@
+"""The modules of a backbone with what inference asks of them again and again: which are linear, and what lies where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+Shape = tuple[int, int]
+
+
+def linear_width(module: nn.Module) -> Shape | None:
+    """Input and output width of a layer that multiplies by one matrix, else None."""
+    held = module.__dict__
+    n_in, n_out = held.get("in_features"), held.get("out_features")
+    if isinstance(n_in, int) and isinstance(n_out, int) and "weight" in module._parameters:
+        return n_in, n_out
+    weight = module._parameters.get("weight")
+    if type(module).__name__ == "Conv1D" and weight is not None:
+        n_in, n_out = weight.shape
+        return n_in, n_out
+    return None
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a layer norm of any make."""
+    kind = type(module).__name__
+    return kind.endswith("Norm") and "Batch" not in kind and "Group" not in kind and "Instance" not in kind
+
+
+def calls_attention_interface(module: nn.Module) -> bool:
+    """Whether a module's forward goes through transformers' attention interface."""
+    code = getattr(type(module).forward, "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+
+
+def ancestors(name: str) -> Iterator[str]:
+    """The names around a name, nearest first, without the root."""
+    while name := name.rpartition(".")[0]:
+        yield name
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Modules to recognise.
+
+    Attributes:
+        modules: real name to module, parents before children.
+        linears: name of each linear layer to its widths.
+        inside: name of a module to the names of the linear layers inside it.
+    """
+
+    modules: Mapping[str, nn.Module]
+    linears: Mapping[str, Shape]
+    inside: Mapping[str, list[str]]
+
+    @classmethod
+    def of(cls, modules: Mapping[str, nn.Module]) -> Tree:
+        """Look at every module once."""
+        linears: dict[str, Shape] = {}
+        inside: dict[str, list[str]] = {}
+        for name, module in modules.items():
+            if (shape := linear_width(module)) is not None:
+                linears[name] = shape
+                for above in ancestors(name):
+                    inside.setdefault(above, []).append(name)
+        return cls(modules, linears, inside)
+
+    def children(self, name: str) -> Iterator[tuple[str, str]]:
+        """Key and full name of each child."""
+        for key in self.modules[name]._modules:
+            full = f"{name}.{key}" if name else key
+            if full in self.modules:
+                yield key, full
+
+    def under(self, name: str) -> Iterator[str]:
+        """The names of all modules inside one, parents first."""
+        for _, child in self.children(name):
+            yield child
+            yield from self.under(child)
+
+    def sole_linear(self, name: str) -> str | None:
+        """A module itself if it is linear, or the one linear layer inside it."""
+        if name in self.linears:
+            return name
+        inner = self.inside.get(name, ())
+        return inner[0] if len(inner) == 1 else None
+
+    def has_matrix(self, name: str) -> bool:
+        """Whether a module has a tensor of its own with two dimensions or more."""
+        return any(p is not None and p.dim() > 1 for p in self.modules[name]._parameters.values())
