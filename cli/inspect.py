@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import JsonOpt, QuietOpt
 from .output import Output, print_json, size_text
 
+if TYPE_CHECKING:
+    from torch import nn
+
+SvgOpt = Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Save the backbone's tree as a picture.")]
+HtmlOpt = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Save the backbone's tree as a page.")]
+WebOpt = Annotated[bool, typer.Option("--web", help="Choose modules on a page, and print them for modified_modules.")]
+PortOpt = Annotated[
+    int | None, typer.Option("--port", help="The page's port; by default 8888, or any other if that is taken.")
+]
+
 
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A backbone's folder, or a saved delta's.")],
+    svg: SvgOpt = None,
+    html: HtmlOpt = None,
+    web: WebOpt = False,
+    port: PortOpt = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -23,15 +37,31 @@ def inspect(
 
     [dim]deltahub inspect ./bert-base-uncased[/dim]
 
+    [dim]deltahub inspect ./bert-base-uncased --web[/dim]
+
     [dim]deltahub inspect ./ckpt[/dim]
     """
     from deltahub.checkpoint import is_checkpoint
 
     out = Output(as_json=json, quiet=quiet)
+    if port is not None and not web:
+        raise typer.BadParameter("--port is the port of the page that --web opens; add --web.")
+    if web and (svg or html):
+        raise typer.BadParameter("--web prints what was chosen, --svg and --html save a picture: ask for one of them.")
     if is_checkpoint(folder):
+        if svg or html or web:
+            raise typer.BadParameter(f"{folder} is a delta; --svg, --html and --web need a backbone's folder.")
         _delta(folder, out)
+        return
+    from deltahub.engine.skeleton import skeleton
+
+    model = skeleton(folder)
+    if web:
+        _choose(model, port, out)
+    elif svg or html:
+        _save(model, svg, html, out)
     else:
-        _backbone(folder, out)
+        _backbone(model, out)
 
 
 def _delta(folder: Path, out: Output) -> None:
@@ -50,10 +80,9 @@ def _delta(folder: Path, out: Output) -> None:
         typer.echo(f"{count['total']:,} parameters, {size_text(manifest.size)}, {manifest.digest}", err=True)
 
 
-def _backbone(folder: Path, out: Output) -> None:
-    from deltahub.engine.skeleton import common_names, skeleton
+def _backbone(model: nn.Module, out: Output) -> None:
+    from deltahub.engine.skeleton import common_names
 
-    model = skeleton(folder)
     names = common_names(model)
     if out.as_json:
         print_json({"class": type(model).__name__, "common_names": names})
@@ -61,9 +90,34 @@ def _backbone(folder: Path, out: Output) -> None:
     if not out.quiet:
         from deltahub.engine.visualize import Visualization
 
-        Visualization(model).structure_graph(rootname=type(model).__name__)
+        Visualization(model).structure_graph(rootname=type(model).__name__, counts=True)
     rows = [(common, ", ".join(real), str(count)) for common, (real, count) in names.items()]
     if rows:
         out.rows(("common name", "real name", "modules"), rows)
     else:
         typer.echo(f"{type(model).__name__} has no structure map: address its modules by real names.", err=True)
+
+
+def _save(model: nn.Module, svg: Path | None, html: Path | None, out: Output) -> None:
+    from deltahub.engine.visualize import Visualization
+
+    picture = Visualization(model)
+    saved = {}
+    if svg:
+        picture.save_svg(svg)
+        saved["svg"] = str(svg)
+    if html:
+        picture.save_html(html)
+        saved["html"] = str(html)
+    out.result(saved, "\n".join(saved.values()))
+
+
+def _choose(model: nn.Module, port: int | None, out: Output) -> None:
+    from deltahub.auto import delta_classes
+    from deltahub.web.choosing import choose
+
+    known = sorted(delta_classes().items(), key=lambda item: item[0] != "lora")  # the first is proposed
+    deltas = {name: (kind, kind.config_class()) for name, kind in known if kind.default_modified_modules}
+    choice = choose(model, deltas, True if port is None else port)
+    data = {"delta_type": choice.delta_type, "modified_modules": choice.addresses, "modules": choice.names}
+    out.result(data, choice.line)

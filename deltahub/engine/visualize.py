@@ -6,57 +6,31 @@
             └── 0-11(BertLayer)
                 └── query,key,value(Linear) weight:[768, 768] bias:[768]
 
-Names are white, types green, repeated names red, trainable parameters cyan, frozen ones grey-blue, deltas purple.
+Names are white, types green, repeated names red, trainable parameters cyan, frozen ones grey, deltas purple.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import groupby
+import os
+from pathlib import Path
+from typing import Final
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.tree import Tree
 from torch import nn
 
+from deltahub.engine.folding import Leaf, Naming, Node, fold, short_count, together
 from deltahub.engine.site import is_delta_name
+from deltahub.engine.structure import MARK, StructureMap
+from deltahub.engine.svg import svg_of
+from deltahub.web.document import document
 
-_TRAINABLE, _FROZEN, _DELTA = "cyan", "rgb(0,70,100)", "rgb(175,0,255)"
-
-
-@dataclass
-class _Node:
-    """A module, or several equal ones."""
-
-    names: list[str]
-    kinds: list[str]
-    parameters: list[str]
-    children: list[_Node] = field(default_factory=list)
-
-    @property
-    def shape(self) -> tuple[object, ...]:
-        """What two nodes must share to be folded: everything below their own label."""
-        return (tuple(self.parameters), tuple((child.label, child.shape) for child in self.children))
-
-    @property
-    def label(self) -> str:
-        kinds = escape(",".join(dict.fromkeys(self.kinds)))
-        if len(self.names) == 1:
-            return f"[white]{escape(self.names[0])} [green]({kinds})"
-        if len(set(self.kinds)) == 1:
-            return f"[red]{escape(_ranges(self.names))}[green]({kinds})"
-        pairs = zip(self.names, self.kinds, strict=True)
-        return ",".join(f"[red]{escape(name)}[green]({escape(kind)})" for name, kind in pairs)
-
-
-def _ranges(names: list[str]) -> str:
-    """``"0-3,5-5"`` for block numbers, else the names with commas."""
-    if not all(name.isdigit() for name in names):
-        return ",".join(names)
-    runs = groupby(enumerate(map(int, names)), key=lambda pair: pair[1] - pair[0])
-    spans = [[number for _, number in run] for _, run in runs]
-    return ",".join(f"{span[0]}-{span[-1]}" for span in spans)
+_COLORS: Final = {"trained": "cyan", "frozen": "grey50", "delta": "rgb(175,0,255)"}
+LEGEND: Final = (
+    f"[{_COLORS['trained']}]trained[/]  [{_COLORS['frozen']}]frozen[/]  [{_COLORS['delta']}]delta[/]  "
+    "[red]0-11[/] several equal modules, drawn once"
+)
 
 
 class Visualization:
@@ -74,7 +48,12 @@ class Visualization:
         rootname: str = "root",
         expand_params: bool = False,
         keep_non_params: bool = False,
+        common_structure: bool = False,
+        mapping: StructureMap | None = None,
+        only_common: bool = False,
         printTree: bool = True,  # noqa: N803  (the name in OpenDelta)
+        *,
+        counts: bool = False,
     ) -> Tree:
         """The model as a tree.
 
@@ -82,46 +61,89 @@ class Visualization:
             rootname: what to call the model itself.
             expand_params: give every parameter a line of its own.
             keep_non_params: keep modules without parameters.
+            common_structure: call modules by their common names, where they have one.
+            mapping: the common names; by default those of `StructureMap.of`.
+            only_common: with common names, leave out the modules that have none; what is inside them takes their place.
             printTree: print it as well.
+            counts: say how many parameters each module has.
         """
-        tree = Tree(f"[white]{escape(rootname)}")
-        for child in _children(self.plm, "", keep_non_params):
-            _grow(tree, child, expand_params)
+        naming = _common(mapping or StructureMap.of(self.plm), only_common) if common_structure else None
+        tree = Tree(f"[white]{escape(_plain(rootname))}")
+        for child in fold(self.plm, keep_empty=keep_non_params, naming=naming):
+            _grow(tree, child, expand_params, counts)
         if printTree:
             Console(highlight=False).print(tree)
         return tree
 
+    def save_svg(self, path: str | os.PathLike[str], rootname: str | None = None) -> None:
+        """Save the tree, with counts and a legend, as a picture that shows alike everywhere.
 
-def _children(module: nn.Module, prefix: str, keep_empty: bool) -> list[_Node]:
-    nodes: list[_Node] = []
-    for name, child in module.named_children():
-        path = f"{prefix}{name}"
-        node = _Node(
-            [name], [type(child).__name__], list(_parameters(child, path)), _children(child, f"{path}.", keep_empty)
-        )
-        if not (node.parameters or node.children or keep_empty):
-            continue
-        bare = not (node.parameters or node.children)  # nothing to tell two of them apart by
-        twin = None if bare else next((other for other in nodes if other.shape == node.shape), None)
-        if twin is None:
-            nodes.append(node)
-        else:
-            twin.names.append(name)
-            twin.kinds.extend(node.kinds)
-    return nodes
+        Args:
+            path: where to, e.g. ``"model.svg"``; a file there is replaced.
+            rootname: what to call the model; by default its class.
+        """
+        name = rootname or type(self.plm).__name__
+        picture = Group(self.structure_graph(name, printTree=False, counts=True), "", LEGEND)
+        svg = svg_of(picture, _plain(name)).replace("#af00ff", "#c792ff")  # legible on the picture's dark ground
+        Path(path).write_text(svg, "utf-8")
+
+    def save_html(self, path: str | os.PathLike[str], rootname: str | None = None) -> None:
+        """Save the tree, with counts and a legend, as a page of its own whose parts open and close.
+
+        Args:
+            path: where to, e.g. ``"model.html"``; a file there is replaced.
+            rootname: what to call the model; by default its class.
+        """
+        parameters = list(self.plm.named_parameters())
+        total = sum(p.numel() for _, p in parameters)
+        trained = sum(p.numel() for _, p in parameters if p.requires_grad)
+        delta = sum(p.numel() for name, p in parameters if is_delta_name(name))
+        facts = {"parameters": total, "trained": trained, "in deltas": delta}
+        structure = StructureMap.of(self.plm)
+        page = document(rootname or type(self.plm).__name__, facts, fold(self.plm), structure.common_name)
+        Path(path).write_text(page, "utf-8")
 
 
-def _parameters(module: nn.Module, path: str) -> Iterator[str]:
-    for name, parameter in module.named_parameters(recurse=False):
-        trained = _TRAINABLE if parameter.requires_grad else _FROZEN
-        color = _DELTA if is_delta_name(f"{path}.{name}") else trained
-        yield f"[{color}]{escape(name)}:{escape(str(list(parameter.shape)))}"
+def _common(structure: StructureMap, only: bool) -> Naming:
+    def naming(path: str) -> str | None:
+        own = path.rpartition(".")[2]
+        parent, _, last = structure.common_name(path).rpartition(".")
+        if last.endswith(MARK):
+            return last.removesuffix(MARK)
+        counted = last.isdecimal() and parent.endswith(MARK)
+        return own if counted or is_delta_name(path) or not only else None
+
+    return naming
 
 
-def _grow(tree: Tree, node: _Node, expand: bool) -> None:
-    label = node.label if expand else " ".join([node.label, *node.parameters])
-    branch = tree.add(label)
-    for parameter in node.parameters if expand else ():
+def _plain(name: str) -> str:
+    """A name without characters that drive a terminal or that XML cannot hold."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
+
+
+def _grow(tree: Tree, node: Node, expand: bool, counts: bool) -> None:
+    parameters = [_leaf(leaf) for leaf in node.parameters]
+    size = [f"[dim]{_size(node)}[/]"] if counts and node.children else []
+    branch = tree.add(" ".join([_label(node), *size, *([] if expand else parameters)]))
+    for parameter in parameters if expand else ():
         branch.add(parameter)
     for child in node.children:
-        _grow(branch, child, expand)
+        _grow(branch, child, expand, counts)
+
+
+def _size(node: Node) -> str:
+    times = len(node.names)
+    return short_count(node.size) if times == 1 else f"{times} × {short_count(node.size)}"
+
+
+def _label(node: Node) -> str:
+    names, kinds = [escape(_plain(name)) for name in node.names], [escape(kind) for kind in node.kinds]
+    if len(names) == 1:
+        return f"[white]{names[0]} [green]({kinds[0]})"
+    if len(set(kinds)) == 1:
+        return f"[red]{together(names)}[green]({kinds[0]})"
+    return ",".join(f"[red]{name}[green]({kind})" for name, kind in zip(names, kinds, strict=True))
+
+
+def _leaf(leaf: Leaf) -> str:
+    return f"[{_COLORS[leaf.role]}]{escape(_plain(leaf.name))}:{escape(str(list(leaf.shape)))}"

@@ -1,0 +1,139 @@
+"""The modules of a model as a tree in which equal neighbours stand together, so that twelve blocks are read once.
+
+Two modules are equal if all below their own names is: parameters with their shapes and roles, and children.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from math import prod
+from typing import Literal
+
+from torch import nn
+
+from deltahub.engine.site import is_delta_name
+
+Role = Literal["trained", "frozen", "delta"]
+Naming = Callable[[str], str | None]  # a module's real name to what it is called in the tree, or None to leave it out
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A parameter.
+
+    Attributes:
+        role: ``"delta"`` if it belongs to one, else whether it requires a gradient.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return prod(self.shape)
+
+
+@dataclass
+class Node:
+    """A module, or several equal ones.
+
+    Attributes:
+        names: what each is called within its parent.
+        kinds: the class of each.
+        parameters: those that each holds itself.
+        children: the modules inside each.
+        delta: whether it belongs to a delta.
+    """
+
+    names: list[str]
+    kinds: list[str]
+    parameters: list[Leaf]
+    children: list[Node] = field(default_factory=list)
+    delta: bool = False
+
+    @cached_property
+    def below(self) -> tuple[object, ...]:
+        """What two modules must share to be folded."""
+        inner = tuple((tuple(child.names), tuple(child.kinds), child.below) for child in self.children)
+        return tuple(self.parameters), inner
+
+    @cached_property
+    def size(self) -> int:
+        """Numbers in all parameters of one of the modules; a tensor that two of them share counts twice."""
+        own = sum(leaf.size for leaf in self.parameters)
+        return own + sum(child.size * len(child.names) for child in self.children)
+
+
+def fold(model: nn.Module, *, keep_empty: bool = False, naming: Naming | None = None) -> list[Node]:
+    """The modules inside a model as a folded tree.
+
+    Args:
+        keep_empty: keep modules without parameters.
+        naming: what to call them; by default what their parents call them. The children of one that is left out
+            take its place.
+    """
+    return list(_children(model, "", keep_empty, naming or _own_name))
+
+
+def _own_name(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _children(module: nn.Module, prefix: str, keep_empty: bool, naming: Naming) -> list[Node]:
+    nodes: list[Node] = []
+    for node in _each(module, prefix, keep_empty, naming):
+        bare = not (node.parameters or node.children)  # nothing to tell two of them apart by
+        twin = None if bare else next((other for other in nodes if other.below == node.below), None)
+        if twin is None:
+            nodes.append(node)
+        else:
+            twin.names.extend(node.names)
+            twin.kinds.extend(node.kinds)
+    return nodes
+
+
+def _each(module: nn.Module, prefix: str, keep_empty: bool, naming: Naming) -> Iterator[Node]:
+    for name, child in module.named_children():
+        path = f"{prefix}{name}"
+        shown = naming(path)
+        if shown is None:
+            yield from _each(child, f"{path}.", keep_empty, naming)
+            continue
+        inner = _children(child, f"{path}.", keep_empty, naming)
+        node = Node([shown], [type(child).__name__], list(_leaves(child, path)), inner, is_delta_name(path))
+        if node.parameters or node.children or keep_empty:
+            yield node
+
+
+def _leaves(module: nn.Module, path: str) -> Iterator[Leaf]:
+    for name, parameter in module.named_parameters(recurse=False):
+        trained: Role = "trained" if parameter.requires_grad else "frozen"
+        yield Leaf(name, tuple(parameter.shape), "delta" if is_delta_name(f"{path}.{name}") else trained)
+
+
+def together(names: Iterable[str]) -> str:
+    """Names of equal modules in short: ``"0-3,5-5"`` for block numbers, else the names with commas."""
+    names = list(names)
+    if not all(name.isdecimal() for name in names):
+        return ",".join(names)
+    runs = groupby(enumerate(map(int, names)), key=lambda pair: pair[1] - pair[0])
+    spans = [[number for _, number in run] for _, run in runs]
+    return ",".join(f"{span[0]}-{span[-1]}" for span in spans)
+
+
+def short_count(number: int) -> str:
+    """A count for people, in three digits: ``"768"``, ``"591K"``, ``"85.1M"``, ``"6.74B"``."""
+    value, unit = float(number), ""
+    for larger in ("K", "M", "B"):
+        if value < 999.5:  # noqa: PLR2004  (what would be rounded to 1000)
+            break
+        value, unit = value / 1000, larger
+    if not unit:
+        return str(number)
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0  # noqa: PLR2004
+    return f"{value:.{digits}f}{unit}"

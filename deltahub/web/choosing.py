@@ -1,0 +1,93 @@
+"""Let a person choose modules on a page, and wait for it."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final
+
+from torch import nn
+
+from deltahub.config import DeltaConfig
+from deltahub.engine.building import Method
+from deltahub.errors import ConfigError
+from deltahub.web.preview import Choice
+from deltahub.web.server import HOST, PickerServer
+from deltahub.web.session import Session
+
+USUAL_PORT: Final = 8888  # OpenDelta's
+_PORTS: Final = range(1, 1 << 16)
+
+
+def config_chosen(
+    method: Method, backbone: nn.Module, config: DeltaConfig, interactive_modify: bool | int
+) -> DeltaConfig:
+    """A config whose modules were chosen on a page; with `interactive_modify` False, the config as it is.
+
+    Args:
+        interactive_modify: a port of this machine; True for 8888, or any other if that is taken.
+
+    Raises:
+        ConfigError: `modified_modules` is given too, or the port cannot be had.
+        NothingChosenError: the page was closed or cancelled.
+    """
+    if interactive_modify is False:
+        return config
+    if config.modified_modules is not None:
+        msg = f"modified_modules={list(config.modified_modules)} says already what interactive_modify would ask: pass one."
+        raise ConfigError(msg)
+    choice = choose(backbone, {config.delta_type: (method, config)}, interactive_modify)
+    print(choice.line, flush=True)  # noqa: T201  (what OpenDelta prints too: to be copied into a script)
+    return replace(config, modified_modules=choice.exact, common_structure=False)
+
+
+def choose(
+    backbone: nn.Module,
+    deltas: Mapping[str, tuple[Method, DeltaConfig]],
+    port: bool | int = True,
+    say: Callable[[str], None] | None = None,
+) -> Choice:
+    """Open a page, say where it is, and wait until somebody has chosen.
+
+    Args:
+        deltas: the delta types to choose for, each with its options; the first is proposed.
+        port: a port of this machine; True for 8888, or any other if that is taken.
+        say: told where the page is; by default it is printed on stderr.
+
+    Raises:
+        ConfigError: the port cannot be had.
+        NothingChosenError: the page was closed or cancelled.
+    """
+    session = Session(backbone, deltas)
+    with _server(session, port) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+        thread.start()
+        try:
+            (say or _on_stderr)(f"Choose modules on {server.url} (Ctrl-C ends it)")
+            return session.wait()
+        finally:
+            session.over.set()  # lets go of pages that are still open
+            server.shutdown()
+            thread.join()
+
+
+def _on_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _server(session: Session, port: bool | int) -> PickerServer:
+    if port is not True and port not in _PORTS:
+        msg = f"interactive_modify must be True or a port from {_PORTS.start} to {_PORTS.stop - 1}, got {port!r}."
+        raise ConfigError(msg)
+    try:
+        return PickerServer(session, USUAL_PORT if port is True else port)
+    except OSError as error:
+        if port is True:
+            return PickerServer(session)
+        taken = error.errno == errno.EADDRINUSE
+        why = "is taken by another program" if taken else f"cannot be had ({error.strerror})"
+        msg = f"Port {port} of {HOST} {why}. Pass another port, or True for any that is free."
+        raise ConfigError(msg) from error

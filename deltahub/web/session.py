@@ -1,0 +1,109 @@
+"""One choice from beginning to end: a page asks, previews, and submits or cancels; whoever waits for it gets the answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from torch import nn
+
+from deltahub.config import DeltaConfig
+from deltahub.engine.building import Method
+from deltahub.errors import NothingChosenError
+from deltahub.web.preview import Choice, Preview
+from deltahub.web.tree import tree_json
+
+GRACE: Final = 3.0  # seconds in which a page may come back after it is gone, as when it is reloaded
+_LOOK: Final = 0.2  # seconds between two looks at whether all pages are gone
+
+
+class Session:
+    """Holds what is chosen; its methods may be called from several threads.
+
+    Args:
+        backbone: the model to choose from.
+        deltas: the delta types to choose for, each with its options; the first is proposed.
+        grace: seconds that a page may be away before the session counts as left.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, deltas: Mapping[str, tuple[Method, DeltaConfig]], grace: float = GRACE
+    ) -> None:
+        self.over = threading.Event()
+        self.tree = {**tree_json(backbone), "types": list(deltas)}
+        self._preview = Preview(backbone, deltas)
+        self._grace = grace
+        self._planning = threading.Lock()  # one preview at a time: each works on the whole model
+        self._state = threading.Lock()  # guards all that follows
+        self._pages = 0
+        self._gone_at: float | None = None  # when the last page went away
+        self._choice: Choice | None = None
+        self._why = ""
+
+    def preview(self, names: Sequence[str], delta_type: str) -> dict[str, Any]:
+        """What a choice would come to, as `Preview.answer` gives it.
+
+        Raises:
+            ConfigError: the names or the type are none that the page can know.
+        """
+        with self._planning:
+            return self._preview.answer(self._preview.choice(names, delta_type))
+
+    def submit(self, names: Sequence[str], delta_type: str, reply: Callable[[dict[str, Any]], None]) -> None:
+        """End the session with a choice, unless it is refused.
+
+        Args:
+            reply: told the answer, as `preview` gives it, before the end: the program may be over right after it.
+
+        Raises:
+            ConfigError: the names or the type are none that the page can know.
+        """
+        with self._planning:
+            choice = self._preview.choice(names, delta_type)
+            answer = self._preview.answer(choice)
+        reply(answer)
+        if "refusal" not in answer:
+            self._end(choice)
+
+    def cancel(self) -> None:
+        """End the session without a choice."""
+        self._end(None, "the choice was cancelled on its page")
+
+    @contextmanager
+    def page(self) -> Iterator[None]:
+        """Counts as one open page."""
+        with self._state:
+            self._pages += 1
+        try:
+            yield
+        finally:
+            with self._state:
+                self._pages -= 1
+                self._gone_at = time.monotonic()
+
+    def wait(self) -> Choice:
+        """Wait for the end.
+
+        Raises:
+            NothingChosenError: it was cancelled, or all its pages were closed.
+        """
+        while not self.over.wait(_LOOK):
+            if self._is_left():
+                self._end(None, "its page was closed")
+        if self._choice is None:
+            raise NothingChosenError(self._why)
+        return self._choice
+
+    def _is_left(self) -> bool:
+        with self._state:
+            gone = self._gone_at if not self._pages else None
+            return gone is not None and time.monotonic() - gone >= self._grace
+
+    def _end(self, choice: Choice | None, why: str = "") -> None:
+        with self._state:
+            if not self.over.is_set():  # the first word counts
+                self._choice, self._why = choice, why
+                self.over.set()
