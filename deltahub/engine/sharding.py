@@ -1,0 +1,86 @@
+"""Backbones that FSDP2 spreads over processes: each holds a part of every tensor, and all of them put it together.
+
+Whatever gathers or scatters a tensor is collective: every process calls it, in the same order. Elsewhere nothing here does
+anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltahub.engine.site import own_modules
+from deltahub.errors import ConfigError
+
+
+def reshard(backbone: nn.Module) -> None:
+    """Leave the parameters of a sharded backbone in their parts; after a forward they may be copies that are thrown away.
+
+    Raises:
+        ConfigError: FullyShardedDataParallel has flattened them, so that no tensor has its own shape.
+    """
+    if not _among_others():
+        return
+    for module in _sharded_modules(backbone):
+        module.reshard()
+    flattened = [p for p in backbone.parameters() if getattr(p, "_fsdp_flattened", False)]
+    if flattened and all(parameter.dim() == 1 for parameter in flattened):
+        msg = (
+            "FullyShardedDataParallel has flattened the backbone's parameters, the delta's among them. Go on inside "
+            "`with FullyShardedDataParallel.summon_full_params(model):`, or use fully_shard (FSDP2), which needs no such step."
+        )
+        raise ConfigError(msg)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with all its values on this process."""
+    full: Any = getattr(tensor, "full_tensor", None)
+    if full is None:
+        return tensor
+    gathered: Tensor = full()
+    return gathered
+
+
+def assign(live: Tensor, value: Tensor) -> None:
+    """Copy values into a tensor, which may be sharded where the values are not."""
+    if hasattr(live, "full_tensor") and not hasattr(value, "full_tensor"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(live, DTensor)
+        value = distribute_tensor(value.to(live.device), live.device_mesh, live.placements)
+    live.copy_(value)
+
+
+def done_once(backbone: nn.Module, action: Callable[[], None]) -> None:
+    """Do something once: here, or where the backbone is sharded, on the first process while the others wait.
+
+    Raises:
+        Exception: what `action` raised, on every process.
+    """
+    if not _sharded_modules(backbone):
+        action()
+        return
+    outcome: list[Exception | None] = [None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001  # whatever it is: the others wait for it
+            outcome = [error]
+    torch.distributed.broadcast_object_list(outcome)
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
+def _sharded_modules(backbone: nn.Module) -> list[Any]:
+    if not _among_others():
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [module for _, module in own_modules(backbone) if isinstance(module, FSDPModule)]
+
+
+def _among_others() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

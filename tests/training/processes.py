@@ -1,0 +1,113 @@
+"""What each of two processes does in the tests of DDP and FSDP2: train every kind of delta on its half of each batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from deltahub import AutoDeltaModel
+from deltahub.errors import ConfigError
+from tests.backbones import bert
+from tests.training.matrix import HEADED, KINDS, answers, put_on, train_plainly
+
+WORLD = 2
+STEPS = 3
+
+
+def train_everywhere(rank: int, folder: Path) -> None:
+    """Train each kind under each framework; rank 0 leaves the losses and the delta in `folder/framework/kind`."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=WORLD)
+    try:
+        for kind in KINDS:
+            under_ddp(rank, folder / "ddp" / kind, kind)
+            under_fsdp(rank, folder / "fsdp" / kind, kind)
+        refused = refusals(folder / "fsdp" / KINDS[0] / "delta")  # sharding needs all processes
+        if rank == 0:
+            torch.save(refused, folder / "refusals.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def own_half(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The rows of a batch that are this process's."""
+    return {key: tensor.chunk(WORLD)[dist.get_rank()] for key, tensor in batch.items()}
+
+
+def mean_over_processes(losses: list[float]) -> list[float]:
+    """The losses of whole batches."""
+    mean = torch.tensor(losses)
+    dist.all_reduce(mean)
+    return (mean / WORLD).tolist()
+
+
+def under_ddp(rank: int, folder: Path, kind: str) -> None:
+    """Wrap after the delta is on; every process holds all of it, so one saves it."""
+    backbone = bert()
+    delta = put_on(backbone, kind, train=HEADED)
+    losses = mean_over_processes(train_plainly(backbone, STEPS, call=DistributedDataParallel(backbone), share=own_half))
+    if rank == 0:
+        delta.save_finetuned(folder / "delta")
+        torch.save({"losses": losses, "logits": answers(backbone)}, folder / "result.pt")
+
+
+def under_fsdp(rank: int, folder: Path, kind: str) -> None:
+    """Shard after the delta is on; every process holds a part of it, so all of them save it together."""
+    backbone = bert()
+    delta = put_on(backbone, kind, train=HEADED)
+    shard(backbone)
+    losses = mean_over_processes(train_plainly(backbone, STEPS, share=own_half))
+    logits = answers(backbone)
+    delta.save_finetuned(folder / "delta")
+    assert (folder / "delta" / "delta_config.json").is_file(), f"rank {rank} went on before the delta was saved"
+    delta.detach()
+    bare = answers(backbone)
+    delta.attach()
+    again = answers(backbone)
+    train_plainly(backbone, 1, share=own_half)
+    delta.load_checkpoint(folder / "delta" / "delta.safetensors")
+    results = {"losses": losses, "logits": logits, "bare": bare, "again": again, "reloaded": answers(backbone)}
+    if rank == 0:
+        torch.save(results, folder / "result.pt")
+
+
+def shard(backbone: Any) -> None:
+    """Shard a BERT as FSDP2's manual says: every block, then the rest."""
+    for block in backbone.bert.encoder.layer:
+        fully_shard(block)
+    fully_shard(backbone)
+
+
+def refusals(saved: Path) -> dict[str, str]:
+    """What is said to a delta that comes too late, and to one whose parameters were flattened.
+
+    Args:
+        saved: a delta of the first kind.
+    """
+    sharded, flattened = bert(), bert()
+    shard(sharded)
+    delta = put_on(flattened, KINDS[0])
+    FullyShardedDataParallel(flattened, use_orig_params=True, device_id=torch.device("cpu"))
+    attempts: dict[str, Callable[[], object]] = {
+        "new": lambda: put_on(sharded, KINDS[0]),
+        "loaded": lambda: AutoDeltaModel.from_finetuned(saved, backbone_model=sharded),
+        "flattened": lambda: delta.save_finetuned(saved.parent / "flattened"),
+    }
+    return {what: said(attempt) for what, attempt in attempts.items()}
+
+
+def said(attempt: Callable[[], object]) -> str:
+    """The sentence that refuses something."""
+    try:
+        attempt()
+    except ConfigError as error:
+        return str(error)
+    return "not refused"

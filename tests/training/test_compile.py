@@ -1,0 +1,30 @@
+"""torch.compile: one graph through backbone and delta, in training too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.backbones import bert
+from tests.training.matrix import HEADED, KINDS, put_on, require_carries_over, train_plainly
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> Iterator[None]:
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compiled_backbone_trains_as_it_does_without(kind, tmp_path):
+    plain, backbone = bert(), bert()
+    put_on(plain, kind, train=HEADED)
+    delta = put_on(backbone, kind, train=HEADED)
+    compiled = torch.compile(backbone, backend="aot_eager", fullgraph=True)
+
+    expected = train_plainly(plain, 3)
+    assert expected == pytest.approx(train_plainly(backbone, 3, call=compiled), abs=1e-5)
+    assert len(set(expected)) == 3
+    require_carries_over(delta, tmp_path)

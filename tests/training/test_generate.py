@@ -1,0 +1,67 @@
+"""generate(): with and without a cache of keys and values, the words are the same, and they are the delta's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deltahub import AutoDeltaModel
+from tests.backbones import gpt2, llama, original, stir, t5
+from tests.training.matrix import KINDS, put_on
+
+
+def bart(seed: int = 0) -> nn.Module:
+    """BART: an encoder-decoder with learned positions."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return original("bart", init_std=0.3)
+
+
+def t5_with_a_start(seed: int = 0) -> nn.Module:
+    """T5, told what a sentence begins with."""
+    return t5(seed, decoder_start_token_id=0)
+
+
+DECODERS = {"bart": bart, "gpt2": gpt2, "llama": llama, "t5": t5_with_a_start}
+PROMPT = torch.tensor([[5, 6, 7], [8, 9, 10]])
+
+
+def written(backbone: nn.Module, *, use_cache: bool) -> Tensor:
+    """The scores of the next four words, greedily, ``(rows, 4, vocabulary)``."""
+    with torch.no_grad():
+        result = backbone.generate(
+            input_ids=PROMPT,
+            attention_mask=torch.ones_like(PROMPT),
+            do_sample=False,
+            num_beams=1,
+            min_new_tokens=4,
+            max_new_tokens=4,
+            use_cache=use_cache,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    return torch.stack(result.logits, 1)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("kind", KINDS)
+class TestGenerate:
+    def test_the_cache_changes_nothing(self, kind, name):
+        backbone = DECODERS[name]()
+        bare = written(backbone, use_cache=True)
+        stir(put_on(backbone, kind))
+
+        expected = written(backbone, use_cache=False)
+        assert not torch.allclose(bare, expected, atol=1e-2)
+        assert torch.allclose(expected, written(backbone, use_cache=True), atol=1e-5)
+
+    def test_a_loaded_delta_writes_the_same(self, kind, name, tmp_path):
+        backbone, fresh = DECODERS[name](), DECODERS[name]()
+        delta = put_on(backbone, kind)
+        stir(delta)
+        delta.save_finetuned(tmp_path)
+        AutoDeltaModel.from_finetuned(tmp_path, backbone_model=fresh)
+
+        assert torch.equal(written(backbone, use_cache=True), written(fresh, use_cache=True))

@@ -1,0 +1,120 @@
+"""transformers' Trainer trains the backbone; the delta is in it, so its checkpoints hold the delta."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from deltahub import AutoDeltaModel, deltas_of
+from tests.backbones import bert, equal
+from tests.training.matrix import HEADED, KINDS, answers, in_order, labelled_rows, put_on, require_carries_over
+
+STEPS = 4
+EVERY_SECOND_STEP = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+
+
+def trainer(backbone: nn.Module, folder: Path, **options: Any) -> Trainer:
+    """A Trainer that evaluates and saves after every second of four steps."""
+    arguments = TrainingArguments(
+        str(folder),
+        max_steps=STEPS,
+        per_device_train_batch_size=4,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        **{**EVERY_SECOND_STEP, "learning_rate": 1e-2, **options},
+    )
+    return Trainer(backbone, arguments, train_dataset=labelled_rows(), eval_dataset=labelled_rows(8))
+
+
+class SaveDeltas(TrainerCallback):
+    """The callback of docs/training.md: every checkpoint folder is a delta's folder too."""
+
+    def on_save(self, args, state, control, model, **rest):
+        if state.is_world_process_zero:
+            for name, delta in deltas_of(model).items():
+                delta.save_finetuned(Path(args.output_dir, f"checkpoint-{state.global_step}", name))
+
+
+def tensors_in(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """What a Trainer's checkpoint holds, with the names that the delta called `name` gives its tensors."""
+    tensors = load_file(checkpoint / "model.safetensors")
+    return {key.replace(f"deltas.{name}.", "deltas."): tensor for key, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+class TestTrainer:
+    def test_a_trained_delta_carries_over(self, kind, tmp_path):
+        backbone = bert()
+        delta = put_on(backbone, kind, train=HEADED)
+        before = {name: tensor.clone() for name, tensor in delta.state_dict().items()}
+        trainer(backbone, tmp_path / "runs", save_strategy="no").train()
+
+        assert not equal(before, delta.state_dict())
+        require_carries_over(delta, tmp_path / "delta")
+
+    def test_a_checkpoint_holds_what_trains_and_nothing_else(self, kind, tmp_path):
+        backbone = bert()
+        delta = put_on(backbone, kind, train=HEADED)
+        trainer(backbone, tmp_path).train()
+
+        assert equal(in_order(delta.state_dict()), in_order(tensors_in(tmp_path / "checkpoint-4", delta.name)))
+
+    def test_a_resumed_run_ends_where_the_whole_run_ends(self, kind, tmp_path, caplog):
+        whole, resumed = bert(), bert()
+        put_on(whole, kind, train=HEADED)
+        put_on(resumed, kind, train=HEADED, seed=99)  # another start: what counts comes from the checkpoint
+        trainer(whole, tmp_path / "whole").train()
+        trainer(resumed, tmp_path / "resumed").train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+
+        assert torch.equal(answers(whole), answers(resumed))
+        assert "missing keys" not in caplog.text
+
+    def test_the_best_checkpoint_is_loaded_at_the_end(self, kind, tmp_path):
+        backbone = bert()
+        delta = put_on(backbone, kind, train=HEADED)
+        run = trainer(backbone, tmp_path, load_best_model_at_end=True, greater_is_better=True)  # so the earlier
+        run.train()
+
+        assert str(tmp_path / "checkpoint-2") == run.state.best_model_checkpoint
+        assert equal(in_order(tensors_in(tmp_path / "checkpoint-2", delta.name)), in_order(delta.state_dict()))
+
+    def test_a_callback_makes_every_checkpoint_loadable(self, kind, tmp_path):
+        backbone, fresh = bert(), bert()
+        delta = put_on(backbone, kind, train=HEADED)
+        run = trainer(backbone, tmp_path, load_best_model_at_end=True, greater_is_better=True)
+        run.add_callback(SaveDeltas())
+        run.train()
+        AutoDeltaModel.from_finetuned(tmp_path / "checkpoint-2" / delta.name, backbone_model=fresh)
+
+        assert torch.equal(answers(backbone), answers(fresh))  # the best, loaded at the end
+
+
+def test_a_checkpoint_that_lacks_a_part_of_the_backbone_is_still_missed():
+    backbone = bert()
+    whole = backbone.state_dict()
+    put_on(backbone, KINDS[0])
+    del whole["bert.pooler.dense.bias"]
+
+    with pytest.raises(RuntimeError, match=r"pooler\.dense\.bias"):
+        backbone.load_state_dict({**whole, **backbone.state_dict()})
+
+
+def test_what_the_state_dict_leaves_out_is_not_missed_inside_a_wrapper():
+    wrapper = nn.ModuleDict({"encoder": bert(), "probe": nn.Linear(3, 1)})
+    put_on(wrapper["encoder"], KINDS[0])
+    state = wrapper.state_dict()
+    assert any("deltas" in name for name in state)
+    assert not any("embeddings" in name for name in state)
+
+    wrapper.load_state_dict(state)
+    del state["probe.bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"probe\.bias\"\."):
+        wrapper.load_state_dict(state)
