@@ -45,7 +45,7 @@ WEIGHTS: Final = "delta.safetensors"
 BACKBONE: Final = "backbone.json"
 CARD: Final = "README.md"
 PICKLE: Final = "pytorch_model.bin"  # what OpenDelta wrote
-DELTA_PART: Final = ".deltas."  # in a tensor's name: what stands after it is the delta's own
+DELTA_PART: Final = ".deltas."  # in a tensor's name after a ".": what stands after it is the delta's own
 
 Saver = Callable[[Mapping[str, "Tensor"], Path], None]
 
@@ -208,7 +208,7 @@ def describe(folder: Path) -> Manifest:
         tensors=table,
         parameters={
             "total": sum(counts.values()),
-            "delta": sum(count for name, count in counts.items() if DELTA_PART in name),
+            "delta": sum(count for name, count in counts.items() if DELTA_PART in f".{name}"),
         },
         metrics=tuple(_metrics(document.get("metadata", {}))),
     )

@@ -5,6 +5,9 @@
     ├── AddressError              a module name cannot be used
     │   ├── NoMatchError          a pattern matches no module
     │   └── TargetError           a module cannot hold this delta
+    ├── NothingChosenError        the page on which modules are chosen was closed or cancelled
+    ├── MergeError                a delta cannot be written into the backbone's weights, or is in them already
+    ├── RouteError                rows of a batch cannot go through the deltas asked for
     ├── CheckpointError           a folder is not a delta, or its tensors do not fit
     │   └── PickleRefusedError    the weights are a pickle and nobody allowed that
     ├── IntegrityError            bytes are not the ones that were published
@@ -53,6 +56,32 @@ class NoMatchError(AddressError):
 
 class TargetError(AddressError):
     """A module was found but cannot hold this delta."""
+
+
+class NothingChosenError(DeltaHubError):
+    """Modules were to be chosen on a page, and none were.
+
+    Attributes:
+        why: what happened, e.g. ``"its page was closed"``.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return (
+            f"No module was chosen: {self.why}. Nothing was changed. Choose again, or pass modified_modules=[...] "
+            "with names that `deltahub inspect` shows."
+        )
+
+
+class MergeError(DeltaHubError):
+    """A delta cannot be written into the backbone's weights, or is written into them already."""
+
+
+class RouteError(DeltaHubError, ValueError):
+    """The rows of a batch cannot go through the deltas that were asked for."""
 
 
 class CheckpointError(DeltaHubError):

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from deltahub import checkpoint
 from deltahub.checkpoint import Checkpoint
-from deltahub.engine import freezing
 from deltahub.engine.building import build, completed
-from deltahub.engine.compiling import refuse_wrapped
+from deltahub.engine.compiling import refuse_closed
 from deltahub.engine.filling import fill, replaced_names
 from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.ledger import ledger_of, original_values
+from deltahub.engine.site import own_parameters
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats import opendelta
 from deltahub.hub import locate
@@ -67,7 +67,7 @@ def load(
     if check_hash not in (True, False, STRUCTURE):
         msg = f'check_hash must be True, False or "structure", got {check_hash!r}.'
         raise ConfigError(msg)
-    refuse_wrapped(backbone)
+    refuse_closed(backbone)
     changes = dict(options)
     allow_pickle, name = bool(changes.pop("allow_pickle", False)), changes.pop("name", None)
 
@@ -85,9 +85,13 @@ def load(
     delta = cls.from_config(config, backbone, name=name, insertions=insertions)
     ledger = ledger_of(backbone)
     ledger.replace(backbone, ledger.entries[delta.name], dict(replaced))
-    for parameter_name, parameter in freezing.own_parameters(backbone):
+    trainable = set()
+    for parameter_name, parameter in own_parameters(backbone):
+        if parameter.requires_grad:
+            trainable.add(parameter_name)
         parameter.requires_grad_(parameter_name in ledger.base)  # what no delta has trained stays the backbone's
-    if _trains(backbone):
+    ledger.remember_trainable(trainable)
+    if len(ledger.entries) == 1 and _trains(backbone):  # with others on it, somebody may be training one of them
         backbone.eval()
     return delta
 

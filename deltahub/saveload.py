@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from torch import Tensor, nn
 
 from deltahub import checkpoint, metadata
-from deltahub.engine import freezing
 from deltahub.engine.filling import check_fit, not_finite, replaced_names
 from deltahub.engine.fingerprint import fingerprint
-from deltahub.engine.ledger import ledger_of
-from deltahub.engine.site import is_delta_name
+from deltahub.engine.ledger import ledger_of, original_values
+from deltahub.engine.sharding import assign, done_once, whole
+from deltahub.engine.site import is_delta_name, own_parameters
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files import staging, storage_errors, sync_file, sync_folders
 from deltahub.loading import load
 from deltahub.version import VERSION
 
 if TYPE_CHECKING:
+    from deltahub.backbone import Fingerprint
     from deltahub.config import DeltaConfig
 
 LOGGER: Final = logging.getLogger("deltahub")
@@ -68,6 +69,8 @@ class SaveLoadMixin:
     ) -> None:
         """Save the delta as a folder that appears whole or not at all.
 
+        Where FSDP2 shards the backbone, every process calls this: together they gather the tensors, and the first writes.
+
         Args:
             finetuned_delta_path: the folder; files of others in it are left alone.
             save_config: False to write only the tensors, as `save_checkpoint` does.
@@ -93,7 +96,7 @@ class SaveLoadMixin:
             raise CheckpointError(msg)
         facts = metadata.gather(center_args, center_args_pool, list_tags, dict_tags, test_result, usage)
         self.check_places()
-        tensors = dict(self.state_dict() if state_dict is None else state_dict)
+        tensors = self._gathered(state_dict)
         _check_savable(tensors)
         self._warn_if_whole(tensors)
         if not save_config:
@@ -102,21 +105,29 @@ class SaveLoadMixin:
                 raise CheckpointError(msg)
             self.save_checkpoint(folder / checkpoint.WEIGHTS, save_function, tensors)
             return
-        self._write(folder, tensors, facts, save_function)
-        if delay_push:
-            print(f"deltahub push {shlex.quote(str(folder))}")  # noqa: T201  (the seed prints the command to run later)
-        elif push_to_dc:
-            from deltahub.hub import Hub
+        identity = fingerprint(self.backbone_model, replaced_names(tensors), original_values(self.backbone_model))
 
-            pushed = Hub.open().push(folder)
-            LOGGER.info("Pushed %s", pushed.reference)
+        def write() -> None:
+            self._write(folder, tensors, identity, facts, save_function)
+            if delay_push:
+                print(f"deltahub push {shlex.quote(str(folder))}")  # noqa: T201  (the seed prints the command to run later)
+            elif push_to_dc:
+                from deltahub.hub import Hub
 
-    def _write(self, folder: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any], save: Saver) -> None:
+                pushed = Hub.open().push(folder)
+                LOGGER.info("Pushed %s", pushed.reference)
+
+        done_once(self.backbone_model, write)
+
+    def _gathered(self, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        tensors = self.state_dict() if state_dict is None else state_dict
+        return {name: whole(tensor) for name, tensor in sorted(tensors.items())}  # in one order on every process
+
+    def _write(
+        self, folder: Path, tensors: Mapping[str, Tensor], identity: Fingerprint, facts: dict[str, Any], save: Saver
+    ) -> None:
         from deltahub.card import model_card
 
-        ledger = ledger_of(self.backbone_model)
-        trained = replaced_names(tensors)
-        identity = fingerprint(self.backbone_model, trained, ledger.base)
         counts = {
             "delta": sum(tensor.numel() for name, tensor in tensors.items() if is_delta_name(name)),
             "total": sum(tensor.numel() for tensor in tensors.values()),
@@ -134,7 +145,7 @@ class SaveLoadMixin:
 
     def _warn_if_whole(self, tensors: Mapping[str, Tensor]) -> None:
         """Say so when nothing was frozen: the whole backbone is about to be saved as a delta."""
-        own = [name for name, _ in freezing.own_parameters(self.backbone_model)]
+        own = [name for name, _ in own_parameters(self.backbone_model)]
         if own and all(name in tensors for name in own):
             LOGGER.warning(
                 "Every parameter of the backbone is trainable, so all of them are saved with the delta. "
@@ -158,8 +169,8 @@ class SaveLoadMixin:
         """Put a saved delta on a backbone, which must be the one that it was trained on.
 
         Order: find, check every byte, check the config, check the backbone, plan every insertion, then insert and fill.
-        Whatever is refused leaves the backbone as it was. Afterwards the backbone is in eval mode and frozen but for
-        what belongs to deltas.
+        Whatever is refused leaves the backbone as it was. Afterwards the backbone is frozen but for what belongs to
+        deltas, and in eval mode unless it carried a delta before, which may be in training.
 
         Args:
             finetuned_delta_path: a folder, or a reference such as ``"DeltaHub/sst2-t5-base@champion"``.
@@ -218,12 +229,16 @@ class SaveLoadMixin:
             save_func: writes tensors to a path.
             state_dict: the tensors, by default the delta's own `state_dict()`.
         """
-        target = Path(path)
-        with storage_errors("Saving tensors", target.parent), staging(target.parent) as stage:
-            save_func(self.state_dict() if state_dict is None else state_dict, stage / target.name)
-            sync_file(stage / target.name)
-            os.replace(stage / target.name, target)
-            sync_folders([target.parent])
+        target, tensors = Path(path), self._gathered(state_dict)
+
+        def write() -> None:
+            with storage_errors("Saving tensors", target.parent), staging(target.parent) as stage:
+                save_func(tensors, stage / target.name)
+                sync_file(stage / target.name)
+                os.replace(stage / target.name, target)
+                sync_folders([target.parent])
+
+        done_once(self.backbone_model, write)
 
     def load_checkpoint(
         self,
@@ -260,7 +275,7 @@ class SaveLoadMixin:
         check_fit(current, tensors)
         own = {name: tensor for name, tensor in tensors.items() if is_delta_name(name)}
         for name, tensor in own.items():
-            current[name].copy_(tensor)  # detached views of the live parameters
+            assign(current[name], tensor)  # detached views of the live parameters
         ledger = ledger_of(self.backbone_model)
         ledger.replace(
             self.backbone_model,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
 from deltahub.engine.delta import DeltaBase
+from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
 from deltahub.engine.shapes import channel_dimension
-from deltahub.engine.site import Args, Insertion, Kwargs, map_hidden
 from deltahub.engine.structure import Target
 from deltahub.errors import ConfigError, TargetError
 
@@ -77,7 +77,7 @@ class Bottleneck(Insertion):
         self.activation = activation(config.non_linearity)
         self.up_proj = _small_linear(config.bottleneck_dim, width, like)
 
-    def after(self, args: Args, kwargs: Kwargs, output: Any) -> Any:
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Hidden state with shape ``(..., width)``; what else the module returns passes through."""
         return map_hidden(output, self._change)
 
@@ -106,7 +106,7 @@ class AdapterModel(DeltaBase):
         exclude_modules: addresses of what is left out.
         unfrozen_modules: what `freeze_module` leaves trainable.
         common_structure: True for common names only, False for real names only, None for whichever matches.
-        interactive_modify: only False in this version.
+        interactive_modify: True, or a port of this machine, to choose the modules on a page.
         backend: only ``"hf"``.
         name: the delta's name on this backbone.
     """

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
 from deltahub.engine.delta import DeltaBase
+from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
 from deltahub.engine.shapes import channel_dimension, is_conv1d
-from deltahub.engine.site import CHILD, Args, Insertion, Kwargs, is_delta_name, map_hidden
+from deltahub.engine.site import CHILD, is_delta_name
 from deltahub.engine.structure import Target
 from deltahub.errors import TargetError
 
@@ -45,7 +46,7 @@ class BiasOffset(Insertion):
         self.channel = channel
         self.bias = nn.Parameter(like.new_zeros(width))
 
-    def after(self, args: Args, kwargs: Kwargs, output: Any) -> Any:
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Hidden state with shape ``(..., width)``, or ``(..., width, *spatial)`` after a convolution or batch norm."""
         return map_hidden(output, self._change)
 
@@ -63,7 +64,7 @@ class BitFitModel(DeltaBase):
         exclude_modules: addresses of what is left out.
         unfrozen_modules: what `freeze_module` leaves trainable.
         common_structure: True for common names only, False for real names only, None for whichever matches.
-        interactive_modify: only False in this version.
+        interactive_modify: True, or a port of this machine, to choose the modules on a page.
         backend: only ``"hf"``.
         name: the delta's name on this backbone.
     """

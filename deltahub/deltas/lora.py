@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from deltahub.config import DeltaConfig
 from deltahub.engine.delta import DeltaBase
+from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
 from deltahub.engine.shapes import linear_shape
-from deltahub.engine.site import Args, Insertion, Kwargs, first_input
 from deltahub.engine.structure import Target
 
 
@@ -66,7 +66,7 @@ class LowRankUpdate(Insertion):
         x = x.to(self.lora_A.dtype)
         return F.linear(x if self.dropout is None else self.dropout(x), self.lora_A)
 
-    def after(self, args: Args, kwargs: Kwargs, output: Any) -> Any:
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Output tensor with shape ``(..., n_out)``."""
         update = F.linear(self.low_rank(first_input(args, kwargs)), self.lora_B)
         return output + (self.scale * update).to(output.dtype)
@@ -97,7 +97,7 @@ class LoraModel(DeltaBase):
         unfrozen_modules: what `freeze_module` leaves trainable.
         exclude_modules: addresses of what is left out.
         common_structure: True for common names only, False for real names only, None for whichever matches.
-        interactive_modify: only False in this version.
+        interactive_modify: True, or a port of this machine, to choose the modules on a page.
         backend: only ``"hf"``.
         name: the delta's name on this backbone.
     """

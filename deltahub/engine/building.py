@@ -5,7 +5,7 @@ Nothing here touches the backbone, so that whatever is refused leaves it as it w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Protocol
@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
 from deltahub.engine.fused import FusedInsertion
+from deltahub.engine.insertion import Insertion
 from deltahub.engine.shapes import output_widths
-from deltahub.engine.site import Insertion, check_target
+from deltahub.engine.site import check_target
 from deltahub.engine.structure import Target, find_targets, without_excluded
 from deltahub.errors import ConfigError
+
+Like = Callable[[nn.Module], Tensor]  # module to a tensor with the dtype and device that its delta should have
 
 
 class Method(Protocol):
@@ -32,20 +35,27 @@ class Method(Protocol):
         """The modules to act on for the modules addressed."""
         ...
 
+    def plan(self, backbone: nn.Module, config: Any) -> list[Target]:
+        """The modules to act on."""
+        ...
+
     def new_insertion(self, config: Any, target: Target, width: int, like: Tensor) -> Insertion:
         """Make what acts at one target."""
         ...
 
+    def new_insertions(
+        self, backbone: nn.Module, config: Any, targets: Sequence[Target], like: Like
+    ) -> Mapping[str, Insertion]:
+        """Make what acts at every target."""
+        ...
 
-def refuse_unsupported(interactive_modify: bool | int, backend: str) -> None:
+
+def refuse_unsupported(backend: str) -> None:
     """Refuse those values of OpenDelta's arguments that do nothing here.
 
     Raises:
         ConfigError: there is one.
     """
-    if interactive_modify:
-        msg = "interactive_modify is not in this version: choose names with `deltahub inspect`, pass modified_modules."
-        raise ConfigError(msg)
     if backend != "hf":
         msg = f"backend must be 'hf', got {backend!r}: any torch.nn.Module works with it."
         raise ConfigError(msg)
@@ -82,26 +92,42 @@ def build(method: Method, backbone: nn.Module, config: DeltaConfig, *, empty: bo
         NoMatchError: an address matches nothing.
         TargetError: a module cannot hold this delta.
     """
-    patterns, exclude = config.modified_modules or (), config.exclude_modules or ()
-    targets = find_targets(backbone, patterns, exclude, config.common_structure, {*method.default_modified_modules})
-    targets = without_excluded(backbone, method.choose(targets), exclude)
+    targets = method.plan(backbone, config)
     for target in targets:
         check_target(target.name, target.module)
-    widths = output_widths(backbone, {target.name: target.module for target in targets})
     fallback = next((p for p in backbone.parameters() if p.is_floating_point()), torch.empty(0))
-    insertions = {}
-    for target in targets:
-        like = _model_tensor(target.module, fallback).detach()
-        like = like.to("meta") if empty else like
-        insertions[target.name] = _new(method, config, target, widths[target.name], like)
-    return insertions
+
+    def like(module: nn.Module) -> Tensor:
+        tensor = _model_tensor(module, fallback).detach()
+        return tensor.to("meta") if empty else tensor
+
+    return dict(method.new_insertions(backbone, config, targets, like))
+
+
+def addressed(method: Method, backbone: nn.Module, config: DeltaConfig) -> list[Target]:
+    """The modules that a config's addresses mean to a method.
+
+    Raises:
+        NoMatchError: an address matches nothing.
+        TargetError: a module cannot hold this delta.
+    """
+    patterns, exclude = config.modified_modules or (), config.exclude_modules or ()
+    targets = find_targets(backbone, patterns, exclude, config.common_structure, {*method.default_modified_modules})
+    return without_excluded(backbone, method.choose(targets), exclude)
+
+
+def one_each(
+    method: Method, backbone: nn.Module, config: DeltaConfig, targets: Sequence[Target], like: Like
+) -> dict[str, Insertion]:
+    """One insertion for each target, or for each part of it that is meant, knowing the width of what it returns."""
+    widths = output_widths(backbone, {target.name: target.module for target in targets})
+    return {target.name: _new(method, config, target, widths[target.name], like(target.module)) for target in targets}
 
 
 def _new(method: Method, config: DeltaConfig, target: Target, width: int, like: Tensor) -> Insertion:
     if not target.parts:
         return method.new_insertion(config, target, width, like)
-    share = width // target.parts[0].count
-    return FusedInsertion({part: method.new_insertion(config, target, share, like) for part in target.parts})
+    return FusedInsertion({p: method.new_insertion(config, target, p.width(width), like) for p in target.parts})
 
 
 def _model_tensor(module: nn.Module, fallback: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Deltas on a compiled backbone."""
+"""Backbones that are closed to new deltas: compiled, wrapped, sharded or merged ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from deltahub.engine.ledger import refuse_merged
+from deltahub.engine.site import own_modules
 from deltahub.errors import ConfigError
 
 
@@ -31,17 +33,34 @@ def _has_compiled() -> bool:
     return bool(getattr(compiled, "seen", True))  # another torch may keep its list elsewhere: then resetting is safe
 
 
-def refuse_wrapped(backbone: nn.Module) -> None:
-    """Refuse a wrapper, whose prefix would become part of every saved name.
+def refuse_closed(backbone: nn.Module) -> None:
+    """Refuse a backbone that a delta cannot be added to as it is.
 
     Raises:
-        ConfigError: it is one.
+        ConfigError: it is a wrapper, whose prefix would become part of every saved name, or its parameters are sharded.
+        MergeError: other deltas are merged into its weights.
     """
     wrappers = (torch._dynamo.OptimizedModule,) if "torch._dynamo" in sys.modules else ()
     if isinstance(backbone, (*wrappers, nn.DataParallel, nn.parallel.DistributedDataParallel)):
         inner = "module" if "module" in backbone._modules else "_orig_mod"
         msg = (
             f"backbone_model is a {type(backbone).__name__} around the backbone: pass backbone_model=model.{inner}. "
-            "The wrapper then runs the delta too; wrap with DataParallel after adding it."
+            "Add deltas before wrapping: DataParallel and DistributedDataParallel see only what was there when they began."
         )
         raise ConfigError(msg)
+    refuse_merged(backbone)
+    _refuse_sharded(backbone)
+
+
+def _refuse_sharded(backbone: nn.Module) -> None:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    for name, module in own_modules(backbone):
+        if isinstance(module, (FSDPModule, FullyShardedDataParallel)):
+            msg = (
+                f"{name or 'The backbone'} is sharded ({type(module).__name__}), and a delta added now would be left out. "
+                "Add deltas before fully_shard or FullyShardedDataParallel."
+            )
+            raise ConfigError(msg)

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
 from deltahub.engine import freezing
-from deltahub.engine.building import build, completed, refuse_unsupported
-from deltahub.engine.compiling import refuse_wrapped, reset_compiler
-from deltahub.engine.ledger import Entry, Ledger, check_name, entries_of, ledger_of
-from deltahub.engine.site import CHILD, Insertion, holds, insert, module_at, site_of
+from deltahub.engine.building import Like, addressed, build, completed, one_each, refuse_unsupported
+from deltahub.engine.compiling import refuse_closed, reset_compiler
+from deltahub.engine.insertion import Insertion
+from deltahub.engine.ledger import Entry, Ledger, check_name, entries_of, ledger_of, refuse_merged
+from deltahub.engine.merging import MergeMixin
+from deltahub.engine.sharding import reshard
+from deltahub.engine.site import CHILD, delta_key, eject, holds, insert, module_at, site_of
 from deltahub.engine.statistics import ReportMixin
 from deltahub.engine.structure import Target
 from deltahub.errors import ConfigError, TargetError
@@ -26,14 +29,14 @@ from deltahub.saveload import SaveLoadMixin
 _TYPES: dict[str, type[DeltaBase]] = {}
 
 
-class DeltaBase(ReportMixin, SaveLoadMixin):
+class DeltaBase(MergeMixin, ReportMixin, SaveLoadMixin):
     """What all delta types share; subclass it with a config class and `new_insertion` to make another.
 
     Args:
         backbone_model: the model to modify. Its own parameters keep their names, values and places.
         config: where the delta sits and how it is made.
         name: the delta's name on this backbone; by default its type, and a number if that is taken.
-        interactive_modify: kept for OpenDelta's signature; only False.
+        interactive_modify: True, or a port of this machine, to choose the modules on a page; the call waits for it.
         backend: kept for OpenDelta's signature; only ``"hf"``.
         insertions: ready insertions by module name, instead of fresh ones.
 
@@ -41,6 +44,7 @@ class DeltaBase(ReportMixin, SaveLoadMixin):
         NoMatchError: an address matches nothing.
         TargetError: a module cannot hold this delta.
         ConfigError: an option can never work.
+        NothingChosenError: the page on which modules were to be chosen was closed or cancelled.
     """
 
     delta_type: ClassVar[str] = ""
@@ -64,13 +68,17 @@ class DeltaBase(ReportMixin, SaveLoadMixin):
         backend: str = "hf",
         insertions: Mapping[str, Insertion] | None = None,
     ) -> None:
-        refuse_unsupported(interactive_modify, backend)
-        refuse_wrapped(backbone_model)
+        refuse_unsupported(backend)
+        refuse_closed(backbone_model)
+        if name is not None:
+            check_name(backbone_model, name)
+        if interactive_modify is not False:
+            from deltahub.web.choosing import config_chosen  # late: a server that few calls need
+
+            config = config_chosen(type(self), backbone_model, config, interactive_modify)
         config = completed(type(self), config, backbone_model)
         if insertions is None:
             insertions = build(type(self), backbone_model, config)
-        if name is not None:
-            check_name(backbone_model, name)
         ledger = ledger_of(backbone_model)
         name = name or ledger.free_name(self.delta_type or type(self).__name__)
         self.backbone_model = backbone_model
@@ -86,6 +94,22 @@ class DeltaBase(ReportMixin, SaveLoadMixin):
     def choose(cls, targets: list[Target]) -> list[Target]:
         """The modules to act on for the modules addressed; a method may refuse some, or choose layers inside them."""
         return targets
+
+    @classmethod
+    def plan(cls, backbone: nn.Module, config: Any) -> list[Target]:
+        """The modules to act on, in the order of the backbone: those that the config's addresses mean."""
+        return addressed(cls, backbone, config)
+
+    @classmethod
+    def new_insertions(
+        cls, backbone: nn.Module, config: Any, targets: Sequence[Target], like: Like
+    ) -> Mapping[str, Insertion]:
+        """Make what acts at every target, by module name; by default each from `new_insertion`, apart from the others.
+
+        Args:
+            like: gives, for a module, a tensor with the dtype and device that its delta should have.
+        """
+        return one_each(cls, backbone, config, targets, like)
 
     @classmethod
     def new_insertion(cls, config: Any, target: Target, width: int, like: Tensor) -> Insertion:
@@ -153,7 +177,7 @@ class DeltaBase(ReportMixin, SaveLoadMixin):
         """The delta's own parameters, named as in a checkpoint: ``<address>.deltas.<parameter>``."""
         for address, insertion in self.insertions.items():
             for key, parameter in insertion.named_parameters():
-                yield f"{address}.{CHILD}.{key}", parameter
+                yield delta_key(address, key), parameter
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The delta's own parameters."""
@@ -162,16 +186,21 @@ class DeltaBase(ReportMixin, SaveLoadMixin):
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors that the delta consists of: its own, and those of the backbone that it trains or replaced.
 
-        Before `freeze_module` every trainable tensor of the backbone counts as trained, as in OpenDelta.
+        Before `freeze_module` every trainable tensor of the backbone counts as trained, as in OpenDelta. Where the backbone
+        is sharded these are DTensors.
         """
+        reshard(self.backbone_model)
         own = {
-            f"{address}.{CHILD}.{key}": tensor.detach()
+            delta_key(address, key): tensor.detach()
             for address, insertion in self.insertions.items()
             for key, tensor in insertion.state_dict().items()
         }
         values = {name: self._ledger.value(self.backbone_model, self._entry, name) for name in self._entry.replaced}
+        ledger = self._ledger
         trained = {
-            name: p.detach() for name, p in freezing.trainable(self.backbone_model) if name not in self._ledger.base
+            name: ledger.originals.get(name, parameter).detach()
+            for name, parameter in freezing.trainable(self.backbone_model)
+            if name not in ledger.base
         }
         return {**own, **values, **trained}
 
@@ -200,9 +229,25 @@ class DeltaBase(ReportMixin, SaveLoadMixin):
         if reset_state_dict and not any(entry.attached for entry in entries_of(self.backbone_model)):
             self._ledger.only_trainable = False
 
+    def remove(self) -> None:
+        """Take the delta off for good; with the last one, the backbone is as if there had never been any.
+
+        The handle can still be asked for its `state_dict()` before, not after.
+
+        Raises:
+            MergeError: deltas are merged.
+        """
+        self.detach()
+        for address in self.insertions:
+            eject(module_at(self.backbone_model, address), self.name)
+        self._ledger.forget(self.backbone_model, self._entry)
+        reset_compiler()
+
     def _turn(self, on: bool, module: nn.Module | None) -> None:
+        refuse_merged(self.backbone_model)
         prefix = freezing.prefix_of(self.backbone_model, module)
         self.check_places()
+        reshard(self.backbone_model)
         for address, insertion in self.insertions.items():
             if f"{address}.".startswith(prefix):
                 target = module_at(self.backbone_model, address)
@@ -249,11 +294,14 @@ class DeltaBase(ReportMixin, SaveLoadMixin):
             msg = f"{self.name!r} is detached, so what is trained of the backbone would not be its own. attach() it first."
             raise ConfigError(msg)
         prefix = freezing.prefix_of(self.backbone_model, module)
+        before = freezing.trainable_names(self.backbone_model)
+        reshard(self.backbone_model)
         kept = freezing.freeze(self.backbone_model, module, names)
+        self._ledger.remember_trainable(before)
         kept |= freezing.running_statistics(self.backbone_model, prefix).keys()
         stale = [name for name in self._entry.replaced if name.startswith(prefix) and name not in kept]
         self._ledger.release(self.backbone_model, self._entry, stale)
-        self._ledger.replace(self.backbone_model, self._entry, dict.fromkeys(kept))
+        self._ledger.replace(self.backbone_model, self._entry, dict.fromkeys(sorted(kept)))
         self._entry.config = replace(self.config, unfrozen_modules=names)
         self._ledger.only_trainable = self._ledger.filter_asked = set_state_dict
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from deltahub.engine.fingerprint import backbone_tensors
 from deltahub.engine.freezing import running_statistics
-from deltahub.engine.site import CHILD, Insertion, is_delta_name, module_at
+from deltahub.engine.insertion import Insertion
+from deltahub.engine.site import delta_key, is_delta_name, module_at
 from deltahub.errors import CheckpointError
 
 
@@ -34,7 +35,7 @@ def fill(insertions: Mapping[str, Insertion], backbone: nn.Module, tensors: Mapp
         CheckpointError: a tensor is missing, unexpected, of another shape, or not finite.
     """
     places = {
-        f"{address}.{CHILD}.{key}": (address, key, tensor)
+        delta_key(address, key): (address, key, tensor)
         for address, insertion in insertions.items()
         for key, tensor in insertion.state_dict().items()
     }

@@ -13,7 +13,8 @@ import xxhash
 from torch import Tensor, nn
 
 from deltahub.backbone import Fingerprint, Leaf
-from deltahub.engine.site import is_delta_name
+from deltahub.engine.sharding import whole
+from deltahub.engine.site import own_modules, own_parameters
 from deltahub.errors import DeltaHubError
 
 BUFFER: Final = 16 << 20  # bytes copied at a time
@@ -34,20 +35,18 @@ def fingerprint(
     instead = instead or {}
     tensors = ((name, tensor) for name, tensor in backbone_tensors(backbone) if name not in without)
     # A tensor that was put aside before the backbone was cast counts as cast with it.
-    return Fingerprint(tuple(sorted(_leaf(name, instead.get(name, t).to(t.dtype)) for name, t in tensors)))
+    return Fingerprint(tuple(sorted(_leaf(name, whole(instead.get(name, t)).to(t.dtype)) for name, t in tensors)))
 
 
 def backbone_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """A backbone's own parameters and persistent floating-point buffers; tied tensors once, under their first name."""
-    for name, parameter in backbone.named_parameters():
-        if not is_delta_name(name):
-            yield name, parameter
+    yield from own_parameters(backbone)
     seen: set[Tensor] = set()
-    for prefix, module in backbone.named_modules():
+    for prefix, module in own_modules(backbone):
         for key, buffer in module._buffers.items():
-            kept = buffer is not None and key not in module._non_persistent_buffers_set and buffer.is_floating_point()
+            kept = key not in module._non_persistent_buffers_set
             name = f"{prefix}.{key}" if prefix else key
-            if kept and buffer not in seen and not is_delta_name(name):
+            if kept and buffer is not None and buffer.is_floating_point() and buffer not in seen:
                 seen.add(buffer)
                 yield name, buffer
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from torch import Tensor, nn
 
 from deltahub.address import lies_within, nearest_names
-from deltahub.engine.site import CHILD, is_delta_name
+from deltahub.engine.site import CHILD, is_delta_name, own_modules, own_parameters
 from deltahub.engine.structure import MARK, StructureMap, marked
 from deltahub.errors import AddressError, NoMatchError
 
@@ -49,14 +49,14 @@ def _covered(pattern: str, names: Collection[str], structure: StructureMap) -> s
     return found
 
 
-def own_parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The backbone's own parameters, without those of deltas."""
-    return ((name, parameter) for name, parameter in backbone.named_parameters() if not is_delta_name(name))
-
-
 def trainable(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The backbone's own parameters that require a gradient."""
     return ((name, parameter) for name, parameter in own_parameters(backbone) if parameter.requires_grad)
+
+
+def trainable_names(backbone: nn.Module) -> set[str]:
+    """Names of the backbone's own parameters that require a gradient."""
+    return {name for name, _ in trainable(backbone)}
 
 
 def running_statistics(backbone: nn.Module, prefix: str = "") -> dict[str, Tensor]:
@@ -67,7 +67,7 @@ def running_statistics(backbone: nn.Module, prefix: str = "") -> dict[str, Tenso
     """
     return {
         f"{name}.{key}" if name else key: buffer
-        for name, module in backbone.named_modules()
+        for name, module in own_modules(backbone)
         if isinstance(module, nn.modules.batchnorm._NormBase) and f"{name}.".startswith(prefix)
         for key, buffer in module.named_buffers(recurse=False)
     }
@@ -81,7 +81,7 @@ def prefix_of(backbone: nn.Module, module: nn.Module | None) -> str:
     """
     if module is None or module is backbone:
         return ""
-    for name, candidate in backbone.named_modules():
+    for name, candidate in own_modules(backbone):
         if candidate is module:
             return f"{name}."
     msg = f"This {type(module).__name__} is not part of the backbone; pass one of its modules."

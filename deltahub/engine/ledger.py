@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
-from deltahub.engine.site import Insertion, is_delta_name
-from deltahub.errors import ConfigError, TargetError
+from deltahub.engine.insertion import Insertion
+from deltahub.engine.sharding import assign, whole
+from deltahub.engine.site import is_delta_name
+from deltahub.errors import ConfigError, MergeError, TargetError
 
 ATTRIBUTE: Final = "_deltahub_ledger"
 
@@ -51,6 +53,9 @@ class Ledger:
         in_force: name of the delta whose value each of them has now; absent where it is the base value.
         only_trainable: whether `state_dict()` of the backbone leaves out what is frozen.
         filter_asked: whether `freeze_module` asked for that; it holds while a delta is attached.
+        merged: deltas that are written into the weights, in the order that was done (`engine/merging.py`).
+        originals: value that each tensor had before the first merge changed it.
+        trainable: backbone parameters that trained before the first delta froze any; None if none has.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -58,6 +63,9 @@ class Ledger:
     in_force: dict[str, str] = field(default_factory=dict)
     only_trainable: bool = False
     filter_asked: bool = False
+    merged: list[str] = field(default_factory=list)
+    originals: dict[str, Tensor] = field(default_factory=dict)
+    trainable: frozenset[str] | None = None
 
     def free_name(self, wanted: str) -> str:
         """`wanted`, or `wanted` and a number if a delta has that name already."""
@@ -76,14 +84,14 @@ class Ledger:
             if entry.name != self.in_force.get(name):
                 entry.replaced[name] = (live if value is None else value).clone()
             elif value is not None:
-                live.copy_(value)
+                assign(live, value)
         self.settle(backbone)
 
     def release(self, backbone: nn.Module, entry: Entry, names: Collection[str]) -> None:
         """Forget replaced tensors of an entry that have the backbone's own value."""
         for name in names:
-            value = self.value(backbone, entry, name)
-            if torch.equal(value, self.base[name].to(value)):  # the backbone may have been moved or cast since
+            value = whole(self.value(backbone, entry, name))
+            if torch.equal(value, whole(self.base[name]).to(value)):  # the backbone may have been moved or cast since
                 del entry.replaced[name]
                 if self.in_force.get(name) == entry.name:
                     del self.in_force[name]
@@ -105,12 +113,29 @@ class Ledger:
                 self.entries[current].replaced[name] = live.detach().clone()
             value = self.entries[owner].replaced[name] if owner else base
             assert value is not None  # None stands for the value in force, and that is another's
-            live.copy_(value)
+            assign(live, value)
             if owner:
                 self.entries[owner].replaced[name] = None
                 self.in_force[name] = owner
             else:
                 del self.in_force[name]
+
+    def remember_trainable(self, names: Collection[str]) -> None:
+        """Keep which backbone parameters train, before a delta freezes any for the first time."""
+        if self.trainable is None:
+            self.trainable = frozenset(names)
+
+    def forget(self, backbone: nn.Module, entry: Entry) -> None:
+        """Drop a detached entry, and what was kept only for it."""
+        del self.entries[entry.name]
+        for name in entry.replaced:
+            if not any(name in other.replaced for other in self.entries.values()):
+                del self.base[name]
+        if self.entries:
+            return
+        for name in self.trainable or ():
+            tensor_called(backbone, name).requires_grad_(True)
+        drop_ledger(backbone)
 
     def check_shapes(self, backbone: nn.Module) -> None:
         """Refuse a backbone whose tensors are no longer those that were kept.
@@ -140,9 +165,9 @@ def entries_of(backbone: nn.Module) -> list[Entry]:
 
 
 def original_values(backbone: nn.Module) -> Mapping[str, Tensor]:
-    """The backbone's own values of the tensors that deltas have replaced, by name; the backbone is only read."""
+    """The backbone's own values of the tensors that deltas have replaced or changed, by name; it is only read."""
     ledger = backbone.__dict__.get(ATTRIBUTE)
-    return ledger.base if isinstance(ledger, Ledger) else {}
+    return {**ledger.base, **ledger.originals} if isinstance(ledger, Ledger) else {}
 
 
 def ledger_of(backbone: nn.Module) -> Ledger:
@@ -152,7 +177,21 @@ def ledger_of(backbone: nn.Module) -> Ledger:
         ledger = Ledger()
         setattr(backbone, ATTRIBUTE, ledger)
         backbone.register_state_dict_post_hook(_keep_trainable)  # type: ignore[no-untyped-call]
+        backbone.register_load_state_dict_post_hook(_miss_only_trainable)  # type: ignore[no-untyped-call]
     return ledger
+
+
+def drop_ledger(backbone: nn.Module) -> None:
+    """Leave no trace of deltas on a backbone that carries none any more."""
+    if ATTRIBUTE not in backbone.__dict__:
+        return
+    delattr(backbone, ATTRIBUTE)
+    for hooks, own in (
+        (backbone._state_dict_hooks, _keep_trainable),
+        (backbone._load_state_dict_post_hooks, _miss_only_trainable),
+    ):
+        for key in [key for key, hook in hooks.items() if hook is own]:
+            del hooks[key]
 
 
 def tensor_called(backbone: nn.Module, name: str) -> Tensor:
@@ -178,13 +217,48 @@ def check_name(backbone: nn.Module, name: str) -> None:
         raise ConfigError(msg)
 
 
+def refuse_merged(backbone: nn.Module) -> None:
+    """Refuse to change the deltas of a backbone while some are in its weights.
+
+    Raises:
+        MergeError: some are.
+    """
+    ledger = backbone.__dict__.get(ATTRIBUTE)
+    if isinstance(ledger, Ledger) and ledger.merged:
+        names = ", ".join(map(repr, ledger.merged))
+        msg = f"{names} is merged into the backbone's weights, which no delta was made for. Call unmerge() first."
+        raise MergeError(msg)
+
+
 # Top-level, so that a backbone with it copies and pickles; it touches only keys under its own prefix, so that a
 # wrapper around the backbone keeps its own tensors.
 def _keep_trainable(module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
     ledger = module.__dict__.get(ATTRIBUTE)
     if not isinstance(ledger, Ledger) or not ledger.only_trainable:
         return
-    kept = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
-    kept |= {name for name, _ in module.named_buffers() if is_delta_name(name)}
+    kept = _kept_names(module, ledger)
     for key in [key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in kept]:
         del state_dict[key]
+
+
+# The other half: a state dict without anything that is frozen is whole, for a Trainer that resumes, say. One with some
+# of it is still taken for a whole model's, and what it lacks is missed.
+def _miss_only_trainable(module: nn.Module, keys: Any) -> None:
+    ledger = module.__dict__.get(ATTRIBUTE)
+    if not isinstance(ledger, Ledger) or not ledger.only_trainable:
+        return
+    kept, missing = _kept_names(module, ledger), set(keys.missing_keys)
+    frozen = [name for name, _ in module.named_parameters(remove_duplicate=False) if name not in kept]
+    buffers = [name for name, _ in module.named_buffers() if name not in kept]
+    for first in [key for key in missing if frozen and key.endswith(frozen[0])]:
+        prefix = first.removesuffix(frozen[0])  # of the backbone inside a wrapper, which no hook is told
+        if missing.issuperset(prefix + name for name in frozen):
+            missing.difference_update(prefix + name for name in (*frozen, *buffers))
+            keys.missing_keys[:] = [key for key in keys.missing_keys if key in missing]
+            return
+
+
+def _kept_names(module: nn.Module, ledger: Ledger) -> set[str]:
+    kept = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+    kept |= {name for name, _ in module.named_buffers() if is_delta_name(name)}
+    return kept | ledger.in_force.keys()  # running statistics too, which train without a gradient

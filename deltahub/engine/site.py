@@ -4,73 +4,93 @@ The hooks are top-level functions and all state is a child of the target, so a b
 replicates and compiles like any other module, and its own names stay put. Deltas come off in any order.
 
     before:  last added first      target.forward      after:  first added first
+
+Inside the target's forward, an attention may ask its site to extend its keys and values (`engine/attention.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from deltahub.engine.insertion import Args, Insertion, Kwargs, overrides
 from deltahub.errors import TargetError
 
 CHILD: Final = "deltas"  # the reserved child: `encoder.layer.0.query.deltas.lora.lora_A`
 
-Args = tuple[Any, ...]
-Kwargs = dict[str, Any]
-
 _CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-class Insertion(nn.Module):
-    """What one delta does at one target. Override `before`, `after` or both."""
+class Detour(Protocol):
+    """Runs the insertions of a site in another way than all on every row (`engine/routing.py`)."""
 
-    def before(self, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """Change what the target is called with."""
-        return args, kwargs
+    def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Instead of every `before`."""
+        ...
 
-    def after(self, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Change what the target returns.
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Instead of every `after`."""
+        ...
 
-        Args:
-            args: what the target was called with, after every `before`.
-            kwargs: the same by name.
-            output: what it returned, after every earlier `after`.
-        """
-        return output
+    def attend(self, target: nn.Module, call: Any) -> Any:
+        """Instead of every `attend`."""
+        ...
 
 
 class Site(nn.Module):
     """The insertions at one target, by delta name, in the order they were added.
 
     An insertion that is off keeps its slot but leaves the module tree: `parameters()`, `state_dict()` and a forward pass
-    do not see it, so their cost does not grow with the number of deltas that are loaded.
+    do not see it. No step here looks at insertions that are off, so its cost does not grow with how many are loaded.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.slots: dict[str, Insertion] = {}  # a plain dict: what it holds is not in the module tree
+        self.order: dict[str, int] = {}  # slot numbers, kept while an insertion is off
         self.befores: tuple[Insertion, ...] = ()
         self.afters: tuple[Insertion, ...] = ()
+        self.attends: tuple[Insertion, ...] = ()
+        self.detour: Detour | None = None
 
     def put(self, name: str, insertion: Insertion) -> None:
         """Add an insertion and turn it on."""
+        self.order[name] = 1 + next(reversed(self.order.values()), -1)
         self.slots[name] = insertion
-        self._set_active({*self._modules, name})
+        self._modules[name] = insertion  # the last slot, so every list below stays in order
+        if overrides(insertion, "before"):
+            self.befores = (insertion, *self.befores)
+        if overrides(insertion, "after"):
+            self.afters = (*self.afters, insertion)
+        if overrides(insertion, "attend"):
+            self.attends = (*self.attends, insertion)
 
     def turn(self, name: str, on: bool) -> None:
         """Turn the insertion called `name` on or off."""
-        self._set_active({*self._modules, name} if on else self._modules.keys() - {name})
+        if on == (name in self._modules):
+            return
+        if on:
+            self._modules[name] = self.slots[name]
+        else:
+            del self._modules[name]
+        self._settle()
 
-    def _set_active(self, names: set[str]) -> None:
-        active = {name: insertion for name, insertion in self.slots.items() if name in names}
+    def drop(self, name: str) -> None:
+        """Forget an insertion."""
+        self.turn(name, on=False)
+        del self.slots[name], self.order[name]
+
+    def _settle(self) -> None:
+        active = {name: self.slots[name] for name in sorted(self._modules, key=self.order.__getitem__)}
         self._modules.clear()
         self._modules.update(active)
-        changing_input = [i for i in active.values() if type(i).before is not Insertion.before]
-        self.befores = tuple(reversed(changing_input))  # the last one added is the outermost
-        self.afters = tuple(i for i in active.values() if type(i).after is not Insertion.after)
+        ordered = tuple(active.values())
+        self.befores = tuple(i for i in reversed(ordered) if overrides(i, "before"))  # the last one added is outermost
+        self.afters = tuple(i for i in ordered if overrides(i, "after"))
+        self.attends = tuple(i for i in ordered if overrides(i, "attend"))
 
 
 def check_target(name: str, module: nn.Module) -> None:
@@ -113,18 +133,66 @@ def insert(target: nn.Module, name: str, insertion: Insertion) -> None:
     if not isinstance(site, Site):
         site = Site()
         target.add_module(CHILD, site)
+    # Only the hooks that are needed: each costs microseconds.
+    if overrides(insertion, "before") and _before not in target._forward_pre_hooks.values():
+        target.register_forward_pre_hook(_before, with_kwargs=True)
+    if overrides(insertion, "after") and _after not in target._forward_hooks.values():
         target.register_forward_hook(_after, with_kwargs=True)
-    needs_before = type(insertion).before is not Insertion.before
-    if needs_before and not any(type(i).before is not Insertion.before for i in site.slots.values()):
-        target.register_forward_pre_hook(_before, with_kwargs=True)  # only where needed: a hook costs microseconds
     site.train(target.training)
     site.put(name, insertion.train(target.training))
+
+
+def eject(target: nn.Module, name: str) -> None:
+    """Undo `insert`; with the last insertion the site and its hooks go too."""
+    site = site_of(target)
+    site.drop(name)
+    if site.slots:
+        return
+    del target._modules[CHILD]
+    for hooks, hook, flags in (
+        (target._forward_pre_hooks, _before, target._forward_pre_hooks_with_kwargs),
+        (target._forward_hooks, _after, target._forward_hooks_with_kwargs),
+    ):
+        for key in [key for key, registered in hooks.items() if registered is hook]:
+            del hooks[key]
+            flags.pop(key, None)
+
+
+def delta_key(address: str, key: str) -> str:
+    """The name that a delta's tensor has in a checkpoint; the backbone itself has the address ``""``."""
+    return f"{address}.{CHILD}.{key}" if address else f"{CHILD}.{key}"
+
+
+def own_modules(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The backbone and every module inside it by name, each once, without those of deltas, which are not even looked at."""
+    seen: set[int] = set()
+
+    def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        yield name, module
+        for key, child in module._modules.items():
+            if child is not None and not isinstance(child, Site):
+                yield from walk(f"{name}.{key}" if name else key, child)
+
+    return walk("", backbone)
+
+
+def own_parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The backbone's own parameters by name, each once, without those of deltas."""
+    seen: set[int] = set()
+    for name, module in own_modules(backbone):
+        for key, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield (f"{name}.{key}" if name else key), parameter
 
 
 def module_at(backbone: nn.Module, address: str) -> nn.Module:
     """A module by its real name, which is known to exist; `get_submodule` checks each step and costs ten times as much."""
     module = backbone
-    for part in address.split("."):
+    for part in address.split(".") if address else ():
         module = module._modules[part]  # type: ignore[assignment]
     return module
 
@@ -139,7 +207,7 @@ def site_of(target: nn.Module) -> Site:
 def holds(backbone: nn.Module, address: str, name: str, insertion: Insertion) -> bool:
     """Whether an insertion is still in its place: its target may have been replaced by another module."""
     module: nn.Module | None = backbone
-    for part in address.split("."):
+    for part in address.split(".") if address else ():
         module = None if module is None else module._modules.get(part)
     site = None if module is None else module._modules.get(CHILD)
     return isinstance(site, Site) and site.slots.get(name) is insertion
@@ -147,35 +215,22 @@ def holds(backbone: nn.Module, address: str, name: str, insertion: Insertion) ->
 
 # `_modules[...]`, not `target.deltas`: nn.Module.__getattr__ is half the cost of a call here.
 def _before(target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-    for insertion in target._modules[CHILD].befores:  # type: ignore[union-attr]
-        args, kwargs = insertion.before(args, kwargs)
+    site: Any = target._modules[CHILD]
+    if site.detour is not None:
+        detoured: tuple[Args, Kwargs] = site.detour.before(target, args, kwargs)
+        return detoured
+    for insertion in site.befores:
+        args, kwargs = insertion.before(target, args, kwargs)
     return args, kwargs
 
 
 def _after(target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-    for insertion in target._modules[CHILD].afters:  # type: ignore[union-attr]
-        output = insertion.after(args, kwargs, output)
+    site: Any = target._modules[CHILD]
+    if site.detour is not None:
+        return site.detour.after(target, args, kwargs, output)
+    for insertion in site.afters:
+        output = insertion.after(target, args, kwargs, output)
     return output
-
-
-def first_input(args: Args, kwargs: Kwargs) -> Any:
-    """The first argument of a call, by position or by name: for a layer, its input tensor."""
-    return args[0] if args else next(iter(kwargs.values()))
-
-
-def map_hidden(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Apply `change` to the hidden state of an output: a tensor, or the first element of a tuple or ModelOutput."""
-    if isinstance(output, Tensor):
-        return change(output)
-    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-        changed = (change(output[0]), *output[1:])
-        return type(output)(*changed) if hasattr(output, "_fields") else changed
-    # transformers' ModelOutput is an ordered dict
-    if isinstance(output, dict) and output and isinstance(output[key := next(iter(output))], Tensor):
-        output[key] = change(output[key])
-        return output
-    msg = f"The target returns a {type(output).__name__}; expected a tensor, a tuple or a ModelOutput that begins with one."
-    raise TargetError(msg)
 
 
 def is_delta_name(name: str) -> bool:

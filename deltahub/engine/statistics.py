@@ -13,7 +13,7 @@ from deltahub.engine.site import is_delta_name, module_at
 from deltahub.engine.visualize import Visualization
 
 if TYPE_CHECKING:
-    from deltahub.engine.site import Insertion
+    from deltahub.engine.insertion import Insertion
 
 LOGGER: Final = logging.getLogger("deltahub")
 

@@ -111,7 +111,7 @@ def test_two_adapters_on_one_module_act_one_after_the_other():
 
     h = layer(x)
     for delta in (first, second):
-        h = delta.insertions[ADDRESS].after((), {}, h)
+        h = delta.insertions[ADDRESS].after(None, (), {}, h)
     assert torch.equal(h, both)
 
 

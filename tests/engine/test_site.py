@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from deltahub.engine.site import Insertion, check_target, insert, is_delta_name, map_hidden, site_of
+from deltahub.engine.insertion import Insertion, map_hidden
+from deltahub.engine.site import check_target, insert, is_delta_name, site_of
 from deltahub.errors import TargetError
 
 
@@ -17,14 +18,14 @@ class Times(Insertion):
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(float(factor)))
 
-    def after(self, args, kwargs, output):
+    def after(self, target, args, kwargs, output):
         return map_hidden(output, lambda hidden: hidden * self.factor)
 
 
 class Plus(Times):
     """Adds to what a module returns."""
 
-    def after(self, args, kwargs, output):
+    def after(self, target, args, kwargs, output):
         return map_hidden(output, lambda hidden: hidden + self.factor)
 
 
@@ -33,14 +34,14 @@ class TimesBefore(Times):
 
     after = Insertion.after
 
-    def before(self, args, kwargs):
+    def before(self, target, args, kwargs):
         return (args[0] * self.factor, *args[1:]), kwargs
 
 
 class PlusBefore(TimesBefore):
     """Adds to what a module is called with."""
 
-    def before(self, args, kwargs):
+    def before(self, target, args, kwargs):
         return (args[0] + self.factor, *args[1:]), kwargs
 
 

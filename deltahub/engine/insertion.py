@@ -1,0 +1,104 @@
+"""What one delta does at one module: the base class of every method's working part, and what it needs to do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from deltahub.errors import MergeError, TargetError
+
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+
+
+class Insertion(nn.Module):
+    """What one delta does at one target. Override what it does: `before`, `after` or `attend`.
+
+    Attributes:
+        keeps_length: whether rows of a batch can pass through it one by one: what goes in and out keeps its shape.
+    """
+
+    keeps_length: ClassVar[bool] = True
+
+    def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Change what the target is called with."""
+        return args, kwargs
+
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Change what the target returns.
+
+        Args:
+            target: the module that holds the insertion.
+            args: what it was called with, after every `before`.
+            kwargs: the same by name.
+            output: what it returned, after every earlier `after`.
+        """
+        return output
+
+    def attend(self, target: nn.Module, call: Any) -> Any:
+        """Change what an attention attends to.
+
+        Args:
+            target: the attention module.
+            call: an `engine.attention.AttentionCall`.
+        """
+        return call
+
+    def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
+        """What the target's own parameters would be if they did this insertion's work.
+
+        Returns:
+            Parameter name to its new value, in float32 or wider.
+
+        Raises:
+            MergeError: no values of them would.
+        """
+        raise MergeError(f"what a {type(self).__name__} does cannot be written into a layer's weights")
+
+    @classmethod
+    def after_rows(
+        cls,
+        members: tuple[Self, ...],
+        rows: tuple[int, ...],
+        target: nn.Module,
+        args: Args,
+        kwargs: Kwargs,
+        output: Any,
+    ) -> Any:
+        """Do the `after` of several insertions of this class at once, each for rows of its own, where that is quicker.
+
+        Args:
+            members: the insertions, all at `target`.
+            rows: for each row of the batch the index of its member, or -1.
+
+        Returns:
+            The changed output, or NotImplemented where the rows have to go one member at a time.
+        """
+        return NotImplemented
+
+
+def overrides(insertion: Insertion, method: str) -> bool:
+    """Whether an insertion does anything in one of its methods."""
+    return getattr(type(insertion), method) is not getattr(Insertion, method)
+
+
+def first_input(args: Args, kwargs: Kwargs) -> Any:
+    """The first argument of a call, by position or by name: for a layer, its input tensor."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def map_hidden(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Apply `change` to the hidden state of an output: a tensor, or the first element of a tuple or ModelOutput."""
+    if isinstance(output, Tensor):
+        return change(output)
+    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+        changed = (change(output[0]), *output[1:])
+        return type(output)(*changed) if hasattr(output, "_fields") else changed
+    # transformers' ModelOutput is an ordered dict
+    if isinstance(output, dict) and output and isinstance(output[key := next(iter(output))], Tensor):
+        output[key] = change(output[key])
+        return output
+    msg = f"The target returns a {type(output).__name__}; expected a tensor, a tuple or a ModelOutput that begins with one."
+    raise TargetError(msg)
