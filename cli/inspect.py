@@ -113,7 +113,8 @@ def _save(model: nn.Module, svg: Path | None, html: Path | None, out: Output) ->
 
 
 def _choose(model: nn.Module, port: int | None, out: Output) -> None:
-    from deltahub.auto import delta_classes
+    import deltahub.deltas  # noqa: F401  (registers the delta types)
+    from deltahub.engine.delta import delta_classes
     from deltahub.web.choosing import choose
 
     known = sorted(delta_classes().items(), key=lambda item: item[0] != "lora")  # the first is proposed

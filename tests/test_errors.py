@@ -18,6 +18,7 @@ from deltahub.errors import (
     IntegrityError,
     NoMatchError,
     NotFoundError,
+    NothingChosenError,
     PickleRefusedError,
     ReferenceSyntaxError,
     StorageError,
@@ -34,6 +35,11 @@ EXAMPLES = [
     ),
     (NoMatchError("atn", ()), "No module matches 'atn'."),
     (TargetError("A container."), "A container."),
+    (
+        NothingChosenError("its page was closed"),
+        "No module was chosen: its page was closed. Nothing was changed. Choose again, or pass modified_modules=[...] "
+        "with names that `deltahub inspect` shows.",
+    ),
     (CheckpointError("No delta."), "No delta."),
     (PickleRefusedError("A pickle."), "A pickle."),
     (

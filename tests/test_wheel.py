@@ -44,9 +44,10 @@ def test_it_installs_no_package_called_cli_schemas_or_tests(names):
     assert {"deltahub", "deltahub_cli", "deltahub-0.1.0.dist-info"} == {name.split("/")[0] for name in names}
 
 
-def test_it_holds_every_module_schema_and_structure_map(names):
+def test_it_holds_every_module_schema_structure_map_and_page(names):
     wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "deltahub").rglob("*.py")}
     wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "deltahub" / "structures").glob("*.json")}
+    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "deltahub" / "web" / "static").iterdir()}
     wanted |= {f"deltahub/schemas/{path.name}" for path in (ROOT / "schemas").glob("*.json")}
     wanted |= {f"deltahub_cli/{path.name}" for path in (ROOT / "cli").glob("*.py")}
     assert set() == wanted - names

@@ -126,14 +126,19 @@ def together(names: Iterable[str]) -> str:
     return ",".join(f"{span[0]}-{span[-1]}" for span in spans)
 
 
+def printable(name: str) -> str:
+    """A name without characters that drive a terminal or that no page can hold."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
+
+
 def short_count(number: int) -> str:
     """A count for people, in three digits: ``"768"``, ``"591K"``, ``"85.1M"``, ``"6.74B"``."""
     value, unit = float(number), ""
     for larger in ("K", "M", "B"):
-        if value < 999.5:  # noqa: PLR2004  (what would be rounded to 1000)
+        if value < 999.5:
             break
         value, unit = value / 1000, larger
     if not unit:
         return str(number)
-    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0  # noqa: PLR2004
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:.{digits}f}{unit}"

@@ -10,10 +10,18 @@ from rich.terminal_theme import TerminalTheme
 
 _WIDEST: Final = 10_000  # columns; what is drawn takes as many as it needs
 _THEME: Final = TerminalTheme(
-    (22, 24, 33),
-    (205, 211, 226),
-    [(22, 24, 33), (255, 123, 134), (126, 211, 142), (229, 192, 123), (116, 177, 255), (199, 146, 255), (86, 201, 221)]
-    + [(240, 243, 250)],
+    (22, 24, 33),  # ground
+    (205, 211, 226),  # text
+    [
+        (22, 24, 33),  # black
+        (255, 123, 134),  # red
+        (126, 211, 142),  # green
+        (229, 192, 123),  # yellow
+        (116, 177, 255),  # blue
+        (199, 146, 255),  # magenta
+        (86, 201, 221),  # cyan
+        (240, 243, 250),  # white
+    ],
 )
 # rich fills this in; each line of text carries its own width, so that any monospace font will do.
 _FORMAT: Final = """<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg" role="img">

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.tree import Tree
 from torch import nn
 
-from deltahub.engine.folding import Leaf, Naming, Node, fold, short_count, together
+from deltahub.engine.folding import Leaf, Naming, Node, fold, printable, short_count, together
 from deltahub.engine.site import is_delta_name
 from deltahub.engine.structure import MARK, StructureMap
 from deltahub.engine.svg import svg_of
@@ -68,7 +68,7 @@ class Visualization:
             counts: say how many parameters each module has.
         """
         naming = _common(mapping or StructureMap.of(self.plm), only_common) if common_structure else None
-        tree = Tree(f"[white]{escape(_plain(rootname))}")
+        tree = Tree(f"[white]{escape(printable(rootname))}")
         for child in fold(self.plm, keep_empty=keep_non_params, naming=naming):
             _grow(tree, child, expand_params, counts)
         if printTree:
@@ -84,7 +84,7 @@ class Visualization:
         """
         name = rootname or type(self.plm).__name__
         picture = Group(self.structure_graph(name, printTree=False, counts=True), "", LEGEND)
-        svg = svg_of(picture, _plain(name)).replace("#af00ff", "#c792ff")  # legible on the picture's dark ground
+        svg = svg_of(picture, printable(name)).replace("#af00ff", "#c792ff")  # legible on the picture's dark ground
         Path(path).write_text(svg, "utf-8")
 
     def save_html(self, path: str | os.PathLike[str], rootname: str | None = None) -> None:
@@ -116,14 +116,9 @@ def _common(structure: StructureMap, only: bool) -> Naming:
     return naming
 
 
-def _plain(name: str) -> str:
-    """A name without characters that drive a terminal or that XML cannot hold."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
-
-
 def _grow(tree: Tree, node: Node, expand: bool, counts: bool) -> None:
     parameters = [_leaf(leaf) for leaf in node.parameters]
-    size = [f"[dim]{_size(node)}[/]"] if counts and node.children else []
+    size = [f"[dim white]{_size(node)}[/]"] if counts and node.children else []
     branch = tree.add(" ".join([_label(node), *size, *([] if expand else parameters)]))
     for parameter in parameters if expand else ():
         branch.add(parameter)
@@ -137,7 +132,7 @@ def _size(node: Node) -> str:
 
 
 def _label(node: Node) -> str:
-    names, kinds = [escape(_plain(name)) for name in node.names], [escape(kind) for kind in node.kinds]
+    names, kinds = [escape(printable(name)) for name in node.names], [escape(kind) for kind in node.kinds]
     if len(names) == 1:
         return f"[white]{names[0]} [green]({kinds[0]})"
     if len(set(kinds)) == 1:
@@ -146,4 +141,4 @@ def _label(node: Node) -> str:
 
 
 def _leaf(leaf: Leaf) -> str:
-    return f"[{_COLORS[leaf.role]}]{escape(_plain(leaf.name))}:{escape(str(list(leaf.shape)))}"
+    return f"[{_COLORS[leaf.role]}]{escape(printable(leaf.name))}:{escape(str(list(leaf.shape)))}"

@@ -25,7 +25,7 @@ _PORTS: Final = range(1, 1 << 16)
 def config_chosen(
     method: Method, backbone: nn.Module, config: DeltaConfig, interactive_modify: bool | int
 ) -> DeltaConfig:
-    """A config whose modules were chosen on a page; with `interactive_modify` False, the config as it is.
+    """A config whose modules were chosen on a page.
 
     Args:
         interactive_modify: a port of this machine; True for 8888, or any other if that is taken.
@@ -34,8 +34,6 @@ def config_chosen(
         ConfigError: `modified_modules` is given too, or the port cannot be had.
         NothingChosenError: the page was closed or cancelled.
     """
-    if interactive_modify is False:
-        return config
     if config.modified_modules is not None:
         msg = f"modified_modules={list(config.modified_modules)} says already what interactive_modify would ask: pass one."
         raise ConfigError(msg)

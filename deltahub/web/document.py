@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Final
 
-from deltahub.engine.folding import Leaf, Node, short_count, together
+from deltahub.engine.folding import Leaf, Node, printable, short_count, together
 from deltahub.engine.maps import MARK
 
 STATIC: Final = Path(__file__).parent / "static"
@@ -52,9 +52,9 @@ def document(title: str, facts: Mapping[str, int], nodes: Sequence[Node], common
         common_name: gives a module's common name, ending in "@", by its real name.
     """
     style = "".join((STATIC / name).read_text("utf-8") for name in ("palette.css", "document.css"))
-    told = " · ".join(f"<b>{number:,}</b> {escape(what)}" for what, number in facts.items() if number)
+    told = " · ".join(f"<b>{number:,}</b> {_text(what)}" for what, number in facts.items() if number)
     lines = "\n".join(line for node in nodes for line in _lines(node, "", common_name))
-    return _PAGE.format(title=escape(title), style=style, facts=told, tree=lines)
+    return _PAGE.format(title=_text(title), style=style, facts=told, tree=lines)
 
 
 def _lines(node: Node, prefix: str, common_name: Callable[[str], str]) -> Iterator[str]:
@@ -72,10 +72,10 @@ def _lines(node: Node, prefix: str, common_name: Callable[[str], str]) -> Iterat
 def _row(node: Node, commons: Sequence[str]) -> Iterator[str]:
     several = " repeated" if len(node.names) > 1 else ""
     belongs = " delta" if node.delta else ""
-    yield f'<span class="name{several}{belongs}">{escape(together(node.names))}</span>'
-    yield f'<span class="kind">{escape(", ".join(dict.fromkeys(node.kinds)))}</span>'
+    yield f'<span class="name{several}{belongs}">{_text(together(node.names))}</span>'
+    yield f'<span class="kind">{_text(", ".join(dict.fromkeys(node.kinds)))}</span>'
     for common in dict.fromkeys(short_name(name) for name in commons if name.endswith(MARK)):
-        yield f'<span class="common">{escape(common)}</span>'
+        yield f'<span class="common">{_text(common)}</span>'
     yield from map(_leaf, node.parameters)
     if node.children and node.size:
         times = f"{len(node.names)} × " if len(node.names) > 1 else ""
@@ -91,4 +91,8 @@ def short_name(common: str) -> str:
 
 def _leaf(leaf: Leaf) -> str:
     shape = " × ".join(map(str, leaf.shape)) or "1"
-    return f'<span class="{leaf.role}">{escape(leaf.name)} <i>{shape}</i></span>'
+    return f'<span class="{leaf.role}">{_text(leaf.name)} <i>{shape}</i></span>'
+
+
+def _text(name: str) -> str:
+    return html.escape(printable(name))

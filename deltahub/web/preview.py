@@ -62,7 +62,9 @@ class Preview:
             ConfigError: a name or the type is unknown.
         """
         if unknown := [name for name in names if name not in self._first] or {delta_type} - self.deltas.keys():
-            msg = f"{next(iter(unknown))!r} is unknown here: expected names and a type of the tree. Load the page again."
+            msg = (
+                f"{next(iter(unknown))!r} is unknown here: expected names and a type of the tree. Load the page again."
+            )
             raise ConfigError(msg)
         wanted = {self._first[name] for name in names}
         ordered = [name for name in self._every if name in wanted]

@@ -16,7 +16,7 @@ from deltahub.errors import NothingChosenError
 from deltahub.web.preview import Choice, Preview
 from deltahub.web.tree import tree_json
 
-GRACE: Final = 3.0  # seconds in which a page may come back after it is gone, as when it is reloaded
+GRACE: Final = 5.0  # seconds in which a page may come back after it is gone, as when it is reloaded
 _LOOK: Final = 0.2  # seconds between two looks at whether all pages are gone
 
 

@@ -34,9 +34,7 @@ def _node_json(node: Node) -> dict[str, Any]:
     return {
         "names": node.names,
         "kinds": node.kinds,
-        "parameters": [
-            {"name": leaf.name, "shape": list(leaf.shape), "role": leaf.role} for leaf in node.parameters
-        ],
+        "parameters": [{"name": leaf.name, "shape": list(leaf.shape), "role": leaf.role} for leaf in node.parameters],
         "size": node.size,
         "delta": node.delta,
         "children": [_node_json(child) for child in node.children],

@@ -7,6 +7,8 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from deltahub import AdapterModel, LoraModel, Visualization
+from deltahub.engine.folding import short_count
+from deltahub.engine.structure import StructureMap
 from tests.backbones import OPENDELTA, bert, original, untouched
 
 GOLDEN = json.loads((OPENDELTA / "_tables" / "visualization.json").read_text())
@@ -87,7 +89,7 @@ def test_trainable_frozen_and_delta_parameters_have_colours_of_their_own():
 
     labels = json.dumps(labels_of(graph(model)))
     assert "[rgb(175,0,255)]lora_A:[8, 16] [rgb(175,0,255)]lora_B:[16, 8]" in labels
-    assert "[rgb(0,70,100)]weight:[50, 16]" in labels
+    assert "[grey50]weight:[50, 16]" in labels
     assert "[white]classifier [green](Linear) [cyan]weight:[3, 16] [cyan]bias:[3]" in labels
 
 
@@ -111,6 +113,78 @@ def test_names_with_brackets_are_drawn_as_they_are():
     model.add_module("[red]head", nn.Linear(1, 1))
 
     assert "── [red]head (Linear) weight:[1, 1] bias:[1]" in text_of(graph(model))
+
+
+def test_common_names_take_the_place_of_real_ones():
+    text = text_of(graph(bert(), common_structure=True))
+
+    assert "── block (ModuleList)" in text
+    assert "── q,k,v(Linear) weight:[16, 16] bias:[16]" in text
+    assert "self (BertSelfAttention)" in text
+
+
+def test_only_common_leaves_out_what_has_no_common_name():
+    lines = text_of(graph(bert(), common_structure=True, only_common=True)).rstrip().splitlines()
+
+    assert lines == [
+        "root",
+        "├── embeddings (Embedding) weight:[50, 16]",
+        "└── encoder (BertEncoder)",
+        "    └── block (ModuleList)",
+        "        └── 0-1(BertLayer)",
+        "            ├── attn (BertAttention)",
+        "            │   ├── q,k,v,proj(Linear) weight:[16, 16] bias:[16]",
+        "            │   └── layer_norm (LayerNorm) weight:[16] bias:[16]",
+        "            ├── ff (BertIntermediate)",
+        "            │   └── w1 (Linear) weight:[24, 16] bias:[24]",
+        "            └── ff (BertOutput)",
+        "                ├── w2 (Linear) weight:[16, 24] bias:[16]",
+        "                └── layer_norm (LayerNorm) weight:[16] bias:[16]",
+    ]
+
+
+def test_deltas_are_seen_under_common_names_too():
+    model = bert()
+    LoraModel(model, modified_modules=["query"])
+
+    text = text_of(graph(model, common_structure=True, only_common=True))
+    assert "── lora (LowRankUpdate) lora_A:[8, 16] lora_B:[16, 8]" in text
+
+
+def test_common_names_can_come_from_another_map():
+    text = text_of(graph(bert(), common_structure=True, mapping=StructureMap()))
+
+    assert text == text_of(graph(bert()))
+
+
+def test_counts_tell_what_one_of_the_folded_holds():
+    model = bert()
+    one = sum(p.numel() for p in model.bert.encoder.layer[0].parameters())
+
+    text = text_of(graph(model, counts=True))
+    assert f"0-1(BertLayer) 2 × {one / 1000:.2f}K" in text
+    assert "── encoder (BertEncoder) 3.92K" in text
+    assert "classifier (Linear) weight" in text  # a leaf's shapes say it
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (768, "768"),
+        (999, "999"),
+        (1000, "1.00K"),
+        (590_592, "591K"),
+        (999_499, "999K"),
+        (999_500, "1.00M"),
+        (9_996, "10.0K"),
+        (85_054_464, "85.1M"),
+        (6_738_415_616, "6.74B"),
+        (671_026_419_200, "671B"),
+    ],
+)
+def test_counts_have_three_digits(number, text):
+    assert text == short_count(number)
 
 
 def test_drawing_leaves_the_model_alone():

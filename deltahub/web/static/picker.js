@@ -1,6 +1,6 @@
 // The page on which modules are chosen. All text from the model is set as text, never as markup.
 
-import { Item, shortCount, together } from "./items.js";
+import { Item, shortCount } from "./items.js";
 import { Rows } from "./rows.js";
 
 const PAUSE = 120; // milliseconds without a change before the server is asked
@@ -63,7 +63,7 @@ function show(answer) {
   $("refusal").hidden = !refused || nothing;
   $("refusal").textContent = refused && !nothing ? answer.refusal : "";
   $("submit").disabled = refused;
-  $("passed").hidden = nothing;
+  $("passed").hidden = refused;
   $("line").textContent = answer.line ?? "";
   $("places").hidden = refused;
   $("places").replaceChildren(...(answer.places ?? []).map(place));
@@ -158,7 +158,7 @@ async function start() {
   tree = await (await fetch("tree")).json();
   $("model").textContent = `in ${tree.title}`;
   $("type").replaceChildren(...tree.types.map((type) => element("option", "", type)));
-  $("type-label").hidden = tree.types.length < 2;
+  $("types").hidden = tree.types.length < 2;
   const roots = tree.children.map((node) => new Item(node, [...node.names.keys()], [""], null));
   rows = new Rows($("tree"), roots, chosen, toggle, tree.common);
   $("search").addEventListener("input", search);

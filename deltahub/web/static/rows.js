@@ -31,6 +31,7 @@ export class Rows {
     this.#fill(root, items);
     this.#setCurrent(items[0]);
     root.addEventListener("click", (event) => this.#clicked(event));
+    root.addEventListener("focusin", (event) => this.#setCurrent(this.itemOf.get(event.target.closest("[role=treeitem]"))));
     root.addEventListener("keydown", (event) => this.#pressed(event));
   }
 
@@ -106,14 +107,16 @@ export class Rows {
     if (item.node.delta) mark.classList.add("none");
     const turn = span("turn");
     turn.ariaHidden = "true";
-    face.append(turn, mark, span(`name${item.several ? " repeated" : ""}${item.node.delta ? " delta" : ""}`, together(item.names)));
-    if (item.several && !item.node.delta) face.append(this.#unfolder(item));
-    face.append(span("kind", item.kinds.join(", ")));
-    for (const name of this.#commons(item)) face.append(span("common", name));
-    for (const { name, shape, role } of item.node.parameters) face.append(span(role, `${name} ${shape.join(" × ")}`));
+    const words = span("words");
+    words.append(span(`name${item.several ? " repeated" : ""}${item.node.delta ? " delta" : ""}`, together(item.names)));
+    if (item.several && !item.node.delta) words.append(this.#unfolder(item));
+    words.append(span("kind", item.kinds.join(", ")));
+    for (const name of this.#commons(item)) words.append(span("common", name));
+    for (const { name, shape, role } of item.node.parameters) words.append(span(role, `${name} ${shape.join(" × ")}`));
     if (item.node.children.length > 0) {
-      face.append(span("count", `${item.several ? `${item.members.length} × ` : ""}${shortCount(item.node.size)}`));
+      words.append(span("count", `${item.several ? `${item.members.length} × ` : ""}${shortCount(item.node.size)}`));
     }
+    face.append(turn, mark, words);
     return face;
   }
 
@@ -167,7 +170,7 @@ export class Rows {
     this.#walk(item.children, (inner) => this.rows.delete(inner));
     row.querySelector(":scope > ul")?.remove();
     item.unfold(!item.unfolded);
-    row.querySelector(":scope > .row > .unfold").textContent = item.unfolded ? "Fold" : "Unfold";
+    row.querySelector(":scope > .row .unfold").textContent = item.unfolded ? "Fold" : "Unfold";
     this.#expand(item, item.expandable);
     if (this.words.length > 0) this.filter(this.words, this.common);
     this.#focus(item);

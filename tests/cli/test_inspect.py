@@ -1,0 +1,143 @@
+"""inspect with pictures and with the page, as a user types it."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+
+BERT = {
+    "model_type": "bert",
+    "architectures": ["BertForSequenceClassification"],
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "vocab_size": 50,
+}
+VALUES = [f"bert.encoder.layer.{i}.attention.self.value" for i in range(3)]
+
+
+@pytest.fixture
+def backbone(tmp_path):
+    """A folder with a config and no weights."""
+    folder = tmp_path / "backbone"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(BERT))
+    return folder
+
+
+def test_the_tree_on_the_terminal_has_counts(run, backbone):
+    text = run("inspect", backbone).stdout
+
+    assert re.search(r"0-2\(BertLayer\) 3 × \d", text)
+
+
+def test_pictures_are_saved_and_named_on_stdout(run, run_json, backbone, tmp_path):
+    svg, html = tmp_path / "tree.svg", tmp_path / "tree.html"
+    done = run("inspect", backbone, "--svg", svg, "--html", html)
+
+    assert done.stdout == f"{svg}\n{html}\n"
+    assert "0-2" in svg.read_text("utf-8")
+    assert "BertForSequenceClassification" in html.read_text("utf-8")
+    assert run_json("inspect", backbone, "--html", html) == {"html": str(html)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--port", "8888"], "add --web"),
+        (["--web", "--svg", "x.svg"], "ask for one of them"),
+        (["--web", "--port", "0"], "must be True or a port from 1 to 65535, got 0"),
+    ],
+)
+def test_options_that_do_not_go_together_are_wrong_usage(run, backbone, arguments, why):
+    done = run("inspect", backbone, *arguments)
+
+    assert done.exit_code == 2
+    assert why in " ".join(re.sub("[│\n]", " ", done.stderr).split())
+
+
+def test_a_delta_has_no_tree_to_save(run, ckpt):
+    done = run("inspect", ckpt, "--html", "x.html")
+
+    assert done.exit_code == 2
+    assert "need a backbone's folder" in " ".join(re.sub("[│\n]", " ", done.stderr).split())
+
+
+def test_a_picture_that_cannot_be_written_is_said_in_a_sentence(run, backbone, tmp_path):
+    done = run("inspect", backbone, "--svg", tmp_path / "missing" / "tree.svg")
+
+    assert done.exit_code == 6
+    assert done.stderr.startswith("Error: ")
+    assert "missing" in done.stderr
+
+
+@pytest.fixture
+def start(backbone):
+    """Start `deltahub inspect --web` in a process of its own; gives it and the page's address."""
+    started = []
+
+    def begin(*arguments):
+        script = "from deltahub_cli.main import main; main()"
+        command = [sys.executable, "-c", script, "inspect", str(backbone), "--web", *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        line = process.stderr.readline()
+        return process, re.search(r"http://\S+", line).group()
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def post(url, names):
+    body = json.dumps({"names": names, "type": "lora"}).encode()
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(urllib.request.Request(url, body), timeout=60) as answer:
+        return json.load(answer)
+
+
+def test_web_prints_a_line_that_is_ready_to_be_passed(start):
+    process, url = start()
+    post(f"{url}submit", VALUES)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, 'modified_modules=["value"]\n', "")
+
+
+def test_web_as_json_has_every_name(start):
+    process, url = start("--json")
+    post(f"{url}submit", VALUES[1:])
+    out, _ = process.communicate(timeout=60)
+
+    assert json.loads(out) == {
+        "delta_type": "lora",
+        "modified_modules": ["1.attention.self.value", "2.attention.self.value"],
+        "modules": VALUES[1:],
+    }
+
+
+def test_a_cancelled_page_prints_nothing_and_says_why(start):
+    process, url = start()
+    post(f"{url}cancel", [])
+    out, err = process.communicate(timeout=60)
+
+    assert (process.returncode, out) == (1, "")
+    assert err.startswith("Error: No module was chosen: the choice was cancelled on its page.")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there Ctrl-C is sent in another way")
+def test_ctrl_c_ends_the_page(start):
+    process, url = start()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+
+    assert (process.returncode, out) == (130, "")
+    assert err == "Interrupted; nothing was left half done.\n"
+    with pytest.raises(urllib.error.URLError):
+        post(f"{url}cancel", [])
