@@ -17,10 +17,22 @@ if TYPE_CHECKING:
     from deltahub.deltas import AdapterModel as AdapterModel
     from deltahub.deltas import BitFitConfig as BitFitConfig
     from deltahub.deltas import BitFitModel as BitFitModel
+    from deltahub.deltas import CompacterConfig as CompacterConfig
+    from deltahub.deltas import CompacterModel as CompacterModel
+    from deltahub.deltas import IA3Config as IA3Config
+    from deltahub.deltas import IA3Model as IA3Model
+    from deltahub.deltas import LayerNormConfig as LayerNormConfig
+    from deltahub.deltas import LayerNormModel as LayerNormModel
     from deltahub.deltas import LoraConfig as LoraConfig
     from deltahub.deltas import LoraModel as LoraModel
+    from deltahub.deltas import LowRankAdapterConfig as LowRankAdapterConfig
+    from deltahub.deltas import LowRankAdapterModel as LowRankAdapterModel
+    from deltahub.deltas import ParallelAdapterConfig as ParallelAdapterConfig
+    from deltahub.deltas import ParallelAdapterModel as ParallelAdapterModel
     from deltahub.engine.delta import DeltaBase as DeltaBase
     from deltahub.engine.delta import deltas_of as deltas_of
+    from deltahub.engine.merging import merged_copy as merged_copy
+    from deltahub.engine.routing import route as route
     from deltahub.engine.visualize import Visualization as Visualization
     from deltahub.hub import list_deltas as list_deltas
     from deltahub.hub import pull as pull
@@ -36,15 +48,27 @@ _HOMES = {
     "AutoDeltaModel": "auto",
     "BitFitConfig": "deltas",
     "BitFitModel": "deltas",
+    "CompacterConfig": "deltas",
+    "CompacterModel": "deltas",
     "DeltaBase": "engine.delta",
+    "IA3Config": "deltas",
+    "IA3Model": "deltas",
+    "LayerNormConfig": "deltas",
+    "LayerNormModel": "deltas",
     "LoraConfig": "deltas",
     "LoraModel": "deltas",
+    "LowRankAdapterConfig": "deltas",
+    "LowRankAdapterModel": "deltas",
+    "ParallelAdapterConfig": "deltas",
+    "ParallelAdapterModel": "deltas",
     "SaveLoadMixin": "saveload",
     "Visualization": "engine.visualize",
     "deltas_of": "engine.delta",
     "list_deltas": "hub",
+    "merged_copy": "engine.merging",
     "pull": "hub",
     "push": "hub",
+    "route": "engine.routing",
 }
 
 __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604  (names of _HOMES are strings)

@@ -2,6 +2,28 @@
 
 from deltahub.deltas.adapter import AdapterConfig, AdapterModel
 from deltahub.deltas.bitfit import BitFitConfig, BitFitModel
+from deltahub.deltas.compacter import CompacterConfig, CompacterModel
+from deltahub.deltas.ia3 import IA3Config, IA3Model
+from deltahub.deltas.layer_norm import LayerNormConfig, LayerNormModel
 from deltahub.deltas.lora import LoraConfig, LoraModel
+from deltahub.deltas.low_rank_adapter import LowRankAdapterConfig, LowRankAdapterModel
+from deltahub.deltas.parallel_adapter import ParallelAdapterConfig, ParallelAdapterModel
 
-__all__ = ["AdapterConfig", "AdapterModel", "BitFitConfig", "BitFitModel", "LoraConfig", "LoraModel"]
+__all__ = [
+    "AdapterConfig",
+    "AdapterModel",
+    "BitFitConfig",
+    "BitFitModel",
+    "CompacterConfig",
+    "CompacterModel",
+    "IA3Config",
+    "IA3Model",
+    "LayerNormConfig",
+    "LayerNormModel",
+    "LoraConfig",
+    "LoraModel",
+    "LowRankAdapterConfig",
+    "LowRankAdapterModel",
+    "ParallelAdapterConfig",
+    "ParallelAdapterModel",
+]

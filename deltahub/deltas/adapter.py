@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
+from deltahub.deltas.bottleneck import activation, refuse_channels_first, small_linear
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
-from deltahub.engine.shapes import channel_dimension
 from deltahub.engine.structure import Target
-from deltahub.errors import ConfigError, TargetError
-
-_STANDARD_DEVIATION: Final = 0.01  # of fresh weights; biases are zero, so that an adapter starts close to doing nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,31 +35,6 @@ class AdapterConfig(DeltaConfig):
     delta_type: ClassVar[str] = "adapter"
 
 
-def activation(name: str) -> nn.Module:
-    """An activation by the name that OpenDelta or transformers has for it.
-
-    Raises:
-        ConfigError: neither knows it.
-    """
-    known: dict[str, nn.Module] = {
-        "relu": nn.ReLU(),
-        "tanh": nn.Tanh(),
-        "swish": nn.SiLU(),
-        "gelu_new": nn.GELU(approximate="tanh"),
-        "gelu_orig": nn.GELU(),
-        "leakyrelu": nn.LeakyReLU(),
-    }
-    if name in known:
-        return known[name]
-    from transformers.activations import ACT2FN
-
-    if name not in ACT2FN:
-        msg = f"non_linearity {name!r} is unknown: choose one of {', '.join(sorted({*known, *ACT2FN}))}."
-        raise ConfigError(msg)
-    found: nn.Module = ACT2FN[name]
-    return found
-
-
 class Bottleneck(Insertion):
     """Adds ``up(act(down(h)))`` to the hidden state that a module returns.
 
@@ -73,9 +45,9 @@ class Bottleneck(Insertion):
 
     def __init__(self, like: Tensor, width: int, config: AdapterConfig) -> None:
         super().__init__()
-        self.down_proj = _small_linear(width, config.bottleneck_dim, like)
+        self.down_proj = small_linear(width, config.bottleneck_dim, like)
         self.activation = activation(config.non_linearity)
-        self.up_proj = _small_linear(config.bottleneck_dim, width, like)
+        self.up_proj = small_linear(config.bottleneck_dim, width, like)
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Hidden state with shape ``(..., width)``; what else the module returns passes through."""
@@ -85,14 +57,6 @@ class Bottleneck(Insertion):
         h = hidden.to(self.down_proj.weight.dtype)
         update: Tensor = self.up_proj(self.activation(self.down_proj(h)))
         return hidden + update.to(hidden.dtype)
-
-
-def _small_linear(n_in: int, n_out: int, like: Tensor) -> nn.Linear:
-    layer = nn.Linear(n_in, n_out, dtype=like.dtype, device="meta").to_empty(device=like.device)
-    if not like.is_meta:
-        nn.init.normal_(layer.weight, std=_STANDARD_DEVIATION)
-        nn.init.zeros_(layer.bias)
-    return layer
 
 
 class AdapterModel(DeltaBase):
@@ -144,13 +108,7 @@ class AdapterModel(DeltaBase):
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
         """Only modules whose hidden state has its width in the last dimension."""
-        for target in targets:
-            if channel_dimension(target.module) is not None:
-                msg = (
-                    f"{target.name} is a {type(target.module).__name__}, whose channels are not the last dimension, where "
-                    "an adapter acts. Address a Linear or a LayerNorm, or use BitFitModel here."
-                )
-                raise TargetError(msg)
+        refuse_channels_first(targets)
         return targets
 
     @classmethod

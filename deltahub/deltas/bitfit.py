@@ -10,10 +10,11 @@ Ben Zaken et al. 2021, "BitFit: Simple Parameter-efficient Fine-tuning", https:/
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
@@ -22,7 +23,7 @@ from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
 from deltahub.engine.shapes import channel_dimension, is_conv1d
 from deltahub.engine.site import CHILD, is_delta_name
 from deltahub.engine.structure import Target
-from deltahub.errors import TargetError
+from deltahub.errors import MergeError, TargetError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,14 @@ class BiasOffset(Insertion):
     def _change(self, hidden: Tensor) -> Tensor:
         after = hidden.dim() - 1 - self.channel if self.channel >= 0 else -1 - self.channel
         return hidden + self.bias.view(-1, *[1] * after).to(hidden.dtype)
+
+    def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
+        """The layer's bias with the new one added."""
+        bias = getattr(target, "bias", None)
+        if not isinstance(bias, Tensor) or bias.shape != self.bias.shape:
+            raise MergeError("it has no bias of its own to add to")
+        wide = torch.promote_types(bias.dtype, torch.float32)
+        return {"bias": bias.to(wide) + self.bias}
 
 
 class BitFitModel(DeltaBase):
@@ -119,8 +128,13 @@ def _layers(target: Target) -> Iterator[Target]:
     if not any(name != CHILD for name, _ in target.module.named_children()):
         yield target  # a leaf gets a bias whatever it is
         return
+    found = False
     for name, module in target.module.named_modules():
         bias = getattr(module, "bias", None)
-        biased = isinstance(bias, Tensor) and bias.is_floating_point()  # a causal mask can be called bias too
+        # a causal mask can be called bias too, and a bias of two dimensions is not one value for each channel
+        biased = isinstance(bias, Tensor) and bias.is_floating_point() and bias.dim() == 1
         if (biased or isinstance(module, nn.Linear) or is_conv1d(module)) and not is_delta_name(name):
+            found = True
             yield Target(f"{target.name}.{name}" if name else target.name, module)
+    if not found and next(target.module.parameters(), None) is not None:
+        yield target  # experts that are one tensor each: what they return gets the bias

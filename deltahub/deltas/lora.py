@@ -1,8 +1,11 @@
 """LoRA: a low-rank update beside a linear layer.
 
-    y = W x + (alpha / r) B A x        A: (r, n_in), B: (n_out, r), B = 0 at the start
+    y = W x + s B A x        A: (r, n_in), B: (n_out, r), B = 0 at the start; s = alpha / r
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685
+
+    rsLoRA: s = alpha / sqrt(r)        Kalajdzievski 2023, https://arxiv.org/abs/2312.03732
+    DoRA: `deltas/low_rank.py`
 """
 
 from __future__ import annotations
@@ -10,16 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from deltahub.config import DeltaConfig
+from deltahub.deltas.low_rank import DecomposedUpdate, LowRankRows, LowRankUpdate
 from deltahub.engine.delta import DeltaBase
-from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
 from deltahub.engine.shapes import linear_shape
 from deltahub.engine.structure import Target
+from deltahub.errors import TargetError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,59 +33,22 @@ class LoraConfig(DeltaConfig):
         lora_r: rank of the update, at least 1.
         lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
         lora_dropout: share of the input that is dropped in training, from 0 to less than 1.
+        use_rslora: scale by ``lora_alpha / sqrt(lora_r)`` instead.
+        use_dora: decompose the weight into magnitude and direction (`deltas/low_rank.py`).
     """
 
     lora_r: int = 8
     lora_alpha: float = 16
     lora_dropout: float = 0.0
+    use_rslora: bool = False
+    use_dora: bool = False
 
     delta_type: ClassVar[str] = "lora"
 
-
-class LowRankUpdate(Insertion):
-    """Adds ``scale * B A x`` to the output of a linear layer.
-
-    Args:
-        like: a tensor with the dtype and device of the new parameters.
-        n_in: width of the input.
-        n_out: width of the output.
-    """
-
-    def __init__(self, like: Tensor, n_in: int, n_out: int, config: LoraConfig) -> None:
-        super().__init__()
-        self.scale = config.lora_alpha / config.lora_r
-        self.dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else None
-        self.lora_A = nn.Parameter(like.new_empty(config.lora_r, n_in))
-        self.lora_B = nn.Parameter(like.new_zeros(n_out, config.lora_r))
-        if not like.is_meta:
-            self.reset()
-
-    def reset(self) -> None:
-        """Draw A as a linear layer's weight is drawn; B stays zero."""
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-
-    def low_rank(self, x: Tensor) -> Tensor:
-        """``A x``: input tensor with shape ``(..., n_in)``, output ``(..., r)``."""
-        x = x.to(self.lora_A.dtype)
-        return F.linear(x if self.dropout is None else self.dropout(x), self.lora_A)
-
-    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Output tensor with shape ``(..., n_out)``."""
-        update = F.linear(self.low_rank(first_input(args, kwargs)), self.lora_B)
-        return output + (self.scale * update).to(output.dtype)
-
-
-class LowRankRows(LowRankUpdate):
-    """The same for an embedding, whose inputs are row numbers; A starts at zero, as in the authors' own code."""
-
-    def reset(self) -> None:
-        """Draw B; A is zero."""
-        nn.init.zeros_(self.lora_A)
-        nn.init.normal_(self.lora_B)
-
-    def low_rank(self, x: Tensor) -> Tensor:
-        """Rows of A: input tensor of indices with shape ``(...)``, output ``(..., r)``."""
-        return F.embedding(x, self.lora_A.T)
+    @property
+    def scale(self) -> float:
+        """What the update is multiplied by."""
+        return self.lora_alpha / (math.sqrt(self.lora_r) if self.use_rslora else self.lora_r)
 
 
 class LoraModel(DeltaBase):
@@ -99,6 +65,8 @@ class LoraModel(DeltaBase):
         common_structure: True for common names only, False for real names only, None for whichever matches.
         interactive_modify: True, or a port of this machine, to choose the modules on a page.
         backend: only ``"hf"``.
+        use_rslora: scale by ``lora_alpha / sqrt(lora_r)`` instead.
+        use_dora: decompose the weight into magnitude and direction.
         name: the delta's name on this backbone.
     """
 
@@ -119,6 +87,8 @@ class LoraModel(DeltaBase):
         interactive_modify: bool | int = False,
         backend: str = "hf",
         *,
+        use_rslora: bool = False,
+        use_dora: bool = False,
         name: str | None = None,
     ) -> None:
         config = LoraConfig.from_dict(
@@ -126,6 +96,8 @@ class LoraModel(DeltaBase):
                 "lora_r": lora_r,
                 "lora_alpha": lora_alpha,
                 "lora_dropout": lora_dropout,
+                "use_rslora": use_rslora,
+                "use_dora": use_dora,
                 "modified_modules": modified_modules,
                 "unfrozen_modules": unfrozen_modules,
                 "exclude_modules": exclude_modules,
@@ -145,5 +117,11 @@ class LoraModel(DeltaBase):
     def new_insertion(cls, config: LoraConfig, target: Target, width: int, like: Tensor) -> LowRankUpdate:
         """A fresh update for one layer, or for `width` rows of a fused one."""
         n_in, _ = linear_shape(target.name, target.module)
-        kind = LowRankRows if isinstance(target.module, nn.Embedding) else LowRankUpdate
-        return kind(like, n_in, width, config)
+        sizes = (config.lora_r, config.scale, config.lora_dropout)
+        if not config.use_dora:
+            kind = LowRankRows if isinstance(target.module, nn.Embedding) else LowRankUpdate
+            return kind(like, n_in, width, *sizes)
+        if isinstance(target.module, nn.Embedding):
+            msg = f"{target.name} is an Embedding; DoRA acts on linear layers. Leave it out, or leave use_dora off."
+            raise TargetError(msg)
+        return DecomposedUpdate(like, target.module, n_in, width, *sizes)

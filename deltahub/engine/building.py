@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from deltahub.engine.insertion import Insertion
 from deltahub.engine.shapes import output_widths
 from deltahub.engine.site import check_target
 from deltahub.engine.structure import Target, find_targets, without_excluded
+from deltahub.engine.weights import SomeRows
 from deltahub.errors import ConfigError
 
 Like = Callable[[nn.Module], Tensor]  # module to a tensor with the dtype and device that its delta should have
@@ -127,7 +128,8 @@ def one_each(
 def _new(method: Method, config: DeltaConfig, target: Target, width: int, like: Tensor) -> Insertion:
     if not target.parts:
         return method.new_insertion(config, target, width, like)
-    return FusedInsertion({p: method.new_insertion(config, target, p.width(width), like) for p in target.parts})
+    shares = {part: Target(target.name, cast("nn.Module", SomeRows(target.module, part))) for part in target.parts}
+    return FusedInsertion({p: method.new_insertion(config, share, p.width(width), like) for p, share in shares.items()})
 
 
 def _model_tensor(module: nn.Module, fallback: Tensor) -> Tensor:

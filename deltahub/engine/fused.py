@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from torch import Tensor, nn
 
-from deltahub.engine.insertion import Args, Insertion, Kwargs
+from deltahub.engine.insertion import Args, Insertion, Kwargs, stackable
 from deltahub.engine.layouts import Part
 from deltahub.engine.weights import SomeRows, as_kept, linear_bias, linear_weight
 
@@ -22,6 +22,7 @@ class FusedInsertion(Insertion):
     def __init__(self, parts: Mapping[Part, Insertion]) -> None:
         super().__init__()
         self.parts = tuple(parts)
+        self.reads_weight = any(insertion.reads_weight for insertion in parts.values())
         for part, insertion in parts.items():
             self.add_module(part.label, insertion)
 
@@ -32,7 +33,24 @@ class FusedInsertion(Insertion):
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Change the meant rows of `output`, a tensor with shape ``(..., width)``."""
         for part in self.parts:
-            share = self.at(part).after(target, args, kwargs, part.read(output))
+            rows = cast("nn.Module", SomeRows(target, part))  # the part's weights, for what reads them
+            share = self.at(part).after(rows, args, kwargs, part.read(output))
+            output = part.written(output, share)
+        return output
+
+    @classmethod
+    def after_rows(cls, members: tuple[Self, ...], target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """All rows at once where every member acts on the same parts in one way that allows it."""
+        if any(one.parts != members[0].parts for one in members):
+            return NotImplemented
+        for part in members[0].parts:
+            acting = tuple(one.at(part) for one in members)
+            if len({stackable(one) for one in acting}) > 1:
+                return NotImplemented
+            rows = cast("nn.Module", SomeRows(target, part))
+            share = type(acting[0]).after_rows(acting, rows, args, kwargs, part.read(output))
+            if share is NotImplemented:
+                return NotImplemented
             output = part.written(output, share)
         return output
 
@@ -42,7 +60,7 @@ class FusedInsertion(Insertion):
         whole: dict[str, Tensor] = {}
         for part in self.parts:
             rows = part.rows(weight.shape[0]).to(weight.device)
-            for key, value in self.at(part).merged(SomeRows(target, rows)).items():
+            for key, value in self.at(part).merged(cast("nn.Module", SomeRows(target, part))).items():
                 old = weight if key == "weight" or bias is None else bias
                 new = whole.setdefault(key, old.detach().to(value.dtype).clone())
                 new[rows] = value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
@@ -18,9 +18,11 @@ class Insertion(nn.Module):
 
     Attributes:
         keeps_length: whether rows of a batch can pass through it one by one: what goes in and out keeps its shape.
+        reads_weight: whether what it does depends on the target's own weights, which a merge of another delta changes.
     """
 
     keeps_length: ClassVar[bool] = True
+    reads_weight: bool = False
 
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Change what the target is called with."""
@@ -61,17 +63,17 @@ class Insertion(nn.Module):
     def after_rows(
         cls,
         members: tuple[Self, ...],
-        rows: tuple[int, ...],
         target: nn.Module,
         args: Args,
         kwargs: Kwargs,
         output: Any,
     ) -> Any:
-        """Do the `after` of several insertions of this class at once, each for rows of its own, where that is quicker.
+        """Do the `after` of several insertions of this very class at once, each for rows of its own, where that is quicker.
+
+        A derived class does not inherit it: its `after` may do something else.
 
         Args:
-            members: the insertions, all at `target`.
-            rows: for each row of the batch the index of its member, or -1.
+            members: for each row of the batch what acts on it, all at `target`; one may act on several.
 
         Returns:
             The changed output, or NotImplemented where the rows have to go one member at a time.
@@ -84,9 +86,17 @@ def overrides(insertion: Insertion, method: str) -> bool:
     return getattr(type(insertion), method) is not getattr(Insertion, method)
 
 
+def stackable(insertion: Insertion) -> Hashable:
+    """Equal for insertions that `after_rows` may take at once."""
+    kind = type(insertion)
+    return kind if "after_rows" in vars(kind) else id(insertion)
+
+
 def first_input(args: Args, kwargs: Kwargs) -> Any:
     """The first argument of a call, by position or by name: for a layer, its input tensor."""
-    return args[0] if args else next(iter(kwargs.values()))
+    if args:
+        return args[0]
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else next(iter(kwargs.values()))
 
 
 def map_hidden(output: Any, change: Callable[[Tensor], Tensor]) -> Any:

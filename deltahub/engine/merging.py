@@ -2,7 +2,7 @@
 
     W' = W + (alpha / r) B A        computed in float32 or wider, then rounded to the weight's own precision
 
-The bytes before the first merge are kept, so `unmerge` restores them exactly, in whichever order deltas are taken out.
+The bytes before the first merge are kept, so `unmerge` restores them exactly.
 """
 
 from __future__ import annotations
@@ -16,9 +16,18 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
-from deltahub.engine.insertion import Insertion, overrides
-from deltahub.engine.ledger import ATTRIBUTE, Entry, Ledger, drop_ledger, entries_of, ledger_of, tensor_called
-from deltahub.engine.site import CHILD, eject, module_at, own_modules, site_of
+from deltahub.engine.insertion import overrides
+from deltahub.engine.ledger import (
+    ATTRIBUTE,
+    Entry,
+    Ledger,
+    drop_ledger,
+    entries_of,
+    ledger_of,
+    refuse_routed,
+    tensor_called,
+)
+from deltahub.engine.site import CHILD, Site, eject, module_at, own_modules, site_of
 from deltahub.errors import MergeError
 
 LOGGER: Final = logging.getLogger("deltahub")
@@ -65,6 +74,7 @@ class MergeMixin:
             MergeError: it is merged already or detached, its method cannot be merged, a weight is tied to another
                 module's, or another delta acts before it in the same place. Nothing was changed.
         """
+        refuse_routed(self.backbone_model)
         report = _merge(self.backbone_model, self._entry)
         LOGGER.info("Merged %s into %d tensors, rounding error %.3g", *_facts(self._entry, report))
         return report
@@ -73,16 +83,24 @@ class MergeMixin:
         """Take the delta out of the weights; with the last one, every byte is what it was.
 
         Raises:
-            MergeError: it is not merged.
+            MergeError: it is not merged, or another delta was merged on top of it. Nothing was changed.
         """
         ledger = ledger_of(self.backbone_model)
         if not self.merged:
             msg = f"{self._entry.name!r} is not merged, so there is nothing to take out. Call merge() first."
             raise MergeError(msg)
         names = [name for name in ledger.merged if name != self._entry.name]
+        _check_on_top(ledger, self._entry)
         _restore(self.backbone_model, ledger)
         for name in names:  # again in their order, from the original bytes
             _merge(self.backbone_model, ledger.entries[name])
+
+
+def _check_on_top(ledger: Ledger, entry: Entry) -> None:
+    for name in ledger.merged[ledger.merged.index(entry.name) + 1 :]:
+        if shared := entry.insertions.keys() & ledger.entries[name].insertions.keys():
+            msg = f"{name!r} was merged on top of it at {min(shared)}, so {entry.name!r} cannot come out: unmerge() that first."
+            raise MergeError(msg)
 
 
 def _facts(entry: Entry, report: MergeReport) -> tuple[str, int, float]:
@@ -120,7 +138,7 @@ def _plan(backbone: nn.Module, ledger: Ledger, entry: Entry) -> Iterator[tuple[s
     owners = _owners(backbone)
     for address, insertion in entry.insertions.items():
         target = module_at(backbone, address)
-        _check_alone(address, site_of(target).slots, entry.name, insertion, target)
+        _check_alone(address, site_of(target), ledger, entry.name)
         try:
             values = insertion.merged(target)
         except MergeError as error:
@@ -132,20 +150,19 @@ def _plan(backbone: nn.Module, ledger: Ledger, entry: Entry) -> Iterator[tuple[s
             yield name, exact
 
 
-def _check_alone(
-    address: str, slots: Mapping[str, Insertion], name: str, insertion: Insertion, target: nn.Module
-) -> None:
+def _check_alone(address: str, site: Site, ledger: Ledger, name: str) -> None:
     """Merged work is done first, inside the layer, so nothing that acts there may have to come before it."""
-    active = site_of(target)._modules
+    insertion, active = site.slots[name], list(site._modules)
     others = [other for other in active if other != name]
-    earlier = list(active)[: list(active).index(name)] if name in active else []
-    in_the_way = others if overrides(insertion, "before") else [o for o in earlier if overrides(slots[o], "after")]
+    earlier = active[: active.index(name)]
+    in_the_way = others if overrides(insertion, "before") else [o for o in earlier if overrides(site.slots[o], "after")]
+    # What reads the weights would read another delta's work in them.
+    beside = [*others, *(other for other in ledger.merged if other in site.slots)]
+    in_the_way += [other for other in beside if insertion.reads_weight or site.slots[other].reads_weight]
     if in_the_way:
-        msg = (
-            f"{name!r} cannot be merged: {in_the_way[0]!r} acts on {address} too, and merging would change their order. "
-            f"Merge or detach {in_the_way[0]!r} first."
-        )
-        raise MergeError(msg)
+        remedy = "Detach one of them." if insertion.reads_weight else f"Merge or detach {in_the_way[0]!r} first."
+        msg = f"{name!r} cannot be merged: {in_the_way[0]!r} acts on {address} too, and a merge would change what they do."
+        raise MergeError(f"{msg} {remedy}")
 
 
 def _check_tensor(name: str, live: Tensor, exact: Tensor, owners: Mapping[int, list[str]], ledger: Ledger) -> None:
@@ -197,6 +214,7 @@ def merged_copy(backbone: nn.Module) -> Any:
     Raises:
         MergeError: an attached delta cannot be merged.
     """
+    refuse_routed(backbone)
     twin = copy.deepcopy(backbone)
     ledger = ledger_of(twin)
     for entry in entries_of(twin):

@@ -9,7 +9,7 @@ Everything here is a view; nothing is copied or changed.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ def is_turned(layer: nn.Module) -> bool:
 
 
 def linear_weight(layer: nn.Module) -> Tensor:
-    """The weight of a layer as ``(n_out, n_in)``: the parameter itself or a view of it."""
+    """The weight of a layer as ``(n_out, n_in)``: the parameter itself or a view of it; of `SomeRows`, a copy of them."""
     weight = cast("Tensor", layer.weight)
     return weight.T if is_turned(layer) else weight
 
@@ -37,16 +37,46 @@ def as_kept(layer: nn.Module, weight: Tensor) -> Tensor:
     return weight.T if is_turned(layer) else weight
 
 
-class SomeRows(nn.Module):
-    """Some output rows of a linear layer, as a linear layer.
+class Rows(Protocol):
+    """Says which rows are meant: a `layouts.Part`."""
+
+    def rows(self, whole: int) -> Tensor:
+        """The numbers of the rows among `whole`."""
+        ...
+
+
+class SomeRows:
+    """Some output rows of a linear layer, to be read as a linear layer; nothing is copied before it is asked for.
 
     Args:
         layer: the whole layer.
-        rows: which outputs, ``(n_rows,)`` integers.
+        part: which rows.
     """
 
-    def __init__(self, layer: nn.Module, rows: Tensor) -> None:
-        super().__init__()
-        self.weight = linear_weight(layer)[rows]
-        bias = linear_bias(layer)
-        self.bias = None if bias is None else bias[rows]
+    __slots__ = ("layer", "part")
+
+    def __init__(self, layer: nn.Module, part: Rows) -> None:
+        self.layer = layer
+        self.part = part
+
+    @property
+    def in_features(self) -> int:
+        """Width of the input."""
+        return linear_weight(self.layer).shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Number of rows."""
+        return len(self.part.rows(linear_weight(self.layer).shape[0]))
+
+    @property
+    def weight(self) -> Tensor:
+        """The rows of the weight, ``(n_rows, n_in)``."""
+        whole = linear_weight(self.layer)
+        return whole[self.part.rows(whole.shape[0]).to(whole.device)]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The rows of the bias, ``(n_rows,)``."""
+        whole = linear_bias(self.layer)
+        return None if whole is None else whole[self.part.rows(whole.shape[0]).to(whole.device)]

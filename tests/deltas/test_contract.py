@@ -15,13 +15,26 @@ from deltahub.errors import ConfigError
 from tests.backbones import BACKBONES, bert, equal, forward, inputs_for, logits_of, stir, tensors_of, train, untouched
 
 TYPES = sorted(delta_classes())
-OPTIONS = {"lora": {"lora_r": 2}, "adapter": {"bottleneck_dim": 3}}  # small; others take their defaults
-EXACT_AT_START = {"lora", "bitfit"}
-NEARLY_AT_START = {"adapter": 0.05}  # largest change of a logit
+OPTIONS = {  # small; others take their defaults
+    "lora": {"lora_r": 2},
+    "adapter": {"bottleneck_dim": 3},
+    "parallel_adapter": {"bottleneck_dim": 3},
+    "low_rank_adapter": {"reduction_factor": 4},
+    "compacter": {"reduction_factor": 4, "hypercomplex_division": 2},
+}
+EXACT_AT_START = {"lora", "bitfit", "ia3", "layer_norm"}
+NEARLY_AT_START = {"adapter": 0.05, "parallel_adapter": 0.05, "compacter": 0.5}  # largest change of a logit
 # Parameters of the delta on one BERT with its defaults: 2 layers, width 16, feed-forward width 24.
 COUNTS = {
     "lora": 2 * 2 * (2 * 16 + 16 * 2),  # layers * (q, v) * (A + B)
     "adapter": 2 * 2 * (16 * 3 + 3 + 3 * 16 + 16),  # layers * (attention, feed-forward) * (down + up)
+    "parallel_adapter": 2 * 2 * (16 * 3 + 3 + 3 * 16 + 16),  # the same beside both
+    "low_rank_adapter": 2 * 2 * (16 + 4 + 4 + 4 + 16 + 16),  # layers * 2 * (left, right, bias of both ways)
+    "compacter": 2
+    * 2
+    * (2 * 2**3 + 2 * (8 + 2) + 4 + 2 * (2 + 8) + 16),  # layers * 2 * (rules, down + bias, up + bias)
+    "ia3": 2 * (16 + 16 + 24),  # layers * (k, v, inner feed-forward)
+    "layer_norm": 2 * 2 * 2 * 16,  # layers * 2 * (scale, shift)
     "bitfit": 2 * (4 * 16 + 16 + 24 + 16 + 16),  # layers * (q, k, v, proj + norm + w1 + w2 + norm)
 }
 BAD_OPTIONS = [
@@ -30,6 +43,22 @@ BAD_OPTIONS = [
     ("lora", {"lora_alpha": "16"}, "lora_alpha must be .*number, got '16'"),
     ("lora", {"lora_dropout": 1.0}, "lora_dropout must be .* 1, got 1.0"),
     ("lora", {"lora_dropout": -0.1}, "lora_dropout must be .* 0, got -0.1"),
+    ("lora", {"use_dora": "yes"}, "use_dora must be .*boolean, got 'yes'"),
+    ("parallel_adapter", {"bottleneck_dim": 0}, "bottleneck_dim must be .* 1, got 0"),
+    (
+        "parallel_adapter",
+        {"non_linearity": "gelu_nwe"},
+        "non_linearity 'gelu_nwe' is unknown: choose one of .*gelu_new",
+    ),
+    ("parallel_adapter", {"scaled": "1"}, "scaled must be .*number, got '1'"),
+    ("parallel_adapter", {"modified_modules": ["attn"]}, "are pairs, .* got 1 addresses"),
+    ("low_rank_adapter", {"low_rank_rank": 0}, "low_rank_rank must be .* 1, got 0"),
+    ("low_rank_adapter", {"low_rank_w_init": "glorot"}, "low_rank_w_init must be one of .*glorot-uniform"),
+    ("low_rank_adapter", {"reduction_factor": 32}, "reduction_factor 32 leaves nothing of the width 16"),
+    ("compacter", {"hypercomplex_division": 5}, "hypercomplex_division 5 does not divide"),
+    ("compacter", {"hypercomplex_division": 0}, "hypercomplex_division must be .* 1, got 0"),
+    ("compacter", {"phm_c_init": "zero"}, "phm_c_init must be one of .*normal"),
+    ("compacter", {"reduction_factor": 16, "hypercomplex_division": 2}, "hypercomplex_division 2 does not divide 1"),
     ("adapter", {"bottleneck_dim": 0}, "bottleneck_dim must be .* 1, got 0"),
     ("adapter", {"non_linearity": "gelu_nwe"}, "non_linearity 'gelu_nwe' is unknown: choose one of .*gelu_new"),
 ]

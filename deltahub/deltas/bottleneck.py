@@ -1,0 +1,75 @@
+"""What the methods with a bottleneck share: activations, fresh layers, and where a bottleneck has no place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from torch import Tensor, nn
+
+from deltahub.engine.shapes import channel_dimension
+from deltahub.engine.structure import Target
+from deltahub.errors import ConfigError, TargetError
+
+_STANDARD_DEVIATION: Final = 0.01  # of fresh weights; biases are zero, so that an adapter starts close to doing nothing
+
+
+def activation(name: str) -> nn.Module:
+    """An activation by the name that OpenDelta or transformers has for it.
+
+    Raises:
+        ConfigError: neither knows it.
+    """
+    known: dict[str, nn.Module] = {
+        "relu": nn.ReLU(),
+        "tanh": nn.Tanh(),
+        "swish": nn.SiLU(),
+        "gelu_new": nn.GELU(approximate="tanh"),
+        "gelu_orig": nn.GELU(),
+        "leakyrelu": nn.LeakyReLU(),
+    }
+    if name in known:
+        return known[name]
+    from transformers.activations import ACT2FN
+
+    if name not in ACT2FN:
+        msg = f"non_linearity {name!r} is unknown: choose one of {', '.join(sorted({*known, *ACT2FN}))}."
+        raise ConfigError(msg)
+    found: nn.Module = ACT2FN[name]
+    return found
+
+
+def small_linear(n_in: int, n_out: int, like: Tensor) -> nn.Linear:
+    """A linear layer with small random weights and no bias to begin with, of the dtype and device of `like`."""
+    layer = nn.Linear(n_in, n_out, dtype=like.dtype, device="meta").to_empty(device=like.device)
+    if not like.is_meta:
+        nn.init.normal_(layer.weight, std=_STANDARD_DEVIATION)
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def reduced(width: int, factor: int, where: str) -> int:
+    """The width of a bottleneck that is `factor` times narrower than what it stands on.
+
+    Raises:
+        ConfigError: nothing would be left of it.
+    """
+    if width < factor:
+        msg = f"reduction_factor {factor} leaves nothing of the width {width} of {where}: it must be at most {width}."
+        raise ConfigError(msg)
+    return width // factor
+
+
+def refuse_channels_first(targets: Iterable[Target]) -> None:
+    """Refuse layers whose width is not the last dimension of what they return.
+
+    Raises:
+        TargetError: there is one.
+    """
+    for target in targets:
+        if channel_dimension(target.module) is not None:
+            msg = (
+                f"{target.name} is a {type(target.module).__name__}, whose channels are not the last dimension, where "
+                "an adapter acts. Address a Linear or a LayerNorm, or use BitFitModel here."
+            )
+            raise TargetError(msg)

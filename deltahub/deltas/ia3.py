@@ -1,0 +1,169 @@
+"""IA3: learned vectors rescale keys, values and the inner activations of the feed-forward.
+
+    k' = l_k * k      v' = l_v * v      y = W_2 (l_ff * h)        l: (width,), 1 at the start
+
+Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",
+https://arxiv.org/abs/2205.05638
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from deltahub.config import DeltaConfig
+from deltahub.engine.building import Like, addressed
+from deltahub.engine.delta import DeltaBase
+from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
+from deltahub.engine.shapes import linear_shape
+from deltahub.engine.structure import Target
+from deltahub.engine.weights import as_kept, linear_bias, linear_weight
+from deltahub.errors import NoMatchError, TargetError
+
+
+@dataclass(frozen=True, kw_only=True)
+class IA3Config(DeltaConfig):
+    """Which layers are rescaled at their input.
+
+    Args:
+        feedforward_modules: addresses of those among the modified modules whose input is rescaled, not their output.
+    """
+
+    feedforward_modules: tuple[str, ...] = ("ff@.w2@",)
+
+    delta_type: ClassVar[str] = "ia3"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "feedforward_modules", tuple(self.feedforward_modules))
+        super().__post_init__()
+
+
+class ScaledOutput(Insertion):
+    """Multiplies what a linear layer returns.
+
+    Args:
+        like: a tensor with the dtype and device of the new parameter.
+        width: size of what is multiplied.
+    """
+
+    def __init__(self, like: Tensor, width: int) -> None:
+        super().__init__()
+        self.ia3_l = nn.Parameter(like.new_ones(width))
+
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Output tensor with shape ``(..., width)``."""
+        return output * self.ia3_l.to(output.dtype)
+
+    def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
+        """Each row of the weight, and each value of the bias, times its factor."""
+        weight, bias = linear_weight(target), linear_bias(target)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        factor = self.ia3_l.to(wide)
+        values = {"weight": as_kept(target, weight.to(wide) * factor[:, None])}
+        return values if bias is None else {**values, "bias": bias.to(wide) * factor}
+
+
+class ScaledInput(ScaledOutput):
+    """Multiplies what a linear layer is given."""
+
+    def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Input tensor with shape ``(..., width)``."""
+        x = first_input(args, kwargs)
+        x = x * self.ia3_l.to(x.dtype)
+        return ((x, *args[1:]), kwargs) if args else ((), {**kwargs, next(iter(kwargs)): x})
+
+    after = Insertion.after
+
+    def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
+        """Each column of the weight times its factor."""
+        weight = linear_weight(target)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        return {"weight": as_kept(target, weight.to(wide) * self.ia3_l.to(wide))}
+
+
+class IA3Model(DeltaBase):
+    """IA3; by default at the k and v projections of self-attention and the second matrix of the feed-forward.
+
+    Args:
+        backbone_model: the model to modify.
+        modified_modules: addresses of linear layers.
+        feedforward_modules: addresses of those among them whose input is rescaled; by default the feed-forward's.
+        exclude_modules: addresses of what is left out.
+        unfrozen_modules: what `freeze_module` leaves trainable.
+        common_structure: True for common names only, False for real names only, None for whichever matches.
+        interactive_modify: True, or a port, to choose the modules on a web page.
+        name: the delta's name on this backbone.
+    """
+
+    delta_type = "ia3"
+    config_class = IA3Config
+    default_modified_modules = ("attn@.k@", "attn@.v@", "ff@.w2@")
+
+    def __init__(
+        self,
+        backbone_model: nn.Module,
+        modified_modules: Sequence[str] | None = None,
+        feedforward_modules: Sequence[str] | None = None,
+        exclude_modules: Sequence[str] | None = None,
+        unfrozen_modules: Sequence[str] | None = None,
+        common_structure: bool | None = None,
+        interactive_modify: bool | int = False,
+        *,
+        name: str | None = None,
+    ) -> None:
+        given = {} if feedforward_modules is None else {"feedforward_modules": feedforward_modules}
+        config = IA3Config.from_dict(
+            {
+                **given,
+                "modified_modules": modified_modules,
+                "exclude_modules": exclude_modules,
+                "unfrozen_modules": unfrozen_modules,
+                "common_structure": common_structure,
+            }
+        )
+        super().__init__(backbone_model, config, name=name, interactive_modify=interactive_modify)
+
+    @classmethod
+    def choose(cls, targets: list[Target]) -> list[Target]:
+        """Only linear layers will do."""
+        for target in targets:
+            linear_shape(target.name, target.module)
+            if isinstance(target.module, nn.Embedding):
+                msg = f"{target.name} is an Embedding; IA3 rescales linear layers. Address a Linear or a Conv1D."
+                raise TargetError(msg)
+        return targets
+
+    @classmethod
+    def new_insertions(
+        cls, backbone: nn.Module, config: IA3Config, targets: Sequence[Target], like: Like
+    ) -> Mapping[str, Insertion]:
+        """One vector for each layer: at the input of the feed-forward's, at the output of the others."""
+        inner = _inputs_of(cls, backbone, config)
+        outer = [target for target in targets if target.name not in inner]
+        made = dict(super().new_insertions(backbone, config, outer, like))
+        for target in targets:
+            if target.name in inner:
+                n_in, _ = linear_shape(target.name, target.module)
+                made[target.name] = ScaledInput(like(target.module), n_in)
+        return {target.name: made[target.name] for target in targets}
+
+    @classmethod
+    def new_insertion(cls, config: IA3Config, target: Target, width: int, like: Tensor) -> ScaledOutput:
+        """A fresh vector for one layer, or for some rows of a fused one."""
+        return ScaledOutput(like, width)
+
+
+def _inputs_of(method: type[DeltaBase], backbone: nn.Module, config: IA3Config) -> set[str]:
+    """The layers whose input is rescaled; the addresses of the default may match none."""
+    found: set[str] = set()
+    for pattern in config.feedforward_modules:
+        try:
+            found |= {t.name for t in addressed(method, backbone, replace(config, modified_modules=(pattern,)))}
+        except NoMatchError:
+            if pattern not in IA3Config.feedforward_modules:
+                raise
+    return found

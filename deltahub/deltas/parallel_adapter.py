@@ -1,0 +1,245 @@
+"""Parallel adapters: a bottleneck beside a module, from its input to its output.
+
+    y = f(x) + s (W_up act(W_down x + b_down) + b_up)        W_down: (bottleneck, n_in), W_up: (n_out, bottleneck)
+
+`f` is one module, or a stretch of the backbone: from the input of a first module to the output of a second.
+
+He et al. 2022, "Towards a Unified View of Parameter-Efficient Transfer Learning", https://arxiv.org/abs/2110.04366
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from deltahub.config import DeltaConfig
+from deltahub.deltas.bottleneck import activation, refuse_channels_first, small_linear
+from deltahub.engine.building import Like, addressed
+from deltahub.engine.delta import DeltaBase
+from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input, map_hidden
+from deltahub.engine.shapes import input_widths, output_widths
+from deltahub.engine.structure import Target
+from deltahub.errors import ConfigError, NoMatchError, TargetError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelAdapterConfig(DeltaConfig):
+    """The size, the activation and the scale of the bottleneck.
+
+    Args:
+        modified_modules: pairs of addresses: where the bottleneck reads its input, and where it adds its output. The same
+            address twice means one module.
+        bottleneck_dim: width of the bottleneck, at least 1.
+        non_linearity: see `AdapterConfig`.
+        scaled: what its output is multiplied by.
+    """
+
+    bottleneck_dim: int = 24
+    non_linearity: str = "gelu_new"
+    scaled: float = 1.0
+
+    delta_type: ClassVar[str] = "parallel_adapter"
+
+
+class ParallelBottleneck(Insertion):
+    """A bottleneck beside one module.
+
+    Args:
+        like: a tensor with the dtype and device of the new parameters.
+        n_in: width of the input.
+        n_out: width of the output.
+    """
+
+    def __init__(self, like: Tensor, n_in: int, n_out: int, config: ParallelAdapterConfig) -> None:
+        super().__init__()
+        self.down_proj = small_linear(n_in, config.bottleneck_dim, like)
+        self.activation = activation(config.non_linearity)
+        self.up_proj = small_linear(config.bottleneck_dim, n_out, like)
+        self.scaled = config.scaled
+
+    def update(self, args: Args, kwargs: Kwargs) -> Tensor:
+        """What is added: input tensor with shape ``(..., n_in)``, output ``(..., n_out)``."""
+        x: Tensor = first_input(args, kwargs).to(self.down_proj.weight.dtype)
+        update: Tensor = self.up_proj(self.activation(self.down_proj(x)))
+        return self.scaled * update
+
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Hidden state with shape ``(..., n_out)``; what else the module returns passes through."""
+        update = self.update(args, kwargs)
+        return map_hidden(output, lambda hidden: hidden + update.to(hidden.dtype))
+
+
+class StretchStart(ParallelBottleneck):
+    """A bottleneck that reads the input of one module, for another module further on to add."""
+
+    def __init__(self, like: Tensor, n_in: int, n_out: int, config: ParallelAdapterConfig) -> None:
+        super().__init__(like, n_in, n_out, config)
+        self.pending: Tensor | None = None  # from the call of the first module to that of the second
+
+    def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Read the input, which goes on unchanged."""
+        self.pending = self.update(args, kwargs)
+        return args, kwargs
+
+    after = Insertion.after
+
+    def take(self) -> Tensor:
+        """What was made of the last input, once.
+
+        Raises:
+            TargetError: there was none.
+        """
+        if self.pending is None:
+            msg = "A parallel adapter was reached at its second module without its first. Address two that run in turn."
+            raise TargetError(msg)
+        pending, self.pending = self.pending, None
+        return pending
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "pending": None}
+
+
+class StretchEnd(Insertion):
+    """Adds at a second module what a `StretchStart` made at a first one."""
+
+    def __init__(self, start: StretchStart) -> None:
+        super().__init__()
+        self.start = (start,)  # a tuple, so that its parameters are not this module's
+
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Hidden state with shape ``(..., n_out)``; what else the module returns passes through."""
+        update = self.start[0].take()
+        return map_hidden(output, lambda hidden: hidden + update.to(hidden.dtype))
+
+
+class ParallelAdapterModel(DeltaBase):
+    """Parallel adapters; by default one beside each attention and one beside each feed-forward.
+
+    Args:
+        backbone_model: the model to modify.
+        bottleneck_dim: width of the bottleneck, at least 1.
+        non_linearity: the activation: see `AdapterConfig`.
+        modified_modules: pairs of addresses: see `ParallelAdapterConfig`.
+        exclude_modules: addresses of what is left out.
+        unfrozen_modules: what `freeze_module` leaves trainable.
+        common_structure: True for common names only, False for real names only, None for whichever matches.
+        interactive_modify: True, or a port, to choose the modules on a web page.
+        backend: only ``"hf"``.
+        scaled: what the output of the bottleneck is multiplied by.
+        name: the delta's name on this backbone.
+    """
+
+    delta_type = "parallel_adapter"
+    config_class = ParallelAdapterConfig
+    default_modified_modules = ("attn@", "attn@", "ff@.w1@", "ff@.w2@")
+
+    def __init__(
+        self,
+        backbone_model: nn.Module,
+        bottleneck_dim: int = 24,
+        non_linearity: str = "gelu_new",
+        modified_modules: Sequence[str] | None = None,
+        exclude_modules: Sequence[str] | None = None,
+        unfrozen_modules: Sequence[str] | None = None,
+        common_structure: bool | None = None,
+        interactive_modify: bool | int = False,
+        backend: str = "hf",
+        *,
+        scaled: float = 1.0,
+        name: str | None = None,
+    ) -> None:
+        config = ParallelAdapterConfig.from_dict(
+            {
+                "bottleneck_dim": bottleneck_dim,
+                "non_linearity": non_linearity,
+                "scaled": scaled,
+                "modified_modules": modified_modules,
+                "exclude_modules": exclude_modules,
+                "unfrozen_modules": unfrozen_modules,
+                "common_structure": common_structure,
+            }
+        )
+        super().__init__(backbone_model, config, name=name, interactive_modify=interactive_modify, backend=backend)
+
+    @classmethod
+    def choose(cls, targets: list[Target]) -> list[Target]:
+        """Only modules whose hidden state has its width in the last dimension."""
+        refuse_channels_first(targets)
+        return targets
+
+    @classmethod
+    def plan(cls, backbone: nn.Module, config: ParallelAdapterConfig) -> list[Target]:
+        """The modules of every pair of addresses."""
+        return [target for pair in _stretches(cls, backbone, config) for target in pair]
+
+    @classmethod
+    def new_insertions(
+        cls, backbone: nn.Module, config: ParallelAdapterConfig, targets: Sequence[Target], like: Like
+    ) -> Mapping[str, Insertion]:
+        """A bottleneck at each single module, and at each pair a start and an end."""
+        modules = {target.name: target.module for target in targets}
+        n_in, n_out = input_widths(backbone, modules), output_widths(backbone, modules)
+        made: dict[str, Insertion] = {}
+        for first, second in zip(targets[::2], targets[1::2], strict=True):
+            if first.name in made or second.name in made:
+                msg = f"{first.name} or {second.name} is meant twice. Name each module in one pair of addresses only."
+                raise ConfigError(msg)
+            width, sample = (n_in[first.name], n_out[second.name]), like(first.module)
+            if first.name == second.name:
+                made[first.name] = ParallelBottleneck(sample, *width, config)
+            else:
+                start = made[first.name] = StretchStart(sample, *width, config)
+                made[second.name] = StretchEnd(start)
+        return made
+
+
+def _stretches(
+    method: type[DeltaBase], backbone: nn.Module, config: ParallelAdapterConfig
+) -> Iterator[tuple[Target, Target]]:
+    """First and last module of every stretch.
+
+    Raises:
+        ConfigError: an address has no partner.
+        TargetError: the modules of a pair do not take turns.
+        NoMatchError: an address matches nothing.
+    """
+    patterns = config.modified_modules or ()
+    if len(patterns) % 2:
+        msg = (
+            f"modified_modules of a parallel adapter are pairs, from the input of one module to the output of another, got "
+            f"{len(patterns)} addresses: {list(patterns)}. For one module write its address twice."
+        )
+        raise ConfigError(msg)
+    found = False
+    for first, second in zip(patterns[::2], patterns[1::2], strict=True):
+        try:
+            starts, ends = (
+                addressed(method, backbone, replace(config, modified_modules=(pattern,))) for pattern in (first, second)
+            )
+        except NoMatchError:
+            if {first, second} <= {*method.default_modified_modules} and (found or patterns[-1] != second):
+                continue  # a default may match nothing as long as another one does
+            raise
+        found = True
+        yield from (
+            zip(starts, ends, strict=True) if first == second else _in_turn(backbone, first, second, starts, ends)
+        )
+
+
+def _in_turn(
+    backbone: nn.Module, first: str, second: str, starts: list[Target], ends: list[Target]
+) -> Iterator[tuple[Target, Target]]:
+    order = {name: number for number, (name, _) in enumerate(backbone.named_modules())}
+    marked = sorted([(order[t.name], 0) for t in starts] + [(order[t.name], 1) for t in ends])
+    alternate = all(one[1] != other[1] for one, other in pairwise(marked))
+    if len(starts) != len(ends) or not alternate:
+        msg = (
+            f"{first!r} means {len(starts)} modules and {second!r} means {len(ends)}, which do not take turns: "
+            f"{', '.join(t.name for t in (*starts[:2], *ends[:2]))}, ... Write addresses of which each start has one end."
+        )
+        raise TargetError(msg)
+    yield from zip(starts, ends, strict=True)

@@ -1,0 +1,230 @@
+"""Prefix tuning: trained keys and values before those of the text, in every attention.
+
+    attention(q, [P_k; k], [P_v; v])        P_k: (n, kv_heads * head_dim), P_v: (n, kv_heads * value_dim), n places
+
+By default one small network makes the prefixes of all layers; layer i takes its own rows of W_2 and b_2:
+
+    [P_k; P_v] = W_2 tanh(W_1 E + b_1) + b_2        E: (n, embed_dim), W_1: (mid_dim, embed_dim), W_2: (all widths, mid_dim)
+
+Li and Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", https://arxiv.org/abs/2101.00190
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltahub.config import DeltaConfig
+from deltahub.engine.attended import Widths, attentions, key_value_widths
+from deltahub.engine.attention import AttentionCall, install
+from deltahub.engine.building import Like, addressed
+from deltahub.engine.delta import DeltaBase
+from deltahub.engine.insertion import Insertion
+from deltahub.engine.structure import Target, without_excluded
+from deltahub.errors import ConfigError, TargetError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixConfig(DeltaConfig):
+    """How long the prefix is, and what makes it.
+
+    Args:
+        prefix_token_num: places of the prefix, at least 1.
+        reparameterize: whether one network makes the prefixes of all layers; otherwise they are parameters themselves.
+        embed_dim: width of the network's input, at least 1.
+        mid_dim: width of its middle, at least 1.
+    """
+
+    prefix_token_num: int = 6
+    reparameterize: bool = True
+    embed_dim: int = 512
+    mid_dim: int = 512
+
+    delta_type: ClassVar[str] = "prefix"
+
+
+class Prefix(Insertion):
+    """Keys and values before those of one attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        install()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        install()  # it may be a fresh process
+
+    def attend(self, target: nn.Module, call: AttentionCall) -> AttentionCall:
+        """Every query sees the prefix, wherever it stands and whatever the mask hides."""
+        return call.with_prefix(*self.key_and_value())
+
+    def key_and_value(self) -> tuple[Tensor, Tensor]:
+        """What stands before keys and values: ``(n, kv_heads * head_dim)`` and ``(n, kv_heads * value_dim)``."""
+        raise NotImplementedError
+
+
+class PlainPrefix(Prefix):
+    """A prefix that is two parameters.
+
+    Args:
+        like: a tensor with the dtype and device of the new parameters.
+        widths: of keys and values, all heads together.
+    """
+
+    def __init__(self, like: Tensor, widths: Widths, config: PrefixConfig) -> None:
+        super().__init__()
+        self.past_key = nn.Parameter(like.new_empty(config.prefix_token_num, widths[0]))
+        self.past_value = nn.Parameter(like.new_empty(config.prefix_token_num, widths[1]))
+        if not like.is_meta:
+            nn.init.normal_(self.past_key)
+            nn.init.normal_(self.past_value)
+
+    def key_and_value(self) -> tuple[Tensor, Tensor]:
+        """The parameters."""
+        return self.past_key, self.past_value
+
+
+class PrefixNetwork(nn.Module):
+    """Makes the prefixes of all layers.
+
+    Args:
+        like: a tensor with the dtype and device of the new parameters.
+        width: of all keys and values of all layers together.
+    """
+
+    def __init__(self, like: Tensor, width: int, config: PrefixConfig) -> None:
+        super().__init__()
+        kind = {"dtype": like.dtype, "device": like.device}
+        self.wte = nn.Embedding(config.prefix_token_num, config.embed_dim, **kind)
+        self.control_trans = nn.Sequential(
+            nn.Linear(config.embed_dim, config.mid_dim, **kind), nn.Tanh(), nn.Linear(config.mid_dim, width, **kind)
+        )
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Some features of every place, ``(n, stop - start)``; no others are computed."""
+        last: Any = self.control_trans[2]
+        if hasattr(last.weight, "full_tensor"):
+            msg = (
+                "The network that makes the prefixes lies in the first attention and is sharded apart from the others that "
+                "need it. Shard the backbone as a whole, or make the prefix with reparameterize=False."
+            )
+            raise ConfigError(msg)
+        middle = self.control_trans[1](self.control_trans[0](self.wte.weight))
+        return F.linear(middle, last.weight[start:stop], last.bias[start:stop])
+
+
+class MadePrefix(Prefix):
+    """A prefix that a network makes; the network is a part of the first layer's, and the others only know it.
+
+    Args:
+        network: what makes it.
+        start: the first of its features that are this layer's: its keys, then its values.
+        owner: whether the network is a part of this one.
+    """
+
+    def __init__(self, network: PrefixNetwork, start: int, widths: Widths, *, owner: bool) -> None:
+        super().__init__()
+        self.shared = (network,)  # in a tuple no submodule, so it is saved, trained and counted once
+        self.start = start
+        self.widths = widths
+        if owner:
+            self.reparams = network
+
+    def key_and_value(self) -> tuple[Tensor, Tensor]:
+        """This layer's features of the network."""
+        made = self.shared[0].rows(self.start, self.start + sum(self.widths))
+        key, value = made.split(self.widths, dim=-1)
+        return key, value
+
+
+class PrefixModel(DeltaBase):
+    """A prefix in every attention that is addressed; by default in self-attention.
+
+    Args:
+        backbone_model: the model to modify.
+        prefix_token_num: places of the prefix, at least 1.
+        reparameterize: whether one network makes the prefixes of all layers.
+        embed_dim: width of the network's input.
+        mid_dim: width of its middle.
+        modified_modules: addresses of attentions, or of modules with attentions inside.
+        exclude_modules: addresses of what is left out.
+        unfrozen_modules: what `freeze_module` leaves trainable.
+        common_structure: True for common names only, False for real names only, None for whichever matches.
+        interactive_modify: True, or a port of this machine, to choose the modules on a page.
+        name: the delta's name on this backbone.
+    """
+
+    delta_type = "prefix"
+    config_class = PrefixConfig
+    default_modified_modules = ("attn@",)
+
+    def __init__(
+        self,
+        backbone_model: nn.Module,
+        prefix_token_num: int = 6,
+        reparameterize: bool = True,
+        embed_dim: int = 512,
+        mid_dim: int = 512,
+        modified_modules: Sequence[str] | None = None,
+        exclude_modules: Sequence[str] | None = None,
+        unfrozen_modules: Sequence[str] | None = None,
+        common_structure: bool | None = None,
+        interactive_modify: bool | int = False,
+        *,
+        name: str | None = None,
+    ) -> None:
+        config = PrefixConfig.from_dict(
+            {
+                "prefix_token_num": prefix_token_num,
+                "reparameterize": reparameterize,
+                "embed_dim": embed_dim,
+                "mid_dim": mid_dim,
+                "modified_modules": modified_modules,
+                "exclude_modules": exclude_modules,
+                "unfrozen_modules": unfrozen_modules,
+                "common_structure": common_structure,
+            }
+        )
+        super().__init__(backbone_model, config, name=name, interactive_modify=interactive_modify)
+
+    @classmethod
+    def plan(cls, backbone: nn.Module, config: PrefixConfig) -> list[Target]:
+        """The attentions addressed, and those inside the modules addressed."""
+        every = attentions(backbone)
+        meant: set[str] = set()
+        for target in addressed(cls, backbone, config):
+            inside = {name for name in every if f"{name}.".startswith(f"{target.name}.")}
+            if not inside or target.parts:
+                msg = (
+                    f"{target.name} ({type(target.module).__name__}) is no attention that a prefix can extend, and has none "
+                    f"inside. Those of this backbone are: {_shortened(list(every))}."
+                )
+                raise TargetError(msg)
+            meant |= inside
+        chosen = [Target(name, module) for name, module in every.items() if name in meant]
+        return without_excluded(backbone, chosen, config.exclude_modules or ())
+
+    @classmethod
+    def new_insertions(
+        cls, backbone: nn.Module, config: PrefixConfig, targets: Sequence[Target], like: Like
+    ) -> Mapping[str, Insertion]:
+        """A fresh prefix for every attention."""
+        widths = key_value_widths(backbone, {target.name: target.module for target in targets})
+        if not config.reparameterize:
+            return {target.name: PlainPrefix(like(target.module), widths[target.name], config) for target in targets}
+        network = PrefixNetwork(like(targets[0].module), sum(map(sum, widths.values())), config)
+        made: dict[str, Insertion] = {}
+        start = 0
+        for target in targets:
+            made[target.name] = MadePrefix(network, start, widths[target.name], owner=not made)
+            start += sum(widths[target.name])
+        return made
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"

@@ -1,0 +1,162 @@
+"""The options of the methods that change what they do: each is saved, loaded, detached, copied and compiled alike."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from deltahub import AutoDeltaModel, IA3Model, ParallelAdapterModel
+from deltahub.errors import ConfigError, NoMatchError, TargetError
+from tests.backbones import BACKBONES, bert, equal, forward, inputs_for, logits_of, stir, tensors_of, train, untouched
+
+COMPACTER = {"delta_type": "compacter", "reduction_factor": 4, "hypercomplex_division": 2}
+VARIANTS = {
+    "rslora": {"delta_type": "lora", "lora_r": 4, "use_rslora": True},
+    "dora": {"delta_type": "lora", "lora_r": 2, "use_dora": True},
+    "rank 3": {"delta_type": "low_rank_adapter", "reduction_factor": 4, "low_rank_rank": 3},
+    "normal": {"delta_type": "low_rank_adapter", "reduction_factor": 4, "low_rank_w_init": "glorot-normal"},
+    "fixed rules": {**COMPACTER, "learn_phm": False},
+    "shared rules": {**COMPACTER, "shared_phm_rule": True},
+    "shared fixed rules": {**COMPACTER, "shared_phm_rule": True, "learn_phm": False},
+    "shared thin rules": {**COMPACTER, "shared_phm_rule": True, "factorized_phm_rule": True},
+    "shared weights": {**COMPACTER, "shared_W_phm": True},
+    "all shared": {**COMPACTER, "shared_W_phm": True, "shared_phm_rule": True, "phm_c_init": "uniform"},
+    "whole weights": {**COMPACTER, "factorized_phm": False, "hypercomplex_nonlinearity": "normal"},
+    "rank 2, no biases": {**COMPACTER, "phm_rank": 2, "use_bias_up_sampler": False, "use_bias_down_sampler": False},
+    "scaled": {"delta_type": "parallel_adapter", "bottleneck_dim": 3, "scaled": 4.0},
+    "stretch": {"delta_type": "parallel_adapter", "bottleneck_dim": 3, "modified_modules": ["ff.w1", "ff.w2"]},
+}
+
+
+@pytest.fixture(params=sorted(BACKBONES))
+def backbone(request):
+    return BACKBONES[request.param]()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+class TestVariants:
+    def test_it_is_saved_loaded_and_detached_bit_for_bit(self, variant, backbone, tmp_path):
+        fresh, before, state = copy.deepcopy(backbone), logits_of(backbone), tensors_of(backbone)
+        delta = AutoDeltaModel.from_config(VARIANTS[variant], backbone)
+        delta.freeze_module()
+        stir(delta)
+        delta.save_finetuned(tmp_path)
+        loaded = AutoDeltaModel.from_finetuned(tmp_path, backbone_model=fresh)
+
+        assert not torch.equal(before, logits_of(backbone))
+        assert torch.equal(logits_of(backbone), logits_of(fresh))
+        assert equal(delta.state_dict(), loaded.state_dict())
+        delta.detach()
+        assert torch.equal(before, logits_of(backbone))
+        assert equal(state, tensors_of(backbone))
+
+    def test_gradients_reach_every_parameter(self, variant):
+        backbone = bert()
+        delta = AutoDeltaModel.from_config(VARIANTS[variant], backbone)
+        delta.freeze_module()
+        stir(delta)
+        forward(backbone).square().mean().backward()
+
+        assert [name for name, parameter in delta.named_parameters() if not parameter.grad.any()] == []
+
+    def test_copies_and_pickles_have_tensors_of_their_own(self, variant):
+        backbone = bert()
+        delta = AutoDeltaModel.from_config(VARIANTS[variant], backbone)
+        stir(delta)
+        twins = copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))
+        expected = logits_of(backbone)
+        stir(delta, 7)
+
+        assert not torch.equal(expected, logits_of(backbone))
+        for twin in twins:
+            assert torch.equal(expected, logits_of(twin))
+            assert len(list(twin.parameters())) == len(list(backbone.parameters()))
+
+    def test_it_compiles_without_a_break(self, variant):
+        backbone = bert()
+        stir(AutoDeltaModel.from_config(VARIANTS[variant], backbone))
+        compiled = torch.compile(backbone, backend="eager", fullgraph=True)
+
+        with torch.no_grad():
+            assert torch.allclose(logits_of(backbone), compiled(**inputs_for(backbone)).logits, atol=1e-5)
+
+
+def test_weights_are_shared_only_by_modules_of_one_width():
+    backbone = bert()
+    options = {**VARIANTS["shared weights"], "modified_modules": ["intermediate.dense", "output.dense"]}
+
+    with untouched(backbone), pytest.raises(ConfigError, match="shared_W_phm needs modules of one width"):
+        AutoDeltaModel.from_config(options, backbone)
+
+
+def test_shared_rules_are_saved_once():
+    backbone = bert()
+    delta = AutoDeltaModel.from_config(VARIANTS["all shared"], backbone)
+    names = [name.rpartition(".")[2] for name in delta.state_dict()]
+
+    assert names.count("phm_rule") == 1
+    assert names.count("W_left") == 2  # one set for the ways down, one for the ways up
+
+
+def test_fixed_rules_are_saved_but_never_trained():
+    backbone = bert()
+    delta = AutoDeltaModel.from_config(VARIANTS["fixed rules"], backbone)
+    delta.freeze_module()
+    before = {name: tensor.clone() for name, tensor in delta.state_dict().items() if "phm_rule" in name}
+    train(backbone, steps=2)
+
+    assert before
+    assert all(torch.equal(tensor, delta.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_the_inputs_that_ia3_rescales_are_addressed_apart():
+    backbone = bert()
+    delta = IA3Model(
+        backbone, modified_modules=["key", "intermediate.dense"], feedforward_modules=["intermediate.dense"]
+    )
+    widths = {name.rpartition("layer.0.")[2]: p.numel() for name, p in delta.named_parameters() if "layer.0" in name}
+
+    assert widths == {"attention.self.key.deltas.ia3_l": 16, "intermediate.dense.deltas.ia3_l": 16}  # its input's width
+    with untouched(backbone), pytest.raises(NoMatchError, match="No module matches 'w9'"):
+        IA3Model(backbone, feedforward_modules=["w9"])
+
+
+class TestStretches:
+    def test_the_modules_of_a_pair_take_turns(self):
+        backbone = bert()
+
+        with (
+            untouched(backbone),
+            pytest.raises(TargetError, match=r"'key' means 2 modules and 'dense' means .*take turns"),
+        ):
+            ParallelAdapterModel(backbone, modified_modules=["key", "dense"])
+
+    def test_a_module_belongs_to_one_pair(self):
+        backbone = bert()
+        twice = ["query", "query", "query", "value"]
+
+        with untouched(backbone), pytest.raises(ConfigError, match=r"query .*is meant twice"):
+            ParallelAdapterModel(backbone, modified_modules=twice)
+
+    def test_a_stretch_adds_what_its_formula_says(self):
+        backbone = bert()
+        layer = backbone.bert.encoder.layer[0]
+        delta = ParallelAdapterModel(
+            backbone, 3, "relu", ["[r]layer.0.intermediate", "[r]layer.0.output.dense"], scaled=2.0
+        )
+        stir(delta)
+        x, w = torch.randn(2, 5, 16), delta.insertions["bert.encoder.layer.0.intermediate"]
+        inner = layer.intermediate(x)
+        found = layer.output.dense(inner)
+        delta.detach()
+
+        update = w.up_proj(torch.relu(w.down_proj(x)))
+        assert torch.allclose(layer.output.dense(inner) + 2.0 * update, found, atol=1e-5)
+
+    def test_its_end_without_its_start_is_an_error(self):
+        backbone = bert()
+        ParallelAdapterModel(backbone, modified_modules=["ff.w1", "ff.w2"])
+
+        with pytest.raises(TargetError, match="reached at its second module without its first"):
+            backbone.bert.encoder.layer[0].output.dense(torch.zeros(1, 1, 24))
