@@ -11,6 +11,7 @@ import json
 import logging
 import pickle
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -20,30 +21,18 @@ from torch import Tensor, nn
 
 from deltahub.checkpoint import Checkpoint
 from deltahub.config import SCHEMA, check_document, known_types
+from deltahub.engine.attended import attentions
 from deltahub.engine.fingerprint import backbone_tensors
 from deltahub.engine.ledger import entries_of
+from deltahub.engine.site import CHILD, delta_key, is_delta_name, own_modules
 from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
+from deltahub.formats.opendelta_names import SILENT_MODULES, belongs_to_a_delta, chosen
 from deltahub.nearest import suggest
 from deltahub.schema import load_schema
 
 LOGGER: Final = logging.getLogger("deltahub")
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "pytorch_model.bin"
-
-# Tensor name in OpenDelta to module and parameter here, by delta type. A second delta of a type on a module is `lora_1`.
-_LEAVES: Final = {
-    "lora": re.compile(r"(?P<module>.+)\.lora(?:_(?P<number>\d+))?\.(?P<leaf>lora_[AB])"),
-    "adapter": re.compile(
-        r"(?P<module>.+)\.adapter(?:_(?P<number>\d+))?\.modulelist\.(?P<leaf>(?:down|up)_proj\.(?:weight|bias))"
-    ),
-    "bitfit": re.compile(r"(?P<module>.+)\.bitfit(?:_(?P<number>\d+))?\.(?P<leaf>bias)"),
-}
-# The tensor and the option that must agree in size, by delta type.
-_SIZES: Final = {"lora": ("lora_A", "lora_r"), "adapter": ("down_proj.weight", "bottleneck_dim")}
-_OTHER_DELTAS: Final = re.compile(
-    r".+\.(?:lora|adapter|bitfit|low_rank_adapter|low|compactor|prefix|reparams|parallel_adapter|parallel)(?:_\d+)?\..+"
-    r"|(?:.+\.)?soft_prompt_layer\..+"
-)
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -82,7 +71,8 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
         raise ConfigError(msg)
     saved = _unpickle(folder / WEIGHTS)
     tensors = dict(_translate(saved, config, backbone))
-    document = _document(config, _modules(tensors, backbone, folder))
+    _check_places(tensors, backbone, folder)
+    document = _document(config, _addresses(tensors, config))
     return Checkpoint(folder, document, None, tensors)
 
 
@@ -99,8 +89,8 @@ def _unpickle(path: Path) -> Mapping[str, Tensor]:
     return saved
 
 
-def _document(config: Mapping[str, Any], modules: list[str]) -> dict[str, Any]:
-    """The config in DeltaHub's form, with the modules by their real names."""
+def _document(config: Mapping[str, Any], addresses: Mapping[str, Any]) -> dict[str, Any]:
+    """The config in DeltaHub's form."""
     own = load_schema(SCHEMA)["definitions"][config["delta_type"]]["properties"]
     kept = {
         *own,
@@ -113,24 +103,32 @@ def _document(config: Mapping[str, Any], modules: list[str]) -> dict[str, Any]:
     document = {
         **{key: value for key, value in config.items() if key in kept and value is not None},
         "format_version": 1,
-        "modified_modules": modules,
         "exclude_modules": [],
-        "common_structure": False,
+        **addresses,
     }
     check_document(document)
     return document
 
 
-def _modules(tensors: Mapping[str, Tensor], backbone: nn.Module, folder: Path) -> list[str]:
-    wanted = {name.partition(".deltas.")[0] for name in tensors if ".deltas." in name}
-    found = [name for name, _ in backbone.named_modules() if name in wanted]
+def _addresses(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the delta sits: by the names of its tensors, which every release wrote alike, where they tell all of it."""
+    if config["delta_type"] == "soft_prompt":
+        return {}
+    if config["delta_type"] in SILENT_MODULES:
+        common = bool(config.get("common_structure"))
+        return {"modified_modules": config.get("modified_modules"), "common_structure": common}
+    modules = [name.partition(f".{CHILD}.")[0] for name in tensors if is_delta_name(name)]
+    return {"modified_modules": list(dict.fromkeys(modules)), "common_structure": False}
+
+
+def _check_places(tensors: Mapping[str, Tensor], backbone: nn.Module, folder: Path) -> None:
+    wanted = {f".{name}".partition(f".{CHILD}.")[0].removeprefix(".") for name in tensors if is_delta_name(name)}
     if not wanted:
         msg = f"{folder / WEIGHTS} holds no tensor of a delta, though {CONFIG} says there is one. Save it again."
         raise CheckpointError(msg)
-    if missing := sorted(wanted - set(found)):
+    if missing := sorted(wanted - {name for name, _ in own_modules(backbone)}):
         msg = f"The delta sits on {missing[0]}, which this {type(backbone).__name__} does not have. Load its own backbone."
         raise CheckpointError(msg)
-    return found
 
 
 def _translate(
@@ -138,28 +136,28 @@ def _translate(
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors under DeltaHub's names, without those that are no part of this delta."""
     delta_type = config["delta_type"]
-    numbers = _numbers(saved, config, backbone)
+    carried = Counter(m for e in entries_of(backbone) if e.config.delta_type == delta_type for m in e.insertions)
+    places = chosen(saved, config, carried)
     own = dict(backbone_tensors(backbone))
     aliases = {name for name, _ in backbone.named_parameters(remove_duplicate=False)} - own.keys()
     offsets: dict[str, Tensor] = {}
     others: list[str] = []
     for name, tensor in saved.items():
-        match = _LEAVES[delta_type].fullmatch(name)
-        if match and match["number"] == numbers[match["module"]]:
-            place = f"{match['module']}.deltas.{match['leaf']}"
+        if place := places.get(name):
+            target = delta_key(_module(place.module, delta_type, backbone), place.leaf)
             if delta_type == "bitfit":
-                offsets[place] = offsets.get(place, torch.zeros_like(tensor)) + tensor
+                offsets[target] = offsets.get(target, torch.zeros_like(tensor)) + tensor
             else:
-                yield place, tensor
+                yield target, tensor
         elif delta_type == "bitfit" and _is_trained_bias(name, saved):
-            place = f"{name.removesuffix('.bias')}.deltas.bias"
+            target = delta_key(name.removesuffix(".bias"), "bias")
             offset = tensor - own[name].detach().to(tensor) if name in own else tensor
-            offsets[place] = offsets.get(place, torch.zeros_like(tensor)) + offset
+            offsets[target] = offsets.get(target, torch.zeros_like(tensor)) + offset
         elif name in own:
             yield name, tensor
         elif name in aliases or not tensor.is_floating_point():
             continue  # a second name of a tied tensor, or a constant such as position_ids
-        elif _OTHER_DELTAS.fullmatch(name):
+        elif belongs_to_a_delta(name):
             others.append(name)
         else:
             msg = f"{name} is neither part of a {delta_type} nor of this {type(backbone).__name__}. Load its own backbone."
@@ -170,28 +168,11 @@ def _translate(
         LOGGER.warning("%d tensors are left out: they are %s (%s, ...).", len(others), where, others[0])
 
 
-def _numbers(saved: Mapping[str, Tensor], config: Mapping[str, Any], backbone: nn.Module) -> dict[str, str | None]:
-    """Which delta is meant at each module: None, "1", "2", ... where several of a type were on a backbone together.
-
-    A checkpoint holds all that were. Its own is the one whose size its config tells; failing that, they are told apart
-    as OpenDelta does it, by how many the module carries already.
-    """
-    delta_type = config["delta_type"]
-    leaf, option = _SIZES.get(delta_type, ("", ""))
-    found: dict[str, dict[str | None, bool]] = {}
-    for name, tensor in saved.items():
-        if match := _LEAVES[delta_type].fullmatch(name):
-            fits = found.setdefault(match["module"], {})
-            wrong = match["leaf"] == leaf and tensor.shape[0] != config.get(option)
-            fits[match["number"]] = fits.get(match["number"], True) and not wrong
-    carried = [e.insertions for e in entries_of(backbone) if e.config.delta_type == delta_type]
-    numbers: dict[str, str | None] = {}
-    for module, fits in found.items():
-        fitting = [number for number, fit in fits.items() if fit]
-        turn = sum(module in insertions for insertions in carried)
-        everyone = list(fits)
-        numbers[module] = fitting[0] if len(fitting) == 1 else everyone[min(turn, len(everyone) - 1)]
-    return numbers
+def _module(name: str, delta_type: str, backbone: nn.Module) -> str:
+    """Where a delta of a module sits here: a prefix in the attention itself, not in a module around it."""
+    if delta_type != "prefix":
+        return name
+    return next((inner for inner in attentions(backbone) if f"{inner}.".startswith(f"{name}.")), name)
 
 
 def _is_trained_bias(name: str, saved: Mapping[str, Tensor]) -> bool:

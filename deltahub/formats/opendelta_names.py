@@ -1,0 +1,132 @@
+"""What OpenDelta calls a delta's tensors: `<module>.<delta>[_<number>].<parameter>`.
+
+The number tells deltas of one type on one module apart: the second is `lora_1`, the third of a name with a "_" is cut at the
+first, so `low_rank_adapter`, `low_rank_adapter_1`, `low_2`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+_WAYS: Final = r"(?P<leaf>(?:down|up)_proj\.(?:weight|bias))"
+# Pattern of the delta's name, and of its parameters, by delta type.
+_PATTERNS: Final = {
+    "lora": ("lora", r"(?P<leaf>lora_[AB])"),
+    "adapter": ("adapter", rf"modulelist\.{_WAYS}"),
+    "bitfit": ("bitfit", r"(?P<leaf>bias)"),
+    "low_rank_adapter": ("low_rank_adapter", r"(?P<leaf>(?:down|up)_sampler\.(?:W_left|W_right|b))"),
+    "compacter": (
+        "compactor",  # so it is spelt
+        r"(?P<leaf>(?:down|up)_sampler\.(?:phm_rule|phm_rule_left|phm_rule_right|W|W_left|W_right|b))",
+    ),
+    "parallel_adapter": ("parallel_adapter", rf"modulelist\.{_WAYS}"),
+    "prefix": ("prefix", r"(?P<leaf>past_key|past_value)"),
+    "soft_prompt": ("soft_prompt_layer", r"(?P<leaf>soft_embeds)"),
+}
+
+
+def _compiled(called: str, leaf: str) -> re.Pattern[str]:
+    head = called.split("_", maxsplit=1)[0]
+    number = rf"(?:{called}(?:_(?P<number>\d+))?|{head}_(?P<cut>\d+))"
+    return re.compile(rf"(?:(?P<module>.+)\.)?{number}\.{leaf}")
+
+
+_LEAVES: Final = {delta_type: _compiled(*patterns) for delta_type, patterns in _PATTERNS.items()}
+# The network that makes the prefixes of all modules.
+_NETWORK: Final = re.compile(r"(?P<module>.+)\.(?P<leaf>reparams)(?:_(?P<number>\d+))?\.(?P<rest>.+)")
+# Their tensors do not tell every module that they act on.
+SILENT_MODULES: Final = frozenset({"parallel_adapter", "prefix", "soft_prompt"})
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a tensor's name says.
+
+    Attributes:
+        module: the module that it was put on, by its real name; ``""`` for the backbone.
+        number: which delta of its type there: "", "1", "2", ...
+        leaf: its name within the delta, here as there.
+    """
+
+    module: str
+    number: str
+    leaf: str
+
+
+def place_of(delta_type: str, name: str) -> Place | None:
+    """Where a tensor of a delta type belongs; None for a tensor of something else."""
+    if delta_type == "prefix" and (match := _NETWORK.fullmatch(name)):
+        return Place(match["module"], match["number"] or "", f"reparams.{match['rest']}")
+    if match := _LEAVES[delta_type].fullmatch(name):
+        return Place(match["module"] or "", match["number"] or match["cut"] or "", match["leaf"])
+    return None
+
+
+def belongs_to_a_delta(name: str) -> bool:
+    """Whether a tensor's name is one of a delta's, of whatever type."""
+    return any(place_of(delta_type, name) for delta_type in _LEAVES)
+
+
+def chosen(saved: Mapping[str, Tensor], config: Mapping[str, Any], carried: Mapping[str, int]) -> dict[str, Place]:
+    """The tensors of the delta that a config describes, where several of its type were on a backbone together.
+
+    A checkpoint holds all that were. Its own is the one whose size its config tells; failing that, they are told apart
+    as OpenDelta does it, by how many the module carries already.
+
+    Args:
+        saved: all tensors of the checkpoint.
+        carried: how many deltas of the type each module carries.
+
+    Returns:
+        Tensor name to its place, in the order of the checkpoint.
+    """
+    places = {name: place for name in saved if (place := place_of(config["delta_type"], name))}
+    found: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for name, place in places.items():
+        found.setdefault(place.module, {}).setdefault(place.number, {})[place.leaf] = saved[name]
+    numbers = {module: _number(deltas, config, carried.get(module, 0)) for module, deltas in _single(found).items()}
+    return {name: place for name, place in places.items() if numbers.get(place.module) == place.number}
+
+
+def _single(found: dict[str, dict[str, dict[str, Tensor]]]) -> dict[str, dict[str, dict[str, Tensor]]]:
+    """What stands for itself: a parallel adapter can be saved twice, at both ends of its stretch."""
+    seen: list[dict[str, Tensor]] = []
+    kept: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for module, deltas in found.items():
+        for number, leaves in deltas.items():
+            if "down_proj.weight" not in leaves or not any(_same(leaves, other) for other in seen):
+                seen.append(leaves)
+                kept.setdefault(module, {})[number] = leaves
+    return kept
+
+
+def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[leaf], other[leaf]) for leaf in one)
+
+
+def _number(deltas: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any], turn: int) -> str:
+    fitting = [number for number, leaves in deltas.items() if _fits(leaves, config)]
+    everyone = list(deltas)
+    return fitting[0] if len(fitting) == 1 else everyone[min(turn, len(everyone) - 1)]
+
+
+def _fits(leaves: Mapping[str, Tensor], config: Mapping[str, Any]) -> bool:
+    """Whether a delta's tensors are as large as its config says."""
+    told = {
+        "lora_A": config.get("lora_r"),
+        "down_proj.weight": config.get("bottleneck_dim"),
+        "past_key": config.get("prefix_token_num"),
+        "soft_embeds": config.get("soft_token_num"),
+    }
+    if any(leaf in leaves and size is not None and leaves[leaf].shape[0] != size for leaf, size in told.items()):
+        return False
+    ways = leaves.get("down_sampler.b"), leaves.get("up_sampler.b")
+    if ways[0] is None or ways[1] is None or "reduction_factor" not in config:
+        return True
+    return len(ways[0]) == len(ways[1]) // int(config["reduction_factor"])
