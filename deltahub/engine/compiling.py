@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltahub.engine.ledger import refuse_merged
+from deltahub.engine.ledger import refuse_merged, refuse_routed
 from deltahub.engine.site import own_modules
 from deltahub.errors import ConfigError
 
@@ -39,6 +39,7 @@ def refuse_closed(backbone: nn.Module) -> None:
     Raises:
         ConfigError: it is a wrapper, whose prefix would become part of every saved name, or its parameters are sharded.
         MergeError: other deltas are merged into its weights.
+        RouteError: a route is open on it.
     """
     wrappers = (torch._dynamo.OptimizedModule,) if "torch._dynamo" in sys.modules else ()
     if isinstance(backbone, (*wrappers, nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -49,6 +50,7 @@ def refuse_closed(backbone: nn.Module) -> None:
         )
         raise ConfigError(msg)
     refuse_merged(backbone)
+    refuse_routed(backbone)
     _refuse_sharded(backbone)
 
 

@@ -17,7 +17,7 @@ from deltahub.engine import freezing
 from deltahub.engine.building import Like, addressed, build, completed, one_each, refuse_unsupported
 from deltahub.engine.compiling import refuse_closed, reset_compiler
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.ledger import Entry, Ledger, check_name, entries_of, ledger_of, refuse_merged
+from deltahub.engine.ledger import Entry, Ledger, check_name, entries_of, ledger_of, refuse_merged, refuse_routed
 from deltahub.engine.merging import MergeMixin
 from deltahub.engine.sharding import reshard
 from deltahub.engine.site import CHILD, delta_key, eject, holds, insert, module_at, site_of
@@ -245,6 +245,7 @@ class DeltaBase(MergeMixin, ReportMixin, SaveLoadMixin):
 
     def _turn(self, on: bool, module: nn.Module | None) -> None:
         refuse_merged(self.backbone_model)
+        refuse_routed(self.backbone_model)
         prefix = freezing.prefix_of(self.backbone_model, module)
         self.check_places()
         reshard(self.backbone_model)
@@ -288,7 +289,9 @@ class DeltaBase(MergeMixin, ReportMixin, SaveLoadMixin):
         Raises:
             NoMatchError: a name matches nothing.
             ConfigError: the delta is detached, and more than deltas is to train.
+            RouteError: a route is open.
         """
+        refuse_routed(self.backbone_model)
         names = tuple((self.config.unfrozen_modules if exclude is None else exclude) or ())
         if not self.attached and any(name != CHILD for name in names):
             msg = f"{self.name!r} is detached, so what is trained of the backbone would not be its own. attach() it first."

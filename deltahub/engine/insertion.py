@@ -88,8 +88,9 @@ def overrides(insertion: Insertion, method: str) -> bool:
 
 def stackable(insertion: Insertion) -> Hashable:
     """Equal for insertions that `after_rows` may take at once."""
-    kind = type(insertion)
-    return kind if "after_rows" in vars(kind) else id(insertion)
+    kind: type[Insertion] = type(insertion)
+    key: Hashable = kind if "after_rows" in vars(kind) else id(insertion)
+    return key
 
 
 def first_input(args: Args, kwargs: Kwargs) -> Any:

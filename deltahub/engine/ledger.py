@@ -17,7 +17,7 @@ from deltahub.config import DeltaConfig
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.sharding import assign, whole
 from deltahub.engine.site import is_delta_name
-from deltahub.errors import ConfigError, MergeError, TargetError
+from deltahub.errors import ConfigError, MergeError, RouteError, TargetError
 
 ATTRIBUTE: Final = "_deltahub_ledger"
 
@@ -56,6 +56,7 @@ class Ledger:
         merged: deltas that are written into the weights, in the order that was done (`engine/merging.py`).
         originals: value that each tensor had before the first merge changed it.
         trainable: backbone parameters that trained before the first delta froze any; None if none has.
+        route: what sends rows of a batch through deltas of their own while a block lasts (`engine/routing.py`).
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -66,6 +67,7 @@ class Ledger:
     merged: list[str] = field(default_factory=list)
     originals: dict[str, Tensor] = field(default_factory=dict)
     trainable: frozenset[str] | None = None
+    route: Any = None
 
     def free_name(self, wanted: str) -> str:
         """`wanted`, or `wanted` and a number if a delta has that name already."""
@@ -228,6 +230,20 @@ def refuse_merged(backbone: nn.Module) -> None:
         names = ", ".join(map(repr, ledger.merged))
         msg = f"{names} is merged into the backbone's weights, which no delta was made for. Call unmerge() first."
         raise MergeError(msg)
+
+
+def refuse_routed(backbone: nn.Module) -> None:
+    """Refuse to change the deltas of a backbone while rows of a batch are on their way through some.
+
+    Raises:
+        RouteError: a route is open.
+    """
+    ledger = backbone.__dict__.get(ATTRIBUTE)
+    if isinstance(ledger, Ledger) and ledger.route is not None:
+        msg = (
+            "A route is open on this backbone, and its deltas stay as they are meanwhile. Leave its `with` block first."
+        )
+        raise RouteError(msg)
 
 
 # Top-level, so that a backbone with it copies and pickles; it touches only keys under its own prefix, so that a

@@ -129,10 +129,7 @@ def _no_room(name: str, own: Any) -> TargetError:
 
 def insert(target: nn.Module, name: str, insertion: Insertion) -> None:
     """Run `insertion` whenever `target` is called."""
-    site = target._modules.get(CHILD)
-    if not isinstance(site, Site):
-        site = Site()
-        target.add_module(CHILD, site)
+    site = _site_at(target)
     # Only the hooks that are needed: each costs microseconds.
     if overrides(insertion, "before") and _before not in target._forward_pre_hooks.values():
         target.register_forward_pre_hook(_before, with_kwargs=True)
@@ -142,6 +139,30 @@ def insert(target: nn.Module, name: str, insertion: Insertion) -> None:
     site.put(name, insertion.train(target.training))
 
 
+def _site_at(target: nn.Module) -> Site:
+    site = target._modules.get(CHILD)
+    if not isinstance(site, Site):
+        site = Site()
+        target.add_module(CHILD, site)
+    return site
+
+
+def open_site(target: nn.Module) -> bool:
+    """Have a module ask the `detour` of its site after each forward, for `close_site` to undo; False if it does already."""
+    if _after in target._forward_hooks.values():
+        return False
+    _site_at(target)
+    target.register_forward_hook(_after, with_kwargs=True)
+    return True
+
+
+def close_site(target: nn.Module) -> None:
+    """Undo `open_site`."""
+    _unhook(target._forward_hooks, target._forward_hooks_with_kwargs, _after)
+    if not site_of(target).slots:
+        del target._modules[CHILD]
+
+
 def eject(target: nn.Module, name: str) -> None:
     """Undo `insert`; with the last insertion the site and its hooks go too."""
     site = site_of(target)
@@ -149,13 +170,14 @@ def eject(target: nn.Module, name: str) -> None:
     if site.slots:
         return
     del target._modules[CHILD]
-    for hooks, hook, flags in (
-        (target._forward_pre_hooks, _before, target._forward_pre_hooks_with_kwargs),
-        (target._forward_hooks, _after, target._forward_hooks_with_kwargs),
-    ):
-        for key in [key for key, registered in hooks.items() if registered is hook]:
-            del hooks[key]
-            flags.pop(key, None)
+    _unhook(target._forward_pre_hooks, target._forward_pre_hooks_with_kwargs, _before)
+    _unhook(target._forward_hooks, target._forward_hooks_with_kwargs, _after)
+
+
+def _unhook(hooks: dict[int, Any], flags: dict[int, bool], own: Any) -> None:
+    for key in [key for key, registered in hooks.items() if registered is own]:
+        del hooks[key]
+        flags.pop(key, None)
 
 
 def delta_key(address: str, key: str) -> str:

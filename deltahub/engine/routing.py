@@ -1,0 +1,256 @@
+"""Each row of a batch through a delta of its own.
+
+    with deltahub.route(backbone, [en, fr, None, en]):      rows 0 and 3: en, row 1: fr, row 2: the bare backbone
+        backbone(**batch)
+
+While a route is open, the sites of the backbone have a `detour` that lets each delta see only its rows (`engine/rows.py`). It
+is an attribute of the site, not of the thread: gradient checkpointing computes parts again in threads of autograd's own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from deltahub.engine.batching import rows_first
+from deltahub.engine.compiling import reset_compiler
+from deltahub.engine.heads import Head, heads_of
+from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input, overrides, stackable
+from deltahub.engine.ledger import ATTRIBUTE, Entry, Ledger
+from deltahub.engine.rows import Split, hidden_of
+from deltahub.engine.site import CHILD, Site, close_site, open_site, own_modules
+from deltahub.errors import RouteError
+
+if TYPE_CHECKING:
+    from deltahub.engine.delta import DeltaBase
+
+_OPENING: Final = threading.Lock()
+
+
+@contextmanager
+def route(backbone: nn.Module, rows: Sequence[DeltaBase | str | None], *, beams: int = 1) -> Iterator[None]:
+    """Send each row of a batch through a delta of its own, for as long as the block lasts.
+
+    Only these deltas act, each on its rows; whatever else is attached is silent. Heads that deltas trained are routed too.
+    The backward pass of a backbone with gradient checkpointing belongs inside the block: it computes parts again.
+
+    Args:
+        backbone: the backbone that the deltas are on.
+        rows: for each row of the batch a delta or its name, or None for the bare backbone.
+        beams: how many sequences `generate` keeps for each row (`num_beams`, or `num_return_sequences`): a batch of
+            ``len(rows) * beams`` is then taken as that, a row's sequences side by side.
+
+    Raises:
+        RouteError: a delta is not on this backbone, detached, merged, or changes the length of a sequence; the batch has
+            another number of rows; a module mixes rows; or a route is open already.
+    """
+    ledger = backbone.__dict__.get(ATTRIBUTE)
+    if not isinstance(ledger, Ledger):
+        msg = "There is no delta on this backbone, so nothing can be routed. Add or load deltas first."
+        raise RouteError(msg)
+    if not isinstance(beams, int) or beams < 1:
+        msg = f"beams must be a whole number of at least 1, got {beams!r}."
+        raise RouteError(msg)
+    with _OPENING:
+        if ledger.route is not None:
+            msg = (
+                "A route is open on this backbone already. Leave its `with` block first, or use a copy of the backbone."
+            )
+            raise RouteError(msg)
+        ledger.route = opened = _Route(backbone, _entries(ledger, rows), beams)
+    try:
+        opened.enter(ledger)
+        yield
+    finally:
+        opened.leave()
+        ledger.route = None
+
+
+def _entries(ledger: Ledger, rows: Sequence[DeltaBase | str | None]) -> tuple[Entry | None, ...]:
+    if isinstance(rows, str) or not rows:
+        msg = f"A route lists a delta or None for each row of the batch, got {rows!r}."
+        raise RouteError(msg)
+    if ledger.merged:
+        msg = f"{ledger.merged[0]!r} is merged into the backbone's weights, where it acts on every row. Call unmerge() first."
+        raise RouteError(msg)
+    found = {id(one): _entry(ledger, one) for one in rows if one is not None}
+    return tuple(None if one is None else found[id(one)] for one in rows)
+
+
+def _entry(ledger: Ledger, delta: DeltaBase | str) -> Entry:
+    name = delta if isinstance(delta, str) else getattr(delta, "name", None)
+    entry = ledger.entries.get(name) if isinstance(name, str) else None
+    if entry is None or (not isinstance(delta, str) and delta._entry is not entry):
+        known = ", ".join(map(repr, ledger.entries))
+        msg = (
+            f"{name or delta!r} is not a delta on this backbone, which has {known or 'none'}. It may have been removed."
+        )
+        raise RouteError(msg)
+    if not entry.attached:
+        msg = f"{name!r} is detached. Call attach() first: a route lets only its own rows see it."
+        raise RouteError(msg)
+    if any(not insertion.keeps_length for insertion in entry.insertions.values()):
+        kind = entry.config.delta_type
+        msg = f"{name!r} is a {kind}, which changes the length of a sequence, and rows of one batch have one length."
+        raise RouteError(f"{msg} Attach it alone and call the backbone without route().")
+    return entry
+
+
+class _Route:
+    """What is open on a backbone; a copy of the backbone has none."""
+
+    def __init__(self, backbone: nn.Module, rows: tuple[Entry | None, ...], beams: int) -> None:
+        self.backbone = backbone
+        self.rows = rows
+        self.sizes = {len(rows): rows, len(rows) * beams: tuple(row for row in rows for _ in range(beams))}
+        self.sites: list[Site] = []
+        self.opened: list[nn.Module] = []
+        self.sure: set[str] | None = None  # modules that return rows first, once somebody had to ask
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+    def enter(self, ledger: Ledger) -> None:
+        """Set a detour at every module where a delta acts or has weights of its own."""
+        heads = {address: (module, chosen) for address, module, chosen in heads_of(self.backbone, ledger, self.rows)}
+        for module, _ in heads.values():
+            if open_site(module):
+                self.opened.append(module)
+        for address, module in own_modules(self.backbone):
+            site = module._modules.get(CHILD)
+            if isinstance(site, Site):
+                chosen = heads[address][1] if address in heads else (None,) * len(self.rows)
+                site.detour = _Detour(self, address, site, chosen)
+                self.sites.append(site)
+        if self.opened:
+            reset_compiler()
+
+    def leave(self) -> None:
+        """Let every delta act on all rows again."""
+        for site in self.sites:
+            site.detour = None
+        for module in self.opened:
+            close_site(module)
+        if self.opened:
+            reset_compiler()
+
+    def check(self, address: str, hidden: Any, *, certain: bool = False) -> int:
+        """The number of rows of a hidden state.
+
+        Args:
+            certain: whether rows are known to come first.
+
+        Raises:
+            RouteError: it is another than the route's, or it is not certain that they come first.
+        """
+        where = address or "the backbone"
+        if not isinstance(hidden, Tensor) or hidden.dim() == 0:
+            msg = f"{where} is called with a {type(hidden).__name__}, expected a tensor with a row for each row of the batch."
+            raise RouteError(msg)
+        size = hidden.shape[0]
+        if size not in self.sizes:
+            raise RouteError(self._wrong_size(where, tuple(hidden.shape)))
+        chosen = hidden.dim() == 2 and any("experts" in part for part in address.split("."))
+        square = hidden.dim() > 2 and hidden.shape[1] == size > 1
+        if not certain and (chosen or (square and not self._rows_first(address))):
+            msg = (
+                f"{where} is given {list(hidden.shape)}, and it is not certain that the first dimension counts the {size} rows "
+                "of the batch. Pad the batch to another length, or route no delta that acts there."
+            )
+            raise RouteError(msg)
+        return size
+
+    def _wrong_size(self, where: str, shape: tuple[int, ...]) -> str:
+        rows, found = len(self.rows), shape[0]
+        msg = f"The route has {rows} rows, the batch has {found} ({where} is given {list(shape)})."
+        if found > rows and found % rows == 0:
+            return (
+                f"{msg} If these are beams of generate(), pass beams={found // rows}; a module that is given the tokens of all "
+                "rows in one dimension cannot be routed."
+            )
+        return f"{msg} List one delta or None for each row of the batch."
+
+    def _rows_first(self, address: str) -> bool:
+        if self.sure is None and not torch.compiler.is_compiling():
+            held = [name for name, module in own_modules(self.backbone) if CHILD in module._modules]
+            self.sure = rows_first(self.backbone, held)
+        return address in (self.sure or ())
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What happens at one module to a batch of one size; None where nothing does."""
+
+    before: Split | None
+    after: tuple[Split, ...]
+    attend: tuple[tuple[Insertion, Tensor | None], ...]  # None: all rows
+
+
+class _Detour:
+    """Runs the insertions of one site, each on its own rows."""
+
+    def __init__(self, opened: _Route, address: str, site: Site, heads: Sequence[Head | None]) -> None:
+        self.route, self.address = opened, address
+        one = next(site.parameters(), None)
+        device = (
+            next((p.device for p in opened.backbone.parameters()), torch.device("cpu")) if one is None else one.device
+        )
+        acting = [None if row is None else site._modules.get(row.name) for row in opened.rows]
+        copies = {size: size // len(opened.rows) for size in opened.sizes}
+        self.plans = {size: _plan(acting, heads, times, device) for size, times in copies.items()}
+        plans = self.plans.values()
+        self.enters = any(plan.before for plan in plans)
+        self.leaves = any(plan.after for plan in plans)
+        self.attends = any(plan.attend for plan in plans)
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+    def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """See `Site`: each `before` on its rows of what the target is called with."""
+        if not self.enters:
+            return args, kwargs
+        plan = self.plans[self.route.check(self.address, first_input(args, kwargs))]
+        return plan.before.before(target, args, kwargs) if plan.before else (args, kwargs)
+
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """See `Site`: each head and each `after` on its rows of what the target returns."""
+        if not self.leaves:
+            return output
+        for split in self.plans[self.route.check(self.address, hidden_of(output))].after:
+            output = split.after(target, args, kwargs, output)
+        return output
+
+    def attend(self, target: nn.Module, call: Any) -> Any:
+        """See `Site`: each `attend` on its rows."""
+        if not self.attends:
+            return call
+        for insertion, rows in self.plans[self.route.check(self.address, call.query, certain=True)].attend:
+            call = insertion.attend(target, call.for_rows(rows))
+        return call.for_rows(None)
+
+
+def _plan(acting: Sequence[Any], heads: Sequence[Head | None], times: int, device: torch.device) -> _Plan:
+    acting = [one for one in acting for _ in range(times)]
+    own_heads = [one for one in heads for _ in range(times)]
+
+    def only(method: str) -> list[Insertion | None]:
+        return [one if one is not None and overrides(one, method) else None for one in acting]
+
+    befores, afters, attends = only("before"), only("after"), only("attend")
+    stages = [Split.of(own_heads, device)] if any(own_heads) else []
+    stages += [Split.of(afters, device, stackable)] if any(one is not None for one in afters) else []
+    several = len({id(one) for one in attends}) > 1
+    masks = {
+        id(one): (one, torch.tensor([other is one for other in attends], device=device) if several else None)
+        for one in attends
+        if one is not None
+    }
+    before = Split.of(befores, device) if any(one is not None for one in befores) else None
+    return _Plan(before, tuple(stages), tuple(masks.values()))

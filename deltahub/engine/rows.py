@@ -1,0 +1,156 @@
+"""A batch taken apart by rows, so that each insertion sees its own, and put together again out of place.
+
+The rows 0 to 5 become the parts 0 3 | 1 | 2 4 5 with what acts on each: a, b, nothing. Joined they are 0 3 1 2 4 5, and then
+brought into order. Gradients flow through all of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from deltahub.engine.insertion import Args, Kwargs, map_hidden
+from deltahub.errors import RouteError
+
+
+class Treatment(Protocol):
+    """What acts on rows after a module: an insertion, or a head's own weights (`engine/heads.py`)."""
+
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Change what the target returns."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some rows of a batch.
+
+    Attributes:
+        rows: their numbers, ``(n,)`` integers.
+        acting: for each of them what acts on it, the same at several or not; empty where nothing acts.
+    """
+
+    rows: Tensor
+    acting: tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """All rows of a batch in parts.
+
+    Attributes:
+        size: how many rows the batch has.
+        parts: at least one.
+        order: for each row its place among the parts, put one after another; None where that is its number.
+    """
+
+    size: int
+    parts: tuple[Part, ...]
+    order: Tensor | None
+
+    @classmethod
+    def of(cls, acting: Sequence[Any], device: torch.device, key: Callable[[Any], Hashable] = id) -> Split:
+        """Split by what acts on each row.
+
+        Args:
+            acting: for each row, or None where nothing does.
+            key: equal for those that can act at once, as `Insertion.after_rows` does.
+        """
+        groups: dict[Hashable, list[int]] = {}
+        for row, one in enumerate(acting):
+            groups.setdefault(None if one is None else key(one), []).append(row)
+        parts = []
+        for group, rows in groups.items():
+            members = () if group is None else tuple(acting[row] for row in rows)
+            parts.append(Part(torch.tensor(rows, device=device), members))
+        placed = [row for rows in groups.values() for row in rows]
+        in_place = placed == list(range(len(acting)))
+        order = None if in_place else torch.tensor(sorted(range(len(acting)), key=placed.__getitem__), device=device)
+        return cls(len(acting), tuple(parts), order)
+
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Let each part's rows of an output be changed by what acts on them."""
+
+        def change(hidden: Tensor) -> Tensor:
+            taken, changed = [], []
+            for part in self.parts:
+                rows = self._take(hidden, part.rows)
+                share = _with_hidden(output, rows)
+                taken.append(rows)
+                changed.append(hidden_of(self._changed(part, target, args, kwargs, share)))
+            joined: Tensor = self._join(hidden, taken, changed, target)
+            return joined
+
+        return map_hidden(output, change)
+
+    def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Let each part's rows of what a module is called with be changed by what acts on them."""
+        taken = [(self._take(args, part.rows), self._take(kwargs, part.rows)) for part in self.parts]
+        changed = [
+            part.acting[0].before(target, *given) if part.acting else given
+            for part, given in zip(self.parts, taken, strict=True)
+        ]
+        joined: tuple[Args, Kwargs] = self._join((args, kwargs), taken, changed, target)
+        return joined
+
+    def _changed(self, part: Part, target: nn.Module, args: Args, kwargs: Kwargs, share: Any) -> Any:
+        if not part.acting:
+            return share
+        args, kwargs = self._take(args, part.rows), self._take(kwargs, part.rows)
+        first = part.acting[0]
+        if all(one is first for one in part.acting):
+            return first.after(target, args, kwargs, share)
+        at_once = type(first).after_rows(part.acting, target, args, kwargs, share)
+        if at_once is NotImplemented:
+            return Split.of(part.acting, part.rows.device).after(target, args, kwargs, share)
+        return at_once
+
+    def _take(self, value: Any, rows: Tensor) -> Any:
+        """Some rows of every tensor that has one for each row of the batch; what else there is stays whole."""
+        if isinstance(value, Tensor):
+            mine = value.dim() > 0 and value.shape[0] == self.size and len(self.parts) > 1
+            return value.index_select(0, rows.to(value.device)) if mine else value
+        if type(value) in (tuple, list):
+            return type(value)(self._take(item, rows) for item in value)
+        return {key: self._take(item, rows) for key, item in value.items()} if type(value) is dict else value
+
+    def _join(self, whole: Any, taken: Sequence[Any], changed: Sequence[Any], target: nn.Module) -> Any:
+        """Put the parts of a value together again; what no part changed stays the object that it was."""
+        if all(one is other for one, other in zip(taken, changed, strict=True)):
+            return whole
+        if isinstance(whole, Tensor):
+            for one, other in zip(taken, changed, strict=True):
+                if not isinstance(other, Tensor) or one.shape != other.shape:
+                    found = list(other.shape) if isinstance(other, Tensor) else type(other).__name__
+                    raise _reshaped(target, f"{list(one.shape)} into {found}")
+            joined = changed[0] if len(changed) == 1 else torch.cat([other.to(whole.dtype) for other in changed])
+            return joined if self.order is None else joined.index_select(0, self.order.to(joined.device))
+        if type(whole) in (tuple, list) and all(type(c) is type(whole) and len(c) == len(whole) for c in changed):
+            return type(whole)(
+                self._join(item, [t[i] for t in taken], [c[i] for c in changed], target) for i, item in enumerate(whole)
+            )
+        if type(whole) is dict and all(isinstance(c, Mapping) and c.keys() == whole.keys() for c in changed):
+            return {k: self._join(v, [t[k] for t in taken], [c[k] for c in changed], target) for k, v in whole.items()}
+        raise _reshaped(target, "what it is called with into something else")
+
+
+def hidden_of(output: Any) -> Any:
+    """The hidden state of an output: see `map_hidden`."""
+    if isinstance(output, Tensor) or not output:
+        return output
+    return output[0] if isinstance(output, tuple) else next(iter(output.values()))
+
+
+def _with_hidden(output: Any, hidden: Tensor) -> Any:
+    own = copy.copy(output) if isinstance(output, dict) else output  # map_hidden writes into a dict
+    return map_hidden(own, lambda _: hidden)
+
+
+def _reshaped(target: nn.Module, how: str) -> RouteError:
+    msg = f"A delta at a {type(target).__name__} turns {how}, so rows of a batch cannot go through it one by one."
+    return RouteError(f"{msg} Attach it alone and call the backbone without route().")
