@@ -15,8 +15,14 @@ from deltahub.engine.delta import delta_classes
 from tests.backbones import bert, equal
 
 # Every registered type is in the matrix; the options are small, and variants of a type stand beside it.
-OPTIONS: dict[str, dict[str, Any]] = {"lora": {"lora_r": 2}, "adapter": {"bottleneck_dim": 3}}
-VARIANTS: dict[str, dict[str, Any]] = {}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "adapter": {"bottleneck_dim": 3},
+    "compacter": {"reduction_factor": 4, "hypercomplex_division": 2},
+    "lora": {"lora_r": 2},
+    "low_rank_adapter": {"reduction_factor": 4},
+    "parallel_adapter": {"bottleneck_dim": 3},
+}
+VARIANTS: dict[str, dict[str, Any]] = {"dora": {"delta_type": "lora", "lora_r": 2, "use_dora": True}}
 KINDS = sorted({*delta_classes(), *VARIANTS})
 HEADED = ("deltas", "classifier")  # what trains: the delta and, as in most of practice, a fresh head
 ROWS, LENGTH, CLASSES = 16, 7, 3
