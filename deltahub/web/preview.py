@@ -82,7 +82,7 @@ class Preview:
         if not choice.names:
             return {**told, "refusal": "Nothing is chosen yet."}
         method, config = self.deltas[choice.delta_type]
-        config = replace(config, modified_modules=choice.exact, common_structure=False)
+        config = replace(config, modified_modules=choice.addresses, common_structure=False)
         try:
             insertions = build(method, self.backbone, completed(method, config, self.backbone), empty=True)
         except DeltaHubError as error:

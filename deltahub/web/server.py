@@ -77,7 +77,7 @@ class PickerServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report what went wrong, unless a page went away in the middle of an answer."""
-        if not isinstance(sys.exception(), ConnectionError):
+        if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
 
 
@@ -136,12 +136,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _post(self, wanted: str) -> None:
         session = self.server.session
         if wanted == "cancel":
-            self._send_json({})
-            session.cancel()
+            session.cancel(self._send_json)
         elif wanted == "preview":
             self._send_json(session.preview(*self._choice()))
         elif wanted == "submit":
-            session.submit(*self._choice(), reply=self._send_json)
+            session.submit(*self._choice(), self._send_json)
         else:
             raise _Refused(HTTPStatus.NOT_FOUND, "There is nothing here.")
 

@@ -18,6 +18,11 @@ from deltahub.web.tree import tree_json
 
 GRACE: Final = 5.0  # seconds in which a page may come back after it is gone, as when it is reloaded
 _LOOK: Final = 0.2  # seconds between two looks at whether all pages are gone
+Reply = Callable[[dict[str, Any]], None]
+
+
+def _nobody(answer: dict[str, Any]) -> None:
+    """Where no page is left to be answered."""
 
 
 class Session:
@@ -40,6 +45,7 @@ class Session:
         self._state = threading.Lock()  # guards all that follows
         self._pages = 0
         self._gone_at: float | None = None  # when the last page went away
+        self._decided = False  # the first word counts
         self._choice: Choice | None = None
         self._why = ""
 
@@ -52,11 +58,11 @@ class Session:
         with self._planning:
             return self._preview.answer(self._preview.choice(names, delta_type))
 
-    def submit(self, names: Sequence[str], delta_type: str, reply: Callable[[dict[str, Any]], None]) -> None:
+    def submit(self, names: Sequence[str], delta_type: str, reply: Reply) -> None:
         """End the session with a choice, unless it is refused.
 
         Args:
-            reply: told the answer, as `preview` gives it, before the end: the program may be over right after it.
+            reply: told the answer, as `preview` gives it.
 
         Raises:
             ConfigError: the names or the type are none that the page can know.
@@ -64,13 +70,18 @@ class Session:
         with self._planning:
             choice = self._preview.choice(names, delta_type)
             answer = self._preview.answer(choice)
-        reply(answer)
-        if "refusal" not in answer:
-            self._end(choice)
+        if "refusal" in answer:
+            reply(answer)
+        else:
+            self._end(choice, "", answer, reply)
 
-    def cancel(self) -> None:
-        """End the session without a choice."""
-        self._end(None, "the choice was cancelled on its page")
+    def cancel(self, reply: Reply = _nobody) -> None:
+        """End the session without a choice.
+
+        Args:
+            reply: told an empty answer, or a refusal if the session has ended already.
+        """
+        self._end(None, "the choice was cancelled on its page", {}, reply)
 
     @contextmanager
     def page(self) -> Iterator[None]:
@@ -92,7 +103,7 @@ class Session:
         """
         while not self.over.wait(_LOOK):
             if self._is_left():
-                self._end(None, "its page was closed")
+                self._end(None, "its page was closed", {}, _nobody)
         if self._choice is None:
             raise NothingChosenError(self._why)
         return self._choice
@@ -102,8 +113,13 @@ class Session:
             gone = self._gone_at if not self._pages else None
             return gone is not None and time.monotonic() - gone >= self._grace
 
-    def _end(self, choice: Choice | None, why: str = "") -> None:
+    def _end(self, choice: Choice | None, why: str, answer: dict[str, Any], reply: Reply) -> None:
         with self._state:
-            if not self.over.is_set():  # the first word counts
+            first, self._decided = not self._decided, True
+            if first:
                 self._choice, self._why = choice, why
+        try:  # the answer goes out before the end: the program may be over right after it
+            reply(answer if first else {"refusal": "This choice has ended already."})
+        finally:
+            if first:
                 self.over.set()

@@ -113,7 +113,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     """Open an address as a new visitor; whatever the page complains of fails the test."""
     contexts, complaints = [], []
 
-    def open_page(url: str, *, strict: bool = True, **options: Any) -> Any:
+    def open_page(url: str, *, strict: bool = True, ready: str = "body[data-state=ready]", **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
         page = context.new_page()
@@ -122,7 +122,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         if strict:  # else the network may complain
             page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         page.goto(url)
-        page.wait_for_selector("body[data-state=ready]")
+        page.wait_for_selector(ready)
         return page
 
     yield open_page

@@ -6,7 +6,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from torch import nn
 
-from deltahub import LoraModel
+from deltahub import LoraModel, Visualization
 from deltahub.deltas import AdapterConfig, AdapterModel, LoraConfig
 from deltahub.errors import NothingChosenError
 from deltahub.web.choosing import choose
@@ -169,6 +169,7 @@ def test_what_cannot_hold_the_delta_is_refused_in_a_sentence_and_cannot_be_submi
     page = visit(waiting.url)
     row(page, "0-1").click()
     page.get_by_role("alert").get_by_text("is a BertLayer; expected a Linear").wait_for()
+    assert not page.locator("#line").is_visible()
     assert page.get_by_role("button", name="Use these modules").is_disabled()
     keep(page, "refused")
 
@@ -275,3 +276,17 @@ def test_the_page_is_accessible_and_fits(visit, ask, keep, scheme, width):
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_saved_tree_is_accessible_and_opens_and_closes(visit, tmp_path, scheme):
+    model = bert()
+    LoraModel(model, modified_modules=["query"]).freeze_module(exclude=["deltas", "classifier"])
+    Visualization(model).save_html(tmp_path / "tree.html")
+    page = visit((tmp_path / "tree.html").as_uri(), ready="main", color_scheme=scheme, bypass_csp=True)
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+    assert page.get_by_text("lora_A").is_visible()
+    page.locator("summary", has_text="BertEncoder").click()
+    assert not page.get_by_text("lora_A").is_visible()

@@ -170,9 +170,24 @@ def test_what_is_refused_cannot_be_submitted(server, session):
     assert not session.over.is_set()
 
 
-def test_the_first_word_counts(server, session):
-    request(server, "POST", "submit", choice(QUERY))
-    request(server, "POST", "cancel")
+@pytest.mark.parametrize(("first", "second"), [("submit", "cancel"), ("cancel", "submit"), ("submit", "submit")])
+def test_the_first_word_counts_and_the_second_is_told(server, session, first, second):
+    assert "refusal" not in json.loads(request(server, "POST", first, choice(QUERY))[2])
+    assert json.loads(request(server, "POST", second, choice("classifier"))[2])["refusal"].endswith("ended already.")
+
+    if first == "submit":
+        assert session.wait().names == (QUERY,)
+    else:
+        with pytest.raises(NothingChosenError):
+            session.wait()
+
+
+def test_a_page_that_goes_before_its_answer_has_chosen_all_the_same(session):
+    def gone(answer):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        session.submit([QUERY], "lora", gone)
 
     assert session.wait().names == (QUERY,)
 

@@ -131,8 +131,9 @@ async function submit() {
 
 async function cancel() {
   try {
-    await post("cancel");
-    end("Cancelled.", "Nothing was chosen and nothing was changed. You can close this page.");
+    const answer = await post("cancel");
+    if (answer.refusal !== undefined) end("Over.", answer.refusal);
+    else end("Cancelled.", "Nothing was chosen and nothing was changed. You can close this page.");
   } catch {
     lost();
   }
