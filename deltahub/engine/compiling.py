@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltahub.engine.ledger import refuse_merged, refuse_routed
+from deltahub.engine.guards import refuse_merged, refuse_routed
 from deltahub.engine.site import own_modules
 from deltahub.errors import ConfigError
 

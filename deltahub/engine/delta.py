@@ -7,7 +7,6 @@ acts on. `deltas_of(backbone)` finds the handles again, on the backbone or on an
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
@@ -16,20 +15,22 @@ from deltahub.config import DeltaConfig
 from deltahub.engine import freezing
 from deltahub.engine.building import Like, addressed, build, completed, one_each, refuse_unsupported
 from deltahub.engine.compiling import refuse_closed, reset_compiler
+from deltahub.engine.freezing import FreezeMixin
+from deltahub.engine.guards import check_name
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.ledger import Entry, Ledger, check_name, entries_of, ledger_of, refuse_merged, refuse_routed
+from deltahub.engine.ledger import Entry, Ledger, entries_of, ledger_holding, ledger_of
 from deltahub.engine.merging import MergeMixin
 from deltahub.engine.sharding import reshard
-from deltahub.engine.site import CHILD, delta_key, eject, holds, insert, module_at, site_of
+from deltahub.engine.site import delta_key, insert, module_at
 from deltahub.engine.statistics import ReportMixin
 from deltahub.engine.structure import Target
-from deltahub.errors import ConfigError, TargetError
+from deltahub.engine.switching import SwitchMixin
 from deltahub.saveload import SaveLoadMixin
 
 _TYPES: dict[str, type[DeltaBase]] = {}
 
 
-class DeltaBase(MergeMixin, ReportMixin, SaveLoadMixin):
+class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin):
     """What all delta types share; subclass it with a config class and `new_insertion` to make another.
 
     Args:
@@ -52,6 +53,7 @@ class DeltaBase(MergeMixin, ReportMixin, SaveLoadMixin):
     default_modified_modules: ClassVar[tuple[str, ...]] = ()
     default_exclude_modules: ClassVar[tuple[str, ...]] = ("lm_head",)
     default_unfrozen_modules: ClassVar[tuple[str, ...]] = ("deltas",)
+    addresses_each: ClassVar[int] = 1
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -171,7 +173,7 @@ class DeltaBase(MergeMixin, ReportMixin, SaveLoadMixin):
 
     @property
     def _ledger(self) -> Ledger:
-        return ledger_of(self.backbone_model)
+        return ledger_holding(self.backbone_model, self._entry)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The delta's own parameters, named as in a checkpoint: ``<address>.deltas.<parameter>``."""
@@ -203,110 +205,6 @@ class DeltaBase(MergeMixin, ReportMixin, SaveLoadMixin):
             if name not in ledger.base
         }
         return {**own, **values, **trained}
-
-    # ----- what it does -----
-
-    def attach(self, module: nn.Module | None = None, reset_state_dict: bool = True) -> None:
-        """Let the delta act again, in its old place among the others.
-
-        Args:
-            module: only what lies inside this module of the backbone; by default everything.
-            reset_state_dict: whether `state_dict()` of the backbone leaves out what is frozen again, if
-                `freeze_module` had it do so.
-        """
-        self._turn(True, module)
-        if reset_state_dict:
-            self._ledger.only_trainable = self._ledger.filter_asked
-
-    def detach(self, module: nn.Module | None = None, reset_state_dict: bool = True) -> None:
-        """Take the delta out; without other deltas, the backbone is bit for bit what it was.
-
-        Args:
-            module: only what lies inside this module of the backbone; by default everything.
-            reset_state_dict: whether `state_dict()` of the backbone is whole again once no delta is attached.
-        """
-        self._turn(False, module)
-        if reset_state_dict and not any(entry.attached for entry in entries_of(self.backbone_model)):
-            self._ledger.only_trainable = False
-
-    def remove(self) -> None:
-        """Take the delta off for good; with the last one, the backbone is as if there had never been any.
-
-        The handle can still be asked for its `state_dict()` before, not after.
-
-        Raises:
-            MergeError: deltas are merged.
-        """
-        self.detach()
-        for address in self.insertions:
-            eject(module_at(self.backbone_model, address), self.name)
-        self._ledger.forget(self.backbone_model, self._entry)
-        reset_compiler()
-
-    def _turn(self, on: bool, module: nn.Module | None) -> None:
-        refuse_merged(self.backbone_model)
-        refuse_routed(self.backbone_model)
-        prefix = freezing.prefix_of(self.backbone_model, module)
-        self.check_places()
-        reshard(self.backbone_model)
-        for address, insertion in self.insertions.items():
-            if f"{address}.".startswith(prefix):
-                target = module_at(self.backbone_model, address)
-                if on:
-                    near = next(target.parameters(), None)
-                    insertion.to(None if near is None else near.device).train(target.training)
-                site_of(target).turn(self.name, on)
-        if module is None:
-            self._entry.attached = on
-            self._ledger.settle(self.backbone_model)
-
-    def check_places(self) -> None:
-        """Hold the backbone against what the delta was put on.
-
-        Raises:
-            TargetError: a module that holds the delta, or a tensor that it replaced, has been exchanged since.
-        """
-        for address, insertion in self.insertions.items():
-            if not holds(self.backbone_model, address, self.name, insertion):
-                msg = (
-                    f"{address} was replaced after the delta {self.name!r} was put on it, so the delta no longer acts "
-                    "there. Change the backbone's modules before adding deltas."
-                )
-                raise TargetError(msg)
-        self._ledger.check_shapes(self.backbone_model)
-
-    def freeze_module(
-        self, module: nn.Module | None = None, exclude: Sequence[str] | None = None, set_state_dict: bool = True
-    ) -> None:
-        """Freeze all but what is named, and let `state_dict()` of the backbone hold only what is trainable.
-
-        Args:
-            module: freeze inside this module of the backbone only; names are then relative to it.
-            exclude: addresses of what stays trainable, real or common; ``"deltas"`` stands for the parameters of
-                deltas. By default the config's `unfrozen_modules`.
-            set_state_dict: whether `state_dict()` of the backbone leaves out what is frozen.
-
-        Raises:
-            NoMatchError: a name matches nothing.
-            ConfigError: the delta is detached, and more than deltas is to train.
-            RouteError: a route is open.
-        """
-        refuse_routed(self.backbone_model)
-        names = tuple((self.config.unfrozen_modules if exclude is None else exclude) or ())
-        if not self.attached and any(name != CHILD for name in names):
-            msg = f"{self.name!r} is detached, so what is trained of the backbone would not be its own. attach() it first."
-            raise ConfigError(msg)
-        prefix = freezing.prefix_of(self.backbone_model, module)
-        before = freezing.trainable_names(self.backbone_model)
-        reshard(self.backbone_model)
-        kept = freezing.freeze(self.backbone_model, module, names)
-        self._ledger.remember_trainable(before)
-        kept |= freezing.running_statistics(self.backbone_model, prefix).keys()
-        stale = [name for name in self._entry.replaced if name.startswith(prefix) and name not in kept]
-        self._ledger.release(self.backbone_model, self._entry, stale)
-        self._ledger.replace(self.backbone_model, self._entry, dict.fromkeys(sorted(kept)))
-        self._entry.config = replace(self.config, unfrozen_modules=names)
-        self._ledger.only_trainable = self._ledger.filter_asked = set_state_dict
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         """Never: a delta has no forward of its own.

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from deltahub.address import lies_within, nearest_names
+from deltahub.engine.guards import refuse_merged, refuse_routed
+from deltahub.engine.sharding import reshard
 from deltahub.engine.site import CHILD, is_delta_name, own_modules, own_parameters
 from deltahub.engine.structure import MARK, StructureMap, marked
-from deltahub.errors import AddressError, NoMatchError
+from deltahub.errors import AddressError, ConfigError, NoMatchError
+
+if TYPE_CHECKING:
+    from deltahub.engine.ledger import Entry, Ledger
 
 
 def freeze(backbone: nn.Module, module: nn.Module | None, exclude: Collection[str]) -> set[str]:
@@ -86,3 +93,50 @@ def prefix_of(backbone: nn.Module, module: nn.Module | None) -> str:
             return f"{name}."
     msg = f"This {type(module).__name__} is not part of the backbone; pass one of its modules."
     raise AddressError(msg)
+
+
+class FreezeMixin:
+    """Choosing what trains along with a delta; the delta models inherit it."""
+
+    backbone_model: nn.Module
+
+    if TYPE_CHECKING:
+        _entry: Entry
+
+        @property
+        def _ledger(self) -> Ledger: ...
+
+    def freeze_module(
+        self, module: nn.Module | None = None, exclude: Sequence[str] | None = None, set_state_dict: bool = True
+    ) -> None:
+        """Freeze all but what is named, and let `state_dict()` of the backbone hold only what is trainable.
+
+        Args:
+            module: freeze inside this module of the backbone only; names are then relative to it.
+            exclude: addresses of what stays trainable, real or common; ``"deltas"`` stands for the parameters of
+                deltas. By default the config's `unfrozen_modules`.
+            set_state_dict: whether `state_dict()` of the backbone leaves out what is frozen.
+
+        Raises:
+            NoMatchError: a name matches nothing.
+            ConfigError: the delta is detached, and more than deltas is to train.
+            MergeError: deltas are merged.
+            RouteError: a route is open.
+        """
+        refuse_merged(self.backbone_model)
+        refuse_routed(self.backbone_model)
+        names = tuple((self._entry.config.unfrozen_modules if exclude is None else exclude) or ())
+        if not self._entry.attached and any(name != CHILD for name in names):
+            msg = f"{self._entry.name!r} is detached, so what is trained of the backbone would not be its own. attach() it first."
+            raise ConfigError(msg)
+        prefix = prefix_of(self.backbone_model, module)
+        before = trainable_names(self.backbone_model)
+        reshard(self.backbone_model)
+        kept = freeze(self.backbone_model, module, names)
+        self._ledger.remember_trainable(before)
+        kept |= running_statistics(self.backbone_model, prefix).keys()
+        stale = [name for name in self._entry.replaced if name.startswith(prefix) and name not in kept]
+        self._ledger.release(self.backbone_model, self._entry, stale)
+        self._ledger.replace(self.backbone_model, self._entry, dict.fromkeys(sorted(kept)))
+        self._entry.config = replace(self._entry.config, unfrozen_modules=names)
+        self._ledger.only_trainable = self._ledger.filter_asked = set_state_dict

@@ -17,7 +17,7 @@ from deltahub.config import DeltaConfig
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.sharding import assign, whole
 from deltahub.engine.site import is_delta_name
-from deltahub.errors import ConfigError, MergeError, RouteError, TargetError
+from deltahub.errors import TargetError
 
 ATTRIBUTE: Final = "_deltahub_ledger"
 
@@ -183,6 +183,19 @@ def ledger_of(backbone: nn.Module) -> Ledger:
     return ledger
 
 
+def ledger_holding(backbone: nn.Module, entry: Entry) -> Ledger:
+    """The ledger that an entry stands in.
+
+    Raises:
+        TargetError: it stands in none any more.
+    """
+    ledger = backbone.__dict__.get(ATTRIBUTE)
+    if not isinstance(ledger, Ledger) or ledger.entries.get(entry.name) is not entry:
+        msg = f"{entry.name!r} was removed from this {type(backbone).__name__}. Load or make it again."
+        raise TargetError(msg)
+    return ledger
+
+
 def drop_ledger(backbone: nn.Module) -> None:
     """Leave no trace of deltas on a backbone that carries none any more."""
     if ATTRIBUTE not in backbone.__dict__:
@@ -202,48 +215,6 @@ def tensor_called(backbone: nn.Module, name: str) -> Tensor:
     tensor = getattr(backbone.get_submodule(prefix), key)
     assert isinstance(tensor, Tensor)
     return tensor
-
-
-def check_name(backbone: nn.Module, name: str) -> None:
-    """Refuse a name that another delta on this backbone cannot have.
-
-    Raises:
-        ConfigError: it is taken, or no identifier.
-    """
-    ledger = backbone.__dict__.get(ATTRIBUTE)
-    if isinstance(ledger, Ledger) and name in ledger.entries:
-        msg = f"A delta called {name!r} is on this backbone already; choose another name."
-        raise ConfigError(msg)
-    if not name.isidentifier():
-        msg = f"{name!r} cannot be the name of a delta: use letters, digits and '_', not starting with a digit."
-        raise ConfigError(msg)
-
-
-def refuse_merged(backbone: nn.Module) -> None:
-    """Refuse to change the deltas of a backbone while some are in its weights.
-
-    Raises:
-        MergeError: some are.
-    """
-    ledger = backbone.__dict__.get(ATTRIBUTE)
-    if isinstance(ledger, Ledger) and ledger.merged:
-        names = ", ".join(map(repr, ledger.merged))
-        msg = f"{names} is merged into the backbone's weights, which no delta was made for. Call unmerge() first."
-        raise MergeError(msg)
-
-
-def refuse_routed(backbone: nn.Module) -> None:
-    """Refuse to change the deltas of a backbone while rows of a batch are on their way through some.
-
-    Raises:
-        RouteError: a route is open.
-    """
-    ledger = backbone.__dict__.get(ATTRIBUTE)
-    if isinstance(ledger, Ledger) and ledger.route is not None:
-        msg = (
-            "A route is open on this backbone, and its deltas stay as they are meanwhile. Leave its `with` block first."
-        )
-        raise RouteError(msg)
 
 
 # Top-level, so that a backbone with it copies and pickles; it touches only keys under its own prefix, so that a

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
+from deltahub.engine.guards import refuse_routed
 from deltahub.engine.insertion import overrides
 from deltahub.engine.ledger import (
     ATTRIBUTE,
@@ -23,8 +24,8 @@ from deltahub.engine.ledger import (
     Ledger,
     drop_ledger,
     entries_of,
+    ledger_holding,
     ledger_of,
-    refuse_routed,
     tensor_called,
 )
 from deltahub.engine.site import CHILD, Site, eject, module_at, own_modules, site_of
@@ -60,7 +61,7 @@ class MergeMixin:
     @property
     def merged(self) -> bool:
         """Whether the delta is written into the backbone's weights."""
-        return self._entry.name in ledger_of(self.backbone_model).merged
+        return self._entry.name in ledger_holding(self.backbone_model, self._entry).merged
 
     def merge(self) -> MergeReport:
         """Write the delta into the backbone's weights, so that it costs nothing in a forward pass.
@@ -85,7 +86,7 @@ class MergeMixin:
         Raises:
             MergeError: it is not merged, or another delta was merged on top of it. Nothing was changed.
         """
-        ledger = ledger_of(self.backbone_model)
+        ledger = ledger_holding(self.backbone_model, self._entry)
         if not self.merged:
             msg = f"{self._entry.name!r} is not merged, so there is nothing to take out. Call merge() first."
             raise MergeError(msg)
@@ -109,7 +110,7 @@ def _facts(entry: Entry, report: MergeReport) -> tuple[str, int, float]:
 
 @torch.no_grad()
 def _merge(backbone: nn.Module, entry: Entry) -> MergeReport:
-    ledger = ledger_of(backbone)
+    ledger = ledger_holding(backbone, entry)
     _check_mergeable(ledger, entry)
     planned = dict(_plan(backbone, ledger, entry))
     rounding = {}

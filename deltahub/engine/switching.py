@@ -1,0 +1,105 @@
+"""Turning deltas on and off: switching costs what the delta itself is, however many others are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from deltahub.engine.compiling import reset_compiler
+from deltahub.engine.freezing import prefix_of
+from deltahub.engine.guards import refuse_merged, refuse_routed
+from deltahub.engine.ledger import entries_of
+from deltahub.engine.sharding import reshard
+from deltahub.engine.site import eject, holds, module_at, site_of
+from deltahub.errors import TargetError
+
+if TYPE_CHECKING:
+    from deltahub.engine.insertion import Insertion
+    from deltahub.engine.ledger import Entry, Ledger
+
+
+class SwitchMixin:
+    """Attaching, detaching and removing a delta; the delta models inherit it."""
+
+    backbone_model: nn.Module
+
+    if TYPE_CHECKING:
+        _entry: Entry
+
+        @property
+        def name(self) -> str: ...  # noqa: D102
+        @property
+        def insertions(self) -> Mapping[str, Insertion]: ...  # noqa: D102
+        @property
+        def _ledger(self) -> Ledger: ...
+
+    def attach(self, module: nn.Module | None = None, reset_state_dict: bool = True) -> None:
+        """Let the delta act again, in its old place among the others.
+
+        Args:
+            module: only what lies inside this module of the backbone; by default everything.
+            reset_state_dict: whether `state_dict()` of the backbone leaves out what is frozen again, if
+                `freeze_module` had it do so.
+        """
+        self._turn(True, module)
+        if reset_state_dict:
+            self._ledger.only_trainable = self._ledger.filter_asked
+
+    def detach(self, module: nn.Module | None = None, reset_state_dict: bool = True) -> None:
+        """Take the delta out; without other deltas, the backbone is bit for bit what it was.
+
+        Args:
+            module: only what lies inside this module of the backbone; by default everything.
+            reset_state_dict: whether `state_dict()` of the backbone is whole again once no delta is attached.
+        """
+        self._turn(False, module)
+        if reset_state_dict and not any(entry.attached for entry in entries_of(self.backbone_model)):
+            self._ledger.only_trainable = False
+
+    def remove(self) -> None:
+        """Take the delta off for good; with the last one, the backbone is as if there had never been any.
+
+        The handle can still be asked for its `state_dict()` before, not after.
+
+        Raises:
+            MergeError: deltas are merged.
+        """
+        self.detach()
+        for address in self.insertions:
+            eject(module_at(self.backbone_model, address), self.name)
+        self._ledger.forget(self.backbone_model, self._entry)
+        reset_compiler()
+
+    def _turn(self, on: bool, module: nn.Module | None) -> None:
+        refuse_merged(self.backbone_model)
+        refuse_routed(self.backbone_model)
+        prefix = prefix_of(self.backbone_model, module)
+        self.check_places()
+        reshard(self.backbone_model)
+        for address, insertion in self.insertions.items():
+            if f"{address}.".startswith(prefix):
+                target = module_at(self.backbone_model, address)
+                if on:
+                    near = next(target.parameters(), None)
+                    insertion.to(None if near is None else near.device).train(target.training)
+                site_of(target).turn(self.name, on)
+        if module is None:
+            self._entry.attached = on
+            self._ledger.settle(self.backbone_model)
+
+    def check_places(self) -> None:
+        """Hold the backbone against what the delta was put on.
+
+        Raises:
+            TargetError: a module that holds the delta, or a tensor that it replaced, has been exchanged since.
+        """
+        for address, insertion in self.insertions.items():
+            if not holds(self.backbone_model, address, self.name, insertion):
+                msg = (
+                    f"{address} was replaced after the delta {self.name!r} was put on it, so the delta no longer acts "
+                    "there. Change the backbone's modules before adding deltas."
+                )
+                raise TargetError(msg)
+        self._ledger.check_shapes(self.backbone_model)
