@@ -31,6 +31,7 @@ class Method(Protocol):
     default_modified_modules: tuple[str, ...]
     default_exclude_modules: tuple[str, ...]
     default_unfrozen_modules: tuple[str, ...]
+    addresses_each: int  # how many addresses in a row mean one module: two where modified_modules are pairs
 
     def choose(self, targets: list[Target]) -> list[Target]:
         """The modules to act on for the modules addressed."""

@@ -68,8 +68,10 @@ class Preview:
             raise ConfigError(msg)
         wanted = {self._first[name] for name in names}
         ordered = [name for name in self._every if name in wanted]
-        short = short_addresses(ordered, self._every)
-        return Choice(delta_type, tuple(ordered), tuple(short), tuple(exact_addresses(ordered, self._every)))
+        each = range(self.deltas[delta_type][0].addresses_each)
+        short, exact = short_addresses(ordered, self._every), exact_addresses(ordered, self._every)
+        repeated = [tuple(address for address in addresses for _ in each) for addresses in (short, exact)]
+        return Choice(delta_type, tuple(ordered), *repeated)
 
     def answer(self, choice: Choice) -> dict[str, Any]:
         """What the page shows of a choice.

@@ -2,7 +2,7 @@ import pytest
 from torch import nn
 
 from deltahub import AdapterModel, LoraModel
-from deltahub.deltas import AdapterConfig, BitFitModel, LoraConfig
+from deltahub.deltas import AdapterConfig, BitFitModel, LoraConfig, ParallelAdapterConfig, ParallelAdapterModel
 from deltahub.engine.delta import delta_classes
 from deltahub.errors import ConfigError
 from deltahub.web.preview import Preview
@@ -97,6 +97,13 @@ def test_a_fused_layer_is_chosen_whole():
     told = answer(gpt2(), ["transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_attn"])
 
     assert told["line"] == 'modified_modules=["c_attn"]'
+
+
+def test_a_method_whose_addresses_are_pairs_acts_beside_each_module_that_is_chosen():
+    deltas = {"parallel_adapter": (ParallelAdapterModel, ParallelAdapterConfig())}
+    told = answer(bert(), QUERIES, "parallel_adapter", deltas)
+
+    assert (told["line"], told["modules"]) == ('modified_modules=["query", "query"]', 2)
 
 
 def test_deltas_that_are_there_are_shown_and_cannot_be_chosen():
