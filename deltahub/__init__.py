@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from deltahub.deltas import LowRankAdapterModel as LowRankAdapterModel
     from deltahub.deltas import ParallelAdapterConfig as ParallelAdapterConfig
     from deltahub.deltas import ParallelAdapterModel as ParallelAdapterModel
+    from deltahub.deltas import PrefixConfig as PrefixConfig
+    from deltahub.deltas import PrefixModel as PrefixModel
+    from deltahub.deltas import SoftPromptConfig as SoftPromptConfig
+    from deltahub.deltas import SoftPromptModel as SoftPromptModel
     from deltahub.engine.delta import DeltaBase as DeltaBase
     from deltahub.engine.delta import deltas_of as deltas_of
     from deltahub.engine.merging import merged_copy as merged_copy
@@ -61,7 +65,11 @@ _HOMES = {
     "LowRankAdapterModel": "deltas",
     "ParallelAdapterConfig": "deltas",
     "ParallelAdapterModel": "deltas",
+    "PrefixConfig": "deltas",
+    "PrefixModel": "deltas",
     "SaveLoadMixin": "saveload",
+    "SoftPromptConfig": "deltas",
+    "SoftPromptModel": "deltas",
     "Visualization": "engine.visualize",
     "deltas_of": "engine.delta",
     "list_deltas": "hub",

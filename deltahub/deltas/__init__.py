@@ -8,6 +8,8 @@ from deltahub.deltas.layer_norm import LayerNormConfig, LayerNormModel
 from deltahub.deltas.lora import LoraConfig, LoraModel
 from deltahub.deltas.low_rank_adapter import LowRankAdapterConfig, LowRankAdapterModel
 from deltahub.deltas.parallel_adapter import ParallelAdapterConfig, ParallelAdapterModel
+from deltahub.deltas.prefix import PrefixConfig, PrefixModel
+from deltahub.deltas.soft_prompt import SoftPromptConfig, SoftPromptModel
 
 __all__ = [
     "AdapterConfig",
@@ -26,4 +28,8 @@ __all__ = [
     "LowRankAdapterModel",
     "ParallelAdapterConfig",
     "ParallelAdapterModel",
+    "PrefixConfig",
+    "PrefixModel",
+    "SoftPromptConfig",
+    "SoftPromptModel",
 ]

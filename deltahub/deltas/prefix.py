@@ -15,14 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltahub.config import DeltaConfig
 from deltahub.engine.attended import Widths, attentions, key_value_widths
 from deltahub.engine.attention import AttentionCall, install
-from deltahub.engine.building import Like, addressed
+from deltahub.engine.building import Like
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.structure import Target, without_excluded
@@ -56,7 +55,7 @@ class Prefix(Insertion):
         install()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         install()  # it may be a fresh process
 
     def attend(self, target: nn.Module, call: AttentionCall) -> AttentionCall:
@@ -99,10 +98,12 @@ class PrefixNetwork(nn.Module):
 
     def __init__(self, like: Tensor, width: int, config: PrefixConfig) -> None:
         super().__init__()
-        kind = {"dtype": like.dtype, "device": like.device}
-        self.wte = nn.Embedding(config.prefix_token_num, config.embed_dim, **kind)
+        dtype, device = like.dtype, like.device
+        self.wte = nn.Embedding(config.prefix_token_num, config.embed_dim, dtype=dtype, device=device)
         self.control_trans = nn.Sequential(
-            nn.Linear(config.embed_dim, config.mid_dim, **kind), nn.Tanh(), nn.Linear(config.mid_dim, width, **kind)
+            nn.Linear(config.embed_dim, config.mid_dim, dtype=dtype, device=device),
+            nn.Tanh(),
+            nn.Linear(config.mid_dim, width, dtype=dtype, device=device),
         )
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -138,8 +139,7 @@ class MadePrefix(Prefix):
     def key_and_value(self) -> tuple[Tensor, Tensor]:
         """This layer's features of the network."""
         made = self.shared[0].rows(self.start, self.start + sum(self.widths))
-        key, value = made.split(self.widths, dim=-1)
-        return key, value
+        return made[:, : self.widths[0]], made[:, self.widths[0] :]
 
 
 class PrefixModel(DeltaBase):
@@ -197,7 +197,7 @@ class PrefixModel(DeltaBase):
         """The attentions addressed, and those inside the modules addressed."""
         every = attentions(backbone)
         meant: set[str] = set()
-        for target in addressed(cls, backbone, config):
+        for target in super().plan(backbone, config):
             inside = {name for name in every if f"{name}.".startswith(f"{target.name}.")}
             if not inside or target.parts:
                 msg = (

@@ -21,7 +21,10 @@ OPTIONS = {  # small; others take their defaults
     "parallel_adapter": {"bottleneck_dim": 3},
     "low_rank_adapter": {"reduction_factor": 4},
     "compacter": {"reduction_factor": 4, "hypercomplex_division": 2},
+    "prefix": {"prefix_token_num": 3, "embed_dim": 4, "mid_dim": 5},
+    "soft_prompt": {"soft_token_num": 3},
 }
+UNSUITED = {("soft_prompt", "vit"): "takes no text"}
 EXACT_AT_START = {"lora", "bitfit", "ia3", "layer_norm"}
 NEARLY_AT_START = {"adapter": 0.05, "parallel_adapter": 0.05, "compacter": 0.5}  # largest change of a logit
 # Parameters of the delta on one BERT with its defaults: 2 layers, width 16, feed-forward width 24.
@@ -36,6 +39,8 @@ COUNTS = {
     "ia3": 2 * (16 + 16 + 24),  # layers * (k, v, inner feed-forward)
     "layer_norm": 2 * 2 * 2 * 16,  # layers * 2 * (scale, shift)
     "bitfit": 2 * (4 * 16 + 16 + 24 + 16 + 16),  # layers * (q, k, v, proj + norm + w1 + w2 + norm)
+    "prefix": 3 * 4 + 4 * 5 + 5 + (5 + 1) * (2 * 2 * 16),  # places + middle + layers * (keys, values)
+    "soft_prompt": 3 * 16,  # tokens * width
 }
 BAD_OPTIONS = [
     ("lora", {"lora_r": 0}, "lora_r must be .* 1, got 0"),
@@ -59,6 +64,15 @@ BAD_OPTIONS = [
     ("compacter", {"hypercomplex_division": 0}, "hypercomplex_division must be .* 1, got 0"),
     ("compacter", {"phm_c_init": "zero"}, "phm_c_init must be one of .*normal"),
     ("compacter", {"reduction_factor": 16, "hypercomplex_division": 2}, "hypercomplex_division 2 does not divide 1"),
+    ("prefix", {"prefix_token_num": 0}, "prefix_token_num must be .* 1, got 0"),
+    ("prefix", {"reparameterize": "yes"}, "reparameterize must be .*boolean, got 'yes'"),
+    ("prefix", {"embed_dim": 0}, "embed_dim must be .* 1, got 0"),
+    ("prefix", {"mid_dim": 1.5}, "mid_dim must be .*integer, got 1.5"),
+    ("soft_prompt", {"soft_token_num": 0}, "soft_token_num must be .* 1, got 0"),
+    ("soft_prompt", {"init_range": 0}, "init_range must be bigger than 0"),
+    ("soft_prompt", {"other_expand_ids": {"token_type_ids": "0"}}, "token_type_ids must be .*integer, got '0'"),
+    ("soft_prompt", {"soft_token_num": 51}, "51 soft tokens .* vocabulary of 50. Use fewer, or token_init=False"),
+    ("soft_prompt", {"modified_modules": ["attn"]}, "stands before the text, not at modules, so modified_modules="),
     ("adapter", {"bottleneck_dim": 0}, "bottleneck_dim must be .* 1, got 0"),
     ("adapter", {"non_linearity": "gelu_nwe"}, "non_linearity 'gelu_nwe' is unknown: choose one of .*gelu_new"),
 ]
@@ -79,6 +93,8 @@ def trained(delta_type, backbone):
 
 @pytest.fixture(params=sorted(BACKBONES))
 def backbone(request):
+    if why := UNSUITED.get((request.node.callspec.params["delta_type"], request.param)):
+        pytest.skip(f"a {request.param} {why}")
     return BACKBONES[request.param]()
 
 

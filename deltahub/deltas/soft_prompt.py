@@ -1,0 +1,165 @@
+"""Prompt tuning: trained embeddings before those of the text.
+
+    f([P; E(x)])        P: (n, hidden), the soft tokens; E(x): (tokens, hidden), the text's embeddings
+
+A decoder or an encoder returns n more positions, at the front; in an encoder-decoder only the encoder's input grows.
+
+Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", https://arxiv.org/abs/2104.08691
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final
+
+from torch import Tensor, nn
+
+from deltahub.config import DeltaConfig
+from deltahub.deltas.soft_tokens import LongerMask, SoftTokens
+from deltahub.engine.building import Like
+from deltahub.engine.delta import DeltaBase
+from deltahub.engine.insertion import Insertion
+from deltahub.engine.site import own_modules, refuse_own_deltas
+from deltahub.engine.structure import Target
+from deltahub.errors import ConfigError, TargetError
+
+_EXPAND_IDS: Final = {"attention_mask": 1, "token_type_ids": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftPromptConfig(DeltaConfig):
+    """How many soft tokens there are, how they start, and what grows with the text.
+
+    Args:
+        soft_token_num: soft tokens, at least 1.
+        init_range: they start between ``-init_range`` and ``init_range``, where `token_init` is False.
+        token_init: whether they start as the embeddings of the first tokens of the vocabulary.
+        other_expand_ids: what has an entry for each token, and its value for soft tokens.
+    """
+
+    soft_token_num: int = 100
+    init_range: float = 0.5
+    token_init: bool = True
+    other_expand_ids: Mapping[str, int] = field(default_factory=_EXPAND_IDS.copy)
+
+    delta_type: ClassVar[str] = "soft_prompt"
+
+
+class SoftPromptModel(DeltaBase):
+    """Soft tokens before the text of a decoder, an encoder, or the encoder of an encoder-decoder.
+
+    Positions, masks and labels grow with the text. Where positions are learned, text and soft tokens have to fit into them.
+
+    Args:
+        backbone_model: the model to modify.
+        soft_token_num: soft tokens, at least 1.
+        init_range: they start between ``-init_range`` and ``init_range``, where `token_init` is False.
+        token_init: whether they start as the embeddings of the first tokens of the vocabulary.
+        other_expand_ids: what has an entry for each token, and its value for soft tokens.
+        modified_modules: None: it is the text that is modified.
+        exclude_modules: kept for OpenDelta's signature.
+        unfrozen_modules: what `freeze_module` leaves trainable.
+        common_structure: kept for OpenDelta's signature.
+        interactive_modify: False: there are no modules to choose.
+        name: the delta's name on this backbone.
+    """
+
+    delta_type = "soft_prompt"
+    config_class = SoftPromptConfig
+
+    def __init__(
+        self,
+        backbone_model: nn.Module,
+        soft_token_num: int = 100,
+        init_range: float = 0.5,
+        token_init: bool = True,
+        other_expand_ids: Mapping[str, int] = _EXPAND_IDS,
+        modified_modules: Sequence[str] | None = None,
+        exclude_modules: Sequence[str] | None = None,
+        unfrozen_modules: Sequence[str] | None = None,
+        common_structure: bool | None = None,
+        interactive_modify: bool | int = False,
+        *,
+        name: str | None = None,
+    ) -> None:
+        config = SoftPromptConfig.from_dict(
+            {
+                "soft_token_num": soft_token_num,
+                "init_range": init_range,
+                "token_init": token_init,
+                "other_expand_ids": dict(other_expand_ids),
+                "modified_modules": modified_modules,
+                "exclude_modules": exclude_modules,
+                "unfrozen_modules": unfrozen_modules,
+                "common_structure": common_structure,
+            }
+        )
+        if interactive_modify is not False:
+            raise _no_choice("interactive_modify", interactive_modify)
+        super().__init__(backbone_model, config, name=name)
+
+    @classmethod
+    def plan(cls, backbone: nn.Module, config: SoftPromptConfig) -> list[Target]:
+        """The backbone itself, and its encoder if it has a decoder too; the last one gets the soft tokens."""
+        if config.modified_modules:
+            raise _no_choice("modified_modules", list(config.modified_modules))
+        modules = dict(own_modules(backbone))
+        refuse_own_deltas(modules)
+        targets = [Target("", backbone)]
+        if getattr(getattr(backbone, "config", None), "is_encoder_decoder", False):
+            encoder: Any = backbone.get_encoder()  # type: ignore[operator]
+            targets += [Target(name, module) for name, module in modules.items() if module is encoder]
+        vocabulary = len(_embedding_weight(targets[-1].module))
+        if config.token_init and config.soft_token_num > vocabulary:
+            msg = (
+                f"{config.soft_token_num} soft tokens cannot start as the first tokens of a vocabulary of {vocabulary}. "
+                "Use fewer, or token_init=False."
+            )
+            raise ConfigError(msg)
+        return targets
+
+    @classmethod
+    def new_insertions(
+        cls, backbone: nn.Module, config: SoftPromptConfig, targets: Sequence[Target], like: Like
+    ) -> Mapping[str, Insertion]:
+        """Soft tokens at the last target, and at the one around it what lets a decoder see them."""
+        *around, home = targets
+        weight = _embedding_weight(home.module).detach()
+        soft = weight.new_empty(config.soft_token_num, weight.shape[1], device=like(home.module).device)
+        if not soft.is_meta:
+            _draw(soft, weight, config)
+        fills, count = config.other_expand_ids, config.soft_token_num
+        masks = {target.name: LongerMask(target.module, count, fills) for target in around}
+        return {**masks, home.name: SoftTokens(soft, home.module, fills)}
+
+
+def _draw(soft: Tensor, weight: Tensor, config: SoftPromptConfig) -> None:
+    if config.token_init:
+        soft.copy_(weight[: config.soft_token_num])
+    else:
+        nn.init.uniform_(soft, -config.init_range, config.init_range)
+
+
+def _embedding_weight(target: nn.Module) -> Tensor:
+    """The weight of a model's token embeddings, ``(vocabulary, hidden)``.
+
+    Raises:
+        TargetError: it has none, or takes no embeddings in their place.
+    """
+    takes = "inputs_embeds" in inspect.signature(type(target).forward).parameters
+    embeddings: Any = target.get_input_embeddings() if takes else None  # type: ignore[operator]
+    weight = getattr(embeddings, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        msg = (
+            f"A soft prompt stands before the embeddings of a text, and a {type(target).__name__} takes no inputs_embeds "
+            "that it would have made itself. Use a prefix, which stands before keys and values."
+        )
+        raise TargetError(msg)
+    return weight
+
+
+def _no_choice(option: str, value: Any) -> ConfigError:
+    msg = f"A soft prompt stands before the text, not at modules, so {option}={value!r} would do nothing. Leave it out."
+    return ConfigError(msg)

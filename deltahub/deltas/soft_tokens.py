@@ -1,0 +1,176 @@
+"""Soft tokens at work: what a model is called with grows by them, and nothing of the caller's is changed in place.
+
+input_ids (batch, tokens)    becomes    inputs_embeds (batch, n + tokens, hidden)    and what goes with it grows too
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltahub.engine.insertion import Args, Insertion, Kwargs
+from deltahub.engine.site import module_at, own_modules
+from deltahub.errors import ConfigError
+
+MASK: Final = "attention_mask"
+_LABELS: Final = {"labels": -100}  # what transformers' losses leave out
+_PLACES: Final = ("start_positions", "end_positions")  # labels that are positions
+_TABLES: Final = {"wpe", "position_embeddings", "position_embedding", "embed_positions", "positions_embed"}
+
+
+class Growing(Insertion):
+    """Changes what a model is called with, argument by argument.
+
+    Args:
+        target: the model.
+        places: how many soft tokens there are.
+        fills: what has an entry for each token, and its value for soft tokens.
+    """
+
+    keeps_length = False
+
+    def __init__(self, target: nn.Module, places: int, fills: Mapping[str, int]) -> None:
+        super().__init__()
+        self.names = tuple(inspect.signature(type(target).forward).parameters)[1:]
+        self.places = places
+        self.fills = {MASK: 1, **fills}
+
+    def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Everything is passed on by name."""
+        return (), self.grown(target, dict(zip(self.names, args, strict=False)) | kwargs)
+
+    def grown(self, target: nn.Module, given: Kwargs) -> Kwargs:
+        """What the model is called with instead."""
+        raise NotImplementedError
+
+    def longer_mask(self, given: Kwargs, tokens: int) -> Kwargs:
+        """The mask over soft tokens and text, if there is one.
+
+        Args:
+            tokens: length of the text, with what a cache holds of it.
+
+        Raises:
+            ConfigError: it is over something else.
+        """
+        mask = given.get(MASK)
+        if mask is None:
+            return {}
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == tokens:
+            return {MASK: F.pad(mask, (self.places, 0), value=self.fills[MASK])}
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == tokens + self.places:
+            return {}  # the model around this one has seen to it
+        found = list(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        msg = (
+            f"With a soft prompt the attention_mask must have an entry for each token, (batch, {tokens}), got {found}. "
+            "Masks of four dimensions are not taken, nor a cache that an earlier generate() has filled."
+        )
+        raise ConfigError(msg)
+
+
+class SoftTokens(Growing):
+    """Soft tokens before the text that a decoder or an encoder is called with.
+
+    Args:
+        soft: their embeddings at the start, ``(n, hidden)``.
+        target: the model.
+        fills: what else has an entry for each token, and its value for soft tokens.
+
+    Raises:
+        ConfigError: they leave no position for a text.
+    """
+
+    def __init__(self, soft: Tensor, target: nn.Module, fills: Mapping[str, int]) -> None:
+        super().__init__(target, len(soft), fills)
+        self.limit = _learned_positions(target)
+        self.soft_embeds = nn.Parameter(soft)
+        self._check_limit(1, 0)
+
+    def grown(self, target: nn.Module, given: Kwargs) -> Kwargs:
+        """Put the soft tokens in front, unless a cache holds them already."""
+        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        text: Any = ids if embeds is None else embeds
+        if text is None:
+            return given
+        tokens, cached = text.shape[1], _cached(given)
+        self._check_limit(tokens, cached)
+        given = {**given, **self.longer_mask(given, tokens + max(cached - self.places, 0))}
+        positions = given.get("position_ids")
+        if cached:
+            return given if positions is None else {**given, "position_ids": positions + self.places}
+        if embeds is None:
+            embeds = target.get_input_embeddings()(ids)  # type: ignore[operator]
+        soft = self.soft_embeds.to(embeds).expand(len(embeds), -1, -1)
+        grown = {"input_ids": None, "inputs_embeds": torch.cat([soft, embeds], dim=1)}
+        for key, fill in {**self.fills, **_LABELS}.items():
+            value = given.get(key)
+            if key != MASK and isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] == tokens:
+                grown[key] = torch.cat(
+                    [value.new_full((len(value), self.places, *value.shape[2:]), fill), value], dim=1
+                )
+        for key in _PLACES:
+            if isinstance(value := given.get(key), Tensor):
+                grown[key] = value + self.places
+        if positions is not None:
+            first = torch.arange(self.places, dtype=positions.dtype, device=positions.device)
+            grown["position_ids"] = torch.cat(
+                [first.expand(*positions.shape[:-1], -1), positions + self.places], dim=-1
+            )
+        return {**given, **grown}
+
+    def _check_limit(self, tokens: int, cached: int) -> None:
+        found = tokens + (cached or self.places)
+        if self.limit is not None and found > self.limit:
+            msg = (
+                f"{self.places} soft tokens and a text of {found - self.places} make {found}, and this model has learned "
+                f"{self.limit} positions. Cut the text to {max(self.limit - self.places, 0)} tokens, or use fewer soft tokens."
+            )
+            raise ConfigError(msg)
+
+
+class LongerMask(Growing):
+    """Lets a decoder see the soft tokens in its encoder's output; it has no parameters."""
+
+    def grown(self, target: nn.Module, given: Kwargs) -> Kwargs:
+        """Let the mask grow that encoder and cross-attention share."""
+        encoded = given.get("encoder_outputs")
+        text: Any = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
+        if encoded is not None:
+            return {**given, **self.longer_mask(given, encoded[0].shape[1] - self.places)}
+        return given if text is None else {**given, **self.longer_mask(given, text.shape[1])}
+
+
+def _cached(given: Kwargs) -> int:
+    """How many positions, soft tokens among them, a cache holds.
+
+    Raises:
+        ConfigError: it is no cache that grows.
+    """
+    cache = next((given[key] for key in ("past_key_values", "cache_params") if given.get(key) is not None), None)
+    if cache is None:
+        return 0
+    if not hasattr(cache, "get_seq_length") or getattr(cache, "is_compileable", False):
+        msg = (
+            f"Soft tokens need room in the cache, and a {type(cache).__name__} does not grow. Use a DynamicCache, as generate() "
+            "does where no cache_implementation is given."
+        )
+        raise ConfigError(msg)
+    return int(cache.get_seq_length())
+
+
+def _learned_positions(target: nn.Module) -> int | None:
+    """How many positions a model can look up, where it has a table of them beside its token embeddings.
+
+    Rotary and relative positions have no end, whatever length the config says that they were trained on.
+    """
+    embeddings = target.get_input_embeddings()  # type: ignore[operator]
+    home = next((name.rpartition(".")[0] for name, module in own_modules(target) if module is embeddings), "")
+    for key, table in module_at(target, home)._modules.items():
+        if key in _TABLES and isinstance(table, nn.Embedding):
+            skipped = 0 if table.padding_idx is None else table.padding_idx + 1  # RoBERTa counts from there
+            return table.num_embeddings - skipped - int(getattr(table, "offset", 0))  # OPT and BART too
+    return None

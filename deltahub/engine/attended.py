@@ -1,0 +1,144 @@
+"""The attentions of a backbone that a prefix can extend, and how wide their keys and values are."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import nn
+
+from deltahub.engine.attention import AttentionCall, check_implementation, goes_through_interface, install
+from deltahub.engine.insertion import Insertion
+from deltahub.engine.pseudo import possible_inputs
+from deltahub.engine.shapes import meta_copy
+from deltahub.engine.site import insert, own_modules
+from deltahub.engine.tree import linear_width
+from deltahub.errors import TargetError
+
+Widths = tuple[int, int]  # of all key heads and all value heads together
+
+_PAIRS: Final = (("k_proj", "v_proj"), ("key", "value"), ("k", "v"), ("k_lin", "v_lin"))
+_HEADS: Final = ("num_key_value_heads", "num_attention_heads", "num_heads", "n_heads")
+_HEAD_WIDTHS: Final = ("head_dim", "attention_head_size", "key_value_proj_dim")
+_SHOWN: Final = ("bart", "bert", "clip", "gemma3", "gpt2", "llama", "mistral", "opt", "qwen3", "roberta", "t5", "vit")
+
+
+class _AllSeen(Exception):
+    """Every width that was asked for is known; the rest of the forward pass is not needed."""
+
+
+def attentions(backbone: nn.Module) -> dict[str, nn.Module]:
+    """The modules that go through transformers' attention interface, by name, in the order of the backbone.
+
+    Raises:
+        TargetError: there is none.
+    """
+    found = {name: module for name, module in own_modules(backbone) if goes_through_interface(module)}
+    if not found:
+        msg = (
+            f"No attention of this {type(backbone).__name__} goes through transformers' attention interface, which is where "
+            f"a prefix is added. {_families()}"
+        )
+        raise TargetError(msg)
+    return found
+
+
+def _families() -> str:
+    """Model types of the installed transformers that have such attentions: a few, and how many more."""
+    import transformers
+
+    folder = Path(transformers.__file__).parent / "models"
+    files = folder.glob("*/modeling_*.py")
+    types = {file.parent.name for file in files if "ALL_ATTENTION_FUNCTIONS.get_interface" in file.read_text("utf-8")}
+    shown = [name for name in _SHOWN if name in types]
+    return f"Those of {', '.join(shown)} and {len(types) - len(shown)} more model types do."
+
+
+def key_value_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, Widths]:
+    """How wide the keys and the values of attentions are, all heads together.
+
+    Args:
+        modules: attentions of the backbone by name.
+
+    Raises:
+        TargetError: the backbone's attention cannot be extended; or a module does not tell its widths, and a pseudo forward
+            does not either.
+    """
+    install()
+    for name, module in modules.items():
+        check_implementation(getattr(getattr(module, "config", None), "_attn_implementation", None), name)
+    told = {name: _told(module) for name, module in modules.items()}
+    unknown = [name for name, widths in told.items() if widths is None]
+    seen = _probe(backbone, unknown) if unknown else {}
+    return {name: widths or seen[name] for name, widths in told.items()}
+
+
+def _told(module: nn.Module) -> Widths | None:
+    """The widths of an attention whose layers, heads and width of a head agree."""
+    forward = inspect.unwrap(type(module).forward)
+    if {"repeat_kv", "repeat_interleave"} & {*forward.__code__.co_names}:
+        return None  # it has more heads by the time it is called
+    heads, width = _number(module, _HEADS), _number(module, _HEAD_WIDTHS)
+    for pair in _PAIRS:
+        layers = [module._modules.get(key) for key in pair]
+        outputs = {shape[1] for layer in layers if layer is not None and (shape := linear_width(layer))}
+        if None not in layers and outputs == {heads * width}:
+            return heads * width, heads * width
+    return None
+
+
+def _number(module: nn.Module, names: tuple[str, ...]) -> int:
+    """The first of some attributes that the module or its config has, else 0."""
+    for name in names:
+        for place in (module, getattr(module, "config", None)):
+            if isinstance(number := getattr(place, name, None), int):
+                return number
+    return 0
+
+
+class _Recorder(Insertion):
+    """Notes the widths that an attention is called with."""
+
+    def __init__(self, name: str, seen: dict[str, Widths], wanted: int) -> None:
+        super().__init__()
+        self.name, self.seen, self.wanted = name, seen, wanted
+
+    def attend(self, target: nn.Module, call: AttentionCall) -> AttentionCall:
+        """Note, and change nothing."""
+        width, value_width = (states.shape[1] * states.shape[-1] for states in (call.key, call.value))
+        self.seen.setdefault(self.name, (width, value_width))
+        if len(self.seen) == self.wanted:
+            raise _AllSeen
+        return call
+
+
+def _probe(backbone: nn.Module, names: list[str]) -> dict[str, Widths]:
+    clone = meta_copy(backbone).eval()
+    seen: dict[str, Widths] = {}
+    modules = dict(own_modules(clone))
+    for name in names:
+        insert(modules[name], "widths", _Recorder(name, seen, len(names)))
+    failures = list(_failures(backbone, clone))
+    if missing := [name for name in names if name not in seen]:
+        why = f"failed: {failures[0]}" if failures else "never called it"
+        msg = (
+            f"The widths of keys and values in {missing[0]} ({type(modules[missing[0]]).__name__}) are not known: the module "
+            f"does not tell them, and a pseudo forward {why}. Leave it out with exclude_modules."
+        )
+        raise TargetError(msg) from next(iter(failures), None)
+    return seen
+
+
+def _failures(backbone: nn.Module, clone: nn.Module) -> Iterator[Exception]:
+    """Run a copy on one set of inputs after the other until every width is known, and tell what went wrong."""
+    for inputs in possible_inputs(backbone):
+        try:
+            with torch.no_grad():
+                clone(**inputs)
+        except _AllSeen:
+            return
+        except Exception as error:  # noqa: BLE001  # a model may fail in any way on inputs that mean nothing
+            yield error

@@ -1,0 +1,214 @@
+"""Attention that deltas can extend: what a module hands to transformers' attention interface goes through its site first.
+
+    attention(q, k, v, mask)    becomes    attention(q, [prefix; k], [prefix; v], [visible; mask])
+
+Every attention that asks `AttentionInterface.get_interface` for its function (most architectures of transformers) gets one
+that looks for a site at the module before it runs. No model's code or config is changed, and what a delta adds never reaches
+the cache of keys and values, so generation with and without a cache gives the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltahub.engine.site import CHILD, Site
+from deltahub.errors import RouteError, TargetError
+
+IMPLEMENTATIONS: Final = ("eager", "sdpa")  # the values of `attn_implementation` whose masks can be extended
+
+_MARK: Final = "_deltahub_attends"
+_NONE: Final[dict[str, Any]] = {}
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What an attention attends to.
+
+    Attributes:
+        module: the attention.
+        query: ``(batch, heads, queries, head_dim)``.
+        key: ``(batch, kv_heads, keys, head_dim)``, with what a cache holds.
+        value: ``(batch, kv_heads, keys, value_dim)``.
+        attention_mask: True or 0 where a key is visible, ``(batch or 1, heads or 1, queries or 1, keys)``; None for all.
+        position_bias: added to the scores, ``(batch or 1, heads, queries, keys)``, in models that have one.
+        causal: whether the kernel hides what follows a query by itself as long as there is no mask.
+        rows: the rows of the batch that are meant, ``(batch,)`` of bool; None for all.
+    """
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attention_mask: Tensor | None
+    position_bias: Tensor | None
+    causal: bool
+    rows: Tensor | None = None
+
+    def for_rows(self, rows: Tensor | None) -> Self:
+        """The same call, in which only some rows of the batch are to be changed.
+
+        Args:
+            rows: ``(batch,)`` of bool; None for all.
+        """
+        return replace(self, rows=rows)
+
+    def with_prefix(self, key: Tensor, value: Tensor) -> Self:
+        """The call with keys and values before all others, visible to every query of the rows that are meant.
+
+        Args:
+            key: ``(places, kv_heads * head_dim)``, the heads side by side.
+            value: ``(places, kv_heads * value_dim)``.
+
+        Raises:
+            TargetError: the attention has other heads.
+            RouteError: `rows` is not as long as the batch.
+        """
+        if self.rows is not None and len(self.rows) != self.key.shape[0]:
+            msg = (
+                f"An attention has {self.key.shape[0]} rows where the batch has {len(self.rows)} "
+                f"({type(self.module).__name__}), so a prefix for some of them cannot be placed. Give every row the same deltas."
+            )
+            raise RouteError(msg)
+        return replace(
+            self,
+            key=self._before(key, self.key),
+            value=self._before(value, self.value),
+            attention_mask=self._longer_mask(key.shape[0]),
+            position_bias=self._longer_bias(key.shape[0]),
+        )
+
+    def _before(self, prefix: Tensor, states: Tensor) -> Tensor:
+        batch, heads, _, width = states.shape
+        if prefix.shape[1] != heads * width:
+            msg = (
+                f"A prefix of width {prefix.shape[1]} meets {heads} heads of width {width} in a {type(self.module).__name__}. "
+                "Put it on the backbone that it was made for."
+            )
+            raise TargetError(msg)
+        by_heads = prefix.to(states).view(-1, heads, width).transpose(0, 1)
+        return torch.cat([by_heads.expand(batch, -1, -1, -1), states], dim=2)
+
+    def _longer_mask(self, places: int) -> Tensor | None:
+        mask, queries, keys = self.attention_mask, self.query.shape[2], self.key.shape[2]
+        if mask is None:
+            if not self.causal and self.rows is None:
+                return None
+            mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=self.key.device)
+            mask = mask.tril() if self.causal else mask
+        if mask.shape[-1] == 1:
+            mask = mask.expand(*mask.shape[:-1], keys)
+        if self.rows is None:
+            return F.pad(mask, (places, 0), value=_visible(mask))
+        mask = mask.expand(len(self.rows), *mask.shape[1:])
+        hidden = False if mask.dtype == torch.bool else -torch.inf
+        column = mask.new_full((len(self.rows), 1, 1, 1), _visible(mask))
+        column = column.masked_fill(~self.rows.to(mask.device).view(-1, 1, 1, 1), hidden)
+        return torch.cat([column.expand(*mask.shape[:-1], places), mask], dim=-1)
+
+    def _longer_bias(self, places: int) -> Tensor | None:
+        bias = self.position_bias
+        if bias is None:
+            return None
+        if not hasattr(self.module, "has_relative_attention_bias"):
+            return F.pad(bias, (places, 0))
+        if self.module.has_relative_attention_bias:
+            past = places + self._seen()
+            near = self.module.compute_bias(bias.shape[2], places, device=bias.device, past_seen_tokens=past)  # type: ignore[operator]
+            return torch.cat([near.to(bias).expand(*bias.shape[:-1], places), bias], dim=-1)
+        # T5 lends the first layer's bias to the others. In OpenDelta a layer with a prefix goes without, and trained
+        # prefixes rely on it.
+        kept = None if self.rows is None else self.rows.to(bias.device).view(-1, 1, 1, 1)
+        bias = torch.zeros_like(bias) if kept is None else torch.where(kept, torch.zeros_like(bias), bias)
+        return F.pad(bias, (places, 0))
+
+    def _seen(self) -> int | Tensor:
+        """How many tokens came before the first query: a static cache has more keys than that."""
+        mask, queries, keys = self.attention_mask, self.query.shape[2], self.key.shape[2]
+        if mask is None:
+            return keys - queries if queries == 1 else 0  # as sdpa takes it: several queries start where the keys do
+        if queries == keys or mask.dim() != 4 or mask.shape[2] != queries:
+            return keys - queries
+        last = mask[:, :, -1, -keys:]  # of all that any row's last query sees, the last is the query itself
+        visible = last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
+        return (visible * torch.arange(1, keys + 1, device=mask.device)).amax() - queries
+
+
+def _visible(mask: Tensor) -> float:
+    return mask.dtype == torch.bool
+
+
+def install() -> None:
+    """Let sites act in every attention that goes through transformers' interface; again and again is once."""
+    from transformers.modeling_utils import AttentionInterface  # late: seconds, and not every backbone needs it
+
+    own = AttentionInterface.get_interface
+    if hasattr(own, _MARK):
+        return
+
+    @functools.wraps(own)
+    def get_interface(self: Any, attn_implementation: Any, default: Any) -> Any:
+        return functools.partial(_attend, own(self, attn_implementation, default), attn_implementation)
+
+    setattr(get_interface, _MARK, True)
+    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
+
+
+def _attend(
+    function: Callable[..., Any],
+    implementation: str | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    **options: Any,
+) -> Any:
+    site = getattr(module, "_modules", _NONE).get(CHILD)
+    if not isinstance(site, Site) or not (site.attends or site.detour is not None):
+        return function(module, query, key, value, attention_mask, **options)
+    check_implementation(implementation, type(module).__name__)
+    bias = options.pop("position_bias", None)
+    causal = implementation == "sdpa" and attention_mask is None and query.shape[2] > 1 and _is_causal(module, options)
+    call = AttentionCall(module, query, key, value, attention_mask, bias, causal)
+    if site.detour is not None:
+        call = site.detour.attend(module, call)
+    else:
+        for insertion in site.attends:
+            call = insertion.attend(module, call)
+    if call.position_bias is not None:
+        options["position_bias"] = call.position_bias
+    return function(module, call.query, call.key, call.value, call.attention_mask, **options)
+
+
+def _is_causal(module: nn.Module, options: dict[str, Any]) -> bool:
+    """What sdpa takes to be true of a call without a mask: see `sdpa_attention_forward` in transformers."""
+    told = options.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if told is None else told)
+
+
+def check_implementation(implementation: str | None, name: str) -> None:
+    """Refuse an attention whose kernel takes no mask that could be extended.
+
+    Raises:
+        TargetError: it is one.
+    """
+    if implementation not in (None, *IMPLEMENTATIONS):
+        msg = (
+            f"{name} computes attention with {implementation!r}, which cannot be extended by a prefix; expected one of "
+            f'{", ".join(IMPLEMENTATIONS)}. Call backbone.set_attn_implementation("sdpa").'
+        )
+        raise TargetError(msg)
+
+
+def goes_through_interface(module: nn.Module) -> bool:
+    """Whether a module's forward asks transformers' attention interface for its function."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return code is not None and {"ALL_ATTENTION_FUNCTIONS", "get_interface"} <= {*code.co_names}
