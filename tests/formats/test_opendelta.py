@@ -63,7 +63,8 @@ def test_a_checkpoint_of_the_original_gives_the_outputs_of_the_original(name, tm
     after = outputs_of(backbone, facts, tensors)
     expected = tensors["original_reload_out" if name in LOSSY else "delta_out"]
     assert far(expected, after) < TOLERANCE
-    assert far(tensors["base_out"], after) > 0.01
+    same_places = after[:, -tensors["base_out"].shape[1] :]  # a soft prompt adds some in front
+    assert far(tensors["base_out"], same_places) > 0.01
 
     again = backbone_of(facts)  # saved here, it loads with every check and without a pickle
     for number, delta in enumerate(deltas):
