@@ -162,12 +162,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _stay_open(self) -> None:
         """Stay until the page goes away, which closes its line at once, or the session is over."""
-        self._start(HTTPStatus.OK, "text/event-stream")
-        self.end_headers()
-        self.close_connection = True
-        self.connection.settimeout(0.2)
-        with self.server.session.page():
-            while not self.server.session.over.is_set():
+        session = self.server.session
+        with session.page():
+            self._start(HTTPStatus.OK, "text/event-stream")
+            self.end_headers()
+            self.connection.settimeout(0.2)
+            while not session.over.is_set():
                 try:
                     if not self.connection.recv(1):
                         return

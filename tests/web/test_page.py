@@ -201,6 +201,7 @@ def test_cancel_says_so_on_both_sides(visit, waiting):
 def test_closing_the_page_ends_the_wait(visit, ask):
     waiting = ask(lambda: choose(bert(), DELTAS), grace=0.0)
     page = visit(waiting.url)
+    page.wait_for_selector("body[data-line=open]")
     assert not waiting.over
     page.close()
 

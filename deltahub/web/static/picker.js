@@ -152,6 +152,7 @@ async function start() {
   line = new EventSource("open");
   line.onerror = () => { if (document.body.dataset.state !== "over") lost(); };
   line.onopen = () => {
+    document.body.dataset.line = "open";
     if (document.body.dataset.state !== "lost") return;
     $("lost").hidden = true;
     changed();
