@@ -117,7 +117,14 @@ _TOKEN_IDS: Final = ("_token_id", "_token_index", "_idx")
 
 def shrink(document: dict[str, Any]) -> dict[str, Any]:
     """The same config with small sizes, sub-configs too."""
-    return {key: _shrunk(key, value) for key, value in document.items() if key not in _NOT_OPTIONS}
+    small = {key: _shrunk(key, value) for key, value in document.items() if key not in _NOT_OPTIONS}
+    if "kv_lora_rank" in small and "num_key_value_heads" in small:
+        small["num_key_value_heads"] = small.get("num_attention_heads", HEADS)  # a latent attention has as many
+    layers = document.get("num_hidden_layers")
+    for key, value in small.items():
+        if isinstance(value, list) and isinstance(layers, int) and len(value) == layers > LAYERS:
+            small[key] = value[:LAYERS]  # one entry for each layer
+    return small
 
 
 _NOT_OPTIONS: Final = (
@@ -203,7 +210,12 @@ def make(model_type: str, seed: int = 0) -> nn.Module:
     cls = model_class(model_type)
     torch.manual_seed(seed)
     model = cls(config)
-    return model.eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and parameter.is_floating_point():
+            nn.init.normal_(parameter, std=0.2)
+    return model.eval().requires_grad_(
+        False
+    )  # PyTorch takes another path through some layers where gradients may be asked
 
 
 def model_types() -> list[str]:
@@ -252,7 +264,11 @@ def output_of(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     if not found:
         msg = "returns no numbers"
         raise TypeError(msg)
-    return torch.cat(found)
+    row = torch.cat(found)
+    if not row.isfinite().any():
+        msg = "returns no finite numbers"
+        raise ValueError(msg)
+    return row.nan_to_num()
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

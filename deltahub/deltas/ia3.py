@@ -129,7 +129,8 @@ class IA3Model(DeltaBase):
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
-        """Only linear layers will do."""
+        """Only linear layers will do; where others are addressed as well, experts that have none are left out."""
+        targets = [target for target in targets if not target.stands_in] or targets
         for target in targets:
             linear_shape(target.name, target.module)
             if isinstance(target.module, nn.Embedding):
@@ -163,7 +164,7 @@ def _inputs_of(method: type[DeltaBase], backbone: nn.Module, config: IA3Config) 
     for pattern in config.feedforward_modules:
         try:
             found |= {t.name for t in addressed(method, backbone, replace(config, modified_modules=(pattern,)))}
-        except NoMatchError:
+        except (NoMatchError, TargetError):  # experts may have no layers of their own
             if pattern not in IA3Config.feedforward_modules:
                 raise
     return found

@@ -32,16 +32,20 @@ class Inferred:
         parts: real name of a fused layer to its parts.
         groups: real name to the common name of a group that it is a member of.
         aliases: real name to further common names of it.
+        experts: real names of mixtures of experts whose matrices are no modules; their aliases name these.
         blocks: real names of the blocks.
-        widths: real name of an attention or a feed-forward to the size of the hidden state that it returns.
+        widths: real name of an attention, a norm or a mixture of experts to the size of the hidden state that it returns.
+        widths_in: the same for the hidden state that it is called with.
     """
 
     names: dict[str, str] = field(default_factory=dict)
     parts: dict[str, tuple[Part, ...]] = field(default_factory=dict)
     groups: dict[str, str] = field(default_factory=dict)
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    experts: set[str] = field(default_factory=set)
     blocks: list[str] = field(default_factory=list)
     widths: dict[str, int] = field(default_factory=dict)
+    widths_in: dict[str, int] = field(default_factory=dict)
 
     def common_name(self, name: str) -> str:
         """The common name of a module: that of the nearest ancestor with one, and the rest of its own."""
@@ -98,16 +102,21 @@ def _name_block(
     tree: Tree, found: Inferred, base: str, block: str, attentions: Sequence[Attention], forwards: Sequence[Forward]
 ) -> None:
     found.blocks.append(block)
+    width = next((a.width for a in attentions if a.width), None)
     for _, child in tree.children(block):
         if is_norm(tree.modules[child]):
             found.names[child] = f"{base}.layer_norm{MARK}"
+            if width is not None:
+                found.widths[child] = width
     for attention in attentions:
         _name_attention(tree, found, base, attention)
         if attention.width is not None:
             found.widths[attention.whole] = attention.width
+        if attention.width_in is not None:
+            found.widths_in[attention.whole] = attention.width_in
     for forward in forwards:
-        if forward.experts and (width := next((a.width for a in attentions if a.width), None)):
-            found.widths[forward.holder] = width
+        if forward.experts and width is not None:
+            found.widths[forward.holder] = found.widths_in[forward.holder] = width
         _name_forward(tree, found, base, block, forward)
 
 
@@ -166,7 +175,9 @@ def _name_attention(tree: Tree, found: Inferred, base: str, attention: Attention
         label = role
         if role in FUSED:
             parts = fused_parts(tree.modules[attention.core], role, tree.linears[layer][1])
-            label = ",".join(part.label for part in parts) or ("kv" if "q" in attention.roles else "qkv")
+            label = ",".join(part.label for part in parts)
+            if sum(part.stop - part.start for part in parts) != (parts[0].of if parts else 0) or not parts:
+                label = "kv" if "q" in attention.roles else "qkv"  # the whole is more than its parts, or has none
             if parts:
                 found.parts[layer] = parts
         found.names[layer] = f"{whole}.{label}{MARK}"
@@ -177,6 +188,7 @@ def _name_forward(tree: Tree, found: Inferred, base: str, block: str, forward: F
     if forward.holder != block:
         found.names[forward.holder] = whole
     if forward.experts:
+        found.experts.add(forward.holder)
         found.aliases[forward.holder] = (f"{whole}.w1{MARK}", f"{whole}.w2{MARK}")
     for role, layer in forward.layers.items():
         label = role

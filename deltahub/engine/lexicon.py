@@ -13,13 +13,17 @@ def _words(text: str) -> frozenset[str]:
 # The last element of the name of a linear layer inside an attention.
 ROLES: Final[dict[str, frozenset[str]]] = {
     "q": _words(
-        "q q_proj query query_proj q_lin wq Wq to_q linear_q q_linear q_head q_b_proj query_layer proj_q lin_q fc_q"
+        "q q_proj project_q projection_query query query_proj q_lin wq Wq to_q linear_q q_linear q_head q_b_proj query_layer proj_q lin_q fc_q"
     ),
-    "k": _words("k k_proj key key_proj k_lin wk Wk to_k linear_k k_linear k_head key_layer proj_k lin_k fc_k"),
-    "v": _words("v v_proj value value_proj v_lin wv Wv to_v linear_v v_linear v_head value_layer proj_v lin_v fc_v"),
+    "k": _words(
+        "k k_proj project_k projection_key key key_proj k_lin wk Wk to_k linear_k k_linear k_head key_layer proj_k lin_k fc_k"
+    ),
+    "v": _words(
+        "v v_proj project_v projection_value value value_proj v_lin wv Wv to_v linear_v v_linear v_head value_layer proj_v lin_v fc_v"
+    ),
     "proj": _words(
         "o o_proj out_proj output_proj dense proj out_lin c_proj wo Wo to_out linear_out attn_out post_proj final_linear "
-        "out_linear output_linear o_linear output projection output_dense linear_o proj_o fc_o project fc_out o_b_proj"
+        "out_linear output_linear o_linear output projection output_dense linear_o proj_o fc_o project fc_out o_b_proj attention_out"
     ),
 }
 FUSED: Final = _words(
@@ -30,7 +34,7 @@ CROSS: Final = re.compile(r"cross|enc_?dec|encoder_attn|encoder_decoder|image_at
 
 # The module that holds a feed-forward, or one of its layers.
 FEED_FORWARD: Final = re.compile(
-    r"(^|_)(mlp|mlps|ff|ffn|ffns|feed_forward\w*|feedforward\w*|pffn|fc|densereludense|macaron_ff\w*)(_?\d)?$|^ffn_?\w*$|^mlp_\w*$",
+    r"(^|_)(mlp|mlps|ff|ffn|ffns|feed_forward\w*|feedforward\w*|pffn|fc|densereludense|macaron_ff\w*)(_?\d)?$|^ffn_?\w*$|^mlp_\w*$|^(block_sparse_|sparse_)?moe(_block|_layer)?$",
     re.IGNORECASE,
 )
 # Names of the layers of a feed-forward, each relative to the module that holds them: first, second, gate.
@@ -92,4 +96,4 @@ GATE_AND_UP: Final[tuple[tuple[str, str], ...]] = (
     ("ff_proj", "ff_out"),
 )
 NOT_ATTENTION: Final = re.compile(r"(^|_)indexer$")
-EXPERTS: Final = re.compile(r"^experts?$|_experts?$")
+EXPERTS: Final = re.compile(r"^experts?$|_experts?$|^router$")

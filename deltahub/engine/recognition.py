@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from deltahub.engine.lexicon import CROSS, EXPERTS, FEED_FORWARD, FORWARDS, FUSED, GATE_AND_UP, NOT_ATTENTION, ROLES
-from deltahub.engine.tree import Tree, ancestors, calls_attention_interface, linear_width
+from deltahub.engine.tree import Tree, ancestors, calls_attention_interface, linear_width, reads_weights_itself
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Attention:
         block: the block that it belongs to.
         roles: ``q``, ``k``, ``v``, ``proj`` or the key of a fused layer, to the name of the layer.
         width: size of the hidden state that it returns, if known.
+        width_in: size of the hidden state that it is called with, if known.
         cross: whether its keys come from elsewhere.
     """
 
@@ -29,6 +30,7 @@ class Attention:
     block: str
     roles: Mapping[str, str]
     width: int | None
+    width_in: int | None
     cross: bool
 
 
@@ -38,7 +40,10 @@ def attention_at(tree: Tree, core: str) -> Attention | None:
     if not module._modules or linear_width(module) is not None or NOT_ATTENTION.search(core.rpartition(".")[2]):
         return None
     roles = _roles(tree, core)
-    if not roles and not isinstance(module, nn.MultiheadAttention) and not calls_attention_interface(module):
+    sure = (
+        isinstance(module, nn.MultiheadAttention) or calls_attention_interface(module) or reads_weights_itself(module)
+    )
+    if not roles and not sure:
         return None
     block = _block_around(tree, core)
     if block is None:
@@ -48,11 +53,15 @@ def attention_at(tree: Tree, core: str) -> Attention | None:
         whole, roles["proj"] = found
     first = next((roles[key] for key in ("q", *FUSED) if key in roles), None)
     width = tree.linears[roles["proj"]][1] if "proj" in roles else tree.linears[first][0] if first else None
-    return Attention(core, whole, block, roles, width, _is_cross(tree, core, block, roles))
+    latent = bool(first) and first.endswith("_b_proj")  # its input has been narrowed by another layer
+    width_in = width if latent or not first else tree.linears[first][0]
+    return Attention(core, whole, block, roles, width, width_in, _is_cross(tree, core, block, roles))
 
 
 def _roles(tree: Tree, core: str) -> dict[str, str]:
-    """Role to layer; empty where the layers are not those of one attention."""
+    """Role to layer; empty where the layers are not those of one attention, or are never called themselves."""
+    if reads_weights_itself(tree.modules[core]):
+        return {}
     found: dict[str, list[str]] = {}
     for key, name in tree.children(core):
         role = next((role for role, words in ROLES.items() if key in words), key if key in FUSED else None)

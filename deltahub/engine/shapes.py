@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from deltahub.engine.insertion import map_hidden
+from deltahub.engine.insertion import first_input, map_hidden
 from deltahub.engine.pseudo import possible_inputs
 from deltahub.engine.structure import MARK, StructureMap
 from deltahub.engine.tree import linear_width
@@ -103,6 +103,38 @@ def output_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> dict
     return {name: width if width is not None else seen[name] for name, width in told.items()}
 
 
+def input_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, int]:
+    """The width of the hidden state that each module is called with: the last size of its first input.
+
+    Args:
+        modules: modules of the backbone by name.
+
+    Raises:
+        TargetError: a module does not tell, and the pseudo forward did not reach it.
+    """
+    structure = StructureMap.of(backbone)
+    told: dict[str, int | None] = {}
+    for name, module in modules.items():
+        told[name] = structure.guess.widths_in.get(name)
+        if told[name] is None and (shape := linear_width(module) or _first_inside(structure, name, module)):
+            told[name] = shape[0]
+    unknown = [name for name, width in told.items() if width is None]
+    seen = _probe(backbone, unknown, of_inputs=True) if unknown else {}
+    return {name: width if width is not None else seen[name] for name, width in told.items()}
+
+
+def _first_inside(structure: StructureMap, name: str, module: nn.Module) -> tuple[int, int] | None:
+    """The shape of the first layer of an attention or feed-forward, by its common name."""
+    common = structure.common_name(name)
+    first = {f"{common}.{part}{MARK}" for part in ("q", "q,k,v", "qkv", "w1", "gate", "gate,w1", "w1,gate")}
+    inside = (
+        linear_width(inner)
+        for inner_name, inner in module.named_modules(prefix=name)
+        if structure.common_name(inner_name) in first
+    )
+    return next(filter(None, inside), None)
+
+
 def _told_inside(backbone: nn.Module, names: Collection[str]) -> dict[str, int]:
     """The widths of attentions and feed-forwards: that of their last layer, by its common name."""
     structure, modules = StructureMap.of(backbone), dict(backbone.named_modules())
@@ -120,7 +152,7 @@ def _told_inside(backbone: nn.Module, names: Collection[str]) -> dict[str, int]:
     return found
 
 
-def _probe(backbone: nn.Module, names: Collection[str]) -> dict[str, int]:
+def _probe(backbone: nn.Module, names: Collection[str], *, of_inputs: bool = False) -> dict[str, int]:
     clone = meta_copy(backbone).eval()
     seen: dict[str, int] = {}
 
@@ -129,8 +161,8 @@ def _probe(backbone: nn.Module, names: Collection[str]) -> dict[str, int]:
             seen[name] = hidden.shape[-1]
             return hidden
 
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            map_hidden(output, see)
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            map_hidden(first_input(args, kwargs) if of_inputs else output, see)
             if len(seen) == len(names):
                 raise _AllSeen
 
@@ -138,16 +170,10 @@ def _probe(backbone: nn.Module, names: Collection[str]) -> dict[str, int]:
 
     modules = dict(clone.named_modules())
     for name in names:
-        modules[name].register_forward_hook(watch(name))
-    failure: Exception | None = None
-    for inputs in possible_inputs(backbone):
-        try:
-            with torch.no_grad():
-                clone(**inputs)
-        except _AllSeen:
-            break
-        except Exception as error:  # noqa: BLE001  # a model may fail in any way on inputs that mean nothing
-            failure = failure or error
+        modules[name].register_forward_hook(watch(name), with_kwargs=True)
+    failure = _run(clone, backbone)
+    if len(seen) < len(names) and failure:
+        _run(clone.bfloat16(), backbone)  # kernels of some mixtures of experts know no other precision
     if missing := [name for name in names if name not in seen]:
         why = f"failed: {failure}" if failure else "never called it"
         msg = (
@@ -156,6 +182,22 @@ def _probe(backbone: nn.Module, names: Collection[str]) -> dict[str, int]:
         )
         raise TargetError(msg) from failure
     return seen
+
+
+def _run(clone: nn.Module, backbone: nn.Module) -> Exception | None:
+    """Try every set of inputs until all is seen; returns the first failure."""
+    failure: Exception | None = None
+    precision = next((p.dtype for p in clone.parameters() if p.is_floating_point()), None)
+    for inputs in possible_inputs(backbone):
+        cast = {key: value.to(precision) if value.is_floating_point() else value for key, value in inputs.items()}
+        try:
+            with torch.no_grad():
+                clone(**cast)
+        except _AllSeen:
+            return None
+        except Exception as error:  # noqa: BLE001  # a model may fail in any way on inputs that mean nothing
+            failure = failure or error
+    return failure
 
 
 def meta_copy(backbone: nn.Module) -> nn.Module:

@@ -33,11 +33,13 @@ class Target:
         name: its real name.
         module: the module.
         parts: the parts meant; empty for the whole module.
+        stands_in: whether it is a mixture of experts that was addressed as one of the layers it has no modules for.
     """
 
     name: str
     module: nn.Module
     parts: tuple[Part, ...] = ()
+    stands_in: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ def find_targets(
     unforgiven = [pattern for pattern in missed if pattern not in optional or not hits]
     if unforgiven or not hits:
         raise _no_match((unforgiven or ["an empty list of patterns"])[0], modules, exclude, structure, common_structure)
-    return [_target(name, module, hits[name]) for name, module in modules.items() if name in hits]
+    experts = structure.guess.experts
+    return [_target(n, module, hits[n], n in experts) for n, module in modules.items() if n in hits]
 
 
 def undivided(pattern: str) -> str | None:
@@ -153,9 +156,9 @@ def undivided(pattern: str) -> str | None:
     return f"{head}{dot}qkv{MARK}" if last in {f"q{MARK}", f"v{MARK}"} else None
 
 
-def _target(name: str, module: nn.Module, found: set[Part | None]) -> Target:
+def _target(name: str, module: nn.Module, found: set[Part | None], stands_in: bool) -> Target:
     parts = () if None in found else tuple(sorted((p for p in found if p), key=lambda part: part.start))
-    return Target(name, module, parts)
+    return Target(name, module, parts, stands_in)
 
 
 def without_excluded(backbone: nn.Module, targets: Sequence[Target], exclude: Sequence[str]) -> list[Target]:

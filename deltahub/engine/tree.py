@@ -24,15 +24,22 @@ def linear_width(module: nn.Module) -> Shape | None:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a layer norm of any make."""
+    """Whether a module is a layer norm of any make that has something to train."""
     kind = type(module).__name__
-    return kind.endswith("Norm") and "Batch" not in kind and "Group" not in kind and "Instance" not in kind
+    other = ("Batch", "Group", "Instance")
+    return kind.endswith("Norm") and not any(word in kind for word in other) and bool(module._parameters)
 
 
 def calls_attention_interface(module: nn.Module) -> bool:
     """Whether a module's forward goes through transformers' attention interface."""
     code = getattr(type(module).forward, "__code__", None)
     return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+
+
+def reads_weights_itself(module: nn.Module) -> bool:
+    """Whether an attention hands the weights of its layers to PyTorch's, so that the layers are never called."""
+    own = (getattr(member, "__code__", None) for member in vars(type(module)).values())
+    return any(code is not None and "multi_head_attention_forward" in code.co_names for code in own)
 
 
 def ancestors(name: str) -> Iterator[str]:
