@@ -72,25 +72,33 @@ class Site(nn.Module):
         """Turn the insertion called `name` on or off."""
         if on == (name in self._modules):
             return
+        insertion = self.slots[name]
         if on:
-            self._modules[name] = self.slots[name]
-        else:
-            del self._modules[name]
-        self._settle()
+            self._modules[name] = insertion
+            self._sort(insertion)
+            return
+        del self._modules[name]
+        self.befores = tuple(i for i in self.befores if i is not insertion)
+        self.afters = tuple(i for i in self.afters if i is not insertion)
+        self.attends = tuple(i for i in self.attends if i is not insertion)
 
     def drop(self, name: str) -> None:
         """Forget an insertion."""
         self.turn(name, on=False)
         del self.slots[name], self.order[name]
 
-    def _settle(self) -> None:
+    def _sort(self, added: Insertion) -> None:
+        """Bring what is on into its slots again, in those lists that `added` belongs to."""
         active = {name: self.slots[name] for name in sorted(self._modules, key=self.order.__getitem__)}
         self._modules.clear()
         self._modules.update(active)
         ordered = tuple(active.values())
-        self.befores = tuple(i for i in reversed(ordered) if overrides(i, "before"))  # the last one added is outermost
-        self.afters = tuple(i for i in ordered if overrides(i, "after"))
-        self.attends = tuple(i for i in ordered if overrides(i, "attend"))
+        if overrides(added, "before"):
+            self.befores = tuple(i for i in reversed(ordered) if overrides(i, "before"))  # the last added is outermost
+        if overrides(added, "after"):
+            self.afters = tuple(i for i in ordered if overrides(i, "after"))
+        if overrides(added, "attend"):
+            self.attends = tuple(i for i in ordered if overrides(i, "attend"))
 
 
 def check_target(name: str, module: nn.Module) -> None:
@@ -135,14 +143,13 @@ def insert(target: nn.Module, name: str, insertion: Insertion) -> None:
         target.register_forward_pre_hook(_before, with_kwargs=True)
     if overrides(insertion, "after") and _after not in target._forward_hooks.values():
         target.register_forward_hook(_after, with_kwargs=True)
-    site.train(target.training)
     site.put(name, insertion.train(target.training))
 
 
 def _site_at(target: nn.Module) -> Site:
     site = target._modules.get(CHILD)
     if not isinstance(site, Site):
-        site = Site()
+        site = Site().train(target.training)
         target.add_module(CHILD, site)
     return site
 
