@@ -137,6 +137,6 @@ def keep() -> Callable[..., None]:
 
     def save(page: Any, name: str) -> None:
         if folder := os.environ.get("DELTAHUB_SCREENSHOTS"):
-            page.screenshot(path=Path(folder) / f"{name}.png")
+            page.screenshot(path=Path(folder) / f"{name}.png")  # the folder is made where there is none
 
     return save
