@@ -9,7 +9,8 @@ not touched.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -60,10 +61,19 @@ def cross_table(
     """The accuracy of each delta on each domain, one delta at a time."""
     accuracies: dict[str, dict[str, float]] = {}
     for name, delta in deltas.items():
-        delta.attach()
-        accuracies[name] = {domain: predict(backbone, splits[domain].test)[1] for domain in DOMAINS}
-        delta.detach()
+        with attached(delta):
+            accuracies[name] = {domain: predict(backbone, splits[domain].test)[1] for domain in DOMAINS}
     return accuracies
+
+
+@contextmanager
+def attached(delta: DeltaBase | None) -> Iterator[None]:
+    """Have one delta act, or none."""
+    if delta is not None:
+        delta.attach()
+    yield
+    if delta is not None:
+        delta.detach()
 
 
 def show(accuracies: Mapping[str, Mapping[str, float]], splits: Mapping[str, Splits]) -> None:
@@ -84,16 +94,18 @@ def serve_mixed(backbone: nn.Module, deltas: Mapping[str, DeltaBase], splits: Ma
     batch = one_batch([example for _, example in wanted], load_tokenizer())
     del batch["labels"]
 
+    for delta in deltas.values():
+        delta.attach()
     with deltahub.route(backbone, [None if name is None else deltas[name] for name in rows]):
         mixed: Tensor = backbone(**batch).logits
+    for delta in deltas.values():
+        delta.detach()
+
     alone = torch.empty_like(mixed)
     for name in (None, *deltas):
         chosen = [number for number, row in enumerate(rows) if row == name]
-        if name is not None:
-            deltas[name].attach()
-        alone[chosen] = backbone(**{key: tensor[chosen] for key, tensor in batch.items()}).logits
-        if name is not None:
-            deltas[name].detach()
+        with attached(deltas.get(name or NONE)):
+            alone[chosen] = backbone(**{key: tensor[chosen] for key, tensor in batch.items()}).logits
     difference = (mixed - alone).abs().max().item()
     OUT.print(f"\nA batch of {len(rows)} rows for {', '.join(name or NONE for name in dict.fromkeys(rows))}:")
     OUT.print(f"largest difference of a logit from one delta at a time: {difference:.1e}")

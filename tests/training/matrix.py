@@ -21,8 +21,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lora": {"lora_r": 2},
     "low_rank_adapter": {"reduction_factor": 4},
     "parallel_adapter": {"bottleneck_dim": 3},
+    "prefix": {"prefix_token_num": 3, "embed_dim": 4, "mid_dim": 5},
+    "soft_prompt": {"soft_token_num": 3},
 }
-VARIANTS: dict[str, dict[str, Any]] = {"dora": {"delta_type": "lora", "lora_r": 2, "use_dora": True}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "dora": {"delta_type": "lora", "lora_r": 2, "use_dora": True},
+    "plain_prefix": {"delta_type": "prefix", "prefix_token_num": 3, "reparameterize": False},
+}
 KINDS = sorted({*delta_classes(), *VARIANTS})
 HEADED = ("deltas", "classifier")  # what trains: the delta and, as in most of practice, a fresh head
 ROWS, LENGTH, CLASSES = 16, 7, 3
