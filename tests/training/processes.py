@@ -20,6 +20,7 @@ from tests.training.matrix import HEADED, KINDS, answers, put_on, train_plainly
 
 WORLD = 2
 STEPS = 3
+SHARDED_AS_A_WHOLE = {"prefix"}  # the network in its first attention is needed by the others
 
 
 def train_everywhere(rank: int, folder: Path) -> None:
@@ -63,7 +64,7 @@ def under_fsdp(rank: int, folder: Path, kind: str) -> None:
     """Shard after the delta is on; every process holds a part of it, so all of them save it together."""
     backbone = bert()
     delta = put_on(backbone, kind, train=HEADED)
-    shard(backbone)
+    shard(backbone, blocks=kind not in SHARDED_AS_A_WHOLE)
     losses = mean_over_processes(train_plainly(backbone, STEPS, share=own_half))
     logits = answers(backbone)
     delta.save_finetuned(folder / "delta")
@@ -79,26 +80,29 @@ def under_fsdp(rank: int, folder: Path, kind: str) -> None:
         torch.save(results, folder / "result.pt")
 
 
-def shard(backbone: Any) -> None:
-    """Shard a BERT as FSDP2's manual says: every block, then the rest."""
-    for block in backbone.bert.encoder.layer:
+def shard(backbone: Any, *, blocks: bool = True) -> None:
+    """Shard a BERT as FSDP2's manual says: every block by itself, then the rest; or all of it together."""
+    for block in backbone.bert.encoder.layer if blocks else ():
         fully_shard(block)
     fully_shard(backbone)
 
 
 def refusals(saved: Path) -> dict[str, str]:
-    """What is said to a delta that comes too late, and to one whose parameters were flattened.
+    """What is said to a delta that comes too late, to one whose parts lie apart, and to one that was flattened.
 
     Args:
         saved: a delta of the first kind.
     """
-    sharded, flattened = bert(), bert()
+    sharded, apart, flattened = bert(), bert(), bert()
     shard(sharded)
+    put_on(apart, "prefix")
+    shard(apart)
     delta = put_on(flattened, KINDS[0])
     FullyShardedDataParallel(flattened, use_orig_params=True, device_id=torch.device("cpu"))
     attempts: dict[str, Callable[[], object]] = {
         "new": lambda: put_on(sharded, KINDS[0]),
         "loaded": lambda: AutoDeltaModel.from_finetuned(saved, backbone_model=sharded),
+        "apart": lambda: answers(apart),
         "flattened": lambda: delta.save_finetuned(saved.parent / "flattened"),
     }
     return {what: said(attempt) for what, attempt in attempts.items()}

@@ -59,6 +59,12 @@ def test_a_sharded_backbone_takes_no_more_deltas(what, trained):
     assert "Add deltas before fully_shard" in refused[what]
 
 
+def test_a_prefix_whose_network_is_sharded_apart_says_so(trained):
+    refused = torch.load(trained / "refusals.pt", weights_only=True)
+
+    assert "Shard the backbone as a whole" in refused["apart"]
+
+
 def test_a_flattened_delta_is_not_saved(trained):
     refused = torch.load(trained / "refusals.pt", weights_only=True)
 
