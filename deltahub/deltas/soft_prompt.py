@@ -153,8 +153,8 @@ def _embedding_weight(target: nn.Module) -> Tensor:
     weight = getattr(embeddings, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         msg = (
-            f"A soft prompt stands before the embeddings of a text, and a {type(target).__name__} takes no inputs_embeds "
-            "that it would have made itself. Use a prefix, which stands before keys and values."
+            f"A soft prompt stands before the embeddings of a text, and a {type(target).__name__} takes no inputs_embeds in "
+            "place of a text. Use a prefix, which stands before keys and values."
         )
         raise TargetError(msg)
     return weight

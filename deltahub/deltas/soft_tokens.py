@@ -148,9 +148,14 @@ def _cached(given: Kwargs) -> int:
     """How many positions, soft tokens among them, a cache holds.
 
     Raises:
-        ConfigError: it is no cache that grows.
+        ConfigError: it does not grow, or does not tell.
     """
-    cache = next((given[key] for key in ("past_key_values", "cache_params") if given.get(key) is not None), None)
+    if given.get("cache_params") is not None:
+        msg = (
+            "The state of this model does not tell whether it has seen the soft tokens. Call generate(use_cache=False)."
+        )
+        raise ConfigError(msg)
+    cache = given.get("past_key_values")
     if cache is None:
         return 0
     if not hasattr(cache, "get_seq_length") or getattr(cache, "is_compileable", False):

@@ -21,6 +21,7 @@ from deltahub.errors import TargetError
 Widths = tuple[int, int]  # of all key heads and all value heads together
 
 _PAIRS: Final = (("k_proj", "v_proj"), ("key", "value"), ("k", "v"), ("k_lin", "v_lin"))
+_FUSED: Final = ("qkv", "qkv_proj", "query_key_value", "c_attn", "Wqkv")
 _HEADS: Final = ("num_key_value_heads", "num_attention_heads", "num_heads", "n_heads")
 _HEAD_WIDTHS: Final = ("head_dim", "attention_head_size", "key_value_proj_dim")
 _SHOWN: Final = ("bart", "bert", "clip", "gemma3", "gpt2", "llama", "mistral", "opt", "qwen3", "roberta", "t5", "vit")
@@ -78,16 +79,14 @@ def key_value_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> d
 
 def _told(module: nn.Module) -> Widths | None:
     """The widths of an attention whose layers, heads and width of a head agree."""
-    forward = inspect.unwrap(type(module).forward)
-    if {"repeat_kv", "repeat_interleave"} & {*forward.__code__.co_names}:
-        return None  # it has more heads by the time it is called
-    heads, width = _number(module, _HEADS), _number(module, _HEAD_WIDTHS)
-    for pair in _PAIRS:
-        layers = [module._modules.get(key) for key in pair]
-        outputs = {shape[1] for layer in layers if layer is not None and (shape := linear_width(layer))}
-        if None not in layers and outputs == {heads * width}:
-            return heads * width, heads * width
-    return None
+    code = inspect.unwrap(type(module).forward).__code__
+    whole = _number(module, _HEADS) * _number(module, _HEAD_WIDTHS)
+    if not whole or {"repeat_kv", "repeat_interleave"} & {*code.co_names}:
+        return None  # where it repeats heads itself, it has more of them by the time it is called
+    layers = {key: shape[1] for key, layer in module._modules.items() if layer and (shape := linear_width(layer))}
+    apart = any(layers.get(key) == layers.get(value) == whole for key, value in _PAIRS)
+    fused = any(layers.get(key) == 3 * whole for key in _FUSED)
+    return (whole, whole) if apart or fused else None
 
 
 def _number(module: nn.Module, names: tuple[str, ...]) -> int:

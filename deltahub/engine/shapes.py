@@ -207,4 +207,8 @@ def meta_copy(backbone: nn.Module) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
     for buffer in backbone.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(backbone, memo)
+    clone = copy.deepcopy(backbone, memo)
+    config: Any = getattr(clone, "config", None)
+    if hasattr(config, "_experts_implementation"):
+        config._experts_implementation = "batched_mm"  # the one that runs experts without values and in any precision
+    return clone
