@@ -1,4 +1,4 @@
-"""tag and alias."""
+"""tag, alias and undo."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ def tag(
     """
     from deltahub.hub import Hub
     from deltahub.reference import Reference, check_tag
+    from deltahub.registry.marking import set_tags
 
     reference = Reference.parse(ref)
     add = [check_tag(text) for text in tags if not text.endswith("-")]
     remove = [check_tag(text[:-1]) for text in tags if text.endswith("-")]
     registry, document = Hub.open().document(reference)
     version = document.resolve(reference.version)
-    entry = registry.set_tags(reference.path, version, add, remove)
-    exact = f"{registry.name}:{reference.path}@{version}"
+    entry = set_tags(registry, document.name, version, add, remove)
+    exact = f"{registry.name}:{document.name}@{version}"
     out = Output(as_json=json, quiet=quiet)
     out.result({"reference": exact, "tags": entry.tags}, f"{exact}: {' '.join(entry.tags) or 'no tags'}")
 
@@ -42,18 +43,25 @@ def alias(
     ref: RefArg,
     name: Annotated[str, typer.Argument(metavar="ALIAS", help="A movable name, e.g. champion.")],
     remove: Annotated[bool, typer.Option("--remove", help="Remove the alias.")] = False,
+    expect: Annotated[
+        str | None, typer.Option("--expect", metavar="VERSION", help="Only if it points here now; 'none' if nowhere.")
+    ] = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
     """Point an alias to a version, by default the newest; every move is kept in the log.
 
-    With --remove and a version, the alias is removed only if it points there.
+    With --remove and a version, the alias is removed only if it points there. If somebody else moves it at the same time,
+    nothing is changed and the exit code is 4.
 
     [dim]deltahub alias DeltaHub/sst2-t5-base@v3 champion[/dim]
+
+    [dim]deltahub alias DeltaHub/sst2-t5-base@v3 champion --expect v2[/dim]
     """
     from deltahub.errors import ConflictError
     from deltahub.hub import Hub
     from deltahub.reference import Reference, check_alias
+    from deltahub.registry.marking import set_alias
 
     reference = Reference.parse(ref)
     check_alias(name)
@@ -61,10 +69,35 @@ def alias(
     version = document.resolve(reference.version)
     pointed = document.aliases.get(name)
     if remove and reference.version and pointed and pointed != version:
-        raise ConflictError(f"The alias {reference.path}@{name}", version, pointed)
-    document = registry.set_alias(reference.path, name, None if remove else version)
+        raise ConflictError(f"The alias {document.name}@{name}", version, pointed)
+    known = pointed if expect is None else None if expect == "none" else expect
+    document = set_alias(registry, document.name, name, None if remove else version, expect=known)
     target = document.aliases.get(name)
-    exact = f"{registry.name}:{reference.path}@{name}"
+    exact = f"{registry.name}:{document.name}@{name}"
     line = f"{exact} is {target}" if target else f"{exact} is removed"
     out = Output(as_json=json, quiet=quiet)
     out.result({"reference": exact, "version": target, "aliases": dict(document.aliases)}, line)
+
+
+def undo(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A delta: [source:]namespace/name.")],
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Take back the last move of an alias; once more, the one before. The log keeps all of them.
+
+    [dim]deltahub undo DeltaHub/sst2-t5-base[/dim]
+    """
+    from deltahub.hub import Hub
+    from deltahub.reference import Reference
+    from deltahub.registry.marking import undo as take_back
+
+    registry, document = Hub.open().document(Reference.parse(name))
+    document, move = take_back(registry, document.name)
+    exact = f"{registry.name}:{document.name}@{move.what}"
+    line = f"{exact} is {move.before} again" if move.before else f"{exact} is removed"
+    out = Output(as_json=json, quiet=quiet)
+    data = {"reference": exact, "version": move.before, "undone": {"time": move.time, "author": move.author}}
+    out.result(
+        data, line, f"Taken back: {move.before or 'nothing'} -> {move.after or 'nothing'}, {move.time} by {move.author}"
+    )

@@ -14,6 +14,8 @@
     ├── FingerprintMismatch       the backbone is not the one the delta was trained on
     ├── ReferenceSyntaxError      a name, version, alias or tag is not well formed
     ├── NotFoundError             nothing is known under a reference
+    │   └── RemovedError          what was known under it was removed on purpose
+    ├── InUseError                something else still needs what is to be removed or replaced
     ├── ConflictError             somebody else changed the same thing first
     └── StorageError              the disk is full, read-only or out of reach
 
@@ -159,6 +161,45 @@ class NotFoundError(DeltaHubError, LookupError):
         places = f" Looked in: {'; '.join(self.looked_in)}." if self.looked_in else ""
         close = f" The nearest names are: {', '.join(self.nearest)}." if self.nearest else ""
         return f"{self.what} was not found.{places}{close}"
+
+
+class RemovedError(NotFoundError):
+    """A version was there and was removed on purpose.
+
+    Attributes:
+        what: the version.
+        time: when it was removed, ISO 8601 in UTC.
+        author: who removed it.
+        message: why, if they said so.
+        left: the versions that are still there.
+    """
+
+    def __init__(self, what: str, time: str, author: str, message: str = "", left: tuple[str, ...] = ()) -> None:
+        DeltaHubError.__init__(self, what, time, author, message, left)
+        self.what, self.time, self.author, self.message, self.left = what, time, author, message, left
+        self.looked_in, self.nearest = (), left
+
+    def __str__(self) -> str:
+        why = f": {self.message}" if self.message else ""
+        left = f"Still there: {', '.join(self.left)}." if self.left else "No version of it is left."
+        return f"{self.what} was removed at {self.time} by {self.author}{why}. {left}"
+
+
+class InUseError(DeltaHubError):
+    """Something else still needs what was to be removed or replaced; nothing was changed.
+
+    Attributes:
+        what: what was to go.
+        user: what needs it, as a clause.
+        remedy: how to go on.
+    """
+
+    def __init__(self, what: str, user: str, remedy: str) -> None:
+        super().__init__(what, user, remedy)
+        self.what, self.user, self.remedy = what, user, remedy
+
+    def __str__(self) -> str:
+        return f"{self.what} stays as it is: {self.user}. {self.remedy}"
 
 
 class ConflictError(DeltaHubError):

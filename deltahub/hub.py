@@ -162,8 +162,8 @@ class Hub:
         version, new = registry.publish(
             reference, manifest, folder, tags=[*saved, *checked], aliases=aliases, message=message, progress=progress
         )
-        published = Reference(reference.namespace, reference.name, registry.name, version)
-        entry = registry.document(reference.path).versions[version]
+        document = registry.document(reference.path)
+        published, entry = reference.exact(registry.name, document.name, version), document.versions[version]
         return Pushed(published, entry.digest, new, manifest.size, entry.tags)
 
     def pull(
@@ -185,7 +185,7 @@ class Hub:
             IntegrityError: the source is damaged.
         """
         registry, found = self.resolve(reference)
-        exact = Reference(reference.namespace, reference.name, registry.name, found.version)
+        exact = reference.exact(registry.name, found.document.name, found.version)
         folder = self.cache.get(
             found.entry.digest,
             found.manifest,

@@ -81,6 +81,11 @@ class Reference:
         """The same delta at another version."""
         return replace(self, version=version)
 
+    def exact(self, source: str, path: str, version: str) -> Reference:
+        """The version of this delta that was found, where, and under which name."""
+        namespace, _, name = path.partition("/")
+        return Reference(namespace, name, source, version)
+
     def __str__(self) -> str:
         source = f"{self.source}:" if self.source else ""
         version = f"@{self.version}" if self.version else ""

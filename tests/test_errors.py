@@ -40,7 +40,21 @@ EXAMPLES = [
         "No module was chosen: its page was closed. Nothing was changed. Choose again, or pass modified_modules=[...] "
         "with names that `deltahub inspect` shows.",
     ),
+    (errors.MergeError("No."), "No."),
+    (errors.RouteError("No."), "No."),
     (CheckpointError("No delta."), "No delta."),
+    (
+        errors.RemovedError("a/b@v1", "2026-01-02T03:04:05Z", "ada", "wrong data", ("v2", "v3")),
+        "a/b@v1 was removed at 2026-01-02T03:04:05Z by ada: wrong data. Still there: v2, v3.",
+    ),
+    (
+        errors.RemovedError("a/b", "2026-01-02T03:04:05Z", "ada"),
+        "a/b was removed at 2026-01-02T03:04:05Z by ada. No version of it is left.",
+    ),
+    (
+        errors.InUseError("a/b@v1", "the alias prod points to it", "Move it first."),
+        "a/b@v1 stays as it is: the alias prod points to it. Move it first.",
+    ),
     (PickleRefusedError("A pickle."), "A pickle."),
     (
         IntegrityError("w.bin", "5 bytes", "4 bytes", "Fetch it again."),

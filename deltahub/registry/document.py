@@ -1,69 +1,25 @@
 """The reference document: all that may change about one delta, in one file that is swapped as a whole.
 
 It holds the versions (each a digest that never changes), the aliases (the user's movable names for a version), the tags
-of each version, and the log of every move. Every change makes a new document; none edits one.
+of each version, a tombstone for each version that was removed, and the log of every move. A delta that was renamed leaves a
+document that says where it went. Every change makes a new document; none edits one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
-from deltahub.errors import CheckpointError, NotFoundError
-from deltahub.manifest import Manifest, canonical_json
-from deltahub.naming import backbone_name
+from deltahub.errors import CheckpointError, IntegrityError, NotFoundError, RemovedError
+from deltahub.manifest import canonical_json
 from deltahub.nearest import closest
 from deltahub.reference import LATEST, is_digest
+from deltahub.registry.entries import Move, Removed, Version, merged_tags, number
 from deltahub.schema import parse, problem
 
 SCHEMA: Final = "reference.v1"
 SCHEMA_VERSION: Final = 1
-
-
-def merged_tags(old: Iterable[str], new: Iterable[str]) -> tuple[str, ...]:
-    """All tags, sorted; of the pairs with one key only the last."""
-    return tuple(sorted({tag[: tag.find("=") + 1] or tag: tag for tag in (*old, *new)}.values()))
-
-
-@dataclass(frozen=True)
-class Version:
-    """One immutable version, and what is said about it.
-
-    Attributes:
-        digest: of its manifest.
-        time: when it was pushed, ISO 8601 in UTC.
-        author: who pushed it.
-        message: why.
-        tags: labels and key=value pairs, sorted.
-        summary: what a list shows, so that it need not read the manifest.
-    """
-
-    digest: str
-    time: str
-    author: str
-    message: str = ""
-    tags: tuple[str, ...] = ()
-    summary: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Move:
-    """One entry of the log.
-
-    Attributes:
-        action: push, alias, unalias, tag or untag.
-        what: the version, alias or tags concerned.
-        before: what an alias pointed to, or the version concerned.
-        after: what it points to now.
-    """
-
-    time: str
-    author: str
-    action: str
-    what: str
-    before: str | None = None
-    after: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,23 +31,43 @@ class ReferenceDocument:
         versions: ``"v1"``, ``"v2"``, ... in order.
         aliases: alias to version.
         log: oldest first.
+        removed: the versions that are gone.
+        moved_to: the name that the delta has now, if it was renamed; then there are no versions here.
     """
 
     name: str
     versions: Mapping[str, Version] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     log: tuple[Move, ...] = ()
+    removed: Mapping[str, Removed] = field(default_factory=dict)
+    moved_to: str | None = None
 
     @property
     def latest(self) -> str:
-        """The newest version."""
-        return max(self.versions, key=lambda version: int(version[1:]))
+        """The newest version that is there.
+
+        Raises:
+            RemovedError: all were removed.
+        """
+        if not self.versions:
+            last = max(self.removed, key=number)
+            raise self._gone(last, self.name)
+        return max(self.versions, key=number)
+
+    def aliases_of(self, version: str) -> list[str]:
+        """The aliases that point to a version, sorted."""
+        return sorted(alias for alias, target in self.aliases.items() if target == version)
+
+    def _gone(self, version: str, what: str) -> RemovedError:
+        entry = self.removed[version]
+        return RemovedError(what, entry.time, entry.author, entry.message, tuple(self.versions))
 
     def resolve(self, version: str | None) -> str:
         """The version that a version, alias or digest means; None means the newest.
 
         Raises:
             NotFoundError: it means none, or more than one.
+            RemovedError: it means one that was removed.
         """
         if version is None or version == LATEST:
             return self.latest
@@ -99,10 +75,15 @@ class ReferenceDocument:
             return version
         if version in self.aliases:
             return self.aliases[version]
+        if version in self.removed:
+            raise self._gone(version, f"{self.name}@{version}")
         if is_digest(version):
             found = [name for name, entry in self.versions.items() if entry.digest.startswith(version)]
-            if len(found) == 1:
-                return found[0]
+            if len({self.versions[name].digest for name in found}) == 1:
+                return found[-1]
+            gone = [name for name, entry in self.removed.items() if entry.digest.startswith(version)]
+            if gone and not found:
+                raise self._gone(gone[-1], f"{self.name}@{gone[-1]} ({self.removed[gone[-1]].digest})")
         known = (*self.versions, *self.aliases, LATEST)
         near = closest(version, known, limit=3, cutoff=0.6)
         raise NotFoundError(f"{self.name}@{version}", (f"versions and aliases {', '.join(known)}",), near)
@@ -116,7 +97,7 @@ class ReferenceDocument:
         same = next((name for name, known in self.versions.items() if known.digest == entry.digest), None)
         if same:
             return self.with_tags(same, entry.tags, (), entry.time, entry.author), same
-        name = f"v{int(self.latest[1:]) + 1 if self.versions else 1}"
+        name = f"v{max(map(number, (*self.versions, *self.removed)), default=0) + 1}"
         move = Move(entry.time, entry.author, "push", name, after=entry.digest)
         return replace(self, versions={**self.versions, name: entry}, log=(*self.log, move)), name
 
@@ -142,6 +123,37 @@ class ReferenceDocument:
                 log = (*log, Move(time, author, action, ", ".join(sorted(names)), after=version))
         return replace(self, versions={**self.versions, version: replace(entry, tags=tags)}, log=log)
 
+    def without_version(self, version: str, time: str, author: str, message: str = "") -> ReferenceDocument:
+        """Remove a version, which leaves a tombstone; no alias may point to it."""
+        digest = self.versions[version].digest
+        rest = {name: entry for name, entry in self.versions.items() if name != version}
+        removed = {**self.removed, version: Removed(digest, time, author, message)}
+        move = Move(time, author, "remove", version, before=digest)
+        return replace(self, versions=rest, removed=removed, log=(*self.log, move))
+
+    def last_alias_move(self) -> Move | None:
+        """The newest move of an alias that was not taken back; None if there is none."""
+        undone = 0
+        for move in reversed(self.log):
+            if move.action == "undo":
+                undone += 1
+            elif move.action in ("alias", "unalias"):
+                if not undone:
+                    return move
+                undone -= 1
+        return None
+
+    def with_undone(self, move: Move, time: str, author: str) -> ReferenceDocument:
+        """Take back the move that `last_alias_move` gave."""
+        changed = self.with_alias(move.what, move.before, time, author)
+        entry = Move(time, author, "undo", move.what, move.after, move.before)
+        return replace(changed, log=(*self.log, entry))
+
+    def renamed(self, name: str, time: str, author: str) -> tuple[ReferenceDocument, ReferenceDocument]:
+        """The document under a new name, and what stays under the old one."""
+        move = Move(time, author, "rename", name, self.name, name)
+        return replace(self, name=name, log=(*self.log, move)), ReferenceDocument(self.name, log=(move,), moved_to=name)
+
     def to_bytes(self) -> bytes:
         """The document as it is stored."""
         log = [
@@ -149,15 +161,18 @@ class ReferenceDocument:
             for m in self.log
         ]
         versions = {name: asdict(entry) for name, entry in self.versions.items()}
-        return canonical_json(
-            {
-                "schema_version": SCHEMA_VERSION,
-                "name": self.name,
-                "versions": versions,
-                "aliases": self.aliases,
-                "log": log,
-            }
-        )
+        document: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "versions": versions,
+            "aliases": self.aliases,
+            "log": log,
+        }
+        if self.removed:
+            document["removed"] = {name: asdict(entry) for name, entry in self.removed.items()}
+        if self.moved_to is not None:
+            document["moved_to"] = self.moved_to
+        return canonical_json(document)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "") -> ReferenceDocument:
@@ -167,7 +182,8 @@ class ReferenceDocument:
             name: what it is stored under, ``"namespace/name"``, for messages.
 
         Raises:
-            CheckpointError: it is no reference document that this version can read.
+            IntegrityError: it is no reference document.
+            CheckpointError: a later deltahub wrote it.
         """
         document: Any = None
         try:
@@ -176,38 +192,38 @@ class ReferenceDocument:
         except ValueError as error:
             wrong = str(error)
         if wrong:
-            raise CheckpointError(_unreadable(name, wrong, document))
+            raise _unreadable(name, wrong, document)
         versions = {
             name: Version(**{**entry, "tags": tuple(entry["tags"])}) for name, entry in document["versions"].items()
         }
+        removed = {name: Removed(**entry) for name, entry in document.get("removed", {}).items()}
         log = tuple(Move(m["time"], m["author"], m["action"], m["what"], m["from"], m["to"]) for m in document["log"])
-        ordered = dict(sorted(versions.items(), key=lambda item: int(item[0][1:])))
-        return cls(document["name"], ordered, document["aliases"], log)
+        ordered = {name: versions[name] for name in sorted(versions, key=number)}
+        gone = {name: removed[name] for name in sorted(removed, key=number)}
+        return cls(document["name"], ordered, document["aliases"], log, gone, document.get("moved_to"))
 
 
-def _unreadable(name: str, wrong: str, document: Any) -> str:
+def _unreadable(name: str, wrong: str, document: Any) -> CheckpointError | IntegrityError:
     what = f"The reference document of {name}" if name else "A reference document"
     schema = document.get("schema_version") if isinstance(document, dict) else None
     if isinstance(schema, int) and schema > SCHEMA_VERSION:
-        return f"{what} has schema_version {schema}; this deltahub reads {SCHEMA_VERSION}. Update deltahub."
-    return (
-        f"{what} is damaged: {wrong}. Restore refs/{name or '...'}.json in its registry from a copy, or move it away "
-        "and push the delta again; the files of its versions are stored apart."
+        msg = f"{what} has schema_version {schema}; this deltahub reads {SCHEMA_VERSION}. Update deltahub."
+        return CheckpointError(msg)
+    remedy = (
+        f"Restore refs/{name or '...'}.json in its registry from a copy, or move it away and push the delta again; the files "
+        "of its versions are stored apart."
     )
+    return IntegrityError(what, "versions, aliases, tags and a log", wrong, remedy)
 
 
 def _dangling(document: Mapping[str, Any]) -> str | None:
-    """An alias of a version that is not there."""
+    """An alias of a version that is not there, a number given twice, or nothing at all."""
+    removed, moved = document.get("removed", {}), document.get("moved_to")
+    if twice := sorted(removed.keys() & document["versions"].keys()):
+        return f"{twice[0]} is there and removed at once"
+    if bool(moved) == bool(document["versions"] or removed):
+        return f"versions beside the new name {moved}" if moved else "no version"
     for alias, version in document["aliases"].items():
         if version not in document["versions"]:
-            return f"the alias {alias!r} points to {version}, which is not there"
+            return f"the alias {alias!r} of {version}, which is not there"
     return None
-
-
-def summary_of(manifest: Manifest) -> dict[str, object]:
-    """What a list shows of a version."""
-    keys = ("delta_type", "backbone_class", "backbone_hash")
-    known = {key: manifest.config[key] for key in keys if manifest.config.get(key)}
-    known["backbone_checkpoint_name"] = backbone_name(manifest.config)
-    metrics = {str(m["metric_type"]): m["metric_value"] for m in manifest.metrics}
-    return {**known, "size": manifest.size, "parameters": manifest.parameters["total"], "metrics": metrics}

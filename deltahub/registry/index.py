@@ -137,7 +137,8 @@ class Index:
 
                 logging.getLogger("deltahub").warning("%s cannot be listed: %s", key, error)
                 continue
-            _remember(database, key, document)
+            if document.versions:  # else all were removed, or it was renamed
+                _remember(database, key, document)
             database.execute("INSERT INTO documents VALUES (?, ?)", (key, current[key]))
 
 

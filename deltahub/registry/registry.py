@@ -21,11 +21,14 @@ from deltahub.address import nearest_names
 from deltahub.errors import ConflictError, IntegrityError, NotFoundError, ReferenceSyntaxError
 from deltahub.manifest import FileEntry, Manifest, digest_of
 from deltahub.reference import Reference, check_alias, check_tag
-from deltahub.registry.document import ReferenceDocument, Version, merged_tags, summary_of
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version, merged_tags
+from deltahub.registry.summary import summary_of
 from deltahub.stores.base import Progress, Source, Store, object_key
 
 REFS: Final = "refs/"
 _ATTEMPTS: Final = 20  # of a swap, each after reading what others wrote
+_HOPS: Final = 16  # from name to name, for what was renamed more than once
 
 Change = Callable[[ReferenceDocument], ReferenceDocument]
 
@@ -61,6 +64,7 @@ class Registry:
     def __init__(self, store: Store, name: str = "local") -> None:
         self.store = store
         self.name = name
+        self._said: set[str] = set()  # renamed deltas that were told of
 
     # ----- reading -----
 
@@ -73,13 +77,41 @@ class Registry:
         Raises:
             NotFoundError: there is no such delta; the message names the nearest names.
         """
-        found = self.store.read_tagged(_ref_key(path))
-        if found is None:
-            raise NotFoundError(path, (self.place,), nearest_names(path, self.names()))
-        document = ReferenceDocument.from_bytes(found[0], path)
-        if document.name != path:  # also on a disk that takes upper and lower case for the same
-            raise NotFoundError(path, (self.place,), (document.name,))
+        document, _ = self.read(path)
+        if document is None:
+            raise self._unknown(path)
         return document
+
+    def read(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
+        """The reference document of a delta and its etag, both None if there is none; an old name leads to the new one."""
+        asked = path
+        for _ in range(_HOPS):
+            found = self.store.read_tagged(ref_key(path))
+            if found is None:
+                return None, None
+            document = ReferenceDocument.from_bytes(found[0], path)
+            if document.name != path:  # also on a disk that takes upper and lower case for the same
+                raise NotFoundError(path, (self.place,), (document.name,))
+            if document.moved_to is None:
+                self._say_renamed(asked, path)
+                return document, found[1]
+            path = document.moved_to
+        raise IntegrityError(
+            f"The reference document of {asked}",
+            "a delta",
+            "names that lead to each other",
+            "Push it under a new name.",
+        )
+
+    def _say_renamed(self, asked: str, name: str) -> None:
+        if asked != name and asked not in self._said:
+            import logging  # late: hardly ever needed
+
+            self._said.add(asked)
+            logging.getLogger("deltahub").warning("%s was renamed: it is %s now.", asked, name)
+
+    def _unknown(self, path: str) -> NotFoundError:
+        return NotFoundError(path, (self.place,), nearest_names(path, self.names()))
 
     @property
     def place(self) -> str:
@@ -159,12 +191,12 @@ class Registry:
             StorageError: the store is full or not writable.
         """
         checked = [*map(check_tag, tags)], [*map(check_alias, aliases)]
-        self._refuse_twin(reference.path)
+        self.refuse_twin(reference.path)
         data = manifest.to_bytes()
         digest = digest_of(data)
         files: dict[str, Source] = {entry.sha256: folder / entry.path for entry in manifest.files}
         self.store.create({**files, _digits(digest): data}, progress)
-        time, author = _now(), _author()
+        time, author = self.stamp()
         added = Version(digest, time, author, _text(message), merged_tags((), checked[0]), summary_of(manifest))
         version, new = "", False
 
@@ -176,53 +208,31 @@ class Registry:
                 changed = changed.with_alias(alias, version, time, author)
             return changed
 
-        self._update(reference.path, change, may_create=True)
+        self.update(reference.path, change, may_create=True)
         return version, new
 
-    def set_alias(self, path: str, alias: str, version: str | None) -> ReferenceDocument:
-        """Point an alias to a version, or remove it with None."""
-        if version is not None:
-            check_alias(alias)
+    def stamp(self) -> tuple[str, str]:
+        """The time and the author of a change that is made now."""
+        return _now(), _author()
 
-        def change(document: ReferenceDocument) -> ReferenceDocument:
-            if version is None and alias not in document.aliases:
-                raise NotFoundError(f"The alias {path}@{alias}", (f"aliases {', '.join(document.aliases) or 'none'}",))
-            target = None if version is None else document.resolve(version)
-            return document.with_alias(alias, target, _now(), _author())
+    def update(self, path: str, change: Change, *, may_create: bool = False) -> ReferenceDocument:
+        """Swap a document for a changed one; a lost race is run again on what the winner wrote.
 
-        return self._update(path, change)
-
-    def set_tags(self, path: str, version: str | None, add: Collection[str], remove: Collection[str]) -> Version:
-        """Add and remove tags of a version.
-
-        Raises:
-            NotFoundError: a tag to remove is not there.
+        Args:
+            change: makes the new document from the current one; it raises where running it again would be wrong.
+            may_create: whether it may be made from nothing.
         """
-        add = [*map(check_tag, add)]
-
-        def change(document: ReferenceDocument) -> ReferenceDocument:
-            name = document.resolve(version)
-            known = document.versions[name].tags
-            if missing := [tag for tag in remove if tag not in known]:
-                raise NotFoundError(f"The tag {missing[0]!r} of {path}@{name}", (f"tags {', '.join(known) or 'none'}",))
-            return document.with_tags(name, add, remove, _now(), _author())
-
-        document = self._update(path, change)
-        return document.versions[document.resolve(version)]
-
-    def _update(self, path: str, change: Change, *, may_create: bool = False) -> ReferenceDocument:
-        """Swap a document for a changed one; a lost race is run again on what the winner wrote."""
-        key = _ref_key(path)
         for attempt in range(_ATTEMPTS):
-            found = self.store.read_tagged(key)
-            if found is None and not may_create:
-                raise NotFoundError(path, (self.place,), nearest_names(path, self.names()))
-            document = ReferenceDocument.from_bytes(found[0], path) if found else ReferenceDocument(path)
+            document, etag = self.read(path)
+            if document is None:
+                if not may_create:
+                    raise self._unknown(path)
+                document = ReferenceDocument(path)
             changed = change(document)
             if changed == document:
                 return document
             try:
-                self.store.swap(key, changed.to_bytes(), found[1] if found else None)
+                self.store.swap(ref_key(document.name), changed.to_bytes(), etag)
             except ConflictError:
                 if attempt == _ATTEMPTS - 1:
                     raise
@@ -230,8 +240,9 @@ class Registry:
             return changed
         raise AssertionError("unreachable")
 
-    def _refuse_twin(self, path: str) -> None:
-        if self.store.read_tagged(_ref_key(path)) is not None:
+    def refuse_twin(self, path: str) -> None:
+        """Raise if a delta has this name in other upper and lower case letters."""
+        if self.store.read_tagged(ref_key(path)) is not None:
             return
         namespace = path.partition("/")[0]
         for known in self.names():
@@ -242,7 +253,8 @@ class Registry:
                     raise ReferenceSyntaxError(msg)
 
 
-def _ref_key(path: str) -> str:
+def ref_key(path: str) -> str:
+    """The key of a delta's reference document."""
     return f"{REFS}{path}.json"
 
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltahub.errors import CheckpointError, NotFoundError
+from deltahub.errors import CheckpointError, IntegrityError, NotFoundError
 from deltahub.manifest import canonical_json
-from deltahub.registry.document import Move, ReferenceDocument, Version
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Move, Version
 
 GOLDEN = Path(__file__).parents[1] / "golden/reference.v1.json"
 NOON = "2026-01-02T12:00:00Z"
@@ -167,6 +168,12 @@ def test_every_move_of_an_alias_is_logged():
     )
 
 
+def test_tombstones_and_new_names_are_read_back_as_they_were_written():
+    found = document("0", "1").without_version("v1", NOON, "bob", "wrong data")
+    for written in (found, found.without_version("v2", NOON, "bob"), *found.renamed("acme/nli", NOON, "ada")):
+        assert ReferenceDocument.from_bytes(written.to_bytes()) == written
+
+
 def test_a_pair_takes_the_place_of_the_pair_with_the_same_key():
     found = document("0").with_tags("v1", ["task=sst2", "best"], [], NOON, "ada")
     found = found.with_tags("v1", ["task=mnli"], ["best"], NOON, "bob")
@@ -206,13 +213,15 @@ def changed(**change: object) -> bytes:
         changed(schema_version=0),
         changed(name=3),
         changed(more=1),
+        changed(removed={"v1": {"digest": f"sha256:{'1' * 64}", "time": NOON, "author": "ada", "message": ""}}),
+        changed(removed={}),
+        changed(moved_to="acme/nli"),
+        changed(moved_to="../nli", versions={}, aliases={}),
     ],
-    ids=range(15),
+    ids=range(19),
 )
-def test_a_damaged_document_is_a_checkpoint_error_with_the_way_out(data):
-    with pytest.raises(
-        CheckpointError, match=r"A reference document is damaged: .*Restore refs/.*push the delta again"
-    ):
+def test_a_damaged_document_is_an_integrity_error_with_the_way_out(data):
+    with pytest.raises(IntegrityError, match=r"A reference document is damaged: .*Restore refs/.*push the delta again"):
         ReferenceDocument.from_bytes(data)
 
 

@@ -14,6 +14,7 @@ from deltahub import checkpoint
 from deltahub.manifest import canonical_json
 from deltahub.reference import Reference
 from deltahub.registry.index import Index, Query
+from deltahub.registry.marking import set_alias, set_tags
 from deltahub.registry.registry import Registry
 
 
@@ -111,7 +112,7 @@ def test_changes_are_seen_at_once(index, push, registry):
     push("acme/nli")
     assert names(index) == ["acme/nli", "acme/ner"]
 
-    registry.set_tags("acme/ner", None, ["best"], [])
+    set_tags(registry, "acme/ner", None, ["best"], [])
     assert names(index, tags=("best",)) == ["acme/ner"]
     registry.store.delete("refs/acme/nli.json")
     assert names(index) == ["acme/ner"]
@@ -121,7 +122,7 @@ def test_only_changed_documents_are_read_again(index, push, registry, monkeypatc
     for name in ("acme/a", "acme/b"):
         push(name)
     names(index)
-    registry.set_alias("acme/b", "champion", "v1")
+    set_alias(registry, "acme/b", "champion", "v1")
     read, read_tagged = [], registry.store.read_tagged
     monkeypatch.setattr(registry.store, "read_tagged", lambda key: read.append(key) or read_tagged(key))
 

@@ -12,6 +12,7 @@ import pytest
 from deltahub import checkpoint
 from deltahub.errors import IntegrityError, NotFoundError, ReferenceSyntaxError, StorageError
 from deltahub.reference import Reference
+from deltahub.registry.marking import set_alias, set_tags
 from deltahub.registry.registry import REFS, Registry
 from deltahub.registry.verify import verify
 from deltahub.stores.local import LocalStore
@@ -107,9 +108,9 @@ def test_a_file_that_changed_since_it_was_described_is_refused(registry, checkpo
 def test_aliases_and_tags_move_and_are_logged(registry, new_checkpoint):
     push(registry, new_checkpoint(), aliases=["champion"])
     push(registry, new_checkpoint(value=0.25), aliases=["champion"], tags=["task=sst2"])
-    registry.set_tags("acme/ner", "champion", ["task=mnli"], [])
-    registry.set_alias("acme/ner", "old", "v1")
-    found = registry.set_alias("acme/ner", "champion", None)
+    set_tags(registry, "acme/ner", "champion", ["task=mnli"], [])
+    set_alias(registry, "acme/ner", "old", "v1")
+    found = set_alias(registry, "acme/ner", "champion", None)
 
     assert found == registry.document("acme/ner")
     assert found.aliases == {"old": "v1"}
@@ -120,14 +121,14 @@ def test_aliases_and_tags_move_and_are_logged(registry, new_checkpoint):
 def test_a_move_of_what_is_not_there_names_what_is(registry, checkpoint_folder):
     push(registry, checkpoint_folder, aliases=["champion"])
     with pytest.raises(NotFoundError, match=r"acme/ner@champ was not found\. Looked in: aliases champion"):
-        registry.set_alias("acme/ner", "champ", None)
+        set_alias(registry, "acme/ner", "champ", None)
     with pytest.raises(NotFoundError, match="versions and aliases v1, champion, latest"):
-        registry.set_alias("acme/ner", "prod", "v7")
+        set_alias(registry, "acme/ner", "prod", "v7")
     with pytest.raises(NotFoundError, match="The nearest names are: acme/ner"):
-        registry.set_tags("acme/nerr", None, ["x"], [])
+        set_tags(registry, "acme/nerr", None, ["x"], [])
     for alias in ("latest", "v3", "sha256"):
         with pytest.raises(ReferenceSyntaxError):
-            registry.set_alias("acme/ner", alias, "v1")
+            set_alias(registry, "acme/ner", alias, "v1")
 
 
 class Rival(MemoryStore):

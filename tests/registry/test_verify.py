@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from deltahub import checkpoint
-from deltahub.errors import CheckpointError, IntegrityError, NotFoundError
+from deltahub.errors import IntegrityError, NotFoundError
 from deltahub.manifest import FileEntry
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
@@ -120,7 +120,7 @@ def test_a_damaged_document_is_named_and_does_not_hide_the_others(pushed, checkp
     assert "The reference document of acme/" in damage
     assert "is damaged" in damage
     assert other == ("acme/zoo@v1", None)
-    with pytest.raises(CheckpointError, match=r"The reference document of acme/\w+ is damaged"):
+    with pytest.raises(IntegrityError, match=r"The reference document of acme/\w+ is damaged"):
         push(pushed, checkpoint_folder)
 
 

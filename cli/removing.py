@@ -1,0 +1,67 @@
+"""rm and rename."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .options import JsonOpt, QuietOpt, RefArg
+from .output import Output
+
+
+def rm(
+    ref: RefArg,
+    message: Annotated[str, typer.Option("--message", "-m", help="Why, for those who ask for it later.")] = "",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Remove one version of a delta; whoever asks for it is told when and by whom.
+
+    Its number is never given again. A version that an alias points to is not removed.
+
+    [dim]deltahub rm DeltaHub/sst2-t5-base@v2 -m "trained on the test set"[/dim]
+    """
+    from deltahub.errors import ReferenceSyntaxError
+    from deltahub.hub import Hub
+    from deltahub.reference import Reference
+    from deltahub.registry.removal import remove
+
+    reference = Reference.parse(ref)
+    if reference.version is None:
+        msg = f"Say which version of {reference.path} is to go, e.g. {reference.path}@v1; `deltahub log` lists them."
+        raise ReferenceSyntaxError(msg)
+    registry, document = Hub.open().document(reference)
+    document, version = remove(registry, document.name, reference.version, message=message)
+    exact = f"{registry.name}:{document.name}@{version}"
+    out = Output(as_json=json, quiet=quiet)
+    data = {"removed": exact, "digest": document.removed[version].digest, "left": list(document.versions)}
+    out.result(data, f"{exact} is removed", f"Still there: {' '.join(document.versions) or 'no version'}")
+
+
+def rename(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="A delta: [source:]namespace/name.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Its new namespace/name.")],
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Give a delta another name; the old one leads to it from then on.
+
+    [dim]deltahub rename DeltaHub/sst2-t5-base acme/sentiment[/dim]
+    """
+    from deltahub.errors import ReferenceSyntaxError
+    from deltahub.hub import Hub
+    from deltahub.reference import Reference
+    from deltahub.registry.renaming import rename as give_name
+
+    before, after = Reference.parse(old), Reference.parse(new)
+    if before.version or after.version:
+        raise ReferenceSyntaxError("All versions of a delta have one name. Leave out '@...'.")
+    registry, document = Hub.open().document(before)
+    if after.source not in (None, registry.name):
+        msg = f"{old} is in {registry.name}, and a name stays in its registry. Leave out {after.source!r}, or copy it there."
+        raise ReferenceSyntaxError(msg)
+    give_name(registry, Reference.parse(document.name), after)
+    exact = f"{registry.name}:{after.path}"
+    out = Output(as_json=json, quiet=quiet)
+    out.result({"reference": exact, "before": document.name}, exact, f"{document.name} leads to it from now on.")

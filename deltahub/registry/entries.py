@@ -1,0 +1,74 @@
+"""The entries of a reference document: versions, what stays of removed ones, and moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def number(version: str) -> int:
+    """3 of ``"v3"``."""
+    return int(version[1:])
+
+
+def merged_tags(old: Iterable[str], new: Iterable[str]) -> tuple[str, ...]:
+    """All tags, sorted; of the pairs with one key only the last."""
+    return tuple(sorted({tag[: tag.find("=") + 1] or tag: tag for tag in (*old, *new)}.values()))
+
+
+@dataclass(frozen=True)
+class Version:
+    """One immutable version, and what is said about it.
+
+    Attributes:
+        digest: of its manifest.
+        time: when it was pushed, ISO 8601 in UTC.
+        author: who pushed it.
+        message: why.
+        tags: labels and key=value pairs, sorted.
+        summary: what a list shows, so that it need not read the manifest.
+    """
+
+    digest: str
+    time: str
+    author: str
+    message: str = ""
+    tags: tuple[str, ...] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What stays of a version that was removed, so that its number is never given again.
+
+    Attributes:
+        digest: of its manifest.
+        time: when it was removed, ISO 8601 in UTC.
+        author: who removed it.
+        message: why.
+    """
+
+    digest: str
+    time: str
+    author: str
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Move:
+    """One entry of the log.
+
+    Attributes:
+        action: push, alias, unalias, undo, tag, untag, remove or rename.
+        what: the version, alias or tags concerned; of a rename, the new name.
+        before: what an alias pointed to, the digest of a removed version, or the old name.
+        after: what it points to now, the digest of a pushed version, the version that is tagged, or the new name.
+    """
+
+    time: str
+    author: str
+    action: str
+    what: str
+    before: str | None = None
+    after: str | None = None

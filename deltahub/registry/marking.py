@@ -1,0 +1,113 @@
+"""Marking versions: aliases that move, tags, and taking back the last move.
+
+A race that is lost is run again on what the winner wrote, unless the winner moved the same alias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from enum import Enum
+from typing import Final
+
+from deltahub.errors import ConflictError, NotFoundError
+from deltahub.reference import check_alias, check_tag
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Move, Version
+from deltahub.registry.registry import Registry
+
+
+class Anything(Enum):
+    """What `expect` is where any value will do."""
+
+    ANYTHING = "anything"
+
+
+ANYTHING: Final = Anything.ANYTHING
+
+
+def set_alias(
+    registry: Registry, path: str, alias: str, version: str | None, *, expect: str | Anything | None = ANYTHING
+) -> ReferenceDocument:
+    """Point an alias to a version, or remove it with None.
+
+    Args:
+        expect: the version that it must point to now, None if it must not be there; by default any.
+
+    Raises:
+        ConflictError: it points elsewhere, or was moved by somebody else in the meantime. Nothing was changed.
+    """
+    if version is not None:
+        check_alias(alias)
+    target: str | None = None
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        nonlocal expect, target
+        now = document.aliases.get(alias)
+        if not isinstance(expect, Anything) and now != expect:
+            raise ConflictError(f"The alias {document.name}@{alias}", expect, now)
+        if version is None and now is None:
+            known = f"aliases {', '.join(document.aliases) or 'none'}"
+            raise NotFoundError(f"The alias {document.name}@{alias}", (known,))
+        if version is not None and target is None:  # what "latest" means is settled when it is first looked up
+            target = document.resolve(version)
+        expect = now
+        return document.with_alias(alias, target and document.resolve(target), *registry.stamp())
+
+    return registry.update(path, change)
+
+
+def set_tags(
+    registry: Registry, path: str, version: str | None, add: Collection[str], remove: Collection[str]
+) -> Version:
+    """Add and remove tags of a version.
+
+    Raises:
+        NotFoundError: a tag to remove is not there.
+    """
+    add = [*map(check_tag, add)]
+    name = ""
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        nonlocal name
+        name = document.resolve(name or version)
+        known = document.versions[name].tags
+        if missing := [tag for tag in remove if tag not in known]:
+            what = f"The tag {missing[0]!r} of {document.name}@{name}"
+            raise NotFoundError(what, (f"tags {', '.join(known) or 'none'}",))
+        return document.with_tags(name, add, remove, *registry.stamp())
+
+    return registry.update(path, change).versions[name]
+
+
+def undo(registry: Registry, path: str) -> tuple[ReferenceDocument, Move]:
+    """Take back the last move of an alias; once more, the one before.
+
+    Returns:
+        The new document, and the move that was taken back.
+
+    Raises:
+        NotFoundError: no move is left.
+        RemovedError: the version that the alias pointed to was removed.
+        ConflictError: somebody else moved an alias in the meantime. Nothing was changed.
+    """
+    taken: Move | None = None
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        nonlocal taken
+        move = document.last_alias_move()
+        if taken is not None and move != taken:
+            raise ConflictError(f"The last alias move of {document.name}", _said(taken), _said(move) if move else None)
+        if move is None:
+            raise NotFoundError(f"A move of an alias of {document.name}", (f"{len(document.log)} entries of its log",))
+        if move.before is not None:
+            document.resolve(move.before)
+        taken = move
+        return document.with_undone(move, *registry.stamp())
+
+    changed = registry.update(path, change)
+    assert taken is not None
+    return changed, taken
+
+
+def _said(move: Move) -> str:
+    return f"{move.what}: {move.before or 'nothing'} -> {move.after or 'nothing'}"

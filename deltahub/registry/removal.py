@@ -1,0 +1,44 @@
+"""Removing a version, of which a tombstone stays."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from deltahub.errors import InUseError
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.registry import Registry
+
+
+def remove(
+    registry: Registry, path: str, version: str | None, *, message: str = "", needed: Collection[str] = ()
+) -> tuple[ReferenceDocument, str]:
+    """Remove a version; its number is never given again, and its files go with the next collection but one.
+
+    Args:
+        path: ``"namespace/name"``.
+        version: which; None for the newest.
+        message: why, for those who ask for it later.
+        needed: digests that must stay, such as those of a lock file.
+
+    Returns:
+        The new document, and the version that was removed.
+
+    Raises:
+        InUseError: an alias points to it, or its digest is needed. Nothing was changed.
+        RemovedError: it was removed already.
+    """
+    name = ""
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        nonlocal name
+        name = name or document.resolve(version)
+        document.resolve(name)  # also after a lost race, in which it may have gone
+        what = f"{document.name}@{name}"
+        if aliases := document.aliases_of(name):
+            remedy = f"Move the alias first, or remove it: deltahub alias {document.name} {aliases[0]} --remove"
+            raise InUseError(what, f"the alias {', '.join(aliases)} points to it", remedy)
+        if document.versions[name].digest in needed:
+            raise InUseError(what, "the lock file pins it", "Lock another version first: deltahub lock")
+        return document.without_version(name, *registry.stamp(), message)
+
+    return registry.update(path, change), name

@@ -1,0 +1,38 @@
+"""Registries over every store, and what their tests look at."""
+
+from __future__ import annotations
+
+import pytest
+
+from deltahub import checkpoint
+from deltahub.reference import Reference
+from deltahub.registry.registry import Registry
+from deltahub.stores.local import LocalStore
+from deltahub.stores.memory import MemoryStore
+
+
+@pytest.fixture(params=["local", "memory"])
+def new_registry(request, tmp_path):
+    """Makes empty registries over a store of each kind."""
+
+    def make(name="local") -> Registry:
+        return Registry(LocalStore(tmp_path / f"registry-{name}") if request.param == "local" else MemoryStore(), name)
+
+    return make
+
+
+@pytest.fixture
+def anywhere(new_registry) -> Registry:
+    """An empty registry over a store of each kind."""
+    return new_registry()
+
+
+@pytest.fixture
+def publish(new_checkpoint):
+    """Pushes small deltas, told apart by a number."""
+
+    def pushed(registry, name="acme/ner", value=0.5, **options) -> str:
+        folder = new_checkpoint(value=value)
+        return registry.publish(Reference.parse(name), checkpoint.describe(folder), folder, **options)[0]
+
+    return pushed
