@@ -41,6 +41,7 @@ class AttentionCall:
         position_bias: added to the scores, ``(batch or 1, heads, queries, keys)``, in models that have one.
         causal: whether the kernel hides what follows a query by itself as long as there is no mask.
         rows: the rows of the batch that are meant, ``(batch,)`` of bool; None for all.
+        places: how many of the keys are prefixes by now.
     """
 
     module: nn.Module
@@ -51,6 +52,7 @@ class AttentionCall:
     position_bias: Tensor | None
     causal: bool
     rows: Tensor | None = None
+    places: int = 0
 
     def for_rows(self, rows: Tensor | None) -> Self:
         """The same call, in which only some rows of the batch are to be changed.
@@ -83,6 +85,7 @@ class AttentionCall:
             value=self._before(value, self.value),
             attention_mask=self._longer_mask(key.shape[0]),
             position_bias=self._longer_bias(key.shape[0]),
+            places=self.places + key.shape[0],
         )
 
     def _before(self, prefix: Tensor, states: Tensor) -> Tensor:
@@ -101,8 +104,9 @@ class AttentionCall:
         if mask is None:
             if not self.causal and self.rows is None:
                 return None
-            mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=self.key.device)
-            mask = mask.tril() if self.causal else mask
+            # Only sdpa hides anything by itself, and it knows masks of bool; what eager adds must be numbers.
+            mask = self.query.new_zeros(1, 1, queries, keys)
+            mask = torch.ones_like(mask, dtype=torch.bool).tril() if self.causal else mask
         if mask.shape[-1] == 1:
             mask = mask.expand(*mask.shape[:-1], keys)
         if self.rows is None:
@@ -131,7 +135,7 @@ class AttentionCall:
 
     def _seen(self) -> int | Tensor:
         """How many tokens came before the first query: a static cache has more keys than that."""
-        mask, queries, keys = self.attention_mask, self.query.shape[2], self.key.shape[2]
+        mask, queries, keys = self.attention_mask, self.query.shape[2], self.key.shape[2] - self.places
         if mask is None:
             return keys - queries if queries == 1 else 0  # as sdpa takes it: several queries start where the keys do
         if queries == keys or mask.dim() != 4 or mask.shape[2] != queries:
