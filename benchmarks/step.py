@@ -11,7 +11,7 @@ import torch
 from attach import MinimalLora, pristine
 from measure import OUT, interleaved, report
 from rows import MINILM, WIDTH, Named
-from torch import Tensor, nn
+from torch import nn
 from transformers import BertModel, LlamaConfig, LlamaModel
 
 from deltahub import LoraModel
@@ -54,9 +54,9 @@ def one_layer() -> None:
     x = torch.randn(1, 1, WIDTH)
     models = {"bare": base, **variants(base, ["query"])}
     models["peft's layer alone"] = models["peft"].base_model.model.query
-    models["deltahub"], models["minimal"] = models["deltahub"].query, models["minimal"].query
+    models |= {name: models[name].query for name in ("minimal", "deltahub")}
     calls = {
-        name: lambda model=model.eval(): lambda: [model(x) for _ in range(CALLS)]
+        name: lambda model=model: lambda: [model(x) for _ in range(CALLS)]
         for name, model in models.items()
         if name != "peft"
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from torch import Tensor, nn
 
@@ -88,9 +88,8 @@ def overrides(insertion: Insertion, method: str) -> bool:
 
 def stackable(insertion: Insertion) -> Hashable:
     """Equal for insertions that `after_rows` may take at once."""
-    kind: type[Insertion] = type(insertion)
-    key: Hashable = kind if "after_rows" in vars(kind) else id(insertion)
-    return key
+    kind = type(insertion)
+    return cast("Hashable", kind) if "after_rows" in vars(kind) else id(insertion)
 
 
 def first_input(args: Args, kwargs: Kwargs) -> Any:

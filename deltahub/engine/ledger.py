@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deltahub.config import DeltaConfig
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.sharding import assign, whole
-from deltahub.engine.site import is_delta_name
+from deltahub.engine.site import is_delta_name, own_parameters
 from deltahub.errors import TargetError
 
 ATTRIBUTE: Final = "_deltahub_ledger"
@@ -135,8 +135,9 @@ class Ledger:
                 del self.base[name]
         if self.entries:
             return
-        for name in self.trainable or ():
-            tensor_called(backbone, name).requires_grad_(True)
+        if self.trainable is not None:
+            for name, parameter in own_parameters(backbone):
+                parameter.requires_grad_(name in self.trainable)
         drop_ledger(backbone)
 
     def check_shapes(self, backbone: nn.Module) -> None:

@@ -97,7 +97,7 @@ def _entry(ledger: Ledger, delta: DeltaBase | str) -> Entry:
         raise RouteError(msg)
     if any(not insertion.keeps_length for insertion in entry.insertions.values()):
         kind = entry.config.delta_type
-        msg = f"{name!r} is a {kind}, which changes the length of a sequence, and rows of one batch have one length."
+        msg = f"{name!r} is of type {kind}, which changes the length of a sequence, and the rows of a batch have one length."
         raise RouteError(f"{msg} Attach it alone and call the backbone without route().")
     return entry
 

@@ -171,14 +171,15 @@ def close_site(target: nn.Module) -> None:
 
 
 def eject(target: nn.Module, name: str) -> None:
-    """Undo `insert`; with the last insertion the site and its hooks go too."""
+    """Undo `insert`; hooks that no other insertion needs go too, and with the last insertion the site."""
     site = site_of(target)
     site.drop(name)
-    if site.slots:
-        return
-    del target._modules[CHILD]
-    _unhook(target._forward_pre_hooks, target._forward_pre_hooks_with_kwargs, _before)
-    _unhook(target._forward_hooks, target._forward_hooks_with_kwargs, _after)
+    if not any(overrides(insertion, "before") for insertion in site.slots.values()):
+        _unhook(target._forward_pre_hooks, target._forward_pre_hooks_with_kwargs, _before)
+    if not any(overrides(insertion, "after") for insertion in site.slots.values()):
+        _unhook(target._forward_hooks, target._forward_hooks_with_kwargs, _after)
+    if not site.slots:
+        del target._modules[CHILD]
 
 
 def _unhook(hooks: dict[int, Any], flags: dict[int, bool], own: Any) -> None:
