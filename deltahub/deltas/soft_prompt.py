@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final
 from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
-from deltahub.deltas.soft_tokens import LongerMask, SoftTokens
+from deltahub.deltas.soft_tokens import BareEmbeddings, LongerMask, SoftTokens, home_of_embeddings
 from deltahub.engine.building import Like
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Insertion
@@ -37,12 +37,15 @@ class SoftPromptConfig(DeltaConfig):
         init_range: they start between ``-init_range`` and ``init_range``, where `token_init` is False.
         token_init: whether they start as the embeddings of the first tokens of the vocabulary.
         other_expand_ids: what has an entry for each token, and its value for soft tokens.
+        bare_embeddings: whether the model leaves out positions and normalisation, as DistilBERT did for soft tokens in
+            OpenDelta's days; only its checkpoints need that.
     """
 
     soft_token_num: int = 100
     init_range: float = 0.5
     token_init: bool = True
     other_expand_ids: Mapping[str, int] = field(default_factory=_EXPAND_IDS.copy)
+    bare_embeddings: bool = False
 
     delta_type: ClassVar[str] = "soft_prompt"
 
@@ -108,6 +111,9 @@ class SoftPromptModel(DeltaBase):
         modules = dict(own_modules(backbone))
         refuse_own_deltas(modules)
         targets = [Target("", backbone)]
+        if config.bare_embeddings:
+            home = home_of_embeddings(backbone)
+            targets = [Target(home, modules[home]), *targets]
         if getattr(getattr(backbone, "config", None), "is_encoder_decoder", False):
             encoder: Any = backbone.get_encoder()  # type: ignore[operator]
             targets += [Target(name, module) for name, module in modules.items() if module is encoder]
@@ -125,14 +131,15 @@ class SoftPromptModel(DeltaBase):
         cls, backbone: nn.Module, config: SoftPromptConfig, targets: Sequence[Target], like: Like
     ) -> Mapping[str, Insertion]:
         """Soft tokens at the last target, and at the one around it what lets a decoder see them."""
-        *around, home = targets
+        *around, home = targets[1:] if config.bare_embeddings else targets
+        bare = {t.name: BareEmbeddings(t.module) for t in targets[:1] if config.bare_embeddings}
         weight = _embedding_weight(home.module).detach()
         soft = weight.new_empty(config.soft_token_num, weight.shape[1], device=like(home.module).device)
         if not soft.is_meta:
             _draw(soft, weight, config)
         fills, count = config.other_expand_ids, config.soft_token_num
         masks = {target.name: LongerMask(target.module, count, fills) for target in around}
-        return {**masks, home.name: SoftTokens(soft, home.module, fills)}
+        return {**bare, **masks, home.name: SoftTokens(soft, home.module, fills)}
 
 
 def _draw(soft: Tensor, weight: Tensor, config: SoftPromptConfig) -> None:

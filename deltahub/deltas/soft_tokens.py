@@ -144,6 +144,30 @@ class LongerMask(Growing):
         return given if text is None else {**given, **self.longer_mask(given, text.shape[1])}
 
 
+class BareEmbeddings(Insertion):
+    """Passes the embeddings that a module of embeddings is given on as they are, without positions and normalisation.
+
+    DistilBERT did so up to transformers 4, and soft tokens that were trained on it count on that.
+    """
+
+    keeps_length = False
+
+    def __init__(self, target: nn.Module) -> None:
+        super().__init__()
+        self.place = [*inspect.signature(type(target).forward).parameters].index("inputs_embeds") - 1
+
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """The embeddings, ``(batch, tokens, hidden)``, where they were given, else what was made of the text."""
+        given = args[self.place] if len(args) > self.place else kwargs.get("inputs_embeds")
+        return output if given is None else given
+
+
+def home_of_embeddings(target: nn.Module) -> str:
+    """The name of the module that a model's token embeddings are in; ``""`` for the model itself."""
+    embeddings = target.get_input_embeddings()  # type: ignore[operator]
+    return next((name.rpartition(".")[0] for name, module in own_modules(target) if module is embeddings), "")
+
+
 def _cached(given: Kwargs) -> int:
     """How many positions, soft tokens among them, a cache holds.
 
@@ -172,9 +196,7 @@ def _learned_positions(target: nn.Module) -> int | None:
 
     Rotary and relative positions have no end, whatever length the config says that they were trained on.
     """
-    embeddings = target.get_input_embeddings()  # type: ignore[operator]
-    home = next((name.rpartition(".")[0] for name, module in own_modules(target) if module is embeddings), "")
-    for key, table in module_at(target, home)._modules.items():
+    for key, table in module_at(target, home_of_embeddings(target))._modules.items():
         if key in _TABLES and isinstance(table, nn.Embedding):
             skipped = 0 if table.padding_idx is None else table.padding_idx + 1  # RoBERTa counts from there
             return table.num_embeddings - skipped - int(getattr(table, "offset", 0))  # OPT and BART too

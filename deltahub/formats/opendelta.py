@@ -72,7 +72,7 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
     saved = _unpickle(folder / WEIGHTS)
     tensors = dict(_translate(saved, config, backbone))
     _check_places(tensors, backbone, folder)
-    document = _document(config, _addresses(tensors, config))
+    document = _document(config, _addresses(tensors, config) | _habits(config, backbone))
     return Checkpoint(folder, document, None, tensors)
 
 
@@ -119,6 +119,12 @@ def _addresses(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict
         return {"modified_modules": config.get("modified_modules"), "common_structure": common}
     modules = [name.partition(f".{CHILD}.")[0] for name in tensors if is_delta_name(name)]
     return {"modified_modules": list(dict.fromkeys(modules)), "common_structure": False}
+
+
+def _habits(config: Mapping[str, Any], backbone: nn.Module) -> dict[str, Any]:
+    """What transformers did in the original's days and does no more."""
+    classes = {cls.__name__ for _, module in own_modules(backbone) for cls in type(module).__mro__}
+    return {"bare_embeddings": True} if config["delta_type"] == "soft_prompt" and "DistilBertModel" in classes else {}
 
 
 def _check_places(tensors: Mapping[str, Tensor], backbone: nn.Module, folder: Path) -> None:
