@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from deltahub.engine.pseudo import possible_inputs
 from deltahub.engine.structure import MARK, StructureMap
 from deltahub.engine.tree import linear_width
 from deltahub.errors import TargetError
+
+# The ways of transformers to run attentions and experts that never ask for a value, which a tensor without any would refuse.
+_BLIND: Final = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}
 
 
 class _AllSeen(Exception):
@@ -209,6 +212,7 @@ def meta_copy(backbone: nn.Module) -> nn.Module:
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     clone = copy.deepcopy(backbone, memo)
     config: Any = getattr(clone, "config", None)
-    if hasattr(config, "_experts_implementation"):
-        config._experts_implementation = "batched_mm"  # the one that runs experts without values and in any precision
+    for key, value in _BLIND.items():
+        if hasattr(config, key):
+            setattr(config, key, value)
     return clone
