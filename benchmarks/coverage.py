@@ -31,7 +31,7 @@ from deltahub import AutoDeltaModel
 from deltahub.engine.delta import delta_classes
 from deltahub.engine.structure import StructureMap
 
-SECONDS: Final = 60  # for one model
+SECONDS: Final = 90  # for one model
 MEMORY: Final = 14 << 30
 OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "adapter": {"bottleneck_dim": 4},

@@ -53,8 +53,8 @@ def attention_at(tree: Tree, core: str) -> Attention | None:
         whole, roles["proj"] = found
     first = next((roles[key] for key in ("q", *FUSED) if key in roles), None)
     width = tree.linears[roles["proj"]][1] if "proj" in roles else tree.linears[first][0] if first else None
-    latent = bool(first) and first.endswith("_b_proj")  # its input has been narrowed by another layer
-    width_in = width if latent or not first else tree.linears[first][0]
+    latent = first is not None and first.endswith("_b_proj")  # its input has been narrowed by another layer
+    width_in = width if latent or first is None else tree.linears[first][0]
     return Attention(core, whole, block, roles, width, width_in, _is_cross(tree, core, block, roles))
 
 

@@ -17,6 +17,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from deltahub.engine.insertion import first_input, map_hidden
 from deltahub.engine.pseudo import possible_inputs
+from deltahub.engine.site import own_modules
 from deltahub.engine.structure import MARK, StructureMap
 from deltahub.engine.tree import linear_width
 from deltahub.errors import TargetError
@@ -138,13 +139,17 @@ def _first_inside(structure: StructureMap, name: str, module: nn.Module) -> tupl
     return next(filter(None, inside), None)
 
 
-def _told_inside(backbone: nn.Module, names: Collection[str]) -> dict[str, int]:
-    """The widths of attentions and feed-forwards: that of their last layer, by its common name."""
-    structure, modules = StructureMap.of(backbone), dict(backbone.named_modules())
+def _told_inside(backbone: nn.Module, names: Collection[str], within: str = "") -> dict[str, int]:
+    """The widths of attentions and feed-forwards: that of their last layer, by its common name.
+
+    Args:
+        within: what stands before that name: with ``attn@.`` the widths are those of blocks.
+    """
+    structure, modules = StructureMap.of(backbone), dict(own_modules(backbone))
     found = {name: structure.guess.widths[name] for name in names if name in structure.guess.widths}
     for name in names:
-        common = structure.common_name(name)
-        last = {f"{common}.proj{MARK}", f"{common}.w2{MARK}"}
+        common = f"{structure.common_name(name)}.{within}"
+        last = {f"{common}proj{MARK}", f"{common}w2{MARK}"}
         for inner, module in modules.items():
             if (
                 inner.startswith(f"{name}.")
@@ -175,8 +180,12 @@ def _probe(backbone: nn.Module, names: Collection[str], *, of_inputs: bool = Fal
     for name in names:
         modules[name].register_forward_hook(watch(name), with_kwargs=True)
     failure = _run(clone, backbone)
-    if len(seen) < len(names) and failure:
+    refused = isinstance(failure, TargetError)
+    if len(seen) < len(names) and failure and not refused:
         _run(clone.bfloat16(), backbone)  # kernels of some mixtures of experts know no other precision
+    missing = [name for name in names if name not in seen]
+    if missing and not refused:  # a block adds what it computes to what it is given
+        seen |= _told_inside(backbone, missing, f"attn{MARK}.")
     if missing := [name for name in names if name not in seen]:
         why = f"failed: {failure}" if failure else "never called it"
         msg = (
@@ -196,8 +205,8 @@ def _run(clone: nn.Module, backbone: nn.Module) -> Exception | None:
         try:
             with torch.no_grad():
                 clone(**cast)
-        except _AllSeen:
-            return None
+        except (_AllSeen, TargetError) as done:  # or a module returns what holds no hidden state
+            return done if isinstance(done, TargetError) else None
         except Exception as error:  # noqa: BLE001  # a model may fail in any way on inputs that mean nothing
             failure = failure or error
     return failure

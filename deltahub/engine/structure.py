@@ -195,19 +195,18 @@ def _match(
             return real
     elif common_structure is False:
         return []
-    spelled = Address(marked(pattern))
     return [
         (name, part)
         for name in names
         for common, part in structure.variants(name)
-        if address.matches(common) or spelled.matches(common) or _regex_matches_plain(address, common)
+        if address.matches(common) or (MARK not in pattern and _matches_plain(address, common))
     ]
 
 
-def _regex_matches_plain(address: Address, common: str) -> bool:
-    return (
-        address.pattern.startswith("[r]") and MARK not in address.pattern and address.matches(common.replace(MARK, ""))
-    )
+def _matches_plain(address: Address, common: str) -> bool:
+    """Whether a pattern without "@" means a common name, whose own last element is one, not only those before it."""
+    is_common = common.rstrip("0123456789.").endswith(MARK)
+    return is_common and address.matches(common.replace(MARK, ""))
 
 
 def _no_match(

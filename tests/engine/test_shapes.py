@@ -4,9 +4,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from deltahub import AdapterModel, LoraModel
+from deltahub.engine.pseudo import possible_inputs, pseudo_inputs
 from deltahub.engine.shapes import is_conv1d, linear_shape, meta_copy, output_widths, told_width
 from deltahub.errors import TargetError
 from tests.backbones import BACKBONES, bert, gpt2, original, t5, untouched, vit
+from tests.engine.families import SIZES, family
 
 
 @pytest.mark.parametrize(
@@ -129,3 +131,50 @@ def test_a_width_that_nothing_tells_is_an_error_that_says_why(fail, why):
     assert "The width of head (Head) is not known" in str(caught.value)
     assert why in str(caught.value)
     assert "Address a layer inside it" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(SIZES.keys() - {"openai", "resnet"}))
+def test_the_width_of_a_block_is_found_in_models_of_every_kind(name):
+    backbone = family(name)
+    blocks = {n: m for n, m in backbone.named_modules() if n.endswith(".0") and list(m.children())}
+    blocks = {n: m for n, m in blocks.items() if type(m).__name__.endswith(("Layer", "Block"))}
+    blocks = {n: m for n, m in blocks.items() if "Conv" not in type(m).__name__}  # their channels are not the last
+
+    with untouched(backbone):
+        assert all(width in {8, 16} for width in output_widths(backbone, blocks).values())
+
+
+def test_a_block_that_returns_a_list_tells_no_width():
+    backbone = family("openai")
+
+    with pytest.raises(TargetError, match="The target returns a list"):
+        output_widths(backbone, {"h.0": backbone.get_submodule("h.0")})
+
+
+def test_pseudo_inputs_have_as_many_rows_and_tokens_as_asked_for():
+    assert {key: tuple(t.shape) for key, t in pseudo_inputs(t5(), batch=3, length=5).items()} == {
+        "input_ids": (3, 5),
+        "decoder_input_ids": (3, 5),
+    }
+
+
+def test_a_model_of_two_kinds_of_input_is_tried_with_one_and_with_both():
+    tried = [set(inputs) for inputs in possible_inputs(family("clip"))]
+
+    assert {"input_ids"} in tried
+    assert {"input_ids", "pixel_values"} in tried
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "expected"),
+    [
+        ("longformer", "encoder.layer.0.attention", 16),  # its forward cannot run without values
+        ("electra", "encoder.layer.0.attention", 16),
+        ("mixtral", "layers.0.mlp", 16),
+        ("clip", "vision_model.encoder.layers.0.mlp", 16),
+    ],
+)
+def test_an_attention_or_a_feed_forward_tells_its_width_by_its_last_layer(name, module, expected):
+    backbone = family(name)
+
+    assert output_widths(backbone, {module: backbone.get_submodule(module)}) == {module: expected}
