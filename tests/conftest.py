@@ -16,6 +16,7 @@ from deltahub.registry.registry import Registry
 from deltahub.stores.local import LocalStore
 from tests.checkpoints import save_checkpoint
 from tests.faults import Faults
+from tests.s3_servers import moto, proxy, s3_keys, seaweed  # noqa: F401  (fixtures)
 
 # huggingface_hub reads these once, when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -42,6 +43,8 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     monkeypatch.setenv("DELTAHUB_AUTHOR", "ada")
     for variable in ("DELTAHUB_NAMESPACE", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH"):
         monkeypatch.delenv(variable, raising=False)
+    for variable in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(variable)
 
 
 @pytest.fixture

@@ -55,14 +55,14 @@ class Store(Protocol):
     def create(self, sources: Mapping[str, Source], progress: Progress | None = None) -> None:
         """Store objects; on return all of them are durable.
 
-        An object that is there already is left alone; if it is damaged, it is written again.
+        An object that is there already keeps its bytes and counts as new; a damaged one is written again.
 
         Args:
             sources: bytes, or the file that holds them, by their sha256 (64 hex digits).
 
         Raises:
             IntegrityError: bytes do not have the digest given. Nothing was stored.
-            StorageError: the store is full or not writable. Nothing was stored.
+            StorageError: the store is full, not writable or out of reach. Whatever was stored is whole.
         """
         ...
 
@@ -77,6 +77,7 @@ class Store(Protocol):
 
         Raises:
             ConflictError: the key holds something else. Nothing was written.
+            StorageError: the store is full, not writable or out of reach, or knows no compare-and-swap.
         """
         ...
 

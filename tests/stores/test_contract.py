@@ -13,11 +13,18 @@ from deltahub.errors import ConflictError, IntegrityError, NotFoundError
 from deltahub.stores.base import Store, object_key
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
+from deltahub.stores.s3 import S3Store
+from tests.s3_servers import QUICK
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "moto", "seaweed"])
 def store(request, tmp_path) -> Store:
-    return LocalStore(tmp_path / "store") if request.param == "local" else MemoryStore()
+    if request.param == "local":
+        return LocalStore(tmp_path / "store")
+    if request.param == "memory":
+        return MemoryStore()
+    request.getfixturevalue("s3_keys")
+    return S3Store(request.getfixturevalue(request.param).bucket(), QUICK)
 
 
 def sha256(data: bytes) -> str:
@@ -167,4 +174,4 @@ def test_of_many_writers_at_once_exactly_one_wins_each_round(store):
 
 
 def test_a_store_says_where_it_is(store, tmp_path):
-    assert store.url in (str(tmp_path / "store"), "memory")
+    assert store.url in (str(tmp_path / "store"), "memory") or store.url.startswith("s3://deltas/test/")

@@ -1,0 +1,156 @@
+"""Where in which S3 server a store is, and as whom to go there.
+
+What the registry's configuration leaves open comes from where every AWS tool looks: AWS_ACCESS_KEY_ID and its fellows,
+AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE, ~/.aws/credentials and ~/.aws/config, and last the machine itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from deltahub.errors import ConfigError
+from deltahub.stores import profiles
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store as Client
+
+SCHEME: Final = "s3://"
+PART: Final = 8 << 20  # bytes that one request sends at most
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_PREFIX: Final = re.compile(r"(?!\.\.?(/|$))[A-Za-z0-9._=-]+(/(?!\.\.?(/|$))[A-Za-z0-9._=-]+)*")
+_ENDPOINT: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-fA-F:]+\](:[0-9]{1,5})?")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for a server before it counts as out of reach.
+
+    Attributes:
+        connect: seconds for a connection to come about.
+        answer: seconds without a byte of an answer.
+        upload: seconds for one request that sends bytes, `PART` of them at most, to be done.
+        retries: how often a request is repeated after a lost connection, an answer 429 or 5xx.
+        backoff: seconds before the first repetition; each further wait is up to twice as long.
+        total: seconds after which nothing is repeated any more.
+    """
+
+    connect: float = 5.0
+    answer: float = 30.0
+    upload: float = 300.0
+    retries: int = 6
+    backoff: float = 0.1
+    total: float = 60.0
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A place in an S3 server.
+
+    Attributes:
+        name: of the bucket.
+        prefix: what every key starts with, without slashes at its ends; may be empty.
+        endpoint: URL of the server; None for what the environment or the profile says, or else AWS itself.
+        region: the same for the region.
+        profile: of ~/.aws/credentials or ~/.aws/config; None for the environment's keys.
+    """
+
+    name: str
+    prefix: str = ""
+    endpoint: str | None = None
+    region: str | None = None
+    profile: str | None = None
+
+    @classmethod
+    def parse(
+        cls, url: str, *, endpoint: str | None = None, region: str | None = None, profile: str | None = None
+    ) -> Bucket:
+        """Read ``s3://bucket/prefix``.
+
+        Raises:
+            ConfigError: it or the endpoint is not well formed, or holds a secret.
+        """
+        name, _, prefix = url.removeprefix(SCHEME).partition("/")
+        prefix = prefix.strip("/")
+        if "@" in url or (endpoint and "@" in endpoint):
+            msg = (
+                "The address of a registry must hold no user or secret. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "or name a profile of ~/.aws/credentials."
+            )
+            raise ConfigError(msg)
+        if not url.startswith(SCHEME) or not _NAME.fullmatch(name) or (prefix and not _PREFIX.fullmatch(prefix)):
+            msg = (
+                f"{url!r} is no place in a bucket: expected s3://bucket/prefix, the bucket of 3 to 63 lower-case letters, "
+                "digits, '-' and '.', the prefix of letters, digits, '.', '_', '=', '-' and '/'."
+            )
+            raise ConfigError(msg)
+        if endpoint is not None and not _ENDPOINT.fullmatch(endpoint.rstrip("/")):
+            msg = f"{endpoint!r} is no address of an S3 server: expected a URL such as https://s3.example.org, without a path."
+            raise ConfigError(msg)
+        return cls(name, prefix, endpoint.rstrip("/") if endpoint else None, region, profile)
+
+    @property
+    def url(self) -> str:
+        """The place, for people: ``"s3://bucket/prefix at https://s3.example.org"``."""
+        url = f"{SCHEME}{self.name}/{self.prefix}".rstrip("/")
+        return f"{url} at {self.server}" if self.server else url
+
+    @property
+    def server(self) -> str | None:
+        """The URL of the server as far as the configuration and the environment say; None for AWS."""
+        variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+        return self.endpoint or next((os.environ[name] for name in variables if os.environ.get(name)), None)
+
+
+def connect(bucket: Bucket, patience: Patience) -> tuple[Client, Client]:
+    """Clients for reading and for writing; neither asks the server anything yet.
+
+    Raises:
+        ConfigError: obstore is not installed, or the profile cannot be used.
+    """
+    try:
+        from obstore.store import S3Store as Client  # late: no other store needs it
+    except ModuleNotFoundError as error:
+        msg = f"{bucket.url} needs the package obstore, which is not installed: pip install 'deltahub[s3]'"
+        raise ConfigError(msg) from error
+
+    login = profiles.login(bucket.profile)
+    endpoint = bucket.server or login.endpoint
+    config: dict[str, Any] = {"conditional_put": "etag", "disable_bulk_delete": True}
+    if endpoint:
+        config |= {"endpoint": endpoint, "aws_endpoint_url_s3": endpoint}
+    if region := bucket.region or login.region:
+        config |= {"region": region}
+    common: dict[str, Any] = {
+        "allow_http": (endpoint or "").startswith("http://"),
+        "connect_timeout": _span(patience.connect),
+    }
+    retry: Any = {
+        "max_retries": patience.retries,
+        "backoff": {"init_backoff": _span(patience.backoff), "max_backoff": _span(patience.backoff * 50), "base": 2},
+        "retry_timeout": _span(patience.total),
+    }
+    # A download may last as long as bytes come; an upload sees none until it is done.
+    limits: tuple[dict[str, Any], ...] = (
+        {"read_timeout": _span(patience.answer), "timeout": _span(86400)},
+        {"timeout": _span(patience.upload)},
+    )
+    reader, writer = (
+        Client(
+            bucket.name,
+            prefix=bucket.prefix or None,
+            config=config,  # type: ignore[arg-type]  # a dictionary of its keys
+            client_options=common | limit,  # type: ignore[arg-type]
+            retry_config=retry,
+            credential_provider=login.credentials,
+        )
+        for limit in limits
+    )
+    return reader, writer
+
+
+def _span(seconds: float) -> timedelta:
+    return timedelta(seconds=seconds)

@@ -1,0 +1,65 @@
+"""Whether an S3 server keeps its word: some accept conditional writes and ignore the condition.
+
+On such a server two who push at once would overwrite each other's work, and both would be told that all is well. It is asked
+before the first write, with one small object that is removed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from typing import TYPE_CHECKING, Any, Final
+
+from deltahub.stores.s3_errors import code_of, lost, status_of
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store as Client
+
+PROBES: Final = "probe/"
+_TRIES: Final = 3
+
+
+def weakness(client: Client) -> str | None:
+    """What is missing for a real compare-and-swap, as a clause; None if nothing is.
+
+    Raises:
+        obstore.exceptions.BaseError: the server cannot be asked, or may not be written to.
+    """
+    from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError  # late: no other store needs it
+
+    for last in [False] * (_TRIES - 1) + [True]:
+        try:
+            return _tried(client, f"{PROBES}{uuid.uuid4().hex}")
+        except (AlreadyExistsError, PreconditionError):
+            # The condition held. A request that was repeated after a lost answer looks the same, so it is tried anew.
+            continue
+        except GenericError as error:
+            if status_of(error) == 501 or code_of(error) == "NotImplemented":
+                return "does not know conditional writes"
+            if last or not lost(error):
+                raise
+    return "refuses a write whose condition holds"
+
+
+def _tried(client: Client, key: str) -> str | None:
+    import obstore
+    from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+    def put(data: bytes, mode: Any) -> str | None:
+        return obstore.put(client, key, data, mode=mode)["e_tag"]
+
+    first = put(b"1", "create")
+    try:
+        if not first:
+            return "gives no ETags"
+        with contextlib.suppress(AlreadyExistsError):
+            put(b"2", "create")
+            return "ignores If-None-Match"
+        put(b"3", {"e_tag": first})
+        with contextlib.suppress(PreconditionError):
+            put(b"4", {"e_tag": first})
+            return "ignores If-Match"
+        return None
+    finally:
+        with contextlib.suppress(Exception):  # it is in nobody's way
+            obstore.delete(client, key)

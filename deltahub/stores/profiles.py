@@ -1,0 +1,101 @@
+"""The profiles of ~/.aws, as every AWS tool reads them: keys, region and server under a name."""
+
+from __future__ import annotations
+
+import configparser
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from deltahub.errors import ConfigError
+from deltahub.nearest import suggest
+
+# What the client itself finds in the environment, before any file.
+_ENVIRONMENT: Final = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_SKIP_SIGNATURE",
+)
+_SIGN_IN: Final = ("role_arn", "sso_session", "sso_start_url", "credential_process", "login_session")
+
+
+@dataclass(frozen=True)
+class Login:
+    """As whom to go to a server.
+
+    Attributes:
+        credentials: called for keys; None for those that the client finds in the environment or the machine.
+        region: what the profile says, if anything.
+        endpoint: URL of the server, the same.
+    """
+
+    credentials: Callable[[], Any] | None = None
+    region: str | None = None
+    endpoint: str | None = None
+
+
+def login(profile: str | None) -> Login:
+    """The keys of a profile; of the environment if none is named; else of the environment's profile, or `default`.
+
+    Raises:
+        ConfigError: there is no such profile, it holds no keys, or boto3 is needed to sign in with it.
+    """
+    if profile is None and any(os.environ.get(name) for name in _ENVIRONMENT):
+        return Login()
+    name = profile or os.environ.get("AWS_PROFILE") or "default"
+    known = _profiles()
+    if name not in known:
+        if profile is None and not os.environ.get("AWS_PROFILE"):
+            return Login()
+        hint = suggest(name, known) if known else "there is none at all."
+        msg = f"There is no profile {name!r} in {_credentials_file()} or {_config_file()}; {hint}"
+        raise ConfigError(msg)
+    settings = known[name]
+    return Login(_credentials(name, settings), settings.get("region"), settings.get("endpoint_url"))
+
+
+def _credentials(name: str, settings: Mapping[str, str]) -> Callable[[], Any] | None:
+    if how := next((key for key in _SIGN_IN if key in settings), None):
+        try:
+            import boto3
+            from obstore.auth.boto3 import Boto3CredentialProvider
+        except ModuleNotFoundError as error:
+            msg = f"The profile {name!r} signs in with {how}, which needs the package boto3: pip install boto3"
+            raise ConfigError(msg) from error
+        return Boto3CredentialProvider(boto3.session.Session(profile_name=name))
+    if "aws_access_key_id" not in settings:  # it sets a region, say
+        return None
+    keys = {
+        "access_key_id": settings["aws_access_key_id"],
+        "secret_access_key": settings.get("aws_secret_access_key", ""),
+        "token": settings.get("aws_session_token"),
+        "expires_at": None,
+    }
+    return lambda: keys
+
+
+def _profiles() -> dict[str, dict[str, str]]:
+    """Every profile of both files; where both set a key, the file of credentials does."""
+    found: dict[str, dict[str, str]] = {}
+    for path in (_config_file(), _credentials_file()):
+        parser = configparser.RawConfigParser(default_section="")
+        try:
+            parser.read(path, "utf-8")
+        except (configparser.Error, UnicodeDecodeError) as error:
+            msg = f"{path} cannot be read as a file of profiles: {error}. Correct it, or set AWS_ACCESS_KEY_ID."
+            raise ConfigError(msg) from error
+        for section in parser.sections():
+            found.setdefault(section.removeprefix("profile ").strip(), {}).update(parser.items(section))
+    return found
+
+
+def _credentials_file() -> Path:
+    return Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser()
+
+
+def _config_file() -> Path:
+    return Path(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()

@@ -1,0 +1,264 @@
+"""A store in an S3 bucket, or in any server that speaks S3 with conditional writes.
+
+Objects are sent whole, and appear whole or not at all. A document is written on the condition that it is still the one that was
+read: `If-Match` with its ETag, or `If-None-Match: *` if there was none. obstore repeats what can be repeated blindly; a
+conditional write whose answer was lost is looked at before it is repeated, for it may have been carried out.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from deltahub.errors import ConflictError, IntegrityError, NotFoundError, StorageError
+from deltahub.files import CHUNK, sha256_file
+from deltahub.stores.base import Progress, Source, object_key
+from deltahub.stores.bucket import PART, Bucket, Patience, connect
+from deltahub.stores.probe import weakness
+from deltahub.stores.s3_errors import lost, s3_errors
+from deltahub.stores.waiting import Stopped, each, interruptible
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store as Client
+
+
+_MOST_PARTS: Final = 10_000  # of one object, says S3
+_AT_ONCE: Final = 4  # objects on their way
+_PARTS_AT_ONCE: Final = 2  # of one object
+_TRIES: Final = 3  # of a write whose answer is lost
+
+_weaknesses: dict[tuple[str | None, str], str | None] = {}  # by server and bucket, as long as the process lasts
+
+
+class S3Store:
+    """A store in a bucket.
+
+    Args:
+        bucket: where it is, and as whom to go there.
+        patience: how long to wait for the server.
+    """
+
+    def __init__(self, bucket: Bucket, patience: Patience | None = None) -> None:
+        self.bucket = bucket
+        self.patience = patience or Patience()
+
+    @property
+    def url(self) -> str:
+        """The bucket, the prefix and the server."""
+        return self.bucket.url
+
+    @functools.cached_property
+    def _clients(self) -> tuple[Client, Client]:
+        return connect(self.bucket, self.patience)
+
+    # ----- reading -----
+
+    def read(self, key: str) -> bytes:
+        """The bytes under a key."""
+        return interruptible(lambda: self._get(key))[0]
+
+    def read_tagged(self, key: str) -> tuple[bytes, str] | None:
+        """The bytes under a key and their ETag."""
+        try:
+            return interruptible(lambda: self._get(key))
+        except NotFoundError:
+            return None
+
+    def _get(self, key: str) -> tuple[bytes, str]:
+        import obstore
+
+        try:
+            with self._reading():
+                found = obstore.get(self._clients[0], key)
+                return found.bytes().to_bytes(), found.meta["e_tag"] or ""
+        except FileNotFoundError as error:
+            raise NotFoundError(key, (self.url,)) from error
+
+    def fetch(self, key: str, into: Path, progress: Progress | None = None) -> str:
+        """Copy the bytes under a key to a new file; a connection that breaks is taken up where it was."""
+        stop = threading.Event()
+
+        def copy() -> str:
+            digest, chunks = hashlib.sha256(), self._chunks(key)
+            first = next(chunks, b"")  # a missing key makes no file
+            with into.open("xb") as file:
+                while first and not stop.is_set():
+                    digest.update(first)
+                    file.write(first)
+                    if progress:
+                        progress(len(first))
+                    first = next(chunks, b"")
+            return digest.hexdigest()
+
+        try:
+            return interruptible(copy)
+        finally:
+            stop.set()
+
+    def _chunks(self, key: str) -> Iterator[bytes]:
+        import obstore
+
+        try:
+            with self._reading():
+                stream = iter(obstore.get(self._clients[0], key).stream(min_chunk_size=CHUNK))
+            while True:
+                with self._reading():
+                    chunk = next(stream, None)
+                if chunk is None:
+                    return
+                yield chunk
+        except FileNotFoundError as error:
+            raise NotFoundError(key, (self.url,)) from error
+
+    def keys(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Every key that starts with `prefix`, sorted; its stamp is its ETag and time of change."""
+
+        def listed() -> list[tuple[str, str]]:
+            with self._reading():  # a server lists whole folders
+                batches = self._clients[0].list(prefix.rpartition("/")[0] or None, chunk_size=1000)
+                return sorted(
+                    (meta["path"], f"{meta['e_tag']}-{meta['last_modified'].timestamp()}")
+                    for batch in batches
+                    for meta in batch
+                )
+
+        yield from ((key, stamp) for key, stamp in interruptible(listed) if key.startswith(prefix))
+
+    def _reading(self) -> Any:
+        return s3_errors("Reading the registry", self.bucket, "read")
+
+    # ----- writing -----
+
+    def create(self, sources: Mapping[str, Source], progress: Progress | None = None) -> None:
+        """Store objects, several at once; each is sent even if it is there, which also heals it and makes it count as new."""
+        for sha256, source in sources.items():
+            _require(source, sha256, _digest(source))
+        self._refuse_weak()
+
+        def send(item: tuple[str, Source], stop: threading.Event) -> None:
+            self._send(*item, progress, stop)
+
+        each(send, sources.items(), _AT_ONCE)
+
+    def _send(self, sha256: str, source: Source, progress: Progress | None, stop: threading.Event) -> None:
+        import obstore
+
+        key, client = object_key(sha256), self._clients[1]
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        with s3_errors("Storing a delta", self.bucket):
+            if size > PART and isinstance(source, Path):
+                parts = _parts(source, sha256, progress, stop)
+                part = max(PART, math.ceil(size / _MOST_PARTS))
+                try:
+                    obstore.put(client, key, parts, use_multipart=True, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
+                except FileNotFoundError:  # so may say who is asked again to put together what is put together
+                    if self._stored(key) != sha256:
+                        raise
+                return
+            data = source if isinstance(source, bytes) else source.read_bytes()
+            _require(source, sha256, hashlib.sha256(data).hexdigest())
+            obstore.put(client, key, data, use_multipart=False)
+            if progress:
+                progress(size)
+
+    def _stored(self, key: str) -> str | None:
+        digest = hashlib.sha256()
+        try:
+            for chunk in self._chunks(key):
+                digest.update(chunk)
+        except NotFoundError:
+            return None
+        return digest.hexdigest()
+
+    def swap(self, key: str, data: bytes, expected: str | None) -> str:
+        """Replace a document by a conditional write."""
+        self._refuse_weak()
+        return interruptible(lambda: self._swap(key, data, expected))
+
+    def _swap(self, key: str, data: bytes, expected: str | None) -> str:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
+
+        mode: Any = "create" if expected is None else {"e_tag": expected}
+        doing = "Updating a delta's record"
+        for last in [False] * (_TRIES - 1) + [True]:
+            with s3_errors(doing, self.bucket):
+                try:
+                    return obstore.put(self._clients[1], key, data, mode=mode)["e_tag"] or ""
+                except (AlreadyExistsError, PreconditionError):
+                    pass
+                except GenericError as error:
+                    if last or not lost(error):
+                        raise
+            found = self.read_tagged(key)  # by now the server answers again, or this says that it does not
+            if found and found[0] == data:  # an earlier try was carried out
+                return found[1]
+            if (found[1] if found else None) != expected:
+                raise ConflictError(key, expected, found[1] if found else None)
+        msg = (
+            f"{doing} failed in {self.url} (a write whose condition holds is refused). Repeat it; nothing was written."
+        )
+        raise StorageError(msg)
+
+    def delete(self, key: str) -> None:
+        """Remove a key."""
+        interruptible(lambda: self._delete(key))
+
+    def _delete(self, key: str) -> None:
+        import obstore
+        from obstore.exceptions import GenericError
+
+        with s3_errors("Removing from the registry", self.bucket):
+            try:
+                obstore.delete(self._clients[1], key)
+            except GenericError as error:
+                if not lost(error):
+                    raise
+                obstore.delete(self._clients[1], key)
+
+    def _refuse_weak(self) -> None:
+        place = (self.bucket.server, self.bucket.name)
+        if place not in _weaknesses:
+            with s3_errors("Writing to the registry", self.bucket):
+                _weaknesses[place] = interruptible(lambda: weakness(self._clients[1]))
+        if reason := _weaknesses[place]:
+            msg = (
+                f"{self.url} {reason}: of two people who push at once, one would overwrite the other's work unseen. "
+                "DeltaHub reads from it, but does not write to it. Use a server with conditional writes, such as AWS S3, "
+                "Cloudflare R2, MinIO or SeaweedFS."
+            )
+            raise StorageError(msg)
+
+
+def _digest(source: Source) -> str:
+    return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else sha256_file(source)[0]
+
+
+def _require(source: Source, expected: str, found: str) -> None:
+    if found != expected:
+        what = str(source) if isinstance(source, Path) else "An object"
+        raise IntegrityError(
+            what, f"sha256:{expected}", f"sha256:{found}", "It changed while it was published; repeat."
+        )
+
+
+def _parts(path: Path, sha256: str, progress: Progress | None, stop: threading.Event) -> Iterator[bytes]:
+    """The bytes of a file; the last of them only if all have the digest, so that a file that changed is never put together."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        ahead = file.read(CHUNK)
+        while chunk := ahead:
+            digest.update(chunk)
+            ahead = file.read(CHUNK)
+            if not ahead:
+                _require(path, sha256, digest.hexdigest())
+            if stop.is_set():
+                raise Stopped
+            yield chunk
+            if progress:
+                progress(len(chunk))

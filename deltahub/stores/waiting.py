@@ -1,0 +1,64 @@
+"""Waiting for calls that do not hear Ctrl-C themselves."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+
+class Stopped(BaseException):
+    """Raised within a call that nobody waits for any more."""
+
+
+def interruptible(call: Callable[[], T]) -> T:
+    """Make a call on a thread of its own, so that Ctrl-C and signals are heard while it waits for a server.
+
+    The thread is a daemon: a process that was interrupted ends at once, whatever the server does.
+    """
+    return _started(call).result()
+
+
+def each(call: Callable[[Item, threading.Event], None], items: Iterable[Item], at_once: int) -> None:
+    """Make a call for every item, several at once; the first that fails keeps the others from going on.
+
+    Args:
+        call: takes an item, and the event that is set when it shall end early.
+        at_once: how many run at the same time.
+    """
+    waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
+    for item in items:
+        waiting.put(item)
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                item = waiting.get_nowait()
+            except queue.Empty:
+                return
+            call(item, stop)
+
+    try:
+        for running in [_started(work) for _ in range(min(at_once, waiting.qsize()))]:
+            running.result()
+    finally:
+        stop.set()
+
+
+def _started(call: Callable[[], T]) -> Future[T]:
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001  (whoever waits gets it)
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="deltahub-store", daemon=True).start()
+    return future

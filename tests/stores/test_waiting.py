@@ -1,0 +1,67 @@
+"""Waiting for a server never keeps Ctrl-C from being heard, and one failure ends all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from deltahub.stores.waiting import each, interruptible
+
+
+def test_a_call_gives_back_what_it_gives_or_raises():
+    assert interruptible(lambda: 1) == 1
+    with pytest.raises(ZeroDivisionError):
+        interruptible(lambda: 1 / 0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_an_interrupt_is_heard_while_a_call_waits():
+    never = threading.Event()
+
+    def call() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        never.wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(call)
+    never.set()
+
+
+def test_every_item_has_its_call_and_no_more_than_asked_run_at_once():
+    done, running, lock, full = [], set(), threading.Lock(), threading.Barrier(2, timeout=30)
+
+    def call(item: int, stop: threading.Event) -> None:
+        with lock:
+            running.add(item)
+            assert len(running) <= 2
+        full.wait()  # goes on only while two are running
+        with lock:
+            running.remove(item)
+            done.append(item)
+        full.wait()
+
+    each(call, range(4), 2)
+    assert sorted(done) == [0, 1, 2, 3]
+
+
+def test_the_first_failure_is_raised_and_the_rest_are_told_to_stop():
+    started, told = [], threading.Event()
+
+    def call(item: int, stop: threading.Event) -> None:
+        started.append(item)
+        if item == 0:
+            raise ValueError(item)
+        stop.wait()
+        told.set()
+
+    with pytest.raises(ValueError, match="0"):
+        each(call, range(100), 2)
+    assert told.wait(30) or len(started) == 1
+    assert len(started) <= 2
+
+
+def test_nothing_to_do_is_done():
+    each(lambda item, stop: pytest.fail("called"), [], 4)
