@@ -123,6 +123,7 @@ class FreezeMixin:
             MergeError: deltas are merged.
             RouteError: a route is open.
         """
+        ledger = self._ledger  # or an error: the delta was removed
         refuse_merged(self.backbone_model)
         refuse_routed(self.backbone_model)
         names = tuple((self._entry.config.unfrozen_modules if exclude is None else exclude) or ())
@@ -133,10 +134,10 @@ class FreezeMixin:
         before = trainable_names(self.backbone_model)
         reshard(self.backbone_model)
         kept = freeze(self.backbone_model, module, names)
-        self._ledger.remember_trainable(before)
+        ledger.remember_trainable(before)
         kept |= running_statistics(self.backbone_model, prefix).keys()
         stale = [name for name in self._entry.replaced if name.startswith(prefix) and name not in kept]
-        self._ledger.release(self.backbone_model, self._entry, stale)
-        self._ledger.replace(self.backbone_model, self._entry, dict.fromkeys(sorted(kept)))
+        ledger.release(self.backbone_model, self._entry, stale)
+        ledger.replace(self.backbone_model, self._entry, dict.fromkeys(sorted(kept)))
         self._entry.config = replace(self._entry.config, unfrozen_modules=names)
-        self._ledger.only_trainable = self._ledger.filter_asked = set_state_dict
+        ledger.only_trainable = ledger.filter_asked = set_state_dict

@@ -73,6 +73,7 @@ class SwitchMixin:
         reset_compiler()
 
     def _turn(self, on: bool, module: nn.Module | None) -> None:
+        ledger = self._ledger  # or an error: the delta was removed
         refuse_merged(self.backbone_model)
         refuse_routed(self.backbone_model)
         prefix = prefix_of(self.backbone_model, module)
@@ -87,7 +88,7 @@ class SwitchMixin:
                 site_of(target).turn(self.name, on)
         if module is None:
             self._entry.attached = on
-            self._ledger.settle(self.backbone_model)
+            ledger.settle(self.backbone_model)
 
     def check_places(self) -> None:
         """Hold the backbone against what the delta was put on.

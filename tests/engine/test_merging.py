@@ -298,6 +298,16 @@ def test_removing_the_last_delta_leaves_no_trace():
         second.remove()
 
 
+def test_a_removed_delta_says_so():
+    backbone = bert()
+    delta = LoraModel(backbone)
+    delta.remove()
+
+    for action in (delta.attach, delta.detach, delta.remove, delta.state_dict, delta.merge, delta.freeze_module):
+        with untouched(backbone), pytest.raises(TargetError, match="'lora' was removed from this BertFor"):
+            action()
+
+
 def test_merging_on_top_of_a_trained_head_keeps_the_head():
     backbone = bert()
     delta = LoraModel(backbone)
