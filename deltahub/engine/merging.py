@@ -28,6 +28,7 @@ from deltahub.engine.ledger import (
     ledger_of,
     tensor_called,
 )
+from deltahub.engine.sharding import reshard
 from deltahub.engine.site import CHILD, Site, eject, module_at, own_modules, site_of
 from deltahub.errors import MergeError
 
@@ -92,6 +93,7 @@ class MergeMixin:
             raise MergeError(msg)
         names = [name for name in ledger.merged if name != self._entry.name]
         _check_on_top(ledger, self._entry)
+        reshard(self.backbone_model)
         _restore(self.backbone_model, ledger)
         for name in names:  # again in their order, from the original bytes
             _merge(self.backbone_model, ledger.entries[name])
@@ -110,6 +112,7 @@ def _facts(entry: Entry, report: MergeReport) -> tuple[str, int, float]:
 
 @torch.no_grad()
 def _merge(backbone: nn.Module, entry: Entry) -> MergeReport:
+    reshard(backbone)
     ledger = ledger_holding(backbone, entry)
     _check_mergeable(ledger, entry)
     planned = dict(_plan(backbone, ledger, entry))

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from deltahub import AutoDeltaModel
+from deltahub import AutoDeltaModel, LoraModel
 from deltahub.errors import ConfigError
-from tests.backbones import bert
+from tests.backbones import bert, stir
 from tests.training.matrix import HEADED, KINDS, answers, put_on, train_plainly
 
 WORLD = 2
@@ -31,9 +31,13 @@ def train_everywhere(rank: int, folder: Path) -> None:
         for kind in KINDS:
             under_ddp(rank, folder / "ddp" / kind, kind)
             under_fsdp(rank, folder / "fsdp" / kind, kind)
-        refused = refusals(folder / "fsdp" / KINDS[0] / "delta")  # sharding needs all processes
+        refused, merged = (
+            refusals(folder / "fsdp" / KINDS[0] / "delta"),
+            merge_sharded(),
+        )  # sharding needs all processes
         if rank == 0:
             torch.save(refused, folder / "refusals.pt")
+            torch.save(merged, folder / "merged.pt")
     finally:
         dist.destroy_process_group()
 
@@ -69,13 +73,14 @@ def under_fsdp(rank: int, folder: Path, kind: str) -> None:
     logits = answers(backbone)
     delta.save_finetuned(folder / "delta")
     assert (folder / "delta" / "delta_config.json").is_file(), f"rank {rank} went on before the delta was saved"
+    results = {"losses": losses, "logits": logits}
     delta.detach()
-    bare = answers(backbone)
+    results["bare"] = answers_anew(backbone)
     delta.attach()
-    again = answers(backbone)
+    results["again"] = answers_anew(backbone)
     train_plainly(backbone, 1, share=own_half)
     delta.load_checkpoint(folder / "delta" / "delta.safetensors")
-    results = {"losses": losses, "logits": logits, "bare": bare, "again": again, "reloaded": answers(backbone)}
+    results["reloaded"] = answers_anew(backbone)
     if rank == 0:
         torch.save(results, folder / "result.pt")
 
@@ -85,6 +90,25 @@ def shard(backbone: Any, *, blocks: bool = True) -> None:
     for block in backbone.bert.encoder.layer if blocks else ():
         fully_shard(block)
     fully_shard(backbone)
+
+
+def answers_anew(backbone: Any) -> Tensor:
+    """The answers with parameters gathered from the parts; what an earlier forward gathered does not count."""
+    backbone.reshard()
+    return answers(backbone)
+
+
+def merge_sharded() -> dict[str, Tensor]:
+    """The answers of a sharded backbone with a delta, with it merged, and with it taken out again."""
+    backbone = bert()
+    delta = LoraModel(backbone, modified_modules=["query", "pooler.dense"])
+    stir(delta)
+    shard(backbone)
+    found = {"before": answers(backbone)}
+    delta.merge()
+    found["merged"] = answers_anew(backbone)
+    delta.unmerge()
+    return {**found, "after": answers_anew(backbone)}
 
 
 def refusals(saved: Path) -> dict[str, str]:

@@ -52,6 +52,13 @@ def test_a_sharded_delta_detaches_attaches_and_reloads(kind, trained):
     assert torch.equal(result["logits"], result["reloaded"])
 
 
+def test_a_sharded_delta_merges_and_comes_out_again(trained):
+    result = torch.load(trained / "merged.pt", weights_only=True)
+
+    assert torch.allclose(result["before"], result["merged"], atol=1e-5)
+    assert torch.equal(result["before"], result["after"])
+
+
 @pytest.mark.parametrize("what", ["new", "loaded"])
 def test_a_sharded_backbone_takes_no_more_deltas(what, trained):
     refused = torch.load(trained / "refusals.pt", weights_only=True)
