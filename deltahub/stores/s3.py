@@ -20,7 +20,7 @@ from deltahub.files import CHUNK, sha256_file
 from deltahub.stores.base import Progress, Source, object_key
 from deltahub.stores.bucket import PART, Bucket, Patience, connect
 from deltahub.stores.probe import weakness
-from deltahub.stores.s3_errors import lost, s3_errors
+from deltahub.stores.s3_errors import lost, repeated, s3_errors
 from deltahub.stores.waiting import Stopped, each, interruptible
 
 if TYPE_CHECKING:
@@ -185,18 +185,19 @@ class S3Store:
         from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
 
         mode: Any = "create" if expected is None else {"e_tag": expected}
-        doing = "Updating a delta's record"
+        doing, unsure = "Updating a delta's record", False
         for last in [False] * (_TRIES - 1) + [True]:
             with s3_errors(doing, self.bucket):
                 try:
                     return obstore.put(self._clients[1], key, data, mode=mode)["e_tag"] or ""
-                except (AlreadyExistsError, PreconditionError):
-                    pass
+                except (AlreadyExistsError, PreconditionError) as error:
+                    unsure = unsure or repeated(error)
                 except GenericError as error:
                     if last or not lost(error):
                         raise
+                    unsure = True
             found = self.read_tagged(key)  # by now the server answers again, or this says that it does not
-            if found and found[0] == data:  # an earlier try was carried out
+            if unsure and found and found[0] == data:  # an earlier try was carried out
                 return found[1]
             if (found[1] if found else None) != expected:
                 raise ConflictError(key, expected, found[1] if found else None)

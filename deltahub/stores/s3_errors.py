@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from deltahub.stores.bucket import Bucket
 
 _STATUS: Final = re.compile(r"status code: (\d{3})")
+_REPEATED: Final = re.compile(r"after [1-9]\d* retries")
 _CODE: Final = re.compile(r"<Code>(\w+)</Code>")
 _ROAD: Final = re.compile(
     r"dns error|Connection refused|Connection reset|certificate|TimedOut|timed out|unreachable", re.IGNORECASE
@@ -85,6 +86,11 @@ def code_of(error: Exception) -> str:
 def lost(error: Exception) -> bool:
     """Whether a request may have been carried out though its answer did not arrive."""
     return status_of(error) is None and _MACHINE not in str(error)
+
+
+def repeated(error: Exception) -> bool:
+    """Whether a request was sent again before this answer came, so that an earlier try may have been carried out."""
+    return _REPEATED.search(str(error)) is not None
 
 
 def _sentence(error: Exception, doing: str, bucket: Bucket, right: str) -> StorageError:

@@ -111,6 +111,15 @@ def test_a_document_is_replaced_only_by_who_knows_it(store):
     assert store.read(DOCUMENT) == b"2"
 
 
+def test_of_two_who_write_the_same_the_second_is_told(store):
+    first = store.swap(DOCUMENT, b"1", None)
+    with pytest.raises(ConflictError):
+        store.swap(DOCUMENT, b"1", None)
+    store.swap(DOCUMENT, b"2", first)
+    with pytest.raises(ConflictError):
+        store.swap(DOCUMENT, b"2", first)
+
+
 def test_a_document_that_is_gone_is_not_replaced(store):
     etag = store.swap(DOCUMENT, b"1", None)
     store.delete(DOCUMENT)
