@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import typer
 
 from .errors import DAMAGED
-from .options import JsonOpt, QuietOpt
+from .options import JsonOpt, QuietOpt, seconds
 from .output import Output, print_json, size_text
 
 app = typer.Typer(no_args_is_help=True, help="Look after the deltas that were pulled to this machine.")
-
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 @app.command("list")
@@ -62,7 +59,7 @@ def prune(
     """
     from deltahub.hub import Hub
 
-    removed = Hub.open().cache.prune(_seconds(older))
+    removed = Hub.open().cache.prune(seconds(older, "--older"))
     freed = sum(entry.size for entry in removed)
     out = Output(as_json=json, quiet=quiet)
     data = {"removed": [entry.digest for entry in removed], "freed": freed}
@@ -99,11 +96,3 @@ def path(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     from deltahub.places import cache_home
 
     Output(as_json=json, quiet=quiet).result({"path": str(cache_home())}, str(cache_home()))
-
-
-def _seconds(age: str) -> float:
-    found = re.fullmatch(r"([0-9]{1,6})([smhdw])", age)
-    if found is None:
-        msg = f"expected a number and one of s, m, h, d, w, such as 30d; got {age!r}"
-        raise typer.BadParameter(msg, param_hint="--older")
-    return int(found[1]) * _SECONDS[found[2]]

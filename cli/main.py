@@ -30,6 +30,7 @@ _COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
     "undo": ("marks", "undo"),
     "rm": ("removing", "rm"),
     "rename": ("removing", "rename"),
+    "gc": ("removing", "gc"),
     "verify": ("verify", "verify"),
     "inspect": ("inspect", "inspect"),
     "cache": ("cache", None),

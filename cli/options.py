@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -24,3 +25,22 @@ SourceOpt = Annotated[str | None, typer.Option("--source", metavar="NAME", help=
 def split_tags(tags: Sequence[str] | None) -> list[str]:
     """The tags of `--tags a,b --tags c`."""
     return [tag.strip() for text in tags or () for tag in text.split(",") if tag.strip()]
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def seconds(age: str, option: str) -> float:
+    """The seconds of an age such as ``"30d"``.
+
+    Args:
+        option: where it was given, for the message.
+
+    Raises:
+        BadParameter: it is none.
+    """
+    found = re.fullmatch(r"([0-9]{1,6})([smhdw])", age)
+    if found is None:
+        msg = f"expected a number and one of s, m, h, d, w, such as 30d; got {age!r}"
+        raise typer.BadParameter(msg, param_hint=option)
+    return int(found[1]) * _SECONDS[found[2]]

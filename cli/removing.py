@@ -1,4 +1,4 @@
-"""rm and rename."""
+"""rm, rename and gc."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .options import JsonOpt, QuietOpt, RefArg
-from .output import Output
+from .options import JsonOpt, QuietOpt, RefArg, SourceOpt, seconds
+from .output import Output, size_text
 
 
 def rm(
@@ -65,3 +65,40 @@ def rename(
     exact = f"{registry.name}:{after.path}"
     out = Output(as_json=json, quiet=quiet)
     out.result({"reference": exact, "before": document.name}, exact, f"{document.name} leads to it from now on.")
+
+
+def gc(
+    source: SourceOpt = None,
+    grace: Annotated[str, typer.Option("--grace", metavar="AGE", help="How long unused: 12h, 14d, 4w.")] = "14d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Delete what no version needs: what removed versions and killed pushes left.
+
+    The first run that finds something unused starts its time of grace; a later one deletes it. It is safe beside pushes.
+
+    [dim]deltahub gc --dry-run[/dim]
+
+    [dim]deltahub gc --grace 14d[/dim]
+    """
+    from datetime import timedelta
+
+    from deltahub.hub import Hub
+    from deltahub.registry.collection import collect
+
+    wait = timedelta(seconds=seconds(grace, "--grace"))
+    done = collect(Hub.open().registry(source), wait, dry_run=dry_run)
+    freed, waiting = sum(done.freed.values()), sum(done.waiting.values())
+    word = "would be deleted" if dry_run else "deleted"
+    data = {
+        "deleted": sorted(done.freed),
+        "freed": freed,
+        "waiting": sorted(done.waiting),
+        "waiting_size": waiting,
+        "next": done.next,
+        "dry_run": dry_run,
+    }
+    later = f"{len(done.waiting)} more, {size_text(waiting)}, are unused; the first may go from {done.next}."
+    out = Output(as_json=json, quiet=quiet)
+    out.result(data, f"{len(done.freed)} {word}, {size_text(freed)} freed.", *([later] if done.waiting else []))

@@ -9,11 +9,8 @@ objects that nobody refers to.
 
 from __future__ import annotations
 
-import getpass
-import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -21,9 +18,11 @@ from deltahub.address import nearest_names
 from deltahub.errors import ConflictError, IntegrityError, NotFoundError, ReferenceSyntaxError
 from deltahub.manifest import FileEntry, Manifest, digest_of
 from deltahub.reference import Reference, check_alias, check_tag
+from deltahub.registry import stamps
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version, merged_tags
 from deltahub.registry.summary import summary_of
+from deltahub.registry.sweeping import spare, store_spared
 from deltahub.stores.base import Progress, Source, Store, object_key
 
 REFS: Final = "refs/"
@@ -145,7 +144,8 @@ class Registry:
         try:
             data = self.store.read(object_key(_digits(digest)))
         except NotFoundError as error:
-            raise IntegrityError(f"The manifest {digest}", "the published bytes", "nothing") from error
+            remedy = "Repair it with `deltahub verify --repair`, or push the delta again."
+            raise IntegrityError(f"The manifest {digest}", "the published bytes", "nothing", remedy) from error
         return Manifest.from_bytes(data, digest)
 
     def fetch(self, entry: FileEntry, into: Path, progress: Progress | None = None) -> None:
@@ -195,9 +195,8 @@ class Registry:
         data = manifest.to_bytes()
         digest = digest_of(data)
         files: dict[str, Source] = {entry.sha256: folder / entry.path for entry in manifest.files}
-        self.store.create({**files, _digits(digest): data}, progress)
         time, author = self.stamp()
-        added = Version(digest, time, author, _text(message), merged_tags((), checked[0]), summary_of(manifest))
+        added = Version(digest, time, author, stamps.text(message), merged_tags((), checked[0]), summary_of(manifest))
         version, new = "", False
 
         def change(document: ReferenceDocument) -> ReferenceDocument:
@@ -208,12 +207,27 @@ class Registry:
                 changed = changed.with_alias(alias, version, time, author)
             return changed
 
-        self.update(reference.path, change, may_create=True)
+        self.add({**files, _digits(digest): data}, reference.path, change, progress)
         return version, new
+
+    def add(
+        self, objects: Mapping[str, Source], path: str, change: Change, progress: Progress | None = None
+    ) -> ReferenceDocument:
+        """Store objects, then swap the document that refers to them; a collection that runs meanwhile takes none of them.
+
+        Args:
+            objects: as `Store.create` takes them.
+            change: as `update` takes it.
+        """
+        generation = store_spared(self.store, objects, progress)
+        document = self.update(path, change, may_create=True)
+        if spare(self.store, objects.keys()) != generation:
+            store_spared(self.store, objects)
+        return document
 
     def stamp(self) -> tuple[str, str]:
         """The time and the author of a change that is made now."""
-        return _now(), _author()
+        return stamps.now(), stamps.author()
 
     def update(self, path: str, change: Change, *, may_create: bool = False) -> ReferenceDocument:
         """Swap a document for a changed one; a lost race is run again on what the winner wrote.
@@ -260,21 +274,3 @@ def ref_key(path: str) -> str:
 
 def _digits(digest: str) -> str:
     return digest.removeprefix("sha256:")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _text(typed: str) -> str:
-    """What was typed, with '?' for bytes of it that were no UTF-8."""
-    return typed.encode(errors="replace").decode()
-
-
-def _author() -> str:
-    if author := os.environ.get("DELTAHUB_AUTHOR"):
-        return _text(author)
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may have no entry for its user
-        return "unknown"

@@ -27,7 +27,7 @@ def push(registry, new_checkpoint, monkeypatch):
         nonlocal minute
         minute += 1
         monkeypatch.setenv("DELTAHUB_AUTHOR", author)
-        monkeypatch.setattr("deltahub.registry.registry._now", lambda: f"2026-01-02T03:{minute:02}:00Z")
+        monkeypatch.setattr("deltahub.registry.stamps.now", lambda: f"2026-01-02T03:{minute:02}:00Z")
         folder = new_checkpoint(**content)
         reference = Reference.parse(name)
         registry.publish(reference, checkpoint.describe(folder), folder, tags=tags, aliases=aliases, message=message)

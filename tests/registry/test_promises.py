@@ -16,5 +16,4 @@ def test_every_promise_names_tests_that_exist():
         named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row)
         assert named, row
         for file, test in named:
-            (path,) = TESTS.rglob(file)
-            assert f"def {test}(" in path.read_text("utf-8"), row
+            assert any(f"def {test}(" in path.read_text("utf-8") for path in TESTS.rglob(file)), row

@@ -55,7 +55,7 @@ def test_what_was_pushed_is_found_with_all_that_was_said(registry, new_checkpoin
 
 def test_the_same_content_from_another_folder_at_another_time_is_no_new_version(registry, new_checkpoint, monkeypatch):
     push(registry, new_checkpoint())
-    monkeypatch.setattr("deltahub.registry.registry._now", lambda: "2099-01-01T00:00:00Z")
+    monkeypatch.setattr("deltahub.registry.stamps.now", lambda: "2099-01-01T00:00:00Z")
 
     before = state(registry)
     assert push(registry, new_checkpoint()) == ("v1", False)

@@ -50,7 +50,7 @@ def test_whoever_asks_for_a_removed_version_is_told_when_and_by_whom(anywhere, p
     publish(anywhere)
     publish(anywhere, value=0.25)
     digest = anywhere.document("acme/ner").versions["v1"].digest
-    monkeypatch.setattr("deltahub.registry.registry._now", lambda: "2026-01-02T03:04:05Z")
+    monkeypatch.setattr("deltahub.registry.stamps.now", lambda: "2026-01-02T03:04:05Z")
     document, version = remove(anywhere, "acme/ner", "v1", message="wrong data")
 
     assert (version, list(document.versions)) == ("v1", ["v2"])
@@ -255,7 +255,7 @@ ACTIONS = {
 def test_a_change_that_fails_at_any_step_is_done_or_not_and_can_be_repeated(
     tmp_path, publish, faults, monkeypatch, action, error
 ):
-    monkeypatch.setattr("deltahub.registry.registry._now", lambda: "2026-01-02T03:04:05Z")
+    monkeypatch.setattr("deltahub.registry.stamps.now", lambda: "2026-01-02T03:04:05Z")
     act = ACTIONS[action]
 
     def prepare(case):

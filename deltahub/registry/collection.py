@@ -1,0 +1,171 @@
+"""Garbage collection: objects that nothing refers to are condemned first, and deleted after a time of grace.
+
+What a killed push left, and what belonged to removed versions only. A condemned object can be read as before, and a push of
+the same content takes it back. See `sweeping` for why it is safe beside pushes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import uuid
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from deltahub.errors import ConflictError, DeltaHubError, NotFoundError
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.registry import Registry, ref_key
+from deltahub.registry.sweeping import RENEWED, State, read_state, settled, write_state
+from deltahub.stores.base import object_key
+
+GRACE: Final = timedelta(days=14)
+_OBJECTS: Final = "objects/sha256/"
+_ATTEMPTS: Final = 20
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a collection did, or would do.
+
+    Attributes:
+        freed: bytes that were freed, by the sha256 of each object.
+        waiting: bytes that can be freed after the time of grace, by the same.
+        next: when the first of those that wait may go, ISO 8601 in UTC; None if none waits.
+    """
+
+    freed: dict[str, int]
+    waiting: dict[str, int]
+    next: str | None
+
+
+def collect(registry: Registry, grace: timedelta = GRACE, *, dry_run: bool = False) -> Collected:
+    """Delete the objects that have been unused for a time of grace, and note those that are unused since now.
+
+    Args:
+        grace: how long an object must have been known to be unused. The first collection that sees it starts its time.
+        dry_run: change nothing.
+
+    Raises:
+        IntegrityError: a reference document or a manifest is damaged, so that what it refers to is unknown. Nothing was
+            deleted.
+        ConflictError: another collection took over.
+    """
+    for attempt in range(_ATTEMPTS):
+        state, etag = read_state(registry.store) if dry_run else settled(registry.store, bool)
+        known = {**state.condemned, **state.sweeping}
+        now = registry.stamp()[0]
+        unused = _objects(registry) - used(registry)
+        since = {sha256: known.get(sha256, now) for sha256 in sorted(unused)}
+        due = {sha256 for sha256, seen in since.items() if _time(now) - _time(seen) >= grace}
+        sizes = _sizes(registry, unused)
+        waits = {sha256: seen for sha256, seen in since.items() if sha256 not in due}
+        waiting = {sha256: sizes[sha256] for sha256 in waits}
+        first = min(map(_time, waits.values())) + grace if waits else None
+        until = first.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z") if first else None
+        if dry_run or (not due and since == state.condemned and not state.sweeping):
+            return Collected({sha256: sizes[sha256] for sha256 in due}, waiting, until)
+        sweeping = {sha256: since[sha256] for sha256 in due}
+        announced = State(state.generation + 1, waits, sweeping, uuid.uuid4().hex if due else "")
+        try:
+            write_state(registry.store, announced, etag)
+        except ConflictError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            continue
+        gone = _sweep(registry, announced.sweeper, due) if due else set()
+        return Collected({sha256: sizes[sha256] for sha256 in sorted(gone)}, waiting, until)
+    raise AssertionError("unreachable")
+
+
+def _sweep(registry: Registry, sweeper: str, due: Collection[str]) -> set[str]:
+    """Delete what was announced and is still not referred to, and take it off the list."""
+    kept = used(registry)
+    gone: set[str] = set()
+    mine = _renewed(registry, sweeper)
+    limit = time.monotonic() + RENEWED
+    for sha256 in sorted(due):
+        if time.monotonic() >= limit:
+            mine = _renewed(registry, sweeper)
+            limit = time.monotonic() + RENEWED
+        if sha256 in mine and sha256 not in kept:
+            registry.store.delete(object_key(sha256))
+            gone.add(sha256)
+    _renewed(registry, sweeper, done=True)
+    return gone
+
+
+def _renewed(registry: Registry, sweeper: str, *, done: bool = False) -> Collection[str]:
+    """Show that this collection is alive, or done.
+
+    Returns:
+        What it may delete still: a push may have taken some of it back.
+    """
+    for _ in range(_ATTEMPTS):
+        state, etag = read_state(registry.store)
+        if state.sweeper != sweeper:
+            break
+        changed = replace(state, generation=state.generation + 1)
+        if done:
+            changed = replace(changed, sweeping={}, sweeper="")
+        try:
+            write_state(registry.store, changed, etag)
+        except ConflictError:
+            continue
+        return changed.sweeping.keys()
+    raise ConflictError(f"The collection of {registry.place}", "only this one", "another one")
+
+
+def used(registry: Registry) -> set[str]:
+    """The sha256 of every object that a reference document refers to, directly or through a manifest."""
+    found: set[str] = set()
+    for path in registry.names():
+        tagged = registry.store.read_tagged(ref_key(path))
+        if tagged is None:  # deleted since it was listed
+            continue
+        for entry in ReferenceDocument.from_bytes(tagged[0], path).versions.values():
+            digits = entry.digest.removeprefix("sha256:")
+            if digits not in found:
+                found.add(digits)
+                found.update(file.sha256 for file in registry.manifest(entry.digest).files)
+    return found
+
+
+def _objects(registry: Registry) -> set[str]:
+    return {key[len(_OBJECTS) :].replace("/", "") for key, _ in registry.store.keys(_OBJECTS)}
+
+
+def _sizes(registry: Registry, unused: Collection[str]) -> dict[str, int]:
+    """Bytes of unused objects: as the manifests of removed versions say, or else as they are."""
+    known = {sha256: size for digest in _removed(registry) for sha256, size in _sizes_of(registry, digest)}
+    return {sha256: known[sha256] if sha256 in known else _measured(registry, sha256) for sha256 in unused}
+
+
+def _removed(registry: Registry) -> Iterator[str]:
+    for path in registry.names():
+        if tagged := registry.store.read_tagged(ref_key(path)):
+            yield from (entry.digest for entry in ReferenceDocument.from_bytes(tagged[0], path).removed.values())
+
+
+def _sizes_of(registry: Registry, digest: str) -> list[tuple[str, int]]:
+    try:
+        manifest = registry.manifest(digest)
+    except DeltaHubError:  # gone, or never whole
+        return []
+    own = (digest.removeprefix("sha256:"), len(manifest.to_bytes()))
+    return [own, *((entry.sha256, entry.size) for entry in manifest.files)]
+
+
+def _measured(registry: Registry, sha256: str) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            registry.store.fetch(object_key(sha256), Path(folder) / "object")
+        except NotFoundError:  # another collection was faster
+            return 0
+        return (Path(folder) / "object").stat().st_size
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)

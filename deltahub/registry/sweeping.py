@@ -1,0 +1,144 @@
+"""How a push and a collection agree, over any store, on which objects stay.
+
+A registry keeps one more document, `gc/state.json`: the objects that nothing refers to, each with the time since when
+(*condemned*), those that a collection is about to delete (*sweeping*), and a generation that every change raises.
+
+- A collection announces what it sweeps, and only then looks once more at what is referred to.
+- A push takes its objects off the list, stores them, and swaps its reference document; if the generation is another one then,
+  a collection came between, and it stores its objects again before it says that it is done.
+
+So whichever comes second sees the other: nothing that was acknowledged is lost, however long a push takes, and no clock needs to
+be right. Only a collection that falls silent is taken for dead, after five minutes: no single deletion may take so long.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, KeysView, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from deltahub.errors import ConflictError, IntegrityError
+from deltahub.manifest import canonical_json
+from deltahub.schema import parse, problem
+from deltahub.stores.base import Progress, Source, Store
+
+STATE: Final = "gc/state.json"
+SCHEMA: Final = "collection.v1"
+SILENT: Final = 300.0  # seconds without a change after which a collection is taken for dead
+RENEWED: Final = 20.0  # seconds within which a running one changes the document
+_PAUSE: Final = 0.2  # seconds between two looks
+
+
+@dataclass(frozen=True)
+class State:
+    """What a registry knows about the objects that nothing refers to.
+
+    Attributes:
+        generation: raised by every change.
+        condemned: when an object was first found unused, ISO 8601 in UTC, by its sha256.
+        sweeping: the same of those that are being deleted.
+        sweeper: which collection does so.
+    """
+
+    generation: int = 0
+    condemned: Mapping[str, str] = field(default_factory=dict)
+    sweeping: Mapping[str, str] = field(default_factory=dict)
+    sweeper: str = ""
+
+
+def read_state(store: Store) -> tuple[State, str | None]:
+    """The state and its etag; an empty one and None if nothing was ever collected.
+
+    Raises:
+        IntegrityError: it is damaged.
+    """
+    found = store.read_tagged(STATE)
+    if found is None:
+        return State(), None
+    try:
+        document = parse(found[0])
+        wrong = problem(document, SCHEMA)
+    except ValueError as error:
+        wrong = str(error)
+    if wrong:
+        remedy = "Delete it: all that is lost is since when objects have been unused."
+        raise IntegrityError(f"{STATE} in {store.url}", "the state of a collection", wrong, remedy)
+    document.pop("schema_version")
+    return State(**document), found[1]
+
+
+def write_state(store: Store, state: State, etag: str | None) -> str:
+    """Swap the state for `state` with the next generation.
+
+    Raises:
+        ConflictError: it changed meanwhile.
+    """
+    document = {
+        "schema_version": 1,
+        "generation": state.generation,
+        "condemned": dict(state.condemned),
+        "sweeping": dict(state.sweeping),
+        "sweeper": state.sweeper,
+    }
+    return store.swap(STATE, canonical_json(document), etag)
+
+
+def spare(store: Store, objects: Collection[str]) -> int:
+    """Take objects off the list of what may be deleted; wait for a collection that is deleting one of them.
+
+    Args:
+        objects: their sha256.
+
+    Returns:
+        The generation in which none of them is listed. Those that were being deleted may be gone.
+    """
+    while True:
+        state, etag = settled(store, lambda sweeping: not sweeping.isdisjoint(objects))
+        if state.condemned.keys().isdisjoint(objects) and state.sweeping.keys().isdisjoint(objects):
+            return state.generation
+        try:
+            write_state(store, _without(state, objects), etag)
+        except ConflictError:
+            continue
+        return state.generation + 1
+
+
+def store_spared(store: Store, objects: Mapping[str, Source], progress: Progress | None = None) -> int:
+    """Store objects in a generation in which nobody deletes them.
+
+    Args:
+        objects: as `Store.create` takes them.
+
+    Returns:
+        That generation.
+    """
+    generation = spare(store, objects)
+    while True:
+        store.create(objects, progress)
+        if (now := spare(store, objects)) == generation:
+            return generation
+        generation, progress = now, None
+
+
+def settled(store: Store, busy: Callable[[KeysView[str]], bool]) -> tuple[State, str | None]:
+    """The state and its etag, once no collection that is alive is busy.
+
+    Args:
+        busy: whether the objects that are being swept concern the caller.
+    """
+    state, etag = read_state(store)
+    since = time.monotonic()
+    while state.sweeping and busy(state.sweeping.keys()) and time.monotonic() < since + SILENT:
+        time.sleep(_PAUSE)
+        now, etag = read_state(store)
+        if now.generation != state.generation:
+            since = time.monotonic()
+        state = now
+    return state, etag
+
+
+def _without(state: State, objects: Collection[str]) -> State:
+    condemned = {sha256: since for sha256, since in state.condemned.items() if sha256 not in objects}
+    sweeping = {sha256: since for sha256, since in state.sweeping.items() if sha256 not in objects}
+    return replace(state, generation=state.generation + 1, condemned=condemned, sweeping=sweeping)
