@@ -21,6 +21,9 @@ MASK: Final = "attention_mask"
 _LABELS: Final = {"labels": -100}  # what transformers' losses leave out
 _PLACES: Final = ("start_positions", "end_positions")  # labels that are positions
 _TABLES: Final = {"wpe", "position_embeddings", "position_embedding", "embed_positions", "positions_embed"}
+_AGAIN: Final = (
+    "A cache that an earlier generate() filled cannot be handed to another: give it the whole text without one."
+)
 
 
 class Growing(Insertion):
@@ -48,11 +51,12 @@ class Growing(Insertion):
         """What the model is called with instead."""
         raise NotImplementedError
 
-    def longer_mask(self, given: Kwargs, tokens: int) -> Kwargs:
+    def longer_mask(self, given: Kwargs, tokens: int, *, twice: bool = True) -> Kwargs:
         """The mask over soft tokens and text, if there is one.
 
         Args:
             tokens: length of the text, with what a cache holds of it.
+            twice: whether it may have grown already, in the model around this one.
 
         Raises:
             ConfigError: it is over something else.
@@ -62,12 +66,12 @@ class Growing(Insertion):
             return {}
         if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == tokens:
             return {MASK: F.pad(mask, (self.places, 0), value=self.fills[MASK])}
-        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == tokens + self.places:
-            return {}  # the model around this one has seen to it
+        if twice and isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == tokens + self.places:
+            return {}
         found = list(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
         msg = (
             f"With a soft prompt the attention_mask must have an entry for each token, (batch, {tokens}), got {found}. "
-            "Masks of four dimensions are not taken, nor a cache that an earlier generate() has filled."
+            f"Masks of four dimensions are not taken. {_AGAIN}"
         )
         raise ConfigError(msg)
 
@@ -98,8 +102,11 @@ class SoftTokens(Growing):
             return given
         tokens, cached = text.shape[1], _cached(given)
         self._check_limit(tokens, cached)
-        given = {**given, **self.longer_mask(given, tokens + max(cached - self.places, 0))}
+        end = tokens + max(cached - self.places, 0)
         positions = given.get("position_ids")
+        if cached and positions is not None and given.get(MASK) is None:
+            _check_end(positions, end)
+        given = {**given, **self.longer_mask(given, end, twice=not cached)}
         if cached:
             return given if positions is None else {**given, "position_ids": positions + self.places}
         if embeds is None:
@@ -189,6 +196,17 @@ def _cached(given: Kwargs) -> int:
         )
         raise ConfigError(msg)
     return int(cache.get_seq_length())
+
+
+def _check_end(positions: Tensor, end: int) -> None:
+    """Refuse a text that does not go on where the cache ends: generate() counts soft tokens in a cache as text.
+
+    Raises:
+        ConfigError: it does not. Without a mask there is no padding, so positions tell.
+    """
+    if positions.dim() == 2 and not torch.compiler.is_compiling() and int(positions.max()) + 1 != end:
+        msg = f"The text must go on to position {end - 1} after what the cache holds, got {int(positions.max())}. {_AGAIN}"
+        raise ConfigError(msg)
 
 
 def _learned_positions(target: nn.Module) -> int | None:
