@@ -1,10 +1,13 @@
 import pytest
 import torch
+import transformers
 
 from deltahub import AutoDeltaModel, BitFitModel, LoraModel
 from deltahub.engine.fused import FusedInsertion
+from deltahub.engine.layouts import gate_parts
 from deltahub.engine.site import is_delta_name
 from tests.backbones import gpt2, logits_of, stir, tensors_of
+from tests.engine.families import family, run
 
 ADDRESS = "transformer.h.0.attn.c_attn"
 X = torch.linspace(-1, 1, 32).view(2, 16)
@@ -78,3 +81,54 @@ def test_the_fused_layer_keeps_its_own_tensors():
     LoraModel(backbone)
 
     assert expected == [name for name in backbone.state_dict() if not is_delta_name(name)]
+
+
+@pytest.mark.parametrize("name", ["phi3", "falcon_by_group", "codegen", "gpt_neox", "deepseek_v3", "glm"])
+def test_a_delta_on_any_layout_merges_into_its_own_rows_and_comes_out_exactly(name):
+    backbone = family(name)
+    before, tensors = run(backbone), tensors_of(backbone)
+    delta = LoraModel(backbone, modified_modules=["attn.v", "ff.gate" if name == "glm" else "attn.proj"])
+    stir(delta)
+    expected = run(backbone)
+
+    delta.merge()
+    assert not torch.allclose(before, expected, atol=1e-3)
+    assert torch.allclose(expected, run(backbone), rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    delta.unmerge()
+    delta.detach()
+    assert torch.equal(before, run(backbone))
+    assert all(torch.equal(tensors[key], value) for key, value in backbone.state_dict().items() if key in tensors)
+
+
+def mlps():
+    """A feed-forward with gate and first matrix in one layer, of each order."""
+    text = {"hidden_size": 8, "intermediate_size": 12}
+    audio = transformers.models.phi4_multimodal.modeling_phi4_multimodal
+    yield "gate_up_proj", audio.Phi4MultimodalAudioMLP(transformers.Phi4MultimodalAudioConfig(**text))
+    moonshine = transformers.models.moonshine.modeling_moonshine
+    yield "fc1", moonshine.MoonshineDecoderMLP(transformers.MoonshineConfig(**text), "silu")
+    for name in ("phi3", "glm", "modernbert"):
+        block = family(name).layers[0]
+        yield "Wi" if name == "modernbert" else "gate_up_proj", block.mlp
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_what_is_called_gate_is_activated_and_w1_is_not(index):
+    layer, mlp = list(mlps())[index]
+    width = next(parameter.shape[-1] for parameter in getattr(mlp, layer).parameters() if parameter.dim() == 2)
+    x = torch.linspace(-1, 1, 2 * width).view(1, 2, width)
+    straight = {}
+    for part in gate_parts(mlp):
+        found = []
+        for scale in (0.0, 1.0, 2.0):
+
+            def scaled(module, args, output, part=part, scale=scale):
+                return part.written(output, scale * part.read(output))
+
+            handle = getattr(mlp, layer).register_forward_hook(scaled)
+            with torch.no_grad():
+                found.append(mlp(x))
+            handle.remove()
+        straight[part.label] = torch.allclose(found[2] - found[1], found[1] - found[0], rtol=1e-3, atol=1e-6)
+
+    assert straight == {"w1": True, "gate": False}
