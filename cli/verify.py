@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,59 +12,96 @@ from .errors import DAMAGED
 from .options import JsonOpt, QuietOpt, SourceOpt
 from .output import Output, print_json
 
+if TYPE_CHECKING:
+    from deltahub.registry.repair import Repaired
+
 
 def verify(
     target: Annotated[
         str | None, typer.Argument(metavar="REF|FOLDER", help="A delta or a folder; everything if left out.")
     ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every configured registry.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Fetch what is damaged from another registry or the cache.")
+    ] = False,
     source: SourceOpt = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
     """Read every byte again and compare it with what was published or saved.
 
+    Objects are read piece by piece, so they may be larger than the memory.
+
     [dim]deltahub verify[/dim]
 
     [dim]deltahub verify DeltaHub/sst2-t5-base@v2[/dim]
 
     [dim]deltahub verify ./ckpt[/dim]
+
+    [dim]deltahub verify --all --repair[/dim]
     """
-    results = _folder(Path(target)) if target and Path(target).is_dir() else _registry(target, source)
-    damaged = [(name, damage) for name, damage in results if damage]
+    out = Output(as_json=json, quiet=quiet)
+    if target and (every or Path(target).is_dir()):
+        if every or repair:
+            what = "--all is every registry" if every else f"{target} is a folder: save it again, or pull it"
+            raise typer.BadParameter(f"{what}; leave out one of the two.")
+        results = _folder(Path(target))
+    else:
+        results = _registries(target, source, every=every, repair=repair)
+    damaged = [(result.reference, result.damage) for result in results if result.damage]
+    repaired = [
+        (result.reference, file, place) for result in results for file, place in sorted(result.repaired.items())
+    ]
     if json:
-        print_json([{"reference": name, "damage": damage} for name, damage in results])
+        print_json([asdict(result) for result in results])
     elif damaged:
-        Output(as_json=json, quiet=quiet).rows(("damaged", "what"), damaged)
+        out.rows(("damaged", "what"), damaged)
     else:
         print(f"{len(results)} checked, all intact.")  # noqa: T201
+    if not json and not quiet:
+        for reference, file, place in repaired:
+            typer.echo(f"{reference}: {file} was repaired from {place}.", err=True)
     if damaged:
         if not json and not quiet:
-            typer.echo(
-                f"{len(damaged)} of {len(results)} are damaged. Restore them as said above, or push them again from intact copies.",
-                err=True,
+            remedy = (
+                "Push them again from intact copies."
+                if repair
+                else "Try --repair, or push them again from intact copies."
             )
+            typer.echo(f"{len(damaged)} of {len(results)} are damaged. {remedy}", err=True)
         raise typer.Exit(DAMAGED)
 
 
-def _folder(folder: Path) -> list[tuple[str, str | None]]:
+def _folder(folder: Path) -> list[Repaired]:
     from deltahub.checkpoint import describe
     from deltahub.errors import IntegrityError
+    from deltahub.registry.repair import Repaired
 
     try:
         describe(folder)
     except IntegrityError as error:  # what was asked for, not what went wrong
-        return [(str(folder), str(error))]
-    return [(str(folder), None)]
+        return [Repaired(str(folder), {}, str(error))]
+    return [Repaired(str(folder), {}, None)]
 
 
-def _registry(target: str | None, source: str | None) -> list[tuple[str, str | None]]:
+def _registries(target: str | None, source: str | None, *, every: bool, repair: bool) -> list[Repaired]:
     from deltahub.hub import Hub
     from deltahub.reference import Reference
+    from deltahub.registry.repair import Repaired
+    from deltahub.registry.repair import repair as mend
     from deltahub.registry.verify import verify as check
 
     hub = Hub.open()
-    if target is None:
-        return list(check(hub.registry(source)))
-    reference = Reference.parse(target)
-    registry = hub.registry(source or reference.source)
-    return list(check(registry, [reference.path], reference.version))
+    reference = Reference.parse(target) if target else None
+    paths, version = ([reference.path], reference.version) if reference else (None, None)
+    one = source or (reference.source if reference else None)
+    results = []
+    for registry in hub.registries.values() if every else [hub.registry(one)]:
+        prefix = f"{registry.name}:" if every else ""
+        found = (
+            mend(registry, hub.supplies(registry), paths, version)
+            if repair
+            else (Repaired(where, {}, damage) for where, damage in check(registry, paths, version))
+        )
+        results += [replace(result, reference=f"{prefix}{result.reference}") for result in found]
+    return results

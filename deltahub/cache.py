@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError
+from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError, NotFoundError
 from deltahub.files import copy_hashed, move_all, sha256_file, staging, storage_errors
 from deltahub.manifest import FileEntry, Manifest
 
@@ -130,6 +130,27 @@ class Cache:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # pruned meanwhile, or no delta at all
                 size = sum(path.stat().st_size for path in folder.iterdir())
                 yield Cached(digest, folder, str(origin), size, folder.stat().st_mtime)
+
+    def supply(self, sha256: str, into: Path) -> str:
+        """Copy a file of any delta in the cache to a new place.
+
+        Args:
+            sha256: of the file, or of a delta's manifest, 64 hex digits.
+
+        Returns:
+            The sha256 of the copy.
+
+        Raises:
+            NotFoundError: no delta in the cache has it.
+        """
+        for folder in sorted((self.root / "deltas").glob("??/*")):
+            digits = f"{folder.parent.name}{folder.name}"
+            with contextlib.suppress(DeltaHubError, OSError):
+                manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes(), f"sha256:{digits}")
+                held = {digits: MANIFEST} | {entry.sha256: entry.path for entry in manifest.files}
+                if sha256 in held and sha256_file(folder / held[sha256])[0] == sha256:
+                    return copy_hashed(folder / held[sha256], into)[0]
+        raise NotFoundError(f"sha256:{sha256}", (str(self.root),))
 
     def prune(self, older: float = 0.0) -> list[Cached]:
         """Remove the deltas that were not used for `older` seconds."""

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from deltahub.errors import DeltaHubError, NotFoundError
-from deltahub.manifest import digest_of
+from deltahub.errors import DeltaHubError, IntegrityError, NotFoundError
 from deltahub.registry.registry import Registry
 from deltahub.stores.base import object_key
+
+MANIFEST_FILE = "manifest"  # what the manifest is called in a report
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One object of a version that is not what was published.
+
+    Attributes:
+        file: its name in the checkpoint, or ``"manifest"``.
+        sha256: what was published, 64 hex digits.
+        found: what is there: ``"sha256:..."`` or ``"nothing"``.
+    """
+
+    file: str
+    sha256: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.file} is damaged: expected sha256:{self.sha256}, found {self.found}"
 
 
 def verify(
@@ -20,35 +42,74 @@ def verify(
         version: which version of them; None for all.
 
     Yields:
-        ``"namespace/name@v1"`` and what is damaged, in words; None where nothing is.
+        ``"namespace/name@v1"`` and all that is damaged, in words; None where nothing is.
 
     Raises:
         NotFoundError: a delta or version that was asked for is not there.
     """
-    intact: set[str] = set()  # digests of objects, which deltas share, that were read already
+    intact: set[str] = set()
+    for where, found in versions(registry, paths, version):
+        if isinstance(found, DeltaHubError):
+            yield where, str(found)
+            continue
+        try:
+            yield where, "; ".join(map(str, damages(registry, found, intact))) or None
+        except DeltaHubError as error:
+            yield where, str(error)
+
+
+def versions(
+    registry: Registry, paths: Collection[str] | None, version: str | None
+) -> Iterator[tuple[str, str | DeltaHubError]]:
+    """The versions that are asked for, each with its digest; a delta whose document cannot be read with the error."""
     for path in registry.names() if paths is None else paths:
         try:
             document = registry.document(path)
         except DeltaHubError as error:
             if paths is not None and isinstance(error, NotFoundError):
                 raise
-            yield path, str(error)
+            yield path, error
+            continue
+        if paths is None and document.name != path:  # an old name: its versions are read under the new one
             continue
         for name in [document.resolve(version)] if version else list(document.versions):
-            yield f"{path}@{name}", _damage(registry, document.versions[name].digest, intact)
+            yield f"{document.name}@{name}", document.versions[name].digest
 
 
-def _damage(registry: Registry, digest: str, intact: set[str]) -> str | None:
+def damages(registry: Registry, digest: str, intact: set[str]) -> list[Damage]:
+    """What is damaged of one version.
+
+    Args:
+        digest: of its manifest.
+        intact: the sha256 of objects, which deltas share, that were read already; those that are read are added.
+
+    Raises:
+        CheckpointError: its manifest is whole, but of a later deltahub.
+        StorageError: the registry cannot be read.
+    """
+    digits = digest.removeprefix("sha256:")
+    wanted = {digits: MANIFEST_FILE}
     try:
-        for entry in registry.manifest(digest).files:
-            if entry.sha256 in intact:
-                continue
-            data = registry.store.read(object_key(entry.sha256))
-            if digest_of(data) != f"sha256:{entry.sha256}":
-                return f"{entry.path} is damaged: expected sha256:{entry.sha256}, found {digest_of(data)}"
-            intact.add(entry.sha256)
-    except NotFoundError as error:
-        return f"a file is missing: {error.what}"
-    except DeltaHubError as error:
-        return str(error)
-    return None
+        wanted.update((entry.sha256, entry.path) for entry in registry.manifest(digest).files)
+    except IntegrityError:
+        pass
+    else:
+        intact.add(digits)
+    found = []
+    for sha256, file in wanted.items():
+        if sha256 not in intact:
+            seen = _seen(registry, sha256)
+            if seen == f"sha256:{sha256}":
+                intact.add(sha256)
+            else:
+                found.append(Damage(file, sha256, seen))
+    return found
+
+
+def _seen(registry: Registry, sha256: str) -> str:
+    """The digest of what is stored as an object, read piece by piece: it may be larger than the memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return f"sha256:{registry.store.fetch(object_key(sha256), Path(folder) / 'object')}"
+        except NotFoundError:
+            return "nothing"

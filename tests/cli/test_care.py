@@ -1,5 +1,6 @@
 """verify, cache and inspect as a user types them."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -28,8 +29,6 @@ def test_verify_says_that_all_is_intact(run, pulled):
 
 
 def test_verify_names_what_is_damaged_and_exits_with_5(run, run_json, pulled, ckpt):
-    import hashlib
-
     digits = hashlib.sha256((ckpt / "delta.safetensors").read_bytes()).hexdigest()
     damage(home() / "registry" / "objects" / "sha256" / digits[:2] / digits[2:])
     done = run("verify", "me/x")
@@ -48,6 +47,37 @@ def test_verify_looks_at_a_folder_too(run, ckpt):
     (found,) = json.loads(done.stdout)
     assert (done.exit_code, found["reference"]) == (5, str(ckpt))
     assert "delta.safetensors is damaged" in found["damage"]
+
+
+def test_verify_repairs_from_the_cache_and_says_so(run, run_json, pulled, ckpt):
+    digits = hashlib.sha256((ckpt / "delta.safetensors").read_bytes()).hexdigest()
+    damage(home() / "registry" / "objects" / "sha256" / digits[:2] / digits[2:])
+    done = run("verify", "me/x", "--repair")
+    assert (done.exit_code, done.stdout) == (0, "1 checked, all intact.\n")
+    assert "me/x@v1: delta.safetensors was repaired from the cache." in done.stderr
+    assert run_json("verify", "--all") == [{"reference": "local:me/x@v1", "repaired": {}, "damage": None}]
+
+
+def test_verify_that_cannot_repair_says_what_is_left_and_exits_with_5(run, ckpt):
+    run("push", ckpt, "me/x")
+    digits = hashlib.sha256((ckpt / "delta.safetensors").read_bytes()).hexdigest()
+    damage(home() / "registry" / "objects" / "sha256" / digits[:2] / digits[2:])
+    assert "Try --repair, or push them again from intact copies." in run("verify").stderr
+    done = run("verify", "--repair")
+    assert done.exit_code == 5
+    assert "Push them again from intact copies." in done.stderr
+
+
+def test_a_damaged_reference_document_exits_with_5(run, pulled):
+    (home() / "registry/refs/me/x.json").write_bytes(b"{")
+    for arguments in (["verify"], ["verify", "me/x", "--repair"], ["pull", "me/x"], ["show", "me/x"], ["log", "me/x"]):
+        assert run(*arguments).exit_code == 5
+    assert "The reference document of me/x is damaged" in run("show", "me/x").stderr
+
+
+@pytest.mark.parametrize("arguments", [["me/x", "--all"], ["{ckpt}", "--repair"]])
+def test_verify_refuses_what_it_could_only_half_do(run, ckpt, arguments):
+    assert run("verify", *(argument.format(ckpt=ckpt) for argument in arguments)).exit_code == 2
 
 
 def test_verify_of_a_folder_that_is_not_there_says_so(run):

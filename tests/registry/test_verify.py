@@ -13,6 +13,7 @@ from deltahub.errors import IntegrityError, NotFoundError
 from deltahub.manifest import FileEntry
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
+from deltahub.registry.renaming import rename
 from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
@@ -55,13 +56,30 @@ def test_a_whole_registry_is_clean(pushed, new_checkpoint):
 def test_what_deltas_share_is_read_once_and_damages_each_of_them(pushed, checkpoint_folder, monkeypatch):
     push(pushed, checkpoint_folder, Reference("acme", "zoo"))
     weights = objects(pushed)[checkpoint.WEIGHTS]
-    reads, read = [], LocalStore.read
-    monkeypatch.setattr(LocalStore, "read", lambda store, key: (reads.append(key), read(store, key))[1])
+    reads, fetch = [], LocalStore.fetch
+    monkeypatch.setattr(LocalStore, "fetch", lambda store, key, into: (reads.append(key), fetch(store, key, into))[1])
 
     assert [damage for _, damage in verify(pushed)] == [None, None]
     assert reads.count(object_key(weights)) == 1
     write(pushed, weights, b"x")
     assert all("is damaged" in damage for _, damage in verify(pushed))
+
+
+def test_all_that_is_damaged_is_reported(pushed):
+    write(pushed, objects(pushed)[checkpoint.WEIGHTS], b"x")
+    (pushed.store.root / object_key(objects(pushed)[checkpoint.CARD])).unlink()
+    ((_, damage),) = verify(pushed)
+
+    assert "delta.safetensors is damaged: expected sha256:" in damage
+    assert "README.md is damaged: expected sha256:" in damage
+    assert damage.count("is damaged") == 2
+    assert damage.count("found nothing") == 1
+
+
+def test_an_old_name_is_not_verified_twice(pushed):
+    rename(pushed, NER, Reference("acme", "nli"))
+    assert list(verify(pushed)) == [("acme/nli@v1", None)]
+    assert list(verify(pushed, ["acme/ner"])) == [("acme/nli@v1", None)]
 
 
 def test_verifying_what_is_not_there_is_an_error(pushed):
