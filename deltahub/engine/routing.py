@@ -12,7 +12,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -20,10 +19,9 @@ from torch import Tensor, nn
 
 from deltahub.engine.batching import rows_first
 from deltahub.engine.compiling import reset_compiler
-from deltahub.engine.heads import Head, heads_of
-from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input, overrides, stackable
+from deltahub.engine.detours import DetourByRows
+from deltahub.engine.heads import heads_of
 from deltahub.engine.ledger import ATTRIBUTE, Entry, Ledger
-from deltahub.engine.rows import Split, hidden_of
 from deltahub.engine.site import CHILD, Site, close_site, open_site, own_modules
 from deltahub.errors import RouteError
 
@@ -108,7 +106,7 @@ class _Route:
     def __init__(self, backbone: nn.Module, rows: tuple[Entry | None, ...], beams: int) -> None:
         self.backbone = backbone
         self.rows = rows
-        self.sizes = {len(rows): rows, len(rows) * beams: tuple(row for row in rows for _ in range(beams))}
+        self.sizes: tuple[int, ...] = (len(rows), len(rows) * beams)
         self.sites: list[Site] = []
         self.opened: list[nn.Module] = []
         self.sure: set[str] | None = None  # modules that return rows first, once somebody had to ask
@@ -126,7 +124,7 @@ class _Route:
             site = module._modules.get(CHILD)
             if isinstance(site, Site):
                 chosen = heads[address][1] if address in heads else (None,) * len(self.rows)
-                site.detour = _Detour(self, address, site, chosen)
+                site.detour = DetourByRows(self, address, site, chosen)
                 self.sites.append(site)
         if self.opened:
             reset_compiler()
@@ -181,76 +179,3 @@ class _Route:
             held = [name for name, module in own_modules(self.backbone) if CHILD in module._modules]
             self.sure = rows_first(self.backbone, held)
         return address in (self.sure or ())
-
-
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """What happens at one module to a batch of one size; None where nothing does."""
-
-    before: Split | None
-    after: tuple[Split, ...]
-    attend: tuple[tuple[Insertion, Tensor | None], ...]  # None: all rows
-
-
-class _Detour:
-    """Runs the insertions of one site, each on its own rows."""
-
-    def __init__(self, opened: _Route, address: str, site: Site, heads: Sequence[Head | None]) -> None:
-        self.route, self.address = opened, address
-        one = next(site.parameters(), None)
-        device = (
-            next((p.device for p in opened.backbone.parameters()), torch.device("cpu")) if one is None else one.device
-        )
-        acting = [None if row is None else site._modules.get(row.name) for row in opened.rows]
-        copies = {size: size // len(opened.rows) for size in opened.sizes}
-        self.plans = {size: _plan(acting, heads, times, device) for size, times in copies.items()}
-        plans = self.plans.values()
-        self.enters = any(plan.before for plan in plans)
-        self.leaves = any(plan.after for plan in plans)
-        self.attends = any(plan.attend for plan in plans)
-
-    def __reduce__(self) -> Any:
-        return type(None), ()
-
-    def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """See `Site`: each `before` on its rows of what the target is called with."""
-        if not self.enters:
-            return args, kwargs
-        plan = self.plans[self.route.check(self.address, first_input(args, kwargs))]
-        return plan.before.before(target, args, kwargs) if plan.before else (args, kwargs)
-
-    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """See `Site`: each head and each `after` on its rows of what the target returns."""
-        if not self.leaves:
-            return output
-        for split in self.plans[self.route.check(self.address, hidden_of(output))].after:
-            output = split.after(target, args, kwargs, output)
-        return output
-
-    def attend(self, target: nn.Module, call: Any) -> Any:
-        """See `Site`: each `attend` on its rows."""
-        if not self.attends:
-            return call
-        for insertion, rows in self.plans[self.route.check(self.address, call.query, certain=True)].attend:
-            call = insertion.attend(target, call.for_rows(rows))
-        return call.for_rows(None)
-
-
-def _plan(acting: Sequence[Any], heads: Sequence[Head | None], times: int, device: torch.device) -> _Plan:
-    acting = [one for one in acting for _ in range(times)]
-    own_heads = [one for one in heads for _ in range(times)]
-
-    def only(method: str) -> list[Insertion | None]:
-        return [one if one is not None and overrides(one, method) else None for one in acting]
-
-    befores, afters, attends = only("before"), only("after"), only("attend")
-    stages = [Split.of(own_heads, device)] if any(own_heads) else []
-    stages += [Split.of(afters, device, stackable)] if any(one is not None for one in afters) else []
-    several = len({id(one) for one in attends}) > 1
-    masks = {
-        id(one): (one, torch.tensor([other is one for other in attends], device=device) if several else None)
-        for one in attends
-        if one is not None
-    }
-    before = Split.of(befores, device) if any(one is not None for one in befores) else None
-    return _Plan(before, tuple(stages), tuple(masks.values()))
