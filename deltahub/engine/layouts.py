@@ -80,59 +80,61 @@ def _heads(core: nn.Module, *names: str) -> int:
         for name in names:
             if isinstance(told := getattr(holder, name, None), int) and not isinstance(told, bool):
                 return told
-    return 0
+    raise LookupError(names)
 
 
 _HEADS: Final = ("num_attention_heads", "num_heads", "n_head", "n_heads")
 _KV_HEADS: Final = ("num_key_value_heads", "num_kv_heads", "kv_n_heads", "kv_heads")
 
 
-def _thirds(core: nn.Module, width: int) -> tuple[Part, ...]:
+def _thirds(core: nn.Module) -> tuple[Part, ...]:
     """q, then k, then v; where the layer is of a cross-attention with a q layer of its own, k, then v."""
     crossing = "q_attn" in core._modules
     return in_turn("k,v" if crossing else "q,k,v")
 
 
-def _halves(core: nn.Module, width: int) -> tuple[Part, ...]:
+def _halves(core: nn.Module) -> tuple[Part, ...]:
     """k, then v."""
     return in_turn("k,v")
 
 
-def _by_head(core: nn.Module, width: int) -> tuple[Part, ...]:
+def _by_head(core: nn.Module) -> tuple[Part, ...]:
     """q, k and v of the first head, then of the second."""
     return in_turn("q,k,v", groups=_heads(core, *_HEADS))
 
 
-def _grouped_query(core: nn.Module, width: int) -> tuple[Part, ...]:
+def _grouped_query(core: nn.Module) -> tuple[Part, ...]:
     """All heads of q, then the fewer ones of k, then those of v."""
     heads, fewer = _heads(core, *_HEADS), _heads(core, *_KV_HEADS)
     return in_turn("q,k,v", (heads, fewer, fewer))
 
 
-def _by_group(core: nn.Module, width: int) -> tuple[Part, ...]:
+def _by_group(core: nn.Module) -> tuple[Part, ...]:
     """Falcon: the query heads of the first key head, that key head and its value head, then the next."""
     heads, groups = _heads(core, *_HEADS), _heads(core, "num_kv_heads")
     return in_turn("q,k,v", (heads // groups, 1, 1), groups)
 
 
-def _multi_query(core: nn.Module, width: int) -> tuple[Part, ...]:
+def _multi_query(core: nn.Module) -> tuple[Part, ...]:
     """GPT-BigCode: all heads of q and one each of k and v; without multi-query, by head."""
     heads = _heads(core, "num_heads")
+    if "q_attn" in core._modules:  # of a cross-attention
+        return ()
     return in_turn("q,k,v", (heads, 1, 1)) if getattr(core, "multi_query", False) else in_turn("q,k,v", groups=heads)
 
 
-def _four_shards(core: nn.Module, width: int) -> tuple[Part, ...]:
+def _four_shards(core: nn.Module) -> tuple[Part, ...]:
     """CodeGen: the shards of the four processors that trained it, each q, v, k."""
     return in_turn("q,v,k", groups=4)
 
 
-def _latent(core: nn.Module, width: int) -> tuple[Part, ...]:
+def _latent(core: nn.Module) -> tuple[Part, ...]:
     """Multi-head latent attention: in each head the part of k without positions, then v. The rest of k comes from elsewhere."""
     keys, values = _heads(core, "qk_nope_head_dim"), _heads(core, "v_head_dim")
     return in_turn(",v", (keys, values), _heads(core, *_HEADS))
 
 
-Layout = Callable[[nn.Module, int], tuple[Part, ...]]
+Layout = Callable[[nn.Module], tuple[Part, ...]]
 
 _LAYOUTS: Final[Mapping[str, Layout]] = {
     **dict.fromkeys(
@@ -202,12 +204,12 @@ def fused_parts(core: nn.Module, key: str, width: int) -> tuple[Part, ...]:
         layout: Layout | None = _latent
     else:
         bases = [(base.__name__, base.__module__.rpartition(".")[2]) for base in type(core).__mro__]
-        layout = next((_LAYOUTS_BY_MODULE.get(b) or _LAYOUTS.get(b[0]) for b in bases if b[0] in _NAMES), None)
-    parts = layout(core, width) if layout else ()
-    return parts if parts and all(p.groups and width % (p.groups * p.of) == 0 for p in parts) else ()
-
-
-_NAMES: Final = {*_LAYOUTS, *(name for name, _ in _LAYOUTS_BY_MODULE)}
+        layout = next(filter(None, (_LAYOUTS.get(b[0]) or _LAYOUTS_BY_MODULE.get(b) for b in bases)), None)
+    try:
+        parts = layout(core) if layout else ()
+    except LookupError:  # the attention does not say how many heads it has
+        return ()
+    return parts if all(width % (part.groups * part.of) == 0 for part in parts) else ()
 
 
 def gate_parts(holder: nn.Module) -> tuple[Part, ...]:

@@ -216,6 +216,16 @@ def test_a_fused_layer_of_unknown_layout_has_a_name_as_a_whole_only():
         LoraModel(model, modified_modules=["attn.q"])
 
 
+def test_a_fused_layer_whose_attention_does_not_tell_its_heads_has_no_parts():
+    model = family("gpt_neox")
+    attention = model.layers[0].attention
+    attention.config = None
+    for key in [key for key in vars(attention) if "heads" in key]:
+        delattr(attention, key)
+
+    assert named(model, "0.attn.qkv") == ["layers.0.attention.query_key_value"]
+
+
 def test_the_default_of_lora_falls_back_to_the_whole_fused_layer():
     delta = LoraModel(Stranger())
 
