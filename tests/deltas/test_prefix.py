@@ -11,6 +11,7 @@ from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from deltahub import LoraModel, PrefixModel, deltas_of
 from deltahub.engine.attended import attentions, key_value_widths
+from deltahub.engine.routing import route
 from deltahub.errors import ConfigError, MergeError, TargetError
 from tests.backbones import (
     _TEXT,
@@ -350,6 +351,26 @@ def test_it_works_beside_another_delta_and_comes_off_in_any_order():
     assert torch.equal(bare, logits_of(backbone))
     lora.attach()
     assert torch.equal(with_lora, logits_of(backbone))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("make", [bert, gpt2, grouped, t5, vit])
+def test_each_row_of_a_batch_can_have_a_prefix_of_its_own(make, implementation):
+    backbone = make()
+    backbone.set_attn_implementation(implementation)
+    alone = {None: logits_of(backbone)}
+    for name, seed, places in (("one", 1, 2), ("other", 2, 3)):
+        delta = prefix(backbone, seed=seed, name=name, prefix_token_num=places)
+        alone[name] = logits_of(backbone)
+        delta.detach()
+    for delta in deltas_of(backbone).values():
+        delta.attach()
+
+    for rows in (["one", "other"], [None, "one"], ["other", None]):
+        with route(backbone, rows):
+            found = logits_of(backbone)
+        for row, name in enumerate(rows):
+            assert torch.allclose(alone[name][row], found[row], atol=1e-5)
 
 
 def test_it_cannot_be_merged():
