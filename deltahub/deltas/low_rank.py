@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,15 +64,17 @@ class LowRankUpdate(Insertion):
         """Two stacked products for all rows, ``(rows, length, n_in)`` to ``(rows, length, n_out)``; lower ranks are padded."""
         if any(one.dropout is not None and one.training for one in members):
             return NotImplemented
-        x = first_input(args, kwargs).to(members[0].lora_A.dtype)
-        downs: list[Tensor] = [one.lora_A for one in members]
-        ups: list[Tensor] = [one.lora_B for one in members]
-        ranks = [down.shape[0] for down in downs]
-        if min(ranks) < (widest := max(ranks)):
-            downs = [F.pad(down, (0, 0, 0, widest - down.shape[0])) for down in downs]
+        # `_parameters[...]`, not attributes: for many rows nn.Module.__getattr__ would be a fifth of the cost.
+        downs = [cast("Tensor", one._parameters["lora_A"]) for one in members]
+        ups = [cast("Tensor", one._parameters["lora_B"]) for one in members]
+        widest = max(map(len, downs))
+        if min(map(len, downs)) < widest:
+            downs = [F.pad(down, (0, 0, 0, widest - len(down))) for down in downs]
             ups = [F.pad(up, (0, widest - up.shape[1])) for up in ups]
+        x = first_input(args, kwargs).to(downs[0].dtype)
         low = torch.bmm(x.reshape(len(members), -1, x.shape[-1]), torch.stack(downs).mT)
-        scale = low.new_tensor([one.scale for one in members]).view(-1, 1, 1)
+        scales = [one.scale for one in members]
+        scale = scales[0] if len({*scales}) == 1 else low.new_tensor(scales).view(-1, 1, 1)
         update = torch.bmm(scale * low, torch.stack(ups).mT)
         return output + update.view(output.shape).to(output.dtype)
 
