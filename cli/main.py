@@ -31,6 +31,8 @@ _COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
     "rm": ("removing", "rm"),
     "rename": ("removing", "rename"),
     "gc": ("removing", "gc"),
+    "lock": ("locking", "lock"),
+    "sync": ("locking", "sync"),
     "verify": ("verify", "verify"),
     "inspect": ("inspect", "inspect"),
     "cache": ("cache", None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,17 +14,22 @@ from .output import Output, size_text
 def rm(
     ref: RefArg,
     message: Annotated[str, typer.Option("--message", "-m", help="Why, for those who ask for it later.")] = "",
+    lock: Annotated[
+        list[Path] | None, typer.Option("--lock", metavar="FILE", help="Refuse if this lock file pins it.")
+    ] = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
     """Remove one version of a delta; whoever asks for it is told when and by whom.
 
-    Its number is never given again. A version that an alias points to is not removed.
+    Its number is never given again. A version that an alias points to is not removed, nor one that a lock file pins: those given
+    with --lock, and the one that DELTAHUB_LOCK names.
 
     [dim]deltahub rm DeltaHub/sst2-t5-base@v2 -m "trained on the test set"[/dim]
     """
     from deltahub.errors import ReferenceSyntaxError
     from deltahub.hub import Hub
+    from deltahub.lockfile import Lock, active
     from deltahub.reference import Reference
     from deltahub.registry.removal import remove
 
@@ -31,8 +37,10 @@ def rm(
     if reference.version is None:
         msg = f"Say which version of {reference.path} is to go, e.g. {reference.path}@v1; `deltahub log` lists them."
         raise ReferenceSyntaxError(msg)
+    locks = [Lock.read(path) for path in lock or ()]
+    needed = {digest for each in (*locks, active()) if each for digest in each.digests}
     registry, document = Hub.open().document(reference)
-    document, version = remove(registry, document.name, reference.version, message=message)
+    document, version = remove(registry, document.name, reference.version, message=message, needed=needed)
     exact = f"{registry.name}:{document.name}@{version}"
     out = Output(as_json=json, quiet=quiet)
     data = {"removed": exact, "digest": document.removed[version].digest, "left": list(document.versions)}

@@ -74,13 +74,14 @@ def pull(
     [dim]deltahub pull acme/sst2-bert@champion --to ./ckpt[/dim]
     """
     from deltahub.hub import Hub
+    from deltahub.lockfile import active
     from deltahub.reference import Reference
 
     out = Output(as_json=json, quiet=quiet)
     hub = Hub.open()
     reference = Reference.parse(ref)
-    _, found = hub.resolve(reference)
-    with out.progress("Pulling", found.manifest.size) as progress:
+    total = None if active() else hub.resolve(reference)[1].manifest.size  # what is locked may need no registry
+    with out.progress("Pulling", total) as progress:
         pulled = hub.pull(reference, to=to, force=force, progress=progress)
     data = {
         "reference": str(pulled.reference),

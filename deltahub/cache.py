@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -104,6 +104,12 @@ class Cache:
                 ):
                     raise
 
+    def manifest(self, digest: str) -> Manifest | None:
+        """The manifest of a delta that is in the cache whole; None if it is not."""
+        if self.damage(digest) is not None:
+            return None
+        return Manifest.from_bytes((self.folder(digest) / MANIFEST).read_bytes(), digest)
+
     def damage(self, digest: str) -> str | None:
         """What is wrong with a delta in the cache, in words; None if nothing is."""
         folder = self.folder(digest)
@@ -155,7 +161,14 @@ class Cache:
     def prune(self, older: float = 0.0) -> list[Cached]:
         """Remove the deltas that were not used for `older` seconds."""
         limit = time.time() - older
-        removed = [entry for entry in self.entries() if entry.used <= limit]
+        return self._remove(entry for entry in self.entries() if entry.used <= limit)
+
+    def keep(self, digests: Collection[str]) -> list[Cached]:
+        """Remove all deltas but those with these digests."""
+        return self._remove(entry for entry in self.entries() if entry.digest not in digests)
+
+    def _remove(self, entries: Iterable[Cached]) -> list[Cached]:
+        removed = list(entries)
         with storage_errors("Pruning the cache", self.root):
             for entry in removed:
                 with contextlib.suppress(FileNotFoundError):  # another process prunes too

@@ -14,7 +14,8 @@
     ├── FingerprintMismatch       the backbone is not the one the delta was trained on
     ├── ReferenceSyntaxError      a name, version, alias or tag is not well formed
     ├── NotFoundError             nothing is known under a reference
-    │   └── RemovedError          what was known under it was removed on purpose
+    │   ├── RemovedError          what was known under it was removed on purpose
+    │   └── NotLockedError        the lock file does not say what it means
     ├── InUseError                something else still needs what is to be removed or replaced
     ├── ConflictError             somebody else changed the same thing first
     └── StorageError              the disk is full, read-only or out of reach
@@ -183,6 +184,28 @@ class RemovedError(NotFoundError):
         why = f": {self.message}" if self.message else ""
         left = f"Still there: {', '.join(self.left)}." if self.left else "No version of it is left."
         return f"{self.what} was removed at {self.time} by {self.author}{why}. {left}"
+
+
+class NotLockedError(NotFoundError):
+    """A reference is not in the lock file that is in force.
+
+    Attributes:
+        what: the reference.
+        lock: the lock file.
+        locked: what it holds under the same name, or else all its references.
+    """
+
+    def __init__(self, what: str, lock: str, locked: tuple[str, ...] = ()) -> None:
+        DeltaHubError.__init__(self, what, lock, locked)
+        self.what, self.lock, self.locked = what, lock, locked
+        self.looked_in, self.nearest = (lock,), locked
+
+    def __str__(self) -> str:
+        holds = f"It holds {', '.join(self.locked)}. " if self.locked else "It is empty. "
+        return (
+            f"{self.what} is not locked in {self.lock}. {holds}"
+            f"Add it with `deltahub lock --add {self.what} -o {self.lock}`, or unset DELTAHUB_LOCK."
+        )
 
 
 class InUseError(DeltaHubError):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from deltahub.cache import Cache, copy_delta
-from deltahub.errors import CheckpointError, NotFoundError, ReferenceSyntaxError
-from deltahub.manifest import Manifest
+from deltahub.errors import CheckpointError, IntegrityError, NotFoundError, ReferenceSyntaxError
+from deltahub.lockfile import Lock, Pin, active
+from deltahub.manifest import FileEntry, Manifest
 from deltahub.naming import default_name
 from deltahub.places import cache_home, home
 from deltahub.reference import Reference, check_alias, check_tag
@@ -182,21 +183,63 @@ class Hub:
             force: fetch it even if the cache has it.
 
         Raises:
-            NotFoundError: no source has it.
-            IntegrityError: the source is damaged.
+            NotFoundError: no source has it, or `DELTAHUB_LOCK` names a lock file and it is not in there.
+            IntegrityError: the source is damaged, or has other content under it than was locked.
         """
-        registry, found = self.resolve(reference)
-        exact = reference.exact(registry.name, found.document.name, found.version)
-        folder = self.cache.get(
-            found.entry.digest,
-            found.manifest,
-            lambda entry, into: registry.fetch(entry, into, progress),
-            str(exact),
-            fresh=force,
-        )
-        if to is not None:
-            copy_delta(found.manifest, folder, to)
-        return Pulled(exact, found.entry.digest, to or folder, found.manifest)
+        if lock := active():
+            exact, digest, manifest = self._pinned(lock.find(reference), lock, look=force)
+        else:
+            registry, found = self.resolve(reference)
+            exact = reference.exact(registry.name, found.document.name, found.version)
+            digest, manifest = found.entry.digest, found.manifest
+        pulled = self._cached(exact, digest, manifest, force=force, progress=progress)
+        if to is None:
+            return pulled
+        copy_delta(manifest, pulled.folder, to)
+        return replace(pulled, folder=to)
+
+    def pin(self, reference: Reference) -> Pin:
+        """What a reference means now, for a lock file.
+
+        Raises:
+            NotFoundError: no source has it.
+        """
+        registry, document = self.document(reference)
+        version = document.resolve(reference.version)
+        return Pin(document.name, registry.name, version, document.versions[version].digest)
+
+    def sync(self, lock: Lock, progress: Progress | None = None) -> list[Pulled]:
+        """Bring all that a lock file pins into the cache, every byte checked.
+
+        Raises:
+            IntegrityError: a source has other content under what was locked, or is damaged.
+        """
+        pins = dict.fromkeys(lock.pins.values())
+        return [self._cached(*self._pinned(pin, lock), force=False, progress=progress) for pin in pins]
+
+    def _cached(
+        self, exact: Reference, digest: str, manifest: Manifest, *, force: bool, progress: Progress | None
+    ) -> Pulled:
+        def fetch(entry: FileEntry, into: Path) -> None:
+            self.registry(exact.source).fetch(entry, into, progress)
+
+        folder = self.cache.get(digest, manifest, fetch, str(exact), fresh=force)
+        return Pulled(exact, digest, folder, manifest)
+
+    def _pinned(self, pin: Pin, lock: Lock, *, look: bool = False) -> tuple[Reference, str, Manifest]:
+        """The version that a lock file pins; if the cache has it, no source is asked."""
+        exact = Reference.parse(str(pin))
+        if not look and (manifest := self.cache.manifest(pin.digest)):
+            return exact, pin.digest, manifest
+        registry = self.registry(pin.source)
+        document = registry.document(pin.name)
+        found = document.versions[document.resolve(pin.version)].digest
+        if found != pin.digest:
+            remedy = (
+                f"Ask who changed it; if the new content is right, lock it: deltahub lock --add {exact} -o {lock.path}"
+            )
+            raise IntegrityError(f"{exact}, locked in {lock.path},", pin.digest, found, remedy)
+        return exact, found, registry.manifest(found)
 
     def supplies(self, registry: Registry) -> dict[str, Supply]:
         """Where else the objects of a registry may be: the other registries, and the cache."""

@@ -63,7 +63,7 @@ class Reference:
         rest, at, version = text.partition("@")
         source, colon, path = rest.rpartition(":")
         if colon:
-            _check(source, _SOURCE, "source", "lower-case letters, digits and '-', e.g. 'local'")
+            check_source(source)
         namespace, slash, name = path.rpartition("/")
         return cls(
             namespace=check_name(namespace if slash else default_namespace(), "namespace"),
@@ -80,6 +80,10 @@ class Reference:
     def at(self, version: str | None) -> Reference:
         """The same delta at another version."""
         return replace(self, version=version)
+
+    def anywhere(self) -> Reference:
+        """The same without its source."""
+        return replace(self, source=None)
 
     def exact(self, source: str, path: str, version: str) -> Reference:
         """The version of this delta that was found, where, and under which name."""
@@ -108,6 +112,16 @@ def check_name(text: str, what: str = "name") -> str:
     if ".." in text or "--" in text or text.lower().endswith((".git", ".ipynb", ".json", ".lock")):
         msg = f"{text!r} cannot be a {what}: '..', '--' and the endings .git, .ipynb, .json and .lock are reserved."
         raise ReferenceSyntaxError(msg)
+    return text
+
+
+def check_source(text: str) -> str:
+    """Return `text` if a source can have this name.
+
+    Raises:
+        ReferenceSyntaxError: it cannot.
+    """
+    _check(text, _SOURCE, "source", "2 to 32 lower-case letters, digits and '-', starting with a letter, e.g. 'local'")
     return text
 
 

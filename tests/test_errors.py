@@ -52,6 +52,13 @@ EXAMPLES = [
         "a/b was removed at 2026-01-02T03:04:05Z by ada. No version of it is left.",
     ),
     (
+        errors.NotLockedError("a/b", "x.lock", ("a/c",)),
+        (
+            "a/b is not locked in x.lock. It holds a/c. "
+            "Add it with `deltahub lock --add a/b -o x.lock`, or unset DELTAHUB_LOCK."
+        ),
+    ),
+    (
         errors.InUseError("a/b@v1", "the alias prod points to it", "Move it first."),
         "a/b@v1 stays as it is: the alias prod points to it. Move it first.",
     ),

@@ -15,7 +15,7 @@ LAYERS = (
     ("address", "reference", "schema", "files"),
     ("config", "manifest", "naming"),
     ("backbone", "metadata"),
-    ("checkpoint", "card", "stores"),
+    ("checkpoint", "card", "lockfile", "stores"),
     ("registry", "registries", "cache"),
     ("hub",),
     ("engine.insertion", "engine.rows", "engine.site"),

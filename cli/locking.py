@@ -1,0 +1,89 @@
+"""lock and sync."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import JsonOpt, QuietOpt
+from .output import Output, print_json, size_text
+
+_FILE = "deltahub.lock"  # also the name in deltahub.lockfile, which a help page need not import
+
+
+def lock(
+    refs: Annotated[
+        list[str] | None, typer.Argument(metavar="[REF...]", help="What to pin; what the file holds if left out.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The lock file.")] = Path(_FILE),
+    add: Annotated[bool, typer.Option("--add", help="Keep what the file holds, and pin these too.")] = False,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Pin deltas to what they are now: source, version and digest of each, in a file for your repository.
+
+    With DELTAHUB_LOCK set to that file, `pull` and `from_finetuned` take exactly what it says.
+
+    [dim]deltahub lock acme/ner@champion DeltaHub/sst2-t5-base -o deltahub.lock[/dim]
+
+    [dim]deltahub lock[/dim]
+    """
+    from dataclasses import asdict
+
+    from deltahub.hub import Hub
+    from deltahub.lockfile import Lock
+    from deltahub.reference import Reference
+
+    hub = Hub.open()
+    known = Lock.read(output).pins if output.exists() or not refs else {}
+    if refs:
+        wanted = [Reference.parse(ref) for ref in refs]
+    else:  # again, each from the source that it came from
+        wanted = [Reference.parse(f"{pin.source}:{key}") for key, pin in known.items()]
+    found = {str(reference.anywhere()): hub.pin(reference) for reference in wanted}
+    pins = {**known, **found} if add else found
+    if pins != known:
+        Lock(output, pins).write()
+    out = Output(as_json=json, quiet=quiet)
+    if json:
+        print_json({key: asdict(pins[key]) for key in sorted(pins)})
+        return
+    rows = []
+    for key in sorted({*known, *pins}):
+        old, new = known.get(key), pins.get(key)
+        change = "" if old == new else f"was {old}" if old and new else "added" if new else "removed"
+        rows.append((key, str(new) if new else "-", new.digest[:19] if new else "-", change))
+    out.rows(("reference", "is", "digest", "change"), rows)
+
+
+def sync(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="The lock file.")] = Path(_FILE),
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the other deltas in the cache.")] = False,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Make the cache hold exactly what a lock file pins, every byte checked; nothing is removed before all of it is there.
+
+    [dim]deltahub sync deltahub.lock[/dim]
+
+    [dim]deltahub sync --keep[/dim]
+    """
+    from deltahub.hub import Hub
+    from deltahub.lockfile import Lock
+
+    hub = Hub.open()
+    locked = Lock.read(file)
+    out = Output(as_json=json, quiet=quiet)
+    with out.progress("Syncing", None) as progress:
+        pulled = hub.sync(locked, progress)
+    removed = [] if keep else hub.cache.keep(locked.digests)
+    data = {
+        "held": [
+            {"reference": str(each.reference), "digest": each.digest, "folder": str(each.folder)} for each in pulled
+        ],
+        "removed": [entry.digest for entry in removed],
+    }
+    freed = f"{len(removed)} others removed, {size_text(sum(entry.size for entry in removed))} freed."
+    out.result(data, f"{len(pulled)} deltas are there, every byte checked. {freed}")
