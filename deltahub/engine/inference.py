@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from deltahub.engine.layouts import Part, fused_parts, gate_parts
-from deltahub.engine.lexicon import FUSED
+from deltahub.engine.lexicon import EXPERTS, FUSED
 from deltahub.engine.maps import MARK
 from deltahub.engine.recognition import Attention, Forward, attention_at, forwards_in
 from deltahub.engine.tree import Tree, ancestors, is_norm
@@ -68,8 +68,11 @@ def infer(modules: Mapping[str, nn.Module]) -> Inferred:
             by_block.setdefault(attention.block, []).append(attention)
     forwards = {block: list(_forwards(tree, block, inside)) for block, inside in by_block.items()}
     for name in _blocks_without_attention(tree, set(by_block)):
-        if inside := [forward for forward in forwards_in(tree, name, set(), None) if forward.layers]:
-            by_block[name], forwards[name] = [], inside
+        for forward in forwards_in(tree, name, set(), None):
+            if forward.layers:
+                block = _element_around(forward.holder)
+                by_block.setdefault(block, [])
+                forwards.setdefault(block, []).append(forward)
     causal = _causal(tree, by_block)
     for block in modules:
         if block in by_block:
@@ -93,6 +96,12 @@ def _blocks_without_attention(tree: Tree, known: set[str]) -> Iterator[str]:
         if is_element and name not in around and not taken.intersection((name, *ancestors(name))):
             taken.add(name)
             yield name
+
+
+def _element_around(holder: str) -> str:
+    """The innermost element of a list that a feed-forward is in, or is, other than one of several experts."""
+    elements = [name for name in (holder, *ancestors(holder)) if name.rpartition(".")[2].isdigit()]
+    return next((n for n in elements if not EXPERTS.search(n.split(".")[-2] if "." in n else "")), elements[-1])
 
 
 # ----- names -----
