@@ -213,6 +213,8 @@ def check_implementation(implementation: str | None, name: str) -> None:
 
 
 def goes_through_interface(module: nn.Module) -> bool:
-    """Whether a module's forward asks transformers' attention interface for its function."""
+    """Whether a module's forward asks transformers' attention interface for its function, and runs no other."""
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    return code is not None and {"ALL_ATTENTION_FUNCTIONS", "get_interface"} <= {*code.co_names}
+    if code is None or not {"ALL_ATTENTION_FUNCTIONS", "get_interface"} <= {*code.co_names}:
+        return False
+    return not getattr(module, "reorder_and_upcast_attn", False)  # GPT-2 then computes attention by itself

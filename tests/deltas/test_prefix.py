@@ -245,9 +245,12 @@ def test_a_module_without_an_attention_is_refused_with_those_that_have_one():
         PrefixModel(backbone, modified_modules=["layer.0.output"])
 
 
-def test_a_model_that_does_not_use_the_interface_is_refused_with_some_that_do():
-    backbone = _make("DebertaV2Model", **_TEXT)
-    why = r"No attention of this DebertaV2Model goes through .* Those of bart, bert, .* and \d+ more model types do"
+@pytest.mark.parametrize(
+    ("kind", "options"), [("DebertaV2Model", _TEXT), ("GPT2Model", {"n_layer": 1, "reorder_and_upcast_attn": True})]
+)
+def test_a_model_that_does_not_use_the_interface_is_refused_with_some_that_do(kind, options):
+    backbone = _make(kind, **options)
+    why = rf"No attention of this {kind} goes through .* Those of bart, bert, .* and \d+ more model types do"
 
     with untouched(backbone), pytest.raises(TargetError, match=why):
         PrefixModel(backbone)
