@@ -93,7 +93,11 @@ def _number(module: nn.Module, names: tuple[str, ...]) -> int:
     """The first of some attributes that the module or its config has, else 0."""
     for name in names:
         for place in (module, getattr(module, "config", None)):
-            if isinstance(number := getattr(place, name, None), int):
+            try:
+                number = getattr(place, name, None)
+            except Exception:  # noqa: BLE001, S112  # a config refuses to tell what differs from layer to layer
+                continue
+            if isinstance(number, int):
                 return number
     return 0
 

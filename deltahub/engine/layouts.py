@@ -207,7 +207,7 @@ def fused_parts(core: nn.Module, key: str, width: int) -> tuple[Part, ...]:
         layout = next(filter(None, (_LAYOUTS.get(b[0]) or _LAYOUTS_BY_MODULE.get(b) for b in bases)), None)
     try:
         parts = layout(core) if layout else ()
-    except LookupError:  # the attention does not say how many heads it has
+    except (LookupError, RuntimeError):  # the attention does not tell its heads, or its config only layer by layer
         return ()
     return parts if all(width % (part.groups * part.of) == 0 for part in parts) else ()
 
