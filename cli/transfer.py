@@ -30,9 +30,12 @@ def push(
     [dim]deltahub push ./ckpt --tags sst2[/dim]
 
     [dim]deltahub push ./ckpt acme/sst2-bert --tags task=sst2,lang=en --alias champion -m "2 epochs"[/dim]
+
+    [dim]deltahub push ./ckpt team:acme/sst2-bert[/dim]
     """
     from deltahub.checkpoint import BACKBONE, CARD, CONFIG, WEIGHTS
     from deltahub.hub import Hub
+    from deltahub.registries import LOCAL
 
     out = Output(as_json=json, quiet=quiet)
     files = [folder / name for name in (CONFIG, WEIGHTS, BACKBONE, CARD)]  # a trainer's folder holds others too
@@ -49,12 +52,13 @@ def push(
         "size": pushed.size,
         "tags": pushed.tags,
     }
+    named = pushed.reference.at(None)
     kind = "New version" if pushed.new else "Already there, its message unchanged" if message else "Already there"
     out.result(
         data,
         str(pushed.reference),
         f"{kind}, {size_text(pushed.size)}, {pushed.digest[:19]}, tags: {', '.join(pushed.tags) or 'none'}",
-        f"Fetch it with: deltahub pull {pushed.reference.path}",
+        f"Fetch it with: deltahub pull {named.path if named.source == LOCAL else named}",
     )
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from deltahub.cache import Cache, copy_delta
 from deltahub.errors import CheckpointError, IntegrityError, NotFoundError, ReferenceSyntaxError
@@ -16,14 +16,13 @@ from deltahub.manifest import FileEntry, Manifest
 from deltahub.naming import default_name
 from deltahub.places import cache_home, home
 from deltahub.reference import Reference, check_alias, check_tag
+from deltahub.registries import LOCAL, Registries, unknown_source
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.index import Index, Listed, Query
 from deltahub.registry.registry import Found, Registry
 from deltahub.registry.repair import Supply, from_registry
 from deltahub.stores.base import Progress
 from deltahub.stores.local import LocalStore
-
-LOCAL: Final = "local"
 
 
 @dataclass(frozen=True)
@@ -68,21 +67,28 @@ class Hub:
     Args:
         registries: by source name, in the order in which a name without a source is looked up.
         cache: where pulled deltas are kept.
+        default: the source to push to and list when none is named; by default the first.
     """
 
-    def __init__(self, registries: Mapping[str, Registry], cache: Cache) -> None:
+    def __init__(self, registries: Mapping[str, Registry], cache: Cache, default: str | None = None) -> None:
         self.registries = registries
         self.cache = cache
+        self.default = default or next(iter(registries))
 
     @classmethod
     def open(cls, cache_dir: str | os.PathLike[str] | None = None) -> Hub:
-        """The hub of this user, by the environment.
+        """The hub of this user, by the environment and the settings; no registry is asked anything yet.
 
         Args:
             cache_dir: another place for the cache.
+
+        Raises:
+            ConfigError: the settings are damaged.
         """
-        registry = Registry(LocalStore(home() / "registry"), LOCAL)
-        return cls({LOCAL: registry}, Cache(Path(cache_dir) if cache_dir else cache_home()))
+        settings = Registries.read()
+        stores = {LOCAL: LocalStore(home() / "registry")} | {name: it.store() for name, it in settings.known.items()}
+        registries = {name: Registry(store, name) for name, store in stores.items()}
+        return cls(registries, Cache(Path(cache_dir) if cache_dir else cache_home()), settings.default)
 
     def registry(self, source: str | None) -> Registry:
         """A registry by its source name; the default one for None.
@@ -90,10 +96,9 @@ class Hub:
         Raises:
             NotFoundError: no source has this name.
         """
-        if source is None:
-            return next(iter(self.registries.values()))
+        source = source or self.default
         if source not in self.registries:
-            raise NotFoundError(f"The source {source!r}", (f"known sources {', '.join(self.registries)}",))
+            raise unknown_source(source, tuple(self.registries))
         return self.registries[source]
 
     def document(self, reference: Reference) -> tuple[Registry, ReferenceDocument]:
@@ -139,7 +144,7 @@ class Hub:
             name: what to call it, ``"namespace/name"``; by default made from its task and backbone.
             tags: labels and key=value pairs, beside those saved in the checkpoint.
             aliases: movable names to point to it.
-            to: the source to publish to; by default the local registry.
+            to: the source to publish to; by default the default one.
 
         Raises:
             CheckpointError: the folder holds no whole delta.
@@ -290,7 +295,7 @@ def list_deltas(
         tags: tags that the newest version must have.
         delta_type: e.g. ``"lora"``.
         author: who pushed the newest version.
-        source: the registry; by default the local one.
+        source: the registry; by default the default one.
         limit: at most so many; None for all.
     """
     return Hub.open().search(Query(query, tuple(tags), delta_type, author), source, limit)[0]

@@ -2,7 +2,7 @@
 
 | variable | what it moves | without it |
 | --- | --- | --- |
-| DELTAHUB_HOME | the local registry | the user's data folder |
+| DELTAHUB_HOME | the local registry, and the settings with it | the user's data folder, the user's settings folder |
 | DELTAHUB_CACHE | the cache of pulled deltas | `cache` in DELTAHUB_HOME, or else the user's cache folder |
 """
 
@@ -30,3 +30,12 @@ def cache_home() -> Path:
     import platformdirs
 
     return platformdirs.user_cache_path("deltahub", appauthor=False)
+
+
+def config_home() -> Path:
+    """The folder of the user's settings."""
+    if os.environ.get("DELTAHUB_HOME"):
+        return home()
+    import platformdirs
+
+    return platformdirs.user_config_path("deltahub", appauthor=False)

@@ -1,0 +1,115 @@
+"""registry add, list, remove and default."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from .options import JsonOpt, QuietOpt
+from .output import Output, print_json
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Say which registries there are beside the local one: folders, and buckets of S3 servers.",
+)
+
+NameArg = Annotated[str, typer.Argument(metavar="NAME", help="What the registry is called as a source.")]
+
+
+@app.command()
+def add(
+    name: NameArg,
+    url: Annotated[str, typer.Argument(metavar="URL", help="A folder, or s3://bucket/prefix.")],
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", metavar="URL", help="The S3 server, if it is not AWS.")
+    ] = None,
+    region: Annotated[str | None, typer.Option("--region", help="The region of the bucket.")] = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="The profile of ~/.aws that has the keys; else the environment has.")
+    ] = None,
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Add it without a look whether it can be read.")
+    ] = False,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Add a registry: NAME:namespace/name is then a delta in it.
+
+    Names without a source are looked for in the local registry first, then in the others in the order in which they were added.
+    Keys are never written down: they come from the environment, or from a profile of ~/.aws.
+
+    [dim]deltahub registry add team /mnt/team/deltas[/dim]
+
+    [dim]deltahub registry add team s3://acme/deltas --endpoint https://s3.acme.org --profile acme[/dim]
+    """
+    from deltahub.registries import Configured, change
+    from deltahub.registry.registry import Registry
+
+    entry = Configured.checked(name, url, endpoint=endpoint, region=region, profile=profile)
+    count = None if unchecked else len(Registry(entry.store(), name).names())
+    change(lambda registries: registries.add(entry))
+    many = "no delta yet" if not count else "one delta" if count == 1 else f"{count:,} deltas"
+    Output(as_json=json, quiet=quiet).result(
+        {**asdict(entry), "deltas": count},
+        f"{name} is {entry.store().url}{'' if count is None else f', which holds {many}'}",
+        f"Push to it with: deltahub push ./ckpt --to {name}",
+    )
+
+
+@app.command("list")
+def list_(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
+    """List the registries in the order in which they are searched.
+
+    [dim]deltahub registry list[/dim]
+    """
+    from deltahub.places import home
+    from deltahub.registries import LOCAL, Configured, Registries
+
+    registries = Registries.read()
+    known = [Configured(LOCAL, str(home() / "registry")), *registries.known.values()]
+    if json:
+        print_json([{**asdict(entry), "default": entry.name == registries.default} for entry in known])
+        return
+    rows = [
+        (
+            entry.name,
+            "default" if entry.name == registries.default else "",
+            entry.store().url,
+            " ".join(f"{key}={value}" for key in ("region", "profile") if (value := getattr(entry, key))),
+        )
+        for entry in known
+    ]
+    Output(as_json=json, quiet=quiet).rows(("name", "", "where", "as"), rows)
+
+
+@app.command()
+def remove(name: NameArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
+    """Forget a registry; its deltas stay where they are.
+
+    [dim]deltahub registry remove team[/dim]
+    """
+    from deltahub.registries import change
+
+    registries = change(lambda known: known.remove(name))
+    data = {"removed": name, "default": registries.default}
+    Output(as_json=json, quiet=quiet).result(data, f"{name} is forgotten; its deltas stay where they are.")
+
+
+@app.command()
+def default(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="The registry; without it, which one it is.")
+    ] = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Choose where to push, and what to list, when no registry is named; at first that is the local one.
+
+    [dim]deltahub registry default team[/dim]
+    """
+    from deltahub.registries import Registries, change
+
+    registries = change(lambda known: known.make_default(name)) if name else Registries.read()
+    Output(as_json=json, quiet=quiet).result({"default": registries.default}, registries.default)
