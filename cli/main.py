@@ -33,10 +33,10 @@ _COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
     "gc": ("removing", "gc"),
     "lock": ("locking", "lock"),
     "sync": ("locking", "sync"),
+    "copy": ("moving", "copy"),
     "verify": ("verify", "verify"),
     "inspect": ("inspect", "inspect"),
     "cache": ("cache", None),
-    "registry": ("registries", None),
 }
 
 

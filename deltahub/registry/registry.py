@@ -85,15 +85,10 @@ class Registry:
         """The reference document of a delta and its etag, both None if there is none; an old name leads to the new one."""
         asked = path
         for _ in range(_HOPS):
-            found = self.store.read_tagged(ref_key(path))
-            if found is None:
-                return None, None
-            document = ReferenceDocument.from_bytes(found[0], path)
-            if document.name != path:  # also on a disk that takes upper and lower case for the same
-                raise NotFoundError(path, (self.place,), (document.name,))
-            if document.moved_to is None:
+            document, etag = self._tagged(path)
+            if document is None or document.moved_to is None:
                 self._say_renamed(asked, path)
-                return document, found[1]
+                return document, etag
             path = document.moved_to
         raise IntegrityError(
             f"The reference document of {asked}",
@@ -101,6 +96,24 @@ class Registry:
             "names that lead to each other",
             "Push it under a new name.",
         )
+
+    def stored(self, path: str) -> ReferenceDocument | None:
+        """The document under a name as it is stored: an old name is not followed. None if there is none.
+
+        Raises:
+            IntegrityError: it is damaged.
+            NotFoundError: it is the document of another delta.
+        """
+        return self._tagged(path)[0]
+
+    def _tagged(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
+        found = self.store.read_tagged(ref_key(path))
+        if found is None:
+            return None, None
+        document = ReferenceDocument.from_bytes(found[0], path)
+        if document.name != path:  # also on a disk that takes upper and lower case for the same
+            raise NotFoundError(path, (self.place,), (document.name,))
+        return document, found[1]
 
     def _say_renamed(self, asked: str, name: str) -> None:
         if asked != name and asked not in self._said:

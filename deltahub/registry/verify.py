@@ -62,15 +62,20 @@ def versions(
     registry: Registry, paths: Collection[str] | None, version: str | None
 ) -> Iterator[tuple[str, str | DeltaHubError]]:
     """The versions that are asked for, each with its digest; a delta whose document cannot be read with the error."""
-    for path in registry.names() if paths is None else paths:
+    names = registry.names() if paths is None else []
+    for path in names if paths is None else paths:
         try:
-            document = registry.document(path)
+            document = registry.document(path) if paths is not None else registry.stored(path)
         except DeltaHubError as error:
             if paths is not None and isinstance(error, NotFoundError):
                 raise
             yield path, error
             continue
-        if paths is None and document.name != path:  # an old name: its versions are read under the new one
+        if document is None:  # deleted since it was listed
+            continue
+        if document.moved_to:  # an old name: its versions are read under the new one
+            if document.moved_to not in names:
+                yield path, NotFoundError(f"{document.moved_to}, to which {path} leads,", (registry.place,))
             continue
         for name in [document.resolve(version)] if version else list(document.versions):
             yield f"{document.name}@{name}", document.versions[name].digest

@@ -1,0 +1,142 @@
+"""Copying deltas from one registry to another: all versions, aliases, tags and history.
+
+Objects go first, the document of each delta last, as in a push. What is there already is not fetched again, so a copy that was
+interrupted goes on where it stopped. Every byte that is moved is checked on the way.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltahub.errors import ConflictError
+from deltahub.manifest import FileEntry, Manifest
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.merging import merged
+from deltahub.registry.registry import Registry, ref_key
+from deltahub.registry.sweeping import spare
+from deltahub.stores.base import Progress, Source, object_key
+
+_OBJECTS = "objects/sha256/"
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What was copied of one delta.
+
+    Attributes:
+        name: ``"namespace/name"``.
+        versions: those that are new in the target.
+        changed: whether anything is.
+        size: bytes that were moved.
+    """
+
+    name: str
+    versions: tuple[str, ...]
+    changed: bool
+    size: int
+
+
+def copy(
+    source: Registry, target: Registry, paths: Collection[str] | None = None, progress: Progress | None = None
+) -> Iterator[Copied]:
+    """Copy deltas, one after the other.
+
+    Args:
+        paths: which, ``"namespace/name"``; None for all, names that lead to others too.
+
+    Raises:
+        NotFoundError: the source has no such delta.
+        ConflictError: a version has other content in the target.
+        IntegrityError: the source is damaged. What was copied before stays.
+        ReferenceSyntaxError: a name differs from one in the target in upper and lower case only.
+    """
+    there: set[str] | None = None
+    names: list[tuple[ReferenceDocument, ReferenceDocument]] = []
+    for path in source.names() if paths is None else [source.document(path).name for path in paths]:
+        target.refuse_twin(path)
+        theirs = source.stored(path)
+        if theirs is None:  # deleted since it was listed
+            continue
+        mine = target.stored(path) or ReferenceDocument(path)
+        if theirs.moved_to or mine.moved_to:
+            names.append((mine, theirs))
+            continue
+        merged(mine, theirs, *target.stamp())  # whether they can be one is known before anything is moved
+        wanted = _objects(source, mine, theirs)
+        if wanted and there is None:
+            there = _present(target)
+        size = _copy_objects(source, target, theirs, wanted, there or set(), progress)
+        changed = target.stored(path) != mine
+        yield Copied(path, tuple(name for name in theirs.versions if name not in mine.versions), changed, size)
+    for mine, theirs in names:  # last: what a name leads to must be there
+        yield Copied(mine.name, (), _copy_name(target, mine, theirs), 0)
+
+
+def _copy_name(target: Registry, mine: ReferenceDocument, theirs: ReferenceDocument) -> bool:
+    """Copy a name that leads to another one; a delta that has versions here is never replaced by one."""
+    if mine.moved_to == theirs.moved_to:
+        return False
+    if mine.versions or mine.removed or mine.moved_to:
+        raise ConflictError(f"The name {mine.name}", mine.moved_to or "a delta", theirs.moved_to or "a delta")
+    target.store.swap(ref_key(mine.name), theirs.to_bytes(), None)
+    return True
+
+
+def _objects(source: Registry, mine: ReferenceDocument, theirs: ReferenceDocument) -> dict[str, Source | FileEntry]:
+    """The objects of the versions that are missing, by their sha256: manifests as bytes, files as entries."""
+    found: dict[str, Source | FileEntry] = {}
+    for name, entry in theirs.versions.items():
+        if name not in mine.versions and name not in mine.removed:
+            manifest: Manifest = source.manifest(entry.digest)
+            digits = entry.digest.removeprefix("sha256:")
+            found.update((file.sha256, file) for file in manifest.files)
+            found[digits] = source.store.read(object_key(digits))
+    return found
+
+
+def _copy_objects(
+    source: Registry,
+    target: Registry,
+    theirs: ReferenceDocument,
+    wanted: dict[str, Source | FileEntry],
+    there: set[str],
+    progress: Progress | None,
+) -> int:
+    """Copy what is missing, and then the document; a collection that runs meanwhile takes nothing of it."""
+    size = 0
+    generation = spare(target.store, wanted)
+    while True:
+        size += _fetch(source, target, {key: value for key, value in wanted.items() if key not in there}, progress)
+        there.update(wanted)
+        if (now := spare(target.store, wanted)) == generation:
+            target.update(theirs.name, lambda mine: merged(mine, theirs, *target.stamp()), may_create=True)
+            now = spare(target.store, wanted)
+        if now == generation:
+            return size
+        there.clear()
+        there.update(_present(target))
+        generation = now
+
+
+def _fetch(
+    source: Registry, target: Registry, missing: dict[str, Source | FileEntry], progress: Progress | None
+) -> int:
+    if not missing:
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        sources: dict[str, Source] = {}
+        for sha256, wanted in missing.items():
+            if isinstance(wanted, FileEntry):
+                source.fetch(wanted, Path(folder) / sha256, progress)
+                sources[sha256] = Path(folder) / sha256
+            else:
+                sources[sha256] = wanted
+        target.store.create(sources)
+        return sum(len(data) if isinstance(data, bytes) else data.stat().st_size for data in sources.values())
+
+
+def _present(registry: Registry) -> set[str]:
+    return {key[len(_OBJECTS) :].replace("/", "") for key, _ in registry.store.keys(_OBJECTS)}
