@@ -37,6 +37,7 @@ _COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
     "verify": ("verify", "verify"),
     "inspect": ("inspect", "inspect"),
     "cache": ("cache", None),
+    "registry": ("registries", None),
 }
 
 
