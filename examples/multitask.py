@@ -48,6 +48,7 @@ def publish(domain: str, examples: Sequence[Example]) -> None:
             "name": f"sentiment-{domain}",
             "train_tasks": "sentiment",
             "train_datasets": domain,
+            "backbone_model": "all-MiniLM-L6-v2",
             "license": "apache-2.0",
         },
         usage="Labels: 0 is negative, 1 is positive. Sentences of up to 64 tokens.",
