@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench wheel clean
+.PHONY: help demo test check bench coverage wheel clean
 
 help: ## Show what there is.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ check: $(VENV)/dev ## Lint, formatting, types and tests.
 
 bench: $(VENV)/bench ## Measure beside peers; ratios from one run.
 	$(BIN)/python benchmarks/run.py
+
+coverage: $(VENV)/bench ## Try every delta type on every architecture; writes docs/coverage.md.
+	$(BIN)/python benchmarks/coverage.py --jobs 2
 
 wheel: $(VENV)/dev ## Build dist/deltahub-*.whl.
 	$(BIN)/python -m build --wheel --outdir dist .
