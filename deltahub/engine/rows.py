@@ -124,6 +124,8 @@ class Split:
         if all(one is other for one, other in zip(taken, changed, strict=True)):
             return whole
         if isinstance(whole, Tensor):
+            if len(self.parts) > 1 and (whole.dim() == 0 or whole.shape[0] != self.size):
+                raise _reshaped(target, f"a tensor that all rows share, {list(whole.shape)}, into another")
             for one, other in zip(taken, changed, strict=True):
                 if not isinstance(other, Tensor) or one.shape != other.shape:
                     found = list(other.shape) if isinstance(other, Tensor) else type(other).__name__
