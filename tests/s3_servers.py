@@ -15,9 +15,12 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import obstore
+import obstore.exceptions
+import obstore.store
 import pytest
 
 from deltahub.stores import s3
@@ -57,15 +60,22 @@ class Server:
 
     def __init__(self, command: Sequence[str], url: str, log: Path) -> None:
         self.command, self.url, self.log = command, url, log
+        self._started = False
         self.start()
-        self._make_bucket()
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it, and wait until it reads what it had and writes."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        self._wait_until(self._answers)
+        if not self._started:
+            self._make_bucket()
+        self._wait_until(self._works)
+        self._started = True
+
+    def _wait_until(self, holds: Callable[[], bool]) -> None:
         end = time.monotonic() + _START
-        while not self._answers():
+        while not holds():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(0.05)
                 unavailable(f"{self.command[0]} ended: {self.log.read_text(errors='replace')[-500:]}")
@@ -89,6 +99,23 @@ class Server:
             answer.close()
             return answer.code < 500
         except OSError:
+            return False
+        return True
+
+    def _works(self) -> bool:
+        """Whether it reads what was written before it was started, and writes."""
+        keys = dict(zip(("access_key_id", "secret_access_key"), ADMIN, strict=True))
+        client = obstore.store.S3Store(
+            BUCKET,
+            config={"endpoint": self.url, **keys},
+            client_options={"allow_http": True, "timeout": "5s"},
+            retry_config={"max_retries": 0},
+        )
+        try:
+            if self._started:
+                obstore.get(client, "ready").bytes()
+            obstore.put(client, "ready", b"ready" * 1000)
+        except (obstore.exceptions.BaseError, OSError):
             return False
         return True
 
