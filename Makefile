@@ -14,13 +14,13 @@ demo: $(VENV)/base ## Train a delta on real sentences, push it, pull it, load it
 	$(BIN)/python examples/sentiment.py
 
 test: $(VENV)/dev ## Run all tests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 check: $(VENV)/dev ## Lint, formatting, types and tests.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 bench: $(VENV)/bench ## Measure beside peers; ratios from one run.
 	$(BIN)/python benchmarks/run.py
