@@ -34,6 +34,7 @@ _COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
     "lock": ("locking", "lock"),
     "sync": ("locking", "sync"),
     "copy": ("moving", "copy"),
+    "bundle": ("bundling", None),
     "verify": ("verify", "verify"),
     "inspect": ("inspect", "inspect"),
     "cache": ("cache", None),

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -94,6 +95,18 @@ def staging(parent: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """An empty folder in the system's temporary folder (TMPDIR moves it), gone afterwards.
+
+    Raises:
+        StorageError: it is full or not writable.
+    """
+    place = Path(tempfile.gettempdir())
+    with storage_errors("Using the temporary folder", place), tempfile.TemporaryDirectory(prefix="deltahub-") as folder:
+        yield Path(folder)
 
 
 def move_all(stage: Path, folder: Path, names: Sequence[str]) -> None:

@@ -16,8 +16,8 @@ LAYERS = (
     ("config", "manifest", "naming"),
     ("backbone", "metadata"),
     ("checkpoint", "card", "lockfile", "stores"),
-    ("registry", "registries", "cache"),
-    ("hub",),
+    ("archive", "registry", "registries", "cache"),
+    ("bundle", "hub"),
     ("engine.insertion", "engine.rows", "engine.site"),
     (
         "engine.attention",

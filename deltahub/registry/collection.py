@@ -6,16 +6,15 @@ the same content takes it back. See `sweeping` for why it is safe beside pushes.
 
 from __future__ import annotations
 
-import tempfile
 import time
 import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Final
 
 from deltahub.errors import ConflictError, DeltaHubError, NotFoundError
+from deltahub.files import scratch
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.registry import Registry, ref_key
 from deltahub.registry.sweeping import RENEWED, State, read_state, settled, write_state
@@ -159,12 +158,12 @@ def _sizes_of(registry: Registry, digest: str) -> list[tuple[str, int]]:
 
 
 def _measured(registry: Registry, sha256: str) -> int:
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         try:
-            registry.store.fetch(object_key(sha256), Path(folder) / "object")
+            registry.store.fetch(object_key(sha256), folder / "object")
         except NotFoundError:  # another collection was faster
             return 0
-        return (Path(folder) / "object").stat().st_size
+        return (folder / "object").stat().st_size
 
 
 def _time(text: str) -> datetime:

@@ -26,6 +26,8 @@ def merged(mine: ReferenceDocument, theirs: ReferenceDocument, time: str, author
     Raises:
         ConflictError: a version has other content on the other side. Nothing was changed.
     """
+    if theirs.name != mine.name:  # the delta was renamed here, which its log tells
+        theirs = replace(theirs, name=mine.name, log=())
     if theirs.log and theirs.log[: len(mine.log)] == mine.log:
         return theirs
     for name, entry in theirs.versions.items():

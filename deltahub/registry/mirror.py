@@ -6,12 +6,11 @@ interrupted goes on where it stopped. Every byte that is moved is checked on the
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from deltahub.errors import ConflictError
+from deltahub.files import scratch
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.merging import merged
@@ -126,12 +125,12 @@ def _fetch(
 ) -> int:
     if not missing:
         return 0
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         sources: dict[str, Source] = {}
         for sha256, wanted in missing.items():
             if isinstance(wanted, FileEntry):
-                source.fetch(wanted, Path(folder) / sha256, progress)
-                sources[sha256] = Path(folder) / sha256
+                source.fetch(wanted, folder / sha256, progress)
+                sources[sha256] = folder / sha256
             else:
                 sources[sha256] = wanted
         target.store.create(sources)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from deltahub.errors import DeltaHubError
+from deltahub.files import scratch
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import MANIFEST_FILE, Damage, damages, versions
 from deltahub.stores.base import object_key
@@ -67,8 +67,8 @@ def repair(
 def _replaced(registry: Registry, supplies: Mapping[str, Supply], damage: Damage) -> dict[str, str]:
     """The file and the place that its bytes came from; nothing if no place has them."""
     for name, supply in supplies.items():
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / "object"
+        with scratch() as folder:
+            copy = folder / "object"
             try:
                 found = supply(damage.sha256, copy)
             except DeltaHubError:  # it has them not, or cannot be reached

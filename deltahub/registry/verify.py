@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from deltahub.errors import DeltaHubError, IntegrityError, NotFoundError
+from deltahub.files import scratch
 from deltahub.registry.registry import Registry
 from deltahub.stores.base import object_key
 
@@ -113,8 +112,8 @@ def damages(registry: Registry, digest: str, intact: set[str]) -> list[Damage]:
 
 def _seen(registry: Registry, sha256: str) -> str:
     """The digest of what is stored as an object, read piece by piece: it may be larger than the memory."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         try:
-            return f"sha256:{registry.store.fetch(object_key(sha256), Path(folder) / 'object')}"
+            return f"sha256:{registry.store.fetch(object_key(sha256), folder / 'object')}"
         except NotFoundError:
             return "nothing"

@@ -1,4 +1,4 @@
-"""copy as a user types it."""
+"""copy and bundle as a user types them."""
 
 from __future__ import annotations
 
@@ -38,3 +38,24 @@ def test_a_copy_that_cannot_be_done_is_refused(run, ckpt, team, arguments, code)
     run("push", ckpt, "me/x")
     assert run("copy", *arguments).exit_code == code
     assert team.names() == []
+
+
+def test_a_bundle_goes_from_one_machine_to_another(run, run_json, ckpt, team, tmp_path):
+    run("push", ckpt, "me/x", "--alias", "champion", "--tags", "sst2")
+    file = tmp_path / "x.tar"
+    assert run_json("bundle", "export", "me/x@champion", "-o", file)["versions"] == ["me/x@v1"]
+    done = run("bundle", "import", file, "--to", "team")
+    assert (done.exit_code, done.stdout) == (0, "team:me/x@v1\n")
+    assert "1 of 1 are new, every byte checked." in done.stderr
+    assert run_json("show", "team:me/x@champion")["tags"] == ["sst2"]
+    assert run_json("bundle", "import", file, "--to", "team")["new"] == []
+
+
+def test_a_damaged_bundle_exits_with_5(run, ckpt, team, tmp_path):
+    run("push", ckpt, "me/x")
+    run("bundle", "export", "me/x", "-o", tmp_path / "x.tar")
+    (tmp_path / "x.tar").write_bytes((tmp_path / "x.tar").read_bytes() + b"x")
+    done = run("bundle", "import", tmp_path / "x.tar", "--to", "team")
+    assert done.exit_code == 5
+    assert "Nothing was stored. Export it again where it came from." in done.stderr
+    assert run("bundle", "import", tmp_path / "nothing.tar").exit_code == 6
