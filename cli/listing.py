@@ -18,28 +18,38 @@ def list_(
     tag: TagsOpt = None,
     delta_type: Annotated[str | None, typer.Option("--type", help="lora, adapter, bitfit, ...")] = None,
     author: Annotated[str | None, typer.Option("--author", help="Who pushed it.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", metavar="COND", help="E.g. 'accuracy>0.9'; may be repeated.")
+    ] = None,
+    sort: Annotated[
+        str, typer.Option("--sort", metavar="KEY", help="time, name, size, parameters or a metric.")
+    ] = "time",
+    reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
     source: SourceOpt = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=0, help=f"At most so many; 0 for all. [default: {_SHOWN}, all as JSON]")
     ] = None,
+    offset: Annotated[int, typer.Option("--offset", min=0, help="Leave out so many of the first.")] = 0,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """List deltas, newest first.
+    """List deltas, newest first unless sorted otherwise.
 
     [dim]deltahub list sst2 --type lora[/dim]
 
     [dim]deltahub list --tag task=sst2 --tag lang=en --json[/dim]
+
+    [dim]deltahub list --metric 'accuracy>0.9' --sort accuracy --limit 20 --offset 20[/dim]
     """
     from deltahub.hub import Hub
-    from deltahub.registry.index import Query
+    from deltahub.registry.query import Metric, Query
 
     if delta_type is not None:
         _check_type(delta_type)
     shown = limit if limit is not None else (0 if json or quiet else _SHOWN)
-    found, total = Hub.open().search(
-        Query(query, tuple(split_tags(tag)), delta_type, author), source, limit=shown or None
-    )
+    metrics = tuple(map(Metric.parse, metric or ()))
+    asked = Query(query, tuple(split_tags(tag)), delta_type, author, metrics, sort, reverse)
+    found, total = Hub.open().search(asked, source, shown or None, offset)
     out = Output(as_json=json, quiet=quiet)
     if json:
         print_json([asdict(entry) for entry in found])
@@ -61,8 +71,11 @@ def list_(
         out.nothing("No delta is known that fits.", "Push one with: deltahub push ./ckpt")
         return
     out.rows(("name", "version", "type", "metrics", "tags", "backbone", "size", "pushed"), rows, narrow=5)
+    last = offset + len(found)
     if total > len(found) and not quiet:
-        typer.echo(f"{len(found)} of {total:,}; --limit 0 shows all.", err=True)
+        which = f"{offset + 1} to {last}" if offset else f"{len(found)}"
+        more = f"--offset {last} shows the next; " if last < total else ""
+        typer.echo(f"{which} of {total:,}; {more}--limit 0 shows all.", err=True)
 
 
 def _check_type(delta_type: str) -> None:

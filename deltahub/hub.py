@@ -18,7 +18,8 @@ from deltahub.places import cache_home, home
 from deltahub.reference import Reference, check_alias, check_tag
 from deltahub.registries import LOCAL, Registries, unknown_source
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.index import Index, Listed, Query
+from deltahub.registry.index import Index, Listed
+from deltahub.registry.query import Metric, Query
 from deltahub.registry.registry import Found, Registry
 from deltahub.registry.repair import Supply, from_registry
 from deltahub.stores.base import Progress
@@ -251,11 +252,15 @@ class Hub:
         others = {other.name: from_registry(other) for other in self.registries.values() if other is not registry}
         return {**others, "the cache": self.cache.supply}
 
-    def search(self, query: Query, source: str | None = None, limit: int | None = None) -> tuple[list[Listed], int]:
-        """The deltas of one registry that a query means, newest first, and how many there are without the limit."""
+    def search(
+        self, query: Query, source: str | None = None, limit: int | None = None, offset: int = 0
+    ) -> tuple[list[Listed], int]:
+        """The deltas of one registry that a query means, in its order, and how many there are without limit and offset."""
         registry = self.registry(source)
         place = hashlib.sha256(registry.store.url.encode()).hexdigest()[:16]
-        return Index(self.cache.root / "index" / f"{registry.name}-{place}.sqlite3", registry).search(query, limit)
+        return Index(self.cache.root / "index" / f"{registry.name}-{place}.sqlite3", registry).search(
+            query, limit, offset
+        )
 
 
 # ----- the same, for `import deltahub` -----
@@ -285,20 +290,33 @@ def list_deltas(
     tags: Collection[str] = (),
     delta_type: str | None = None,
     author: str | None = None,
+    metrics: Collection[str] = (),
+    sort: str = "time",
+    reverse: bool = False,
     source: str | None = None,
     limit: int | None = None,
+    offset: int = 0,
 ) -> list[Listed]:
-    """The deltas of a registry, newest first.
+    """The deltas of a registry, newest first unless sorted otherwise.
 
     Args:
         query: words that must all occur in the name, tags, type or backbone.
         tags: tags that the newest version must have.
         delta_type: e.g. ``"lora"``.
         author: who pushed the newest version.
+        metrics: conditions such as ``"accuracy>0.9"``.
+        sort: ``"time"``, ``"name"``, ``"size"``, ``"parameters"`` or a metric.
+        reverse: the other way round.
         source: the registry; by default the default one.
         limit: at most so many; None for all.
+        offset: leave out so many of the first.
+
+    Raises:
+        ConfigError: a condition or what to sort by cannot be read.
     """
-    return Hub.open().search(Query(query, tuple(tags), delta_type, author), source, limit)[0]
+    wanted = tuple(map(Metric.parse, metrics))
+    asked = Query(query, tuple(tags), delta_type, author, wanted, sort, reverse)
+    return Hub.open().search(asked, source, limit, offset)[0]
 
 
 def locate(path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None, **options: Any) -> Path:

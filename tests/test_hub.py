@@ -19,7 +19,7 @@ from deltahub.errors import (
 )
 from deltahub.hub import Hub
 from deltahub.reference import Reference
-from deltahub.registry.index import Query
+from deltahub.registry.query import Query
 from deltahub.registry.registry import Registry
 from deltahub.stores.base import object_key
 from deltahub.stores.memory import MemoryStore

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from deltahub.errors import CheckpointError, DeltaHubError
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.query import Query, conditions, order
 from deltahub.registry.registry import REFS, Registry
 
 _MOST: Final = 2**63 - 1  # what SQLite counts to
@@ -56,23 +57,6 @@ class Listed:
     summary: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Query:
-    """What to look for; every field that is set must hold.
-
-    Attributes:
-        text: words that must all occur in the name, tags, type or backbone.
-        tags: tags that the newest version must have.
-        delta_type: e.g. ``"lora"``.
-        author: who pushed the newest version.
-    """
-
-    text: str = ""
-    tags: tuple[str, ...] = ()
-    delta_type: str | None = None
-    author: str | None = None
-
-
 class Index:
     """The index of one registry.
 
@@ -85,36 +69,37 @@ class Index:
         self.path = path
         self.registry = registry
 
-    def search(self, query: Query, limit: int | None = None) -> tuple[list[Listed], int]:
-        """The deltas that a query means, newest first.
+    def search(self, query: Query, limit: int | None = None, offset: int = 0) -> tuple[list[Listed], int]:
+        """The deltas that a query means, in its order.
 
         Args:
             limit: at most so many; None for all.
+            offset: leave out so many of the first.
 
         Returns:
             The deltas, and how many there are without the limit.
         """
         try:
-            return self._search(self.path, query, limit)
+            return self._search(self.path, query, limit, offset)
         except _DAMAGE:  # the file holds nothing that cannot be made again
             for path in (self.path, Path(f"{self.path}-journal")):
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
         try:
-            return self._search(self.path, query, limit)
+            return self._search(self.path, query, limit, offset)
         except _DAMAGE:  # nor can it be made: the cache is full or read-only
-            return self._search(":memory:", query, limit)
+            return self._search(":memory:", query, limit, offset)
 
-    def _search(self, path: Path | str, query: Query, limit: int | None) -> tuple[list[Listed], int]:
-        where, values = _conditions(query)
+    def _search(self, path: Path | str, query: Query, limit: int | None, offset: int) -> tuple[list[Listed], int]:
+        where, values = conditions(query)
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(_connect(path)) as database, database:
             self._refresh(database)
             total: int = database.execute(f"SELECT count(*) FROM deltas WHERE {where}", values).fetchone()[0]  # noqa: S608  (built below)
             rows = database.execute(
-                f"SELECT row FROM deltas WHERE {where} ORDER BY time DESC, name LIMIT ?",  # noqa: S608
-                [*values, -1 if limit is None else min(limit, _MOST)],
+                f"SELECT row FROM deltas WHERE {where} ORDER BY {order(query)} LIMIT ? OFFSET ?",  # noqa: S608
+                [*values, -1 if limit is None else min(limit, _MOST), min(offset, _MOST)],
             )
             return [_listed(json.loads(row)) for (row,) in rows], total
 
@@ -189,21 +174,6 @@ def _remember(database: sqlite3.Connection, key: str, document: ReferenceDocumen
     values = (key, document.name, delta_type, entry.author, entry.time, words, json.dumps(row))
     database.execute("INSERT INTO deltas VALUES (?, ?, ?, ?, ?, ?, ?)", values)
     database.executemany("INSERT INTO tags VALUES (?, ?)", [(key, tag) for tag in entry.tags])
-
-
-def _conditions(query: Query) -> tuple[str, list[str]]:
-    clauses, values = ["1"], []
-    for word in query.text.lower().split():
-        clauses.append("instr(words, ?) > 0")
-        values.append(word)
-    for tag in query.tags:
-        clauses.append("EXISTS (SELECT 1 FROM tags WHERE tags.key = deltas.key AND tag = ?)")
-        values.append(tag)
-    for column, value in (("delta_type", query.delta_type), ("author", query.author)):
-        if value is not None:
-            clauses.append(f"{column} = ?")
-            values.append(value)
-    return " AND ".join(clauses), [value.encode(errors="replace").decode() for value in values]  # what no text holds
 
 
 def _listed(row: dict[str, Any]) -> Listed:

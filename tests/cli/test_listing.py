@@ -77,7 +77,7 @@ def test_a_narrow_table_leaves_out_what_it_could_only_break(monkeypatch, capsys,
 
 def test_list_says_on_stderr_how_many_it_left_out(run, three):
     done = run("list", "--limit", "1")
-    assert "1 of 3; --limit 0 shows all." in done.stderr
+    assert "1 of 3; --offset 1 shows the next; --limit 0 shows all." in done.stderr
 
 
 def test_list_of_nothing_says_how_to_start(run):
@@ -150,3 +150,19 @@ def test_an_unknown_type_is_wrong_usage(run, three):
     done = run("list", "--type", "lra")
     assert done.exit_code == 2
     assert "did you mean 'lora'?" in " ".join(done.stderr.split())
+
+
+def test_list_finds_by_metrics_and_sorts_by_them_page_by_page(run, run_json, tmp_path):
+    for number in range(3):
+        folder = save_checkpoint(tmp_path / str(number), value=number, metadata={"test_result": {"f1": number / 2}})
+        assert run("push", folder, f"me/d{number}").exit_code == 0
+    assert [e["name"] for e in run_json("list", "--metric", "f1>0.4", "--sort", "f1")] == ["me/d2", "me/d1"]
+    page = run("list", "--sort", "f1", "--reverse", "--limit", "1", "--offset", "1")
+    assert page.stdout.startswith("me/d1\t")
+    assert "2 to 2 of 3; --offset 2 shows the next; --limit 0 shows all." in page.stderr
+    assert "3 to 3 of 3; --limit 0 shows all." in run("list", "--limit", "1", "--offset", "2").stderr
+
+
+@pytest.mark.parametrize("arguments", [["--metric", "f1"], ["--sort", "a'b"]])
+def test_a_search_that_cannot_be_read_is_wrong_usage(run, arguments):
+    assert run("list", *arguments).exit_code == 2

@@ -13,8 +13,9 @@ import pytest
 from deltahub import checkpoint
 from deltahub.manifest import canonical_json
 from deltahub.reference import Reference
-from deltahub.registry.index import Index, Query
+from deltahub.registry.index import Index
 from deltahub.registry.marking import set_alias, set_tags
+from deltahub.registry.query import Query
 from deltahub.registry.registry import Registry
 
 

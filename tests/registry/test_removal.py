@@ -9,8 +9,9 @@ import pytest
 from deltahub.errors import ConflictError, InUseError, NotFoundError, ReferenceSyntaxError, RemovedError, StorageError
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.index import Index, Query
+from deltahub.registry.index import Index
 from deltahub.registry.marking import set_alias, set_tags, undo
+from deltahub.registry.query import Query
 from deltahub.registry.registry import REFS, Registry
 from deltahub.registry.removal import remove
 from deltahub.registry.renaming import rename

@@ -6,7 +6,8 @@ import pytest
 
 from deltahub.checkpoint import describe
 from deltahub.reference import Reference
-from deltahub.registry.index import Index, Query
+from deltahub.registry.index import Index
+from deltahub.registry.query import Query
 
 
 @pytest.fixture

@@ -1,0 +1,103 @@
+"""Deltas are found by their metrics, in any order, page by page."""
+
+from __future__ import annotations
+
+import pytest
+
+from deltahub import checkpoint
+from deltahub.errors import ConfigError
+from deltahub.reference import Reference
+from deltahub.registry.index import Index
+from deltahub.registry.query import Metric, Query
+from deltahub.registry.registry import Registry
+
+RESULTS = {
+    "a/none": None,
+    "b/low": {"accuracy": 0.5, "f1": 0.9},
+    "c/high": {"accuracy": 0.95},
+    "d/one": {"accuracy": 1},
+    "e/words": {"accuracy": "0.99 on the easy half"},
+    "f/spaced": {"exact match": 0.75, "f1": 0.1},
+}
+
+
+@pytest.fixture
+def index(anywhere: Registry, new_checkpoint, tmp_path, monkeypatch) -> Index:
+    """A registry of deltas with these results, pushed one a minute."""
+    for minute, (name, results) in enumerate(RESULTS.items()):
+        folder = new_checkpoint(value=minute, **({"metadata": {"test_result": results}} if results else {}))
+        monkeypatch.setattr("deltahub.registry.stamps.now", lambda minute=minute: f"2026-01-02T03:{minute:02}:00Z")
+        anywhere.publish(Reference.parse(name), checkpoint.describe(folder), folder)
+    return Index(tmp_path / "index.sqlite3", anywhere)
+
+
+def names(index, *conditions, limit=None, offset=0, **query) -> list[str]:
+    asked = Query(metrics=tuple(map(Metric.parse, conditions)), **query)
+    return [line.name for line in index.search(asked, limit, offset)[0]]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        (["accuracy>0.9"], {"c/high", "d/one"}),
+        (["accuracy >= 0.95"], {"c/high", "d/one"}),
+        (["accuracy>0.95"], {"d/one"}),
+        (["accuracy<0.9"], {"b/low"}),
+        (["accuracy<=0.5"], {"b/low"}),
+        (["accuracy=1"], {"d/one"}),
+        (["accuracy==1.0"], {"d/one"}),
+        (["accuracy!=1"], {"b/low", "c/high"}),
+        (["accuracy>0.4", "f1>0.5"], {"b/low"}),
+        (["exact match>0.5"], {"f/spaced"}),
+        (["nothing>0"], set()),
+        (["accuracy>-1e9"], {"b/low", "c/high", "d/one"}),
+    ],
+)
+def test_a_metric_must_be_a_number_and_hold(index, conditions, expected):
+    assert set(names(index, *conditions)) == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({}, "fedcba"),
+        ({"reverse": True}, "abcdef"),
+        ({"sort": "name"}, "abcdef"),
+        ({"sort": "name", "reverse": True}, "fedcba"),
+        ({"sort": "accuracy"}, "dcbaef"),
+        ({"sort": "accuracy", "reverse": True}, "bcdaef"),
+        ({"sort": "f1"}, "bfacde"),
+        ({"sort": "parameters"}, "abcdef"),
+    ],
+)
+def test_any_order_puts_those_without_a_value_last(index, query, expected):
+    assert "".join(name[0] for name in names(index, **query)) == expected
+
+
+def test_the_largest_come_first_when_sorted_by_size(index):
+    lines, _ = index.search(Query(sort="size"))
+    sizes = [line.summary["size"] for line in lines]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) > 1
+
+
+def test_pages_follow_each_other_without_a_gap(index):
+    pages = [names(index, sort="name", limit=2, offset=offset) for offset in range(0, 8, 2)]
+
+    assert pages == [["a/none", "b/low"], ["c/high", "d/one"], ["e/words", "f/spaced"], []]
+    assert index.search(Query(), limit=1, offset=5)[1] == 6
+    assert names(index, offset=10**30) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["accuracy", "accuracy>", ">0.9", "accuracy>high", "accuracy>nan", "accuracy=>1", 'a"b>1', "a'b>1", ""]
+)
+def test_what_is_no_condition_says_what_one_looks_like(text):
+    with pytest.raises(ConfigError, match=r"as in 'accuracy>0\.9'"):
+        Metric.parse(text)
+
+
+@pytest.mark.parametrize("key", ["", "a'b", 'a"b', "name; DROP TABLE deltas", "\u0430"])
+def test_what_nothing_can_be_sorted_by_is_refused(key):
+    with pytest.raises(ConfigError, match="is nothing to sort by: expected time, name, size, parameters or a metric"):
+        Query(sort=key)
