@@ -155,7 +155,16 @@ def test_the_modules_import_each_other_without_cycles():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["list"], ["push", "--help"], ["show", "--help"], ["verify"], ["cache", "list"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["list"],
+        ["push", "--help"],
+        ["show", "--help"],
+        ["verify"],
+        ["cache", "list"],
+        ["registry", "list"],
+    ],
     ids=" ".join,
 )
 def test_the_command_line_starts_without_torch(arguments, tmp_path):
@@ -164,7 +173,7 @@ def test_the_command_line_starts_without_torch(arguments, tmp_path):
         "from deltahub_cli.main import main\n"
         "try:\n    main()\n"
         "except SystemExit as done:\n    assert not done.code, done.code\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'fastjsonschema', 'requests', 'huggingface_hub'} & sys.modules.keys()\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'fastjsonschema', 'requests', 'huggingface_hub', 'obstore'} & sys.modules.keys()\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run(

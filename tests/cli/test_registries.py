@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import threading
 
 import pytest
 
 from deltahub.places import config_home
 from deltahub.registries import FILE
 from tests.checkpoints import content_of, save_checkpoint
+from tests.s3_proxy import Exchange
 from tests.s3_servers import ADMIN, READER
 
 
@@ -179,6 +184,33 @@ def test_an_unreachable_registry_can_be_added_unchecked(run, run_json):
     done = run("registry", "add", "cloud", "s3://deltas/x", "--endpoint", "http://127.0.0.1:1", "--unchecked")
     assert done.stdout == "cloud is s3://deltas/x at http://127.0.0.1:1\n"
     assert [entry["name"] for entry in run_json("registry", "list")] == ["local", "cloud"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize(("command", "method"), [("push", "PUT"), ("pull", "GET")])
+def test_an_interrupt_is_heard_while_a_server_does_not_answer(run, ckpt, proxy, moto, command, method):
+    bucket = moto.bucket(endpoint=proxy.url)
+    run("registry", "add", "team", f"s3://{bucket.name}/{bucket.prefix}", "--endpoint", bucket.endpoint)
+    run("push", ckpt, "me/x", "--to", "team")
+    begun, end = threading.Event(), threading.Event()
+
+    def stall(exchange: Exchange) -> None:
+        begun.set()
+        end.wait()
+        exchange.reset()
+
+    proxy.breaks(stall, words="/objects/", method=method, times=None)
+    arguments = [ckpt, "team:me/y"] if command == "push" else ["team:me/x"]
+    script = "from deltahub_cli.main import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", script, command, *map(str, arguments)], stderr=subprocess.PIPE)
+    try:
+        assert begun.wait(60)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        end.set()
+    assert (process.returncode, told) == (130, b"Interrupted; nothing was left half done.\n")
 
 
 def test_no_secret_is_written_down(run, s3_keys, moto):

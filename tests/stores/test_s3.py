@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import obstore
 import pytest
 
 from deltahub.errors import ConflictError, IntegrityError, StorageError
+from deltahub.files import sha256_file
 from deltahub.stores import s3
 from deltahub.stores.base import object_key
 from deltahub.stores.bucket import PART, Bucket, connect
@@ -79,6 +83,38 @@ def test_a_file_that_changes_while_its_parts_are_sent_is_never_put_together(stor
         store.create({sha256: path}, change)
     assert changed
     assert [key for key in stored(store) if key.startswith("objects/")] == []
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from deltahub.stores.bucket import Bucket
+from deltahub.stores.s3 import S3Store
+from tests.s3_servers import QUICK
+
+def most():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+
+store = S3Store(Bucket(*sys.argv[1:4]), QUICK)
+store.create({sys.argv[4]: Path(sys.argv[5])})
+before = most()
+store.create({sys.argv[6]: Path(sys.argv[7])})
+store.fetch(f"objects/sha256/{sys.argv[6][:2]}/{sys.argv[6][2:]}", Path(sys.argv[7] + ".copy"))
+print(most() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
+def test_a_big_file_takes_no_more_memory_than_one_of_a_few_parts(moto, s3_keys, tmp_path):
+    arguments = [*dataclasses.astuple(moto.bucket())[:3]]
+    for name, parts in (("small", 3), ("big", 12)):
+        path = tmp_path / name
+        path.write_bytes(bytes(parts * PART))
+        arguments += [sha256_file(path)[0], str(path)]
+    command, root = [sys.executable, "-c", MEASURED, *arguments], Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 16  # MB; the file has 72 MB more
 
 
 def test_one_prefix_knows_nothing_of_another(moto, s3_keys):
