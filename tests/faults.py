@@ -14,6 +14,8 @@ import pytest
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 FORBIDDEN = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 INTERRUPT = KeyboardInterrupt()
+KILL = SystemExit()
+_KILLED = 9
 
 _STEPS = ("chmod", "fsync", "link", "mkdir", "replace", "utime")
 
@@ -33,8 +35,21 @@ class Faults:
         return self._count == self._breaks_at
 
     def fail(self) -> None:
-        """Raise what was asked for."""
+        """Raise what was asked for, or die as a killed process does: no handler runs, no buffer is flushed."""
+        if self._error is KILL:
+            os._exit(_KILLED)
         raise self._error
+
+    def kill(self, step: int, action: Callable[[], object]) -> None:
+        """Run `action` in a child process that dies at one step, counted from 1."""
+        child = os.fork()
+        if child == 0:
+            try:
+                with self.at(step, KILL):
+                    action()
+            finally:
+                os._exit(1)  # only if it got through: there was no such step
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == _KILLED
 
     def count(self, action: Callable[[], object]) -> int:
         """Run `action` unbroken and count its steps."""
