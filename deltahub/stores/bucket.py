@@ -22,7 +22,7 @@ SCHEME: Final = "s3://"
 PART: Final = 8 << 20  # bytes that one request sends at most
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX: Final = re.compile(r"(?!\.\.?(/|$))[A-Za-z0-9._=-]+(/(?!\.\.?(/|$))[A-Za-z0-9._=-]+)*")
-_ENDPOINT: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-fA-F:]+\](:[0-9]{1,5})?")
+_ENDPOINT: Final = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Bucket:
             )
             raise ConfigError(msg)
         if endpoint is not None and not _ENDPOINT.fullmatch(endpoint.rstrip("/")):
-            msg = f"{endpoint!r} is no address of an S3 server: expected a URL such as https://s3.example.org, without a path."
+            msg = f"{endpoint!r} is no address of an S3 server: expected a URL such as https://s3.example.org."
             raise ConfigError(msg)
         return cls(name, prefix, endpoint.rstrip("/") if endpoint else None, region, profile)
 

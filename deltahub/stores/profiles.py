@@ -50,6 +50,9 @@ def login(profile: str | None) -> Login:
     known = _profiles()
     if name not in known:
         if profile is None and not os.environ.get("AWS_PROFILE"):
+            if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
+                msg = "No credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile."
+                raise ConfigError(msg)
             return Login()
         hint = suggest(name, known) if known else "there is none at all."
         msg = f"There is no profile {name!r} in {_credentials_file()} or {_config_file()}; {hint}"

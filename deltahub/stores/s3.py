@@ -52,9 +52,19 @@ class S3Store:
         """The bucket, the prefix and the server."""
         return self.bucket.url
 
+    # Whoever needs obstore asks for a client first: that says what to do if it is not installed.
+
     @functools.cached_property
     def _clients(self) -> tuple[Client, Client]:
         return connect(self.bucket, self.patience)
+
+    @property
+    def _reader(self) -> Client:
+        return self._clients[0]
+
+    @property
+    def _writer(self) -> Client:
+        return self._clients[1]
 
     # ----- reading -----
 
@@ -70,11 +80,12 @@ class S3Store:
             return None
 
     def _get(self, key: str) -> tuple[bytes, str]:
+        client = self._reader
         import obstore
 
         try:
             with self._reading():
-                found = obstore.get(self._clients[0], key)
+                found = obstore.get(client, key)
                 return found.bytes().to_bytes(), found.meta["e_tag"] or ""
         except FileNotFoundError as error:
             raise NotFoundError(key, (self.url,)) from error
@@ -101,11 +112,12 @@ class S3Store:
             stop.set()
 
     def _chunks(self, key: str) -> Iterator[bytes]:
+        client = self._reader
         import obstore
 
         try:
             with self._reading():
-                stream = iter(obstore.get(self._clients[0], key).stream(min_chunk_size=CHUNK))
+                stream = iter(obstore.get(client, key).stream(min_chunk_size=CHUNK))
             while True:
                 with self._reading():
                     chunk = next(stream, None)
@@ -119,8 +131,9 @@ class S3Store:
         """Every key that starts with `prefix`, sorted; its stamp is its ETag and time of change."""
 
         def listed() -> list[tuple[str, str]]:
+            client = self._reader
             with self._reading():  # a server lists whole folders
-                batches = self._clients[0].list(prefix.rpartition("/")[0] or None, chunk_size=1000)
+                batches = client.list(prefix.rpartition("/")[0] or None, chunk_size=1000)
                 return sorted(
                     (meta["path"], f"{meta['e_tag']}-{meta['last_modified'].timestamp()}")
                     for batch in batches
@@ -146,9 +159,9 @@ class S3Store:
         each(send, sources.items(), _AT_ONCE)
 
     def _send(self, sha256: str, source: Source, progress: Progress | None, stop: threading.Event) -> None:
+        key, client = object_key(sha256), self._writer
         import obstore
 
-        key, client = object_key(sha256), self._clients[1]
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         with s3_errors("Storing a delta", self.bucket):
             if size > PART and isinstance(source, Path):
@@ -181,6 +194,7 @@ class S3Store:
         return interruptible(lambda: self._swap(key, data, expected))
 
     def _swap(self, key: str, data: bytes, expected: str | None) -> str:
+        client = self._writer
         import obstore
         from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
 
@@ -189,7 +203,7 @@ class S3Store:
         for last in [False] * (_TRIES - 1) + [True]:
             with s3_errors(doing, self.bucket):
                 try:
-                    return obstore.put(self._clients[1], key, data, mode=mode)["e_tag"] or ""
+                    return obstore.put(client, key, data, mode=mode)["e_tag"] or ""
                 except (AlreadyExistsError, PreconditionError) as error:
                     unsure = unsure or repeated(error)
                 except GenericError as error:
@@ -211,22 +225,24 @@ class S3Store:
         interruptible(lambda: self._delete(key))
 
     def _delete(self, key: str) -> None:
+        client = self._writer
         import obstore
         from obstore.exceptions import GenericError
 
         with s3_errors("Removing from the registry", self.bucket):
             try:
-                obstore.delete(self._clients[1], key)
+                obstore.delete(client, key)
             except GenericError as error:
                 if not lost(error):
                     raise
-                obstore.delete(self._clients[1], key)
+                obstore.delete(client, key)
 
     def _refuse_weak(self) -> None:
         place = (self.bucket.server, self.bucket.name)
         if place not in _weaknesses:
+            client = self._writer
             with s3_errors("Writing to the registry", self.bucket):
-                _weaknesses[place] = interruptible(lambda: weakness(self._clients[1]))
+                _weaknesses[place] = interruptible(lambda: weakness(client))
         if reason := _weaknesses[place]:
             msg = (
                 f"{self.url} {reason}: of two people who push at once, one would overwrite the other's work unseen. "

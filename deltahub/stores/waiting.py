@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, as_completed, wait
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ def interruptible(call: Callable[[], T]) -> T:
 
 
 def each(call: Callable[[Item, threading.Event], None], items: Iterable[Item], at_once: int) -> None:
-    """Make a call for every item, several at once; the first that fails keeps the others from going on.
+    """Make a call for every item, several at once; the first that fails is raised, when the others have ended early.
 
     Args:
         call: takes an item, and the event that is set when it shall end early.
@@ -34,7 +34,7 @@ def each(call: Callable[[Item, threading.Event], None], items: Iterable[Item], a
     waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
     for item in items:
         waiting.put(item)
-    stop = threading.Event()
+    stop = threading.Event()  # also for those that go on when nobody waits any more
 
     def work() -> None:
         while not stop.is_set():
@@ -44,9 +44,14 @@ def each(call: Callable[[Item, threading.Event], None], items: Iterable[Item], a
                 return
             call(item, stop)
 
+    running = [_started(work) for _ in range(min(at_once, waiting.qsize()))]
     try:
-        for running in [_started(work) for _ in range(min(at_once, waiting.qsize()))]:
-            running.result()
+        for future in as_completed(running):
+            future.result()
+    except Exception:
+        stop.set()
+        wait(running)
+        raise
     finally:
         stop.set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 
 import pytest
@@ -14,6 +15,10 @@ from deltahub.stores.s3 import S3Store
 def test_an_address_is_a_bucket_and_a_prefix():
     assert Bucket.parse("s3://deltas/team/a/") == Bucket("deltas", "team/a")
     assert Bucket.parse("s3://deltas") == Bucket.parse("s3://deltas/") == Bucket("deltas", "")
+    assert (
+        Bucket.parse("s3://deltas", endpoint="https://example.org/storage/s3").server
+        == "https://example.org/storage/s3"
+    )
     there = Bucket.parse("s3://deltas", endpoint="https://s3.example.org/", region="eu-west-1", profile="work")
     assert there == Bucket("deltas", "", "https://s3.example.org", "eu-west-1", "work")
 
@@ -27,7 +32,7 @@ def test_what_is_no_address_is_refused(url):
         Bucket.parse(url)
 
 
-@pytest.mark.parametrize("endpoint", ["s3.example.org", "ftp://x", "https://x/y", "https://"])
+@pytest.mark.parametrize("endpoint", ["s3.example.org", "ftp://x", "https://x/?y", "https://"])
 def test_what_is_no_server_is_refused(endpoint):
     with pytest.raises(ConfigError, match="is no address of an S3 server"):
         Bucket.parse("s3://deltas", endpoint=endpoint)
@@ -62,7 +67,18 @@ def test_what_the_registry_says_goes_before_the_environment(monkeypatch):
         assert client.config["conditional_put"] == "etag"
 
 
-def test_a_missing_package_is_one_sentence(monkeypatch):
-    monkeypatch.setitem(sys.modules, "obstore.store", None)
-    with pytest.raises(ConfigError, match=r"s3://deltas needs the package obstore.*pip install 'deltahub\[s3\]'"):
-        S3Store(Bucket("deltas")).read("key")
+def test_a_missing_package_is_one_sentence(monkeypatch, tmp_path):
+    for module in ("obstore", "obstore.store", "obstore.exceptions"):
+        monkeypatch.setitem(sys.modules, module, None)
+    store = S3Store(Bucket("deltas"))
+    for call in (
+        lambda: store.read("key"),
+        lambda: store.read_tagged("key"),
+        lambda: store.fetch("key", tmp_path / "copy"),
+        lambda: list(store.keys("refs/")),
+        lambda: store.create({hashlib.sha256(b"").hexdigest(): b""}),
+        lambda: store.swap("key", b"", None),
+        lambda: store.delete("key"),
+    ):
+        with pytest.raises(ConfigError, match=r"s3://deltas needs the package obstore.*pip install 'deltahub\[s3\]'"):
+            call()

@@ -55,6 +55,12 @@ def test_without_any_file_the_machine_itself_is_asked(profiles):
     assert login(None) == Login()
 
 
+def test_a_machine_that_is_not_to_be_asked_is_not(profiles, monkeypatch):
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(ConfigError, match="No credentials were found"):
+        login(None)
+
+
 def test_the_files_may_lie_elsewhere(profiles, tmp_path, monkeypatch):
     (tmp_path / "keys").write_text("[default]\naws_access_key_id = A\n")
     (tmp_path / "settings").write_text("[default]\nregion = eu-west-1\n")
