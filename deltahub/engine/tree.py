@@ -27,7 +27,11 @@ def is_norm(module: nn.Module) -> bool:
     """Whether a module is a layer norm of any make that has something to train."""
     kind = type(module).__name__
     other = ("Batch", "Group", "Instance", "NoNorm")  # MobileBERT's NoNorm only scales
-    return (kind.endswith("Norm") or "LayerNorm" in kind) and not any(word in kind for word in other) and bool(module._parameters)
+    return (
+        (kind.endswith("Norm") or "LayerNorm" in kind)
+        and not any(word in kind for word in other)
+        and bool(module._parameters)
+    )
 
 
 def calls_attention_interface(module: nn.Module) -> bool:
