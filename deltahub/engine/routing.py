@@ -167,12 +167,15 @@ class _Route:
     def _wrong_size(self, where: str, shape: tuple[int, ...]) -> str:
         rows, found = len(self.rows), shape[0]
         msg = f"The route has {rows} rows, the batch has {found} ({where} is given {list(shape)})."
-        if found > rows and found % rows == 0:
-            return (
-                f"{msg} If these are beams of generate(), pass beams={found // rows}; a module that is given the tokens of all "
-                "rows in one dimension cannot be routed."
-            )
-        return f"{msg} List one delta or None for each row of the batch."
+        more = (
+            f"If these are beams of generate(), pass beams={found // rows}. "
+            if found > rows and found % rows == 0
+            else ""
+        )
+        return (
+            f"{msg} List one delta or None for each row of the batch. {more}A module that does not take one entry for each row "
+            "(the length first, the tokens of all rows together, windows of an image) cannot be routed."
+        )
 
     def _rows_first(self, address: str) -> bool:
         if self.sure is None and not torch.compiler.is_compiling():
