@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import attach
+import bucket
 import fingerprint
 import many
 import rows
@@ -11,5 +12,5 @@ import step
 import transfer
 
 if __name__ == "__main__":
-    for benchmark in (attach, fingerprint, startup, transfer, step, many, rows):
+    for benchmark in (attach, fingerprint, startup, transfer, bucket, step, many, rows):
         benchmark.main()
