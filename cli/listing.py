@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,9 @@ def list_(
     author: Annotated[str | None, typer.Option("--author", help="Who pushed it.")] = None,
     metric: Annotated[
         list[str] | None, typer.Option("--metric", metavar="COND", help="E.g. 'accuracy>0.9'; may be repeated.")
+    ] = None,
+    fits: Annotated[
+        Path | None, typer.Option("--fits", metavar="BACKBONE", help="Only those for the backbone in this folder.")
     ] = None,
     sort: Annotated[
         str, typer.Option("--sort", metavar="KEY", help="time, name, size, parameters or a metric.")
@@ -40,6 +44,8 @@ def list_(
     [dim]deltahub list --tag task=sst2 --tag lang=en --json[/dim]
 
     [dim]deltahub list --metric 'accuracy>0.9' --sort accuracy --limit 20 --offset 20[/dim]
+
+    [dim]deltahub list --fits ./bert-base-uncased[/dim]
     """
     from deltahub.hub import Hub
     from deltahub.registry.query import Metric, Query
@@ -49,7 +55,7 @@ def list_(
     shown = limit if limit is not None else (0 if json or quiet else _SHOWN)
     metrics = tuple(map(Metric.parse, metric or ()))
     asked = Query(query, tuple(split_tags(tag)), delta_type, author, metrics, sort, reverse)
-    found, total = Hub.open().search(asked, source, shown or None, offset)
+    found, total = Hub.open().search(asked, source, shown or None, offset, fits)
     out = Output(as_json=json, quiet=quiet)
     if json:
         print_json([asdict(entry) for entry in found])

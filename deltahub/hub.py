@@ -253,14 +253,30 @@ class Hub:
         return {**others, "the cache": self.cache.supply}
 
     def search(
-        self, query: Query, source: str | None = None, limit: int | None = None, offset: int = 0
+        self,
+        query: Query,
+        source: str | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+        backbone: Path | None = None,
     ) -> tuple[list[Listed], int]:
-        """The deltas of one registry that a query means, in its order, and how many there are without limit and offset."""
+        """The deltas of one registry that a query means, in its order, and how many there are without limit and offset.
+
+        Args:
+            backbone: the folder of a backbone that they must fit.
+
+        Raises:
+            CheckpointError: the folder holds no backbone.
+        """
         registry = self.registry(source)
         place = hashlib.sha256(registry.store.url.encode()).hexdigest()[:16]
-        return Index(self.cache.root / "index" / f"{registry.name}-{place}.sqlite3", registry).search(
-            query, limit, offset
-        )
+        index = Index(self.cache.root / "index" / f"{registry.name}-{place}.sqlite3", registry)
+        if backbone is None:
+            return index.search(query, limit, offset)
+        from deltahub.fitting import backbone_shapes, fitting  # late: hardly ever needed
+
+        found = fitting(registry, index.search(query)[0], backbone_shapes(backbone))
+        return found[offset : None if limit is None else offset + limit], len(found)
 
 
 # ----- the same, for `import deltahub` -----

@@ -17,7 +17,8 @@ LAYERS = (
     ("backbone", "metadata"),
     ("checkpoint", "card", "lockfile", "stores"),
     ("archive", "registry", "registries", "cache"),
-    ("bundle", "hub"),
+    ("bundle", "fitting"),
+    ("hub",),
     ("engine.insertion", "engine.rows", "engine.site"),
     (
         "engine.attention",
@@ -66,7 +67,7 @@ LAYERS = (
     ("deltas",),
     ("auto",),
 )
-TORCH_FREE = {name for layer in LAYERS[:7] for name in layer}
+TORCH_FREE = {name for layer in LAYERS[:8] for name in layer}
 
 
 def modules() -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 from deltahub_cli.output import Output
 
@@ -166,3 +167,16 @@ def test_list_finds_by_metrics_and_sorts_by_them_page_by_page(run, run_json, tmp
 @pytest.mark.parametrize("arguments", [["--metric", "f1"], ["--sort", "a'b"]])
 def test_a_search_that_cannot_be_read_is_wrong_usage(run, arguments):
     assert run("list", *arguments).exit_code == 2
+
+
+def test_list_finds_what_fits_a_backbone(run, run_json, three, tmp_path):
+    from safetensors.numpy import save_file
+
+    from tests.checkpoints import LEAVES
+
+    save_file({leaf.name: np.zeros(leaf.shape, np.float32) for leaf in LEAVES}, tmp_path / "model.safetensors")
+    assert len(run_json("list", "--fits", tmp_path)) == 3
+    done = run("list", "--fits", tmp_path / "0")
+    assert done.exit_code == 0
+    assert done.stdout == ""
+    assert run("list", "--fits", tmp_path / "nowhere").exit_code == 1
