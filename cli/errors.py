@@ -28,7 +28,7 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
 
 EXIT_HELP = (
     "Exit codes: 0 done, 1 refused, 2 wrong usage, 3 not found, 4 changed by somebody else, "
-    "5 damaged or another backbone, 6 disk full or not writable, 130 interrupted, 143 terminated."
+    "5 damaged or another backbone, 6 disk or store full, not writable or out of reach, 130 interrupted, 143 terminated."
 )
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from deltahub.errors import IntegrityError
+
 Source = Path | bytes
 Progress = Callable[[int], None]  # called with the number of bytes that were just moved
 
@@ -19,6 +21,23 @@ Progress = Callable[[int], None]  # called with the number of bytes that were ju
 def object_key(sha256: str) -> str:
     """The key of an object by its sha256, 64 hex digits."""
     return f"objects/sha256/{sha256[:2]}/{sha256[2:]}"
+
+
+def require_digest(source: Source, expected: str, found: str) -> None:
+    """Check that what is about to be stored is what was announced.
+
+    Args:
+        expected: its sha256, 64 hex digits, as it was announced.
+        found: the same of its bytes.
+
+    Raises:
+        IntegrityError: they differ.
+    """
+    if found != expected:
+        what = str(source) if isinstance(source, Path) else "An object"
+        raise IntegrityError(
+            what, f"sha256:{expected}", f"sha256:{found}", "It changed while it was published; repeat."
+        )
 
 
 class Store(Protocol):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from deltahub.errors import ConflictError, IntegrityError, NotFoundError, StorageError
+from deltahub.errors import ConflictError, NotFoundError, StorageError
 from deltahub.files import (
     CHUNK,
     copy_hashed,
@@ -25,7 +25,7 @@ from deltahub.files import (
     sync_folders,
     write_synced,
 )
-from deltahub.stores.base import Progress, Source, object_key
+from deltahub.stores.base import Progress, Source, object_key, require_digest
 
 STAGING: Final = "staging"
 LOCKS: Final = "locks"
@@ -180,6 +180,4 @@ def _stage(source: Source, temporary: Path, sha256: str) -> None:
         found = _etag(source)
     else:
         found, _ = copy_hashed(source, temporary)
-    if found != sha256:
-        what = str(source) if isinstance(source, Path) else "An object"
-        raise IntegrityError(what, f"sha256:{sha256}", f"sha256:{found}", "It changed while it was published; repeat.")
+    require_digest(source, sha256, found)

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from deltahub.errors import ConflictError, IntegrityError, NotFoundError
-from deltahub.stores.base import Progress, Source, object_key
+from deltahub.errors import ConflictError, NotFoundError
+from deltahub.stores.base import Progress, Source, object_key, require_digest
 
 
 class MemoryStore:
@@ -47,8 +47,7 @@ class MemoryStore:
         """Store objects."""
         read = {sha256: data if isinstance(data, bytes) else data.read_bytes() for sha256, data in sources.items()}
         for sha256, data in read.items():
-            if _etag(data) != sha256:
-                raise IntegrityError("An object", f"sha256:{sha256}", f"sha256:{_etag(data)}")
+            require_digest(sources[sha256], sha256, _etag(data))
         with self._lock:
             self._data.update({object_key(sha256): data for sha256, data in read.items()})
         if progress:

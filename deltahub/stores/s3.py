@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deltahub.errors import ConflictError, IntegrityError, NotFoundError, StorageError
+from deltahub.errors import ConflictError, NotFoundError, StorageError
 from deltahub.files import CHUNK, sha256_file
-from deltahub.stores.base import Progress, Source, object_key
+from deltahub.stores.base import Progress, Source, object_key, require_digest
 from deltahub.stores.bucket import PART, Bucket, Patience, connect
 from deltahub.stores.probe import weakness
 from deltahub.stores.s3_errors import lost, repeated, s3_errors
@@ -150,7 +150,7 @@ class S3Store:
     def create(self, sources: Mapping[str, Source], progress: Progress | None = None) -> None:
         """Store objects, several at once; each is sent even if it is there, which also heals it and makes it count as new."""
         for sha256, source in sources.items():
-            _require(source, sha256, _digest(source))
+            require_digest(source, sha256, _digest(source))
         self._refuse_weak()
 
         def send(item: tuple[str, Source], stop: threading.Event) -> None:
@@ -174,7 +174,7 @@ class S3Store:
                         raise
                 return
             data = source if isinstance(source, bytes) else source.read_bytes()
-            _require(source, sha256, hashlib.sha256(data).hexdigest())
+            require_digest(source, sha256, hashlib.sha256(data).hexdigest())
             obstore.put(client, key, data, use_multipart=False)
             if progress:
                 progress(size)
@@ -238,9 +238,9 @@ class S3Store:
                 obstore.delete(client, key)
 
     def _refuse_weak(self) -> None:
-        place = (self.bucket.server, self.bucket.name)
+        client = self._writer
+        place = (client.config.get("endpoint"), self.bucket.name)  # the server may stand in a profile
         if place not in _weaknesses:
-            client = self._writer
             with s3_errors("Writing to the registry", self.bucket):
                 _weaknesses[place] = interruptible(lambda: weakness(client))
         if reason := _weaknesses[place]:
@@ -256,14 +256,6 @@ def _digest(source: Source) -> str:
     return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else sha256_file(source)[0]
 
 
-def _require(source: Source, expected: str, found: str) -> None:
-    if found != expected:
-        what = str(source) if isinstance(source, Path) else "An object"
-        raise IntegrityError(
-            what, f"sha256:{expected}", f"sha256:{found}", "It changed while it was published; repeat."
-        )
-
-
 def _parts(path: Path, sha256: str, progress: Progress | None, stop: threading.Event) -> Iterator[bytes]:
     """The bytes of a file; the last of them only if all have the digest, so that a file that changed is never put together."""
     digest = hashlib.sha256()
@@ -273,7 +265,7 @@ def _parts(path: Path, sha256: str, progress: Progress | None, stop: threading.E
             digest.update(chunk)
             ahead = file.read(CHUNK)
             if not ahead:
-                _require(path, sha256, digest.hexdigest())
+                require_digest(path, sha256, digest.hexdigest())
             if stop.is_set():
                 raise Stopped
             yield chunk

@@ -7,13 +7,18 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import obstore
 import pytest
 
+from deltahub.cache import Cache
 from deltahub.errors import ConflictError, IntegrityError, StorageError
 from deltahub.files import sha256_file
+from deltahub.hub import Hub
+from deltahub.registry.registry import Registry
+from deltahub.registry.verify import verify
 from deltahub.stores import s3
 from deltahub.stores.base import object_key
 from deltahub.stores.bucket import PART, Bucket, connect
@@ -185,6 +190,32 @@ def test_an_answer_that_was_lost_makes_no_server_weak(proxy: Proxy, moto):
             lambda exchange: (exchange.forward(), status(500, "InternalError")(exchange)), words="/probe/", skip=step
         )
         S3Store(moto.bucket(endpoint=proxy.url), QUICK).swap(DOCUMENT, b"1", None)
+
+
+@pytest.mark.parametrize("server", ["moto", "seaweed"])
+def test_of_many_who_push_to_one_delta_at_once_nobody_loses_anything(
+    request, s3_keys, new_checkpoint, tmp_path, server
+):
+    bucket, folders = request.getfixturevalue(server).bucket(), [new_checkpoint(value=float(n)) for n in range(5)]
+    hubs = [Hub({"team": Registry(S3Store(bucket, QUICK), "team")}, Cache(tmp_path / "cache")) for _ in folders]
+    start, pushed = threading.Barrier(len(folders)), []
+
+    def push(hub: Hub, folder: Path) -> None:
+        start.wait()
+        pushed.append(hub.push(folder, "acme/ner", tags=[folder.name]))
+
+    threads = [threading.Thread(target=push, args=pair) for pair in zip(hubs, folders, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    document = hubs[0].registry("team").document("acme/ner")
+    assert {name: entry.digest for name, entry in document.versions.items()} == {
+        done.reference.version: done.digest for done in pushed
+    }
+    assert sorted(document.versions) == ["v1", "v2", "v3", "v4", "v5"]
+    assert set(dict(verify(hubs[0].registry("team"))).values()) == {None}
 
 
 # ----- rights, and places that are not there -----
