@@ -7,18 +7,26 @@ import pytest
 from deltahub import checkpoint
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
+from deltahub.stores.base import Store
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
+from deltahub.stores.s3 import S3Store
+from tests.s3_servers import QUICK
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "moto"])
 def new_registry(request, tmp_path):
     """Makes empty registries over a store of each kind."""
 
-    def make(name="local") -> Registry:
-        return Registry(LocalStore(tmp_path / f"registry-{name}") if request.param == "local" else MemoryStore(), name)
+    def store(name) -> Store:
+        if request.param == "local":
+            return LocalStore(tmp_path / f"registry-{name}")
+        if request.param == "memory":
+            return MemoryStore()
+        request.getfixturevalue("s3_keys")
+        return S3Store(request.getfixturevalue("moto").bucket(), QUICK)
 
-    return make
+    return lambda name="local": Registry(store(name), name)
 
 
 @pytest.fixture

@@ -26,12 +26,8 @@ def break_object(registry, sha256, data=b"broken"):
     key = object_key(sha256)
     if data is None:
         registry.store.delete(key)
-    elif isinstance(registry.store, MemoryStore):
-        registry.store._data[key] = data
     else:
-        path = registry.store.root / key
-        path.chmod(0o644)
-        path.write_bytes(data)
+        registry.store.swap(key, data, registry.store.read_tagged(key)[1])
 
 
 def objects(registry) -> dict[str, str]:
