@@ -88,7 +88,7 @@ def _backbone(model: nn.Module, out: Output) -> None:
         print_json({"class": type(model).__name__, "common_names": names})
         return
     if not out.quiet:
-        from deltahub.engine.visualize import Visualization
+        from deltahub.engine.drawing.visualize import Visualization
 
         Visualization(model).structure_graph(rootname=type(model).__name__, counts=True)
     rows = [(common, ", ".join(real), str(count)) for common, (real, count) in names.items()]
@@ -99,7 +99,7 @@ def _backbone(model: nn.Module, out: Output) -> None:
 
 
 def _save(model: nn.Module, svg: Path | None, html: Path | None, out: Output) -> None:
-    from deltahub.engine.visualize import Visualization
+    from deltahub.engine.drawing.visualize import Visualization
 
     picture = Visualization(model)
     saved = {}

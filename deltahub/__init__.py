@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from deltahub.deltas import SoftPromptModel as SoftPromptModel
     from deltahub.engine.delta import DeltaBase as DeltaBase
     from deltahub.engine.delta import deltas_of as deltas_of
+    from deltahub.engine.drawing.visualize import Visualization as Visualization
     from deltahub.engine.merging import merged_copy as merged_copy
-    from deltahub.engine.routing import route as route
-    from deltahub.engine.visualize import Visualization as Visualization
+    from deltahub.engine.routing.route import route as route
     from deltahub.hub import list_deltas as list_deltas
     from deltahub.hub import pull as pull
     from deltahub.hub import push as push
@@ -70,13 +70,13 @@ _HOMES = {
     "SaveLoadMixin": "saveload",
     "SoftPromptConfig": "deltas",
     "SoftPromptModel": "deltas",
-    "Visualization": "engine.visualize",
+    "Visualization": "engine.drawing.visualize",
     "deltas_of": "engine.delta",
     "list_deltas": "hub",
     "merged_copy": "engine.merging",
     "pull": "hub",
     "push": "hub",
-    "route": "engine.routing",
+    "route": "engine.routing.route",
 }
 
 __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604  (names of _HOMES are strings)

@@ -37,8 +37,10 @@ EXAMPLES = [
     (TargetError("A container."), "A container."),
     (
         NothingChosenError("its page was closed"),
-        "No module was chosen: its page was closed. Nothing was changed. Choose again, or pass modified_modules=[...] "
-        "with names that `deltahub inspect` shows.",
+        (
+            "No module was chosen: its page was closed. Nothing was changed. Choose again, or pass modified_modules=[...] "
+            "with names that `deltahub inspect` shows."
+        ),
     ),
     (errors.MergeError("No."), "No."),
     (errors.RouteError("No."), "No."),

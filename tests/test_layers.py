@@ -19,26 +19,26 @@ LAYERS = (
     ("archive", "registry", "registries", "cache"),
     ("bundle", "fitting"),
     ("hub",),
-    ("engine.insertion", "engine.rows", "engine.site"),
+    ("engine.insertion", "engine.routing.rows", "engine.site"),
     (
         "engine.attention",
-        "engine.folding",
-        "engine.maps",
-        "engine.svg",
+        "engine.drawing.folding",
+        "engine.structure.maps",
+        "engine.drawing.svg",
         "engine.sharding",
         "engine.pseudo",
-        "engine.layouts",
-        "engine.lexicon",
-        "engine.tree",
+        "engine.structure.layouts",
+        "engine.structure.lexicon",
+        "engine.structure.tree",
     ),
-    ("web.document", "engine.recognition", "engine.inference"),
+    ("web.document", "engine.structure.recognition", "engine.structure.inference"),
     (
-        "engine.structure",
-        "engine.visualize",
+        "engine.structure.common",
+        "engine.drawing.visualize",
         "engine.shapes",
         "engine.fingerprint",
         "engine.weights",
-        "engine.batching",
+        "engine.routing.batching",
     ),
     (
         "engine.attended",
@@ -53,10 +53,10 @@ LAYERS = (
     (
         "engine.building",
         "engine.compiling",
-        "engine.detours",
-        "engine.heads",
+        "engine.routing.detours",
+        "engine.routing.heads",
         "engine.merging",
-        "engine.routing",
+        "engine.routing.route",
         "engine.switching",
     ),
     ("web",),
@@ -108,7 +108,7 @@ def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
 
 
 def test_every_module_has_a_layer():
-    packages = {"engine"}
+    packages = {"engine", "engine.drawing", "engine.routing", "engine.structure"}
     assert [name for name in modules() if layer_of(name) is None and name not in packages] == []
 
 

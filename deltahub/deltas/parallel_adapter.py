@@ -22,7 +22,7 @@ from deltahub.engine.building import Like, addressed
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input, map_hidden
 from deltahub.engine.shapes import input_widths, output_widths
-from deltahub.engine.structure import Target
+from deltahub.engine.structure.common import Target
 from deltahub.errors import ConfigError, NoMatchError, TargetError
 
 

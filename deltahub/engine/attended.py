@@ -15,7 +15,7 @@ from deltahub.engine.insertion import Insertion
 from deltahub.engine.pseudo import possible_inputs
 from deltahub.engine.shapes import meta_copy
 from deltahub.engine.site import insert, own_modules
-from deltahub.engine.tree import linear_width
+from deltahub.engine.structure.tree import linear_width
 from deltahub.errors import TargetError
 
 Widths = tuple[int, int]  # of all key heads and all value heads together

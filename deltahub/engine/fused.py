@@ -8,7 +8,7 @@ from typing import Any, Self, cast
 from torch import Tensor, nn
 
 from deltahub.engine.insertion import Args, Insertion, Kwargs, stackable
-from deltahub.engine.layouts import Part
+from deltahub.engine.structure.layouts import Part
 from deltahub.engine.weights import SomeRows, as_kept, linear_bias, linear_weight
 
 

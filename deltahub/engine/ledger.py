@@ -56,7 +56,7 @@ class Ledger:
         merged: deltas that are written into the weights, in the order that was done (`engine/merging.py`).
         originals: value that each tensor had before the first merge changed it.
         trainable: backbone parameters that trained before the first delta froze any; None if none has.
-        route: what sends rows of a batch through deltas of their own while a block lasts (`engine/routing.py`).
+        route: what sends rows of a batch through deltas of their own while a block lasts (`engine/routing/route.py`).
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)

@@ -18,8 +18,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from deltahub.engine.insertion import first_input, map_hidden
 from deltahub.engine.pseudo import possible_inputs
 from deltahub.engine.site import own_modules
-from deltahub.engine.structure import MARK, StructureMap
-from deltahub.engine.tree import linear_width
+from deltahub.engine.structure.common import MARK, StructureMap
+from deltahub.engine.structure.tree import linear_width
 from deltahub.errors import TargetError
 
 # The ways of transformers to run attentions and experts that never ask for a value, which a tensor without any would refuse.

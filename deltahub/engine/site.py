@@ -25,7 +25,7 @@ _CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 class Detour(Protocol):
-    """Runs the insertions of a site in another way than all on every row (`engine/routing.py`)."""
+    """Runs the insertions of a site in another way than all on every row (`engine/routing/route.py`)."""
 
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Instead of every `before`."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deltahub.engine.site import own_modules
-from deltahub.engine.structure import MARK, StructureMap
+from deltahub.engine.structure.common import MARK, StructureMap
 from deltahub.errors import CheckpointError
 
 

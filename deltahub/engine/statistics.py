@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
+from deltahub.engine.drawing.visualize import Visualization
 from deltahub.engine.site import is_delta_name, module_at
-from deltahub.engine.visualize import Visualization
 
 if TYPE_CHECKING:
     from deltahub.engine.insertion import Insertion

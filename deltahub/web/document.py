@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from deltahub.engine.folding import Leaf, Node, printable, short_count, together
-from deltahub.engine.maps import MARK
+from deltahub.engine.drawing.folding import Leaf, Node, printable, short_count, together
+from deltahub.engine.structure.maps import MARK
 
 STATIC: Final = Path(__file__).parent / "static"
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from deltahub.engine.folding import Node, fold
-from deltahub.engine.maps import MARK
+from deltahub.engine.drawing.folding import Node, fold
 from deltahub.engine.site import own_modules
-from deltahub.engine.structure import StructureMap
+from deltahub.engine.structure.common import StructureMap
+from deltahub.engine.structure.maps import MARK
 from deltahub.web.document import short_name
 
 

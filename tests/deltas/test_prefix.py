@@ -11,7 +11,7 @@ from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from deltahub import LoraModel, PrefixModel, deltas_of
 from deltahub.engine.attended import attentions, key_value_widths
-from deltahub.engine.routing import route
+from deltahub.engine.routing.route import route
 from deltahub.errors import ConfigError, MergeError, TargetError
 from tests.backbones import (
     _TEXT,

@@ -4,8 +4,8 @@ import transformers
 
 from deltahub import AutoDeltaModel, BitFitModel, LoraModel
 from deltahub.engine.fused import FusedInsertion
-from deltahub.engine.layouts import gate_parts
 from deltahub.engine.site import is_delta_name
+from deltahub.engine.structure.layouts import gate_parts
 from tests.backbones import gpt2, logits_of, stir, tensors_of
 from tests.engine.families import family, run
 

@@ -7,7 +7,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from deltahub.engine.insertion import Insertion, first_input, map_hidden
-from deltahub.engine.rows import Split
+from deltahub.engine.routing.rows import Split
 from deltahub.errors import RouteError
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from deltahub import (
     LowRankAdapterModel,
     ParallelAdapterModel,
 )
-from deltahub.engine.structure import StructureMap, find_targets, mapped_classes, marked
+from deltahub.engine.structure.common import StructureMap, find_targets, mapped_classes, marked
 from deltahub.errors import NoMatchError
 from tests.backbones import BACKBONES, OPENDELTA, bert, gpt2, llama, original, t5_gated, untouched, vit
 

@@ -7,8 +7,8 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from deltahub import AdapterModel, LoraModel, Visualization
-from deltahub.engine.folding import short_count
-from deltahub.engine.structure import StructureMap
+from deltahub.engine.drawing.folding import short_count
+from deltahub.engine.structure.common import StructureMap
 from tests.backbones import OPENDELTA, bert, original, untouched
 
 GOLDEN = json.loads((OPENDELTA / "_tables" / "visualization.json").read_text())

@@ -3,8 +3,8 @@
     encoder.layer.0.attention.self.query    BERT          encoder.block.0.attn.q
     h.0.attn.c_attn                         GPT-2         decoder.block.0.attn.q,k,v    (one module, three parts)
 
-The main families have explicit maps (`engine/maps.py`), found by class name anywhere inside a backbone; all else is
-inferred from the modules (`engine/inference.py`). Common names are written plain (`attn.q`) or as OpenDelta writes them,
+The main families have explicit maps (`engine/structure/maps.py`), found by class name anywhere inside a backbone; all else is
+inferred from the modules (`engine/structure/inference.py`). Common names are written plain (`attn.q`) or as OpenDelta writes them,
 with an "@" after each mapped element (`attn@.q@`).
 """
 
@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from deltahub.address import Address, lies_within, nearest_names
-from deltahub.engine.inference import Inferred, found_in, infer
-from deltahub.engine.layouts import Part, in_turn
-from deltahub.engine.maps import MARK, Names, explicit_map, mapped_classes
 from deltahub.engine.site import own_modules, refuse_own_deltas
+from deltahub.engine.structure.inference import Inferred, found_in, infer
+from deltahub.engine.structure.layouts import Part, in_turn
+from deltahub.engine.structure.maps import MARK, Names, explicit_map, mapped_classes
 from deltahub.errors import NoMatchError
 
 __all__ = ["MARK", "Part", "StructureMap", "Target", "find_targets", "mapped_classes", "marked", "without_excluded"]

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from deltahub.engine.heads import Head
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input, overrides, stackable
 from deltahub.engine.ledger import Entry
-from deltahub.engine.rows import Split, hidden_of
+from deltahub.engine.routing.heads import Head
+from deltahub.engine.routing.rows import Split, hidden_of
 from deltahub.engine.site import Site
 
 

@@ -7,8 +7,23 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from deltahub.engine.lexicon import CROSS, EXPERTS, FEED_FORWARD, FORWARDS, FUSED, GATE_AND_UP, NOT_ATTENTION, ROLES
-from deltahub.engine.tree import Tree, ancestors, calls_attention_interface, linear_width, reads_weights_itself
+from deltahub.engine.structure.lexicon import (
+    CROSS,
+    EXPERTS,
+    FEED_FORWARD,
+    FORWARDS,
+    FUSED,
+    GATE_AND_UP,
+    NOT_ATTENTION,
+    ROLES,
+)
+from deltahub.engine.structure.tree import (
+    Tree,
+    ancestors,
+    calls_attention_interface,
+    linear_width,
+    reads_weights_itself,
+)
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from rich.markup import escape
 from rich.tree import Tree
 from torch import nn
 
-from deltahub.engine.folding import Leaf, Naming, Node, fold, printable, short_count, together
+from deltahub.engine.drawing.folding import Leaf, Naming, Node, fold, printable, short_count, together
+from deltahub.engine.drawing.svg import svg_of
 from deltahub.engine.site import is_delta_name
-from deltahub.engine.structure import MARK, StructureMap
-from deltahub.engine.svg import svg_of
+from deltahub.engine.structure.common import MARK, StructureMap
 from deltahub.web.document import document
 
 _COLORS: Final = {"trained": "cyan", "frozen": "grey50", "delta": "rgb(175,0,255)"}

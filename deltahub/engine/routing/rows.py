@@ -19,7 +19,7 @@ from deltahub.errors import RouteError
 
 
 class Treatment(Protocol):
-    """What acts on rows after a module: an insertion, or a head's own weights (`engine/heads.py`)."""
+    """What acts on rows after a module: an insertion, or a head's own weights (`engine/routing/heads.py`)."""
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Change what the target returns."""

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from deltahub.engine.layouts import Part, fused_parts, gate_parts
-from deltahub.engine.lexicon import EXPERTS, FUSED
-from deltahub.engine.maps import MARK
-from deltahub.engine.recognition import Attention, Forward, attention_at, forwards_in
-from deltahub.engine.tree import Tree, ancestors, is_norm
+from deltahub.engine.structure.layouts import Part, fused_parts, gate_parts
+from deltahub.engine.structure.lexicon import EXPERTS, FUSED
+from deltahub.engine.structure.maps import MARK
+from deltahub.engine.structure.recognition import Attention, Forward, attention_at, forwards_in
+from deltahub.engine.structure.tree import Tree, ancestors, is_norm
 
 
 @dataclass

@@ -3,7 +3,7 @@
     with deltahub.route(backbone, [en, fr, None, en]):      rows 0 and 3: en, row 1: fr, row 2: the bare backbone
         backbone(**batch)
 
-While a route is open, the sites of the backbone have a `detour` that lets each delta see only its rows (`engine/rows.py`). It
+While a route is open, the sites of the backbone have a `detour` that lets each delta see only its rows (`engine/routing/rows.py`). It
 is an attribute of the site, not of the thread: gradient checkpointing computes parts again in threads of autograd's own.
 """
 
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
-from deltahub.engine.batching import rows_first
 from deltahub.engine.compiling import reset_compiler
-from deltahub.engine.detours import DetourByRows
-from deltahub.engine.heads import heads_of
 from deltahub.engine.ledger import ATTRIBUTE, Entry, Ledger
+from deltahub.engine.routing.batching import rows_first
+from deltahub.engine.routing.detours import DetourByRows
+from deltahub.engine.routing.heads import heads_of
 from deltahub.engine.site import CHILD, Site, close_site, open_site, own_modules
 from deltahub.errors import RouteError
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-MAPS: Final = Path(__file__).parents[1] / "structures"
+MAPS: Final = Path(__file__).parents[2] / "structures"
 MARK: Final = "@"
 
 

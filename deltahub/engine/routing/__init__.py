@@ -1,0 +1,1 @@
+"""Each row of a batch through a delta of its own."""

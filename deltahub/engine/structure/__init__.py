@@ -1,0 +1,1 @@
+"""The common names of modules: written down for the main families, inferred for every other transformer."""
