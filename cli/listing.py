@@ -115,6 +115,7 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         "tags": entry.tags,
         "aliases": dict(document.aliases),
         "versions": {name: known.digest for name, known in document.versions.items()},
+        "removed": {name: asdict(gone) for name, gone in document.removed.items()},
         "config": dict(manifest.config),
         "parameters": dict(manifest.parameters),
         "metrics": list(manifest.metrics),

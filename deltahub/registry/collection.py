@@ -6,9 +6,10 @@ the same content takes it back. See `sweeping` for why it is safe beside pushes.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -52,14 +53,15 @@ def collect(registry: Registry, grace: timedelta = GRACE, *, dry_run: bool = Fal
             deleted.
         ConflictError: another collection took over.
     """
+    marker = Marker(registry)
     for attempt in range(_ATTEMPTS):
         state, etag = read_state(registry.store) if dry_run else settled(registry.store, bool)
         known = {**state.condemned, **state.sweeping}
         now = registry.stamp()[0]
-        unused = _objects(registry) - used(registry)
+        unused = _objects(registry) - marker.used()
         since = {sha256: known.get(sha256, now) for sha256 in sorted(unused)}
         due = {sha256 for sha256, seen in since.items() if _time(now) - _time(seen) >= grace}
-        sizes = _sizes(registry, unused)
+        sizes = marker.sizes(unused)
         waits = {sha256: seen for sha256, seen in since.items() if sha256 not in due}
         waiting = {sha256: sizes[sha256] for sha256 in waits}
         first = min(map(_time, waits.values())) + grace if waits else None
@@ -74,14 +76,14 @@ def collect(registry: Registry, grace: timedelta = GRACE, *, dry_run: bool = Fal
             if attempt == _ATTEMPTS - 1:
                 raise
             continue
-        gone = _sweep(registry, announced.sweeper, due) if due else set()
+        gone = _sweep(registry, marker, announced.sweeper, due) if due else set()
         return Collected({sha256: sizes[sha256] for sha256 in sorted(gone)}, waiting, until)
     raise AssertionError("unreachable")
 
 
-def _sweep(registry: Registry, sweeper: str, due: Collection[str]) -> set[str]:
+def _sweep(registry: Registry, marker: Marker, sweeper: str, due: Collection[str]) -> set[str]:
     """Delete what was announced and is still not referred to, and take it off the list."""
-    kept = used(registry)
+    kept = marker.used()
     gone: set[str] = set()
     mine = _renewed(registry, sweeper)
     limit = time.monotonic() + RENEWED
@@ -117,44 +119,58 @@ def _renewed(registry: Registry, sweeper: str, *, done: bool = False) -> Collect
     raise ConflictError(f"The collection of {registry.place}", "only this one", "another one")
 
 
+class Marker:
+    """Tells what the documents of a registry refer to; what never changes, it reads once.
+
+    Args:
+        registry: whose.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._held: dict[str, dict[str, int]] = {}  # the objects of a version and their bytes, by its digest
+        self._removed: set[str] = set()
+
+    def used(self) -> set[str]:
+        """The sha256 of every object that a reference document refers to, directly or through a manifest.
+
+        Raises:
+            IntegrityError: a document or a manifest is damaged.
+        """
+        found: set[str] = set()
+        for path in self._registry.names():
+            tagged = self._registry.store.read_tagged(ref_key(path))
+            if tagged is None:  # deleted since it was listed
+                continue
+            document = ReferenceDocument.from_bytes(tagged[0], path)
+            self._removed.update(entry.digest for entry in document.removed.values())
+            for entry in document.versions.values():
+                found.update(self._objects(entry.digest))
+        return found
+
+    def sizes(self, unused: Collection[str]) -> dict[str, int]:
+        """Bytes of unused objects: as the manifests of removed versions say, or else as they are."""
+        known: dict[str, int] = {}
+        for digest in self._removed:
+            with contextlib.suppress(DeltaHubError):  # gone, or never whole
+                known.update(self._objects(digest))
+        return {sha256: known[sha256] if sha256 in known else _measured(self._registry, sha256) for sha256 in unused}
+
+    def _objects(self, digest: str) -> dict[str, int]:
+        if digest not in self._held:
+            manifest = self._registry.manifest(digest)
+            own = {digest.removeprefix("sha256:"): len(manifest.to_bytes())}
+            self._held[digest] = own | {entry.sha256: entry.size for entry in manifest.files}
+        return self._held[digest]
+
+
 def used(registry: Registry) -> set[str]:
-    """The sha256 of every object that a reference document refers to, directly or through a manifest."""
-    found: set[str] = set()
-    for path in registry.names():
-        tagged = registry.store.read_tagged(ref_key(path))
-        if tagged is None:  # deleted since it was listed
-            continue
-        for entry in ReferenceDocument.from_bytes(tagged[0], path).versions.values():
-            digits = entry.digest.removeprefix("sha256:")
-            if digits not in found:
-                found.add(digits)
-                found.update(file.sha256 for file in registry.manifest(entry.digest).files)
-    return found
+    """The sha256 of every object that a reference document refers to: see `Marker.used`."""
+    return Marker(registry).used()
 
 
 def _objects(registry: Registry) -> set[str]:
     return {key[len(_OBJECTS) :].replace("/", "") for key, _ in registry.store.keys(_OBJECTS)}
-
-
-def _sizes(registry: Registry, unused: Collection[str]) -> dict[str, int]:
-    """Bytes of unused objects: as the manifests of removed versions say, or else as they are."""
-    known = {sha256: size for digest in _removed(registry) for sha256, size in _sizes_of(registry, digest)}
-    return {sha256: known[sha256] if sha256 in known else _measured(registry, sha256) for sha256 in unused}
-
-
-def _removed(registry: Registry) -> Iterator[str]:
-    for path in registry.names():
-        if tagged := registry.store.read_tagged(ref_key(path)):
-            yield from (entry.digest for entry in ReferenceDocument.from_bytes(tagged[0], path).removed.values())
-
-
-def _sizes_of(registry: Registry, digest: str) -> list[tuple[str, int]]:
-    try:
-        manifest = registry.manifest(digest)
-    except DeltaHubError:  # gone, or never whole
-        return []
-    own = (digest.removeprefix("sha256:"), len(manifest.to_bytes()))
-    return [own, *((entry.sha256, entry.size) for entry in manifest.files)]
 
 
 def _measured(registry: Registry, sha256: str) -> int:

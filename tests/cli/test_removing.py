@@ -18,6 +18,8 @@ def two(run, tmp_path) -> None:
 def test_a_removed_version_says_so_to_whoever_asks(run, run_json, two):
     removed = run_json("rm", "me/x@v1", "-m", "wrong data")
     assert (removed["removed"], removed["left"]) == ("local:me/x@v1", ["v2"])
+    shown = run_json("show", "me/x")
+    assert (list(shown["versions"]), shown["removed"]["v1"]["message"]) == (["v2"], "wrong data")
     done = run("pull", "me/x@v1")
     assert done.exit_code == 3
     assert "me/x@v1 was removed at " in done.stderr
