@@ -13,6 +13,8 @@ from deltahub.version import VERSION
 if TYPE_CHECKING:
     from deltahub.auto import AutoDeltaConfig as AutoDeltaConfig
     from deltahub.auto import AutoDeltaModel as AutoDeltaModel
+    from deltahub.config import BaseDeltaConfig as BaseDeltaConfig
+    from deltahub.config import DeltaConfig as DeltaConfig
     from deltahub.deltas import AdapterConfig as AdapterConfig
     from deltahub.deltas import AdapterModel as AdapterModel
     from deltahub.deltas import BitFitConfig as BitFitConfig
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from deltahub.engine.drawing.visualize import Visualization as Visualization
     from deltahub.engine.merging import merged_copy as merged_copy
     from deltahub.engine.routing.route import route as route
+    from deltahub.engine.structure.common import CommonStructureMap as CommonStructureMap
     from deltahub.hub import list_deltas as list_deltas
     from deltahub.hub import pull as pull
     from deltahub.hub import push as push
@@ -50,11 +53,14 @@ _HOMES = {
     "AdapterModel": "deltas",
     "AutoDeltaConfig": "auto",
     "AutoDeltaModel": "auto",
+    "BaseDeltaConfig": "config",
     "BitFitConfig": "deltas",
     "BitFitModel": "deltas",
+    "CommonStructureMap": "engine.structure.common",
     "CompacterConfig": "deltas",
     "CompacterModel": "deltas",
     "DeltaBase": "engine.delta",
+    "DeltaConfig": "config",
     "IA3Config": "deltas",
     "IA3Model": "deltas",
     "LayerNormConfig": "deltas",

@@ -84,6 +84,9 @@ class DeltaConfig:
         return cls(**options)
 
 
+BaseDeltaConfig = DeltaConfig  # its name in OpenDelta
+
+
 def _as_names(key: str, value: Any) -> Names | None:
     if value is None:
         return None

@@ -6,7 +6,7 @@ from torch import nn
 
 from deltahub import LoraModel, deltas_of, route
 from deltahub.errors import RouteError
-from tests.backbones import bert, gpt2, t5, tensors_of, untouched, vit
+from tests.backbones import bert, gpt2, logits_of, t5, tensors_of, untouched, vit
 from tests.engine.crowds import four_rows, one_by_one, put_on, routed, with_head
 
 
@@ -85,3 +85,19 @@ def test_heads_of_several_deltas_are_not_trained_in_one_batch():
     with route(backbone, ["fr", None, "fr", "fr"]):  # the head in force, and the backbone's own, which nobody trains
         backbone(**batch).logits[0].sum().backward()
     assert backbone.classifier.weight.grad.abs().sum() > 0
+
+
+def test_a_delta_that_reads_the_weights_of_a_routed_head_is_refused():
+    backbone = bert()
+    first = LoraModel(backbone, modified_modules=["classifier"], lora_r=2, use_dora=True, name="dora")
+    second = LoraModel(backbone, name="other")
+    second.freeze_module(exclude=["deltas", "classifier"])
+    with torch.no_grad():
+        backbone.classifier.weight.add_(1)
+
+    with (
+        pytest.raises(RouteError, match="classifier has other weights for some rows"),
+        route(backbone, [first, second]),
+    ):
+        logits_of(backbone)
+    logits_of(backbone)

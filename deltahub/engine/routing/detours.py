@@ -14,6 +14,7 @@ from deltahub.engine.ledger import Entry
 from deltahub.engine.routing.heads import Head
 from deltahub.engine.routing.rows import Split, hidden_of
 from deltahub.engine.site import Site
+from deltahub.errors import RouteError
 
 
 class Batch(Protocol):
@@ -50,6 +51,9 @@ class DetourByRows:
         opened: the route.
         address: the module's name.
         heads: for each row the weights that the module needs for it, or None where it holds the right ones.
+
+    Raises:
+        RouteError: a delta reads weights that differ between rows.
     """
 
     def __init__(self, opened: Batch, address: str, site: Site, heads: Sequence[Head | None]) -> None:
@@ -59,6 +63,12 @@ class DetourByRows:
             next((p.device for p in opened.backbone.parameters()), torch.device("cpu")) if one is None else one.device
         )
         acting = [None if row is None else site._modules.get(row.name) for row in opened.rows]
+        if any(heads) and any(one is not None and one.reads_weight for one in acting):
+            msg = (
+                f"{address} has other weights for some rows, and a delta there reads the weights that the backbone holds. "
+                "Leave the layer out of that delta, or route no other delta that trained it."
+            )
+            raise RouteError(msg)
         copies = {size: size // len(opened.rows) for size in opened.sizes}
         self.plans = {size: _plan(acting, heads, times, device) for size, times in copies.items()}
         plans = self.plans.values()

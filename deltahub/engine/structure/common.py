@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from deltahub.address import Address, lies_within, nearest_names
+from deltahub.address import REGEX_MARK, Address, lies_within, nearest_names
 from deltahub.engine.site import own_modules, refuse_own_deltas
 from deltahub.engine.structure.inference import Inferred, found_in, infer
 from deltahub.engine.structure.layouts import Part, in_turn
@@ -108,6 +108,9 @@ class StructureMap:
             yield f"{head}.{part.label}{MARK}", part
 
 
+CommonStructureMap = StructureMap  # its name in OpenDelta
+
+
 def find_targets(
     backbone: nn.Module,
     patterns: Sequence[str],
@@ -134,8 +137,12 @@ def find_targets(
     hits: dict[str, set[Part | None]] = {}
     left_out = [*exclude, *map(marked, exclude)]
     missed = []
+    tails: dict[str, list[str]] = {}  # thousands of whole names are not each held against thousands of modules
+    for name in modules:
+        tails.setdefault(name.rpartition(".")[2], []).append(name)
     for pattern in patterns:
-        matched = _match(pattern, modules, structure, common_structure)
+        ending = modules if pattern.startswith(REGEX_MARK) else tails.get(pattern.rpartition(".")[2], ())
+        matched = _match(pattern, modules, structure, common_structure, ending)
         if not matched and pattern in optional and (whole := undivided(pattern)):
             matched = _match(whole, modules, structure, common_structure)
         matched = [(name, part) for name, part in matched if not _excluded(name, left_out, structure)]
@@ -186,11 +193,22 @@ def marked(pattern: str) -> str:
 
 
 def _match(
-    pattern: str, names: Collection[str], structure: StructureMap, common_structure: bool | None
+    pattern: str,
+    names: Collection[str],
+    structure: StructureMap,
+    common_structure: bool | None,
+    ending: Collection[str] | None = None,
 ) -> list[tuple[str, Part | None]]:
+    """The modules, or parts of them, that a pattern means.
+
+    Args:
+        ending: the names that can end like the pattern, where they are known; all others are not looked at as real names.
+    """
     address = Address(pattern)
     if not common_structure and MARK not in pattern:
-        real: list[tuple[str, Part | None]] = [(name, None) for name in names if address.matches(name)]
+        real: list[tuple[str, Part | None]] = [
+            (name, None) for name in (names if ending is None else ending) if address.matches(name)
+        ]
         if real or common_structure is False:
             return real
     elif common_structure is False:
