@@ -115,7 +115,8 @@ def addressed(method: Method, backbone: nn.Module, config: DeltaConfig) -> list[
     """
     patterns, exclude = config.modified_modules or (), config.exclude_modules or ()
     targets = find_targets(backbone, patterns, exclude, config.common_structure, {*method.default_modified_modules})
-    return without_excluded(backbone, method.choose(targets), exclude)
+    chosen = method.choose(targets)
+    return chosen if chosen is targets else without_excluded(backbone, chosen, exclude)
 
 
 def one_each(

@@ -49,10 +49,12 @@ class StructureMap:
     Attributes:
         roots: prefix of each module that has an explicit map (``""`` or ``"bert."``), with the tables of that map.
         guess: what was inferred of the modules outside them.
+        known: names that were looked up before, by real name.
     """
 
     roots: tuple[tuple[str, tuple[Names, Names]], ...] = ()
     guess: Inferred = field(default_factory=Inferred)
+    known: dict[str, tuple[tuple[str, Part | None], ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def inferred(self) -> bool:
@@ -77,6 +79,9 @@ class StructureMap:
 
     def common_name(self, name: str) -> str:
         """The common name of a module in "@" writing; its own name where no map knows it."""
+        return self.variants(name)[0][0]
+
+    def _looked_up(self, name: str) -> str:
         for prefix, (names, _) in self.roots:
             if name.startswith(prefix):
                 relative = name[len(prefix) :]
@@ -94,9 +99,15 @@ class StructureMap:
                     return prefix + common
         return self.guess.groups.get(name)
 
-    def variants(self, name: str) -> Iterator[tuple[str, Part | None]]:
+    def variants(self, name: str) -> tuple[tuple[str, Part | None], ...]:
         """Every common name of a module: its own, its group's, and those of its parts if it is fused."""
-        common = self.common_name(name)
+        found = self.known.get(name)
+        if found is None:
+            found = self.known[name] = tuple(self._spelled(name))
+        return found
+
+    def _spelled(self, name: str) -> Iterator[tuple[str, Part | None]]:
+        common = self._looked_up(name)
         yield common, None
         if group := self.group_name(name):
             yield group, None
