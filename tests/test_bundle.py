@@ -32,13 +32,18 @@ from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
+from deltahub.stores.s3 import S3Store
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
+from tests.s3_servers import QUICK
 
 parse = Reference.parse
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "moto"])
 def target(request, tmp_path) -> Registry:
+    if request.param == "moto":
+        request.getfixturevalue("s3_keys")
+        return Registry(S3Store(request.getfixturevalue("moto").bucket(), QUICK), "target")
     return Registry(LocalStore(tmp_path / "target") if request.param == "local" else MemoryStore(), "target")
 
 

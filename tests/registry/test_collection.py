@@ -284,7 +284,7 @@ def test_a_collection_during_another_ends_with_one_of_them_giving_way(publish, c
     assert 0 < gave_way < count
 
 
-def test_a_push_waits_for_a_running_collection_and_takes_over_from_a_dead_one(anywhere, publish, monkeypatch):
+def test_a_push_waits_for_a_running_collection_and_takes_over_from_a_dead_one(anywhere, publish, monkeypatch, caplog):
     publish(anywhere)
     (sha256, *_) = used(anywhere)
     write_state(anywhere.store, State(1, {}, {sha256: "2026-01-01T00:00:00Z"}, "dead"), None)
@@ -301,6 +301,7 @@ def test_a_push_waits_for_a_running_collection_and_takes_over_from_a_dead_one(an
     monkeypatch.setattr("time.monotonic", lambda: passed)
     assert publish(anywhere) == "v1"
     assert waits == 3 + sweeping.SILENT / 10
+    assert "Waiting for a collection in " in caplog.text
     assert read_state(anywhere.store)[0].sweeping == {}
 
 
