@@ -85,5 +85,5 @@ def sync(
         ],
         "removed": [entry.digest for entry in removed],
     }
-    freed = f"{len(removed)} others removed, {size_text(sum(entry.size for entry in removed))} freed."
-    out.result(data, f"{len(pulled)} deltas are there, every byte checked. {freed}")
+    freed = f"{len(removed)} removed, {size_text(sum(entry.size for entry in removed))} freed."
+    out.result(data, f"{len(pulled)} held, every byte checked; {freed}")

@@ -45,7 +45,8 @@ def copy(
     changed = [copied for copied in done if copied.changed]
     if changed:
         rows = [
-            (copied.name, " ".join(copied.versions) or "aliases and tags", size_text(copied.size)) for copied in changed
+            (copied.name, " ".join(copied.versions) or "aliases, tags or its name", size_text(copied.size))
+            for copied in changed
         ]
         out.rows(("name", "new", "moved"), rows)
     if not quiet:
