@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, cast
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from torch import Tensor, nn
 
 from deltahub import checkpoint, metadata
-from deltahub.engine.filling import check_fit, not_finite, replaced_names
+from deltahub.engine.filling import not_finite, replaced_names
 from deltahub.engine.fingerprint import fingerprint
-from deltahub.engine.ledger import ledger_of, original_values
-from deltahub.engine.sharding import assign, done_once, whole
+from deltahub.engine.ledger import original_values
+from deltahub.engine.sharding import done_once
 from deltahub.engine.site import is_delta_name, own_parameters
 from deltahub.errors import CheckpointError, ConfigError
-from deltahub.files import staging, storage_errors, sync_file, sync_folders
 from deltahub.loading import load
+from deltahub.tensorfile import Saver, TensorFileMixin, save_safetensors
 from deltahub.version import VERSION
 
 if TYPE_CHECKING:
@@ -28,17 +28,9 @@ if TYPE_CHECKING:
     from deltahub.config import DeltaConfig
 
 LOGGER: Final = logging.getLogger("deltahub")
-Saver = Callable[[Mapping[str, Tensor], Path], None]
 
 
-def save_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as a safetensors file; the default `save_function`."""
-    from safetensors.torch import save_file
-
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-
-
-class SaveLoadMixin:
+class SaveLoadMixin(TensorFileMixin):
     """Saving to and loading from a folder or a reference; the delta models inherit it."""
 
     backbone_model: nn.Module
@@ -47,9 +39,6 @@ class SaveLoadMixin:
 
         @property
         def config(self) -> DeltaConfig: ...  # noqa: D102
-        @property
-        def name(self) -> str: ...  # noqa: D102
-        def state_dict(self) -> dict[str, Tensor]: ...  # noqa: D102
         def check_places(self) -> None: ...  # noqa: D102
 
     def save_finetuned(
@@ -118,10 +107,6 @@ class SaveLoadMixin:
                 LOGGER.info("Pushed %s", pushed.reference)
 
         done_once(self.backbone_model, write)
-
-    def _gathered(self, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        tensors = self.state_dict() if state_dict is None else state_dict
-        return {name: whole(tensor) for name, tensor in sorted(tensors.items())}  # in one order on every process
 
     def _write(
         self, folder: Path, tensors: Mapping[str, Tensor], identity: Fingerprint, facts: dict[str, Any], save: Saver
@@ -215,73 +200,6 @@ class SaveLoadMixin:
             msg = f"{cls.__name__} loads deltas of type {own!r}, and this one is {delta_type!r}. Use AutoDeltaModel."
             raise ConfigError(msg)
         return cls
-
-    def save_checkpoint(
-        self,
-        path: str | os.PathLike[str],
-        save_func: Saver = save_safetensors,
-        state_dict: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        """Save only the tensors, to one file that appears whole or not at all; folders on the way are made.
-
-        Args:
-            path: the file.
-            save_func: writes tensors to a path.
-            state_dict: the tensors, by default the delta's own `state_dict()`.
-        """
-        target, tensors = Path(path), self._gathered(state_dict)
-
-        def write() -> None:
-            with storage_errors("Saving tensors", target.parent), staging(target.parent) as stage:
-                save_func(tensors, stage / target.name)
-                sync_file(stage / target.name)
-                os.replace(stage / target.name, target)
-                sync_folders([target.parent])
-
-        done_once(self.backbone_model, write)
-
-    def load_checkpoint(
-        self,
-        path: str | os.PathLike[str],
-        load_func: Callable[[str], Mapping[str, Tensor]] | None = None,
-        backbone_model: nn.Module | None = None,
-    ) -> None:
-        """Load tensors that `save_checkpoint` saved into this delta, strictly.
-
-        Args:
-            path: the file.
-            load_func: reads tensors from a path, by default as safetensors.
-            backbone_model: kept for OpenDelta's signature; the delta's own backbone is used.
-
-        Raises:
-            CheckpointError: the tensors do not fit; nothing was changed.
-        """
-        if load_func is None:
-            from safetensors.torch import load_file
-
-            load_func = load_file
-        self.load_state_dict(load_func(os.fspath(path)))
-
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy tensors into this delta, strictly.
-
-        Args:
-            tensors: what `state_dict()` gave, here or elsewhere.
-
-        Raises:
-            CheckpointError: the tensors do not fit; nothing was changed.
-        """
-        current = self.state_dict()
-        check_fit(current, tensors)
-        own = {name: tensor for name, tensor in tensors.items() if is_delta_name(name)}
-        for name, tensor in own.items():
-            assign(current[name], tensor)  # detached views of the live parameters
-        ledger = ledger_of(self.backbone_model)
-        ledger.replace(
-            self.backbone_model,
-            ledger.entries[self.name],
-            {name: tensor for name, tensor in tensors.items() if name not in own},
-        )
 
 
 def _check_savable(tensors: Mapping[str, Tensor]) -> None:

@@ -61,7 +61,7 @@ LAYERS = (
     ),
     ("web",),
     ("formats",),
-    ("loading",),
+    ("loading", "tensorfile"),
     ("saveload",),
     ("engine.delta",),
     ("deltas",),

@@ -198,6 +198,16 @@ class TestRefusals:
         with untouched(backbone), pytest.raises(MergeError, match=r"unmerge\(\) first"):
             getattr(delta, change)()
 
+    def test_loading_tensors_or_freezing_while_one_is_merged(self):
+        backbone = bert()
+        delta = put(MERGEABLE["lora"], backbone)
+        tensors = delta.state_dict()
+        delta.merge()
+
+        for change in (lambda: delta.load_state_dict(tensors), delta.freeze_module):
+            with untouched(backbone), pytest.raises(MergeError, match=r"unmerge\(\) first"):
+                change()
+
     def test_adding_a_delta_to_a_merged_backbone(self, tmp_path):
         backbone = bert()
         delta = put(MERGEABLE["lora"], backbone)
