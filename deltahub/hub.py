@@ -137,6 +137,7 @@ class Hub:
         aliases: Collection[str] = (),
         message: str = "",
         to: str | None = None,
+        expect: Mapping[str, str | None] | None = None,
         progress: Progress | None = None,
     ) -> Pushed:
         """Publish a checkpoint folder; every file is checked first.
@@ -146,8 +147,10 @@ class Hub:
             tags: labels and key=value pairs, beside those saved in the checkpoint.
             aliases: movable names to point to it.
             to: the source to publish to; by default the default one.
+            expect: what aliases must point to now, None for nothing.
 
         Raises:
+            ConflictError: an alias points elsewhere than expected. No version was added.
             CheckpointError: the folder holds no whole delta.
             IntegrityError: a file is not the one that was saved.
             ReferenceSyntaxError: the name, a tag or an alias is not well formed.
@@ -168,7 +171,14 @@ class Hub:
             raise ReferenceSyntaxError(msg)
         registry = self.registry(to or reference.source)
         version, new = registry.publish(
-            reference, manifest, folder, tags=[*saved, *checked], aliases=aliases, message=message, progress=progress
+            reference,
+            manifest,
+            folder,
+            tags=[*saved, *checked],
+            aliases=aliases,
+            message=message,
+            expect=expect,
+            progress=progress,
         )
         document = registry.document(reference.path)
         published, entry = reference.exact(registry.name, document.name, version), document.versions[version]
@@ -290,9 +300,10 @@ def push(
     aliases: Collection[str] = (),
     message: str = "",
     to: str | None = None,
+    expect: Mapping[str, str | None] | None = None,
 ) -> Pushed:
     """Publish a checkpoint folder: see `Hub.push`."""
-    return Hub.open().push(Path(folder), name, tags=tags, aliases=aliases, message=message, to=to)
+    return Hub.open().push(Path(folder), name, tags=tags, aliases=aliases, message=message, to=to, expect=expect)
 
 
 def pull(reference: str, *, to: str | os.PathLike[str] | None = None, force: bool = False) -> Pulled:

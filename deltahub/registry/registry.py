@@ -188,12 +188,14 @@ class Registry:
         tags: Collection[str] = (),
         aliases: Collection[str] = (),
         message: str = "",
+        expect: Mapping[str, str | None] | None = None,
         progress: Progress | None = None,
     ) -> tuple[str, bool]:
         """Publish a checkpoint folder as a new version; the same content again is no new version.
 
         Args:
             folder: where the files of `manifest` lie.
+            expect: what aliases must point to now, None for nothing; other aliases that are given move from wherever they are.
 
         Returns:
             The version, and whether it is new.
@@ -201,6 +203,7 @@ class Registry:
         Raises:
             ReferenceSyntaxError: a delta has this name in other upper and lower case letters.
             IntegrityError: a file changed since the manifest was made.
+            ConflictError: an alias points elsewhere than expected. No version was added.
             StorageError: the store is full or not writable.
         """
         checked = [*map(check_tag, tags)], [*map(check_alias, aliases)]
@@ -214,6 +217,9 @@ class Registry:
 
         def change(document: ReferenceDocument) -> ReferenceDocument:
             nonlocal version, new
+            for alias, pointed in (expect or {}).items():
+                if (now := document.aliases.get(alias)) != pointed:
+                    raise ConflictError(f"The alias {document.name}@{alias}", pointed, now)
             changed, version = document.with_version(added)
             new = version not in document.versions
             for alias in checked[1]:
