@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from deltahub.engine.merging import merged_copy as merged_copy
     from deltahub.engine.routing.route import route as route
     from deltahub.engine.structure.common import CommonStructureMap as CommonStructureMap
-    from deltahub.hub import list_deltas as list_deltas
-    from deltahub.hub import pull as pull
-    from deltahub.hub import push as push
     from deltahub.saveload import SaveLoadMixin as SaveLoadMixin
+    from deltahub.shortcuts import list_deltas as list_deltas
+    from deltahub.shortcuts import pull as pull
+    from deltahub.shortcuts import push as push
 
 __version__ = VERSION
 
@@ -78,10 +78,10 @@ _HOMES = {
     "SoftPromptModel": "deltas",
     "Visualization": "engine.drawing.visualize",
     "deltas_of": "engine.delta",
-    "list_deltas": "hub",
+    "list_deltas": "shortcuts",
     "merged_copy": "engine.merging",
-    "pull": "hub",
-    "push": "hub",
+    "pull": "shortcuts",
+    "push": "shortcuts",
     "route": "engine.routing.route",
 }
 

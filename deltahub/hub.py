@@ -19,7 +19,7 @@ from deltahub.reference import Reference, check_alias, check_tag
 from deltahub.registries import LOCAL, Registries, unknown_source
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.index import Index, Listed
-from deltahub.registry.query import Metric, Query
+from deltahub.registry.query import Query
 from deltahub.registry.registry import Found, Registry
 from deltahub.registry.repair import Supply, from_registry
 from deltahub.stores.base import Progress
@@ -287,63 +287,6 @@ class Hub:
 
         found = fitting(registry, index.search(query)[0], backbone_shapes(backbone))
         return found[offset : None if limit is None else offset + limit], len(found)
-
-
-# ----- the same, for `import deltahub` -----
-
-
-def push(
-    folder: str | os.PathLike[str],
-    name: str | None = None,
-    *,
-    tags: Collection[str] = (),
-    aliases: Collection[str] = (),
-    message: str = "",
-    to: str | None = None,
-    expect: Mapping[str, str | None] | None = None,
-) -> Pushed:
-    """Publish a checkpoint folder: see `Hub.push`."""
-    return Hub.open().push(Path(folder), name, tags=tags, aliases=aliases, message=message, to=to, expect=expect)
-
-
-def pull(reference: str, *, to: str | os.PathLike[str] | None = None, force: bool = False) -> Pulled:
-    """Bring a delta into the cache, every byte checked: see `Hub.pull`."""
-    return Hub.open().pull(Reference.parse(reference), to=Path(to) if to else None, force=force)
-
-
-def list_deltas(
-    query: str = "",
-    *,
-    tags: Collection[str] = (),
-    delta_type: str | None = None,
-    author: str | None = None,
-    metrics: Collection[str] = (),
-    sort: str = "time",
-    reverse: bool = False,
-    source: str | None = None,
-    limit: int | None = None,
-    offset: int = 0,
-) -> list[Listed]:
-    """The deltas of a registry, newest first unless sorted otherwise.
-
-    Args:
-        query: words that must all occur in the name, tags, type or backbone.
-        tags: tags that the newest version must have.
-        delta_type: e.g. ``"lora"``.
-        author: who pushed the newest version.
-        metrics: conditions such as ``"accuracy>0.9"``.
-        sort: ``"time"``, ``"name"``, ``"size"``, ``"parameters"`` or a metric.
-        reverse: the other way round.
-        source: the registry; by default the default one.
-        limit: at most so many; None for all.
-        offset: leave out so many of the first.
-
-    Raises:
-        ConfigError: a condition or what to sort by cannot be read.
-    """
-    wanted = tuple(map(Metric.parse, metrics))
-    asked = Query(query, tuple(tags), delta_type, author, wanted, sort, reverse)
-    return Hub.open().search(asked, source, limit, offset)[0]
 
 
 def locate(path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None, **options: Any) -> Path:

@@ -19,6 +19,7 @@ LAYERS = (
     ("archive", "registry", "registries", "cache"),
     ("bundle", "fitting"),
     ("hub",),
+    ("shortcuts",),
     ("engine.insertion", "engine.routing.rows", "engine.site"),
     (
         "engine.attention",
@@ -67,7 +68,7 @@ LAYERS = (
     ("deltas",),
     ("auto",),
 )
-TORCH_FREE = {name for layer in LAYERS[:8] for name in layer}
+TORCH_FREE = {name for layer in LAYERS[:9] for name in layer}
 
 
 def modules() -> dict[str, Path]:

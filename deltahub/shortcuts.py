@@ -1,0 +1,66 @@
+"""The calls of `import deltahub`: push, pull and list over the hub of this user."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from deltahub.hub import Hub, Pulled, Pushed
+from deltahub.reference import Reference
+from deltahub.registry.index import Listed
+from deltahub.registry.query import Metric, Query
+
+
+def push(
+    folder: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    tags: Collection[str] = (),
+    aliases: Collection[str] = (),
+    message: str = "",
+    to: str | None = None,
+    expect: Mapping[str, str | None] | None = None,
+) -> Pushed:
+    """Publish a checkpoint folder: see `Hub.push`."""
+    return Hub.open().push(Path(folder), name, tags=tags, aliases=aliases, message=message, to=to, expect=expect)
+
+
+def pull(reference: str, *, to: str | os.PathLike[str] | None = None, force: bool = False) -> Pulled:
+    """Bring a delta into the cache, every byte checked: see `Hub.pull`."""
+    return Hub.open().pull(Reference.parse(reference), to=Path(to) if to else None, force=force)
+
+
+def list_deltas(
+    query: str = "",
+    *,
+    tags: Collection[str] = (),
+    delta_type: str | None = None,
+    author: str | None = None,
+    metrics: Collection[str] = (),
+    sort: str = "time",
+    reverse: bool = False,
+    source: str | None = None,
+    limit: int | None = None,
+    offset: int = 0,
+) -> list[Listed]:
+    """The deltas of a registry, newest first unless sorted otherwise.
+
+    Args:
+        query: words that must all occur in the name, tags, type or backbone.
+        tags: tags that the newest version must have.
+        delta_type: e.g. ``"lora"``.
+        author: who pushed the newest version.
+        metrics: conditions such as ``"accuracy>0.9"``.
+        sort: ``"time"``, ``"name"``, ``"size"``, ``"parameters"`` or a metric.
+        reverse: the other way round.
+        source: the registry; by default the default one.
+        limit: at most so many; None for all.
+        offset: leave out so many of the first.
+
+    Raises:
+        ConfigError: a condition or what to sort by cannot be read.
+    """
+    wanted = tuple(map(Metric.parse, metrics))
+    asked = Query(query, tuple(tags), delta_type, author, wanted, sort, reverse)
+    return Hub.open().search(asked, source, limit, offset)[0]
