@@ -14,16 +14,17 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from deltahub.errors import ConflictError, DeltaHubError, NotFoundError
+from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, NotFoundError
 from deltahub.files import scratch
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.registry import Registry, ref_key
-from deltahub.registry.sweeping import RENEWED, State, read_state, settled, write_state
+from deltahub.registry.sweeping import PAUSE, RENEWED, State, read_state, settled, write_state
 from deltahub.stores.base import object_key
 
 GRACE: Final = timedelta(days=14)
 _OBJECTS: Final = "objects/sha256/"
 _ATTEMPTS: Final = 20
+_LOOKS: Final = 15  # for a manifest that is missing
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,19 @@ def collect(registry: Registry, grace: timedelta = GRACE, *, dry_run: bool = Fal
 
 
 def _sweep(registry: Registry, marker: Marker, sweeper: str, due: Collection[str]) -> set[str]:
-    """Delete what was announced and is still not referred to, and take it off the list."""
-    kept = marker.used()
+    """Delete what was announced and is still not referred to, and take it off the list; what fails puts it back there."""
     gone: set[str] = set()
+    try:
+        _delete(registry, marker.used(), sweeper, due, gone)
+    except Exception:
+        with contextlib.suppress(DeltaHubError):  # which is not what went wrong first
+            _renewed(registry, sweeper, done=True, left=set(due) - gone)
+        raise
+    _renewed(registry, sweeper, done=True)
+    return gone
+
+
+def _delete(registry: Registry, kept: set[str], sweeper: str, due: Collection[str], gone: set[str]) -> None:
     mine = _renewed(registry, sweeper)
     limit = time.monotonic() + RENEWED
     for sha256 in sorted(due):
@@ -94,12 +105,13 @@ def _sweep(registry: Registry, marker: Marker, sweeper: str, due: Collection[str
         if sha256 in mine and sha256 not in kept:
             registry.store.delete(object_key(sha256))
             gone.add(sha256)
-    _renewed(registry, sweeper, done=True)
-    return gone
 
 
-def _renewed(registry: Registry, sweeper: str, *, done: bool = False) -> Collection[str]:
+def _renewed(registry: Registry, sweeper: str, *, done: bool = False, left: Collection[str] = ()) -> Collection[str]:
     """Show that this collection is alive, or done.
+
+    Args:
+        left: what stays condemned for the next one.
 
     Returns:
         What it may delete still: a push may have taken some of it back.
@@ -110,7 +122,8 @@ def _renewed(registry: Registry, sweeper: str, *, done: bool = False) -> Collect
             break
         changed = replace(state, generation=state.generation + 1)
         if done:
-            changed = replace(changed, sweeping={}, sweeper="")
+            back = {sha256: since for sha256, since in state.sweeping.items() if sha256 in left}
+            changed = replace(changed, condemned={**state.condemned, **back}, sweeping={}, sweeper="")
         try:
             write_state(registry.store, changed, etag)
         except ConflictError:
@@ -139,14 +152,24 @@ class Marker:
         """
         found: set[str] = set()
         for path in self._registry.names():
+            found |= self._used_by(path)
+        return found
+
+    def _used_by(self, path: str) -> set[str]:
+        """The same of one delta. A manifest that is missing is looked for again: its version may just go, or come."""
+        for look in range(_LOOKS):
             tagged = self._registry.store.read_tagged(ref_key(path))
             if tagged is None:  # deleted since it was listed
-                continue
+                return set()
             document = ReferenceDocument.from_bytes(tagged[0], path)
             self._removed.update(entry.digest for entry in document.removed.values())
-            for entry in document.versions.values():
-                found.update(self._objects(entry.digest))
-        return found
+            try:
+                return {sha256 for entry in document.versions.values() for sha256 in self._objects(entry.digest)}
+            except IntegrityError:
+                if look == _LOOKS - 1:
+                    raise
+            time.sleep(PAUSE)
+        raise AssertionError("unreachable")
 
     def sizes(self, unused: Collection[str]) -> dict[str, int]:
         """Bytes of unused objects: as the manifests of removed versions say, or else as they are."""

@@ -27,7 +27,7 @@ STATE: Final = "gc/state.json"
 SCHEMA: Final = "collection.v1"
 SILENT: Final = 300.0  # seconds without a change after which a collection is taken for dead
 RENEWED: Final = 20.0  # seconds within which a running one changes the document
-_PAUSE: Final = 0.2  # seconds between two looks
+PAUSE: Final = 0.2  # seconds between two looks
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def settled(store: Store, busy: Callable[[KeysView[str]], bool]) -> tuple[State,
         text = "Waiting for a collection in %s; if it was killed, for %.0f seconds at most."
         logging.getLogger("deltahub").warning(text, store.url, SILENT)
     while state.sweeping and busy(state.sweeping.keys()) and time.monotonic() < since + SILENT:
-        time.sleep(_PAUSE)
+        time.sleep(PAUSE)
         now, etag = read_state(store)
         if now.generation != state.generation:
             since = time.monotonic()

@@ -52,9 +52,21 @@ def verify(
             yield where, str(found)
             continue
         try:
-            yield where, "; ".join(map(str, damages(registry, found, intact))) or None
+            damage = "; ".join(map(str, damages(registry, found, intact))) or None
         except DeltaHubError as error:
-            yield where, str(error)
+            damage = str(error)
+        if damage is None or _still_there(registry, where):
+            yield where, damage
+
+
+def _still_there(registry: Registry, where: str) -> bool:
+    """Whether a version was not removed while it was read."""
+    path, _, version = where.partition("@")
+    try:
+        document = registry.stored(path)
+    except DeltaHubError:
+        return True
+    return document is not None and version in document.versions
 
 
 def versions(

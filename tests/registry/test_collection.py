@@ -133,7 +133,7 @@ def test_nothing_goes_while_it_is_unknown_what_a_document_refers_to(registry, pu
     assert objects(registry) == before
 
 
-def test_nothing_goes_while_a_manifest_is_gone(anywhere, publish):
+def test_nothing_goes_while_a_manifest_is_gone(anywhere, publish, clock):
     removed(anywhere, publish)
     digest = anywhere.document("acme/ner").versions["v2"].digest
     anywhere.store.delete(object_key(digest.removeprefix("sha256:")))
@@ -141,6 +141,35 @@ def test_nothing_goes_while_a_manifest_is_gone(anywhere, publish):
     with pytest.raises(IntegrityError, match=r"deltahub verify --repair"):
         collect(anywhere, NOW)
     assert objects(anywhere) == before
+
+
+def test_a_version_that_goes_while_it_is_looked_at_is_no_damage(anywhere, publish, monkeypatch):
+    """Another collection was faster: the version was removed after its document was read, and its manifest is gone."""
+    removed(anywhere, publish)
+    publish(anywhere, value=0.75)
+    gone = anywhere.document("acme/ner").versions["v2"].digest
+    manifest = Registry.manifest
+
+    def slow(registry, digest):
+        if digest == gone and "v2" in registry.document("acme/ner").versions:
+            remove(registry, "acme/ner", "v2")
+            registry.store.delete(object_key(digest.removeprefix("sha256:")))
+        return manifest(registry, digest)
+
+    monkeypatch.setattr(Registry, "manifest", slow)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    collect(anywhere, NOW)
+    assert [where for where, _ in verify(anywhere)] == ["acme/ner@v3"]
+    assert clean(anywhere)
+
+
+def test_a_collection_that_fails_while_it_deletes_holds_up_nobody(anywhere, publish, monkeypatch):
+    removed(anywhere, publish)
+    monkeypatch.setattr(type(anywhere.store), "delete", lambda store, key: (_ for _ in ()).throw(StorageError("full")))
+    with pytest.raises(StorageError, match="full"):
+        collect(anywhere, NOW)
+    state, _ = read_state(anywhere.store)
+    assert (len(state.condemned), state.sweeping) == (3, {})
 
 
 def test_a_damaged_state_says_what_is_lost_without_it(anywhere, publish):
@@ -306,7 +335,7 @@ def test_a_push_waits_for_a_running_collection_and_takes_over_from_a_dead_one(an
 
 
 def test_pushes_and_collections_in_many_threads_lose_nothing(anywhere, publish, new_checkpoint, monkeypatch):
-    monkeypatch.setattr(sweeping, "_PAUSE", 0.001)
+    monkeypatch.setattr(sweeping, "PAUSE", 0.001)
     errors: list[BaseException] = []
     start = threading.Barrier(3)
 
