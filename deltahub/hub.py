@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from deltahub.errors import CheckpointError, IntegrityError, NotFoundError, Refe
 from deltahub.lockfile import Lock, Pin, active
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.naming import default_name
+from deltahub.outcomes import Pulled, Pushed
 from deltahub.places import cache_home, home
 from deltahub.reference import Reference, check_alias, check_tag
 from deltahub.registries import LOCAL, Registries, unknown_source
@@ -24,42 +25,6 @@ from deltahub.registry.registry import Found, Registry
 from deltahub.registry.repair import Supply, from_registry
 from deltahub.stores.base import Progress
 from deltahub.stores.local import LocalStore
-
-
-@dataclass(frozen=True)
-class Pushed:
-    """What a push did.
-
-    Attributes:
-        reference: the delta, with its source and version.
-        digest: of its manifest.
-        new: whether the content is a new version.
-        size: bytes of its files.
-        tags: of the version, all of them.
-    """
-
-    reference: Reference
-    digest: str
-    new: bool
-    size: int
-    tags: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Pulled:
-    """What a pull brought.
-
-    Attributes:
-        reference: the delta, with the source it came from and its version.
-        digest: of its manifest.
-        folder: where its checked files are.
-        manifest: its manifest.
-    """
-
-    reference: Reference
-    digest: str
-    folder: Path
-    manifest: Manifest
 
 
 class Hub:
@@ -116,7 +81,9 @@ class Hub:
             except NotFoundError as error:
                 misses.append(error)
         places = tuple(place for miss in misses for place in miss.looked_in)
-        raise NotFoundError(f"The delta {reference}", places, tuple(name for miss in misses for name in miss.nearest))
+        raise NotFoundError(
+            f"The delta {reference}", places, tuple(dict.fromkeys(name for miss in misses for name in miss.nearest))
+        )
 
     def resolve(self, reference: Reference) -> tuple[Registry, Found]:
         """The first source that has a delta, and the version meant with its manifest.

@@ -6,7 +6,8 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from deltahub.hub import Hub, Pulled, Pushed
+from deltahub.hub import Hub
+from deltahub.outcomes import Pulled, Pushed
 from deltahub.reference import Reference
 from deltahub.registry.index import Listed
 from deltahub.registry.query import Metric, Query

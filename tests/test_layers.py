@@ -14,7 +14,7 @@ LAYERS = (
     ("errors", "nearest", "places", "version"),
     ("address", "reference", "schema", "files"),
     ("config", "manifest", "naming"),
-    ("backbone", "metadata"),
+    ("backbone", "metadata", "outcomes"),
     ("checkpoint", "card", "lockfile", "stores"),
     ("archive", "registry", "registries", "cache"),
     ("bundle", "fitting"),
