@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
@@ -156,7 +157,9 @@ def _embedding_weight(target: nn.Module) -> Tensor:
         TargetError: it has none, or takes no embeddings in their place.
     """
     takes = "inputs_embeds" in inspect.signature(type(target).forward).parameters
-    embeddings: Any = target.get_input_embeddings() if takes else None  # type: ignore[operator]
+    embeddings: Any = None
+    with suppress(NotImplementedError):  # some encoders inherit the question without an answer
+        embeddings = target.get_input_embeddings() if takes else None  # type: ignore[operator]
     weight = getattr(embeddings, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         msg = (

@@ -395,3 +395,23 @@ def test_the_arguments_stand_in_the_order_of_the_original():
     assert (config.soft_token_num, config.init_range, config.token_init) == (4, 0.1, False)
     assert config.other_expand_ids == {"token_type_ids": 1}
     assert config.unfrozen_modules == ("deltas", "classifier")
+
+
+def test_a_model_that_has_no_answer_for_its_embeddings_is_refused():
+    class Encoder(nn.Module):
+        """Takes embeddings, and cannot say which are its own."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def get_input_embeddings(self):
+            raise NotImplementedError
+
+        def forward(self, input_ids=None, inputs_embeds=None):
+            return self.layer(inputs_embeds)
+
+    backbone = Encoder()
+
+    with untouched(backbone), pytest.raises(TargetError, match="Encoder takes no inputs_embeds"):
+        SoftPromptModel(backbone)
