@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from deltahub import AutoDeltaModel
 from deltahub.engine.delta import delta_classes
-from deltahub.engine.structure.common import StructureMap
+from deltahub.engine.structure.names import StructureMap
 
 SECONDS: Final = 90  # for one model
 MEMORY: Final = 14 << 30

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import BertModel, LlamaConfig, LlamaModel
 
 from deltahub import LoraModel
-from deltahub.engine.structure.common import StructureMap
+from deltahub.engine.structure.names import StructureMap
 
 LLAMA = LlamaConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
 CALLS = 50  # of one layer, timed together

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import JsonOpt, QuietOpt, RefArg, SourceOpt, TagsOpt, split_tags
 from .output import Output, print_json, size_text
+
+if TYPE_CHECKING:
+    from deltahub.registry.index import Listed
 
 _SHOWN = 50  # rows of a table, unless told otherwise
 
@@ -60,19 +63,7 @@ def list_(
     if json:
         print_json([asdict(entry) for entry in found])
         return
-    rows = [
-        (
-            entry.name,
-            " ".join([entry.version, *sorted(alias for alias, v in entry.aliases.items() if v == entry.version)]),
-            str(entry.summary.get("delta_type", "")),
-            _metrics(entry.summary.get("metrics", {})),
-            " ".join(entry.tags),
-            str(entry.summary.get("backbone_checkpoint_name", "")),
-            size_text(entry.summary.get("size", 0)),
-            entry.time[:10],
-        )
-        for entry in found
-    ]
+    rows = [_row(entry) for entry in found]
     if not rows:
         out.nothing("No delta is known that fits.", "Push one with: deltahub push ./ckpt")
         return
@@ -91,6 +82,21 @@ def _check_type(delta_type: str) -> None:
     if delta_type not in known_types():
         msg = f"unknown: {delta_type!r}; {suggest(delta_type, known_types())}"
         raise typer.BadParameter(msg, param_hint="--type")
+
+
+def _row(entry: Listed) -> tuple[str, ...]:
+    """A delta as a line of the table."""
+    aliases = sorted(alias for alias, version in entry.aliases.items() if version == entry.version)
+    return (
+        entry.name,
+        " ".join([entry.version, *aliases]),
+        str(entry.summary.get("delta_type", "")),
+        _metrics(entry.summary.get("metrics", {})),
+        " ".join(entry.tags),
+        str(entry.summary.get("backbone_checkpoint_name", "")),
+        size_text(entry.summary.get("size", 0)),
+        entry.time[:10],
+    )
 
 
 def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from deltahub.engine.drawing.visualize import Visualization as Visualization
     from deltahub.engine.merging import merged_copy as merged_copy
     from deltahub.engine.routing.route import route as route
-    from deltahub.engine.structure.common import CommonStructureMap as CommonStructureMap
+    from deltahub.engine.structure.names import CommonStructureMap as CommonStructureMap
     from deltahub.saveload import SaveLoadMixin as SaveLoadMixin
     from deltahub.shortcuts import list_deltas as list_deltas
     from deltahub.shortcuts import pull as pull
@@ -56,7 +56,7 @@ _HOMES = {
     "BaseDeltaConfig": "config",
     "BitFitConfig": "deltas",
     "BitFitModel": "deltas",
-    "CommonStructureMap": "engine.structure.common",
+    "CommonStructureMap": "engine.structure.names",
     "CompacterConfig": "deltas",
     "CompacterModel": "deltas",
     "DeltaBase": "engine.delta",

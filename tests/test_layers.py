@@ -34,7 +34,8 @@ LAYERS = (
     ),
     ("web.document", "engine.structure.recognition", "engine.structure.inference"),
     (
-        "engine.structure.common",
+        "engine.structure.names",
+        "engine.structure.targets",
         "engine.drawing.visualize",
         "engine.shapes",
         "engine.fingerprint",

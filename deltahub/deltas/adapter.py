@@ -17,7 +17,7 @@ from deltahub.config import DeltaConfig
 from deltahub.deltas.bottleneck import activation, refuse_channels_first, small_linear
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
-from deltahub.engine.structure.common import Target
+from deltahub.engine.structure.targets import Target
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
 from deltahub.engine.shapes import channel_dimension, is_conv1d
 from deltahub.engine.site import CHILD, is_delta_name
-from deltahub.engine.structure.common import Target
+from deltahub.engine.structure.targets import Target
 from deltahub.errors import MergeError, TargetError
 
 

@@ -8,7 +8,7 @@ from typing import Final
 from torch import Tensor, nn
 
 from deltahub.engine.shapes import channel_dimension
-from deltahub.engine.structure.common import Target
+from deltahub.engine.structure.targets import Target
 from deltahub.errors import ConfigError, TargetError
 
 _STANDARD_DEVIATION: Final = 0.01  # of fresh weights; biases are zero, so that an adapter starts close to doing nothing

@@ -23,7 +23,7 @@ from deltahub.engine.building import Like
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.fused import FusedInsertion
 from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
-from deltahub.engine.structure.common import Target
+from deltahub.engine.structure.targets import Target
 
 
 @dataclass(frozen=True, kw_only=True)

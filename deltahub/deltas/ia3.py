@@ -20,7 +20,7 @@ from deltahub.engine.building import Like, addressed
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
 from deltahub.engine.shapes import linear_shape
-from deltahub.engine.structure.common import Target
+from deltahub.engine.structure.targets import Target
 from deltahub.engine.weights import as_kept, linear_bias, linear_weight
 from deltahub.errors import NoMatchError, TargetError
 

@@ -21,7 +21,7 @@ from deltahub.config import DeltaConfig
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
 from deltahub.engine.site import own_modules
-from deltahub.engine.structure.common import Target
+from deltahub.engine.structure.targets import Target
 from deltahub.errors import TargetError
 
 _TOLERANCE: Final = 0.05  # of a normalised value, so that bfloat16 passes and another formula does not

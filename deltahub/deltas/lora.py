@@ -21,7 +21,7 @@ from deltahub.config import DeltaConfig
 from deltahub.deltas.low_rank import DecomposedUpdate, LowRankRows, LowRankUpdate
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.shapes import linear_shape
-from deltahub.engine.structure.common import Target
+from deltahub.engine.structure.targets import Target
 from deltahub.errors import TargetError
 
 

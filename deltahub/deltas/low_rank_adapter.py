@@ -19,7 +19,7 @@ from deltahub.config import DeltaConfig
 from deltahub.deltas.bottleneck import activation, reduced, refuse_channels_first
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
-from deltahub.engine.structure.common import Target
+from deltahub.engine.structure.targets import Target
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,8 @@ from deltahub.engine.building import Like, addressed
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input, map_hidden
 from deltahub.engine.shapes import input_widths, output_widths
-from deltahub.engine.structure.common import Target
+from deltahub.engine.site import own_modules
+from deltahub.engine.structure.targets import Target
 from deltahub.errors import ConfigError, NoMatchError, TargetError
 
 
@@ -234,7 +235,7 @@ def _stretches(
 def _in_turn(
     backbone: nn.Module, first: str, second: str, starts: list[Target], ends: list[Target]
 ) -> Iterator[tuple[Target, Target]]:
-    order = {name: number for number, (name, _) in enumerate(backbone.named_modules())}
+    order = {name: number for number, (name, _) in enumerate(own_modules(backbone))}
     marked = sorted([(order[t.name], 0) for t in starts] + [(order[t.name], 1) for t in ends])
     alternate = all(one[1] != other[1] for one, other in pairwise(marked))
     if len(starts) != len(ends) or not alternate:

@@ -24,7 +24,7 @@ from deltahub.engine.attention import AttentionCall, install
 from deltahub.engine.building import Like
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.structure.common import Target, without_excluded
+from deltahub.engine.structure.targets import Target, without_excluded
 from deltahub.errors import ConfigError, TargetError
 
 

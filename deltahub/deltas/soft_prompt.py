@@ -23,7 +23,7 @@ from deltahub.engine.building import Like
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.site import own_modules, refuse_own_deltas
-from deltahub.engine.structure.common import Target
+from deltahub.engine.structure.targets import Target
 from deltahub.errors import ConfigError, TargetError
 
 _EXPAND_IDS: Final = {"attention_mask": 1, "token_type_ids": 0}

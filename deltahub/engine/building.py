@@ -18,7 +18,7 @@ from deltahub.engine.fused import FusedInsertion
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.shapes import output_widths
 from deltahub.engine.site import check_target
-from deltahub.engine.structure.common import Target, find_targets, without_excluded
+from deltahub.engine.structure.targets import Target, find_targets, without_excluded
 from deltahub.engine.weights import SomeRows
 from deltahub.errors import ConfigError
 

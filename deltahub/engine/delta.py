@@ -23,7 +23,7 @@ from deltahub.engine.merging import MergeMixin
 from deltahub.engine.sharding import reshard
 from deltahub.engine.site import delta_key, insert, module_at
 from deltahub.engine.statistics import ReportMixin
-from deltahub.engine.structure.common import Target
+from deltahub.engine.structure.targets import Target
 from deltahub.engine.switching import SwitchMixin
 from deltahub.saveload import SaveLoadMixin
 

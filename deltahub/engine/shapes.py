@@ -18,7 +18,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from deltahub.engine.insertion import first_input, map_hidden
 from deltahub.engine.pseudo import possible_inputs
 from deltahub.engine.site import own_modules
-from deltahub.engine.structure.common import MARK, StructureMap
+from deltahub.engine.structure.maps import MARK
+from deltahub.engine.structure.names import StructureMap
 from deltahub.engine.structure.tree import linear_width
 from deltahub.errors import TargetError
 

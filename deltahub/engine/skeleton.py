@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from deltahub.engine.site import own_modules
-from deltahub.engine.structure.common import MARK, StructureMap
+from deltahub.engine.structure.maps import MARK
+from deltahub.engine.structure.names import StructureMap
 from deltahub.errors import CheckpointError
 
 

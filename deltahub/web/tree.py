@@ -8,8 +8,8 @@ from torch import nn
 
 from deltahub.engine.drawing.folding import Node, fold
 from deltahub.engine.site import own_modules
-from deltahub.engine.structure.common import StructureMap
 from deltahub.engine.structure.maps import MARK
+from deltahub.engine.structure.names import StructureMap
 from deltahub.web.document import short_name
 
 

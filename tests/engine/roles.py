@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
-from deltahub.engine.structure.common import StructureMap
 from deltahub.engine.structure.layouts import Part
+from deltahub.engine.structure.names import StructureMap
 
 ROLES = ("q", "k", "v")
 Seen = dict[int, list[Tensor]]  # id of an attention module to its query, key and value, of its first call

@@ -8,9 +8,10 @@ import deltahub.deltas  # noqa: F401  (registers the types)
 from deltahub import AdapterModel, AutoDeltaModel, BitFitModel, LoraModel
 from deltahub.engine.shapes import output_widths
 from deltahub.engine.site import own_modules
-from deltahub.engine.structure.common import StructureMap, find_targets
 from deltahub.engine.structure.inference import infer
 from deltahub.engine.structure.layouts import in_turn
+from deltahub.engine.structure.names import StructureMap
+from deltahub.engine.structure.targets import find_targets
 from deltahub.errors import NoMatchError, TargetError
 from tests.backbones import bert, llama, stir, untouched
 from tests.engine.families import SIZES, family, run

@@ -10,7 +10,9 @@ from deltahub import (
     LowRankAdapterModel,
     ParallelAdapterModel,
 )
-from deltahub.engine.structure.common import StructureMap, find_targets, mapped_classes, marked
+from deltahub.engine.structure.maps import mapped_classes
+from deltahub.engine.structure.names import StructureMap, marked
+from deltahub.engine.structure.targets import find_targets
 from deltahub.errors import NoMatchError
 from tests.backbones import BACKBONES, OPENDELTA, bert, gpt2, llama, original, t5_gated, untouched, vit
 

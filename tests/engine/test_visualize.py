@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel
 
 from deltahub import AdapterModel, LoraModel, Visualization
 from deltahub.engine.drawing.folding import short_count
-from deltahub.engine.structure.common import StructureMap
+from deltahub.engine.structure.names import StructureMap
 from tests.backbones import OPENDELTA, bert, original, untouched
 
 GOLDEN = json.loads((OPENDELTA / "_tables" / "visualization.json").read_text())

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from deltahub import LoraModel, Visualization
-from deltahub.engine.structure.common import StructureMap
+from deltahub.engine.structure.names import StructureMap
 from deltahub.web.document import short_name
 from tests.backbones import BACKBONES, bert, untouched
 

@@ -1,28 +1,19 @@
-"""Common structure: one name for the same part of every architecture, and the modules that addresses mean.
-
-    encoder.layer.0.attention.self.query    BERT          encoder.block.0.attn.q
-    h.0.attn.c_attn                         GPT-2         decoder.block.0.attn.q,k,v    (one module, three parts)
-
-The main families have explicit maps (`engine/structure/maps.py`), found by class name anywhere inside a backbone; all else is
-inferred from the modules (`engine/structure/inference.py`). Common names are written plain (`attn.q`) or as OpenDelta writes them,
-with an "@" after each mapped element (`attn@.q@`).
-"""
+"""The modules, or parts of them, that addresses mean: by real names, or by common ones (`engine/structure/names.py`)."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from deltahub.address import REGEX_MARK, Address, lies_within, nearest_names
 from deltahub.engine.site import own_modules, refuse_own_deltas
-from deltahub.engine.structure.inference import Inferred, found_in, infer
-from deltahub.engine.structure.layouts import Part, in_turn
-from deltahub.engine.structure.maps import MARK, Names, explicit_map, mapped_classes
+from deltahub.engine.structure.inference import found_in
+from deltahub.engine.structure.layouts import Part
+from deltahub.engine.structure.maps import MARK
+from deltahub.engine.structure.names import StructureMap, marked
 from deltahub.errors import NoMatchError
-
-__all__ = ["MARK", "Part", "StructureMap", "Target", "find_targets", "mapped_classes", "marked", "without_excluded"]
 
 
 @dataclass(frozen=True)
@@ -40,86 +31,6 @@ class Target:
     module: nn.Module
     parts: tuple[Part, ...] = ()
     stands_in: bool = False
-
-
-@dataclass(frozen=True)
-class StructureMap:
-    """The common names of one backbone.
-
-    Attributes:
-        roots: prefix of each module that has an explicit map (``""`` or ``"bert."``), with the tables of that map.
-        guess: what was inferred of the modules outside them.
-        known: names that were looked up before, by real name.
-    """
-
-    roots: tuple[tuple[str, tuple[Names, Names]], ...] = ()
-    guess: Inferred = field(default_factory=Inferred)
-    known: dict[str, tuple[tuple[str, Part | None], ...]] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def inferred(self) -> bool:
-        """Whether the names, or some of them, were inferred from the modules rather than written down."""
-        return bool(self.guess.names)
-
-    @classmethod
-    def of(cls, backbone: nn.Module) -> StructureMap:
-        """Find the maps for the modules inside `backbone`, and infer the names of the rest."""
-        roots, rest = [], {}
-        inside = None
-        for name, module in own_modules(backbone):
-            if inside is not None and name.startswith(inside):
-                continue
-            table = explicit_map(type(module))
-            if table is None:
-                rest[name] = module
-            else:
-                inside = f"{name}." if name else ""
-                roots.append((inside, table))
-        return cls(tuple(roots), infer(rest))
-
-    def common_name(self, name: str) -> str:
-        """The common name of a module in "@" writing; its own name where no map knows it."""
-        return self.variants(name)[0][0]
-
-    def _looked_up(self, name: str) -> str:
-        for prefix, (names, _) in self.roots:
-            if name.startswith(prefix):
-                relative = name[len(prefix) :]
-                common, covered = names.deepest(relative)
-                if covered:
-                    return prefix + ".".join([common, *relative.split(".")[covered:]])
-        return self.guess.common_name(name)
-
-    def group_name(self, name: str) -> str | None:
-        """The common name of the group that a module is a member of, e.g. ``ff@`` for OPT's fc1 and fc2."""
-        for prefix, (_, groups) in self.roots:
-            if name.startswith(prefix):
-                common, covered = groups.deepest(name[len(prefix) :])
-                if covered == name[len(prefix) :].count(".") + 1:
-                    return prefix + common
-        return self.guess.groups.get(name)
-
-    def variants(self, name: str) -> tuple[tuple[str, Part | None], ...]:
-        """Every common name of a module: its own, its group's, and those of its parts if it is fused."""
-        found = self.known.get(name)
-        if found is None:
-            found = self.known[name] = tuple(self._spelled(name))
-        return found
-
-    def _spelled(self, name: str) -> Iterator[tuple[str, Part | None]]:
-        common = self._looked_up(name)
-        yield common, None
-        if group := self.group_name(name):
-            yield group, None
-        for alias in self.guess.aliases.get(name, ()):
-            yield alias, None
-        head, _, last = common.rpartition(".")
-        parts = self.guess.parts.get(name) or (in_turn(last.removesuffix(MARK)) if "," in last else ())
-        for part in parts:
-            yield f"{head}.{part.label}{MARK}", part
-
-
-CommonStructureMap = StructureMap  # its name in OpenDelta
 
 
 def find_targets(
@@ -194,13 +105,6 @@ def without_excluded(backbone: nn.Module, targets: Sequence[Target], exclude: Se
 
 def _excluded(name: str, patterns: Sequence[str], structure: StructureMap) -> bool:
     return lies_within(name, patterns) or lies_within(structure.common_name(name), patterns)
-
-
-def marked(pattern: str) -> str:
-    """A plain common name in "@" writing."""
-    if MARK in pattern or pattern.startswith("[r]"):
-        return pattern
-    return ".".join(element if element.isdigit() else f"{element}{MARK}" for element in pattern.split("."))
 
 
 def _match(
