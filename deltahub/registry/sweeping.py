@@ -69,7 +69,7 @@ def read_state(store: Store) -> tuple[State, str | None]:
 
 
 def write_state(store: Store, state: State, etag: str | None) -> str:
-    """Swap the state for `state` with the next generation.
+    """Swap the state for `state`, whose generation is the next one.
 
     Raises:
         ConflictError: it changed meanwhile.

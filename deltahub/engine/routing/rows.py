@@ -27,7 +27,7 @@ class Treatment(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Share:
     """Some rows of a batch.
 
     Attributes:
@@ -50,7 +50,7 @@ class Split:
     """
 
     size: int
-    parts: tuple[Part, ...]
+    parts: tuple[Share, ...]
     order: Tensor | None
 
     @classmethod
@@ -67,7 +67,7 @@ class Split:
         parts = []
         for group, rows in groups.items():
             members = () if group is None else tuple(acting[row] for row in rows)
-            parts.append(Part(torch.tensor(rows, device=device), members))
+            parts.append(Share(torch.tensor(rows, device=device), members))
         placed = [row for rows in groups.values() for row in rows]
         in_place = placed == list(range(len(acting)))
         order = None if in_place else torch.tensor(sorted(range(len(acting)), key=placed.__getitem__), device=device)
@@ -98,7 +98,7 @@ class Split:
         joined: tuple[Args, Kwargs] = self._join((args, kwargs), taken, changed, target)
         return joined
 
-    def _changed(self, part: Part, target: nn.Module, args: Args, kwargs: Kwargs, share: Any) -> Any:
+    def _changed(self, part: Share, target: nn.Module, args: Args, kwargs: Kwargs, share: Any) -> Any:
         if not part.acting:
             return share
         args, kwargs = self._take(args, part.rows), self._take(kwargs, part.rows)
