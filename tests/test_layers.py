@@ -20,6 +20,7 @@ LAYERS = (
     ("bundle", "fitting"),
     ("hub",),
     ("shortcuts",),
+    ("server",),
     ("engine.insertion", "engine.routing.rows", "engine.site"),
     (
         "engine.attention",
@@ -69,7 +70,8 @@ LAYERS = (
     ("deltas",),
     ("auto",),
 )
-TORCH_FREE = {name for layer in LAYERS[:9] for name in layer}
+_FIRST_WITH_TORCH = next(level for level, layer in enumerate(LAYERS) if "engine.insertion" in layer)
+TORCH_FREE = {name for layer in LAYERS[:_FIRST_WITH_TORCH] for name in layer}
 
 
 def modules() -> dict[str, Path]:

@@ -1,0 +1,124 @@
+"""Who calls, and what they may do.
+
+The middleware of `deltahub.server.authentication` finds the caller once for each request. The routes ask here before they touch
+anything. Whoever may not see a repository gets the answer for one that does not exist, so that no answer betrays a name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from starlette.requests import HTTPConnection
+
+from deltahub.server.refusals import REPO_NOT_FOUND, Refusal
+
+Scope = Literal["none", "read", "write", "admin"]
+SCOPES: Final[tuple[Scope, ...]] = ("none", "read", "write", "admin")
+CALLER: Final = "deltahub.caller"  # where the caller stands in an ASGI scope
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whoever sent a request.
+
+    Attributes:
+        name: of the token; empty for a caller without one.
+        scope: ``"read"`` sees, ``"write"`` also pushes, ``"admin"`` may do everything everywhere.
+        namespaces: where the scope holds; None for everywhere. Public repositories are read by everyone whose scope is not ``"none"``.
+    """
+
+    name: str = ""
+    scope: Scope = "none"
+    namespaces: frozenset[str] | None = None
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether no token came with the request."""
+        return not self.name
+
+    def may_read(self, namespace: str, *, private: bool) -> bool:
+        """Whether the caller may know of a repository, and read it."""
+        if not private:
+            return self.scope != "none"
+        trusted = self.scope in ("write", "admin") if self.anonymous else self.scope != "none"
+        return trusted and self._holds(namespace)
+
+    def may_write(self, namespace: str) -> bool:
+        """Whether the caller may create, change and delete repositories of a namespace."""
+        return self.scope in ("write", "admin") and self._holds(namespace)
+
+    def _holds(self, namespace: str) -> bool:
+        return self.scope == "admin" or self.namespaces is None or namespace in self.namespaces
+
+
+ANONYMOUS: Final = Caller()
+
+
+def caller_of(request: HTTPConnection) -> Caller:
+    """Who sent a request; someone without any right where no middleware has asked."""
+    found = request.scope.get(CALLER, ANONYMOUS)
+    assert isinstance(found, Caller)
+    return found
+
+
+def repository_not_found(request: HTTPConnection, repository: str) -> Refusal:
+    """The one answer for a repository that does not exist, or that the caller may not see.
+
+    Args:
+        repository: as the caller named it, e.g. ``"acme/ner"``.
+    """
+    if caller_of(request).anonymous:
+        message = f"{repository} was not found. If it is private, send a token that may read it."
+        return Refusal(401, message, REPO_NOT_FOUND)
+    return Refusal(404, f"{repository} was not found, or this token may not see it.", REPO_NOT_FOUND)
+
+
+def require_read(request: HTTPConnection, namespace: str, private: bool, repository: str | None = None) -> Caller:
+    """Check that the caller may read a repository.
+
+    Args:
+        private: whether the repository is.
+        repository: its name for the message, e.g. ``"acme/ner"``; by default the namespace.
+
+    Raises:
+        Refusal: they may not; the same answer as for a repository that does not exist.
+    """
+    caller = caller_of(request)
+    if not caller.may_read(namespace, private=private):
+        raise repository_not_found(request, repository or namespace)
+    return caller
+
+
+def require_write(request: HTTPConnection, namespace: str) -> Caller:
+    """Check that the caller may create, change and delete in a namespace. Nothing is said of what is in it.
+
+    Raises:
+        Refusal: they may not: 401 without a token, else 403.
+    """
+    caller = caller_of(request)
+    if caller.may_write(namespace):
+        return caller
+    if caller.anonymous:
+        raise Refusal(401, f"Writing to {namespace} needs a token of scope write. {_HOW}")
+    if caller.scope not in ("write", "admin"):
+        raise Refusal(403, f"The token {caller.name!r} has scope {caller.scope}, and writing needs scope write. {_HOW}")
+    allowed = ", ".join(sorted(caller.namespaces or ()))
+    raise Refusal(403, f"The token {caller.name!r} may write to {allowed}, not to {namespace}.")
+
+
+def require_admin(request: HTTPConnection) -> Caller:
+    """Check that the caller may do everything.
+
+    Raises:
+        Refusal: they may not: 401 without a token, else 403.
+    """
+    caller = caller_of(request)
+    if caller.scope == "admin":
+        return caller
+    if caller.anonymous:
+        raise Refusal(401, f"This needs a token of scope admin. {_HOW}")
+    raise Refusal(403, f"The token {caller.name!r} has scope {caller.scope}, and this needs scope admin.")
+
+
+_HOW: Final = "Ask whoever runs this hub for one; they make it with `deltahub serve token create`."
