@@ -1,0 +1,36 @@
+"""The application: all routes over one registry."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from deltahub.errors import DeltaHubError
+from deltahub.registry.registry import Registry
+from deltahub.server import identity
+from deltahub.server.failures import answer_failure, answer_http
+from deltahub.server.paths import AsSent
+from deltahub.server.refusals import Refusal, answer_refusal
+from deltahub.server.settings import Settings
+from deltahub.server.state import State
+
+
+def build_app(registry: Registry, settings: Settings | None = None) -> Starlette:
+    """The hub over a registry, as an ASGI application.
+
+    Args:
+        registry: what it serves. Several processes may serve the same one.
+        settings: how; by default as is safe on a machine of one's own.
+    """
+    app = Starlette(
+        routes=[*identity.routes],
+        middleware=[Middleware(AsSent)],
+        exception_handlers={
+            Refusal: answer_refusal,
+            DeltaHubError: answer_failure,
+            HTTPException: answer_http,
+        },
+    )
+    app.state.hub = State(registry, settings or Settings())
+    return app
