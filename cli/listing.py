@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,12 +109,16 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     from deltahub.naming import backbone_name
     from deltahub.reference import Reference
 
-    registry, found = Hub.open().resolve(Reference.parse(ref))
-    manifest, document, entry = found.manifest, found.document, found.entry
+    hub = Hub.open()
+    found = hub.resolve(Reference.parse(ref))
+    manifest, exact = found.manifest, found.reference
+    document = hub.source(exact.source).document(exact.path)
+    version = str(exact.version)
+    entry = document.versions[version]
     data: dict[str, Any] = {
         "name": document.name,
-        "source": registry.name,
-        "version": found.version,
+        "source": exact.source,
+        "version": version,
         "digest": entry.digest,
         "time": entry.time,
         "author": entry.author,
@@ -133,9 +138,9 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         return
     out = Output(as_json=json, quiet=quiet)
     config = manifest.config
-    pointing = sorted(alias for alias, version in document.aliases.items() if version == found.version)
+    pointing = sorted(alias for alias, target in document.aliases.items() if target == version)
     facts = [
-        ("delta", f"{registry.name}:{document.name}@{found.version}"),
+        ("delta", str(exact)),
         ("digest", entry.digest),
         ("pushed", f"{entry.time} by {entry.author}{f': {entry.message}' if entry.message else ''}"),
         ("aliases", " ".join(pointing) or "none"),
@@ -144,12 +149,29 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         ("method", str(config["delta_type"])),
         ("modules", " ".join(config.get("modified_modules") or ())),
         ("backbone", f"{backbone_name(config) or '?'} ({config.get('backbone_class') or '?'})"),
+        ("revision", str(config.get("backbone_revision", "unknown"))),
         ("fingerprint", str(config.get("backbone_hash"))),
+        ("made from", "; ".join(_parent(parent) for parent in config.get("parents", ())) or "nothing else"),
+        ("license", str(config.get("metadata", {}).get("license", "unknown"))),
+        ("saved with", " ".join(_tools(config))),
         ("parameters", f"{manifest.parameters['delta']:,} of the delta, {manifest.parameters['total']:,} in all"),
         ("metrics", _metrics({m["metric_type"]: m["metric_value"] for m in manifest.metrics}) or "none"),
     ]
     out.rows(("", ""), facts, key=None)
     out.rows(("file", "size", "sha256"), [(f.path, size_text(f.size), f.sha256) for f in manifest.files], key=None)
+
+
+def _parent(parent: Mapping[str, str]) -> str:
+    """What a delta was made from, in words."""
+    origin = " ".join(parent[key] for key in ("format", "name", "digest") if key in parent)
+    return f"{parent['relation']} from {origin}"
+
+
+def _tools(config: Mapping[str, Any]) -> Iterator[str]:
+    """The releases that saved a delta, as far as it says."""
+    for tool in ("deltahub", "transformers", "torch"):
+        if version := config.get(f"{tool}_version"):
+            yield f"{tool} {version}"
 
 
 def log(

@@ -46,6 +46,15 @@ class Cached:
     used: float
 
 
+def pulled_as(folder: Path) -> str | None:
+    """The reference that a folder in a cache was last pulled by; None for any other folder."""
+    try:
+        origin = json.loads((folder / ORIGIN).read_bytes())["origin"] if (folder / MANIFEST).exists() else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return origin if isinstance(origin, str) else None
+
+
 class Cache:
     """Deltas on this machine.
 
@@ -128,14 +137,11 @@ class Cache:
     def entries(self) -> Iterator[Cached]:
         """Every delta in the cache."""
         for folder in sorted((self.root / "deltas").glob("??/*")):
-            try:
-                origin = json.loads((folder / ORIGIN).read_bytes())["origin"]
-            except (OSError, ValueError, LookupError, TypeError):
-                origin = "unknown"
+            origin = pulled_as(folder) or "unknown"
             digest = f"sha256:{folder.parent.name}{folder.name}"
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # pruned meanwhile, or no delta at all
                 size = sum(path.stat().st_size for path in folder.iterdir())
-                yield Cached(digest, folder, str(origin), size, folder.stat().st_mtime)
+                yield Cached(digest, folder, origin, size, folder.stat().st_mtime)
 
     def supply(self, sha256: str, into: Path) -> str:
         """Copy a file of any delta in the cache to a new place.

@@ -49,9 +49,11 @@ def _eval_results(metadata: Mapping[str, Any]) -> list[EvalResult]:
 def _text(title: str, document: Mapping[str, Any], counts: Mapping[str, int]) -> str:
     metadata = document.get("metadata", {})
     backbone = backbone_name(document) or "its backbone"
+    revision, parents = document.get("backbone_revision"), document.get("parents", ())
     rows = [
         ("method", document["delta_type"]),
         ("backbone", f"{backbone} ({document.get('backbone_class') or 'unknown class'})"),
+        *([("backbone revision", revision)] if revision else []),
         ("backbone fingerprint", document.get("backbone_hash") or "unknown"),
         (
             "modules",
@@ -59,6 +61,7 @@ def _text(title: str, document: Mapping[str, Any], counts: Mapping[str, int]) ->
         ),
         ("parameters of the delta", f"{counts['delta']:,}"),
         ("parameters in the file", f"{counts['total']:,}"),
+        *((f"{parent['relation']} from", f"`{parent.get('name') or parent['digest']}`") for parent in parents),
         *((f"test {name}", value) for name, value in sorted(metadata.get("test_result", {}).items())),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)

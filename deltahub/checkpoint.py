@@ -45,6 +45,8 @@ WEIGHTS: Final = "delta.safetensors"
 BACKBONE: Final = "backbone.json"
 CARD: Final = "README.md"
 PICKLE: Final = "pytorch_model.bin"  # what OpenDelta wrote
+RESUMED: Final = "resumed"  # how a delta came of another: trained on from it,
+CONVERTED: Final = "converted"  # or read from a checkpoint in the format of others
 DELTA_PART: Final = ".deltas."  # in a tensor's name after a ".": what stands after it is the delta's own
 
 Saver = Callable[[Mapping[str, "Tensor"], Path], None]
@@ -59,12 +61,14 @@ class Checkpoint:
         document: the content of `delta_config.json`.
         fingerprint: the backbone tensors it leaves alone; None if the checkpoint does not say.
         tensors: name to tensor, on the CPU.
+        parent: what a delta that is trained on from here says of it, as an entry of `parents` in its config.
     """
 
     folder: Path
     document: Mapping[str, Any]
     fingerprint: Fingerprint | None
     tensors: Mapping[str, Tensor]
+    parent: Mapping[str, str]
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -156,7 +160,8 @@ def read(folder: Path, *, with_backbone: bool = True) -> Checkpoint:
     except safetensors.SafetensorError as error:
         msg = f"{folder / WEIGHTS} is not a safetensors file ({error}). Fetch or save the delta again."
         raise CheckpointError(msg) from error
-    return Checkpoint(folder, document, fingerprint, tensors)
+    parent = {"relation": RESUMED, "digest": _manifest(folder, document, _listed(document)).digest}
+    return Checkpoint(folder, document, fingerprint, tensors, parent)
 
 
 def tensor_table(path: Path) -> tuple[TensorEntry, ...]:
@@ -191,15 +196,24 @@ def describe(folder: Path) -> Manifest:
         msg = f"{folder / CONFIG} lists no {WEIGHTS}, so its bytes cannot be checked. Save the delta again."
         raise CheckpointError(msg)
     _refuse_foreign_card(folder)
-    entries = []
-    for name in (CONFIG, *sorted({*document["files"], *([CARD] if (folder / CARD).is_file() else [])})):
-        if not (folder / name).is_file():
-            msg = f"{folder / name} is missing, though {CONFIG} lists it. Fetch or save the delta again."
+    listed = _listed(document)
+    for entry in listed:
+        if not (folder / entry.path).is_file():
+            msg = f"{folder / entry.path} is missing, though {CONFIG} lists it. Fetch or save the delta again."
             raise CheckpointError(msg)
-        sha256, size = sha256_file(folder / name)
-        if name in document["files"]:
-            _require_same(folder / name, document["files"][name], sha256, size)
-        entries.append(FileEntry(name, sha256, size))
+        _require_same(folder / entry.path, document["files"][entry.path], *sha256_file(folder / entry.path))
+    return _manifest(folder, document, listed)
+
+
+def _listed(document: Mapping[str, Any]) -> list[FileEntry]:
+    """The files that a config vouches for."""
+    return [FileEntry(name, entry["sha256"], entry["size"]) for name, entry in document["files"].items()]
+
+
+def _manifest(folder: Path, document: Mapping[str, Any], checked: list[FileEntry]) -> Manifest:
+    """The manifest of a checkpoint whose listed files have been checked; only what is small is read."""
+    names = {CONFIG, *([CARD] if (folder / CARD).is_file() else [])} - {entry.path for entry in checked}
+    entries = [*checked, *(FileEntry(name, *sha256_file(folder / name)) for name in names)]
     table = tensor_table(folder / WEIGHTS)
     counts = {entry.name: math.prod(entry.shape) for entry in table}
     return Manifest(

@@ -19,7 +19,17 @@ SCHEMA: Final = "delta_config.v1"
 FORMAT_VERSION: Final = 1
 # Keys of delta_config.json that describe the checkpoint rather than the delta.
 CHECKPOINT_KEYS: Final = frozenset(
-    {"format_version", "deltahub_version", "transformers_version", "delta_type", "metadata", "files"}
+    {
+        "format_version",
+        "deltahub_version",
+        "transformers_version",
+        "torch_version",
+        "backbone_revision",
+        "parents",
+        "delta_type",
+        "metadata",
+        "files",
+    }
 )
 
 Names = tuple[str, ...]

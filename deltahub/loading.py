@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from torch import Tensor, nn
 
 from deltahub import checkpoint
+from deltahub.cache import pulled_as
 from deltahub.checkpoint import Checkpoint
 from deltahub.engine.building import build, completed
 from deltahub.engine.compiling import refuse_closed
@@ -84,6 +85,8 @@ def load(
 
     delta = cls.from_config(config, backbone, name=name, insertions=insertions)
     ledger = ledger_of(backbone)
+    called = pulled_as(folder)
+    ledger.entries[delta.name].parents = ({**saved.parent, "name": called} if called else saved.parent,)
     ledger.replace(backbone, ledger.entries[delta.name], dict(replaced))
     trainable = set()
     for parameter_name, parameter in own_parameters(backbone):

@@ -26,6 +26,7 @@ from deltahub.version import VERSION
 if TYPE_CHECKING:
     from deltahub.backbone import Fingerprint
     from deltahub.config import DeltaConfig
+    from deltahub.engine.ledger import Entry
 
 LOGGER: Final = logging.getLogger("deltahub")
 
@@ -34,6 +35,7 @@ class SaveLoadMixin(TensorFileMixin):
     """Saving to and loading from a folder or a reference; the delta models inherit it."""
 
     backbone_model: nn.Module
+    _entry: Entry
 
     if TYPE_CHECKING:
 
@@ -121,8 +123,11 @@ class SaveLoadMixin(TensorFileMixin):
             "format_version": 1,
             "deltahub_version": VERSION,
             "transformers_version": installed("transformers"),
+            "torch_version": installed("torch"),
             **self.config.to_dict(),
             "backbone_hash": identity.hash,
+            **_revision(self.backbone_model),
+            "parents": list(self._entry.parents),
             "metadata": facts,
         }
         checkpoint.write(folder, document, tensors, identity, model_card(document, counts), save)
@@ -206,6 +211,12 @@ def _check_savable(tensors: Mapping[str, Tensor]) -> None:
     if wrong := not_finite(tensors):
         msg = f"The delta was not saved: {'; '.join(wrong[:3])}. Training diverged; go back to an earlier state."
         raise CheckpointError(msg)
+
+
+def _revision(backbone: nn.Module) -> dict[str, str]:
+    """The commit that transformers took the backbone from, where it says."""
+    commit = getattr(getattr(backbone, "config", None), "_commit_hash", None)
+    return {"backbone_revision": commit} if isinstance(commit, str) and commit else {}
 
 
 def installed(package: str) -> str:

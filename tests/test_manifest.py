@@ -16,7 +16,7 @@ from deltahub.manifest import FileEntry, Manifest, TensorEntry, canonical_json, 
 from tests.checkpoints import save_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden/manifest.v1.json"
-GOLDEN_DIGEST = "sha256:312ac838afe83ec5eed451b0ed6593e1d7c6f41dc419ba7cc7504c24e775d673"
+GOLDEN_DIGEST = "sha256:ceedf236746ffa6c92f67138436bf53dcce61c850f78ae673a852571cea03509"
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 values = st.recursive(
@@ -72,7 +72,13 @@ def test_only_equal_manifests_have_equal_digests(one, other):
 
 def test_a_checkpoint_has_the_golden_manifest_to_the_last_byte(tmp_path):
     facts = {"train_tasks": ["sst2"], "test_result": {"accuracy": 0.5}, "tags": ["task=sst2"]}
-    folder = save_checkpoint(tmp_path / "delta", metadata=facts)
+    origin = {
+        "backbone_revision": "0a1b2c3d4e5f60718293a4b5c6d7e8f901234567",
+        "parents": [{"relation": "resumed", "digest": f"sha256:{'3' * 64}", "name": "team:acme/sst2@v3"}],
+        "transformers_version": "5.23.0",
+        "torch_version": "2.13.0",
+    }
+    folder = save_checkpoint(tmp_path / "delta", metadata=facts, **origin)
     manifest = checkpoint.describe(folder)
 
     assert manifest.to_bytes() == GOLDEN.read_bytes()
@@ -83,7 +89,7 @@ def test_a_checkpoint_has_the_golden_manifest_to_the_last_byte(tmp_path):
 def test_the_golden_manifest_is_still_read():
     manifest = Manifest.from_bytes(GOLDEN.read_bytes(), GOLDEN_DIGEST)
 
-    assert manifest.size == 10 + 345 + 280 + 703
+    assert manifest.size == 10 + 345 + 280 + 1021
     assert [entry.path for entry in manifest.files] == [
         "README.md",
         "backbone.json",

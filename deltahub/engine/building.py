@@ -5,6 +5,7 @@ Nothing here touches the backbone, so that whatever is refused leaves it as it w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -69,15 +70,22 @@ def completed(method: Method, config: DeltaConfig, backbone: nn.Module) -> Delta
     def given(names: Sequence[str] | None, default: tuple[str, ...]) -> tuple[str, ...]:
         return default if names is None else tuple(names)
 
-    origin = str(getattr(getattr(backbone, "config", None), "_name_or_path", "") or "")
     return replace(
         config,
         modified_modules=given(config.modified_modules, method.default_modified_modules),
         exclude_modules=given(config.exclude_modules, method.default_exclude_modules),
         unfrozen_modules=given(config.unfrozen_modules, method.default_unfrozen_modules),
         backbone_class=config.backbone_class or type(backbone).__name__,
-        backbone_checkpoint_name=config.backbone_checkpoint_name or origin.rstrip("/").rpartition("/")[2],
+        backbone_checkpoint_name=config.backbone_checkpoint_name or _checkpoint_name(backbone),
     )
+
+
+def _checkpoint_name(backbone: nn.Module) -> str:
+    """A model's name on the Hub if it came from there; of a folder only the last part, for the rest is this machine's."""
+    config = getattr(backbone, "config", None)
+    origin = str(getattr(config, "_name_or_path", "") or "").rstrip("/")
+    from_hub = isinstance(getattr(config, "_commit_hash", None), str)
+    return origin if from_hub and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", origin) else origin.rpartition("/")[2]
 
 
 def build(method: Method, backbone: nn.Module, config: DeltaConfig, *, empty: bool = False) -> dict[str, Insertion]:

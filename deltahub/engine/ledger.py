@@ -33,6 +33,7 @@ class Entry:
         insertions: real module name to insertion.
         replaced: backbone tensors that are this delta's own; None while its value is the one in the backbone.
         attached: whether it acts.
+        parents: what it was made from, as `delta_config.json` says it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Entry:
     insertions: dict[str, Insertion]
     replaced: dict[str, Tensor | None] = field(default_factory=dict)
     attached: bool = True
+    parents: tuple[Mapping[str, str], ...] = ()
 
 
 @dataclass

@@ -19,13 +19,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from deltahub.checkpoint import Checkpoint
+from deltahub.checkpoint import CONVERTED, Checkpoint
 from deltahub.config import SCHEMA, check_document, known_types
 from deltahub.engine.attended import attentions
 from deltahub.engine.fingerprint import backbone_tensors
 from deltahub.engine.ledger import entries_of
 from deltahub.engine.site import CHILD, delta_key, is_delta_name, own_modules
 from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
+from deltahub.files import sha256_file
 from deltahub.formats.opendelta_names import SILENT_MODULES, belongs_to_a_delta, chosen
 from deltahub.nearest import suggest
 from deltahub.schema import load_schema
@@ -73,7 +74,8 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
     tensors = dict(_translate(saved, config, backbone))
     _check_places(tensors, backbone, folder)
     document = _document(config, _addresses(tensors, config) | _habits(config, backbone))
-    return Checkpoint(folder, document, None, tensors)
+    parent = {"relation": CONVERTED, "digest": f"sha256:{sha256_file(folder / WEIGHTS)[0]}", "format": "opendelta"}
+    return Checkpoint(folder, document, None, tensors, parent)
 
 
 def _unpickle(path: Path) -> Mapping[str, Tensor]:

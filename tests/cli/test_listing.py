@@ -105,6 +105,25 @@ def test_show_tells_everything(run, run_json, three):
         assert word in text
 
 
+def test_show_tells_what_a_delta_came_of(run, tmp_path):
+    parents = [
+        {"relation": "resumed", "digest": f"sha256:{'1' * 64}", "name": "local:a/b@v1"},
+        {"relation": "converted", "digest": f"sha256:{'2' * 64}", "format": "opendelta"},
+    ]
+    tools = {"transformers_version": "5.23.0", "torch_version": "2.13.0"}
+    facts = {"license": "apache-2.0"}
+    folder = save_checkpoint(tmp_path / "child", parents=parents, backbone_revision="abc123", metadata=facts, **tools)
+    run("push", folder, "a/child")
+    text = run("show", "a/child").stdout
+
+    assert (
+        f"made from\tresumed from local:a/b@v1 sha256:{'1' * 64}; converted from opendelta sha256:{'2' * 64}\n" in text
+    )
+    assert "revision\tabc123\n" in text
+    assert "license\tapache-2.0\n" in text
+    assert "saved with\tdeltahub 0.1.0 transformers 5.23.0 torch 2.13.0\n" in text
+
+
 def test_show_finds_a_version_by_the_start_of_its_digest(run_json, three):
     digest = run_json("show", "a/sst2-bert@v1")["digest"]
     assert run_json("show", f"a/sst2-bert@{digest[:20]}")["version"] == "v1"
