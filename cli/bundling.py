@@ -33,7 +33,7 @@ def export(
 
     hub = Hub.open()
     references = [Reference.parse(ref) for ref in refs]
-    done = export_bundle([(hub.document(reference)[0], reference) for reference in references], output, history=history)
+    done = export_bundle([(hub.held(reference)[0], reference) for reference in references], output, history=history)
     size = output.stat().st_size
     held = [f"{each.name}@{version}" for each in done for version in each.versions]
     out = Output(as_json=json, quiet=quiet)

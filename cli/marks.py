@@ -31,7 +31,7 @@ def tag(
     reference = Reference.parse(ref)
     add = [check_tag(text) for text in tags if not text.endswith("-")]
     remove = [check_tag(text[:-1]) for text in tags if text.endswith("-")]
-    registry, document = Hub.open().document(reference)
+    registry, document = Hub.open().held(reference)
     version = document.resolve(reference.version)
     entry = set_tags(registry, document.name, version, add, remove)
     exact = f"{registry.name}:{document.name}@{version}"
@@ -65,7 +65,7 @@ def alias(
 
     reference = Reference.parse(ref)
     check_alias(name)
-    registry, document = Hub.open().document(reference)
+    registry, document = Hub.open().held(reference)
     version = document.resolve(reference.version)
     pointed = document.aliases.get(name)
     if remove and reference.version and pointed and pointed != version:
@@ -92,7 +92,7 @@ def undo(
     from deltahub.reference import Reference
     from deltahub.registry.marking import undo as take_back
 
-    registry, document = Hub.open().document(Reference.parse(name))
+    registry, document = Hub.open().held(Reference.parse(name))
     document, move = take_back(registry, document.name)
     exact = f"{registry.name}:{document.name}@{move.what}"
     line = f"{exact} is {move.before} again" if move.before else f"{exact} is removed"

@@ -39,7 +39,7 @@ def rm(
         raise ReferenceSyntaxError(msg)
     locks = [Lock.read(path) for path in lock or ()]
     needed = {digest for each in (*locks, active()) if each for digest in each.digests}
-    registry, document = Hub.open().document(reference)
+    registry, document = Hub.open().held(reference)
     document, version = remove(registry, document.name, reference.version, message=message, needed=needed)
     exact = f"{registry.name}:{document.name}@{version}"
     out = Output(as_json=json, quiet=quiet)
@@ -65,7 +65,7 @@ def rename(
     before, after = Reference.parse(old), Reference.parse(new)
     if before.version or after.version:
         raise ReferenceSyntaxError("All versions of a delta have one name. Leave out '@...'.")
-    registry, document = Hub.open().document(before)
+    registry, document = Hub.open().held(before)
     if after.source not in (None, registry.name):
         msg = f"{old} is in {registry.name}, and a name stays in its registry. Leave out {after.source!r}, or copy it there."
         raise ReferenceSyntaxError(msg)

@@ -84,7 +84,7 @@ def pull(
     out = Output(as_json=json, quiet=quiet)
     hub = Hub.open()
     reference = Reference.parse(ref)
-    total = None if active() else hub.resolve(reference)[1].manifest.size  # what is locked may need no registry
+    total = None if active() else hub.resolve(reference).manifest.size  # what is locked may need no registry
     with out.progress("Pulling", total) as progress:
         pulled = hub.pull(reference, to=to, force=force, progress=progress)
     data = {

@@ -15,10 +15,13 @@
     ├── ReferenceSyntaxError      a name, version, alias or tag is not well formed
     ├── NotFoundError             nothing is known under a reference
     │   ├── RemovedError          what was known under it was removed on purpose
-    │   └── NotLockedError        the lock file does not say what it means
+    │   ├── NoVersionError        the delta is there, but no such version of it
+    │   ├── NotLockedError        the lock file does not say what it means
+    │   └── NotCachedError        the network may not be used, and this machine does not have it
     ├── InUseError                something else still needs what is to be removed or replaced
     ├── ConflictError             somebody else changed the same thing first
     └── StorageError              the disk is full, read-only or out of reach
+        └── UnreachableError      a server gave no answer
 
 A message says what was expected, what was found and what to do. All fields are in `args`, so every error pickles.
 """
@@ -186,6 +189,10 @@ class RemovedError(NotFoundError):
         return f"{self.what} was removed at {self.time} by {self.author}{why}. {left}"
 
 
+class NoVersionError(NotFoundError):
+    """A delta is there, but not the version, alias or digest that was asked for; no other source is asked for it."""
+
+
 class NotLockedError(NotFoundError):
     """A reference is not in the lock file that is in force.
 
@@ -205,6 +212,28 @@ class NotLockedError(NotFoundError):
         return (
             f"{self.what} is not locked in {self.lock}. {holds}"
             f"Add it with `deltahub lock --add {self.what} -o {self.lock}`, or unset DELTAHUB_LOCK."
+        )
+
+
+class NotCachedError(NotFoundError):
+    """The network may not be used, and what was asked for is not on this machine.
+
+    Attributes:
+        what: the reference.
+        looked_in: the places that were asked.
+        nearest: what this machine has under nearby names, as references that load.
+        pull: the reference to pull beforehand where there is a network.
+        why: what keeps the network out, e.g. ``"DELTAHUB_OFFLINE is set"``.
+    """
+
+    def __init__(self, what: str, looked_in: tuple[str, ...], nearest: tuple[str, ...], pull: str, why: str) -> None:
+        DeltaHubError.__init__(self, what, looked_in, nearest, pull, why)
+        self.what, self.looked_in, self.nearest, self.pull, self.why = what, looked_in, nearest, pull, why
+
+    def __str__(self) -> str:
+        return (
+            f"{super().__str__()} {self.why}, so nothing else was asked. "
+            f"Pull it beforehand where there is a network: deltahub pull {self.pull}"
         )
 
 
@@ -244,3 +273,7 @@ class StorageError(DeltaHubError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class UnreachableError(StorageError):
+    """A server gave no answer: the network is gone, its name is unknown, it refuses connections or takes too long."""

@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from deltahub.cache import Cache, copy_delta
-from deltahub.errors import CheckpointError, IntegrityError, NotFoundError, ReferenceSyntaxError
+from deltahub.errors import CheckpointError, ConfigError, IntegrityError, NotFoundError, NoVersionError, RemovedError
 from deltahub.lockfile import Lock, Pin, active
-from deltahub.manifest import FileEntry, Manifest
-from deltahub.naming import default_name
+from deltahub.manifest import FileEntry
 from deltahub.outcomes import Pulled, Pushed
-from deltahub.places import cache_home, home
-from deltahub.reference import Reference, check_alias, check_tag
-from deltahub.registries import LOCAL, Registries, unknown_source
+from deltahub.places import cache_home
+from deltahub.pushing import ready
+from deltahub.reference import Reference
+from deltahub.registries import Registries, unknown_source
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.index import Index, Listed
+from deltahub.registry.index import Listed
 from deltahub.registry.query import Query
-from deltahub.registry.registry import Found, Registry
+from deltahub.registry.registry import Registry
 from deltahub.registry.repair import Supply, from_registry
+from deltahub.sources.base import Resolved, Source
+from deltahub.sources.opening import open_sources
+from deltahub.sources.registry import RegistrySource
 from deltahub.stores.base import Progress
-from deltahub.stores.local import LocalStore
+
+T = TypeVar("T")
 
 
 class Hub:
     """All sources and the cache.
 
     Args:
-        registries: by source name, in the order in which a name without a source is looked up.
+        sources: by name, in the order in which a name without a source is looked up; a registry stands for itself.
         cache: where pulled deltas are kept.
         default: the source to push to and list when none is named; by default the first.
     """
 
-    def __init__(self, registries: Mapping[str, Registry], cache: Cache, default: str | None = None) -> None:
-        self.registries = registries
+    def __init__(self, sources: Mapping[str, Source | Registry], cache: Cache, default: str | None = None) -> None:
+        self.sources: dict[str, Source] = {
+            name: RegistrySource(it, cache.root / "index") if isinstance(it, Registry) else it
+            for name, it in sources.items()
+        }
         self.cache = cache
-        self.default = default or next(iter(registries))
+        self.default = default or next(iter(sources))
 
     @classmethod
     def open(cls, cache_dir: str | os.PathLike[str] | None = None) -> Hub:
-        """The hub of this user, by the environment and the settings; no registry is asked anything yet.
+        """The hub of this user, by the environment and the settings; no source is asked anything yet.
 
         Args:
             cache_dir: another place for the cache.
@@ -52,32 +58,49 @@ class Hub:
             ConfigError: the settings are damaged.
         """
         settings = Registries.read()
-        stores = {LOCAL: LocalStore(home() / "registry")} | {name: it.store() for name, it in settings.known.items()}
-        registries = {name: Registry(store, name) for name, store in stores.items()}
-        return cls(registries, Cache(Path(cache_dir) if cache_dir else cache_home()), settings.default)
+        cache = Cache(Path(cache_dir) if cache_dir else cache_home())
+        return cls(open_sources(settings, cache.root / "index"), cache, settings.default)
 
-    def registry(self, source: str | None) -> Registry:
-        """A registry by its source name; the default one for None.
+    # ----- where to look -----
+
+    def source(self, name: str | None) -> Source:
+        """A source by its name; the default one for None.
 
         Raises:
             NotFoundError: no source has this name.
         """
-        source = source or self.default
-        if source not in self.registries:
-            raise unknown_source(source, tuple(self.registries))
-        return self.registries[source]
+        name = name or self.default
+        if name not in self.sources:
+            raise unknown_source(name, tuple(self.sources))
+        return self.sources[name]
 
-    def document(self, reference: Reference) -> tuple[Registry, ReferenceDocument]:
-        """The first source that has a delta, and all that is said about it there; no other source may stand in for it.
+    def registry(self, name: str | None) -> Registry:
+        """A registry by its source name; the default one for None.
+
+        Raises:
+            NotFoundError: no source has this name.
+            ConfigError: the source is no registry.
+        """
+        return _registry(self.source(name))
+
+    @property
+    def registries(self) -> dict[str, Registry]:
+        """The sources that are registries, in their order."""
+        return {name: it.registry for name, it in self.sources.items() if isinstance(it, RegistrySource)}
+
+    def _first(self, reference: Reference, ask: Callable[[Source], T]) -> T:
+        """What the first source that has a delta says of it; no other source may stand in for it.
 
         Raises:
             NotFoundError: none has it; the message lists where it was looked for and the nearest names.
         """
-        sources = [self.registry(reference.source)] if reference.source else list(self.registries.values())
+        sources = [self.source(reference.source)] if reference.source else list(self.sources.values())
         misses: list[NotFoundError] = []
-        for registry in sources:
+        for source in sources:
             try:
-                return registry, registry.document(reference.path)
+                return ask(source)
+            except (NoVersionError, RemovedError):
+                raise
             except NotFoundError as error:
                 misses.append(error)
         places = tuple(place for miss in misses for place in miss.looked_in)
@@ -85,15 +108,34 @@ class Hub:
             f"The delta {reference}", places, tuple(dict.fromkeys(name for miss in misses for name in miss.nearest))
         )
 
-    def resolve(self, reference: Reference) -> tuple[Registry, Found]:
-        """The first source that has a delta, and the version meant with its manifest.
+    def document(self, reference: Reference) -> tuple[Source, ReferenceDocument]:
+        """The first source that has a delta, and all that is said about it there.
+
+        Raises:
+            NotFoundError: none has it.
+        """
+        return self._first(reference, lambda source: (source, source.document(reference.path)))
+
+    def held(self, reference: Reference) -> tuple[Registry, ReferenceDocument]:
+        """The same for a delta that is to be changed, which only a registry can.
+
+        Raises:
+            NotFoundError: no source has it.
+            ConfigError: the first that has it is no registry.
+        """
+        source, document = self.document(reference)
+        return _registry(source), document
+
+    def resolve(self, reference: Reference) -> Resolved:
+        """The version that a reference means at the first source that has the delta.
 
         Raises:
             NotFoundError: none has it, or the first that has it lacks the version.
             IntegrityError: the manifest is damaged.
         """
-        registry, document = self.document(reference)
-        return registry, registry.found(document, reference.version)
+        return self._first(reference, lambda source: source.resolve(reference))
+
+    # ----- push and pull -----
 
     def push(
         self,
@@ -122,34 +164,17 @@ class Hub:
             IntegrityError: a file is not the one that was saved.
             ReferenceSyntaxError: the name, a tag or an alias is not well formed.
         """
-        checked = [check_tag(tag) for tag in tags]
-        for alias in aliases:
-            check_alias(alias)
-        from deltahub.checkpoint import describe  # late: a list or a pull reads no checkpoint
-
-        manifest = describe(folder)
-        saved = manifest.config.get("metadata", {}).get("tags", [])
-        reference = Reference.parse(name or default_name(manifest.config, checked))
-        if reference.version:
-            msg = f"A push numbers its version itself. Leave out '@{reference.version}', or give it as an alias."
-            raise ReferenceSyntaxError(msg)
-        if to and reference.source and to != reference.source:
-            msg = f"{str(reference)!r} names another source than {to!r}. Name one of them."
-            raise ReferenceSyntaxError(msg)
-        registry = self.registry(to or reference.source)
-        version, new = registry.publish(
-            reference,
-            manifest,
-            folder,
-            tags=[*saved, *checked],
-            aliases=aliases,
+        it = ready(folder, name, tags=tags, aliases=aliases, to=to)
+        return self.source(it.reference.source).publish(
+            it.folder,
+            it.manifest,
+            it.reference,
+            tags=it.tags,
+            aliases=it.aliases,
             message=message,
             expect=expect,
             progress=progress,
         )
-        document = registry.document(reference.path)
-        published, entry = reference.exact(registry.name, document.name, version), document.versions[version]
-        return Pushed(published, entry.digest, new, manifest.size, entry.tags)
 
     def pull(
         self,
@@ -169,16 +194,12 @@ class Hub:
             NotFoundError: no source has it, or `DELTAHUB_LOCK` names a lock file and it is not in there.
             IntegrityError: the source is damaged, or has other content under it than was locked.
         """
-        if lock := active():
-            exact, digest, manifest = self._pinned(lock.find(reference), lock, look=force)
-        else:
-            registry, found = self.resolve(reference)
-            exact = reference.exact(registry.name, found.document.name, found.version)
-            digest, manifest = found.entry.digest, found.manifest
-        pulled = self._cached(exact, digest, manifest, force=force, progress=progress)
+        lock = active()
+        found = self._pinned(lock.find(reference), lock, look=force) if lock else self.resolve(reference)
+        pulled = self._cached(found, force=force, progress=progress)
         if to is None:
             return pulled
-        copy_delta(manifest, pulled.folder, to)
+        copy_delta(found.manifest, pulled.folder, to)
         return replace(pulled, folder=to)
 
     def pin(self, reference: Reference) -> Pin:
@@ -187,9 +208,11 @@ class Hub:
         Raises:
             NotFoundError: no source has it.
         """
-        registry, document = self.document(reference)
-        version = document.resolve(reference.version)
-        return Pin(document.name, registry.name, version, document.versions[version].digest)
+        found = self.resolve(reference)
+        exact = found.reference
+        assert exact.source is not None
+        assert exact.version is not None
+        return Pin(exact.path, exact.source, exact.version, found.digest)
 
     def sync(self, lock: Lock, progress: Progress | None = None) -> list[Pulled]:
         """Bring all that a lock file pins into the cache, every byte checked.
@@ -198,31 +221,31 @@ class Hub:
             IntegrityError: a source has other content under what was locked, or is damaged.
         """
         pins = dict.fromkeys(lock.pins.values())
-        return [self._cached(*self._pinned(pin, lock), force=False, progress=progress) for pin in pins]
+        return [self._cached(self._pinned(pin, lock), force=False, progress=progress) for pin in pins]
 
-    def _cached(
-        self, exact: Reference, digest: str, manifest: Manifest, *, force: bool, progress: Progress | None
-    ) -> Pulled:
+    def _cached(self, found: Resolved, *, force: bool, progress: Progress | None) -> Pulled:
         def fetch(entry: FileEntry, into: Path) -> None:
-            self.registry(exact.source).fetch(entry, into, progress)
+            found.fetch(entry, into, progress)
 
-        folder = self.cache.get(digest, manifest, fetch, str(exact), fresh=force)
-        return Pulled(exact, digest, folder, manifest)
+        folder = self.cache.get(found.digest, found.manifest, fetch, str(found.reference), fresh=force)
+        return Pulled(found.reference, found.digest, folder, found.manifest)
 
-    def _pinned(self, pin: Pin, lock: Lock, *, look: bool = False) -> tuple[Reference, str, Manifest]:
+    def _pinned(self, pin: Pin, lock: Lock, *, look: bool = False) -> Resolved:
         """The version that a lock file pins; if the cache has it, no source is asked."""
         exact = Reference.parse(str(pin))
+
+        def fetch(entry: FileEntry, into: Path, progress: Progress | None) -> None:
+            self.source(pin.source).resolve(exact).fetch(entry, into, progress)
+
         if not look and (manifest := self.cache.manifest(pin.digest)):
-            return exact, pin.digest, manifest
-        registry = self.registry(pin.source)
-        document = registry.document(pin.name)
-        found = document.versions[document.resolve(pin.version)].digest
-        if found != pin.digest:
+            return Resolved(exact, pin.digest, manifest, fetch)
+        found = self.source(pin.source).resolve(exact)
+        if found.digest != pin.digest:
             remedy = (
                 f"Ask who changed it; if the new content is right, lock it: deltahub lock --add {exact} -o {lock.path}"
             )
-            raise IntegrityError(f"{exact}, locked in {lock.path},", pin.digest, found, remedy)
-        return exact, found, registry.manifest(found)
+            raise IntegrityError(f"{exact}, locked in {lock.path},", pin.digest, found.digest, remedy)
+        return found
 
     def supplies(self, registry: Registry) -> dict[str, Supply]:
         """Where else the objects of a registry may be: the other registries, and the cache."""
@@ -237,23 +260,26 @@ class Hub:
         offset: int = 0,
         backbone: Path | None = None,
     ) -> tuple[list[Listed], int]:
-        """The deltas of one registry that a query means, in its order, and how many there are without limit and offset.
+        """The deltas of one source that a query means, in its order, and how many there are without limit and offset.
 
         Args:
             backbone: the folder of a backbone that they must fit.
 
         Raises:
             CheckpointError: the folder holds no backbone.
+            ConfigError: the source cannot be searched that way.
         """
-        registry = self.registry(source)
-        place = hashlib.sha256(registry.store.url.encode()).hexdigest()[:16]
-        index = Index(self.cache.root / "index" / f"{registry.name}-{place}.sqlite3", registry)
-        if backbone is None:
-            return index.search(query, limit, offset)
-        from deltahub.fitting import backbone_shapes, fitting  # late: hardly ever needed
+        return self.source(source).search(query, limit, offset, backbone)
 
-        found = fitting(registry, index.search(query)[0], backbone_shapes(backbone))
-        return found[offset : None if limit is None else offset + limit], len(found)
+
+def _registry(source: Source) -> Registry:
+    if not isinstance(source, RegistrySource):
+        msg = (
+            f"{source.place} is no registry, and this works on registries only. Name one with its source, or pull "
+            "the delta and push it to a registry: deltahub push FOLDER --to local"
+        )
+        raise ConfigError(msg)
+    return source.registry
 
 
 def locate(path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None, **options: Any) -> Path:

@@ -53,6 +53,14 @@ EXAMPLES = [
         errors.RemovedError("a/b", "2026-01-02T03:04:05Z", "ada"),
         "a/b was removed at 2026-01-02T03:04:05Z by ada. No version of it is left.",
     ),
+    (errors.NoVersionError("a/b@v9", ("versions v1",)), "a/b@v9 was not found. Looked in: versions v1."),
+    (
+        errors.NotCachedError("a/b", ("local (/r)",), (), "hf:a/b", "DELTAHUB_OFFLINE is set"),
+        (
+            "a/b was not found. Looked in: local (/r). DELTAHUB_OFFLINE is set, so nothing else was asked. "
+            "Pull it beforehand where there is a network: deltahub pull hf:a/b"
+        ),
+    ),
     (
         errors.NotLockedError("a/b", "x.lock", ("a/c",)),
         (
@@ -99,6 +107,7 @@ EXAMPLES = [
         ),
     ),
     (StorageError("No space is left."), "No space is left."),
+    (errors.UnreachableError("No answer."), "No answer."),
 ]
 each_error = pytest.mark.parametrize(
     ("error", "sentence"),

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
-from deltahub.errors import CheckpointError, IntegrityError, NotFoundError, RemovedError
+from deltahub.errors import CheckpointError, IntegrityError, NoVersionError, RemovedError
 from deltahub.manifest import canonical_json
 from deltahub.nearest import closest
 from deltahub.reference import LATEST, is_digest
@@ -66,7 +66,7 @@ class ReferenceDocument:
         """The version that a version, alias or digest means; None means the newest.
 
         Raises:
-            NotFoundError: it means none, or more than one.
+            NoVersionError: it means none, or more than one.
             RemovedError: it means one that was removed.
         """
         if version is None or version == LATEST:
@@ -86,7 +86,7 @@ class ReferenceDocument:
                 raise self._gone(gone[-1], f"{self.name}@{gone[-1]} ({self.removed[gone[-1]].digest})")
         known = (*self.versions, *self.aliases, LATEST)
         near = closest(version, known, limit=3, cutoff=0.6)
-        raise NotFoundError(f"{self.name}@{version}", (f"versions and aliases {', '.join(known)}",), near)
+        raise NoVersionError(f"{self.name}@{version}", (f"versions and aliases {', '.join(known)}",), near)
 
     def with_version(self, entry: Version) -> tuple[ReferenceDocument, str]:
         """Add a version, unless its content is one already; then only its new tags are added.

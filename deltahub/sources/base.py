@@ -1,0 +1,129 @@
+"""The Source protocol: what the hub asks of every place that deltas come from and go to.
+
+A source names itself in all that it answers. What it does not have is NotFoundError; what keeps it from answering is
+UnreachableError, so that no other source stands in for one that is silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from deltahub.manifest import FileEntry, Manifest
+from deltahub.outcomes import Pushed
+from deltahub.reference import Reference
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.index import Listed
+from deltahub.registry.query import Query
+from deltahub.stores.base import Progress
+
+Fetch = Callable[[FileEntry, Path, Progress | None], None]
+# The digest and manifest of an exact reference that was pulled before and is in the cache; None if it is not.
+Known = Callable[[Reference], tuple[str, Manifest] | None]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The one version that a reference means at a source.
+
+    Attributes:
+        reference: source, name and version, exact: it means the same for ever.
+        digest: of its manifest.
+        manifest: its manifest.
+        fetch: copies one file of the manifest to a new place, checked against its sha256 and size; a file that fails leaves
+            nothing there. Safe to call from several threads at once.
+    """
+
+    reference: Reference
+    digest: str
+    manifest: Manifest
+    fetch: Fetch
+
+
+class Source(Protocol):
+    """A place that deltas come from and, where it can be written, go to."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in references, e.g. ``"hf"``."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """Its name and where it is, for people: ``"team (s3://acme/deltas)"``. It holds no secret."""
+        ...
+
+    @property
+    def remote(self) -> bool:
+        """Whether asking it needs the network."""
+        ...
+
+    def resolve(self, reference: Reference) -> Resolved:
+        """The version that a reference means, with its manifest.
+
+        Raises:
+            NotFoundError: no such delta here, or none that these credentials may see.
+            NoVersionError: the delta is here, but not that version.
+            RemovedError: that version was removed.
+            IntegrityError: it is damaged here.
+            UnreachableError: there was no answer.
+            StorageError: it refused to answer.
+        """
+        ...
+
+    def document(self, path: str) -> ReferenceDocument:
+        """All that is said about one delta: versions oldest first, aliases, tags, and the log of moves.
+
+        Args:
+            path: ``"namespace/name"``.
+
+        Raises:
+            NotFoundError: no such delta here.
+            UnreachableError: there was no answer.
+        """
+        ...
+
+    def search(
+        self, query: Query, limit: int | None = None, offset: int = 0, backbone: Path | None = None
+    ) -> tuple[list[Listed], int]:
+        """The deltas that a query means, in its order, and how many there are without limit and offset.
+
+        Args:
+            backbone: the folder of a backbone that they must fit.
+
+        Raises:
+            ConfigError: this source cannot be searched that way; the message says what it can do.
+            UnreachableError: there was no answer.
+        """
+        ...
+
+    def publish(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        reference: Reference,
+        *,
+        tags: Collection[str] = (),
+        aliases: Collection[str] = (),
+        message: str = "",
+        expect: Mapping[str, str | None] | None = None,
+        progress: Progress | None = None,
+    ) -> Pushed:
+        """Publish a checkpoint folder as a new version; the same content again is no new version.
+
+        Args:
+            folder: where the files of `manifest` lie, checked.
+            reference: its name, well formed and without a version.
+            tags: labels and key=value pairs, well formed.
+            aliases: movable names to point to it, well formed.
+            expect: what aliases must point to now, None for nothing.
+
+        Raises:
+            ConfigError: this source cannot be written, or cannot do what is asked.
+            ConflictError: an alias points elsewhere than expected, or somebody else pushed first. Nothing was published.
+            IntegrityError: a file changed since the manifest was made.
+            StorageError: it is full, not writable or out of reach.
+        """
+        ...

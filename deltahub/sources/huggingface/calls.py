@@ -1,0 +1,102 @@
+"""Calls to one hub of the Hugging Face protocol, through huggingface_hub's own client.
+
+The address and the token are read at every call, so that one process can speak to several hubs and a login takes effect at
+once. What fails is made again while that may help, and is then one sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
+
+from deltahub.sources.huggingface.failures import sentence
+from deltahub.sources.huggingface.waiting import patiently
+from deltahub.version import VERSION
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+T = TypeVar("T")
+Token = str | Literal[False] | None
+
+HUGGING_FACE: Final = "https://huggingface.co"
+TIMEOUT: Final = 60.0  # seconds without a byte
+COMMIT: Final = "x-repo-commit"  # the header that says which commit an answer is from
+
+
+class Calls:
+    """One hub, as one user.
+
+    Args:
+        name: what the source is called.
+        endpoint: its address; None for HF_ENDPOINT, or else the Hugging Face Hub.
+        token: the user's token there; False for none; None for the one of `hf auth login` or HF_TOKEN.
+        pause: waits for a number of seconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        endpoint: str | None = None,
+        token: Token | Callable[[], Token] = None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.name = name
+        self._endpoint = endpoint
+        self._token = token
+        self._pause = pause
+
+    @property
+    def endpoint(self) -> str:
+        """The hub's address, without a "/" at its end."""
+        return (self._endpoint or os.environ.get("HF_ENDPOINT") or HUGGING_FACE).rstrip("/")
+
+    @property
+    def place(self) -> str:
+        """The source's name and where it is, for people."""
+        return f"{self.name} ({self.endpoint})"
+
+    @property
+    def token(self) -> str | Literal[False]:
+        """The token that is sent now; False if there is none."""
+        from huggingface_hub import get_token
+
+        token = self._token() if callable(self._token) else self._token
+        return (get_token() or False) if token is None else token
+
+    @property
+    def api(self) -> HfApi:
+        """huggingface_hub's client for this hub."""
+        from huggingface_hub import HfApi
+
+        return HfApi(endpoint=self.endpoint, token=self.token, library_name="deltahub", library_version=VERSION)
+
+    def headers(self) -> dict[str, str]:
+        """The headers of a request of our own."""
+        from huggingface_hub.utils import build_hf_headers
+
+        headers = build_hf_headers(token=self.token, library_name="deltahub", library_version=VERSION)
+        return {**headers, "Accept-Encoding": "identity"}
+
+    def make(self, call: Callable[[], T], doing: str, what: str) -> T:
+        """Make a call, again where that may help; what fails in the end is one sentence.
+
+        Args:
+            call: may be made more than once.
+            doing: what is going on, e.g. ``"Pulling acme/ner"``.
+            what: the delta it is about.
+
+        Raises:
+            NotFoundError: the hub does not have it, or not for this token.
+            UnreachableError: there was no answer.
+            StorageError: it refused.
+        """
+        try:
+            return patiently(call, doing, self.place, self._pause)
+        except Exception as error:
+            known = sentence(error, doing, what, self.place, token=bool(self.token))
+            if known is None:
+                raise
+            raise known from error

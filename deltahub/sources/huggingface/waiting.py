@@ -1,0 +1,62 @@
+"""Calls that a server puts off, or that break off, are made again: for as long as it says, or a little longer each time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+LOGGER: Final = logging.getLogger("deltahub")
+_TRIES: Final = 5
+_LONGEST: Final = 900.0  # seconds that one call may wait in all: three windows of five minutes
+_AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504})
+
+
+def patiently(call: Callable[[], T], doing: str, place: str, pause: Callable[[float], None]) -> T:
+    """Make a call, and make it again when the server is busy, puts it off, or cannot be reached.
+
+    Args:
+        call: may be made more than once.
+        doing: what is going on, for the message.
+        pause: waits for a number of seconds.
+    """
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    waited, tries = 0.0, 0
+    while True:
+        tries += 1
+        try:
+            return call()
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            seconds = told(error.response.headers)
+            if status not in _AGAIN or (tries == _TRIES and seconds is None):
+                raise
+            reason, problem = f"it answered {status}", error
+        except httpx2.TransportError as error:
+            if tries == _TRIES:
+                raise
+            seconds, reason, problem = None, "the connection broke", error  # type: ignore[assignment]
+        seconds = 2.0 ** (tries - 1) if seconds is None else seconds
+        waited += seconds
+        if waited > _LONGEST:
+            raise problem
+        LOGGER.warning("%s waits %.0f s for %s: %s.", doing, seconds, place, reason)
+        pause(seconds)
+
+
+def told(headers: Mapping[str, str]) -> float | None:
+    """How many seconds a server says to wait; None if it does not say.
+
+    It says so in `Retry-After`, or in `ratelimit` as the Hugging Face Hub does: ``"api";r=0;t=55``.
+    """
+    from huggingface_hub.utils import parse_ratelimit_headers
+
+    limit = parse_ratelimit_headers(headers)
+    if limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds + 1.0  # a part of a second is cut off there
+    after = headers.get("retry-after", "").strip()
+    return float(after) if after.isdigit() else None

@@ -1,0 +1,106 @@
+"""A registry as a source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltahub.manifest import FileEntry, Manifest
+from deltahub.outcomes import Pushed
+from deltahub.reference import Reference
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.index import Index, Listed
+from deltahub.registry.query import Query
+from deltahub.registry.registry import Registry
+from deltahub.sources.base import Resolved
+from deltahub.stores.base import Progress
+
+if TYPE_CHECKING:
+    from deltahub.sources.base import Known
+
+
+class RegistrySource:
+    """Deltas in a registry.
+
+    Args:
+        registry: the registry; its name is the source's.
+        indexes: the folder in which its search index is kept.
+        known: manifests that need not be read from it again.
+    """
+
+    def __init__(self, registry: Registry, indexes: Path, known: Known | None = None) -> None:
+        self.registry = registry
+        self._indexes = indexes
+        self._known = known
+
+    @property
+    def name(self) -> str:
+        """The registry's name."""
+        return self.registry.name
+
+    @property
+    def place(self) -> str:
+        """The registry's name and where it is, for people."""
+        return self.registry.place
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is in a bucket: folders are read without a network of ours, though they may be on one."""
+        return self.registry.store.url.startswith("s3://")
+
+    def resolve(self, reference: Reference) -> Resolved:
+        """See `Source.resolve`; the document is read anew, so that an alias that moved is seen."""
+        document = self.registry.document(reference.path)
+        version = document.resolve(reference.version)
+        exact = reference.exact(self.name, document.name, version)
+        digest = document.versions[version].digest
+        found = self._known(exact) if self._known else None
+        manifest = found[1] if found and found[0] == digest else self.registry.manifest(digest)
+        return Resolved(exact, digest, manifest, self._fetch)
+
+    def document(self, path: str) -> ReferenceDocument:
+        """See `Source.document`."""
+        return self.registry.document(path)
+
+    def search(
+        self, query: Query, limit: int | None = None, offset: int = 0, backbone: Path | None = None
+    ) -> tuple[list[Listed], int]:
+        """See `Source.search`.
+
+        Raises:
+            CheckpointError: the folder holds no backbone.
+        """
+        place = hashlib.sha256(self.registry.store.url.encode()).hexdigest()[:16]
+        index = Index(self._indexes / f"{self.name}-{place}.sqlite3", self.registry)
+        if backbone is None:
+            return index.search(query, limit, offset)
+        from deltahub.fitting import backbone_shapes, fitting  # late: hardly ever needed
+
+        found = fitting(self.registry, index.search(query)[0], backbone_shapes(backbone))
+        return found[offset : None if limit is None else offset + limit], len(found)
+
+    def publish(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        reference: Reference,
+        *,
+        tags: Collection[str] = (),
+        aliases: Collection[str] = (),
+        message: str = "",
+        expect: Mapping[str, str | None] | None = None,
+        progress: Progress | None = None,
+    ) -> Pushed:
+        """See `Source.publish`."""
+        version, new = self.registry.publish(
+            reference, manifest, folder, tags=tags, aliases=aliases, message=message, expect=expect, progress=progress
+        )
+        document = self.registry.document(reference.path)
+        entry = document.versions[version]
+        exact = reference.exact(self.name, document.name, version)
+        return Pushed(exact, entry.digest, new, manifest.size, entry.tags)
+
+    def _fetch(self, entry: FileEntry, into: Path, progress: Progress | None) -> None:
+        self.registry.fetch(entry, into, progress)
