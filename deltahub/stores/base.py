@@ -8,14 +8,32 @@ Keys are relative paths of plain ASCII with "/" between parts. A store keeps two
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from deltahub.errors import IntegrityError
+from deltahub.errors import ConflictError, IntegrityError, StorageError
 
 Source = Path | bytes
 Progress = Callable[[int], None]  # called with the number of bytes that were just moved
+
+Swapped = str | ConflictError | StorageError  # the new etag, or why there is none
+
+
+@dataclass(frozen=True)
+class Swap:
+    """One of several documents that are replaced together.
+
+    Attributes:
+        key: of the document.
+        data: its new bytes.
+        expected: as `Store.swap` takes it.
+    """
+
+    key: str
+    data: bytes
+    expected: str | None
 
 
 def object_key(sha256: str) -> str:
@@ -48,6 +66,11 @@ class Store(Protocol):
         """Where the store is, for people."""
         ...
 
+    @property
+    def at_once(self) -> int:
+        """How many requests at the same time make sense: 1 where nobody waits for an answer."""
+        ...
+
     def read(self, key: str) -> bytes:
         """The bytes under a key.
 
@@ -58,6 +81,26 @@ class Store(Protocol):
 
     def read_tagged(self, key: str) -> tuple[bytes, str] | None:
         """The bytes under a key and their etag, as `swap` expects it; None if there are none."""
+        ...
+
+    def size(self, key: str) -> int:
+        """How many bytes are under a key.
+
+        Raises:
+            NotFoundError: there are none.
+        """
+        ...
+
+    def chunks(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes under a key piece by piece, about `CHUNK` at a time, so that any size is read in little memory.
+
+        Args:
+            start: the first byte.
+            end: the byte after the last, not beyond what is there; None for all that is there.
+
+        Raises:
+            NotFoundError: there are none; raised before the first piece.
+        """
         ...
 
     def fetch(self, key: str, into: Path, progress: Progress | None = None) -> str:
@@ -100,8 +143,38 @@ class Store(Protocol):
         """
         ...
 
+    def swap_all(self, swaps: Sequence[Swap]) -> list[Swapped]:
+        """Replace many documents, each as `swap` does it; on return those that were replaced are durable.
+
+        Args:
+            swaps: each of another key.
+
+        Returns:
+            For each its new etag, or the error that kept it as it was; the others are replaced all the same.
+
+        Raises:
+            StorageError: the store failed as a whole. Each document is the old one or the new one.
+        """
+        ...
+
     def keys(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Every key that starts with `prefix`, and a stamp that changes whenever its bytes do."""
+        ...
+
+    def children(self, folder: str) -> list[str]:
+        """What is directly in a folder: the names of keys, and those of folders with a "/" at their ends; in any order.
+
+        Args:
+            folder: with a "/" at its end, such as ``"refs/"``; one that is not there has no children.
+        """
+        ...
+
+    def folder_stamp(self, folder: str) -> str | None:
+        """A stamp that changes whenever a key directly in a folder is created, replaced or deleted.
+
+        It may take the clock of the store to move on: a stamp says nothing of changes made while it was new. None where there
+        is no such stamp.
+        """
         ...
 
     def delete(self, key: str) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,18 +19,17 @@ from deltahub.errors import ConflictError, NotFoundError, StorageError
 from deltahub.files import (
     CHUNK,
     copy_hashed,
-    locked,
     sha256_file,
     staging,
     storage_errors,
-    sync_file,
     sync_folders,
-    write_synced,
 )
-from deltahub.stores.base import Progress, Source, object_key, require_digest
+from deltahub.stores.base import Progress, Source, Swap, Swapped, object_key, require_digest
+from deltahub.stores.claiming import replace_claimed, replace_staged
+from deltahub.syncing import Syncing
 
 STAGING: Final = "staging"
-LOCKS: Final = "locks"
+CLAIMS: Final = "claims"
 _READ_ONLY: Final = 0o444
 
 
@@ -47,6 +48,11 @@ class LocalStore:
         """The folder."""
         return str(self.root)
 
+    @property
+    def at_once(self) -> int:
+        """One: more do not make a disk faster."""
+        return 1
+
     def read(self, key: str) -> bytes:
         """The bytes under a key."""
         with self._reading(key):
@@ -59,6 +65,20 @@ class LocalStore:
         except NotFoundError:
             return None
         return data, _etag(data)
+
+    def size(self, key: str) -> int:
+        """How many bytes are under a key."""
+        with self._reading(key):
+            return (self.root / key).stat().st_size
+
+    def chunks(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes under a key piece by piece."""
+        with self._reading(key):
+            reader = (self.root / key).open("rb")
+        with reader:
+            reader.seek(start)
+            while chunk := reader.read(CHUNK if end is None else min(CHUNK, end - reader.tell())):
+                yield chunk
 
     def fetch(self, key: str, into: Path, progress: Progress | None = None) -> str:
         """Copy the bytes under a key to a new file."""
@@ -75,7 +95,11 @@ class LocalStore:
 
     def create(self, sources: Mapping[str, Source], progress: Progress | None = None) -> None:
         """Store objects: stage and hash all, sync all, then rename."""
-        with storage_errors("Storing a delta", self.root), staging(self.root / STAGING) as stage:
+        with (
+            storage_errors("Storing a delta", self.root),
+            staging(self.root / STAGING) as stage,
+            Syncing(stage, len(sources)) as syncing,
+        ):
             staged: dict[Path, Path] = {}
             for sha256, source in sources.items():
                 target = self.root / object_key(sha256)
@@ -84,29 +108,81 @@ class LocalStore:
                     staged[stage / sha256] = target
                 if progress:
                     progress(len(source) if isinstance(source, bytes) else source.stat().st_size)
-            for temporary in staged:
-                sync_file(temporary)
+            syncing.files(staged)
             folders: list[Path] = []
             for temporary, target in staged.items():
                 folders += self._make_folder(target.parent)
                 temporary.chmod(_READ_ONLY)
                 os.replace(temporary, target)
-            sync_folders(folders)
+            syncing.folders(folders)
 
     def swap(self, key: str, data: bytes, expected: str | None) -> str:
-        """Replace a document under a lock, if it is still the one that was read."""
-        target = self.root / key
-        with storage_errors("Updating a delta's record", self.root), locked(self.root / LOCKS / key):
-            current = self.read_tagged(key)
-            found = current[1] if current else None
-            if found != expected:
-                raise ConflictError(key, expected, found)
-            with staging(self.root / STAGING) as stage:
-                write_synced(stage / "document", data)
-                folders = self._make_folder(target.parent)
-                os.replace(stage / "document", target)
-                sync_folders(folders)
+        """Replace a document if it is still the one that was read."""
+        target, check = self.root / key, partial(self._require, key, expected)
+        with storage_errors("Updating a delta's record", self.root):
+            check()  # before a folder is made
+            folders = self._make_folder(target.parent)
+            replace_claimed(target, data, self.root / CLAIMS / key, check)
+            sync_folders(folders)
         return _etag(data)
+
+    def swap_all(self, swaps: Sequence[Swap]) -> list[Swapped]:
+        """Replace many documents: write and sync all, then compare and rename one by one, then sync the renames."""
+        done: list[Swapped] = []
+        with (
+            storage_errors("Updating the records of many deltas", self.root),
+            staging(self.root / STAGING) as stage,
+            Syncing(stage, len(swaps)) as syncing,
+        ):
+            staged = [stage / f"{number}" / uuid.uuid4().hex for number in range(len(swaps))]
+            for temporary, swap in zip(staged, swaps, strict=True):
+                temporary.parent.mkdir()
+                temporary.write_bytes(swap.data)
+            syncing.files(staged)
+            folders: list[Path] = []
+            for temporary, swap in zip(staged, swaps, strict=True):
+                try:
+                    folders += self._swap_staged(temporary, swap)
+                    done.append(_etag(swap.data))
+                except (ConflictError, StorageError) as error:
+                    done.append(error)
+            syncing.folders(folders)
+        return done
+
+    def _swap_staged(self, temporary: Path, swap: Swap) -> list[Path]:
+        """Compare and rename one document; the folders that are to be synced then."""
+        target, claim = self.root / swap.key, self.root / CLAIMS / swap.key
+        check = partial(self._require, swap.key, swap.expected)
+        with storage_errors("Updating a delta's record", self.root):
+            check()
+            folders = self._make_folder(target.parent)
+            claim.parent.mkdir(parents=True, exist_ok=True)
+            if not replace_staged(target, temporary.parent, temporary.name, claim, check):
+                replace_claimed(target, swap.data, claim, check)
+        return folders
+
+    def _require(self, key: str, expected: str | None) -> None:
+        current = self.read_tagged(key)
+        found = current[1] if current else None
+        if found != expected:
+            raise ConflictError(key, expected, found)
+
+    def children(self, folder: str) -> list[str]:
+        """The names of keys and folders directly in a folder."""
+        try:
+            with self._reading(folder), os.scandir(self.root / folder) as entries:
+                return [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries]
+        except NotFoundError:
+            self._refuse_file()
+            return []
+
+    def folder_stamp(self, folder: str) -> str | None:
+        """The folder's inode and times of change: every rename into it changes them."""
+        try:
+            stat = (self.root / folder).stat()
+        except OSError:
+            return None
+        return f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
 
     def keys(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Every key that starts with `prefix`; a file's stamp is its inode, size and time of change."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from deltahub.errors import ConflictError, NotFoundError
-from deltahub.stores.base import Progress, Source, object_key, require_digest
+from deltahub.stores.base import Progress, Source, Swap, Swapped, object_key, require_digest
 
 
 class MemoryStore:
@@ -23,6 +23,11 @@ class MemoryStore:
         """Where the store is, for people."""
         return "memory"
 
+    @property
+    def at_once(self) -> int:
+        """One: nobody waits."""
+        return 1
+
     def read(self, key: str) -> bytes:
         """The bytes under a key."""
         if key not in self._data:
@@ -33,6 +38,15 @@ class MemoryStore:
         """The bytes under a key and their etag."""
         data = self._data.get(key)
         return None if data is None else (data, _etag(data))
+
+    def size(self, key: str) -> int:
+        """How many bytes are under a key."""
+        return len(self.read(key))
+
+    def chunks(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes under a key, in one piece."""
+        if data := self.read(key)[start:end]:
+            yield data
 
     def fetch(self, key: str, into: Path, progress: Progress | None = None) -> str:
         """Copy the bytes under a key to a new file."""
@@ -62,11 +76,30 @@ class MemoryStore:
             self._data[key] = data
         return _etag(data)
 
+    def swap_all(self, swaps: Sequence[Swap]) -> list[Swapped]:
+        """Replace many documents, each if it is still the one that was read."""
+        done: list[Swapped] = []
+        for swap in swaps:
+            try:
+                done.append(self.swap(swap.key, swap.data, swap.expected))
+            except ConflictError as error:
+                done.append(error)
+        return done
+
     def keys(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Every key that starts with `prefix`, and its etag."""
         with self._lock:
             found = sorted((key, _etag(data)) for key, data in self._data.items() if key.startswith(prefix))
         yield from found
+
+    def children(self, folder: str) -> list[str]:
+        """The names of keys and folders directly in a folder."""
+        below = (key[len(folder) :].partition("/") for key, _ in self.keys(folder))
+        return list(dict.fromkeys(first + slash for first, slash, _ in below))
+
+    def folder_stamp(self, folder: str) -> str | None:
+        """None: there is no such stamp."""
+        return None
 
     def delete(self, key: str) -> None:
         """Remove a key."""

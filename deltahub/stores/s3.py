@@ -11,24 +11,27 @@ import functools
 import hashlib
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.errors import ConflictError, NotFoundError, StorageError
 from deltahub.files import CHUNK, sha256_file
-from deltahub.stores.base import Progress, Source, object_key, require_digest
+from deltahub.stores.base import Progress, Source, Swap, Swapped, object_key, require_digest
 from deltahub.stores.bucket import PART, Bucket, Patience, connect
 from deltahub.stores.probe import weakness
 from deltahub.stores.s3_errors import lost, repeated, s3_errors
-from deltahub.stores.waiting import Stopped, each, interruptible
+from deltahub.stores.waiting import Stopped, each, interruptible, spread
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from obstore.store import S3Store as Client
 
 
 _MOST_PARTS: Final = 10_000  # of one object, says S3
-_AT_ONCE: Final = 4  # objects on their way
+_AT_ONCE: Final = 4  # big objects on their way
+_SMALL: Final = 1 << 20  # bytes of an object of which as many may be on their way as of requests
+_REQUESTS: Final = 32  # small ones on their way
 _PARTS_AT_ONCE: Final = 2  # of one object
 _TRIES: Final = 3  # of a write whose answer is lost
 
@@ -51,6 +54,11 @@ class S3Store:
     def url(self) -> str:
         """The bucket, the prefix and the server."""
         return self.bucket.url
+
+    @property
+    def at_once(self) -> int:
+        """As many as hide the way to the server."""
+        return _REQUESTS
 
     # Whoever needs obstore asks for a client first: that says what to do if it is not installed.
 
@@ -95,7 +103,7 @@ class S3Store:
         stop = threading.Event()
 
         def copy() -> str:
-            digest, chunks = hashlib.sha256(), self._chunks(key)
+            digest, chunks = hashlib.sha256(), self.chunks(key)
             first = next(chunks, b"")  # a missing key makes no file
             with into.open("xb") as file:
                 while first and not stop.is_set():
@@ -111,13 +119,35 @@ class S3Store:
         finally:
             stop.set()
 
-    def _chunks(self, key: str) -> Iterator[bytes]:
+    def size(self, key: str) -> int:
+        """How many bytes are under a key."""
+
+        def asked() -> int:
+            client = self._reader
+            with self._reading():
+                return client.head(key)["size"]
+
+        try:
+            return interruptible(asked)
+        except FileNotFoundError as error:
+            raise NotFoundError(key, (self.url,)) from error
+
+    def chunks(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes under a key piece by piece; a connection that breaks is taken up where it was."""
+        if start == end:
+            return
         client = self._reader
+        options: GetOptions = {}
+        if end is not None:
+            options = {"range": (start, end)}
+        elif start:  # of an empty object no server gives a range
+            options = {"range": {"offset": start}}
         import obstore
 
         try:
             with self._reading():
-                stream = iter(obstore.get(client, key).stream(min_chunk_size=CHUNK))
+                found = obstore.get(client, key, options=options)
+                stream = iter(found.stream(min_chunk_size=CHUNK))
             while True:
                 with self._reading():
                     chunk = next(stream, None)
@@ -142,6 +172,24 @@ class S3Store:
 
         yield from ((key, stamp) for key, stamp in interruptible(listed) if key.startswith(prefix))
 
+    def children(self, folder: str) -> list[str]:
+        """The names of keys and folders directly in a folder; folders below are not listed."""
+
+        def listed() -> list[str]:
+            client = self._reader
+            import obstore
+
+            with self._reading():
+                found = obstore.list_with_delimiter(client, folder)
+            files = [meta["path"][len(folder) :] for meta in found["objects"]]
+            return files + [f"{path[len(folder) :].rstrip('/')}/" for path in found["common_prefixes"]]
+
+        return interruptible(listed)
+
+    def folder_stamp(self, folder: str) -> str | None:
+        """None: a bucket has no folders."""
+        return None
+
     def _reading(self) -> Any:
         return s3_errors("Reading the registry", self.bucket, "read")
 
@@ -156,13 +204,15 @@ class S3Store:
         def send(item: tuple[str, Source], stop: threading.Event) -> None:
             self._send(*item, progress, stop)
 
-        each(send, sources.items(), _AT_ONCE)
+        small = {sha256 for sha256, source in sources.items() if _size(source) <= _SMALL}
+        each(send, [item for item in sources.items() if item[0] in small], _REQUESTS)
+        each(send, [item for item in sources.items() if item[0] not in small], _AT_ONCE)
 
     def _send(self, sha256: str, source: Source, progress: Progress | None, stop: threading.Event) -> None:
         key, client = object_key(sha256), self._writer
         import obstore
 
-        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        size = _size(source)
         with s3_errors("Storing a delta", self.bucket):
             if size > PART and isinstance(source, Path):
                 parts = _parts(source, sha256, progress, stop)
@@ -182,7 +232,7 @@ class S3Store:
     def _stored(self, key: str) -> str | None:
         digest = hashlib.sha256()
         try:
-            for chunk in self._chunks(key):
+            for chunk in self.chunks(key):
                 digest.update(chunk)
         except NotFoundError:
             return None
@@ -220,6 +270,18 @@ class S3Store:
         )
         raise StorageError(msg)
 
+    def swap_all(self, swaps: Sequence[Swap]) -> list[Swapped]:
+        """Replace many documents by conditional writes, several at once."""
+        self._refuse_weak()
+
+        def done(swap: Swap) -> Swapped:
+            try:
+                return self._swap(swap.key, swap.data, swap.expected)
+            except (ConflictError, StorageError) as error:
+                return error
+
+        return list(spread(done, swaps, _REQUESTS))
+
     def delete(self, key: str) -> None:
         """Remove a key."""
         interruptible(lambda: self._delete(key))
@@ -254,6 +316,10 @@ class S3Store:
 
 def _digest(source: Source) -> str:
     return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else sha256_file(source)[0]
+
+
+def _size(source: Source) -> int:
+    return len(source) if isinstance(source, bytes) else source.stat().st_size
 
 
 def _parts(path: Path, sha256: str, progress: Progress | None, stop: threading.Event) -> Iterator[bytes]:

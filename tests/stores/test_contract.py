@@ -68,6 +68,28 @@ def test_an_object_is_read_and_fetched_as_it_was_stored(store, tmp_path):
     assert sum(seen) == 7
 
 
+def test_a_range_of_an_object_is_read_piece_by_piece(store):
+    data = bytes(range(256)) * 12288  # 3 MiB
+    (key,) = create(store, data)
+
+    assert store.size(key) == len(data)
+    ranges = ((0, None), (0, len(data)), (0, 1), (7, 7), (5, 4_000), (1_000_000, 2_200_000), (len(data) - 1, None))
+    for start, end in ranges:
+        assert b"".join(store.chunks(key, start, end)) == data[start:end]
+
+
+def test_an_empty_object_has_no_piece(store):
+    (key,) = create(store, b"")
+    assert (store.size(key), list(store.chunks(key))) == (0, [])
+
+
+def test_what_is_missing_has_neither_size_nor_pieces(store):
+    with pytest.raises(NotFoundError):
+        store.size(object_key("0" * 64))
+    with pytest.raises(NotFoundError):
+        next(store.chunks(object_key("0" * 64)))
+
+
 def test_an_object_may_come_from_a_file(store, tmp_path):
     (tmp_path / "file").write_bytes(b"weights")
     seen: list[int] = []
