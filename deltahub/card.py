@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from deltahub.naming import backbone_name
 
@@ -17,20 +18,45 @@ def model_card(document: Mapping[str, Any], counts: Mapping[str, int]) -> str:
         document: its config with metadata.
         counts: ``delta`` and ``total``, numbers of parameters.
     """
+    front, text = front_matter(document).to_yaml(), _text(_title(document), document, counts)
+    return f"{ModelCard(f'---{chr(10)}{front}{chr(10)}---{chr(10)}{text}')}"
+
+
+def front_matter(document: Mapping[str, Any]) -> ModelCardData:
+    """What the Hugging Face Hub reads of a card: library, base model, license, data, tags and results.
+
+    Args:
+        document: the config of a checkpoint with metadata.
+    """
     metadata = document.get("metadata", {})
-    backbone = backbone_name(document) or "its backbone"
-    task = " ".join([*metadata.get("train_tasks", [])[:1], document["delta_type"]])
-    title = metadata.get("name") or f"{task} for {backbone}"
-    data = ModelCardData(
+    base = metadata.get("backbone_model") or document.get("backbone_checkpoint_name")  # no class name
+    base, results = (base if _is_id(base) else None), _eval_results(metadata)
+    return ModelCardData(
         library_name="deltahub",
         license=metadata.get("license"),
-        base_model=metadata.get("backbone_model") or document.get("backbone_checkpoint_name") or None,  # no class name
-        datasets=metadata.get("train_datasets"),
+        base_model=base,
+        base_model_relation="adapter" if base else None,
+        datasets=[name for name in metadata.get("train_datasets", ()) if _is_id(name)] or None,
+        metrics=sorted({result.metric_type for result in results}) or None,
         tags=["deltahub", document["delta_type"], *metadata.get("tags", [])],
-        model_name=title,
-        eval_results=_eval_results(metadata) or None,
+        model_name=_title(document),
+        eval_results=results or None,
     )
-    return f"{ModelCard(f'---{chr(10)}{data.to_yaml()}{chr(10)}---{chr(10)}{_text(title, document, counts)}')}"
+
+
+def _title(document: Mapping[str, Any]) -> str:
+    metadata = document.get("metadata", {})
+    task = " ".join([*metadata.get("train_tasks", [])[:1], document["delta_type"]])
+    return str(metadata.get("name") or f"{task} for {backbone_name(document) or 'its backbone'}")
+
+
+def _is_id(name: str | None) -> bool:
+    """Whether a name can be that of a repo: the Hub takes no card that names a folder or a sentence as one."""
+    try:
+        validate_repo_id(name or "")
+    except HFValidationError:
+        return False
+    return True
 
 
 def _eval_results(metadata: Mapping[str, Any]) -> list[EvalResult]:
