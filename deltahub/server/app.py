@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 
 from deltahub.errors import DeltaHubError
 from deltahub.registry.registry import Registry
-from deltahub.server import identity
+from deltahub.server import health, identity
 from deltahub.server.failures import answer_failure, answer_http
-from deltahub.server.paths import AsSent
+from deltahub.server.guards import guards
+from deltahub.server.metrics import Metrics
 from deltahub.server.refusals import Refusal, answer_refusal
 from deltahub.server.settings import Settings
 from deltahub.server.state import State
@@ -23,14 +23,17 @@ def build_app(registry: Registry, settings: Settings | None = None) -> Starlette
         registry: what it serves. Several processes may serve the same one.
         settings: how; by default as is safe on a machine of one's own.
     """
+    settings = settings or Settings()
+    metrics = Metrics()
     app = Starlette(
-        routes=[*identity.routes],
-        middleware=[Middleware(AsSent)],
+        routes=[*health.routes, *identity.routes],
+        middleware=guards(registry.store, settings, metrics),
         exception_handlers={
             Refusal: answer_refusal,
             DeltaHubError: answer_failure,
             HTTPException: answer_http,
         },
     )
-    app.state.hub = State(registry, settings or Settings())
+    app.state.hub = State(registry, settings)
+    app.state.metrics = metrics
     return app

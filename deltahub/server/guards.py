@@ -1,0 +1,42 @@
+"""What stands between the network and the routes, outermost first.
+
+    AsSent            paths stay quoted                         paths.py
+    Observing         access log, audit log, metrics            observing.py
+    Shield            the hub's own names, security headers     shield.py
+    Limits            sizes of head and body, slow bodies       limits.py
+    Authentication    who calls, and how often                  authentication.py
+
+All of it is plain ASGI, so that bodies and answers stream through.
+"""
+
+from __future__ import annotations
+
+from starlette.middleware import Middleware
+
+from deltahub.server.authentication import Authentication
+from deltahub.server.known import KnownTokens
+from deltahub.server.limits import Limits
+from deltahub.server.metrics import Metrics
+from deltahub.server.observing import Observing
+from deltahub.server.paths import AsSent
+from deltahub.server.settings import Settings
+from deltahub.server.shield import Shield
+from deltahub.server.tokens import Tokens
+from deltahub.stores.base import Store
+
+
+def guards(store: Store, settings: Settings, metrics: Metrics) -> list[Middleware]:
+    """All middleware of a hub.
+
+    Args:
+        store: where its tokens are.
+        settings: its limits and rights.
+        metrics: its counts.
+    """
+    return [
+        Middleware(AsSent),
+        Middleware(Observing, metrics),
+        Middleware(Shield, settings),
+        Middleware(Limits, settings),
+        Middleware(Authentication, KnownTokens(Tokens(store)), settings),
+    ]

@@ -1,0 +1,101 @@
+"""Middleware that bounds what one request may cost: its headers, its body, and the time that the body takes to come."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deltahub.server.refusals import Refusal
+from deltahub.server.settings import Settings
+
+_LONGEST_PATH: Final = 8192  # bytes, with the query
+_SLOWEST: Final = 1024.0  # bytes a second that a body must bring on average
+
+
+class Limits:
+    """Refuses requests that are too large, or too slow.
+
+    Args:
+        app: what handles the requests.
+        settings: `max_file`, `max_commit`, `max_body`, `max_header_count` and `idle`.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check the head of a request, and pass it on with a body that is counted while it comes."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        most = self._most(scope)
+        try:
+            self._check_head(scope, most)
+        except Refusal as refusal:
+            await refusal.answer()(scope, receive, send)
+            return
+        body = _Body(receive, most, self._settings.idle)
+        await self.app(scope, body.receive, send)
+
+    def _most(self, scope: Scope) -> int:
+        """Bytes that the body of a request may have."""
+        if scope["method"] == "PUT" and not scope["path"].startswith("/api/"):
+            return self._settings.max_file
+        return self._settings.max_commit if "/commit/" in scope["path"] else self._settings.max_body
+
+    def _check_head(self, scope: Scope, most: int) -> None:
+        if len(scope["headers"]) > self._settings.max_header_count:
+            message = (
+                f"The request has {len(scope['headers'])} headers, and {self._settings.max_header_count} may come."
+            )
+            raise Refusal(431, message)
+        if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > _LONGEST_PATH:
+            raise Refusal(414, f"The address is longer than {_LONGEST_PATH} bytes. Ask for less at once.")
+        lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+        if any(not value.isdigit() or len(value) > 18 for value in lengths):
+            raise Refusal(400, "The header Content-Length is no number of bytes.")
+        if any(int(value) > most for value in lengths):
+            raise _too_large(most)
+
+
+class _Body:
+    """What arrives of a body: counted, and given up on when hardly anything comes."""
+
+    def __init__(self, receive: Receive, most: int, idle: float) -> None:
+        self._receive = receive
+        self._most, self._idle = most, idle
+        self._count = 0
+        self._more = True
+        self._start: float | None = None
+
+    async def receive(self) -> Message:
+        if not self._more:
+            return await self._receive()  # this waits for the end of the connection, however long the answer takes
+        loop = asyncio.get_running_loop()
+        self._start = self._start or loop.time()
+        latest = self._start + self._idle + self._count / _SLOWEST
+        try:
+            async with asyncio.timeout_at(min(loop.time() + self._idle, latest)):
+                message = await self._receive()
+        except TimeoutError as error:
+            took = loop.time() - self._start
+            text = (
+                f"Only {self._count:,} bytes of the body came in {took:.1f} seconds. Repeat over a faster connection."
+            )
+            raise Refusal(408, text, headers=_CLOSE) from error
+        self._more = message["type"] == "http.request" and message.get("more_body", False)
+        self._count += len(message.get("body", b""))
+        if self._count > self._most:
+            raise _too_large(self._most)
+        return message
+
+
+_CLOSE: Final = {"Connection": "close"}
+
+
+def _too_large(most: int) -> Refusal:
+    message = f"The request is larger than the {most:,} bytes that this hub takes at this address. Send less at once."
+    return Refusal(413, message, headers=_CLOSE)

@@ -1,0 +1,222 @@
+"""Bearer tokens of a hub.
+
+    dhub_<16 hex digits>_<43 letters and digits>
+
+The digits say under which key a token's document stands, so that none has to be searched for; the rest is 256 random bits, of which the
+document holds the sha256 alone. The documents lie in the registry's own store, under `hub/tokens/`, so that every process of a hub knows
+every token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import secrets
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from deltahub.errors import ConfigError, IntegrityError, NotFoundError
+from deltahub.nearest import closest
+from deltahub.reference import check_name
+from deltahub.registry import stamps
+from deltahub.schema import parse, problem
+from deltahub.server.access import Caller, Scope
+from deltahub.stores.base import Store
+
+PREFIX: Final = "hub/tokens/"
+FORMAT_VERSION: Final = 1
+SCHEMA: Final = "token.v1"
+_SECRET: Final = re.compile(r"dhub_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
+_GRANTED: Final = ("read", "write", "admin")
+_NOBODY: Final = hashlib.sha256(b"").hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """What is known of one token, all but its secret.
+
+    Attributes:
+        id: 16 hex digits, part of the secret but none itself.
+        name: who or what uses it; it stands in logs, and as the author of what is pushed with it.
+        scope: ``"read"``, ``"write"`` or ``"admin"``.
+        namespaces: where the scope holds, sorted; None for everywhere.
+        created: when it was made, ISO 8601 in UTC.
+        expires: from when on it is refused; None for never.
+        revoked: when it was revoked; None if it was not.
+        sha256: of the secret.
+    """
+
+    id: str
+    name: str
+    scope: Scope
+    namespaces: tuple[str, ...] | None
+    created: str
+    expires: str | None
+    revoked: str | None
+    sha256: str
+
+    @property
+    def caller(self) -> Caller:
+        """Whoever sends it."""
+        return Caller(self.name, self.scope, None if self.namespaces is None else frozenset(self.namespaces))
+
+    def matches(self, secret: str) -> bool:
+        """Whether a secret is this token's, in a time that does not depend on where they differ."""
+        return hmac.compare_digest(hashed(secret), self.sha256)
+
+    def fault(self, now: str) -> str | None:
+        """Why the token is refused at a time, as a clause; None if it is not."""
+        if self.revoked:
+            return "it was revoked"
+        if self.expires and self.expires <= now:
+            return f"it expired at {self.expires}"
+        return None
+
+
+class Tokens:
+    """All tokens of a hub.
+
+    Args:
+        store: of its registry.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def create(
+        self, name: str, scope: Scope, namespaces: Iterable[str] = (), expires: timedelta | None = None
+    ) -> tuple[Token, str]:
+        """Make a token.
+
+        Args:
+            namespaces: where it may be used; none for everywhere.
+            expires: after how long it is refused.
+
+        Returns:
+            The token, and its secret, which nothing but this answer holds.
+
+        Raises:
+            ReferenceSyntaxError: the name or a namespace is not well formed.
+            ConfigError: a token that is in use has the name, or the scope is unknown or cannot be limited to namespaces.
+        """
+        check_name(name, "token's name")
+        where = tuple(sorted({check_name(namespace, "namespace") for namespace in namespaces}))
+        if scope not in _GRANTED:
+            msg = f"{scope!r} is no scope of a token: expected read, write or admin."
+            raise ConfigError(msg)
+        if scope == "admin" and where:
+            msg = (
+                "A token of scope admin may do everything everywhere. Leave the namespaces out, or choose scope write."
+            )
+            raise ConfigError(msg)
+        if any(token.name == name for token in self.all() if not token.fault(stamps.now())):
+            msg = f"A token called {name!r} is in use. Choose another name, or revoke it: deltahub serve token revoke {name}"
+            raise ConfigError(msg)
+        number = secrets.token_hex(8)
+        secret = f"dhub_{number}_{secrets.token_urlsafe(32)}"
+        token = Token(
+            id=number,
+            name=name,
+            scope=scope,
+            namespaces=where or None,
+            created=stamps.now(),
+            expires=_later(expires) if expires else None,
+            revoked=None,
+            sha256=hashed(secret),
+        )
+        self._store.swap(_key(number), _document(token), None)
+        return token, secret
+
+    def all(self) -> list[Token]:
+        """Every token, also those that are refused now, by name.
+
+        Raises:
+            IntegrityError: the document of one is damaged.
+        """
+        keys = [key for key, _ in self._store.keys(PREFIX)]
+        found = [_parse(key, data[0]) for key in keys if (data := self._store.read_tagged(key))]
+        return sorted(found, key=lambda token: (token.name, token.created))
+
+    def revoke(self, name: str) -> list[Token]:
+        """Revoke a token for good, by its name or id.
+
+        Returns:
+            What was revoked.
+
+        Raises:
+            NotFoundError: no token in use has the name or id.
+        """
+        tokens = [token for token in self.all() if not token.revoked]
+        chosen = [token for token in tokens if name in (token.name, token.id)]
+        if not chosen:
+            names = tuple(token.name for token in tokens)
+            raise NotFoundError(
+                f"A token called {name!r} that is not revoked", (self._store.url,), closest(name, names)
+            )
+        return [self._revoke(_key(token.id)) for token in chosen]
+
+    def _revoke(self, key: str) -> Token:
+        found = self._store.read_tagged(key)
+        if found is None:
+            raise NotFoundError(key, (self._store.url,))
+        revoked = replace(_parse(key, found[0]), revoked=stamps.now())
+        self._store.swap(key, _document(revoked), found[1])
+        return revoked
+
+    def find(self, number: str) -> Token | None:
+        """The token with an id; None if there is none.
+
+        Raises:
+            IntegrityError: its document is damaged.
+            StorageError: the store is out of reach.
+        """
+        found = self._store.read_tagged(_key(number))
+        return None if found is None else _parse(_key(number), found[0])
+
+
+def id_of(secret: str) -> str | None:
+    """The id within a secret; None if it is no secret of a token."""
+    found = _SECRET.fullmatch(secret)
+    return found[1] if found else None
+
+
+def hashed(secret: str) -> str:
+    """What is kept of a secret. It is random, so that a plain hash of it cannot be guessed back."""
+    return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
+
+
+def holder(token: Token | None, secret: str) -> Token | None:
+    """The token if the secret is its own; the work is the same where there is no token."""
+    same = token.matches(secret) if token else hmac.compare_digest(hashed(secret), _NOBODY)
+    return token if same else None
+
+
+def _key(number: str) -> str:
+    return f"{PREFIX}{number}.json"
+
+
+def _document(token: Token) -> bytes:
+    document = {"format_version": FORMAT_VERSION, **asdict(token)}
+    return f"{json.dumps(document, indent=1)}\n".encode()
+
+
+def _parse(key: str, data: bytes) -> Token:
+    remedy = "Revoke the token by deleting that key, and make a new one: deltahub serve token create"
+    try:
+        document: Any = parse(data)
+    except ValueError as error:
+        raise IntegrityError(key, "a token's document", str(error), remedy) from error
+    wrong = problem({**document} if isinstance(document, dict) else document, SCHEMA)
+    if wrong or _key(document["id"]) != key:
+        raise IntegrityError(key, "a token's document", wrong or f"that of {document['id']}", remedy)
+    del document["format_version"]
+    namespaces = document.pop("namespaces")
+    return Token(**document, namespaces=None if namespaces is None else tuple(namespaces))
+
+
+def _later(duration: timedelta) -> str:
+    return (datetime.now(UTC) + duration).isoformat(timespec="seconds").replace("+00:00", "Z")
