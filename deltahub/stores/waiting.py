@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, as_completed, wait
+from functools import partial
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -22,6 +24,25 @@ def interruptible(call: Callable[[], T]) -> T:
     The thread is a daemon: a process that was interrupted ends at once, whatever the server does.
     """
     return _started(call).result()
+
+
+def spread(call: Callable[[Item], T], items: Iterable[Item], at_once: int) -> Iterator[T]:
+    """What a call gives for every item, in their order, with several calls on their way at the same time.
+
+    Args:
+        call: if it raises, so does the iterator when it comes to that item; calls on their way are left alone.
+        at_once: how many; with 1 each call is made here, when it is asked for.
+    """
+    if at_once == 1:
+        yield from map(call, items)
+        return
+    running: deque[Future[T]] = deque()
+    for item in items:
+        if len(running) == at_once:
+            yield running.popleft().result()
+        running.append(_started(partial(call, item)))
+    while running:
+        yield running.popleft().result()
 
 
 def each(call: Callable[[Item, threading.Event], None], items: Iterable[Item], at_once: int) -> None:

@@ -11,20 +11,6 @@ import pytest
 
 from deltahub.errors import ConflictError, IntegrityError, NotFoundError
 from deltahub.stores.base import Store, object_key
-from deltahub.stores.local import LocalStore
-from deltahub.stores.memory import MemoryStore
-from deltahub.stores.s3 import S3Store
-from tests.s3_servers import QUICK
-
-
-@pytest.fixture(params=["local", "memory", "moto", "seaweed"])
-def store(request, tmp_path) -> Store:
-    if request.param == "local":
-        return LocalStore(tmp_path / "store")
-    if request.param == "memory":
-        return MemoryStore()
-    request.getfixturevalue("s3_keys")
-    return S3Store(request.getfixturevalue(request.param).bucket(), QUICK)
 
 
 def sha256(data: bytes) -> str:
