@@ -8,15 +8,17 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from deltahub.errors import CheckpointError, DeltaHubError
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.query import Query, conditions, order
 from deltahub.registry.registry import REFS, Registry
+
+T = TypeVar("T")
 
 _MOST: Final = 2**63 - 1  # what SQLite counts to
 _DAMAGE: Final = (sqlite3.Error, TypeError, ValueError)  # what reading a damaged index can raise
@@ -79,29 +81,41 @@ class Index:
         Returns:
             The deltas, and how many there are without the limit.
         """
-        try:
-            return self._search(self.path, query, limit, offset)
-        except _DAMAGE:  # the file holds nothing that cannot be made again
-            for path in (self.path, Path(f"{self.path}-journal")):
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
-        try:
-            return self._search(self.path, query, limit, offset)
-        except _DAMAGE:  # nor can it be made: the cache is full or read-only
-            return self._search(":memory:", query, limit, offset)
-
-    def _search(self, path: Path | str, query: Query, limit: int | None, offset: int) -> tuple[list[Listed], int]:
         where, values = conditions(query)
-        with contextlib.suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(_connect(path)) as database, database:
-            self._refresh(database)
+
+        def ask(database: sqlite3.Connection) -> tuple[list[Listed], int]:
             total: int = database.execute(f"SELECT count(*) FROM deltas WHERE {where}", values).fetchone()[0]  # noqa: S608  (built below)
             rows = database.execute(
                 f"SELECT row FROM deltas WHERE {where} ORDER BY {order(query)} LIMIT ? OFFSET ?",  # noqa: S608
                 [*values, -1 if limit is None else min(limit, _MOST), min(offset, _MOST)],
             )
             return [_listed(json.loads(row)) for (row,) in rows], total
+
+        return self.read(ask)
+
+    def read(self, ask: Callable[[sqlite3.Connection], T]) -> T:
+        """Ask the database something, once it is up to date.
+
+        Args:
+            ask: reads its tables; a damaged database is made anew, and then it is called again.
+        """
+        try:
+            return self._read(self.path, ask)
+        except _DAMAGE:  # the file holds nothing that cannot be made again
+            for path in (self.path, Path(f"{self.path}-journal")):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+        try:
+            return self._read(self.path, ask)
+        except _DAMAGE:  # nor can it be made: the cache is full or read-only
+            return self._read(":memory:", ask)
+
+    def _read(self, path: Path | str, ask: Callable[[sqlite3.Connection], T]) -> T:
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(_connect(path)) as database, database:
+            self._refresh(database)
+            return ask(database)
 
     def _refresh(self, database: sqlite3.Connection) -> None:
         known = dict(database.execute("SELECT key, stamp FROM documents"))
@@ -170,7 +184,7 @@ def _remember(database: sqlite3.Connection, key: str, document: ReferenceDocumen
     }
     texts = (entry.summary.get(k, "") for k in ("delta_type", "backbone_class", "backbone_checkpoint_name"))
     words = " ".join([document.name, *entry.tags, *map(str, texts), entry.message]).lower()
-    delta_type = str(entry.summary.get("delta_type"))
+    delta_type = str(entry.summary.get("delta_type") or "")
     values = (key, document.name, delta_type, entry.author, entry.time, words, json.dumps(row))
     database.execute("INSERT INTO deltas VALUES (?, ?, ?, ?, ?, ?, ?)", values)
     database.executemany("INSERT INTO tags VALUES (?, ?)", [(key, tag) for tag in entry.tags])

@@ -19,6 +19,13 @@ _COLUMNS: Final = {
     "size": ("json_extract(row, '$.summary.size')", True),
     "parameters": ("json_extract(row, '$.summary.parameters')", True),
 }
+# What a delta has one of, as expressions over the index.
+FACETS: Final = {
+    "delta_type": "delta_type",
+    "author": "author",
+    "backbone": "json_extract(row, '$.summary.backbone_checkpoint_name')",
+    "fingerprint": "json_extract(row, '$.summary.backbone_hash')",
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,8 @@ class Query:
         sort: ``"time"``, ``"name"``, ``"size"``, ``"parameters"`` or a metric; the newest and the largest come first, those
             without the metric last.
         reverse: the other way round.
+        backbone: what the backbone is called.
+        fingerprint: of the backbone, 32 hex digits.
     """
 
     text: str = ""
@@ -75,6 +84,8 @@ class Query:
     metrics: tuple[Metric, ...] = ()
     sort: str = "time"
     reverse: bool = False
+    backbone: str | None = None
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse a sort key that can be no metric.
@@ -97,9 +108,10 @@ def conditions(query: Query) -> tuple[str, list[str | float]]:
     for tag in query.tags:
         clauses.append("EXISTS (SELECT 1 FROM tags WHERE tags.key = deltas.key AND tag = ?)")
         values.append(tag)
-    for column, value in (("delta_type", query.delta_type), ("author", query.author)):
+    for facet in ("delta_type", "author", "backbone", "fingerprint"):
+        value = getattr(query, facet)
         if value is not None:
-            clauses.append(f"{column} = ?")
+            clauses.append(f"{FACETS[facet]} = ?")
             values.append(value)
     for metric in query.metrics:
         number = _number(metric.name)

@@ -1,0 +1,60 @@
+"""By what a list can be narrowed further: the most frequent values of each facet among what a query means, counted in the index."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, replace
+from typing import Final
+
+from deltahub.registry.index import Index
+from deltahub.registry.query import FACETS, Query, conditions
+
+SHOWN: Final = ("delta_type", "backbone", "tags", "author")
+
+
+@dataclass(frozen=True)
+class Facet:
+    """The values of one facet.
+
+    Attributes:
+        name: the field of a query that it sets.
+        values: the most frequent ones, each with the number of deltas that have it; the most frequent first.
+        chosen: what the query asks for.
+    """
+
+    name: str
+    values: tuple[tuple[str, int], ...]
+    chosen: tuple[str, ...]
+
+
+def facets(index: Index, query: Query, limit: int = 8) -> list[Facet]:
+    """Count the values of each facet.
+
+    What a query asks of a facet does not narrow that facet, so that another value can be chosen instead; tags narrow each other.
+
+    Args:
+        limit: values of each facet; what the query asks for comes on top of them.
+    """
+
+    def ask(database: sqlite3.Connection) -> list[Facet]:
+        return [_facet(database, name, query, limit) for name in SHOWN]
+
+    return index.read(ask)
+
+
+def _facet(database: sqlite3.Connection, name: str, query: Query, limit: int) -> Facet:
+    if name == "tags":
+        where, values = conditions(query)
+        counted = "SELECT tag AS value, count(*) AS times FROM deltas JOIN tags USING (key)"
+        chosen = query.tags
+    else:
+        where, values = conditions(replace(query, **{name: None}))  # type: ignore[arg-type]  (all of them are texts)
+        counted = f"SELECT {FACETS[name]} AS value, count(*) AS times FROM deltas"  # noqa: S608  (names of its own)
+        chosen = tuple(filter(None, [getattr(query, name)]))
+    rows = database.execute(
+        f"{counted} WHERE {where} GROUP BY value HAVING value <> '' ORDER BY times DESC, value LIMIT ?",
+        [*values, limit + len(chosen)],
+    )
+    found = [(str(value), int(times)) for value, times in rows]
+    missing = [(value, 0) for value in chosen if value not in dict(found)]
+    return Facet(name, (*missing, *found), chosen)
