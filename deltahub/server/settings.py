@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_type_hints
+from typing import Any, Final, Literal, get_type_hints
 
 from deltahub.errors import ConfigError
 from deltahub.server.access import SCOPES, Scope
 
 UploadMode = Literal["regular", "lfs"]
+MODES: Final[tuple[UploadMode, ...]] = ("regular", "lfs")
 EVERYWHERE = "*"  # as a namespace: all of them
 
 
@@ -57,7 +58,7 @@ class Settings:
         if self.anonymous not in SCOPES or self.anonymous == "admin":
             msg = f"Callers without a token cannot have scope {self.anonymous!r}: expected none, read or write."
             raise ConfigError(msg)
-        if self.upload_mode not in ("regular", "lfs"):
+        if self.upload_mode not in MODES:
             msg = f"{self.upload_mode!r} is no upload mode: expected regular or lfs."
             raise ConfigError(msg)
         for field in ("max_file", "max_commit", "max_body", "max_header_count", "burst", "failures", "idle"):

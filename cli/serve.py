@@ -1,0 +1,212 @@
+"""serve, and its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from urllib.parse import urlsplit
+
+import typer
+
+from . import tokens
+from .options import seconds, size_in_bytes
+
+if TYPE_CHECKING:
+    from deltahub.server.settings import Settings
+
+app = typer.Typer(help="Serve a registry to every client of the Hugging Face Hub, and as a web page.")
+app.add_typer(tokens.app, name="token")
+
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+_PACKAGES: Final = ("starlette", "uvicorn", "jinja2", "nh3", "markdown_it", "prometheus_client")
+_RATE: Final = 100.0  # requests a second, for hubs that others can reach
+
+RegistryOpt = Annotated[
+    str, typer.Option("--registry", metavar="NAME|URL", help="A source, a folder, or s3://bucket/prefix.")
+]
+HostOpt = Annotated[str, typer.Option("--host", help="The address to listen on; 0.0.0.0 for every one.")]
+PortOpt = Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 for any that is free.")]
+WorkersOpt = Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes.")]
+CertOpt = Annotated[
+    Path | None, typer.Option("--tls-cert", metavar="FILE", help="The TLS certificate, with its chain.", dir_okay=False)
+]
+KeyOpt = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key.", dir_okay=False)]
+OpenOpt = Annotated[bool, typer.Option("--open", help="Open the web page.")]
+UrlOpt = Annotated[
+    str | None,
+    typer.Option("--public-url", metavar="URL", help="How clients reach the hub, if a proxy stands before it."),
+]
+ProxyOpt = Annotated[
+    str | None,
+    typer.Option("--proxy", metavar="ADDRESSES", help="Proxies whose word on a caller's address counts, with commas."),
+]
+AnonymousOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--anonymous",
+        metavar="SCOPE",
+        help="Without a token: none, read (public ones) or write.",
+        show_default="read on this machine alone, else none",
+    ),
+]
+ModeOpt = Annotated[
+    str, typer.Option("--upload-mode", metavar="MODE", help="How clients send files: regular (all can) or lfs.")
+]
+MaxFileOpt = Annotated[str, typer.Option("--max-file", metavar="SIZE", help="The largest file: 500MB, 5GB.")]
+MaxCommitOpt = Annotated[str, typer.Option("--max-commit", metavar="SIZE", help="The largest commit, files within it.")]
+RateOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--rate",
+        min=0,
+        help="Requests a second of one caller; 0 for any number.",
+        show_default="0 on this machine alone, else 100",
+    ),
+]
+PickleOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-pickle", metavar="NAMESPACE", help="Take pickle files there; * for everywhere; may be repeated."
+    ),
+]
+GraceOpt = Annotated[str, typer.Option("--grace", metavar="AGE", help="How long requests may go on after SIGTERM.")]
+AccessLogOpt = Annotated[Path | None, typer.Option("--access-log", metavar="FILE", help="Requests; else on stderr.")]
+AuditLogOpt = Annotated[Path | None, typer.Option("--audit-log", metavar="FILE", help="Changes; else on stderr.")]
+QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Log no requests that went well on stderr.")]
+
+
+@app.callback(invoke_without_command=True)
+def serve(
+    context: typer.Context,
+    registry: RegistryOpt = "local",
+    host: HostOpt = "127.0.0.1",
+    port: PortOpt = 8000,
+    workers: WorkersOpt = 1,
+    tls_cert: CertOpt = None,
+    tls_key: KeyOpt = None,
+    open_page: OpenOpt = False,
+    public_url: UrlOpt = None,
+    proxy: ProxyOpt = None,
+    anonymous: AnonymousOpt = None,
+    upload_mode: ModeOpt = "regular",
+    max_file: MaxFileOpt = "5GB",
+    max_commit: MaxCommitOpt = "2GB",
+    rate: RateOpt = None,
+    allow_pickle: PickleOpt = None,
+    grace: GraceOpt = "60s",
+    access_log: AccessLogOpt = None,
+    audit_log: AuditLogOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
+    """Serve a registry to every client of the Hugging Face Hub, and as a web page.
+
+    `hf`, huggingface_hub, PEFT, transformers and vLLM use it with HF_ENDPOINT alone. Writing always needs a token.
+
+    [dim]deltahub serve --open[/dim]
+
+    [dim]deltahub serve token create --name ci --scope write --namespace acme[/dim]
+
+    [dim]deltahub serve --registry s3://acme/deltas --host 0.0.0.0 --port 443 --tls-cert hub.crt --tls-key hub.key --workers 4[/dim]
+
+    [dim]HF_ENDPOINT=http://127.0.0.1:8000 hf download acme/ner[/dim]
+    """
+    if context.invoked_subcommand:
+        return
+    if tls_key and not tls_cert:
+        raise typer.BadParameter("--tls-key needs the certificate that it belongs to: add --tls-cert.")
+    _require_packages()
+    from deltahub.server.access import SCOPES
+    from deltahub.server.running import Run, listen, run
+    from deltahub.server.served import open_registry
+    from deltahub.server.settings import MODES, Settings
+    from deltahub.server.tokens import Tokens
+
+    alone = host in _LOOPBACK
+    settings = Settings(
+        public_url=public_url,
+        hosts=_names(host, public_url) if alone else (),
+        anonymous=_one_of(SCOPES, anonymous or ("read" if alone else "none"), "--anonymous"),
+        upload_mode=_one_of(MODES, upload_mode, "--upload-mode"),
+        max_file=size_in_bytes(max_file, "--max-file"),
+        max_commit=size_in_bytes(max_commit, "--max-commit"),
+        rate=rate if rate is not None else 0.0 if alone else _RATE,
+        open_metrics=alone,
+        pickle_namespaces=tuple(allow_pickle or ()),
+    )
+    opened = open_registry(registry)
+    tokens_known = any(not token.revoked for token in Tokens(opened.store).all())
+    listener = listen(host, port)
+    address = f"{'https' if tls_cert else 'http'}://{_shown(host)}:{listener.getsockname()[1]}"
+    _say(public_url or address, opened.place, tokens_known, settings, clear=not (alone or tls_cert or public_url))
+    if open_page:
+        import webbrowser
+
+        webbrowser.open(public_url or address)
+    run(
+        Run(
+            registry=registry,
+            settings=settings.to_json(),
+            workers=workers,
+            certificate=str(tls_cert) if tls_cert else None,
+            key=str(tls_key) if tls_key else None,
+            proxies=proxy,
+            grace=seconds(grace, "--grace"),
+            access=str(access_log) if access_log else None,
+            audit=str(audit_log) if audit_log else None,
+            quiet=quiet,
+        ),
+        listener,
+    )
+
+
+_Choice = TypeVar("_Choice", bound=str)
+
+
+def _one_of(known: Sequence[_Choice], text: str, option: str) -> _Choice:
+    found = next((choice for choice in known if choice == text), None)
+    if found is None:
+        msg = f"expected one of {', '.join(known)}; got {text!r}"
+        raise typer.BadParameter(msg, param_hint=option)
+    return found
+
+
+def _require_packages() -> None:
+    """Check that the extra is installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    from importlib.util import find_spec
+
+    from deltahub.errors import ConfigError
+
+    if missing := [name for name in _PACKAGES if find_spec(name) is None]:
+        msg = f"`deltahub serve` needs the package {missing[0]}, which is not installed: pip install 'deltahub[serve]'"
+        raise ConfigError(msg)
+
+
+def _names(host: str, public_url: str | None) -> tuple[str, ...]:
+    """What a hub that only this machine reaches may be called: a page elsewhere cannot reach it under a name of its own."""
+    public = urlsplit(public_url).hostname if public_url else None
+    return tuple(sorted({host, *_LOOPBACK, *([public] if public else [])}))
+
+
+def _shown(host: str) -> str:
+    host = "127.0.0.1" if host == "0.0.0.0" else "::1" if host == "::" else host  # noqa: S104  (compared, not bound)
+    return f"[{host}]" if ":" in host else host
+
+
+def _say(address: str, place: str, tokens_known: bool, settings: Settings, *, clear: bool) -> None:
+    """Say on stderr where the hub is, and what its owner should know."""
+    lines = [f"{place} is served at {address} . Clients of the Hugging Face Hub use it with HF_ENDPOINT={address}"]
+    if not tokens_known and settings.anonymous != "write":
+        lines.append("Nobody may push yet: deltahub serve token create --name NAME --scope write")
+    if settings.anonymous == "write":
+        lines.append("Anyone who reaches this address may push and delete without a token.")
+    if clear:
+        lines.append(
+            "Tokens and files travel unencrypted: add --tls-cert and --tls-key, or put a proxy with TLS before the hub."
+        )
+    for line in lines:
+        typer.echo(line, err=True)

@@ -1,0 +1,29 @@
+"""Hubs for tests: in this process, behind a real socket, and as the command."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from deltahub.server.protocol import GuardedProtocol
+
+
+@contextlib.contextmanager
+def listening(app: ASGIApp, http: type[GuardedProtocol] = GuardedProtocol) -> Iterator[tuple[str, int]]:
+    """Serve an application from a thread of this process, and say where."""
+    config = uvicorn.Config(app, http=http, ws="none", lifespan="off", log_config=None, proxy_headers=False)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            yield address
+        finally:
+            server.should_exit = True
+            thread.join()
