@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from deltahub.naming import backbone_name
 
@@ -18,16 +19,21 @@ def model_card(document: Mapping[str, Any], counts: Mapping[str, int]) -> str:
         document: its config with metadata.
         counts: ``delta`` and ``total``, numbers of parameters.
     """
-    front, text = front_matter(document).to_yaml(), _text(_title(document), document, counts)
+    front, text = _data(document).to_yaml(), _text(_title(document), document, counts)
     return f"{ModelCard(f'---{chr(10)}{front}{chr(10)}---{chr(10)}{text}')}"
 
 
-def front_matter(document: Mapping[str, Any]) -> ModelCardData:
+def front_matter(document: Mapping[str, Any]) -> dict[str, Any]:
     """What the Hugging Face Hub reads of a card: library, base model, license, data, tags and results.
 
     Args:
         document: the config of a checkpoint with metadata.
     """
+    data: Any = _data(document)
+    return dict(data.to_dict())
+
+
+def _data(document: Mapping[str, Any]) -> ModelCardData:
     metadata = document.get("metadata", {})
     base = metadata.get("backbone_model") or document.get("backbone_checkpoint_name")  # no class name
     base, results = (base if _is_id(base) else None), _eval_results(metadata)
@@ -39,7 +45,7 @@ def front_matter(document: Mapping[str, Any]) -> ModelCardData:
         datasets=[name for name in metadata.get("train_datasets", ()) if _is_id(name)] or None,
         metrics=sorted({result.metric_type for result in results}) or None,
         tags=["deltahub", document["delta_type"], *metadata.get("tags", [])],
-        model_name=_title(document),
+        model_name=_title(document) if results else None,
         eval_results=results or None,
     )
 

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
+from deltahub.sources.huggingface.failures import BUSY
+
 T = TypeVar("T")
 
 LOGGER: Final = logging.getLogger("deltahub")
 _TRIES: Final = 5
 _LONGEST: Final = 900.0  # seconds that one call may wait in all: three windows of five minutes
-_AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 
 def patiently(call: Callable[[], T], doing: str, place: str, pause: Callable[[float], None]) -> T:
@@ -33,7 +34,7 @@ def patiently(call: Callable[[], T], doing: str, place: str, pause: Callable[[fl
         except HfHubHTTPError as error:
             status = error.response.status_code
             seconds = told(error.response.headers)
-            if status not in _AGAIN or (tries == _TRIES and seconds is None):
+            if status not in BUSY or (tries == _TRIES and seconds is None):
                 raise
             reason, problem = f"it answered {status}", error
         except httpx2.TransportError as error:
@@ -59,4 +60,4 @@ def told(headers: Mapping[str, str]) -> float | None:
     if limit is not None and limit.remaining == 0:
         return limit.reset_in_seconds + 1.0  # a part of a second is cut off there
     after = headers.get("retry-after", "").strip()
-    return float(after) if after.isdigit() else None
+    return max(1.0, float(after)) if after.isdigit() else None

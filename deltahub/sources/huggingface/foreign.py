@@ -1,0 +1,134 @@
+"""Repos that hold a delta but no manifest, because other programs made them.
+
+Their files are checked against what the hub lists: the sha256 of what is in LFS, git's sha1 of the rest. Only the files of the
+delta are fetched, whatever else is there; for their manifest they must be read, so they are fetched at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from deltahub.checkpoint import CARD, CONFIG, PICKLE, describe, read_document
+from deltahub.errors import CheckpointError, IntegrityError
+from deltahub.files import CHUNK, copy_hashed, sha256_file, storage_errors
+from deltahub.manifest import FileEntry, Manifest
+from deltahub.sources.huggingface.snapshot import Snapshot
+from deltahub.sources.huggingface.transfer import copy
+from deltahub.stores.base import Progress
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+OPENDELTA: Final = "config.json"
+PEFT: Final = "adapter_config.json"
+
+
+class Foreign:
+    """The delta of a commit that no manifest describes; its files are in a temporary folder as long as this lives.
+
+    Args:
+        snapshot: the commit.
+
+    Raises:
+        CheckpointError: there is no delta that can be read.
+        IntegrityError: a file is not the one that the hub lists, or that its config vouches for.
+        UnreachableError: there was no answer.
+        StorageError: the hub refused.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._listed = self._list()
+        place = Path(tempfile.gettempdir())
+        with storage_errors("Using the temporary folder", place):
+            self._folder = Path(tempfile.mkdtemp(prefix="deltahub-", dir=place))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            self.manifest = self._manifest()
+
+    def fetch(self, entry: FileEntry, into: Path, progress: Progress | None = None) -> None:
+        """Copy a file to a new place, checked.
+
+        Raises:
+            IntegrityError: it was changed in the temporary folder.
+        """
+        found, _ = copy_hashed(self._folder / entry.path, into)
+        if found != entry.sha256:
+            into.unlink()
+            raise IntegrityError(entry.path, f"sha256:{entry.sha256}", f"sha256:{found}", "Pull it again.")
+        if progress:
+            progress(entry.size)
+
+    def _list(self) -> dict[str, RepoSibling]:
+        at = self._snapshot
+        info = at.calls.make(
+            lambda: at.calls.api.model_info(at.repo, revision=at.commit, files_metadata=True),
+            f"Pulling {at.repo}",
+            str(at),
+        )
+        return {file.rfilename: file for file in info.siblings or ()}
+
+    def _manifest(self) -> Manifest:
+        if CONFIG in self._listed:
+            return self._saved_by_deltahub()
+        if {OPENDELTA, PICKLE} <= self._listed.keys():
+            return self._saved_by_opendelta()
+        if PEFT in self._listed:
+            msg = (
+                f"{self._snapshot} holds an adapter of PEFT ({PEFT}), which this version cannot load as a delta. "
+                "Load it with peft.PeftModel.from_pretrained."
+            )
+        else:
+            names = ", ".join(sorted(self._listed)[:5]) or "nothing"
+            msg = f"{self._snapshot} holds no delta: {CONFIG} is missing, and there is {names}. Check the name."
+        raise CheckpointError(msg)
+
+    def _saved_by_deltahub(self) -> Manifest:
+        self._take(CONFIG)
+        try:
+            for name in sorted({*read_document(self._folder).get("files", {}), CARD} & self._listed.keys()):
+                self._take(name)
+            return describe(self._folder)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(self._folder), str(self._snapshot))) from error
+        except IntegrityError as error:
+            what = error.what.replace(str(self._folder), str(self._snapshot))
+            raise IntegrityError(what, error.expected, error.found, error.remedy) from error
+
+    def _saved_by_opendelta(self) -> Manifest:
+        self._take(OPENDELTA)
+        try:
+            config = json.loads((self._folder / OPENDELTA).read_bytes())
+        except ValueError:
+            config = None
+        if not isinstance(config, dict) or "delta_type" not in config:
+            msg = f"{self._snapshot} holds a whole model, and no delta: its {OPENDELTA} names no delta_type. Check the name."
+            raise CheckpointError(msg)
+        self._take(PICKLE)
+        files = [FileEntry(name, *sha256_file(self._folder / name)) for name in (OPENDELTA, PICKLE)]
+        return Manifest(config, tuple(files), (), {"total": 0, "delta": 0})
+
+    def _take(self, name: str) -> None:
+        """Fetch a file into the temporary folder and hold it against what the hub lists."""
+        listed, at, path = self._listed[name], self._snapshot, self._folder / name
+        sha256 = copy(at.calls, at.repo, at.commit, name, path, listed.size or 0, None)
+        if listed.lfs:
+            expected, found = f"sha256:{listed.lfs.sha256}", f"sha256:{sha256}"
+        else:
+            expected, found = f"git blob {listed.blob_id}", f"git blob {_git_blob(path)}"
+        if expected != found:
+            raise IntegrityError(f"{name} of {at} in {at.calls.place}", expected, found, "Pull it again.")
+
+
+def _git_blob(path: Path) -> str:
+    """What git calls a file with these bytes: 40 hex digits."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,85 @@
+"""Versions and aliases as git tags of a repo. The hub sets and deletes them, each at once, and cannot move one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Final
+
+from deltahub.errors import ConflictError, NotFoundError
+from deltahub.reference import is_version
+from deltahub.registry.entries import number
+from deltahub.sources.huggingface.calls import Calls
+
+_ATTEMPTS: Final = 20  # of a tag, each after reading what others set
+
+
+class GitTags:
+    """The git tags of a repo.
+
+    Args:
+        calls: to its hub.
+        repo: ``"namespace/name"``.
+        doing: what is going on, for messages.
+        known: git tag to commit, as they were read last.
+    """
+
+    def __init__(self, calls: Calls, repo: str, doing: str, known: Mapping[str, str]) -> None:
+        self._calls, self._repo, self._doing, self._what = calls, repo, doing, f"{calls.name}:{repo}"
+        self._known = dict(known)
+
+    def number(self, commit: str) -> str:
+        """The version of a commit: its git tag v1, v2, ..., which is set if it has none.
+
+        Raises:
+            ConflictError: others took the next number, again and again.
+        """
+        version = "v1"
+        for _ in range(_ATTEMPTS):
+            tags = {tag: target for tag, target in self._known.items() if is_version(tag)}
+            if own := sorted((tag for tag, target in tags.items() if target == commit), key=number):
+                return own[-1]
+            version = f"v{max(map(number, tags), default=0) + 1}"
+            if self._set(version, commit):
+                return version
+        raise ConflictError(f"The next version of {self._what}", version, "one of somebody else at every try")
+
+    def point(self, alias: str, commit: str) -> None:
+        """Point an alias to a commit; one that points elsewhere is deleted and set again.
+
+        Raises:
+            ConflictError: others move it too, again and again.
+        """
+        for _ in range(_ATTEMPTS):
+            if self._known.get(alias) == commit:
+                return
+            if alias in self._known:
+                self._delete(alias)
+            if self._set(alias, commit):
+                return
+        raise ConflictError(f"The alias {alias!r} of {self._what}", commit, self._known.get(alias))
+
+    def _set(self, tag: str, commit: str) -> bool:
+        """Set a tag; False if it is set already, and then all are read again."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        def call() -> bool:
+            try:
+                self._calls.api.create_tag(self._repo, tag=tag, revision=commit)
+            except HfHubHTTPError as error:
+                if error.response.status_code == 409:
+                    return False
+                raise
+            return True
+
+        if self._calls.make(call, self._doing, self._what):
+            self._known[tag] = commit
+            return True
+        refs = self._calls.make(lambda: self._calls.api.list_repo_refs(self._repo), self._doing, self._what)
+        self._known = {it.name: it.target_commit for it in refs.tags}
+        return False
+
+    def _delete(self, tag: str) -> None:
+        with contextlib.suppress(NotFoundError):  # somebody else moves it too
+            self._calls.make(lambda: self._calls.api.delete_tag(self._repo, tag=tag), self._doing, self._what)
+        del self._known[tag]

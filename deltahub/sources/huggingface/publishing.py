@@ -1,0 +1,233 @@
+"""A push: one commit on top of the one that was read, then git tags for the version and the aliases.
+
+Whoever loses the race for a commit reads what the winner left and builds on that, so both versions are in the history. A push
+that is cut short has no commit, or the whole one; the next push of the same content finds it and sets the tags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from deltahub.checkpoint import CARD
+from deltahub.errors import ConfigError, ConflictError, IntegrityError, NotFoundError
+from deltahub.manifest import Manifest
+from deltahub.sources.huggingface.calls import Calls
+from deltahub.sources.huggingface.history import BRANCH, Names, history, names, trailer
+from deltahub.sources.huggingface.marks import GitTags
+from deltahub.sources.huggingface.page import Card, page, tags_of, whole
+from deltahub.sources.huggingface.snapshot import MANIFEST, OWN_CARD, manifest_in
+from deltahub.sources.huggingface.transfer import read
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    CommitOperation = CommitOperationAdd | CommitOperationDelete
+
+_ATTEMPTS: Final = 20  # of a commit, each after reading what others wrote
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a push left in a repo.
+
+    Attributes:
+        commit: that holds the delta, 40 hex digits.
+        version: its git tag, e.g. ``"v3"``.
+        new: whether a push made it now.
+        tags: of the page of the commit.
+    """
+
+    commit: str
+    version: str
+    new: bool
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What is at the head of the main branch: the commit, the manifest if there is one, the page, the card under it."""
+
+    commit: str
+    manifest: Manifest | None
+    page: bytes | None
+    card: bytes | None
+
+
+class Publication:
+    """One push of one delta.
+
+    Args:
+        calls: to the hub.
+        repo: ``"namespace/name"``.
+        folder: where the files of `manifest` lie.
+        manifest: of what is pushed.
+        tags: labels and key=value pairs.
+        message: why; its first line becomes the title of the commit.
+        private: whether a repo that is made for it is seen by its owners only; None for the hub's own rule.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        repo: str,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        tags: Collection[str] = (),
+        message: str = "",
+        private: bool | None = None,
+    ) -> None:
+        self.calls, self.repo, self.folder, self.manifest = calls, repo, folder, manifest
+        self.tags, self.message, self.private = tags, message, private
+        self.doing, self.what = f"Pushing {repo}", f"{calls.name}:{repo}"
+
+    def run(self, aliases: Collection[str] = (), expect: Mapping[str, str | None] | None = None) -> Published:
+        """Push.
+
+        Args:
+            aliases: git tags that shall point to it.
+            expect: what aliases must point to now, a version or commit, None for nothing.
+
+        Raises:
+            ConflictError: an alias points elsewhere than expected, or others were faster again and again.
+            ConfigError: the hub does not take the card, or an alias is a branch there.
+            IntegrityError: a file changed since the manifest was made.
+            UnreachableError: there was no answer.
+            StorageError: the hub refused.
+        """
+        for _ in range(_ATTEMPTS):
+            head = self._head()
+            known = names(self.calls, self.repo, self.doing)
+            self._require(known, aliases, expect or {})
+            published = self._older(head) or self._commit(head)
+            if published:
+                commit, new, tags = published
+                marks = GitTags(self.calls, self.repo, self.doing, known.tags)
+                version = marks.number(commit)
+                for alias in aliases:
+                    marks.point(alias, commit)
+                return Published(commit, version, new, tags)
+        raise ConflictError(self.what, head.commit, "a new commit at every try")
+
+    # ----- what is there -----
+
+    def _head(self) -> _Head:
+        """The head of the repo, which is made if it is not there."""
+        try:
+            answer = read(self.calls, self.repo, BRANCH, MANIFEST, self.doing)
+        except NotFoundError:
+            self.calls.make(
+                lambda: self.calls.api.create_repo(self.repo, private=self.private, exist_ok=True),
+                self.doing,
+                self.what,
+            )
+            answer = read(self.calls, self.repo, BRANCH, MANIFEST, self.doing)
+        manifest = manifest_in(answer.data)
+        theirs = read(self.calls, self.repo, answer.commit, CARD, self.doing).data
+        card = read(self.calls, self.repo, answer.commit, OWN_CARD, self.doing).data if manifest else None
+        return _Head(answer.commit, manifest, theirs, card)
+
+    def _require(self, known: Names, aliases: Collection[str], expect: Mapping[str, str | None]) -> None:
+        for alias in aliases:
+            if alias in known.branches:
+                msg = f"{alias!r} is a branch of {self.what}, so it cannot be an alias there. Choose another name."
+                raise ConfigError(msg)
+        for alias, expected in expect.items():
+            found = known.tags.get(alias)
+            if found != (known.tags.get(expected, expected) if expected else None):
+                raise ConflictError(f"The alias {alias!r} of {self.what}", expected, found)
+
+    def _older(self, head: _Head) -> tuple[str, bool, tuple[str, ...]] | None:
+        """The commit that holds this very content already, if an older one than the head does; its page stays as it is."""
+        digest = self.manifest.digest
+        if head.manifest is None or head.manifest.digest == digest:
+            return None
+        for commit in reversed(history(self.calls, self.repo, self.doing).pushed(digest)):
+            found = manifest_in(read(self.calls, self.repo, commit, MANIFEST, self.doing).data)
+            if found is not None and found.digest == digest:
+                card = Card.read(read(self.calls, self.repo, commit, CARD, self.doing).data)
+                return commit, False, own_tags(card, self.manifest)
+        return None
+
+    # ----- the commit -----
+
+    def _commit(self, head: _Head) -> tuple[str, bool, tuple[str, ...]] | None:
+        """Commit what is not there yet; None if somebody else was faster."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        own = self.folder / CARD if any(entry.path == CARD for entry in self.manifest.files) else None
+        card = own.read_bytes() if own else None
+        before = whole(head.card, head.manifest.config) if head.manifest else Card()
+        content = page(card, whole(card, self.manifest.config), self.tags, head.page, before)
+        tags = own_tags(Card.read(content), self.manifest)
+        same = head.manifest is not None and head.manifest.digest == self.manifest.digest
+        if same and content == head.page:
+            return head.commit, False, tags
+        title, text = trailer(self.message, self.manifest.digest)
+
+        def commit() -> str | None:
+            try:
+                with _quiet():
+                    return self.calls.api.create_commit(
+                        self.repo,
+                        self._operations(head, content, card),
+                        commit_message=title,
+                        commit_description=text,
+                        parent_commit=head.commit,
+                        revision=BRANCH,
+                    ).oid
+            except HfHubHTTPError as error:
+                if error.response.status_code in (409, 412):
+                    return None
+                raise
+
+        made = self.calls.make(commit, self.doing, self.what)
+        return None if made is None else (made, not same, tags)
+
+    def _operations(self, head: _Head, content: bytes, card: bytes | None) -> list[CommitOperation]:
+        """What the commit adds and deletes, made anew for every try: the client marks what it has sent."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        adds = [
+            CommitOperationAdd(MANIFEST, self.manifest.to_bytes()),
+            CommitOperationAdd(CARD, content),
+            *([CommitOperationAdd(OWN_CARD, card)] if card is not None else []),
+        ]
+        for entry in self.manifest.files:
+            source = card if entry.path == CARD and card is not None else str(self.folder / entry.path)
+            add = CommitOperationAdd(entry.path, source)
+            if add.upload_info.sha256.hex() != entry.sha256:
+                raise IntegrityError(
+                    str(self.folder / entry.path),
+                    f"sha256:{entry.sha256}",
+                    f"sha256:{add.upload_info.sha256.hex()}",
+                    "It changed while it was published; repeat.",
+                )
+            if entry.path != CARD:
+                adds.append(add)
+        old = {entry.path for entry in head.manifest.files} if head.manifest else set()
+        gone = old - {entry.path for entry in self.manifest.files} - {CARD}
+        return [*adds, *(CommitOperationDelete(path, is_folder=False) for path in sorted(gone))]
+
+
+def own_tags(card: Card, manifest: Manifest) -> tuple[str, ...]:
+    """The tags on a page but for those that every delta of its kind has."""
+    return tuple(sorted({*tags_of(card)} - {"deltahub", str(manifest.config.get("delta_type"))}))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of huggingface_hub: ours tells all that there is to tell."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not before:
+            enable_progress_bars()

@@ -1,0 +1,113 @@
+"""Lists of a hub: the repos with a delta that a query means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from deltahub.errors import ConfigError
+from deltahub.registry.index import Listed
+from deltahub.registry.query import Metric, Query
+from deltahub.sources.huggingface.calls import Calls
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+LIBRARY: Final = "deltahub"
+_UNKNOWN: Final = ("size", "parameters")
+_HOLDS: Final = {
+    "<": float.__lt__,
+    "<=": float.__le__,
+    "=": float.__eq__,
+    "!=": float.__ne__,
+    ">=": float.__ge__,
+    ">": float.__gt__,
+}
+
+
+def search(
+    calls: Calls, query: Query, limit: int | None, offset: int, backbone: Path | None
+) -> tuple[list[Listed], int]:
+    """The deltas that a query means, in its order, and how many there are without limit and offset.
+
+    The hub sorts out by library, tags, namespace and one word of the name; the rest is done here.
+
+    Raises:
+        ConfigError: a hub does not know what is asked for.
+        UnreachableError: there was no answer.
+        StorageError: it refused.
+    """
+    if backbone is not None or query.sort in _UNKNOWN:
+        asked = "which backbone a delta fits" if backbone is not None else f"the {query.sort} of a delta"
+        msg = f"{calls.place} does not list {asked}. Pull the deltas, or search a registry."
+        raise ConfigError(msg)
+    words = query.text.lower().split()
+    kinds = [query.delta_type] if query.delta_type else []
+
+    def ask() -> list[ModelInfo]:
+        found = calls.api.list_models(
+            filter=[LIBRARY, *kinds, *query.tags],
+            author=query.author,
+            search=max(words, key=len, default=None),
+            sort="last_modified",
+            full=True,
+            cardData=True,
+        )
+        return list(found)
+
+    listed = map(_listed, calls.make(ask, "Listing deltas", f"A list of {calls.name}"))
+    found = [it for it in listed if _fits(it, query, words)]
+    known = [it for it in found if _key(it, query) is not None]
+    falls = (query.sort != "name") != query.reverse
+    known.sort(key=lambda it: it.name)
+    known.sort(key=lambda it: _key(it, query), reverse=falls)  # type: ignore[arg-type,return-value]
+    ordered = [*known, *(it for it in found if _key(it, query) is None)]
+    return ordered[offset : None if limit is None else offset + limit], len(ordered)
+
+
+def _fits(entry: Listed, query: Query, words: list[str]) -> bool:
+    backbone = entry.summary.get("backbone_checkpoint_name", "")
+    text = " ".join([entry.name, *entry.tags, backbone, entry.summary.get("delta_type", "")]).lower()
+    metrics = entry.summary["metrics"]
+    return (
+        all(word in text for word in words)
+        and set(query.tags) <= set(entry.tags)
+        and all(_holds(metric, metrics) for metric in query.metrics)
+    )
+
+
+def _holds(metric: Metric, metrics: Mapping[str, Any]) -> bool:
+    value = _number(metrics.get(metric.name))
+    return value is not None and _HOLDS[metric.comparison](value, metric.value)
+
+
+def _key(entry: Listed, query: Query) -> str | float | None:
+    if query.sort in ("time", "name"):
+        return entry.time if query.sort == "time" else entry.name
+    return _number(entry.summary["metrics"].get(query.sort))
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _listed(info: ModelInfo) -> Listed:
+    """A line of the list. Its version is the commit; the hub does not say the digest, sizes or parameters."""
+    from deltahub.config import known_types
+
+    card: dict[str, Any] = dict(info.card_data.to_dict()) if info.card_data else {}
+    tags = [str(tag) for tag in card.get("tags") or ()]
+    base = card.get("base_model") or ""
+    summary = {
+        "delta_type": next((tag for tag in tags if tag in known_types()), ""),
+        "backbone_checkpoint_name": base if isinstance(base, str) else ", ".join(map(str, base)),
+        "metrics": {result.metric_type: result.metric_value for result in _results(info)},
+    }
+    shown = tuple(sorted({*tags} - {LIBRARY, summary["delta_type"]}))
+    time = info.last_modified.strftime("%Y-%m-%dT%H:%M:%SZ") if info.last_modified else ""
+    return Listed(info.id, info.sha or "", "", shown, {}, time, info.author or info.id.partition("/")[0], summary)
+
+
+def _results(info: ModelInfo) -> list[Any]:
+    return list(info.card_data.eval_results or ()) if info.card_data else []

@@ -1,0 +1,108 @@
+"""One commit of a repo: the manifest that DeltaHub left there, and its files, every byte of them checked.
+
+manifest.json      the manifest; its sha256 is the delta's identity
+README.md          the repo's page: the delta's card, as people may have edited it on the hub
+delta_card.md      the delta's card as it was saved, byte for byte
+...                the other files of the checkpoint under their own names
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from deltahub.checkpoint import CARD
+from deltahub.errors import IntegrityError, NotFoundError
+from deltahub.files import copy_hashed
+from deltahub.manifest import FileEntry, Manifest, digest_of
+from deltahub.schema import parse
+from deltahub.sources.huggingface.calls import Calls
+from deltahub.sources.huggingface.transfer import copy
+from deltahub.stores.base import Progress
+
+MANIFEST: Final = "manifest.json"
+OWN_CARD: Final = "delta_card.md"
+_OURS: Final = frozenset({"schema_version", "kind", "files", "tensors"})  # in a manifest.json that is DeltaHub's
+
+
+class Snapshot:
+    """One commit of a repo.
+
+    Args:
+        calls: to its hub.
+        repo: ``"namespace/name"``.
+        commit: 40 hex digits.
+    """
+
+    def __init__(self, calls: Calls, repo: str, commit: str) -> None:
+        self.calls, self.repo, self.commit = calls, repo, commit
+
+    def __str__(self) -> str:
+        return f"{self.calls.name}:{self.repo}@{self.commit}"
+
+    def fetch(self, entry: FileEntry, into: Path, progress: Progress | None = None) -> None:
+        """Copy a file to a new place, checked; from huggingface_hub's own cache if that has it whole.
+
+        Raises:
+            IntegrityError: the commit has other bytes under this name; nothing is left at `into`.
+            UnreachableError: there was no answer.
+            StorageError: the hub refused.
+        """
+        found = "no such file"
+        for path in (OWN_CARD, CARD) if entry.path == CARD else (entry.path,):
+            try:
+                for sha256 in self._copies(path, entry, into, progress):
+                    if sha256 == entry.sha256:
+                        return
+                    into.unlink()
+                    found = f"sha256:{sha256}"
+            except NotFoundError:
+                into.unlink(missing_ok=True)
+            except BaseException:
+                into.unlink(missing_ok=True)
+                raise
+        remedy = "Pull it again; if it stays so, the repo does not hold what was pushed: pull an older version, or push it again."
+        what = f"{entry.path} of {self} in {self.calls.place}"
+        raise IntegrityError(what, f"sha256:{entry.sha256}", found, remedy)
+
+    def _copies(self, path: str, entry: FileEntry, into: Path, progress: Progress | None) -> Iterator[str]:
+        """Copy from one place after the other, as long as more are wanted, and give the sha256 of each copy."""
+        if held := held_by_huggingface(self.repo, self.commit, path):
+            with contextlib.suppress(OSError):  # gone or not readable: the hub has it too
+                sha256, _ = copy_hashed(held, into)
+                if sha256 == entry.sha256 and progress:
+                    progress(entry.size)
+                yield sha256
+        into.unlink(missing_ok=True)
+        yield copy(self.calls, self.repo, self.commit, path, into, entry.size, progress)
+
+
+def held_by_huggingface(repo: str, commit: str, path: str) -> Path | None:
+    """Where huggingface_hub's own cache has a file; nothing is written there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = os.environ.get("HF_HUB_CACHE")
+    if not folder and (home := os.environ.get("HF_HOME")):
+        folder = str(Path(home) / "hub")
+    found = try_to_load_from_cache(repo, path, cache_dir=folder or None, revision=commit)
+    return Path(found) if isinstance(found, str) else None
+
+
+def manifest_in(data: bytes | None) -> Manifest | None:
+    """The manifest in a `manifest.json`; None if there is none, or another program's.
+
+    Raises:
+        CheckpointError: a later DeltaHub wrote it, or it is malformed.
+    """
+    if data is None:
+        return None
+    try:
+        document = parse(data)
+    except ValueError:
+        return None
+    if not isinstance(document, dict) or not document.keys() >= _OURS:
+        return None
+    return Manifest.from_bytes(data, digest_of(data))

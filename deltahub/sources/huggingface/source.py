@@ -1,0 +1,159 @@
+"""A hub of the Hugging Face protocol as a source: the Hugging Face Hub, or a hub of one's own.
+
+A delta is a repo, a version is a commit, and an exact reference names the commit. `latest` is the head of the main branch; a
+version may also be a branch, a git tag, or the digest of what was pushed.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from deltahub.errors import NoVersionError
+from deltahub.manifest import Manifest
+from deltahub.nearest import closest
+from deltahub.outcomes import Pushed
+from deltahub.reference import LATEST, Reference, is_digest
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.index import Listed
+from deltahub.registry.query import Query
+from deltahub.sources.base import Resolved
+from deltahub.sources.huggingface.calls import Calls, Token
+from deltahub.sources.huggingface.foreign import Foreign
+from deltahub.sources.huggingface.history import BRANCH, document, history, names
+from deltahub.sources.huggingface.publishing import Publication
+from deltahub.sources.huggingface.searching import search
+from deltahub.sources.huggingface.snapshot import MANIFEST, Snapshot, manifest_in
+from deltahub.sources.huggingface.transfer import read
+from deltahub.stores.base import Progress
+
+if TYPE_CHECKING:
+    from deltahub.sources.base import Known
+
+HF: Final = "hf"
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+
+
+class HuggingFace:
+    """Deltas in the repos of a hub.
+
+    Args:
+        name: what the source is called.
+        endpoint: address of the hub; None for HF_ENDPOINT, or else the Hugging Face Hub.
+        token: the user's token there, or what gives it at each call; False for none; None for the one of `hf auth login` or
+            HF_TOKEN, which belongs to the hub that HF_ENDPOINT names.
+        known: what was pulled before, so that a pinned commit needs no request.
+        pause: waits for a number of seconds, when the hub asks for it.
+    """
+
+    def __init__(
+        self,
+        name: str = HF,
+        endpoint: str | None = None,
+        token: Token | Callable[[], Token] = None,
+        known: Known | None = None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.calls = Calls(name, endpoint, token, pause)
+        self._known = known
+
+    @property
+    def name(self) -> str:
+        """What the source is called."""
+        return self.calls.name
+
+    @property
+    def place(self) -> str:
+        """The source's name and the hub's address, for people."""
+        return self.calls.place
+
+    @property
+    def remote(self) -> bool:
+        """Always True."""
+        return True
+
+    def resolve(self, reference: Reference) -> Resolved:
+        """See `Source.resolve`: one request, and none for a commit that was pulled before.
+
+        A repo without a manifest is listed, and its delta is fetched at once, to make one.
+        """
+        path, asked = reference.path, reference.version
+        if asked and _COMMIT.fullmatch(asked) and (found := self._before(path, asked)):
+            return found
+        revision = self._revision(path, asked)
+        try:
+            answer = read(self.calls, path, revision, MANIFEST, f"Looking up {path}")
+        except NoVersionError as error:
+            raise self._unknown(path, revision, error) from error
+        if found := self._before(path, answer.commit):
+            return found
+        snapshot = Snapshot(self.calls, path, answer.commit)
+        manifest = manifest_in(answer.data)
+        if manifest is not None:
+            return self._resolved(snapshot, manifest)
+        foreign = Foreign(snapshot)
+        return self._resolved(snapshot, foreign.manifest, foreign)
+
+    def document(self, path: str) -> ReferenceDocument:
+        """See `Source.document`; see `history` for what counts as a version."""
+        return document(path, history(self.calls, path, f"Looking up {path}"))
+
+    def search(
+        self, query: Query, limit: int | None = None, offset: int = 0, backbone: Path | None = None
+    ) -> tuple[list[Listed], int]:
+        """See `Source.search`."""
+        return search(self.calls, query, limit, offset, backbone)
+
+    def publish(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        reference: Reference,
+        *,
+        tags: Collection[str] = (),
+        aliases: Collection[str] = (),
+        message: str = "",
+        expect: Mapping[str, str | None] | None = None,
+        private: bool | None = None,
+        progress: Progress | None = None,
+    ) -> Pushed:
+        """See `Source.publish`; a repo that is not there is made.
+
+        Args:
+            private: whether a repo that is made is seen by its owners only; None for the hub's own rule.
+        """
+        push = Publication(self.calls, reference.path, folder, manifest, tags=tags, message=message, private=private)
+        done = push.run(aliases, expect)
+        if progress:
+            progress(manifest.size)
+        exact = reference.exact(self.name, reference.path, done.commit)
+        return Pushed(exact, manifest.digest, done.new, manifest.size, done.tags)
+
+    def _before(self, path: str, commit: str) -> Resolved | None:
+        """A commit that was pulled before."""
+        found = self._known(Reference.parse(f"{self.name}:{path}@{commit}")) if self._known else None
+        return self._resolved(Snapshot(self.calls, path, commit), found[1]) if found else None
+
+    def _resolved(self, snapshot: Snapshot, manifest: Manifest, foreign: Foreign | None = None) -> Resolved:
+        exact = Reference.parse(str(snapshot))
+        return Resolved(exact, manifest.digest, manifest, (foreign or snapshot).fetch)
+
+    def _revision(self, path: str, asked: str | None) -> str:
+        """The git revision that a version means."""
+        if asked is None or asked == LATEST:
+            return BRANCH
+        if not is_digest(asked):
+            return asked
+        known = history(self.calls, path, f"Looking up {path}")
+        if pushed := known.pushed(asked):
+            return pushed[-1]
+        raise NoVersionError(f"{self.name}:{path}@{asked}", (f"the commits of {self.place}",))
+
+    def _unknown(self, path: str, revision: str, error: NoVersionError) -> NoVersionError:
+        known = names(self.calls, path, f"Looking up {path}")
+        there = (*known.tags, *known.branches)
+        near = closest(revision, there, limit=3, cutoff=0.6)
+        return NoVersionError(error.what, (f"{self.place}: branches and tags {', '.join(there)}",), near)

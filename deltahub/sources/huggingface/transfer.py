@@ -1,0 +1,141 @@
+"""Bytes out of a repo: one request for one file, which also tells the commit that they are from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from deltahub.errors import StorageError
+from deltahub.files import CHUNK
+from deltahub.sources.huggingface.calls import COMMIT, TIMEOUT, Calls
+from deltahub.stores.base import Progress
+
+if TYPE_CHECKING:
+    from httpx2 import Response
+
+_SMALL: Final = 64 << 20  # bytes of a manifest or a card at most
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a repo holds under a path.
+
+    Attributes:
+        commit: that the revision means, 40 hex digits.
+        data: the file; None if there is none under this path.
+    """
+
+    commit: str
+    data: bytes | None
+
+
+def read(calls: Calls, repo: str, revision: str, path: str, doing: str) -> Answer:
+    """Read a small file at a revision, and what commit that is: one request.
+
+    Raises:
+        NotFoundError: there is no such repo or revision.
+        UnreachableError: there was no answer.
+        StorageError: the hub refused, or the file is not small at all.
+    """
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    def call() -> Answer:
+        try:
+            with _opened(calls, repo, revision, path, {}) as response:
+                data = bytearray()
+                for chunk in response.iter_bytes(CHUNK):
+                    data += chunk
+                    if len(data) > _SMALL:
+                        msg = f"{path} of {repo} in {calls.place} has more than {_SMALL >> 20} MiB. Look at what is there."
+                        raise StorageError(msg)
+                return Answer(_commit(response), bytes(data))
+        except RemoteEntryNotFoundError as error:
+            return Answer(_commit(error.response), None)
+
+    return calls.make(call, doing, f"{calls.name}:{repo}@{revision}")
+
+
+def copy(calls: Calls, repo: str, commit: str, path: str, into: Path, size: int, progress: Progress | None) -> str:
+    """Copy a file of a commit to a new place; a copy that breaks off goes on where it was.
+
+    Args:
+        size: how many bytes it has; more are not taken.
+
+    Returns:
+        The sha256 of what was copied, 64 hex digits. The caller checks it.
+
+    Raises:
+        NotFoundError: the commit has no such file.
+        UnreachableError: there was no answer.
+        StorageError: the hub refused.
+    """
+    what = f"{path} of {calls.name}:{repo}@{commit}"
+    with into.open("xb") as file:
+        taken = _Copy(file, size, progress)
+
+        def call() -> None:
+            going_on = {"Range": f"bytes={taken.done}-"} if taken.done else {}
+            with _opened(calls, repo, commit, path, going_on) as response:
+                if response.headers.get("content-range", "").partition("-")[0] != f"bytes {taken.done}":
+                    taken.restart()
+                for chunk in response.iter_bytes(CHUNK):
+                    if not taken.add(chunk):
+                        return
+
+        calls.make(call, f"Pulling {repo}", what)
+    return taken.digest.hexdigest()
+
+
+class _Copy:
+    """A file that is being written.
+
+    Args:
+        size: bytes at most.
+        progress: hears of every byte once, also of those that are fetched twice.
+    """
+
+    def __init__(self, file: BinaryIO, size: int, progress: Progress | None) -> None:
+        self.file, self.size, self.progress = file, size, progress
+        self.digest, self.done, self.told = hashlib.sha256(), 0, 0
+
+    def restart(self) -> None:
+        """Forget what was written."""
+        self.file.seek(0)
+        self.file.truncate()
+        self.digest, self.done = hashlib.sha256(), 0
+
+    def add(self, chunk: bytes) -> bool:
+        """Write more; False once there are more bytes than there should be, so that the digest cannot be right."""
+        self.file.write(chunk)
+        self.digest.update(chunk)
+        self.done += len(chunk)
+        if self.progress and self.done > self.told:
+            self.progress(self.done - self.told)
+            self.told = self.done
+        return self.done <= self.size
+
+
+@contextmanager
+def _opened(calls: Calls, repo: str, revision: str, path: str, extra: dict[str, str]) -> Iterator[Response]:
+    from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
+
+    url = hf_hub_url(repo, path, revision=revision, endpoint=calls.endpoint)
+    headers = {**calls.headers(), **extra}
+    with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
+        if response.is_error:
+            response.read()  # for the sentence: a stream that is not read has no text
+        hf_raise_for_status(response)
+        yield response
+
+
+def _commit(response: Response) -> str:
+    """The commit that an answer is from; a file elsewhere is led to by one that says it."""
+    for answer in (response, *reversed(response.history)):
+        if commit := answer.headers.get(COMMIT):
+            return str(commit)
+    msg = f"{response.url.host} did not say which commit its answer is from ({COMMIT}). Is it a hub?"
+    raise StorageError(msg)
