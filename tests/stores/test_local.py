@@ -26,7 +26,7 @@ def store(tmp_path) -> LocalStore:
 
 
 def readable(store: LocalStore) -> dict[str, bytes]:
-    return {key: data for key, data in content_of(store.root).items() if not key.startswith("locks")}
+    return {key: data for key, data in content_of(store.root).items() if not key.startswith("claims")}
 
 
 def test_reading_makes_no_folder(store):

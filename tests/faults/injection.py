@@ -11,20 +11,28 @@ from typing import Any, Self
 
 import pytest
 
+from deltahub import syncing
+
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 FORBIDDEN = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 INTERRUPT = KeyboardInterrupt()
 KILL = SystemExit()
 _KILLED = 9
 
-_STEPS = ("chmod", "fsync", "link", "mkdir", "replace", "utime")
+_STEPS = ("chmod", "fsync", "link", "mkdir", "rename", "replace", "utime")
+_REMOVALS = ("rmdir", "unlink")
 
 
 class Faults:
-    """Counts the steps in which something is written, and breaks the one that is asked for."""
+    """Counts the steps in which something is written, and breaks the one that is asked for.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    Args:
+        removals: also those in which something is removed. What cannot be removed stays, so a stage may be left behind.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, removals: bool = False) -> None:
         self._patch = monkeypatch
+        self._names = _STEPS + _REMOVALS if removals else _STEPS
         self._count = 0
         self._breaks_at = 0
         self._error: BaseException = FULL
@@ -62,8 +70,9 @@ class Faults:
         """Raise `error` at one step, counted from 1."""
         self._count, self._breaks_at, self._error = 0, step, error
         with self._patch.context() as patch:
-            for name in _STEPS:
+            for name in self._names:
                 patch.setattr(os, name, self._breakable(getattr(os, name)))
+            patch.setattr(syncing, "syncfs", self._breakable(syncing.syncfs))
             patch.setattr(io, "open", self._open(io.open))
             yield
 
