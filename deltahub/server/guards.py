@@ -1,8 +1,9 @@
 """What stands between the network and the routes, outermost first.
 
     AsSent            paths stay quoted                         paths.py
+    SecurityHeaders   no answer is misused by a browser         shield.py
     Observing         access log, audit log, metrics            observing.py
-    Shield            the hub's own names, security headers     shield.py
+    OwnNames          by which names the hub may be called      shield.py
     Limits            sizes of head and body, slow bodies       limits.py
     Authentication    who calls, and how often                  authentication.py
 
@@ -20,7 +21,7 @@ from deltahub.server.metrics import Metrics
 from deltahub.server.observing import Observing
 from deltahub.server.paths import AsSent
 from deltahub.server.settings import Settings
-from deltahub.server.shield import Shield
+from deltahub.server.shield import OwnNames, SecurityHeaders
 from deltahub.server.tokens import Tokens
 from deltahub.stores.base import Store
 
@@ -35,8 +36,9 @@ def guards(store: Store, settings: Settings, metrics: Metrics) -> list[Middlewar
     """
     return [
         Middleware(AsSent),
+        Middleware(SecurityHeaders),
         Middleware(Observing, metrics),
-        Middleware(Shield, settings),
+        Middleware(OwnNames, settings),
         Middleware(Limits, settings),
         Middleware(Authentication, KnownTokens(Tokens(store)), settings),
     ]

@@ -31,7 +31,7 @@ def note(request: HTTPConnection, **facts: object) -> None:
 
 
 class Observing:
-    """Writes the access log and the audit log, and counts requests. It stands outside of all other middleware.
+    """Writes the access log and the audit log, and counts requests. It stands outside of what may refuse a request.
 
     Args:
         app: what handles the requests.

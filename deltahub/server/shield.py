@@ -23,8 +23,33 @@ _HEADERS: Final = {
 _HSTS: Final = "max-age=31536000"
 
 
-class Shield:
-    """Refuses requests under foreign names, as they come after DNS rebinding, and adds security headers to all answers.
+class SecurityHeaders:
+    """Adds security headers to all answers that have none of their own.
+
+    Args:
+        app: what handles the requests.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+
+        async def shielded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(raw=message.setdefault("headers", []))
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                if scope["scheme"] == "https":
+                    headers.setdefault("Strict-Transport-Security", _HSTS)
+            await send(message)
+
+        await self.app(scope, receive, shielded)
+
+
+class OwnNames:
+    """Refuses requests under foreign names, as they come after DNS rebinding.
 
     Args:
         app: what handles the requests.
@@ -36,27 +61,14 @@ class Shield:
         self._hosts = frozenset(name.lower() for name in settings.hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and add headers to its answer where it has none of its own."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        async def shielded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(raw=message.setdefault("headers", []))
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-                if scope["scheme"] == "https":
-                    headers.setdefault("Strict-Transport-Security", _HSTS)
-            await send(message)
-
-        if self._hosts and _host(scope) not in self._hosts:
+        """Pass a request on if it calls the hub by one of its names."""
+        if scope["type"] == "http" and self._hosts and _host(scope) not in self._hosts:
             message = (
                 f"This hub is not called {_host(scope)!r}. Use one of its names: {', '.join(sorted(self._hosts))}."
             )
-            await Refusal(421, message).answer()(scope, receive, shielded)
+            await Refusal(421, message).answer()(scope, receive, send)
             return
-        await self.app(scope, receive, shielded)
+        await self.app(scope, receive, send)
 
 
 def _host(scope: Scope) -> str:
