@@ -1,4 +1,4 @@
-"""Which deltas fit a backbone: the names and shapes of its tensors, read from the headers of its files, no weights.
+"""Which deltas fit a backbone: the names, kinds and shapes of its tensors, read from the headers of its files, no weights.
 
 A delta fits if every backbone tensor that it leaves alone is there in the same shape. Whether the values are the same is only
 known when it is loaded. A model with a head and the model without it differ in one part at the start of every name, e.g. `bert.`;
@@ -7,22 +7,55 @@ of tied tensors, only one may be in the files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Final
 
-from deltahub.backbone import Fingerprint
-from deltahub.checkpoint import BACKBONE, tensor_table
-from deltahub.errors import CheckpointError, IntegrityError, NotFoundError
-from deltahub.registry.index import Listed
-from deltahub.registry.registry import Registry
-from deltahub.stores.base import object_key
+from deltahub.backbone import EXACT, INCOMPATIBLE, OTHER_PRECISION, Difference, Fingerprint, Leaf
+from deltahub.checkpoint import tensor_table
+from deltahub.errors import CheckpointError
+from deltahub.manifest import TensorEntry
 
-Shapes = Mapping[str, tuple[int, ...]]
+Tensors = Mapping[str, TensorEntry]
+
+SAME_STRUCTURE: Final = "same structure"
+FITS: Final = (SAME_STRUCTURE, OTHER_PRECISION)  # the levels that are no obstacle
+_DTYPES: Final = {
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "BF16": "bfloat16",
+    "BOOL": "bool",
+    **{f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)},
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+}
 
 
-def backbone_shapes(folder: Path) -> Shapes:
-    """The tensors in all safetensors files of a backbone's folder.
+def backbone_folder(backbone: str) -> Path:
+    """The folder of a backbone, given itself or a model id that is in the cache of huggingface_hub; nothing is downloaded.
+
+    Raises:
+        CheckpointError: there is neither.
+    """
+    folder = Path(backbone).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download  # late: 100 ms that a folder does not need
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(backbone, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError) as error:
+        msg = (
+            f"{backbone} is neither the folder of a backbone nor a model in the cache of Hugging Face. Point to a folder that "
+            "save_pretrained wrote, or fetch the model first: hf download MODEL"
+        )
+        raise CheckpointError(msg) from error
+
+
+def backbone_tensors(folder: Path) -> Tensors:
+    """The tensors in all safetensors files of a backbone's folder, by name.
 
     Raises:
         CheckpointError: there are none, or one cannot be read.
@@ -31,51 +64,53 @@ def backbone_shapes(folder: Path) -> Shapes:
     if not files:
         msg = f"{folder} holds no *.safetensors file; expected the folder of a backbone, as save_pretrained writes it."
         raise CheckpointError(msg)
-    return {entry.name: entry.shape for path in files for entry in tensor_table(path)}
+    return {entry.name: entry for path in files for entry in tensor_table(path)}
 
 
-def fits(expected: Fingerprint, found: Shapes) -> bool:
-    """Whether a backbone has the tensors that a delta leaves alone.
+def fit(expected: Fingerprint, found: Tensors) -> Difference:
+    """How a delta fits a backbone, as far as headers tell.
 
     Args:
         expected: the delta's record of its backbone.
-        found: name to shape.
+        found: the tensors of the backbone's files.
+
+    Returns:
+        ``"same structure"``, ``"other precision"``, ``"resized embeddings"`` or ``"incompatible"``, and what differs.
     """
-    return bool(expected.leaves) and any(_fits(expected, found, rename) for rename in _renamings(expected, found))
+    if not expected.leaves:
+        return Difference(INCOMPATIBLE, "the delta says nothing of its backbone")
+    rename, prefix = min(_renamings(expected, found), key=lambda one: _missing(expected, found, one[0]))
+    there = {leaf: found[rename(leaf.name)] for leaf in expected.leaves if rename(leaf.name) in found}
+    wanted = Fingerprint(tuple(leaf for leaf in expected.leaves if leaf in there or not _tied(leaf, there, found)))
+    seen = Fingerprint(tuple(_as_found(leaf, entry) for leaf, entry in there.items()))
+    difference = wanted.compare(seen)
+    if difference.level == EXACT:
+        difference = Difference(SAME_STRUCTURE, "the values are compared when it is loaded")
+    return replace(difference, detail=f"{difference.detail}{prefix}")
 
 
-def fitting(registry: Registry, listed: Iterable[Listed], found: Shapes) -> list[Listed]:
-    """Those of the deltas of a registry whose listed version fits a backbone; one that cannot be read never does."""
-    known: dict[str, bool] = {}  # by the record, which many deltas share
-    kept = []
-    for line in listed:
-        try:
-            entry = next((file for file in registry.manifest(line.digest).files if file.path == BACKBONE), None)
-            if entry and entry.sha256 not in known:
-                expected = Fingerprint.from_bytes(registry.store.read(object_key(entry.sha256)))
-                known[entry.sha256] = fits(expected, found)
-        except (IntegrityError, CheckpointError, NotFoundError):
-            continue
-        if entry and known[entry.sha256]:
-            kept.append(line)
-    return kept
+def _missing(expected: Fingerprint, found: Tensors, rename: Callable[[str], str]) -> int:
+    return sum(rename(leaf.name) not in found for leaf in expected.leaves)
 
 
-def _fits(expected: Fingerprint, found: Shapes, rename: Callable[[str], str]) -> bool:
-    missing = [leaf for leaf in expected.leaves if found.get(rename(leaf.name)) != leaf.shape]
-    there = {(leaf.shape, leaf.hash) for leaf in set(expected.leaves) - set(missing)}
-    return all(  # a tied matrix has the bytes of another one; vectors of zeros are equal by chance
-        len(leaf.shape) > 1 and not {leaf.name, rename(leaf.name)} & found.keys() and (leaf.shape, leaf.hash) in there
-        for leaf in missing
-    )
+def _tied(leaf: Leaf, there: Mapping[Leaf, TensorEntry], found: Tensors) -> bool:
+    """Whether a matrix that is missing has the bytes of another one; vectors of zeros are equal by chance."""
+    same = any((other.shape, other.hash) == (leaf.shape, leaf.hash) for other in there)
+    return len(leaf.shape) > 1 and leaf.name not in found and same
 
 
-def _renamings(expected: Fingerprint, found: Shapes) -> Iterator[Callable[[str], str]]:
-    yield partial(_without, "")
+def _as_found(leaf: Leaf, entry: TensorEntry) -> Leaf:
+    """A tensor of the files as a leaf; its values are taken for the same."""
+    return replace(leaf, shape=entry.shape, dtype=_DTYPES.get(entry.dtype, entry.dtype))
+
+
+def _renamings(expected: Fingerprint, found: Tensors) -> Iterator[tuple[Callable[[str], str], str]]:
+    """What the files may call the delta's tensors, and how that is said."""
+    yield partial(_without, ""), ""
     for first in sorted({name.partition(".")[0] for name in found}):
-        yield f"{first}.".__add__
+        yield f"{first}.".__add__, f"; in the files under {first}."
     for first in sorted({leaf.name.partition(".")[0] for leaf in expected.leaves}):
-        yield partial(_without, f"{first}.")
+        yield partial(_without, f"{first}."), f"; in the files not under {first}."
 
 
 def _without(prefix: str, name: str) -> str:

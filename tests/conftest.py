@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from deltahub import checkpoint
 from deltahub.cache import Cache
 from deltahub.hub import Hub
+from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.stores.local import LocalStore
 from tests.checkpoints import save_checkpoint
@@ -109,3 +111,14 @@ def as_nobody() -> Iterator[Callable[[], None]]:
     finally:
         if os.name != "nt" and os.getuid() == 0:
             os.seteuid(0)
+
+
+@pytest.fixture
+def publish(new_checkpoint):
+    """Pushes small deltas, told apart by a number."""
+
+    def pushed(registry, name="acme/ner", value=0.5, **options) -> str:
+        folder = new_checkpoint(value=value)
+        return registry.publish(Reference.parse(name), checkpoint.describe(folder), folder, **options)[0]
+
+    return pushed

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from deltahub.backbone import Fingerprint, Leaf
+from deltahub.backbone import INCOMPATIBLE, OTHER_PRECISION, RESIZED, Difference, Fingerprint, Leaf
 from deltahub.errors import CheckpointError
-from deltahub.fitting import backbone_shapes, fits
+from deltahub.fitting import SAME_STRUCTURE, backbone_folder, backbone_tensors, fit
+from deltahub.manifest import TensorEntry
+from deltahub.registry.index import Index
 from deltahub.registry.query import Query
 from deltahub.stores.base import object_key
 from tests.checkpoints import LEAVES
@@ -17,16 +19,20 @@ SHAPES = {leaf.name: leaf.shape for leaf in LEAVES}
 EXPECTED = Fingerprint(LEAVES)
 
 
+def tensors(shapes, dtype="F32"):
+    return {name: TensorEntry(name, dtype, shape) for name, shape in shapes.items()}
+
+
 @pytest.fixture
 def save(tmp_path):
     """Writes a backbone's folder, over several files if asked."""
 
-    def saved(shapes, files=1):
+    def saved(shapes, files=1, dtype=np.float32):
         folder = tmp_path / "backbone"
         folder.mkdir(exist_ok=True)
         names = sorted(shapes)
         for number in range(files):
-            part = {name: np.zeros(shapes[name], np.float16) for name in names[number::files]}
+            part = {name: np.zeros(shapes[name], dtype) for name in names[number::files]}
             save_file(part, folder / f"model-{number}.safetensors")
         return folder
 
@@ -34,37 +40,64 @@ def save(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "found",
+    ("found", "said"),
     [
-        SHAPES,
-        {**SHAPES, "head.weight": (2, 4)},
-        {f"bert.{name}": shape for name, shape in SHAPES.items()},
-        {**{f"bert.{name}": shape for name, shape in SHAPES.items()}, "cls.weight": (2, 4)},
+        (SHAPES, ""),
+        ({**SHAPES, "head.weight": (2, 4)}, ""),
+        ({f"bert.{name}": shape for name, shape in SHAPES.items()}, "; in the files under bert."),
+        (
+            {**{f"bert.{name}": shape for name, shape in SHAPES.items()}, "cls.weight": (2, 4)},
+            "; in the files under bert.",
+        ),
     ],
     ids=["same", "with a head", "inside a model with a head", "inside, and a head"],
 )
-def test_a_backbone_with_all_that_a_delta_leaves_alone_fits(found):
-    assert fits(EXPECTED, found)
+def test_a_backbone_with_all_that_a_delta_leaves_alone_fits(found, said):
+    assert fit(EXPECTED, tensors(found)) == Difference(
+        SAME_STRUCTURE, f"the values are compared when it is loaded{said}"
+    )
 
 
 def test_a_delta_of_a_model_with_a_head_fits_the_model_without_it():
     leaves = tuple(Leaf(f"bert.{leaf.name}", leaf.dtype, leaf.shape, leaf.hash) for leaf in LEAVES)
-    assert fits(Fingerprint(leaves), SHAPES)
+    difference = fit(Fingerprint(leaves), tensors(SHAPES))
+    assert (difference.level, difference.detail[-30:]) == (SAME_STRUCTURE, "; in the files not under bert.")
+
+
+def test_another_precision_is_said():
+    difference = fit(EXPECTED, tensors(SHAPES, "BF16"))
+    assert difference.level == OTHER_PRECISION
+    assert "embed.weight is bfloat16, expected float32" in difference.detail
+
+
+def test_resized_embeddings_are_told_from_another_backbone():
+    difference = fit(EXPECTED, tensors({**SHAPES, "embed.weight": (11, 4)}))
+    assert difference == Difference(RESIZED, "embed.weight is [11, 4], expected [10, 4]")
 
 
 @pytest.mark.parametrize(
-    "found",
+    ("found", "detail"),
     [
-        {},
-        {name: shape for name, shape in SHAPES.items() if "value" not in name},
-        {**SHAPES, "embed.weight": (11, 4)},
-        {name.replace("layer", "block"): shape for name, shape in SHAPES.items()},
-        {f"a.b.{name}": shape for name, shape in SHAPES.items()},
+        ({}, "missing embed.weight, layer.query.weight, layer.value.weight"),
+        ({name: shape for name, shape in SHAPES.items() if "value" not in name}, "missing layer.value.weight"),
+        ({**SHAPES, "layer.query.weight": (4, 5)}, "layer.query.weight is [4, 5], expected [4, 4]"),
+        (
+            {name.replace("layer", "block"): shape for name, shape in SHAPES.items()},
+            "missing layer.query.weight, layer.value.weight",
+        ),
+        (
+            {f"a.b.{name}": shape for name, shape in SHAPES.items()},
+            "missing embed.weight, layer.query.weight, layer.value.weight",
+        ),
     ],
-    ids=["nothing", "one missing", "one resized", "other names", "deeper"],
+    ids=["nothing", "one missing", "another width", "other names", "deeper"],
 )
-def test_any_other_backbone_does_not(found):
-    assert not fits(EXPECTED, found)
+def test_any_other_backbone_does_not_and_the_reason_is_said(found, detail):
+    assert fit(EXPECTED, tensors(found)) == Difference(INCOMPATIBLE, detail)
+
+
+def test_a_delta_that_says_nothing_of_its_backbone_fits_none():
+    assert fit(Fingerprint(()), tensors(SHAPES)).level == INCOMPATIBLE
 
 
 def test_a_tied_matrix_need_not_be_there_twice_but_a_vector_that_is_equal_by_chance_must():
@@ -73,32 +106,80 @@ def test_a_tied_matrix_need_not_be_there_twice_but_a_vector_that_is_equal_by_cha
             (Leaf("embed.weight", "float32", shape, "0" * 32), Leaf("head.weight", "float32", shape, "0" * 32))
         )
 
-    assert fits(fingerprint((10, 4)), {"embed.weight": (10, 4)})
-    assert not fits(fingerprint((10,)), {"embed.weight": (10,)})
-    assert not fits(fingerprint((10, 4)), {"embed.weight": (10, 4), "head.weight": (9, 4)})
+    assert fit(fingerprint((10, 4)), tensors({"embed.weight": (10, 4)})).level == SAME_STRUCTURE
+    assert fit(fingerprint((10,)), tensors({"embed.weight": (10,)})).level == INCOMPATIBLE
+    both = tensors({"embed.weight": (10, 4), "head.weight": (9, 4)})
+    assert fit(fingerprint((10, 4)), both).level == RESIZED
 
 
-def test_a_backbone_may_be_in_several_files_and_of_another_precision(save):
-    assert backbone_shapes(save(SHAPES, files=2)) == SHAPES
+def test_a_backbone_may_be_in_several_files(save):
+    assert backbone_tensors(save(SHAPES, files=2)) == tensors(SHAPES)
 
 
 def test_a_folder_without_a_backbone_says_what_was_expected(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no \*\.safetensors file; expected the folder of a backbone"):
-        backbone_shapes(tmp_path)
+        backbone_tensors(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="is not a safetensors file"):
-        backbone_shapes(tmp_path)
+        backbone_tensors(tmp_path)
 
 
-def test_a_search_by_backbone_counts_and_pages_what_fits_and_passes_over_damage(hub, new_checkpoint, save):
+def test_a_backbone_may_be_a_model_in_the_cache_of_hugging_face(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repo, commit = tmp_path / "models--acme--bert", "0" * 40
+    (repo / "snapshots" / commit).mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    assert backbone_folder("acme/bert") == repo / "snapshots" / commit
+    assert backbone_folder(str(tmp_path)) == tmp_path
+    for missing in ("acme/other", "./nowhere", "a/b/c/d"):
+        with pytest.raises(CheckpointError, match="is neither the folder of a backbone nor a model in the cache"):
+            backbone_folder(missing)
+
+
+@pytest.fixture
+def index(registry, publish, tmp_path) -> Index:
+    """Of three deltas of one backbone."""
     for number in range(3):
-        hub.push(new_checkpoint(value=number), f"me/d{number}")
-    folder = save(SHAPES)
-    lines, total = hub.search(Query(sort="name"), limit=1, offset=1, backbone=folder)
-    assert ([line.name for line in lines], total) == (["me/d1"], 3)
-    assert hub.search(Query("d2"), backbone=folder)[1] == 1
+        publish(registry, f"me/d{number}", value=number)
+    return Index(tmp_path / "index.sqlite3", registry)
 
-    digest = hub.registry(None).document("me/d1").versions["v1"].digest
-    hub.registry(None).store.delete(object_key(digest.removeprefix("sha256:")))
-    assert [line.name for line in hub.search(Query(sort="name"), backbone=folder)[0]] == ["me/d0", "me/d2"]
-    assert hub.search(Query(), backbone=save({"other": (1,), **dict.fromkeys(SHAPES, (1,))})) == ([], 0)
+
+def test_a_search_by_backbone_counts_and_pages_what_fits_and_says_how(index):
+    lines, total = index.search(Query(sort="name"), limit=1, offset=1, backbone=tensors(SHAPES))
+    assert ([line.name for line in lines], total) == (["me/d1"], 3)
+    assert lines[0].fit.level == SAME_STRUCTURE
+    assert index.search(Query("d2"), backbone=tensors(SHAPES))[1] == 1
+    assert index.search(Query(), backbone=tensors({"other": (1,)})) == ([], 0)
+
+
+def test_those_that_do_not_fit_are_listed_with_the_reason_when_asked_for(index):
+    lines, total = index.search(Query(near=True, sort="name"), backbone=tensors({**SHAPES, "embed.weight": (11, 4)}))
+    assert total == 3
+    assert {(line.fit.level, line.fit.detail) for line in lines} == {
+        (RESIZED, "embed.weight is [11, 4], expected [10, 4]")
+    }
+
+
+def test_a_search_by_backbone_reads_each_record_once_and_no_manifest(index, registry, monkeypatch):
+    index.search(Query())
+    read, store_read = [], registry.store.read
+    monkeypatch.setattr(registry.store, "read", lambda key: read.append(key) or store_read(key))
+    assert index.search(Query(), backbone=tensors(SHAPES))[1] == 3
+    record = registry.document("me/d0").versions["v1"].summary["backbone_record"]
+    assert [key for key in read if key.startswith("objects/")] == [object_key(record)]
+
+
+def test_a_record_that_is_gone_fits_nothing_and_the_search_goes_on(index, registry):
+    record = registry.document("me/d0").versions["v1"].summary["backbone_record"]
+    registry.store.delete(object_key(record))
+    assert index.search(Query(), backbone=tensors(SHAPES)) == ([], 0)
+    assert index.search(Query(near=True), backbone=tensors(SHAPES))[1] == 3
+
+
+def test_a_delta_whose_document_does_not_say_its_record_is_found_all_the_same(index, registry):
+    path = registry.store.root / "refs/me/d1.json"
+    record = registry.document("me/d0").versions["v1"].summary["backbone_record"]
+    path.write_bytes(path.read_bytes().replace(f'"backbone_record":"{record}",'.encode(), b""))
+    assert b"backbone_record" not in path.read_bytes()
+    assert index.search(Query(), backbone=tensors(SHAPES))[1] == 3

@@ -12,12 +12,13 @@ ROOT = Path(__file__).parents[1]
 # A module may import those of earlier lines, and none of its own line unless they share a package.
 LAYERS = (
     ("errors", "nearest", "places", "version"),
-    ("address", "reference", "schema", "files", "syncing"),
+    ("address", "hfcache", "reference", "schema", "files", "syncing"),
     ("config", "manifest", "naming"),
-    ("backbone", "metadata", "outcomes"),
+    ("backbone", "metadata", "outcomes", "tensorheader"),
     ("checkpoint", "card", "lockfile", "stores"),
-    ("archive", "registry", "registries", "cache"),
-    ("bundle", "fitting"),
+    ("fitting",),
+    ("archive", "describing", "registry", "registries", "cache"),
+    ("bundle", "caretaking"),
     ("sources", "pushing"),
     ("hub",),
     ("shortcuts",),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from deltahub.registry.index import Index
-from deltahub.registry.query import FACETS, Query, conditions
+from deltahub.registry.query import Query, conditions
 
 SHOWN: Final = ("delta_type", "backbone", "tags", "author")
 
@@ -45,11 +45,11 @@ def facets(index: Index, query: Query, limit: int = 8) -> list[Facet]:
 def _facet(database: sqlite3.Connection, name: str, query: Query, limit: int) -> Facet:
     if name == "tags":
         where, values = conditions(query)
-        counted = "SELECT tag AS value, count(*) AS times FROM deltas JOIN tags USING (key)"
+        counted = "SELECT tag AS value, count(*) AS times FROM deltas JOIN tags USING (id)"
         chosen = query.tags
     else:
         where, values = conditions(replace(query, **{name: None}))  # type: ignore[arg-type]  (all of them are texts)
-        counted = f"SELECT {FACETS[name]} AS value, count(*) AS times FROM deltas"  # noqa: S608  (names of its own)
+        counted = f"SELECT {name} AS value, count(*) AS times FROM deltas"  # noqa: S608  (names of its own)
         chosen = tuple(filter(None, [getattr(query, name)]))
     rows = database.execute(
         f"{counted} WHERE {where} GROUP BY value HAVING value <> '' ORDER BY times DESC, value LIMIT ?",

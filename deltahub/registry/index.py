@@ -1,6 +1,6 @@
 """The search index: a SQLite file brought up to date from the reference documents, and never the truth.
 
-Only documents whose stamp changed are read again. A missing, old or damaged index is made anew.
+A missing, old or damaged index is made anew.
 """
 
 from __future__ import annotations
@@ -8,30 +8,25 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from deltahub.errors import CheckpointError, DeltaHubError
-from deltahub.registry.document import ReferenceDocument
+from deltahub.backbone import Difference, Fingerprint
+from deltahub.errors import DeltaHubError
+from deltahub.fitting import FITS, Tensors, fit
 from deltahub.registry.query import Query, conditions, order
-from deltahub.registry.registry import REFS, Registry
+from deltahub.registry.refreshing import refresh
+from deltahub.registry.registry import Registry
+from deltahub.registry.tables import connect
+from deltahub.stores.base import object_key
+from deltahub.stores.waiting import spread
 
 T = TypeVar("T")
 
 _MOST: Final = 2**63 - 1  # what SQLite counts to
 _DAMAGE: Final = (sqlite3.Error, TypeError, ValueError)  # what reading a damaged index can raise
-_VERSION: Final = 1  # of the tables below
-_TABLES: Final = """
-CREATE TABLE documents (key TEXT PRIMARY KEY, stamp TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE deltas (
-    key TEXT PRIMARY KEY, name TEXT NOT NULL, delta_type TEXT, author TEXT, time TEXT NOT NULL,
-    words TEXT NOT NULL, row TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE tags (key TEXT NOT NULL, tag TEXT NOT NULL, PRIMARY KEY (key, tag)) WITHOUT ROWID;
-CREATE INDEX newest ON deltas (time DESC, name);
-"""
 
 
 @dataclass(frozen=True)
@@ -47,6 +42,7 @@ class Listed:
         time: when it was pushed.
         author: who pushed it.
         summary: delta_type, backbone_class, backbone_checkpoint_name, size (bytes), parameters, metrics.
+        fit: how it fits the backbone that was asked for; None if none was.
     """
 
     name: str
@@ -57,6 +53,7 @@ class Listed:
     time: str
     author: str
     summary: dict[str, Any]
+    fit: Difference | None = None
 
 
 class Index:
@@ -71,12 +68,15 @@ class Index:
         self.path = path
         self.registry = registry
 
-    def search(self, query: Query, limit: int | None = None, offset: int = 0) -> tuple[list[Listed], int]:
+    def search(
+        self, query: Query, limit: int | None = None, offset: int = 0, backbone: Tensors | None = None
+    ) -> tuple[list[Listed], int]:
         """The deltas that a query means, in its order.
 
         Args:
             limit: at most so many; None for all.
             offset: leave out so many of the first.
+            backbone: the tensors of a backbone that they must fit.
 
         Returns:
             The deltas, and how many there are without the limit.
@@ -84,14 +84,41 @@ class Index:
         where, values = conditions(query)
 
         def ask(database: sqlite3.Connection) -> tuple[list[Listed], int]:
-            total: int = database.execute(f"SELECT count(*) FROM deltas WHERE {where}", values).fetchone()[0]  # noqa: S608  (built below)
-            rows = database.execute(
-                f"SELECT row FROM deltas WHERE {where} ORDER BY {order(query)} LIMIT ? OFFSET ?",  # noqa: S608
-                [*values, -1 if limit is None else min(limit, _MOST), min(offset, _MOST)],
-            )
-            return [_listed(json.loads(row)) for (row,) in rows], total
+            clause, given, decided = where, list(values), dict[str | None, Difference]()
+            if backbone is not None:
+                decided = self._decided(database, where, values, backbone)
+                wanted = [record for record, found in decided.items() if query.near or found.level in FITS]
+                clause += " AND ifnull(record, '') IN (SELECT value FROM json_each(?))"
+                given.append(json.dumps([record or "" for record in wanted]))
+            total: int = database.execute(f"SELECT count(*) FROM deltas WHERE {clause}", given).fetchone()[0]  # noqa: S608  (built above)
+            page = f"SELECT id FROM deltas WHERE {clause} ORDER BY {order(query)} LIMIT ? OFFSET ?"  # noqa: S608
+            chosen = database.execute(
+                page, [*given, -1 if limit is None else min(limit, _MOST), min(offset, _MOST)]
+            ).fetchall()
+            rows = [
+                database.execute("SELECT row, record FROM deltas JOIN rows USING (id) WHERE id = ?", one)
+                for one in chosen
+            ]
+            return [_listed(*row.fetchone(), decided=decided) for row in rows], total
 
         return self.read(ask)
+
+    def _decided(
+        self, database: sqlite3.Connection, where: str, values: list[str | float], backbone: Tensors
+    ) -> dict[str | None, Difference]:
+        """How each record of a backbone that the deltas meant have fits; many deltas share one."""
+        rows = database.execute(f"SELECT DISTINCT record FROM deltas WHERE {where}", values)  # noqa: S608
+        records: list[str | None] = [record for (record,) in rows]
+
+        def decide(record: str | None) -> Difference:
+            try:
+                data = self.registry.store.read(object_key(record)) if record else None
+                expected = Fingerprint.from_bytes(data) if data else Fingerprint(())
+            except DeltaHubError:  # gone or damaged: `verify` says so
+                expected = Fingerprint(())
+            return fit(expected, backbone)
+
+        return dict(zip(records, spread(decide, records, self.registry.store.at_once), strict=True))
 
     def read(self, ask: Callable[[sqlite3.Connection], T]) -> T:
         """Ask the database something, once it is up to date.
@@ -113,82 +140,12 @@ class Index:
     def _read(self, path: Path | str, ask: Callable[[sqlite3.Connection], T]) -> T:
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(_connect(path)) as database, database:
-            self._refresh(database)
+        with contextlib.closing(connect(path)) as database:
+            with database:
+                refresh(database, self.registry)
             return ask(database)
 
-    def _refresh(self, database: sqlite3.Connection) -> None:
-        known = dict(database.execute("SELECT key, stamp FROM documents"))
-        current = dict(self.registry.store.keys(REFS))
-        stale = [key for key in known if key not in current]
-        changed = [key for key, stamp in current.items() if known.get(key) != stamp]
-        _forget(database, [*stale, *changed])
-        for key in changed:
-            if not key.endswith(".json"):
-                continue
-            found = self.registry.store.read_tagged(key)
-            if found is None:  # deleted since it was listed
-                continue
-            try:
-                document = _document(key, found[0])
-            except DeltaHubError as error:  # one damaged document must not hide the others
-                import logging  # late: hardly ever needed
 
-                logging.getLogger("deltahub").warning("%s cannot be listed: %s", key, error)
-                continue
-            if document.versions:  # else all were removed, or it was renamed
-                _remember(database, key, document)
-            database.execute("INSERT INTO documents VALUES (?, ?)", (key, current[key]))
-
-
-def _document(key: str, data: bytes) -> ReferenceDocument:
-    path = key[len(REFS) : -len(".json")]
-    document = ReferenceDocument.from_bytes(data, path)
-    if document.name != path:  # a copied file: no command finds this delta there
-        msg = f"It is the reference document of {document.name}. Remove it, or push to {path} under its own name."
-        raise CheckpointError(msg)
-    return document
-
-
-def _connect(path: Path | str) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=30)
-    try:
-        if database.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
-            found = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-            # Another process may make them at the same time.
-            drops = "".join(f"DROP TABLE IF EXISTS {name};" for name in {*found, "documents", "deltas", "tags"})
-            database.executescript(f"BEGIN IMMEDIATE;{drops}{_TABLES}PRAGMA user_version = {_VERSION};COMMIT;")
-    except sqlite3.DatabaseError:
-        database.close()
-        raise
-    return database
-
-
-def _forget(database: sqlite3.Connection, keys: Collection[str]) -> None:
-    for table in ("documents", "deltas", "tags"):
-        database.executemany(f"DELETE FROM {table} WHERE key = ?", [(key,) for key in keys])  # noqa: S608
-
-
-def _remember(database: sqlite3.Connection, key: str, document: ReferenceDocument) -> None:
-    version = document.latest
-    entry = document.versions[version]
-    row = {
-        "name": document.name,
-        "version": version,
-        "digest": entry.digest,
-        "tags": list(entry.tags),
-        "aliases": dict(document.aliases),
-        "time": entry.time,
-        "author": entry.author,
-        "summary": dict(entry.summary),
-    }
-    texts = (entry.summary.get(k, "") for k in ("delta_type", "backbone_class", "backbone_checkpoint_name"))
-    words = " ".join([document.name, *entry.tags, *map(str, texts), entry.message]).lower()
-    delta_type = str(entry.summary.get("delta_type") or "")
-    values = (key, document.name, delta_type, entry.author, entry.time, words, json.dumps(row))
-    database.execute("INSERT INTO deltas VALUES (?, ?, ?, ?, ?, ?, ?)", values)
-    database.executemany("INSERT INTO tags VALUES (?, ?)", [(key, tag) for tag in entry.tags])
-
-
-def _listed(row: dict[str, Any]) -> Listed:
-    return Listed(**{**row, "tags": tuple(row["tags"])})
+def _listed(row: str, record: str | None, decided: Mapping[str | None, Difference]) -> Listed:
+    document = json.loads(row)
+    return Listed(**{**document, "tags": tuple(document["tags"])}, fit=decided.get(record))

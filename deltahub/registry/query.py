@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
 from deltahub.errors import ConfigError
+from deltahub.registry.tables import has_trigrams, searchable
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.@/ -]{0,62}[A-Za-z0-9_.@/-])?")
 _METRIC: Final = re.compile(rf"({_NAME.pattern})\s*(>=|<=|!=|==|=|>|<)\s*(\S+)")
 
-# What a list can be sorted by besides metrics: the expression over the index, and whether the largest comes first.
+# What a list can be sorted by besides metrics: the column of the index, and whether the largest comes first.
 _COLUMNS: Final = {
     "time": ("time", True),
     "name": ("name", False),
-    "size": ("json_extract(row, '$.summary.size')", True),
-    "parameters": ("json_extract(row, '$.summary.parameters')", True),
+    "size": ("size", True),
+    "parameters": ("parameters", True),
 }
-# What a delta has one of, as expressions over the index.
-FACETS: Final = {
-    "delta_type": "delta_type",
-    "author": "author",
-    "backbone": "json_extract(row, '$.summary.backbone_checkpoint_name')",
-    "fingerprint": "json_extract(row, '$.summary.backbone_hash')",
-}
+_NEVER_NULL: Final = ("time", "name")
+FACETS: Final = ("delta_type", "author", "backbone", "fingerprint")  # columns: what a delta has one of
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,8 @@ class Query:
         reverse: the other way round.
         backbone: what the backbone is called.
         fingerprint: of the backbone, 32 hex digits.
+        near: where deltas must fit a backbone, whether those that do not are wanted too.
+        hidden: names that are left out.
     """
 
     text: str = ""
@@ -86,6 +86,8 @@ class Query:
     reverse: bool = False
     backbone: str | None = None
     fingerprint: str | None = None
+    near: bool = False
+    hidden: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a sort key that can be no metric.
@@ -102,21 +104,23 @@ def conditions(query: Query) -> tuple[str, list[str | float]]:
     """A query as an SQL condition over the index, and its values."""
     clauses: list[str] = ["1"]
     values: list[str | float] = []
-    for word in query.text.lower().split():
-        clauses.append("instr(words, ?) > 0")
-        values.append(word)
+    if words := searchable(query.text).split():
+        clauses.append(f"deltas.id IN (SELECT rowid FROM texts WHERE {_containing(words)})")  # noqa: S608
+        values += [*filter(None, [_trigrams(words)]), *words]
     for tag in query.tags:
-        clauses.append("EXISTS (SELECT 1 FROM tags WHERE tags.key = deltas.key AND tag = ?)")
+        clauses.append("deltas.id IN (SELECT id FROM tags WHERE tag = ?)")
         values.append(tag)
-    for facet in ("delta_type", "author", "backbone", "fingerprint"):
+    for facet in FACETS:
         value = getattr(query, facet)
         if value is not None:
-            clauses.append(f"{FACETS[facet]} = ?")
+            clauses.append(f"{facet} = ?")
             values.append(value)
+    if query.hidden:
+        clauses.append("name NOT IN (SELECT value FROM json_each(?))")
+        values.append(json.dumps(query.hidden))
     for metric in query.metrics:
-        number = _number(metric.name)
-        clauses.append(f"{number} {metric.comparison} ?")
-        values.append(metric.value)
+        clauses.append(f"deltas.id IN (SELECT id FROM metrics WHERE name = ? AND value {metric.comparison} ?)")  # noqa: S608
+        values += [metric.name, metric.value]
     texts = [value.encode(errors="replace").decode() if isinstance(value, str) else value for value in values]
     return " AND ".join(clauses), texts  # '?' stands for what no text holds
 
@@ -124,10 +128,25 @@ def conditions(query: Query) -> tuple[str, list[str | float]]:
 def order(query: Query) -> str:
     """A query's order as an SQL expression; equals are in the order of their names."""
     value, falls = _COLUMNS.get(query.sort, (_number(query.sort), True))
-    return f"{value} IS NULL, {value} {'DESC' if falls != query.reverse else 'ASC'}, name"
+    column = f"{value} {'DESC' if falls != query.reverse else 'ASC'}, name"
+    return column if value in _NEVER_NULL else f"{value} IS NULL, {column}"
+
+
+def _containing(words: Collection[str]) -> str:
+    """A condition on a text: its trigrams say where to look, and every word must occur."""
+    narrow = ["texts MATCH ?"] if _trigrams(words) else []
+    return " AND ".join([*narrow, *["instr(words, ?) > 0"] * len(words)])
+
+
+def _trigrams(words: Collection[str]) -> str:
+    """Trigrams that a text with all these words has, as FTS5 is asked for them; empty if none are known."""
+    if not has_trigrams():
+        return ""
+    starts = [(word, start) for word in words for start in {*range(0, len(word) - 2, 3), len(word) - 3} if start >= 0]
+    found = sorted({word[start : start + 3] for word, start in starts})
+    return " AND ".join('"{}"'.format(trigram.replace('"', '""')) for trigram in found)
 
 
 def _number(metric: str) -> str:
     """A metric as an SQL expression; NULL where it is missing or no number. Its name holds no quotes: see `_NAME`."""
-    path = f"""'$.summary.metrics."{metric}"'"""
-    return f"CASE WHEN json_type(row, {path}) IN ('integer', 'real') THEN json_extract(row, {path}) END"
+    return f"(SELECT value FROM metrics WHERE metrics.id = deltas.id AND metrics.name = '{metric}')"  # noqa: S608

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltahub.fitting import backbone_tensors
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.outcomes import Pushed
 from deltahub.reference import Reference
@@ -76,10 +77,7 @@ class RegistrySource:
         index = Index(self._indexes / f"{self.name}-{place}.sqlite3", self.registry)
         if backbone is None:
             return index.search(query, limit, offset)
-        from deltahub.fitting import backbone_shapes, fitting  # late: hardly ever needed
-
-        found = fitting(self.registry, index.search(query)[0], backbone_shapes(backbone))
-        return found[offset : None if limit is None else offset + limit], len(found)
+        return index.search(query, limit, offset, backbone_tensors(backbone))
 
     def publish(
         self,

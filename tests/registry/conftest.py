@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from deltahub import checkpoint
-from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.stores.base import Store
 from deltahub.stores.local import LocalStore
@@ -33,14 +31,3 @@ def new_registry(request, tmp_path):
 def anywhere(new_registry) -> Registry:
     """An empty registry over a store of each kind."""
     return new_registry()
-
-
-@pytest.fixture
-def publish(new_checkpoint):
-    """Pushes small deltas, told apart by a number."""
-
-    def pushed(registry, name="acme/ner", value=0.5, **options) -> str:
-        folder = new_checkpoint(value=value)
-        return registry.publish(Reference.parse(name), checkpoint.describe(folder), folder, **options)[0]
-
-    return pushed

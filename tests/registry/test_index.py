@@ -150,7 +150,7 @@ def zero_the_rest(path):
 
 def break_a_row(path):
     with sqlite3.connect(path) as database:
-        database.execute("UPDATE deltas SET row = '{'")
+        database.execute("UPDATE rows SET row = '{'")
     database.close()
 
 

@@ -50,6 +50,7 @@ def test_what_was_pushed_is_found_with_all_that_was_said(registry, new_checkpoin
         "size": found.manifest.size,
         "parameters": 10,
         "metrics": {"f1": 0.5},
+        "backbone_record": next(file.sha256 for file in found.manifest.files if file.path == "backbone.json"),
     }
 
 

@@ -133,12 +133,15 @@ def test_a_batch_that_is_killed_at_any_step_leaves_each_document_old_or_new_and_
         tagged = [store.read_tagged(key) for key in keys]
         return [Swap(key, data, found[1] if found else None) for key, found in zip(keys, tagged, strict=True)]
 
-    store = LocalStore(tmp_path / "count")
-    steps = faults.count(lambda: store.swap_all(swaps(store, b"new")))
-    for step in range(1, steps + 1):
-        store = LocalStore(tmp_path / f"{step}")
+    def prepare(case):
+        store = LocalStore(tmp_path / case)
         store.swap_all(swaps(store, b"old"))
-        prepared = swaps(store, b"new")
+        return store, swaps(store, b"new")
+
+    store, prepared = prepare("count")
+    steps = faults.count(lambda: store.swap_all(prepared))
+    for step in range(1, steps + 1):
+        store, prepared = prepare(f"{step}")
         faults.kill(step, lambda store=store, prepared=prepared: store.swap_all(prepared))
         assert {store.read(key) for key in keys} <= {b"old", b"new"}, step
         assert all(isinstance(etag, str) for etag in store.swap_all(swaps(store, b"newer"))), step

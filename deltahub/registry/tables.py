@@ -1,0 +1,170 @@
+"""The tables of the search index, and what they hold of a delta: its newest version.
+
+Numbers and facets are columns, so that a list is sorted, filtered and counted without reading a row's JSON. The words of a delta
+are found by their trigrams (FTS5), or one after the other where this Python's SQLite lacks FTS5; what is found is the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import sqlite3
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Final
+
+from deltahub.registry.document import ReferenceDocument
+
+_VERSION: Final = 4  # of the tables below; the next one is theirs without FTS5
+_TEXTS: Final = {
+    True: "CREATE VIRTUAL TABLE texts USING fts5(words, tokenize = 'trigram case_sensitive 1', detail = none)",
+    False: "CREATE TABLE texts (words TEXT NOT NULL)",
+}
+_TABLES: Final = """
+CREATE TABLE folders (folder TEXT PRIMARY KEY, stamp TEXT NOT NULL, seen REAL NOT NULL, settled REAL) WITHOUT ROWID;
+CREATE TABLE documents (key TEXT PRIMARY KEY, stamp TEXT NOT NULL, id INTEGER) WITHOUT ROWID;
+CREATE TABLE deltas (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, namespace TEXT NOT NULL, time TEXT NOT NULL, author TEXT,
+    delta_type TEXT, backbone TEXT, fingerprint TEXT, record TEXT, size INTEGER, parameters INTEGER, versions INTEGER NOT NULL
+);
+CREATE TABLE rows (id INTEGER PRIMARY KEY, row TEXT NOT NULL);
+CREATE TABLE tags (tag TEXT NOT NULL, id INTEGER NOT NULL, PRIMARY KEY (tag, id)) WITHOUT ROWID;
+CREATE TABLE metrics (name TEXT NOT NULL, id INTEGER NOT NULL, value REAL NOT NULL, PRIMARY KEY (name, id)) WITHOUT ROWID;
+CREATE INDEX newest ON deltas (time DESC, name);
+CREATE INDEX names ON deltas (name);
+CREATE INDEX delta_types ON deltas (delta_type);
+CREATE INDEX authors ON deltas (author);
+CREATE INDEX namespaces ON deltas (namespace);
+CREATE INDEX backbones ON deltas (backbone);
+CREATE INDEX fingerprints ON deltas (fingerprint);
+CREATE INDEX records ON deltas (record);
+CREATE INDEX tags_of ON tags (id);
+CREATE INDEX metrics_of ON metrics (id);
+"""
+
+
+@functools.cache
+def has_trigrams() -> bool:
+    """Whether this Python's SQLite finds words by their trigrams."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        try:
+            database.execute(_TEXTS[True])
+        except sqlite3.OperationalError:
+            return False
+    return True
+
+
+def connect(path: Path | str) -> sqlite3.Connection:
+    """Open an index; one that is new, or of other tables, is made empty.
+
+    Raises:
+        sqlite3.Error: it is damaged, or cannot be made.
+    """
+    database = sqlite3.connect(path, timeout=30)
+    version = _VERSION if has_trigrams() else _VERSION + 1
+    try:
+        if _version(database) != version:
+            database.execute("BEGIN IMMEDIATE")  # another process may make them at the same time
+            if _version(database) != version:
+                _make(database, version)
+            database.commit()
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database
+
+
+def _version(database: sqlite3.Connection) -> int:
+    found: int = database.execute("PRAGMA user_version").fetchone()[0]
+    return found
+
+
+def _make(database: sqlite3.Connection, version: int) -> None:
+    database.execute("DROP TABLE IF EXISTS texts")  # first: it has tables of its own
+    for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+        database.execute(f'DROP TABLE IF EXISTS "{name}"')
+    for statement in (*_TABLES.split(";"), _TEXTS[has_trigrams()], f"PRAGMA user_version = {version}"):
+        database.execute(statement)
+
+
+def forget(database: sqlite3.Connection, keys: Collection[str]) -> None:
+    """Take documents and their deltas out of the index."""
+    wanted = json.dumps(list(keys))
+    found = "SELECT id FROM documents WHERE key IN (SELECT value FROM json_each(?))"
+    for table in ("deltas", "rows", "tags", "metrics"):
+        database.execute(f"DELETE FROM {table} WHERE id IN ({found})", [wanted])  # noqa: S608
+    database.execute(f"DELETE FROM texts WHERE rowid IN ({found})", [wanted])  # noqa: S608
+    database.execute("DELETE FROM documents WHERE key IN (SELECT value FROM json_each(?))", [wanted])
+
+
+def remember(
+    database: sqlite3.Connection, key: str, stamp: str, document: ReferenceDocument, record: str | None
+) -> None:
+    """Put a document into the index; one whose versions were all removed, or that was renamed, is no delta.
+
+    Args:
+        key: of the document, which is not in the index.
+        record: the sha256 of the newest version's `backbone.json`.
+    """
+    delta = None
+    if document.versions:
+        delta = _delta(database, document, record)
+    database.execute("INSERT INTO documents VALUES (?, ?, ?)", (key, stamp, delta))
+
+
+def _delta(database: sqlite3.Connection, document: ReferenceDocument, record: str | None) -> int | None:
+    version = document.latest
+    entry, summary = document.versions[version], document.versions[version].summary
+    row = {
+        "name": document.name,
+        "version": version,
+        "digest": entry.digest,
+        "tags": list(entry.tags),
+        "aliases": dict(document.aliases),
+        "time": entry.time,
+        "author": entry.author,
+        "summary": dict(summary),
+    }
+    delta_type = _text(summary.get("delta_type"))
+    keys = ("backbone_checkpoint_name", "backbone_hash", "backbone_class")
+    backbone, fingerprint, model = (_text(summary.get(key)) for key in keys)
+    texts = filter(None, (delta_type, model, backbone))
+    words = " ".join([document.name, *entry.tags, *texts, entry.message])
+    namespace = document.name.partition("/")[0]
+    numbers = [_whole(summary.get(key)) for key in ("size", "parameters")]
+    values = (document.name, namespace, entry.time, entry.author, delta_type, backbone, fingerprint, record)
+    insert = f"INSERT INTO deltas VALUES (NULL{', ?' * 11})"  # noqa: S608
+    delta = database.execute(insert, (*values, *numbers, len(document.versions))).lastrowid
+    database.execute("INSERT INTO rows VALUES (?, ?)", (delta, json.dumps(row)))
+    database.execute("INSERT INTO texts (rowid, words) VALUES (?, ?)", (delta, searchable(words)))
+    database.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, delta) for tag in set(entry.tags)])
+    metrics = summary.get("metrics")
+    numbered = {str(name): _real(value) for name, value in metrics.items()} if isinstance(metrics, dict) else {}
+    database.executemany(
+        "INSERT INTO metrics VALUES (?, ?, ?)",
+        [(name, delta, value) for name, value in numbered.items() if value is not None],
+    )
+    return delta
+
+
+def searchable(text: str) -> str:
+    """A text as words are looked for in it: in small letters, with '?' for what no text holds."""
+    return text.lower().replace("\0", " ").encode(errors="replace").decode()
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
+
+
+def _real(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None

@@ -1,0 +1,48 @@
+"""Words are found wherever they occur, with trigrams or without: the same deltas, in any script."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deltahub.registry import query as asking
+from deltahub.registry import tables
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version
+from deltahub.registry.query import Query, conditions
+
+TEXTS = st.text(st.sampled_from("abcAB\u00e9\u4e2d\U0001f600 -_%*\"'\0\u0130\u00df"), max_size=12)
+
+
+def found(message: str, text: str) -> bool:
+    """Whether a search for a text finds a delta with this message."""
+    database = tables.connect(":memory:")
+    entry = Version("sha256:" + "0" * 64, "2026-01-02T03:04:05Z", "ada", message)
+    tables.remember(database, "refs/q/q.json", "1", ReferenceDocument("q/q", {"v1": entry}), None)
+    where, values = conditions(Query(text))
+    (count,) = database.execute(f"SELECT count(*) FROM deltas WHERE {where}", values).fetchone()
+    database.close()
+    return count == 1
+
+
+@pytest.mark.skipif(not tables.has_trigrams(), reason="this SQLite has no FTS5")
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(message=TEXTS, text=TEXTS)
+def test_trigrams_find_what_a_look_at_every_text_finds(monkeypatch, message, text):
+    words = tables.searchable(f"q/q {message}")
+    expected = all(word in words for word in tables.searchable(text).split())
+    assert found(message, text) == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "has_trigrams", lambda: False)
+        patch.setattr(asking, "has_trigrams", lambda: False)
+        assert found(message, text) == expected
+
+
+def test_an_index_of_a_python_with_trigrams_is_made_anew_by_one_without(tmp_path, monkeypatch):
+    path = tmp_path / "index.sqlite3"
+    tables.connect(path).close()
+    monkeypatch.setattr(tables, "has_trigrams", lambda: False)
+    database = tables.connect(path)
+    assert "fts5" not in database.execute("SELECT sql FROM sqlite_master WHERE name = 'texts'").fetchone()[0]
+    database.close()
