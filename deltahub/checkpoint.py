@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -93,8 +93,21 @@ def read_document(folder: Path) -> dict[str, Any]:
             )
         msg = f"{folder} holds no delta: {CONFIG} is missing. {remedy}"
         raise CheckpointError(msg)
+    return parse_document(path.read_bytes(), str(path))
+
+
+def parse_document(data: bytes, path: str) -> dict[str, Any]:
+    """Read and validate the content of `delta_config.json`.
+
+    Args:
+        path: where it is, for messages.
+
+    Raises:
+        CheckpointError: it is not JSON.
+        ConfigError: it says something that can never work.
+    """
     try:
-        document = parse(path.read_bytes())
+        document = parse(data)
     except ValueError as error:
         msg = f"{path} is not JSON ({error}). Restore it, or save the delta again."
         raise CheckpointError(msg) from error
@@ -214,7 +227,17 @@ def _manifest(folder: Path, document: Mapping[str, Any], checked: list[FileEntry
     """The manifest of a checkpoint whose listed files have been checked; only what is small is read."""
     names = {CONFIG, *([CARD] if (folder / CARD).is_file() else [])} - {entry.path for entry in checked}
     entries = [*checked, *(FileEntry(name, *sha256_file(folder / name)) for name in names)]
-    table = tensor_table(folder / WEIGHTS)
+    return manifest_of(document, entries, tensor_table(folder / WEIGHTS))
+
+
+def manifest_of(document: Mapping[str, Any], entries: Iterable[FileEntry], table: tuple[TensorEntry, ...]) -> Manifest:
+    """The manifest of a checkpoint.
+
+    Args:
+        document: its config, valid.
+        entries: its files, those that the config lists as it lists them.
+        table: its tensors, sorted by name.
+    """
     counts = {entry.name: math.prod(entry.shape) for entry in table}
     return Manifest(
         config={key: value for key, value in document.items() if key != "files"},

@@ -17,6 +17,8 @@ from deltahub.schema import parse, problem
 
 SCHEMA: Final = "manifest.v1"
 SCHEMA_VERSION: Final = 1
+DELTA: Final = "delta"
+FILES: Final = "files"
 
 
 def canonical_json(document: Any) -> bytes:
@@ -35,7 +37,7 @@ class FileEntry:
     """One file of a checkpoint.
 
     Attributes:
-        path: name within the checkpoint folder.
+        path: name within the checkpoint folder; where it holds no delta, folders may come before it, parted by "/".
         sha256: 64 hex digits.
         size: bytes.
     """
@@ -65,12 +67,12 @@ class Manifest:
     """One immutable version of a delta.
 
     Attributes:
-        config: the delta's config without the checkpoint's own bookkeeping.
+        config: the delta's config without the checkpoint's own bookkeeping; of files, what they are as far as they tell.
         files: every file, sorted by path.
         tensors: every tensor, sorted by name.
         parameters: numbers of values: ``total`` in the checkpoint, ``delta`` of them not the backbone's own.
         metrics: test results in the form of huggingface_hub's EvalResult.
-        kind: ``"delta"``.
+        kind: ``"delta"``, or ``"files"`` for whatever else a hub holds: an adapter in the format of others, a backbone.
     """
 
     config: Mapping[str, Any]
@@ -78,7 +80,7 @@ class Manifest:
     tensors: tuple[TensorEntry, ...]
     parameters: Mapping[str, int]
     metrics: tuple[Mapping[str, Any], ...] = field(default=())
-    kind: str = "delta"
+    kind: str = DELTA
 
     def to_bytes(self) -> bytes:
         """The manifest as it is stored."""

@@ -125,7 +125,7 @@ def read(data: bytes) -> Manifest:
     ("change", "clause"),
     [
         ({"schema_version": 2}, "schema_version must be exactly 1, got 2"),
-        ({"kind": "zoo"}, "kind must be one of ['delta'], got 'zoo'"),
+        ({"kind": "zoo"}, "kind must be one of ['delta', 'files'], got 'zoo'"),
         ({"files": []}, "files"),
         ({"config": {}}, "config lacks 'delta_type'"),
         ({"more": 1}, "must not contain {'more'}"),

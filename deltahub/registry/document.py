@@ -3,18 +3,22 @@
 It holds the versions (each a digest that never changes), the aliases (the user's movable names for a version), the tags
 of each version, a tombstone for each version that was removed, and the log of every move. A delta that was renamed leaves a
 document that says where it went. Every change makes a new document; none edits one.
+
+Whoever works with a server that speaks the protocol of the Hugging Face Hub may have branches: lines of versions beside the main one.
+The newest version of the main line is what "latest" means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any, Final
 
 from deltahub.errors import CheckpointError, IntegrityError, NoVersionError, RemovedError
 from deltahub.manifest import canonical_json
 from deltahub.nearest import closest
-from deltahub.reference import LATEST, is_digest
+from deltahub.reference import LATEST, MAIN, is_digest
 from deltahub.registry.entries import Move, Removed, Version, merged_tags, number
 from deltahub.schema import parse, problem
 
@@ -33,6 +37,7 @@ class ReferenceDocument:
         log: oldest first.
         removed: the versions that are gone.
         moved_to: the name that the delta has now, if it was renamed; then there are no versions here.
+        branches: the newest version of each line. The main line, ``"main"``, is listed only where it is not the newest of all.
     """
 
     name: str
@@ -41,10 +46,11 @@ class ReferenceDocument:
     log: tuple[Move, ...] = ()
     removed: Mapping[str, Removed] = field(default_factory=dict)
     moved_to: str | None = None
+    branches: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def latest(self) -> str:
-        """The newest version that is there.
+        """The newest version of the main line.
 
         Raises:
             RemovedError: all were removed.
@@ -52,7 +58,18 @@ class ReferenceDocument:
         if not self.versions:
             last = max(self.removed, key=number)
             raise self._gone(last, self.name)
-        return max(self.versions, key=number)
+        return self.branches.get(MAIN) or max(self.versions, key=number)
+
+    def history(self, version: str) -> Iterator[str]:
+        """A version and those it came from that are still there, newest first."""
+        known = sorted({*self.versions, *self.removed}, key=number)
+        step: str | None = version
+        while step:
+            entry, position = self.versions.get(step), known.index(step)
+            if entry:
+                yield step
+            before = known[position - 1] if position else None
+            step = entry.parent if entry and entry.parent in known else before
 
     def aliases_of(self, version: str) -> list[str]:
         """The aliases that point to a version, sorted."""
@@ -73,8 +90,12 @@ class ReferenceDocument:
             return self.latest
         if version in self.versions:
             return version
+        if version in self.branches:
+            return self.branches[version]
         if version in self.aliases:
             return self.aliases[version]
+        if version == MAIN:
+            return self.latest
         if version in self.removed:
             raise self._gone(version, f"{self.name}@{version}")
         if is_digest(version):
@@ -99,7 +120,19 @@ class ReferenceDocument:
             return self.with_tags(same, entry.tags, (), entry.time, entry.author), same
         name = f"v{max(map(number, (*self.versions, *self.removed)), default=0) + 1}"
         move = Move(entry.time, entry.author, "push", name, after=entry.digest)
-        return replace(self, versions={**self.versions, name: entry}, log=(*self.log, move)), name
+        others = {branch: target for branch, target in self.branches.items() if branch != MAIN}
+        return replace(self, versions={**self.versions, name: entry}, log=(*self.log, move), branches=others), name
+
+    def with_branch(self, branch: str, version: str | None, time: str, author: str) -> ReferenceDocument:
+        """Point a branch to a version, or remove it; the main one is there for ever."""
+        before = self.latest if branch == MAIN else self.branches.get(branch)
+        if before == version:
+            return self
+        branches = {name: target for name, target in self.branches.items() if name != branch}
+        if version and (branch != MAIN or version != max(self.versions, key=number)):
+            branches[branch] = version
+        move = Move(time, author, "branch", branch, before, version)
+        return replace(self, branches=branches, log=(*self.log, move))
 
     def with_alias(self, alias: str, version: str | None, time: str, author: str) -> ReferenceDocument:
         """Point an alias to a version, or remove it."""
@@ -124,12 +157,16 @@ class ReferenceDocument:
         return replace(self, versions={**self.versions, version: replace(entry, tags=tags)}, log=log)
 
     def without_version(self, version: str, time: str, author: str, message: str = "") -> ReferenceDocument:
-        """Remove a version, which leaves a tombstone; no alias may point to it."""
+        """Remove a version, which leaves a tombstone; no alias or branch may point to it."""
         digest = self.versions[version].digest
         rest = {name: entry for name, entry in self.versions.items() if name != version}
         removed = {**self.removed, version: Removed(digest, time, author, message)}
         move = Move(time, author, "remove", version, before=digest)
-        return replace(self, versions=rest, removed=removed, log=(*self.log, move))
+        changed = replace(self, versions=rest, removed=removed, log=(*self.log, move))
+        if self.branches and version == self.latest:  # the newest that is left may be another line's
+            before = next(islice(self.history(version), 1, None), None)
+            return changed.with_branch(MAIN, before, time, author) if before else changed
+        return changed
 
     def last_alias_move(self) -> Move | None:
         """The newest move of an alias that was not taken back; None if there is none."""
@@ -160,7 +197,7 @@ class ReferenceDocument:
             {"time": m.time, "author": m.author, "action": m.action, "what": m.what, "from": m.before, "to": m.after}
             for m in self.log
         ]
-        versions = {name: asdict(entry) for name, entry in self.versions.items()}
+        versions = {name: entry.to_dict() for name, entry in self.versions.items()}
         document: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
@@ -168,6 +205,8 @@ class ReferenceDocument:
             "aliases": self.aliases,
             "log": log,
         }
+        if self.branches:
+            document["branches"] = self.branches
         if self.removed:
             document["removed"] = {name: asdict(entry) for name, entry in self.removed.items()}
         if self.moved_to is not None:
@@ -200,7 +239,8 @@ class ReferenceDocument:
         log = tuple(Move(m["time"], m["author"], m["action"], m["what"], m["from"], m["to"]) for m in document["log"])
         ordered = {name: versions[name] for name in sorted(versions, key=number)}
         gone = {name: removed[name] for name in sorted(removed, key=number)}
-        return cls(document["name"], ordered, document["aliases"], log, gone, document.get("moved_to"))
+        moved, branches = document.get("moved_to"), document.get("branches", {})
+        return cls(document["name"], ordered, document["aliases"], log, gone, moved, branches)
 
 
 def _unreadable(name: str, wrong: str, document: Any) -> CheckpointError | IntegrityError:
@@ -226,4 +266,7 @@ def _dangling(document: Mapping[str, Any]) -> str | None:
     for alias, version in document["aliases"].items():
         if version not in document["versions"]:
             return f"the alias {alias!r} of {version}, which is not there"
+    for branch, version in document.get("branches", {}).items():
+        if version not in document["versions"]:
+            return f"the branch {branch!r} of {version}, which is not there"
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -28,6 +28,7 @@ class Version:
         message: why.
         tags: labels and key=value pairs, sorted.
         summary: what a list shows, so that it need not read the manifest.
+        parent: the version that it came from, if that is not the one numbered before it.
     """
 
     digest: str
@@ -36,6 +37,14 @@ class Version:
     message: str = ""
     tags: tuple[str, ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
+    parent: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as it is stored."""
+        fields = asdict(self)
+        if self.parent is None:
+            del fields["parent"]
+        return fields
 
 
 @dataclass(frozen=True)
@@ -60,9 +69,9 @@ class Move:
     """One entry of the log.
 
     Attributes:
-        action: push, alias, unalias, undo, tag, untag, remove or rename.
-        what: the version, alias or tags concerned; of a rename, the new name.
-        before: what an alias pointed to, the digest of a removed version, or the old name.
+        action: push, alias, unalias, undo, branch, tag, untag, remove or rename.
+        what: the version, alias, branch or tags concerned; of a rename, the new name.
+        before: what an alias or branch pointed to, the digest of a removed version, or the old name.
         after: what it points to now, the digest of a pushed version, the version that is tagged, or the new name.
     """
 

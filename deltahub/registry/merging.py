@@ -46,6 +46,9 @@ def merged(mine: ReferenceDocument, theirs: ReferenceDocument, time: str, author
     for alias, target in theirs.aliases.items():
         if target in found.versions:
             found = found.with_alias(alias, target, time, author)
+    for branch, target in theirs.branches.items():
+        if target in found.versions:
+            found = found.with_branch(branch, target, time, author)
     return found
 
 

@@ -33,6 +33,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 steps = st.lists(
     st.tuples(st.just("push"), st.sampled_from("0123456789abcdef"), st.lists(texts, max_size=2))
     | st.tuples(st.just("alias"), texts, st.none() | st.integers(1, 9))
+    | st.tuples(st.just("branch"), st.sampled_from(["main", "exp"]), st.integers(1, 9))
     | st.tuples(st.just("tag"), st.integers(1, 9), st.lists(texts, max_size=2), st.lists(texts, max_size=2)),
     max_size=8,
 )
@@ -47,6 +48,8 @@ def played(history) -> ReferenceDocument:
         elif kind == "alias":
             target = None if facts[1] is None else names[facts[1] % len(names)]
             found = found.with_alias(facts[0], target, NOON, "ada")
+        elif kind == "branch":
+            found = found.with_branch(facts[0], names[facts[1] % len(names)], NOON, "ada")
         else:
             found = found.with_tags(names[facts[0] % len(names)], facts[1], facts[2], NOON, "ada")
     return found

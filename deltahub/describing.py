@@ -1,0 +1,122 @@
+"""What a set of files is: the manifest of one that lies anywhere, such as in a store, made without reading more than headers.
+
+A whole delta gets the manifest that a push of its folder makes, so that it has the same digest however it came. Whatever else it is,
+an adapter in the format of others, a backbone, or a delta of which a part is missing, is of the kind "files".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from deltahub.checkpoint import CARD, CONFIG, WEIGHTS, manifest_of, parse_document
+from deltahub.errors import CheckpointError, DeltaHubError
+from deltahub.manifest import FILES, FileEntry, Manifest, TensorEntry
+from deltahub.schema import parse
+from deltahub.tensorheader import tensor_entries
+
+Read = Callable[[FileEntry, int, int], bytes]  # of a file, the bytes from the first to before the second
+WHOLE: Final = "deltahub"  # the format of a delta beside other files,
+INCOMPLETE: Final = "part of a delta"  # and of one that lacks some of its own
+_LARGEST_CONFIG: Final = 8 << 20  # bytes of a config that is read
+_MOST_TENSORS: Final = 50_000  # that a manifest lists
+_SHARD: Final = ".safetensors"
+
+
+def describe_files(entries: Iterable[FileEntry], read: Read) -> Manifest:
+    """The manifest of a set of files.
+
+    Args:
+        entries: the files, whose bytes have the digests given.
+        read: reads a range of one of them.
+    """
+    files = {entry.path: entry for entry in sorted(entries, key=lambda entry: entry.path)}
+    config = _told(files, read)
+    if CONFIG in files:
+        try:
+            return _delta(files, read)
+        except DeltaHubError:  # whoever loads it is told why
+            config = {"format": INCOMPLETE}
+    tensors = _tensors(files, read)
+    total = sum(math.prod(tensor.shape) for tensor in tensors)
+    parameters = {"total": total, "delta": total if "peft_type" in config else 0}
+    return Manifest(config, tuple(files.values()), tensors, parameters, kind=FILES)
+
+
+def _delta(files: Mapping[str, FileEntry], read: Read) -> Manifest:
+    """The manifest of files among which there is a whole delta.
+
+    Raises:
+        DeltaHubError: there is none; the message says why.
+    """
+    document = parse_document(_whole(files[CONFIG], read), CONFIG)
+    listed: Mapping[str, Any] = document.get("files", {})
+    if WEIGHTS not in listed:
+        msg = f"{CONFIG} lists no {WEIGHTS}, so its bytes cannot be checked. Save the delta again."
+        raise CheckpointError(msg)
+    for name, entry in listed.items():
+        found = files.get(name)
+        if found is None:
+            msg = f"{name} is missing, though {CONFIG} lists it. Add it."
+            raise CheckpointError(msg)
+        if (found.sha256, found.size) != (entry["sha256"], entry["size"]):
+            msg = f"{name} is not the file that {CONFIG} lists. Save the delta again, and add all of its files."
+            raise CheckpointError(msg)
+    found = manifest_of(document, files.values(), _table(files[WEIGHTS], read))
+    if files.keys() - listed.keys() - {CONFIG, CARD}:  # it lies beside files of something else
+        return replace(found, config={**found.config, "format": WHOLE}, kind=FILES)
+    return found
+
+
+def _table(entry: FileEntry, read: Read) -> tuple[TensorEntry, ...]:
+    return tensor_entries(lambda start, end: read(entry, start, end), entry.size, entry.path)
+
+
+def _whole(entry: FileEntry, read: Read) -> bytes:
+    if entry.size > _LARGEST_CONFIG:
+        msg = f"{entry.path} has {entry.size} bytes, and a config has {_LARGEST_CONFIG} at most. Save it again."
+        raise CheckpointError(msg)
+    return read(entry, 0, entry.size) if entry.size else b""
+
+
+def _told(files: Mapping[str, FileEntry], read: Read) -> dict[str, Any]:
+    """What files say of themselves: their format and, as far as it is known, method, model type and base model."""
+    adapter = _object(files, "adapter_config.json", read)
+    if isinstance(adapter.get("peft_type"), str):
+        known = {"base_model": adapter.get("base_model_name_or_path"), "task_type": adapter.get("task_type")}
+        texts = {key: value for key, value in known.items() if isinstance(value, str) and value}
+        return {"format": "peft", "peft_type": adapter["peft_type"], **texts}
+    config = _object(files, "config.json", read)
+    if isinstance(config.get("delta_type"), str):
+        return {"format": "opendelta", "method": config["delta_type"]}
+    if isinstance(config.get("model_type"), str):
+        names = config.get("architectures")
+        known_names = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+        return {"format": "transformers", "model_type": config["model_type"], "architectures": known_names}
+    return {"format": "files"}
+
+
+def _object(files: Mapping[str, FileEntry], name: str, read: Read) -> dict[str, Any]:
+    """A JSON object of that name; empty if there is none."""
+    if name not in files:
+        return {}
+    try:
+        found = parse(_whole(files[name], read))
+    except (ValueError, CheckpointError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _tensors(files: Mapping[str, FileEntry], read: Read) -> tuple[TensorEntry, ...]:
+    """The tensors of all safetensors files that are no folder's, each name once, sorted; none if there are too many."""
+    found: dict[str, TensorEntry] = {}
+    for entry in files.values():
+        if "/" not in entry.path and entry.path.endswith(_SHARD):
+            try:
+                table = _table(entry, read)
+            except CheckpointError:
+                continue
+            found |= {tensor.name: tensor for tensor in table if tensor.name not in found}
+    return tuple(found[name] for name in sorted(found)) if len(found) <= _MOST_TENSORS else ()

@@ -1,0 +1,146 @@
+"""A set of files is described from their headers, and a whole delta gets the manifest that a push of its folder makes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save, save_file
+
+from deltahub import checkpoint
+from deltahub.describing import INCOMPLETE, describe_files
+from deltahub.errors import CheckpointError
+from deltahub.files import sha256_file
+from deltahub.manifest import FileEntry, Manifest
+from deltahub.tensorheader import tensor_entries
+
+DTYPES = st.sampled_from([np.float32, np.float16, np.int64, np.int8, np.bool_, np.float64])
+
+
+def entries_of(folder: Path) -> list[FileEntry]:
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [FileEntry(path.relative_to(folder).as_posix(), *sha256_file(path)) for path in paths]
+
+
+def described(folder: Path) -> tuple[Manifest, dict[str, int]]:
+    """The manifest of a folder, and how many bytes were read of each file."""
+    read: dict[str, int] = {}
+
+    def ranged(entry: FileEntry, start: int, end: int) -> bytes:
+        assert 0 <= start < end <= entry.size
+        read[entry.path] = read.get(entry.path, 0) + end - start
+        return (folder / entry.path).read_bytes()[start:end]
+
+    return describe_files(entries_of(folder), ranged), read
+
+
+def test_a_whole_delta_gets_the_manifest_of_a_push(checkpoint_folder):
+    found, _ = described(checkpoint_folder)
+
+    assert found == checkpoint.describe(checkpoint_folder)
+    assert found.digest == checkpoint.describe(checkpoint_folder).digest
+
+
+def test_of_weights_only_the_header_is_read(tmp_path):
+    save_file({"w": np.zeros(100_000, np.float32)}, tmp_path / "model.safetensors")
+    found, read = described(tmp_path)
+
+    assert [tensor.name for tensor in found.tensors] == ["w"]
+    assert read["model.safetensors"] < 200
+
+
+def test_a_delta_beside_other_files_is_told_by_its_config(checkpoint_folder):
+    (checkpoint_folder / "training_args.bin").write_bytes(b"x")
+    found, _ = described(checkpoint_folder)
+
+    assert (found.kind, found.config["format"], found.config["delta_type"]) == ("files", "deltahub", "lora")
+    assert found.parameters == {"total": 10, "delta": 8}
+
+
+@pytest.mark.parametrize("name", ["delta.safetensors", "backbone.json"])
+def test_a_delta_of_which_a_part_is_missing_or_changed_is_none_yet(checkpoint_folder, name):
+    data = (checkpoint_folder / name).read_bytes()
+    (checkpoint_folder / name).write_bytes(data[:-1] + b"!")
+    changed, _ = described(checkpoint_folder)
+    (checkpoint_folder / name).unlink()
+    missing, _ = described(checkpoint_folder)
+
+    assert (changed.kind, changed.config) == (missing.kind, missing.config) == ("files", {"format": INCOMPLETE})
+
+
+def test_a_peft_adapter_says_its_method_and_base_model(tmp_path):
+    config = {"peft_type": "LORA", "base_model_name_or_path": "bert-base-uncased", "task_type": None, "r": 8}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"a": np.zeros((2, 3), np.float32)}, tmp_path / "adapter_model.safetensors")
+    found, _ = described(tmp_path)
+
+    assert found.config == {"format": "peft", "peft_type": "LORA", "base_model": "bert-base-uncased"}
+    assert found.parameters == {"total": 6, "delta": 6}
+
+
+def test_a_backbone_says_its_model_type(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
+    for shard in (1, 2):
+        save_file({f"layer.{shard}": np.zeros(4, np.float32)}, tmp_path / f"model-0000{shard}-of-00002.safetensors")
+    found, _ = described(tmp_path)
+
+    assert found.config == {"format": "transformers", "model_type": "bert", "architectures": ["BertModel"]}
+    assert [tensor.name for tensor in found.tensors] == ["layer.1", "layer.2"]
+    assert found.parameters == {"total": 8, "delta": 0}
+
+
+def test_files_may_lie_in_folders_and_be_anything(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/größe 1.txt").write_text("x")
+    for name in ("adapter_config.json", "config.json", "broken.safetensors"):
+        (tmp_path / name).write_bytes(b"[1]")
+    found, _ = described(tmp_path)
+
+    assert (found.config, found.tensors) == ({"format": "files"}, ())
+    assert Manifest.from_bytes(found.to_bytes(), found.digest) == found
+
+
+def test_no_files_at_all_are_a_set_of_files_too(tmp_path):
+    found, _ = described(tmp_path)
+    assert Manifest.from_bytes(found.to_bytes(), found.digest) == found
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../x", "/x", "a//b", "a/./b", "a\\b", "a\x00", "a\n", "", "a/" * 40 + "b"])
+def test_a_manifest_with_a_path_that_leads_elsewhere_is_refused(path):
+    manifest = Manifest({"format": "files"}, (FileEntry(path, "0" * 64, 1),), (), {"total": 0, "delta": 0}, (), "files")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Manifest.from_bytes(manifest.to_bytes(), manifest.digest)
+
+
+def test_the_files_of_a_delta_lie_in_no_folder(checkpoint_folder):
+    manifest = checkpoint.describe(checkpoint_folder)
+    moved = Manifest(
+        manifest.config, (FileEntry("sub/x", "0" * 64, 1),), manifest.tensors, manifest.parameters, manifest.metrics
+    )
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Manifest.from_bytes(moved.to_bytes(), moved.digest)
+
+
+@given(st.dictionaries(st.text(max_size=5), st.tuples(DTYPES, st.lists(st.integers(0, 3), max_size=3)), max_size=4))
+def test_a_header_is_read_as_the_library_reads_it(tmp_path_factory, tensors):
+    data = save({name: np.zeros(shape, dtype) for name, (dtype, shape) in tensors.items()}, {"format": "pt"})
+    path = tmp_path_factory.mktemp("header") / "x.safetensors"
+    path.write_bytes(data)
+
+    assert tensor_entries(lambda start, end: data[start:end], len(data), "x") == checkpoint.tensor_table(path)
+
+
+@given(st.binary(max_size=40))
+def test_what_is_no_safetensors_file_is_refused_in_a_sentence(data):
+    with pytest.raises(CheckpointError, match="x is not a safetensors file"):
+        tensor_entries(lambda start, end: data[start:end], len(data), "x")
+
+
+def test_a_file_that_was_cut_is_refused():
+    data = save({"w": np.zeros(4, np.float32)})
+    with pytest.raises(CheckpointError, match=f"expected {len(data)} bytes, found {len(data) - 1}"):
+        tensor_entries(lambda start, end: data[start:end], len(data) - 1, "x")
