@@ -27,8 +27,14 @@ def list_(
         list[str] | None, typer.Option("--metric", metavar="COND", help="E.g. 'accuracy>0.9'; may be repeated.")
     ] = None,
     fits: Annotated[
-        Path | None, typer.Option("--fits", metavar="BACKBONE", help="Only those for the backbone in this folder.")
+        str | None,
+        typer.Option(
+            "--fits",
+            metavar="BACKBONE",
+            help="Only those for this backbone: a folder, or a model in Hugging Face's cache.",
+        ),
     ] = None,
+    near: Annotated[bool, typer.Option("--near", help="With --fits: also those that do not fit, and why.")] = False,
     sort: Annotated[
         str, typer.Option("--sort", metavar="KEY", help="time, name, size, parameters or a metric.")
     ] = "time",
@@ -50,6 +56,8 @@ def list_(
     [dim]deltahub list --metric 'accuracy>0.9' --sort accuracy --limit 20 --offset 20[/dim]
 
     [dim]deltahub list --fits ./bert-base-uncased[/dim]
+
+    [dim]deltahub list --fits google-bert/bert-base-uncased --near --json[/dim]
     """
     from deltahub.hub import Hub
     from deltahub.registry.query import Metric, Query
@@ -58,17 +66,21 @@ def list_(
         _check_type(delta_type)
     shown = limit if limit is not None else (0 if json or quiet else _SHOWN)
     metrics = tuple(map(Metric.parse, metric or ()))
-    asked = Query(query, tuple(split_tags(tag)), delta_type, author, metrics, sort, reverse)
-    found, total = Hub.open().search(asked, source, shown or None, offset, fits)
+    if near and fits is None:
+        msg = "--near needs --fits BACKBONE."
+        raise typer.BadParameter(msg, param_hint="--near")
+    asked = Query(query, tuple(split_tags(tag)), delta_type, author, metrics, sort, reverse, near=near)
+    found, total = Hub.open().search(asked, source, shown or None, offset, fits and _backbone(fits))
     out = Output(as_json=json, quiet=quiet)
     if json:
-        print_json([asdict(entry) for entry in found])
+        print_json([_data(entry) for entry in found])
         return
     rows = [_row(entry) for entry in found]
     if not rows:
         out.nothing("No delta is known that fits.", "Push one with: deltahub push ./ckpt")
         return
-    out.rows(("name", "version", "type", "metrics", "tags", "backbone", "size", "pushed"), rows, narrow=5)
+    columns = ("name", "version", *(["fit"] if fits else []), "type", "metrics", "tags", "backbone", "size", "pushed")
+    out.rows(columns, rows, narrow=5)
     last = offset + len(found)
     if total > len(found) and not quiet:
         which = f"{offset + 1} to {last}" if offset else f"{len(found)}"
@@ -85,12 +97,27 @@ def _check_type(delta_type: str) -> None:
         raise typer.BadParameter(msg, param_hint="--type")
 
 
+def _backbone(text: str) -> Path:
+    from deltahub.fitting import backbone_folder
+
+    return backbone_folder(text)
+
+
+def _data(entry: Listed) -> dict[str, Any]:
+    """A delta as JSON; how it fits only if that was asked."""
+    data = asdict(entry)
+    if entry.fit is None:
+        del data["fit"]
+    return data
+
+
 def _row(entry: Listed) -> tuple[str, ...]:
     """A delta as a line of the table."""
     aliases = sorted(alias for alias, version in entry.aliases.items() if version == entry.version)
     return (
         entry.name,
         " ".join([entry.version, *aliases]),
+        *([f"{entry.fit.level}: {entry.fit.detail}"] if entry.fit else []),
         str(entry.summary.get("delta_type", "")),
         _metrics(entry.summary.get("metrics", {})),
         " ".join(entry.tags),
