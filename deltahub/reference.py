@@ -22,6 +22,7 @@ from deltahub.errors import ReferenceSyntaxError
 
 DEFAULT_NAMESPACE: Final = "DeltaHub"
 LATEST: Final = "latest"
+MAIN: Final = "main"  # the line of versions that "latest" is the end of
 
 _NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _SOURCE: Final = re.compile(r"[a-z][a-z0-9-]{1,31}")
@@ -146,8 +147,8 @@ def check_alias(text: str) -> str:
         ReferenceSyntaxError: it is not well formed, or means something else already.
     """
     lower = text.lower()
-    if re.fullmatch(r"v[0-9]+", lower) or lower.startswith("sha256") or lower == LATEST:
-        msg = f"{text!r} cannot be an alias: 'v1', 'v2', ..., 'sha256:...' and 'latest' have a meaning of their own."
+    if re.fullmatch(r"v[0-9]+", lower) or lower.startswith("sha256") or lower in (LATEST, MAIN):
+        msg = f"{text!r} cannot be an alias: 'v1', 'v2', ..., 'sha256:...', 'latest' and 'main' have a meaning of their own."
         raise ReferenceSyntaxError(msg)
     return check_name(text, "alias")
 
