@@ -117,7 +117,7 @@ def serve(
         raise typer.BadParameter("--tls-key needs the certificate that it belongs to: add --tls-cert.")
     _require_packages()
     from deltahub.server.access import SCOPES
-    from deltahub.server.running import Run, listen, run
+    from deltahub.server.running import Run, check_tls, listen, run
     from deltahub.server.served import open_registry
     from deltahub.server.settings import MODES, Settings
     from deltahub.server.tokens import Tokens
@@ -134,6 +134,8 @@ def serve(
         open_metrics=alone,
         pickle_namespaces=tuple(allow_pickle or ()),
     )
+    if tls_cert:
+        check_tls(str(tls_cert), str(tls_key) if tls_key else None)
     opened = open_registry(registry)
     tokens_known = any(not token.revoked for token in Tokens(opened.store).all())
     listener = listen(host, port)

@@ -12,6 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD: Final = 20.0  # seconds for the head of a request, from the opening of the connection or its first byte
 STALLED: Final = 60.0  # seconds for which an answer may wait for its reader
+_FAREWELL: Final = 1.0  # seconds for an idle TLS connection to be closed by both sides
 
 
 class GuardedProtocol(H11Protocol):
@@ -57,6 +58,12 @@ class GuardedProtocol(H11Protocol):
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         super().timeout_keep_alive_handler()
+
+    def shutdown(self) -> None:
+        """End an idle connection now, others after their answer; TLS waits only briefly for the other side to agree."""
+        super().shutdown()
+        if self.transport.is_closing():
+            self.loop.call_later(_FAREWELL, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clocks."""

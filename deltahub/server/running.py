@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import tempfile
 import threading
 from dataclasses import asdict, dataclass
@@ -78,12 +79,22 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run(hub: Run, listener: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C; requests under way are finished first.
+def check_tls(certificate: str, key: str | None) -> None:
+    """Check that TLS files can be used.
 
     Raises:
-        ConfigError: the TLS files cannot be used.
+        ConfigError: they are not there, not readable, no PEM files, or do not belong together.
     """
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:
+        files = f"{certificate} and {key}" if key else certificate
+        msg = f"TLS cannot be had with {files}: {error.strerror or error}. Check --tls-cert and --tls-key."
+        raise ConfigError(msg) from error
+
+
+def run(hub: Run, listener: socket.socket) -> None:
+    """Serve until SIGTERM or Ctrl-C; requests under way are finished first."""
     os.environ[_RUN] = json.dumps(asdict(hub))
     config = _config(hub)
     with contextlib.ExitStack() as cleaning:
@@ -114,7 +125,7 @@ def application() -> Starlette:
 
 
 def _config(hub: Run) -> uvicorn.Config:
-    config = uvicorn.Config(
+    return uvicorn.Config(
         f"{__name__}:{application.__name__}",
         factory=True,
         workers=hub.workers,
@@ -134,13 +145,6 @@ def _config(hub: Run) -> uvicorn.Config:
         timeout_graceful_shutdown=int(hub.grace),
         backlog=_BACKLOG,
     )
-    try:
-        if config.is_ssl:
-            config.load()
-    except OSError as error:
-        msg = f"The TLS certificate or key cannot be used: {error}. Check --tls-cert and --tls-key."
-        raise ConfigError(msg) from error
-    return config
 
 
 def _end_with_parent() -> None:
