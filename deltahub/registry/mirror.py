@@ -77,6 +77,7 @@ def copy(
 def _copy_name(target: Registry, mine: ReferenceDocument, theirs: ReferenceDocument) -> bool:
     """Copy a name that leads to another one; a delta that has versions here is never replaced by one."""
     if mine.moved_to == theirs.moved_to:
+        target.store.settle([ref_key(mine.name)])
         return False
     if mine.versions or mine.removed or mine.moved_to:
         raise ConflictError(f"The name {mine.name}", mine.moved_to or "a delta", theirs.moved_to or "a delta")
@@ -108,6 +109,7 @@ def _copy_objects(
     size = 0
     generation = spare(target.store, wanted)
     while True:
+        target.store.settle(object_key(sha256) for sha256 in wanted.keys() & there)
         size += _fetch(source, target, {key: value for key, value in wanted.items() if key not in there}, progress)
         there.update(wanted)
         if (now := spare(target.store, wanted)) == generation:

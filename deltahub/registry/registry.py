@@ -263,6 +263,7 @@ class Registry:
                 document = ReferenceDocument(path)
             changed = change(document)
             if changed == document:
+                self.store.settle([ref_key(document.name)])
                 return document
             try:
                 self.store.swap(ref_key(document.name), changed.to_bytes(), etag)

@@ -34,6 +34,7 @@ def rename(registry: Registry, old: Reference, new: Reference) -> ReferenceDocum
         if document is None:
             raise NotFoundError(old.path, (registry.place,))
         if document.name == new.path:
+            registry.store.settle([ref_key(old.path), ref_key(new.path)])
             return document
         moved, left = document.renamed(new.path, *registry.stamp())
         free = _free(registry, new.path, document)

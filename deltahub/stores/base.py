@@ -8,7 +8,7 @@ Keys are relative paths of plain ASCII with "/" between parts. A store keeps two
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -174,6 +174,16 @@ class Store(Protocol):
 
         It may take the clock of the store to move on: a stamp says nothing of changes made while it was new. None where there
         is no such stamp.
+        """
+        ...
+
+    def settle(self, keys: Iterable[str]) -> None:
+        """Make durable what was found under keys.
+
+        Whoever wrote it may have been killed before it was; who builds on it and says that all is done calls this first.
+
+        Raises:
+            StorageError: it cannot be made durable.
         """
         ...
 

@@ -75,12 +75,12 @@ def _take(stage: Path, claim: Path, check: Callable[[], None]) -> None:
     while not _renamed(stage, claim):
         check()
         with contextlib.suppress(FileNotFoundError):
-            found = os.listdir(claim)
+            found = [path.name for path in claim.iterdir()]
             if found != holder:
                 holder, since = found, time.monotonic()
             elif time.monotonic() > since + SILENT:
                 broken = claim.with_name(f"{STAGE}{uuid.uuid4().hex}")
-                os.rename(claim, broken)
+                claim.rename(broken)
                 shutil.rmtree(broken, ignore_errors=True)
                 continue
         time.sleep(_PAUSE)
@@ -90,7 +90,7 @@ def _renamed(stage: Path, claim: Path) -> bool:
     with contextlib.suppress(OSError):  # an empty one is of somebody who is done
         claim.rmdir()
     try:
-        os.rename(stage, claim)
+        stage.rename(claim)
     except OSError as error:
         if error.errno in _TAKEN:
             return False

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -95,21 +95,24 @@ class LocalStore:
 
     def create(self, sources: Mapping[str, Source], progress: Progress | None = None) -> None:
         """Store objects: stage and hash all, sync all, then rename."""
+        self._make_root()
         with (
             storage_errors("Storing a delta", self.root),
             staging(self.root / STAGING) as stage,
             Syncing(stage, len(sources)) as syncing,
         ):
             staged: dict[Path, Path] = {}
+            folders: list[Path] = []
             for sha256, source in sources.items():
                 target = self.root / object_key(sha256)
-                if not _intact(target, sha256):
+                if _intact(target, sha256):
+                    folders += self._chain(target.parent)
+                else:
                     _stage(source, stage / sha256, sha256)
                     staged[stage / sha256] = target
                 if progress:
                     progress(len(source) if isinstance(source, bytes) else source.stat().st_size)
             syncing.files(staged)
-            folders: list[Path] = []
             for temporary, target in staged.items():
                 folders += self._make_folder(target.parent)
                 temporary.chmod(_READ_ONLY)
@@ -121,6 +124,7 @@ class LocalStore:
         target, check = self.root / key, partial(self._require, key, expected)
         with storage_errors("Updating a delta's record", self.root):
             check()  # before a folder is made
+            self._make_root()
             folders = self._make_folder(target.parent)
             replace_claimed(target, data, self.root / CLAIMS / key, check)
             sync_folders(folders)
@@ -129,6 +133,7 @@ class LocalStore:
     def swap_all(self, swaps: Sequence[Swap]) -> list[Swapped]:
         """Replace many documents: write and sync all, then compare and rename one by one, then sync the renames."""
         done: list[Swapped] = []
+        self._make_root()
         with (
             storage_errors("Updating the records of many deltas", self.root),
             staging(self.root / STAGING) as stage,
@@ -222,17 +227,32 @@ class LocalStore:
                 raise NotFoundError(key, (self.url,)) from error
             raise
 
+    def settle(self, keys: Iterable[str]) -> None:
+        """Sync the folders of keys: their bytes were synced before they were renamed there."""
+        with storage_errors("Storing a delta", self.root):
+            sync_folders(folder for key in keys for folder in self._chain((self.root / key).parent))
+
     def delete(self, key: str) -> None:
         """Remove a key."""
         with storage_errors("Removing from the registry", self.root):
             (self.root / key).unlink(missing_ok=True)
 
+    def _make_root(self) -> None:
+        """Make the folder of the store so that it outlasts a power loss."""
+        with storage_errors("Making a registry", self.root):
+            fresh = [path for path in (self.root, *self.root.parents) if not path.exists()]
+            self.root.mkdir(parents=True, exist_ok=True)
+            sync_folders(path.parent for path in fresh)
+
     def _make_folder(self, folder: Path) -> list[Path]:
         """Make a folder, and return what must be synced for a file that is renamed into it to outlast a power loss."""
-        missing = [folder, *folder.parents]
-        fresh = [path for path in missing[: missing.index(self.root)] if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        return [folder, *(path.parent for path in fresh)]
+        return self._chain(folder)
+
+    def _chain(self, folder: Path) -> list[Path]:
+        """A folder and those above it: who made them may have been killed before they were synced."""
+        above = [folder, *folder.parents]
+        return above[: above.index(self.root) + 1]
 
 
 def _etag(data: bytes) -> str:

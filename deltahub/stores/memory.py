@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from deltahub.errors import ConflictError, NotFoundError
@@ -100,6 +100,9 @@ class MemoryStore:
     def folder_stamp(self, folder: str) -> str | None:
         """None: there is no such stamp."""
         return None
+
+    def settle(self, keys: Iterable[str]) -> None:
+        """Nothing: what is written is there at once."""
 
     def delete(self, key: str) -> None:
         """Remove a key."""

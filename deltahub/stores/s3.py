@@ -11,7 +11,7 @@ import functools
 import hashlib
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -281,6 +281,9 @@ class S3Store:
                 return error
 
         return list(spread(done, swaps, _REQUESTS))
+
+    def settle(self, keys: Iterable[str]) -> None:
+        """Nothing: what a server has acknowledged is durable, and it shows nothing else."""
 
     def delete(self, key: str) -> None:
         """Remove a key."""

@@ -1,0 +1,89 @@
+"""All that changes a registry, each on a small registry that is always the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from deltahub import checkpoint
+from deltahub.bundle import export_bundle, import_bundle
+from deltahub.reference import Reference
+from deltahub.registry.collection import collect
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.marking import set_alias, set_tags, undo
+from deltahub.registry.mirror import copy
+from deltahub.registry.registry import Registry
+from deltahub.registry.removal import remove
+from deltahub.registry.renaming import rename
+from deltahub.registry.verify import verify
+from deltahub.stores.base import Store
+from deltahub.stores.memory import MemoryStore
+from tests.checkpoints import save_checkpoint
+
+NER, NLI = Reference("acme", "ner"), Reference("acme", "nli")
+State = dict[str, ReferenceDocument]
+
+
+@dataclass(frozen=True)
+class World:
+    """What the actions need beside the registry that they change.
+
+    Attributes:
+        folders: checkpoints. The registry has the first two as versions, and had the third.
+        other: a registry with all of them, and one more.
+        file: a bundle of the newest version there.
+    """
+
+    folders: list[Path]
+    other: Registry
+    file: Path
+
+    @classmethod
+    def build(cls, root: Path) -> World:
+        """Make it in an empty folder."""
+        folders = [save_checkpoint(root / str(number), value=number / 4) for number in range(4)]
+        world = cls(folders, Registry(MemoryStore(), "other"), root / "x.tar")
+        for number in range(4):
+            world.push(world.other, number, aliases=[] if number else ["champion"])
+        export_bundle([(world.other, NER)], world.file)
+        return world
+
+    def push(self, registry: Registry, number: int, **options: list[str]) -> None:
+        """Publish one of the checkpoints."""
+        folder = self.folders[number]
+        registry.publish(NER, checkpoint.describe(folder), folder, **options)
+
+    def fill(self, store: Store) -> Registry:
+        """A registry with two versions, of which the first is the champion, and a third one that was removed."""
+        registry = Registry(store)
+        for number in range(3):
+            self.push(registry, number, aliases=[] if number else ["champion"])
+        remove(registry, "acme/ner", "v3")
+        return registry
+
+
+ACTIONS: dict[str, Callable[[Registry, World], object]] = {
+    "push": lambda registry, world: world.push(registry, 3, aliases=["prod"], tags=["task=ner"]),
+    "push again": lambda registry, world: world.push(registry, 1, tags=["task=ner"]),
+    "alias": lambda registry, world: set_alias(registry, "acme/ner", "prod", "v2"),
+    "tag": lambda registry, world: set_tags(registry, "acme/ner", "v1", ["task=ner"], []),
+    "undo": lambda registry, world: undo(registry, "acme/ner"),
+    "rm": lambda registry, world: remove(registry, "acme/ner", "v2"),
+    "rename": lambda registry, world: rename(registry, NER, NLI),
+    "gc": lambda registry, world: collect(registry, timedelta()),
+    "copy": lambda registry, world: list(copy(world.other, registry)),
+    "import": lambda registry, world: import_bundle(world.file, registry),
+}
+
+
+def state_of(registry: Registry) -> State:
+    """Every document as it is stored."""
+    found = {path: registry.stored(path) for path in registry.names()}
+    return {path: document for path, document in found.items() if document is not None}
+
+
+def damage_of(registry: Registry) -> dict[str, str]:
+    """What `verify` finds."""
+    return {where: damage for where, damage in verify(registry) if damage}

@@ -1,0 +1,129 @@
+"""The power goes at any step: what was acknowledged is there afterwards, and what was not is done or not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deltahub.registry.registry import Registry
+from deltahub.stores.local import LocalStore
+from tests.faults.actions import ACTIONS, State, World, damage_of, state_of
+from tests.faults.disk import Disk, Tree, write_tree
+from tests.faults.recorder import Recorder
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the recorder asks Linux where a file is")
+
+ALL = "DELTAHUB_FAULTS_ALL" in os.environ  # look at disks too that differ only in what nobody reads
+RANDOM = int(os.environ.get("DELTAHUB_POWER_RANDOM", "2"))  # random choices of what outlasts, at each step
+
+
+class Machine:
+    """Runs actions on a registry in a folder, and looks at what a power loss leaves of it."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.patch = folder, patch
+        self._seen: set[object] = set()
+        self._made = 0
+
+    def place(self) -> Path:
+        """A folder that is not there yet."""
+        self._made += 1
+        return self.folder / f"{self._made}"
+
+    def record(self, root: Path, action: str, world: World) -> list:
+        """Run an action, and return the steps that it took."""
+        recorder = Recorder(root)
+        with recorder.recording(self.patch):
+            ACTIONS[action](Registry(LocalStore(root)), world)
+        return recorder.operations
+
+    def is_new(self, tree: Tree, done: bool) -> bool:
+        """Whether this was not looked at before."""
+        read = tree.items() if ALL else {(path, None if "claims" in path else data) for path, data in tree.items()}
+        key = done, frozenset((path, data) for path, data in read if ALL or not path.startswith("staging"))
+        new = key not in self._seen
+        self._seen.add(key)
+        return new
+
+    def look(self, tree: Tree, allowed: list[State], repeat) -> None:
+        """Check what is left after a power loss, and that the action can be repeated."""
+        root = self.place()
+        write_tree(tree, root)
+        registry = Registry(LocalStore(root))
+        assert state_of(registry) in allowed
+        assert not damage_of(registry)
+        repeat(registry)
+        assert state_of(registry) == allowed[-1]
+        assert not damage_of(registry)
+        shutil.rmtree(root)
+
+    @property
+    def looked_at(self) -> int:
+        """How many different disks."""
+        return len(self._seen)
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch) -> Machine:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # only the recorder's count
+    (tmp_path / "disks").mkdir()
+    return Machine(tmp_path / "disks", monkeypatch)
+
+
+def repeated(action: str, world: World, after: State):
+    """Repeats an action where it was not done; what was done cannot always be done again."""
+
+    def repeat(registry: Registry) -> None:
+        if action == "gc" or state_of(registry) != after:
+            ACTIONS[action](registry, world)
+
+    return repeat
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_what_was_acknowledged_outlasts_a_power_loss_and_the_rest_is_done_or_not(machine, world, action):
+    root = machine.place()
+    registry = world.fill(LocalStore(root))
+    before, disk = state_of(registry), Disk.of(root)
+    operations = machine.record(root, action, world)
+    after = state_of(registry)
+    for step in range(len(operations) + 1):
+        done = step == len(operations)
+        for tree in disk.after_power_loss(step, RANDOM):
+            if machine.is_new(tree, done):
+                allowed = [after] if done else [before, *between(action, before, after), after]
+                machine.look(tree, allowed, repeated(action, world, after))
+        if not done:
+            operations[step](disk)
+    assert machine.looked_at > len(operations)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_what_is_acknowledged_after_a_kill_outlasts_a_power_loss(machine, world, action):
+    """The one who was killed left things that were never synced, and the one who comes after it builds on them."""
+    root = machine.place()
+    registry = world.fill(LocalStore(root))
+    disk = Disk.of(root)
+    operations = machine.record(root, action, world)
+    after = state_of(registry)
+    for operation in operations:
+        operation(disk)
+        root = machine.place()
+        write_tree(disk.now(), root)
+        if action in ("undo", "rm") and state_of(Registry(LocalStore(root))) == after:
+            continue  # that would be another one
+        later = disk.copy()
+        for other in machine.record(root, action, world):
+            other(later)
+        for tree in later.after_power_loss(0, RANDOM):
+            if machine.is_new(tree, True):
+                machine.look(tree, [after], lambda registry: None)
+    assert machine.looked_at
+
+
+def between(action: str, before: State, after: State) -> list[State]:
+    """A rename writes the new document before the old one: until then the delta has its old name."""
+    return [{**before, "acme/nli": after["acme/nli"]}] if action == "rename" else []
