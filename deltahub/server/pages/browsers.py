@@ -1,0 +1,134 @@
+"""What browsers need beyond the API: a sign-in that they keep, and errors as pages.
+
+A cookie stands for a token only where a request changes nothing, so no other site can use it to change anything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from http.cookies import CookieError, SimpleCookie
+from typing import Final
+from urllib.parse import quote
+
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.responses import RedirectResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deltahub.server.pages.rendering import HEADERS, own_address, page
+
+COOKIE: Final = "deltahub_token"
+SIGN_IN: Final = "/-/sign-in"
+_SAFE: Final = ("GET", "HEAD")
+_LARGEST: Final = 64 << 10  # bytes of an error's body
+_FAILED: Final = "The hub failed while it made this page. Its log says why; ask whoever runs it."
+
+
+class Browsers:
+    """Middleware around everything else that answers requests.
+
+    Args:
+        app: what handles the requests.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the caller be known by the cookie, and answer in the caller's form."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        by_cookie = _use_cookie(scope)
+        answer = _Answer(scope, send, by_cookie=by_cookie, as_page=_wants_page(scope))
+        try:
+            await self.app(scope, receive, answer.send)
+        except Exception:
+            if answer.started or not answer.as_page:
+                raise
+            logging.getLogger("deltahub.server").exception("A page failed")
+            await page(HTTPConnection(scope), "error.html", 500, message=_FAILED)(scope, receive, send)
+            return
+        await answer.finish(receive)
+
+
+class _Answer:
+    """Passes an answer on; keeps an error back until it is whole, to show it as a page."""
+
+    def __init__(self, scope: Scope, send: Send, *, by_cookie: bool, as_page: bool) -> None:
+        self._scope, self._send = scope, send
+        self._by_cookie = by_cookie
+        self.as_page = as_page
+        self.started = False
+        self._kept: Message | None = None
+        self._body = b""
+
+    async def send(self, message: Message) -> None:
+        """Take one message of the answer."""
+        if message["type"] == "http.response.start":
+            headers = Headers(raw=message["headers"])
+            is_json = headers.get("content-type", "").startswith("application/json")
+            if message["status"] >= 400 and self.as_page and is_json:
+                self._kept = message
+                return
+            self.started = True
+        elif self._kept is not None:
+            self._body = (self._body + message.get("body", b""))[:_LARGEST]
+            return
+        await self._send(message)
+
+    async def finish(self, receive: Receive) -> None:
+        """Send what was kept back, as a page."""
+        if self._kept is None:
+            return
+        request, status = HTTPConnection(self._scope), self._kept["status"]
+        headers = Headers(raw=self._kept["headers"])
+        if self._by_cookie and status == 401 and "www-authenticate" in headers:  # the token is not valid any more
+            refused = RedirectResponse(f"{SIGN_IN}?refused=1&next={quote(own_address(request), safe='')}", 303, HEADERS)
+            refused.delete_cookie(COOKIE)
+            await refused(self._scope, receive, self._send)
+            return
+        answer = page(request, "error.html", status, message=_message(self._body))
+        if "retry-after" in headers:
+            answer.headers["Retry-After"] = headers["retry-after"]
+        await answer(self._scope, receive, self._send)
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return _FAILED
+
+
+def _wants_page(scope: Scope) -> bool:
+    """Whether the caller is someone who reads, and asks for no part of the API."""
+    accepted = Headers(scope=scope).get("accept", "")
+    return "text/html" in accepted and not scope["path"].startswith("/api/")
+
+
+def _use_cookie(scope: Scope) -> bool:
+    """Let the cookie of a request that changes nothing stand for its token.
+
+    Returns:
+        Whether it does.
+    """
+    headers = Headers(scope=scope)
+    path = scope["path"]
+    if scope["method"] not in _SAFE or "authorization" in headers or path.startswith((SIGN_IN, "/-/static/")):
+        return False
+    secret = cookie(headers.get("cookie", ""))
+    if not secret:
+        return False
+    scope["headers"] = [*scope["headers"], (b"authorization", b"Bearer " + secret.encode("ascii", "replace"))]
+    return True
+
+
+def cookie(header: str) -> str:
+    """The token in a request's cookies; empty if there is none."""
+    try:
+        found = SimpleCookie(header).get(COOKIE)
+    except CookieError:
+        return ""
+    return found.value if found else ""

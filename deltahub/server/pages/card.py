@@ -1,0 +1,207 @@
+"""A model card as safe HTML.
+
+Markdown is rendered without raw HTML, then cleaned by a list of what may stay, so that neither step alone stands between a card and
+the reader. Pictures from elsewhere become links: reading a card tells nobody.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+import nh3
+import yaml
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markupsafe import Markup
+from yaml.events import AliasEvent
+
+LARGEST: Final = 128 << 10  # bytes of a card that is rendered
+_LARGEST_HEAD: Final = 64 << 10
+_FIRST_HEADING: Final = 3  # of the page around it, the card is a part of a section
+_LAST_HEADING: Final = 6
+_SCHEMES: Final = frozenset({"http", "https", "mailto"})
+_ALLOWED: Final = {
+    "a": {"href", "title"},
+    "img": {"src", "alt", "title"},
+    "th": {"class"},
+    "td": {"class"},
+    "ol": {"start"},
+    "div": {"class", "tabindex", "role", "aria-label"},  # around tables
+    **{
+        name: set[str]()
+        for name in (
+            *("p", "h3", "h4", "h5", "h6", "ul", "li", "em", "strong", "s", "code", "pre", "blockquote", "hr", "br"),
+            *("table", "thead", "tbody", "tr"),
+        )
+    },
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card to show.
+
+    Attributes:
+        html: the text, safe to show.
+        facts: the front matter, key and value as text, in its order.
+        wrong: what is wrong with the front matter; empty if nothing is.
+    """
+
+    html: Markup
+    facts: tuple[tuple[str, str], ...] = ()
+    wrong: str = ""
+
+
+@lru_cache(maxsize=128)
+def render_card(text: str, repository: str, revision: str) -> Card:
+    """Render a card.
+
+    Args:
+        text: Markdown, perhaps after front matter between lines of ``---``.
+        repository: the address that relative links belong to, e.g. ``"/acme/ner"``.
+        revision: what of it, e.g. ``"v3"``.
+    """
+    head, body = split_front_matter(text)
+    facts, wrong = front_matter(head)
+    environment = {"links": f"{repository}/blob/{revision}/", "pictures": f"{repository}/resolve/{revision}/"}
+    tokens = _MARKDOWN.parse(body, environment)
+    _fit_headings(tokens)
+    rendered = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, environment)
+    clean = nh3.clean(
+        rendered,
+        tags=set(_ALLOWED),
+        attributes=_ALLOWED,
+        url_schemes=set(_SCHEMES),
+        link_rel="nofollow noopener noreferrer",
+    )
+    return Card(Markup(clean), facts, wrong)  # noqa: S704  (nh3 has cleaned it)
+
+
+def split_front_matter(text: str) -> tuple[str, str]:
+    """The YAML between the first lines of ``---``, and the rest."""
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    if not text.startswith("---\n"):
+        return "", text
+    head, end, body = text[4:].partition("\n---\n")
+    if not end and head.endswith("\n---"):
+        return head.removesuffix("\n---"), ""
+    return (head, body) if end else ("", text)
+
+
+def front_matter(head: str) -> tuple[tuple[tuple[str, str], ...], str]:
+    """The facts of a front matter as text, and what is wrong with it."""
+    if not head.strip():
+        return (), ""
+    if len(head) > _LARGEST_HEAD:
+        return (), f"it has {len(head):,} characters; {_LARGEST_HEAD:,} are read"
+    try:
+        found = yaml.load(head, Loader=_PlainLoader)  # noqa: S506  (a SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return (), f"it is not YAML that can be read here ({str(error).splitlines()[0]})"
+    if not isinstance(found, dict):
+        return (), "it holds no keys"
+    return tuple((str(key), _as_text(value)) for key, value in found.items()), ""
+
+
+class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+    """Safe YAML without aliases, by which a few lines could stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, "aliases are not read", event.start_mark)
+        return super().compose_node(parent, index)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, indent=1, default=str)
+    return "" if value is None else str(value)
+
+
+def _fit_headings(tokens: Sequence[Token]) -> None:
+    """Let headings begin below those of the page and skip no level; one without text is no heading."""
+    last = _FIRST_HEADING - 1
+    for at, token in enumerate(tokens):
+        if token.type != "heading_open":
+            continue
+        opened, content, closed = tokens[at : at + 3]
+        level = min(last + 1, int(token.tag[1:]) + _FIRST_HEADING - 1, _LAST_HEADING)
+        name = f"h{level}" if content.content.strip() else "p"
+        opened.tag = closed.tag = name
+        last = level if name != "p" else last
+
+
+def address(target: str, files: str) -> str | None:
+    """Where a link of a card leads; None if it must not lead there.
+
+    Args:
+        target: as the card says.
+        files: what a relative one is relative to.
+    """
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        return None
+    if parts.scheme:
+        return target if parts.scheme.lower() in _SCHEMES else None
+    if parts.netloc or target.startswith(("/", "\\", "#", "?")):
+        return target if target.startswith("#") else None
+    steps = [step for step in parts.path.split("/") if step not in ("", ".")]
+    return None if ".." in steps else files + quote("/".join(steps), safe="/%")
+
+
+def _link(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: Mapping[str, Any]) -> str:
+    token = tokens[at]
+    href = address(str(token.attrGet("href") or ""), env["links"])
+    if href is None:
+        token.attrs.pop("href", None)
+    else:
+        token.attrSet("href", href)
+    return renderer.renderToken(tokens, at, options, env)  # type: ignore[arg-type]
+
+
+def _image(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: Mapping[str, Any]) -> str:
+    token = tokens[at]
+    source = address(str(token.attrGet("src") or ""), env["pictures"])
+    words = renderer.renderInlineAsText(token.children or [], options, env)  # type: ignore[arg-type]
+    if source is None or source.startswith("#"):
+        return _escaped(words)
+    if urlsplit(source).scheme:
+        return f'<a href="{_escaped(source)}">{_escaped(words or "picture")} (a picture from elsewhere)</a>'
+    return f'<img src="{_escaped(source)}" alt="{_escaped(words)}">'
+
+
+def _table(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: Mapping[str, Any]) -> str:
+    return '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>\n'
+
+
+def _table_end(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: Mapping[str, Any]) -> str:
+    return "</table></div>\n"
+
+
+def _escaped(text: str) -> str:
+    return str(Markup.escape(text))
+
+
+def _markdown() -> MarkdownIt:
+    markdown = MarkdownIt("commonmark", {"html": False, "maxNesting": 20}).enable(["table", "strikethrough"])
+    for name, rule in (
+        ("link_open", _link),
+        ("image", _image),
+        ("table_open", _table),
+        ("table_close", _table_end),
+    ):
+        markdown.add_render_rule(name, rule)
+    return markdown
+
+
+_MARKDOWN: Final = _markdown()

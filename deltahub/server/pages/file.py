@@ -1,0 +1,47 @@
+"""A file of a delta: text as text, tensors as a table, anything else as a link. Nothing of it ever runs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deltahub.server.pages.reading import content_of, document_of, file_of, is_private, version_of
+from deltahub.server.pages.rendering import page
+
+LARGEST: Final = 256 << 10  # bytes of a text that is shown
+_TENSORS: Final = 2000
+
+
+def file(request: Request) -> Response:
+    """One file of one version."""
+    document = document_of(request)
+    found = version_of(request, document)
+    entry = file_of(found, request.path_params["path"])
+    text, why = None, ""
+    is_weights = entry.path.endswith(".safetensors")
+    if not is_weights:
+        if entry.size > LARGEST:
+            why = f"It has {entry.size:,} bytes; up to {LARGEST:,} are shown here."
+        else:
+            try:
+                text = content_of(request, entry).decode()
+            except UnicodeDecodeError:
+                why = "It is not text."
+            else:
+                if "\0" in text:
+                    text, why = None, "It is not text."
+    tensors = found.manifest.tensors if is_weights else ()
+    return page(
+        request,
+        "file.html",
+        document=document,
+        found=found,
+        private=is_private(request, document.name),
+        entry=entry,
+        text=text,
+        why=why,
+        tensors=tensors[:_TENSORS],
+        more=max(0, len(tensors) - _TENSORS),
+    )

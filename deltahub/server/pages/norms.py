@@ -1,0 +1,168 @@
+"""How much a delta changes each module: one norm per module, read from its tensors without torch.
+
+A low-rank pair counts as what it adds to a weight, ``||s B A||`` (Frobenius); anything else as the norm of all its values. The
+product is never made: ``||B A||^2 = sum((B'B) * (A A'))``, which are small.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from deltahub.checkpoint import DELTA_PART
+from deltahub.errors import CheckpointError
+
+UPDATE: Final = "added to the weight"
+VALUES: Final = "of the values"
+_PLAIN: Final = {
+    "F64": "f8",
+    "F32": "f4",
+    "F16": "f2",
+    "I64": "i8",
+    "I32": "i4",
+    "I16": "i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
+_LOW_RANK: Final = re.compile(r"(?P<before>.*?)\.?lora_(?P<side>[AB])(?:\.[^.]+)*")  # PEFT ends it with ".weight"
+_MATRIX: Final = 2  # dimensions
+
+
+@dataclass(frozen=True)
+class ModuleNorm:
+    """What is known of one module.
+
+    Attributes:
+        address: of the module in the backbone, e.g. ``"encoder.layer.3.attention.self.query"``.
+        norm: not negative; may be infinite or NaN if a value is.
+        measure: `UPDATE` or `VALUES`.
+        parameters: number of values.
+    """
+
+    address: str
+    norm: float
+    measure: str
+    parameters: int
+
+    @property
+    def block(self) -> int | None:
+        """The number of the block that the module is in; None if it is in none."""
+        found = next((part for part in self.address.split(".") if part.isdecimal() and len(part) < 6), None)
+        return None if found is None else int(found)
+
+    @property
+    def series(self) -> str:
+        """The address with ``*`` for the number of the block: modules that are the same in every block share it."""
+        parts = self.address.split(".")
+        at = next((i for i, part in enumerate(parts) if part.isdecimal() and len(part) < 6), None)
+        return self.address if at is None else ".".join((*parts[:at], "*", *parts[at + 1 :]))
+
+
+def module_norms(data: bytes, config: Mapping[str, Any]) -> tuple[ModuleNorm, ...]:
+    """The norms of a delta's modules, in the order of their addresses, numbers as numbers.
+
+    Args:
+        data: a safetensors file.
+        config: of the delta, for the scale of a low-rank update.
+
+    Raises:
+        CheckpointError: it is none, or holds a dtype that cannot be read here.
+    """
+    from safetensors import SafetensorError, deserialize  # late: most pages show no plot
+
+    try:
+        tensors = deserialize(data)  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        msg = f"The weights are not a safetensors file ({error})."
+        raise CheckpointError(msg) from error
+    modules: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors:
+        module, parameter = split_name(name)
+        modules.setdefault(module, {})[parameter] = _array(name, tensor)
+    found = (_norm(module, parts, scale_of(config)) for module, parts in modules.items())
+    return tuple(sorted(found, key=lambda norm: _natural(norm.address)))
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """The module that a tensor belongs to, and the rest of its name."""
+    module, part, parameter = f".{name}".partition(DELTA_PART)
+    if part:
+        return module.removeprefix("."), parameter
+    low_rank = _LOW_RANK.fullmatch(name)
+    if low_rank:
+        return low_rank["before"].removeprefix("base_model.model."), name[len(low_rank["before"]) :].removeprefix(".")
+    module, _, parameter = name.rpartition(".")
+    return module or name, parameter
+
+
+def scale_of(config: Mapping[str, Any]) -> float:
+    """What a low-rank update is multiplied by; 1 if the config does not say."""
+    rank = config.get("lora_r") or config.get("r")
+    alpha = config.get("lora_alpha")
+    if not isinstance(rank, int | float) or not isinstance(alpha, int | float) or rank <= 0:
+        return 1.0
+    return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _array(name: str, tensor: Mapping[str, Any]) -> Any:
+    import numpy as np
+
+    dtype = tensor["dtype"]
+    if dtype == "BF16":  # the upper half of a float32
+        values = (np.frombuffer(tensor["data"], "<u2").astype("<u4") << 16).view("<f4")
+    elif dtype in _PLAIN:
+        values = np.frombuffer(tensor["data"], np.dtype(_PLAIN[dtype]).newbyteorder("<"))
+    else:
+        msg = f"The tensor {name} has dtype {dtype}, of which no norm is shown. Load the delta to look at it."
+        raise CheckpointError(msg)
+    return values.reshape(tensor["shape"])
+
+
+def _norm(address: str, parts: Mapping[str, Any], scale: float) -> ModuleNorm:
+    parameters = sum(int(values.size) for values in parts.values())
+    pairs = list(_pairs(parts))
+    if pairs:
+        return ModuleNorm(address, scale * math.sqrt(_sum(map(_product, pairs))), UPDATE, parameters)
+    return ModuleNorm(address, math.sqrt(_sum(map(_square, parts.values()))), VALUES, parameters)
+
+
+def _pairs(parts: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """The (A, B) of each low-rank update, (r, n_in) and (n_out, r)."""
+    for name, down in parts.items():
+        found = _LOW_RANK.fullmatch(name)
+        if not found or found["side"] != "A":
+            continue
+        start = len(found["before"])
+        up = parts.get(name[:start] + name[start:].replace("lora_A", "lora_B", 1))
+        if up is not None and down.ndim == up.ndim == _MATRIX and down.shape[0] == up.shape[1]:
+            yield down, up
+
+
+def _product(pair: tuple[Any, Any]) -> float:
+    import numpy as np
+
+    with np.errstate(all="ignore"):  # values that are not finite give a norm that is not
+        down, up = (values.astype(np.float64) for values in pair)
+        return max(0.0, float(np.sum((up.T @ up) * (down @ down.T))))
+
+
+def _square(values: Any) -> float:
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        flat = values.astype(np.float64).ravel()
+        return float(flat @ flat)
+
+
+def _sum(squares: Iterable[float]) -> float:
+    """Their sum; NaN stays NaN, which `math.sqrt` takes."""
+    return sum(squares, 0.0)
+
+
+def _natural(address: str) -> list[tuple[int, int, str]]:
+    """Sorts layer.10 after layer.9."""
+    return [(0, int(part), "") if part.isdecimal() and len(part) < 19 else (1, 0, part) for part in address.split(".")]

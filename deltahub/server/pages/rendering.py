@@ -1,0 +1,148 @@
+"""Templates, and the headers that every page has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import HTTPConnection
+from starlette.responses import HTMLResponse
+
+from deltahub.server.access import caller_of
+from deltahub.server.state import state_of
+
+HERE: Final = Path(__file__).parent
+STATIC: Final = HERE / "static"
+THEMES: Final = ("light", "dark")
+THEME_COOKIE: Final = "deltahub_theme"
+HEADERS: Final = {
+    "Cache-Control": "private, no-cache",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Referrer-Policy": "same-origin",  # not "no-referrer": then forms would name no origin, by which they are checked
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+_UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
+_AGES: Final = ((60, "second"), (60, "minute"), (24, "hour"), (30, "day"), (12, "month"), (10**9, "year"))
+
+
+def page(request: HTTPConnection, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    """A page.
+
+    Args:
+        template: its file in `templates/`.
+        values: what the template shows.
+    """
+    theme = request.cookies.get(THEME_COOKIE, "")
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            caller=caller_of(request),
+            theme=theme if theme in THEMES else "",
+            here=own_address(request),
+            place=state_of(request).registry.name,
+            status=status,
+            **values,
+        )
+    )
+    return HTMLResponse(text, status, HEADERS)
+
+
+def own_address(request: HTTPConnection) -> str:
+    """Path and query of a request, as a link within the hub."""
+    return f"/{request.url.path.lstrip('/')}" + (f"?{request.url.query}" if request.url.query else "")
+
+
+@cache
+def static_files() -> Mapping[str, tuple[bytes, str]]:
+    """The files that pages need, by name, with the start of their sha256."""
+    paths = sorted(path for folder in (STATIC, STATIC / "vendor") for path in folder.iterdir() if path.is_file())
+    return {path.name: (data := path.read_bytes(), hashlib.sha256(data).hexdigest()[:12]) for path in paths}
+
+
+def static_address(name: str) -> str:
+    """Where a file is served; the address changes with its content, so that browsers may keep it."""
+    return f"/-/static/{name}?v={static_files()[name][1]}"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(static=static_address, query=query)
+    environment.filters.update(size=size, age=age, number=number, seen=seen, said=said, part=part, path=quote)
+    return environment
+
+
+def part(text: str) -> str:
+    """Text as one part of a path."""
+    return quote(text, safe="")
+
+
+def query(**values: Any) -> str:
+    """A query string without what is empty; lists repeat their key."""
+    kept = {key: value for key, value in values.items() if value not in (None, "", [], (), False)}
+    return f"?{urlencode(kept, doseq=True)}" if kept else ""
+
+
+def size(count: float) -> str:
+    """Bytes in the largest unit that leaves a number of at least 1."""
+    value, unit = float(count), 0
+    while value >= 999.5 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.0f} {_UNITS[unit]}" if unit == 0 or value >= 100 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def age(time: str, now: datetime | None = None) -> str:
+    """How long ago a time was, in its largest unit: ``"3 days ago"``; a text that is no time stays as it is."""
+    try:
+        then = datetime.fromisoformat(time)
+    except ValueError:
+        return time
+    then = then if then.tzinfo else then.replace(tzinfo=UTC)
+    passed = ((now or datetime.now(UTC)) - then).total_seconds()
+    if passed < 45:
+        return "just now"
+    for count, unit in _AGES:
+        if passed < count:
+            whole = max(1, int(passed))
+            return f"{whole} {unit}{'' if whole == 1 else 's'} ago"
+        passed /= count
+    raise AssertionError("unreachable")
+
+
+def number(value: Any) -> str:
+    """A metric or a count, short."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return seen(str(value))
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def said(value: Any) -> str:
+    """A value of a config as text."""
+    return seen(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+
+
+def seen(text: str) -> str:
+    """Text in which every character can be seen: those that are invisible, or turn the direction of others, as their numbers."""
+    lines = str(text).replace("\r\n", "\n")
+    return "".join(char if char.isprintable() or char in "\n\t" else f"\\u{ord(char):04x}" for char in lines)

@@ -1,0 +1,51 @@
+"""The addresses of the pages.
+
+They are those of the Hugging Face Hub where it has the same page, so that the links that its clients print lead somewhere. What has no
+place there is below ``/-/``, which no namespace can be called.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.routing import BaseRoute, Route
+
+from deltahub.server.pages.assets import static_file
+from deltahub.server.pages.comparison import comparison
+from deltahub.server.pages.delta import commit, delta
+from deltahub.server.pages.file import file
+from deltahub.server.pages.front import front
+from deltahub.server.pages.layers import layers
+from deltahub.server.pages.signing import choose_theme, sign_in, sign_in_form, sign_out
+from deltahub.server.pages.versions import versions
+from deltahub.server.paths import register
+
+register()
+_DELTA: Final = "/{namespace:part}/{name:part}"
+
+routes: Final[list[BaseRoute]] = [
+    Route("/", front),
+    Route("/-/static/{file:part}", static_file),
+    Route("/-/compare", comparison),
+    Route("/-/sign-in", sign_in_form, methods=["GET"]),
+    Route("/-/sign-in", sign_in, methods=["POST"]),
+    Route("/-/sign-out", sign_out, methods=["POST"]),
+    Route("/-/theme", choose_theme, methods=["POST"]),
+    Route(f"{_DELTA}/tree/{{revision:part}}", delta),
+    Route(f"{_DELTA}/commit/{{revision:part}}", commit),
+    Route(f"{_DELTA}/blob/{{revision:part}}/{{path:rest}}", file),
+    Route(f"{_DELTA}/layers/{{revision:part}}", layers),
+    Route(f"{_DELTA}/versions", versions),
+    Route(_DELTA, delta),
+]
+
+
+def page_address(hub: str, delta: str = "", version: str = "") -> str:
+    """The address of a page.
+
+    Args:
+        hub: of the hub, e.g. ``"http://127.0.0.1:8000"``.
+        delta: ``"namespace/name"``; by default the front page.
+        version: ``"v3"``; by default the newest.
+    """
+    return f"{hub.rstrip('/')}/{delta}{f'/tree/{version}' if version else ''}"

@@ -1,0 +1,94 @@
+"""Signing in with a token, signing out, and the choice of light or dark: all that can be sent from the pages.
+
+None of it touches the registry. A form is taken from this hub's own pages alone, by the origin that the browser names.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from deltahub.server.pages.browsers import COOKIE
+from deltahub.server.pages.rendering import HEADERS, THEME_COOKIE, THEMES, page
+from deltahub.server.refusals import Refusal
+from deltahub.server.state import state_of
+
+_LARGEST: Final = 8 << 10  # bytes of a form
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{8,200}")
+_YEAR: Final = 365 * 24 * 3600
+_MONTH: Final = 30 * 24 * 3600
+
+
+def sign_in_form(request: Request) -> Response:
+    """The form for a token."""
+    refused = "refused" in request.query_params
+    return page(request, "sign_in.html", refused=refused, next=own_path(request.query_params.get("next", "")))
+
+
+async def sign_in(request: Request) -> Response:
+    """Keep a token in a cookie that no script can read and no other site can send; the next page shows whether it is valid."""
+    form = await _own_form(request)
+    token = form.get("token", "").strip()
+    if not _TOKEN.fullmatch(token):
+        message = "That is no token of this hub: expected dhub_ and letters and digits, as `deltahub serve token create` printed it."
+        return page(request, "sign_in.html", 400, refused=False, wrong=message, next=own_path(form.get("next", "")))
+    answer = RedirectResponse(own_path(form.get("next", "")), 303, HEADERS)
+    answer.set_cookie(COOKIE, token, max_age=_MONTH, httponly=True, samesite="strict", secure=_is_secure(request))
+    return answer
+
+
+async def sign_out(request: Request) -> Response:
+    """Forget the token."""
+    await _own_form(request)
+    answer = RedirectResponse("/", 303, HEADERS)
+    answer.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=_is_secure(request))
+    return answer
+
+
+async def choose_theme(request: Request) -> Response:
+    """Keep the choice of light or dark; anything else follows the reader's system."""
+    form = await _own_form(request)
+    answer = RedirectResponse(own_path(form.get("next", "")), 303, HEADERS)
+    if form.get("theme") in THEMES:
+        answer.set_cookie(THEME_COOKIE, form["theme"], max_age=_YEAR, samesite="strict", secure=_is_secure(request))
+    else:
+        answer.delete_cookie(THEME_COOKIE)
+    return answer
+
+
+def own_path(text: str) -> str:
+    """A path on this hub; the front page for anything that leads elsewhere."""
+    sound = re.fullmatch(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]*", text)
+    return text if sound else "/"
+
+
+def _is_secure(request: Request) -> bool:
+    return state_of(request).base_url(request).startswith("https:")
+
+
+async def _own_form(request: Request) -> dict[str, str]:
+    """The fields of a form.
+
+    Raises:
+        Refusal: it was sent from elsewhere, or is too large.
+    """
+    if not _is_own(request):
+        raise Refusal(403, "This form was sent from another site. Open the hub's own page and repeat it there.")
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _LARGEST:
+            raise Refusal(413, f"A form may have {_LARGEST} bytes.")
+    return {key: values[-1] for key, values in parse_qs(body.decode("utf-8", "replace")).items()}
+
+
+def _is_own(request: Request) -> bool:
+    origin = request.headers.get("origin")
+    if origin is None:
+        return request.headers.get("sec-fetch-site") == "same-origin"
+    own = {request.headers.get("host"), urlsplit(state_of(request).base_url(request)).netloc}
+    return origin != "null" and urlsplit(origin).netloc in own

@@ -1,0 +1,48 @@
+// What a page does beyond its links and forms: copying, the choice of colours, and a search that follows the typing.
+"use strict";
+
+for (const block of document.querySelectorAll("[data-copy]")) {
+  const text = block.querySelector("pre");
+  const button = document.createElement("button");
+  const rest = "Copy";
+  button.type = "button";
+  button.textContent = rest;
+  button.setAttribute("aria-label", `Copy: ${text.getAttribute("aria-label")}`);
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(text.textContent);
+      button.textContent = "Copied";
+    } catch { // browsers copy on secure pages alone
+      getSelection().selectAllChildren(text);
+      button.textContent = "Selected";
+    }
+    setTimeout(() => { button.textContent = rest; }, 2000);
+  });
+  block.append(button);
+  block.classList.add("ready");
+}
+
+for (const form of document.querySelectorAll("form.theme")) {
+  form.addEventListener("submit", (event) => {
+    const theme = event.submitter?.value ?? "";
+    event.preventDefault();
+    const secure = location.protocol === "https:" ? "; secure" : "";
+    document.cookie = `deltahub_theme=${theme}; path=/; samesite=strict; max-age=${theme ? 31536000 : 0}${secure}`;
+    if (theme) document.documentElement.dataset.theme = theme;
+    else delete document.documentElement.dataset.theme;
+    for (const button of form.elements) button.setAttribute?.("aria-pressed", String(button.value === theme));
+  });
+}
+
+document.addEventListener("htmx:configRequest", ({ detail }) => { // an address holds what was asked for, and no more
+  for (const [name, value] of [...detail.formData.entries()]) {
+    if (!value || (name === "sort" && value === "time")) detail.formData.delete(name, value);
+  }
+});
+document.addEventListener("htmx:afterSettle", () => {
+  const [said, count] = ["said", "count"].map((id) => document.getElementById(id));
+  if (said) said.textContent = count ? count.textContent : "";
+});
+for (const failure of ["htmx:responseError", "htmx:sendError"]) { // the whole page says what is wrong
+  document.addEventListener(failure, ({ detail }) => location.assign(detail.pathInfo.finalRequestPath ?? location.href));
+}

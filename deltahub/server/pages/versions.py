@@ -1,0 +1,37 @@
+"""All versions of a delta: those that are there, those that were removed, where each alias points, and the log of every move."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deltahub.registry.entries import number
+from deltahub.server.pages.reading import document_of, is_private
+from deltahub.server.pages.rendering import page
+
+_SHOWN: Final = 100  # versions, and moves, unless all are asked for
+
+
+def versions(request: Request) -> Response:
+    """The history of a delta, newest first."""
+    document = document_of(request)
+    everything = "all" in request.query_params
+    names = sorted({*document.versions, *document.removed}, key=number, reverse=True)
+    moves = list(reversed(document.log))
+    shown = None if everything else _SHOWN
+    newest = names[:shown]
+    there = [name for name in names if name in document.versions]
+    return page(
+        request,
+        "versions.html",
+        document=document,
+        private=is_private(request, document.name),
+        names=newest,
+        more=len(names) - len(newest),
+        moves=moves[:shown],
+        more_moves=len(moves) - len(moves[:shown]),
+        there=there,
+        before=there[min(1, len(there) - 1)],
+    )
