@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import lru_cache
+
 from starlette.requests import HTTPConnection
 
+from deltahub.manifest import FileEntry, Manifest
 from deltahub.registry.registry import Registry
+from deltahub.server.records import Records
 from deltahub.server.settings import Settings
+from deltahub.stores.base import object_key
 
 
 class State:
@@ -19,6 +25,24 @@ class State:
     def __init__(self, registry: Registry, settings: Settings) -> None:
         self.registry = registry
         self.settings = settings
+        self.records = Records(registry.store)
+        self.manifest = lru_cache(maxsize=256)(self._manifest)
+        self.git_oid = lru_cache(maxsize=100_000)(self._git_oid)
+
+    def _manifest(self, digest: str) -> Manifest:
+        """The manifest of a version, by its digest."""
+        return self.registry.manifest(digest)
+
+    def _git_oid(self, sha256: str, size: int) -> str:
+        """What git calls a file: the sha1 of its size and bytes, 40 hex digits. The whole file is read for it, once."""
+        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        for chunk in self.registry.store.chunks(object_key(sha256)):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def read(self, entry: FileEntry, start: int, end: int) -> bytes:
+        """A range of a stored file."""
+        return b"".join(self.registry.store.chunks(object_key(entry.sha256), start, end))
 
     def base_url(self, request: HTTPConnection) -> str:
         """How the caller reaches the hub, without a slash at the end."""

@@ -1,0 +1,126 @@
+"""Files of a commit, whole or in part: ``/namespace/name/resolve/revision/path``.
+
+Bytes are read from the store piece by piece. The last piece of a whole file is held back until its digest is known to be right, so that
+damaged bytes never arrive as a complete answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mimetypes
+import re
+from collections.abc import Iterator
+from itertools import chain
+from typing import Final
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from deltahub.errors import IntegrityError, NotFoundError
+from deltahub.manifest import FileEntry
+from deltahub.server.refusals import ENTRY_NOT_FOUND, Refusal
+from deltahub.server.repositories import open_repository
+from deltahub.server.state import State, state_of
+from deltahub.stores.base import object_key
+
+_RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+_REVALIDATE: Final = "no-cache"  # a branch may move
+
+
+def resolve(request: Request) -> Response:
+    """A file, or with ``Range`` a part of it.
+
+    Raises:
+        Refusal: there is no such file, or the range lies outside it.
+    """
+    repository = open_repository(request)
+    commit = repository.at(request.path_params["revision"])
+    path = request.path_params["path"]
+    entry = next((entry for entry in commit.manifest.files if entry.path == path), None)
+    if entry is None:
+        where = {"X-Repo-Commit": commit.id}
+        raise Refusal(404, f"{path} is no file of {repository.path} at {commit.id}.", ENTRY_NOT_FOUND, where)
+    etag = f'"{entry.sha256}"'
+    headers = {
+        "X-Repo-Commit": commit.id,
+        "ETag": etag,
+        "X-Linked-Size": str(entry.size),
+        "X-Linked-Etag": etag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": _REVALIDATE,
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(path.rpartition('/')[2], safe='')}",
+    }
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    if request.method == "HEAD":  # the size of the whole, whatever part was asked for
+        return Response(headers={**headers, "Content-Length": str(entry.size)}, media_type=_media_type(path))
+    span = _span(request, entry, etag)
+    if span is None:
+        return _answer(_checked(state_of(request), entry), 200, entry.size, headers, path)
+    headers["Content-Range"] = f"bytes {span[0]}-{span[1] - 1}/{entry.size}"
+    return _answer(_pieces(state_of(request), entry, *span), 206, span[1] - span[0], headers, path)
+
+
+def _answer(pieces: Iterator[bytes], status: int, size: int, headers: dict[str, str], path: str) -> Response:
+    first = next(pieces, b"")  # so that what cannot be read at all gets an answer that says so
+    headers["Content-Length"] = str(size)
+    if len(first) == size:
+        return Response(first, status, headers, _media_type(path))
+    return StreamingResponse(chain([first], pieces), status, headers, _media_type(path))
+
+
+def _span(request: Request, entry: FileEntry, etag: str) -> tuple[int, int] | None:
+    """The first byte that is asked for and the one after the last; None for the whole file."""
+    found = _RANGE.fullmatch(request.headers.get("range", "").strip())
+    if not found or not (found[1] or found[2]) or request.headers.get("if-range", etag) != etag:
+        return None  # several ranges at once too: whoever asks must be ready for the whole
+    if found[1]:
+        start, end = int(found[1]), min(int(found[2] or entry.size - 1) + 1, entry.size)
+    else:
+        start, end = max(entry.size - int(found[2]), 0), entry.size
+    if start >= end:
+        size = {"Content-Range": f"bytes */{entry.size}"}
+        raise Refusal(416, f"The range lies outside of the file, which has {entry.size} bytes.", headers=size)
+    return start, end
+
+
+def _pieces(state: State, entry: FileEntry, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    try:
+        yield from state.registry.store.chunks(object_key(entry.sha256), start, end)
+    except NotFoundError as error:
+        raise _damaged(entry, "nothing") from error
+
+
+def _checked(state: State, entry: FileEntry) -> Iterator[bytes]:
+    """All bytes of a file; the last piece only if all have the digest."""
+    digest, size, held = hashlib.sha256(), 0, b""
+    for piece in _pieces(state, entry):
+        if held:
+            yield held
+        digest.update(piece)
+        size += len(piece)
+        held = piece
+    if digest.hexdigest() != entry.sha256 or size != entry.size:
+        raise _damaged(entry, f"sha256:{digest.hexdigest()}")
+    if held:
+        yield held
+
+
+def _damaged(entry: FileEntry, found: str) -> IntegrityError:
+    return IntegrityError(f"The stored file {entry.path}", f"sha256:{entry.sha256}", found)
+
+
+def _media_type(path: str) -> str:
+    """What a browser may take a file for: text and JSON, but never anything that it would run."""
+    kind = mimetypes.guess_type(path)[0] or ""
+    if path.endswith((".md", ".txt", ".yaml", ".yml", ".csv")):
+        return "text/plain; charset=utf-8"
+    return kind if kind == "application/json" else "application/octet-stream"
+
+
+routes: Final = [
+    Route("/{namespace:part}/{name:part}/resolve/{revision:part}/{path:rest}", resolve, methods=["GET", "HEAD"]),
+    Route("/{namespace:part}/{name:part}/raw/{revision:part}/{path:rest}", resolve, methods=["GET", "HEAD"]),
+]

@@ -1,0 +1,186 @@
+"""Creating, deleting, moving and hiding repositories."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from deltahub.errors import InUseError, ReferenceSyntaxError
+from deltahub.reference import Reference
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.renaming import rename
+from deltahub.server.access import caller_of, require_write
+from deltahub.server.bodies import text_field, with_json
+from deltahub.server.records import Record
+from deltahub.server.refusals import Refusal
+from deltahub.server.repositories import Repository, checked, find_repository, lookup, open_repository
+from deltahub.server.revisions import stamp_of
+from deltahub.server.state import State, state_of
+
+# First parts of addresses that mean something else.
+RESERVED: Final = frozenset(
+    {"api", "datasets", "spaces", "kernels", "models", "buckets", "papers", "collections", "static"}
+)
+
+
+def create(request: Request, body: dict[str, Any]) -> Response:
+    """Create a repository without a version.
+
+    Raises:
+        Refusal: it is there already, or cannot be created.
+    """
+    refuse_other_types(body.get("type"))
+    path = f"{_namespace(request, body)}/{text_field(body, 'name')}"
+    namespace = path.partition("/")[0]
+    require_write(request, namespace)
+    checked(path)
+    if namespace.lower() in RESERVED:
+        raise Refusal(400, f"{namespace!r} is no namespace here: the address /{namespace} has a meaning of its own.")
+    state = state_of(request)
+    url = f"{state.base_url(request)}/{path}"
+    answer = {"url": url, "name": path, "id": path}
+    if lookup(state, path):
+        return _exists(path, url)
+    _refuse_twin(state, path)
+    time, author = stamp_of(request)
+    private = body.get("visibility") == "private" or body.get("private") is True
+    made = Record(time, author, private)
+
+    def change(record: Record | None) -> Record:
+        if record is not None:
+            raise Refusal(409, f"{path} exists already.")
+        return made
+
+    try:
+        state.records.change(path, change)
+    except Refusal:
+        return _exists(path, url)
+    return JSONResponse(answer)
+
+
+def _exists(path: str, url: str) -> Response:
+    message = f"{path} exists already."
+    return JSONResponse({"error": message, "url": url}, 409, {"X-Error-Message": message})
+
+
+def _namespace(request: Request, body: dict[str, Any]) -> str:
+    """Where a repository that is named without a namespace goes: the only one that the caller may write to, or their own name."""
+    if body.get("organization"):
+        return text_field(body, "organization")
+    caller = caller_of(request)
+    only = sorted(caller.namespaces or ())
+    return only[0] if len(only) == 1 else caller.name or "anonymous"
+
+
+def _refuse_twin(state: State, path: str) -> None:
+    """Refuse a name that differs from another one in upper and lower case only."""
+    state.registry.refuse_twin(path)
+    if twin := next((name for name in state.records.names() if name != path and name.lower() == path.lower()), None):
+        msg = f"{path!r} and {twin!r}, which exists, differ only in upper and lower case. Use the existing writing."
+        raise ReferenceSyntaxError(msg)
+
+
+def refuse_other_types(kind: Any) -> None:
+    """Check that a repository is one of models.
+
+    Raises:
+        Refusal: it is of data sets or spaces, which this hub does not hold.
+    """
+    if kind not in (None, "model"):
+        raise Refusal(400, f"This hub holds repositories of the type model, not {kind!r}. Leave the type out.")
+
+
+def delete(request: Request, body: dict[str, Any]) -> Response:
+    """Delete a repository: its versions leave tombstones, and their files go with the next collections of the registry."""
+    refuse_other_types(body.get("type"))
+    repository = find_repository(request, f"{_namespace(request, body)}/{text_field(body, 'name')}", write=True)
+    time, author = stamp_of(request)
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        for alias in list(document.aliases):
+            document = document.with_alias(alias, None, time, author)
+        for branch in list(document.branches):
+            document = document.with_branch(branch, None, time, author)
+        for version in list(document.versions):
+            document = document.without_version(version, time, author, "the repository was deleted")
+        return document
+
+    if repository.document.versions:
+        repository.state.registry.update(repository.path, change)
+    repository.state.records.delete(repository.path)
+    return JSONResponse({})
+
+
+def move(request: Request, body: dict[str, Any]) -> Response:
+    """Give a repository another name; the old one leads to it. What is private is so under both names all the time.
+
+    Raises:
+        Refusal: the new name is taken.
+    """
+    refuse_other_types(body.get("type"))
+    old, new = find_repository(request, text_field(body, "fromRepo"), write=True), text_field(body, "toRepo")
+    namespace = new.partition("/")[0]
+    require_write(request, namespace)
+    checked(new)
+    state = old.state
+    if new == old.path:
+        return JSONResponse({})
+    if namespace.lower() in RESERVED or (lookup(state, new) and lookup(state, new) != old):
+        raise Refusal(409, f"{new} is taken. Choose another name.")
+    _refuse_twin(state, new)
+    if record := old.record:
+        state.records.change(new, lambda _: record)
+    if old.document.versions:
+        try:
+            rename(state.registry, _reference(old.path), _reference(new))
+        except InUseError:
+            state.records.delete(new)
+            raise
+    state.records.delete(old.path)
+    return JSONResponse({})
+
+
+def _reference(path: str) -> Reference:
+    namespace, _, name = path.partition("/")
+    return Reference(namespace, name)
+
+
+def settings(request: Request, body: dict[str, Any]) -> Response:
+    """Make a repository private or public.
+
+    Raises:
+        Refusal: something else is to be changed.
+    """
+    repository = open_repository(request, write=True)
+    wanted: bool | None = body.get("private") if isinstance(body.get("private"), bool) else None
+    if "visibility" in body:
+        visibility = text_field(body, "visibility")
+        if visibility not in ("private", "public"):
+            raise Refusal(400, f"A repository here is private or public, not {visibility!r}.")
+        wanted = visibility == "private"
+    if body.get("gated") not in (None, False):
+        raise Refusal(
+            400, "This hub has no gated repositories. Make it private, and give tokens to those who may see it."
+        )
+    if wanted is not None:
+        _set_private(request, repository, private=wanted)
+    return JSONResponse({"private": repository.private if wanted is None else wanted, "gated": False})
+
+
+def _set_private(request: Request, repository: Repository, *, private: bool) -> None:
+    def change(record: Record | None) -> Record:
+        known = record or Record(repository.created, stamp_of(request)[1])
+        return Record(known.created, known.author, private)
+
+    repository.state.records.change(repository.path, change)
+
+
+routes: Final = [
+    Route("/api/repos/create", with_json(create), methods=["POST"]),
+    Route("/api/repos/delete", with_json(delete), methods=["DELETE"]),
+    Route("/api/repos/move", with_json(move), methods=["POST"]),
+    Route("/api/models/{namespace:part}/{name:part}/settings", with_json(settings), methods=["PUT"]),
+]

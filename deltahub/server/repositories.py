@@ -1,0 +1,212 @@
+"""Repositories: a delta of the registry, or one that was created and has no version yet, as the caller may see it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.requests import Request
+
+from deltahub.describing import describe_files
+from deltahub.errors import NotFoundError, ReferenceSyntaxError, RemovedError
+from deltahub.manifest import FILES, FileEntry, Manifest
+from deltahub.reference import MAIN, check_name
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version
+from deltahub.server.access import repository_not_found, require_read, require_write
+from deltahub.server.records import Record
+from deltahub.server.refusals import REVISION_NOT_FOUND, Refusal
+from deltahub.server.state import State, state_of
+
+_PREFIXES: Final = ("refs/heads/", "refs/tags/")
+_COMMIT: Final = re.compile(r"[0-9a-f]{7,64}")
+DIGITS: Final = 40  # of a commit's id
+
+
+def _nothing(entry: FileEntry, start: int, end: int) -> bytes:
+    raise AssertionError("there is no file")
+
+
+EMPTY: Final = describe_files((), _nothing)  # what a repository holds before the first commit
+
+
+def commit_id(digest: str) -> str:
+    """The id of a version on the wire: the first 40 digits of its manifest's digest, so that it is the same on every server."""
+    return digest.removeprefix("sha256:")[:DIGITS]
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One version on the wire.
+
+    Attributes:
+        id: 40 hex digits.
+        version: of the delta, e.g. ``"v3"``; None before the first commit.
+        manifest: what it holds.
+        entry: what is said about the version; None before the first commit.
+    """
+
+    id: str
+    version: str | None
+    manifest: Manifest
+    entry: Version | None
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository that the caller may see.
+
+    Attributes:
+        path: its name, ``"namespace/name"``; not the one that was asked for, if it was renamed.
+        document: its versions; none before the first commit.
+        record: what is known beside them; None for what was pushed straight to the registry.
+    """
+
+    path: str
+    document: ReferenceDocument
+    record: Record | None
+    state: State
+
+    @property
+    def namespace(self) -> str:
+        """The part of the name before the slash."""
+        return self.path.partition("/")[0]
+
+    @property
+    def private(self) -> bool:
+        """Whether only those see it whose token holds in its namespace."""
+        return self.record is not None and self.record.private
+
+    @property
+    def created(self) -> str:
+        """When it was created, ISO 8601 in UTC."""
+        if self.record:
+            return self.record.created
+        return next(iter(self.document.versions.values())).time
+
+    def find(self, revision: str) -> str | None:
+        """The version that a branch, tag, version, or the beginning of a commit's id means; None before the first commit.
+
+        Raises:
+            Refusal: it means none.
+        """
+        name = next((revision.removeprefix(prefix) for prefix in _PREFIXES if revision.startswith(prefix)), revision)
+        document = self.document
+        if not document.versions:
+            if name == MAIN or (_COMMIT.fullmatch(name) and commit_id(EMPTY.digest).startswith(name[:DIGITS])):
+                return None
+            raise _no_revision(self.path, revision, "nothing was committed yet")
+        if name == MAIN:
+            return document.latest
+        if _COMMIT.fullmatch(name) and name not in {*document.branches, *document.aliases}:
+            found = [key for key, entry in document.versions.items() if entry.digest[7:].startswith(name)]
+            if len(found) == 1:
+                return found[0]
+        try:
+            return document.resolve(name)
+        except RemovedError as error:
+            raise _no_revision(self.path, revision, str(error)) from error
+        except NotFoundError as error:
+            raise _no_revision(self.path, revision, "no branch, tag, version or commit is called so") from error
+
+    def commit(self, version: str | None) -> Commit:
+        """A version on the wire; None for the state before the first commit."""
+        if version is None:
+            return Commit(commit_id(EMPTY.digest), None, EMPTY, None)
+        entry = self.document.versions[version]
+        return Commit(commit_id(entry.digest), version, self.state.manifest(entry.digest), entry)
+
+    def at(self, revision: str) -> Commit:
+        """The commit that a revision means.
+
+        Raises:
+            Refusal: it means none.
+        """
+        return self.commit(self.find(revision))
+
+    def id_of(self, version: str) -> str:
+        """The id of a version's commit; its manifest is not read."""
+        return commit_id(self.document.versions[version].digest)
+
+    def branches(self) -> dict[str, str]:
+        """Every branch and the version at its end."""
+        if not self.document.versions:
+            return {}
+        return {MAIN: self.document.latest, **self.document.branches}
+
+    def holds(self, sha256: str) -> FileEntry | None:
+        """A file of any version that has these bytes; None if none has."""
+        return next((entry for entry in self._files() if entry.sha256 == sha256), None)
+
+    def _files(self) -> Iterator[FileEntry]:
+        for entry in reversed(list(self.document.versions.values())):
+            yield from self.state.manifest(entry.digest).files
+
+
+def _no_revision(path: str, revision: str, why: str) -> Refusal:
+    return Refusal(404, f"{path} has no revision {revision!r}: {why}.", REVISION_NOT_FOUND)
+
+
+def open_repository(request: Request, *, write: bool = False) -> Repository:
+    """The repository that a request names with its parameters `namespace` and `name`.
+
+    Args:
+        write: whether it is to be changed.
+
+    Raises:
+        Refusal: there is none, or the caller may not see or change it.
+    """
+    asked = f"{request.path_params['namespace']}/{request.path_params['name']}"
+    return find_repository(request, asked, write=write)
+
+
+def find_repository(request: Request, asked: str, *, write: bool = False) -> Repository:
+    """The repository of a name, ``"namespace/name"``: see `open_repository`."""
+    state = state_of(request)
+    namespace = asked.partition("/")[0]
+    if write:
+        require_write(request, namespace)
+    try:
+        checked(asked)
+        found = lookup(state, asked)
+    except (ReferenceSyntaxError, NotFoundError):
+        found = None
+    if found is None:
+        require_read(request, namespace, False, asked)
+        raise repository_not_found(request, asked)
+    require_read(request, found.namespace, found.private, asked)
+    if write and found.namespace != namespace:
+        require_write(request, found.namespace)
+    return found
+
+
+def lookup(state: State, path: str) -> Repository | None:
+    """A repository by its name, whoever asks; None if there is none."""
+    document, _ = state.registry.read(path)
+    path = document.name if document else path
+    record = state.records.find(path)
+    if record is None and (document is None or not document.versions):
+        return None
+    return Repository(path, document or ReferenceDocument(path), record, state)
+
+
+def checked(path: str) -> str:
+    """Return a repository's name if it is well formed, ``"namespace/name"``.
+
+    Raises:
+        ReferenceSyntaxError: it is not.
+    """
+    namespace, slash, name = path.partition("/")
+    if not slash:
+        msg = f"{path!r} is no name of a repository: expected namespace/name."
+        raise ReferenceSyntaxError(msg)
+    check_name(namespace, "namespace")
+    check_name(name, "name")
+    return path
+
+
+def is_delta(manifest: Manifest) -> bool:
+    """Whether a version is a delta of DeltaHub and nothing else."""
+    return manifest.kind != FILES

@@ -1,0 +1,212 @@
+"""Branches, tags and the history of commits.
+
+A commit is a version of the delta, a tag is an alias, a branch is a line of versions: see `deltahub.registry.document`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from deltahub.reference import MAIN, check_alias
+from deltahub.registry import stamps
+from deltahub.registry.document import ReferenceDocument
+from deltahub.server import paging
+from deltahub.server.access import caller_of
+from deltahub.server.bodies import text_field, with_json
+from deltahub.server.refusals import REVISION_NOT_FOUND, Refusal
+from deltahub.server.repositories import Repository, open_repository
+from deltahub.server.trees import moment
+
+_LONGEST: Final = 200  # letters of a branch's name
+
+
+def stamp_of(request: Request) -> tuple[str, str]:
+    """The time and the author of a change that a request makes."""
+    return stamps.now(), caller_of(request).name or "anonymous"
+
+
+def check_branch(name: str) -> str:
+    """Return `name` if a branch can be called so: parts with "/" between them, each as an alias.
+
+    Raises:
+        ReferenceSyntaxError: it cannot.
+        Refusal: it is too long.
+    """
+    if len(name) > _LONGEST:
+        raise Refusal(400, f"A branch's name has {_LONGEST} letters at most.")
+    for part in name.split("/"):
+        check_alias(part)
+    return name
+
+
+def list_refs(request: Request) -> Response:
+    """All branches and tags."""
+    repository = open_repository(request)
+    tags = sorted(repository.document.aliases.items())
+    answer = {
+        "branches": [_ref(repository, "heads", *branch) for branch in repository.branches().items()],
+        "converts": [],
+        "tags": [_ref(repository, "tags", *tag) for tag in tags],
+    }
+    if request.query_params.get("include_prs"):
+        answer["pullRequests"] = []
+    return JSONResponse(answer)
+
+
+def _ref(repository: Repository, kind: str, name: str, version: str) -> dict[str, str]:
+    return {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": repository.id_of(version)}
+
+
+def list_commits(request: Request) -> Response:
+    """The commits that a revision came from, newest first."""
+    repository = open_repository(request)
+    version = repository.find(request.path_params["revision"])
+    found = [*repository.document.history(version)] if version else []
+    start, count = paging.window(request)
+    shown = [_described(repository, item) for item in found[start : start + count]]
+    return paging.page(request, shown, start=start, count=count, total=len(found))
+
+
+def _described(repository: Repository, version: str) -> dict[str, Any]:
+    entry = repository.document.versions[version]
+    title, _, text = entry.message.partition("\n")
+    return {
+        "id": repository.id_of(version),
+        "title": title or f"{version} of {repository.path}",
+        "message": text.strip(),
+        "date": moment(entry.time),
+        "authors": [{"user": entry.author}],
+    }
+
+
+def create_tag(request: Request, body: dict[str, Any]) -> Response:
+    """Point a new alias to a revision.
+
+    Raises:
+        Refusal: there is a tag or branch of this name.
+    """
+    repository = open_repository(request, write=True)
+    tag = check_alias(text_field(body, "tag"))
+    version = _committed(repository, request.path_params["revision"])
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        _refuse_taken(document, tag)
+        return document.with_alias(tag, document.resolve(version), *stamp_of(request))
+
+    repository.state.registry.update(repository.path, change)
+    return JSONResponse({}, 201)
+
+
+def delete_tag(request: Request) -> Response:
+    """Remove an alias.
+
+    Raises:
+        Refusal: there is none of this name.
+    """
+    repository = open_repository(request, write=True)
+    tag = request.path_params["revision"]
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        if tag not in document.aliases:
+            raise Refusal(404, f"{document.name} has no tag {tag!r}.", REVISION_NOT_FOUND)
+        return document.with_alias(tag, None, *stamp_of(request))
+
+    if not repository.document.versions:
+        change(repository.document)
+    repository.state.registry.update(repository.path, change)
+    return JSONResponse({})
+
+
+def create_branch(request: Request, body: dict[str, Any]) -> Response:
+    """Begin a branch at a revision. Where nothing was committed yet, it begins with its first commit.
+
+    Raises:
+        Refusal: there is a branch or tag of this name.
+    """
+    repository = open_repository(request, write=True)
+    branch = request.path_params["revision"]
+    if branch == MAIN:
+        raise Refusal(409, f"{repository.path} has the branch {MAIN} already.")
+    check_branch(branch)
+    version = repository.find(text_field(body, "startingPoint", MAIN))
+    if version is None:
+        return JSONResponse({}, 201)
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        _refuse_taken(document, branch)
+        return document.with_branch(branch, document.resolve(version), *stamp_of(request))
+
+    repository.state.registry.update(repository.path, change)
+    return JSONResponse({}, 201)
+
+
+def delete_branch(request: Request) -> Response:
+    """Remove a branch; its versions stay.
+
+    Raises:
+        Refusal: there is none of this name, or it is the main one.
+    """
+    repository = open_repository(request, write=True)
+    branch = request.path_params["revision"]
+    if branch == MAIN:
+        raise Refusal(403, f"The branch {MAIN} cannot be deleted. Delete the repository if all of it shall go.")
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        if branch not in document.branches:
+            raise Refusal(404, f"{document.name} has no branch {branch!r}.", REVISION_NOT_FOUND)
+        return document.with_branch(branch, None, *stamp_of(request))
+
+    if not repository.document.versions:
+        change(repository.document)
+    repository.state.registry.update(repository.path, change)
+    return JSONResponse({})
+
+
+def squash(request: Request) -> Response:
+    """Forget the history of a branch: its older versions are removed, but for those that a tag or another branch ends at."""
+    repository = open_repository(request, write=True)
+    branch = request.path_params["revision"]
+    if branch not in repository.branches():
+        raise Refusal(404, f"{repository.path} has no branch {branch!r}.", REVISION_NOT_FOUND)
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        time, author = stamp_of(request)
+        needed = {*document.aliases.values(), *document.branches.values(), document.latest}
+        for version in [*document.history(document.resolve(branch))][1:]:
+            if version not in needed:
+                document = document.without_version(version, time, author, f"the history of {branch} was squashed")
+        return document
+
+    repository.state.registry.update(repository.path, change)
+    return JSONResponse({})
+
+
+def _committed(repository: Repository, revision: str) -> str:
+    version = repository.find(revision)
+    if version is None:
+        raise Refusal(404, f"{repository.path} has no commit yet. Commit something first.", REVISION_NOT_FOUND)
+    return version
+
+
+def _refuse_taken(document: ReferenceDocument, name: str) -> None:
+    for kind, names in (("tag", document.aliases), ("branch", document.branches)):
+        if name in names:
+            raise Refusal(
+                409, f"{document.name} has a {kind} {name!r} already. Delete it first, or choose another name."
+            )
+
+
+_AT: Final = "/api/models/{namespace:part}/{name:part}"
+routes: Final = [
+    Route(f"{_AT}/refs", list_refs),
+    Route(f"{_AT}/commits/{{revision:part}}", list_commits),
+    Route(f"{_AT}/tag/{{revision:part}}", with_json(create_tag), methods=["POST"]),
+    Route(f"{_AT}/tag/{{revision:part}}", delete_tag, methods=["DELETE"]),
+    Route(f"{_AT}/branch/{{revision:part}}", with_json(create_branch), methods=["POST"]),
+    Route(f"{_AT}/branch/{{revision:part}}", delete_branch, methods=["DELETE"]),
+    Route(f"{_AT}/super-squash/{{revision:part}}", squash, methods=["POST"]),
+]

@@ -1,0 +1,155 @@
+"""The files of a commit: lists of folders, and what is known of single paths."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from deltahub.manifest import FileEntry, canonical_json
+from deltahub.server import paging
+from deltahub.server.bodies import with_fields
+from deltahub.server.refusals import ENTRY_NOT_FOUND, Refusal
+from deltahub.server.repositories import Commit, Repository, open_repository
+
+
+def pointer_size(entry: FileEntry) -> int:
+    """Bytes of the text that git keeps in place of a file under LFS."""
+    return len(_pointer(entry))
+
+
+def _pointer(entry: FileEntry) -> bytes:
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{entry.sha256}\nsize {entry.size}\n"
+    return text.encode()
+
+
+def blob_id(entry: FileEntry) -> str:
+    """What git calls a file under LFS: the sha1 of its pointer. No byte of the file is read for it."""
+    pointer = _pointer(entry)
+    return hashlib.sha1(b"blob %d\0" % len(pointer) + pointer, usedforsecurity=False).hexdigest()
+
+
+def lfs_facts(entry: FileEntry, key: str) -> dict[str, Any]:
+    """What is said of a file under LFS; every file is one here, so that clients learn the sha256 that the registry keeps.
+
+    Args:
+        key: what the sha256 is called.
+    """
+    return {key: entry.sha256, "size": entry.size, "pointerSize": pointer_size(entry)}
+
+
+def _file(entry: FileEntry) -> dict[str, Any]:
+    lfs = lfs_facts(entry, "oid")
+    return {"type": "file", "oid": blob_id(entry), "size": entry.size, "path": entry.path, "lfs": lfs}
+
+
+def _folder(path: str, files: Iterable[FileEntry]) -> dict[str, Any]:
+    inside = [[entry.path, entry.sha256] for entry in files if entry.path.startswith(f"{path}/")]
+    oid = hashlib.sha1(canonical_json(inside), usedforsecurity=False).hexdigest()
+    return {"type": "directory", "oid": oid, "size": 0, "path": path}
+
+
+def list_tree(request: Request) -> Response:
+    """The files and folders in a folder of a commit, or with ``recursive`` all below it, sorted by path.
+
+    Raises:
+        Refusal: there is no such folder.
+    """
+    repository = open_repository(request)
+    commit = repository.at(request.path_params["revision"])
+    folder = request.path_params.get("path", "").strip("/")
+    prefix = f"{folder}/" if folder else ""
+    below = [entry for entry in commit.manifest.files if entry.path.startswith(prefix)]
+    if folder and not below:
+        where = {"X-Repo-Commit": commit.id}
+        raise Refusal(404, f"{folder} is no folder of {repository.path} at {commit.id}.", ENTRY_NOT_FOUND, where)
+    found = _listed(below, prefix, deep=_flag(request, "recursive"))
+    start, count = paging.window(request)
+    shown = [_folder(item, below) if isinstance(item, str) else _file(item) for item in found[start : start + count]]
+    if _flag(request, "expand"):
+        _add_last_commits(repository, commit, shown)
+    return paging.page(request, shown, start=start, count=count, total=len(found))
+
+
+def _flag(request: Request, name: str) -> bool:
+    return request.query_params.get(name, "").lower() in ("1", "true")
+
+
+def _listed(below: Iterable[FileEntry], prefix: str, *, deep: bool) -> list[FileEntry | str]:
+    """Files as entries and folders as paths, sorted by path."""
+    found: dict[str, FileEntry | str] = {}
+    for entry in below:
+        parts = entry.path[len(prefix) :].split("/")
+        for depth in range(1, len(parts) if deep else min(2, len(parts))):
+            folder = prefix + "/".join(parts[:depth])
+            found[folder] = folder
+        if deep or len(parts) == 1:
+            found[entry.path] = entry
+    return [found[path] for path in sorted(found)]
+
+
+def _add_last_commits(repository: Repository, commit: Commit, shown: list[dict[str, Any]]) -> None:
+    """Say of each entry in which commit it became what it is."""
+    if commit.version is None:
+        return
+    pending: dict[str, dict[str, Any]] = {entry["path"]: entry for entry in shown}
+    now = _content(commit.manifest.files, pending)
+    last = commit
+    for version in [*repository.document.history(commit.version)][1:]:
+        before = repository.commit(version)
+        then = _content(before.manifest.files, pending)
+        for path in [path for path in pending if now[path] != then[path]]:
+            pending.pop(path)["lastCommit"] = _said(last)
+        if not pending:
+            return
+        last = before
+    for entry in pending.values():
+        entry["lastCommit"] = _said(last)
+
+
+def _content(files: Iterable[FileEntry], paths: Iterable[str]) -> Mapping[str, frozenset[tuple[str, str]]]:
+    """What lies at or below each path."""
+    listed = list(files)
+    return {
+        path: frozenset((e.path, e.sha256) for e in listed if e.path == path or e.path.startswith(f"{path}/"))
+        for path in paths
+    }
+
+
+def _said(commit: Commit) -> dict[str, Any]:
+    assert commit.entry is not None
+    title = commit.entry.message.partition("\n")[0]
+    return {"id": commit.id, "title": title, "date": moment(commit.entry.time)}
+
+
+def moment(time: str) -> str:
+    """A time as clients of the Hub read it: with milliseconds."""
+    return time if "." in time else time.replace("Z", ".000Z")
+
+
+def paths_info(request: Request, fields: dict[str, list[str]]) -> Response:
+    """What is known of single paths of a commit; unknown ones are left out."""
+    repository = open_repository(request)
+    commit = repository.at(request.path_params["revision"])
+    files = {entry.path: entry for entry in commit.manifest.files}
+    found: list[dict[str, Any]] = []
+    for path in dict.fromkeys(text.strip("/") for text in fields.get("paths", ())):
+        if path in files:
+            found.append(_file(files[path]))
+        elif any(name.startswith(f"{path}/") for name in files):
+            found.append(_folder(path, files.values()))
+    if fields.get("expand", ["false"])[0].lower() == "true":
+        _add_last_commits(repository, commit, found)
+    return JSONResponse(found)
+
+
+_AT: Final = "/api/models/{namespace:part}/{name:part}"
+routes: Final = [
+    Route(f"{_AT}/tree/{{revision:part}}", list_tree),
+    Route(f"{_AT}/tree/{{revision:part}}/{{path:rest}}", list_tree),
+    Route(f"{_AT}/paths-info/{{revision:part}}", with_fields(paths_info), methods=["POST"]),
+]
