@@ -1,90 +1,274 @@
-"""cache list, prune, verify and path."""
+"""cache list, show, prune, verify, pin, unpin and path."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import DAMAGED
-from .options import JsonOpt, QuietOpt, seconds
+from .options import JsonOpt, QuietOpt, RefArg, seconds, size_in_bytes
 from .output import Output, print_json, size_text
+
+if TYPE_CHECKING:
+    from deltahub.caretaking import Cached
+    from deltahub.hub import Hub
 
 app = typer.Typer(no_args_is_help=True, help="Look after the deltas that were pulled to this machine.")
 
+HeldArg = Annotated[
+    str, typer.Argument(metavar="REF", help="A delta in the cache: what it was pulled as, or the start of its digest.")
+]
+
+
+def _time(seconds_since_1970: float) -> str:
+    return datetime.fromtimestamp(seconds_since_1970, UTC).strftime("%Y-%m-%dT%H:%MZ")
+
+
+def _facts(entry: Cached) -> dict[str, Any]:
+    return {
+        "digest": entry.digest,
+        "origin": entry.origin,
+        "size": entry.size,
+        "used": _time(entry.used),
+        "pinned": entry.pinned,
+        "folder": str(entry.folder),
+    }
+
 
 @app.command("list")
-def list_(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """List what is in the cache.
+def list_(
+    hf: Annotated[bool, typer.Option("--hf", help="List Hugging Face's own cache instead; it is only read.")] = False,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """List what is in the cache, with what it was pulled as.
 
     [dim]deltahub cache list[/dim]
-    """
-    from datetime import UTC, datetime
 
+    [dim]deltahub cache list --hf[/dim]
+    """
+    if hf:
+        _list_hf(as_json=json, quiet=quiet)
+        return
+    from deltahub import caretaking
     from deltahub.hub import Hub
 
-    entries = list(Hub.open().cache.entries())
-    used = {entry.digest: datetime.fromtimestamp(entry.used, UTC).strftime("%Y-%m-%dT%H:%MZ") for entry in entries}
+    entries = list(caretaking.entries(Hub.open().cache))
     if json:
-        print_json(
-            [
-                {
-                    "digest": e.digest,
-                    "origin": e.origin,
-                    "size": e.size,
-                    "used": used[e.digest],
-                    "folder": str(e.folder),
-                }
-                for e in entries
-            ]
-        )
+        print_json([_facts(entry) for entry in entries])
         return
     out = Output(as_json=json, quiet=quiet)
     if not entries:
         out.nothing("The cache is empty.")
         return
-    rows = [(e.digest[:19], e.origin, size_text(e.size), used[e.digest]) for e in entries]
-    out.rows(("digest", "pulled as", "size", "last used"), rows)
+    rows = [(e.digest[:19], e.origin, size_text(e.size), _time(e.used), "pinned" if e.pinned else "") for e in entries]
+    out.rows(("digest", "pulled as", "size", "last used", ""), rows)
+    total = size_text(sum(entry.size for entry in entries))
+    out.nothing(f"{len(entries):,} deltas, {total}. Hugging Face's own cache is apart: deltahub cache list --hf")
+
+
+def _list_hf(*, as_json: bool, quiet: bool) -> None:
+    from deltahub.hfcache import repositories
+
+    held, warnings = repositories()
+    out = Output(as_json=as_json, quiet=quiet)
+    out.nothing(*warnings) if warnings else None
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": repo.name,
+                    "kind": repo.kind,
+                    "revisions": repo.revisions,
+                    "size": repo.size,
+                    "used": _time(repo.used),
+                    "folder": str(repo.folder),
+                }
+                for repo in held
+            ]
+        )
+    elif held:
+        rows = [(r.name, r.kind, str(r.revisions), size_text(r.size), _time(r.used)) for r in held]
+        out.rows(("repository", "kind", "commits", "size", "last used"), rows)
+        out.nothing("Remove what is not needed with Hugging Face's own command: hf cache rm")
+    else:
+        out.nothing("Hugging Face's cache is empty.")
+
+
+@app.command()
+def show(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
+    """Show one delta in the cache and check every byte of it.
+
+    [dim]deltahub cache show acme/sst2-bert[/dim]
+
+    [dim]deltahub cache show sha256:3f9a51c0ffee[/dim]
+    """
+    from dataclasses import asdict
+
+    from deltahub import caretaking
+    from deltahub.hub import Hub
+
+    cache = Hub.open().cache
+    entry = caretaking.find(cache, ref)
+    damage, manifest = cache.damage(entry.digest), cache.manifest(entry.digest)
+    files = [asdict(file) for file in manifest.files] if manifest else []
+    if json:
+        print_json({**_facts(entry), "damage": damage, "files": files})
+        return
+    out = Output(as_json=json, quiet=quiet)
+    facts = [
+        ("digest", entry.digest),
+        ("pulled as", entry.origin),
+        ("pinned as", entry.pinned or "not pinned"),
+        ("size", size_text(entry.size)),
+        ("last used", _time(entry.used)),
+        ("folder", str(entry.folder)),
+        ("state", f"damaged: {damage}" if damage else "whole"),
+    ]
+    out.rows(("", ""), facts, key=None)
+    if files:
+        out.rows(("file", "size", "sha256"), [(f["path"], size_text(f["size"]), f["sha256"]) for f in files], key=None)
 
 
 @app.command()
 def prune(
-    older: Annotated[str, typer.Option("--older", metavar="AGE", help="Not used for so long: 12h, 30d, 4w.")] = "30d",
+    older: Annotated[
+        str | None,
+        typer.Option(
+            "--older", metavar="AGE", help="Not used for so long: 12h, 30d, 4w. [default: 30d, or no age with --max]"
+        ),
+    ] = None,
+    most: Annotated[
+        str | None,
+        typer.Option(
+            "--max", metavar="SIZE", help="What the cache may hold, such as 10GB; what was not used for longest goes."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Remove deltas that were not used for some time; they can be pulled again.
+    """Remove deltas that were not used for some time; they can be pulled again. What is pinned stays.
 
     [dim]deltahub cache prune --older 30d[/dim]
+
+    [dim]deltahub cache prune --max 10GB --dry-run[/dim]
     """
+    from deltahub import caretaking
     from deltahub.hub import Hub
 
-    removed = Hub.open().cache.prune(seconds(older, "--older"))
+    age = older if older is not None or most is not None else "30d"
+    removed = caretaking.prune(
+        Hub.open().cache,
+        older=None if age is None else seconds(age, "--older"),
+        most=None if most is None else size_in_bytes(most, "--max"),
+        dry_run=dry_run,
+    )
     freed = sum(entry.size for entry in removed)
     out = Output(as_json=json, quiet=quiet)
-    data = {"removed": [entry.digest for entry in removed], "freed": freed}
-    out.result(data, f"{len(removed)} removed, {size_text(freed)} freed.")
+    data = {"removed": [entry.digest for entry in removed], "freed": freed, "dry_run": dry_run}
+    done = "would be removed" if dry_run else "removed"
+    out.result(
+        data,
+        f"{len(removed)} {done}, {size_text(freed)} freed.",
+        *(f"{entry.digest[:19]}  {entry.origin}, last used {_time(entry.used)}" for entry in removed if dry_run),
+    )
 
 
 @app.command()
-def verify(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """Read every byte in the cache again; what is damaged is fetched anew when it is next used.
+def verify(
+    ref: Annotated[str | None, typer.Argument(metavar="[REF]", help="One delta in the cache; all without it.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Fetch what is damaged again, now.")] = False,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Read every byte in the cache again; what is damaged is fetched anew with --repair, or when it is next used.
 
     [dim]deltahub cache verify[/dim]
+
+    [dim]deltahub cache verify --repair[/dim]
     """
+    from deltahub import caretaking
+    from deltahub.hub import Hub
+
+    hub = Hub.open()
+    entries = [caretaking.find(hub.cache, ref)] if ref else list(caretaking.entries(hub.cache))
+    results = [(entry, hub.cache.damage(entry.digest)) for entry in entries]
+    damaged = [(entry, damage) for entry, damage in results if damage]
+    out = Output(as_json=json, quiet=quiet)
+    kept = {entry.digest: _repair(hub, entry) for entry, _ in damaged} if repair else {}
+    left = [entry for entry, _ in damaged if kept.get(entry.digest, "") is not None]
+    if json:
+        print_json(
+            [
+                {
+                    "digest": e.digest,
+                    "damage": damage,
+                    "repaired": bool(damage) and e not in left,
+                    "why_not": kept.get(e.digest),
+                }
+                for e, damage in results
+            ]
+        )
+    elif damaged:
+        rows = [(e.digest, damage, "" if not repair else kept[e.digest] or "repaired") for e, damage in damaged]
+        out.rows(("damaged", "what", "repair") if repair else ("damaged", "what", ""), rows)
+    else:
+        print(f"{len(results)} checked, all intact.")  # noqa: T201
+    if left:
+        raise typer.Exit(DAMAGED)
+
+
+def _repair(hub: Hub, entry: Cached) -> str | None:
+    """Fetch a delta again from where it was pulled; why that did not help, or None if it did."""
+    from deltahub.errors import DeltaHubError
+    from deltahub.reference import Reference
+
+    try:
+        found = hub.pull(Reference.parse(entry.origin), force=True)
+    except DeltaHubError as error:
+        return str(error)
+    return None if found.digest == entry.digest else f"{entry.origin} is {found.digest} now"
+
+
+@app.command()
+def pin(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
+    """Keep a delta in the cache whatever is pruned; it is pulled if it is not there.
+
+    [dim]deltahub cache pin acme/sst2-bert@champion[/dim]
+    """
+    from deltahub import caretaking
+    from deltahub.hub import Hub
+    from deltahub.reference import Reference
+
+    hub = Hub.open()
+    pulled = hub.pull(Reference.parse(ref))
+    exact = pulled.reference
+    caretaking.pin(hub.cache, pulled.digest, str(exact), lambda: hub.pull(exact))
+    data = {"reference": str(exact), "digest": pulled.digest, "pinned": True}
+    Output(as_json=json, quiet=quiet).result(
+        data, str(exact), f"{pulled.digest[:19]} stays until: deltahub cache unpin {exact}"
+    )
+
+
+@app.command()
+def unpin(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
+    """Let a delta go with the others again when the cache is pruned.
+
+    [dim]deltahub cache unpin acme/sst2-bert[/dim]
+    """
+    from deltahub import caretaking
     from deltahub.hub import Hub
 
     cache = Hub.open().cache
-    results = {entry.digest: cache.damage(entry.digest) for entry in cache.entries()}
-    damaged = [(digest, damage) for digest, damage in results.items() if damage]
-    if json:
-        print_json([{"digest": digest, "damage": damage} for digest, damage in results.items()])
-    elif damaged:
-        Output(as_json=json, quiet=quiet).rows(("damaged", "what"), damaged)
-    else:
-        print(f"{len(results)} checked, all intact.")  # noqa: T201
-    if damaged:
-        raise typer.Exit(DAMAGED)
+    entry = caretaking.find(cache, ref)
+    was = caretaking.unpin(cache, entry.digest)
+    data = {"reference": entry.pinned or entry.origin, "digest": entry.digest, "pinned": False, "was_pinned": was}
+    Output(as_json=json, quiet=quiet).result(
+        data, entry.pinned or entry.origin, *([] if was else ["It was not pinned."])
+    )
 
 
 @app.command()

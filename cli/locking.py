@@ -70,6 +70,7 @@ def sync(
 
     [dim]deltahub sync --keep[/dim]
     """
+    from deltahub import caretaking
     from deltahub.hub import Hub
     from deltahub.lockfile import Lock
 
@@ -78,7 +79,7 @@ def sync(
     out = Output(as_json=json, quiet=quiet)
     with out.progress("Syncing", None) as progress:
         pulled = hub.sync(locked, progress)
-    removed = [] if keep else hub.cache.keep(locked.digests)
+    removed = [] if keep else caretaking.keep(hub.cache, locked.digests)
     data = {
         "held": [
             {"reference": str(each.reference), "digest": each.digest, "folder": str(each.folder)} for each in pulled

@@ -27,6 +27,35 @@ def split_tags(tags: Sequence[str] | None) -> list[str]:
     return [tag.strip() for text in tags or () for tag in text.split(",") if tag.strip()]
 
 
+_BYTES = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+
+
+def size_in_bytes(size: str, option: str) -> int:
+    """The bytes of a size such as ``"10GB"``.
+
+    Args:
+        option: where it was given, for the message.
+
+    Raises:
+        BadParameter: it is none.
+    """
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([KMGT]?I?B)", size.upper())
+    if found is None or found[2] not in _BYTES:
+        msg = f"expected a number and one of B, KB, MB, GB, TB, KiB, MiB, GiB, TiB, such as 10GB; got {size!r}"
+        raise typer.BadParameter(msg, param_hint=option)
+    return int(float(found[1]) * _BYTES[found[2]])
+
+
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 

@@ -1,49 +1,35 @@
 """The cache: every delta that was pulled, as a folder under the digest of its manifest.
 
-    deltas/<2>/<62>/               the files of one version, and `manifest.json`
+    deltas/<2>/<62>/               the files of one version, its manifest, and where it was pulled from
+    pins/<64>.json                 what stays however old it is (`deltahub.caretaking`)
+    reading/                       what stays for a moment (`deltahub.reading`)
 
-What is taken from it is checked first, so it needs no syncing: whatever a crash damaged is fetched again.
+What is taken from it is checked first, so it needs no syncing: whatever a crash damaged is fetched again. Nothing in it relies
+on a lock: a delta comes and goes by one rename, and who finds it gone fetches it again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
-import shutil
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError, NotFoundError
 from deltahub.files import copy_hashed, move_all, sha256_file, staging, storage_errors
 from deltahub.manifest import FileEntry, Manifest
+from deltahub.stores.waiting import each
 
-MANIFEST: Final = "manifest.json"
-ORIGIN: Final = "origin.json"  # where it was pulled from, for people
+MANIFEST: Final = ".deltahub-manifest.json"  # beside the files of a delta, none of which may be called like it
+ORIGIN: Final = ".deltahub-origin.json"  # where it was pulled from, for people
+STAGING: Final = "staging"
+_TRIES: Final = 10  # against other processes that remove the same delta again and again
+_TAKEN: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 
 Fetch = Callable[[FileEntry, Path], None]
-
-
-@dataclass(frozen=True)
-class Cached:
-    """One delta in the cache.
-
-    Attributes:
-        digest: of its manifest.
-        folder: where its files are.
-        origin: the reference it was last pulled by.
-        size: bytes.
-        used: when it was last used, seconds since 1970.
-    """
-
-    digest: str
-    folder: Path
-    origin: str
-    size: int
-    used: float
 
 
 def pulled_as(folder: Path) -> str | None:
@@ -70,48 +56,68 @@ class Cache:
         digits = digest.removeprefix("sha256:")
         return self.root / "deltas" / digits[:2] / digits[2:]
 
-    def get(self, digest: str, manifest: Manifest, fetch: Fetch, origin: str, *, fresh: bool = False) -> Path:
+    def get(
+        self, digest: str, manifest: Manifest, fetch: Fetch, origin: str, *, fresh: bool = False, at_once: int = 1
+    ) -> Path:
         """The folder of a delta, checked; fetched when it is not there or damaged.
 
         Args:
             fetch: copies one file, checked, to a new place.
             origin: the reference it is pulled by.
             fresh: fetch it even if it is there.
+            at_once: how many files are fetched at the same time; with more than one, `fetch` is called in several threads.
 
         Raises:
+            CheckpointError: a file has a name that the cache keeps for itself.
             IntegrityError: the source itself is damaged.
             StorageError: the cache is full or not writable.
         """
         folder = self.folder(digest)
         if fresh or self.damage(digest) is not None:
-            self._fill(folder, manifest, fetch, origin)
+            self._fill(folder, manifest, fetch, origin, at_once)
         else:
             with contextlib.suppress(OSError):  # a cache that may only be read serves all the same
                 os.utime(folder)
         return folder
 
-    def _fill(self, folder: Path, manifest: Manifest, fetch: Fetch, origin: str) -> None:
-        with storage_errors("Caching a delta", self.root), staging(self.root / "staging") as stage:
+    def _fill(self, folder: Path, manifest: Manifest, fetch: Fetch, origin: str, at_once: int) -> None:
+        if taken := {MANIFEST, ORIGIN}.intersection(entry.path for entry in manifest.files):
+            msg = f"{origin} has a file called {taken.pop()}, which is a name of the cache's own. Push it without that file."
+            raise CheckpointError(msg)
+        with storage_errors("Caching a delta", self.root), staging(self.root / STAGING) as stage:
             delta = stage / "delta"
             delta.mkdir()
             for entry in manifest.files:
-                fetch(entry, delta / entry.path)
+                (delta / entry.path).parent.mkdir(parents=True, exist_ok=True)
+            if at_once > 1:
+                each(lambda entry, _: fetch(entry, delta / entry.path), manifest.files, at_once)
+            else:
+                for entry in manifest.files:
+                    fetch(entry, delta / entry.path)
             (delta / MANIFEST).write_bytes(manifest.to_bytes())
             (delta / ORIGIN).write_text(json.dumps({"origin": origin}), "utf-8")
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            self._place(delta, folder, stage)
+
+    def _place(self, delta: Path, folder: Path, stage: Path) -> None:
+        """Move a whole delta to its place, and what was there out of it."""
+        digest = f"sha256:{folder.parent.name}{folder.name}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for number in range(_TRIES):
+            old = stage / f"old-{number}"
             with contextlib.suppress(FileNotFoundError):  # most often there is none
-                os.replace(folder, stage / "old")
+                os.replace(folder, old)
             try:
                 os.replace(delta, folder)
             except BaseException as error:
-                if (stage / "old").exists() and not folder.exists():
-                    os.replace(stage / "old", folder)
-                # Another process may have been faster with the same bytes.
-                if (
-                    not isinstance(error, OSError)
-                    or self.damage(f"sha256:{folder.parent.name}{folder.name}") is not None
-                ):
+                if old.exists() and not folder.exists():
+                    os.replace(old, folder)
+                # Another process may have been faster with the same bytes, and a third have removed them since.
+                if isinstance(error, OSError) and self.damage(digest) is None:
+                    return
+                if getattr(error, "errno", None) not in _TAKEN or number == _TRIES - 1:
                     raise
+            else:
+                return
 
     def manifest(self, digest: str) -> Manifest | None:
         """The manifest of a delta that is in the cache whole; None if it is not."""
@@ -134,15 +140,6 @@ class Cache:
             return str(error)
         return None
 
-    def entries(self) -> Iterator[Cached]:
-        """Every delta in the cache."""
-        for folder in sorted((self.root / "deltas").glob("??/*")):
-            origin = pulled_as(folder) or "unknown"
-            digest = f"sha256:{folder.parent.name}{folder.name}"
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # pruned meanwhile, or no delta at all
-                size = sum(path.stat().st_size for path in folder.iterdir())
-                yield Cached(digest, folder, origin, size, folder.stat().st_mtime)
-
     def supply(self, sha256: str, into: Path) -> str:
         """Copy a file of any delta in the cache to a new place.
 
@@ -164,23 +161,6 @@ class Cache:
                     return copy_hashed(folder / held[sha256], into)[0]
         raise NotFoundError(f"sha256:{sha256}", (str(self.root),))
 
-    def prune(self, older: float = 0.0) -> list[Cached]:
-        """Remove the deltas that were not used for `older` seconds."""
-        limit = time.time() - older
-        return self._remove(entry for entry in self.entries() if entry.used <= limit)
-
-    def keep(self, digests: Collection[str]) -> list[Cached]:
-        """Remove all deltas but those with these digests."""
-        return self._remove(entry for entry in self.entries() if entry.digest not in digests)
-
-    def _remove(self, entries: Iterable[Cached]) -> list[Cached]:
-        removed = list(entries)
-        with storage_errors("Pruning the cache", self.root):
-            for entry in removed:
-                with contextlib.suppress(FileNotFoundError):  # another process prunes too
-                    shutil.rmtree(entry.folder)
-        return removed
-
 
 def copy_delta(manifest: Manifest, folder: Path, to: Path) -> None:
     """Copy a delta out of the cache, the config last: it vouches for the rest.
@@ -190,6 +170,7 @@ def copy_delta(manifest: Manifest, folder: Path, to: Path) -> None:
 
     Raises:
         CheckpointError: it holds files of something else that would be overwritten.
+        IntegrityError: a file in the cache is gone or another one.
     """
     from deltahub.checkpoint import CONFIG
 
@@ -201,5 +182,14 @@ def copy_delta(manifest: Manifest, folder: Path, to: Path) -> None:
         to.mkdir(parents=True, exist_ok=True)
         with staging(to) as stage:
             for entry in manifest.files:
-                copy_hashed(folder / entry.path, stage / entry.path)
+                _copy(folder / entry.path, stage / entry.path, entry)
             move_all(stage, to, sorted((entry.path for entry in manifest.files), key=CONFIG.__eq__))
+
+
+def _copy(source: Path, target: Path, entry: FileEntry) -> None:
+    try:
+        found, _ = copy_hashed(source, target)
+    except FileNotFoundError:  # pruned, or prune comes and goes
+        found = "nothing"
+    if found != entry.sha256:
+        raise IntegrityError(f"{entry.path} in the cache", entry.sha256, found, "Repeat the pull.")

@@ -11,6 +11,9 @@ from safetensors.numpy import save_file
 
 from deltahub import checkpoint
 from deltahub.backbone import Fingerprint, Leaf
+from deltahub.cache import Cache
+from deltahub.files import copy_hashed
+from deltahub.manifest import FileEntry
 
 LEAVES = (
     Leaf("embed.weight", "float32", (10, 4), "0" * 32),
@@ -52,6 +55,22 @@ def save_checkpoint(
     document = {**DOCUMENT, **options} | ({"metadata": dict(metadata)} if metadata else {})
     checkpoint.write(folder, document, tensors, BACKBONE, card, save_file)
     return folder
+
+
+class Fetched:
+    """A checkpoint folder as something to fetch into a cache, and a count of the files that were."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.fetched = folder, 0
+        self.manifest = checkpoint.describe(folder)
+        self.digest = self.manifest.digest
+
+    def fetch(self, entry: FileEntry, into: Path) -> None:
+        self.fetched += 1
+        copy_hashed(self.folder / entry.path, into)
+
+    def into(self, cache: Cache, origin: str = "local:acme/ner@v1", **options: bool) -> Path:
+        return cache.get(self.digest, self.manifest, self.fetch, origin, **options)
 
 
 def content_of(folder: Path) -> dict[str, bytes]:

@@ -8,33 +8,15 @@ import threading
 
 import pytest
 
-from deltahub import checkpoint
-from deltahub.cache import MANIFEST, ORIGIN, Cache
+from deltahub.cache import MANIFEST, Cache, copy_delta
 from deltahub.errors import IntegrityError, StorageError
-from deltahub.files import copy_hashed
-from tests.checkpoints import content_of
+from tests.checkpoints import Fetched, content_of
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
 
 
-class Source:
-    """A delta that can be fetched, and a count of how often it was."""
-
-    def __init__(self, folder):
-        self.folder, self.fetched = folder, 0
-        self.manifest = checkpoint.describe(folder)
-        self.digest = self.manifest.digest
-
-    def fetch(self, entry, into):
-        self.fetched += 1
-        copy_hashed(self.folder / entry.path, into)
-
-    def into(self, cache, **options):
-        return cache.get(self.digest, self.manifest, self.fetch, "local:acme/ner@v1", **options)
-
-
 @pytest.fixture
-def source(checkpoint_folder) -> Source:
-    return Source(checkpoint_folder)
+def source(checkpoint_folder) -> Fetched:
+    return Fetched(checkpoint_folder)
 
 
 @pytest.fixture
@@ -129,7 +111,7 @@ def test_a_full_disk_is_one_sentence(cache, source, faults):
 
 
 def test_a_cache_that_may_only_be_read_serves_what_it_has(shared_folder, source, new_checkpoint, as_nobody):
-    cache, other = Cache(shared_folder / "cache"), Source(new_checkpoint(value=0.25))
+    cache, other = Cache(shared_folder / "cache"), Fetched(new_checkpoint(value=0.25))
     source.into(cache)
     as_nobody()
 
@@ -163,46 +145,6 @@ def test_pulls_at_the_same_time_all_end_whole(tmp_path, source):
         assert cache.damage(source.digest) is None
 
 
-def test_what_is_cached_is_listed_with_its_origin(cache, source):
-    folder = source.into(cache)
-    (entry,) = cache.entries()
-
-    assert (entry.digest, entry.folder, entry.origin) == (source.digest, folder, "local:acme/ner@v1")
-    assert entry.size == sum(path.stat().st_size for path in folder.iterdir())
-
-
-@pytest.mark.parametrize("data", [b"", b"[]", b"3", b"{}", b"\xff"])
-def test_a_damaged_origin_hides_nothing(cache, source, data):
-    (source.into(cache) / ORIGIN).write_bytes(data)
-
-    assert [entry.origin for entry in cache.entries()] == ["unknown"]
-
-
-def test_other_files_in_the_cache_are_passed_over(cache, source):
-    folder = source.into(cache)
-    (folder.parent / ".DS_Store").write_bytes(b"x")
-
-    assert [entry.digest for entry in cache.entries()] == [source.digest]
-
-
-def test_pruning_removes_what_was_not_used_for_a_while(cache, source, new_checkpoint):
-    old = Source(new_checkpoint(value=0.25))
-    os.utime(old.into(cache), (1, 1))
-    source.into(cache)
-
-    assert [entry.digest for entry in cache.prune(older=3600)] == [old.digest]
-    assert [entry.digest for entry in cache.entries()] == [source.digest]
-    assert [entry.digest for entry in cache.prune()] == [source.digest]
-    assert list(cache.entries()) == []
-
-
-def test_using_a_delta_keeps_it(cache, source):
-    os.utime(source.into(cache), (1, 1))
-    source.into(cache)
-
-    assert cache.prune(older=3600) == []
-
-
 def test_the_next_pull_removes_what_a_killed_one_left_but_no_running_one(cache, source):
     old, new = (f".deltahub-{digit * 32}" for digit in "0f")
     for name, time in ((old, 1), (new, None)):
@@ -212,3 +154,15 @@ def test_the_next_pull_removes_what_a_killed_one_left_but_no_running_one(cache, 
     source.into(cache)
 
     assert [path.name for path in (cache.root / "staging").iterdir()] == [new]
+
+
+def test_a_copy_is_of_what_was_published_or_is_none(cache, source, tmp_path):
+    folder = source.into(cache)
+    (folder / "README.md").write_bytes(b"x")
+    with pytest.raises(IntegrityError, match=r"README\.md in the cache is damaged: .* Repeat the pull\."):
+        copy_delta(source.manifest, folder, tmp_path / "copy")
+    (folder / "README.md").unlink()
+    with pytest.raises(IntegrityError, match="found nothing"):
+        copy_delta(source.manifest, folder, tmp_path / "copy")
+
+    assert content_of(tmp_path / "copy") == {}

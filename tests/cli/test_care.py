@@ -109,7 +109,7 @@ def test_the_cache_lists_checks_and_forgets(run, run_json, pulled):
     (entry,) = run_json("cache", "list")
     assert ("local:me/x@v1", str(pulled)) == (entry["origin"], entry["folder"])
     assert run("cache", "verify").exit_code == 0
-    assert run_json("cache", "prune") == {"removed": [], "freed": 0}
+    assert run_json("cache", "prune") == {"removed": [], "freed": 0, "dry_run": False}
     assert [entry["digest"]] == run_json("cache", "prune", "--older", "0s")["removed"]
     assert (run("cache", "list").stdout, run("cache", "list").stderr) == ("", "The cache is empty.\n")
     assert run("cache", "list", "--quiet").output == ""

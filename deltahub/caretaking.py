@@ -1,0 +1,242 @@
+"""Looking after a cache: what is in it, what stays whatever happens, and what goes.
+
+Any number of processes may do so at once, on any file system: nothing here relies on a lock. A delta goes by one rename, and only
+then is it deleted; one that was used or pinned meanwhile comes back. A reader that finds it gone fetches it again
+and keeps it from going again (`deltahub.reading`). A pin is a file of its own, written before its delta is looked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from deltahub.cache import STAGING, Cache, pulled_as
+from deltahub.errors import ConflictError, NotFoundError, ReferenceSyntaxError
+from deltahub.files import staging, storage_errors
+from deltahub.reading import being_read, forget_killed
+from deltahub.reference import Reference, is_digest
+
+PINS: Final = "pins"
+
+
+@dataclass(frozen=True)
+class Cached:
+    """One delta in the cache.
+
+    Attributes:
+        digest: of its manifest.
+        folder: where its files are.
+        origin: the reference it was last pulled by.
+        size: bytes of all its files.
+        used: when it was last used, seconds since 1970.
+        pinned: the reference that it is pinned as; None if it is not.
+    """
+
+    digest: str
+    folder: Path
+    origin: str
+    size: int
+    used: float
+    pinned: str | None
+
+
+# ----- what is there -----
+
+
+def entries(cache: Cache) -> Iterator[Cached]:
+    """Every delta in a cache, whole or not, by digest."""
+    kept = pins(cache)
+    for folder in _folders(cache):
+        digest = f"sha256:{folder.parent.name}{folder.name}"
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed meanwhile, or no delta at all
+            size, used = _size(folder), folder.stat().st_mtime
+            yield Cached(digest, folder, pulled_as(folder) or "unknown", size, used, kept.get(digest))
+
+
+def _folders(cache: Cache) -> Iterator[Path]:
+    root = cache.root / "deltas"
+    for shelf in _names(root):
+        if len(shelf) == 2:
+            yield from (root / shelf / name for name in _names(root / shelf) if len(name) == 62)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _size(folder: Path | str) -> int:
+    with os.scandir(folder) as found:
+        return sum(
+            _size(each.path) if each.is_dir(follow_symlinks=False) else each.stat(follow_symlinks=False).st_size
+            for each in found
+        )
+
+
+def find(cache: Cache, text: str) -> Cached:
+    """The one delta in a cache that a digest, the start of one, or a reference means.
+
+    Args:
+        text: ``"sha256:3f9a51c0ffee"``, or a reference it was pulled or pinned by; source and version may be left out.
+
+    Raises:
+        NotFoundError: none is meant.
+        ConflictError: several are.
+    """
+    known = list(entries(cache))
+    with contextlib.suppress(ReferenceSyntaxError):  # not all that deltas are pulled by is one
+        text = text if is_digest(text) else str(Reference.parse(text))
+    if is_digest(text):
+        meant = [entry for entry in known if entry.digest.startswith(text)]
+    else:
+        meant = [entry for entry in known if any(_means(text, name) for name in (entry.origin, entry.pinned) if name)]
+    if not meant:
+        raise NotFoundError(
+            f"The delta {text}", (f"the cache {cache.root}",), tuple(entry.origin for entry in known[:3])
+        )
+    if len(meant) > 1:
+        names = [f"{entry.origin} ({entry.digest[:19]})" for entry in meant]
+        raise ConflictError(f"The delta {text} in the cache", "one of that name", ", ".join(names))
+    return meant[0]
+
+
+def _means(text: str, reference: str) -> bool:
+    name = reference.partition(":")[2] or reference
+    return text in (reference, name, reference.partition("@")[0], name.partition("@")[0])
+
+
+# ----- pins -----
+
+
+def pins(cache: Cache) -> dict[str, str]:
+    """What is pinned: digest to the reference it is pinned as. A pin that cannot be read pins all the same."""
+    return {
+        f"sha256:{name[:64]}": _pin(cache.root / PINS / name) for name in _names(cache.root / PINS) if len(name) == 69
+    }
+
+
+def _pin(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_bytes())["reference"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return "unknown"
+
+
+def pin(cache: Cache, digest: str, reference: str, fetch: Callable[[], object]) -> None:
+    """Keep a delta whatever is pruned.
+
+    Args:
+        digest: of its manifest.
+        reference: what to call it.
+        fetch: brings it into the cache if it is not there. It is called once the pin holds, so that no prune in another
+            process can come between.
+
+    Raises:
+        StorageError: the cache is full or not writable.
+    """
+    path = _pin_path(cache, digest)
+    new = not path.exists()
+    with storage_errors("Pinning a delta", cache.root), staging(cache.root / STAGING) as stage:
+        (stage / "pin").write_text(json.dumps({"reference": reference}), "utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(stage / "pin", path)
+    try:
+        fetch()
+    except BaseException:
+        if new:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def unpin(cache: Cache, digest: str) -> bool:
+    """Let a delta go with the others again.
+
+    Returns:
+        Whether it was pinned.
+    """
+    with storage_errors("Unpinning a delta", cache.root):
+        try:
+            _pin_path(cache, digest).unlink()
+        except FileNotFoundError:
+            return False
+    return True
+
+
+def _pin_path(cache: Cache, digest: str) -> Path:
+    return cache.root / PINS / f"{digest.removeprefix('sha256:')}.json"
+
+
+# ----- what goes -----
+
+
+def prune(cache: Cache, *, older: float | None = None, most: int | None = None, dry_run: bool = False) -> list[Cached]:
+    """Remove deltas that are not pinned, those not used for longest first.
+
+    Args:
+        older: those not used for so many seconds.
+        most: then as many as it takes for the cache to hold at most so many bytes.
+        dry_run: only say which.
+
+    Returns:
+        What was removed, or would be.
+
+    Raises:
+        StorageError: the cache is not writable.
+    """
+    known = sorted(entries(cache), key=lambda entry: entry.used)
+    limit = time.time() - older if older is not None else None
+    left, going = sum(entry.size for entry in known), []
+    for entry in known:
+        too_old = limit is not None and entry.used <= limit
+        if not entry.pinned and (too_old or (most is not None and left > most)):
+            going.append(entry)
+            left -= entry.size
+    return going if dry_run else _remove(cache, going)
+
+
+def keep(cache: Cache, digests: Collection[str]) -> list[Cached]:
+    """Remove all deltas but those with these digests and those that are pinned.
+
+    Raises:
+        StorageError: the cache is not writable.
+    """
+    return _remove(cache, (entry for entry in entries(cache) if entry.digest not in digests and not entry.pinned))
+
+
+def _remove(cache: Cache, going: Iterable[Cached]) -> list[Cached]:
+    removed = []
+    forget_killed(cache.root)
+    with storage_errors("Pruning the cache", cache.root), staging(cache.root / STAGING) as stage:
+        for number, entry in enumerate(going):
+            if _wanted(cache, entry, entry.folder):
+                continue
+            aside = stage / str(number)
+            try:
+                os.replace(entry.folder, aside)
+            except FileNotFoundError:  # another process prunes too
+                continue
+            if _wanted(cache, entry, aside):
+                with contextlib.suppress(OSError):  # fetched again meanwhile
+                    os.replace(aside, entry.folder)
+                    continue
+            shutil.rmtree(aside)
+            removed.append(entry)
+    return removed
+
+
+def _wanted(cache: Cache, entry: Cached, folder: Path) -> bool:
+    """Whether a delta was used or pinned since it was listed, or a reader wants it."""
+    try:
+        used = folder.stat().st_mtime > entry.used
+        return used or _pin_path(cache, entry.digest).exists() or being_read(cache.root, entry.digest[7:])
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,45 @@
+"""Hugging Face's own cache, which lies beside DeltaHub's: what it holds, for people to see. It is read and never written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class CachedRepository:
+    """One repository in Hugging Face's cache.
+
+    Attributes:
+        name: ``"org/name"``.
+        kind: ``"model"``, ``"dataset"`` or ``"space"``.
+        revisions: how many of its commits are there.
+        size: bytes of its files, each counted once.
+        used: when it was last used, seconds since 1970.
+        folder: where it lies.
+    """
+
+    name: str
+    kind: str
+    revisions: int
+    size: int
+    used: float
+    folder: Path
+
+
+def repositories() -> tuple[list[CachedRepository], list[str]]:
+    """What Hugging Face's cache holds, by name, and a sentence for whatever in it cannot be read."""
+    from huggingface_hub import scan_cache_dir  # late: half a second that few calls need
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        found = scan_cache_dir()
+    except CacheNotFound:
+        return [], []
+    held = [
+        CachedRepository(
+            repo.repo_id, repo.repo_type, len(repo.revisions), repo.size_on_disk, repo.last_accessed, repo.repo_path
+        )
+        for repo in found.repos
+    ]
+    return sorted(held, key=lambda repo: (repo.name, repo.kind)), [str(warning) for warning in found.warnings]
