@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -95,11 +95,9 @@ class Index:
             chosen = database.execute(
                 page, [*given, -1 if limit is None else min(limit, _MOST), min(offset, _MOST)]
             ).fetchall()
-            rows = [
-                database.execute("SELECT row, record FROM deltas JOIN rows USING (id) WHERE id = ?", one)
-                for one in chosen
-            ]
-            return [_listed(*row.fetchone(), decided=decided) for row in rows], total
+            one_row = "SELECT row, record FROM deltas JOIN rows USING (id) WHERE id = ?"
+            rows = [database.execute(one_row, one).fetchone() for one in chosen]
+            return [_listed(row, decided.get(record)) for row, record in rows], total
 
         return self.read(ask)
 
@@ -146,6 +144,6 @@ class Index:
             return ask(database)
 
 
-def _listed(row: str, record: str | None, decided: Mapping[str | None, Difference]) -> Listed:
+def _listed(row: str, fit: Difference | None) -> Listed:
     document = json.loads(row)
-    return Listed(**{**document, "tags": tuple(document["tags"])}, fit=decided.get(record))
+    return Listed(**{**document, "tags": tuple(document["tags"])}, fit=fit)

@@ -1,0 +1,172 @@
+"""Reading a registry: reference documents, manifests and files, every byte checked; no lock is taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from deltahub.address import nearest_names
+from deltahub.errors import IntegrityError, NotFoundError
+from deltahub.manifest import FileEntry, Manifest
+from deltahub.reference import Reference
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version
+from deltahub.stores.base import Progress, Store, object_key
+
+REFS: Final = "refs/"
+_HOPS: Final = 16  # from name to name, for what was renamed more than once
+
+
+@dataclass(frozen=True)
+class Found:
+    """One version of one delta in a registry.
+
+    Attributes:
+        document: the delta's reference document.
+        version: ``"v3"``.
+        manifest: its manifest.
+    """
+
+    document: ReferenceDocument
+    version: str
+    manifest: Manifest
+
+    @property
+    def entry(self) -> Version:
+        """What is said about the version."""
+        return self.document.versions[self.version]
+
+
+class Reader:
+    """Deltas in a store, for reading.
+
+    Args:
+        store: where the bytes are.
+        name: what this registry is called as a source.
+    """
+
+    def __init__(self, store: Store, name: str = "local") -> None:
+        self.store = store
+        self.name = name
+        self._said: set[str] = set()  # renamed deltas that were told of
+
+    def document(self, path: str) -> ReferenceDocument:
+        """The reference document of a delta.
+
+        Args:
+            path: ``"namespace/name"``.
+
+        Raises:
+            NotFoundError: there is no such delta; the message names the nearest names.
+        """
+        document, _ = self.read(path)
+        if document is None:
+            raise self.unknown(path)
+        return document
+
+    def read(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
+        """The reference document of a delta and its etag, both None if there is none; an old name leads to the new one."""
+        asked = path
+        for _ in range(_HOPS):
+            document, etag = self._tagged(path)
+            if document is None or document.moved_to is None:
+                self._say_renamed(asked, path)
+                return document, etag
+            path = document.moved_to
+        raise IntegrityError(
+            f"The reference document of {asked}",
+            "a delta",
+            "names that lead to each other",
+            "Push it under a new name.",
+        )
+
+    def stored(self, path: str) -> ReferenceDocument | None:
+        """The document under a name as it is stored: an old name is not followed. None if there is none.
+
+        Raises:
+            IntegrityError: it is damaged.
+            NotFoundError: it is the document of another delta.
+        """
+        return self._tagged(path)[0]
+
+    def _tagged(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
+        found = self.store.read_tagged(ref_key(path))
+        if found is None:
+            return None, None
+        document = ReferenceDocument.from_bytes(found[0], path)
+        if document.name != path:  # also on a disk that takes upper and lower case for the same
+            raise NotFoundError(path, (self.place,), (document.name,))
+        return document, found[1]
+
+    def _say_renamed(self, asked: str, name: str) -> None:
+        if asked != name and asked not in self._said:
+            import logging  # late: hardly ever needed
+
+            self._said.add(asked)
+            logging.getLogger("deltahub").warning("%s was renamed: it is %s now.", asked, name)
+
+    def unknown(self, path: str) -> NotFoundError:
+        """The error of a name that is not there, with the nearest names."""
+        return NotFoundError(path, (self.place,), nearest_names(path, self.names()))
+
+    @property
+    def place(self) -> str:
+        """The registry's name and where it is, for people."""
+        return f"{self.name} ({self.store.url})"
+
+    def names(self) -> list[str]:
+        """The names of all deltas, ``"namespace/name"``, sorted."""
+        return [key[len(REFS) : -len(".json")] for key, _ in self.store.keys(REFS) if key.endswith(".json")]
+
+    def resolve(self, reference: Reference) -> Found:
+        """The version that a reference means, with its manifest.
+
+        Raises:
+            NotFoundError: no such delta or version.
+            IntegrityError: the manifest is damaged.
+        """
+        return self.found(self.document(reference.path), reference.version)
+
+    def found(self, document: ReferenceDocument, asked: str | None) -> Found:
+        """The version of a delta that a version, alias or digest means; None means the newest."""
+        version = document.resolve(asked)
+        return Found(document, version, self.manifest(document.versions[version].digest))
+
+    def manifest(self, digest: str) -> Manifest:
+        """A manifest by its digest.
+
+        Raises:
+            IntegrityError: it is damaged or gone.
+        """
+        try:
+            data = self.store.read(object_key(_digits(digest)))
+        except NotFoundError as error:
+            remedy = "Repair it with `deltahub verify --repair`, or push the delta again."
+            raise IntegrityError(f"The manifest {digest}", "the published bytes", "nothing", remedy) from error
+        return Manifest.from_bytes(data, digest)
+
+    def fetch(self, entry: FileEntry, into: Path, progress: Progress | None = None) -> None:
+        """Copy a file to a new place, checked.
+
+        Raises:
+            IntegrityError: the stored bytes are not the published ones; nothing is left at `into`.
+        """
+        what = f"{entry.path} in the registry {self.place}"
+        remedy = "Push the delta again from an intact copy."
+        try:
+            found = self.store.fetch(object_key(entry.sha256), into, progress)
+        except NotFoundError as error:
+            raise IntegrityError(what, f"sha256:{entry.sha256}", "nothing", remedy) from error
+        if found != entry.sha256:
+            into.unlink()
+            raise IntegrityError(what, f"sha256:{entry.sha256}", f"sha256:{found}", remedy)
+
+
+def ref_key(path: str) -> str:
+    """The key of a delta's reference document."""
+    return f"{REFS}{path}.json"
+
+
+def _digits(digest: str) -> str:
+    return digest.removeprefix("sha256:")

@@ -1,0 +1,47 @@
+"""Names that differ only in upper and lower case: some disks take them for the same, and people do too."""
+
+from __future__ import annotations
+
+from deltahub.errors import ReferenceSyntaxError
+from deltahub.stores.base import Store
+
+_SUFFIX = ".json"
+
+
+class Names:
+    """The names in a registry; only the namespaces, and those of the namespaces asked for, are listed, each once.
+
+    Args:
+        store: of the registry.
+        root: what the keys of all reference documents start with.
+    """
+
+    def __init__(self, store: Store, root: str) -> None:
+        self._store = store
+        self._root = root
+        self._listed: dict[str, dict[str, str]] = {}  # what is in a folder as it is written, by its small letters
+
+    def refuse_twin(self, path: str) -> None:
+        """Take in the name of a delta that is about to be made.
+
+        Raises:
+            ReferenceSyntaxError: a delta or a namespace has this name in other upper and lower case letters.
+        """
+        namespace, _, name = path.partition("/")
+        known = self._in("").setdefault(f"{namespace}/".lower(), f"{namespace}/").rstrip("/")
+        if known != namespace and self._in(f"{known}/"):  # an empty folder is no namespace
+            raise _twin(namespace, known)
+        there = self._in(f"{namespace}/").setdefault(f"{name}{_SUFFIX}".lower(), f"{name}{_SUFFIX}")
+        if there != f"{name}{_SUFFIX}":
+            raise _twin(path, f"{namespace}/{there.removesuffix(_SUFFIX)}")
+
+    def _in(self, folder: str) -> dict[str, str]:
+        if folder not in self._listed:
+            found = self._store.children(f"{self._root}{folder}")
+            self._listed[folder] = {name.lower(): name for name in found}
+        return self._listed[folder]
+
+
+def _twin(new: str, old: str) -> ReferenceSyntaxError:
+    msg = f"{new!r} and {old!r}, which exists, differ only in upper and lower case. Use the existing writing."
+    return ReferenceSyntaxError(msg)
