@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from deltahub.registry.index import Index
 from deltahub.registry.query import Query, conditions
@@ -48,7 +48,8 @@ def _facet(database: sqlite3.Connection, name: str, query: Query, limit: int) ->
         counted = "SELECT tag AS value, count(*) AS times FROM deltas JOIN tags USING (id)"
         chosen = query.tags
     else:
-        where, values = conditions(replace(query, **{name: None}))  # type: ignore[arg-type]  (all of them are texts)
+        without: dict[str, Any] = {name: None}
+        where, values = conditions(replace(query, **without))
         counted = f"SELECT {name} AS value, count(*) AS times FROM deltas"  # noqa: S608  (names of its own)
         chosen = tuple(filter(None, [getattr(query, name)]))
     rows = database.execute(

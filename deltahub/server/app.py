@@ -11,6 +11,7 @@ from deltahub.server import health, identity
 from deltahub.server.failures import answer_failure, answer_http
 from deltahub.server.guards import guards
 from deltahub.server.metrics import Metrics
+from deltahub.server.pages.routes import routes as page_routes
 from deltahub.server.refusals import Refusal, answer_refusal
 from deltahub.server.settings import Settings
 from deltahub.server.state import State
@@ -26,7 +27,7 @@ def build_app(registry: Registry, settings: Settings | None = None) -> Starlette
     settings = settings or Settings()
     metrics = Metrics()
     app = Starlette(
-        routes=[*health.routes, *identity.routes],
+        routes=[*health.routes, *identity.routes, *page_routes],
         middleware=guards(registry.store, settings, metrics),
         exception_handlers={
             Refusal: answer_refusal,

@@ -4,6 +4,7 @@
     SecurityHeaders   no answer is misused by a browser         shield.py
     Observing         access log, audit log, metrics            observing.py
     OwnNames          by which names the hub may be called      shield.py
+    Browsers          a sign-in that lasts, errors as pages     pages/browsers.py
     Limits            sizes of head and body, slow bodies       limits.py
     Authentication    who calls, and how often                  authentication.py
 
@@ -19,6 +20,7 @@ from deltahub.server.known import KnownTokens
 from deltahub.server.limits import Limits
 from deltahub.server.metrics import Metrics
 from deltahub.server.observing import Observing
+from deltahub.server.pages.browsers import Browsers
 from deltahub.server.paths import AsSent
 from deltahub.server.settings import Settings
 from deltahub.server.shield import OwnNames, SecurityHeaders
@@ -39,6 +41,7 @@ def guards(store: Store, settings: Settings, metrics: Metrics) -> list[Middlewar
         Middleware(SecurityHeaders),
         Middleware(Observing, metrics),
         Middleware(OwnNames, settings),
+        Middleware(Browsers),
         Middleware(Limits, settings),
         Middleware(Authentication, KnownTokens(Tokens(store)), settings),
     ]

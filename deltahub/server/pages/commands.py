@@ -19,11 +19,11 @@ class Command:
 
     Attributes:
         title: what it is for.
-        text: one or more lines.
+        texts: what to copy, one after the other.
     """
 
     title: str
-    text: str
+    texts: tuple[str, ...]
 
 
 def commands(found: Found, hub: str) -> list[Command]:
@@ -33,28 +33,34 @@ def commands(found: Found, hub: str) -> list[Command]:
         hub: the hub's address, e.g. ``"https://hub.acme.org"``.
     """
     name, version = found.document.name, found.version
-    backbone = backbone_name(found.manifest.config) or "BACKBONE"
-    method = found.manifest.config.get("delta_type")
-    endpoint = f"HF_ENDPOINT={hub}"
     folder = f"./{name.partition('/')[2]}"
-    files = {entry.path for entry in found.manifest.files}
-    if _PEFT in files:
-        load = f'PeftModel.from_pretrained(model, "{name}", revision="{version}")  # with {endpoint}'
+    backbone = backbone_name(found.manifest.config) or "BACKBONE"
+    download = f"HF_ENDPOINT={hub} hf download {name} --revision {version} --local-dir {folder}"
+    if any(entry.path == _PEFT for entry in found.manifest.files):
         return [
-            Command("PEFT", load),
-            Command("Files", f"{endpoint} hf download {name} --revision {version} --local-dir {folder}"),
-            Command("vLLM", f"vllm serve {backbone} --enable-lora --lora-modules {folder[2:]}={folder}"),
+            Command(
+                "PEFT",
+                (f"export HF_ENDPOINT={hub}", f'PeftModel.from_pretrained(model, "{name}", revision="{version}")'),
+            ),
+            Command("vLLM", (download, _serve(backbone, folder))),
         ]
-    if method is None:
-        return [Command("Files", f"{endpoint} hf download {name} --revision {version} --local-dir {folder}")]
+    method = found.manifest.config.get("delta_type")
+    if found.manifest.kind != "delta" or not method:
+        return [Command("Files", (download,))]
+    pull = f"deltahub pull team:{name}@{version}"
     offered = [
-        Command("DeltaHub", f"{endpoint} deltahub pull hf:{name}@{version} --to {folder}"),
-        Command("Python", f'delta = AutoDeltaModel.from_finetuned("hf:{name}@{version}", backbone_model=model)'),
+        Command("DeltaHub, once", (f"deltahub source add team {hub}",)),
+        Command(
+            "DeltaHub", (f"{pull} --to {folder}", f'AutoDeltaModel.from_finetuned("team:{name}@{version}", model)')
+        ),
     ]
     if method in _WITH_PEFT:
-        pull = f"{endpoint} deltahub pull hf:{name}@{version} --format peft --to {folder}-peft"
-        offered.append(Command("PEFT", f"{pull}\npython -c '... PeftModel.from_pretrained(model, \"{folder}-peft\")'"))
+        load = f'PeftModel.from_pretrained(model, "{folder}-peft")'
+        offered.append(Command("PEFT", (f"{pull} --format peft --to {folder}-peft", load)))
     if method == _WITH_VLLM:
-        serve = f"vllm serve {backbone} --enable-lora --lora-modules {folder[2:]}={folder}-peft"
-        offered.append(Command("vLLM, after the pull for PEFT", serve))
+        offered.append(Command("vLLM, after the pull for PEFT", (_serve(backbone, f"{folder}-peft"),)))
     return offered
+
+
+def _serve(backbone: str, folder: str) -> str:
+    return f"vllm serve {backbone} --enable-lora --lora-modules {folder[2:]}={folder}"

@@ -10,13 +10,12 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deltahub.errors import DeltaHubError
 from deltahub.manifest import Manifest
-from deltahub.reference import Reference
+from deltahub.reference import MAIN
 from deltahub.registry.registry import Found
 from deltahub.server.pages.drawing import by_series, plot
 from deltahub.server.pages.layers import norms_of, weights_of
-from deltahub.server.pages.reading import document_of, version_of
+from deltahub.server.pages.reading import repository_of, version_of
 from deltahub.server.pages.rendering import page
 from deltahub.server.refusals import Refusal
 
@@ -68,11 +67,10 @@ def comparison(request: Request) -> Response:
 
 
 def _found(request: Request, text: str) -> Found:
-    try:
-        reference = Reference.parse(text)
-    except DeltaHubError as error:
-        raise Refusal(400, f"{error} Name a version as namespace/name@v3.") from error
-    return version_of(request, document_of(request, reference.path), reference.version or "latest")
+    path, _, version = text.partition("@")
+    if path.count("/") != 1:
+        raise Refusal(400, f"{text!r} names no version. Name one as namespace/name@v3.")
+    return version_of(repository_of(request, path), version or MAIN)
 
 
 def _rows(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Row]:
@@ -84,7 +82,7 @@ def _config(manifest: Manifest) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in manifest.config.items():
         if isinstance(value, dict):
-            flat.update({f"{key}.{inner}": content for inner, content in value.items()})
+            flat.update({f"{key}.{inner}": content for inner, content in value.items() if inner != "test_result"})
         else:
             flat[key] = value
     return {key: value for key, value in flat.items() if value is not None and key != "format_version"}

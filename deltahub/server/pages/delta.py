@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from deltahub.checkpoint import CARD
 from deltahub.errors import IntegrityError, NotFoundError
-from deltahub.manifest import Manifest
 from deltahub.naming import backbone_name
+from deltahub.reference import MAIN
 from deltahub.registry.query import Query
 from deltahub.registry.registry import Found
 from deltahub.server.pages.card import LARGEST, Card, render_card
 from deltahub.server.pages.commands import commands
-from deltahub.server.pages.reading import content_of, document_of, hidden_from, index_of, is_private, version_of
+from deltahub.server.pages.reading import content_of, hidden_from, index_of, repository_of, version_of
 from deltahub.server.pages.rendering import HEADERS, page
 from deltahub.server.state import state_of
 
@@ -37,19 +36,19 @@ _BOOKKEEPING: Final = frozenset(
 
 def delta(request: Request) -> Response:
     """One version of a delta; the newest if the address names none."""
-    document = document_of(request)
+    repository = repository_of(request)
     asked = f"{request.path_params['namespace']}/{request.path_params['name']}"
-    if document.name != asked:
-        return RedirectResponse(f"/{document.name}", 302, HEADERS)
-    found = version_of(request, document)
+    if repository.path != asked:  # it was renamed
+        return RedirectResponse(f"/{repository.path}", 302, HEADERS)
+    found = version_of(repository, request.path_params.get("revision", MAIN))
     config = found.manifest.config
     card, without = _card(request, found)
     return page(
         request,
         "delta.html",
-        document=document,
+        document=repository.document,
         found=found,
-        private=is_private(request, document.name),
+        private=repository.private,
         card=card,
         without=without,
         config={key: value for key, value in config.items() if key not in _BOOKKEEPING},
@@ -58,20 +57,14 @@ def delta(request: Request) -> Response:
         backbone=backbone_name(config),
         commands=commands(found, state_of(request).base_url(request)),
         alike=_alike(request, found),
-        layers=has_weights(found.manifest),
     )
 
 
 def commit(request: Request) -> Response:
     """The address that clients of the Hub print after a commit."""
-    document = document_of(request)
-    version = document.resolve(request.path_params["revision"])
-    return RedirectResponse(f"/{document.name}/tree/{quote(version, safe='')}", 302, HEADERS)
-
-
-def has_weights(manifest: Manifest) -> bool:
-    """Whether a version has tensors."""
-    return any(entry.path.endswith(".safetensors") for entry in manifest.files)
+    repository = repository_of(request)
+    version = version_of(repository, request.path_params["revision"]).version
+    return RedirectResponse(f"/{repository.path}/tree/{version}", 302, HEADERS)
 
 
 def _card(request: Request, found: Found) -> tuple[Card | None, str]:

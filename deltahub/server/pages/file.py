@@ -7,7 +7,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deltahub.server.pages.reading import content_of, document_of, file_of, is_private, version_of
+from deltahub.server.pages.reading import content_of, file_of, repository_of, version_of
 from deltahub.server.pages.rendering import page
 
 LARGEST: Final = 256 << 10  # bytes of a text that is shown
@@ -16,8 +16,8 @@ _TENSORS: Final = 2000
 
 def file(request: Request) -> Response:
     """One file of one version."""
-    document = document_of(request)
-    found = version_of(request, document)
+    repository = repository_of(request)
+    found = version_of(repository, request.path_params["revision"])
     entry = file_of(found, request.path_params["path"])
     text, why = None, ""
     is_weights = entry.path.endswith(".safetensors")
@@ -36,9 +36,9 @@ def file(request: Request) -> Response:
     return page(
         request,
         "file.html",
-        document=document,
+        document=repository.document,
         found=found,
-        private=is_private(request, document.name),
+        private=repository.private,
         entry=entry,
         text=text,
         why=why,

@@ -16,7 +16,7 @@ from deltahub.manifest import FileEntry, Manifest
 from deltahub.registry.registry import Found
 from deltahub.server.pages.drawing import by_series, plot
 from deltahub.server.pages.norms import ModuleNorm, module_norms
-from deltahub.server.pages.reading import content_of, document_of, is_private, version_of
+from deltahub.server.pages.reading import content_of, repository_of, version_of
 from deltahub.server.pages.rendering import page, size
 
 LARGEST: Final = 64 << 20  # bytes of weights that are read for a plot
@@ -68,8 +68,8 @@ _CACHE: Final = NormCache()
 
 def layers(request: Request) -> Response:
     """The layers of one version."""
-    document = document_of(request)
-    found = version_of(request, document)
+    repository = repository_of(request)
+    found = version_of(repository, request.path_params["revision"])
     norms = norms_of(request, found)
     series = by_series(norms.modules)
     largest = sorted(series, key=lambda name: -max(series[name].values(), default=0.0))[:LINES]
@@ -77,9 +77,9 @@ def layers(request: Request) -> Response:
     return page(
         request,
         "layers.html",
-        document=document,
+        document=repository.document,
         found=found,
-        private=is_private(request, document.name),
+        private=repository.private,
         norms=norms,
         plot=plot([(name, series[name]) for name in drawn]) if drawn else None,
         left_out=len(series) - len(drawn),

@@ -9,12 +9,11 @@ from starlette.requests import Request
 from deltahub.errors import IntegrityError
 from deltahub.manifest import FileEntry
 from deltahub.places import cache_home
-from deltahub.reference import check_name
-from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.index import Index
 from deltahub.registry.registry import Found
-from deltahub.server.access import caller_of, repository_not_found, require_read
-from deltahub.server.refusals import ENTRY_NOT_FOUND, Refusal
+from deltahub.server.access import caller_of
+from deltahub.server.refusals import ENTRY_NOT_FOUND, REPO_NOT_FOUND, Refusal
+from deltahub.server.repositories import Repository, find_repository, open_repository
 from deltahub.server.state import state_of
 from deltahub.stores.base import object_key
 
@@ -33,45 +32,34 @@ def hidden_from(request: Request) -> tuple[str, ...]:
     return tuple(name for name in private if not caller.may_read(name.partition("/")[0], private=True))
 
 
-def document_of(request: Request, path: str | None = None) -> ReferenceDocument:
-    """The document of the delta that the address names.
+def repository_of(request: Request, path: str | None = None) -> Repository:
+    """The repository that the address names; it holds at least one version.
 
     Args:
         path: another one, ``"namespace/name"``.
 
     Raises:
-        Refusal: there is none that the caller may see.
-        ReferenceSyntaxError: nothing can have this name.
+        Refusal: there is none that the caller may see, or it is empty.
     """
-    if path is None:
-        path = f"{request.path_params['namespace']}/{request.path_params['name']}"
-    for part in path.split("/"):
-        check_name(part)
-    document = state_of(request).registry.read(path)[0]
-    if document is None or not document.versions:
-        raise repository_not_found(request, path)
-    require_read(request, document.name.partition("/")[0], is_private(request, document.name), path)
-    return document
+    repository = find_repository(request, path) if path else open_repository(request)
+    if not repository.document.versions:
+        raise Refusal(404, f"{repository.path} was created, but nothing was pushed to it yet.", REPO_NOT_FOUND)
+    return repository
 
 
-def is_private(request: Request, path: str) -> bool:
-    """Whether only those may see a delta whose token holds in its namespace."""
-    record = state_of(request).records.find(path)
-    return record is not None and record.private
-
-
-def version_of(request: Request, document: ReferenceDocument, asked: str | None = None) -> Found:
-    """A version of a delta with its manifest.
+def version_of(repository: Repository, asked: str) -> Found:
+    """A version with its manifest.
 
     Args:
-        asked: a version, alias, branch or digest; by default the one in the address, or the newest.
+        asked: a version, alias, branch, commit or digest.
 
     Raises:
-        NotFoundError: there is no such version.
+        Refusal: there is no such version.
         IntegrityError: its manifest is damaged.
     """
-    version = document.resolve(asked or request.path_params.get("revision"))
-    return Found(document, version, state_of(request).manifest(document.versions[version].digest))
+    commit = repository.at(asked)
+    assert commit.version
+    return Found(repository.document, commit.version, commit.manifest)
 
 
 def file_of(found: Found, path: str) -> FileEntry:

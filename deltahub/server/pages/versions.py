@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deltahub.registry.entries import number
-from deltahub.server.pages.reading import document_of, is_private
+from deltahub.server.pages.reading import repository_of
 from deltahub.server.pages.rendering import page
 
 _SHOWN: Final = 100  # versions, and moves, unless all are asked for
@@ -16,7 +16,8 @@ _SHOWN: Final = 100  # versions, and moves, unless all are asked for
 
 def versions(request: Request) -> Response:
     """The history of a delta, newest first."""
-    document = document_of(request)
+    repository = repository_of(request)
+    document = repository.document
     everything = "all" in request.query_params
     names = sorted({*document.versions, *document.removed}, key=number, reverse=True)
     moves = list(reversed(document.log))
@@ -27,7 +28,7 @@ def versions(request: Request) -> Response:
         request,
         "versions.html",
         document=document,
-        private=is_private(request, document.name),
+        private=repository.private,
         names=newest,
         more=len(names) - len(newest),
         moves=moves[:shown],

@@ -34,6 +34,13 @@ for (const form of document.querySelectorAll("form.theme")) {
   });
 }
 
+function fold() { // on a phone the filters would stand before everything that they filter
+  if (!matchMedia("(max-width: 56rem)").matches) return;
+  for (const facet of document.querySelectorAll(".facets details")) facet.open = Boolean(facet.querySelector("[aria-current]"));
+}
+fold();
+document.addEventListener("htmx:afterSwap", fold);
+
 document.addEventListener("htmx:configRequest", ({ detail }) => { // an address holds what was asked for, and no more
   for (const [name, value] of [...detail.formData.entries()]) {
     if (!value || (name === "sort" && value === "time")) detail.formData.delete(name, value);
