@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
-from deltahub.sources.huggingface.failures import sentence
+from deltahub.sources.huggingface.failures import Asked, sentence
 from deltahub.sources.huggingface.waiting import patiently
 from deltahub.version import VERSION
 
@@ -67,6 +67,12 @@ class Calls:
         return (get_token() or False) if token is None else token
 
     @property
+    def _log_in(self) -> str:
+        if self._token is None:
+            return "log in with `hf auth login`, or set HF_TOKEN"
+        return f"set the environment variable that holds the token of the source {self.name}"
+
+    @property
     def api(self) -> HfApi:
         """huggingface_hub's client for this hub."""
         from huggingface_hub import HfApi
@@ -96,7 +102,7 @@ class Calls:
         try:
             return patiently(call, doing, self.place, self._pause)
         except Exception as error:
-            known = sentence(error, doing, what, self.place, token=bool(self.token))
+            known = sentence(error, Asked(doing, what, self.place, bool(self.token), self._log_in))
             if known is None:
                 raise
             raise known from error

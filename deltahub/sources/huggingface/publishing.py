@@ -211,6 +211,8 @@ class Publication:
                 adds.append(add)
         old = {entry.path for entry in head.manifest.files} if head.manifest else set()
         gone = old - {entry.path for entry in self.manifest.files} - {CARD}
+        if card is None and head.card is not None:
+            gone.add(OWN_CARD)
         return [*adds, *(CommitOperationDelete(path, is_folder=False) for path in sorted(gone))]
 
 

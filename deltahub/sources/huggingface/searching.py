@@ -96,7 +96,8 @@ def _listed(info: ModelInfo) -> Listed:
     """A line of the list. Its version is the commit; the hub does not say the digest, sizes or parameters."""
     from deltahub.config import known_types
 
-    card: dict[str, Any] = dict(info.card_data.to_dict()) if info.card_data else {}
+    data = cast("Any", info.card_data)
+    card: dict[str, Any] = data.to_dict() if data else {}
     tags = [str(tag) for tag in card.get("tags") or ()]
     base = card.get("base_model") or ""
     summary = {

@@ -52,7 +52,7 @@ class Snapshot:
             StorageError: the hub refused.
         """
         found = "no such file"
-        for path in (OWN_CARD, CARD) if entry.path == CARD else (entry.path,):
+        for path in (CARD, OWN_CARD) if entry.path == CARD else (entry.path,):
             try:
                 for sha256 in self._copies(path, entry, into, progress):
                     if sha256 == entry.sha256:
