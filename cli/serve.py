@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
@@ -10,7 +11,8 @@ from urllib.parse import urlsplit
 import typer
 
 from . import tokens
-from .options import seconds, size_in_bytes
+from .options import JsonOpt, seconds, size_in_bytes
+from .output import Output
 
 if TYPE_CHECKING:
     from deltahub.server.settings import Settings
@@ -73,7 +75,12 @@ PickleOpt = Annotated[
 GraceOpt = Annotated[str, typer.Option("--grace", metavar="AGE", help="How long requests may go on after SIGTERM.")]
 AccessLogOpt = Annotated[Path | None, typer.Option("--access-log", metavar="FILE", help="Requests; else on stderr.")]
 AuditLogOpt = Annotated[Path | None, typer.Option("--audit-log", metavar="FILE", help="Changes; else on stderr.")]
-QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Log no requests that went well on stderr.")]
+QuietOpt = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Print where the hub is and no hints, and log no requests that went well on stderr."
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -97,6 +104,7 @@ def serve(
     grace: GraceOpt = "60s",
     access_log: AccessLogOpt = None,
     audit_log: AuditLogOpt = None,
+    json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
     """Serve a registry to every client of the Hugging Face Hub, and as a web page.
@@ -140,7 +148,14 @@ def serve(
     tokens_known = any(not token.revoked for token in Tokens(opened.store).all())
     listener = listen(host, port)
     address = f"{'https' if tls_cert else 'http'}://{_shown(host)}:{listener.getsockname()[1]}"
-    _say(public_url or address, opened.place, tokens_known, settings, clear=not (alone or tls_cert or public_url))
+    _say(
+        Output(as_json=json, quiet=quiet),
+        public_url or address,
+        opened.place,
+        tokens_known,
+        settings,
+        clear=not (alone or tls_cert or public_url),
+    )
     if open_page:
         import webbrowser
 
@@ -199,16 +214,16 @@ def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _say(address: str, place: str, tokens_known: bool, settings: Settings, *, clear: bool) -> None:
-    """Say on stderr where the hub is, and what its owner should know."""
-    lines = [f"{place} is served at {address} . Clients of the Hugging Face Hub use it with HF_ENDPOINT={address}"]
+def _say(out: Output, address: str, place: str, tokens_known: bool, settings: Settings, *, clear: bool) -> None:
+    """Say where the hub is, and what its owner should know."""
+    hints = [f"Clients of the Hugging Face Hub use it with HF_ENDPOINT={address}"]
     if not tokens_known and settings.anonymous != "write":
-        lines.append("Nobody may push yet: deltahub serve token create --name NAME --scope write")
+        hints.append("Nobody may push yet: deltahub serve token create --name NAME --scope write")
     if settings.anonymous == "write":
-        lines.append("Anyone who reaches this address may push and delete without a token.")
+        hints.append("Anyone who reaches this address may push and delete without a token.")
     if clear:
-        lines.append(
+        hints.append(
             "Tokens and files travel unencrypted: add --tls-cert and --tls-key, or put a proxy with TLS before the hub."
         )
-    for line in lines:
-        typer.echo(line, err=True)
+    out.result({"url": address, "registry": place}, f"{place} is served at {address}", *hints)
+    sys.stdout.flush()  # a pipe would hold it back for as long as the hub runs

@@ -1,6 +1,7 @@
 """Every command explains itself, and the README only shows commands that exist."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,16 @@ README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 def commands() -> dict[str, object]:
     """Every command by what is typed, e.g. ``"cache list"``."""
-    found = {}
-    for name, command in get_command(build_app()).commands.items():
-        inner = getattr(command, "commands", None)
-        found.update({f"{name} {key}": value for key, value in inner.items()} if inner else {name: command})
-    return found
+    return dict(below("", get_command(build_app())))
+
+
+def below(name: str, command: object) -> Iterator[tuple[str, object]]:
+    """The commands of a group, or the one command itself."""
+    inner = getattr(command, "commands", {})
+    if not inner or (command.invoke_without_command and name):
+        yield name, command
+    for key, value in inner.items():
+        yield from below(f"{name} {key}".strip(), value)
 
 
 @pytest.mark.parametrize("name", sorted(commands()))
