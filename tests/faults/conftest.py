@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from tests.faults.actions import World
@@ -19,3 +24,13 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """What actions need beside the registry that they change."""
     return World.build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder in memory where there is one, which is also the system's temporary folder meanwhile."""
+    memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="deltahub-", dir=memory if memory.is_dir() else None))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    shutil.rmtree(folder)
