@@ -32,6 +32,11 @@ EXIT_HELP = (
 )
 
 
+def exit_code(error: errors.DeltaHubError) -> int:
+    """What a command exits with when this goes wrong."""
+    return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+
+
 class SentenceGroup(TyperGroup):
     """Runs a command, and prints what goes wrong as one sentence; `--debug` lets the traceback through."""
 
@@ -43,7 +48,7 @@ class SentenceGroup(TyperGroup):
             if ctx.params.get("debug"):
                 raise
             print(f"Error: {error}", file=sys.stderr)  # noqa: T201
-            raise typer.Exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind))) from error
+            raise typer.Exit(exit_code(error)) from error
         except BrokenPipeError:
             raise  # whoever read the output has seen enough: typer ends quietly
         except OSError as error:  # from a place that no command knows more about, such as a full disk behind `>`

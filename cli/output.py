@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
+_Told = Callable[[int], None]
 _WORD: Final = 10  # columns that the last part of a narrow table needs
 _WIDE: Final = 120  # columns of a terminal that has room for every column of a table
 
@@ -76,15 +77,25 @@ class Output:
         console.print(table)
 
     @contextmanager
-    def progress(self, what: str, total: int | None) -> Iterator[Callable[[int], None] | None]:
+    def progress(self, what: str, total: int | None) -> Iterator[_Told | None]:
         """Show a progress bar on stderr while something moves bytes, if somebody is looking.
 
         Args:
             what: what is going on.
             total: bytes in all, if known.
         """
+        with self.transfer(what, total) as (_, progress):
+            yield progress
+
+    @contextmanager
+    def transfer(self, what: str, total: int | None = None) -> Iterator[tuple[_Told, _Told] | tuple[None, None]]:
+        """Show one progress bar for all that is moved, of which more may turn out to be needed on the way.
+
+        Returns:
+            What to call with bytes that are expected, and with bytes that have been moved; from any thread.
+        """
         if self.quiet or self.as_json or not sys.stderr.isatty():
-            yield None
+            yield None, None
             return
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -92,7 +103,15 @@ class Output:
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(what, total=total)
-            yield lambda count: bar.update(task, advance=count)
+            known = 0
+
+            def expected(count: int) -> None:
+                nonlocal known
+                with bar._lock:
+                    known += count
+                    bar.update(task, total=known)
+
+            yield expected, lambda count: bar.update(task, advance=count)
 
 
 def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:

@@ -44,8 +44,9 @@ def add(
 
     [dim]deltahub registry add team s3://acme/deltas --endpoint https://s3.acme.org --profile acme[/dim]
     """
-    from deltahub.registries import Configured, change
+    from deltahub.configured import Configured
     from deltahub.registry.registry import Registry
+    from deltahub.settings import change
 
     entry = Configured.checked(name, url, endpoint=endpoint, region=region, profile=profile)
     count = None if unchecked else len(Registry(entry.store(), name).names())
@@ -64,10 +65,11 @@ def list_(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 
     [dim]deltahub registry list[/dim]
     """
+    from deltahub.configured import LOCAL, Configured
     from deltahub.places import home
-    from deltahub.registries import LOCAL, Configured, Registries
+    from deltahub.settings import Settings
 
-    registries = Registries.read()
+    registries = Settings.read()
     known = [Configured(LOCAL, str(home() / "registry")), *registries.known.values()]
     if json:
         print_json([{**asdict(entry), "default": entry.name == registries.default} for entry in known])
@@ -90,7 +92,7 @@ def remove(name: NameArg, json: JsonOpt = False, quiet: QuietOpt = False) -> Non
 
     [dim]deltahub registry remove team[/dim]
     """
-    from deltahub.registries import change
+    from deltahub.settings import change
 
     registries = change(lambda known: known.remove(name))
     data = {"removed": name, "default": registries.default}
@@ -109,7 +111,7 @@ def default(
 
     [dim]deltahub registry default team[/dim]
     """
-    from deltahub.registries import Registries, change
+    from deltahub.settings import Settings, change
 
-    registries = change(lambda known: known.make_default(name)) if name else Registries.read()
+    registries = change(lambda known: known.make_default(name)) if name else Settings.read()
     Output(as_json=json, quiet=quiet).result({"default": registries.default}, registries.default)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import FolderArg, JsonOpt, QuietOpt, RefArg, TagsOpt, split_tags
-from .output import Output, size_text
+from .errors import exit_code
+from .options import FolderArg, JsonOpt, QuietOpt, TagsOpt, split_tags
+from .output import Output, print_json, size_text
+
+if TYPE_CHECKING:
+    from deltahub.errors import DeltaHubError
+    from deltahub.link import Link
+    from deltahub.outcomes import Pulled
+    from deltahub.reference import Reference
 
 
 def push(
@@ -19,7 +28,12 @@ def push(
     tags: TagsOpt = None,
     alias: Annotated[list[str] | None, typer.Option("--alias", "-a", help="A movable name to point here.")] = None,
     message: Annotated[str, typer.Option("--message", "-m", help="Why this version.")] = "",
-    to: Annotated[str | None, typer.Option("--to", metavar="SOURCE", help="The registry to push to.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", metavar="SOURCE", help="The source to push to, or a registry's folder or s3://bucket/prefix."
+        ),
+    ] = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -34,8 +48,8 @@ def push(
     [dim]deltahub push ./ckpt team:acme/sst2-bert[/dim]
     """
     from deltahub.checkpoint import BACKBONE, CARD, CONFIG, WEIGHTS
+    from deltahub.configured import LOCAL
     from deltahub.hub import Hub
-    from deltahub.registries import LOCAL
 
     out = Output(as_json=json, quiet=quiet)
     files = [folder / name for name in (CONFIG, WEIGHTS, BACKBONE, CARD)]  # a trainer's folder holds others too
@@ -63,40 +77,100 @@ def push(
 
 
 def pull(
-    ref: RefArg,
+    refs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="REF...",
+            help="Deltas: [source:]namespace/name[@version, alias or sha256:...], or an https:// link.",
+        ),
+    ],
     to: Annotated[
-        Path | None, typer.Option("--to", metavar="DIR", help="Also copy the files into this folder.")
+        Path | None, typer.Option("--to", metavar="DIR", help="Also copy the files of one delta into this folder.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="SOURCE", help="A source, or a registry's folder or s3://bucket/prefix."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Fetch it again even if it is in the cache.")] = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Bring a delta into the cache, every byte checked, and print its folder.
+    """Bring deltas into the cache, every byte checked, and print their folders.
+
+    Several are fetched at the same time; if one fails, the others are brought all the same.
 
     [dim]deltahub pull DeltaHub/sst2-t5-base[/dim]
 
     [dim]deltahub pull acme/sst2-bert@champion --to ./ckpt[/dim]
+
+    [dim]deltahub pull acme/ner acme/sst2-bert --from s3://acme/deltas[/dim]
+
+    [dim]deltahub pull https://example.org/deltas/ner.tar#sha256=3f9a...[/dim]
     """
     from deltahub.hub import Hub
-    from deltahub.lockfile import active
-    from deltahub.reference import Reference
+    from deltahub.link import asked
+    from deltahub.pulling import Transfer
 
+    if to and len(refs) > 1:
+        raise typer.BadParameter("--to takes the files of one delta. Pull them one by one, or leave it out.")
     out = Output(as_json=json, quiet=quiet)
     hub = Hub.open()
-    reference = Reference.parse(ref)
-    total = None if active() else hub.resolve(reference).manifest.size  # what is locked may need no registry
-    with out.progress("Pulling", total) as progress:
-        pulled = hub.pull(reference, to=to, force=force, progress=progress)
-    data = {
+    wanted = [_at(asked(ref), source) for ref in refs]
+    with out.transfer("Pulling") as told:
+        if len(wanted) > 1:
+            results = hub.pull_all(wanted, force=force, transfer=Transfer(*told))
+        else:
+            results = [hub.pull(wanted[0], to=to, force=force, transfer=Transfer(*told))]
+    if len(wanted) > 1:
+        _print_all(out, refs, results)
+        return
+    pulled = results[0]
+    assert not isinstance(pulled, Exception)
+    out.result(
+        _facts(pulled),
+        str(pulled.folder),
+        f"{pulled.reference}, {size_text(pulled.manifest.size)}, {pulled.digest[:19]}, every byte checked",
+        f'Load it with: AutoDeltaModel.from_finetuned("{pulled.reference}", backbone_model=model)',
+    )
+
+
+def _at(wanted: Reference | Link, source: str | None) -> Reference | Link:
+    """The same at a source."""
+    from deltahub.reference import Reference
+
+    if source is None:
+        return wanted
+    if not isinstance(wanted, Reference) or wanted.source not in (None, source):
+        raise typer.BadParameter(f"{wanted} says where it is, and --from says {source}. Leave out one of the two.")
+    return replace(wanted, source=source)
+
+
+def _facts(pulled: Pulled) -> dict[str, Any]:
+    return {
         "reference": str(pulled.reference),
         "version": pulled.reference.version,
         "digest": pulled.digest,
         "folder": str(pulled.folder),
         "size": pulled.manifest.size,
     }
-    out.result(
-        data,
-        str(pulled.folder),
-        f"{pulled.reference}, {size_text(pulled.manifest.size)}, {pulled.digest[:19]}, every byte checked",
-        f'Load it with: AutoDeltaModel.from_finetuned("{pulled.reference}", backbone_model=model)',
-    )
+
+
+def _print_all(out: Output, refs: list[str], results: Sequence[Pulled | DeltaHubError]) -> None:
+    """Print what came of several pulls; the first that failed decides the exit code."""
+    failed = [(ref, error) for ref, error in zip(refs, results, strict=True) if isinstance(error, Exception)]
+    pulled = [one for one in results if not isinstance(one, Exception)]
+    if out.as_json:
+        print_json(
+            [
+                {"asked": ref, "error": str(one)} if isinstance(one, Exception) else {"asked": ref, **_facts(one)}
+                for ref, one in zip(refs, results, strict=True)
+            ]
+        )
+    elif pulled:
+        rows = [(str(one.folder), str(one.reference), size_text(one.manifest.size), one.digest[:19]) for one in pulled]
+        out.rows(("folder", "reference", "size", "digest"), rows)
+    for _, error in failed:
+        typer.echo(f"Error: {error}", err=True)
+    if failed:
+        typer.echo(f"{len(pulled)} of {len(refs)} pulled.", err=True)
+        raise typer.Exit(exit_code(failed[0][1]))

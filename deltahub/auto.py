@@ -13,8 +13,9 @@ from deltahub import checkpoint
 from deltahub.config import DeltaConfig
 from deltahub.engine.delta import DeltaBase, delta_classes
 from deltahub.errors import ConfigError
-from deltahub.hub import locate
+from deltahub.locating import locate
 from deltahub.nearest import suggest
+from deltahub.reading import read_cached
 from deltahub.saveload import SaveLoadMixin
 
 
@@ -64,7 +65,8 @@ class AutoDeltaConfig:
             finetuned_delta_path: a folder or a reference.
             options: options that replace the saved ones.
         """
-        return AutoDeltaConfig.from_dict(checkpoint.read_document(locate(finetuned_delta_path)), **options)
+        document = read_cached(lambda: locate(finetuned_delta_path), checkpoint.read_document)
+        return AutoDeltaConfig.from_dict(document, **options)
 
 
 class AutoDeltaModel(SaveLoadMixin):

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
-from deltahub.cache import Cache, copy_delta
-from deltahub.errors import CheckpointError, ConfigError, IntegrityError, NotFoundError, NoVersionError, RemovedError
+from deltahub.cache import Cache
+from deltahub.cached_names import CachedNames
+from deltahub.errors import ConfigError, DeltaHubError
+from deltahub.link import Link
 from deltahub.lockfile import Lock, Pin, active
-from deltahub.manifest import FileEntry
 from deltahub.outcomes import Pulled, Pushed
+from deltahub.pinning import pin_of, pinned
 from deltahub.places import cache_home
+from deltahub.pulling import FILES_AT_ONCE, Transfer, bring, copy_out, several
 from deltahub.pushing import ready
 from deltahub.reference import Reference
-from deltahub.registries import Registries, unknown_source
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.index import Listed
 from deltahub.registry.query import Query
 from deltahub.registry.registry import Registry
 from deltahub.registry.repair import Supply, from_registry
-from deltahub.sources.base import Resolved, Source
-from deltahub.sources.opening import open_sources
+from deltahub.resolution import Resolver
+from deltahub.settings import Settings
+from deltahub.sources.base import Known, Resolved, Source
+from deltahub.sources.choosing import Choice, Rules
+from deltahub.sources.opening import Sources, open_source, registry_at
 from deltahub.sources.registry import RegistrySource
 from deltahub.stores.base import Progress
 
-T = TypeVar("T")
+_INDEXES = "index"  # in the cache
 
 
 class Hub:
@@ -36,85 +40,79 @@ class Hub:
     Args:
         sources: by name, in the order in which a name without a source is looked up; a registry stands for itself.
         cache: where pulled deltas are kept.
-        default: the source to push to and list when none is named; by default the first.
+        rules: which sources are asked; by default all of them, and the first is pushed to and listed.
+        local_files_only: use no network, whatever the environment says.
     """
 
-    def __init__(self, sources: Mapping[str, Source | Registry], cache: Cache, default: str | None = None) -> None:
-        self.sources: dict[str, Source] = {
-            name: RegistrySource(it, cache.root / "index") if isinstance(it, Registry) else it
-            for name, it in sources.items()
-        }
+    def __init__(
+        self,
+        sources: Mapping[str, Source | Registry],
+        cache: Cache,
+        rules: Rules | None = None,
+        *,
+        local_files_only: bool = False,
+    ) -> None:
         self.cache = cache
-        self.default = default or next(iter(sources))
+        self._names = CachedNames(cache)
+        indexes, known = cache.root / _INDEXES, self._names.known
+        self._choice = Choice(
+            Sources({name: partial(_as_source, sources, name, indexes, known) for name in sources}),
+            rules or Rules(next(iter(sources))),
+            partial(registry_at, indexes=indexes, known=known),
+            local_only=local_files_only,
+        )
+        self._resolver = Resolver(self._choice, self._names)
 
     @classmethod
-    def open(cls, cache_dir: str | os.PathLike[str] | None = None) -> Hub:
+    def open(cls, cache_dir: str | os.PathLike[str] | None = None, *, local_files_only: bool = False) -> Hub:
         """The hub of this user, by the environment and the settings; no source is asked anything yet.
 
         Args:
             cache_dir: another place for the cache.
+            local_files_only: use no network, whatever the environment says.
 
         Raises:
             ConfigError: the settings are damaged.
         """
-        settings = Registries.read()
+        settings = Settings.read()
         cache = Cache(Path(cache_dir) if cache_dir else cache_home())
-        return cls(open_sources(settings, cache.root / "index"), cache, settings.default)
+        known = CachedNames(cache).known
+        openers = {e.name: partial(open_source, e, cache.root / _INDEXES, known) for e in settings.sources}
+        return cls(Sources(openers), cache, Rules.of(settings), local_files_only=local_files_only)
 
     # ----- where to look -----
 
     def source(self, name: str | None) -> Source:
-        """A source by its name; the default one for None.
+        """A source by its name, or the registry in a folder or at ``s3://bucket/prefix``; the default one for None.
 
         Raises:
             NotFoundError: no source has this name.
+            ConfigError: it is off.
         """
-        name = name or self.default
-        if name not in self.sources:
-            raise unknown_source(name, tuple(self.sources))
-        return self.sources[name]
+        return self._choice.source(name)
 
     def registry(self, name: str | None) -> Registry:
-        """A registry by its source name; the default one for None.
+        """The same for a registry.
 
         Raises:
             NotFoundError: no source has this name.
-            ConfigError: the source is no registry.
+            ConfigError: the source is off, or no registry.
         """
         return _registry(self.source(name))
 
     @property
     def registries(self) -> dict[str, Registry]:
-        """The sources that are registries, in their order."""
-        return {name: it.registry for name, it in self.sources.items() if isinstance(it, RegistrySource)}
-
-    def _first(self, reference: Reference, ask: Callable[[Source], T]) -> T:
-        """What the first source that has a delta says of it; no other source may stand in for it.
-
-        Raises:
-            NotFoundError: none has it; the message lists where it was looked for and the nearest names.
-        """
-        sources = [self.source(reference.source)] if reference.source else list(self.sources.values())
-        misses: list[NotFoundError] = []
-        for source in sources:
-            try:
-                return ask(source)
-            except (NoVersionError, RemovedError):
-                raise
-            except NotFoundError as error:
-                misses.append(error)
-        places = tuple(place for miss in misses for place in miss.looked_in)
-        raise NotFoundError(
-            f"The delta {reference}", places, tuple(dict.fromkeys(name for miss in misses for name in miss.nearest))
-        )
+        """The sources that are registries and on, in their order."""
+        return {it.name: it.registry for it in self._choice.on() if isinstance(it, RegistrySource)}
 
     def document(self, reference: Reference) -> tuple[Source, ReferenceDocument]:
         """The first source that has a delta, and all that is said about it there.
 
         Raises:
-            NotFoundError: none has it.
+            NotFoundError: none has it; the message lists where it was looked for and the nearest names.
+            UnreachableError: one that may have it gives no answer.
         """
-        return self._first(reference, lambda source: (source, source.document(reference.path)))
+        return self._resolver.ask(reference, lambda source: (source, source.document(reference.path)))
 
     def held(self, reference: Reference) -> tuple[Registry, ReferenceDocument]:
         """The same for a delta that is to be changed, which only a registry can.
@@ -126,14 +124,24 @@ class Hub:
         source, document = self.document(reference)
         return _registry(source), document
 
-    def resolve(self, reference: Reference) -> Resolved:
-        """The version that a reference means at the first source that has the delta.
+    def resolve(self, wanted: Reference | Link, *, fresh: bool = False, transfer: Transfer | None = None) -> Resolved:
+        """The version that a reference or a link means.
+
+        Args:
+            fresh: what it meant when it was last pulled will not do.
+            transfer: told of what has to be fetched to find out.
 
         Raises:
-            NotFoundError: none has it, or the first that has it lacks the version.
+            NotFoundError: no source has it, or the first that has it lacks the version.
+            UnreachableError: one that may have it gives no answer.
             IntegrityError: the manifest is damaged.
         """
-        return self._first(reference, lambda source: source.resolve(reference))
+        if isinstance(wanted, Reference):
+            return self._resolver.resolve(wanted, fresh=fresh)
+        from deltahub.sources.url import UrlSource  # late: it needs requests
+
+        source = UrlSource(self.cache, self._names, self._choice.forbidden_network())
+        return source.resolve(wanted, transfer or Transfer(), fresh=fresh)
 
     # ----- push and pull -----
 
@@ -155,7 +163,7 @@ class Hub:
             name: what to call it, ``"namespace/name"``; by default made from its task and backbone.
             tags: labels and key=value pairs, beside those saved in the checkpoint.
             aliases: movable names to point to it.
-            to: the source to publish to; by default the default one.
+            to: the source to publish to, or the folder or s3:// address of a registry; by default the default source.
             expect: what aliases must point to now, None for nothing.
 
         Raises:
@@ -163,9 +171,11 @@ class Hub:
             CheckpointError: the folder holds no whole delta.
             IntegrityError: a file is not the one that was saved.
             ReferenceSyntaxError: the name, a tag or an alias is not well formed.
+            ConfigError: the source is off, or cannot be pushed to.
         """
         it = ready(folder, name, tags=tags, aliases=aliases, to=to)
-        return self.source(it.reference.source).publish(
+        source = self._choice.reachable(it.reference.source)
+        return source.publish(
             it.folder,
             it.manifest,
             it.reference,
@@ -178,41 +188,56 @@ class Hub:
 
     def pull(
         self,
-        reference: Reference,
+        wanted: Reference | Link,
         *,
         to: Path | None = None,
         force: bool = False,
-        progress: Progress | None = None,
+        transfer: Transfer | None = None,
+        at_once: int = FILES_AT_ONCE,
     ) -> Pulled:
         """Bring a delta into the cache, every byte checked.
 
         Args:
             to: also copy its files into this folder, which is new or holds a delta.
             force: fetch it even if the cache has it.
+            transfer: told of what is fetched.
+            at_once: how many files are fetched at the same time over the network.
 
         Raises:
             NotFoundError: no source has it, or `DELTAHUB_LOCK` names a lock file and it is not in there.
+            UnreachableError: a source that may have it gives no answer, and the cache does not have it.
             IntegrityError: the source is damaged, or has other content under it than was locked.
         """
         lock = active()
-        found = self._pinned(lock.find(reference), lock, look=force) if lock else self.resolve(reference)
-        pulled = self._cached(found, force=force, progress=progress)
-        if to is None:
-            return pulled
-        copy_delta(found.manifest, pulled.folder, to)
-        return replace(pulled, folder=to)
+        if isinstance(wanted, Link):
+            lock = None  # a link is locked by its own pin
+        if lock and isinstance(wanted, Reference):
+            found = self._pinned(lock.find(wanted), lock, fresh=force)
+        else:
+            found = self.resolve(wanted, fresh=force, transfer=transfer)
+        at_once = at_once if self._choice.needs_network(found.reference.source) else 1
+        pulled = bring(found, self.cache, force=force, transfer=transfer, at_once=at_once)
+        if not lock:
+            self._resolver.remember(wanted, found)
+        return copy_out(pulled, to, lambda: bring(found, self.cache)) if to else pulled
 
-    def pin(self, reference: Reference) -> Pin:
+    def pull_all(
+        self, wanted: Sequence[Reference | Link], *, force: bool = False, transfer: Transfer | None = None
+    ) -> list[Pulled | DeltaHubError]:
+        """Bring several deltas into the cache, some at the same time.
+
+        Returns:
+            What was pulled, or else the error, in the order of `wanted`; the failure of one holds up no other.
+        """
+        return several(lambda one: self.pull(one, force=force, transfer=transfer, at_once=1), wanted)
+
+    def pin(self, reference: Reference | Link) -> Pin:
         """What a reference means now, for a lock file.
 
         Raises:
             NotFoundError: no source has it.
         """
-        found = self.resolve(reference)
-        exact = found.reference
-        assert exact.source is not None
-        assert exact.version is not None
-        return Pin(exact.path, exact.source, exact.version, found.digest)
+        return pin_of(self.resolve(reference, fresh=True))
 
     def sync(self, lock: Lock, progress: Progress | None = None) -> list[Pulled]:
         """Bring all that a lock file pins into the cache, every byte checked.
@@ -220,32 +245,15 @@ class Hub:
         Raises:
             IntegrityError: a source has other content under what was locked, or is damaged.
         """
+        transfer = Transfer(progress)
         pins = dict.fromkeys(lock.pins.values())
-        return [self._cached(self._pinned(pin, lock), force=False, progress=progress) for pin in pins]
+        return [bring(self._pinned(pin, lock), self.cache, transfer=transfer) for pin in pins]
 
-    def _cached(self, found: Resolved, *, force: bool, progress: Progress | None) -> Pulled:
-        def fetch(entry: FileEntry, into: Path) -> None:
-            found.fetch(entry, into, progress)
+    def _pinned(self, pin: Pin, lock: Lock, *, fresh: bool = False) -> Resolved:
+        def look_up(exact: Reference) -> Resolved:
+            return self._resolver.ask(exact, lambda source: source.resolve(exact))
 
-        folder = self.cache.get(found.digest, found.manifest, fetch, str(found.reference), fresh=force)
-        return Pulled(found.reference, found.digest, folder, found.manifest)
-
-    def _pinned(self, pin: Pin, lock: Lock, *, look: bool = False) -> Resolved:
-        """The version that a lock file pins; if the cache has it, no source is asked."""
-        exact = Reference.parse(str(pin))
-
-        def fetch(entry: FileEntry, into: Path, progress: Progress | None) -> None:
-            self.source(pin.source).resolve(exact).fetch(entry, into, progress)
-
-        if not look and (manifest := self.cache.manifest(pin.digest)):
-            return Resolved(exact, pin.digest, manifest, fetch)
-        found = self.source(pin.source).resolve(exact)
-        if found.digest != pin.digest:
-            remedy = (
-                f"Ask who changed it; if the new content is right, lock it: deltahub lock --add {exact} -o {lock.path}"
-            )
-            raise IntegrityError(f"{exact}, locked in {lock.path},", pin.digest, found.digest, remedy)
-        return found
+        return pinned(pin, lock, look_up, (lambda _: None) if fresh else self._names.manifest)
 
     def supplies(self, registry: Registry) -> dict[str, Supply]:
         """Where else the objects of a registry may be: the other registries, and the cache."""
@@ -267,9 +275,14 @@ class Hub:
 
         Raises:
             CheckpointError: the folder holds no backbone.
-            ConfigError: the source cannot be searched that way.
+            ConfigError: the source is off, or cannot be searched that way.
         """
-        return self.source(source).search(query, limit, offset, backbone)
+        return self._choice.reachable(source).search(query, limit, offset, backbone)
+
+
+def _as_source(sources: Mapping[str, Source | Registry], name: str, indexes: Path, known: Known) -> Source:
+    found = sources[name]
+    return RegistrySource(found, indexes, known) if isinstance(found, Registry) else found
 
 
 def _registry(source: Source) -> Registry:
@@ -280,28 +293,3 @@ def _registry(source: Source) -> Registry:
         )
         raise ConfigError(msg)
     return source.registry
-
-
-def locate(path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None, **options: Any) -> Path:
-    """The folder of a delta, given a folder or a reference.
-
-    Args:
-        path: an existing folder, or a reference to pull.
-        cache_dir: another place for the cache.
-        options: as `Hub.pull` takes them.
-
-    Raises:
-        CheckpointError: it looks like a folder and there is none.
-        NotFoundError: no source has it.
-    """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    text = os.fspath(path)
-    if folder.exists():
-        msg = f"{text} is a file; expected the folder that save_finetuned wrote. Pass its parent folder."
-        raise CheckpointError(msg)
-    if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
-        msg = f"There is no folder {text}. Check the path, or pass a reference such as DeltaHub/sst2-t5-base."
-        raise CheckpointError(msg)
-    return Hub.open(cache_dir).pull(Reference.parse(text), **options).folder

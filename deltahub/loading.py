@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +22,8 @@ from deltahub.engine.ledger import ledger_of, original_values
 from deltahub.engine.site import own_parameters
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats import opendelta
-from deltahub.hub import locate
+from deltahub.locating import locate
+from deltahub.reading import read_cached
 
 if TYPE_CHECKING:
     from deltahub.config import DeltaConfig
@@ -45,6 +47,12 @@ def read_any(folder: Path, backbone: nn.Module, *, allow_pickle: bool, with_back
     if not checkpoint.is_checkpoint(folder) and opendelta.is_checkpoint(folder):
         return opendelta.read(folder, backbone, allow_pickle=allow_pickle)
     return checkpoint.read(folder, with_backbone=with_backbone)
+
+
+def _read(folder: Path, **how: Any) -> tuple[Checkpoint, Mapping[str, str]]:
+    """What lies in a folder, and what a delta that is trained on from it says of it."""
+    saved, name = read_any(folder, **how), pulled_as(folder)
+    return saved, {**saved.parent, "name": name} if name else saved.parent
 
 
 def load(
@@ -72,8 +80,10 @@ def load(
     changes = dict(options)
     allow_pickle, name = bool(changes.pop("allow_pickle", False)), changes.pop("name", None)
 
-    folder = locate(path, **where)
-    saved = read_any(folder, backbone, allow_pickle=allow_pickle, with_backbone=check_hash is not False)
+    saved, parent = read_cached(
+        partial(locate, path, **where),
+        partial(_read, backbone=backbone, allow_pickle=allow_pickle, with_backbone=check_hash is not False),
+    )
     cls = class_for(saved.document["delta_type"])
     config = config or cls.config_class.from_dict(saved.document, **changes)
     # Tensors that are given are copied: the delta's own must not change with the caller's.
@@ -85,8 +95,7 @@ def load(
 
     delta = cls.from_config(config, backbone, name=name, insertions=insertions)
     ledger = ledger_of(backbone)
-    called = pulled_as(folder)
-    ledger.entries[delta.name].parents = ({**saved.parent, "name": called} if called else saved.parent,)
+    ledger.entries[delta.name].parents = (parent,)
     ledger.replace(backbone, ledger.entries[delta.name], dict(replaced))
     trainable = set()
     for parameter_name, parameter in own_parameters(backbone):

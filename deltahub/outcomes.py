@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltahub.link import Link
 from deltahub.manifest import Manifest
 from deltahub.reference import Reference
 
@@ -33,13 +34,13 @@ class Pulled:
     """What a pull brought.
 
     Attributes:
-        reference: the delta, with the source it came from and its version.
+        reference: the delta, with the source it came from and its version, or the link with its digest.
         digest: of its manifest.
         folder: where its checked files are.
         manifest: its manifest.
     """
 
-    reference: Reference
+    reference: Reference | Link
     digest: str
     folder: Path
     manifest: Manifest

@@ -6,6 +6,7 @@
     local:DeltaHub/sst2-t5-base@v3     one version of one source
     acme/ner@champion                  what an alias points to
     acme/ner@sha256:3f9a51c0ffee       one content, by 12 or more digits of its digest
+    s3://bucket/deltas:acme/ner        in a registry that has no name as a source; so is /mnt/deltas:acme/ner
 
 Namespaces and names are plain ASCII, so that no two of them can look alike; the rules are those of the Hugging Face Hub,
 so that a name that is good here is good there. A name without a namespace is in `DeltaHub`, or in `DELTAHUB_NAMESPACE`.
@@ -25,6 +26,7 @@ LATEST: Final = "latest"
 MAIN: Final = "main"  # the line of versions that "latest" is the end of
 
 _NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+_PLACED: Final = re.compile(r"(?P<place>(?:s3://|[./~]).*?):(?P<rest>[^:@]+(?:@.*)?)", re.DOTALL)
 _SOURCE: Final = re.compile(r"[a-z][a-z0-9-]{1,31}")
 _VERSION: Final = re.compile(r"v[1-9][0-9]{0,8}")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{12,64}")
@@ -39,7 +41,7 @@ class Reference:
     Attributes:
         namespace: the team or person, e.g. ``"DeltaHub"``.
         name: the delta within the namespace.
-        source: a source's name, or None for the first that has the delta.
+        source: a source's name, a registry's folder or s3:// address, or None for the first that has the delta.
         version: ``"v3"``, an alias, ``"sha256:..."``, or None for ``"latest"``.
     """
 
@@ -55,6 +57,8 @@ class Reference:
         Raises:
             ReferenceSyntaxError: the text is no reference; the message says which part and why.
         """
+        if placed := _PLACED.fullmatch(text):
+            return replace(cls.parse(placed["rest"]), source=placed["place"])
         if text.startswith((".", "/", "~")):
             msg = (
                 f"{text!r} is a path; expected a delta's name, [source:]namespace/name[@version]. "
@@ -100,6 +104,11 @@ class Reference:
 def default_namespace() -> str:
     """The namespace of names that are given without one."""
     return os.environ.get("DELTAHUB_NAMESPACE") or DEFAULT_NAMESPACE
+
+
+def is_placed(text: str) -> bool:
+    """Whether `text` names a delta in a registry by the registry's folder or s3:// address."""
+    return _PLACED.fullmatch(text) is not None
 
 
 def check_name(text: str, what: str = "name") -> str:

@@ -163,7 +163,7 @@ class SaveLoadMixin(TensorFileMixin):
         deltas, and in eval mode unless it carried a delta before, which may be in training.
 
         Args:
-            finetuned_delta_path: a folder, or a reference such as ``"DeltaHub/sst2-t5-base@champion"``.
+            finetuned_delta_path: a folder, a reference such as ``"DeltaHub/sst2-t5-base@champion"``, or a link.
             backbone_model: the model to put it on.
             delta_config: a config to use instead of the saved one.
             cache_dir: another place for what is pulled.
@@ -192,7 +192,7 @@ class SaveLoadMixin(TensorFileMixin):
             config=delta_config,
             tensors=state_dict,
             check_hash=check_hash,
-            where={"cache_dir": cache_dir, "force": force_download},
+            where={"cache_dir": cache_dir, "force": force_download, "local_files_only": local_files_only},
             options=kwargs,
         )
         return cast("Self", delta)

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from deltahub.hub import Hub
+from deltahub.link import asked
 from deltahub.outcomes import Pulled, Pushed
-from deltahub.reference import Reference
 from deltahub.registry.index import Listed
 from deltahub.registry.query import Metric, Query
 
@@ -29,7 +29,7 @@ def push(
 
 def pull(reference: str, *, to: str | os.PathLike[str] | None = None, force: bool = False) -> Pulled:
     """Bring a delta into the cache, every byte checked: see `Hub.pull`."""
-    return Hub.open().pull(Reference.parse(reference), to=Path(to) if to else None, force=force)
+    return Hub.open().pull(asked(reference), to=Path(to) if to else None, force=force)
 
 
 def list_deltas(

@@ -16,6 +16,7 @@ from deltahub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.stores.local import LocalStore
+from tests.browsers import browser, keep, visit  # noqa: F401  (fixtures)
 from tests.checkpoints import save_checkpoint
 from tests.faults import Faults
 from tests.s3_servers import moto, proxy, s3_keys, seaweed  # noqa: F401  (fixtures)
@@ -43,7 +44,8 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     ):
         monkeypatch.setenv(variable, str(home / folder))
     monkeypatch.setenv("DELTAHUB_AUTHOR", "ada")
-    for variable in ("DELTAHUB_NAMESPACE", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH"):
+    monkeypatch.setenv("DELTAHUB_OFFLINE", "0")  # the servers of tests may be asked; for Hugging Face's, HF_HUB_OFFLINE stands
+    for variable in ("DELTAHUB_LOCK", "DELTAHUB_NAMESPACE", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH"):
         monkeypatch.delenv(variable, raising=False)
     for variable in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(variable)

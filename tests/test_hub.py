@@ -8,7 +8,6 @@ import pytest
 
 import deltahub
 from deltahub import checkpoint
-from deltahub import hub as hub_module
 from deltahub.cache import Cache
 from deltahub.errors import (
     CheckpointError,
@@ -18,6 +17,7 @@ from deltahub.errors import (
     StorageError,
 )
 from deltahub.hub import Hub
+from deltahub.locating import locate
 from deltahub.reference import Reference
 from deltahub.registry.query import Query
 from deltahub.registry.registry import Registry
@@ -223,12 +223,12 @@ def test_the_same_calls_work_from_the_package(checkpoint_folder, tmp_path):
 def test_a_place_is_a_folder_or_a_reference(checkpoint_folder, tmp_path):
     deltahub.push(checkpoint_folder, "acme/ner")
 
-    assert hub_module.locate(checkpoint_folder) == checkpoint_folder
-    assert delta_files(hub_module.locate("acme/ner", tmp_path / "cache")) == content_of(checkpoint_folder)
+    assert locate(checkpoint_folder) == checkpoint_folder
+    assert delta_files(locate("acme/ner", tmp_path / "cache")) == content_of(checkpoint_folder)
     for path in (tmp_path / "nothing", "./nothing", "~/nothing", "a/b/c"):
         with pytest.raises(CheckpointError, match=r"There is no folder .*nothing|There is no folder a/b/c"):
-            hub_module.locate(path)
+            locate(path)
     with pytest.raises(CheckpointError, match="is a file; expected the folder that save_finetuned wrote"):
-        hub_module.locate(checkpoint_folder / "README.md")
+        locate(checkpoint_folder / "README.md")
     with pytest.raises(NotFoundError):
-        hub_module.locate("acme/nothing")
+        locate("acme/nothing")

@@ -7,10 +7,11 @@ import json
 
 import pytest
 
-from deltahub import hub as hub_module
+from deltahub import caretaking
 from deltahub.cache import Cache
 from deltahub.errors import CheckpointError, IntegrityError, NotLockedError, RemovedError, StorageError
 from deltahub.hub import Hub
+from deltahub.locating import locate
 from deltahub.lockfile import VARIABLE, Lock
 from deltahub.reference import Reference
 from deltahub.registry.marking import set_alias
@@ -78,8 +79,8 @@ def test_what_is_not_locked_is_an_error_that_says_what_to_do(lock, two, asked):
 
 
 def test_other_content_under_a_locked_version_is_an_error_that_names_both(lock, two, new_checkpoint):
-    registry = Registry(MemoryStore(), "team")
-    two.registries["team"] = registry
+    registry = two.registry("team")
+    registry.store = MemoryStore()
     for value in (0.5, 0.75):
         two.push(new_checkpoint(value=value), "acme/ner", to="team")
     found = registry.document("acme/ner").versions["v2"].digest
@@ -103,16 +104,16 @@ def test_what_was_locked_and_removed_says_so(lock, two):
     two.push(two.pull(NER).folder, "acme/ner", to="team")
     set_alias(two.registry("team"), "acme/ner", "champion", None)
     remove(two.registry("team"), "acme/ner", "v2")
-    two.cache.prune()
+    caretaking.prune(two.cache, older=0)
     with pytest.raises(RemovedError):
         two.pull(NER)
 
 
 def test_loading_a_delta_by_name_takes_what_is_locked(lock, two, monkeypatch):
-    monkeypatch.setattr(Hub, "open", classmethod(lambda cls, cache_dir=None: two))
-    assert content_of(hub_module.locate("acme/ner")) == content_of(two.pull(NER).folder)
+    monkeypatch.setattr(Hub, "open", classmethod(lambda cls, cache_dir, **how: two))
+    assert content_of(locate("acme/ner")) == content_of(two.pull(NER).folder)
     with pytest.raises(NotLockedError):
-        hub_module.locate("acme/nli")
+        locate("acme/nli")
 
 
 def test_syncing_brings_all_that_is_locked_and_keeping_it_removes_the_rest(lock, two, monkeypatch):
@@ -121,8 +122,8 @@ def test_syncing_brings_all_that_is_locked_and_keeping_it_removes_the_rest(lock,
     (pulled,) = two.sync(lock)
 
     assert pulled.digest == lock.pins["acme/ner@champion"].digest
-    assert [entry.digest for entry in two.cache.keep(lock.digests)] == [other.digest]
-    assert [entry.digest for entry in two.cache.entries()] == [pulled.digest]
+    assert [entry.digest for entry in caretaking.keep(two.cache, lock.digests)] == [other.digest]
+    assert [entry.digest for entry in caretaking.entries(two.cache)] == [pulled.digest]
 
 
 @pytest.mark.parametrize(

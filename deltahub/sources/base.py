@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from deltahub.link import Link
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.outcomes import Pushed
 from deltahub.reference import Reference
@@ -29,14 +30,14 @@ class Resolved:
     """The one version that a reference means at a source.
 
     Attributes:
-        reference: source, name and version, exact: it means the same for ever.
+        reference: source, name and version, or a link; exact: it means the same for ever.
         digest: of its manifest.
         manifest: its manifest.
         fetch: copies one file of the manifest to a new place, checked against its sha256 and size; a file that fails leaves
             nothing there. Safe to call from several threads at once.
     """
 
-    reference: Reference
+    reference: Reference | Link
     digest: str
     manifest: Manifest
     fetch: Fetch

@@ -1,24 +1,73 @@
-"""Opening the sources that a user has set up; none of them is asked anything yet."""
+"""Opening the sources that a user has set up, each when it is first needed; none of them is asked anything yet."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Final, Literal
 
-from deltahub.places import home
-from deltahub.registries import LOCAL, Registries
+from deltahub.configured import HF, HUB, Configured, place_of
 from deltahub.registry.registry import Registry
-from deltahub.sources.base import Source
+from deltahub.sources.base import Known, Source
 from deltahub.sources.registry import RegistrySource
-from deltahub.stores.base import Store
-from deltahub.stores.local import LocalStore
+
+Opener = Callable[[], Source]
 
 
-def open_sources(settings: Registries, indexes: Path) -> dict[str, Source]:
-    """The sources by name, in the order in which a name without a source is looked up.
+class Sources(Mapping[str, Source]):
+    """Sources by name, in the order in which a name without a source is looked up.
+
+    Args:
+        openers: open each source.
+    """
+
+    def __init__(self, openers: Mapping[str, Opener]) -> None:
+        self._openers: Final = openers
+        self._open: dict[str, Source] = {}
+
+    def __getitem__(self, name: str) -> Source:
+        if name not in self._open:
+            self._open[name] = self._openers[name]()
+        return self._open[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._openers)
+
+    def __len__(self) -> int:
+        return len(self._openers)
+
+
+def open_source(entry: Configured, indexes: Path, known: Known) -> Source:
+    """One source.
 
     Args:
         indexes: the folder in which search indexes are kept.
+        known: tells what need not be asked for again.
+
+    Raises:
+        ConfigError: its address is not well formed.
     """
-    stores: dict[str, Store] = {LOCAL: LocalStore(home() / "registry")}
-    stores |= {name: entry.store() for name, entry in settings.known.items()}
-    return {name: RegistrySource(Registry(store, name), indexes) for name, store in stores.items()}
+    if entry.kind != HUB:
+        return RegistrySource(Registry(entry.store(), entry.name), indexes, known)
+    from deltahub.sources.huggingface.source import HuggingFace  # late: only who asks a hub needs it
+
+    if entry.name == HF:  # its address and token are those of Hugging Face's own client
+        return HuggingFace(entry.name, known=known)
+    return HuggingFace(entry.name, endpoint=entry.url, token=partial(_token, entry.token_env), known=known)
+
+
+def _token(variable: str | None) -> str | Literal[False]:
+    """The token of a hub; without a variable that holds it none is sent, least of all the one of another hub."""
+    return (variable and os.environ.get(variable)) or False
+
+
+def registry_at(address: str, indexes: Path, known: Known) -> RegistrySource:
+    """A registry that is no source of the user's, by its folder or ``s3://bucket/prefix``; that is its name, too.
+
+    Raises:
+        ConfigError: the address is not well formed.
+    """
+    place = place_of(address)
+    return RegistrySource(Registry(Configured(place, place).store(), place), indexes, known)

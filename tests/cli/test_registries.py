@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from deltahub.places import config_home
-from deltahub.registries import FILE
+from deltahub.settings import FILE
 from tests.checkpoints import content_of, save_checkpoint
 from tests.s3_proxy import Exchange
 from tests.s3_servers import ADMIN, READER
@@ -145,7 +145,7 @@ def test_with_read_only_keys_everything_can_be_read(run, run_json, ckpt, seaweed
         (
             ["push", "{ckpt}", "me/x", "--to", "tema"],
             3,
-            "The source 'tema' was not found. Looked in: known sources local, team.",
+            "The source 'tema' was not found. Looked in: known sources local, team, hf.",
         ),
         (["pull", "tema:me/x"], 3, "The nearest names are: team."),
         (["registry", "add", "team", "{tmp}/other"], 2, "'team' is {tmp}/team already"),

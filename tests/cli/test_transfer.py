@@ -144,7 +144,7 @@ def test_a_full_disk_is_one_sentence(run, ckpt, faults):
 
 def test_debug_lets_the_traceback_through(run, ckpt):
     done = run("--debug", "pull", "me/none")
-    assert type(done.exception).__name__ == "NotFoundError"
+    assert type(done.exception).__name__ == "NotCachedError"
     assert done.exit_code
 
 

@@ -13,7 +13,8 @@ from deltahub.errors import ConfigError, NotFoundError, ReferenceSyntaxError, St
 from deltahub.hub import Hub
 from deltahub.places import config_home
 from deltahub.reference import Reference
-from deltahub.registries import FILE, LOCAL, Configured, Registries, change
+from deltahub.configured import LOCAL, Configured
+from deltahub.settings import FILE, Settings, change
 from deltahub.schema import problem
 from deltahub.stores.local import LocalStore
 from deltahub.stores.s3 import S3Store
@@ -30,9 +31,10 @@ def settings() -> Path:
 
 
 def test_without_a_file_there_is_only_the_local_one(settings):
-    assert Registries.read() == Registries({}, LOCAL)
+    assert Settings.read() == Settings({}, LOCAL)
     assert not settings.parent.exists()
     assert list(Hub.open().registries) == ["local"]
+    assert Settings.read().names == ("local", "hf")
 
 
 def test_what_was_added_is_read_again_in_its_order(settings):
@@ -40,7 +42,7 @@ def test_what_was_added_is_read_again_in_its_order(settings):
         change(lambda known, entry=entry: known.add(entry))
     change(lambda known: known.make_default("bucket"))
 
-    read = Registries.read()
+    read = Settings.read()
     assert list(read.known.values()) == [TEAM, BUCKET, Configured("another", "/mnt/another")]
     assert read.default == "bucket"
     assert problem(json.loads(settings.read_bytes()), "registries.v1") is None
@@ -83,7 +85,7 @@ def test_a_folder_is_kept_absolute_and_a_home_is_filled_in(tmp_path, monkeypatch
     [
         (("local", "/x"), {}, "'local' has a meaning of its own"),
         (("hf", "/x"), {}, "'hf' has a meaning of its own"),
-        (("team", "https://x"), {}, "is no place of a registry: expected a folder, or s3://bucket/prefix"),
+        (("team", "gs://x"), {}, "is no place of a registry: expected a folder, or s3://bucket/prefix"),
         (("team", "s3://"), {}, "is no place in a bucket"),
         (("team", "s3://KEY:secret@deltas"), {}, "must hold no user or secret"),
         (("team", "/x"), {"region": "eu-west-1"}, "region is for registries in buckets"),
@@ -93,7 +95,7 @@ def test_a_folder_is_kept_absolute_and_a_home_is_filled_in(tmp_path, monkeypatch
 def test_what_cannot_be_a_registry_is_refused(arguments, where, words):
     with pytest.raises(ConfigError, match=words):
         Configured.checked(*arguments, **where)
-    assert Registries.read() == Registries()
+    assert Settings.read() == Settings()
 
 
 @pytest.mark.parametrize("name", ["Team", "t", "a_b", "", "team:x"])
@@ -105,15 +107,15 @@ def test_what_cannot_be_a_source_is_refused(name):
 def test_a_name_is_never_given_to_another_place():
     change(lambda known: known.add(TEAM))
     assert change(lambda known: known.add(TEAM)).known == {"team": TEAM}
-    with pytest.raises(ConfigError, match=r"'team' is /mnt/team already.*deltahub registry remove team"):
+    with pytest.raises(ConfigError, match=r"'team' is /mnt/team already.*deltahub source remove team"):
         change(lambda known: known.add(Configured("team", "/mnt/other")))
-    assert Registries.read().known == {"team": TEAM}
+    assert Settings.read().known == {"team": TEAM}
 
 
 def test_with_the_default_gone_the_local_one_is_it_again():
     change(lambda known: known.add(TEAM).add(BUCKET).make_default("team"))
     assert change(lambda known: known.remove("bucket")).default == "team"
-    assert change(lambda known: known.remove("team")) == Registries({}, LOCAL)
+    assert change(lambda known: known.remove("team")) == Settings({}, LOCAL)
     assert change(lambda known: known.make_default(LOCAL)).default == LOCAL
     with pytest.raises(ConfigError, match="The local registry cannot be removed"):
         change(lambda known: known.remove(LOCAL))
@@ -136,7 +138,7 @@ def test_an_unknown_name_names_the_nearest(how):
         ("{", "Expecting"),
         ("[]", ""),
         ('{"format_version": 2, "default": "local", "registries": []}', "it has format 2"),
-        ('{"format_version": 1, "default": "gone", "registries": []}', "its default 'gone' is not among"),
+        ('{"format_version": 1, "default": "gone", "registries": []}', "its default names 'gone', which is not among"),
         ('{"format_version": 1, "default": "local", "registries": [{"name": "a"}]}', "url"),
         ('{"format_version": 1, "default": "local", "registries": [{"name": "aa", "url": 5}]}', "is no text"),
         ('{"format_version": 1, "default": "local", "registries": [{"name": "A", "url": "/x"}]}', "cannot be a source"),
@@ -181,7 +183,7 @@ def test_of_many_changes_at_once_none_is_lost():
         thread.start()
     for thread in threads:
         thread.join()
-    assert set(Registries.read().known) == {f"team-{number}" for number in range(4)}
+    assert set(Settings.read().known) == {f"team-{number}" for number in range(4)}
 
 
 def test_settings_that_may_not_be_read_are_one_sentence(shared_folder, as_nobody, monkeypatch):
@@ -192,4 +194,4 @@ def test_settings_that_may_not_be_read_are_one_sentence(shared_folder, as_nobody
     if os.access(config_home() / FILE, os.R_OK, effective_ids=True):
         pytest.skip("permissions do not bind this user")
     with pytest.raises(StorageError, match=r"Reading the settings failed .*Permission denied"):
-        Registries.read()
+        Settings.read()

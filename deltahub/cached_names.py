@@ -1,0 +1,142 @@
+"""What each name meant when it was last pulled, so that it loads again without the network.
+
+    names/<namespace>/<name>/<16>.json     in the cache: a reference that was pulled, the exact one that it meant, and its digest
+    names/.links/<16>.json                 the same for a link
+
+An exact reference means the same for ever; of one that moves, such as an alias, it is what it was when last seen. Each has a file
+of its own, replaced as a whole, so that any number of processes may write. A file that is lost or damaged says nothing, and no more
+is lost than that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from deltahub.cache import MANIFEST, STAGING, Cache
+from deltahub.errors import DeltaHubError
+from deltahub.files import staging
+from deltahub.link import Link, asked
+from deltahub.manifest import Manifest
+from deltahub.nearest import closest
+from deltahub.reference import Reference
+
+NAMES: Final = "names"
+_LINKS: Final = ".links"
+_ANY: Final = "@*"  # after a name: at whichever version it was pulled last
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a reference meant.
+
+    Attributes:
+        reference: exact: it means the same for ever.
+        digest: of its manifest.
+        place: the source and where it is, as `Source.place` says it.
+    """
+
+    reference: Reference | Link
+    digest: str
+    place: str
+
+
+class CachedNames:
+    """The names under which deltas came into a cache."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    def recall(self, wanted: Reference | Link) -> Seen | None:
+        """What a reference meant when it was last pulled; None if it never was, or is gone from the cache."""
+        return self._read(self._file(wanted, _key(wanted)), _key(wanted))
+
+    def origin(self, path: str) -> Seen | None:
+        """What a name meant when it was last pulled without a source, at whichever version; None if it never was."""
+        reference = Reference.parse(path)
+        return self._read(self._file(reference, f"{path}{_ANY}"), f"{path}{_ANY}")
+
+    def remember(self, wanted: Reference | Link, seen: Seen) -> None:
+        """Keep what a reference means now; a cache that cannot be written remembers nothing."""
+        names = [(wanted, _key(wanted)), (seen.reference, _key(seen.reference))]
+        if isinstance(wanted, Reference) and wanted.source is None:
+            names.append((wanted, f"{wanted.path}{_ANY}"))
+        for name, key in names:
+            file = self._file(name, key)
+            known = self._read(file, key)
+            if known is None or _facts(known) != _facts(seen):
+                with contextlib.suppress(OSError), staging(self._cache.root / STAGING) as stage:
+                    document = {"asked": key, "is": str(seen.reference), "digest": seen.digest, "place": seen.place}
+                    (stage / "name").write_text(json.dumps(document), "utf-8")
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(stage / "name", file)
+
+    def known(self, exact: Reference) -> tuple[str, Manifest] | None:
+        """The digest and manifest of an exact reference that was pulled before and is in the cache."""
+        seen = self.recall(exact)
+        manifest = self.manifest(seen.digest) if seen else None
+        return (seen.digest, manifest) if seen and manifest else None
+
+    def manifest(self, digest: str) -> Manifest | None:
+        """The manifest of a delta in the cache, whose files are not looked at; None if it is not there or damaged."""
+        try:
+            return Manifest.from_bytes((self._cache.folder(digest) / MANIFEST).read_bytes(), digest)
+        except (OSError, DeltaHubError):
+            return None
+
+    def near(self, path: str) -> tuple[str, ...]:
+        """References that load from the cache and look like a name, best first."""
+        root = self._cache.root / NAMES
+        held = {f"{folder.parent.name}/{folder.name}" for folder in root.glob("[!.]*/*")}
+        names = (path,) if path in held else closest(path, sorted(held), limit=3, cutoff=0.7)
+        return tuple(
+            dict.fromkeys(key for name in names for key in self._loading(sorted((root / name).glob("*.json"))))
+        )
+
+    def _loading(self, files: Iterable[Path]) -> Iterable[str]:
+        for file in files:
+            document = _document(file)
+            seen = _seen(document)
+            if seen and not document["asked"].endswith(_ANY) and self.manifest(seen.digest):
+                yield document["asked"]
+
+    def _file(self, wanted: Reference | Link, key: str) -> Path:
+        folder = _LINKS if isinstance(wanted, Link) else wanted.path
+        return self._cache.root / NAMES / folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+    def _read(self, file: Path, key: str) -> Seen | None:
+        document = _document(file)
+        # On a disk that takes upper and lower case for the same, the file may be that of another name.
+        return _seen(document) if document.get("asked") == key else None
+
+
+def _key(wanted: Reference | Link) -> str:
+    """What a name is kept under; of a link with secrets only what cannot be read back."""
+    if isinstance(wanted, Reference):
+        return str(wanted)
+    return f"{wanted}#{hashlib.sha256(wanted.url.encode()).hexdigest()}"
+
+
+def _facts(seen: Seen) -> tuple[str, str, str]:
+    return str(seen.reference), seen.digest, seen.place
+
+
+def _document(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _seen(document: dict[str, Any]) -> Seen | None:
+    try:
+        return Seen(asked(document["is"]), str(document["digest"]), str(document["place"]))
+    except (DeltaHubError, LookupError, TypeError, AttributeError):
+        return None

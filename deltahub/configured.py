@@ -1,0 +1,175 @@
+"""One source that a user has set up: what it is called, what it is, and where.
+
+No secret is kept: only where to go, and the name of a profile or of an environment variable.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from deltahub.errors import ConfigError
+from deltahub.reference import check_name, check_source
+from deltahub.stores.base import Store
+from deltahub.stores.local import LocalStore
+
+LOCAL: Final = "local"
+HF: Final = "hf"
+REGISTRY: Final = "registry"
+HUB: Final = "hub"
+S3: Final = "s3://"
+WEB: Final = ("https://", "http://")
+_RESERVED: Final = frozenset({LOCAL, HF, "http", "https", "file", "s3", "sha256", "url"})
+_PUBLIC: Final = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OF_BUCKETS: Final = ("endpoint", "region", "profile")
+
+
+@dataclass(frozen=True)
+class Configured:
+    """One source.
+
+    Attributes:
+        name: what it is called in references.
+        url: the folder of a registry, absolute, or ``"s3://bucket/prefix"``, or the address of a hub.
+        endpoint: of a registry in a bucket: URL of the S3 server; None for what the environment says, or else AWS.
+        region: of the bucket; the same.
+        profile: of ~/.aws that has the keys; None for the environment's.
+        kind: ``"registry"`` or ``"hub"``, a server that speaks the Hugging Face protocol.
+        token_env: of a hub: the environment variable that holds the token; None to send none.
+        namespaces: that are looked for here only, when a name is given without a source.
+    """
+
+    name: str
+    url: str
+    endpoint: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    kind: str = REGISTRY
+    token_env: str | None = None
+    namespaces: tuple[str, ...] = ()
+
+    @classmethod
+    def checked(cls, name: str, url: str, *, namespaces: Collection[str] = (), **where: str | None) -> Configured:
+        """A source that a user describes.
+
+        Args:
+            url: a folder, which is made at the first push, ``"s3://bucket/prefix"``, or the http(s) address of a hub.
+            namespaces: that shall be looked for here only.
+            where: endpoint, region and profile, for a bucket; token_env, for a hub.
+
+        Raises:
+            ReferenceSyntaxError: the name cannot be a source, or a namespace is not well formed.
+            ConfigError: the name has a meaning of its own, or the rest is not well formed or holds a secret.
+        """
+        if check_source(name) in _RESERVED:
+            msg = f"{name!r} has a meaning of its own as a source. Choose another name."
+            raise ConfigError(msg)
+        bound = tuple(dict.fromkeys(check_name(namespace, "namespace") for namespace in namespaces))
+        given = {key: value for key, value in where.items() if value is not None}
+        if url.startswith(WEB):
+            _refuse(given, _OF_BUCKETS, "registries in buckets", f"{url} is a hub")
+            token_env = given.get("token_env")
+            return cls(name, _hub(url, token_env), kind=HUB, token_env=token_env, namespaces=bound)
+        _refuse(given, ("token_env",), "hubs", f"{url} is a registry")
+        if not url.startswith(S3):
+            _refuse(given, _OF_BUCKETS, "registries in buckets", f"{url} is a folder")
+        endpoint, region, profile = map(where.get, _OF_BUCKETS)
+        entry = cls(name, place_of(url), endpoint, region, profile, namespaces=bound)
+        entry.store()
+        return entry
+
+    def store(self) -> Store:
+        """Where a registry keeps its bytes; nothing is asked there yet.
+
+        Raises:
+            ConfigError: the address is not well formed.
+        """
+        if not self.url.startswith(S3):
+            return LocalStore(Path(self.url))
+        from deltahub.stores.bucket import Bucket  # late: only who has a bucket needs it
+        from deltahub.stores.s3 import S3Store
+
+        return S3Store(Bucket.parse(self.url, endpoint=self.endpoint, region=self.region, profile=self.profile))
+
+    @property
+    def public(self) -> bool:
+        """Whether anybody can take a free name there."""
+        return self.kind == HUB and (urlsplit(self.url).hostname or "") in _PUBLIC
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+        return self.url if self.kind == HUB else self.store().url
+
+    def to_document(self) -> dict[str, Any]:
+        """What is written of it: what is not said is left out."""
+        document = {key: value for key, value in asdict(self).items() if value and (key, value) != ("kind", REGISTRY)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in document.items()}
+
+    @classmethod
+    def from_document(cls, document: Any) -> Configured:
+        """What was written of a source.
+
+        Raises:
+            ReferenceSyntaxError: its name cannot be a source.
+            TypeError: it holds something else than text, or an unknown key.
+            ValueError: its kind is unknown.
+        """
+        entry = cls(**{**document, "namespaces": tuple(document.get("namespaces", ()))})
+        check_source(entry.name)
+        facts = [*entry.namespaces, *(value for key, value in asdict(entry).items() if key != "namespaces")]
+        if not all(value is None or isinstance(value, str) for value in facts):
+            msg = f"what it says of {entry.name!r} is no text"
+            raise TypeError(msg)
+        if entry.kind not in (REGISTRY, HUB):
+            msg = f"{entry.name!r} is of the kind {entry.kind!r}; expected {REGISTRY} or {HUB}"
+            raise ValueError(msg)
+        return entry
+
+
+def place_of(url: str) -> str:
+    """A registry's address as it is kept: a folder absolute, with its ``~`` filled in.
+
+    Raises:
+        ConfigError: it is neither a folder nor ``s3://bucket/prefix``.
+    """
+    if url.startswith(S3):
+        return f"{S3}{url.removeprefix(S3).rstrip('/')}"
+    if "://" in url:
+        msg = f"{url!r} is no place of a registry: expected a folder, or s3://bucket/prefix."
+        raise ConfigError(msg)
+    return str(Path(os.path.abspath(Path(url).expanduser())))  # noqa: PTH100  (a link stays a link)
+
+
+def is_place(text: str) -> bool:
+    """Whether a text is where a registry is, a folder or ``s3://bucket/prefix``, rather than what a source is called."""
+    return text.startswith((S3, ".", "/", "~")) or "/" in text or os.sep in text
+
+
+def _hub(url: str, token_env: str | None) -> str:
+    parts = urlsplit(url)
+    if "@" in url or parts.query or parts.fragment or not parts.hostname:
+        msg = (
+            "The address of a hub is like https://hub.example.org, without user, secret, '?' or '#'. Its token belongs "
+            "into an environment variable, which --token-env names."
+        )
+        raise ConfigError(msg)
+    if token_env is not None and not _VARIABLE.fullmatch(token_env):
+        msg = (
+            "--token-env takes the name of an environment variable, such as TEAM_TOKEN, and never the token itself. "
+            "Set the variable and name it."
+        )
+        raise ConfigError(msg)
+    return url.rstrip("/")
+
+
+def _refuse(given: dict[str, str], keys: Collection[str], of: str, what: str) -> None:
+    if wrong := [key for key in keys if key in given]:
+        msg = f"{wrong[0]} is for {of}, and {what}. Leave it out."
+        raise ConfigError(msg)

@@ -1,0 +1,44 @@
+"""The folder of a delta, wherever it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from deltahub.errors import CheckpointError
+from deltahub.hub import Hub
+from deltahub.link import asked, is_link
+from deltahub.reference import is_placed
+
+
+def locate(
+    path: str | os.PathLike[str],
+    cache_dir: str | os.PathLike[str] | None = None,
+    *,
+    force: bool = False,
+    local_files_only: bool = False,
+) -> Path:
+    """The folder of a delta, given a folder, a reference or a link.
+
+    Args:
+        path: an existing folder, or what to pull.
+        cache_dir: another place for the cache.
+        force: fetch it even if the cache has it.
+        local_files_only: use no network.
+
+    Raises:
+        CheckpointError: it looks like a folder and there is none.
+        NotFoundError: no source has it.
+    """
+    text = os.fspath(path)
+    if not is_link(text):
+        folder = Path(path).expanduser()
+        if folder.is_dir():
+            return folder
+        if folder.exists():
+            msg = f"{text} is a file; expected the folder that save_finetuned wrote. Pass its parent folder."
+            raise CheckpointError(msg)
+        if not is_placed(text) and (folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1):
+            msg = f"There is no folder {text}. Check the path, or pass a reference such as DeltaHub/sst2-t5-base."
+            raise CheckpointError(msg)
+    return Hub.open(cache_dir, local_files_only=local_files_only).pull(asked(text), force=force).folder

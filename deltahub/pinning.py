@@ -1,0 +1,61 @@
+"""Pins: what a lock file says a reference means, and what it means now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from deltahub.errors import ConfigError, IntegrityError
+from deltahub.link import Link
+from deltahub.lockfile import Lock, Pin
+from deltahub.manifest import FileEntry, Manifest
+from deltahub.reference import Reference
+from deltahub.sources.base import Resolved
+from deltahub.stores.base import Progress
+
+
+def pin_of(found: Resolved) -> Pin:
+    """What was found, for a lock file.
+
+    Raises:
+        ConfigError: it was found under a link.
+    """
+    exact = found.reference
+    if isinstance(exact, Link):
+        msg = (
+            f"A link is locked by itself: write {exact} with #sha256={found.digest.removeprefix('sha256:')} at its end."
+        )
+        raise ConfigError(msg)
+    assert exact.source is not None
+    assert exact.version is not None
+    return Pin(exact.path, exact.source, exact.version, found.digest)
+
+
+def pinned(
+    pin: Pin, lock: Lock, look_up: Callable[[Reference], Resolved], cached: Callable[[str], Manifest | None]
+) -> Resolved:
+    """The version that a lock file pins; if the cache has it whole, no source is asked.
+
+    Args:
+        look_up: finds the version at its source.
+        cached: the manifest of a digest in the cache; None if it is not there.
+
+    Raises:
+        IntegrityError: its source has other content under it.
+    """
+    exact = Reference.parse(str(pin))
+
+    def looked_up() -> Resolved:
+        found = look_up(exact)
+        if found.digest != pin.digest:
+            remedy = (
+                f"Ask who changed it; if the new content is right, lock it: deltahub lock --add {exact} -o {lock.path}"
+            )
+            raise IntegrityError(f"{exact}, locked in {lock.path},", pin.digest, found.digest, remedy)
+        return found
+
+    def fetch(entry: FileEntry, into: Path, progress: Progress | None) -> None:
+        looked_up().fetch(entry, into, progress)
+
+    manifest = cached(pin.digest)
+    return Resolved(exact, pin.digest, manifest, fetch) if manifest else looked_up()

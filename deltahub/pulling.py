@@ -1,0 +1,97 @@
+"""Bringing what was found into the cache: files and deltas at the same time, every byte checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeVar
+
+from deltahub.cache import Cache, copy_delta
+from deltahub.errors import DeltaHubError
+from deltahub.manifest import FileEntry
+from deltahub.outcomes import Pulled
+from deltahub.reading import read_cached
+from deltahub.sources.base import Resolved
+from deltahub.stores.base import Progress
+
+T = TypeVar("T")
+FILES_AT_ONCE: Final = 4  # of one delta
+_DELTAS_AT_ONCE: Final = 8
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Who is told of what is fetched; called from several threads.
+
+    Attributes:
+        expected: called with a number of bytes that are going to be fetched.
+        progress: called with a number of bytes that were just fetched.
+    """
+
+    expected: Progress | None = None
+    progress: Progress | None = None
+
+
+def bring(
+    found: Resolved,
+    cache: Cache,
+    *,
+    force: bool = False,
+    transfer: Transfer | None = None,
+    at_once: int = 1,
+) -> Pulled:
+    """The folder of a delta in the cache; its files are fetched if it is not there whole.
+
+    Args:
+        force: fetch them even if it is.
+        at_once: how many files are fetched at the same time.
+
+    Raises:
+        IntegrityError: its source is damaged.
+        StorageError: the cache is full or not writable, or the source out of reach.
+    """
+    told = transfer or Transfer()
+
+    def fetch(entry: FileEntry, into: Path) -> None:
+        if told.expected:
+            told.expected(entry.size)
+        found.fetch(entry, into, told.progress)
+
+    folder = cache.get(found.digest, found.manifest, fetch, str(found.reference), fresh=force, at_once=at_once)
+    return Pulled(found.reference, found.digest, folder, found.manifest)
+
+
+def copy_out(pulled: Pulled, to: Path, again: Callable[[], Pulled]) -> Pulled:
+    """Copy a delta out of the cache.
+
+    Args:
+        to: a folder that is new or holds a delta.
+        again: brings it into the cache once more, in case that another process removes it meanwhile.
+
+    Raises:
+        CheckpointError: the folder holds files of something else that would be overwritten.
+    """
+    read_cached(lambda: again().folder, lambda folder: copy_delta(pulled.manifest, folder, to))
+    return replace(pulled, folder=to)
+
+
+def several(pull: Callable[[T], Pulled], wanted: Sequence[T]) -> list[Pulled | DeltaHubError]:
+    """Pull several deltas, some at the same time.
+
+    Returns:
+        What was pulled, or else the error, in the order of `wanted`; the failure of one holds up no other.
+    """
+
+    def one(each: T) -> Pulled | DeltaHubError:
+        try:
+            return pull(each)
+        except DeltaHubError as error:
+            return error
+
+    pool = ThreadPoolExecutor(_DELTAS_AT_ONCE, "deltahub-pull")
+    try:
+        return list(pool.map(one, wanted))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

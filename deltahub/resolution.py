@@ -1,0 +1,165 @@
+"""What a reference means, wherever it is.
+
+A name without a source is looked for in one source after the other, and the first that has it gives it. A source that does not
+answer ends the search: a delta of that name may be there, and no other source stands in for it. Without the network, a reference
+means what it meant when it was last pulled by that name.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final, TypeVar
+
+from deltahub.cached_names import CachedNames, Seen
+from deltahub.errors import ConfigError, NotCachedError, NotFoundError, NoVersionError, RemovedError, UnreachableError
+from deltahub.link import Link
+from deltahub.manifest import FileEntry
+from deltahub.reference import Reference
+from deltahub.sources.base import Resolved, Source
+from deltahub.sources.choosing import Choice
+from deltahub.stores.base import Progress
+
+T = TypeVar("T")
+LOGGER: Final = logging.getLogger("deltahub")
+
+
+class Resolver:
+    """Finds what references mean.
+
+    Args:
+        choice: the sources.
+        names: what references meant when they were last pulled.
+    """
+
+    def __init__(self, choice: Choice, names: CachedNames) -> None:
+        self._choice = choice
+        self._names = names
+
+    def ask(self, reference: Reference, ask: Callable[[Source], T], recall: Callable[[Seen], T] | None = None) -> T:
+        """What the source of a delta says of it: the one that is named, or else the first that has it.
+
+        Args:
+            ask: asks one source.
+            recall: makes the answer from what the reference meant when it was last pulled; None if that will not do.
+
+        Raises:
+            NotFoundError: no source has it; the message lists where it was looked for and the nearest names.
+            NotCachedError: the network may not be used, and it was never pulled by this name.
+            UnreachableError: a source that may have it gives no answer, and it was never pulled by this name.
+        """
+        misses: list[NotFoundError] = []
+        for source in self._choice.candidates(reference):
+            if why := self._choice.forbidden(source):
+                if recall and (seen := self._recalled(reference)):
+                    LOGGER.info("%s, so %s is what it was when last pulled: %s", why, reference, seen.reference)
+                    return recall(seen)
+                raise self._not_cached(reference, source, why, misses)
+            try:
+                return ask(source)
+            except UnreachableError as error:
+                if recall and (seen := self._recalled(reference)):
+                    LOGGER.warning(
+                        "%s Until then %s is what it was when last pulled: %s", error, reference, seen.reference
+                    )
+                    return recall(seen)
+                raise _stopped(reference, source, error) from error
+            except (NoVersionError, RemovedError):
+                raise
+            except NotFoundError as error:
+                misses.append(error)
+        raise NotFoundError(f"The delta {reference}", _places(misses), _nearest(misses))
+
+    def resolve(self, reference: Reference, *, fresh: bool = False) -> Resolved:
+        """The version that a reference means.
+
+        Args:
+            fresh: what it meant before will not do.
+
+        Raises:
+            NotFoundError: no source has it, or the first that has it lacks the version.
+            IntegrityError: the manifest is damaged.
+            ConfigError: it came from a source of the user's before, and only a public one has it now.
+        """
+        found = self.ask(reference, lambda source: source.resolve(reference), None if fresh else self._from_cache)
+        if reference.source is None:
+            self._compare_origin(reference, found)
+        return found
+
+    def remember(self, wanted: Reference | Link, found: Resolved) -> None:
+        """Keep what a reference or a link means now."""
+        exact = found.reference
+        place = exact.shown if isinstance(exact, Link) else self._choice.source(exact.source).place
+        self._names.remember(wanted, Seen(exact, found.digest, place))
+
+    def _recalled(self, reference: Reference) -> Seen | None:
+        """What a reference meant when it was last pulled, if its source is still one to ask, and the cache has it."""
+        seen = self._names.recall(reference)
+        if seen is None or self._names.manifest(seen.digest) is None:
+            return None
+        name = _exact(seen.reference).source
+        if reference.source is None and name not in self._choice.names(reference.namespace):
+            return None
+        return seen if self._choice.source(name).place == seen.place else None
+
+    def _from_cache(self, seen: Seen) -> Resolved:
+        manifest = self._names.manifest(seen.digest)
+        assert manifest is not None
+        exact = _exact(seen.reference)
+
+        def fetch(entry: FileEntry, into: Path, progress: Progress | None) -> None:
+            source = self._choice.source(exact.source)
+            if why := self._choice.forbidden(source):
+                raise self._not_cached(exact, source, f"It is damaged in the cache. {why}", [])
+            msg = f"{exact} is damaged in the cache, and {source.place} gives no answer. Repeat later."
+            raise UnreachableError(msg)
+
+        return Resolved(exact, seen.digest, manifest, fetch)
+
+    def _compare_origin(self, reference: Reference, found: Resolved) -> None:
+        """Say so if a name comes from elsewhere than before, and refuse it where anybody may have put it."""
+        exact = _exact(found.reference)
+        before = self._names.origin(reference.path)
+        place = self._choice.source(exact.source).place
+        if before is None or before.place == place or before.digest == found.digest:
+            return
+        was, public = _exact(before.reference), self._choice.rules.public
+        told = f"{reference.path} came from {before.place} when it was last pulled by this name, and comes from {place} now."
+        if exact.source in public and was.source not in public:
+            msg = (
+                f"{told} Anybody can take a name there, so it does not take the other's place. "
+                f"If it is what you mean, name it: {exact.source}:{reference.anywhere()}"
+            )
+            raise ConfigError(msg)
+        LOGGER.warning("%s Name the source to be sure, or lock it: deltahub lock %s", told, was.at(None))
+
+    def _not_cached(
+        self, reference: Reference, source: Source, why: str, misses: list[NotFoundError]
+    ) -> NotCachedError:
+        places = (*_places(misses), f"what was pulled from {source.place}")
+        near = dict.fromkeys((*_nearest(misses), *self._names.near(reference.path)))
+        return NotCachedError(f"The delta {reference}", places, tuple(near), str(reference), why)
+
+
+def _exact(reference: object) -> Reference:
+    assert isinstance(reference, Reference)  # only links are kept apart
+    return reference
+
+
+def _stopped(reference: Reference, source: Source, error: UnreachableError) -> UnreachableError:
+    if reference.source:
+        return error
+    msg = (
+        f"{error} {reference} may be there, so it is looked for nowhere else. Name the source that you mean, or turn "
+        f"this one off: deltahub source disable {source.name}"
+    )
+    return UnreachableError(msg)
+
+
+def _places(misses: Iterable[NotFoundError]) -> tuple[str, ...]:
+    return tuple(place for miss in misses for place in miss.looked_in)
+
+
+def _nearest(misses: Iterable[NotFoundError]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for miss in misses for name in miss.nearest))
