@@ -12,7 +12,8 @@ from deltahub.reference import default_namespace
 def backbone_name(config: Mapping[str, Any]) -> str:
     """What to call the backbone of a checkpoint: as its author says, else its folder's name, else its class."""
     given = config.get("metadata", {}).get("backbone_model")
-    return str(given or config.get("backbone_checkpoint_name") or config.get("backbone_class") or "")
+    known = config.get("backbone_checkpoint_name") or config.get("base_model") or config.get("backbone_class")
+    return str(given or known or "")
 
 
 def default_name(config: Mapping[str, Any], tags: Collection[str] = ()) -> str:

@@ -19,6 +19,7 @@ from deltahub.files import scratch
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.registry import Registry, ref_key
 from deltahub.registry.sweeping import PAUSE, RENEWED, State, read_state, settled, write_state
+from deltahub.registry.uploads import expire, waiting
 from deltahub.stores.base import object_key
 
 GRACE: Final = timedelta(days=14)
@@ -55,6 +56,8 @@ def collect(registry: Registry, grace: timedelta = GRACE, *, dry_run: bool = Fal
         ConflictError: another collection took over.
     """
     marker = Marker(registry)
+    if not dry_run:
+        expire(registry.store, grace)
     for attempt in range(_ATTEMPTS):
         state, etag = read_state(registry.store) if dry_run else settled(registry.store, bool)
         known = {**state.condemned, **state.sweeping}
@@ -145,12 +148,12 @@ class Marker:
         self._removed: set[str] = set()
 
     def used(self) -> set[str]:
-        """The sha256 of every object that a reference document refers to, directly or through a manifest.
+        """The sha256 of every object that waits for a version, or that a document refers to, directly or through a manifest.
 
         Raises:
             IntegrityError: a document or a manifest is damaged.
         """
-        found: set[str] = set()
+        found = waiting(self._registry.store)  # first: a commit swaps the document, then removes these
         for path in self._registry.names():
             found |= self._used_by(path)
         return found

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from deltahub.checkpoint import BACKBONE
-from deltahub.manifest import Manifest
+from deltahub.manifest import FILES, Manifest
 from deltahub.naming import backbone_name
 
 RECORD: Final = "backbone_record"
@@ -16,9 +17,19 @@ def summary_of(manifest: Manifest) -> dict[str, object]:
     keys = ("delta_type", "backbone_class", "backbone_hash")
     known = {key: manifest.config[key] for key in keys if manifest.config.get(key)}
     known["backbone_checkpoint_name"] = backbone_name(manifest.config)
+    if manifest.kind == FILES:
+        known |= {"delta_type": _what(manifest.config), "format": manifest.config.get("format")}
     metrics = {str(m["metric_type"]): m["metric_value"] for m in manifest.metrics}
     counts = {"size": manifest.size, "parameters": manifest.parameters["total"]}
     return {**known, **counts, "metrics": metrics, RECORD: record_of(manifest)}
+
+
+def _what(config: Mapping[str, Any]) -> str:
+    """What files are, where a list shows the type of a delta: ``"lora"``, ``"peft lora"``, ``"transformers bert"``."""
+    if "delta_type" in config:
+        return str(config["delta_type"])
+    method = config.get("peft_type") or config.get("method") or config.get("model_type") or ""
+    return f"{config.get('format', FILES)} {str(method).lower()}".strip()
 
 
 def record_of(manifest: Manifest) -> str | None:

@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 
 from deltahub.errors import DeltaHubError
 from deltahub.registry.registry import Registry
-from deltahub.server import health, identity
+from deltahub.server import api, health
 from deltahub.server.failures import answer_failure, answer_http
 from deltahub.server.guards import guards
 from deltahub.server.metrics import Metrics
@@ -27,7 +27,7 @@ def build_app(registry: Registry, settings: Settings | None = None) -> Starlette
     settings = settings or Settings()
     metrics = Metrics()
     app = Starlette(
-        routes=[*health.routes, *identity.routes, *page_routes],
+        routes=[*health.routes, *api.routes, *page_routes],
         middleware=guards(registry.store, settings, metrics),
         exception_handlers={
             Refusal: answer_refusal,

@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from deltahub.errors import IntegrityError, NotFoundError
 from deltahub.manifest import FileEntry
+from deltahub.server.paths import REPOSITORY
 from deltahub.server.refusals import ENTRY_NOT_FOUND, Refusal
 from deltahub.server.repositories import open_repository
 from deltahub.server.state import State, state_of
@@ -61,6 +62,11 @@ def resolve(request: Request) -> Response:
         return _answer(_checked(state_of(request), entry), 200, entry.size, headers, path)
     headers["Content-Range"] = f"bytes {span[0]}-{span[1] - 1}/{entry.size}"
     return _answer(_pieces(state_of(request), entry, *span), 206, span[1] - span[0], headers, path)
+
+
+def whole(request: Request, entry: FileEntry) -> Response:
+    """A stored file."""
+    return _answer(_checked(state_of(request), entry), 200, entry.size, {"ETag": f'"{entry.sha256}"'}, entry.path)
 
 
 def _answer(pieces: Iterator[bytes], status: int, size: int, headers: dict[str, str], path: str) -> Response:
@@ -121,6 +127,6 @@ def _media_type(path: str) -> str:
 
 
 routes: Final = [
-    Route("/{namespace:part}/{name:part}/resolve/{revision:part}/{path:rest}", resolve, methods=["GET", "HEAD"]),
-    Route("/{namespace:part}/{name:part}/raw/{revision:part}/{path:rest}", resolve, methods=["GET", "HEAD"]),
+    Route(f"{REPOSITORY}/resolve/{{revision:part}}/{{path:rest}}", resolve, methods=["GET", "HEAD"]),
+    Route(f"{REPOSITORY}/raw/{{revision:part}}/{{path:rest}}", resolve, methods=["GET", "HEAD"]),
 ]

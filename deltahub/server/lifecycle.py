@@ -14,6 +14,7 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.renaming import rename
 from deltahub.server.access import caller_of, require_write
 from deltahub.server.bodies import text_field, with_json
+from deltahub.server.paths import MODEL
 from deltahub.server.records import Record
 from deltahub.server.refusals import Refusal
 from deltahub.server.repositories import Repository, checked, find_repository, lookup, open_repository
@@ -182,5 +183,5 @@ routes: Final = [
     Route("/api/repos/create", with_json(create), methods=["POST"]),
     Route("/api/repos/delete", with_json(delete), methods=["DELETE"]),
     Route("/api/repos/move", with_json(move), methods=["POST"]),
-    Route("/api/models/{namespace:part}/{name:part}/settings", with_json(settings), methods=["PUT"]),
+    Route(f"{MODEL}/settings", with_json(settings), methods=["PUT"]),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deltahub.server.refusals import Refusal
 from deltahub.server.settings import Settings
 
+_PRINTABLE: Final = re.compile(rb"[!-~]*")
 _LONGEST_PATH: Final = 8192  # bytes, with the query
 _SLOWEST: Final = 1024.0  # bytes a second that a body must bring on average
 
@@ -52,7 +54,10 @@ class Limits:
                 f"The request has {len(scope['headers'])} headers, and {self._settings.max_header_count} may come."
             )
             raise Refusal(431, message)
-        if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > _LONGEST_PATH:
+        target = (scope.get("raw_path") or b"") + scope["query_string"]
+        if not _PRINTABLE.fullmatch(target):
+            raise Refusal(400, "The address holds bytes that must be quoted, such as %20 for a space.")
+        if len(target) > _LONGEST_PATH:
             raise Refusal(414, f"The address is longer than {_LONGEST_PATH} bytes. Ask for less at once.")
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
         if any(not value.isdigit() or len(value) > 18 for value in lengths):

@@ -14,6 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deltahub.server.refusals import Refusal
 
+# Where the routes of a repository are; whoever builds them imports this module, and so knows the parameters' kinds.
+REPOSITORY: Final = "/{namespace:part}/{name:part}"
+MODEL: Final = f"/api/models{REPOSITORY}"
 _LONGEST: Final = 4096  # of one parameter
 
 

@@ -17,6 +17,7 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.server import paging
 from deltahub.server.access import caller_of
 from deltahub.server.bodies import text_field, with_json
+from deltahub.server.paths import MODEL
 from deltahub.server.refusals import REVISION_NOT_FOUND, Refusal
 from deltahub.server.repositories import Repository, open_repository
 from deltahub.server.trees import moment
@@ -200,13 +201,12 @@ def _refuse_taken(document: ReferenceDocument, name: str) -> None:
             )
 
 
-_AT: Final = "/api/models/{namespace:part}/{name:part}"
 routes: Final = [
-    Route(f"{_AT}/refs", list_refs),
-    Route(f"{_AT}/commits/{{revision:part}}", list_commits),
-    Route(f"{_AT}/tag/{{revision:part}}", with_json(create_tag), methods=["POST"]),
-    Route(f"{_AT}/tag/{{revision:part}}", delete_tag, methods=["DELETE"]),
-    Route(f"{_AT}/branch/{{revision:part}}", with_json(create_branch), methods=["POST"]),
-    Route(f"{_AT}/branch/{{revision:part}}", delete_branch, methods=["DELETE"]),
-    Route(f"{_AT}/super-squash/{{revision:part}}", squash, methods=["POST"]),
+    Route(f"{MODEL}/refs", list_refs),
+    Route(f"{MODEL}/commits/{{revision:part}}", list_commits),
+    Route(f"{MODEL}/tag/{{revision:part}}", with_json(create_tag), methods=["POST"]),
+    Route(f"{MODEL}/tag/{{revision:part}}", delete_tag, methods=["DELETE"]),
+    Route(f"{MODEL}/branch/{{revision:part}}", with_json(create_branch), methods=["POST"]),
+    Route(f"{MODEL}/branch/{{revision:part}}", delete_branch, methods=["DELETE"]),
+    Route(f"{MODEL}/super-squash/{{revision:part}}", squash, methods=["POST"]),
 ]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from typing import Any
 
 from starlette.requests import HTTPConnection
 
+from deltahub.describing import Read
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.registry.registry import Registry
+from deltahub.server.frontmatter import LARGEST, front_matter
 from deltahub.server.records import Records
 from deltahub.server.settings import Settings
+from deltahub.server.signatures import Signer
 from deltahub.stores.base import object_key
 
 
@@ -26,12 +30,27 @@ class State:
         self.registry = registry
         self.settings = settings
         self.records = Records(registry.store)
+        self.signer = Signer(registry.store)
         self.manifest = lru_cache(maxsize=256)(self._manifest)
+        self.card = lru_cache(maxsize=4096)(self._card)
         self.git_oid = lru_cache(maxsize=100_000)(self._git_oid)
 
     def _manifest(self, digest: str) -> Manifest:
         """The manifest of a version, by its digest."""
         return self.registry.manifest(digest)
+
+    def _card(self, sha256: str, size: int) -> dict[str, Any]:
+        """What a card says in its front matter; nothing if that cannot be read."""
+        return self.card_of(FileEntry("", sha256, size), self.read)
+
+    @staticmethod
+    def card_of(entry: FileEntry, read: Read) -> dict[str, Any]:
+        """The same of a card that lies anywhere."""
+        try:
+            head = read(entry, 0, min(entry.size, LARGEST)) if entry.size else b""
+            return front_matter(head.decode(errors="replace"))
+        except ValueError:
+            return {}
 
     def _git_oid(self, sha256: str, size: int) -> str:
         """What git calls a file: the sha1 of its size and bytes, 40 hex digits. The whole file is read for it, once."""

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from deltahub.manifest import FileEntry, canonical_json
 from deltahub.server import paging
 from deltahub.server.bodies import with_fields
+from deltahub.server.paths import MODEL
 from deltahub.server.refusals import ENTRY_NOT_FOUND, Refusal
 from deltahub.server.repositories import Commit, Repository, open_repository
 
@@ -147,9 +148,8 @@ def paths_info(request: Request, fields: dict[str, list[str]]) -> Response:
     return JSONResponse(found)
 
 
-_AT: Final = "/api/models/{namespace:part}/{name:part}"
 routes: Final = [
-    Route(f"{_AT}/tree/{{revision:part}}", list_tree),
-    Route(f"{_AT}/tree/{{revision:part}}/{{path:rest}}", list_tree),
-    Route(f"{_AT}/paths-info/{{revision:part}}", with_fields(paths_info), methods=["POST"]),
+    Route(f"{MODEL}/tree/{{revision:part}}", list_tree),
+    Route(f"{MODEL}/tree/{{revision:part}}/{{path:rest}}", list_tree),
+    Route(f"{MODEL}/paths-info/{{revision:part}}", with_fields(paths_info), methods=["POST"]),
 ]

@@ -1,0 +1,33 @@
+"""All routes of the Hugging Face Hub's protocol."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from deltahub.server import (
+    commits,
+    courtesies,
+    downloads,
+    identity,
+    lfs,
+    lifecycle,
+    listing,
+    preupload,
+    receiving,
+    revisions,
+    trees,
+)
+
+routes: Final = [
+    *courtesies.routes,  # first: what is said of data sets must not be taken for a repository's name
+    *identity.routes,
+    *lifecycle.routes,
+    *listing.routes,
+    *revisions.routes,
+    *trees.routes,
+    *preupload.routes,
+    *commits.routes,
+    *lfs.routes,
+    *receiving.routes,
+    *downloads.routes,
+]

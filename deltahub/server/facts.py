@@ -1,0 +1,110 @@
+"""What is said of a repository as a model of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from deltahub.manifest import FileEntry
+from deltahub.server.frontmatter import texts
+from deltahub.server.trees import blob_id, lfs_facts, moment
+
+CARD_KEYS: Final = ("library_name", "pipeline_tag", "license", "base_model", "tags", "language", "datasets")
+_TAGGED: Final = {
+    "license": "license",
+    "base_model": "base_model",
+    "datasets": "dataset",
+}  # card key to prefix of a tag
+_LIBRARIES: Final = {"peft": "peft", "transformers": "transformers", "opendelta": "opendelta", "files": None}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a repository at one commit.
+
+    Attributes:
+        path: its name, ``"namespace/name"``.
+        sha: id of the commit.
+        created: when the repository was made, ISO 8601 in UTC.
+        modified: when the commit was.
+        private: whether only some may see it.
+        tags: of the version.
+        summary: what its document says of the version's content.
+        card: the front matter of its card, as far as it is known.
+    """
+
+    path: str
+    sha: str
+    created: str
+    modified: str
+    private: bool
+    tags: tuple[str, ...]
+    summary: Mapping[str, Any]
+    card: Mapping[str, Any]
+
+    @property
+    def library(self) -> str | None:
+        """The library that the files are for."""
+        if isinstance(given := self.card.get("library_name"), str):
+            return given
+        return _LIBRARIES.get(str(self.summary.get("format")), "deltahub") if self.summary else None
+
+    @property
+    def pipeline(self) -> str | None:
+        """The task, as the card says."""
+        given = self.card.get("pipeline_tag")
+        return given if isinstance(given, str) else None
+
+    def all_tags(self) -> list[str]:
+        """Everything that a list can be filtered by."""
+        card = dict(self.card)
+        base = self.summary.get("backbone_checkpoint_name")
+        if base and not card.get("base_model"):
+            card["base_model"] = base
+        prefixed = [f"{prefix}:{value}" for key, prefix in _TAGGED.items() for value in texts(card.get(key))]
+        method = texts(str(self.summary.get("delta_type") or ""))
+        own = [*texts(self.card.get("tags")), *self.tags, *texts(self.library), *texts(self.pipeline), *method]
+        return list(dict.fromkeys([*own, *texts(card.get("language")), *prefixed]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts as a client of the Hub reads them."""
+        return {
+            "_id": self.path,
+            "id": self.path,
+            "modelId": self.path,
+            "author": self.path.partition("/")[0],
+            "sha": self.sha,
+            "lastModified": moment(self.modified),
+            "createdAt": moment(self.created),
+            "private": self.private,
+            "gated": False,
+            "disabled": False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": self.all_tags(),
+            **({"pipeline_tag": self.pipeline} if self.pipeline else {}),
+            **({"library_name": self.library} if self.library else {}),
+        }
+
+
+def siblings(files: Iterable[FileEntry], *, blobs: bool = False) -> list[dict[str, Any]]:
+    """The files of a commit, by name alone or with their sizes and digests."""
+    if not blobs:
+        return [{"rfilename": entry.path} for entry in files]
+    return [
+        {
+            "rfilename": entry.path,
+            "size": entry.size,
+            "blobId": blob_id(entry),
+            "lfs": lfs_facts(entry, "sha256"),
+        }
+        for entry in files
+    ]
+
+
+def expanded(facts: Mapping[str, Any], wanted: Collection[str]) -> dict[str, Any]:
+    """Only what a client asks for by ``expand``; everything if it asks for nothing."""
+    if not wanted:
+        return dict(facts)
+    return {key: value for key, value in facts.items() if key in {*wanted, "_id", "id", "modelId"}}

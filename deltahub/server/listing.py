@@ -1,0 +1,140 @@
+"""The list of all repositories, and what is known of one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from deltahub.checkpoint import CARD
+from deltahub.places import cache_home
+from deltahub.registry.index import Index, Listed
+from deltahub.registry.query import Query
+from deltahub.server import paging
+from deltahub.server.access import caller_of
+from deltahub.server.facts import Facts, expanded, siblings
+from deltahub.server.paths import MODEL
+from deltahub.server.records import Record
+from deltahub.server.repositories import EMPTY, Commit, Repository, commit_id, open_repository
+from deltahub.server.state import State, state_of
+
+_ORDERS: Final = {"createdAt": "created", "lastModified": "modified"}
+
+
+def list_models(request: Request) -> Response:
+    """The repositories that the caller may see and that a query means, the newest first, page by page."""
+    state, query = state_of(request), request.query_params
+    found = [facts for facts in _all(request, state) if _meant(facts, request)]
+    order = _ORDERS.get(query.get("sort", ""), "modified")
+    found.sort(key=lambda facts: (getattr(facts, order), facts.path), reverse=query.get("direction") != "1")
+    start, count = paging.window(request)
+    shown = [_shown(request, state, facts) for facts in found[start : start + count]]
+    return paging.page(request, shown, start=start, count=count, total=len(found))
+
+
+def _all(request: Request, state: State) -> Iterator[Facts]:
+    """All that the caller may see and whose name or content has the words that are searched for."""
+    caller, records = caller_of(request), state.records.all()
+    search = request.query_params.get("search", "")
+
+    def visible(path: str) -> bool:
+        private = path in records and records[path].private
+        return caller.may_read(path.partition("/")[0], private=private)
+
+    place = hashlib.sha256(state.registry.store.url.encode()).hexdigest()[:16]
+    index = Index(cache_home() / "indexes" / f"{state.registry.name}-{place}.sqlite3", state.registry)
+    committed = set[str]()
+    for listed in index.search(Query(text=search))[0]:
+        committed.add(listed.name)
+        if visible(listed.name):
+            yield _listed(listed, records.get(listed.name))
+    for path, record in records.items():
+        words = search.lower().split()
+        if path not in committed and visible(path) and all(word in path.lower() for word in words):
+            found = state.registry.stored(path)
+            if found is None or not found.versions:
+                yield Facts(path, commit_id(EMPTY.digest), record.created, record.created, record.private, (), {}, {})
+
+
+def _listed(listed: Listed, record: Record | None) -> Facts:
+    summary = {key: value for key, value in listed.summary.items() if key != "card"}
+    created = record.created if record else listed.time
+    private = record.private if record else False
+    card = listed.summary.get("card") or {}
+    return Facts(listed.name, commit_id(listed.digest), created, listed.time, private, listed.tags, summary, card)
+
+
+def _meant(facts: Facts, request: Request) -> bool:
+    query = request.query_params
+    wanted = [tag for text in query.getlist("filter") for tag in text.split(",") if tag]
+    wanted += [text for text in query.getlist("pipeline_tag") if text]
+    if (author := query.get("author")) and facts.path.partition("/")[0].lower() != author.lower():
+        return False
+    return not wanted or set(wanted) <= set(facts.all_tags())
+
+
+def _shown(request: Request, state: State, facts: Facts) -> dict[str, Any]:
+    query = request.query_params
+    wanted = query.getlist("expand")
+    found = facts.to_dict()
+    full = query.get("full", "").lower() == "true"
+    if not (full or query.get("cardData", "").lower() == "true" or {"cardData", "siblings"} & set(wanted)):
+        return expanded(found, wanted)
+    document = state.registry.stored(facts.path)
+    version = (
+        next((e for e in document.versions.values() if commit_id(e.digest) == facts.sha), None) if document else None
+    )
+    files = state.manifest(version.digest).files if version else ()
+    card = next((state.card(entry.sha256, entry.size) for entry in files if entry.path == CARD), {})
+    return expanded({**found, "siblings": siblings(files), "cardData": card}, wanted)
+
+
+def facts_of(repository: Repository, commit: Commit) -> Facts:
+    """What is known of a repository at one of its commits, its card read."""
+    entry = commit.entry
+    card = next((repository.state.card(e.sha256, e.size) for e in commit.manifest.files if e.path == CARD), {})
+    summary = {key: value for key, value in entry.summary.items() if key != "card"} if entry else {}
+    modified = entry.time if entry else repository.created
+    tags = entry.tags if entry else ()
+    return Facts(repository.path, commit.id, repository.created, modified, repository.private, tags, summary, card)
+
+
+def model_info(request: Request) -> Response:
+    """What is known of one repository, at the end of its main branch or at a revision."""
+    repository = open_repository(request)
+    commit = repository.at(request.path_params.get("revision", "main"))
+    facts = facts_of(repository, commit)
+    files = commit.manifest.files
+    found = {
+        **facts.to_dict(),
+        "cardData": dict(facts.card),
+        "siblings": siblings(files, blobs="blobs" in request.query_params),
+        "spaces": [],
+        "usedStorage": commit.manifest.size,
+    }
+    if "securityStatus" in request.query_params:
+        found["securityRepoStatus"] = {"scansDone": False, "filesWithIssues": []}
+    if parameters := commit.manifest.parameters["total"]:
+        found["safetensors"] = {"parameters": _by_dtype(commit), "total": parameters}
+    return JSONResponse(expanded(found, request.query_params.getlist("expand")))
+
+
+def _by_dtype(commit: Commit) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for tensor in commit.manifest.tensors:
+        values = 1
+        for size in tensor.shape:
+            values *= size
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + values
+    return counts
+
+
+routes: Final = [
+    Route("/api/models", list_models),
+    Route(MODEL, model_info),
+    Route(f"{MODEL}/revision/{{revision:part}}", model_info),
+]

@@ -1,0 +1,264 @@
+"""The body of a commit: one JSON object a line, in which the content of small files stands in base64.
+
+A line may be as large as the files of the commit. So lines are read as they come, and what stands behind ``"content":`` is decoded to a
+file on the way; only what is left of a line, a path and a few words, is held in memory.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from deltahub.schema import parse
+from deltahub.server.refusals import Refusal
+
+_CONTENT: Final = re.compile(rb'"content"\s*:\s*"')  # in JSON, these letters cannot stand inside of a text
+_LONGEST_LINE: Final = 256 << 10  # bytes of a line without content
+_OVERLAP: Final = 64  # bytes in which what _CONTENT finds may have begun
+_MOST: Final = 25_000  # operations of a commit
+HEAD: Final = 512  # bytes of a file that are kept to look at
+
+
+@dataclass(frozen=True)
+class Added:
+    """A file that came with the commit.
+
+    Attributes:
+        path: its name in the repository.
+        sha256: 64 hex digits.
+        size: bytes.
+        file: where it was put.
+        head: its first bytes, `HEAD` of them or all.
+    """
+
+    path: str
+    sha256: str
+    size: int
+    file: Path
+    head: bytes
+
+
+@dataclass(frozen=True)
+class Named:
+    """A file that was uploaded before, or is in the repository already.
+
+    Attributes:
+        path: its name in the repository.
+        sha256: 64 hex digits.
+        size: bytes, if the commit says so.
+    """
+
+    path: str
+    sha256: str
+    size: int | None
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """A file or a folder that goes.
+
+    Attributes:
+        path: its name in the repository.
+        folder: whether it is a folder.
+    """
+
+    path: str
+    folder: bool
+
+
+Operation = Added | Named | Deleted
+
+
+@dataclass
+class Operations:
+    """What a commit does, in its order, and what it says of itself.
+
+    Attributes:
+        summary: its title.
+        description: the rest of its message.
+        parent: the commit that the branch must end at, or the beginning of its id; None for any.
+        listed: the operations.
+    """
+
+    summary: str = ""
+    description: str = ""
+    parent: str | None = None
+    listed: list[Operation] = field(default_factory=list)
+
+
+class Parser:
+    """Reads the body of a commit, block by block.
+
+    Args:
+        spool: a folder for the files that come with it.
+        largest: bytes that one of them may have.
+    """
+
+    def __init__(self, spool: Path, largest: int) -> None:
+        self.found = Operations()
+        self._spool, self._largest = spool, largest
+        self._line = bytearray()  # the current one without its content
+        self._content: _Content | None = None  # the one that is being read
+        self._read: _Content | None = None  # the one that was read in the current line
+        self._files = self._lines = self._searched = 0
+
+    def feed(self, block: bytes) -> None:
+        """Take the next bytes of the body.
+
+        Raises:
+            Refusal: they are no commit.
+        """
+        position = 0
+        while position < len(block):
+            position = self._feed_content(block, position) if self._content else self._feed_line(block, position)
+
+    def _feed_content(self, block: bytes, position: int) -> int:
+        assert self._content is not None
+        end = block.find(b'"', position)
+        self._content.feed(block[position : end if end >= 0 else len(block)])
+        if end < 0:
+            return len(block)
+        self._content.finish()
+        self._content, self._read, self._searched = None, self._content, len(self._line)
+        return end  # the quote ends the empty text that is left of it
+
+    def _feed_line(self, block: bytes, position: int) -> int:
+        end = block.find(b"\n", position)
+        before = len(self._line)
+        self._line += block[position : end if end >= 0 else len(block)]
+        if content := _CONTENT.search(self._line, max(before - _OVERLAP, self._searched)):
+            taken = content.end() - before
+            del self._line[content.end() :]
+            if self._read:
+                raise Refusal(400, "A line of the commit has content twice.")
+            self._files += 1
+            self._content = _Content(self._spool / f"file-{self._files}", self._largest)
+            return position + taken
+        if len(self._line) > _LONGEST_LINE:
+            raise Refusal(413, f"A line of the commit is longer than {_LONGEST_LINE:,} bytes without its content.")
+        if end < 0:
+            return len(block)
+        self._end_line()
+        return end + 1
+
+    def finish(self) -> Operations:
+        """The commit, when all of its body came.
+
+        Raises:
+            Refusal: it is none.
+        """
+        if self._content:
+            self._content.close()
+            raise Refusal(400, "The commit ends within the content of a file.")
+        self._end_line()
+        if not self._lines:
+            raise Refusal(400, "The commit is empty: expected a line with the key 'header'.")
+        return self.found
+
+    def close(self) -> None:
+        """Close what is open, when the body is given up."""
+        if self._content:
+            self._content.close()
+
+    def _end_line(self) -> None:
+        line, content = bytes(self._line).strip(), self._read
+        self._line.clear()
+        self._read, self._searched = None, 0
+        if not line:
+            return
+        self._lines += 1
+        if self._lines > _MOST:
+            raise Refusal(413, f"The commit has more than {_MOST:,} lines. Make several commits.")
+        try:
+            document = parse(line)
+        except ValueError as error:
+            raise Refusal(400, f"Line {self._lines} of the commit is not JSON: {error}.") from error
+        value = document.get("value") if isinstance(document, dict) else None
+        if not isinstance(value, dict):
+            raise Refusal(400, f"Line {self._lines} of the commit is no object with 'key' and 'value'.")
+        self._take(document.get("key"), value, content)
+
+    def _take(self, key: Any, value: dict[str, Any], content: _Content | None) -> None:
+        if key == "header":
+            self.found.summary, self.found.description = _text(value, "summary"), _text(value, "description")
+            self.found.parent = _text(value, "parentCommit") or None
+            return
+        path = _text(value, "path")
+        if key == "file":
+            if content is None or value.get("encoding", "base64") != "base64" or "content" not in value:
+                raise Refusal(400, f"The file {path!r} of the commit has no content in base64.")
+            self.found.listed.append(Added(path, content.sha256, content.size, content.file, content.head))
+        elif key == "lfsFile":
+            self.found.listed.append(_named(path, value))
+        elif key in ("deletedFile", "deletedFolder"):
+            self.found.listed.append(Deleted(path.strip("/"), key == "deletedFolder"))
+        else:
+            raise Refusal(400, f"Line {self._lines} of the commit has the key {key!r}, which is unknown.")
+
+
+class _Content:
+    """The content of one file, decoded to the disk as it comes."""
+
+    def __init__(self, file: Path, largest: int) -> None:
+        self.file, self._largest = file, largest
+        self.size, self.head = 0, b""
+        self._digest = hashlib.sha256()
+        self._rest = b""  # fewer than four letters
+        self._writer: BinaryIO = file.open("xb")
+
+    def feed(self, letters: bytes) -> None:
+        text = self._rest + letters.replace(b"\\/", b"/")  # as some write a slash in JSON
+        whole = len(text) - len(text) % 4
+        self._rest = text[whole:]
+        if not whole:
+            return
+        try:
+            data = binascii.a2b_base64(text[:whole], strict_mode=True)
+        except binascii.Error as error:
+            self.close()
+            raise Refusal(400, f"A file of the commit is no base64: {error}.") from error
+        self.size += len(data)
+        if self.size > self._largest:
+            self.close()
+            raise Refusal(413, f"A file of the commit is larger than the {self._largest:,} bytes that this hub takes.")
+        if len(self.head) < HEAD:
+            self.head += data[: HEAD - len(self.head)]
+        self._digest.update(data)
+        self._writer.write(data)
+
+    def finish(self) -> None:
+        self.close()
+        if self._rest:
+            raise Refusal(400, "A file of the commit is no base64: it ends too early.")
+
+    def close(self) -> None:
+        self._writer.close()
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+def _named(path: str, value: dict[str, Any]) -> Named:
+    oid, size = value.get("oid"), value.get("size")
+    if value.get("algo", "sha256") != "sha256" or not is_oid(oid):
+        raise Refusal(400, f"The file {path!r} of the commit needs an oid of 64 hex digits, its sha256.")
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
+        raise Refusal(400, f"The size of the file {path!r} of the commit is no number of bytes.")
+    return Named(path, str(oid), size)
+
+
+def is_oid(value: Any) -> bool:
+    """Whether something is a sha256, 64 hex digits."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+
+
+def _text(value: dict[str, Any], name: str) -> str:
+    found = value.get(name) or ""
+    if not isinstance(found, str):
+        raise Refusal(400, f"{name!r} in the commit must be a text.")
+    return found

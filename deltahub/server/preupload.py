@@ -1,0 +1,68 @@
+"""How the client shall send each file of a commit, and which it need not send at all."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from deltahub.manifest import FileEntry
+from deltahub.server.bodies import with_json
+from deltahub.server.paths import MODEL
+from deltahub.server.pickles import refuse_pickle
+from deltahub.server.refusals import Refusal
+from deltahub.server.repositories import Repository, open_repository
+
+SMALL: Final = 1 << 20  # bytes up to which a file goes into the commit itself where large ones do not
+_MOST: Final = 1000  # files of one call
+
+
+def preupload(request: Request, body: dict[str, Any]) -> Response:
+    """Answer for each file how it is to be sent, and what the repository has in its place.
+
+    Clients with Xet installed can send a file only inside of the commit to a hub without Xet, and do not say that they have it. So that
+    is what they are told, unless whoever runs the hub knows better.
+    """
+    repository = open_repository(request, write=True)
+    files = body.get("files")
+    if not isinstance(files, list) or len(files) > _MOST:
+        raise Refusal(400, f"The body needs 'files', a list of at most {_MOST}.")
+    revision = request.path_params["revision"]
+    commit = repository.at(revision) if repository.document.versions else repository.commit(None)
+    known = {entry.path: entry for entry in commit.manifest.files}
+    return JSONResponse({"commitOid": commit.id, "files": [_told(repository, known, file) for file in files]})
+
+
+def _told(repository: Repository, known: Mapping[str, FileEntry], file: Any) -> dict[str, Any]:
+    path, size, sample = (
+        (file.get(key) for key in ("path", "size", "sample")) if isinstance(file, dict) else (None,) * 3
+    )
+    if not isinstance(path, str) or not isinstance(size, int):
+        raise Refusal(400, "Each file needs 'path', a text, and 'size', a number of bytes.")
+    settings = repository.state.settings
+    if size > settings.max_file:
+        raise Refusal(413, f"{path} has {size:,} bytes, and this hub takes {settings.max_file:,} at most.")
+    refuse_pickle(settings, repository.namespace, path, _bytes(sample))
+    lfs = settings.upload_mode == "lfs" and size > SMALL
+    answer: dict[str, Any] = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
+    entry = known.get(path)
+    if entry and entry.size == size:  # of any other size, it is another file for certain
+        answer["oid"] = entry.sha256 if lfs else repository.state.git_oid(entry.sha256, entry.size)
+    return answer
+
+
+def _bytes(sample: Any) -> bytes:
+    try:
+        return base64.b64decode(sample) if isinstance(sample, str) else b""
+    except (binascii.Error, ValueError):
+        return b""
+
+
+routes: Final = [
+    Route(f"{MODEL}/preupload/{{revision:part}}", with_json(preupload), methods=["POST"]),
+]

@@ -1,0 +1,181 @@
+"""The bytes of large files, at signed addresses: whole, or in parts that are put together at the end.
+
+Bytes go to a file in the temporary folder first. They are stored when all have come and their digest is the one announced. A part is an object of
+its own, which any process of the hub finds again; `deltahub.registry.uploads` keeps it from collections until the file is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from deltahub.errors import NotFoundError
+from deltahub.files import scratch
+from deltahub.manifest import FileEntry, canonical_json
+from deltahub.registry import uploads
+from deltahub.schema import parse
+from deltahub.server.bodies import blocks, with_json
+from deltahub.server.downloads import whole
+from deltahub.server.lfs import LFS
+from deltahub.server.refusals import Refusal
+from deltahub.server.state import State, state_of
+from deltahub.stores.base import object_key
+
+_PARTS: Final = "hub/parts/"
+_FACTS: Final = ("repository", "oid", "size", "author", "action")
+
+
+class _Spool:
+    """A file that grows, and its digest."""
+
+    def __init__(self, file: Path, most: int) -> None:
+        self.file, self.size = file, 0
+        self._most = most
+        self._digest = hashlib.sha256()
+        self._writer = file.open("xb")
+
+    def feed(self, block: bytes) -> None:
+        self.size += len(block)
+        if self.size > self._most:
+            raise Refusal(400, f"More than the {self._most} bytes came that were announced. Ask for a new address.")
+        self._digest.update(block)
+        self._writer.write(block)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+def _require(request: Request, action: str, *more: str) -> dict[str, str]:
+    """What a signed address is good for.
+
+    Raises:
+        Refusal: it is good for nothing, or for something else.
+    """
+    parameters, query = request.path_params, dict(request.query_params)
+    facts = {name: query.get(name, "") for name in (*_FACTS, *more)}
+    here = {"repository": f"{parameters['namespace']}/{parameters['name']}", "oid": parameters["oid"], "action": action}
+    if "part" in parameters:
+        here["part"] = parameters["part"]
+    state_of(request).signer.require(query, facts | here)
+    return facts
+
+
+@contextlib.asynccontextmanager
+async def _received(request: Request, size: int) -> AsyncIterator[_Spool]:
+    """The body in a file, gone afterwards.
+
+    Raises:
+        Refusal: it has another size.
+    """
+    with scratch() as folder:
+        spool = _Spool(folder / "upload", size)
+        try:
+            async for block in blocks(request):
+                await run_in_threadpool(spool.feed, block)
+        finally:
+            spool.close()
+        if spool.size != size:
+            raise Refusal(400, f"{spool.size} bytes came, and {size} were announced. Upload it again.")
+        yield spool
+
+
+async def put_whole(request: Request) -> Response:
+    """Take a file in one piece.
+
+    Raises:
+        Refusal: its digest is another one.
+    """
+    facts = await run_in_threadpool(_require, request, "upload")
+    async with _received(request, int(facts["size"])) as spool:
+        _require_digest(spool, facts["oid"])
+        await run_in_threadpool(_keep, state_of(request), facts, spool)
+    return Response(headers={"ETag": f'"{facts["oid"]}"'})
+
+
+async def put_part(request: Request) -> Response:
+    """Take one part of a file."""
+    facts = await run_in_threadpool(_require, request, "part", "part", "bytes")
+    async with _received(request, int(facts["bytes"])) as spool:
+        await run_in_threadpool(_keep, state_of(request), {**facts, "oid": spool.sha256}, spool)
+        await run_in_threadpool(_note_part, state_of(request), facts, spool)
+        return Response(headers={"ETag": f'"{spool.sha256}"'})
+
+
+def complete(request: Request, body: dict[str, Any]) -> Response:
+    """Put the parts of a file together.
+
+    Raises:
+        Refusal: one is missing, or the digest of the whole is another one.
+    """
+    facts = _require(request, "complete", "parts")
+    state, count = state_of(request), int(facts["parts"])
+    parts = [_part(state, facts, number) for number in range(1, count + 1)]
+    with scratch() as folder:
+        spool = _Spool(folder / "upload", int(facts["size"]))
+        try:
+            for sha256 in parts:
+                for chunk in state.registry.store.chunks(object_key(sha256)):
+                    spool.feed(chunk)
+        except NotFoundError as error:
+            raise Refusal(409, "A part of the file is gone. Upload it again.") from error
+        finally:
+            spool.close()
+        _require_digest(spool, facts["oid"])
+        _keep(state, facts, spool)
+    uploads.forget(state.registry.store, facts["repository"], {*parts} - {facts["oid"]})
+    for number in range(1, count + 1):
+        state.registry.store.delete(_part_key(facts, number))
+    return JSONResponse({})
+
+
+def _require_digest(spool: _Spool, oid: str) -> None:
+    if spool.sha256 != oid:
+        message = f"The bytes that came have the sha256 {spool.sha256}, not {oid} as announced. Upload the file again."
+        raise Refusal(400, message)
+
+
+def _keep(state: State, facts: dict[str, str], spool: _Spool) -> None:
+    uploads.keep(state.registry.store, facts["repository"], facts["oid"], spool.file, facts["author"])
+
+
+def _part_key(facts: dict[str, str], number: int) -> str:
+    return f"{_PARTS}{facts['repository']}/{facts['oid']}/{number}"
+
+
+def _note_part(state: State, facts: dict[str, str], spool: _Spool) -> None:
+    key = _part_key(facts, int(facts["part"]))
+    known = state.registry.store.read_tagged(key)
+    state.registry.store.swap(key, canonical_json({"sha256": spool.sha256}), known[1] if known else None)
+
+
+def _part(state: State, facts: dict[str, str], number: int) -> str:
+    found = state.registry.store.read_tagged(_part_key(facts, number))
+    if found is None:
+        raise Refusal(400, f"Part {number} of the file was not uploaded. Upload it, then complete the file again.")
+    return str(parse(found[0])["sha256"])
+
+
+def get_whole(request: Request) -> Response:
+    """A file of the repository, as the batch call said."""
+    facts = _require(request, "download")
+    return whole(request, FileEntry(facts["oid"], facts["oid"], int(facts["size"])))
+
+
+routes: Final = [
+    Route(f"{LFS}/objects/{{oid:part}}", put_whole, methods=["PUT"]),
+    Route(f"{LFS}/objects/{{oid:part}}", get_whole, methods=["GET"]),
+    Route(f"{LFS}/objects/{{oid:part}}/parts/{{part:part}}", put_part, methods=["PUT"]),
+    Route(f"{LFS}/objects/{{oid:part}}/complete", with_json(complete), methods=["POST"]),
+]

@@ -1,0 +1,76 @@
+"""Addresses that are good for one upload by whoever has them, for a time: clients send no token along with the bytes.
+
+The key lies in the registry's own store, so that every process of a hub takes the addresses of every other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Final
+from urllib.parse import urlencode
+
+from deltahub.errors import ConflictError
+from deltahub.manifest import canonical_json
+from deltahub.server.refusals import Refusal
+from deltahub.stores.base import Store
+
+LIFETIME: Final = 6 * 3600  # seconds
+_KEY: Final = "hub/keys/uploads.json"
+
+
+class Signer:
+    """Signs addresses, and checks them.
+
+    Args:
+        store: of the hub's registry.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @cached_property
+    def _key(self) -> bytes:
+        """The key that all processes share; made by whichever needs it first."""
+        for _ in range(2):
+            if found := self._store.read_tagged(_KEY):
+                return found[0]
+            with contextlib.suppress(ConflictError):  # another process was faster
+                self._store.swap(_KEY, canonical_json({"key": secrets.token_hex(32)}), None)
+        return self._store.read(_KEY)
+
+    def _signature(self, facts: Mapping[str, str]) -> str:
+        return hmac.new(self._key, canonical_json(dict(facts)), hashlib.sha256).hexdigest()
+
+    def signed(self, url: str, facts: Mapping[str, str]) -> str:
+        """An address that carries its own permission.
+
+        Args:
+            url: without a query.
+            facts: what it is good for.
+        """
+        query = {**facts, "expires": str(int(time.time()) + LIFETIME)}
+        return f"{url}?{urlencode({**query, 'signature': self._signature(query)})}"
+
+    def require(self, query: Mapping[str, str], facts: Mapping[str, str]) -> None:
+        """Check that an address was signed here for this, and is not too old.
+
+        Args:
+            query: of the address.
+            facts: what it is used for.
+
+        Raises:
+            Refusal: it was not, or is.
+        """
+        expires, given = query.get("expires", ""), query.get("signature", "").encode()
+        if not hmac.compare_digest(self._signature({**facts, "expires": expires}).encode(), given):
+            raise Refusal(
+                403, "This address was not made by this hub for this upload. Ask for a new one, and use it as it is."
+            )
+        if int(expires) < time.time():
+            raise Refusal(403, "This address has expired. Ask for a new one, and upload again.")
