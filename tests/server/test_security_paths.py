@@ -1,0 +1,150 @@
+"""No name in a request leads out of the registry: in the address, in a commit, encoded or not."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from deltahub.registry.registry import Registry
+from deltahub.server.app import build_app
+from deltahub.server.tokens import Tokens
+from deltahub.stores.local import LocalStore
+from tests.server.raw import send
+from tests.server.test_fuzz import _routes, commit, filled
+
+CANARY = "the canary outside of the registry"
+ESCAPES = [
+    *(
+        "..",
+        "../..",
+        "../../canary",
+        "..%2f..%2fcanary",
+        "%2e%2e%2f%2e%2e%2fcanary",
+        "..%252f..%252fcanary",
+        "....//....//canary",
+    ),
+    *(
+        "/etc/passwd",
+        "%2fetc%2fpasswd",
+        "..\\..\\canary",
+        "..%5c..%5ccanary",
+        "%00",
+        "canary%00.json",
+        "a/../../../canary",
+    ),
+    *(
+        "%c0%ae%c0%ae%c0%afcanary",
+        "%uff0e%uff0e/canary",
+        "%EF%BC%8E%EF%BC%8E%EF%BC%8Fcanary",
+        "\u202e",
+        "file:///etc/passwd",
+        "~root",
+    ),
+]
+PATHS = [
+    *(
+        "../canary",
+        "/canary",
+        "a/../../canary",
+        "a/./b",
+        "..",
+        ".",
+        "",
+        "a//b",
+        "a\\..\\..\\canary",
+        "C:\\canary",
+        "a\x00b",
+        "a\nb",
+        "a/",
+        " ",
+    ),
+    *("\ud800", "\u202egpj.exe", "a\x7f", "a/" * 300, "x" * 5000, ".git/config", ".git", "a/.git/hooks/x"),
+]
+
+
+class Hub:
+    """A hub over a folder, beside which lies what nobody may see."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "canary").write_text(CANARY)
+        self.folder, self.store = folder, LocalStore(folder / "registry")
+        self.app = build_app(Registry(self.store))
+        secret = Tokens(self.store).create("root", "admin")[1]
+        self.headers = {"Authorization": f"Bearer {secret}"}
+        self.client = TestClient(self.app, headers=self.headers)
+        self.client.post("/api/repos/create", json={"name": "ner", "organization": "acme"})
+        assert self.commit({"README.md": "# one"}).status_code == 200
+
+    def commit(self, files):
+        return self.client.post("/api/models/acme/ner/commit/main", content=commit(files))
+
+    def outside(self) -> list[str]:
+        """Everything that is not in the registry."""
+        paths = (path.relative_to(self.folder) for path in self.folder.rglob("*"))
+        return sorted(str(path) for path in paths if path.parts[0] != "registry")
+
+
+@pytest.fixture
+def hub(tmp_path) -> Hub:
+    return Hub(tmp_path)
+
+
+@pytest.mark.parametrize("escape", ESCAPES)
+def test_no_parameter_of_any_route_leads_out_of_the_registry(hub, escape):
+    import asyncio
+
+    raw = escape if "%" in escape else quote(escape, safe="/\\:~")
+    headers = [(name.encode(), value.encode()) for name, value in hub.headers.items()]
+    tried = 0
+    for route in _routes(hub.app.routes):
+        count = route.path.count("{")
+        for place in range(count):
+            values = ["acme", "ner", "main", "README.md", "x"][:count]
+            values[place] = raw
+            for method in sorted(route.methods or {"GET"}):
+                answer = asyncio.run(send(hub.app, method, filled(route.path, values).encode(), headers, b"{}"))
+                assert answer.status < 500, (method, route.path, values, answer)
+                assert CANARY.encode() not in answer.body
+                assert b"root:x:" not in answer.body
+                tried += 1
+    assert tried > 50
+    assert hub.outside() == ["canary"]
+    assert hub.client.get("/acme/ner/resolve/main/README.md").text == "# one"
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: ascii(path)[:30])
+def test_a_commit_of_a_file_outside_of_its_repository_is_refused_whole(hub, path):
+    header = {"key": "header", "value": {"summary": "x"}}
+    content = base64.b64encode(b"evil").decode()
+    for key, value in (
+        ("file", {"path": path, "content": content, "encoding": "base64"}),
+        ("lfsFile", {"path": path, "algo": "sha256", "oid": "0" * 64, "size": 4}),
+    ):
+        good = {"key": "file", "value": {"path": "good.md", "content": content, "encoding": "base64"}}
+        body = "\n".join(map(json.dumps, [header, good, {"key": key, "value": value}]))
+        answer = hub.client.post("/api/models/acme/ner/commit/main", content=body)
+        assert 400 <= answer.status_code < 500, answer.text
+    assert hub.outside() == ["canary"]
+    files = hub.client.get("/api/models/acme/ner/tree/main?recursive=true").json()
+    assert [entry["path"] for entry in files] == ["README.md"]
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "a/b", "a b", "a\x00", "\u00e9", "x.git", "", ".x", "a" * 200, "con\n"])
+def test_a_repository_with_a_name_that_is_none_is_refused(hub, name):
+    for body in ({"name": name, "organization": "acme"}, {"name": "x", "organization": name or "a/b"}):
+        assert 400 <= hub.client.post("/api/repos/create", json=body).status_code < 500
+    moved = hub.client.post("/api/repos/move", json={"fromRepo": "acme/ner", "toRepo": f"acme/{name}"})
+    assert 400 <= moved.status_code < 500
+    assert hub.outside() == ["canary"]
+    assert hub.client.get("/api/models/acme/ner").status_code == 200
+
+
+def test_every_route_with_a_parameter_is_tried(hub):
+    patterns = {route.path for route in _routes(hub.app.routes) if isinstance(route, Route) and "{" in route.path}
+    assert len(patterns) > 10
