@@ -16,11 +16,11 @@ from itertools import islice
 from typing import Any, Final
 
 from deltahub.errors import CheckpointError, IntegrityError, NoVersionError, RemovedError
-from deltahub.manifest import canonical_json
 from deltahub.nearest import closest
 from deltahub.reference import LATEST, MAIN, is_digest
 from deltahub.registry.entries import Move, Removed, Version, merged_tags, number
 from deltahub.schema import parse, problem
+from deltahub.sealing import broken, sealed
 
 SCHEMA: Final = "reference.v1"
 SCHEMA_VERSION: Final = 1
@@ -211,7 +211,7 @@ class ReferenceDocument:
             document["removed"] = {name: asdict(entry) for name, entry in self.removed.items()}
         if self.moved_to is not None:
             document["moved_to"] = self.moved_to
-        return canonical_json(document)
+        return sealed(document)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "") -> ReferenceDocument:
@@ -227,7 +227,7 @@ class ReferenceDocument:
         document: Any = None
         try:
             document = parse(data)
-            wrong = problem(document, SCHEMA) or _dangling(document)
+            wrong = problem(document, SCHEMA) or broken(data, document) or _dangling(document)
         except ValueError as error:
             wrong = str(error)
         if wrong:

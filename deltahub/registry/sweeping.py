@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from deltahub.errors import ConflictError, IntegrityError
-from deltahub.manifest import canonical_json
 from deltahub.schema import parse, problem
+from deltahub.sealing import broken, sealed
 from deltahub.stores.base import Progress, Source, Store
 
 STATE: Final = "gc/state.json"
@@ -58,14 +58,14 @@ def read_state(store: Store) -> tuple[State, str | None]:
         return State(), None
     try:
         document = parse(found[0])
-        wrong = problem(document, SCHEMA)
+        wrong = problem(document, SCHEMA) or broken(found[0], document)
     except ValueError as error:
         wrong = str(error)
     if wrong:
         remedy = "Delete it: all that is lost is since when objects have been unused."
         raise IntegrityError(f"{STATE} in {store.url}", "the state of a collection", wrong, remedy)
-    document.pop("schema_version")
-    return State(**document), found[1]
+    fields = {name: value for name, value in document.items() if name not in ("schema_version", "checksum")}
+    return State(**fields), found[1]
 
 
 def write_state(store: Store, state: State, etag: str | None) -> str:
@@ -81,7 +81,7 @@ def write_state(store: Store, state: State, etag: str | None) -> str:
         "sweeping": dict(state.sweeping),
         "sweeper": state.sweeper,
     }
-    return store.swap(STATE, canonical_json(document), etag)
+    return store.swap(STATE, sealed(document), etag)
 
 
 def spare(store: Store, objects: Collection[str]) -> int:

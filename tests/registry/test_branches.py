@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from deltahub.errors import IntegrityError, InUseError
-from deltahub.manifest import canonical_json
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.merging import merged
 from deltahub.registry.removal import remove
+from deltahub.sealing import sealed
 from tests.registry.test_document import NOON, document, version
 
 
@@ -89,7 +89,7 @@ def test_branches_are_read_back_and_a_branch_of_nothing_is_damage():
 
     damaged = {**json.loads(found.to_bytes()), "branches": {"exp": "v9"}}
     with pytest.raises(IntegrityError, match="the branch 'exp' of v9, which is not there"):
-        ReferenceDocument.from_bytes(canonical_json(damaged))
+        ReferenceDocument.from_bytes(sealed(damaged))
 
 
 def test_branches_come_with_a_copy_even_into_a_delta_with_a_history_of_its_own():

@@ -17,6 +17,7 @@ from deltahub.registry.index import Index
 from deltahub.registry.marking import set_alias, set_tags
 from deltahub.registry.query import Query
 from deltahub.registry.registry import Registry
+from deltahub.sealing import sealed
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def test_a_strange_summary_does_not_hide_the_others(index, push, registry):
     path = registry.store.root / "refs/acme/ner.json"
     document = json.loads(path.read_bytes())
     document["versions"]["v1"]["summary"] = {"delta_type": {"a": [1]}, "backbone_class": None}
-    path.write_bytes(canonical_json(document))
+    path.write_bytes(sealed(document))
 
     assert names(index) == ["acme/nli", "acme/ner"]
 
