@@ -1,7 +1,7 @@
 """What a set of files is: the manifest of one that lies anywhere, such as in a store, made without reading more than headers.
 
-A whole delta gets the manifest that a push of its folder makes, so that it has the same digest however it came. Whatever else it is,
-an adapter in the format of others, a backbone, or a delta of which a part is missing, is of the kind "files".
+A whole delta gets the manifest that a push of its folder makes, so that it has the same digest however it came; what a push to a hub
+puts beside it, the manifest and a page made of its card, is left out. Whatever else it is, an adapter in the format of others, a backbone, or a delta of which a part is missing, is of the kind "files".
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import Any, Final
 
 from deltahub.checkpoint import CARD, CONFIG, WEIGHTS, manifest_of, parse_document
 from deltahub.errors import CheckpointError, DeltaHubError
-from deltahub.manifest import FILES, FileEntry, Manifest, TensorEntry
+from deltahub.manifest import DELTA, FILES, FileEntry, Manifest, TensorEntry
 from deltahub.schema import parse
 from deltahub.tensorheader import tensor_entries
 
 Read = Callable[[FileEntry, int, int], bytes]  # of a file, the bytes from the first to before the second
 WHOLE: Final = "deltahub"  # the format of a delta beside other files,
 INCOMPLETE: Final = "part of a delta"  # and of one that lacks some of its own
+MANIFEST: Final = "manifest.json"  # of a delta in a repo of a hub,
+OWN_CARD: Final = "delta_card.md"  # and its card, where the README is the page of the repo, which people edit
 _LARGEST_CONFIG: Final = 8 << 20  # bytes of a config that is read
 _MOST_TENSORS: Final = 50_000  # that a manifest lists
 _SHARD: Final = ".safetensors"
@@ -36,13 +38,30 @@ def describe_files(entries: Iterable[FileEntry], read: Read) -> Manifest:
     config = _told(files, read)
     if CONFIG in files:
         try:
-            return _delta(files, read)
+            return _published(files, read) or _delta(files, read)
         except DeltaHubError:  # whoever loads it is told why
             config = {"format": INCOMPLETE}
     tensors = _tensors(files, read)
     total = sum(math.prod(tensor.shape) for tensor in tensors)
     parameters = {"total": total, "delta": total if "peft_type" in config else 0}
     return Manifest(config, tuple(files.values()), tensors, parameters, kind=FILES)
+
+
+def _published(files: Mapping[str, FileEntry], read: Read) -> Manifest | None:
+    """The manifest that lies among the files, if it is that of the delta beside it and all else belongs to them.
+
+    Raises:
+        DeltaHubError: there is no whole delta.
+    """
+    if MANIFEST not in files:
+        return None
+    own = {path: entry for path, entry in files.items() if path not in (MANIFEST, OWN_CARD, CARD)}
+    cards = [files[OWN_CARD]] if OWN_CARD in files else [files.get(CARD), None]
+    for card in cards:
+        found = _delta({**own, CARD: replace(card, path=CARD)} if card else own, read)
+        if found.kind == DELTA and found.digest == f"sha256:{files[MANIFEST].sha256}":
+            return found
+    return None
 
 
 def _delta(files: Mapping[str, FileEntry], read: Read) -> Manifest:

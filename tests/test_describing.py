@@ -53,6 +53,38 @@ def test_of_weights_only_the_header_is_read(tmp_path):
     assert read["model.safetensors"] < 200
 
 
+def published(folder: Path, page: bytes | None) -> Manifest:
+    """Lay beside a delta what a push to a hub does; the page takes the place of its card."""
+    manifest = checkpoint.describe(folder)
+    (folder / "manifest.json").write_bytes(manifest.to_bytes())
+    if page is not None:
+        (folder / "README.md").replace(folder / "delta_card.md")
+        (folder / "README.md").write_bytes(page)
+    return manifest
+
+
+@pytest.mark.parametrize("page", [None, b"---\ntags: [best]\n---\n# Edited\n"])
+def test_what_a_push_to_a_hub_lays_beside_a_delta_leaves_it_what_it_is(checkpoint_folder, page):
+    manifest = published(checkpoint_folder, page)
+    assert described(checkpoint_folder)[0] == manifest
+
+
+def test_a_delta_without_a_card_may_have_a_page(checkpoint_folder):
+    (checkpoint_folder / "README.md").unlink()
+    manifest = published(checkpoint_folder, None)
+    (checkpoint_folder / "README.md").write_bytes(b"# A page\n")
+    assert described(checkpoint_folder)[0] == manifest
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "delta.safetensors", "delta_card.md"])
+def test_a_manifest_beside_other_files_than_its_own_is_one_of_them(checkpoint_folder, name):
+    published(checkpoint_folder, b"# Edited\n")
+    (checkpoint_folder / name).write_bytes(b"something else")
+    found, _ = described(checkpoint_folder)
+    assert found.kind == "files"
+    assert {entry.path for entry in found.files} >= {"manifest.json", name}
+
+
 def test_a_delta_beside_other_files_is_told_by_its_config(checkpoint_folder):
     (checkpoint_folder / "training_args.bin").write_bytes(b"x")
     found, _ = described(checkpoint_folder)

@@ -6,6 +6,7 @@ that is cut short has no commit, or the whole one; the next push of the same con
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from deltahub.checkpoint import CARD
+from deltahub.describing import MANIFEST, OWN_CARD
 from deltahub.errors import ConfigError, ConflictError, IntegrityError, NotFoundError
 from deltahub.manifest import Manifest
 from deltahub.sources.huggingface.calls import Calls
 from deltahub.sources.huggingface.history import BRANCH, Names, history, names, trailer
 from deltahub.sources.huggingface.marks import GitTags
 from deltahub.sources.huggingface.page import Card, page, tags_of, whole
-from deltahub.sources.huggingface.snapshot import MANIFEST, OWN_CARD, manifest_in
+from deltahub.sources.huggingface.snapshot import manifest_in
 from deltahub.sources.huggingface.transfer import read
 
 if TYPE_CHECKING:
@@ -128,8 +130,14 @@ class Publication:
             answer = read(self.calls, self.repo, BRANCH, MANIFEST, self.doing)
         manifest = manifest_in(answer.data)
         theirs = read(self.calls, self.repo, answer.commit, CARD, self.doing).data
-        card = read(self.calls, self.repo, answer.commit, OWN_CARD, self.doing).data if manifest else None
-        return _Head(answer.commit, manifest, theirs, card)
+        return _Head(answer.commit, manifest, theirs, self._card(answer.commit, manifest, theirs))
+
+    def _card(self, commit: str, manifest: Manifest | None, theirs: bytes | None) -> bytes | None:
+        """The card that the last push brought: the page, if nobody changed it."""
+        entry = next((it for it in manifest.files if it.path == CARD), None) if manifest else None
+        if entry is None or (theirs is not None and hashlib.sha256(theirs).hexdigest() == entry.sha256):
+            return theirs if entry else None
+        return read(self.calls, self.repo, commit, OWN_CARD, self.doing).data
 
     def _require(self, known: Names, aliases: Collection[str], expect: Mapping[str, str | None]) -> None:
         for alias in aliases:
@@ -168,13 +176,14 @@ class Publication:
         if same and content == head.page:
             return head.commit, False, tags
         title, text = trailer(self.message, self.manifest.digest)
+        gone = self._gone(head)
 
         def commit() -> str | None:
             try:
                 with _quiet():
                     return self.calls.api.create_commit(
                         self.repo,
-                        self._operations(head, content, card),
+                        self._operations(content, card, gone),
                         commit_message=title,
                         commit_description=text,
                         parent_commit=head.commit,
@@ -188,7 +197,7 @@ class Publication:
         made = self.calls.make(commit, self.doing, self.what)
         return None if made is None else (made, not same, tags)
 
-    def _operations(self, head: _Head, content: bytes, card: bytes | None) -> list[CommitOperation]:
+    def _operations(self, content: bytes, card: bytes | None, gone: set[str]) -> list[CommitOperation]:
         """What the commit adds and deletes, made anew for every try: the client marks what it has sent."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -209,11 +218,19 @@ class Publication:
                 )
             if entry.path != CARD:
                 adds.append(add)
-        old = {entry.path for entry in head.manifest.files} if head.manifest else set()
-        gone = old - {entry.path for entry in self.manifest.files} - {CARD}
-        if card is None and head.card is not None:
-            gone.add(OWN_CARD)
         return [*adds, *(CommitOperationDelete(path, is_folder=False) for path in sorted(gone))]
+
+    def _gone(self, head: _Head) -> set[str]:
+        """The files of the last version that this one does not have, as far as they are still there."""
+        new = {entry.path for entry in self.manifest.files}
+        old = {entry.path for entry in head.manifest.files} if head.manifest else set()
+        gone = (old | {OWN_CARD}) - new - {CARD} if CARD in old - new else old - new
+        if not gone:
+            return gone
+        there = self.calls.make(
+            lambda: self.calls.api.list_repo_files(self.repo, revision=head.commit), self.doing, self.what
+        )
+        return gone & set(there)
 
 
 def own_tags(card: Card, manifest: Manifest) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from deltahub.checkpoint import CARD
+from deltahub.describing import OWN_CARD
 from deltahub.errors import IntegrityError, NotFoundError
 from deltahub.files import copy_hashed
 from deltahub.manifest import FileEntry, Manifest, digest_of
@@ -23,8 +24,6 @@ from deltahub.sources.huggingface.calls import Calls
 from deltahub.sources.huggingface.transfer import copy
 from deltahub.stores.base import Progress
 
-MANIFEST: Final = "manifest.json"
-OWN_CARD: Final = "delta_card.md"
 _OURS: Final = frozenset({"schema_version", "kind", "files", "tensors"})  # in a manifest.json that is DeltaHub's
 
 
@@ -52,10 +51,13 @@ class Snapshot:
             StorageError: the hub refused.
         """
         found = "no such file"
-        for path in (CARD, OWN_CARD) if entry.path == CARD else (entry.path,):
+        card = entry.path == CARD
+        for path in (CARD, OWN_CARD) if card else (entry.path,):
             try:
-                for sha256 in self._copies(path, entry, into, progress):
+                for sha256 in self._copies(path, entry, into, None if card else progress):
                     if sha256 == entry.sha256:
+                        if card and progress:  # not before: the page may be another one
+                            progress(entry.size)
                         return
                     into.unlink()
                     found = f"sha256:{sha256}"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from deltahub.describing import MANIFEST
 from deltahub.errors import NoVersionError
 from deltahub.manifest import Manifest
 from deltahub.nearest import closest
@@ -26,7 +27,7 @@ from deltahub.sources.huggingface.foreign import Foreign
 from deltahub.sources.huggingface.history import BRANCH, document, history, names
 from deltahub.sources.huggingface.publishing import Publication
 from deltahub.sources.huggingface.searching import search
-from deltahub.sources.huggingface.snapshot import MANIFEST, Snapshot, manifest_in
+from deltahub.sources.huggingface.snapshot import Snapshot, manifest_in
 from deltahub.sources.huggingface.transfer import read
 from deltahub.stores.base import Progress
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from deltahub.errors import StorageError
-from deltahub.files import CHUNK
+from deltahub.errors import IntegrityError, StorageError
 from deltahub.sources.huggingface.calls import COMMIT, TIMEOUT, Calls
 from deltahub.stores.base import Progress
 
 if TYPE_CHECKING:
     from httpx2 import Response
 
+_HEX: Final = re.compile("[0-9a-f]+")
 _SMALL: Final = 64 << 20  # bytes of a manifest or a card at most
 
 
@@ -36,7 +37,10 @@ class Answer:
 def read(calls: Calls, repo: str, revision: str, path: str, doing: str) -> Answer:
     """Read a small file at a revision, and what commit that is: one request.
 
+    It is held against its etag, which is git's sha1 of it, or its sha256 if it is in LFS.
+
     Raises:
+        IntegrityError: these are other bytes.
         NotFoundError: there is no such repo or revision.
         UnreachableError: there was no answer.
         StorageError: the hub refused, or the file is not small at all.
@@ -47,11 +51,12 @@ def read(calls: Calls, repo: str, revision: str, path: str, doing: str) -> Answe
         try:
             with _opened(calls, repo, revision, path, {}) as response:
                 data = bytearray()
-                for chunk in response.iter_bytes(CHUNK):
+                for chunk in response.iter_bytes():
                     data += chunk
                     if len(data) > _SMALL:
                         msg = f"{path} of {repo} in {calls.place} has more than {_SMALL >> 20} MiB. Look at what is there."
                         raise StorageError(msg)
+                _require_etag(response, bytes(data), f"{path} of {repo} in {calls.place}")
                 return Answer(_commit(response), bytes(data))
         except RemoteEntryNotFoundError as error:
             return Answer(_commit(error.response), None)
@@ -82,7 +87,7 @@ def copy(calls: Calls, repo: str, commit: str, path: str, into: Path, size: int,
             with _opened(calls, repo, commit, path, going_on) as response:
                 if response.headers.get("content-range", "").partition("-")[0] != f"bytes {taken.done}":
                     taken.restart()
-                for chunk in response.iter_bytes(CHUNK):
+                for chunk in response.iter_bytes():  # as they come, so that none is lost with the connection
                     if not taken.add(chunk):
                         return
 
@@ -130,6 +135,18 @@ def _opened(calls: Calls, repo: str, revision: str, path: str, extra: dict[str, 
             response.read()  # for the sentence: a stream that is not read has no text
         hf_raise_for_status(response)
         yield response
+
+
+def git_blob(data: bytes) -> str:
+    """What git calls a file with these bytes: 40 hex digits."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _require_etag(response: Response, data: bytes, what: str) -> None:
+    etag = response.headers.get("etag", "").removeprefix("W/").strip('"')
+    found = {40: git_blob, 64: lambda it: hashlib.sha256(it).hexdigest()}.get(len(etag))
+    if found and _HEX.fullmatch(etag) and found(data) != etag:
+        raise IntegrityError(what, etag, found(data), "It was damaged on its way. Repeat.")
 
 
 def _commit(response: Response) -> str:
