@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 # A module may import those of earlier lines, and none of its own line unless they share a package.
 LAYERS = (
     ("errors", "nearest", "offline", "places", "version"),
-    ("address", "hfcache", "reading", "reference", "schema", "files", "syncing"),
-    ("config", "link", "manifest", "naming"),
+    ("address", "hfcache", "reading", "reference", "schema", "files"),
+    ("config", "link", "manifest", "naming", "syncing"),
     ("sealing",),
     ("backbone", "metadata", "outcomes", "tensorheader"),
     ("checkpoint", "card", "lockfile", "stores"),

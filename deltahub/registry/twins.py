@@ -28,12 +28,14 @@ class Names:
             ReferenceSyntaxError: a delta or a namespace has this name in other upper and lower case letters.
         """
         namespace, _, name = path.partition("/")
+        file = f"{name}{_SUFFIX}"
         known = self._in("").setdefault(f"{namespace}/".lower(), f"{namespace}/").rstrip("/")
+        theirs = self._in(f"{known}/").get(file.lower(), "")
+        if theirs and f"{known}/{theirs}" != f"{namespace}/{file}":
+            raise _twin(path, f"{known}/{theirs.removesuffix(_SUFFIX)}")
         if known != namespace and self._in(f"{known}/"):  # an empty folder is no namespace
             raise _twin(namespace, known)
-        there = self._in(f"{namespace}/").setdefault(f"{name}{_SUFFIX}".lower(), f"{name}{_SUFFIX}")
-        if there != f"{name}{_SUFFIX}":
-            raise _twin(path, f"{namespace}/{there.removesuffix(_SUFFIX)}")
+        self._in(f"{namespace}/")[file.lower()] = file
 
     def _in(self, folder: str) -> dict[str, str]:
         if folder not in self._listed:
