@@ -1,0 +1,146 @@
+"""Cards: Markdown that is shown, and nothing else that could be in it."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from deltahub.server.pages.card import address, render_card, split_front_matter
+
+EVIL = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<svg/onload=alert(1)>",
+    "<iframe src='javascript:alert(1)'></iframe>",
+    "<style>body{display:none}</style>",
+    "<a href='javascript:alert(1)'>x</a>",
+    "<div hx-get='/-/sign-out' hx-trigger='load'>x</div>",
+    "<details open ontoggle=alert(1)>",
+    "<math><mtext><table><mglyph><style><img src=x onerror=alert(1)>",
+    "[x](javascript:alert(1))",
+    "[x](JaVa\tScript:alert(1))",
+    "[x](&#106;avascript:alert(1))",
+    "[x](vbscript:x)",
+    "[x](data:text/html;base64,PHNjcmlwdD4=)",
+    "![x](javascript:alert(1))",
+    '![x" onerror="alert(1)](x.png)',
+    '[x](x "t" onclick=alert(1))',
+    "<javascript:alert(1)>",
+    "```html\n<script>alert(1)</script>\n```",
+    "| <script>alert(1)</script> |\n|-|\n| <b onclick=x>y</b> |",
+    "[x]: javascript:alert(1)\n\n[x]",
+)
+
+
+def shown(text: str) -> str:
+    return str(render_card(text, "/acme/ner", "v3").html)
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_nothing_of_a_card_runs(text):
+    for tag, attributes in Elements(shown(text)).found:
+        assert tag in {"p", "a", "img", "pre", "code", "div", "table", "thead", "tbody", "tr", "th", "td"}
+        assert set(attributes) <= {"href", "src", "alt", "title", "rel", "class", "tabindex", "role", "aria-label"}
+        for place in (attributes.get("href"), attributes.get("src")):
+            assert place is None or place.startswith(("/acme/ner/blob/v3/", "/acme/ner/resolve/v3/"))
+
+
+def test_what_markdown_says_is_shown():
+    html = shown(
+        "Some *words*, **bold**, `code`, ~~gone~~.\n\n- one\n- two\n\n> said\n\n```python\nx = 1\n```\n\n| a |\n|:-:|\n| b |\n"
+    )
+    for part in (
+        "<em>words</em>",
+        "<strong>bold</strong>",
+        "<code>code</code>",
+        "<s>gone</s>",
+        "<li>one</li>",
+        "<blockquote>",
+        "x = 1",
+        "<td>b</td>",
+    ):
+        assert part in html
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("# a\n## b\n### c", ["h3", "h4", "h5"]),
+        ("### a\n# b", ["h3", "h3"]),
+        ("# a\n###### b", ["h3", "h4"]),
+        ("#\n## b", ["h3"]),
+    ],
+)
+def test_headings_stand_below_those_of_the_page_and_skip_no_level(text, expected):
+    assert re.findall(r"<(h\d)>", shown(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("docs/a b.md", "/f/docs/a%20b.md"),
+        ("./a.md", "/f/a.md"),
+        ("https://a.org/x", "https://a.org/x"),
+        ("mailto:a@b.c", "mailto:a@b.c"),
+        ("#use", "#use"),
+        ("../x", None),
+        ("a/../../x", None),
+        ("//evil.org/x", None),
+        ("/-/sign-out", None),
+        ("\\\\evil.org", None),
+        ("ftp://a", None),
+        ("javascript:alert(1)", None),
+        ("http://[", None),
+    ],
+)
+def test_a_link_leads_into_the_repository_or_openly_elsewhere(target, expected):
+    assert address(target, "/f/") == expected
+
+
+def test_pictures_of_the_repository_are_shown_and_those_from_elsewhere_are_links():
+    assert shown("![a plot](plot.png)") == '<p><img src="/acme/ner/resolve/v3/plot.png" alt="a plot"></p>\n'
+    elsewhere = shown("![a plot](https://tracker.example/x.png)")
+    assert "<img" not in elsewhere
+    assert 'rel="nofollow noopener noreferrer"' in elsewhere
+
+
+def test_front_matter_is_told_apart_and_read_as_text():
+    card = render_card("---\nlicense: mit\ntags: [a, b]\nn: 2026-01-01\nx:\n  - k: v\n---\n# T\n", "/a/b", "v1")
+    assert dict(card.facts) | {"x": ""} == {"license": "mit", "tags": "a, b", "n": "2026-01-01", "x": ""}
+    assert str(card.html) == "<h3>T</h3>\n"
+    assert split_front_matter("# no\n---\nx: y\n") == ("", "# no\n---\nx: y\n")
+    assert split_front_matter("---\r\na: b\r\n---\r\nc") == ("a: b", "c")
+    assert split_front_matter("---\na: b\n---") == ("a: b", "")
+
+
+@pytest.mark.parametrize(
+    ("head", "wrong"),
+    [
+        ("a: &x [1]\nb: [*x, *x]", "aliases are not read"),
+        ("a: !!python/object/apply:os.system [x]", "not YAML"),
+        ("a: [", "not YAML"),
+        ("- a\n- b", "no keys"),
+        ("[" * 3000, "not YAML"),
+        ("x: " + "y" * 70_000, "are read"),
+    ],
+    ids=["aliases", "python", "broken", "a list", "deep", "long"],
+)
+def test_front_matter_that_cannot_be_read_is_said_to_be_wrong(head, wrong):
+    card = render_card(f"---\n{head}\n---\nThe text.\n", "/a/b", "v1")
+    assert wrong in card.wrong
+    assert card.facts == ()
+    assert "The text." in card.html

@@ -1,0 +1,173 @@
+"""The page of a delta, its versions and its files."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+
+import pytest
+
+from deltahub.reference import Reference
+from deltahub.registry.removal import remove
+from deltahub.registry.renaming import rename
+from deltahub.server.pages import card
+from deltahub.server.pages import file as file_page
+from deltahub.server.records import Record, Records
+from deltahub.stores.base import object_key
+
+
+@pytest.fixture
+def ner(push) -> str:
+    push("acme/ner", message="first run", metrics={"f1": 0.81}, tags=["task=ner"])
+    push("acme/ner", value=2.0, message="cleaned labels", metrics={"f1": 0.84}, tags=["task=ner"], aliases=["champion"])
+    return "acme/ner"
+
+
+def commands(page) -> list[str]:
+    return [
+        unescape(found)
+        for found in re.findall(r"<div class=\"copy\" data-copy><pre[^>]*>(.*?)</pre>", page.text, re.DOTALL)
+    ]
+
+
+def test_the_page_says_what_the_registry_knows(pages, hub, ner):
+    text = pages.get(f"/{ner}").text
+    found = hub.registry.resolve(Reference.parse(ner))
+    told = (
+        "v2",
+        "champion",
+        "cleaned labels",
+        "0.84",
+        "f1, sentiment on sst2",
+        "task=ner",
+        "bert-tiny",
+        "BertModel",
+        "What it is for.",
+        "lora_alpha",
+    )
+    for word in (*told, found.entry.digest, found.manifest.config["backbone_hash"]):
+        assert word in text, word
+    for entry in found.manifest.files:
+        assert f'href="/{ner}/blob/v2/{entry.path}"' in text
+        assert entry.sha256 in text
+
+
+def test_files_are_downloaded_byte_for_byte_and_never_opened(pages, hub, ner):
+    found = hub.registry.resolve(Reference.parse(ner))
+    links = re.findall(r'href="([^"]+)" download', pages.get(f"/{ner}").text)
+    assert len(links) == len(found.manifest.files) == 4
+    for link, entry in zip(links, found.manifest.files, strict=True):
+        answer = pages.get(link)
+        assert answer.content == hub.registry.store.read(object_key(entry.sha256))
+        assert answer.headers["Content-Disposition"].startswith("attachment")
+        assert "sandbox" in answer.headers["Content-Security-Policy"]
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("asked", ["v1", "v2", "champion", "main"])
+def test_a_version_is_found_by_number_alias_or_branch(pages, ner, asked):
+    page = pages.get(f"/{ner}/tree/{asked}")
+    assert page.status_code == 200
+    assert ("This is v1. The newest version" in page.text) == (asked == "v1")
+    assert ("0.81" in page.text) == (asked == "v1")
+
+
+def test_the_address_of_a_commit_leads_to_its_version(pages, hub, ner):
+    digest = hub.registry.document(ner).versions["v1"].digest
+    for asked in (digest[7:47], digest[7:20]):
+        answer = pages.get(f"/{ner}/commit/{asked}", allow_redirects=False)
+        assert (answer.status_code, answer.headers["Location"]) == (302, f"/{ner}/tree/v1")
+
+
+def test_versions_show_aliases_what_was_removed_and_every_move(pages, hub, ner, push):
+    push(ner, value=3.0, message="a mistake")
+    remove(hub.registry, ner, "v3", message="trained on the test set")
+    text = pages.get(f"/{ner}/versions").text
+    assert re.search(r'tree/v2">v2</a></th>\s*<td><span class="chip alias">champion', text)
+    assert "<s>v3</s>" in text
+    assert "trained on the test set" in text
+    for move in ("push <b>v1</b>", "alias <b>champion</b>", "remove <b>v3</b>"):
+        assert move in text
+
+
+def test_an_old_name_leads_to_the_new_one(pages, hub, ner):
+    rename(hub.registry, Reference.parse(ner), Reference.parse("acme/names"))
+    answer = pages.get(f"/{ner}", allow_redirects=False)
+    assert (answer.status_code, answer.headers["Location"]) == (302, "/acme/names")
+
+
+def test_others_on_the_very_same_backbone_are_listed(pages, hub, ner, push):
+    push("lab/sst2", value=3.0)
+    push("lab/other", backbone="llama-tiny")
+    push("lab/secret", value=4.0)
+    hub.hide("lab/secret")
+    part = pages.get(f"/{ner}").text.partition("On the same backbone")[2]
+    assert "lab/sst2" in part
+    assert "lab/other" not in part
+    assert "lab/secret" not in part
+    assert "No other delta here" in pages.get("/lab/other").text
+
+
+def test_only_commands_that_apply_are_offered(pages, push):
+    push("acme/lora")
+    push("acme/bitfit", method="bitfit")
+    lora, bitfit = commands(pages.get("/acme/lora")), commands(pages.get("/acme/bitfit"))
+    assert "deltahub pull team:acme/lora@v1 --to ./lora" in lora
+    assert f"deltahub source add team {pages.url}" in lora
+    assert any("--format peft" in line for line in lora)
+    assert any(line.startswith("vllm serve bert-tiny --enable-lora") for line in lora)
+    assert not any("peft" in line or "vllm" in line for line in bitfit)
+
+
+def test_what_it_was_made_from_is_told(pages, push):
+    parent = {"relation": "resumed", "digest": f"sha256:{'a' * 64}", "name": "acme/ner"}
+    push("acme/next", parents=[parent])
+    text = pages.get("/acme/next").text
+    assert "Made from" in text
+    assert f"sha256:{'a' * 64}" in text
+    assert 'href="/acme/ner"' in text
+
+
+def test_a_huge_card_is_not_rendered_but_can_be_downloaded(pages, push):
+    push("acme/huge", card="word " * (card.LARGEST // 5 + 1))
+    page = pages.get("/acme/huge")
+    assert "Download it to read it" in page.text
+    assert len(page.content) < 50_000
+    assert len(pages.get("/acme/huge/resolve/v1/README.md").content) > card.LARGEST
+
+
+def test_a_damaged_card_is_told_in_a_sentence_and_the_rest_is_shown(pages, hub, ner, registry):
+    entry = next(file for file in registry.resolve(Reference.parse(ner)).manifest.files if file.path == "README.md")
+    path = registry.store.root / object_key(entry.sha256)
+    path.chmod(0o644)
+    path.write_bytes(b"another card")
+    page = pages.get(f"/{ner}")
+    assert page.status_code == 200
+    assert "The card is damaged or gone" in page.text
+    assert "another card" not in page.text
+
+
+def test_text_is_shown_as_text_and_tensors_as_a_table(pages, ner):
+    assert "&#34;lora_alpha&#34;: 4" in pages.get(f"/{ner}/blob/v2/delta_config.json").text
+    table = pages.get(f"/{ner}/blob/v2/delta.safetensors").text
+    assert "encoder.layer.0.query.deltas.lora_A" in table
+    assert "2 × 6" in table
+
+
+def test_a_large_file_is_not_shown(pages, ner, monkeypatch):
+    monkeypatch.setattr(file_page, "LARGEST", 10)
+    assert "up to 10 are shown here" in pages.get(f"/{ner}/blob/v2/delta_config.json").text
+
+
+@pytest.mark.parametrize("path", ["nope.txt", "..%2Fsecret", "%2e%2e/x", "a/b/c", "README.md%00"])
+def test_a_file_that_is_not_there_is_a_page_that_says_so(pages, ner, path):
+    page = pages.get(f"/{ner}/blob/v2/{path}")
+    assert page.status_code in (400, 404)
+    assert "<h1" in page.text
+
+
+def test_a_repository_without_a_version_says_so(pages, hub):
+    Records(hub.registry.store).change("acme/new", lambda _: Record("2026-01-01T00:00:00Z", "ada"))
+    page = pages.get("/acme/new")
+    assert page.status_code == 404
+    assert "nothing was pushed to it yet" in page.text
