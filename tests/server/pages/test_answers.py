@@ -1,0 +1,107 @@
+"""Errors as pages for those who read, as JSON for programs; headers by which nothing foreign runs; files that pages need."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from deltahub.server.pages import front
+from deltahub.server.pages.rendering import static_files
+from deltahub.server.pages.routes import page_address
+
+PAGES = (
+    "/",
+    "/acme/ner",
+    "/acme/ner/versions",
+    "/acme/ner/layers/v1",
+    "/acme/ner/blob/v1/README.md",
+    "/-/compare",
+    "/-/sign-in",
+    "/nope",
+    "/a/b",
+)
+
+
+@pytest.fixture
+def ner(push) -> None:
+    push("acme/ner")
+
+
+@pytest.mark.usefixtures("ner")
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_allows_nothing_but_its_own_files(pages, path):
+    headers = pages.get(path).headers
+    policy = dict(part.strip().split(" ", 1) for part in headers["Content-Security-Policy"].split(";"))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["form-action"] == "'self'"
+    assert policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Referrer-Policy"] == "same-origin"
+    assert headers["X-Frame-Options"] == "DENY"
+    assert headers["Cache-Control"] == "private, no-cache"
+
+
+@pytest.mark.usefixtures("ner")
+@pytest.mark.parametrize("path", PAGES)
+def test_no_page_holds_a_script_or_style_of_its_own_or_anything_from_elsewhere(pages, path):
+    text = pages.get(path).text
+    assert not re.search(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=\"/-/static/)", text)
+    for place in re.findall(r'<(?:link|script|img)[^>]*\s(?:href|src)="([^"]+)"', text):
+        assert place.startswith("/-/static/")
+
+
+@pytest.mark.usefixtures("ner")
+def test_files_of_a_page_may_be_kept_for_ever_because_their_address_changes(pages):
+    found = re.findall(r'"(/-/static/[^"]+)"', pages.get("/").text)
+    assert len(found) >= 5
+    for place in found:
+        answer = pages.get(place)
+        assert answer.status_code == 200
+        assert "immutable" in answer.headers["Cache-Control"]
+    assert pages.get("/-/static/page.js").content == static_files()["page.js"][0]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/-/static/nope.js", "/-/static/..%2Frendering.py", "/-/static/LICENSE.htmx", "/-/static/a/b"],
+)
+def test_no_other_file_is_served(pages, path):
+    assert pages.get(path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/a/b", 401), ("/a", 404), ("/a/b/c/d/e", 404), ("/..%2F..%2Fetc/passwd", 401), ("/a/b%00", 400)],
+)
+def test_what_is_not_there_is_a_page_with_a_sentence_and_a_way_on(pages, path, status):
+    page = pages.get(path)
+    assert page.status_code == status
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert 'href="/">All deltas' in page.text
+    assert ("Sign in with a token" in page.text) == (status != 400)
+
+
+def test_programs_get_json(pages):
+    for path, headers in (("/a/b", {"Accept": "*/*"}), ("/api/nothing", {})):
+        answer = pages.get(path, headers=headers)
+        assert answer.headers["Content-Type"] == "application/json"
+        assert answer.json()["error"]
+
+
+def test_a_failure_is_a_page_that_tells_nothing_of_the_machine(pages, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("/secret/path is broken")
+
+    monkeypatch.setattr(front, "facets", fail)
+    page = pages.get("/")
+    assert page.status_code == 500
+    assert "Its log says why" in page.text
+    assert "secret" not in page.text
+    assert "/secret/path is broken" in caplog.text
+
+
+def test_the_address_of_a_page_can_be_made():
+    assert page_address("http://127.0.0.1:8000") == "http://127.0.0.1:8000/"
+    assert page_address("http://h/", "acme/ner", "v3") == "http://h/acme/ner/tree/v3"
