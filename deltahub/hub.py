@@ -138,10 +138,10 @@ class Hub:
         """
         if isinstance(wanted, Reference):
             return self._resolver.resolve(wanted, fresh=fresh)
-        from deltahub.sources.url import UrlSource  # late: it needs requests
+        from deltahub.sources.web.source import WebSource  # late: it needs requests
 
-        source = UrlSource(self.cache, self._names, self._choice.forbidden_network())
-        return source.resolve(wanted, transfer or Transfer(), fresh=fresh)
+        source = WebSource(self.cache, self._names, self._choice.forbidden_network())
+        return source.resolve(wanted, fresh=fresh, progress=transfer.progress if transfer else None)
 
     # ----- push and pull -----
 

@@ -74,9 +74,7 @@ class Link:
     @property
     def shown(self) -> str:
         """The address without what may be secret."""
-        parts = urlsplit(self.url)
-        host = parts.netloc.rpartition("@")[2]
-        return urlunsplit((parts.scheme, host, parts.path, "", "")) + ("?..." if parts.query else "")
+        return shown(self.url)
 
     @property
     def source(self) -> str:
@@ -101,6 +99,13 @@ class Link:
         parts = [str(self.inside)] if self.inside else []
         parts += [f"sha256={self.pin}"] if self.pin else []
         return f"{self.shown}#{'&'.join(parts)}" if parts else self.shown
+
+
+def shown(url: str) -> str:
+    """An address without its user, query and fragment, which may be secret."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", "")) + ("?..." if parts.query else "")
 
 
 def is_link(text: str) -> bool:

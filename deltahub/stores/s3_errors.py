@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from deltahub.errors import StorageError
+from deltahub.errors import StorageError, UnreachableError
 
 if TYPE_CHECKING:
     from deltahub.stores.bucket import Bucket
@@ -43,6 +43,7 @@ _BY_CODE: Final = {
     **dict.fromkeys(("PermanentRedirect", "AuthorizationHeaderMalformed"), _REGION),
     **dict.fromkeys(("InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"), _FULL),
 }
+_DOWN: Final = frozenset({500, 502, 503, 504})  # after several tries it counts as no answer
 _BY_STATUS: Final = {
     401: _UNKNOWN,
     403: _FORBIDDEN,
@@ -95,18 +96,19 @@ def repeated(error: Exception) -> bool:
 
 def _sentence(error: Exception, doing: str, bucket: Bucket, right: str) -> StorageError:
     text, status, code = str(error), status_of(error), code_of(error)
+    kind: type[StorageError] = UnreachableError if status in _DOWN else StorageError
     if _MACHINE in text:
         answer, remedy = "no credentials", _NO_CREDENTIALS
     elif "incorrectly configured region" in text:
         answer, remedy = "redirected", _REGION
     elif status is None:
-        answer, remedy = _road(text), _UNREACHED
+        answer, remedy, kind = _road(text), _UNREACHED, UnreachableError
     else:
         answer = f"{status} {code}".strip()
         remedy = _BY_CODE.get(code) or _BY_STATUS.get(status, _OTHER)
     keys = f"the profile {bucket.profile!r}" if bucket.profile else "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     remedy = remedy.format(bucket=bucket.name, keys=keys, right=right)
-    return StorageError(f"{doing} failed in {bucket.url} ({answer}). {remedy}")
+    return kind(f"{doing} failed in {bucket.url} ({answer}). {remedy}")
 
 
 def _road(text: str) -> str:

@@ -1,0 +1,1 @@
+"""Deltas behind http(s) links."""

@@ -1,0 +1,110 @@
+"""A checkpoint folder behind a link, as any web server shows it: no list of its files is needed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+from deltahub.checkpoint import CARD, CONFIG, WEIGHTS, manifest_of, parse_document
+from deltahub.errors import CheckpointError, IntegrityError, NotFoundError, StorageError
+from deltahub.files import sha256_file
+from deltahub.link import Link, shown
+from deltahub.manifest import FileEntry, Manifest
+from deltahub.sources.web.asking import Web
+from deltahub.sources.web.downloading import Download, small, start
+from deltahub.stores.base import Progress
+from deltahub.tensorheader import tensor_entries
+
+_CONFIG: Final = 8 << 20  # bytes at most
+_CARD: Final = 4 << 20
+_HEADER: Final = 64 << 10  # bytes that most headers fit into
+_REMEDY: Final = "It was changed since it was saved, or is being changed. Ask its owner to publish it again."
+
+
+class WebFolder:
+    """The folder that a link leads to; its config and its card are read at once, and of its tensors only the header.
+
+    Args:
+        kept: where what was got of a file is kept if it breaks off.
+
+    Raises:
+        NotFoundError: no config is there.
+        CheckpointError: it is no config, or not of a whole delta.
+        IntegrityError: the weights are other ones than the config lists.
+        StorageError: it is too large.
+    """
+
+    def __init__(self, web: Web, link: Link, kept: Path) -> None:
+        self._web, self._url, self._kept = web, link.url, kept
+        where = shown(self._address(CONFIG))
+        config = small(web, self._address(CONFIG), _CONFIG)
+        if config is None:
+            raise NotFoundError(str(link), (where,))
+        document = parse_document(config, where)
+        if WEIGHTS not in document.get("files", {}):
+            msg = f"{where} lists no {WEIGHTS}, so its bytes cannot be checked. Ask its owner to save the delta again."
+            raise CheckpointError(msg)
+        listed = [FileEntry(name, entry["sha256"], entry["size"]) for name, entry in document["files"].items()]
+        self._refuse_large(listed)
+        held = {name for name in (CONFIG, CARD) if name not in document["files"]}
+        card = small(web, self._address(CARD), _CARD) if CARD in held else None
+        self._small = {CONFIG: config} | ({CARD: card} if card is not None else {})
+        self.config_sha256 = hashlib.sha256(config).hexdigest()
+        self.manifest = self._described(document, listed)
+
+    def fetch(self, entry: FileEntry, into: Path, progress: Progress | None) -> None:
+        """Copy one file to a new place, checked.
+
+        Raises:
+            IntegrityError: it is another one than the config lists; nothing is left there.
+        """
+        if entry.path in self._small:
+            into.write_bytes(self._small[entry.path])
+            if progress:
+                progress(entry.size)
+        else:
+            Download(self._web, self._address(entry.path), into, self._kept, entry.size).run(progress)
+        found, size = sha256_file(into)
+        if found != entry.sha256:
+            into.unlink()
+            what, expected = shown(self._address(entry.path)), f"sha256:{entry.sha256}, {entry.size} bytes"
+            raise IntegrityError(what, expected, f"sha256:{found}, {size} bytes", _REMEDY)
+
+    def _address(self, name: str) -> str:
+        parts = urlsplit(self._url)
+        path = parts.path.removesuffix(f"/{CONFIG}").rstrip("/")
+        return urlunsplit((parts.scheme, parts.netloc, f"{path}/{name}", parts.query, ""))
+
+    def _refuse_large(self, listed: list[FileEntry]) -> None:
+        limits = self._web.limits
+        largest, total = max(entry.size for entry in listed), sum(entry.size for entry in listed)
+        if largest > limits.file or total > limits.total:
+            msg = (
+                f"{shown(self._url)} has {total:,} bytes, its largest file {largest:,}; {limits.total:,} and {limits.file:,} may "
+                "be taken. If it is what you want, set DELTAHUB_MAX_FILE and DELTAHUB_MAX_DOWNLOAD to more."
+            )
+            raise StorageError(msg)
+
+    def _described(self, document: Mapping[str, Any], listed: list[FileEntry]) -> Manifest:
+        weights = next(entry for entry in listed if entry.path == WEIGHTS)
+        address = self._address(WEIGHTS)
+        first = start(self._web, address, min(_HEADER, weights.size))
+
+        def read(begin: int, end: int) -> bytes:
+            nonlocal first
+            if end > len(first):
+                first = start(self._web, address, end)
+            if end > len(first):
+                raise IntegrityError(shown(address), f"{weights.size} bytes", f"{len(first)} bytes", _REMEDY)
+            return first[begin:end]
+
+        table = tensor_entries(read, weights.size, shown(address))
+        inline = [
+            FileEntry(name, hashlib.sha256(data).hexdigest(), len(data))
+            for name, data in self._small.items()
+            if name not in document["files"]
+        ]
+        return manifest_of(document, [*listed, *inline], table)

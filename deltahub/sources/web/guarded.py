@@ -1,0 +1,127 @@
+"""Connections that are looked at before anything is said on them.
+
+A link that starts on a public server must not lead into the network behind the user's firewall: whoever wrote the redirect could
+make this machine ask what only it can reach. What counts is the address that was really connected to, for a name can mean one address
+when it is checked and another when it is used. Through a proxy only the proxy knows that; then the host's name is looked at.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from requests.adapters import HTTPAdapter
+from requests.utils import select_proxy
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from requests import PreparedRequest, Response
+
+_LOCAL_NAMES: Final = ("localhost", ".localhost", ".local", ".internal", ".home.arpa")
+
+
+class PrivateAddressError(Exception):
+    """A redirect led to an address that is not public. No OSError, which urllib3 would take for a lost connection."""
+
+
+class Guard:
+    """Remembers whether a link started on a public server, and lets it lead to nothing else then."""
+
+    def __init__(self) -> None:
+        self.public: bool | None = None  # not known before the first connection
+
+    def check(self, address: str) -> None:
+        """Take note of the first address, and refuse a later one that is less public.
+
+        Args:
+            address: an IP address.
+
+        Raises:
+            PrivateAddressError: the link started on a public server, and this is none.
+        """
+        public = is_public(address)
+        if self.public is None:
+            self.public = public
+        if self.public and not public:
+            msg = f"It leads from a public server to {address}, which is not public, so nothing is asked there."
+            raise PrivateAddressError(msg)
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address can be reached from everywhere: not loopback, link-local, private or reserved."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    inner = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
+    return (inner or found).is_global and not found.is_multicast
+
+
+def looks_public(host: str) -> bool:
+    """Whether a host's name or address, as far as it tells, is public; a name is not looked up."""
+    bare = host.strip("[]").rstrip(".").lower()
+    try:
+        return is_public(bare)
+    except ValueError:
+        return not (bare in _LOCAL_NAMES or bare.endswith(_LOCAL_NAMES[1:]) or "." not in bare)
+
+
+class GuardedAdapter(HTTPAdapter):
+    """Makes connections that a guard has looked at.
+
+    Args:
+        guard: of one link.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        super().__init__()
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        """Use connections that are looked at, where no proxy is between."""
+        super().init_poolmanager(*arguments, **options)
+        self.poolmanager.pool_classes_by_scheme = _pools(self._guard)
+
+    def send(
+        self,
+        request: PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: bool | str = True,
+        cert: Any = None,
+        proxies: Mapping[str, str] | None = None,
+    ) -> Response:
+        """Send a request; behind a proxy, look at the host's name first."""
+        url = request.url or ""
+        if select_proxy(url, dict(proxies or {})):
+            public = looks_public(urlsplit(url).hostname or "")
+            self._guard.check("1.1.1.1" if public else "127.0.0.1")
+        return super().send(request, stream, timeout, verify, cert, proxies)
+
+
+def _pools(guard: Guard) -> dict[str, type[HTTPConnectionPool]]:
+    class Looked:
+        def _new_conn(self) -> socket.socket:
+            made: socket.socket = super()._new_conn()  # type: ignore[misc]
+            try:
+                guard.check(made.getpeername()[0])
+            except BaseException:
+                made.close()
+                raise
+            return made
+
+    class Plain(Looked, HTTPConnection):
+        pass
+
+    class Secure(Looked, HTTPSConnection):
+        pass
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    return {"http": PlainPool, "https": SecurePool}

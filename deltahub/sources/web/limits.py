@@ -1,0 +1,61 @@
+"""How much is taken from a web server, and how long it is waited for."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Final, Self
+
+from deltahub.errors import ConfigError
+
+FILE_VARIABLE: Final = "DELTAHUB_MAX_FILE"
+TOTAL_VARIABLE: Final = "DELTAHUB_MAX_DOWNLOAD"
+_UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZE: Final = re.compile(r"([0-9]{1,15}) ?([KMGT]?B)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is waited for and taken at most.
+
+    Attributes:
+        file: bytes of one file; of a bundle, of all of it.
+        total: bytes of all files of one delta.
+        redirects: how often a server may send on to another address.
+        tries: how often one request is made.
+        connect: seconds for a connection to come about.
+        answer: seconds without a byte.
+        backoff: seconds before the second try; each further wait is twice as long.
+        longest: seconds of the longest wait, also of one that the server asks for.
+    """
+
+    file: int = 20 * 10**9
+    total: int = 50 * 10**9
+    redirects: int = 5
+    tries: int = 6
+    connect: float = 10.0
+    answer: float = 60.0
+    backoff: float = 0.5
+    longest: float = 120.0
+
+    @classmethod
+    def read(cls) -> Self:
+        """As `DELTAHUB_MAX_FILE` and `DELTAHUB_MAX_DOWNLOAD` say, or else the usual ones.
+
+        Raises:
+            ConfigError: one of them is no size.
+        """
+        return cls(file=_size(FILE_VARIABLE, cls.file), total=_size(TOTAL_VARIABLE, cls.total))
+
+
+def _size(variable: str, usual: int) -> int:
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return usual
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        msg = f"{variable} is {text!r}; expected a number of bytes, or one with KB, MB, GB or TB, such as 20GB."
+        raise ConfigError(msg)
+    unit = (found[2] or "").upper()
+    return int(found[1]) * _UNITS["" if unit == "B" else unit]

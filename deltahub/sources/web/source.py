@@ -1,0 +1,109 @@
+"""Links as a source: what is behind an http(s) address."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from deltahub.cache import Cache
+from deltahub.cached_names import CachedNames, Seen
+from deltahub.errors import IntegrityError, NotCachedError, UnreachableError
+from deltahub.link import Link
+from deltahub.manifest import FileEntry
+from deltahub.sources.base import Resolved
+from deltahub.sources.web.asking import Web
+from deltahub.sources.web.downloading import PARTIAL
+from deltahub.sources.web.folder import WebFolder
+from deltahub.sources.web.limits import Limits
+from deltahub.sources.web.tarball import ENDING, WebBundle
+from deltahub.stores.base import Progress
+
+LOGGER: Final = logging.getLogger("deltahub")
+
+
+class WebSource:
+    """Deltas behind links.
+
+    Args:
+        cache: where they are kept.
+        names: what links meant when they were last pulled.
+        forbidden: what keeps the network from being used, as a clause; None if it may be used.
+        limits: how much is taken and waited for; by default as the environment says.
+        pause: waits for a number of seconds.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        names: CachedNames,
+        forbidden: str | None = None,
+        limits: Limits | None = None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._cache, self._names, self._forbidden = cache, names, forbidden
+        self._limits, self._pause = limits, pause
+
+    def resolve(self, link: Link, *, fresh: bool = False, progress: Progress | None = None) -> Resolved:
+        """What is behind a link; one that is pinned and in the cache is asked nobody for.
+
+        Args:
+            fresh: what is in the cache will not do.
+            progress: told of the bytes of a bundle, which has to be fetched to know.
+
+        Raises:
+            NotFoundError: no delta is there.
+            NotCachedError: the network may not be used, and it was never pulled by this link.
+            UnreachableError: there is no answer, and it was never pulled by this link.
+            IntegrityError: it is damaged, or another one than the link pins.
+            StorageError: it is too large, or the server refuses.
+        """
+        seen = None if fresh else self._recalled(link)
+        if self._forbidden:
+            if seen is None:
+                raise NotCachedError(str(link), (), self._names.near(link.path), str(link), self._forbidden)
+            LOGGER.info("%s, so %s is what it was when last pulled: %s", self._forbidden, link, seen.digest)
+            return seen
+        if seen and link.pin:
+            return seen
+        try:
+            return self._fetched(link, progress)
+        except UnreachableError as error:
+            if seen is None:
+                raise
+            LOGGER.warning("%s Until then %s is what it was when last pulled: %s", error, link, seen.digest)
+            return seen
+
+    def _fetched(self, link: Link, progress: Progress | None) -> Resolved:
+        web, kept = Web(self._limits or Limits.read(), self._pause), self._cache.root / PARTIAL
+        found: WebBundle | WebFolder
+        if urlsplit(link.url).path.endswith(ENDING):
+            found = WebBundle(web, link, self._cache.root, kept, progress)
+            also, what = found.file_sha256, "the bundle"
+        else:
+            found = WebFolder(web, link, kept)
+            also, what = found.config_sha256, "its config"
+        digest = found.manifest.digest
+        if link.pin and link.pin not in (digest.removeprefix("sha256:"), also):
+            there = f"sha256:{also} ({what}) and {digest} (the delta)"
+            raise IntegrityError(link.shown, f"sha256:{link.pin}", there, "Ask its owner what was changed.")
+        return Resolved(link.pinned(digest), digest, found.manifest, found.fetch)
+
+    def _recalled(self, link: Link) -> Resolved | None:
+        """What a link meant when it was last pulled, if the cache has it."""
+        seen: Seen | None = self._names.recall(link)
+        manifest = self._names.manifest(seen.digest) if seen else None
+        if seen is None or manifest is None:
+            return None
+
+        def fetch(entry: FileEntry, into: Path, progress: Progress | None) -> None:
+            if self._forbidden:
+                why = f"It is damaged in the cache. {self._forbidden}"
+                raise NotCachedError(str(link), (), (), str(link), why)
+            found = self._fetched(link.pinned(seen.digest), progress)
+            found.fetch(entry, into, progress)
+
+        return Resolved(link.pinned(seen.digest), seen.digest, manifest, fetch)
