@@ -30,4 +30,5 @@ routes: Final = [
     *lfs.routes,
     *receiving.routes,
     *downloads.routes,
+    *courtesies.last,
 ]

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from deltahub.server.access import require_write
+from deltahub.server.access import repository_not_found, require_write
 from deltahub.server.bodies import text_field, with_json
 from deltahub.server.frontmatter import front_matter
 from deltahub.server.paths import MODEL, REPOSITORY
@@ -43,6 +43,11 @@ def no_such_kind(request: Request) -> Response:
     raise Refusal(404, message, REPO_NOT_FOUND)
 
 
+def no_namespace(request: Request) -> Response:
+    """Say that there is no repository of a name without a namespace."""
+    raise repository_not_found(request, request.path_params.get("repository", "This address"))
+
+
 def no_xet(request: Request) -> Response:
     """Refuse a client that wants to send files to a Xet store."""
     message = (
@@ -75,4 +80,10 @@ routes: Final = [
             Route(f"/{kind}{REPOSITORY}/{{rest:rest}}", no_such_kind, methods=_ALL),
         )
     ),
+]
+# After all others: names without a namespace, which tools try for models that only huggingface.co has.
+last: Final = [
+    Route("/api/models/{repository:part}", no_namespace, methods=_ALL),
+    Route("/api/models/{repository:part}/{rest:rest}", no_namespace, methods=_ALL),
+    Route("/{repository:part}/resolve/{revision:part}/{path:rest}", no_namespace),
 ]

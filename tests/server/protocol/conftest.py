@@ -1,0 +1,80 @@
+"""The clients of the Hugging Face Hub as they are, and hubs for them to talk to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import HfApi
+
+from deltahub.registry.registry import Registry
+from deltahub.server import lfs
+from deltahub.server.settings import Settings
+from deltahub.stores.local import LocalStore
+from deltahub.stores.s3 import S3Store
+from tests.hub_server import HubServer, hub_server
+from tests.s3_servers import QUICK
+
+# How clients send files, and where the hub keeps them.
+WAYS = ("regular", "lfs", "multipart", "s3")
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the client ask servers, which it decides when it is imported; it has no connection left over afterwards."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    yield
+    huggingface_hub.close_session()
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    """One of the ways."""
+    return str(request.param)
+
+
+@pytest.fixture
+def served(
+    way: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[HubServer]:
+    """A hub for one of the ways; with `regular`, the client has Xet and does not know that the hub has none."""
+    if way == "s3":
+        request.getfixturevalue("s3_keys")
+        store: LocalStore | S3Store = S3Store(request.getfixturevalue("moto").bucket(), QUICK)
+    else:
+        store = LocalStore(tmp_path / "served")
+    if way in ("lfs", "multipart"):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("deltahub.server.preupload.SMALL", 1000)
+    if way == "multipart":
+        monkeypatch.setattr(lfs, "MULTIPART_FROM", 100_000)
+        monkeypatch.setattr(lfs, "PART", 100_000)
+    mode = "regular" if way in ("regular", "s3") else "lfs"
+    with hub_server(Registry(store, "served"), Settings(upload_mode=mode, rate=0)) as hub:  # type: ignore[arg-type]
+        yield hub
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    """A hub as it is set up by default, over a folder."""
+    with hub_server(Registry(LocalStore(tmp_path / "served"), "served"), Settings(rate=0)) as running:
+        yield running
+
+
+@pytest.fixture
+def user() -> Callable[..., HfApi]:
+    """A client of a hub, with a token of its own."""
+
+    def make(hub: HubServer, scope: str = "write", *namespaces: str) -> HfApi:
+        return HfApi(hub.url, hub.token(scope, *namespaces))  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def api(hub: HubServer, user: Callable[..., HfApi]) -> HfApi:
+    """A client that may write everywhere."""
+    return user(hub)

@@ -1,0 +1,311 @@
+"""What a user of huggingface_hub does with a repository, from its creation to its end, whichever way the bytes take."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationCopy,
+    CommitOperationDelete,
+    HfApi,
+    HfFileSystem,
+    hf_hub_download,
+    snapshot_download,
+)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+from tests.checkpoints import content_of
+
+REPO = "acme/sst2"
+WEIGHTS = hashlib.shake_256(b"weights").digest(450_017)
+
+
+@pytest.fixture
+def api(served, user) -> HfApi:
+    return user(served)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Files as people upload them: large and empty ones, folders, names that must be quoted."""
+    folder = tmp_path / "folder"
+    (folder / "sub dir").mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(WEIGHTS)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "t5-base"}))
+    (folder / "README.md").write_text("---\ntags:\n- sst2\nbase_model: t5-base\nlibrary_name: peft\n---\n# x\n")
+    (folder / "sub dir" / "größe #1%.txt").write_text("hello")
+    (folder / "empty.txt").write_text("")
+    return folder
+
+
+@pytest.fixture
+def pushed(api, folder):
+    """A repository with one commit."""
+    api.create_repo(REPO)
+    return api.upload_folder(repo_id=REPO, folder_path=folder, commit_message="first", commit_description="more")
+
+
+def raises(status: int):
+    return pytest.raises(HfHubHTTPError, check=lambda error: error.response.status_code == status)
+
+
+def test_what_was_uploaded_comes_back_byte_for_byte(api, pushed, folder, tmp_path):
+    found = snapshot_download(REPO, endpoint=api.endpoint, token=api.token, cache_dir=tmp_path / "cache")
+
+    assert content_of(Path(found)) == content_of(folder)
+    assert Path(found).name == pushed.oid
+    assert len(pushed.oid) == 40
+
+
+def test_uploading_the_same_again_makes_no_commit(api, pushed, folder, caplog):
+    again = api.upload_folder(repo_id=REPO, folder_path=folder)
+
+    assert again.oid == pushed.oid
+    assert len(api.list_repo_commits(REPO)) == 1
+    assert "No files have been modified" in caplog.text
+
+
+def test_a_commit_adds_deletes_and_copies_at_once(api, pushed):
+    operations = [
+        CommitOperationAdd("new.txt", b"new"),
+        CommitOperationAdd("from-stream.safetensors", io.BytesIO(WEIGHTS[::-1])),
+        CommitOperationDelete("empty.txt"),
+        CommitOperationDelete("sub dir/", is_folder=True),
+        CommitOperationCopy("adapter_model.safetensors", "copy/of.safetensors"),
+        CommitOperationCopy("adapter_config.json", "copy/config.json"),
+    ]
+    made = api.create_commit(REPO, operations, commit_message="all at once")
+
+    paths = [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "copy/config.json",
+        "copy/of.safetensors",
+        "from-stream.safetensors",
+        "new.txt",
+    ]
+    assert sorted(api.list_repo_files(REPO)) == paths
+    assert [(commit.commit_id, commit.title) for commit in api.list_repo_commits(REPO)] == [
+        (made.oid, "all at once"),
+        (pushed.oid, "first"),
+    ]
+
+
+def test_a_commit_on_top_of_an_old_one_is_refused_and_changes_nothing(api, pushed):
+    newer = api.upload_file(repo_id=REPO, path_or_fileobj=b"1", path_in_repo="a.txt")
+    with raises(412) as caught:
+        api.upload_file(repo_id=REPO, path_or_fileobj=b"2", path_in_repo="a.txt", parent_commit=pushed.oid)
+
+    assert f"ends at {newer.oid}, not at {pushed.oid}" in str(caught.value)
+    assert api.model_info(REPO).sha == newer.oid
+    assert api.upload_file(repo_id=REPO, path_or_fileobj=b"2", path_in_repo="a.txt", parent_commit=newer.oid[:8]).oid
+
+
+def test_tags_and_branches_are_made_moved_and_deleted(api, pushed):
+    api.create_tag(REPO, tag="v1.0", tag_message="first")
+    with raises(409):
+        api.create_tag(REPO, tag="v1.0")
+    api.create_tag(REPO, tag="v1.0", exist_ok=True)
+    api.create_branch(REPO, branch="exp/lora-r8", revision="v1.0")
+    with raises(409):
+        api.create_branch(REPO, branch="exp/lora-r8")
+    on_branch = api.upload_file(repo_id=REPO, path_or_fileobj=b"b", path_in_repo="b.txt", revision="exp/lora-r8")
+    on_main = api.upload_file(repo_id=REPO, path_or_fileobj=b"m", path_in_repo="m.txt")
+
+    refs = api.list_repo_refs(REPO)
+    assert {branch.name: branch.target_commit for branch in refs.branches} == {
+        "main": on_main.oid,
+        "exp/lora-r8": on_branch.oid,
+    }
+    assert {tag.name: tag.target_commit for tag in refs.tags} == {"v1.0": pushed.oid}
+    assert [c.commit_id for c in api.list_repo_commits(REPO, revision="exp/lora-r8")] == [on_branch.oid, pushed.oid]
+    assert [c.commit_id for c in api.list_repo_commits(REPO)] == [on_main.oid, pushed.oid]
+
+    api.delete_branch(REPO, branch="exp/lora-r8")
+    api.delete_tag(REPO, tag="v1.0")
+    refs = api.list_repo_refs(REPO)
+    assert ([branch.name for branch in refs.branches], refs.tags) == (["main"], [])
+    with pytest.raises(RevisionNotFoundError):
+        api.delete_tag(REPO, tag="v1.0")
+
+
+def test_a_commit_that_brings_back_old_content_is_the_old_commit_and_the_end_of_its_branch(api, pushed):
+    api.upload_file(repo_id=REPO, path_or_fileobj=b"1", path_in_repo="a.txt")
+    back = api.delete_file("a.txt", repo_id=REPO)
+
+    assert back.oid == pushed.oid
+    assert api.model_info(REPO).sha == pushed.oid
+    after = api.upload_file(repo_id=REPO, path_or_fileobj=b"2", path_in_repo="a.txt")
+    assert [commit.commit_id for commit in api.list_repo_commits(REPO)] == [after.oid, pushed.oid]
+
+
+def test_the_first_commit_of_a_repository_may_go_to_a_branch(api):
+    api.create_repo(REPO)
+    api.create_branch(REPO, branch="exp", exist_ok=True)
+    made = api.upload_file(repo_id=REPO, path_or_fileobj=b"b", path_in_repo="b.txt", revision="exp")
+
+    branches = {branch.name: branch.target_commit for branch in api.list_repo_refs(REPO).branches}
+    assert branches == {"main": made.oid, "exp": made.oid}
+
+
+def test_an_empty_repository_is_one(api, tmp_path):
+    url = api.create_repo(REPO)
+
+    assert (url.repo_id, api.repo_exists(REPO), api.list_repo_files(REPO), api.list_repo_commits(REPO)) == (
+        REPO,
+        True,
+        [],
+        [],
+    )
+    assert len(api.model_info(REPO).sha) == 40
+    assert snapshot_download(REPO, endpoint=api.endpoint, token=api.token, cache_dir=tmp_path)
+    assert [model.id for model in api.list_models()] == [REPO]
+
+
+def test_a_repository_is_created_once(api):
+    api.create_repo(REPO)
+    assert api.create_repo(REPO, exist_ok=True).repo_id == REPO
+    with raises(409):
+        api.create_repo(REPO)
+    with raises(400) as caught:
+        api.create_repo("acme/SST2")
+    assert "differ only in upper and lower case" in str(caught.value)
+
+
+def test_files_are_described_with_their_digests(api, pushed, folder):
+    info = api.model_info(REPO, files_metadata=True)
+    weights = next(file for file in info.siblings if file.rfilename == "adapter_model.safetensors")
+    sha256 = hashlib.sha256(WEIGHTS).hexdigest()
+
+    assert (weights.size, weights.lfs.sha256, weights.lfs.size) == (len(WEIGHTS), sha256, len(WEIGHTS))
+    assert (info.card_data.base_model, info.library_name, info.author) == ("t5-base", "peft", "acme")
+    assert {"sst2", "peft", "base_model:t5-base"} <= set(info.tags)
+    assert sorted(file.rfilename for file in info.siblings) == sorted(content_of(folder))
+
+
+def test_trees_are_listed_folder_by_folder_or_whole(api, pushed):
+    top = {item.path: type(item).__name__ for item in api.list_repo_tree(REPO)}
+    assert top["sub dir"] == "RepoFolder"
+    assert len(top) == 5
+    assert [item.path for item in api.list_repo_tree(REPO, "sub dir")] == ["sub dir/größe #1%.txt"]
+    whole = [item.path for item in api.list_repo_tree(REPO, recursive=True)]
+    assert {"sub dir", "sub dir/größe #1%.txt", "README.md"} <= set(whole)
+    with pytest.raises(EntryNotFoundError):
+        list(api.list_repo_tree(REPO, "nothing"))
+
+
+def test_an_expanded_tree_says_in_which_commit_a_file_became_what_it_is(api, pushed):
+    newer = api.upload_file(repo_id=REPO, path_or_fileobj=b"1", path_in_repo="sub dir/a.txt", commit_message="newer")
+    last = {item.path: item.last_commit for item in api.list_repo_tree(REPO, recursive=True, expand=True)}
+
+    assert (last["sub dir/a.txt"].oid, last["sub dir"].oid) == (newer.oid, newer.oid)
+    assert (last["README.md"].oid, last["README.md"].title) == (pushed.oid, "first")
+
+
+def test_single_paths_are_described_and_unknown_ones_left_out(api, pushed):
+    found = api.get_paths_info(REPO, ["sub dir", "empty.txt", "nothing"])
+
+    assert [(type(item).__name__, item.path) for item in found] == [
+        ("RepoFolder", "sub dir"),
+        ("RepoFile", "empty.txt"),
+    ]
+    assert (api.file_exists(REPO, "empty.txt"), api.file_exists(REPO, "nothing")) == (True, False)
+    assert (api.revision_exists(REPO, "main"), api.revision_exists(REPO, "zzz")) == (True, False)
+
+
+def test_downloads_by_any_revision_are_the_same(api, pushed, tmp_path):
+    api.create_tag(REPO, tag="best")
+    for number, revision in enumerate(("main", "best", "v1", pushed.oid, pushed.oid[:10], "refs/heads/main")):
+        cache = tmp_path / str(number)
+        path = hf_hub_download(
+            REPO,
+            "adapter_model.safetensors",
+            revision=revision,
+            endpoint=api.endpoint,
+            token=api.token,
+            cache_dir=cache,
+        )
+        assert Path(path).read_bytes() == WEIGHTS
+        assert Path(path).readlink().name == hashlib.sha256(WEIGHTS).hexdigest()
+
+
+def test_what_is_missing_has_an_error_of_its_own(api, pushed, tmp_path):
+    where = {"endpoint": api.endpoint, "token": api.token, "cache_dir": tmp_path / "cache"}
+    with pytest.raises(EntryNotFoundError):
+        hf_hub_download(REPO, "nothing.bin", **where)
+    assert list((tmp_path / "cache").rglob(".no_exist/*/nothing.bin"))
+    with pytest.raises(RevisionNotFoundError):
+        hf_hub_download(REPO, "README.md", revision="nothing", **where)
+    with pytest.raises(RepositoryNotFoundError):
+        hf_hub_download("acme/nothing", "README.md", **where)
+    with pytest.raises(RepositoryNotFoundError):
+        hf_hub_download("nothing", "README.md", **where)
+
+
+def test_the_client_can_check_its_copy_against_the_digests(api, pushed, tmp_path):
+    path = snapshot_download(REPO, endpoint=api.endpoint, token=api.token, local_dir=tmp_path / "copy")
+    assert api.verify_repo_checksums(REPO, local_dir=path).checked_count == 5
+    (tmp_path / "copy" / "README.md").write_text("other")
+    assert len(api.verify_repo_checksums(REPO, local_dir=path).mismatches) == 1
+
+
+def test_repositories_move_become_private_and_go(api, served, user, pushed):
+    stranger = user(served, "read", "beta")
+    assert stranger.model_info(REPO).sha == pushed.oid
+
+    api.update_repo_settings(REPO, private=True)
+    assert (api.model_info(REPO).private, stranger.repo_exists(REPO), list(stranger.list_models())) == (True, False, [])
+    api.move_repo(REPO, "acme/moved")
+    assert (api.model_info("acme/moved").sha, api.model_info("acme/moved").private) == (pushed.oid, True)
+    assert (stranger.repo_exists("acme/moved"), stranger.repo_exists(REPO)) == (False, False)
+    assert api.model_info(REPO).id == "acme/moved"  # the old name leads to the new one
+
+    api.delete_repo("acme/moved")
+    assert not api.repo_exists("acme/moved")
+    api.delete_repo("acme/moved", missing_ok=True)
+    with pytest.raises(RepositoryNotFoundError):
+        api.delete_repo("acme/moved")
+    assert api.create_repo("acme/moved").repo_id == "acme/moved"
+    assert api.list_repo_files("acme/moved") == []
+
+
+def test_the_history_of_a_branch_is_squashed_but_for_what_is_tagged(api, pushed):
+    commits = [
+        api.upload_file(repo_id=REPO, path_or_fileobj=str(n).encode(), path_in_repo="n.txt").oid for n in range(3)
+    ]
+    api.create_tag(REPO, tag="kept", revision=commits[0])
+    api.super_squash_history(REPO)
+
+    assert [commit.commit_id for commit in api.list_repo_commits(REPO)] == [commits[2], commits[0]]
+    assert api.model_info(REPO, revision="kept").sha == commits[0]
+    assert not api.revision_exists(REPO, commits[1])
+
+
+def test_a_file_system_reads_ranges_and_writes(api, pushed):
+    files = HfFileSystem(endpoint=api.endpoint, token=api.token, skip_instance_cache=True)
+
+    assert len(files.ls(REPO, detail=False)) == 5
+    assert files.cat_file(f"{REPO}/adapter_model.safetensors", start=100_000, end=300_000) == WEIGHTS[100_000:300_000]
+    files.pipe_file(f"{REPO}/via-fs.txt", b"written")
+    assert files.read_text(f"{REPO}/via-fs.txt") == "written"
+    files.rm(f"{REPO}/via-fs.txt")
+    assert not api.file_exists(REPO, "via-fs.txt")
+
+
+def test_the_header_of_weights_is_read_by_a_range(api, tmp_path):
+    import numpy as np
+    from safetensors.numpy import save
+
+    api.create_repo(REPO)
+    data = save({"w": np.zeros((200, 200), np.float32)})
+    api.upload_file(repo_id=REPO, path_or_fileobj=data, path_in_repo="model.safetensors")
+
+    found = api.get_safetensors_metadata(REPO).files_metadata["model.safetensors"].tensors["w"]
+    assert (found.shape, found.dtype) == ([200, 200], "F32")
+    assert api.model_info(REPO).safetensors.parameters == {"F32": 40_000}
