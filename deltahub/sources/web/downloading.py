@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import requests
+import urllib3
 
 from deltahub.errors import IntegrityError, NotFoundError, StorageError, UnreachableError
 from deltahub.files import CHUNK
@@ -92,15 +93,16 @@ def pieces(response: requests.Response, url: str, most: int) -> Iterator[bytes]:
         raise _too_large(url, length, most)
     received = 0
     try:
-        for piece in response.iter_content(CHUNK):
+        while piece := response.raw.read1(CHUNK, decode_content=True):  # what came before it broke off comes, too
             received += len(piece)
             if received > most:
                 raise _too_large(url, received, most)
             yield piece
-    except requests.RequestException as error:
-        raise BrokenError(str(error)) from error
+    except urllib3.exceptions.HTTPError as error:
+        reason = str(error) if length is None else f"{received:,} of {length:,} bytes"
+        raise BrokenError(reason) from error
     if length is not None and received < length:
-        msg = f"{received} of {length} bytes"
+        msg = f"{received:,} of {length:,} bytes"
         raise BrokenError(msg)
 
 

@@ -1,0 +1,62 @@
+"""A web server, and sources that ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deltahub.cache import Cache
+from deltahub.cached_names import CachedNames
+from deltahub.link import Link
+from deltahub.pulling import bring
+from deltahub.sources.web.limits import Limits
+from deltahub.sources.web.source import WebSource
+from tests.sources.web_server import Site, serving
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A web server of an empty folder."""
+    root = tmp_path / "site"
+    root.mkdir()
+    with serving(root) as found:
+        yield found
+
+
+class Web:
+    """Links, and a cache that they are pulled into.
+
+    Attributes:
+        pauses: how long was waited each time, in seconds.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.cache = Cache(root)
+        self.names = CachedNames(self.cache)
+        self.pauses: list[float] = []
+
+    def source(self, limits: Limits | None = None, forbidden: str | None = None) -> WebSource:
+        return WebSource(self.cache, self.names, forbidden, limits or Limits(connect=5, answer=5), self.pauses.append)
+
+    def pull(self, url: str, limits: Limits | None = None) -> Path:
+        found = self.source(limits).resolve(Link.parse(url))
+        return bring(found, self.cache).folder
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Web:
+    """Links, with an empty cache."""
+    return Web(tmp_path / "web-cache")
+
+
+@pytest.fixture
+def published(site: Site, new_checkpoint: Callable[..., Path]) -> Callable[..., str]:
+    """Puts a delta into a folder of the site and gives its address."""
+
+    def publish(name: str = "ner", **content: object) -> str:
+        new_checkpoint(**content).rename(site.root / name)
+        return f"{site.url}/{name}"
+
+    return publish
