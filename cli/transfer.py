@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import exit_code
+from .exporting import BackboneOpt, Format, FormatOpt, check_export, write_peft
 from .options import FolderArg, JsonOpt, QuietOpt, TagsOpt, split_tags
 from .output import Output, print_json, size_text
 
@@ -92,6 +93,8 @@ def pull(
         typer.Option("--from", metavar="SOURCE", help="A source, or a registry's folder or s3://bucket/prefix."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Fetch it again even if it is in the cache.")] = False,
+    form: FormatOpt = Format.DELTAHUB,
+    backbone: BackboneOpt = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -105,6 +108,8 @@ def pull(
 
     [dim]deltahub pull acme/ner acme/sst2-bert --from s3://acme/deltas[/dim]
 
+    [dim]deltahub pull acme/sst2-bert --format peft --to ./adapter[/dim]
+
     [dim]deltahub pull https://example.org/deltas/ner.tar#sha256=3f9a...[/dim]
     """
     from deltahub.hub import Hub
@@ -113,6 +118,7 @@ def pull(
 
     if to and len(refs) > 1:
         raise typer.BadParameter("--to takes the files of one delta. Pull them one by one, or leave it out.")
+    check_export(form, to, backbone)
     out = Output(as_json=json, quiet=quiet)
     hub = Hub.open()
     wanted = [_at(asked(ref), source) for ref in refs]
@@ -120,12 +126,16 @@ def pull(
         if len(wanted) > 1:
             results = hub.pull_all(wanted, force=force, transfer=Transfer(*told))
         else:
-            results = [hub.pull(wanted[0], to=to, force=force, transfer=Transfer(*told))]
+            copied = None if form is Format.PEFT else to
+            results = [hub.pull(wanted[0], to=copied, force=force, transfer=Transfer(*told))]
     if len(wanted) > 1:
         _print_all(out, refs, results)
         return
     pulled = results[0]
     assert not isinstance(pulled, Exception)
+    if form is Format.PEFT and to is not None:
+        write_peft(out, pulled, to, backbone)
+        return
     out.result(
         _facts(pulled),
         str(pulled.folder),

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from deltahub.engine.merging import merged_copy as merged_copy
     from deltahub.engine.routing.route import route as route
     from deltahub.engine.structure.names import CommonStructureMap as CommonStructureMap
+    from deltahub.formats.peft import export_peft as export_peft
     from deltahub.saveload import SaveLoadMixin as SaveLoadMixin
     from deltahub.shortcuts import list_deltas as list_deltas
     from deltahub.shortcuts import pull as pull
@@ -78,6 +79,7 @@ _HOMES = {
     "SoftPromptModel": "deltas",
     "Visualization": "engine.drawing.visualize",
     "deltas_of": "engine.delta",
+    "export_peft": "formats.peft",
     "list_deltas": "shortcuts",
     "merged_copy": "engine.merging",
     "pull": "shortcuts",
