@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from deltahub.errors import DeltaHubError, IntegrityError, NotFoundError
 from deltahub.files import scratch
-from deltahub.registry.registry import Registry
+from deltahub.registry.registry import REFS, Registry, ref_key
+from deltahub.registry.sweeping import STATE, read_state
 from deltahub.stores.base import object_key
 
 MANIFEST_FILE = "manifest"  # what the manifest is called in a report
@@ -41,7 +42,8 @@ def verify(
         version: which version of them; None for all.
 
     Yields:
-        ``"namespace/name@v1"`` and all that is damaged, in words; None where nothing is.
+        ``"namespace/name@v1"`` and all that is damaged, in words; None where nothing is. A document that is damaged goes by
+            the name of its delta.
 
     Raises:
         NotFoundError: a delta or version that was asked for is not there.
@@ -72,7 +74,7 @@ def _still_there(registry: Registry, where: str) -> bool:
 def versions(
     registry: Registry, paths: Collection[str] | None, version: str | None
 ) -> Iterator[tuple[str, str | DeltaHubError]]:
-    """The versions that are asked for, each with its digest; a delta whose document cannot be read with the error."""
+    """The versions that are asked for, each with its digest; a document that cannot be read with the error."""
     names = registry.names() if paths is None else []
     for path in names if paths is None else paths:
         try:
@@ -90,6 +92,31 @@ def versions(
             continue
         for name in [document.resolve(version)] if version else list(document.versions):
             yield f"{document.name}@{name}", document.versions[name].digest
+    if paths is None:
+        yield from _unlisted(registry, set(names))
+        try:
+            read_state(registry.store)
+        except DeltaHubError as error:
+            yield STATE, error
+
+
+def _unlisted(registry: Registry, names: Collection[str]) -> Iterator[tuple[str, DeltaHubError]]:
+    """What stands where a reference document should and is none: a folder, or a link that leads nowhere."""
+    for namespace in registry.store.children(REFS):
+        for child in registry.store.children(f"{REFS}{namespace}") if namespace.endswith("/") else ():
+            path = f"{namespace}{child.removesuffix('/').removesuffix('.json')}"
+            if child.removesuffix("/").endswith(".json") and path not in names:
+                try:
+                    gone = registry.stored(path) is None
+                except DeltaHubError as error:
+                    yield path, error
+                    continue
+                if gone:
+                    remedy = f"Restore {ref_key(path)} in its registry from a copy, or move it away and push the delta again."
+                    yield (
+                        path,
+                        IntegrityError(f"The reference document of {path}", "a file", "a link to nothing", remedy),
+                    )
 
 
 def damages(registry: Registry, digest: str, intact: set[str]) -> list[Damage]:

@@ -6,7 +6,6 @@ or the new ones. What a crash leaves behind lies in `staging/` and is never read
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import uuid
@@ -26,6 +25,7 @@ from deltahub.files import (
 )
 from deltahub.stores.base import Progress, Source, Swap, Swapped, object_key, require_digest
 from deltahub.stores.claiming import replace_claimed, replace_staged
+from deltahub.stores.walking import children, reading, walk
 from deltahub.syncing import Syncing
 
 STAGING: Final = "staging"
@@ -55,7 +55,7 @@ class LocalStore:
 
     def read(self, key: str) -> bytes:
         """The bytes under a key."""
-        with self._reading(key):
+        with reading(self.root, key):
             return (self.root / key).read_bytes()
 
     def read_tagged(self, key: str) -> tuple[bytes, str] | None:
@@ -68,12 +68,12 @@ class LocalStore:
 
     def size(self, key: str) -> int:
         """How many bytes are under a key."""
-        with self._reading(key):
+        with reading(self.root, key):
             return (self.root / key).stat().st_size
 
     def chunks(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The bytes under a key piece by piece."""
-        with self._reading(key):
+        with reading(self.root, key):
             reader = (self.root / key).open("rb")
         with reader:
             reader.seek(start)
@@ -82,7 +82,7 @@ class LocalStore:
 
     def fetch(self, key: str, into: Path, progress: Progress | None = None) -> str:
         """Copy the bytes under a key to a new file."""
-        with self._reading(key):
+        with reading(self.root, key):
             reader = (self.root / key).open("rb")
         digest = hashlib.sha256()
         with reader, into.open("xb") as writer:
@@ -174,12 +174,7 @@ class LocalStore:
 
     def children(self, folder: str) -> list[str]:
         """The names of keys and folders directly in a folder."""
-        try:
-            with self._reading(folder), os.scandir(self.root / folder) as entries:
-                return [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries]
-        except NotFoundError:
-            self._refuse_file()
-            return []
+        return children(self.root, folder)
 
     def folder_stamp(self, folder: str) -> str | None:
         """The folder's inode and times of change: every rename into it changes them."""
@@ -191,41 +186,8 @@ class LocalStore:
 
     def keys(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Every key that starts with `prefix`; a file's stamp is its inode, size and time of change."""
-        found = self._walk(prefix.rpartition("/")[0])
+        found = walk(self.root, prefix.rpartition("/")[0])
         yield from ((key, stamp) for key, stamp in found if key.startswith(prefix))
-
-    def _walk(self, key: str) -> Iterator[tuple[str, str]]:
-        try:
-            with self._reading(key):
-                entries = sorted(os.scandir(self.root / key), key=lambda entry: entry.name)
-        except NotFoundError:
-            self._refuse_file()
-            return
-        for entry in entries:
-            path = f"{key}/{entry.name}"
-            if entry.is_dir():
-                yield from self._walk(path)
-                continue
-            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
-                stat = entry.stat()
-                yield path, f"{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
-
-    def _refuse_file(self) -> None:
-        """A file where the folder or one above it should be is no empty store."""
-        there = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
-        if not there.is_dir():
-            msg = f"{there} is a file; expected the folder of a registry, {self.root}. Move it away, or set DELTAHUB_HOME."
-            raise StorageError(msg)
-
-    @contextlib.contextmanager
-    def _reading(self, key: str) -> Iterator[None]:
-        try:
-            with storage_errors("Reading the registry", self.root, "read"):
-                yield
-        except StorageError as error:
-            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
-                raise NotFoundError(key, (self.url,)) from error
-            raise
 
     def settle(self, keys: Iterable[str]) -> None:
         """Sync the folders of keys: their bytes were synced before they were renamed there."""
