@@ -39,6 +39,7 @@ _COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
     "inspect": ("inspect", "inspect"),
     "cache": ("cache", None),
     "registry": ("registries", None),
+    "source": ("sources", None),
     "serve": ("serve", None),
 }
 

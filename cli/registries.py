@@ -9,54 +9,42 @@ import typer
 
 from .options import JsonOpt, QuietOpt
 from .output import Output, print_json
+from .sources import EndpointOpt, NameArg, ProfileOpt, RegionOpt, UncheckedOpt, add_checked
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Say which registries there are beside the local one: folders, and buckets of S3 servers.",
 )
 
-NameArg = Annotated[str, typer.Argument(metavar="NAME", help="What the registry is called as a source.")]
-
 
 @app.command()
 def add(
     name: NameArg,
     url: Annotated[str, typer.Argument(metavar="URL", help="A folder, or s3://bucket/prefix.")],
-    endpoint: Annotated[
-        str | None, typer.Option("--endpoint", metavar="URL", help="The S3 server, if it is not AWS.")
-    ] = None,
-    region: Annotated[str | None, typer.Option("--region", help="The region of the bucket.")] = None,
-    profile: Annotated[
-        str | None, typer.Option("--profile", help="The profile of ~/.aws that has the keys; else the environment has.")
-    ] = None,
-    unchecked: Annotated[
-        bool, typer.Option("--unchecked", help="Add it without a look whether it can be read.")
-    ] = False,
+    endpoint: EndpointOpt = None,
+    region: RegionOpt = None,
+    profile: ProfileOpt = None,
+    unchecked: UncheckedOpt = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
     """Add a registry: NAME:namespace/name is then a delta in it.
 
-    Names without a source are looked for in the local registry first, then in the others in the order in which they were added.
-    Keys are never written down: they come from the environment, or from a profile of ~/.aws.
+    Names without a source are looked for in the local registry first, then in the others in the order in which they were added;
+    `deltahub source order` changes that. Keys are never written down: they come from the environment, or from a profile of ~/.aws.
 
     [dim]deltahub registry add team /mnt/team/deltas[/dim]
 
     [dim]deltahub registry add team s3://acme/deltas --endpoint https://s3.acme.org --profile acme[/dim]
     """
-    from deltahub.configured import Configured
-    from deltahub.registry.registry import Registry
-    from deltahub.settings import change
+    from deltahub.configured import HUB, Configured
+    from deltahub.errors import ConfigError
 
     entry = Configured.checked(name, url, endpoint=endpoint, region=region, profile=profile)
-    count = None if unchecked else len(Registry(entry.store(), name).names())
-    change(lambda registries: registries.add(entry))
-    many = "no delta yet" if not count else "one delta" if count == 1 else f"{count:,} deltas"
-    Output(as_json=json, quiet=quiet).result(
-        {**asdict(entry), "deltas": count},
-        f"{name} is {entry.store().url}{'' if count is None else f', which holds {many}'}",
-        f"Push to it with: deltahub push ./ckpt --to {name}",
-    )
+    if entry.kind == HUB:
+        msg = f"{url} is a hub and no registry. Add it with: deltahub source add {name} {url}"
+        raise ConfigError(msg)
+    add_checked(entry, Output(as_json=json, quiet=quiet), unchecked=unchecked)
 
 
 @app.command("list")
@@ -65,19 +53,18 @@ def list_(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 
     [dim]deltahub registry list[/dim]
     """
-    from deltahub.configured import LOCAL, Configured
-    from deltahub.places import home
+    from deltahub.configured import REGISTRY
     from deltahub.settings import Settings
 
-    registries = Settings.read()
-    known = [Configured(LOCAL, str(home() / "registry")), *registries.known.values()]
+    settings = Settings.read()
+    known = [entry for entry in settings.sources if entry.kind == REGISTRY]
     if json:
-        print_json([{**asdict(entry), "default": entry.name == registries.default} for entry in known])
+        print_json([{**asdict(entry), "default": entry.name == settings.default} for entry in known])
         return
     rows = [
         (
             entry.name,
-            "default" if entry.name == registries.default else "",
+            "default" if entry.name == settings.default else "",
             entry.store().url,
             " ".join(f"{key}={value}" for key in ("region", "profile") if (value := getattr(entry, key))),
         )

@@ -174,6 +174,7 @@ def test_the_modules_import_each_other_without_cycles():
         ["verify"],
         ["cache", "list"],
         ["registry", "list"],
+        ["source", "list"],
     ],
     ids=" ".join,
 )
