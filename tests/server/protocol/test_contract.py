@@ -21,6 +21,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, Repositor
 
 from tests.checkpoints import content_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the client's own HTTP library
+
 REPO = "acme/sst2"
 WEIGHTS = hashlib.shake_256(b"weights").digest(450_017)
 
