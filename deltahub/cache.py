@@ -182,6 +182,7 @@ def copy_delta(manifest: Manifest, folder: Path, to: Path) -> None:
         to.mkdir(parents=True, exist_ok=True)
         with staging(to) as stage:
             for entry in manifest.files:
+                (stage / entry.path).parent.mkdir(parents=True, exist_ok=True)
                 _copy(folder / entry.path, stage / entry.path, entry)
             move_all(stage, to, sorted((entry.path for entry in manifest.files), key=CONFIG.__eq__))
 

@@ -118,9 +118,11 @@ def move_all(stage: Path, folder: Path, names: Sequence[str]) -> None:
     replaced.mkdir()
     known = [name for name in names if (folder / name).exists()]
     for name in known:
+        (replaced / name).parent.mkdir(parents=True, exist_ok=True)
         _keep(folder / name, replaced / name)
     try:
         for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(stage / name, folder / name)
     except BaseException:
         for name in names:
