@@ -57,7 +57,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     yield open_page
     for context in contexts:
         context.close()
-    assert complaints == []
+    assert not complaints, complaints
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import nh3
 import yaml
@@ -59,17 +59,22 @@ class Card:
 
 
 @lru_cache(maxsize=128)
-def render_card(text: str, repository: str, revision: str) -> Card:
+def render_card(text: str, repository: str, revision: str, files: frozenset[str] = frozenset()) -> Card:
     """Render a card.
 
     Args:
         text: Markdown, perhaps after front matter between lines of ``---``.
         repository: the address that relative links belong to, e.g. ``"/acme/ner"``.
         revision: what of it, e.g. ``"v3"``.
+        files: the paths of its files, for pictures.
     """
     head, body = split_front_matter(text)
     facts, wrong = front_matter(head)
-    environment = {"links": f"{repository}/blob/{revision}/", "pictures": f"{repository}/resolve/{revision}/"}
+    environment = {
+        "links": f"{repository}/blob/{revision}/",
+        "pictures": f"{repository}/resolve/{revision}/",
+        "files": files,
+    }
     tokens = _MARKDOWN.parse(body, environment)
     _fit_headings(tokens)
     rendered = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, environment)
@@ -173,15 +178,15 @@ def _image(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: An
     token = tokens[at]
     source = address(str(token.attrGet("src") or ""), env["pictures"])
     words = renderer.renderInlineAsText(token.children or [], options, env)  # type: ignore[arg-type]
-    if source is None or source.startswith("#"):
-        return _escaped(words)
-    if urlsplit(source).scheme:
+    if source is not None and urlsplit(source).scheme:
         return f'<a href="{_escaped(source)}">{_escaped(words or "picture")} (a picture from elsewhere)</a>'
+    if source is None or unquote(source.removeprefix(env["pictures"])) not in env["files"]:
+        return _escaped(words)
     return f'<img src="{_escaped(source)}" alt="{_escaped(words)}">'
 
 
 def _table(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: Mapping[str, Any]) -> str:
-    return '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>\n'
+    return '<div class="scroll" tabindex="0" role="group" aria-label="Table"><table>\n'
 
 
 def _table_end(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: Mapping[str, Any]) -> str:

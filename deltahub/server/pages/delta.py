@@ -78,7 +78,8 @@ def _card(request: Request, found: Found) -> tuple[Card | None, str]:
         text = content_of(request, entry).decode("utf-8", "replace")
     except (IntegrityError, NotFoundError):
         return None, "The card is damaged or gone. Ask whoever runs this hub to run `deltahub verify --repair`."
-    return render_card(text, f"/{found.document.name}", found.version), ""
+    files = frozenset(file.path for file in found.manifest.files)
+    return render_card(text, f"/{found.document.name}", found.version, files), ""
 
 
 def _facts(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ EVIL = (
 
 
 def shown(text: str) -> str:
-    return str(render_card(text, "/acme/ner", "v3").html)
+    return str(render_card(text, "/acme/ner", "v3", frozenset({"plot.png", "x.png"})).html)
 
 
 class Elements(HTMLParser):
@@ -113,6 +113,7 @@ def test_a_link_leads_into_the_repository_or_openly_elsewhere(target, expected):
 
 def test_pictures_of_the_repository_are_shown_and_those_from_elsewhere_are_links():
     assert shown("![a plot](plot.png)") == '<p><img src="/acme/ner/resolve/v3/plot.png" alt="a plot"></p>\n'
+    assert shown("![a plot](missing.png)") == "<p>a plot</p>\n"
     elsewhere = shown("![a plot](https://tracker.example/x.png)")
     assert "<img" not in elsewhere
     assert 'rel="nofollow noopener noreferrer"' in elsewhere
