@@ -1,0 +1,67 @@
+"""Facets: how many deltas there are of each method, backbone, tag and author among those that a query means."""
+
+from __future__ import annotations
+
+import pytest
+
+from deltahub.checkpoint import describe
+from deltahub.reference import Reference
+from deltahub.registry.facets import facets
+from deltahub.registry.index import Index
+from deltahub.registry.query import Query
+
+
+@pytest.fixture
+def index(registry, tmp_path, new_checkpoint, monkeypatch) -> Index:
+    for name, author, backbone, tags in (
+        ("acme/a", "ada", "bert", ("x", "task=a")),
+        ("acme/b", "ada", "bert", ("x",)),
+        ("acme/c", "grace", "t5", ("x", "y")),
+        ("acme/d", "grace", "", ()),
+    ):
+        monkeypatch.setenv("DELTAHUB_AUTHOR", author)
+        options = (
+            {"backbone_checkpoint_name": backbone}
+            if backbone
+            else {"backbone_checkpoint_name": "", "backbone_class": ""}
+        )
+        folder = new_checkpoint(**options, modified_modules=[name])
+        registry.publish(Reference.parse(name), describe(folder), folder, tags=tags)
+    return Index(tmp_path / "index.sqlite3", registry)
+
+
+def counts(index, limit=8, **query):
+    return {facet.name: dict(facet.values) for facet in facets(index, Query(**query), limit)}
+
+
+def test_every_value_is_counted_and_an_unknown_one_is_none(index):
+    assert counts(index) == {
+        "delta_type": {"lora": 4},
+        "backbone": {"bert": 2, "t5": 1},
+        "tags": {"x": 3, "task=a": 1, "y": 1},
+        "author": {"ada": 2, "grace": 2},
+    }
+
+
+def test_what_is_asked_of_a_facet_narrows_the_others_alone(index):
+    found = counts(index, author="ada")
+    assert found["author"] == {"ada": 2, "grace": 2}
+    assert found["backbone"] == {"bert": 2}
+    assert found["tags"] == {"x": 2, "task=a": 1}
+
+
+def test_tags_narrow_each_other(index):
+    assert counts(index, tags=("y",))["tags"] == {"x": 1, "y": 1}
+
+
+def test_words_and_hidden_names_narrow_everything(index):
+    assert counts(index, text="acme/b")["author"] == {"ada": 1}
+    assert counts(index, hidden=("acme/a", "acme/b"))["author"] == {"grace": 2}
+
+
+def test_the_most_frequent_come_first_and_what_is_asked_for_is_always_there(index):
+    found = facets(index, Query(tags=("x", "nobody-has-this")), limit=1)
+    tags = next(facet for facet in found if facet.name == "tags")
+    assert dict(tags.values) == {"x": 0, "nobody-has-this": 0}
+    assert tags.chosen == ("x", "nobody-has-this")
+    assert next(facet for facet in facets(index, Query(), limit=1) if facet.name == "backbone").values == (("bert", 2),)
