@@ -6,6 +6,7 @@ Uvicorn waits for as long as it takes for the head of a request, and for its ans
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any, Final
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -29,6 +30,9 @@ class GuardedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for a request."""
         super().connection_made(transport)
+        # asyncio does so only for sockets that were made for TCP by name; without it, small answers wait 40 ms for each other.
+        if (line := transport.get_extra_info("socket")) is not None:
+            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._head = self.loop.call_later(self.head, transport.abort)
 
     def data_received(self, data: bytes) -> None:

@@ -56,10 +56,9 @@ class Client:
 
     def pull(self, repository: str, path: str, revision: str = "main") -> bytes:
         """A file, as clients fetch it: its head first, then its bytes, whose digest must be the one in the head."""
-        address = f"/{repository}/resolve/{revision}/{path}"
-        status, headers, _ = self.ask("HEAD", address)
+        status, headers, _ = self.ask("HEAD", f"/{repository}/resolve/{revision}/{path}")
         assert status == 200, status
-        status, _, data = self.ask("GET", address)
+        status, _, data = self.ask("GET", f"/{repository}/resolve/{headers['X-Repo-Commit']}/{path}")
         assert status == 200, (status, data)
         assert headers["ETag"].strip('"') == hashlib.sha256(data).hexdigest()
         return data
