@@ -13,6 +13,7 @@ from .options import JsonOpt, QuietOpt, RefArg, SourceOpt, TagsOpt, split_tags
 from .output import Output, print_json, size_text
 
 if TYPE_CHECKING:
+    from deltahub.manifest import Manifest
     from deltahub.registry.index import Listed
 
 _SHOWN = 50  # rows of a table, unless told otherwise
@@ -133,7 +134,6 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     [dim]deltahub show DeltaHub/sst2-t5-base@champion[/dim]
     """
     from deltahub.hub import Hub
-    from deltahub.naming import backbone_name
     from deltahub.reference import Reference
 
     hub = Hub.open()
@@ -154,6 +154,7 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         "aliases": dict(document.aliases),
         "versions": {name: known.digest for name, known in document.versions.items()},
         "removed": {name: asdict(gone) for name, gone in document.removed.items()},
+        "kind": manifest.kind,
         "config": dict(manifest.config),
         "parameters": dict(manifest.parameters),
         "metrics": list(manifest.metrics),
@@ -164,7 +165,6 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         print_json(data)
         return
     out = Output(as_json=json, quiet=quiet)
-    config = manifest.config
     pointing = sorted(alias for alias, target in document.aliases.items() if target == version)
     facts = [
         ("delta", str(exact)),
@@ -173,6 +173,24 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         ("aliases", " ".join(pointing) or "none"),
         ("tags", " ".join(entry.tags) or "none"),
         ("versions", " ".join(document.versions)),
+        *_content(manifest),
+        ("metrics", _metrics({m["metric_type"]: m["metric_value"] for m in manifest.metrics}) or "none"),
+    ]
+    out.rows(("", ""), facts, key=None)
+    out.rows(("file", "size", "sha256"), [(f.path, size_text(f.size), f.sha256) for f in manifest.files], key=None)
+
+
+def _content(manifest: Manifest) -> list[tuple[str, str]]:
+    """What a version holds, in words."""
+    from deltahub.manifest import FILES
+    from deltahub.naming import backbone_name
+    from deltahub.registry.summary import summary_of
+
+    config = manifest.config
+    if manifest.kind == FILES:
+        kind, total = str(summary_of(manifest)["delta_type"]), manifest.parameters["total"]
+        return [("files", kind), ("base model", backbone_name(config) or "unknown"), ("parameters", f"{total:,}")]
+    return [
         ("method", str(config["delta_type"])),
         ("modules", " ".join(config.get("modified_modules") or ())),
         ("backbone", f"{backbone_name(config) or '?'} ({config.get('backbone_class') or '?'})"),
@@ -182,10 +200,7 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         ("license", str(config.get("metadata", {}).get("license", "unknown"))),
         ("saved with", " ".join(_tools(config))),
         ("parameters", f"{manifest.parameters['delta']:,} of the delta, {manifest.parameters['total']:,} in all"),
-        ("metrics", _metrics({m["metric_type"]: m["metric_value"] for m in manifest.metrics}) or "none"),
     ]
-    out.rows(("", ""), facts, key=None)
-    out.rows(("file", "size", "sha256"), [(f.path, size_text(f.size), f.sha256) for f in manifest.files], key=None)
 
 
 def _parent(parent: Mapping[str, str]) -> str:

@@ -47,6 +47,10 @@ CARD: Final = "README.md"
 PICKLE: Final = "pytorch_model.bin"  # what OpenDelta wrote
 RESUMED: Final = "resumed"  # how a delta came of another: trained on from it,
 CONVERTED: Final = "converted"  # or read from a checkpoint in the format of others
+_OTHERS: Final = (  # what lies in a folder that is no delta, by a file of it, the more telling one last
+    ("config.json", "a model, which from_pretrained of transformers loads"),
+    ("adapter_config.json", "an adapter in the format of PEFT, which PeftModel.from_pretrained loads"),
+)
 DELTA_PART: Final = ".deltas."  # in a tensor's name after a ".": what stands after it is the delta's own
 
 Saver = Callable[[Mapping[str, "Tensor"], Path], None]
@@ -86,6 +90,9 @@ def read_document(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         remedy = "Point to the folder that save_finetuned wrote."
+        for name, what in _OTHERS:
+            if (folder / name).is_file():
+                remedy = f"It holds {what}."
         if (folder / PICKLE).is_file():
             remedy = (
                 f"Its {PICKLE} is a pickle, which is neither pushed nor opened unasked: if you trust its author, load it "

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from deltahub import checkpoint
 from deltahub.cache import Cache
+from deltahub.errors import CheckpointError
 from deltahub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.collection import collect
@@ -126,3 +127,26 @@ def test_what_the_client_deletes_is_freed_by_collections_of_the_registry(api, hu
     collect(hub.registry, timedelta(0))
     collect(hub.registry, timedelta(0))
     assert list(hub.registry.store.keys("objects/")) == []
+
+
+def test_show_says_what_files_are(api, hub, adapter, monkeypatch, capsys):
+    from deltahub_cli.main import main
+
+    api.create_repo(REPO)
+    api.upload_folder(repo_id=REPO, folder_path=adapter)
+    monkeypatch.setattr("sys.argv", ["deltahub", "show", f"{hub.registry.store.url}:{REPO}"])
+    with pytest.raises(SystemExit):
+        main()
+
+    shown = capsys.readouterr().out
+    assert "peft lora" in shown
+    assert "bert-base-uncased" in shown
+
+
+@pytest.mark.parametrize(
+    ("file", "said"), [("adapter_config.json", "an adapter in the format of PEFT"), ("config.json", "a model, which")]
+)
+def test_loading_files_as_a_delta_says_what_they_are(tmp_path, file, said):
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(CheckpointError, match=f"holds no delta.*It holds {said}"):
+        checkpoint.read_document(tmp_path)
