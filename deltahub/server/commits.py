@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -24,12 +25,13 @@ from deltahub.registry.entries import Version, merged_tags, number
 from deltahub.registry.summary import summary_of
 from deltahub.server.bodies import blocks
 from deltahub.server.facts import CARD_KEYS
+from deltahub.server.frontmatter import texts
 from deltahub.server.names import below, check_path, refuse_clashes
 from deltahub.server.operations import HEAD, Added, Deleted, Named, Operations, Parser
 from deltahub.server.paths import MODEL
 from deltahub.server.pickles import refuse_pickle
 from deltahub.server.refusals import ENTRY_NOT_FOUND, REVISION_NOT_FOUND, Refusal
-from deltahub.server.repositories import Repository, commit_id, open_repository
+from deltahub.server.repositories import Repository, commit_id, is_delta, open_repository
 from deltahub.server.revisions import check_branch, stamp_of
 from deltahub.server.state import state_of
 from deltahub.stores.base import Source
@@ -113,12 +115,13 @@ class _Change:
         self._require_parent()
         tree = self._tree()
         manifest = describe_files(tree.values(), self._read)
-        if manifest.digest == self._before.manifest.digest:
+        tags = self._tags(manifest, tree.get(CARD))
+        if manifest.digest == self._before.manifest.digest and self._has(tags):
             return manifest.digest
         needed = {entry.sha256 for entry in manifest.files}
         objects: dict[str, Source] = {sha256: file for sha256, file in self._files.items() if sha256 in needed}
         objects[manifest.digest.removeprefix("sha256:")] = manifest.to_bytes()
-        added = self._version(manifest)
+        added = self._version(manifest, tags)
         if not self._repository.document.versions:
             self._state.registry.refuse_twin(self._repository.path)
 
@@ -194,20 +197,32 @@ class _Change:
             file.seek(start)
             return file.read(end - start)
 
-    def _version(self, manifest: Manifest) -> Version:
-        time, author = self._stamp
-        message = f"{self._operations.summary}\n\n{self._operations.description}".strip()
+    def _tags(self, manifest: Manifest, page: FileEntry | None) -> tuple[str, ...]:
+        """The tags of the version: those saved in it, and those of the page that was committed with a delta."""
+        told = list(manifest.config.get("metadata", {}).get("tags", ()))
+        if is_delta(manifest) and page:
+            general = {"deltahub", manifest.config["delta_type"]}
+            told += [tag for tag in texts(self._state.card_of(page, self._read).get("tags")) if tag not in general]
         tags: list[str] = []
-        for tag in manifest.config.get("metadata", {}).get("tags", ()):
+        for tag in told:
             try:
                 tags.append(check_tag(tag))
-            except ReferenceSyntaxError:  # it stays in the config
+            except ReferenceSyntaxError:  # it stays where it is
                 continue
+        return merged_tags((), tags)
+
+    def _has(self, tags: Collection[str]) -> bool:
+        entry = self._before.entry
+        return entry is None or merged_tags(entry.tags, tags) == entry.tags
+
+    def _version(self, manifest: Manifest, tags: tuple[str, ...]) -> Version:
+        time, author = self._stamp
+        message = f"{self._operations.summary}\n\n{self._operations.description}".strip()
         summary: dict[str, Any] = dict(summary_of(manifest))
         card = next((self._state.card_of(entry, self._read) for entry in manifest.files if entry.path == CARD), {})
         if told := {key: card[key] for key in CARD_KEYS if key in card}:
             summary["card"] = told
-        return Version(manifest.digest, time, author, stamps.text(message), merged_tags((), tags), summary)
+        return Version(manifest.digest, time, author, stamps.text(message), tags, summary)
 
     def _changed(self, document: ReferenceDocument, added: Version) -> ReferenceDocument:
         """The document with the version at the end of its branch.

@@ -18,11 +18,12 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from deltahub.describing import MANIFEST
 from deltahub.errors import IntegrityError, NotFoundError
 from deltahub.manifest import FileEntry
 from deltahub.server.paths import REPOSITORY
 from deltahub.server.refusals import ENTRY_NOT_FOUND, Refusal
-from deltahub.server.repositories import open_repository
+from deltahub.server.repositories import is_delta, open_repository
 from deltahub.server.state import State, state_of
 from deltahub.stores.base import object_key
 
@@ -31,7 +32,7 @@ _REVALIDATE: Final = "no-cache"  # a branch may move
 
 
 def resolve(request: Request) -> Response:
-    """A file, or with ``Range`` a part of it.
+    """A file, or with ``Range`` a part of it. A delta has its manifest among its files, though no list shows it.
 
     Raises:
         Refusal: there is no such file, or the range lies outside it.
@@ -40,6 +41,8 @@ def resolve(request: Request) -> Response:
     commit = repository.at(request.path_params["revision"])
     path = request.path_params["path"]
     entry = next((entry for entry in commit.manifest.files if entry.path == path), None)
+    if entry is None and path == MANIFEST and is_delta(commit.manifest):  # an object of the store like any file
+        entry = FileEntry(path, commit.manifest.digest.removeprefix("sha256:"), len(commit.manifest.to_bytes()))
     if entry is None:
         where = {"X-Repo-Commit": commit.id}
         raise Refusal(404, f"{path} is no file of {repository.path} at {commit.id}.", ENTRY_NOT_FOUND, where)

@@ -67,6 +67,12 @@ class Facts:
         own = [*texts(self.card.get("tags")), *self.tags, *texts(self.library), *texts(self.pipeline), *method]
         return list(dict.fromkeys([*own, *texts(card.get("language")), *prefixed]))
 
+    def card_data(self, card: Mapping[str, Any]) -> dict[str, Any]:
+        """A card's front matter with the tags of the version, which a client of the Hub looks for there."""
+        own = texts(card.get("tags"))
+        added = [tag for tag in self.tags if tag not in own]
+        return {**card, "tags": [*own, *added]} if added else dict(card)
+
     def to_dict(self) -> dict[str, Any]:
         """The facts as a client of the Hub reads them."""
         return {

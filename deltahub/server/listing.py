@@ -90,7 +90,7 @@ def _shown(request: Request, state: State, facts: Facts) -> dict[str, Any]:
     )
     files = state.manifest(version.digest).files if version else ()
     card = next((state.card(entry.sha256, entry.size) for entry in files if entry.path == CARD), {})
-    return expanded({**found, "siblings": siblings(files), "cardData": card}, wanted)
+    return expanded({**found, "siblings": siblings(files), "cardData": facts.card_data(card)}, wanted)
 
 
 def facts_of(repository: Repository, commit: Commit) -> Facts:
@@ -111,7 +111,7 @@ def model_info(request: Request) -> Response:
     files = commit.manifest.files
     found = {
         **facts.to_dict(),
-        "cardData": dict(facts.card),
+        "cardData": facts.card_data(facts.card),
         "siblings": siblings(files, blobs="blobs" in request.query_params),
         "spaces": [],
         "usedStorage": commit.manifest.size,
