@@ -1,0 +1,211 @@
+"""Large files by hand, as git-lfs sends them: signed addresses that are good for one thing, for a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import requests
+
+from deltahub.registry import uploads
+from deltahub.registry.collection import collect
+from deltahub.server import lfs, signatures
+
+REPO = "acme/sst2"
+DATA = hashlib.shake_256(b"large").digest(250_000)
+OID = hashlib.sha256(DATA).hexdigest()
+
+
+class Caller:
+    """Sends requests with a token."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self.url, self.headers = url, {"Authorization": f"Bearer {token}"}
+
+    def batch(self, *objects: tuple[str, int], repo: str = REPO, **body: object) -> requests.Response:
+        listed = [{"oid": oid, "size": size} for oid, size in objects]
+        given = {"operation": "upload", "transfers": ["basic", "multipart"], "objects": listed, **body}
+        return requests.post(
+            f"{self.url}/{repo}.git/info/lfs/objects/batch", json=given, headers=self.headers, timeout=30
+        )
+
+    def address(self, oid: str = OID, size: int = len(DATA), **options: object) -> dict:
+        return self.batch((oid, size), **options).json()["objects"][0]["actions"]["upload"]
+
+    def verify(self, oid: str = OID, size: int = len(DATA)) -> int:
+        body = {"oid": oid, "size": size}
+        url = f"{self.url}/{REPO}.git/info/lfs/verify"
+        return requests.post(url, json=body, headers=self.headers, timeout=30).status_code
+
+    def commit(self, oid: str = OID, repo: str = REPO, **value: object) -> requests.Response:
+        lines = [
+            {"key": "header", "value": {"summary": "large"}},
+            {"key": "lfsFile", "value": {"path": "large.txt", "algo": "sha256", "oid": oid, **value}},
+        ]
+        body = "\n".join(map(json.dumps, lines))
+        url = f"{self.url}/api/models/{repo}/commit/main"
+        return requests.post(url, data=body, headers=self.headers, timeout=30)
+
+
+def put(href: str, data: bytes = DATA) -> requests.Response:
+    return requests.put(href, data=data, timeout=30)
+
+
+@pytest.fixture
+def caller(hub, api) -> Caller:
+    api.create_repo(REPO)
+    api.create_repo("acme/other")
+    return Caller(hub.url, hub.token())
+
+
+def test_a_file_is_sent_checked_named_by_a_commit_and_fetched(caller):
+    answer = caller.batch((OID, len(DATA)))
+    assert answer.headers["Content-Type"] == "application/vnd.git-lfs+json"
+    assert answer.json()["transfer"] == "basic"
+    assert caller.verify() == 404
+    assert put(answer.json()["objects"][0]["actions"]["upload"]["href"]).status_code == 200
+    assert caller.verify() == 200
+    assert caller.verify(size=1) == 404
+    assert caller.commit(size=len(DATA)).status_code == 200
+
+    found = caller.batch((OID, len(DATA)), operation="download").json()["objects"][0]
+    assert requests.get(found["actions"]["download"]["href"], timeout=30).content == DATA
+
+
+def test_what_the_repository_has_is_not_sent_again_and_no_other_repository_is_told_of(caller):
+    put(caller.address()["href"])
+    assert "actions" not in caller.batch((OID, len(DATA))).json()["objects"][0]
+    assert "actions" in caller.batch((OID, len(DATA)), repo="acme/other").json()["objects"][0]
+    caller.commit()
+    assert "actions" not in caller.batch((OID, len(DATA))).json()["objects"][0]
+    assert "actions" in caller.batch((OID, len(DATA)), repo="acme/other").json()["objects"][0]
+
+
+def test_a_commit_names_nothing_that_was_not_sent_to_its_repository(caller):
+    put(caller.address()["href"])
+    refused = caller.commit(repo="acme/other")
+
+    assert (refused.status_code, "were not uploaded to acme/other" in refused.json()["error"]) == (400, True)
+    assert caller.commit(oid="0" * 64).status_code == 400
+    assert caller.commit(size=1).status_code == 400
+
+
+def test_other_bytes_than_announced_are_refused_and_not_kept(caller, hub):
+    for data in (DATA[:-1] + b"?", DATA[:-1], DATA + b"?"):
+        assert put(caller.address()["href"], data).status_code == 400
+    assert caller.verify() == 404
+    assert list(hub.registry.store.keys("objects/")) == []
+
+
+def test_an_address_is_good_for_what_it_was_signed_for_and_nothing_else(caller):
+    href = caller.address()["href"]
+    other = hashlib.sha256(b"other").hexdigest()
+    changed = [
+        href.replace("/acme/sst2.git", "/acme/other.git"),
+        href.replace(OID, other),
+        href.replace(f"size={len(DATA)}", "size=5"),
+        re.sub(r"expires=\d+", "expires=99999999999", href),
+        re.sub(r"signature=\w+", "signature=00", href),
+        re.sub(r"signature=\w+", "signature=%C3%A9", href),
+        href.partition("?")[0],
+    ]
+    assert {put(address).status_code for address in changed} == {403}
+    assert put(href).status_code == 200
+
+
+def test_an_address_expires(caller, monkeypatch):
+    monkeypatch.setattr(signatures, "LIFETIME", -1)
+    answer = put(caller.address()["href"])
+
+    assert (answer.status_code, "has expired" in answer.json()["error"]) == (403, True)
+
+
+def test_every_process_of_a_hub_takes_the_addresses_of_the_others(caller, hub):
+    from tests.hub_server import hub_server
+
+    with hub_server(hub.registry, hub.settings) as other:
+        assert put(caller.address()["href"].replace(hub.url, other.url)).status_code == 200
+    assert caller.verify() == 200
+
+
+@pytest.fixture
+def parts(monkeypatch) -> None:
+    monkeypatch.setattr(lfs, "MULTIPART_FROM", 100_000)
+    monkeypatch.setattr(lfs, "PART", 100_000)
+
+
+def sent(header: dict[str, str], data: bytes = DATA) -> list[int]:
+    size = int(header["chunk_size"])
+    numbers = sorted(int(key) for key in header if key.isdigit())
+    return [put(header[str(n)], data[(n - 1) * size : n * size]).status_code for n in numbers]
+
+
+def test_a_file_in_parts_is_put_together_when_all_are_there(caller, parts, hub):
+    action = caller.address()
+    header = action["header"]
+    body = {"oid": OID, "parts": []}
+    assert requests.post(action["href"], json=body, timeout=30).status_code == 400  # nothing was sent yet
+    assert put(header["2"], b"short").status_code == 400
+    assert sent(header) == [200, 200, 200]
+    assert sent(header) == [200, 200, 200]  # sent again, after a lost answer
+    assert requests.post(action["href"], json=body, timeout=30).status_code == 200
+    assert caller.verify() == 200
+    assert list(hub.registry.store.keys("hub/parts/")) == []
+    assert caller.commit().status_code == 200
+    assert list(hub.registry.store.keys("hub/uploads/")) == []
+
+
+def test_parts_of_other_bytes_are_not_put_together(caller, parts):
+    action = caller.address()
+    assert sent(action["header"], DATA[::-1]) == [200, 200, 200]
+    assert requests.post(action["href"], json={}, timeout=30).status_code == 400
+    assert caller.verify() == 404
+
+
+def test_a_client_that_knows_no_parts_sends_the_whole(caller, parts):
+    answer = caller.batch((OID, len(DATA)), transfers=["basic"]).json()
+    assert (answer["transfer"], "header" in answer["objects"][0]["actions"]["upload"]) == ("basic", False)
+
+
+def test_what_waits_for_its_commit_is_kept_by_collections_and_goes_when_none_comes(caller, hub, monkeypatch):
+    put(caller.address()["href"])
+    for _ in range(3):
+        assert collect(hub.registry, timedelta(0)).freed == {}
+    assert caller.commit().status_code == 200
+
+    other = b"never committed"
+    oid = hashlib.sha256(other).hexdigest()
+    put(caller.address(oid, len(other))["href"], other)
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(UTC) + timedelta(days=2)
+
+    monkeypatch.setattr(uploads, "datetime", Later)
+    assert list(collect(hub.registry, timedelta(0)).freed) == [oid]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"operation": "steal"},
+        {"objects": "all"},
+        {"objects": [{"oid": "../x", "size": 1}]},
+        {"objects": [{"oid": OID, "size": -1}]},
+        {"objects": [{"oid": OID, "size": True}]},
+        {"objects": [7]},
+        {"hash_algo": "md5"},
+        {"transfers": "basic", "objects": []},
+    ],
+)
+def test_a_batch_that_makes_no_sense_is_refused(caller, body):
+    assert caller.batch((OID, 1), **body).status_code in (400, 409)
+
+
+def test_a_file_that_is_too_large_has_an_error_of_its_own(caller):
+    found = caller.batch((OID, 6 << 30)).json()["objects"][0]
+    assert found["error"]["code"] == 413
