@@ -52,6 +52,12 @@ def test_the_page_says_what_the_registry_knows(pages, hub, ner):
         assert entry.sha256 in text
 
 
+@pytest.mark.parametrize(("known", "told"), [(["sentiment"], "f1, sentiment<"), ([], "f1<")])
+def test_a_metric_is_shown_with_what_is_known_of_it(pages, push, known, told):
+    push("acme/bare", metrics={"f1": 0.8}, metadata={"train_tasks": known, "train_datasets": []})
+    assert told in pages.get("/acme/bare").text
+
+
 def test_files_are_downloaded_byte_for_byte_and_never_opened(pages, hub, ner):
     found = hub.registry.resolve(Reference.parse(ner))
     links = re.findall(r'href="([^"]+)" download', pages.get(f"/{ner}").text)
