@@ -174,11 +174,11 @@ def copy_delta(manifest: Manifest, folder: Path, to: Path) -> None:
     """
     from deltahub.checkpoint import CONFIG
 
-    taken = [entry.path for entry in manifest.files if (to / entry.path).exists()]
-    if taken and not (to / CONFIG).is_file():
-        msg = f"{to} holds no delta, and its {', '.join(taken)} would be overwritten. Choose a new folder."
-        raise CheckpointError(msg)
     with storage_errors("Copying the delta", to):
+        taken = [entry.path for entry in manifest.files if (to / entry.path).exists()]
+        if taken and not (to / CONFIG).is_file():
+            msg = f"{to} holds no delta, and its {', '.join(taken)} would be overwritten. Choose a new folder."
+            raise CheckpointError(msg)
         to.mkdir(parents=True, exist_ok=True)
         with staging(to) as stage:
             for entry in manifest.files:

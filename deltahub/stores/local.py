@@ -7,6 +7,7 @@ or the new ones. What a crash leaves behind lies in `staging/` and is never read
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -77,16 +78,19 @@ class LocalStore:
             reader = (self.root / key).open("rb")
         with reader:
             reader.seek(start)
-            while chunk := reader.read(CHUNK if end is None else min(CHUNK, end - reader.tell())):
+            while True:
+                with reading(self.root, key):
+                    chunk = reader.read(CHUNK if end is None else min(CHUNK, end - reader.tell()))
+                if not chunk:
+                    return
                 yield chunk
 
     def fetch(self, key: str, into: Path, progress: Progress | None = None) -> str:
         """Copy the bytes under a key to a new file."""
-        with reading(self.root, key):
-            reader = (self.root / key).open("rb")
-        digest = hashlib.sha256()
-        with reader, into.open("xb") as writer:
-            while chunk := reader.read(CHUNK):
+        digest, chunks = hashlib.sha256(), self.chunks(key)
+        first = next(chunks, b"")  # a missing key makes no file
+        with into.open("xb") as writer:
+            for chunk in itertools.chain([first], chunks):
                 digest.update(chunk)
                 writer.write(chunk)
                 if progress:

@@ -76,7 +76,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _refuse_file(root: Path) -> None:
     """A file where the folder or one above it should be is no empty store."""
-    there = next(path for path in (root, *root.absolute().parents) if path.exists())
-    if not there.is_dir():
+    with storage_errors("Reading the registry", root, "read"):
+        there = next(path for path in (root, *root.absolute().parents) if path.exists())
+        folder = there.is_dir()
+    if not folder:
         msg = f"{there} is a file; expected the folder of a registry, {root}. Move it away, or set DELTAHUB_HOME."
         raise StorageError(msg)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deltahub import checkpoint
 from deltahub.bundle import export_bundle, import_bundle
+from deltahub.manifest import Manifest
 from deltahub.reference import Reference
 from deltahub.registry.collection import collect
 from deltahub.registry.document import ReferenceDocument
@@ -31,12 +32,13 @@ class World:
     """What the actions need beside the registry that they change.
 
     Attributes:
-        folders: checkpoints. The registry has the first two as versions, and had the third.
+        folders: checkpoints, and their manifests. The registry has the first two as versions, and had the third.
         other: a registry with all of them, and one more.
         file: a bundle of the newest version there.
     """
 
     folders: list[Path]
+    manifests: list[Manifest]
     other: Registry
     file: Path
 
@@ -44,7 +46,8 @@ class World:
     def build(cls, root: Path) -> World:
         """Make it in an empty folder."""
         folders = [save_checkpoint(root / str(number), value=number / 4) for number in range(4)]
-        world = cls(folders, Registry(MemoryStore(), "other"), root / "x.tar")
+        manifests = [checkpoint.describe(folder) for folder in folders]
+        world = cls(folders, manifests, Registry(MemoryStore(), "other"), root / "x.tar")
         for number in range(4):
             world.push(world.other, number, aliases=[] if number else ["champion"])
         export_bundle([(world.other, NER)], world.file)
@@ -52,8 +55,7 @@ class World:
 
     def push(self, registry: Registry, number: int, **options: list[str]) -> None:
         """Publish one of the checkpoints."""
-        folder = self.folders[number]
-        registry.publish(NER, checkpoint.describe(folder), folder, **options)
+        registry.publish(NER, self.manifests[number], self.folders[number], **options)
 
     def fill(self, store: Store) -> Registry:
         """A registry with two versions, of which the first is the champion, and a third one that was removed."""
@@ -76,6 +78,14 @@ ACTIONS: dict[str, Callable[[Registry, World], object]] = {
     "copy": lambda registry, world: list(copy(world.other, registry)),
     "import": lambda registry, world: import_bundle(world.file, registry),
 }
+
+
+def between(action: str, before: State, after: State) -> list[State]:
+    """What an action may leave when it is interrupted."""
+    both = (
+        {**before, "acme/nli": after["acme/nli"]} if action == "rename" else before
+    )  # the new document is written first
+    return [before, both, after]
 
 
 def state_of(registry: Registry) -> State:

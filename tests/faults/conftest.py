@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from deltahub.registry.registry import Registry
+from deltahub.stores.local import LocalStore
 from tests.faults.actions import World
+from tests.faults.injection import Faults
 
 
 @pytest.fixture(autouse=True)
@@ -34,3 +38,38 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
+    """Breaks any step in which the library writes to the disk or removes from it."""
+    return Faults(monkeypatch, removals=True)
+
+
+@dataclass(frozen=True)
+class Registries:
+    """Registries that are all the same, in folders of their own.
+
+    Attributes:
+        folder: of all of them.
+        filled: the one that they are copies of.
+    """
+
+    folder: Path
+    filled: Path
+
+    def new(self, name: str) -> Registry:
+        """One more."""
+        shutil.copytree(self.filled, self.folder / name)
+        return Registry(LocalStore(self.folder / name))
+
+    def drop(self, name: str) -> None:
+        """One less."""
+        shutil.rmtree(self.folder / name)
+
+
+@pytest.fixture
+def registries(quick: Path, world: World) -> Registries:
+    """Copies of the registry that the actions change."""
+    world.fill(LocalStore(quick / "filled"))
+    return Registries(quick, quick / "filled")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
@@ -17,10 +18,10 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 FORBIDDEN = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 INTERRUPT = KeyboardInterrupt()
 KILL = SystemExit()
-_KILLED = 9
 
 _STEPS = ("chmod", "fsync", "link", "mkdir", "rename", "replace", "utime")
 _REMOVALS = ("rmdir", "unlink")
+_READS = ("scandir", "stat")
 
 
 class Faults:
@@ -28,11 +29,13 @@ class Faults:
 
     Args:
         removals: also those in which something is removed. What cannot be removed stays, so a stage may be left behind.
+        reads: also those in which something is read.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, removals: bool = False) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, removals: bool = False, reads: bool = False) -> None:
         self._patch = monkeypatch
-        self._names = _STEPS + _REMOVALS if removals else _STEPS
+        self._names = _STEPS + (_REMOVALS if removals else ()) + (_READS if reads else ())
+        self._reads = reads
         self._count = 0
         self._breaks_at = 0
         self._error: BaseException = FULL
@@ -43,10 +46,12 @@ class Faults:
         return self._count == self._breaks_at
 
     def fail(self) -> None:
-        """Raise what was asked for, or die as a killed process does: no handler runs, no buffer is flushed."""
+        """Raise what was asked for, or die: by a signal or by ending at once; no handler runs, no buffer is flushed."""
         if self._error is KILL:
-            os._exit(_KILLED)
-        raise self._error
+            if self._breaks_at % 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            os._exit(signal.SIGKILL)
+        raise type(self._error)(*self._error.args)  # a new one, without what it was raised for before
 
     def kill(self, step: int, action: Callable[[], object]) -> None:
         """Run `action` in a child process that dies at one step, counted from 1."""
@@ -57,7 +62,7 @@ class Faults:
                     action()
             finally:
                 os._exit(1)  # only if it got through: there was no such step
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == _KILLED
+        assert abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) == signal.SIGKILL
 
     def count(self, action: Callable[[], object]) -> int:
         """Run `action` unbroken and count its steps."""
@@ -93,27 +98,21 @@ class Faults:
 
     def _open(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def opened(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
-            if "r" in mode and "+" not in mode:
+            reads = "r" in mode and "+" not in mode
+            if reads and not self._reads:
                 return call(file, mode, *args, **options)
             if self.step():
                 self.fail()
-            return _Writer(call(file, mode, *args, **options), self)
+            return (_Reader if reads else _Writer)(call(file, mode, *args, **options), self)
 
         return opened
 
 
-class _Writer:
-    """A file whose writing can stop half way, as on a full disk."""
+class _File:
+    """A file that does what another one does, but for what breaks."""
 
     def __init__(self, file: Any, faults: Faults) -> None:
         self._file, self._faults = file, faults
-
-    def write(self, data: Any) -> int:
-        if self._faults.step():
-            self._file.write(data[: len(data) // 2])
-            self._faults.fail()
-        written: int = self._file.write(data)
-        return written
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
@@ -123,3 +122,32 @@ class _Writer:
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
+
+
+class _Writer(_File):
+    """A file whose writing can stop half way, as on a full disk."""
+
+    def write(self, data: Any) -> int:
+        if self._faults.step():
+            self._file.write(data[: len(data) // 2])
+            self._faults.fail()
+        written: int = self._file.write(data)
+        return written
+
+
+class _Reader(_File):
+    """A file that cannot be read to its end, as on a worn disk."""
+
+    def read(self, *size: int) -> Any:
+        if self._faults.step():
+            self._faults.fail()
+        return self._file.read(*size)
+
+    def readinto(self, buffer: Any) -> int:
+        if self._faults.step():
+            self._faults.fail()
+        read: int = self._file.readinto(buffer)
+        return read
+
+    def readable(self) -> bool:
+        return True

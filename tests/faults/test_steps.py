@@ -1,0 +1,146 @@
+"""Any step of any change fails or is the last one: the change is done or not, what was acknowledged stays, and it can be repeated."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+
+import pytest
+
+from deltahub.bundle import export_bundle
+from deltahub.cache import Cache
+from deltahub.errors import DeltaHubError, StorageError
+from deltahub.hub import Hub
+from deltahub.registry.registry import Registry
+from deltahub.registry.verify import verify
+from deltahub.stores.local import LocalStore
+from tests.faults.actions import ACTIONS, NER, between, damage_of, state_of
+from tests.faults.injection import Faults
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="no fork")
+
+
+def error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+ERRORS = [error(number) for number in (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS)]
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_whoever_is_killed_at_any_step_leaves_the_old_state_or_the_new_one(registries, world, faults, action):
+    act = ACTIONS[action]
+    registry = registries.new("count")
+    before = state_of(registry)
+    steps = faults.count(lambda: act(registry, world))
+    after = state_of(registry)
+    assert steps
+    for step in range(1, steps + 1):
+        registry = registries.new("killed")
+        faults.kill(step, lambda registry=registry: act(registry, world))
+        found = state_of(registry)
+        assert found in between(action, before, after), step
+        assert not damage_of(registry), step
+        if action == "gc" or found != after:
+            act(registry, world)
+        assert state_of(registry) == after, step
+        assert not damage_of(registry), step
+        registries.drop("killed")
+
+
+@pytest.mark.parametrize("failure", ERRORS, ids=lambda error: errno.errorcode[error.errno])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_an_error_at_any_step_is_one_sentence_and_loses_nothing(registries, world, faults, action, failure):
+    act = ACTIONS[action]
+    registry = registries.new("count")
+    before = state_of(registry)
+    steps = faults.count(lambda: act(registry, world))
+    after = state_of(registry)
+    sentences: list[str] = []
+    for step in range(1, steps + 1):
+        registry = registries.new("failed")
+        done = False
+        with faults.at(step, failure):
+            try:
+                act(registry, world)
+                done = True
+            except StorageError as raised:
+                sentences.append(str(raised))
+        found = state_of(registry)
+        assert found in ([after] if done else between(action, before, after)), step
+        assert not damage_of(registry), step
+        if action == "gc" or found != after:
+            act(registry, world)
+        assert state_of(registry) == after, step
+        assert not damage_of(registry), step
+        registries.drop("failed")
+    assert sentences
+    assert all(failure.strerror in sentence for sentence in sentences)
+
+
+@pytest.mark.parametrize("failure", [error(errno.EIO), error(errno.EACCES)], ids=["EIO", "EACCES"])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_what_cannot_be_read_is_an_error_of_ours_and_loses_nothing(registries, world, monkeypatch, action, failure):
+    faults = Faults(monkeypatch, removals=True, reads=True)
+    act = ACTIONS[action]
+    registry = registries.new("count")
+    act(registry, world)  # what is read once by every process is read now
+    registries.drop("count")
+    registry = registries.new("count")
+    before = state_of(registry)
+    steps = faults.count(lambda: act(registry, world))
+    after = state_of(registry)
+    for step in range(1, steps + 1):
+        registry = registries.new("failed")
+        done = False
+        with faults.at(step, failure):
+            try:
+                act(registry, world)
+                done = True
+            except DeltaHubError:
+                pass
+        found = state_of(registry)
+        assert found in ([after] if done else between(action, before, after)), step
+        assert not damage_of(registry), step
+        if action == "gc" or found != after:
+            act(registry, world)
+        assert state_of(registry) == after, step
+        registries.drop("failed")
+
+
+READERS = {
+    "list": lambda registry, into: registry.names(),
+    "show": lambda registry, into: registry.resolve(NER),
+    "pull": lambda registry, into: Hub({"local": registry}, Cache(into / "cache")).pull(NER, to=into / "copy").digest,
+    "verify": lambda registry, into: list(verify(registry)),
+    "export": lambda registry, into: export_bundle([(registry, NER)], into / "x.tar"),
+}
+
+
+@pytest.mark.parametrize("failure", ERRORS, ids=lambda error: errno.errorcode[error.errno])
+@pytest.mark.parametrize("reader", READERS)
+def test_who_only_reads_gets_what_is_there_or_an_error_of_ours(registries, monkeypatch, reader, failure, quick):
+    faults = Faults(monkeypatch, removals=True, reads=True)
+    registry = Registry(LocalStore(registries.filled))
+
+    def read(name):
+        return READERS[reader](registry, quick / name)
+
+    for name in ("first", "count"):
+        (quick / name).mkdir()
+        expected = read(name)
+        shutil.rmtree(quick / name)
+    (quick / "count").mkdir()
+    steps = faults.count(lambda: read("count"))
+    failed = 0
+    for step in range(1, steps + 1):
+        (quick / f"{step}").mkdir()
+        try:
+            with faults.at(step, failure):
+                found = read(f"{step}")
+        except DeltaHubError:
+            failed += 1
+            continue
+        assert found == expected or (reader == "verify" and any(damage for _, damage in found)), step
+    assert failed or reader == "verify"
