@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 from collections.abc import Mapping
+from typing import Self
 from urllib.parse import urlsplit
 
 
@@ -23,8 +24,10 @@ class Client:
         self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
         self._headers = {"Authorization": f"Bearer {secret}"}
 
-    def close(self) -> None:
-        """Close the connection; the next request opens another."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._connection.close()
 
     def ask(

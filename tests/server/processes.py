@@ -34,13 +34,22 @@ class Serving:
         self.process.send_signal(number)
         return self.process.wait(60)
 
+    def kill(self) -> None:
+        """Kill all of its processes, as a power cut would."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(60)
+
 
 @contextlib.contextmanager
 def serving(log: Path, *arguments: object, **environment: str) -> Iterator[Serving]:
     """Run the command until the block ends."""
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [*COMMAND, *map(str, arguments)], stderr=stderr, stdout=stderr, env={**os.environ, **environment}
+            [*COMMAND, *map(str, arguments)],
+            stderr=stderr,
+            stdout=stderr,
+            env={**os.environ, **environment},
+            start_new_session=True,  # so that all of its processes can be killed at once
         )
     try:
         yield Serving(_address(process, log), process, log)
