@@ -67,3 +67,14 @@ def report(title: str, times: Mapping[str, float], base: str, unit: float = 1e-3
     for name, value in times.items():
         table.add_row(name, f"{value / unit:.2f}", f"{value / times[base]:.2f}")
     OUT.print(table, "")
+
+
+def markdown(
+    title: str, times: Mapping[str, float], base: str | None = None, unit: float = 1e-3, name: str = "ms"
+) -> str:
+    """Times as a Markdown table, and their ratio to one of them."""
+    rows = [f"| {title} | {name} |" + (f" x {base} |" if base else ""), "| --- | ---: |" + (" ---: |" if base else "")]
+    for what, value in times.items():
+        ratio = f" {value / times[base]:.2f} |" if base else ""
+        rows.append(f"| {what} | {value / unit:.2f} |{ratio}")
+    return "\n".join([*rows, ""])

@@ -20,7 +20,7 @@ from .errors import EXIT_HELP, SentenceGroup
 
 # Command to its module and function; None for a group of commands, the module's `app`.
 _COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
-    "push": ("transfer", "push"),
+    "push": ("pushing", "push"),
     "pull": ("transfer", "pull"),
     "list": ("listing", "list_"),
     "show": ("listing", "show"),
@@ -36,6 +36,7 @@ _COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
     "copy": ("moving", "copy"),
     "bundle": ("bundling", None),
     "verify": ("verify", "verify"),
+    "sign": ("signing", "sign"),
     "inspect": ("inspect", "inspect"),
     "cache": ("cache", None),
     "registry": ("registries", None),

@@ -1,4 +1,4 @@
-"""push and pull."""
+"""pull."""
 
 from __future__ import annotations
 
@@ -11,70 +11,15 @@ import typer
 
 from .errors import exit_code
 from .exporting import BackboneOpt, Format, FormatOpt, check_export, write_peft
-from .options import FolderArg, JsonOpt, QuietOpt, TagsOpt, split_tags
+from .options import JsonOpt, QuietOpt
 from .output import Output, print_json, size_text
+from .signing import RequireOpt, TrustOpt, trusted
 
 if TYPE_CHECKING:
     from deltahub.errors import DeltaHubError
     from deltahub.link import Link
     from deltahub.outcomes import Pulled
     from deltahub.reference import Reference
-
-
-def push(
-    folder: FolderArg,
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="namespace/name; made from task and backbone if left out.")
-    ] = None,
-    tags: TagsOpt = None,
-    alias: Annotated[list[str] | None, typer.Option("--alias", "-a", help="A movable name to point here.")] = None,
-    message: Annotated[str, typer.Option("--message", "-m", help="Why this version.")] = "",
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--to", metavar="SOURCE", help="The source to push to, or a registry's folder or s3://bucket/prefix."
-        ),
-    ] = None,
-    json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
-    """Publish a saved delta as a new version; the same content again is no new version.
-
-    Every file is checked against the digests that were saved with it.
-
-    [dim]deltahub push ./ckpt --tags sst2[/dim]
-
-    [dim]deltahub push ./ckpt acme/sst2-bert --tags task=sst2,lang=en --alias champion -m "2 epochs"[/dim]
-
-    [dim]deltahub push ./ckpt team:acme/sst2-bert[/dim]
-    """
-    from deltahub.checkpoint import BACKBONE, CARD, CONFIG, WEIGHTS
-    from deltahub.configured import LOCAL
-    from deltahub.hub import Hub
-
-    out = Output(as_json=json, quiet=quiet)
-    files = [folder / name for name in (CONFIG, WEIGHTS, BACKBONE, CARD)]  # a trainer's folder holds others too
-    size = sum(path.stat().st_size for path in files if path.is_file())
-    with out.progress("Pushing", size) as progress:
-        pushed = Hub.open().push(
-            folder, name, tags=split_tags(tags), aliases=alias or (), message=message, to=to, progress=progress
-        )
-    data = {
-        "reference": str(pushed.reference),
-        "version": pushed.reference.version,
-        "digest": pushed.digest,
-        "new": pushed.new,
-        "size": pushed.size,
-        "tags": pushed.tags,
-    }
-    named = pushed.reference.at(None)
-    kind = "New version" if pushed.new else "Already there, its message unchanged" if message else "Already there"
-    out.result(
-        data,
-        str(pushed.reference),
-        f"{kind}, {size_text(pushed.size)}, {pushed.digest[:19]}, tags: {', '.join(pushed.tags) or 'none'}",
-        f"Fetch it with: deltahub pull {named.path if named.source == LOCAL else named}",
-    )
 
 
 def pull(
@@ -95,6 +40,8 @@ def pull(
     force: Annotated[bool, typer.Option("--force", help="Fetch it again even if it is in the cache.")] = False,
     form: FormatOpt = Format.DELTAHUB,
     backbone: BackboneOpt = None,
+    require: RequireOpt = False,
+    trust: TrustOpt = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -110,6 +57,8 @@ def pull(
 
     [dim]deltahub pull acme/sst2-bert --format peft --to ./adapter[/dim]
 
+    [dim]deltahub pull acme/sst2-bert --require-signature --trust acme.pub[/dim]
+
     [dim]deltahub pull https://example.org/deltas/ner.tar#sha256=3f9a...[/dim]
     """
     from deltahub.hub import Hub
@@ -122,12 +71,13 @@ def pull(
     out = Output(as_json=json, quiet=quiet)
     hub = Hub.open()
     wanted = [_at(asked(ref), source) for ref in refs]
+    keys = trusted(require, trust, [one.source for one in wanted])
     with out.transfer("Pulling") as told:
         if len(wanted) > 1:
-            results = hub.pull_all(wanted, force=force, transfer=Transfer(*told))
+            results = hub.pull_all(wanted, force=force, transfer=Transfer(*told), trust=keys)
         else:
             copied = None if form is Format.PEFT else to
-            results = [hub.pull(wanted[0], to=copied, force=force, transfer=Transfer(*told))]
+            results = [hub.pull(wanted[0], to=copied, force=force, transfer=Transfer(*told), trust=keys)]
     if len(wanted) > 1:
         _print_all(out, refs, results)
         return

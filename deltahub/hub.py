@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deltahub.cache import Cache
 from deltahub.cached_names import CachedNames
@@ -16,7 +17,7 @@ from deltahub.outcomes import Pulled, Pushed
 from deltahub.pinning import pin_of, pinned
 from deltahub.places import cache_home
 from deltahub.pulling import FILES_AT_ONCE, Transfer, bring, copy_out, several
-from deltahub.pushing import ready
+from deltahub.pushing import push_many, ready
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.index import Listed
@@ -31,6 +32,9 @@ from deltahub.sources.opening import Sources, open_source, registry_at
 from deltahub.sources.registry import RegistrySource
 from deltahub.stores.base import Progress
 
+if TYPE_CHECKING:
+    from deltahub.signing import PrivateKey
+
 _INDEXES = "index"  # in the cache
 
 
@@ -42,6 +46,7 @@ class Hub:
         cache: where pulled deltas are kept.
         rules: which sources are asked; by default all of them, and the first is pushed to and listed.
         local_files_only: use no network, whatever the environment says.
+        trust: keys in PEM, by the name or the address of a registry: one of them must have signed what is taken from it.
     """
 
     def __init__(
@@ -51,8 +56,10 @@ class Hub:
         rules: Rules | None = None,
         *,
         local_files_only: bool = False,
+        trust: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.cache = cache
+        self._trust = dict(trust or {})
         self._names = CachedNames(cache)
         indexes, known = cache.root / _INDEXES, self._names.known
         self._choice = Choice(
@@ -78,7 +85,8 @@ class Hub:
         cache = Cache(Path(cache_dir) if cache_dir else cache_home())
         known = CachedNames(cache).known
         openers = {e.name: partial(open_source, e, cache.root / _INDEXES, known) for e in settings.sources}
-        return cls(Sources(openers), cache, Rules.of(settings), local_files_only=local_files_only)
+        trust = {key: e.trust for e in settings.sources if e.trust for key in (e.name, e.url)}
+        return cls(Sources(openers), cache, Rules.of(settings), local_files_only=local_files_only, trust=trust)
 
     # ----- where to look -----
 
@@ -156,6 +164,7 @@ class Hub:
         to: str | None = None,
         expect: Mapping[str, str | None] | None = None,
         progress: Progress | None = None,
+        sign: PrivateKey | None = None,
     ) -> Pushed:
         """Publish a checkpoint folder; every file is checked first.
 
@@ -165,6 +174,7 @@ class Hub:
             aliases: movable names to point to it.
             to: the source to publish to, or the folder or s3:// address of a registry; by default the default source.
             expect: what aliases must point to now, None for nothing.
+            sign: the key to sign it with. It is signed before it is published, so that nobody sees it unsigned.
 
         Raises:
             ConflictError: an alias points elsewhere than expected. No version was added.
@@ -175,6 +185,11 @@ class Hub:
         """
         it = ready(folder, name, tags=tags, aliases=aliases, to=to)
         source = self._choice.reachable(it.reference.source)
+        if sign:
+            from deltahub.registry.signatures import add_signature  # late: few sign
+
+            signature = sign.sign(it.manifest.to_bytes())
+            add_signature(_registry(source), it.manifest.digest, sign.public.id, signature)
         return source.publish(
             it.folder,
             it.manifest,
@@ -186,6 +201,31 @@ class Hub:
             progress=progress,
         )
 
+    def push_many(
+        self,
+        folders: Sequence[Path],
+        namespace: str | None = None,
+        *,
+        tags: Collection[str] = (),
+        message: str = "",
+        to: str | None = None,
+        progress: Progress | None = None,
+    ) -> list[Pushed | DeltaHubError]:
+        """Publish many checkpoint folders; a registry takes them all at once, which is far faster than one by one.
+
+        Args:
+            namespace: name each after its folder, in this namespace; by default each is named as `push` names it.
+            tags: for all of them, as `message`.
+            to: as `push` takes it.
+
+        Returns:
+            For each what became of it, or the error that kept it from being published; the others are published.
+
+        Raises:
+            StorageError: the source failed as a whole. All can be published again.
+        """
+        return push_many(self._choice.reachable(to), folders, namespace, tags, message, progress)
+
     def pull(
         self,
         wanted: Reference | Link,
@@ -194,6 +234,7 @@ class Hub:
         force: bool = False,
         transfer: Transfer | None = None,
         at_once: int = FILES_AT_ONCE,
+        trust: Sequence[str] = (),
     ) -> Pulled:
         """Bring a delta into the cache, every byte checked.
 
@@ -202,8 +243,10 @@ class Hub:
             force: fetch it even if the cache has it.
             transfer: told of what is fetched.
             at_once: how many files are fetched at the same time over the network.
+            trust: keys in PEM, one of which must have signed it, whatever its registry asks for.
 
         Raises:
+            SignatureError: none of the keys that are trusted signed it.
             NotFoundError: no source has it, or `DELTAHUB_LOCK` names a lock file and it is not in there.
             UnreachableError: a source that may have it gives no answer, and the cache does not have it.
             IntegrityError: the source is damaged, or has other content under it than was locked.
@@ -215,6 +258,7 @@ class Hub:
             found = self._pinned(lock.find(wanted), lock, fresh=force)
         else:
             found = self.resolve(wanted, fresh=force, transfer=transfer)
+        self._check_signature(found, trust)
         at_once = at_once if self._choice.needs_network(found.reference.source) else 1
         pulled = bring(found, self.cache, force=force, transfer=transfer, at_once=at_once)
         if not lock:
@@ -222,14 +266,19 @@ class Hub:
         return copy_out(pulled, to, lambda: bring(found, self.cache)) if to else pulled
 
     def pull_all(
-        self, wanted: Sequence[Reference | Link], *, force: bool = False, transfer: Transfer | None = None
+        self,
+        wanted: Sequence[Reference | Link],
+        *,
+        force: bool = False,
+        transfer: Transfer | None = None,
+        trust: Sequence[str] = (),
     ) -> list[Pulled | DeltaHubError]:
         """Bring several deltas into the cache, some at the same time.
 
         Returns:
             What was pulled, or else the error, in the order of `wanted`; the failure of one holds up no other.
         """
-        return several(lambda one: self.pull(one, force=force, transfer=transfer, at_once=1), wanted)
+        return several(lambda one: self.pull(one, force=force, transfer=transfer, at_once=1, trust=trust), wanted)
 
     def pin(self, reference: Reference | Link) -> Pin:
         """What a reference means now, for a lock file.
@@ -246,8 +295,25 @@ class Hub:
             IntegrityError: a source has other content under what was locked, or is damaged.
         """
         transfer = Transfer(progress)
-        pins = dict.fromkeys(lock.pins.values())
-        return [bring(self._pinned(pin, lock), self.cache, transfer=transfer) for pin in pins]
+        found = [self._pinned(pin, lock) for pin in dict.fromkeys(lock.pins.values())]
+        for each in found:
+            self._check_signature(each)
+        return [bring(each, self.cache, transfer=transfer) for each in found]
+
+    def _check_signature(self, found: Resolved, trust: Sequence[str] = ()) -> None:
+        """Refuse what was found if keys are trusted and none of them signed it."""
+        source = found.reference.source
+        for keys in (self._trust.get(source or "", ()), trust):
+            if keys:
+                from deltahub.trust import require_signature  # late: few ask for signatures
+
+                require_signature(found, keys, partial(self._signatures, source), self.cache.root)
+
+    def _signatures(self, source: str | None, digest: str) -> Mapping[str, bytes]:
+        from deltahub.registry.signatures import signatures
+
+        at = self._choice.reachable(source)
+        return signatures(at.registry, digest) if isinstance(at, RegistrySource) else {}
 
     def _pinned(self, pin: Pin, lock: Lock, *, fresh: bool = False) -> Resolved:
         def look_up(exact: Reference) -> Resolved:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from deltahub.reference import default_namespace
@@ -37,6 +38,11 @@ def default_name(config: Mapping[str, Any], tags: Collection[str] = ()) -> str:
     task = known[0] if known else config["delta_type"]
     backbone = backbone_name(config).rpartition("/")[2] or "backbone"
     return f"{default_namespace()}/{_plain(f'{task}-{backbone}')}"
+
+
+def folder_name(folder: Path, namespace: str) -> str:
+    """The name of a delta after the folder that it lies in: ``"namespace/folder"``."""
+    return f"{namespace}/{_plain(folder.resolve().name)}"
 
 
 def _plain(text: str) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deltahub.errors import ReferenceSyntaxError
+from deltahub.errors import DeltaHubError, ReferenceSyntaxError
 from deltahub.manifest import Manifest
-from deltahub.naming import default_name
+from deltahub.naming import default_name, folder_name
+from deltahub.outcomes import Pushed
 from deltahub.reference import Reference, check_alias, check_tag
+from deltahub.registry.publishing import Publication
+from deltahub.sources.base import Source
+from deltahub.sources.registry import RegistrySource
+from deltahub.stores.base import Progress
 
 
 @dataclass(frozen=True)
@@ -67,3 +72,35 @@ def ready(
         raise ReferenceSyntaxError(msg)
     named = replace(reference, source=to or reference.source)
     return Ready(folder, manifest, named, (*saved, *checked), tuple(aliases))
+
+
+def push_many(
+    source: Source,
+    folders: Sequence[Path],
+    namespace: str | None,
+    tags: Collection[str],
+    message: str,
+    progress: Progress | None,
+) -> list[Pushed | DeltaHubError]:
+    """Publish many checkpoint folders at a source: see `Hub.push_many`."""
+    checked: list[Ready | DeltaHubError] = []
+    for folder in folders:
+        name = None if namespace is None else folder_name(folder, namespace)
+        try:
+            checked.append(ready(folder, name, tags=tags, to=source.name))
+        except DeltaHubError as error:
+            checked.append(error)
+    able = [it for it in checked if isinstance(it, Ready)]
+    if isinstance(source, RegistrySource):
+        asked = [Publication(it.reference, it.manifest, it.folder, it.tags, message=message) for it in able]
+        done = iter(source.publish_many(asked, progress))
+    else:
+        done = iter([_push(source, it, message, progress) for it in able])
+    return [next(done) if isinstance(it, Ready) else it for it in checked]
+
+
+def _push(source: Source, it: Ready, message: str, progress: Progress | None) -> Pushed | DeltaHubError:
+    try:
+        return source.publish(it.folder, it.manifest, it.reference, tags=it.tags, message=message, progress=progress)
+    except DeltaHubError as error:
+        return error

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltahub.errors import DeltaHubError
 from deltahub.fitting import backbone_tensors
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.outcomes import Pushed
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.index import Index, Listed
+from deltahub.registry.publishing import Publication, Published
 from deltahub.registry.query import Query
 from deltahub.registry.registry import Registry
 from deltahub.sources.base import Resolved
@@ -99,6 +101,24 @@ class RegistrySource:
         entry = document.versions[version]
         exact = reference.exact(self.name, document.name, version)
         return Pushed(exact, entry.digest, new, manifest.size, entry.tags)
+
+    def publish_many(
+        self, publications: Sequence[Publication], progress: Progress | None = None
+    ) -> list[Pushed | DeltaHubError]:
+        """Publish many checkpoint folders at once: for each what became of it, or the error that kept it from it.
+
+        Raises:
+            StorageError: the registry failed as a whole. All can be published again.
+        """
+        done = self.registry.publish_many(publications, progress)
+        return [self._pushed(it, became) for it, became in zip(publications, done, strict=True)]
+
+    def _pushed(self, publication: Publication, became: Published | DeltaHubError) -> Pushed | DeltaHubError:
+        if isinstance(became, DeltaHubError):
+            return became
+        entry = became.document.versions[became.version]
+        exact = publication.reference.exact(self.name, became.document.name, became.version)
+        return Pushed(exact, entry.digest, became.new, publication.manifest.size, entry.tags)
 
     def _fetch(self, entry: FileEntry, into: Path, progress: Progress | None) -> None:
         self.registry.fetch(entry, into, progress)

@@ -1,0 +1,192 @@
+"""push: one delta, or many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import exit_code
+from .options import JsonOpt, QuietOpt, TagsOpt, split_tags
+from .output import Output, print_json, size_text
+from .signing import SignOpt
+
+if TYPE_CHECKING:
+    from deltahub.errors import DeltaHubError
+    from deltahub.outcomes import Pushed
+    from deltahub.signing import PrivateKey
+
+
+def push(
+    folders: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FOLDER... | FOLDER NAME",
+            help="Folders that save_finetuned wrote. NAME: namespace/name; made from task and backbone if left out.",
+        ),
+    ],
+    tags: TagsOpt = None,
+    alias: Annotated[list[str] | None, typer.Option("--alias", "-a", help="A movable name to point here.")] = None,
+    message: Annotated[str, typer.Option("--message", "-m", help="Why this version.")] = "",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", metavar="SOURCE", help="The source to push to, or a registry's folder or s3://bucket/prefix."
+        ),
+    ] = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", metavar="NAMESPACE", help="Name each delta after its folder, in here.")
+    ] = None,
+    sign: SignOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Publish saved deltas as new versions; the same content again is no new version.
+
+    Every file is checked against the digests that were saved with it. Many at once are far faster than one by one; if one
+    cannot be published, the others are.
+
+    [dim]deltahub push ./ckpt --tags sst2[/dim]
+
+    [dim]deltahub push ./ckpt acme/sst2-bert --tags task=sst2,lang=en --alias champion -m "2 epochs"[/dim]
+
+    [dim]deltahub push ./ckpt team:acme/sst2-bert[/dim]
+
+    [dim]deltahub push ./runs/* --namespace acme[/dim]
+    """
+    name = _name(folders, namespace)
+    if name is None and (len(folders) > 1 or namespace is not None):
+        if alias or sign:
+            option = "--alias" if alias else "--sign"
+            raise typer.BadParameter(f"{option} is for one delta. Push them one by one, or leave it out.")
+        _push_many(
+            [Path(folder) for folder in folders], namespace, tags, message, to, Output(as_json=json, quiet=quiet)
+        )
+        return
+    _push_one(Path(folders[0]), name, tags, alias, message, to, _private(sign), Output(as_json=json, quiet=quiet))
+
+
+def _name(folders: Sequence[str], namespace: str | None) -> str | None:
+    """The name that the second of two arguments is; None where all are folders."""
+    from deltahub.checkpoint import is_checkpoint
+
+    if len(folders) != 2 or namespace is not None or folders[1].startswith((".", "/", "~")) or folders[1].endswith("/"):
+        return None
+    if is_checkpoint(Path(folders[1])):
+        msg = (
+            f"{folders[1]} can be a name and is a folder with a delta. To push both folders write ./{folders[1]}, or name "
+            f"them after their folders with --namespace; to give the first that name write SOURCE:{folders[1]}."
+        )
+        raise typer.BadParameter(msg)
+    return folders[1]
+
+
+def _push_one(
+    folder: Path,
+    name: str | None,
+    tags: list[str] | None,
+    alias: list[str] | None,
+    message: str,
+    to: str | None,
+    key: PrivateKey | None,
+    out: Output,
+) -> None:
+    from deltahub.configured import LOCAL
+    from deltahub.hub import Hub
+
+    with out.progress("Pushing", _size([folder])) as progress:
+        pushed = Hub.open().push(
+            folder,
+            name,
+            tags=split_tags(tags),
+            aliases=alias or (),
+            message=message,
+            to=to,
+            progress=progress,
+            sign=key,
+        )
+    data = {
+        "reference": str(pushed.reference),
+        "version": pushed.reference.version,
+        "digest": pushed.digest,
+        "new": pushed.new,
+        "size": pushed.size,
+        "tags": pushed.tags,
+        "signed_by": key.public.id if key else None,
+    }
+    named = pushed.reference.at(None)
+    kind = "New version" if pushed.new else "Already there, its message unchanged" if message else "Already there"
+    out.result(
+        data,
+        str(pushed.reference),
+        f"{kind}, {size_text(pushed.size)}, {pushed.digest[:19]}, tags: {', '.join(pushed.tags) or 'none'}",
+        f"Fetch it with: deltahub pull {named.path if named.source == LOCAL else named}",
+    )
+
+
+def _private(path: Path | None) -> PrivateKey | None:
+    """The key to sign with, read before anything is published."""
+    if path is None:
+        return None
+    from deltahub.signing import PrivateKey
+
+    return PrivateKey(path)
+
+
+def _push_many(
+    folders: Sequence[Path],
+    namespace: str | None,
+    tags: list[str] | None,
+    message: str,
+    to: str | None,
+    out: Output,
+) -> None:
+    """Push all and print what became of each; the first that failed decides the exit code."""
+    from deltahub.errors import DeltaHubError
+    from deltahub.hub import Hub
+
+    with out.progress("Pushing", _size(folders)) as progress:
+        results = Hub.open().push_many(
+            folders, namespace, tags=split_tags(tags), message=message, to=to, progress=progress
+        )
+    pairs = list(zip(folders, results, strict=True))
+    failed = [(folder, result) for folder, result in pairs if isinstance(result, DeltaHubError)]
+    if out.as_json:
+        print_json([_data(folder, result) for folder, result in pairs])
+    else:
+        pushed = [(folder, result) for folder, result in pairs if not isinstance(result, DeltaHubError)]
+        rows = [
+            (str(it.reference), "new" if it.new else "there", size_text(it.size), it.digest[:19], str(folder))
+            for folder, it in pushed
+        ]
+        if rows:
+            out.rows(("reference", "version", "size", "digest", "folder"), rows)
+    for folder, error in failed:
+        typer.echo(f"Error: {folder}: {error}", err=True)
+    if failed:
+        typer.echo(f"{len(pairs) - len(failed)} of {len(pairs)} pushed.", err=True)
+        raise typer.Exit(exit_code(failed[0][1]))
+
+
+def _data(folder: Path, result: Pushed | DeltaHubError) -> dict[str, Any]:
+    if isinstance(result, Exception):
+        return {"folder": str(folder), "error": str(result)}
+    return {
+        "folder": str(folder),
+        "reference": str(result.reference),
+        "version": result.reference.version,
+        "digest": result.digest,
+        "new": result.new,
+        "size": result.size,
+        "tags": result.tags,
+    }
+
+
+def _size(folders: Sequence[Path]) -> int:
+    """Bytes of the deltas' own files; a trainer's folder holds others too."""
+    from deltahub.checkpoint import BACKBONE, CARD, CONFIG, WEIGHTS
+
+    files = [folder / name for folder in folders for name in (CONFIG, WEIGHTS, BACKBONE, CARD)]
+    return sum(path.stat().st_size for path in files if path.is_file())

@@ -1,0 +1,106 @@
+"""Many deltas are pushed by one command; one that cannot be is named, and the others are."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from deltahub.hub import Hub
+from deltahub.pushing import push_many
+
+
+@pytest.fixture
+def runs(new_checkpoint, tmp_path):
+    """Three folders with deltas, one of them within a folder of another name."""
+    for number, name in enumerate(("first run", "second", "third")):
+        target = tmp_path / "runs" / name
+        target.parent.mkdir(exist_ok=True)
+        new_checkpoint(value=number).rename(target)
+    return tmp_path / "runs"
+
+
+def folders(runs) -> list[str]:
+    return [str(path) for path in sorted(runs.iterdir())]
+
+
+def test_many_folders_are_named_after_themselves_in_a_namespace(run, runs):
+    done = run("push", *folders(runs), "--namespace", "acme", "--tags", "best", "--json")
+    assert done.exit_code == 0, done.stderr
+    pushed = json.loads(done.stdout)
+    assert [it["reference"] for it in pushed] == [
+        "local:acme/first-run@v1",
+        "local:acme/second@v1",
+        "local:acme/third@v1",
+    ]
+    assert {tuple(it["tags"]) for it in pushed} == {("best",)}
+    assert [it["folder"] for it in pushed] == folders(runs)
+    assert run("list", "--quiet", "--sort", "name").stdout.split() == ["acme/first-run", "acme/second", "acme/third"]
+
+
+def test_one_that_cannot_be_pushed_is_named_and_the_others_are_pushed(run, runs):
+    (runs / "second" / "delta.safetensors").write_bytes(b"x")
+    done = run("push", *folders(runs), "--namespace", "acme")
+    assert done.exit_code == 5
+    assert f"Error: {runs / 'second'}: " in done.stderr
+    assert "2 of 3 pushed." in done.stderr
+    assert run("list", "--quiet", "--sort", "name").stdout.split() == ["acme/first-run", "acme/third"]
+
+
+def test_without_a_namespace_each_is_named_as_a_push_names_it(run, runs):
+    done = run("push", *folders(runs), "--quiet")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.split() == [f"local:DeltaHub/lora-bert-tiny@v{number}" for number in (1, 2, 3)]
+
+
+def test_the_second_of_two_is_a_name_unless_it_is_a_path(run, runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    assert run("push", "second", "acme/ner", "--quiet").stdout == "local:acme/ner@v1\n"
+    assert run("push", "./second", "./third", "--namespace", "zoo", "--quiet").stdout.split() == [
+        "local:zoo/second@v1",
+        "local:zoo/third@v1",
+    ]
+    assert len(run("push", "./second", "./third", "--quiet").stdout.split()) == 2
+
+
+def test_a_name_that_is_a_folder_with_a_delta_too_is_refused_with_both_ways_out(run, runs, monkeypatch):
+    monkeypatch.chdir(runs.parent)
+    done = run("push", "runs/second", "runs/third")
+    assert done.exit_code == 2
+    assert "runs/third can be a name and is a folder with a delta" in " ".join(done.stderr.split())
+    assert run("push", "runs/second", "local:runs/third", "--quiet").stdout == "local:runs/third@v1\n"
+
+
+@pytest.mark.parametrize("option", [["--alias", "champion"], ["--sign", "key"]])
+def test_what_is_for_one_delta_is_refused_for_many(run, runs, option):
+    done = run("push", *folders(runs), "--namespace", "acme", *option)
+    assert done.exit_code == 2
+    assert f"{option[0]} is for one delta" in " ".join(done.stderr.split())
+
+
+def test_pushing_the_same_again_adds_nothing(run, runs):
+    run("push", *folders(runs), "--namespace", "acme")
+    again = run("push", *folders(runs), "--namespace", "acme", "--json")
+    assert [(it["version"], it["new"]) for it in json.loads(again.stdout)] == [("v1", False)] * 3
+
+
+def test_a_source_that_takes_one_at_a_time_gets_them_one_by_one(runs, registry, tmp_path):
+    class Single:
+        """A source as its protocol says, over a registry."""
+
+        name = "single"
+
+        def publish(self, folder, manifest, reference, **options):
+            from deltahub.sources.registry import RegistrySource
+
+            return RegistrySource(registry, tmp_path).publish(folder, manifest, reference, **options)
+
+    (runs / "third" / "delta.safetensors").unlink()
+    done = push_many(Single(), sorted(runs.iterdir()), "acme", (), "", None)
+    assert [str(it.reference.path) for it in done[:2]] == ["acme/first-run", "acme/second"]
+    assert "delta.safetensors is missing" in str(done[2])
+
+
+def test_the_library_pushes_many_too(runs):
+    done = Hub.open().push_many(sorted(runs.iterdir()), "acme", message="all")
+    assert [it.new for it in done] == [True, True, True]
