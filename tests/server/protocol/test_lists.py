@@ -1,0 +1,110 @@
+"""Lists: filters, words, order, pages, and only what the caller may see."""
+
+from __future__ import annotations
+
+import pytest
+import requests
+from huggingface_hub import HfApi
+
+from deltahub.reference import Reference
+from deltahub.server import paging
+
+
+def card(**facts: str) -> bytes:
+    lines = "".join(f"{key}: {value}\n" for key, value in facts.items())
+    return f"---\n{lines}---\n# x\n".encode()
+
+
+@pytest.fixture
+def many(api) -> HfApi:
+    for number in range(7):
+        repo = f"acme/m{number}"
+        api.create_repo(repo)
+        data = card(tags=f"[even{number % 2 == 0}]", base_model="bert", pipeline_tag="text-classification")
+        api.upload_file(repo_id=repo, path_or_fileobj=data, path_in_repo="README.md")
+    api.create_repo("beta/empty")
+    return api
+
+
+def ids(models) -> list[str]:
+    return sorted(model.id for model in models)
+
+
+def test_all_pages_together_are_the_whole_list(many, monkeypatch):
+    monkeypatch.setattr(paging, "PAGE", 2)
+    names = [*(f"acme/m{number}" for number in range(7)), "beta/empty"]
+
+    assert ids(many.list_models()) == names
+    assert len(list(many.list_models(limit=5))) == 5
+    assert len(list(many.list_models(limit=1))) == 1
+    assert ids(many.list_models(author="acme", filter="evenTrue")) == [f"acme/m{number}" for number in (0, 2, 4, 6)]
+
+
+def test_pages_of_trees_and_commits_lead_to_each_other(many, monkeypatch):
+    monkeypatch.setattr(paging, "PAGE", 2)
+    for number in range(5):
+        many.upload_file(repo_id="acme/m0", path_or_fileobj=b"%d" % number, path_in_repo=f"sub %/f{number}")
+
+    assert len(list(many.list_repo_tree("acme/m0", recursive=True))) == 7
+    assert len(list(many.list_repo_tree("acme/m0", "sub %"))) == 5
+    assert len(many.list_repo_commits("acme/m0")) == 6
+
+
+def test_the_list_is_filtered_by_every_tag_and_by_author_and_words(many):
+    assert ids(many.list_models(filter=["evenFalse", "base_model:bert"])) == ["acme/m1", "acme/m3", "acme/m5"]
+    assert ids(many.list_models(filter="nothing")) == []
+    assert ids(many.list_models(author="BETA")) == ["beta/empty"]
+    assert ids(many.list_models(search="m3")) == ["acme/m3"]
+    assert ids(many.list_models(search="empty")) == ["beta/empty"]
+    assert ids(many.list_models(pipeline_tag="text-classification", limit=3)) != []
+
+
+def test_the_newest_comes_first(many, monkeypatch):
+    monkeypatch.setattr("deltahub.registry.stamps.now", lambda: "2099-01-01T00:00:00Z")
+    many.upload_file(repo_id="acme/m4", path_or_fileobj=b"1", path_in_repo="new")
+
+    first = next(iter(many.list_models(sort="last_modified")))
+    assert (first.id, first.last_modified.year) == ("acme/m4", 2099)
+    assert first.created_at.year != 2099
+
+
+def test_more_is_told_when_it_is_asked_for(many):
+    plain, full = (next(iter(many.list_models(search="m1", **options))) for options in ({}, {"full": True}))
+    assert (plain.siblings, plain.card_data) == (None, None)
+    assert ([file.rfilename for file in full.siblings], full.card_data.base_model) == (["README.md"], "bert")
+    some = next(iter(many.list_models(search="m1", expand=["sha", "author"])))
+    assert (some.author, some.private, len(some.sha)) == ("acme", None, 40)
+
+
+def test_private_repositories_are_listed_for_those_who_may_see_them(hub, many, user):
+    many.create_repo("acme/secret", private=True)
+    many.create_repo("beta/secret", private=True)
+    many.upload_file(repo_id="acme/secret", path_or_fileobj=b"1", path_in_repo="a")
+
+    assert ids(user(hub, "read", "acme").list_models(search="secret")) == ["acme/secret"]
+    assert ids(user(hub, "read", "beta").list_models(search="secret")) == ["beta/secret"]
+    assert ids(user(hub, "read").list_models(search="secret")) == ["acme/secret", "beta/secret"]
+    assert ids(HfApi(hub.url, token=False).list_models(search="secret")) == []
+
+
+def test_what_was_pushed_straight_to_the_registry_is_listed_too(hub, api, new_checkpoint):
+    from deltahub.checkpoint import describe
+
+    folder = new_checkpoint()
+    hub.registry.publish(Reference("acme", "pushed"), describe(folder), folder, tags=["sst2"])
+
+    (found,) = api.list_models(filter=["sst2", "base_model:bert-tiny", "deltahub", "lora"])
+    assert (found.id, found.library_name, found.sha) == (
+        "acme/pushed",
+        "deltahub",
+        hub.registry.document("acme/pushed").versions["v1"].digest[7:47],
+    )
+
+
+@pytest.mark.parametrize("query", ["limit=x", "cursor=-1", "limit=1e3", "cursor=9999999999999999999"])
+def test_numbers_that_are_none_are_refused(hub, query):
+    assert requests.get(f"{hub.url}/api/models?{query}", timeout=30).status_code == 400
+
+
+def test_a_page_after_the_last_is_empty(hub):
+    assert requests.get(f"{hub.url}/api/models?cursor=1000", timeout=30).json() == []
