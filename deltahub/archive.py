@@ -14,7 +14,7 @@ import io
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -43,16 +43,41 @@ class Member:
     size: int
 
 
-def write(file: BinaryIO, deltas: list[Any], members: Iterable[Member], fetch: Callable[[Member], Path]) -> None:
+@dataclass(frozen=True, order=True)
+class Signed:
+    """One signature in a bundle.
+
+    Attributes:
+        digest: of the manifest that it is over.
+        key: the id of the key that it is by, 64 hex digits.
+        signature: its bytes, which are JSON, as text.
+    """
+
+    digest: str
+    key: str
+    signature: str
+
+
+def write(
+    file: BinaryIO,
+    deltas: list[Any],
+    members: Iterable[Member],
+    fetch: Callable[[Member], Path],
+    signed: Iterable[Signed] = (),
+) -> None:
     """Write a bundle.
 
     Args:
         deltas: the reference documents, as JSON.
         fetch: gives the checked bytes of an object as a file, which is deleted afterwards.
+        signed: the signatures of the deltas.
     """
     members = sorted(members, key=lambda member: member.sha256)
     objects = [{"sha256": member.sha256, "size": member.size} for member in members]
-    index = canonical_json({"schema_version": 1, "deltas": deltas, "objects": objects})
+    document = {"schema_version": 1, "deltas": deltas, "objects": objects}
+    if signatures := [asdict(one) for one in sorted(signed)]:
+        document["signatures"] = signatures
+    index = canonical_json(document)
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
         name = f"bundle-{hashlib.sha256(index).hexdigest()}.json"
         archive.addfile(_header(name, len(index)), io.BytesIO(index))
@@ -63,21 +88,21 @@ def write(file: BinaryIO, deltas: list[Any], members: Iterable[Member], fetch: C
             path.unlink()
 
 
-def unpack(path: Path, folder: Path) -> tuple[list[Any], dict[str, Member]]:
+def unpack(path: Path, folder: Path) -> tuple[list[Any], dict[str, Member], list[Signed]]:
     """Check a bundle to the last byte and unpack its objects, each as a file named by its sha256.
 
     Args:
         folder: an empty folder.
 
     Returns:
-        The reference documents as JSON, and the objects by their sha256.
+        The reference documents as JSON, the objects by their sha256, and the signatures, of which nothing is known yet.
 
     Raises:
         IntegrityError: it is not as `write` writes it.
         CheckpointError: a later deltahub wrote it.
     """
     with path.open("rb") as file:
-        document = _index(file, path)
+        document = read_index(file, path)
         members = [Member(**entry) for entry in document["objects"]]
         if sorted({member.sha256 for member in members}) != [member.sha256 for member in members]:
             raise _damaged(path, "objects in order, each once", "another list of them")
@@ -96,10 +121,20 @@ def unpack(path: Path, folder: Path) -> tuple[list[Any], dict[str, Member]]:
         while chunk := file.read(CHUNK):
             if chunk.strip(b"\0"):
                 raise _damaged(path, "nothing after the last file", "more bytes")
-    return document["deltas"], {member.sha256: member for member in members}
+    signed = [Signed(**entry) for entry in document.get("signatures", ())]
+    return document["deltas"], {member.sha256: member for member in members}, signed
 
 
-def _index(file: BinaryIO, path: Path) -> dict[str, Any]:
+def read_index(file: BinaryIO, path: Path | str) -> dict[str, Any]:
+    """Read and check the index that a bundle starts with: `deltas`, the reference documents, and `objects`.
+
+    Args:
+        path: what the bundle is called, for messages.
+
+    Raises:
+        IntegrityError: it is not as `write` writes it.
+        CheckpointError: a later deltahub wrote it.
+    """
     try:
         info = tarfile.TarInfo.frombuf(_read(file, path, tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
     except tarfile.TarError as error:
@@ -133,7 +168,7 @@ def _header(name: str, size: int) -> tarfile.TarInfo:
     return info
 
 
-def _compare(file: BinaryIO, path: Path, wanted: tarfile.TarInfo) -> None:
+def _compare(file: BinaryIO, path: Path | str, wanted: tarfile.TarInfo) -> None:
     found = _read(file, path, tarfile.BLOCKSIZE)
     if found != wanted.tobuf(tarfile.GNU_FORMAT):
         raise _damaged(path, f"the file {wanted.name} of {wanted.size} bytes", _described(found))
@@ -149,14 +184,14 @@ def _described(header: bytes) -> str:
     return f"the {kind} {info.name!r} of {info.size} bytes, owner {info.uid}, mode {info.mode:o}"
 
 
-def _data(file: BinaryIO, path: Path, size: int) -> Iterator[bytes]:
+def _data(file: BinaryIO, path: Path | str, size: int) -> Iterator[bytes]:
     for start in range(0, size, CHUNK):
         yield _read(file, path, min(CHUNK, size - start))
     if _read(file, path, -size % tarfile.BLOCKSIZE).strip(b"\0"):
         raise _damaged(path, "zeros after each file", "other bytes")
 
 
-def _read(file: BinaryIO, path: Path, count: int) -> bytes:
+def _read(file: BinaryIO, path: Path | str, count: int) -> bytes:
     data = file.read(count)
     if len(data) != count:
         raise _damaged(path, f"{count} more bytes", f"{len(data)}")
@@ -169,5 +204,5 @@ def _length(sizes: Iterable[int]) -> int:
     return -(-blocks * tarfile.BLOCKSIZE // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
-def _damaged(path: Path, expected: str, found: str) -> IntegrityError:
+def _damaged(path: Path | str, expected: str, found: str) -> IntegrityError:
     return IntegrityError(f"The bundle {path}", expected, found, _REMEDY)

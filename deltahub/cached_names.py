@@ -95,9 +95,7 @@ class CachedNames:
         root = self._cache.root / NAMES
         held = {f"{folder.parent.name}/{folder.name}" for folder in root.glob("[!.]*/*")}
         names = (path,) if path in held else closest(path, sorted(held), limit=3, cutoff=0.7)
-        return tuple(
-            dict.fromkeys(key for name in names for key in self._loading(sorted((root / name).glob("*.json"))))
-        )
+        return tuple(key for name in names for key in sorted(self._loading((root / name).glob("*.json"))))
 
     def _loading(self, files: Iterable[Path]) -> Iterable[str]:
         for file in files:

@@ -97,6 +97,16 @@ def test_a_bundle_with_one_delta_is_pulled_by_its_address(web, bundle, new_check
     assert delta(web.pull(bundle("acme/ner"))) == content_of(new_checkpoint(value=0.5))
 
 
+def test_a_bundle_that_was_pulled_and_is_the_same_is_not_fetched_again(web, bundle, site):
+    url = bundle("acme/ner")
+    web.pull(url)
+    asked = len(site.asked)
+    web.pull(url)
+
+    ((_, headers),) = site.asked[asked:]
+    assert headers["Range"] == "bytes=0-65535"
+
+
 def test_of_a_bundle_with_several_one_must_be_named(web, bundle, new_checkpoint):
     url = bundle("acme/ner", "acme/nli")
     with pytest.raises(
@@ -247,7 +257,7 @@ def test_a_bundle_goes_on_where_it_was_too(web, bundle, site):
     url = bundle("acme/ner")
     data = (site.root / "deltas.tar").read_bytes()
     tag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
-    site.answers(".tar", lambda handler: handler.say(200, data, {"ETag": tag}, sent=1000))
+    site.answers(".tar", None, lambda handler: handler.say(200, data, {"ETag": tag}, sent=1000))  # first for its index
 
     assert checkpoint.is_checkpoint(web.pull(url))
     assert site.asked[-1][1]["Range"] == "bytes=1000-"

@@ -13,13 +13,13 @@ from deltahub.cache import Cache
 from deltahub.cached_names import CachedNames, Seen
 from deltahub.errors import IntegrityError, NotCachedError, UnreachableError
 from deltahub.link import Link
-from deltahub.manifest import FileEntry
+from deltahub.manifest import FileEntry, Manifest
 from deltahub.sources.base import Resolved
 from deltahub.sources.web.asking import Web
 from deltahub.sources.web.downloading import PARTIAL
 from deltahub.sources.web.folder import WebFolder
 from deltahub.sources.web.limits import Limits
-from deltahub.sources.web.tarball import ENDING, WebBundle
+from deltahub.sources.web.tarball import ENDING, WebBundle, digest_in
 from deltahub.stores.base import Progress
 
 LOGGER: Final = logging.getLogger("deltahub")
@@ -70,17 +70,19 @@ class WebSource:
         if seen and link.pin:
             return seen
         try:
-            return self._fetched(link, progress)
+            return self._fetched(link, progress, fresh=fresh)
         except UnreachableError as error:
             if seen is None:
                 raise
             LOGGER.warning("%s Until then %s is what it was when last pulled: %s", error, link, seen.digest)
             return seen
 
-    def _fetched(self, link: Link, progress: Progress | None) -> Resolved:
+    def _fetched(self, link: Link, progress: Progress | None, *, fresh: bool) -> Resolved:
         web, kept = Web(self._limits or Limits.read(), self._pause), self._cache.root / PARTIAL
         found: WebBundle | WebFolder
         if urlsplit(link.url).path.endswith(ENDING):
+            if not fresh and (held := self._held_bundle(web, link)):
+                return held
             found = WebBundle(web, link, self._cache.root, kept, progress)
             also, what = found.file_sha256, "the bundle"
         else:
@@ -92,18 +94,26 @@ class WebSource:
             raise IntegrityError(link.shown, f"sha256:{link.pin}", there, "Ask its owner what was changed.")
         return Resolved(link.pinned(digest), digest, found.manifest, found.fetch)
 
+    def _held_bundle(self, web: Web, link: Link) -> Resolved | None:
+        """The delta of a bundle that the cache has, by the start of the bundle; all of it need not be fetched then."""
+        digest = digest_in(web, link)
+        manifest = self._names.manifest(digest) if link.pin in (None, digest.removeprefix("sha256:")) else None
+        return self._held(link, digest, manifest) if manifest else None
+
     def _recalled(self, link: Link) -> Resolved | None:
         """What a link meant when it was last pulled, if the cache has it."""
         seen: Seen | None = self._names.recall(link)
         manifest = self._names.manifest(seen.digest) if seen else None
-        if seen is None or manifest is None:
-            return None
+        return self._held(link, seen.digest, manifest) if seen and manifest else None
+
+    def _held(self, link: Link, digest: str, manifest: Manifest) -> Resolved:
+        """A delta in the cache; only if it is damaged there, it is fetched again."""
 
         def fetch(entry: FileEntry, into: Path, progress: Progress | None) -> None:
             if self._forbidden:
                 why = f"It is damaged in the cache. {self._forbidden}"
                 raise NotCachedError(str(link), (), (), str(link), why)
-            found = self._fetched(link.pinned(seen.digest), progress)
+            found = self._fetched(link.pinned(digest), progress, fresh=True)
             found.fetch(entry, into, progress)
 
-        return Resolved(link.pinned(seen.digest), seen.digest, manifest, fetch)
+        return Resolved(link.pinned(digest), digest, manifest, fetch)
