@@ -1,0 +1,252 @@
+"""Repositories and those who may not touch them: private ones, other namespaces, read tokens, pickles; and what errors give away."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from deltahub.registry.registry import Registry
+from deltahub.server.app import build_app
+from deltahub.server.settings import Settings
+from deltahub.server.tokens import Tokens
+from deltahub.stores.base import object_key
+from deltahub.stores.local import LocalStore
+from tests.server.test_fuzz import commit
+
+PRIVATE, MISSING = "acme/secret-plan", "acme/nothing-plan"
+READS = [
+    ("GET", "/api/models/{}"),
+    ("GET", "/api/models/{}/revision/main"),
+    ("GET", "/api/models/{}/tree/main?recursive=true"),
+    ("GET", "/api/models/{}/refs"),
+    ("GET", "/api/models/{}/commits/main"),
+    ("POST", "/api/models/{}/paths-info/main"),
+    ("GET", "/{}/resolve/main/README.md"),
+    ("HEAD", "/{}/resolve/main/README.md"),
+    ("GET", "/{}/raw/main/README.md"),
+    ("GET", "/{}"),
+]
+WRITES = [
+    ("POST", "/api/models/{}/commit/main", commit({"evil.md": "evil"})),
+    ("POST", "/api/models/{}/preupload/main", b'{"files": []}'),
+    ("POST", "/api/models/{}/tag/main", b'{"tag": "evil"}'),
+    ("DELETE", "/api/models/{}/tag/keep", b""),
+    ("POST", "/api/models/{}/branch/evil", b"{}"),
+    ("DELETE", "/api/models/{}/branch/side", b""),
+    ("PUT", "/api/models/{}/settings", b'{"visibility": "private"}'),
+    ("POST", "/{}.git/info/lfs/objects/batch", json.dumps({"operation": "upload", "objects": []}).encode()),
+    ("POST", "/{}.git/info/lfs/verify", json.dumps({"oid": "0" * 64, "size": 1}).encode()),
+]
+
+
+class Hub:
+    """A hub with a public and a private repository of acme."""
+
+    def __init__(self, folder: Path, **settings) -> None:
+        self.store = LocalStore(folder / "where-the-hub-keeps-things")
+        self.tokens = Tokens(self.store)
+        self.app = build_app(Registry(self.store), Settings(**settings))
+        self.acme = self.client("acme-bot", "write", ["acme"])
+        for name, visibility in (("ner", "public"), ("secret-plan", "private")):
+            made = {"name": name, "organization": "acme", "visibility": visibility}
+            assert self.acme.post("/api/repos/create", json=made).status_code == 200
+            path = f"/api/models/acme/{name}"
+            assert self.acme.post(f"{path}/commit/main", content=commit({"README.md": f"# {name}"})).status_code == 200
+            assert self.acme.post(f"{path}/tag/main", json={"tag": "keep"}).is_success
+            assert self.acme.post(f"{path}/branch/side", json={}).is_success
+
+    def client(self, name: str = "", scope: str = "read", namespaces=()) -> TestClient:
+        """A caller with a new token; without one if there is no name."""
+        if not name:
+            return TestClient(self.app)
+        secret = self.tokens.create(name, scope, namespaces)[1]
+        return TestClient(self.app, headers={"Authorization": f"Bearer {secret}"})
+
+    def state(self, repository: str) -> tuple[object, ...]:
+        """All that a change would change."""
+        at = f"/api/models/{repository}"
+        return tuple(self.acme.get(f"{at}{what}").json() for what in ("", "/refs", "/commits/main", "/tree/main"))
+
+
+@pytest.fixture
+def hub(tmp_path) -> Hub:
+    return Hub(tmp_path)
+
+
+@pytest.fixture(params=["stranger", "reader", "writer"])
+def outsider(hub, request) -> TestClient:
+    """Somebody who may not see what is private in acme."""
+    callers = {"stranger": (), "reader": ("r", "read", ["lab"]), "writer": ("w", "write", ["lab"])}
+    return hub.client(*callers[request.param])
+
+
+@pytest.mark.parametrize(("method", "address"), READS)
+def test_what_is_private_is_answered_as_what_is_not_there(outsider, method, address):
+    private = outsider.request(method, address.format(PRIVATE))
+    missing = outsider.request(method, address.format(MISSING))
+    assert private.status_code == missing.status_code
+    assert private.status_code in (401, 404)
+    assert private.text.replace(PRIVATE, MISSING) == missing.text
+    ours = {name: value for name, value in private.headers.items() if name not in ("x-request-id", "content-length")}
+    theirs = {name: value for name, value in missing.headers.items() if name not in ("x-request-id", "content-length")}
+    assert {name: value.replace(PRIVATE, MISSING) for name, value in ours.items()} == theirs
+
+
+@pytest.mark.parametrize(
+    "address", ["/api/models", "/api/models?search=secret", "/api/models?author=acme", "/", "/?q=secret"]
+)
+def test_what_is_private_is_in_no_list(outsider, address):
+    answer = outsider.get(address)
+    assert answer.status_code == 200
+    assert "secret-plan" not in answer.text.replace("q=secret", "")
+
+
+def test_a_name_that_is_almost_a_private_one_is_not_corrected(outsider):
+    for address in ("/api/models/acme/secret-plam", "/acme/secret-pla/resolve/main/x", "/acme/secret-plam"):
+        assert "secret-plan" not in outsider.get(address).text
+
+
+@pytest.mark.parametrize(("method", "address", "body"), WRITES)
+def test_nobody_changes_what_is_not_theirs(hub, outsider, method, address, body):
+    for repository in ("acme/ner", PRIVATE):
+        before = hub.state(repository)
+        answer = outsider.request(method, address.format(repository), content=body)
+        assert answer.status_code in (401, 403)
+        assert hub.state(repository) == before
+
+
+@pytest.mark.parametrize(("method", "address", "body"), WRITES)
+def test_a_token_that_reads_does_not_write_in_its_own_namespace_either(hub, method, address, body):
+    before = hub.state("acme/ner")
+    answer = hub.client("own", "read", ["acme"]).request(method, address.format("acme/ner"), content=body)
+    assert answer.status_code == 403
+    assert hub.state("acme/ner") == before
+
+
+def test_nobody_creates_deletes_or_moves_in_the_namespace_of_others(hub, outsider):
+    before = hub.state("acme/ner")
+    for method, address, body in (
+        ("POST", "/api/repos/create", {"name": "evil", "organization": "acme"}),
+        ("DELETE", "/api/repos/delete", {"name": "ner", "organization": "acme"}),
+        ("POST", "/api/repos/move", {"fromRepo": "acme/ner", "toRepo": "lab/ner"}),
+        ("POST", "/api/repos/move", {"fromRepo": "lab/mine", "toRepo": "acme/mine"}),
+    ):
+        assert outsider.request(method, address, json=body).status_code in (401, 403, 404)
+    assert hub.state("acme/ner") == before
+    assert hub.acme.get("/api/models/acme/evil").status_code == 404
+
+
+def test_a_moved_repository_takes_its_privacy_with_it(hub):
+    hub.acme.post("/api/repos/move", json={"fromRepo": PRIVATE, "toRepo": "acme/hidden"})
+    for name in (PRIVATE, "acme/hidden"):
+        assert hub.client().get(f"/api/models/{name}").status_code == 401
+        assert hub.acme.get(f"/api/models/{name}").status_code == 200
+
+
+# ----- bytes of others -----
+
+
+def test_a_commit_cannot_take_over_bytes_by_knowing_their_digest(hub):
+    digest = hashlib.sha256(b"# secret-plan").hexdigest()
+    assert (hub.store.root / object_key(digest)).exists()
+    thief = hub.client("thief", "write", ["lab"])
+    thief.post("/api/repos/create", json={"name": "loot", "organization": "lab"})
+    lines = [
+        {"key": "header", "value": {"summary": "x"}},
+        {"key": "lfsFile", "value": {"path": "loot.md", "algo": "sha256", "oid": digest, "size": 13}},
+    ]
+    answer = thief.post("/api/models/lab/loot/commit/main", content="\n".join(map(json.dumps, lines)))
+    assert answer.status_code == 400
+    assert "not uploaded" in answer.json()["error"]
+    batch = {"operation": "download", "objects": [{"oid": digest, "size": 13}]}
+    told = thief.post("/lab/loot.git/info/lfs/objects/batch", json=batch).json()["objects"][0]
+    assert told["error"]["code"] == 404
+    batch["operation"] = "upload"
+    told = thief.post("/lab/loot.git/info/lfs/objects/batch", json=batch).json()["objects"][0]
+    assert "actions" in told  # as if nobody had it
+
+
+# ----- pickles -----
+
+
+def upload(hub: Hub, path: str, data: bytes):
+    """Send a file as clients with git-lfs do, and commit it."""
+    oid = hashlib.sha256(data).hexdigest()
+    batch = {"operation": "upload", "objects": [{"oid": oid, "size": len(data)}]}
+    found = hub.acme.post("/acme/ner.git/info/lfs/objects/batch", json=batch).json()["objects"][0]
+    if "actions" in found:
+        assert hub.acme.put(found["actions"]["upload"]["href"], content=data).status_code == 200
+    lines = [
+        {"key": "header", "value": {"summary": "x"}},
+        {"key": "lfsFile", "value": {"path": path, "algo": "sha256", "oid": oid, "size": len(data)}},
+    ]
+    return hub.acme.post("/api/models/acme/ner/commit/main", content="\n".join(map(json.dumps, lines)))
+
+
+def inline(hub: Hub, path: str, data: bytes):
+    """Send a file inside of a commit."""
+    content = base64.b64encode(data).decode()
+    lines = [
+        {"key": "header", "value": {"summary": "x"}},
+        {"key": "file", "value": {"path": path, "content": content, "encoding": "base64"}},
+    ]
+    return hub.acme.post("/api/models/acme/ner/commit/main", content="\n".join(map(json.dumps, lines)))
+
+
+@pytest.mark.parametrize("send", [upload, inline])
+@pytest.mark.parametrize(
+    ("path", "data"), [("pytorch_model.bin", b"harmless"), ("a/weights.safetensors", pickle.dumps([1]))]
+)
+def test_a_pickle_is_refused_by_its_name_and_by_its_bytes_however_it_comes(hub, send, path, data):
+    before = hub.state("acme/ner")
+    answer = send(hub, path, data)
+    assert answer.status_code == 403
+    assert "safetensors" in answer.json()["error"]
+    assert hub.state("acme/ner") == before
+
+
+def test_a_client_is_told_that_pickles_are_refused_before_it_sends_them(hub):
+    for path, data in (("x.pt", b""), ("x.safetensors", pickle.dumps([1]))):
+        file = {"path": path, "size": 9, "sample": base64.b64encode(data).decode()}
+        answer = hub.acme.post("/api/models/acme/ner/preupload/main", json={"files": [file]})
+        assert (answer.status_code, "pickle" in answer.json()["error"]) == (403, True)
+
+
+def test_a_namespace_that_takes_pickles_takes_them(tmp_path):
+    hub = Hub(tmp_path, pickle_namespaces=("acme",))
+    assert upload(hub, "pytorch_model.bin", pickle.dumps([1])).status_code == 200
+    assert inline(hub, "training_args.bin", pickle.dumps([2])).status_code == 200
+
+
+# ----- what errors give away -----
+
+
+def test_no_answer_tells_where_the_hub_keeps_its_bytes(hub):
+    entry = next(iter(hub.store.root.rglob("refs/acme/ner.json")))
+    answers = [
+        hub.acme.request(method, address.format(name)) for method, address in READS for name in ("acme/ner", MISSING)
+    ]
+    answers += [hub.acme.request(method, address.format(MISSING), content=body) for method, address, body in WRITES]
+    digest = hashlib.sha256(b"# ner").hexdigest()
+    (hub.store.root / object_key(digest)).unlink()
+    answers.append(hub.acme.get("/acme/ner/resolve/main/README.md"))
+    assert answers[-1].status_code == 500
+    entry.write_bytes(b"{}")
+    answers.append(hub.acme.get("/api/models/acme/ner"))
+    assert answers[-1].status_code == 500
+    for answer in answers:
+        assert "where-the-hub-keeps-things" not in answer.text
+        assert "where-the-hub-keeps-things" not in str(answer.headers)
+        assert "Traceback" not in answer.text
+
+
+def test_the_hub_s_own_documents_are_no_files_of_any_repository(hub):
+    for path in ("hub/tokens", "hub/keys/uploads.json", "refs/acme/ner.json", "../hub/keys/uploads.json"):
+        assert hub.client("root", "admin").get(f"/acme/ner/resolve/main/{path}").status_code == 404
+        hub.tokens.revoke("root")
