@@ -10,35 +10,29 @@ from typing import TYPE_CHECKING
 
 from deltahub.cache import Cache
 from deltahub.cached_names import CachedNames
-from deltahub.errors import ConfigError, DeltaHubError
+from deltahub.errors import DeltaHubError
 from deltahub.link import Link
 from deltahub.lockfile import Lock, Pin, active
+from deltahub.lookup import INDEXES, Lookup, as_registry
 from deltahub.outcomes import Pulled, Pushed
 from deltahub.pinning import pin_of, pinned
 from deltahub.places import cache_home
 from deltahub.pulling import FILES_AT_ONCE, Transfer, bring, copy_out, several
 from deltahub.pushing import push_many, ready
 from deltahub.reference import Reference
-from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.index import Listed
-from deltahub.registry.query import Query
 from deltahub.registry.registry import Registry
-from deltahub.registry.repair import Supply, from_registry
-from deltahub.resolution import Resolver
 from deltahub.settings import Settings
-from deltahub.sources.base import Known, Resolved, Source
-from deltahub.sources.choosing import Choice, Rules
-from deltahub.sources.opening import Sources, open_source, registry_at
+from deltahub.sources.base import Resolved, Source
+from deltahub.sources.choosing import Rules
+from deltahub.sources.opening import Sources, open_source
 from deltahub.sources.registry import RegistrySource
 from deltahub.stores.base import Progress
 
 if TYPE_CHECKING:
     from deltahub.signing import PrivateKey
 
-_INDEXES = "index"  # in the cache
 
-
-class Hub:
+class Hub(Lookup):
     """All sources and the cache.
 
     Args:
@@ -58,17 +52,8 @@ class Hub:
         local_files_only: bool = False,
         trust: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        self.cache = cache
+        super().__init__(sources, cache, rules, local_files_only=local_files_only)
         self._trust = dict(trust or {})
-        self._names = CachedNames(cache)
-        indexes, known = cache.root / _INDEXES, self._names.known
-        self._choice = Choice(
-            Sources({name: partial(_as_source, sources, name, indexes, known) for name in sources}),
-            rules or Rules(next(iter(sources))),
-            partial(registry_at, indexes=indexes, known=known),
-            local_only=local_files_only,
-        )
-        self._resolver = Resolver(self._choice, self._names)
 
     @classmethod
     def open(cls, cache_dir: str | os.PathLike[str] | None = None, *, local_files_only: bool = False) -> Hub:
@@ -84,74 +69,9 @@ class Hub:
         settings = Settings.read()
         cache = Cache(Path(cache_dir) if cache_dir else cache_home())
         known = CachedNames(cache).known
-        openers = {e.name: partial(open_source, e, cache.root / _INDEXES, known) for e in settings.sources}
+        openers = {e.name: partial(open_source, e, cache.root / INDEXES, known) for e in settings.sources}
         trust = {key: e.trust for e in settings.sources if e.trust for key in (e.name, e.url)}
         return cls(Sources(openers), cache, Rules.of(settings), local_files_only=local_files_only, trust=trust)
-
-    # ----- where to look -----
-
-    def source(self, name: str | None) -> Source:
-        """A source by its name, or the registry in a folder or at ``s3://bucket/prefix``; the default one for None.
-
-        Raises:
-            NotFoundError: no source has this name.
-            ConfigError: it is off.
-        """
-        return self._choice.source(name)
-
-    def registry(self, name: str | None) -> Registry:
-        """The same for a registry.
-
-        Raises:
-            NotFoundError: no source has this name.
-            ConfigError: the source is off, or no registry.
-        """
-        return _registry(self.source(name))
-
-    @property
-    def registries(self) -> dict[str, Registry]:
-        """The sources that are registries and on, in their order."""
-        return {it.name: it.registry for it in self._choice.on() if isinstance(it, RegistrySource)}
-
-    def document(self, reference: Reference) -> tuple[Source, ReferenceDocument]:
-        """The first source that has a delta, and all that is said about it there.
-
-        Raises:
-            NotFoundError: none has it; the message lists where it was looked for and the nearest names.
-            UnreachableError: one that may have it gives no answer.
-        """
-        return self._resolver.ask(reference, lambda source: (source, source.document(reference.path)))
-
-    def held(self, reference: Reference) -> tuple[Registry, ReferenceDocument]:
-        """The same for a delta that is to be changed, which only a registry can.
-
-        Raises:
-            NotFoundError: no source has it.
-            ConfigError: the first that has it is no registry.
-        """
-        source, document = self.document(reference)
-        return _registry(source), document
-
-    def resolve(self, wanted: Reference | Link, *, fresh: bool = False, transfer: Transfer | None = None) -> Resolved:
-        """The version that a reference or a link means.
-
-        Args:
-            fresh: what it meant when it was last pulled will not do.
-            transfer: told of what has to be fetched to find out.
-
-        Raises:
-            NotFoundError: no source has it, or the first that has it lacks the version.
-            UnreachableError: one that may have it gives no answer.
-            IntegrityError: the manifest is damaged.
-        """
-        if isinstance(wanted, Reference):
-            return self._resolver.resolve(wanted, fresh=fresh)
-        from deltahub.sources.web.source import WebSource  # late: it needs requests
-
-        source = WebSource(self.cache, self._names, self._choice.forbidden_network())
-        return source.resolve(wanted, fresh=fresh, progress=transfer.progress if transfer else None)
-
-    # ----- push and pull -----
 
     def push(
         self,
@@ -189,7 +109,7 @@ class Hub:
             from deltahub.registry.signatures import add_signature  # late: few sign
 
             signature = sign.sign(it.manifest.to_bytes())
-            add_signature(_registry(source), it.manifest.digest, sign.public.id, signature)
+            add_signature(as_registry(source), it.manifest.digest, sign.public.id, signature)
         return source.publish(
             it.folder,
             it.manifest,
@@ -320,42 +240,3 @@ class Hub:
             return self._resolver.ask(exact, lambda source: source.resolve(exact))
 
         return pinned(pin, lock, look_up, (lambda _: None) if fresh else self._names.manifest)
-
-    def supplies(self, registry: Registry) -> dict[str, Supply]:
-        """Where else the objects of a registry may be: the other registries, and the cache."""
-        others = {other.name: from_registry(other) for other in self.registries.values() if other is not registry}
-        return {**others, "the cache": self.cache.supply}
-
-    def search(
-        self,
-        query: Query,
-        source: str | None = None,
-        limit: int | None = None,
-        offset: int = 0,
-        backbone: Path | None = None,
-    ) -> tuple[list[Listed], int]:
-        """The deltas of one source that a query means, in its order, and how many there are without limit and offset.
-
-        Args:
-            backbone: the folder of a backbone that they must fit.
-
-        Raises:
-            CheckpointError: the folder holds no backbone.
-            ConfigError: the source is off, or cannot be searched that way.
-        """
-        return self._choice.reachable(source).search(query, limit, offset, backbone)
-
-
-def _as_source(sources: Mapping[str, Source | Registry], name: str, indexes: Path, known: Known) -> Source:
-    found = sources[name]
-    return RegistrySource(found, indexes, known) if isinstance(found, Registry) else found
-
-
-def _registry(source: Source) -> Registry:
-    if not isinstance(source, RegistrySource):
-        msg = (
-            f"{source.place} is no registry, and this works on registries only. Name one with its source, or pull "
-            "the delta and push it to a registry: deltahub push FOLDER --to local"
-        )
-        raise ConfigError(msg)
-    return source.registry
