@@ -11,6 +11,8 @@ from deltahub.reference import is_version
 from deltahub.registry.entries import number
 from deltahub.sources.huggingface.calls import Calls
 
+_TAKEN: Final = 409
+_ITS_OWN: Final = 400  # how a hub refuses a name that has a meaning of its own there
 _ATTEMPTS: Final = 20  # of a tag, each after reading what others set
 
 
@@ -28,8 +30,10 @@ class GitTags:
         self._calls, self._repo, self._doing, self._what = calls, repo, doing, f"{calls.name}:{repo}"
         self._known = dict(known)
 
-    def number(self, commit: str) -> str:
-        """The version of a commit: its git tag v1, v2, ..., which is set if it has none.
+    def number(self, commit: str) -> None:
+        """Give a commit a version, the next git tag of v1, v2, ..., if it has none.
+
+        A hub that numbers its commits itself refuses such tags, and that is fine.
 
         Raises:
             ConflictError: others took the next number, again and again.
@@ -37,11 +41,11 @@ class GitTags:
         version = "v1"
         for _ in range(_ATTEMPTS):
             tags = {tag: target for tag, target in self._known.items() if is_version(tag)}
-            if own := sorted((tag for tag, target in tags.items() if target == commit), key=number):
-                return own[-1]
+            if commit in tags.values():
+                return
             version = f"v{max(map(number, tags), default=0) + 1}"
-            if self._set(version, commit):
-                return version
+            if self._set(version, commit, unless=_ITS_OWN):
+                return
         raise ConflictError(f"The next version of {self._what}", version, "one of somebody else at every try")
 
     def point(self, alias: str, commit: str) -> None:
@@ -59,15 +63,21 @@ class GitTags:
                 return
         raise ConflictError(f"The alias {alias!r} of {self._what}", commit, self._known.get(alias))
 
-    def _set(self, tag: str, commit: str) -> bool:
-        """Set a tag; False if it is set already, and then all are read again."""
+    def _set(self, tag: str, commit: str, unless: int = 0) -> bool:
+        """Set a tag; False if it is set already, and then all are read again.
+
+        Args:
+            unless: the status with which the hub may refuse it.
+        """
         from huggingface_hub.errors import HfHubHTTPError
 
         def call() -> bool:
             try:
                 self._calls.api.create_tag(self._repo, tag=tag, revision=commit)
             except HfHubHTTPError as error:
-                if error.response.status_code == 409:
+                if error.response.status_code == unless:
+                    return True
+                if error.response.status_code == _TAKEN:
                     return False
                 raise
             return True

@@ -6,7 +6,6 @@ that is cut short has no commit, or the whole one; the next push of the same con
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ from deltahub.checkpoint import CARD
 from deltahub.describing import MANIFEST, OWN_CARD
 from deltahub.errors import ConfigError, ConflictError, IntegrityError, NotFoundError
 from deltahub.manifest import Manifest
+from deltahub.reference import is_version
 from deltahub.sources.huggingface.calls import Calls
+from deltahub.sources.huggingface.head import Head, read_head
 from deltahub.sources.huggingface.history import BRANCH, Names, history, names, trailer
 from deltahub.sources.huggingface.marks import GitTags
 from deltahub.sources.huggingface.page import Card, page, tags_of, whole
@@ -38,25 +39,13 @@ class Published:
 
     Attributes:
         commit: that holds the delta, 40 hex digits.
-        version: its git tag, e.g. ``"v3"``.
         new: whether a push made it now.
         tags: of the page of the commit.
     """
 
     commit: str
-    version: str
     new: bool
     tags: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Head:
-    """What is at the head of the main branch: the commit, the manifest if there is one, the page, the card under it."""
-
-    commit: str
-    manifest: Manifest | None
-    page: bytes | None
-    card: bytes | None
 
 
 class Publication:
@@ -109,35 +98,25 @@ class Publication:
             if published:
                 commit, new, tags = published
                 marks = GitTags(self.calls, self.repo, self.doing, known.tags)
-                version = marks.number(commit)
+                marks.number(commit)
                 for alias in aliases:
                     marks.point(alias, commit)
-                return Published(commit, version, new, tags)
+                return Published(commit, new, tags)
         raise ConflictError(self.what, head.commit, "a new commit at every try")
 
     # ----- what is there -----
 
-    def _head(self) -> _Head:
+    def _head(self) -> Head:
         """The head of the repo, which is made if it is not there."""
         try:
-            answer = read(self.calls, self.repo, BRANCH, MANIFEST, self.doing)
+            return read_head(self.calls, self.repo, self.doing)
         except NotFoundError:
             self.calls.make(
                 lambda: self.calls.api.create_repo(self.repo, private=self.private, exist_ok=True),
                 self.doing,
                 self.what,
             )
-            answer = read(self.calls, self.repo, BRANCH, MANIFEST, self.doing)
-        manifest = manifest_in(answer.data)
-        theirs = read(self.calls, self.repo, answer.commit, CARD, self.doing).data
-        return _Head(answer.commit, manifest, theirs, self._card(answer.commit, manifest, theirs))
-
-    def _card(self, commit: str, manifest: Manifest | None, theirs: bytes | None) -> bytes | None:
-        """The card that the last push brought: the page, if nobody changed it."""
-        entry = next((it for it in manifest.files if it.path == CARD), None) if manifest else None
-        if entry is None or (theirs is not None and hashlib.sha256(theirs).hexdigest() == entry.sha256):
-            return theirs if entry else None
-        return read(self.calls, self.repo, commit, OWN_CARD, self.doing).data
+            return read_head(self.calls, self.repo, self.doing)
 
     def _require(self, known: Names, aliases: Collection[str], expect: Mapping[str, str | None]) -> None:
         for alias in aliases:
@@ -146,10 +125,15 @@ class Publication:
                 raise ConfigError(msg)
         for alias, expected in expect.items():
             found = known.tags.get(alias)
-            if found != (known.tags.get(expected, expected) if expected else None):
+            if found != (self._commit_of(expected, known) if expected else None):
                 raise ConflictError(f"The alias {alias!r} of {self.what}", expected, found)
 
-    def _older(self, head: _Head) -> tuple[str, bool, tuple[str, ...]] | None:
+    def _commit_of(self, version: str, known: Names) -> str:
+        if is_version(version) and version not in known.tags:  # of a hub that numbers its commits itself
+            return history(self.calls, self.repo, self.doing).numbers.get(version, version)
+        return known.tags.get(version, version)
+
+    def _older(self, head: Head) -> tuple[str, bool, tuple[str, ...]] | None:
         """The commit that holds this very content already, if an older one than the head does; its page stays as it is."""
         digest = self.manifest.digest
         if head.manifest is None or head.manifest.digest == digest:
@@ -157,13 +141,12 @@ class Publication:
         for commit in reversed(history(self.calls, self.repo, self.doing).pushed(digest)):
             found = manifest_in(read(self.calls, self.repo, commit, MANIFEST, self.doing).data)
             if found is not None and found.digest == digest:
-                card = Card.read(read(self.calls, self.repo, commit, CARD, self.doing).data)
-                return commit, False, own_tags(card, self.manifest)
+                return commit, False, self._tags_at(commit)
         return None
 
     # ----- the commit -----
 
-    def _commit(self, head: _Head) -> tuple[str, bool, tuple[str, ...]] | None:
+    def _commit(self, head: Head) -> tuple[str, bool, tuple[str, ...]] | None:
         """Commit what is not there yet; None if somebody else was faster."""
         from huggingface_hub.errors import HfHubHTTPError
 
@@ -174,7 +157,7 @@ class Publication:
         tags = own_tags(Card.read(content), self.manifest)
         same = head.manifest is not None and head.manifest.digest == self.manifest.digest
         if same and content == head.page:
-            return head.commit, False, tags
+            return head.commit, False, self._tags_at(head.commit)
         title, text = trailer(self.message, self.manifest.digest)
         gone = self._gone(head)
 
@@ -195,7 +178,12 @@ class Publication:
                 raise
 
         made = self.calls.make(commit, self.doing, self.what)
-        return None if made is None else (made, not same, tags)
+        return None if made is None else (made, not same, self._tags_at(made) if same else tags)
+
+    def _tags_at(self, commit: str) -> tuple[str, ...]:
+        """The tags that the hub knows; one of our own keeps them apart from the page."""
+        info = self.calls.make(lambda: self.calls.api.model_info(self.repo, revision=commit), self.doing, self.what)
+        return own_tags(Card({"tags": info.card_data.tags if info.card_data else []}), self.manifest)
 
     def _operations(self, content: bytes, card: bytes | None, gone: set[str]) -> list[CommitOperation]:
         """What the commit adds and deletes, made anew for every try: the client marks what it has sent."""
@@ -220,7 +208,7 @@ class Publication:
                 adds.append(add)
         return [*adds, *(CommitOperationDelete(path, is_folder=False) for path in sorted(gone))]
 
-    def _gone(self, head: _Head) -> set[str]:
+    def _gone(self, head: Head) -> set[str]:
         """The files of the last version that this one does not have, as far as they are still there."""
         new = {entry.path for entry in self.manifest.files}
         old = {entry.path for entry in head.manifest.files} if head.manifest else set()

@@ -17,7 +17,8 @@ from deltahub.stores.base import Progress
 if TYPE_CHECKING:
     from httpx2 import Response
 
-_HEX: Final = re.compile("[0-9a-f]+")
+_HEX: Final = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+_GIT: Final = 40  # digits of a sha1
 _SMALL: Final = 64 << 20  # bytes of a manifest or a card at most
 
 
@@ -144,9 +145,11 @@ def git_blob(data: bytes) -> str:
 
 def _require_etag(response: Response, data: bytes, what: str) -> None:
     etag = response.headers.get("etag", "").removeprefix("W/").strip('"')
-    found = {40: git_blob, 64: lambda it: hashlib.sha256(it).hexdigest()}.get(len(etag))
-    if found and _HEX.fullmatch(etag) and found(data) != etag:
-        raise IntegrityError(what, etag, found(data), "It was damaged on its way. Repeat.")
+    if not _HEX.fullmatch(etag):
+        return
+    found = git_blob(data) if len(etag) == _GIT else hashlib.sha256(data).hexdigest()
+    if found != etag:
+        raise IntegrityError(what, etag, found, "It was damaged on its way. Repeat.")
 
 
 def _commit(response: Response) -> str:

@@ -1,0 +1,49 @@
+"""What is at the head of a repo's main branch: what a push builds on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from deltahub.checkpoint import CARD
+from deltahub.describing import MANIFEST, OWN_CARD
+from deltahub.manifest import Manifest
+from deltahub.sources.huggingface.calls import Calls
+from deltahub.sources.huggingface.history import BRANCH
+from deltahub.sources.huggingface.snapshot import manifest_in
+from deltahub.sources.huggingface.transfer import read
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a repo.
+
+    Attributes:
+        commit: 40 hex digits.
+        manifest: of the delta there; None if none was pushed.
+        page: the README; None if there is none.
+        card: the card of that delta as it was saved; None if it has none.
+    """
+
+    commit: str
+    manifest: Manifest | None
+    page: bytes | None
+    card: bytes | None
+
+
+def read_head(calls: Calls, repo: str, doing: str) -> Head:
+    """Read the head of a repo: two requests, and a third if people changed the page.
+
+    Raises:
+        NotFoundError: there is no such repo, or not for this token.
+        UnreachableError: there was no answer.
+        StorageError: the hub refused.
+    """
+    answer = read(calls, repo, BRANCH, MANIFEST, doing)
+    manifest = manifest_in(answer.data)
+    page = read(calls, repo, answer.commit, CARD, doing).data
+    entry = next((it for it in manifest.files if it.path == CARD), None) if manifest else None
+    card = page if entry else None
+    if entry and (page is None or hashlib.sha256(page).hexdigest() != entry.sha256):
+        card = read(calls, repo, answer.commit, OWN_CARD, doing).data
+    return Head(answer.commit, manifest, page, card)

@@ -1,0 +1,117 @@
+"""Repos that other programs made, and pages that people edited on the hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from huggingface_hub import CommitOperationAdd
+
+from deltahub import checkpoint
+from deltahub.errors import CheckpointError, IntegrityError
+from deltahub.sources.huggingface.page import Card
+from tests.checkpoints import content_of
+from tests.sources.huggingface.test_push_and_pull import api, delta_files, ref
+
+OPENDELTA = {"delta_type": "lora", "modified_modules": ["query"], "lora_r": 8}
+
+
+def upload(hub, repo, files):
+    """Commit files as any client of the hub does."""
+    api(hub).create_repo(repo, exist_ok=True)
+    operations = [CommitOperationAdd(name, data) for name, data in files.items()]
+    return api(hub).create_commit(repo, operations, commit_message="by hand").oid
+
+
+def test_a_delta_that_was_uploaded_file_by_file_has_the_same_digest(hub, repo, checkpoint_folder):
+    files = {**content_of(checkpoint_folder), "notes.txt": b"mine", "sub/delta_config.json": b"{}"}
+    commit = upload(hub, repo, files)
+    pulled = hub.pull(ref(repo))
+
+    assert pulled.digest == checkpoint.describe(checkpoint_folder).digest
+    assert str(pulled.reference) == f"hf:{repo}@{commit}"
+    assert delta_files(pulled.folder) == content_of(checkpoint_folder)
+
+
+def test_it_can_be_fetched_again_without_being_described_again(hub, repo, checkpoint_folder):
+    upload(hub, repo, content_of(checkpoint_folder))
+    first = hub.pull(ref(repo))
+    shutil.rmtree(first.folder / checkpoint.BACKBONE, ignore_errors=True)
+    again = hub.pull(ref(repo), force=True)
+
+    assert again.digest == first.digest
+    assert delta_files(again.folder) == content_of(checkpoint_folder)
+
+
+def test_one_that_was_uploaded_with_a_manifest_of_deltahub_needs_no_other_card(hub, repo, checkpoint_folder):
+    manifest = checkpoint.describe(checkpoint_folder)
+    upload(hub, repo, {**content_of(checkpoint_folder), "manifest.json": manifest.to_bytes()})
+    assert delta_files(hub.pull(ref(repo)).folder) == content_of(checkpoint_folder)
+
+
+def test_the_manifest_of_another_program_is_none(hub, repo, checkpoint_folder):
+    for other in (b'{"files": ["a"]}', b"not json", b"[1]"):
+        upload(hub, repo, {**content_of(checkpoint_folder), "manifest.json": other})
+        assert hub.pull(ref(repo)).digest == checkpoint.describe(checkpoint_folder).digest
+
+
+def test_a_page_that_was_edited_on_the_hub_leaves_the_delta_what_it_is(user, repo, checkpoint_folder):
+    pushed = user().push(checkpoint_folder, f"hf:{repo}", tags=["best"])
+    upload(user(), repo, {"README.md": b"---\nlicense: mit\n---\n# Better words\n"})
+
+    pulled = user().pull(ref(repo))
+    assert pulled.digest == pushed.digest
+    assert delta_files(pulled.folder) == content_of(checkpoint_folder)
+
+
+def test_a_push_after_that_keeps_the_words_and_adds_what_the_version_is(user, repo, new_checkpoint):
+    hub = user()
+    hub.push(new_checkpoint(), f"hf:{repo}", tags=["best"])
+    upload(hub, repo, {"README.md": b"---\nlicense: mit\ntags: [deltahub, lora, best]\n---\n# Better words\n"})
+    second = hub.push(new_checkpoint(value=0.7, card="# Second\n"), f"hf:{repo}", tags=["late"])
+
+    path = api(hub).hf_hub_download(repo, "README.md", revision=second.reference.version)
+    with open(path, "rb") as file:  # noqa: PTH123
+        page = Card.read(file.read())
+    assert (page.text, page.facts["license"]) == ("# Better words\n", "mit")
+    assert set(page.facts["tags"]) >= {"best", "late"}
+    assert (user().pull(ref(repo)).folder / "README.md").read_bytes() == b"# Second\n"
+
+
+def test_a_file_that_was_replaced_on_the_hub_is_found_by_the_config_that_vouches_for_it(hub, repo, checkpoint_folder):
+    files = content_of(checkpoint_folder)
+    weights = bytearray(files[checkpoint.WEIGHTS])
+    weights[-1] ^= 1
+    upload(hub, repo, {**files, checkpoint.WEIGHTS: bytes(weights)})
+    with pytest.raises(IntegrityError, match=rf"hf:{repo}@[0-9a-f]{{40}}/delta.safetensors is damaged"):
+        hub.pull(ref(repo))
+
+
+def test_a_checkpoint_of_opendelta_is_pulled_as_it_is(hub, repo):
+    files = {"config.json": json.dumps(OPENDELTA).encode(), "pytorch_model.bin": b"a pickle", "README.md": b"# Old\n"}
+    upload(hub, repo, files)
+    pulled = hub.pull(ref(repo))
+
+    assert {name: (pulled.folder / name).read_bytes() for name in ("config.json", "pytorch_model.bin")} == {
+        name: files[name] for name in ("config.json", "pytorch_model.bin")
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({"adapter_config.json": b"{}", "adapter_model.safetensors": b""}, "holds an adapter of PEFT"),
+        ({"config.json": b"{}", "pytorch_model.bin": b""}, "holds a whole model, and no delta"),
+        ({"config.json": b"{", "pytorch_model.bin": b""}, "holds a whole model, and no delta"),
+        ({"notes.txt": b""}, r"holds no delta: delta_config.json is missing, and there is .*notes.txt"),
+        ({"delta_config.json": b"{}"}, "delta_type"),
+        ({"delta_config.json": b"{"}, "is not JSON"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "+".join(value),
+)
+def test_a_repo_without_a_delta_is_refused_in_a_sentence(hub, repo, files, sentence):
+    upload(hub, repo, files)
+    with pytest.raises((CheckpointError, ValueError), match=sentence) as caught:
+        hub.pull(ref(repo))
+    assert "/tmp" not in str(caught.value)
