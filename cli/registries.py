@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import JsonOpt, QuietOpt
 from .output import Output, print_json
+from .signing import RequireOpt, TrustOpt, trusted
+
+if TYPE_CHECKING:
+    from deltahub.configured import Configured
+    from deltahub.settings import Settings
 from .sources import EndpointOpt, NameArg, ProfileOpt, RegionOpt, UncheckedOpt, add_checked
 
 app = typer.Typer(
@@ -25,6 +31,8 @@ def add(
     region: RegionOpt = None,
     profile: ProfileOpt = None,
     unchecked: UncheckedOpt = False,
+    require: RequireOpt = False,
+    trust: TrustOpt = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -35,16 +43,72 @@ def add(
 
     [dim]deltahub registry add team /mnt/team/deltas[/dim]
 
+    [dim]deltahub registry add team /mnt/team/deltas --require-signature --trust release.pub[/dim]
+
     [dim]deltahub registry add team s3://acme/deltas --endpoint https://s3.acme.org --profile acme[/dim]
     """
     from deltahub.configured import HUB, Configured
     from deltahub.errors import ConfigError
 
+    if require != bool(trust):
+        raise typer.BadParameter(
+            "--require-signature and --trust KEY.pub belong together: the one asks, the other says whose."
+        )
     entry = Configured.checked(name, url, endpoint=endpoint, region=region, profile=profile)
+    entry = replace(entry, trust=trusted(require, trust))
     if entry.kind == HUB:
         msg = f"{url} is a hub and no registry. Add it with: deltahub source add {name} {url}"
         raise ConfigError(msg)
     add_checked(entry, Output(as_json=json, quiet=quiet), unchecked=unchecked)
+
+
+@app.command()
+def trust(
+    name: NameArg,
+    keys: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[KEY.pub]...", help="Public keys in PEM, in place of those trusted so far."),
+    ] = None,
+    nobody: Annotated[bool, typer.Option("--ask-for-none", help="Take deltas without signatures again.")] = False,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Say whose signature a delta of a registry must have to be pulled or loaded; without keys, show them.
+
+    [dim]deltahub registry trust team release.pub backup.pub[/dim]
+
+    [dim]deltahub registry trust team --ask-for-none[/dim]
+    """
+    from deltahub.settings import Settings, change
+    from deltahub.signing import PublicKey
+
+    if nobody and keys:
+        raise typer.BadParameter("--ask-for-none takes no keys. Leave out one of the two.")
+    pems = trusted(False, keys)
+
+    def changed(settings: Settings) -> Settings:
+        entry = _added(settings, name)
+        return replace(settings, known={**settings.known, name: replace(entry, trust=pems)})
+
+    settings = change(changed) if keys or nobody else Settings.read()
+    entry: Configured = _added(settings, name)
+    ids = [PublicKey.parse(pem.encode(), "The settings").id for pem in entry.trust]
+    said = (
+        f"{name} takes what is signed by {' or '.join(key_id[:16] for key_id in ids)}"
+        if ids
+        else f"{name} asks for no signature"
+    )
+    Output(as_json=json, quiet=quiet).result({"name": name, "keys": ids, "require_signature": bool(ids)}, said)
+
+
+def _added(settings: Settings, name: str) -> Configured:
+    """A registry that the user added."""
+    settings.require(name)
+    if name not in settings.known or settings.known[name].kind != "registry":
+        raise typer.BadParameter(
+            f"{name} is none of the registries that were added, which alone can ask for signatures."
+        )
+    return settings.known[name]
 
 
 @app.command("list")

@@ -11,6 +11,7 @@ import typer
 from .errors import DAMAGED
 from .options import JsonOpt, QuietOpt, SourceOpt
 from .output import Output, print_json
+from .signing import signatures_of
 
 if TYPE_CHECKING:
     from deltahub.registry.repair import Repaired
@@ -46,14 +47,22 @@ def verify(
             what = "--all is every registry" if every else f"{target} is a folder: save it again, or pull it"
             raise typer.BadParameter(f"{what}; leave out one of the two.")
         results = _folder(Path(target))
+        signed = {}
     else:
         results = _registries(target, source, every=every, repair=repair)
+        signed = _signatures(results, target, source, every=every)
     damaged = [(result.reference, result.damage) for result in results if result.damage]
     repaired = [
         (result.reference, file, place) for result in results for file, place in sorted(result.repaired.items())
     ]
+    damaged += [
+        (where, f"its signature by the key {one['key'][:16]} is not one over it")
+        for where, states in signed.items()
+        for one in states
+        if one["state"] == "bad"
+    ]
     if json:
-        print_json([asdict(result) for result in results])
+        print_json([{**asdict(result), "signatures": signed.get(result.reference, [])} for result in results])
     elif damaged:
         out.rows(("damaged", "what"), damaged)
     else:
@@ -61,6 +70,9 @@ def verify(
     if not json and not quiet:
         for reference, file, place in repaired:
             typer.echo(f"{reference}: {file} was repaired from {place}.", err=True)
+        for where, states in signed.items():
+            said = ", ".join(f"{one['key'][:16]} ({one['state']})" for one in states)
+            typer.echo(f"{where}: signed by the key {said}.", err=True)
     if damaged:
         if not json and not quiet:
             remedy = (
@@ -70,6 +82,21 @@ def verify(
             )
             typer.echo(f"{len(damaged)} of {len(results)} are damaged. {remedy}", err=True)
         raise typer.Exit(DAMAGED)
+
+
+def _signatures(
+    results: list[Repaired], target: str | None, source: str | None, *, every: bool
+) -> dict[str, list[dict[str, str]]]:
+    """The signatures of what was checked and is whole, by its reference."""
+    from deltahub.reference import Reference
+
+    one = source or (Reference.parse(target).source if target else None)
+    places: dict[tuple[str | None, str], str] = {}
+    for result in results:
+        if result.damage is None:
+            at, _, where = result.reference.partition(":") if every else (one, "", result.reference)
+            places[at, where] = result.reference
+    return {places[place]: states for place, states in signatures_of(list(places)).items()}
 
 
 def _folder(folder: Path) -> list[Repaired]:

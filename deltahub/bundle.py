@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deltahub.archive import Member, unpack, write
+from deltahub.archive import Member, Signed, unpack, write
 from deltahub.errors import ConfigError, DeltaHubError, IntegrityError
 from deltahub.files import scratch, staging, storage_errors, sync_file, sync_folders
 from deltahub.manifest import Manifest, canonical_json
@@ -21,6 +21,7 @@ from deltahub.reference import Reference, check_alias, check_tag
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.merging import merged, part
 from deltahub.registry.registry import Change, Registry
+from deltahub.registry.signatures import add_signature, signatures
 from deltahub.stores.base import Source, object_key
 
 
@@ -63,6 +64,7 @@ def export_bundle(wanted: Iterable[tuple[Registry, Reference]], path: Path, *, h
         documents[document.name] = registry, merged(known[1], taken, "", "") if known and not history else taken
     parts = {name: replace(document, log=document.log if history else ()) for name, (_, document) in documents.items()}
     places: dict[str, tuple[Registry, Member]] = {}
+    signed: set[Signed] = set()
     for name, document in parts.items():
         registry = documents[name][0]
         for digest in {entry.digest for entry in document.versions.values()}:
@@ -70,12 +72,14 @@ def export_bundle(wanted: Iterable[tuple[Registry, Reference]], path: Path, *, h
             digits, size = digest.removeprefix("sha256:"), len(registry.store.read(object_key(digest[7:])))
             members = [Member(digits, size), *(Member(entry.sha256, entry.size) for entry in manifest.files)]
             places.update({member.sha256: (registry, member) for member in members})
+            found = signatures(registry, digest).items()
+            signed.update(Signed(digest, key_id, data.decode("utf-8", "replace")) for key_id, data in found)
     deltas = [json.loads(parts[name].to_bytes()) for name in sorted(parts)]
-    _save(path, deltas, places)
+    _save(path, deltas, places, signed)
     return [Bundled(name, tuple(parts[name].versions)) for name in sorted(parts)]
 
 
-def _save(path: Path, deltas: list[Any], places: dict[str, tuple[Registry, Member]]) -> None:
+def _save(path: Path, deltas: list[Any], places: dict[str, tuple[Registry, Member]], signed: Iterable[Signed]) -> None:
     folder = path.absolute().parent
     with storage_errors("Writing the bundle", folder), staging(folder) as stage:
 
@@ -89,7 +93,7 @@ def _save(path: Path, deltas: list[Any], places: dict[str, tuple[Registry, Membe
             return stage / "object"
 
         with (stage / "bundle").open("xb") as file:
-            write(file, deltas, (member for _, member in places.values()), fetch)
+            write(file, deltas, (member for _, member in places.values()), fetch, signed)
         sync_file(stage / "bundle")
         os.replace(stage / "bundle", path)
         sync_folders([folder])
@@ -106,11 +110,14 @@ def import_bundle(path: Path, registry: Registry) -> list[Bundled]:
     """
     with scratch() as folder:
         with storage_errors("Reading the bundle", path, "read"):
-            deltas, members = unpack(path, folder)
+            deltas, members, signed = unpack(path, folder)
         checked = [_checked(path, delta, members, folder) for delta in deltas]
         held = {sha256 for _, objects in checked for sha256 in objects}
         if stray := sorted(members.keys() - held):
             raise _wrong(path, "objects of its deltas only", f"sha256:{stray[0]}, which belongs to none")
+        versions = {entry.digest for document, _ in checked for entry in document.versions.values()}
+        if others := sorted(one.digest for one in signed if one.digest not in versions):
+            raise _wrong(path, "signatures of its deltas only", f"one of {others[0]}")
         before: dict[str, tuple[str, ...]] = {}
         for document, _ in checked:
             registry.refuse_twin(document.name)
@@ -119,6 +126,9 @@ def import_bundle(path: Path, registry: Registry) -> list[Bundled]:
             before[document.name] = tuple(mine.versions)
         for document, objects in checked:
             registry.add(objects, document.name, _with(document, registry))
+        for one in signed:
+            if one.key not in signatures(registry, one.digest):
+                add_signature(registry, one.digest, one.key, one.signature.encode())
         return [
             Bundled(
                 document.name,

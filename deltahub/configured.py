@@ -43,6 +43,7 @@ class Configured:
         kind: ``"registry"`` or ``"hub"``, a server that speaks the Hugging Face protocol.
         token_env: of a hub: the environment variable that holds the token; None to send none.
         namespaces: that are looked for here only, when a name is given without a source.
+        trust: of a registry: public keys in PEM, one of which must have signed what is taken from it; none to ask for none.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Configured:
     kind: str = REGISTRY
     token_env: str | None = None
     namespaces: tuple[str, ...] = ()
+    trust: tuple[str, ...] = ()
 
     @classmethod
     def checked(cls, name: str, url: str, *, namespaces: Collection[str] = (), **where: str | None) -> Configured:
@@ -121,9 +123,10 @@ class Configured:
             TypeError: it holds something else than text, or an unknown key.
             ValueError: its kind is unknown.
         """
-        entry = cls(**{**document, "namespaces": tuple(document.get("namespaces", ()))})
+        lists = {key: tuple(document.get(key, ())) for key in ("namespaces", "trust")}
+        entry = cls(**{**document, **lists})
         check_source(entry.name)
-        facts = [*entry.namespaces, *(value for key, value in asdict(entry).items() if key != "namespaces")]
+        facts = [*entry.namespaces, *entry.trust, *(value for key, value in asdict(entry).items() if key not in lists)]
         if not all(value is None or isinstance(value, str) for value in facts):
             msg = f"what it says of {entry.name!r} is no text"
             raise TypeError(msg)

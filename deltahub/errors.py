@@ -11,6 +11,7 @@
     ├── CheckpointError           a folder is not a delta, or its tensors do not fit
     │   └── PickleRefusedError    the weights are a pickle and nobody allowed that
     ├── IntegrityError            bytes are not the ones that were published
+    │   └── SignatureError        none of the keys that are trusted signed a delta
     ├── FingerprintMismatch       the backbone is not the one the delta was trained on
     ├── ReferenceSyntaxError      a name, version, alias or tag is not well formed
     ├── NotFoundError             nothing is known under a reference
@@ -114,6 +115,25 @@ class IntegrityError(DeltaHubError):
     def __str__(self) -> str:
         remedy = f" {self.remedy}" if self.remedy else ""
         return f"{self.what} is damaged: expected {self.expected}, found {self.found}.{remedy}"
+
+
+class SignatureError(IntegrityError):
+    """A delta is not taken: signatures are asked for, and none of the keys that are trusted signed it.
+
+    Attributes:
+        what: the delta.
+        why: what is there instead, as a clause.
+        trusted: the ids of the keys that are trusted.
+    """
+
+    def __init__(self, what: str, why: str, trusted: tuple[str, ...] = ()) -> None:
+        DeltaHubError.__init__(self, what, why, trusted)
+        self.what, self.why, self.trusted = what, why, trusted
+        self.expected = f"a signature by {' or '.join(key_id[:16] for key_id in trusted)}"
+        self.found, self.remedy = why, "Ask whoever holds such a key to check and sign it: deltahub sign REF --key KEY"
+
+    def __str__(self) -> str:
+        return f"{self.what} is refused: expected {self.expected}, and {self.why}. {self.remedy}"
 
 
 class FingerprintMismatch(DeltaHubError):

@@ -15,6 +15,7 @@ from deltahub.manifest import FileEntry, Manifest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.merging import merged
 from deltahub.registry.registry import Registry, ref_key
+from deltahub.registry.signatures import copy_signatures
 from deltahub.registry.sweeping import spare
 from deltahub.stores.base import Progress, Source, object_key
 
@@ -69,6 +70,7 @@ def copy(
             there = _present(target)
         size = _copy_objects(source, target, theirs, wanted, there or set(), progress)
         changed = target.stored(path) != mine
+        copy_signatures(source, target, [entry.digest for entry in theirs.versions.values()])
         yield Copied(path, tuple(name for name in theirs.versions if name not in mine.versions), changed, size)
     for mine, theirs in names:  # last: what a name leads to must be there
         yield Copied(mine.name, (), _copy_name(target, mine, theirs), 0)

@@ -55,7 +55,9 @@ def test_verify_repairs_from_the_cache_and_says_so(run, run_json, pulled, ckpt):
     done = run("verify", "me/x", "--repair")
     assert (done.exit_code, done.stdout) == (0, "1 checked, all intact.\n")
     assert "me/x@v1: delta.safetensors was repaired from the cache." in done.stderr
-    assert run_json("verify", "--all") == [{"reference": "local:me/x@v1", "repaired": {}, "damage": None}]
+    assert run_json("verify", "--all") == [
+        {"reference": "local:me/x@v1", "repaired": {}, "damage": None, "signatures": []}
+    ]
 
 
 def test_verify_that_cannot_repair_says_what_is_left_and_exits_with_5(run, ckpt):

@@ -1,0 +1,126 @@
+"""sign, and what push, pull and verify say of signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import JsonOpt, QuietOpt, RefArg
+from .output import Output
+
+KeyArg = Annotated[
+    Path,
+    typer.Option(
+        "--key", metavar="KEY", help="The private key, in PEM; DELTAHUB_SIGN_PASSWORD opens an encrypted one."
+    ),
+]
+SignOpt = Annotated[
+    Path | None, typer.Option("--sign", metavar="KEY", help="Sign it with the private key in this PEM file.")
+]
+RequireOpt = Annotated[
+    bool, typer.Option("--require-signature", help="Refuse what no trusted key signed; --trust names the keys.")
+]
+TrustOpt = Annotated[
+    list[Path] | None,
+    typer.Option("--trust", metavar="KEY.pub", help="A public key in PEM that is trusted; may be repeated."),
+]
+
+
+def sign(ref: RefArg, key: KeyArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
+    """Vouch for a delta: sign its manifest, which names every file by its digest.
+
+    [dim]deltahub sign acme/sst2-bert@v3 --key release.pem[/dim]
+    """
+    from deltahub.hub import Hub
+    from deltahub.reference import Reference
+    from deltahub.registry.signatures import add_signature
+    from deltahub.signing import PrivateKey
+
+    hub, private = Hub.open(), PrivateKey(key)
+    found = hub.resolve(Reference.parse(ref), fresh=True)
+    key_id, registry = private.public.id, hub.registry(found.reference.source)
+    add_signature(registry, found.digest, key_id, private.sign(found.manifest.to_bytes()))
+    data = {"reference": str(found.reference), "digest": found.digest, "key": key_id}
+    Output(as_json=json, quiet=quiet).result(
+        data, str(found.reference), f"Signed by the key {key_id[:16]}, {found.digest[:19]}"
+    )
+
+
+def trusted(require: bool, keys: Sequence[Path] | None, sources: Sequence[str | None] = ()) -> tuple[str, ...]:
+    """The public keys that the options of pull name, in PEM.
+
+    Args:
+        sources: where the deltas are taken from, as far as it is said.
+
+    Raises:
+        BadParameter: signatures are asked for, and nothing says whose.
+    """
+    from deltahub.signing import PublicKey
+
+    pems = tuple(PublicKey.read(key).pem for key in keys or ())
+    if require and not pems:
+        from deltahub.settings import Settings
+
+        known = Settings.read().known
+        if not sources or any(name is None or name not in known or not known[name].trust for name in sources):
+            raise typer.BadParameter(
+                "--require-signature needs to know whose: name the keys with --trust KEY.pub, or set them for the registry: "
+                "deltahub registry add NAME URL --require-signature --trust KEY.pub"
+            )
+    return pems
+
+
+def signatures_of(checked: Sequence[tuple[str | None, str]]) -> dict[tuple[str | None, str], list[dict[str, str]]]:
+    """What is known of the signatures of versions in registries.
+
+    Args:
+        checked: the source of each, and its name there, ``"namespace/name@v1"``.
+
+    Returns:
+        For those that are signed, by the same, the ``key`` of each signature and its ``state``: ``"good"``, ``"bad"``, or
+        ``"unknown key"`` if nobody said that the key is trusted.
+    """
+    from deltahub.errors import DeltaHubError
+    from deltahub.hub import Hub
+    from deltahub.registry.signatures import PREFIX, signatures
+    from deltahub.settings import Settings
+
+    hub, known = Hub.open(), Settings.read().known
+    found: dict[tuple[str | None, str], list[dict[str, str]]] = {}
+    for source in {source for source, _ in checked}:
+        registry = hub.registry(source)
+        if not registry.store.children(PREFIX):
+            continue
+        keys = known[registry.name].trust if registry.name in known else ()
+        for where in (where for at, where in checked if at == source):
+            path, _, version = where.partition("@")
+            try:
+                digest = registry.document(path).versions[version].digest
+                manifest = registry.manifest(digest).to_bytes()
+                states = [
+                    {"key": key_id, "state": _state(manifest, key_id, data, keys)}
+                    for key_id, data in signatures(registry, digest).items()
+                ]
+            except (DeltaHubError, LookupError):  # its damage is said already, or it was removed meanwhile
+                continue
+            if states:
+                found[source, where] = states
+    return found
+
+
+def _state(manifest: bytes, key_id: str, data: bytes, keys: Sequence[str]) -> str:
+    from deltahub.errors import IntegrityError
+    from deltahub.signing import PublicKey, check
+
+    for pem in keys:
+        key = PublicKey.parse(pem.encode(), "The settings")
+        if key.id == key_id:
+            try:
+                check(manifest, data, key)
+            except IntegrityError:
+                return "bad"
+            return "good"
+    return "unknown key"

@@ -1,0 +1,207 @@
+"""Signatures: that whoever holds a private key vouches for a delta, all of it, by the bytes of its manifest.
+
+What is signed is a folder with the manifest alone in it, as `manifest.json`. The manifest lists every file by its sha256, and those are
+checked whenever a delta is read, so a signature of a few hundred bytes covers files of any size. It is a Sigstore bundle as OpenSSF's
+model-signing makes it, with a key and without any service: it can be checked without DeltaHub too (docs/signing.md).
+
+Keys are elliptic (P-256, P-384 or P-521), in PEM files as openssl writes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from deltahub.errors import ConfigError, IntegrityError
+from deltahub.files import scratch, storage_errors
+from deltahub.manifest import digest_of
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+
+PASSWORD: Final = "DELTAHUB_SIGN_PASSWORD"  # noqa: S105  (the variable's name) of an encrypted private key
+MOST: Final = 64 << 10  # bytes of a signature
+_SIGNED: Final = "manifest.json"
+_FOLDER: Final = "delta"  # whose name the signature holds
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """A key that signatures are checked with.
+
+    Attributes:
+        pem: in PEM.
+        id: sha256 of its DER form, 64 hex digits.
+    """
+
+    pem: str
+    id: str
+
+    @classmethod
+    def read(cls, path: Path) -> PublicKey:
+        """Read a public key.
+
+        Raises:
+            ConfigError: the file holds none.
+            StorageError: it cannot be read.
+        """
+        with storage_errors("Reading the key", path, "read"):
+            data = path.read_bytes()
+        return cls.parse(data, str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, where: str) -> PublicKey:
+        """The key in PEM bytes.
+
+        Args:
+            where: they come from, for the message.
+
+        Raises:
+            ConfigError: they hold none.
+        """
+        if b"PRIVATE KEY" in data:
+            msg = (
+                f"{where} holds a private key; what checks signatures is the public one. Make it: openssl pkey -in KEY -pubout -out "
+                "KEY.pub, and keep the private one to yourself."
+            )
+            raise ConfigError(msg)
+        from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+        try:
+            key = load_pem_public_key(data)
+        except ValueError as error:
+            msg = f"{where} holds no public key in PEM ({error}). Expected a file that begins with -----BEGIN PUBLIC KEY-----."
+            raise ConfigError(msg) from error
+        if not isinstance(key, EllipticCurvePublicKey):
+            raise _not_elliptic(where, type(key).__name__)
+        return _public(key)
+
+
+class PrivateKey:
+    """A key that deltas are signed with.
+
+    Args:
+        path: its PEM file; if it is encrypted, the environment variable `DELTAHUB_SIGN_PASSWORD` has its password.
+
+    Raises:
+        ConfigError: the file holds none, or the password is missing or wrong; or signing is not installed.
+        StorageError: it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        _installed()
+        from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        with storage_errors("Reading the key", path, "read"):
+            data = path.read_bytes()
+        self._path, self._password = path, os.environ.get(PASSWORD, "").encode() or None
+        if b"PUBLIC KEY" in data:
+            msg = f"{path} holds a public key, which checks signatures; signing needs the private one."
+            raise ConfigError(msg)
+        if b"ENCRYPTED" in data and self._password is None:
+            msg = f"{path} is encrypted. Put its password into the environment variable {PASSWORD}."
+            raise ConfigError(msg)
+        try:
+            key = load_pem_private_key(data, self._password if b"ENCRYPTED" in data else None)
+        except (ValueError, TypeError) as error:  # the messages of the library may hold parts of a key
+            msg = f"{path} holds no private key in PEM that can be read with the password given. Check both."
+            raise ConfigError(msg) from error
+        if not isinstance(key, EllipticCurvePrivateKey):
+            raise _not_elliptic(str(path), type(key).__name__)
+        if b"ENCRYPTED" not in data:
+            self._password = None
+        self.public = _public(key.public_key())
+
+    def sign(self, manifest: bytes) -> bytes:
+        """The signature of a delta.
+
+        Args:
+            manifest: its manifest as it is stored.
+        """
+        signing = _installed().signing
+        with _laid_out(manifest) as folder:
+            signature = folder.parent / "signature.json"
+            config = signing.Config().use_elliptic_key_signer(private_key=self._path, password=self._password)
+            config.sign(folder, signature)
+            return signature.read_bytes()
+
+
+def check(manifest: bytes, signature: bytes, key: PublicKey) -> None:
+    """Check a signature.
+
+    Args:
+        manifest: of the delta, as it is stored.
+
+    Raises:
+        IntegrityError: it is not one by this key over this delta.
+        ConfigError: signing is not installed.
+    """
+    verifying = _installed().verifying
+    remedy = "Ask for the delta to be signed again: deltahub sign REF --key KEY"
+    what = f"The signature of {digest_of(manifest)}"
+    if len(signature) > MOST:
+        raise IntegrityError(what, f"{MOST} bytes at most", f"{len(signature)} bytes", remedy)
+    with _laid_out(manifest) as folder:
+        (folder.parent / "signature.json").write_bytes(signature)
+        (folder.parent / "key.pub").write_text(key.pem, "ascii")
+        config = verifying.Config().use_elliptic_key_verifier(public_key=folder.parent / "key.pub")
+        try:
+            config.verify(folder, folder.parent / "signature.json")
+        except Exception as error:  # whatever a hostile signature makes of the library
+            found = f"another one ({type(error).__name__})"
+            raise IntegrityError(what, f"one by the key {key.id[:16]} over this delta", found, remedy) from error
+
+
+def trusted_by(manifest: bytes, signatures: Mapping[str, bytes], keys: Mapping[str, PublicKey]) -> str | None:
+    """The id of the first trusted key that signed a delta; None if none did.
+
+    Args:
+        signatures: by the id of the key that they are said to be by.
+        keys: those that are trusted, by id.
+    """
+    for key_id in sorted(signatures.keys() & keys.keys()):
+        try:
+            check(manifest, signatures[key_id], keys[key_id])
+        except IntegrityError:
+            continue
+        return key_id
+    return None
+
+
+@contextmanager
+def _laid_out(manifest: bytes) -> Iterator[Path]:
+    with scratch() as place:
+        (place / _FOLDER).mkdir()
+        (place / _FOLDER / _SIGNED).write_bytes(manifest)
+        yield place / _FOLDER
+
+
+def _public(key: EllipticCurvePublicKey) -> PublicKey:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    return PublicKey(pem, hashlib.sha256(der).hexdigest())
+
+
+def _installed() -> Any:
+    try:
+        import model_signing
+        import model_signing.signing
+        import model_signing.verifying
+    except ImportError as error:
+        msg = f"Signatures need the extra 'sign' ({error}). Install it: pip install 'deltahub[sign]'"
+        raise ConfigError(msg) from error
+    return cast("Any", model_signing)
+
+
+def _not_elliptic(where: str, found: str) -> ConfigError:
+    msg = f"{where} holds a {found}; expected an elliptic key. Make one: openssl ecparam -name prime256v1 -genkey -noout -out KEY"
+    return ConfigError(msg)

@@ -1,0 +1,173 @@
+"""sign, and signatures in push, pull, verify and registry, as a user types them."""
+
+import json
+
+import pytest
+from deltahub_cli.errors import DAMAGED
+
+from deltahub.places import config_home, home
+from deltahub.registry.signatures import PREFIX
+from tests.checkpoints import save_checkpoint
+from tests.keys import new_key, public_of
+
+
+@pytest.fixture
+def key(tmp_path):
+    return new_key(tmp_path / "release.pem")
+
+
+@pytest.fixture
+def other(tmp_path):
+    return new_key(tmp_path / "other.pem")
+
+
+@pytest.fixture
+def team(run, tmp_path, key):
+    """A registry that asks for a signature by `key`."""
+    added = run("registry", "add", "team", tmp_path / "team", "--require-signature", "--trust", public_of(key))
+    assert added.exit_code == 0
+    return tmp_path / "team"
+
+
+def test_what_is_signed_when_it_is_pushed_is_pulled_from_a_registry_that_asks_for_it(run, run_json, team, key, ckpt):
+    pushed = run_json("push", ckpt, "team:me/x", "--sign", key)
+
+    assert len(pushed["signed_by"]) == 64
+    assert run("pull", "team:me/x").exit_code == 0
+
+
+def test_what_is_not_signed_is_refused_until_it_is(run, run_json, team, key, ckpt):
+    run("push", ckpt, "team:me/x")
+    refused = run("pull", "me/x")
+    assert (refused.exit_code, refused.stdout) == (DAMAGED, "")
+    assert "team:me/x@v1 is refused: expected a signature by" in refused.stderr
+    assert "deltahub sign REF --key KEY" in refused.stderr
+
+    signed = run("sign", "team:me/x@v1", "--key", key)
+    assert (signed.exit_code, signed.stdout) == (0, "team:me/x@v1\n")
+    assert run("pull", "me/x").exit_code == 0
+    assert run_json("sign", "me/x", "--key", key)["reference"] == "team:me/x@v1"
+
+
+def test_the_address_of_a_registry_is_no_way_around_its_policy(run, team, ckpt):
+    run("push", ckpt, "team:me/x")
+
+    assert run("pull", "me/x", "--from", team).exit_code == DAMAGED
+
+
+def test_a_pull_can_ask_for_a_signature_itself(run, key, other, ckpt):
+    run("push", ckpt, "me/x", "--sign", key)
+
+    assert run("pull", "me/x", "--require-signature", "--trust", public_of(key)).exit_code == 0
+    assert run("pull", "me/x", "--trust", public_of(other), "--trust", public_of(key)).exit_code == 0
+    refused = run("pull", "me/x", "--trust", public_of(other))
+    assert refused.exit_code == DAMAGED
+    assert "which is not trusted" in refused.stderr
+
+
+def test_asking_for_a_signature_without_saying_whose_is_refused(run, team, ckpt, tmp_path):
+    run("push", ckpt, "me/x")
+    run("push", ckpt, "team:me/x")
+
+    assert run("pull", "me/x", "--require-signature").exit_code == 2
+    assert run("pull", "team:me/x", "--require-signature").exit_code == DAMAGED
+    assert run("registry", "add", "far", tmp_path / "far", "--require-signature").exit_code == 2
+    assert (
+        run("registry", "add", "far", tmp_path / "far", "--trust", public_of(tmp_path / "release.pem")).exit_code == 2
+    )
+
+
+def test_several_pulls_are_each_held_against_the_policy(run, team, key, ckpt, tmp_path):
+    run("push", ckpt, "team:me/signed", "--sign", key)
+    run("push", save_checkpoint(tmp_path / "second", value=0.25), "team:me/unsigned")
+    done = run("pull", "team:me/signed", "team:me/unsigned")
+
+    assert done.exit_code == DAMAGED
+    assert "team:me/unsigned@v1 is refused" in done.stderr
+    assert "1 of 2 pulled." in done.stderr
+
+
+@pytest.mark.parametrize("wrong", ["release.pem.pub", "none.pem", "text"])
+def test_a_key_that_cannot_sign_is_refused_before_anything_is_published(run, run_json, key, ckpt, tmp_path, wrong):
+    (tmp_path / "text").write_text("hello")
+    done = run("push", ckpt, "me/x", "--sign", tmp_path / wrong)
+
+    assert done.exit_code != 0
+    assert run_json("list") == []
+
+
+def test_verify_tells_who_signed_what(run, run_json, team, key, other, ckpt):
+    run("push", ckpt, "team:me/x", "--sign", key)
+    run("sign", "team:me/x", "--key", other)
+    done = run("verify", "team:me/x")
+    states = sorted(one["state"] for one in run_json("verify", "--source", "team")[0]["signatures"])
+
+    assert (done.exit_code, states) == (0, ["good", "unknown key"])
+    assert "me/x@v1: signed by the key " in done.stderr
+    assert "team:me/x@v1: signed by the key " in run("verify", "--all").stderr
+    assert run("verify", "team:me/x", "--quiet").stderr == ""
+
+
+def test_verify_finds_a_signature_that_is_not_over_the_delta(run, run_json, team, key, ckpt, tmp_path):
+    first = run_json("push", ckpt, "team:me/x", "--sign", key)
+    second = run_json("push", save_checkpoint(tmp_path / "second", value=0.25), "team:me/x", "--sign", key)
+    name = f"{first['signed_by']}.json"
+    signed = [team / PREFIX / pushed["digest"][7:] / name for pushed in (first, second)]
+    signed[1].write_bytes(signed[0].read_bytes())
+    done = run("verify", "team:me/x")
+
+    assert done.exit_code == DAMAGED
+    assert "me/x@v2\tits signature by the key" in done.stdout
+
+
+def test_verify_without_signatures_says_nothing_of_them(run, run_json, ckpt):
+    run("push", ckpt, "me/x")
+
+    assert run("verify").stderr == ""
+    assert run_json("verify")[0]["signatures"] == []
+
+
+def test_the_keys_of_a_registry_can_be_shown_changed_and_dropped(run, run_json, team, key, other, ckpt):
+    run("push", ckpt, "team:me/x", "--sign", key)
+    shown = run_json("registry", "trust", "team")
+    assert (shown["require_signature"], len(shown["keys"])) == (True, 1)
+
+    assert run("registry", "trust", "team", public_of(other)).exit_code == 0
+    assert run("pull", "team:me/x").exit_code == DAMAGED
+    assert run("registry", "trust", "team", public_of(other), public_of(key)).exit_code == 0
+    assert run("pull", "team:me/x").exit_code == 0
+    assert run_json("registry", "trust", "team", "--ask-for-none") == {
+        "name": "team",
+        "keys": [],
+        "require_signature": False,
+    }
+    assert run("registry", "trust", "team").stdout == "team asks for no signature\n"
+
+
+@pytest.mark.parametrize("name", ["local", "hf", "nix"])
+def test_only_a_registry_that_was_added_can_ask_for_signatures(run, key, name):
+    assert run("registry", "trust", name, public_of(key)).exit_code != 0
+
+
+def test_a_private_key_is_never_written_into_the_settings(run, key, tmp_path):
+    done = run("registry", "add", "team", tmp_path / "team", "--require-signature", "--trust", key)
+
+    assert done.exit_code == 2
+    assert "holds a private key" in done.stderr
+    assert not (config_home() / "registries.json").exists()
+
+
+def test_a_public_key_stays_trusted_when_its_file_is_gone(run, team, key, ckpt):
+    run("push", ckpt, "team:me/x", "--sign", key)
+    public_of(key).unlink()
+
+    assert run("pull", "team:me/x").exit_code == 0
+    settings = json.loads((config_home() / "registries.json").read_text())
+    assert settings["registries"][0]["trust"][0].startswith("-----BEGIN PUBLIC KEY-----\n")
+
+
+def test_a_hub_is_not_signed(run, ckpt, key, monkeypatch):
+    done = run("push", ckpt, "hf:me/x", "--sign", key)
+
+    assert done.exit_code != 0
+    assert not (home() / "registry" / "refs").exists()

@@ -1,0 +1,380 @@
+"""A signature says that the holder of a key vouches for a delta; who asks for one is never given less."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from deltahub import caretaking
+from deltahub.bundle import export_bundle, import_bundle
+from deltahub.cache import Cache
+from deltahub.checkpoint import describe
+from deltahub.errors import ConfigError, ConflictError, IntegrityError, SignatureError
+from deltahub.hub import Hub
+from deltahub.lockfile import Lock
+from deltahub.reference import Reference
+from deltahub.registry.collection import collect
+from deltahub.registry.mirror import copy
+from deltahub.registry.registry import Registry
+from deltahub.registry.removal import remove
+from deltahub.registry.signatures import PREFIX, add_signature, copy_signatures, signatures
+from deltahub.signing import MOST, PASSWORD, PrivateKey, PublicKey, check, trusted_by
+from deltahub.stores.local import LocalStore
+from deltahub.stores.memory import MemoryStore
+from tests.keys import new_key, public_of
+
+REF = Reference.parse("acme/ner")
+
+
+@pytest.fixture
+def key(tmp_path) -> PrivateKey:
+    return PrivateKey(new_key(tmp_path / "release.pem"))
+
+
+@pytest.fixture
+def other(tmp_path) -> PrivateKey:
+    return PrivateKey(new_key(tmp_path / "other.pem"))
+
+
+@pytest.fixture
+def manifest(checkpoint_folder):
+    return describe(checkpoint_folder).to_bytes()
+
+
+@pytest.fixture
+def team(tmp_path):
+    """A registry of a team, in a folder."""
+    return Registry(LocalStore(tmp_path / "team"), "team")
+
+
+def hub_of(registry, tmp_path, *trust, cache="cache"):
+    """A hub over a registry that asks for a signature by one of some keys."""
+    return Hub({registry.name: registry}, Cache(tmp_path / cache), trust={registry.name: [k.public.pem for k in trust]})
+
+
+# ----- one signature -----
+
+
+def test_a_signature_holds_for_its_delta_and_its_key_and_for_no_other(key, other, manifest):
+    signature = key.sign(manifest)
+    check(manifest, signature, key.public)
+
+    with pytest.raises(IntegrityError, match="expected one by the key"):
+        check(manifest, signature, other.public)
+    with pytest.raises(IntegrityError):
+        check(manifest.replace(b"lora", b"Lora"), signature, key.public)
+
+
+def test_a_signature_is_small_whatever_it_is_over(key, manifest):
+    assert len(key.sign(manifest)) < 4096
+    assert len(key.sign(manifest + b" " * 10**6)) < 4096
+
+
+def test_a_signature_that_was_changed_anywhere_that_counts_does_not_hold(key, other, manifest):
+    document = json.loads(key.sign(manifest))
+    stranger = json.loads(other.sign(manifest))
+    envelope = document["dsseEnvelope"]
+
+    def changed(**parts):
+        return json.dumps({**document, "dsseEnvelope": {**envelope, **parts}}).encode()
+
+    for forged in (
+        changed(signatures=stranger["dsseEnvelope"]["signatures"]),
+        changed(signatures=[]),
+        changed(payload=json.loads(key.sign(manifest + b" "))["dsseEnvelope"]["payload"]),
+        changed(payloadType="text/plain"),
+        b"",
+        b"{}",
+        b"[]",
+        b"\xff" * 100,
+        b'{"dsseEnvelope": 3}',
+        b"[" * 10_000,
+        b" " * (MOST + 1),
+    ):
+        with pytest.raises(IntegrityError):
+            check(manifest, forged, key.public)
+
+
+def test_a_signature_filed_under_another_key_counts_for_neither(key, other, manifest):
+    signature = other.sign(manifest)
+    trusted = {key.public.id: key.public}
+
+    assert trusted_by(manifest, {key.public.id: signature}, trusted) is None
+    assert trusted_by(manifest, {other.public.id: signature}, trusted) is None
+    assert trusted_by(manifest, {key.public.id: key.sign(manifest)}, trusted) == key.public.id
+
+
+def test_an_encrypted_key_needs_its_password(tmp_path, monkeypatch, manifest):
+    path = new_key(tmp_path / "secret.pem", "s3cret")
+    with pytest.raises(ConfigError, match=rf"is encrypted\. Put its password into the environment variable {PASSWORD}"):
+        PrivateKey(path)
+    monkeypatch.setenv(PASSWORD, "wrong")
+    with pytest.raises(ConfigError, match="can be read with the password given") as caught:
+        PrivateKey(path)
+    assert "wrong" not in str(caught.value)
+    monkeypatch.setenv(PASSWORD, "s3cret")
+    signing = PrivateKey(path)
+    check(manifest, signing.sign(manifest), signing.public)
+
+
+def test_a_password_for_another_key_is_no_hindrance(tmp_path, monkeypatch, manifest):
+    monkeypatch.setenv(PASSWORD, "s3cret")
+    signing = PrivateKey(new_key(tmp_path / "plain.pem"))
+
+    check(manifest, signing.sign(manifest), signing.public)
+
+
+def test_what_is_no_key_of_the_right_kind_is_refused(tmp_path):
+    path = new_key(tmp_path / "key.pem")
+    big = rsa.generate_private_key(65537, 2048)
+    (tmp_path / "rsa.pem").write_bytes(big.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    (tmp_path / "rsa.pub").write_bytes(big.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    (tmp_path / "text").write_text("hello")
+
+    for wrong, clause in (
+        (public_of(path), "holds a public key"),
+        ("rsa.pem", "expected an elliptic key"),
+        ("text", "no private key"),
+    ):
+        with pytest.raises(ConfigError, match=clause):
+            PrivateKey(tmp_path / wrong)
+    for wrong, clause in (
+        (path, "holds a private key"),
+        ("rsa.pub", "expected an elliptic key"),
+        ("text", "no public key"),
+    ):
+        with pytest.raises(ConfigError, match=clause):
+            PublicKey.read(tmp_path / wrong)
+
+
+def test_a_private_key_gives_its_public_one(key, tmp_path):
+    assert PublicKey.read(public_of(tmp_path / "release.pem")) == key.public
+    assert len(key.public.id) == 64
+
+
+# ----- policy -----
+
+
+def test_a_signed_delta_is_pulled_from_a_registry_that_asks_for_it(team, tmp_path, key, checkpoint_folder):
+    hub = hub_of(team, tmp_path, key)
+    pushed = hub.push(checkpoint_folder, "acme/ner", sign=key)
+
+    assert hub.pull(REF).digest == pushed.digest
+    assert list(signatures(team, pushed.digest)) == [key.public.id]
+
+
+def test_an_unsigned_delta_is_refused_and_nothing_of_it_is_fetched(team, tmp_path, key, checkpoint_folder):
+    hub = hub_of(team, tmp_path, key)
+    hub.push(checkpoint_folder, "acme/ner")
+    with pytest.raises(SignatureError) as caught:
+        hub.pull(REF)
+
+    assert str(caught.value) == (
+        f"team:acme/ner@v1 is refused: expected a signature by {key.public.id[:16]}, and it is not signed. "
+        "Ask whoever holds such a key to check and sign it: deltahub sign REF --key KEY"
+    )
+    assert list(caretaking.entries(hub.cache)) == []
+
+
+def test_a_signature_by_another_key_is_not_enough(team, tmp_path, key, other, checkpoint_folder):
+    hub = hub_of(team, tmp_path, key)
+    hub.push(checkpoint_folder, "acme/ner", sign=other)
+
+    with pytest.raises(SignatureError, match=f"it is signed by {other.public.id[:16]}, which is not trusted"):
+        hub.pull(REF)
+    assert hub_of(team, tmp_path, key, other).pull(REF).digest
+
+
+def test_a_tampered_signature_is_refused(team, tmp_path, key, checkpoint_folder, new_checkpoint):
+    hub = hub_of(team, tmp_path, key)
+    pushed = hub.push(checkpoint_folder, "acme/ner")
+    stolen = key.sign(describe(new_checkpoint(value=0.25)).to_bytes())
+    add_signature(team, pushed.digest, key.public.id, stolen)
+
+    with pytest.raises(SignatureError, match=f"by the key {key.public.id[:16]} is not one over this delta"):
+        hub.pull(REF)
+
+
+def test_a_key_that_is_no_longer_trusted_no_longer_counts_even_for_what_is_cached(
+    team, tmp_path, key, other, checkpoint_folder
+):
+    hub_of(team, tmp_path, key, other).push(checkpoint_folder, "acme/ner", sign=key)
+    assert hub_of(team, tmp_path, key, other).pull(REF)
+
+    with pytest.raises(SignatureError, match="is not trusted"):
+        hub_of(team, tmp_path, other).pull(REF)
+
+
+def test_what_was_checked_can_be_checked_again_without_the_registry(team, tmp_path, key, checkpoint_folder):
+    hub = hub_of(team, tmp_path, key)
+    hub.push(checkpoint_folder, "acme/ner", sign=key)
+    hub.pull(REF)
+    for path in (tmp_path / "team" / PREFIX).rglob("*.json"):
+        path.unlink()
+
+    assert hub.pull(REF)
+    with pytest.raises(SignatureError, match="it is not signed"):
+        hub_of(team, tmp_path, key, cache="fresh").pull(REF)
+
+
+def test_what_is_kept_in_the_cache_is_checked_and_not_believed(team, tmp_path, key, other, checkpoint_folder):
+    hub = hub_of(team, tmp_path, key)
+    pushed = hub.push(checkpoint_folder, "acme/ner")
+    kept = tmp_path / "cache" / PREFIX / pushed.digest[7:] / f"{key.public.id}.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(other.sign(describe(checkpoint_folder).to_bytes()))
+
+    with pytest.raises(SignatureError):
+        hub.pull(REF)
+
+
+def test_a_lock_file_is_no_way_around_the_policy(team, tmp_path, key, checkpoint_folder, monkeypatch):
+    free, strict = hub_of(team, tmp_path), hub_of(team, tmp_path, key)
+    free.push(checkpoint_folder, "acme/ner")
+    lock = Lock(tmp_path / "deltahub.lock", {"acme/ner": free.pin(REF)})
+    lock.write()
+    free.pull(REF)
+
+    with pytest.raises(SignatureError):
+        strict.sync(lock)
+    monkeypatch.setenv("DELTAHUB_LOCK", str(lock.path))
+    with pytest.raises(SignatureError):
+        strict.pull(REF)
+
+
+def test_a_caller_can_ask_for_a_signature_where_the_registry_does_not(team, tmp_path, key, other, checkpoint_folder):
+    hub = hub_of(team, tmp_path)
+    hub.push(checkpoint_folder, "acme/ner", sign=key)
+
+    assert hub.pull(REF, trust=[key.public.pem])
+    with pytest.raises(SignatureError):
+        hub.pull(REF, trust=[other.public.pem])
+    with pytest.raises(SignatureError):
+        hub_of(team, tmp_path, other).pull(REF, trust=[key.public.pem])
+
+
+# ----- signatures travel -----
+
+
+def test_every_version_and_name_with_the_same_content_is_signed(team, tmp_path, key, checkpoint_folder):
+    hub = hub_of(team, tmp_path, key)
+    hub.push(checkpoint_folder, "acme/ner", sign=key)
+    hub.push(checkpoint_folder, "acme/other")
+
+    assert hub.pull(Reference.parse("acme/other"))
+
+
+def test_a_delta_can_have_several_signatures_and_a_key_only_one(team, tmp_path, key, other, checkpoint_folder):
+    hub = hub_of(team, tmp_path)
+    manifest = describe(checkpoint_folder)
+    hub.push(checkpoint_folder, "acme/ner", sign=key)
+    add_signature(team, manifest.digest, other.public.id, other.sign(manifest.to_bytes()))
+    again = key.sign(manifest.to_bytes())
+    add_signature(team, manifest.digest, key.public.id, again)
+
+    assert signatures(team, manifest.digest).keys() == {key.public.id, other.public.id}
+    assert signatures(team, manifest.digest)[key.public.id] == again
+
+
+def test_other_files_beside_signatures_are_passed_over(team, tmp_path, key, checkpoint_folder):
+    pushed = hub_of(team, tmp_path).push(checkpoint_folder, "acme/ner", sign=key)
+    folder = tmp_path / "team" / PREFIX / pushed.digest[7:]
+    (folder / "README").write_text("x")
+    (folder / "short.json").write_text("x")
+
+    assert list(signatures(team, pushed.digest)) == [key.public.id]
+
+
+def test_a_copy_of_a_registry_is_signed_as_the_original(team, tmp_path, key, checkpoint_folder):
+    pushed = hub_of(team, tmp_path).push(checkpoint_folder, "acme/ner", sign=key)
+    mirror = Registry(MemoryStore(), "mirror")
+    list(copy(team, mirror))
+
+    assert signatures(mirror, pushed.digest) == signatures(team, pushed.digest)
+    assert hub_of(mirror, tmp_path, key, cache="fresh").pull(REF)
+
+
+def test_a_copy_brings_a_signature_that_came_later(team, tmp_path, key, checkpoint_folder):
+    pushed = hub_of(team, tmp_path).push(checkpoint_folder, "acme/ner")
+    mirror = Registry(MemoryStore(), "mirror")
+    list(copy(team, mirror))
+    add_signature(team, pushed.digest, key.public.id, key.sign(describe(checkpoint_folder).to_bytes()))
+    list(copy(team, mirror))
+
+    assert list(signatures(mirror, pushed.digest)) == [key.public.id]
+
+
+def test_a_copy_leaves_signatures_that_are_there(team, key):
+    mirror, digest = Registry(MemoryStore(), "mirror"), f"sha256:{'1' * 64}"
+    add_signature(mirror, digest, key.public.id, b"mine")
+    add_signature(team, digest, key.public.id, b"theirs")
+    copy_signatures(team, mirror, [digest])
+
+    assert signatures(mirror, digest) == {key.public.id: b"mine"}
+
+
+def test_a_bundle_carries_signatures(team, tmp_path, key, checkpoint_folder):
+    pushed = hub_of(team, tmp_path).push(checkpoint_folder, "acme/ner", sign=key)
+    export_bundle([(team, REF)], tmp_path / "one.tar")
+    export_bundle([(team, REF)], tmp_path / "two.tar")
+    far = Registry(MemoryStore(), "far")
+    import_bundle(tmp_path / "one.tar", far)
+
+    assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+    assert signatures(far, pushed.digest) == signatures(team, pushed.digest)
+    assert hub_of(far, tmp_path, key, cache="fresh").pull(REF)
+
+
+def test_a_bundle_without_signatures_is_as_it_was(team, tmp_path, checkpoint_folder):
+    hub_of(team, tmp_path).push(checkpoint_folder, "acme/ner")
+    export_bundle([(team, REF)], tmp_path / "plain.tar")
+
+    assert b"signatures" not in (tmp_path / "plain.tar").read_bytes()[:4096]
+
+
+def test_a_collection_keeps_signatures(team, tmp_path, key, checkpoint_folder):
+    hub = hub_of(team, tmp_path, key)
+    pushed = hub.push(checkpoint_folder, "acme/ner", sign=key)
+    from datetime import timedelta
+
+    collect(team, timedelta(0))
+    collect(team, timedelta(0))
+    assert list(signatures(team, pushed.digest)) == [key.public.id]
+    remove(team, "acme/ner", "v1")
+    collect(team, timedelta(0))
+    collect(team, timedelta(0))
+    hub.push(checkpoint_folder, "acme/again")
+    assert hub.pull(Reference.parse("acme/again"))
+
+
+def test_a_delta_is_signed_before_anybody_can_see_it(team, tmp_path, key, checkpoint_folder, monkeypatch):
+    seen = []
+    publish = Registry.publish
+
+    def watched(self, reference, manifest, *arguments, **options):
+        seen.append(list(signatures(self, manifest.digest)))
+        return publish(self, reference, manifest, *arguments, **options)
+
+    monkeypatch.setattr(Registry, "publish", watched)
+    hub_of(team, tmp_path).push(checkpoint_folder, "acme/ner", sign=key)
+
+    assert seen == [[key.public.id]]
+
+
+def test_signing_with_one_key_at_the_same_time_ends_with_one_signature(key, monkeypatch):
+    registry, digest = Registry(MemoryStore(), "team"), f"sha256:{'1' * 64}"
+    swap, beaten = registry.store.swap, []
+
+    def raced(path, data, expected):
+        if not beaten:
+            beaten.append(swap(path, b"theirs", expected))
+            raise ConflictError(path, expected, "another")
+        return swap(path, data, expected)
+
+    monkeypatch.setattr(registry.store, "swap", raced)
+    add_signature(registry, digest, key.public.id, b"mine")
+
+    assert signatures(registry, digest) == {key.public.id: b"mine"}
