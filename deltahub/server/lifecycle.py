@@ -69,7 +69,7 @@ def _exists(path: str, url: str) -> Response:
 
 def _namespace(request: Request, body: dict[str, Any]) -> str:
     """Where a repository that is named without a namespace goes: the only one that the caller may write to, or their own name."""
-    if body.get("organization"):
+    if body.get("organization") not in (None, ""):
         return text_field(body, "organization")
     caller = caller_of(request)
     only = sorted(caller.namespaces or ())
