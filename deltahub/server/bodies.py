@@ -12,10 +12,14 @@ from starlette.responses import Response
 
 from deltahub.files import CHUNK
 from deltahub.schema import parse
+from deltahub.server.observing import note
 from deltahub.server.refusals import Refusal
 
 Handler = Callable[[Request, dict[str, Any]], Response]
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+# What the audit log should know of a body: an address alone does not say which repository is created, moved or deleted.
+_NOTED: Final = ("name", "organization", "fromRepo", "toRepo", "tag", "startingPoint", "visibility", "private")
+_LONGEST_NOTE: Final = 200  # characters
 _MOST_FIELDS: Final = 10_000  # of a form
 
 
@@ -23,7 +27,9 @@ def with_json(handler: Handler) -> Endpoint:
     """An endpoint whose handler gets the JSON object of the body, and runs in a thread; no body is an empty object."""
 
     async def endpoint(request: Request) -> Response:
-        return await run_in_threadpool(handler, request, _object(await _body(request)))
+        body = _object(await _body(request))
+        note(request, **{key: str(body[key])[:_LONGEST_NOTE] for key in _NOTED if key in body})
+        return await run_in_threadpool(handler, request, body)
 
     return endpoint
 

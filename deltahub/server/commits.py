@@ -27,6 +27,7 @@ from deltahub.server.bodies import blocks
 from deltahub.server.facts import CARD_KEYS
 from deltahub.server.frontmatter import texts
 from deltahub.server.names import below, check_path, refuse_clashes
+from deltahub.server.observing import note
 from deltahub.server.operations import HEAD, Added, Deleted, Named, Operations, Parser
 from deltahub.server.paths import MODEL
 from deltahub.server.pickles import refuse_pickle
@@ -88,6 +89,7 @@ def _commit(request: Request, operations: Operations) -> Response:
             digest = _Change(request, repository, branch, operations).make()
         except _Moved:
             continue
+        note(request, commit=commit_id(digest), branch=branch)
         url = f"{repository.state.base_url(request)}/{repository.path}/commit/{commit_id(digest)}"
         return JSONResponse({"success": True, "commitOid": commit_id(digest), "commitUrl": url, "hookOutput": ""})
     raise Refusal(409, f"Others kept committing to {repository.path}. Repeat in a while.", headers={"Retry-After": "1"})

@@ -11,6 +11,15 @@ from typing import Self
 from urllib.parse import urlsplit
 
 
+def commit_body(files: Mapping[str, bytes | str]) -> bytes:
+    """The body of a commit, with its files in it."""
+    lines: list[dict[str, object]] = [{"key": "header", "value": {"summary": "a commit", "description": ""}}]
+    for path, data in files.items():
+        content = base64.b64encode(data.encode() if isinstance(data, str) else data).decode()
+        lines.append({"key": "file", "value": {"path": path, "content": content, "encoding": "base64"}})
+    return "\n".join(map(json.dumps, lines)).encode()
+
+
 class Client:
     """One connection to a hub.
 
@@ -47,11 +56,7 @@ class Client:
 
     def commit(self, repository: str, files: Mapping[str, bytes]) -> str:
         """Commit files; on return the hub has promised to keep them. Returns the commit's id."""
-        lines: list[dict[str, object]] = [{"key": "header", "value": {"summary": "a commit", "description": ""}}]
-        for path, data in files.items():
-            value = {"path": path, "content": base64.b64encode(data).decode(), "encoding": "base64"}
-            lines.append({"key": "file", "value": value})
-        body = "\n".join(json.dumps(line) for line in lines).encode()
+        body = commit_body(files)
         kind = {"Content-Type": "application/x-ndjson"}
         status, _, answer = self.ask("POST", f"/api/models/{repository}/commit/main", body, **kind)
         assert status == 200, (status, answer)

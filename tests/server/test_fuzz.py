@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import re
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from deltahub.server.app import build_app
 from deltahub.server.settings import Settings
 from deltahub.server.tokens import Tokens
 from deltahub.stores.memory import MemoryStore
+from tests.server.clients import commit_body
 from tests.server.raw import Answer, send
 from tests.server.strategies import BODIES, HEADERS, LINES, METHODS, QUERIES, SEGMENTS, dumped
 
@@ -46,7 +46,9 @@ class Target:
         self.loop = asyncio.Runner()
         self.send(b"/api/repos/create", "POST", json.dumps({"name": "ner", "organization": "acme"}).encode())
         for text in ("one", "two"):
-            self.send(b"/api/models/acme/ner/commit/main", "POST", commit({"README.md": f"# {text}", "a/b.json": "{}"}))
+            self.send(
+                b"/api/models/acme/ner/commit/main", "POST", commit_body({"README.md": f"# {text}", "a/b.json": "{}"})
+            )
 
     def send(self, target: bytes, method: str, body: bytes = b"", headers=None) -> Answer:
         return self.loop.run(send(self.app, method, target, self.writer if headers is None else headers, body))
@@ -62,14 +64,6 @@ def _routes(routes) -> Iterator[Route]:
             yield route
         else:
             yield from _routes(getattr(route, "routes", None) or ())
-
-
-def commit(files: dict[str, str], **header: str) -> bytes:
-    lines = [{"key": "header", "value": {"summary": "x", **header}}]
-    for path, text in files.items():
-        content = base64.b64encode(text.encode()).decode()
-        lines.append({"key": "file", "value": {"path": path, "content": content, "encoding": "base64"}})
-    return b"\n".join(json.dumps(line).encode() for line in lines)
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,14 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
+from deltahub.registry.registry import Registry
 from deltahub.server import journal
+from deltahub.server.app import build_app
 from deltahub.server.journal import ACCESS, AUDIT, FACTS, JsonLines, redacted, set_up
 from deltahub.server.settings import Settings
 from deltahub.server.tokens import Tokens
 from deltahub.stores.memory import MemoryStore
+from tests.server.clients import commit_body
 from tests.server.guarded import guarded
 
 SECRET = "dhub_0123456789abcdef_" + "s3cr3t-" * 6 + "x"
@@ -80,6 +83,19 @@ def test_a_change_is_in_the_audit_log_with_what_the_route_noted_and_a_look_is_no
     (line,) = log.of(AUDIT)
     expected = {"caller": "ada", "path": "/write/acme", "status": 200, "repository": "acme/x", "commit": "0" * 40}
     assert line | expected == line
+
+
+def test_the_audit_log_says_which_repository_and_commit_though_the_address_does_not(log, store):
+    _, secret = Tokens(store).create("ada", "write")
+    client = TestClient(build_app(Registry(store)), headers={"Authorization": f"Bearer {secret}"})
+    client.post("/api/repos/create", json={"name": "ner", "organization": "acme", "token": secret})
+    sent = client.post("/api/models/acme/ner/commit/main", content=commit_body({"README.md": "# ner"}))
+    client.request("DELETE", "/api/repos/delete", json={"name": "ner", "organization": "acme"})
+    created, committed, deleted = log.of(AUDIT)
+    assert (created["path"], created["organization"], created["name"]) == ("/api/repos/create", "acme", "ner")
+    assert (committed["commit"], committed["branch"]) == (sent.json()["commitOid"], "main")
+    assert (deleted["path"], deleted["name"], deleted["status"]) == ("/api/repos/delete", "ner", 200)
+    assert secret[22:] not in log.text
 
 
 def test_a_refused_change_is_in_the_audit_log_too(log, client):

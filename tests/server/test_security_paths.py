@@ -15,8 +15,9 @@ from deltahub.registry.registry import Registry
 from deltahub.server.app import build_app
 from deltahub.server.tokens import Tokens
 from deltahub.stores.local import LocalStore
+from tests.server.clients import commit_body
 from tests.server.raw import send
-from tests.server.test_fuzz import _routes, commit, filled
+from tests.server.test_fuzz import _routes, filled
 
 CANARY = "the canary outside of the registry"
 ESCAPES = [
@@ -82,7 +83,7 @@ class Hub:
         assert self.commit({"README.md": "# one"}).status_code == 200
 
     def commit(self, files):
-        return self.client.post("/api/models/acme/ner/commit/main", content=commit(files))
+        return self.client.post("/api/models/acme/ner/commit/main", content=commit_body(files))
 
     def outside(self) -> list[str]:
         """Everything that is not in the registry."""

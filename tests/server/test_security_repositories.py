@@ -17,7 +17,7 @@ from deltahub.server.settings import Settings
 from deltahub.server.tokens import Tokens
 from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
-from tests.server.test_fuzz import commit
+from tests.server.clients import commit_body
 
 PRIVATE, MISSING = "acme/secret-plan", "acme/nothing-plan"
 READS = [
@@ -33,7 +33,7 @@ READS = [
     ("GET", "/{}"),
 ]
 WRITES = [
-    ("POST", "/api/models/{}/commit/main", commit({"evil.md": "evil"})),
+    ("POST", "/api/models/{}/commit/main", commit_body({"evil.md": "evil"})),
     ("POST", "/api/models/{}/preupload/main", b'{"files": []}'),
     ("POST", "/api/models/{}/tag/main", b'{"tag": "evil"}'),
     ("DELETE", "/api/models/{}/tag/keep", b""),
@@ -57,7 +57,10 @@ class Hub:
             made = {"name": name, "organization": "acme", "visibility": visibility}
             assert self.acme.post("/api/repos/create", json=made).status_code == 200
             path = f"/api/models/acme/{name}"
-            assert self.acme.post(f"{path}/commit/main", content=commit({"README.md": f"# {name}"})).status_code == 200
+            assert (
+                self.acme.post(f"{path}/commit/main", content=commit_body({"README.md": f"# {name}"})).status_code
+                == 200
+            )
             assert self.acme.post(f"{path}/tag/main", json={"tag": "keep"}).is_success
             assert self.acme.post(f"{path}/branch/side", json={}).is_success
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from datetime import timedelta
 
+import huggingface_hub
 import pytest
 from starlette.testclient import TestClient
 
@@ -16,6 +17,7 @@ from deltahub.server.settings import Settings
 from deltahub.server.tokens import PREFIX, Tokens
 from deltahub.stores.memory import MemoryStore
 from tests.server.guarded import guarded
+from tests.server.running import listening
 
 INVALID = "Invalid credentials in Authorization header"
 
@@ -218,6 +220,26 @@ def test_too_many_requests_are_told_when_to_come_back():
     answer = hub.client.get("/caller")
     assert 1 <= int(answer.headers["Retry-After"]) <= 2
     assert answer.headers["RateLimit"].startswith('"api";r=0;t=')
+
+
+def test_the_client_of_the_hub_waits_as_long_as_it_is_told(monkeypatch):
+    from huggingface_hub.utils import http_backoff
+
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        now[0] += seconds
+
+    now = [1000.0]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", sleep)
+    monkeypatch.setattr(Buckets.__init__, "__defaults__", (lambda: now[0],))
+    with listening(guarded(MemoryStore(), Settings(rate=0.1, burst=1))) as (host, port):
+        answers = [http_backoff("GET", f"http://{host}:{port}/caller", retry_on_status_codes=429) for _ in range(2)]
+    huggingface_hub.close_session()
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert waits == [11]  # ten seconds for the next request, and one that the client adds
 
 
 def test_one_caller_s_requests_do_not_hold_up_another_and_health_is_never_held_up():
