@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from deltahub.backbone import Difference, Fingerprint
 from deltahub.errors import DeltaHubError
 from deltahub.fitting import FITS, Tensors, fit
-from deltahub.registry.query import Query, conditions, order
+from deltahub.registry.query import INDEXED, Query, conditions, order
 from deltahub.registry.refreshing import refresh
 from deltahub.registry.registry import Registry
 from deltahub.registry.tables import connect
@@ -26,6 +26,7 @@ from deltahub.stores.waiting import spread
 T = TypeVar("T")
 
 _MOST: Final = 2**63 - 1  # what SQLite counts to
+_MANY: Final = 10_000  # hits from which on a page is found sooner one by one
 _DAMAGE: Final = (sqlite3.Error, TypeError, ValueError)  # what reading a damaged index can raise
 
 
@@ -84,17 +85,17 @@ class Index:
         where, values = conditions(query)
 
         def ask(database: sqlite3.Connection) -> tuple[list[Listed], int]:
-            clause, given, decided = where, list(values), dict[str | None, Difference]()
+            fitting, given, decided = "1", list[str | float](), dict[str | None, Difference]()
             if backbone is not None:
                 decided = self._decided(database, where, values, backbone)
-                wanted = [record for record, found in decided.items() if query.near or found.level in FITS]
-                clause += " AND ifnull(record, '') IN (SELECT value FROM json_each(?))"
-                given.append(json.dumps([record or "" for record in wanted]))
-            total: int = database.execute(f"SELECT count(*) FROM deltas WHERE {clause}", given).fetchone()[0]  # noqa: S608  (built above)
-            page = f"SELECT id FROM deltas WHERE {clause} ORDER BY {order(query)} LIMIT ? OFFSET ?"  # noqa: S608
-            chosen = database.execute(
-                page, [*given, -1 if limit is None else min(limit, _MOST), min(offset, _MOST)]
-            ).fetchall()
+                wanted = [record or "" for record, found in decided.items() if query.near or found.level in FITS]
+                fitting, given = "ifnull(record, '') IN (SELECT value FROM json_each(?))", [json.dumps(wanted)]
+            count = f"SELECT count(*) FROM deltas WHERE {where} AND {fitting}"  # noqa: S608  (built above)
+            total: int = database.execute(count, [*values, *given]).fetchone()[0]
+            fast, known = conditions(query, frequent=total > _MANY and query.sort in INDEXED)
+            page = f"SELECT id FROM deltas WHERE {fast} AND {fitting} ORDER BY {order(query)} LIMIT ? OFFSET ?"  # noqa: S608
+            place = [-1 if limit is None else min(limit, _MOST), min(offset, _MOST)]
+            chosen = database.execute(page, [*known, *given, *place]).fetchall()
             one_row = "SELECT row, record FROM deltas JOIN rows USING (id) WHERE id = ?"
             rows = [database.execute(one_row, one).fetchone() for one in chosen]
             return [_listed(row, decided.get(record)) for row, record in rows], total

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,7 +22,7 @@ _COLUMNS: Final = {
     "size": ("size", True),
     "parameters": ("parameters", True),
 }
-_NEVER_NULL: Final = ("time", "name")
+INDEXED: Final = ("time", "name")  # by these, a page is read in order; they are never NULL
 FACETS: Final = ("delta_type", "author", "backbone", "fingerprint")  # columns: what a delta has one of
 
 
@@ -100,13 +100,17 @@ class Query:
             raise ConfigError(msg)
 
 
-def conditions(query: Query) -> tuple[str, list[str | float]]:
-    """A query as an SQL condition over the index, and its values."""
+def conditions(query: Query, *, frequent: bool = False) -> tuple[str, list[str | float]]:
+    """A query as an SQL condition over the index, and its values.
+
+    Args:
+        frequent: whether many deltas have its words, so that looking at one after the other soon gives a page.
+    """
     clauses: list[str] = ["1"]
     values: list[str | float] = []
     if words := searchable(query.text).split():
-        clauses.append(f"deltas.id IN (SELECT rowid FROM texts WHERE {_containing(words)})")  # noqa: S608
-        values += [*filter(None, [_trigrams(words)]), *words]
+        clauses += _containing(words, frequent)
+        values += words if frequent else _matching(words)
     for tag in query.tags:
         clauses.append("deltas.id IN (SELECT id FROM tags WHERE tag = ?)")
         values.append(tag)
@@ -129,22 +133,26 @@ def order(query: Query) -> str:
     """A query's order as an SQL expression; equals are in the order of their names."""
     value, falls = _COLUMNS.get(query.sort, (_number(query.sort), True))
     column = f"{value} {'DESC' if falls != query.reverse else 'ASC'}, name"
-    return column if value in _NEVER_NULL else f"{value} IS NULL, {column}"
+    return column if value in INDEXED else f"{value} IS NULL, {column}"
 
 
-def _containing(words: Collection[str]) -> str:
-    """A condition on a text: its trigrams say where to look, and every word must occur."""
-    narrow = ["texts MATCH ?"] if _trigrams(words) else []
-    return " AND ".join([*narrow, *["instr(words, ?) > 0"] * len(words)])
+def _containing(words: Sequence[str], frequent: bool) -> list[str]:
+    """Conditions on the text of a delta: it has all these words."""
+    if frequent:
+        return ["instr((SELECT words FROM texts WHERE texts.id = deltas.id), ?) > 0"] * len(words)
+    phrases = ["deltas.id IN (SELECT rowid FROM trigrams WHERE trigrams MATCH ?)"] if any(map(_known, words)) else []
+    scans = ["deltas.id IN (SELECT id FROM texts WHERE instr(words, ?) > 0)" for word in words if not _known(word)]
+    return [*phrases, *scans]
 
 
-def _trigrams(words: Collection[str]) -> str:
-    """Trigrams that a text with all these words has, as FTS5 is asked for them; empty if none are known."""
-    if not has_trigrams():
-        return ""
-    starts = [(word, start) for word in words for start in {*range(0, len(word) - 2, 3), len(word) - 3} if start >= 0]
-    found = sorted({word[start : start + 3] for word, start in starts})
-    return " AND ".join('"{}"'.format(trigram.replace('"', '""')) for trigram in found)
+def _matching(words: Sequence[str]) -> list[str]:
+    """The values of these conditions: words that have trigrams as phrases of them, which is where they occur."""
+    phrases = " AND ".join('"{}"'.format(word.replace('"', '""')) for word in words if _known(word))
+    return [*([phrases] if phrases else []), *[word for word in words if not _known(word)]]
+
+
+def _known(word: str) -> bool:
+    return len(word) > 2 and has_trigrams()
 
 
 def _number(metric: str) -> str:

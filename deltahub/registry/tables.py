@@ -16,11 +16,11 @@ from typing import Any, Final
 
 from deltahub.registry.document import ReferenceDocument
 
-_VERSION: Final = 4  # of the tables below; the next one is theirs without FTS5
-_TEXTS: Final = {
-    True: "CREATE VIRTUAL TABLE texts USING fts5(words, tokenize = 'trigram case_sensitive 1', detail = none)",
-    False: "CREATE TABLE texts (words TEXT NOT NULL)",
-}
+_VERSION: Final = 6  # of the tables below; the next one is theirs without FTS5
+_TRIGRAMS: Final = (
+    "CREATE VIRTUAL TABLE trigrams USING "
+    "fts5(words, content = 'texts', content_rowid = 'id', tokenize = 'trigram case_sensitive 1')"
+)
 _TABLES: Final = """
 CREATE TABLE folders (folder TEXT PRIMARY KEY, stamp TEXT NOT NULL, seen REAL NOT NULL, settled REAL) WITHOUT ROWID;
 CREATE TABLE documents (key TEXT PRIMARY KEY, stamp TEXT NOT NULL, id INTEGER) WITHOUT ROWID;
@@ -28,6 +28,7 @@ CREATE TABLE deltas (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, namespace TEXT NOT NULL, time TEXT NOT NULL, author TEXT,
     delta_type TEXT, backbone TEXT, fingerprint TEXT, record TEXT, size INTEGER, parameters INTEGER, versions INTEGER NOT NULL
 );
+CREATE TABLE texts (id INTEGER PRIMARY KEY, words TEXT NOT NULL);
 CREATE TABLE rows (id INTEGER PRIMARY KEY, row TEXT NOT NULL);
 CREATE TABLE tags (tag TEXT NOT NULL, id INTEGER NOT NULL, PRIMARY KEY (tag, id)) WITHOUT ROWID;
 CREATE TABLE metrics (name TEXT NOT NULL, id INTEGER NOT NULL, value REAL NOT NULL, PRIMARY KEY (name, id)) WITHOUT ROWID;
@@ -49,7 +50,7 @@ def has_trigrams() -> bool:
     """Whether this Python's SQLite finds words by their trigrams."""
     with contextlib.closing(sqlite3.connect(":memory:")) as database:
         try:
-            database.execute(_TEXTS[True])
+            database.execute(_TRIGRAMS)
         except sqlite3.OperationalError:
             return False
     return True
@@ -81,10 +82,11 @@ def _version(database: sqlite3.Connection) -> int:
 
 
 def _make(database: sqlite3.Connection, version: int) -> None:
-    database.execute("DROP TABLE IF EXISTS texts")  # first: it has tables of its own
+    database.execute("DROP TABLE IF EXISTS trigrams")  # first: it has tables of its own
     for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
         database.execute(f'DROP TABLE IF EXISTS "{name}"')
-    for statement in (*_TABLES.split(";"), _TEXTS[has_trigrams()], f"PRAGMA user_version = {version}"):
+    trigrams = [_TRIGRAMS] if has_trigrams() else []
+    for statement in (*_TABLES.split(";"), *trigrams, f"PRAGMA user_version = {version}"):
         database.execute(statement)
 
 
@@ -92,9 +94,13 @@ def forget(database: sqlite3.Connection, keys: Collection[str]) -> None:
     """Take documents and their deltas out of the index."""
     wanted = json.dumps(list(keys))
     found = "SELECT id FROM documents WHERE key IN (SELECT value FROM json_each(?))"
-    for table in ("deltas", "rows", "tags", "metrics"):
+    if has_trigrams():  # it must be told what it forgets
+        told = (
+            f"INSERT INTO trigrams (trigrams, rowid, words) SELECT 'delete', id, words FROM texts WHERE id IN ({found})"  # noqa: S608
+        )
+        database.execute(told, [wanted])
+    for table in ("deltas", "rows", "texts", "tags", "metrics"):
         database.execute(f"DELETE FROM {table} WHERE id IN ({found})", [wanted])  # noqa: S608
-    database.execute(f"DELETE FROM texts WHERE rowid IN ({found})", [wanted])  # noqa: S608
     database.execute("DELETE FROM documents WHERE key IN (SELECT value FROM json_each(?))", [wanted])
 
 
@@ -137,7 +143,8 @@ def _delta(database: sqlite3.Connection, document: ReferenceDocument, record: st
     insert = f"INSERT INTO deltas VALUES (NULL{', ?' * 11})"  # noqa: S608
     delta = database.execute(insert, (*values, *numbers, len(document.versions))).lastrowid
     database.execute("INSERT INTO rows VALUES (?, ?)", (delta, json.dumps(row)))
-    database.execute("INSERT INTO texts (rowid, words) VALUES (?, ?)", (delta, searchable(words)))
+    for table in ("texts (id, words)", *(["trigrams (rowid, words)"] if has_trigrams() else [])):
+        database.execute(f"INSERT INTO {table} VALUES (?, ?)", (delta, searchable(words)))  # noqa: S608
     database.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, delta) for tag in set(entry.tags)])
     metrics = summary.get("metrics")
     numbered = {str(name): _real(value) for name, value in metrics.items()} if isinstance(metrics, dict) else {}

@@ -250,3 +250,20 @@ def test_searches_at_the_same_time_all_see_everything(index, push):
         for thread in threads:
             thread.join()
         assert found == [3, 3, 3, 3]
+
+
+def test_a_page_of_what_many_deltas_have_is_the_same_as_of_what_few_have(index, push, monkeypatch):
+    for number in range(5):
+        push(f"acme/d{number}", tags=[f"odd={number % 2}"])
+    queries = [Query("acme", sort=sort, tags=tags) for sort in ("time", "name", "size") for tags in ((), ("odd=1",))]
+    pages = [index.search(query, limit=2, offset=1) for query in queries]
+    monkeypatch.setattr("deltahub.registry.index._MANY", 0)
+    assert [index.search(query, limit=2, offset=1) for query in queries] == pages
+    assert [total for _, total in pages] == [5, 2] * 3
+
+
+def test_words_of_what_was_pushed_before_are_forgotten(index, push):
+    push("acme/ner", message="an early message")
+    assert names(index, text="early") == ["acme/ner"]
+    push("acme/ner", message="a late message", value=0.25)
+    assert (names(index, text="early"), names(index, text="late")) == ([], ["acme/ner"])

@@ -15,12 +15,12 @@ from deltahub.registry.query import Query, conditions
 TEXTS = st.text(st.sampled_from("abcAB\u00e9\u4e2d\U0001f600 -_%*\"'\0\u0130\u00df"), max_size=12)
 
 
-def found(message: str, text: str) -> bool:
+def found(message: str, text: str, *, frequent: bool = False) -> bool:
     """Whether a search for a text finds a delta with this message."""
     database = tables.connect(":memory:")
     entry = Version("sha256:" + "0" * 64, "2026-01-02T03:04:05Z", "ada", message)
     tables.remember(database, "refs/q/q.json", "1", ReferenceDocument("q/q", {"v1": entry}), None)
-    where, values = conditions(Query(text))
+    where, values = conditions(Query(text), frequent=frequent)
     (count,) = database.execute(f"SELECT count(*) FROM deltas WHERE {where}", values).fetchone()
     database.close()
     return count == 1
@@ -33,6 +33,7 @@ def test_trigrams_find_what_a_look_at_every_text_finds(monkeypatch, message, tex
     words = tables.searchable(f"q/q {message}")
     expected = all(word in words for word in tables.searchable(text).split())
     assert found(message, text) == expected
+    assert found(message, text, frequent=True) == expected
     with monkeypatch.context() as patch:
         patch.setattr(tables, "has_trigrams", lambda: False)
         patch.setattr(asking, "has_trigrams", lambda: False)
@@ -44,5 +45,7 @@ def test_an_index_of_a_python_with_trigrams_is_made_anew_by_one_without(tmp_path
     tables.connect(path).close()
     monkeypatch.setattr(tables, "has_trigrams", lambda: False)
     database = tables.connect(path)
-    assert "fts5" not in database.execute("SELECT sql FROM sqlite_master WHERE name = 'texts'").fetchone()[0]
+    made = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    assert "texts" in made
+    assert "trigrams" not in made
     database.close()
