@@ -28,6 +28,7 @@ from deltahub.server.state import State, state_of
 from deltahub.stores.base import object_key
 
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+_AT_ONCE: Final = 2 << 20  # bytes that are held in memory: each step to a thread and back costs as much as reading them
 _REVALIDATE: Final = "no-cache"  # a branch may move
 
 
@@ -73,10 +74,10 @@ def whole(request: Request, entry: FileEntry) -> Response:
 
 
 def _answer(pieces: Iterator[bytes], status: int, size: int, headers: dict[str, str], path: str) -> Response:
-    first = next(pieces, b"")  # so that what cannot be read at all gets an answer that says so
     headers["Content-Length"] = str(size)
-    if len(first) == size:
-        return Response(first, status, headers, _media_type(path))
+    if size <= _AT_ONCE:
+        return Response(b"".join(pieces), status, headers, _media_type(path))
+    first = next(pieces)  # so that what cannot be read at all gets an answer that says so
     return StreamingResponse(chain([first], pieces), status, headers, _media_type(path))
 
 
