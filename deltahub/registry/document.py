@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
 
@@ -224,23 +225,28 @@ class ReferenceDocument:
             IntegrityError: it is no reference document.
             CheckpointError: a later deltahub wrote it.
         """
-        document: Any = None
-        try:
-            document = parse(data)
-            wrong = problem(document, SCHEMA) or broken(data, document) or _dangling(document)
-        except ValueError as error:
-            wrong = str(error)
-        if wrong:
-            raise _unreadable(name, wrong, document)
-        versions = {
-            name: Version(**{**entry, "tags": tuple(entry["tags"])}) for name, entry in document["versions"].items()
-        }
-        removed = {name: Removed(**entry) for name, entry in document.get("removed", {}).items()}
-        log = tuple(Move(m["time"], m["author"], m["action"], m["what"], m["from"], m["to"]) for m in document["log"])
-        ordered = {name: versions[name] for name in sorted(versions, key=number)}
-        gone = {name: removed[name] for name in sorted(removed, key=number)}
-        moved, branches = document.get("moved_to"), document.get("branches", {})
-        return cls(document["name"], ordered, document["aliases"], log, gone, moved, branches)
+        return _read(data, name)
+
+
+@lru_cache(maxsize=64)  # a server is asked for the same few again and again
+def _read(data: bytes, name: str) -> ReferenceDocument:
+    document: Any = None
+    try:
+        document = parse(data)
+        wrong = problem(document, SCHEMA) or broken(data, document) or _dangling(document)
+    except ValueError as error:
+        wrong = str(error)
+    if wrong:
+        raise _unreadable(name, wrong, document)
+    versions = {
+        name: Version(**{**entry, "tags": tuple(entry["tags"])}) for name, entry in document["versions"].items()
+    }
+    removed = {name: Removed(**entry) for name, entry in document.get("removed", {}).items()}
+    log = tuple(Move(m["time"], m["author"], m["action"], m["what"], m["from"], m["to"]) for m in document["log"])
+    ordered = {name: versions[name] for name in sorted(versions, key=number)}
+    gone = {name: removed[name] for name in sorted(removed, key=number)}
+    moved, branches = document.get("moved_to"), document.get("branches", {})
+    return ReferenceDocument(document["name"], ordered, document["aliases"], log, gone, moved, branches)
 
 
 def _unreadable(name: str, wrong: str, document: Any) -> CheckpointError | IntegrityError:
