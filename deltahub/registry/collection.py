@@ -21,6 +21,7 @@ from deltahub.registry.registry import Registry, ref_key
 from deltahub.registry.sweeping import PAUSE, RENEWED, State, read_state, settled, write_state
 from deltahub.registry.uploads import expire, waiting
 from deltahub.stores.base import object_key
+from deltahub.stores.waiting import spread
 
 GRACE: Final = timedelta(days=14)
 _OBJECTS: Final = "objects/sha256/"
@@ -154,8 +155,8 @@ class Marker:
             IntegrityError: a document or a manifest is damaged.
         """
         found = waiting(self._registry.store)  # first: a commit swaps the document, then removes these
-        for path in self._registry.names():
-            found |= self._used_by(path)
+        for objects in spread(self._used_by, self._registry.names(), self._registry.store.at_once):
+            found |= objects
         return found
 
     def _used_by(self, path: str) -> set[str]:

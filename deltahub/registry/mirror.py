@@ -6,6 +6,7 @@ interrupted goes on where it stopped. Every byte that is moved is checked on the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -18,8 +19,10 @@ from deltahub.registry.registry import Registry, ref_key
 from deltahub.registry.signatures import copy_signatures
 from deltahub.registry.sweeping import spare
 from deltahub.stores.base import Progress, Source, object_key
+from deltahub.stores.waiting import spread
 
 _OBJECTS = "objects/sha256/"
+_AT_ONCE = 8  # deltas that are copied over a network
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Copied:
 def copy(
     source: Registry, target: Registry, paths: Collection[str] | None = None, progress: Progress | None = None
 ) -> Iterator[Copied]:
-    """Copy deltas, one after the other.
+    """Copy deltas, each after the other; over a network several at once.
 
     Args:
         paths: which, ``"namespace/name"``; None for all, names that lead to others too.
@@ -53,27 +56,48 @@ def copy(
         IntegrityError: the source is damaged. What was copied before stays.
         ReferenceSyntaxError: a name differs from one in the target in upper and lower case only.
     """
-    there: set[str] | None = None
-    names: list[tuple[ReferenceDocument, ReferenceDocument]] = []
-    for path in source.names() if paths is None else [source.document(path).name for path in paths]:
-        target.refuse_twin(path)
+    paths = source.names() if paths is None else [source.document(path).name for path in paths]
+    waiting = source.store.at_once > 1 or target.store.at_once > 1  # for answers, as long as which others can be copied
+    job = _Copying(source, target, progress)
+    for done in spread(job.copy, paths, _AT_ONCE if waiting else 1):
+        if done is not None:
+            yield done
+    for mine, theirs in job.names:  # last: what a name leads to must be there
+        yield Copied(mine.name, (), _copy_name(target, mine, theirs), 0)
+
+
+class _Copying:
+    """What the copies of many deltas share.
+
+    Attributes:
+        names: those that lead to other deltas, here or there.
+    """
+
+    def __init__(self, source: Registry, target: Registry, progress: Progress | None) -> None:
+        self.names: list[tuple[ReferenceDocument, ReferenceDocument]] = []
+        self._source, self._target, self._progress = source, target, progress
+        self._known = target.known_names()
+        self._present = functools.cache(
+            lambda: _present(target)
+        )  # the objects there; none is listed where none is wanted
+
+    def copy(self, path: str) -> Copied | None:
+        """Copy a delta; None for what leads to another one, or is gone."""
+        source, target = self._source, self._target
+        target.refuse_twin(path, self._known)
         theirs = source.stored(path)
         if theirs is None:  # deleted since it was listed
-            continue
+            return None
         mine = target.stored(path) or ReferenceDocument(path)
         if theirs.moved_to or mine.moved_to:
-            names.append((mine, theirs))
-            continue
+            self.names.append((mine, theirs))
+            return None
         merged(mine, theirs, *target.stamp())  # whether they can be one is known before anything is moved
         wanted = _objects(source, mine, theirs)
-        if wanted and there is None:
-            there = _present(target)
-        size = _copy_objects(source, target, theirs, wanted, there or set(), progress)
+        size = _copy_objects(source, target, theirs, wanted, self._present() if wanted else set(), self._progress)
         changed = target.stored(path) != mine
         copy_signatures(source, target, [entry.digest for entry in theirs.versions.values()])
-        yield Copied(path, tuple(name for name in theirs.versions if name not in mine.versions), changed, size)
-    for mine, theirs in names:  # last: what a name leads to must be there
-        yield Copied(mine.name, (), _copy_name(target, mine, theirs), 0)
+        return Copied(path, tuple(name for name in theirs.versions if name not in mine.versions), changed, size)
 
 
 def _copy_name(target: Registry, mine: ReferenceDocument, theirs: ReferenceDocument) -> bool:
