@@ -152,7 +152,7 @@ def place_of(url: str) -> str:
 
 def is_place(text: str) -> bool:
     """Whether a text is where a registry is, a folder or ``s3://bucket/prefix``, rather than what a source is called."""
-    return text.startswith((S3, ".", "/", "~")) or "/" in text or os.sep in text
+    return text.startswith((S3, ".", "/", "~")) or Path(text).is_absolute()
 
 
 def _hub(url: str, token_env: str | None) -> str:

@@ -85,6 +85,7 @@ class Hub(Lookup):
         expect: Mapping[str, str | None] | None = None,
         progress: Progress | None = None,
         sign: PrivateKey | None = None,
+        private: bool | None = None,
     ) -> Pushed:
         """Publish a checkpoint folder; every file is checked first.
 
@@ -95,6 +96,7 @@ class Hub(Lookup):
             to: the source to publish to, or the folder or s3:// address of a registry; by default the default source.
             expect: what aliases must point to now, None for nothing.
             sign: the key to sign it with. It is signed before it is published, so that nobody sees it unsigned.
+            private: whether a delta that is new on a hub is seen by its owners only; None for the hub's own rule.
 
         Raises:
             ConflictError: an alias points elsewhere than expected. No version was added.
@@ -118,6 +120,7 @@ class Hub(Lookup):
             aliases=it.aliases,
             message=message,
             expect=expect,
+            private=private,
             progress=progress,
         )
 
@@ -218,7 +221,11 @@ class Hub(Lookup):
         found = [self._pinned(pin, lock) for pin in dict.fromkeys(lock.pins.values())]
         for each in found:
             self._check_signature(each)
-        return [bring(each, self.cache, transfer=transfer) for each in found]
+        brought = several(lambda each: bring(each, self.cache, transfer=transfer), found)
+        for result in brought:
+            if isinstance(result, DeltaHubError):
+                raise result
+        return [result for result in brought if isinstance(result, Pulled)]
 
     def _check_signature(self, found: Resolved, trust: Sequence[str] = ()) -> None:
         """Refuse what was found if keys are trusted and none of them signed it."""

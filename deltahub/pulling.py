@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
@@ -15,6 +14,7 @@ from deltahub.outcomes import Pulled
 from deltahub.reading import read_cached
 from deltahub.sources.base import Resolved
 from deltahub.stores.base import Progress
+from deltahub.stores.waiting import spread
 
 T = TypeVar("T")
 FILES_AT_ONCE: Final = 4  # of one delta
@@ -90,8 +90,4 @@ def several(pull: Callable[[T], Pulled], wanted: Sequence[T]) -> list[Pulled | D
         except DeltaHubError as error:
             return error
 
-    pool = ThreadPoolExecutor(_DELTAS_AT_ONCE, "deltahub-pull")
-    try:
-        return list(pool.map(one, wanted))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    return list(spread(one, wanted, _DELTAS_AT_ONCE))

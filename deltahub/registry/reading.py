@@ -12,6 +12,7 @@ from deltahub.manifest import FileEntry, Manifest
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
+from deltahub.registry.halfway import came_from, is_copy
 from deltahub.stores.base import Progress, Store, object_key
 
 REFS: Final = "refs/"
@@ -66,11 +67,20 @@ class Reader:
         return document
 
     def read(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
-        """The reference document of a delta and its etag, both None if there is none; an old name leads to the new one."""
+        """The reference document of a delta and its etag, both None if there is none; an old name leads to the new one.
+
+        A new name leads to the old one until a rename is done.
+        """
         asked = path
         for _ in range(_HOPS):
             document, etag = self._tagged(path)
-            if document is None or document.moved_to is None:
+            if document is None:
+                return None, None
+            if document.moved_to is None:
+                before = came_from(document)
+                original, its_etag = self._tagged(before) if before else (None, None)
+                if is_copy(document, original):
+                    return original, its_etag
                 self._say_renamed(asked, path)
                 return document, etag
             path = document.moved_to
@@ -113,7 +123,7 @@ class Reader:
     @property
     def place(self) -> str:
         """The registry's name and where it is, for people."""
-        return f"{self.name} ({self.store.url})"
+        return self.name if self.name == self.store.url else f"{self.name} ({self.store.url})"
 
     def names(self) -> list[str]:
         """The names of all deltas, ``"namespace/name"``, sorted."""

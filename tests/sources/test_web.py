@@ -93,6 +93,15 @@ def test_a_link_without_a_delta_says_where_it_was_looked_for(web, site):
         web.pull(f"{site.url}/nothing.tar")
 
 
+def test_the_page_of_a_repo_on_hugging_face_is_told_from_a_folder(web):
+    import responses
+
+    with responses.RequestsMock() as server:
+        server.get("https://huggingface.co/acme/ner/delta_config.json", status=404)
+        with pytest.raises(NotFoundError, match=r"The nearest names are: hf:acme/ner"):
+            web.pull("https://huggingface.co/acme/ner")
+
+
 def test_a_bundle_with_one_delta_is_pulled_by_its_address(web, bundle, new_checkpoint):
     assert delta(web.pull(bundle("acme/ner"))) == content_of(new_checkpoint(value=0.5))
 

@@ -42,7 +42,7 @@ class WebFolder:
         where = shown(self._address(CONFIG))
         config = small(web, self._address(CONFIG), _CONFIG)
         if config is None:
-            raise NotFoundError(str(link), (where,))
+            raise NotFoundError(str(link), (where,), _repo(link.url))
         document = parse_document(config, where)
         if WEIGHTS not in document.get("files", {}):
             msg = f"{where} lists no {WEIGHTS}, so its bytes cannot be checked. Ask its owner to save the delta again."
@@ -108,3 +108,10 @@ class WebFolder:
             if name not in document["files"]
         ]
         return manifest_of(document, [*listed, *inline], table)
+
+
+def _repo(url: str) -> tuple[str, ...]:
+    """The reference of a repo on the Hugging Face Hub whose page somebody took for a folder."""
+    parts = urlsplit(url)
+    words = parts.path.strip("/").split("/")
+    return (f"hf:{words[0]}/{words[1]}",) if parts.hostname == "huggingface.co" and len(words) >= 2 else ()
