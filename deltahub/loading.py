@@ -21,7 +21,7 @@ from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.ledger import ledger_of, original_values
 from deltahub.engine.site import own_parameters
 from deltahub.errors import CheckpointError, ConfigError
-from deltahub.formats import opendelta
+from deltahub.formats import opendelta, peft_reading
 from deltahub.locating import locate
 from deltahub.reading import read_cached
 
@@ -33,10 +33,10 @@ STRUCTURE: Final = "structure"
 
 
 def read_any(folder: Path, backbone: nn.Module, *, allow_pickle: bool, with_backbone: bool = True) -> Checkpoint:
-    """Read a delta that DeltaHub or OpenDelta saved.
+    """Read a delta that DeltaHub or OpenDelta saved, or an adapter of PEFT.
 
     Args:
-        backbone: the model it is for; OpenDelta's files do not tell all without it.
+        backbone: the model it is for; the files of others do not tell all without it.
         allow_pickle: whether a pickle may be opened, with `weights_only=True`.
         with_backbone: whether the backbone's record is wanted too.
 
@@ -44,8 +44,11 @@ def read_any(folder: Path, backbone: nn.Module, *, allow_pickle: bool, with_back
         CheckpointError: the folder holds neither, or is damaged.
         PickleRefusedError: it holds a pickle, and that is not allowed.
     """
-    if not checkpoint.is_checkpoint(folder) and opendelta.is_checkpoint(folder):
-        return opendelta.read(folder, backbone, allow_pickle=allow_pickle)
+    if not checkpoint.is_checkpoint(folder):
+        if opendelta.is_checkpoint(folder):
+            return opendelta.read(folder, backbone, allow_pickle=allow_pickle)
+        if peft_reading.is_adapter(folder):
+            return peft_reading.read(folder, backbone)
     return checkpoint.read(folder, with_backbone=with_backbone)
 
 

@@ -1,0 +1,223 @@
+"""An adapter that PEFT saved gives here the outputs that it gives in PEFT."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+
+import peft
+import pytest
+import torch
+from peft import IA3Config, LNTuningConfig, LoraConfig, PromptTuningConfig
+from safetensors.torch import load_file, save_file
+
+from deltahub import AutoDeltaModel, export_peft
+from deltahub.checkpoint import describe
+from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
+from tests.backbones import bert, gpt2, llama, logits_of, t5, untouched
+
+# PEFT asks transformers for what it renames.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Unsupported layer type .*Norm:UserWarning"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
+]
+TOLERANCE = 1e-5  # relative to the largest logit
+
+
+def far(expected, actual):
+    return ((expected - actual).abs().max() / expected.abs().max()).item()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Makes an adapter in PEFT, saves it, and gives its logits there and its folder."""
+
+    def save(make, config):
+        draw = torch.Generator().manual_seed(3)
+        model = peft.get_peft_model(make(), config).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad and "original_module" not in name:
+                    parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.2)
+        model.save_pretrained(tmp_path / "adapter")
+        return logits_of(model), tmp_path / "adapter"
+
+    return save
+
+
+def load(make, folder, **options):
+    backbone = make()
+    return AutoDeltaModel.from_finetuned(folder, backbone_model=backbone, **options), backbone
+
+
+LORAS = {
+    "plain": (llama, {"target_modules": ["q_proj", "v_proj"], "r": 4}),
+    "rslora": (llama, {"target_modules": ["q_proj"], "r": 4, "use_rslora": True, "lora_alpha": 3}),
+    "dora": (llama, {"target_modules": ["q_proj", "down_proj"], "r": 4, "use_dora": True}),
+    "patterns": (
+        llama,
+        {
+            "target_modules": ["q_proj", "v_proj"],
+            "r": 4,
+            "rank_pattern": {"layers.0.self_attn.q_proj": 2},
+            "alpha_pattern": {"v_proj": 5},
+        },
+    ),
+    "dora_patterns": (
+        llama,
+        {"target_modules": ["q_proj", "v_proj"], "r": 4, "use_dora": True, "rank_pattern": {"q_proj": 2}},
+    ),
+    "all_linear": (llama, {"target_modules": "all-linear", "r": 2}),
+    "regex": (bert, {"target_modules": r".*layer\.1\..*(query|dense)", "r": 2}),
+    "head": (bert, {"target_modules": ["query"], "task_type": "SEQ_CLS", "r": 2}),
+    "modules_to_save": (bert, {"target_modules": ["query"], "modules_to_save": ["pooler", "classifier"], "r": 2}),
+    "bias_all": (bert, {"target_modules": ["query"], "bias": "all", "r": 2}),
+    "bias_lora_only": (bert, {"target_modules": ["query", "value"], "bias": "lora_only", "r": 2}),
+    "embedding": (bert, {"target_modules": ["word_embeddings", "query"], "r": 2}),
+    "conv1d": (gpt2, {"target_modules": ["c_attn", "c_proj"], "r": 2, "fan_in_fan_out": True}),
+    "t5": (t5, {"target_modules": ["q", "wo"], "r": 2, "task_type": "SEQ_2_SEQ_LM"}),
+}
+
+
+@pytest.mark.parametrize("case", LORAS)
+def test_a_lora_of_peft_gives_the_same_outputs_here(saved, case):
+    make, options = LORAS[case]
+    expected, folder = saved(make, LoraConfig(init_lora_weights=False, lora_dropout=0.1, **options))
+    delta, backbone = load(make, folder)
+
+    assert far(expected, logits_of(backbone)) < TOLERANCE
+    assert far(expected, logits_of(make())) > 100 * TOLERANCE
+    assert (delta.config.delta_type, delta.config.lora_dropout) == ("lora", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "config"),
+    [
+        (llama, IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])),
+        (bert, IA3Config(target_modules=["key", "value"], feedforward_modules=["value"])),
+        (t5, IA3Config(task_type="SEQ_2_SEQ_LM")),
+        (gpt2, IA3Config(task_type="CAUSAL_LM", fan_in_fan_out=True)),
+        (bert, LNTuningConfig(target_modules=["LayerNorm"])),
+        (llama, LNTuningConfig(target_modules=["input_layernorm", "norm"])),
+        (llama, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)),
+        (t5, PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3)),
+        (bert, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)),
+    ],
+    ids=lambda it: it.__name__ if callable(it) else it.peft_type.value.lower(),
+)
+def test_other_methods_of_peft_give_the_same_outputs_here(saved, make, config):
+    expected, folder = saved(make, config)
+    _, backbone = load(make, folder)
+
+    assert far(expected, logits_of(backbone)) < TOLERANCE
+    if expected.shape == logits_of(make()).shape:
+        assert far(expected, logits_of(make())) > 100 * TOLERANCE
+
+
+def test_an_adapter_comes_off_and_leaves_the_backbone_as_it_was(saved):
+    _, folder = saved(bert, LoraConfig(target_modules=["query"], bias="all", modules_to_save=["classifier"], r=2))
+    backbone = bert()
+    with untouched(backbone):
+        AutoDeltaModel.from_finetuned(folder, backbone_model=backbone).detach()
+
+
+def test_an_adapter_becomes_a_delta_that_names_it_and_goes_back_the_same(saved, tmp_path):
+    expected, folder = saved(llama, LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, r=4))
+    delta, _ = load(llama, folder)
+    delta.save_finetuned(tmp_path / "delta")
+    back = export_peft(tmp_path / "delta", tmp_path / "back")
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    ours, theirs = load_file(back / "adapter_model.safetensors"), load_file(folder / "adapter_model.safetensors")
+
+    assert describe(tmp_path / "delta").config["parents"] == [
+        {"relation": "converted", "digest": f"sha256:{hashlib.sha256(weights).hexdigest()}", "format": "peft"}
+    ]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert far(expected, logits_of(peft.PeftModel.from_pretrained(llama(), back).eval())) < TOLERANCE
+
+
+def test_training_goes_on_from_an_adapter(saved):
+    _, folder = saved(bert, LoraConfig(target_modules=["query"], modules_to_save=["classifier"], r=2))
+    delta, backbone = load(bert, folder)
+    delta.freeze_module()
+    trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+
+    assert {name.rpartition(".")[0] for name in trained if "deltas" not in name} == {"classifier"}
+    assert any("deltas" in name for name in trained)
+
+
+def test_another_name_of_the_backbone_is_said(saved, caplog):
+    _, folder = saved(llama, LoraConfig(target_modules=["q_proj"], r=2))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "acme/first"}))
+    backbone = llama()
+    backbone.config._name_or_path = "acme/second"
+    with caplog.at_level(logging.WARNING, "deltahub"):
+        AutoDeltaModel.from_finetuned(folder, backbone_model=backbone)
+
+    assert "trained on first, and this backbone is called second" in caplog.text
+
+
+def change(folder, how):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file(how(tensors), folder / "adapter_model.safetensors", {"format": "pt"})
+
+
+def refused(folder, error, match, make=llama):
+    backbone = make()
+    with untouched(backbone), pytest.raises(error, match=match):
+        AutoDeltaModel.from_finetuned(folder, backbone_model=backbone)
+
+
+def test_a_tensor_that_belongs_nowhere_is_an_error_and_not_passed_over(saved):
+    _, folder = saved(llama, LoraConfig(target_modules=["q_proj"], r=2))
+    change(folder, lambda tensors: {**tensors, "base_model.model.model.norm.odd": torch.ones(3)})
+    refused(folder, CheckpointError, r"model\.norm\.odd \[3\] is no part of the method, and is not there")
+
+
+def test_an_adapter_of_another_architecture_is_refused(saved):
+    _, folder = saved(llama, LoraConfig(target_modules=["q_proj"], r=2))
+    refused(folder, CheckpointError, r"sits on model\.layers\.0\.self_attn\.q_proj, which this BertFor", bert)
+
+
+def test_one_of_a_and_b_alone_is_refused(saved):
+    _, folder = saved(llama, LoraConfig(target_modules=["q_proj"], r=2))
+    change(
+        folder,
+        lambda tensors: {name: t for name, t in tensors.items() if "layers.1.self_attn.q_proj.lora_B" not in name},
+    )
+    refused(folder, CheckpointError, "has only one of A and B")
+
+
+def test_values_that_are_not_finite_are_refused(saved):
+    _, folder = saved(llama, LoraConfig(target_modules=["q_proj"], r=2))
+    change(folder, lambda tensors: {name: tensor * float("nan") for name, tensor in tensors.items()})
+    refused(folder, CheckpointError, "not finite")
+
+
+def test_what_no_delta_says_is_refused_by_name(saved):
+    _, folder = saved(llama, LoraConfig(target_modules=["q_proj"], r=2))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for key, value in (("lora_bias", True), ("layer_replication", [[0, 1]]), ("trainable_token_indices", [1])):
+        (folder / "adapter_config.json").write_text(json.dumps({**config, key: value}))
+        refused(folder, ConfigError, f"a LoRA with {key}=")
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "LOHA"}))
+    refused(folder, ConfigError, "of type LOHA, which no delta says; known are LORA, IA3, LN_TUNING, PROMPT_TUNING")
+
+
+def test_a_pickle_is_not_opened(saved):
+    _, folder = saved(llama, LoraConfig(target_modules=["q_proj"], r=2))
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    refused(folder, PickleRefusedError, "is a Python pickle")
+    (folder / "adapter_model.bin").unlink()
+    refused(folder, CheckpointError, "is missing, though adapter_config.json is there")
+
+
+def test_a_file_that_is_cut_is_refused(saved):
+    _, folder = saved(llama, LoraConfig(target_modules=["q_proj"], r=2))
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    refused(folder, CheckpointError, "is not a safetensors file")
