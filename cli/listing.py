@@ -14,8 +14,11 @@ from .output import Output, print_json, size_text
 
 if TYPE_CHECKING:
     from deltahub.manifest import Manifest
+    from deltahub.registry.document import ReferenceDocument
+    from deltahub.registry.entries import Version
     from deltahub.registry.index import Listed
 
+_DIGITS = 12  # of a commit
 _SHOWN = 50  # rows of a table, unless told otherwise
 
 
@@ -117,13 +120,13 @@ def _row(entry: Listed) -> tuple[str, ...]:
     aliases = sorted(alias for alias, version in entry.aliases.items() if version == entry.version)
     return (
         entry.name,
-        " ".join([entry.version, *aliases]),
+        " ".join([entry.version[:_DIGITS], *aliases]),
         *([f"{entry.fit.level}: {entry.fit.detail}"] if entry.fit else []),
         str(entry.summary.get("delta_type", "")),
         _metrics(entry.summary.get("metrics", {})),
         " ".join(entry.tags),
         str(entry.summary.get("backbone_checkpoint_name", "")),
-        size_text(entry.summary.get("size", 0)),
+        size_text(entry.summary["size"]) if "size" in entry.summary else "",
         entry.time[:10],
     )
 
@@ -141,12 +144,12 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     manifest, exact = found.manifest, found.reference
     document = hub.source(exact.source).document(exact.path)
     version = str(exact.version)
-    entry = document.versions[version]
+    number, entry = _told(document, version, found.digest)
     data: dict[str, Any] = {
         "name": document.name,
         "source": exact.source,
         "version": version,
-        "digest": entry.digest,
+        "digest": found.digest,
         "time": entry.time,
         "author": entry.author,
         "message": entry.message,
@@ -165,10 +168,10 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         print_json(data)
         return
     out = Output(as_json=json, quiet=quiet)
-    pointing = sorted(alias for alias, target in document.aliases.items() if target == version)
+    pointing = sorted(alias for alias, target in document.aliases.items() if target == number)
     facts = [
         ("delta", str(exact)),
-        ("digest", entry.digest),
+        ("digest", found.digest),
         ("pushed", f"{entry.time} by {entry.author}{f': {entry.message}' if entry.message else ''}"),
         ("aliases", " ".join(pointing) or "none"),
         ("tags", " ".join(entry.tags) or "none"),
@@ -178,6 +181,17 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     ]
     out.rows(("", ""), facts, key=None)
     out.rows(("file", "size", "sha256"), [(f.path, size_text(f.size), f.sha256) for f in manifest.files], key=None)
+
+
+def _told(document: ReferenceDocument, version: str, digest: str) -> tuple[str, Version]:
+    """What a source says of a version: by its number, or on a hub by its content or commit."""
+    from deltahub.registry.entries import Version
+
+    known = document.versions
+    if version in known:
+        return version, known[version]
+    same = [name for name, entry in known.items() if entry.digest in (digest, f"commit:{version}")]
+    return (same[-1], known[same[-1]]) if same else ("", Version(digest, "", "unknown"))
 
 
 def _content(manifest: Manifest) -> list[tuple[str, str]]:

@@ -40,6 +40,9 @@ def push(
         str | None, typer.Option("--namespace", metavar="NAMESPACE", help="Name each delta after its folder, in here.")
     ] = None,
     sign: SignOpt = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="On a hub: let only its owners see it, if it is new there.")
+    ] = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -54,18 +57,21 @@ def push(
 
     [dim]deltahub push ./ckpt team:acme/sst2-bert[/dim]
 
+    [dim]deltahub push ./ckpt hf:acme/sst2-bert --private[/dim]
+
     [dim]deltahub push ./runs/* --namespace acme[/dim]
     """
     name = _name(folders, namespace)
     if name is None and (len(folders) > 1 or namespace is not None):
-        if alias or sign:
-            option = "--alias" if alias else "--sign"
+        if alias or sign or private:
+            option = "--alias" if alias else "--sign" if sign else "--private"
             raise typer.BadParameter(f"{option} is for one delta. Push them one by one, or leave it out.")
         _push_many(
             [Path(folder) for folder in folders], namespace, tags, message, to, Output(as_json=json, quiet=quiet)
         )
         return
-    _push_one(Path(folders[0]), name, tags, alias, message, to, _private(sign), Output(as_json=json, quiet=quiet))
+    out = Output(as_json=json, quiet=quiet)
+    _push_one(Path(folders[0]), name, tags, alias, message, to, _key(sign), private or None, out)
 
 
 def _name(folders: Sequence[str], namespace: str | None) -> str | None:
@@ -91,6 +97,7 @@ def _push_one(
     message: str,
     to: str | None,
     key: PrivateKey | None,
+    private: bool | None,
     out: Output,
 ) -> None:
     from deltahub.configured import LOCAL
@@ -106,6 +113,7 @@ def _push_one(
             to=to,
             progress=progress,
             sign=key,
+            private=private,
         )
     data = {
         "reference": str(pushed.reference),
@@ -126,7 +134,7 @@ def _push_one(
     )
 
 
-def _private(path: Path | None) -> PrivateKey | None:
+def _key(path: Path | None) -> PrivateKey | None:
     """The key to sign with, read before anything is published."""
     if path is None:
         return None

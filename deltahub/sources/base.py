@@ -110,6 +110,7 @@ class Source(Protocol):
         aliases: Collection[str] = (),
         message: str = "",
         expect: Mapping[str, str | None] | None = None,
+        private: bool | None = None,
         progress: Progress | None = None,
     ) -> Pushed:
         """Publish a checkpoint folder as a new version; the same content again is no new version.
@@ -120,6 +121,7 @@ class Source(Protocol):
             tags: labels and key=value pairs, well formed.
             aliases: movable names to point to it, well formed.
             expect: what aliases must point to now, None for nothing.
+            private: whether a delta that is new here is seen by its owners only; None for what is usual here.
 
         Raises:
             ConfigError: this source cannot be written, or cannot do what is asked.

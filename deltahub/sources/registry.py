@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltahub.errors import DeltaHubError
+from deltahub.errors import ConfigError, DeltaHubError
 from deltahub.fitting import backbone_tensors
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.outcomes import Pushed
@@ -91,9 +91,13 @@ class RegistrySource:
         aliases: Collection[str] = (),
         message: str = "",
         expect: Mapping[str, str | None] | None = None,
+        private: bool | None = None,
         progress: Progress | None = None,
     ) -> Pushed:
         """See `Source.publish`."""
+        if private is not None:
+            msg = f"Who may see what is in {self.place} is a matter of its folder or bucket. Leave out that it is private."
+            raise ConfigError(msg)
         version, new = self.registry.publish(
             reference, manifest, folder, tags=tags, aliases=aliases, message=message, expect=expect, progress=progress
         )

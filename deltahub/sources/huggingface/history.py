@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from deltahub.errors import ReferenceSyntaxError
@@ -103,14 +103,18 @@ def digest_in(message: str) -> str | None:
     return found[-1] if found else None
 
 
-def document(name: str, known: History) -> ReferenceDocument:
+def document(name: str, known: History, tags: tuple[str, ...] = ()) -> ReferenceDocument:
     """The history as a reference document.
 
     Args:
         name: ``"namespace/name"``.
+        tags: of the newest version.
     """
     commits = {it.commit_id: it for it in known.commits}
     versions = {version: _version(commit, commits.get(commit)) for version, commit in known.numbers.items()}
+    if versions:
+        newest_version = [*versions][-1]
+        versions[newest_version] = replace(versions[newest_version], tags=tags)
     newest = {commit: version for version, commit in known.numbers.items()}
     aliases = {tag: newest[commit] for tag, commit in known.names.tags.items() if commit in newest and _alias(tag)}
     log = [Move(it.time, it.author, "push", version, after=it.digest) for version, it in versions.items()]

@@ -6,13 +6,15 @@ changed is taken from that side. Where both did, the facts in the front matter a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from deltahub.card import front_matter
+from deltahub.config import known_types
 from deltahub.registry.entries import merged_tags
 
+LIBRARY: Final = "deltahub"
 _TAGS: Final = "tags"
 
 
@@ -91,6 +93,11 @@ def tags_of(card: Card) -> list[str]:
     """The tags in a card's front matter."""
     value = card.facts.get(_TAGS)
     return [str(item) for item in value] if isinstance(value, list) else [value] if isinstance(value, str) else []
+
+
+def labels(tags: Iterable[str]) -> tuple[str, ...]:
+    """Tags but for those that every delta of its kind has, sorted."""
+    return tuple(sorted({*tags} - {LIBRARY, *known_types()}))
 
 
 def _chosen(new: Any, now: Any, before: Any) -> Any:

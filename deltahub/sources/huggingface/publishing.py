@@ -21,7 +21,8 @@ from deltahub.sources.huggingface.calls import Calls
 from deltahub.sources.huggingface.head import Head, read_head
 from deltahub.sources.huggingface.history import BRANCH, Names, history, names, trailer
 from deltahub.sources.huggingface.marks import GitTags
-from deltahub.sources.huggingface.page import Card, page, tags_of, whole
+from deltahub.sources.huggingface.page import Card, labels, page, tags_of, whole
+from deltahub.sources.huggingface.searching import tags_of as tags_in
 from deltahub.sources.huggingface.snapshot import manifest_in
 from deltahub.sources.huggingface.transfer import read
 
@@ -154,7 +155,7 @@ class Publication:
         card = own.read_bytes() if own else None
         before = whole(head.card, head.manifest.config) if head.manifest else Card()
         content = page(card, whole(card, self.manifest.config), self.tags, head.page, before)
-        tags = own_tags(Card.read(content), self.manifest)
+        tags = labels(tags_of(Card.read(content)))
         same = head.manifest is not None and head.manifest.digest == self.manifest.digest
         if same and content == head.page:
             return head.commit, False, self._tags_at(head.commit)
@@ -183,7 +184,7 @@ class Publication:
     def _tags_at(self, commit: str) -> tuple[str, ...]:
         """The tags that the hub knows; one of our own keeps them apart from the page."""
         info = self.calls.make(lambda: self.calls.api.model_info(self.repo, revision=commit), self.doing, self.what)
-        return own_tags(Card({"tags": info.card_data.tags if info.card_data else []}), self.manifest)
+        return tags_in(info)
 
     def _operations(self, content: bytes, card: bytes | None, gone: set[str]) -> list[CommitOperation]:
         """What the commit adds and deletes, made anew for every try: the client marks what it has sent."""
@@ -219,11 +220,6 @@ class Publication:
             lambda: self.calls.api.list_repo_files(self.repo, revision=head.commit), self.doing, self.what
         )
         return gone & set(there)
-
-
-def own_tags(card: Card, manifest: Manifest) -> tuple[str, ...]:
-    """The tags on a page but for those that every delta of its kind has."""
-    return tuple(sorted({*tags_of(card)} - {"deltahub", str(manifest.config.get("delta_type"))}))
 
 
 @contextmanager

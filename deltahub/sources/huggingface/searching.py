@@ -10,11 +10,11 @@ from deltahub.errors import ConfigError
 from deltahub.registry.index import Listed
 from deltahub.registry.query import Metric, Query
 from deltahub.sources.huggingface.calls import Calls
+from deltahub.sources.huggingface.page import LIBRARY, labels
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
-LIBRARY: Final = "deltahub"
 _UNKNOWN: Final = ("size", "parameters")
 _HOLDS: Final = {
     "<": float.__lt__,
@@ -98,16 +98,21 @@ def _listed(info: ModelInfo) -> Listed:
 
     data = cast("Any", info.card_data)
     card: dict[str, Any] = data.to_dict() if data else {}
-    tags = [str(tag) for tag in card.get("tags") or ()]
     base = card.get("base_model") or ""
     summary = {
-        "delta_type": next((tag for tag in tags if tag in known_types()), ""),
+        "delta_type": next((tag for tag in info.tags or () if tag in known_types()), ""),
         "backbone_checkpoint_name": base if isinstance(base, str) else ", ".join(map(str, base)),
         "metrics": {result.metric_type: result.metric_value for result in _results(info)},
     }
-    shown = tuple(sorted({*tags} - {LIBRARY, summary["delta_type"]}))
     time = info.last_modified.strftime("%Y-%m-%dT%H:%M:%SZ") if info.last_modified else ""
-    return Listed(info.id, info.sha or "", "", shown, {}, time, info.author or info.id.partition("/")[0], summary)
+    return Listed(
+        info.id, info.sha or "", "", tags_of(info), {}, time, info.author or info.id.partition("/")[0], summary
+    )
+
+
+def tags_of(info: ModelInfo) -> tuple[str, ...]:
+    """The tags of a delta, as its page says them."""
+    return labels(map(str, (info.card_data.tags if info.card_data else None) or ()))
 
 
 def _results(info: ModelInfo) -> list[Any]:

@@ -26,7 +26,7 @@ from deltahub.sources.huggingface.calls import Calls, Token
 from deltahub.sources.huggingface.foreign import Foreign
 from deltahub.sources.huggingface.history import BRANCH, document, history, names
 from deltahub.sources.huggingface.publishing import Publication
-from deltahub.sources.huggingface.searching import search
+from deltahub.sources.huggingface.searching import search, tags_of
 from deltahub.sources.huggingface.snapshot import Snapshot, manifest_in
 from deltahub.sources.huggingface.transfer import read
 from deltahub.stores.base import Progress
@@ -99,8 +99,11 @@ class HuggingFace:
         return self._resolved(snapshot, foreign.manifest, foreign)
 
     def document(self, path: str) -> ReferenceDocument:
-        """See `Source.document`; see `history` for what counts as a version."""
-        return document(path, history(self.calls, path, f"Looking up {path}"))
+        """See `Source.document`; see `history` for what counts as a version. Tags are known of the newest one."""
+        doing = f"Looking up {path}"
+        known = history(self.calls, path, doing)
+        info = self.calls.make(lambda: self.calls.api.model_info(path), doing, f"{self.name}:{path}")
+        return document(path, known, tags_of(info))
 
     def search(
         self, query: Query, limit: int | None = None, offset: int = 0, backbone: Path | None = None
