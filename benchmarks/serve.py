@@ -27,6 +27,7 @@ from deltahub.stores.local import LocalStore
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.server.clients import Client  # found by the line above
+from tests.server.killing import Killing
 from tests.server.processes import Serving, serving
 
 CLIENTS = 64
@@ -142,14 +143,36 @@ def resident(hub: Serving) -> float:
     return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def kill(root: Path, workers: int, kills: int) -> None:
+    """Kill the hub at random under load, again and again, and look for what it had acknowledged."""
+    killing = Killing(root, lambda number: weights(SMALL, number), clients=CLIENTS, workers=workers)
+    start = time.perf_counter()
+    for _ in range(kills):
+        killing.round(0.0, 3.0)
+    took = time.perf_counter() - start
+    lost, damage = killing.lost(), killing.damage()
+    print(f"\n{CLIENTS} clients that push 50 kB, {kills} kills of all processes of the hub in {took:.0f} s")
+    print(
+        f"  {len(killing.acknowledged):,} pushes acknowledged, {killing.cut:,} cut off, {len(killing.unexpected)} refused"
+    )
+    for wrong in sorted(set(killing.unexpected))[:5]:
+        print(f"  {wrong[:300]}")
+    print(f"  {len(lost)} acknowledged pushes lost, {len(damage)} versions damaged")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", choices=["pull", "mix"])
+    parser.add_argument("--only", choices=["pull", "mix", "kill"])
+    parser.add_argument("--kills", type=int, default=20)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
+        if options.only in (None, "kill"):
+            kill(root / "killed", options.workers, options.kills)
+        if options.only == "kill":
+            return
         _, secret = Tokens(LocalStore(root / "registry")).create("load", "write")
         arguments = (
             "--registry",
@@ -166,9 +189,9 @@ def main() -> None:
                 client.create(f"load/{name}")
                 client.commit(f"load/{name}", {FILE: weights(size, 0)})
             print(f"{options.workers} processes of the hub, {os.cpu_count()} cores, which the clients share")
-            if options.only != "mix":
+            if options.only in (None, "pull"):
                 load(pulling, hub, secret, 8, options.seconds)
-            if options.only != "pull":
+            if options.only in (None, "mix"):
                 load(mixing, hub, secret, CLIENTS, options.seconds)
         for line in (root / "log").read_text().splitlines():
             if '"error"' in line:

@@ -61,7 +61,9 @@ async def commit(request: Request) -> Response:
             operations = parser.finish()
         finally:
             parser.close()
-        return await run_in_threadpool(_commit, request, operations)
+        name = f"{request.path_params['namespace']}/{request.path_params['name']}"
+        async with state_of(request).turns.of(name):
+            return await run_in_threadpool(_commit, request, operations)
 
 
 def _require_branch(request: Request) -> tuple[Repository, str]:

@@ -15,6 +15,7 @@ from deltahub.server.frontmatter import LARGEST, front_matter
 from deltahub.server.records import Records
 from deltahub.server.settings import Settings
 from deltahub.server.signatures import Signer
+from deltahub.server.turns import Turns
 from deltahub.stores.base import object_key
 
 
@@ -30,6 +31,7 @@ class State:
         self.registry = registry
         self.settings = settings
         self.records = Records(registry.store)
+        self.turns = Turns()
         self.signer = Signer(registry.store)
         self.manifest = lru_cache(maxsize=256)(self._manifest)
         self.card = lru_cache(maxsize=4096)(self._card)

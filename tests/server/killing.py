@@ -43,6 +43,7 @@ class Killing:
     unexpected: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.root.mkdir(exist_ok=True)
         self.store = LocalStore(self.root / "registry")
         self._secret = Tokens(self.store).create("load", "write")[1]
         self._choice, self._number = random.Random(self.seed), 0

@@ -1,0 +1,37 @@
+"""Many who push to one repository at once all get through."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from deltahub.registry.registry import Registry
+from deltahub.server.turns import Turns
+from deltahub.stores.local import LocalStore
+from tests.hub_server import hub_server
+from tests.server.clients import Client
+
+
+def test_of_many_clients_that_commit_to_one_repository_none_is_sent_away(tmp_path):
+    with hub_server(Registry(LocalStore(tmp_path))) as hub:
+        secret = hub.token("write", "acme")
+
+        def push(number: int) -> str:
+            with Client(hub.url, secret) as client:
+                client.create("acme/ner")
+                return client.commit("acme/ner", {f"{number}.md": f"# {number}".encode()})
+
+        with ThreadPoolExecutor(30) as threads:
+            commits = set(threads.map(push, range(60)))
+        with Client(hub.url, secret) as client:
+            files = [client.pull("acme/ner", f"{number}.md") for number in range(60)]
+    assert len(commits) == 60
+    assert files == [f"# {number}".encode() for number in range(60)]
+
+
+def test_a_turn_leaves_nothing_behind():
+    turns = Turns()
+    first = turns.of("acme/ner")
+    assert turns.of("acme/ner") is first
+    assert turns.of("acme/sst2") is not first
+    del first
+    assert len(turns._locks) == 0
