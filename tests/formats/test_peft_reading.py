@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from deltahub import AutoDeltaModel, export_peft
 from deltahub.checkpoint import describe
 from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
-from tests.backbones import bert, gpt2, llama, logits_of, t5, untouched
+from tests.backbones import bert, equal, gpt2, llama, logits_of, t5, tensors_of, untouched
 
 # PEFT asks transformers for what it renames.
 pytestmark = [
@@ -119,8 +119,13 @@ def test_other_methods_of_peft_give_the_same_outputs_here(saved, make, config):
 def test_an_adapter_comes_off_and_leaves_the_backbone_as_it_was(saved):
     _, folder = saved(bert, LoraConfig(target_modules=["query"], bias="all", modules_to_save=["classifier"], r=2))
     backbone = bert()
-    with untouched(backbone):
-        AutoDeltaModel.from_finetuned(folder, backbone_model=backbone).detach()
+    before, logits = tensors_of(backbone), logits_of(backbone)
+    delta = AutoDeltaModel.from_finetuned(folder, backbone_model=backbone)
+    assert not torch.equal(logits, logits_of(backbone))
+    delta.detach()
+
+    assert equal(before, tensors_of(backbone))
+    assert torch.equal(logits, logits_of(backbone))
 
 
 def test_an_adapter_becomes_a_delta_that_names_it_and_goes_back_the_same(saved, tmp_path):
