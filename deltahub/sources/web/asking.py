@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import urljoin, urlsplit
 
 import requests
+import urllib3
 from requests.exceptions import RequestException
 
 from deltahub.errors import DeltaHubError, StorageError, UnreachableError
@@ -22,6 +23,7 @@ from deltahub.version import VERSION
 LOGGER: Final = logging.getLogger("deltahub")
 _BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MOVED: Final = frozenset({301, 302, 303, 307, 308})
+_DIALS: Final = 2  # tries after which a server that cannot be connected to counts as gone
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -58,7 +60,8 @@ class Web:
             try:
                 response = self._once(url, headers or {})
             except RequestException as error:
-                if last or not isinstance(error, requests.ConnectionError | requests.Timeout):
+                gone = number >= _DIALS - 1 and _never_connected(error)
+                if last or gone or not isinstance(error, requests.ConnectionError | requests.Timeout):
                     raise no_answer(url, error) from error
                 self.wait(number, None, shown(url), "gives no answer")
                 continue
@@ -117,6 +120,12 @@ def _next(start: str, here: str, place: str) -> str:
         )
         raise UnreachableError(msg)
     return there
+
+
+def _never_connected(error: Exception) -> bool:
+    """Whether there was no connection at all: nobody listens there, the name is unknown, or the network is gone."""
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    return isinstance(reason, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError)
 
 
 def no_answer(url: str, error: Exception) -> DeltaHubError:

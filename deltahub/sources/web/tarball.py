@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import tarfile
-import tempfile
+import uuid
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from deltahub.archive import read_index
 from deltahub.bundle import import_bundle
 from deltahub.cache import STAGING
 from deltahub.errors import IntegrityError, NotFoundError, ReferenceSyntaxError
-from deltahub.files import sha256_file
+from deltahub.files import STAGE, sha256_file
 from deltahub.link import Link, shown
 from deltahub.manifest import FileEntry, Manifest, canonical_json
 from deltahub.nearest import closest
@@ -46,8 +46,8 @@ class WebBundle:
     """
 
     def __init__(self, web: Web, link: Link, cache: Path, kept: Path, progress: Progress | None = None) -> None:
-        (cache / STAGING).mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=cache / STAGING, prefix="bundle-"))
+        folder = cache / STAGING / f"{STAGE}{uuid.uuid4().hex}"  # what a killed process leaves goes as any stage does
+        folder.mkdir(parents=True)
         self._cleared = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         file = folder / "bundle.tar"
         Download(web, link.url, file, kept).run(progress)
