@@ -9,14 +9,18 @@ import socket
 import ssl
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import pytest
 import requests
 
+from deltahub.registry.registry import Registry
+from deltahub.registry.verify import verify
 from deltahub.server.journal import ACCESS
 from deltahub.server.tokens import Tokens
 from deltahub.stores.local import LocalStore
+from tests.server.clients import Client
 from tests.server.processes import COMMAND, serving
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -88,6 +92,26 @@ def test_several_processes_serve_one_registry_and_all_refuse_what_is_revoked(tmp
         counted = [line for line in page.splitlines() if "whoami" in line and 'status="200"' in line]
         assert sum(float(line.split()[-1]) for line in counted) >= 20
         assert hub.stop() == 0
+
+
+def test_commits_through_several_hubs_of_several_processes_are_all_kept(tmp_path):
+    registry = tmp_path / "registry"
+    _, secret = Tokens(LocalStore(registry)).create("ada", "write")
+    options = ("--registry", registry, "--workers", 2, "--quiet")
+    with serving(tmp_path / "one", *options) as one, serving(tmp_path / "two", *options) as two:
+
+        def push(number: int) -> None:
+            with Client((one, two)[number % 2].url, secret) as client:
+                client.create("acme/ner")
+                client.commit("acme/ner", {f"{number}.md": f"# {number}".encode()})
+
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(push, range(32)))
+        for hub in (one, two):
+            with Client(hub.url, secret) as client:
+                tree = json.loads(client.ask("GET", "/api/models/acme/ner/tree/main")[2])
+                assert {entry["path"] for entry in tree} == {f"{number}.md" for number in range(32)}
+    assert [damage for _, damage in verify(Registry(LocalStore(registry))) if damage] == []
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
