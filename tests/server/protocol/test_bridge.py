@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 from safetensors.numpy import save_file
 
 from deltahub import checkpoint
+from deltahub.bundle import export_bundle, import_bundle
 from deltahub.cache import Cache
 from deltahub.errors import CheckpointError
 from deltahub.hub import Hub
@@ -117,6 +118,23 @@ def test_files_of_any_kind_are_listed_pulled_verified_copied_and_kept(api, local
     collect(hub.registry, timedelta(0))
     assert collect(hub.registry, timedelta(0)).freed == {}
     assert snapshot_download(REPO, endpoint=api.endpoint, token=api.token, revision=made.oid, cache_dir=tmp_path / "hf")
+
+
+def test_files_of_any_kind_and_branches_travel_in_a_bundle(api, hub, adapter, tmp_path):
+    api.create_repo(REPO)
+    made = api.upload_folder(repo_id=REPO, folder_path=adapter)
+    api.create_branch(REPO, branch="exp")
+    api.upload_file(repo_id=REPO, path_or_fileobj=b"1", path_in_repo="exp.txt", revision="exp")
+    export_bundle([(hub.registry, Reference.parse(REPO))], tmp_path / "all.tar", history=True)
+    export_bundle([(hub.registry, Reference.parse(f"{REPO}@v1"))], tmp_path / "one.tar")
+
+    whole, one = Registry(MemoryStore()), Registry(MemoryStore())
+    import_bundle(tmp_path / "all.tar", whole)
+    import_bundle(tmp_path / "one.tar", one)
+    assert whole.document(REPO) == hub.registry.document(REPO)
+    assert whole.document(REPO).branches == {"main": "v1", "exp": "v2"}
+    assert one.document(REPO).versions["v1"].digest.startswith(f"sha256:{made.oid}")
+    assert set(dict(verify(whole)).values()) == {None}
 
 
 def test_what_the_client_deletes_is_freed_by_collections_of_the_registry(api, hub, adapter):
