@@ -6,27 +6,32 @@ delta are fetched, whatever else is there; for their manifest they must be read,
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import tempfile
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.checkpoint import CARD, CONFIG, PICKLE, describe, read_document
+from deltahub.describing import describe_files
 from deltahub.errors import CheckpointError, IntegrityError
-from deltahub.files import CHUNK, copy_hashed, sha256_file, storage_errors
+from deltahub.files import copy_hashed, sha256_file, storage_errors
 from deltahub.manifest import FileEntry, Manifest
+from deltahub.schema import parse
 from deltahub.sources.huggingface.snapshot import Snapshot
-from deltahub.sources.huggingface.transfer import copy
+from deltahub.sources.huggingface.transfer import copy, git_blob
 from deltahub.stores.base import Progress
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 OPENDELTA: Final = "config.json"
-PEFT: Final = "adapter_config.json"
+_OTHERS: Final = (  # config and weights of what others save, the better format first
+    ("adapter_config.json", "adapter_model.safetensors"),
+    ("adapter_config.json", "adapter_model.bin"),
+    (OPENDELTA, PICKLE),
+)
+_SHOWN: Final = 5  # names of files in a message
 
 
 class Foreign:
@@ -76,16 +81,11 @@ class Foreign:
     def _manifest(self) -> Manifest:
         if CONFIG in self._listed:
             return self._saved_by_deltahub()
-        if {OPENDELTA, PICKLE} <= self._listed.keys():
-            return self._saved_by_opendelta()
-        if PEFT in self._listed:
-            msg = (
-                f"{self._snapshot} holds an adapter of PEFT ({PEFT}), which this version cannot load as a delta. "
-                "Load it with peft.PeftModel.from_pretrained."
-            )
-        else:
-            names = ", ".join(sorted(self._listed)[:5]) or "nothing"
-            msg = f"{self._snapshot} holds no delta: {CONFIG} is missing, and there is {names}. Check the name."
+        for names in _OTHERS:
+            if self._listed.keys() >= {*names} and (manifest := self._saved_by_others(names)):
+                return manifest
+        there = ", ".join(sorted(self._listed)[:_SHOWN]) or "nothing"
+        msg = f"{self._snapshot} holds no delta: {CONFIG} is missing, and there is {there}. Check the name."
         raise CheckpointError(msg)
 
     def _saved_by_deltahub(self) -> Manifest:
@@ -100,18 +100,24 @@ class Foreign:
             what = error.what.replace(str(self._folder), str(self._snapshot))
             raise IntegrityError(what, error.expected, error.found, error.remedy) from error
 
-    def _saved_by_opendelta(self) -> Manifest:
-        self._take(OPENDELTA)
+    def _saved_by_others(self, names: tuple[str, str]) -> Manifest | None:
+        """The manifest of a delta in the format of others; None if a `config.json` is that of a whole model."""
+        config, weights = names
+        self._take(config)
+        if config == OPENDELTA and "delta_type" not in self._said(config):
+            return None
+        self._take(weights)
+        if CARD in self._listed:
+            self._take(CARD)
+        entries = [FileEntry(path.name, *sha256_file(path)) for path in self._folder.iterdir()]
+        return describe_files(entries, lambda entry, start, end: (self._folder / entry.path).read_bytes()[start:end])
+
+    def _said(self, name: str) -> dict[str, Any]:
         try:
-            config = json.loads((self._folder / OPENDELTA).read_bytes())
+            found = parse((self._folder / name).read_bytes())
         except ValueError:
-            config = None
-        if not isinstance(config, dict) or "delta_type" not in config:
-            msg = f"{self._snapshot} holds a whole model, and no delta: its {OPENDELTA} names no delta_type. Check the name."
-            raise CheckpointError(msg)
-        self._take(PICKLE)
-        files = [FileEntry(name, *sha256_file(self._folder / name)) for name in (OPENDELTA, PICKLE)]
-        return Manifest(config, tuple(files), (), {"total": 0, "delta": 0})
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def _take(self, name: str) -> None:
         """Fetch a file into the temporary folder and hold it against what the hub lists."""
@@ -120,15 +126,6 @@ class Foreign:
         if listed.lfs:
             expected, found = f"sha256:{listed.lfs.sha256}", f"sha256:{sha256}"
         else:
-            expected, found = f"git blob {listed.blob_id}", f"git blob {_git_blob(path)}"
+            expected, found = f"git blob {listed.blob_id}", f"git blob {git_blob(path.read_bytes())}"
         if expected != found:
             raise IntegrityError(f"{name} of {at} in {at.calls.place}", expected, found, "Pull it again.")
-
-
-def _git_blob(path: Path) -> str:
-    """What git calls a file with these bytes: 40 hex digits."""
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

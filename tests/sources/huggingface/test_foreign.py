@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
+import peft
 import pytest
+import torch
 from huggingface_hub import CommitOperationAdd
+from safetensors.numpy import save
 
-from deltahub import checkpoint
+from deltahub import AutoDeltaModel, checkpoint
 from deltahub.errors import CheckpointError, IntegrityError
+from deltahub.hub import Hub
 from deltahub.sources.huggingface.page import Card
+from tests.backbones import bert, forward
 from tests.checkpoints import content_of
 from tests.sources.huggingface.test_push_and_pull import api, delta_files, ref
 
@@ -88,22 +94,46 @@ def test_a_file_that_was_replaced_on_the_hub_is_found_by_the_config_that_vouches
         hub.pull(ref(repo))
 
 
-def test_a_checkpoint_of_opendelta_is_pulled_as_it_is(hub, repo):
-    files = {"config.json": json.dumps(OPENDELTA).encode(), "pytorch_model.bin": b"a pickle", "README.md": b"# Old\n"}
-    upload(hub, repo, files)
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": json.dumps(OPENDELTA).encode(), "pytorch_model.bin": b"a pickle"},
+        {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.safetensors": save({"a": np.ones(2)})},
+        {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.bin": b"a pickle"},
+    ],
+    ids="+".join,
+)
+def test_what_others_saved_is_pulled_as_it_is_without_what_lies_beside_it(hub, repo, files, proxy):
+    own = {**files, "README.md": b"# Theirs\n"}
+    upload(hub, repo, {**own, "optimizer.pt": b"large", "checkpoint-1/adapter_config.json": b"{}"})
     pulled = hub.pull(ref(repo))
 
-    assert {name: (pulled.folder / name).read_bytes() for name in ("config.json", "pytorch_model.bin")} == {
-        name: files[name] for name in ("config.json", "pytorch_model.bin")
-    }
+    found = content_of(pulled.folder)
+    assert {name: found[name] for name in own} == own
+    assert pulled.manifest.kind == "files"
+    assert not [path for _, path in proxy.seen if "optimizer.pt" in path and "resolve" in path]
+    assert hub.pull(ref(repo), force=True).digest == pulled.digest
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT asks by the old name
+def test_an_adapter_of_peft_loads_from_a_hub(proxy, token, repo, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", proxy.url)
+    monkeypatch.setenv("HF_TOKEN", token)
+    theirs = peft.get_peft_model(bert(), peft.LoraConfig(target_modules=["query"], r=2, init_lora_weights=False)).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    upload(Hub.open(), repo, content_of(tmp_path / "adapter"))
+
+    backbone = bert()
+    AutoDeltaModel.from_finetuned(f"hf:{repo}", backbone_model=backbone, check_hash=False)
+    torch.testing.assert_close(forward(backbone), forward(theirs))
 
 
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        ({"adapter_config.json": b"{}", "adapter_model.safetensors": b""}, "holds an adapter of PEFT"),
-        ({"config.json": b"{}", "pytorch_model.bin": b""}, "holds a whole model, and no delta"),
-        ({"config.json": b"{", "pytorch_model.bin": b""}, "holds a whole model, and no delta"),
+        ({"config.json": b"{}", "pytorch_model.bin": b""}, "holds no delta: delta_config.json is missing"),
+        ({"config.json": b"{", "pytorch_model.bin": b""}, "holds no delta: delta_config.json is missing"),
+        ({"adapter_config.json": b"{}"}, "holds no delta: delta_config.json is missing"),
         ({"notes.txt": b""}, r"holds no delta: delta_config.json is missing, and there is .*notes.txt"),
         ({"delta_config.json": b"{}"}, "delta_type"),
         ({"delta_config.json": b"{"}, "is not JSON"),
