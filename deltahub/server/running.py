@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -27,6 +25,7 @@ from deltahub.server.metrics import SHARED
 from deltahub.server.protocol import GuardedProtocol
 from deltahub.server.served import open_registry
 from deltahub.server.settings import Settings
+from deltahub.server.spooling import hold, spool
 
 _RUN: Final = "DELTAHUB_SERVE"  # how a process learns what it serves; no secret is in it
 _CONNECTIONS: Final = 1024  # of one process; more get 503
@@ -49,6 +48,7 @@ class Run:
         access: file of the access log; None for stderr.
         audit: file of the audit log; None for stderr.
         quiet: log no requests that went well on stderr.
+        folder: for what is coming in; `run` makes it.
     """
 
     registry: str
@@ -61,6 +61,7 @@ class Run:
     access: str | None = None
     audit: str | None = None
     quiet: bool = False
+    folder: str = ""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -95,13 +96,12 @@ def check_tls(certificate: str, key: str | None) -> None:
 
 def run(hub: Run, listener: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C; requests under way are finished first."""
-    os.environ[_RUN] = json.dumps(asdict(hub))
     config = _config(hub)
-    with contextlib.ExitStack() as cleaning:
+    with spool() as folder:
+        os.environ[_RUN] = json.dumps({**asdict(hub), "folder": str(folder)})
         if hub.workers > 1:
             if not os.environ.get(SHARED):
-                os.environ[SHARED] = tempfile.mkdtemp(prefix="deltahub-metrics-")
-                cleaning.callback(shutil.rmtree, os.environ[SHARED], ignore_errors=True)
+                os.environ[SHARED] = tempfile.mkdtemp(prefix="metrics-")
             Multiprocess(config, sockets=[listener]).run()
             return
         server = uvicorn.Server(config)
@@ -119,9 +119,12 @@ def application() -> Starlette:
         DeltaHubError: its registry cannot be opened.
     """
     hub = Run(**json.loads(os.environ[_RUN]))
+    holder = hold(Path(hub.folder)) if hub.folder else None
     set_up(Path(hub.access) if hub.access else None, Path(hub.audit) if hub.audit else None, quiet=hub.quiet)
     _end_with_parent()
-    return build_app(open_registry(hub.registry), Settings.from_json(hub.settings))
+    app = build_app(open_registry(hub.registry), Settings.from_json(hub.settings))
+    app.state.holder = holder  # for as long as the process serves
+    return app
 
 
 def _config(hub: Run) -> uvicorn.Config:
