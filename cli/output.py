@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, Final
 
 _Told = Callable[[int], None]
@@ -103,11 +104,11 @@ class Output:
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(what, total=total)
-            known = 0
+            known, lock = 0, Lock()
 
             def expected(count: int) -> None:
                 nonlocal known
-                with bar._lock:
+                with lock:
                     known += count
                     bar.update(task, total=known)
 

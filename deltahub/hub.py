@@ -203,7 +203,7 @@ class Hub(Lookup):
         """
         return several(lambda one: self.pull(one, force=force, transfer=transfer, at_once=1, trust=trust), wanted)
 
-    def pin(self, reference: Reference | Link) -> Pin:
+    def pin(self, reference: Reference) -> Pin:
         """What a reference means now, for a lock file.
 
         Raises:

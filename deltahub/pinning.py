@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from deltahub.errors import ConfigError, IntegrityError
-from deltahub.link import Link
+from deltahub.errors import IntegrityError
 from deltahub.lockfile import Lock, Pin
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.reference import Reference
@@ -15,17 +14,9 @@ from deltahub.stores.base import Progress
 
 
 def pin_of(found: Resolved) -> Pin:
-    """What was found, for a lock file.
-
-    Raises:
-        ConfigError: it was found under a link.
-    """
+    """What was found under a name, for a lock file."""
     exact = found.reference
-    if isinstance(exact, Link):
-        msg = (
-            f"A link is locked by itself: write {exact} with #sha256={found.digest.removeprefix('sha256:')} at its end."
-        )
-        raise ConfigError(msg)
+    assert isinstance(exact, Reference)
     assert exact.source is not None
     assert exact.version is not None
     return Pin(exact.path, exact.source, exact.version, found.digest)

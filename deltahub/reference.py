@@ -57,6 +57,12 @@ class Reference:
         Raises:
             ReferenceSyntaxError: the text is no reference; the message says which part and why.
         """
+        if text.lower().startswith(("http://", "https://")):  # not shown: it may hold a secret
+            msg = (
+                "A link names no delta of a source, which is wanted here: [source:]namespace/name[@version]. "
+                "Pull it, and push its folder to a registry to give it a name."
+            )
+            raise ReferenceSyntaxError(msg)
         if placed := _PLACED.fullmatch(text):
             return replace(cls.parse(placed["rest"]), source=placed["place"])
         if text.startswith((".", "/", "~")):

@@ -202,6 +202,30 @@ def test_a_link_is_pulled_and_its_secrets_are_not_printed(run, run_json, ckpt, t
     assert "secret" not in run("pull", "https://me:secret@host:x/").output
 
 
+@pytest.mark.parametrize("command", ["show", "lock", "verify", "log"])
+def test_where_a_name_is_wanted_a_link_is_refused_and_not_shown(run, command):
+    done = run(command, "https://me:hidden@host/ner")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "A link names no delta of a source, which is wanted here" in done.stderr
+    assert "hidden" not in done.stderr
+
+
+def test_the_bar_grows_with_what_turns_out_to_be_needed(monkeypatch):
+    import sys
+
+    from deltahub_cli.output import Output
+    from rich.progress import Progress
+
+    updates = []
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(Progress, "update", lambda bar, task, **what: updates.append(what))
+    with Output(as_json=False, quiet=False).transfer("Pulling") as (expected, progress):
+        expected(10)
+        progress(4)
+        expected(5)
+    assert updates == [{"total": 10}, {"advance": 4}, {"total": 15}]
+
+
 def test_without_the_network_a_pull_says_what_to_do_beforehand(run, run_json, ckpt, tmp_path, monkeypatch):
     with serving(tmp_path) as site:
         digest = run_json("pull", f"{site.url}/ckpt")["digest"]
