@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -46,7 +48,14 @@ _IDENTITIES = {
         },
     ]
 }
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before a fork
 _START = 60  # seconds that a server may take to answer
+
+
+def _end_with_parent() -> None:
+    """Where the system can: a server does not outlive a test run that was killed."""
+    if sys.platform == "linux":
+        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class NotStartedError(Exception):
@@ -70,7 +79,13 @@ class Server:
     def start(self) -> None:
         """Start it, and wait until it reads what it had and writes."""
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                self.command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509  (it takes no lock)
+            )
         self._wait_until(self._answers)
         if not self._started:
             self._make_bucket()
@@ -203,19 +218,27 @@ def seaweed() -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A moto server, which looks at no signature, so that a proxy may change what it is sent."""
-    log = tmp_path_factory.mktemp("moto") / "log"
+@contextlib.contextmanager
+def new_moto(folder: Path) -> Iterator[Server]:
+    """A moto server, whose output goes to `folder`."""
 
     def new() -> Server:
         (port,) = _free_ports(1)
         program = "import sys; from moto.server import main; main(sys.argv[1:])"
-        return Server([sys.executable, "-c", program, "-p", str(port)], f"http://127.0.0.1:{port}", log)
+        return Server([sys.executable, "-c", program, "-p", str(port)], f"http://127.0.0.1:{port}", folder / "moto.log")
 
     server = _started(new)
-    yield server
-    server.kill()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A moto server, which looks at no signature, so that a proxy may change what it is sent."""
+    with new_moto(tmp_path_factory.mktemp("moto")) as server:
+        yield server
 
 
 @pytest.fixture

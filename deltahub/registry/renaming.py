@@ -11,6 +11,7 @@ from typing import Final
 from deltahub.errors import ConflictError, InUseError, NotFoundError
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.halfway import came_from, is_copy
 from deltahub.registry.registry import Registry, ref_key
 
 _ATTEMPTS: Final = 20
@@ -37,14 +38,18 @@ def rename(registry: Registry, old: Reference, new: Reference) -> ReferenceDocum
             registry.store.settle([ref_key(old.path), ref_key(new.path)])
             return document
         moved, left = document.renamed(new.path, *registry.stamp())
-        free = _free(registry, new.path, document)
         try:
+            free = _free(registry, new.path, document)
             registry.store.swap(ref_key(new.path), moved.to_bytes(), free)
             registry.store.swap(ref_key(document.name), left.to_bytes(), etag)
         except ConflictError:
             if attempt == _ATTEMPTS - 1:
                 raise
             continue
+        except InUseError:
+            if registry.read(old.path)[1] == etag:
+                raise
+            continue  # somebody else renamed it
         return moved
     raise AssertionError("unreachable")
 
@@ -55,8 +60,7 @@ def _free(registry: Registry, name: str, document: ReferenceDocument) -> str | N
     if found is None:
         return None
     there = ReferenceDocument.from_bytes(found[0], name)
-    last = there.log[-1] if there.log else None
-    unfinished = last is not None and (last.action, last.before) == ("rename", document.name) and not there.moved_to
+    unfinished = came_from(there) == document.name and is_copy(there, document)
     if there.moved_to == document.name or unfinished:
         return found[1]
     user = f"{name} is {'the old name of ' + there.moved_to if there.moved_to else 'another delta'}"
