@@ -1,4 +1,4 @@
-"""cache list, show, prune, verify, pin, unpin and path."""
+"""cache list, show, prune, verify and path; pin and unpin are in `pins`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import DAMAGED
-from .options import JsonOpt, QuietOpt, RefArg, seconds, size_in_bytes
+from .options import JsonOpt, QuietOpt, seconds, size_in_bytes
 from .output import Output, print_json, size_text
+from .pins import HeldArg, pin, unpin
 
 if TYPE_CHECKING:
     from deltahub.caretaking import Cached
     from deltahub.hub import Hub
 
 app = typer.Typer(no_args_is_help=True, help="Look after the deltas that were pulled to this machine.")
-
-HeldArg = Annotated[
-    str, typer.Argument(metavar="REF", help="A delta in the cache: what it was pulled as, or the start of its digest.")
-]
 
 
 def _time(seconds_since_1970: float) -> str:
@@ -233,42 +230,8 @@ def _repair(hub: Hub, entry: Cached) -> str | None:
     return None if found.digest == entry.digest else f"{entry.origin} is {found.digest} now"
 
 
-@app.command()
-def pin(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """Keep a delta in the cache whatever is pruned; it is pulled if it is not there.
-
-    [dim]deltahub cache pin acme/sst2-bert@champion[/dim]
-    """
-    from deltahub import caretaking
-    from deltahub.hub import Hub
-    from deltahub.reference import Reference
-
-    hub = Hub.open()
-    pulled = hub.pull(Reference.parse(ref))
-    exact = pulled.reference
-    caretaking.pin(hub.cache, pulled.digest, str(exact), lambda: hub.pull(exact))
-    data = {"reference": str(exact), "digest": pulled.digest, "pinned": True}
-    Output(as_json=json, quiet=quiet).result(
-        data, str(exact), f"{pulled.digest[:19]} stays until: deltahub cache unpin {exact}"
-    )
-
-
-@app.command()
-def unpin(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """Let a delta go with the others again when the cache is pruned.
-
-    [dim]deltahub cache unpin acme/sst2-bert[/dim]
-    """
-    from deltahub import caretaking
-    from deltahub.hub import Hub
-
-    cache = Hub.open().cache
-    entry = caretaking.find(cache, ref)
-    was = caretaking.unpin(cache, entry.digest)
-    data = {"reference": entry.pinned or entry.origin, "digest": entry.digest, "pinned": False, "was_pinned": was}
-    Output(as_json=json, quiet=quiet).result(
-        data, entry.pinned or entry.origin, *([] if was else ["It was not pinned."])
-    )
+app.command()(pin)
+app.command()(unpin)
 
 
 @app.command()

@@ -55,7 +55,7 @@ def entries(cache: Cache) -> Iterator[Cached]:
     kept = pins(cache)
     for folder in _folders(cache):
         digest = f"sha256:{folder.parent.name}{folder.name}"
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed meanwhile, or no delta at all
+        with contextlib.suppress(OSError):  # removed meanwhile, or no delta at all
             size, used = _size(folder), folder.stat().st_mtime
             yield Cached(digest, folder, pulled_as(folder) or "unknown", size, used, kept.get(digest))
 

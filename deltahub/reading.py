@@ -37,7 +37,7 @@ def read_cached(get: Callable[[], Path], read: Callable[[Path], T]) -> T:
             before = _state(folder)
             try:
                 return read(folder)
-            except (CheckpointError, IntegrityError, FileNotFoundError):
+            except (CheckpointError, IntegrityError, OSError):  # on NFS a file that is gone can be a stale one
                 still_there = before is not None and _state(folder) == before
                 if still_there or not _in_cache(folder) or number == _TRIES - 1:
                     raise

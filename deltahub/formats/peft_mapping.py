@@ -13,10 +13,8 @@ PEFT itself is the source of these forms; each is tested against it.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
@@ -25,11 +23,11 @@ from torch import Tensor
 from deltahub.address import REGEX_MARK, Address
 from deltahub.checkpoint import DELTA_PART, Checkpoint
 from deltahub.engine.site import is_delta_name
-from deltahub.engine.structure.layouts import Part
 from deltahub.errors import ConfigError
+from deltahub.formats.peft_adapter import MODEL, Exported, by_part, named, whole_width
+from deltahub.formats.peft_lora import lora
 from deltahub.formats.peft_places import Places
 
-_MODEL: Final = "base_model.model."
 _EMBEDDINGS: Final = re.compile(r"wte|shared|embed_tokens|\w*embeddings?|tok_embeddings")
 _NO_FORM: Final = {
     "adapter": "PEFT has no bottleneck adapters",
@@ -39,34 +37,6 @@ _NO_FORM: Final = {
     "bitfit": "PEFT has no biases that are added to a layer's",
     "prefix": "PEFT's prefix tuning moves the positions of the text by the length of the prefix, so that it gives other outputs",
 }
-_LORA: Final[Mapping[str, Any]] = {
-    "alpha_pattern": {},
-    "exclude_modules": None,
-    "init_lora_weights": True,
-    "layers_pattern": None,
-    "layers_to_transform": None,
-    "lora_bias": False,
-    "rank_pattern": {},
-}
-
-
-@dataclass
-class Exported:
-    """An adapter.
-
-    Attributes:
-        peft_type: what PEFT calls the method.
-        options: keys of its config beyond those that all methods have.
-        tensors: by the names in the file.
-        modules_to_save: modules of the backbone whose tensors it replaces.
-        needs_task: whether PEFT applies the method only by task.
-    """
-
-    peft_type: str
-    options: dict[str, Any]
-    tensors: dict[str, Tensor]
-    modules_to_save: list[str] = field(default_factory=list)
-    needs_task: bool = False
 
 
 def exported(saved: Checkpoint, places: Places) -> Exported:
@@ -76,7 +46,7 @@ def exported(saved: Checkpoint, places: Places) -> Exported:
         ConfigError: there is none, or the backbone is needed.
     """
     kind = saved.document["delta_type"]
-    makers = {"lora": _lora, "ia3": _ia3, "layer_norm": _layer_norm, "soft_prompt": _soft_prompt}
+    makers = {"lora": lora, "ia3": _ia3, "layer_norm": _layer_norm, "soft_prompt": _soft_prompt}
     if kind not in makers:
         msg = f"This {kind} cannot be written for PEFT: {_NO_FORM.get(kind, 'PEFT has no such method')}. Load it with deltahub."
         raise ConfigError(msg)
@@ -91,74 +61,6 @@ def exported(saved: Checkpoint, places: Places) -> Exported:
     return found
 
 
-# ----- LoRA -----
-
-
-def _lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], places: Places) -> Exported:
-    rank, alpha = int(document.get("lora_r", 8)), float(document.get("lora_alpha", 16))
-    use_dora, use_rslora = bool(document.get("use_dora")), bool(document.get("use_rslora"))
-    fused = {module: _by_part(leaves) for module, leaves in shares.items() if "lora_A" not in leaves}
-    tensors: dict[str, Tensor] = {}
-    if fused and use_dora:
-        msg = f"PEFT has no DoRA on a part of a layer, and this one acts on {next(iter(fused))} so. Load it with deltahub."
-        raise ConfigError(msg)
-    whole = max((len(parts) for parts in fused.values()), default=1) * rank
-    for module, leaves in shares.items():
-        down, up = _joined(module, fused[module], places) if module in fused else (leaves["lora_A"], leaves["lora_B"])
-        extra = whole - down.shape[0]
-        down, up = (
-            (torch.nn.functional.pad(down, (0, 0, 0, extra)), torch.nn.functional.pad(up, (0, extra)))
-            if extra
-            else (down, up)
-        )
-        if (down.shape[1], up.shape[0]) != places.widths(module):  # an embedding's weight is (n_in, n_out)
-            tensors |= {f"{module}.lora_embedding_A": down, f"{module}.lora_embedding_B": up}
-            continue
-        tensors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
-        if use_dora:
-            tensors[f"{module}.lora_magnitude_vector"] = leaves["lora_magnitude_vector"]
-    if whole != rank:  # the scale of before, whatever the rank is now
-        alpha, use_rslora = alpha / (math.sqrt(rank) if use_rslora else rank) * whole, False
-    options = {
-        **_LORA,
-        "bias": "none",
-        "fan_in_fan_out": any(map(places.is_turned, shares)),
-        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
-        "lora_dropout": float(document.get("lora_dropout", 0.0)),
-        "r": whole,
-        "target_modules": _targets(shares, places),
-        "use_dora": use_dora,
-        "use_rslora": use_rslora,
-    }
-    return Exported("LORA", options, _named(tensors))
-
-
-def _by_part(leaves: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors on a fused layer by part."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for leaf, tensor in leaves.items():
-        label, _, key = leaf.partition(".")
-        parts.setdefault(label, {})[key] = tensor
-    return parts
-
-
-def _joined(module: str, shares: Mapping[str, Mapping[str, Tensor]], places: Places) -> tuple[Tensor, Tensor]:
-    """Updates of some parts of a layer as one of the whole: ``(k r, n_in)`` and ``(n_out, k r)``."""
-    parts = places.parts(module, shares)
-    first = next(iter(shares))
-    n_out = _whole_width(shares[first]["lora_B"].shape[0], parts[first])
-    up = torch.block_diag(*(share["lora_B"] for share in shares.values()))  # type: ignore[no-untyped-call]
-    rows = torch.cat([parts[label].rows(n_out) for label in shares])
-    placed = up.new_zeros(n_out, up.shape[1])
-    placed[rows] = up
-    return torch.cat([share["lora_A"] for share in shares.values()]), placed
-
-
-def _whole_width(share: int, part: Part) -> int:
-    """The width of a layer one of whose parts has the width `share`."""
-    return share * part.of // (part.stop - part.start)
-
-
 # ----- IA3 -----
 
 
@@ -170,7 +72,7 @@ def _ia3(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], p
             vector = leaves["ia3_l"]
             at_input = _at_input(module, len(vector), document, places)
         else:
-            vector, at_input = _spread(module, _by_part(leaves), places), False
+            vector, at_input = _spread(module, by_part(leaves), places), False
         if at_input:
             inner.append(module)
         tensors[f"{module}.ia3_l"] = vector[None, :] if at_input else vector[:, None]
@@ -181,7 +83,7 @@ def _ia3(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], p
         "init_ia3_weights": True,
         "target_modules": sorted(shares),
     }
-    return Exported("IA3", options, _named(tensors))
+    return Exported("IA3", options, named(tensors))
 
 
 def _at_input(module: str, width: int, document: Mapping[str, Any], places: Places) -> bool:
@@ -191,7 +93,7 @@ def _at_input(module: str, width: int, document: Mapping[str, Any], places: Plac
         ConfigError: nothing tells.
     """
     patterns = document.get("feedforward_modules", ())
-    n_in, n_out = places.widths(module)
+    n_in, n_out = places.widths(module) or (width, width)
     if any(_plain(pattern) and Address(pattern).matches(module) for pattern in patterns):
         return True
     if n_in != n_out:
@@ -213,7 +115,7 @@ def _spread(module: str, shares: Mapping[str, Mapping[str, Tensor]], places: Pla
     """Factors of some parts of a layer as those of the whole, 1 elsewhere."""
     parts = places.parts(module, shares)
     first = next(iter(shares))
-    width = _whole_width(len(shares[first]["ia3_l"]), parts[first])
+    width = whole_width(len(shares[first]["ia3_l"]), parts[first])
     whole = torch.ones(width, dtype=shares[first]["ia3_l"].dtype)
     for label, share in shares.items():
         whole[parts[label].rows(width)] = share["ia3_l"]
@@ -230,7 +132,7 @@ def _layer_norm(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tens
             own = places.value(f"{module}.{key}")
             tensors[f"{module}.ln_tuning_layers.{key}"] = own.to(torch.promote_types(own.dtype, offset.dtype)) + offset
     options = {"exclude_modules": None, "target_modules": sorted(shares)}
-    return Exported("LN_TUNING", options, _named(tensors))
+    return Exported("LN_TUNING", options, named(tensors))
 
 
 def _soft_prompt(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], places: Places) -> Exported:
@@ -255,17 +157,6 @@ def _soft_prompt(document: Mapping[str, Any], shares: Mapping[str, dict[str, Ten
 # ----- what all have -----
 
 
-def _named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{_MODEL}{name}": tensor for name, tensor in tensors.items()}
-
-
-def _targets(shares: Collection[str], places: Places) -> list[str]:
-    """The last parts of the modules' names where they mean these modules alone, as people write them; else whole names."""
-    last = {module.rpartition(".")[2] for module in shares}
-    meant = {module for module in places.modules if module.rpartition(".")[2] in last}
-    return sorted(last if meant == set(shares) else shares)
-
-
 def _add_trained(found: Exported, trained: Mapping[str, Tensor], adapted: set[str]) -> None:
     """Add the backbone's tensors that a delta trained.
 
@@ -273,7 +164,7 @@ def _add_trained(found: Exported, trained: Mapping[str, Tensor], adapted: set[st
         ConfigError: PEFT cannot replace one of them.
     """
     # For prompts PEFT wraps the backbone once, not twice.
-    prefix = "base_model." if found.needs_task else _MODEL
+    prefix = "base_model." if found.needs_task else MODEL
     for name, tensor in trained.items():
         module, _, leaf = name.rpartition(".")
         if module in adapted and leaf == "bias" and found.peft_type == "LORA":

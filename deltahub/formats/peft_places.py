@@ -59,15 +59,25 @@ class Places:
         """Every module with tensors of its own."""
         return {name.rpartition(".")[0] for name in self.shapes}
 
-    def widths(self, module: str) -> tuple[int, int]:
-        """The input and output width of a linear layer or transformers' Conv1D, which always has a bias."""
-        rows, columns = self.shapes[f"{module}.weight"]
-        turned = self.shapes.get(f"{module}.bias", (rows,)) != (rows,)
-        return (rows, columns) if turned else (columns, rows)
+    def widths(self, module: str) -> tuple[int, int] | None:
+        """The input and output width of a linear layer or transformers' Conv1D; None where its weight is kept in another form."""
+        shape, bias = self.shapes.get(f"{module}.weight", ()), self.shapes.get(f"{module}.bias")
+        if len(shape) != 2 or (bias is not None and bias[0] not in shape):
+            return None  # quantised, say
+        rows, columns = shape
+        return (rows, columns) if bias is not None and bias[0] != rows else (columns, rows)
 
     def is_turned(self, module: str) -> bool:
-        """Whether a layer is a Conv1D, which keeps its weight as ``(n_in, n_out)``; where both are equal nothing tells."""
-        return self.widths(module) == self.shapes[f"{module}.weight"] != self.widths(module)[::-1]
+        """Whether a layer is a Conv1D, which keeps its weight as ``(n_in, n_out)`` and always has a bias; a square one does not say."""
+        widths = self.widths(module)
+        return widths is not None and widths == self.shapes[f"{module}.weight"] != widths[::-1]
+
+    def is_embedding(self, module: str, n_in: int, n_out: int) -> bool:
+        """Whether a layer that a delta takes to map `n_in` to `n_out` is an embedding: its weight is ``(n_in, n_out)``, without a bias."""
+        return (
+            self.shapes.get(f"{module}.weight") == (n_in, n_out) != (n_out, n_in)
+            and f"{module}.bias" not in self.shapes
+        )
 
     def parts(self, module: str, labels: Collection[str]) -> dict[str, Part]:
         """The parts of a fused layer, by label.

@@ -11,7 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deltahub import LoraModel, export_peft
+from deltahub import AutoDeltaModel, LoraModel, export_peft
+from deltahub.cache import Cache
+from deltahub.checkpoint import describe
+from deltahub.describing import describe_files
+from deltahub.files import sha256_file
+from deltahub.hub import Hub
+from deltahub.manifest import FileEntry
+from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.stores.local import LocalStore
 from tests.backbones import inputs_for, llama, logits_of, stir
@@ -56,3 +63,24 @@ def test_peft_loads_a_written_delta_from_a_hub_that_it_knows_by_its_address_alon
 
     found = load_file(tmp_path / "found")["logits"]
     assert torch.allclose(found, logits_of(backbone), atol=1e-4)
+
+
+def test_an_adapter_that_lies_in_a_registry_is_loaded_by_its_name(tmp_path, monkeypatch):
+    backbone = llama()
+    delta = LoraModel(backbone)
+    delta.freeze_module()
+    stir(delta)
+    delta.save_finetuned(tmp_path / "delta")
+    folder = export_peft(tmp_path / "delta", tmp_path / "peft")
+    registry, fresh = Registry(LocalStore(tmp_path / "served"), "team"), llama()
+    entries = [FileEntry(path.name, *sha256_file(path)) for path in sorted(folder.iterdir())]
+    manifest = describe_files(entries, lambda entry, start, end: (folder / entry.path).read_bytes()[start:end])
+    registry.publish(Reference.parse("acme/adapter"), manifest, folder)
+    hub = Hub({"team": registry}, Cache(tmp_path / "cache"))
+    monkeypatch.setattr(Hub, "open", classmethod(lambda cls, *_, **__: hub))
+    loaded = AutoDeltaModel.from_finetuned("acme/adapter", backbone_model=fresh)
+    loaded.save_finetuned(tmp_path / "again")
+
+    assert manifest.kind == "files"
+    assert torch.equal(logits_of(fresh), logits_of(backbone))
+    assert describe(tmp_path / "again").config["parents"][0]["name"] == "team:acme/adapter@v1"

@@ -1,0 +1,91 @@
+"""LoRA and DoRA as PEFT has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from deltahub.errors import ConfigError
+from deltahub.formats.peft_adapter import Exported, by_part, named, whole_width
+from deltahub.formats.peft_places import Places
+
+_LORA: Final[Mapping[str, Any]] = {
+    "alpha_pattern": {},
+    "exclude_modules": None,
+    "init_lora_weights": True,
+    "layers_pattern": None,
+    "layers_to_transform": None,
+    "lora_bias": False,
+    "rank_pattern": {},
+}
+
+
+def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], places: Places) -> Exported:
+    """The adapter of a LoRA.
+
+    Args:
+        document: the delta's config.
+        shares: its tensors by module.
+
+    Raises:
+        ConfigError: PEFT has no form for it, or the backbone is needed.
+    """
+    rank, alpha = int(document.get("lora_r", 8)), float(document.get("lora_alpha", 16))
+    use_dora, use_rslora = bool(document.get("use_dora")), bool(document.get("use_rslora"))
+    fused = {module: by_part(leaves) for module, leaves in shares.items() if "lora_A" not in leaves}
+    tensors: dict[str, Tensor] = {}
+    if fused and use_dora:
+        msg = f"PEFT has no DoRA on a part of a layer, and this one acts on {next(iter(fused))} so. Load it with deltahub."
+        raise ConfigError(msg)
+    whole = max((len(parts) for parts in fused.values()), default=1) * rank
+    for module, leaves in shares.items():
+        down, up = _joined(module, fused[module], places) if module in fused else (leaves["lora_A"], leaves["lora_B"])
+        extra = whole - down.shape[0]
+        down, up = (
+            (torch.nn.functional.pad(down, (0, 0, 0, extra)), torch.nn.functional.pad(up, (0, extra)))
+            if extra
+            else (down, up)
+        )
+        if places.is_embedding(module, down.shape[1], up.shape[0]):
+            tensors |= {f"{module}.lora_embedding_A": down, f"{module}.lora_embedding_B": up}
+            continue
+        tensors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+        if use_dora:
+            tensors[f"{module}.lora_magnitude_vector"] = leaves["lora_magnitude_vector"]
+    if whole != rank:  # the scale of before, whatever the rank is now
+        alpha, use_rslora = alpha / (math.sqrt(rank) if use_rslora else rank) * whole, False
+    options = {
+        **_LORA,
+        "bias": "none",
+        "fan_in_fan_out": any(map(places.is_turned, shares)),
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "lora_dropout": float(document.get("lora_dropout", 0.0)),
+        "r": whole,
+        "target_modules": _targets(shares, places),
+        "use_dora": use_dora,
+        "use_rslora": use_rslora,
+    }
+    return Exported("LORA", options, named(tensors))
+
+
+def _joined(module: str, shares: Mapping[str, Mapping[str, Tensor]], places: Places) -> tuple[Tensor, Tensor]:
+    """Updates of some parts of a layer as one of the whole: ``(k r, n_in)`` and ``(n_out, k r)``."""
+    parts = places.parts(module, shares)
+    first = next(iter(shares))
+    n_out = whole_width(shares[first]["lora_B"].shape[0], parts[first])
+    up = torch.block_diag(*(share["lora_B"] for share in shares.values()))  # type: ignore[no-untyped-call]
+    rows = torch.cat([parts[label].rows(n_out) for label in shares])
+    placed = up.new_zeros(n_out, up.shape[1])
+    placed[rows] = up
+    return torch.cat([share["lora_A"] for share in shares.values()]), placed
+
+
+def _targets(shares: Collection[str], places: Places) -> list[str]:
+    """The last parts of the modules' names where they mean these modules alone, as people write them; else whole names."""
+    last = {module.rpartition(".")[2] for module in shares}
+    meant = {module for module in places.modules if module.rpartition(".")[2] in last}
+    return sorted(last if meant == set(shares) else shares)
