@@ -225,7 +225,8 @@ def save(folder: Path, example: Example, version: int) -> Path:
             )
             for name, shape in SHAPES[example.method](backbone.width, rank).items():
                 tensors[place + name] = (seed.standard_normal(shape) * strength * 0.02).astype(np.float32)
-    tensors["classifier.weight"] = (seed.standard_normal((2, backbone.width)) * 0.05).astype(np.float32)
+    if not backbone.class_name.endswith("CausalLM"):
+        tensors["classifier.weight"] = (seed.standard_normal((2, backbone.width)) * 0.05).astype(np.float32)
     options: Mapping[str, Any] = (
         {"lora_r": rank, "lora_alpha": 16 * (1 + (version > 1))} if example.method == "lora" else {}
     )
@@ -247,7 +248,8 @@ def save(folder: Path, example: Example, version: int) -> Path:
         },
     }
     total = sum(values.size for values in tensors.values())
-    card = model_card(document, {"delta": total - 2 * backbone.width, "total": total})
+    head = tensors["classifier.weight"].size if "classifier.weight" in tensors else 0
+    card = model_card(document, {"delta": total - head, "total": total})
     checkpoint.write(folder, document, tensors, backbone.fingerprint, card, save_file)
     return folder
 

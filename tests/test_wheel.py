@@ -47,7 +47,9 @@ def test_it_installs_no_package_called_cli_schemas_or_tests(names):
 def test_it_holds_every_module_schema_structure_map_and_page(names):
     wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "deltahub").rglob("*.py")}
     wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "deltahub" / "structures").glob("*.json")}
-    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "deltahub" / "web" / "static").iterdir()}
+    for folder in ("web/static", "server/pages/templates", "server/pages/static"):
+        files = (path for path in (ROOT / "deltahub" / folder).rglob("*") if path.is_file())
+        wanted |= {str(path.relative_to(ROOT)) for path in files}
     wanted |= {f"deltahub/schemas/{path.name}" for path in (ROOT / "schemas").glob("*.json")}
     wanted |= {f"deltahub_cli/{path.name}" for path in (ROOT / "cli").glob("*.py")}
     assert set() == wanted - names

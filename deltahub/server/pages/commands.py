@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from deltahub.manifest import Manifest
 from deltahub.naming import backbone_name
 from deltahub.registry.registry import Found
 
 _PEFT: Final = "adapter_config.json"  # the file by which PEFT knows its own
-_WITH_PEFT: Final = ("lora", "ia3", "prefix", "soft_prompt")
-_WITH_VLLM: Final = "lora"
+_WITH_PEFT: Final = ("lora", "ia3", "layer_norm", "soft_prompt")
+_RANKS: Final = (16, 32, 64, 128, 256, 320, 512)  # of vLLM, whose --max-lora-rank is the first unless it is told
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,25 @@ def commands(found: Found, hub: str) -> list[Command]:
         ),
     ]
     if method in _WITH_PEFT:
+        values = f" --backbone {backbone}" if method == "layer_norm" else ""  # its values are a part of what PEFT wants
         load = f'PeftModel.from_pretrained(model, "{folder}-peft")'
-        offered.append(Command("PEFT", (f"{pull} --format peft --to {folder}-peft", load)))
-    if method == _WITH_VLLM:
-        offered.append(Command("vLLM, after the pull for PEFT", (_serve(backbone, f"{folder}-peft"),)))
+        offered.append(Command("PEFT", (f"{pull} --format peft --to {folder}-peft{values}", load)))
+    rank = _vllm_rank(found.manifest)
+    if rank:
+        serve = _serve(backbone, f"{folder}-peft", rank)
+        offered.append(Command("vLLM, after the pull for PEFT", (serve,)))
     return offered
 
 
-def _serve(backbone: str, folder: str) -> str:
-    return f"vllm serve {backbone} --enable-lora --lora-modules {folder[2:]}={folder}"
+def _vllm_rank(manifest: Manifest) -> int | None:
+    """The largest rank that vLLM must be ready for; None if it cannot serve the delta: it takes plain LoRA and nothing beside it."""
+    config, counts = manifest.config, manifest.parameters
+    rank = config.get("lora_r", 8)
+    if config.get("delta_type") != "lora" or config.get("use_dora") or counts["total"] != counts["delta"]:
+        return None
+    return next((most for most in _RANKS if isinstance(rank, int) and rank <= most), None)
+
+
+def _serve(backbone: str, folder: str, rank: int = _RANKS[0]) -> str:
+    larger = f" --max-lora-rank {rank}" if rank > _RANKS[0] else ""
+    return f"vllm serve {backbone} --enable-lora --lora-modules {folder[2:]}={folder}{larger}"

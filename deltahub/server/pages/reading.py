@@ -26,8 +26,14 @@ def index_of(request: Request) -> Index:
 
 
 def hidden_from(request: Request) -> tuple[str, ...]:
-    """The names of all deltas that the caller may not see."""
+    """The names of all deltas that the caller may not see.
+
+    Raises:
+        Refusal: there is nothing that they may see.
+    """
     caller = caller_of(request)
+    if caller.scope == "none":
+        raise Refusal(401, "This hub shows nothing to callers without a token. Sign in with one that may read.")
     private = (name for name, record in state_of(request).records.all().items() if record.private)
     return tuple(name for name in private if not caller.may_read(name.partition("/")[0], private=True))
 

@@ -38,14 +38,3 @@ routes: Final[list[BaseRoute]] = [
     Route(f"{_DELTA}/versions", versions),
     Route(_DELTA, delta),
 ]
-
-
-def page_address(hub: str, delta: str = "", version: str = "") -> str:
-    """The address of a page.
-
-    Args:
-        hub: of the hub, e.g. ``"http://127.0.0.1:8000"``.
-        delta: ``"namespace/name"``; by default the front page.
-        version: ``"v3"``; by default the newest.
-    """
-    return f"{hub.rstrip('/')}/{delta}{f'/tree/{version}' if version else ''}"

@@ -8,7 +8,6 @@ import pytest
 
 from deltahub.server.pages import front
 from deltahub.server.pages.rendering import static_files
-from deltahub.server.pages.routes import page_address
 
 PAGES = (
     "/",
@@ -100,8 +99,3 @@ def test_a_failure_is_a_page_that_tells_nothing_of_the_machine(pages, monkeypatc
     assert "Its log says why" in page.text
     assert "secret" not in page.text
     assert "/secret/path is broken" in caplog.text
-
-
-def test_the_address_of_a_page_can_be_made():
-    assert page_address("http://127.0.0.1:8000") == "http://127.0.0.1:8000/"
-    assert page_address("http://h/", "acme/ner", "v3") == "http://h/acme/ner/tree/v3"

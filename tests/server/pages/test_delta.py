@@ -14,6 +14,7 @@ from deltahub.server.pages import card
 from deltahub.server.pages import file as file_page
 from deltahub.server.records import Record, Records
 from deltahub.stores.base import object_key
+from tests.server.pages.deltas import tensors_of
 
 
 @pytest.fixture
@@ -114,15 +115,37 @@ def test_others_on_the_very_same_backbone_are_listed(pages, hub, ner, push):
     assert "No other delta here" in pages.get("/lab/other").text
 
 
-def test_only_commands_that_apply_are_offered(pages, push):
-    push("acme/lora")
-    push("acme/bitfit", method="bitfit")
-    lora, bitfit = commands(pages.get("/acme/lora")), commands(pages.get("/acme/bitfit"))
-    assert "deltahub pull team:acme/lora@v1 --to ./lora" in lora
-    assert f"deltahub source add team {pages.url}" in lora
-    assert any("--format peft" in line for line in lora)
-    assert any(line.startswith("vllm serve bert-tiny --enable-lora") for line in lora)
-    assert not any("peft" in line or "vllm" in line for line in bitfit)
+def test_the_commands_name_this_hub_and_this_version(pages, push):
+    push("acme/ner")
+    found = commands(pages.get("/acme/ner"))
+    assert f"deltahub source add team {pages.url}" in found
+    assert "deltahub pull team:acme/ner@v1 --to ./ner" in found
+
+
+WITHOUT_HEAD = {name: value for name, value in tensors_of(2).items() if ".deltas." in name}
+
+
+@pytest.mark.parametrize(
+    ("content", "peft", "vllm"),
+    [
+        ({}, True, False),  # it has a head, which vLLM does not take
+        ({"tensors": WITHOUT_HEAD}, True, True),
+        ({"tensors": WITHOUT_HEAD, "use_dora": True}, True, False),
+        ({"method": "ia3"}, True, False),
+        ({"method": "bitfit"}, False, False),
+        ({"method": "prefix"}, False, False),
+    ],
+)
+def test_only_commands_that_apply_are_offered(pages, push, content, peft, vllm):
+    push("acme/ner", **content)
+    found = commands(pages.get("/acme/ner"))
+    assert any("--format peft" in line for line in found) == peft
+    assert any(line.startswith("vllm serve bert-tiny --enable-lora") for line in found) == vllm
+
+
+def test_vllm_is_told_of_a_large_rank(pages, push):
+    push("acme/ner", tensors=WITHOUT_HEAD, lora_r=24)
+    assert any(line.endswith("--max-lora-rank 32") for line in commands(pages.get("/acme/ner")))
 
 
 def test_what_it_was_made_from_is_told(pages, push):

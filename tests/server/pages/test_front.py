@@ -8,7 +8,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from deltahub.server.app import build_app
 from deltahub.server.pages import front
+from deltahub.server.settings import Settings
+from deltahub.server.tokens import Tokens
+from tests.server.pages.conftest import Pages
+from tests.server.running import listening
 
 
 @pytest.fixture
@@ -159,3 +164,17 @@ def test_private_deltas_are_neither_listed_nor_counted_for_others(hub, push):
     assert set(names(hub.pages.get("/"))) == {"acme/open", "acme/secret"}
     hub.pages.session.headers["Authorization"] = f"Bearer {hub.token('read', 'other')}"
     assert names(hub.pages.get("/")) == ["acme/open"]
+
+
+def test_a_hub_for_those_with_a_token_alone_asks_for_one(registry, push):
+    push("acme/open", tags=["hush"])
+    with listening(build_app(registry, Settings(rate=0, anonymous="none"))) as (host, port):
+        pages = Pages(f"http://{host}:{port}")
+        for path in ("/", "/acme/open", "/acme/open/versions"):
+            page = pages.get(path)
+            assert page.status_code == 401
+            assert "hush" not in page.text
+            assert "Sign in with a token" in page.text
+        token = Tokens(registry.store).create("reader", "read")[1]
+        assert pages.post("/-/sign-in", token=token).status_code == 303
+        assert names(pages.get("/")) == ["acme/open"]

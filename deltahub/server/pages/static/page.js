@@ -36,7 +36,7 @@ for (const form of document.querySelectorAll("form.theme")) {
 
 function fold() { // on a phone the filters would stand before everything that they filter
   if (!matchMedia("(max-width: 56rem)").matches) return;
-  for (const facet of document.querySelectorAll(".facets details")) facet.open = Boolean(facet.querySelector("[aria-current]"));
+  for (const facet of document.querySelectorAll(".facets details")) facet.open = facet.contains(document.activeElement);
 }
 fold();
 document.addEventListener("htmx:afterSwap", fold);
