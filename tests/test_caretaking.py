@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from deltahub.cache import ORIGIN, Cache
 from deltahub.caretaking import PINS, entries, find, pin, pins, prune, unpin
 from deltahub.errors import ConflictError, NotFoundError, StorageError
 from tests.checkpoints import Fetched, content_of
+from tests.faults import FORBIDDEN, FULL, INTERRUPT, Faults
 
 DAY = 86400
 
@@ -257,6 +259,51 @@ def test_a_cache_that_may_not_be_written_says_so(shared_folder, source, as_nobod
     with pytest.raises(StorageError, match="Pinning a delta failed"):
         pin(cache, source.digest, "acme/ner", lambda: None)
     assert held(cache) == {source.digest}
+
+
+@pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
+def test_a_prune_that_fails_at_any_step_leaves_each_delta_whole_or_gone(tmp_path, new_checkpoint, monkeypatch, error):
+    sources, faults = (
+        [Fetched(new_checkpoint(value=float(value))) for value in (1, 2)],
+        Faults(monkeypatch, removals=True),
+    )
+
+    def prepare(case):
+        cache = Cache(tmp_path / case)
+        for source in sources:
+            os.utime(source.into(cache), (1, 1))
+        return cache
+
+    cache = prepare("count")
+    steps = faults.count(lambda: prune(cache, older=0))
+    for case, step, failure in faults.each(steps, error):
+        cache = prepare(case)
+        with faults.at(step, failure), contextlib.suppress(StorageError, KeyboardInterrupt):
+            prune(cache, older=0)
+        assert {cache.damage(digest) for digest in held(cache)} <= {None}, case
+        prune(cache, older=0)
+        assert held(cache) == set(), case
+        for source in sources:
+            source.into(cache)
+        assert len(held(cache)) == 2, case
+
+
+@pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
+def test_a_pin_that_fails_at_any_step_is_there_or_not(tmp_path, source, faults, error):
+    def prepare(case):
+        cache = Cache(tmp_path / case)
+        source.into(cache)
+        return cache
+
+    cache = prepare("count")
+    steps = faults.count(lambda: pin(cache, source.digest, "acme/ner", lambda: None))
+    for case, step, failure in faults.each(steps, error):
+        cache = prepare(case)
+        with faults.at(step, failure), contextlib.suppress(StorageError, KeyboardInterrupt):
+            pin(cache, source.digest, "acme/ner", lambda: None)
+        assert pins(cache) in ({}, {source.digest: "acme/ner"}), case
+        pin(cache, source.digest, "acme/ner", lambda: None)
+        assert prune(cache, older=0) == [], case
 
 
 def test_a_pin_is_one_small_file(cache, aged):

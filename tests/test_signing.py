@@ -24,7 +24,9 @@ from deltahub.registry.signatures import PREFIX, add_signature, copy_signatures,
 from deltahub.signing import MOST, PASSWORD, PrivateKey, PublicKey, check, trusted_by
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
+from deltahub.stores.s3 import S3Store
 from tests.keys import new_key, public_of
+from tests.s3_servers import QUICK
 
 REF = Reference.parse("acme/ner")
 
@@ -314,6 +316,18 @@ def test_a_copy_leaves_signatures_that_are_there(team, key):
     copy_signatures(team, mirror, [digest])
 
     assert signatures(mirror, digest) == {key.public.id: b"mine"}
+
+
+def test_a_bucket_holds_signatures_too(moto, s3_keys, team, tmp_path, key, other, checkpoint_folder):
+    bucket = Registry(S3Store(moto.bucket(), QUICK), "bucket")
+    pushed = hub_of(bucket, tmp_path, key).push(checkpoint_folder, "acme/ner", sign=key)
+    add_signature(bucket, pushed.digest, other.public.id, b"{}")
+    add_signature(bucket, pushed.digest, other.public.id, other.sign(describe(checkpoint_folder).to_bytes()))
+    list(copy(bucket, team))
+
+    assert signatures(bucket, pushed.digest).keys() == {key.public.id, other.public.id}
+    assert signatures(team, pushed.digest) == signatures(bucket, pushed.digest)
+    assert hub_of(bucket, tmp_path, key, cache="fresh").pull(REF)
 
 
 def test_a_bundle_carries_signatures(team, tmp_path, key, checkpoint_folder):
