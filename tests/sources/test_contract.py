@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -24,6 +25,7 @@ from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from deltahub.stores.s3 import S3Store
 from tests.backbones import bert, train, untouched
+from tests.hub_server import HubServer, hub_server
 from tests.sources.web_server import Site, serving
 
 NER = Reference("acme", "ner")
@@ -122,6 +124,19 @@ class InBucket(InRegistry):
         obstore.put(connect(self.bucket, Patience())[1], key, data)
 
 
+class OnAHub(InMemory):
+    """A registry that a hub serves, which is asked over the protocol of the Hugging Face Hub."""
+
+    remote = True
+
+    def __init__(self, registry: Registry, server: HubServer) -> None:
+        super().__init__(registry)
+        self.server = server
+
+    def missing(self) -> tuple[str, str]:
+        return "team:acme/other", f"team ({self.server.url})"
+
+
 class OnTheWeb(Origin):
     remote = True
 
@@ -162,7 +177,7 @@ def change_byte(path: Path, place: int = -1) -> None:
 
 
 @pytest.fixture(
-    params=["folder", "local registry", "memory registry", "bucket", "link to a folder", "link to a bundle"]
+    params=["folder", "local registry", "memory registry", "bucket", "hub", "link to a folder", "link to a bundle"]
 )
 def origin(request, tmp_path, monkeypatch) -> Iterator[Origin]:
     """Each place that a delta can come from."""
@@ -185,6 +200,15 @@ def origin(request, tmp_path, monkeypatch) -> Iterator[Origin]:
         url = f"s3://{bucket.name}/{bucket.prefix}"
         change(lambda known: known.add(Configured("team", url, bucket.endpoint, "us-east-1")))
         yield InBucket(bucket, server)
+    elif request.param == "hub":
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        registry = Registry(MemoryStore(), "served")
+        with hub_server(registry) as server:
+            monkeypatch.setenv("TEAM_TOKEN", server.token("read"))
+            change(lambda known: known.add(Configured.checked("team", server.url, token_env="TEAM_TOKEN")))
+            yield OnAHub(registry, server)
+            huggingface_hub.close_session()
     else:
         monkeypatch.setattr("time.sleep", lambda seconds: None)
         with serving(tmp_path) as site:
