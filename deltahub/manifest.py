@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from deltahub.errors import CheckpointError, IntegrityError
@@ -84,7 +84,8 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The manifest as it is stored."""
-        return canonical_json({"schema_version": SCHEMA_VERSION, **asdict(self)})
+        lists = {"files": [*map(vars, self.files)], "tensors": [*map(vars, self.tensors)]}  # asdict copies every value
+        return canonical_json({"schema_version": SCHEMA_VERSION, **vars(self), **lists})
 
     @property
     def digest(self) -> str:

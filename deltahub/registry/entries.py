@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -41,7 +41,7 @@ class Version:
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as it is stored."""
-        fields = asdict(self)
+        fields = dict(vars(self))
         if self.parent is None:
             del fields["parent"]
         return fields

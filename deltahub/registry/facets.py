@@ -6,8 +6,9 @@ import sqlite3
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from deltahub.registry.conditions import conditions
 from deltahub.registry.index import Index
-from deltahub.registry.query import Query, conditions
+from deltahub.registry.query import Query
 
 SHOWN: Final = ("delta_type", "backbone", "tags", "author")
 

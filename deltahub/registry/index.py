@@ -16,7 +16,8 @@ from typing import Any, Final, TypeVar
 from deltahub.backbone import Difference, Fingerprint
 from deltahub.errors import DeltaHubError
 from deltahub.fitting import FITS, Tensors, fit
-from deltahub.registry.query import INDEXED, Query, conditions, order
+from deltahub.registry.conditions import INDEXED, Part, Value, fewest, joined, order, parts
+from deltahub.registry.query import Query
 from deltahub.registry.refreshing import refresh
 from deltahub.registry.registry import Registry
 from deltahub.registry.tables import connect
@@ -82,20 +83,25 @@ class Index:
         Returns:
             The deltas, and how many there are without the limit.
         """
-        where, values = conditions(query)
 
         def ask(database: sqlite3.Connection) -> tuple[list[Listed], int]:
-            fitting, given, decided = "1", list[str | float](), dict[str | None, Difference]()
+            asked, decided = parts(query), dict[str | None, Difference]()
+            first = fewest(database, asked)
             if backbone is not None:
-                decided = self._decided(database, where, values, backbone)
-                wanted = [record or "" for record, found in decided.items() if query.near or found.level in FITS]
-                fitting, given = "ifnull(record, '') IN (SELECT value FROM json_each(?))", [json.dumps(wanted)]
-            count = f"SELECT count(*) FROM deltas WHERE {where} AND {fitting}"  # noqa: S608  (built above)
-            total: int = database.execute(count, [*values, *given]).fetchone()[0]
-            fast, known = conditions(query, frequent=total > _MANY and query.sort in INDEXED)
-            page = f"SELECT id FROM deltas WHERE {fast} AND {fitting} ORDER BY {order(query)} LIMIT ? OFFSET ?"  # noqa: S608
+                decided = self._decided(database, *joined(asked, first), backbone)
+                fit = [record or "" for record, found in decided.items() if query.near or found.level in FITS]
+                asked.append(Part("ifnull(record, '') IN (SELECT value FROM json_each(?))", (json.dumps(fit),)))
+            where, values = joined(asked, first)
+            hits = database.execute(f"SELECT id FROM deltas WHERE {where} LIMIT ?", [*values, _MANY]).fetchall()  # noqa: S608
+            total = len(hits)
+            if total < _MANY:  # all of them
+                where, values = "id IN (SELECT value FROM json_each(?))", [json.dumps([hit for (hit,) in hits])]
+            else:
+                total = database.execute(f"SELECT count(*) FROM deltas WHERE {where}", values).fetchone()[0]  # noqa: S608
+                where, values = joined(asked, None if query.sort in INDEXED else first)
+            page = f"SELECT id FROM deltas WHERE {where} ORDER BY {order(query)} LIMIT ? OFFSET ?"  # noqa: S608
             place = [-1 if limit is None else min(limit, _MOST), min(offset, _MOST)]
-            chosen = database.execute(page, [*known, *given, *place]).fetchall()
+            chosen = database.execute(page, [*values, *place]).fetchall()
             one_row = "SELECT row, record FROM deltas JOIN rows USING (id) WHERE id = ?"
             rows = [database.execute(one_row, one).fetchone() for one in chosen]
             return [_listed(row, decided.get(record)) for row, record in rows], total
@@ -103,7 +109,7 @@ class Index:
         return self.read(ask)
 
     def _decided(
-        self, database: sqlite3.Connection, where: str, values: list[str | float], backbone: Tensors
+        self, database: sqlite3.Connection, where: str, values: list[Value], backbone: Tensors
     ) -> dict[str | None, Difference]:
         """How each record of a backbone that the deltas meant have fits; many deltas share one."""
         rows = database.execute(f"SELECT DISTINCT record FROM deltas WHERE {where}", values)  # noqa: S608

@@ -110,15 +110,17 @@ class LocalStore:
             for sha256, source in sources.items():
                 target = self.root / object_key(sha256)
                 if _intact(target, sha256):
-                    folders += self._chain(target.parent)
+                    folders.append(target.parent)
                 else:
                     _stage(source, stage / sha256, sha256)
                     staged[stage / sha256] = target
                 if progress:
                     progress(len(source) if isinstance(source, bytes) else source.stat().st_size)
             syncing.files(staged)
+            folders = [above for folder in set(folders) for above in self._chain(folder)]
+            for folder in {target.parent for target in staged.values()}:
+                folders += self._make_folder(folder)
             for temporary, target in staged.items():
-                folders += self._make_folder(target.parent)
                 temporary.chmod(_READ_ONLY)
                 os.replace(temporary, target)
             syncing.folders(folders)
@@ -148,27 +150,26 @@ class LocalStore:
                 temporary.parent.mkdir()
                 temporary.write_bytes(swap.data)
             syncing.files(staged)
-            folders: list[Path] = []
+            parents = {(self.root / swap.key).parent for swap in swaps}
+            folders = [above for parent in parents for above in self._make_folder(parent)]
             for temporary, swap in zip(staged, swaps, strict=True):
                 try:
-                    folders += self._swap_staged(temporary, swap)
+                    self._swap_staged(temporary, swap)
                     done.append(_etag(swap.data))
                 except (ConflictError, StorageError) as error:
                     done.append(error)
             syncing.folders(folders)
         return done
 
-    def _swap_staged(self, temporary: Path, swap: Swap) -> list[Path]:
-        """Compare and rename one document; the folders that are to be synced then."""
+    def _swap_staged(self, temporary: Path, swap: Swap) -> None:
+        """Compare and rename one document."""
         target, claim = self.root / swap.key, self.root / CLAIMS / swap.key
         check = partial(self._require, swap.key, swap.expected)
         with storage_errors("Updating a delta's record", self.root):
             check()
-            folders = self._make_folder(target.parent)
             claim.parent.mkdir(parents=True, exist_ok=True)
             if not replace_staged(target, temporary.parent, temporary.name, claim, check):
                 replace_claimed(target, swap.data, claim, check)
-        return folders
 
     def _require(self, key: str, expected: str | None) -> None:
         current = self.read_tagged(key)
