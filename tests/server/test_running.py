@@ -15,10 +15,12 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from deltahub.configured import Configured
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
 from deltahub.server.journal import ACCESS
 from deltahub.server.tokens import Tokens
+from deltahub.settings import change
 from deltahub.stores.local import LocalStore
 from tests.server.clients import Client
 from tests.server.processes import COMMAND, serving
@@ -112,6 +114,21 @@ def test_commits_through_several_hubs_of_several_processes_are_all_kept(tmp_path
                 tree = json.loads(client.ask("GET", "/api/models/acme/ner/tree/main")[2])
                 assert {entry["path"] for entry in tree} == {f"{number}.md" for number in range(32)}
     assert [damage for _, damage in verify(Registry(LocalStore(registry))) if damage] == []
+
+
+def test_a_bucket_is_served_by_its_name_as_a_source(tmp_path, moto, s3_keys):
+    bucket = moto.bucket()
+    entry = Configured.checked(
+        "team", f"s3://{bucket.name}/{bucket.prefix}", endpoint=bucket.endpoint, region="us-east-1"
+    )
+    change(lambda settings: settings.add(entry))
+    _, secret = Tokens(entry.store()).create("ada", "write")
+    with serving(tmp_path / "log", "--registry", "team", "--workers", 2) as hub, Client(hub.url, secret) as client:
+        client.create("acme/ner")
+        commit = client.commit("acme/ner", {"README.md": b"# ner"})
+        assert client.pull("acme/ner", "README.md", commit) == b"# ner"
+        assert client.ask("GET", "/readyz")[0] == 200
+    assert Registry(entry.store()).document("acme/ner").latest == "v1"
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
