@@ -15,7 +15,7 @@ from deltahub.link import Link
 from deltahub.lockfile import Lock, Pin, active
 from deltahub.lookup import INDEXES, Lookup, as_registry
 from deltahub.outcomes import Pulled, Pushed
-from deltahub.pinning import pin_of, pinned
+from deltahub.pinning import pin_of, pinned, require_pin
 from deltahub.places import cache_home
 from deltahub.pulling import FILES_AT_ONCE, Transfer, bring, copy_out, several
 from deltahub.pushing import push_many, ready
@@ -171,12 +171,14 @@ class Hub(Lookup):
         Raises:
             SignatureError: none of the keys that are trusted signed it.
             NotFoundError: no source has it, or `DELTAHUB_LOCK` names a lock file and it is not in there.
+            ConfigError: `DELTAHUB_LOCK` is set, and it is a link without a pin.
             UnreachableError: a source that may have it gives no answer, and the cache does not have it.
             IntegrityError: the source is damaged, or has other content under it than was locked.
         """
         lock = active()
-        if isinstance(wanted, Link):
-            lock = None  # a link is locked by its own pin
+        if lock and isinstance(wanted, Link):
+            require_pin(wanted, lock)
+            lock = None
         if lock and isinstance(wanted, Reference):
             found = self._pinned(lock.find(wanted), lock, fresh=force)
         else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from deltahub.errors import IntegrityError
+from deltahub.errors import ConfigError, IntegrityError
+from deltahub.link import Link
 from deltahub.lockfile import Lock, Pin
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.reference import Reference
@@ -20,6 +21,20 @@ def pin_of(found: Resolved) -> Pin:
     assert exact.source is not None
     assert exact.version is not None
     return Pin(exact.path, exact.source, exact.version, found.digest)
+
+
+def require_pin(link: Link, lock: Lock) -> None:
+    """Check that a link can mean one thing only, as all does while a lock file is in force.
+
+    Raises:
+        ConfigError: it has no pin.
+    """
+    if link.pin is None:
+        msg = (
+            f"{link} can change, and the lock file {lock.path} is in force, which pins names only. Write #sha256= and the "
+            "digest of the delta at the end of the link, or unset DELTAHUB_LOCK."
+        )
+        raise ConfigError(msg)
 
 
 def pinned(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from deltahub.errors import ConfigError, DeltaHubError
 from deltahub.fitting import backbone_tensors
@@ -22,6 +23,8 @@ from deltahub.stores.base import Progress
 
 if TYPE_CHECKING:
     from deltahub.sources.base import Known
+
+_NO_FILE: Final = re.compile(r"[^a-z0-9]+")
 
 
 class RegistrySource:
@@ -76,7 +79,8 @@ class RegistrySource:
             CheckpointError: the folder holds no backbone.
         """
         place = hashlib.sha256(self.registry.store.url.encode()).hexdigest()[:16]
-        index = Index(self._indexes / f"{self.name}-{place}.sqlite3", self.registry)
+        called = _NO_FILE.sub("-", self.name)  # a registry without a name of its own is called by its address
+        index = Index(self._indexes / f"{called}-{place}.sqlite3", self.registry)
         if backbone is None:
             return index.search(query, limit, offset)
         return index.search(query, limit, offset, backbone_tensors(backbone))

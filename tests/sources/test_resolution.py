@@ -18,6 +18,7 @@ from deltahub.errors import (
     UnreachableError,
 )
 from deltahub.hub import Hub
+from deltahub.link import Link
 from deltahub.lockfile import VARIABLE, Lock
 from deltahub.reference import Reference
 from deltahub.registry.query import Query
@@ -28,6 +29,7 @@ from deltahub.sources.choosing import Rules
 from deltahub.stores.local import LocalStore
 from tests.checkpoints import content_of
 from tests.sources.remote import Remote
+from tests.sources.web_server import serving
 
 NER = Reference("acme", "ner")
 
@@ -192,6 +194,20 @@ def test_a_lock_file_decides_whatever_the_sources_say(world, tmp_path, monkeypat
     assert (pulled.reference.source, pulled.digest) == ("team", digest)
 
 
+def test_with_a_lock_file_a_link_must_be_pinned(world, tmp_path, monkeypatch, new_checkpoint):
+    path = tmp_path / "deltahub.lock"
+    Lock(path, {}).write()
+    monkeypatch.setenv(VARIABLE, str(path))
+    folder = new_checkpoint()
+    digest = checkpoint.describe(folder).digest.removeprefix("sha256:")
+    folder.rename(tmp_path / "ner")
+    with serving(tmp_path) as site:
+        with pytest.raises(ConfigError, match=r"can change, and the lock file .* is in force.*Write #sha256="):
+            world.hub().pull(Link.parse(f"{site.url}/ner"))
+        assert site.asked == []
+        assert world.hub().pull(Link.parse(f"{site.url}/ner#sha256={digest}")).digest == f"sha256:{digest}"
+
+
 # ----- off, and without a name -----
 
 
@@ -216,6 +232,7 @@ def test_a_registry_needs_no_name(world, tmp_path, new_checkpoint):
     pulled = world.hub().pull(Reference.parse(f"{place}:acme/ner"), to=tmp_path / "copy")
     assert (pulled.digest, content_of(tmp_path / "copy")) == (pushed.digest, content_of(new_checkpoint()))
     assert [line.name for line in world.hub().search(Query(), str(place))[0]] == ["acme/ner"]
+    assert {path.name for path in tmp_path.iterdir() if path.suffix == ".sqlite3"} == set()
     assert world.hub().pin(Reference.parse(f"{place}:acme/ner")).source == str(place)
     with pytest.raises(NotFoundError):
         world.hub().pull(NER)
