@@ -79,6 +79,13 @@ EXAMPLES = [
     ),
     (IntegrityError("w.bin", "sha256:aa", "nothing"), "w.bin is damaged: expected sha256:aa, found nothing."),
     (
+        errors.SignatureError("team:a/b@v1", "it is not signed", ("ab" * 32, "cd" * 32)),
+        (
+            "team:a/b@v1 is refused: expected a signature by abababababababab or cdcdcdcdcdcdcdcd, and it is not signed. "
+            "Ask whoever holds such a key to check and sign it: deltahub sign REF --key KEY"
+        ),
+    ),
+    (
         FingerprintMismatch("incompatible", "missing a", "aa", "bb"),
         (
             "This delta was trained on another backbone (incompatible): missing a. Expected fingerprint aa, found bb. "
