@@ -6,14 +6,14 @@ the registry has none: it is public.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
 from deltahub.errors import ConflictError, IntegrityError
 from deltahub.manifest import canonical_json
 from deltahub.schema import parse, problem
+from deltahub.server.watched import Watched
 from deltahub.stores.base import Store
 
 PREFIX: Final = "hub/repos/"
@@ -49,8 +49,8 @@ class Records:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._known: dict[str, tuple[str, Record]] = {}  # by key, with its stamp, as they were last listed
-        self._listing = threading.Lock()
+        self._watched = Watched(store, PREFIX, lambda key, data: _read(data, _path(key)))
+        self._hidden: tuple[Mapping[str, Record], frozenset[str]] = ({}, frozenset())
 
     def find(self, path: str) -> Record | None:
         """The record of a repository, ``"namespace/name"``; None if there is none."""
@@ -62,16 +62,14 @@ class Records:
 
     def all(self) -> dict[str, Record]:
         """Every record by its repository; only those that changed since the last time are read."""
-        with self._listing:
-            stamps = dict(self._store.keys(PREFIX))
-            known = {key: entry for key, entry in self._known.items() if stamps.get(key) == entry[0]}
-            for key, stamp in stamps.items():
-                if key not in known and key.endswith(".json"):
-                    found = self._store.read_tagged(key)
-                    if found is not None:  # else it was deleted since it was listed
-                        known[key] = (stamp, _read(found[0], _path(key)))
-            self._known = known
-        return {_path(key): record for key, (_, record) in sorted(known.items())}
+        return {_path(key): record for key, record in self._watched.current().items()}
+
+    def private(self) -> frozenset[str]:
+        """The names of all private repositories."""
+        current = self._watched.current()
+        if self._hidden[0] is not current:
+            self._hidden = (current, frozenset(_path(key) for key, record in current.items() if record.private))
+        return self._hidden[1]
 
     def names(self) -> list[str]:
         """Every repository that has a record, ``"namespace/name"``, sorted."""

@@ -34,7 +34,7 @@ def hidden_from(request: Request) -> tuple[str, ...]:
     caller = caller_of(request)
     if caller.scope == "none":
         raise Refusal(401, "This hub shows nothing to callers without a token. Sign in with one that may read.")
-    private = (name for name, record in state_of(request).records.all().items() if record.private)
+    private = state_of(request).records.private()
     return tuple(name for name in private if not caller.may_read(name.partition("/")[0], private=True))
 
 
