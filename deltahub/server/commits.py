@@ -185,9 +185,9 @@ class _Change:
         size = uploads.size_of(self._store, self._repository.path, operation.sha256)
         if size is not None:
             self._uploaded.add(operation.sha256)
-        elif held := self._repository.holds(operation.sha256):
-            size = held.size
         else:
+            size = self._repository.holds(operation.sha256)
+        if size is None:
             message = f"The bytes of {path!r} (sha256 {operation.sha256}) were not uploaded to {self._repository.path}. Upload them first."
             raise Refusal(400, message)
         if operation.size not in (None, size):

@@ -58,8 +58,7 @@ def _answer(request: Request, repository: Repository, item: Any, *, upload: bool
     if not is_oid(oid) or size < 0:
         raise Refusal(400, "Each object of a batch needs an oid of 64 hex digits, its sha256, and a size in bytes.")
     known: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}
-    held = repository.holds(oid)
-    there = held.size if held else None
+    there = repository.holds(oid)
     if there is None and upload:
         there = uploads.size_of(repository.state.registry.store, repository.path, oid)
     largest = repository.state.settings.max_file
@@ -123,8 +122,7 @@ def verify(request: Request, body: dict[str, Any]) -> Response:
     if not is_oid(oid):
         raise Refusal(400, "oid must be 64 hex digits, the sha256 of the file.")
     size = uploads.size_of(state_of(request).registry.store, repository.path, oid)
-    if size is None and (held := repository.holds(oid)):
-        size = held.size
+    size = repository.holds(oid) if size is None else size
     if size is None or size != body.get("size"):
         raise Refusal(
             404, f"No file with the sha256 {oid} and {body.get('size')} bytes was uploaded to {repository.path}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -136,13 +135,12 @@ class Repository:
             return {}
         return {MAIN: self.document.latest, **self.document.branches}
 
-    def holds(self, sha256: str) -> FileEntry | None:
-        """A file of any version that has these bytes; None if none has."""
-        return next((entry for entry in self._files() if entry.sha256 == sha256), None)
-
-    def _files(self) -> Iterator[FileEntry]:
+    def holds(self, sha256: str) -> int | None:
+        """Bytes of a file of any version with this digest; None if no version has one."""
         for entry in reversed(list(self.document.versions.values())):
-            yield from self.state.manifest(entry.digest).files
+            if (size := self.state.blobs(entry.digest).get(sha256)) is not None:
+                return size
+        return None
 
 
 def _no_revision(path: str, revision: str, why: str) -> Refusal:

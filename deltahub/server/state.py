@@ -34,12 +34,17 @@ class State:
         self.turns = Turns()
         self.signer = Signer(registry.store)
         self.manifest = lru_cache(maxsize=256)(self._manifest)
+        self.blobs = lru_cache(maxsize=10_000)(self._blobs)
         self.card = lru_cache(maxsize=4096)(self._card)
         self.git_oid = lru_cache(maxsize=100_000)(self._git_oid)
 
     def _manifest(self, digest: str) -> Manifest:
         """The manifest of a version, by its digest."""
         return self.registry.manifest(digest)
+
+    def _blobs(self, digest: str) -> dict[str, int]:
+        """Bytes of each file of a version, by its sha256."""
+        return {entry.sha256: entry.size for entry in self.manifest(digest).files}
 
     def _card(self, sha256: str, size: int) -> dict[str, Any]:
         """What a card says in its front matter; nothing if that cannot be read."""
