@@ -1,7 +1,8 @@
 """What a set of files is: the manifest of one that lies anywhere, such as in a store, made without reading more than headers.
 
 A whole delta gets the manifest that a push of its folder makes, so that it has the same digest however it came; what a push to a hub
-puts beside it, the manifest and a page made of its card, is left out. Whatever else it is, an adapter in the format of others, a backbone, or a delta of which a part is missing, is of the kind "files".
+puts beside it, the manifest and a page made of its card, is left out. Whatever else it is, an adapter in the format of others, a
+backbone, or a delta of which a part is missing, is of the kind "files".
 """
 
 from __future__ import annotations
@@ -76,11 +77,11 @@ def _delta(files: Mapping[str, FileEntry], read: Read) -> Manifest:
         msg = f"{CONFIG} lists no {WEIGHTS}, so its bytes cannot be checked. Save the delta again."
         raise CheckpointError(msg)
     for name, entry in listed.items():
-        found = files.get(name)
-        if found is None:
+        there = files.get(name)
+        if there is None:
             msg = f"{name} is missing, though {CONFIG} lists it. Add it."
             raise CheckpointError(msg)
-        if (found.sha256, found.size) != (entry["sha256"], entry["size"]):
+        if (there.sha256, there.size) != (entry["sha256"], entry["size"]):
             msg = f"{name} is not the file that {CONFIG} lists. Save the delta again, and add all of its files."
             raise CheckpointError(msg)
     found = manifest_of(document, files.values(), _table(files[WEIGHTS], read))
