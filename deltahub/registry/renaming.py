@@ -17,8 +17,11 @@ from deltahub.registry.registry import Registry, ref_key
 _ATTEMPTS: Final = 20
 
 
-def rename(registry: Registry, old: Reference, new: Reference) -> ReferenceDocument:
+def rename(registry: Registry, old: Reference, new: Reference, author: str | None = None) -> ReferenceDocument:
     """Give a delta another name; the old name leads to it from then on.
+
+    Args:
+        author: who does so; by default whoever runs this.
 
     Returns:
         The document under the new name.
@@ -37,7 +40,8 @@ def rename(registry: Registry, old: Reference, new: Reference) -> ReferenceDocum
         if document.name == new.path:
             registry.store.settle([ref_key(old.path), ref_key(new.path)])
             return document
-        moved, left = document.renamed(new.path, *registry.stamp())
+        time, user = registry.stamp()
+        moved, left = document.renamed(new.path, time, author or user)
         try:
             free = _free(registry, new.path, document)
             registry.store.swap(ref_key(new.path), moved.to_bytes(), free)

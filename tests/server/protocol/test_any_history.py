@@ -86,10 +86,10 @@ class History(RuleBasedStateMachine):
     @rule(branch=branches, start=branches)
     def new_branch(self, branch, start):
         status, _ = self.ask("POST", f"{AT}/branch/{branch.replace('/', '%2F')}", {"startingPoint": start})
-        if branch in self.trees:
-            assert status == 409
-        elif start not in self.trees:
+        if start not in self.trees and branch != "main":
             assert status == 404
+        elif branch in self.trees:
+            assert status == 409
         else:
             assert status == 201
             self.trees[branch] = self.trees[start]

@@ -267,6 +267,7 @@ def test_repositories_move_become_private_and_go(api, served, user, pushed):
     assert (api.model_info("acme/moved").sha, api.model_info("acme/moved").private) == (pushed.oid, True)
     assert (stranger.repo_exists("acme/moved"), stranger.repo_exists(REPO)) == (False, False)
     assert api.model_info(REPO).id == "acme/moved"  # the old name leads to the new one
+    assert {move.author for move in served.registry.document("acme/moved").log} == {api.whoami()["name"]}
 
     api.delete_repo("acme/moved")
     assert not api.repo_exists("acme/moved")
