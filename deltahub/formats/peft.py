@@ -124,7 +124,9 @@ def _name(document: Mapping[str, Any]) -> str:
 
 
 def serving_notes(folder: Path) -> list[str]:
-    """What a server of adapters will say to one, in sentences; empty if vLLM and LoRAX take it as they are started by default.
+    """What a server makes of an adapter other than PEFT does, in sentences; empty if vLLM and LoRAX serve it as it is.
+
+    vLLM refuses what it does not know. LoRAX passes it over without a word, so that its answers are others.
 
     Args:
         folder: of the adapter.
@@ -132,15 +134,20 @@ def serving_notes(folder: Path) -> list[str]:
     config = json.loads((folder / CONFIG).read_bytes())
     if config["peft_type"] != "LORA":
         return [f"vLLM and LoRAX serve LoRA only; this is {config['peft_type']}, for PEFT itself."]
-    notes = []
+    beyond = []
     if config["modules_to_save"]:
-        notes.append(f"vLLM and LoRAX refuse it: it also replaces {', '.join(config['modules_to_save'])}.")
+        beyond.append(f"replaces {', '.join(config['modules_to_save'])}")
     if config["bias"] != "none":
-        notes.append("vLLM and LoRAX refuse it: it also replaces biases.")
+        beyond.append("replaces biases")
     if config["use_dora"]:
-        notes.append("vLLM and LoRAX refuse it: it is DoRA.")
-    if not notes and config["r"] > _VLLM_RANK:
+        beyond.append("is DoRA")
+    if beyond:
+        return [f"vLLM refuses it, and LoRAX would leave out a part: it also {' and '.join(beyond)}."]
+    notes = []
+    if config["r"] > _VLLM_RANK:
         notes.append(f"Start vLLM with --max-lora-rank {_next_rank(config['r'])}: its rank is {config['r']}.")
+    if any("." in name for name in config["target_modules"]):
+        notes.append("Not for LoRAX, which leaves out a LoRA on some layers of a kind; this one is not on all of them.")
     return notes
 
 

@@ -35,10 +35,10 @@ def test_what_a_server_will_refuse_is_said_in_place_of_how_to_start_it(run, run_
     pushed(llama(), use_dora=True)
     done = run("pull", "me/x", "--format", "peft", "--to", tmp_path / "out")
 
-    assert "refuse it: it is DoRA." in done.stderr
+    assert "it also is DoRA." in done.stderr
     assert "vllm serve" not in done.stderr
     written = run_json("pull", "me/x", "--format", "peft", "--to", tmp_path / "out")
-    assert written["notes"] == ["vLLM and LoRAX refuse it: it is DoRA."]
+    assert written["notes"] == ["vLLM refuses it, and LoRAX would leave out a part: it also is DoRA."]
     assert (written["version"], written["format"]) == ("v1", "peft")
 
 
