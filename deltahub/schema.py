@@ -12,20 +12,31 @@ if TYPE_CHECKING:
     from fastjsonschema import JsonSchemaValueException
 
 
-def parse(data: bytes) -> Any:
+def parse(data: bytes, *, unique: bool = False) -> Any:
     """Read JSON that may be damaged or hostile.
+
+    Args:
+        unique: refuse a name that stands twice in one object; else the last one counts.
 
     Raises:
         ValueError: it is not JSON, nests too deeply, or holds a number or half a character that JSON does not know.
     """
     try:
-        document = json.loads(data, parse_constant=_refuse_constant)
+        document = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         msg = "it nests too deeply"
         raise ValueError(msg) from None
     if b"\\u" in data:
         json.dumps(document, ensure_ascii=False).encode()  # an escaped half of a surrogate pair has no bytes
     return document
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        msg = "a name stands twice in it"
+        raise ValueError(msg)
+    return found
 
 
 def _refuse_constant(text: str) -> None:

@@ -5,6 +5,7 @@ The file starts with the header's length, 8 bytes, and the header, a JSON object
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -15,6 +16,12 @@ from deltahub.schema import parse
 Read = Callable[[int, int], bytes]  # the bytes from the first to before the second
 LONGEST: Final = 100_000_000  # bytes of a header, says safetensors
 _PREFIX: Final = 8
+_BITS: Final = {  # of one value
+    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("BF16", "F16", "I16", "U16"), 16),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("C64", "F64", "I64", "U64"), 64),
+}
 
 
 def tensor_entries(read: Read, size: int, what: str) -> tuple[TensorEntry, ...]:
@@ -33,18 +40,18 @@ def tensor_entries(read: Read, size: int, what: str) -> tuple[TensorEntry, ...]:
     if length > LONGEST or end > size:
         raise _malformed(what, "it is too short for its header")
     try:
-        header = parse(read(_PREFIX, end))
+        header = parse(read(_PREFIX, end), unique=True)
     except ValueError as error:
         raise _malformed(what, f"its header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise _malformed(what, "its header is no object")
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     try:
-        spans = sorted(_span(entry) for entry in tensors.values())
+        spans = sorted(_span(name, entry) for name, entry in tensors.items())
         found = tuple(
-            TensorEntry(name, str(entry["dtype"]), _shape(entry["shape"])) for name, entry in sorted(tensors.items())
+            TensorEntry(name, entry["dtype"], _sizes(entry["shape"])) for name, entry in sorted(tensors.items())
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise _malformed(what, f"its header describes no tensors ({error!r})") from error
     position = 0
     for first, last in spans:
@@ -56,17 +63,25 @@ def tensor_entries(read: Read, size: int, what: str) -> tuple[TensorEntry, ...]:
     return found
 
 
-def _span(entry: Mapping[str, Any]) -> tuple[int, int]:
-    first, last = entry["data_offsets"]
-    return int(first), int(last)
-
-
-def _shape(sizes: list[Any]) -> tuple[int, ...]:
-    shape = tuple(int(size) for size in sizes)
-    if min(shape, default=0) < 0:
-        msg = f"the shape {sizes}"
+def _span(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
+    """Where a tensor's values are, which is as long as its shape says."""
+    first, last = _sizes(entry["data_offsets"])
+    if not isinstance(entry["dtype"], str):
+        msg = f"{name} has the dtype {entry['dtype']!r}"
+        raise TypeError(msg)
+    width = _BITS.get(entry["dtype"])  # a later release of the format may know more
+    bits = math.prod(_sizes(entry["shape"])) * (width or 0)
+    if width and bits != (last - first) * 8:
+        msg = f"{name} has {bits // 8} bytes by its shape and {last - first} by its place"
         raise ValueError(msg)
-    return shape
+    return first, last
+
+
+def _sizes(found: object) -> tuple[int, ...]:
+    if not isinstance(found, list) or not all(type(size) is int and size >= 0 for size in found):
+        msg = f"{found!r} is no list of sizes"
+        raise ValueError(msg)
+    return tuple(found)
 
 
 def _malformed(what: str, reason: str) -> CheckpointError:
