@@ -22,6 +22,7 @@ from deltahub.schema import parse
 from deltahub.stores.base import Store
 
 PREFIX: Final = "hub/uploads/"
+PARTS: Final = "hub/parts/"  # which objects are the parts of a file that is not whole yet
 _SHORTEST: Final = timedelta(days=1)  # that an upload waits for its commit, whatever a collection's grace
 
 
@@ -71,7 +72,7 @@ def expire(store: Store, grace: timedelta) -> None:
         grace: how old a record must be; a day at least.
     """
     oldest = datetime.now(UTC) - max(grace, _SHORTEST)
-    for key, _ in list(store.keys(PREFIX)):
+    for key, _ in [*store.keys(PREFIX), *store.keys(PARTS)]:
         if (found := store.read_tagged(key)) and _time(_record(found[0])) < oldest:
             store.delete(key)
 

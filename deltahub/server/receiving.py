@@ -20,7 +20,7 @@ from starlette.routing import Route
 from deltahub.errors import NotFoundError
 from deltahub.files import scratch
 from deltahub.manifest import FileEntry, canonical_json
-from deltahub.registry import uploads
+from deltahub.registry import stamps, uploads
 from deltahub.schema import parse
 from deltahub.server.bodies import blocks, with_json
 from deltahub.server.downloads import whole
@@ -29,7 +29,6 @@ from deltahub.server.refusals import Refusal
 from deltahub.server.state import State, state_of
 from deltahub.stores.base import object_key
 
-_PARTS: Final = "hub/parts/"
 _FACTS: Final = ("repository", "oid", "size", "author", "action")
 
 
@@ -151,13 +150,15 @@ def _keep(state: State, facts: dict[str, str], spool: _Spool) -> None:
 
 
 def _part_key(facts: dict[str, str], number: int) -> str:
-    return f"{_PARTS}{facts['repository']}/{facts['oid']}/{number}"
+    return f"{uploads.PARTS}{facts['repository']}/{facts['oid']}/{number}"
 
 
 def _note_part(state: State, facts: dict[str, str], spool: _Spool) -> None:
     key = _part_key(facts, int(facts["part"]))
     known = state.registry.store.read_tagged(key)
-    state.registry.store.swap(key, canonical_json({"sha256": spool.sha256}), known[1] if known else None)
+    state.registry.store.swap(
+        key, canonical_json({"sha256": spool.sha256, "time": stamps.now()}), known[1] if known else None
+    )
 
 
 def _part(state: State, facts: dict[str, str], number: int) -> str:

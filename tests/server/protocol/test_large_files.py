@@ -170,8 +170,8 @@ def test_a_client_that_knows_no_parts_sends_the_whole(caller, parts):
     assert (answer["transfer"], "header" in answer["objects"][0]["actions"]["upload"]) == ("basic", False)
 
 
-def test_what_waits_for_its_commit_is_kept_by_collections_and_goes_when_none_comes(caller, hub, monkeypatch):
-    put(caller.address()["href"])
+def test_what_waits_for_its_commit_is_kept_by_collections_and_goes_when_none_comes(caller, hub, parts, monkeypatch):
+    put(caller.address(transfers=["basic"])["href"])
     for _ in range(3):
         assert collect(hub.registry, timedelta(0)).freed == {}
     assert caller.commit().status_code == 200
@@ -180,13 +180,19 @@ def test_what_waits_for_its_commit_is_kept_by_collections_and_goes_when_none_com
     oid = hashlib.sha256(other).hexdigest()
     put(caller.address(oid, len(other))["href"], other)
 
+    large = hashlib.shake_256(b"parts").digest(250_000)
+    oid_of_large = hashlib.sha256(large).hexdigest()
+    assert sent(caller.address(oid_of_large)["header"], large) == [200, 200, 200]
+
     class Later(datetime):
         @classmethod
         def now(cls, tz=None):
             return datetime.now(UTC) + timedelta(days=2)
 
     monkeypatch.setattr(uploads, "datetime", Later)
-    assert list(collect(hub.registry, timedelta(0)).freed) == [oid]
+    freed = collect(hub.registry, timedelta(0)).freed
+    assert (len(freed), oid in freed) == (4, True)
+    assert [key for prefix in ("hub/uploads/", "hub/parts/") for key, _ in hub.registry.store.keys(prefix)] == []
 
 
 @pytest.mark.parametrize(
