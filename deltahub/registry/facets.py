@@ -46,7 +46,8 @@ def facets(index: Index, query: Query, limit: int = 8) -> list[Facet]:
 def _facet(database: sqlite3.Connection, name: str, query: Query, limit: int) -> Facet:
     if name == "tags":
         where, values = conditions(query)
-        counted = "SELECT tag AS value, count(*) AS times FROM deltas JOIN tags USING (id)"
+        source = "deltas JOIN tags USING (id)" if values else "tags"  # all tags are those of all deltas
+        counted = f"SELECT tag AS value, count(*) AS times FROM {source}"  # noqa: S608  (one of the two)
         chosen = query.tags
     else:
         without: dict[str, Any] = {name: None}
