@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import patch
 
-from deltahub import checkpoint
+from deltahub import checkpoint, syncing
+from deltahub.errors import DeltaHubError
 from deltahub.bundle import export_bundle, import_bundle
 from deltahub.manifest import Manifest
 from deltahub.reference import Reference
@@ -15,6 +17,7 @@ from deltahub.registry.collection import collect
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.marking import set_alias, set_tags, undo
 from deltahub.registry.mirror import copy
+from deltahub.registry.publishing import Publication
 from deltahub.registry.registry import Registry
 from deltahub.registry.removal import remove
 from deltahub.registry.renaming import rename
@@ -66,9 +69,21 @@ class World:
         return registry
 
 
+def push_many(registry: Registry, world: World, many: int) -> None:
+    """Publish a version of one delta and a new delta in one call; from `many` files on one sync is for all."""
+    added = Publication(NER, world.manifests[3], world.folders[3], aliases=["prod"])
+    made = Publication(NLI, world.manifests[1], world.folders[1])
+    with patch.object(syncing, "MANY", many):
+        for result in registry.publish_many([added, made]):
+            if isinstance(result, DeltaHubError):
+                raise result
+
+
 ACTIONS: dict[str, Callable[[Registry, World], object]] = {
     "push": lambda registry, world: world.push(registry, 3, aliases=["prod"], tags=["task=ner"]),
     "push again": lambda registry, world: world.push(registry, 1, tags=["task=ner"]),
+    "push many": lambda registry, world: push_many(registry, world, 1000),
+    "push many, one sync": lambda registry, world: push_many(registry, world, 1),
     "alias": lambda registry, world: set_alias(registry, "acme/ner", "prod", "v2"),
     "tag": lambda registry, world: set_tags(registry, "acme/ner", "v1", ["task=ner"], []),
     "undo": lambda registry, world: undo(registry, "acme/ner"),
@@ -82,10 +97,11 @@ ACTIONS: dict[str, Callable[[Registry, World], object]] = {
 
 def between(action: str, before: State, after: State) -> list[State]:
     """What an action may leave when it is interrupted."""
-    both = (
-        {**before, "acme/nli": after["acme/nli"]} if action == "rename" else before
-    )  # the new document is written first
-    return [before, both, after]
+    if action == "rename":  # the new document is written first
+        return [before, {**before, "acme/nli": after["acme/nli"]}, after]
+    if action.startswith("push many"):  # in any order
+        return [before, *({**before, name: after[name]} for name in ("acme/ner", "acme/nli")), after]
+    return [before, after]
 
 
 def state_of(registry: Registry) -> State:
