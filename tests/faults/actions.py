@@ -9,8 +9,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 from deltahub import checkpoint, syncing
-from deltahub.errors import DeltaHubError
 from deltahub.bundle import export_bundle, import_bundle
+from deltahub.errors import DeltaHubError
 from deltahub.manifest import Manifest
 from deltahub.reference import Reference
 from deltahub.registry.collection import collect
