@@ -26,6 +26,7 @@ class Recorder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.operations: list[Operation] = []
+        self.syncs = 0  # of the whole file system
 
     @contextmanager
     def recording(self, patch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -80,6 +81,7 @@ class Recorder:
 
     def _syncfs(self, call: Callable[[int], None]) -> Callable[[int], None]:
         def recorded(descriptor: int) -> None:
+            self.syncs += 1
             self.note(Disk.syncfs)
 
         return recorded

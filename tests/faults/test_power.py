@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from deltahub import syncing
+from deltahub.reference import Reference
+from deltahub.registry.publishing import Publication
 from deltahub.registry.registry import Registry
 from deltahub.stores.local import LocalStore
 from tests.faults.actions import ACTIONS, State, World, between, damage_of, state_of
@@ -121,3 +124,48 @@ def test_what_is_acknowledged_after_a_kill_outlasts_a_power_loss(machine, world,
             if machine.is_new(tree, True):
                 machine.look(tree, [after], lambda registry: None)
     assert machine.looked_at
+
+
+def test_the_first_push_of_all_makes_a_registry_that_outlasts(machine, world):
+    top = machine.place()
+    top.mkdir()
+    disk, recorder = Disk.of(top), Recorder(top)
+    registry = Registry(LocalStore(top / "a" / "registry"))
+    with recorder.recording(machine.patch):
+        world.push(registry, 0)
+    for operation in recorder.operations:
+        operation(disk)
+    for tree in disk.after_power_loss(0, RANDOM):
+        place = machine.place()
+        write_tree(tree, place)
+        left = Registry(LocalStore(place / "a" / "registry"))
+        assert state_of(left) == state_of(registry)
+        assert not damage_of(left)
+        shutil.rmtree(place)
+
+
+def test_many_pushes_at_once_that_share_a_sync_outlast_too(machine, world, monkeypatch):
+    monkeypatch.setattr(syncing, "MANY", 2)
+    monkeypatch.setattr(syncing, "file_system", lambda _: 0xEF53)
+    root = machine.place()
+    registry = world.fill(LocalStore(root))
+    before, disk, recorder = state_of(registry), Disk.of(root), Recorder(root)
+    pushed = [Publication(Reference("acme", f"n{n}"), world.manifests[n], world.folders[n]) for n in (2, 3)]
+    with recorder.recording(machine.patch):
+        registry.publish_many(pushed)
+    after = state_of(registry)
+    assert recorder.syncs == 4  # objects, their folders, documents, their folders
+    for step, operation in enumerate([*recorder.operations, None]):
+        for tree in disk.after_power_loss(step, RANDOM):
+            if not machine.is_new(tree, operation is None):
+                continue
+            place = machine.place()
+            write_tree(tree, place)
+            left = Registry(LocalStore(place))
+            found = state_of(left)
+            assert before.items() <= found.items() <= after.items()
+            assert operation or found == after
+            assert not damage_of(left)
+            shutil.rmtree(place)
+        if operation:
+            operation(disk)
