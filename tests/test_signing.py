@@ -286,6 +286,7 @@ def test_other_files_beside_signatures_are_passed_over(team, tmp_path, key, chec
     folder = tmp_path / "team" / PREFIX / pushed.digest[7:]
     (folder / "README").write_text("x")
     (folder / "short.json").write_text("x")
+    (folder / f"{'0' * 64}.json").write_bytes(b" " * (MOST + 1))
 
     assert list(signatures(team, pushed.digest)) == [key.public.id]
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from deltahub.errors import ConflictError, NotFoundError
 from deltahub.registry.registry import Registry
+from deltahub.signing import MOST
 
 PREFIX: Final = "signatures/"
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
@@ -19,7 +20,7 @@ _ATTEMPTS: Final = 10
 
 
 def signatures(registry: Registry, digest: str) -> dict[str, bytes]:
-    """The signatures of a delta, by the id of the key that they are said to be by.
+    """The signatures of a delta, by the id of the key that they are said to be by; what is too large to be one is passed over.
 
     Args:
         digest: of its manifest.
@@ -33,7 +34,8 @@ def signatures(registry: Registry, digest: str) -> dict[str, bytes]:
         key_id = name.removesuffix(".json")
         if _KEY.fullmatch(key_id) and name.endswith(".json"):
             try:
-                found[key_id] = registry.store.read(f"{folder}{name}")
+                if registry.store.size(f"{folder}{name}") <= MOST:
+                    found[key_id] = registry.store.read(f"{folder}{name}")
             except NotFoundError:  # replaced at this moment
                 continue
     return found

@@ -88,7 +88,8 @@ def test_verify_of_a_folder_that_is_not_there_says_so(run):
     assert "'./nowhere' is a path; expected a delta's name" in done.stderr
 
 
-def test_a_damaged_manifest_hides_neither_the_log_nor_the_marks(run, run_json, pulled):
+def test_a_damaged_manifest_hides_neither_the_log_nor_the_marks(run, run_json, ckpt):
+    run("push", ckpt, "me/x")  # and not pulled: what is in the cache is shown from there
     digits = run_json("show", "me/x")["digest"].removeprefix("sha256:")
     run("alias", "me/x", "champion")
     damage(home() / "registry" / "objects" / "sha256" / digits[:2] / digits[2:])
