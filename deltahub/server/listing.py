@@ -15,12 +15,14 @@ from deltahub.places import cache_home
 from deltahub.registry.index import Index, Listed
 from deltahub.registry.query import Query
 from deltahub.server import paging
-from deltahub.server.access import caller_of
+from deltahub.server.access import Caller, caller_of
 from deltahub.server.facts import Facts, expanded, siblings
 from deltahub.server.paths import MODEL
 from deltahub.server.records import Record
+from deltahub.server.refusals import Refusal
 from deltahub.server.repositories import EMPTY, Commit, Repository, commit_id, open_repository
 from deltahub.server.state import State, state_of
+from deltahub.server.trees import moment
 
 _ORDERS: Final = {"createdAt": "created", "lastModified": "modified"}
 
@@ -34,6 +36,35 @@ def list_models(request: Request) -> Response:
     start, count = paging.window(request)
     shown = [_shown(request, state, facts) for facts in found[start : start + count]]
     return paging.page(request, shown, start=start, count=count, total=len(found))
+
+
+def my_repositories(request: Request) -> Response:
+    """The repositories that the caller may change, or those of one namespace, each with the size of its newest version.
+
+    Raises:
+        Refusal: no token came with the request.
+    """
+    caller, namespace = caller_of(request), request.path_params.get("namespace")
+    if caller.anonymous:
+        raise Refusal(401, "This needs a token, and none came with the request. Log in with `hf auth login`.")
+    found = [facts for facts in _all(request, state_of(request)) if _mine(facts, caller, namespace)]
+    start, count = paging.window(request)
+    shown = [
+        {
+            "id": facts.path,
+            "type": "model",
+            "updatedAt": moment(facts.modified),
+            "visibility": "private" if facts.private else "public",
+            "storage": facts.summary.get("size", 0),
+        }
+        for facts in found[start : start + count]
+    ]
+    return paging.page(request, shown, start=start, count=count, total=len(found))
+
+
+def _mine(facts: Facts, caller: Caller, namespace: str | None) -> bool:
+    own = facts.path.partition("/")[0]
+    return own == namespace if namespace else caller.may_write(own)
 
 
 def _all(request: Request, state: State) -> Iterator[Facts]:
@@ -134,6 +165,8 @@ def _by_dtype(commit: Commit) -> dict[str, int]:
 
 
 routes: Final = [
+    Route("/api/settings/repositories", my_repositories),
+    Route("/api/organizations/{namespace:part}/settings/repositories", my_repositories),
     Route("/api/models", list_models),
     Route(MODEL, model_info),
     Route(f"{MODEL}/revision/{{revision:part}}", model_info),

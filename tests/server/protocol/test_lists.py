@@ -87,6 +87,17 @@ def test_private_repositories_are_listed_for_those_who_may_see_them(hub, many, u
     assert ids(HfApi(hub.url, token=False).list_models(search="secret")) == []
 
 
+def test_a_user_lists_what_they_may_change(hub, many, user):
+    many.create_repo("beta/secret", private=True)
+    mine = user(hub, "write", "beta")
+    found = {repo.id: (repo.visibility, repo.type, repo.storage) for repo in mine.list_user_repos()}
+
+    assert found == {"beta/empty": ("public", "model", 0), "beta/secret": ("private", "model", 0)}
+    assert all(repo.storage > 0 for repo in mine.list_user_repos(namespace="acme"))
+    assert len(list(mine.list_user_repos(namespace="acme"))) == 7
+    assert requests.get(f"{hub.url}/api/settings/repositories", timeout=30).status_code == 401
+
+
 def test_what_was_pushed_straight_to_the_registry_is_listed_too(hub, api, new_checkpoint):
     from deltahub.checkpoint import describe
 

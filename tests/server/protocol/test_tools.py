@@ -81,3 +81,23 @@ def test_peft_and_transformers_push_and_load(hub, environment):
     assert (adapter.message, adapter.summary["delta_type"]) == ("by peft", "peft lora")
     assert adapter.summary["backbone_checkpoint_name"] == "acme/tiny-bert"
     assert backbone.summary["delta_type"] == "transformers bert"
+
+
+@pytest.mark.slow
+def test_the_hf_command_looks_after_repositories(hub, environment, tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    run(environment, HF, "repos", "create", "acme/x", "--private")
+    run(environment, HF, "upload", "acme/x", tmp_path / "a.txt")
+    run(environment, HF, "upload", "acme/x", tmp_path / "a.txt", "sub/b.txt")
+    assert "sub/b.txt" in run(environment, HF, "models", "info", "acme/x")
+    run(environment, HF, "repos", "branch", "create", "acme/x", "exp/one")
+    run(environment, HF, "repos", "delete-files", "acme/x", "sub/b.txt")
+    run(environment, HF, "download", "acme/x")
+    assert "match" in run(environment, HF, "cache", "verify", "acme/x")
+    run(environment, HF, "repos", "settings", "acme/x", "--public")
+    run(environment, HF, "repos", "branch", "delete", "acme/x", "exp/one")
+    run(environment, HF, "repos", "move", "acme/x", "acme/y")
+    assert "acme/y" in run(environment, HF, "repos", "list", "--quiet")
+    assert hub.registry.document("acme/y").branches == {"main": "v1"}
+    run(environment, HF, "repos", "delete", "acme/y", "--yes")
+    assert run(environment, HF, "repos", "list", "--quiet").strip() == ""
