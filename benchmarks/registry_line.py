@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from measure import OUT
-from registry_transfer import small_deltas
+from registry_many import small_deltas
 
 from deltahub import checkpoint
 from deltahub.reference import Reference
