@@ -12,6 +12,7 @@ from deltahub.server import (
     lfs,
     lifecycle,
     listing,
+    packs,
     preupload,
     receiving,
     revisions,
@@ -30,5 +31,6 @@ routes: Final = [
     *lfs.routes,
     *receiving.routes,
     *downloads.routes,
+    *packs.routes,
     *courtesies.last,
 ]

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from deltahub.describing import MANIFEST
 from deltahub.errors import IntegrityError, NotFoundError
 from deltahub.manifest import FileEntry
+from deltahub.server.packs import offer
 from deltahub.server.paths import REPOSITORY
 from deltahub.server.refusals import ENTRY_NOT_FOUND, Refusal
 from deltahub.server.repositories import is_delta, open_repository
@@ -57,6 +58,8 @@ def resolve(request: Request) -> Response:
         "Cache-Control": _REVALIDATE,
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(path.rpartition('/')[2], safe='')}",
     }
+    if path == MANIFEST:
+        headers |= offer(repository.path, commit.id, commit.manifest)
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     if request.method == "HEAD":  # the size of the whole, whatever part was asked for

@@ -25,6 +25,7 @@ from deltahub.sources.base import Resolved
 from deltahub.sources.huggingface.calls import Calls, Token
 from deltahub.sources.huggingface.foreign import Foreign
 from deltahub.sources.huggingface.history import BRANCH, document, history, names
+from deltahub.sources.huggingface.packed import Packed
 from deltahub.sources.huggingface.publishing import Publication
 from deltahub.sources.huggingface.searching import search, tags_of
 from deltahub.sources.huggingface.snapshot import Snapshot, manifest_in
@@ -93,10 +94,10 @@ class HuggingFace:
             return found
         snapshot = Snapshot(self.calls, path, answer.commit)
         manifest = manifest_in(answer.data)
-        if manifest is not None:
-            return self._resolved(snapshot, manifest)
-        foreign = Foreign(snapshot)
-        return self._resolved(snapshot, foreign.manifest, foreign)
+        if manifest is None:
+            foreign = Foreign(snapshot)
+            return self._resolved(snapshot, foreign.manifest, foreign)
+        return self._resolved(snapshot, manifest, Packed(snapshot, manifest, answer.pack) if answer.pack else None)
 
     def document(self, path: str) -> ReferenceDocument:
         """See `Source.document`; see `history` for what counts as a version. Tags are known of the newest one."""
@@ -141,9 +142,9 @@ class HuggingFace:
         found = self._known(Reference.parse(f"{self.name}:{path}@{commit}")) if self._known else None
         return self._resolved(Snapshot(self.calls, path, commit), found[1]) if found else None
 
-    def _resolved(self, snapshot: Snapshot, manifest: Manifest, foreign: Foreign | None = None) -> Resolved:
+    def _resolved(self, snapshot: Snapshot, manifest: Manifest, files: Foreign | Packed | None = None) -> Resolved:
         exact = Reference.parse(str(snapshot))
-        return Resolved(exact, manifest.digest, manifest, (foreign or snapshot).fetch)
+        return Resolved(exact, manifest.digest, manifest, (files or snapshot).fetch)
 
     def _revision(self, path: str, asked: str | None) -> str:
         """The git revision that a version means."""

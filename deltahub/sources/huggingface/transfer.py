@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _HEX: Final = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _GIT: Final = 40  # digits of a sha1
+_PACK: Final = "x-deltahub-pack"
 _SMALL: Final = 64 << 20  # bytes of a manifest or a card at most
 
 
@@ -29,10 +30,12 @@ class Answer:
     Attributes:
         commit: that the revision means, 40 hex digits.
         data: the file; None if there is none under this path.
+        pack: where all files of a small delta are one answer, a path on the hub; None if it does not say.
     """
 
     commit: str
     data: bytes | None
+    pack: str | None = None
 
 
 def read(calls: Calls, repo: str, revision: str, path: str, doing: str) -> Answer:
@@ -48,17 +51,14 @@ def read(calls: Calls, repo: str, revision: str, path: str, doing: str) -> Answe
     """
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
+    what = f"{path} of {repo} in {calls.place}"
+
     def call() -> Answer:
         try:
-            with _opened(calls, repo, revision, path, {}) as response:
-                data = bytearray()
-                for chunk in response.iter_bytes():
-                    data += chunk
-                    if len(data) > _SMALL:
-                        msg = f"{path} of {repo} in {calls.place} has more than {_SMALL >> 20} MiB. Look at what is there."
-                        raise StorageError(msg)
-                _require_etag(response, bytes(data), f"{path} of {repo} in {calls.place}")
-                return Answer(_commit(response), bytes(data))
+            with _opened(calls, _url(calls, repo, revision, path)) as response:
+                data = _all(response, _SMALL, what)
+                _require_etag(response, data, what)
+                return Answer(_commit(response), data, response.headers.get(_PACK))
         except RemoteEntryNotFoundError as error:
             return Answer(_commit(error.response), None)
 
@@ -79,13 +79,13 @@ def copy(calls: Calls, repo: str, commit: str, path: str, into: Path, size: int,
         UnreachableError: there was no answer.
         StorageError: the hub refused.
     """
-    what = f"{path} of {calls.name}:{repo}@{commit}"
+    what, url = f"{path} of {calls.name}:{repo}@{commit}", _url(calls, repo, commit, path)
     with into.open("xb") as file:
         taken = _Copy(file, size, progress)
 
         def call() -> None:
             going_on = {"Range": f"bytes={taken.done}-"} if taken.done else {}
-            with _opened(calls, repo, commit, path, going_on) as response:
+            with _opened(calls, url, going_on) as response:
                 if response.headers.get("content-range", "").partition("-")[0] != f"bytes {taken.done}":
                     taken.restart()
                 for chunk in response.iter_bytes():  # as they come, so that none is lost with the connection
@@ -125,12 +125,48 @@ class _Copy:
         return self.done <= self.size
 
 
-@contextmanager
-def _opened(calls: Calls, repo: str, revision: str, path: str, extra: dict[str, str]) -> Iterator[Response]:
-    from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
+def read_pack(calls: Calls, repo: str, path: str, size: int) -> bytes:
+    """Read all files of a small delta at once.
 
-    url = hf_hub_url(repo, path, revision=revision, endpoint=calls.endpoint)
-    headers = {**calls.headers(), **extra}
+    Args:
+        path: where the hub offers them; it is looked for on the hub itself only.
+        size: of all files together.
+
+    Raises:
+        NotFoundError: there are none any more.
+        UnreachableError: there was no answer.
+        StorageError: the hub refused, or sends more.
+    """
+    what = f"the files of {repo} in {calls.place}"
+
+    def call() -> bytes:
+        with _opened(calls, f"{calls.endpoint}/{path.lstrip('/')}") as response:
+            return _all(response, size, what)
+
+    return calls.make(call, f"Pulling {repo}", what)
+
+
+def _url(calls: Calls, repo: str, revision: str, path: str) -> str:
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(repo, path, revision=revision, endpoint=calls.endpoint)
+
+
+def _all(response: Response, most: int, what: str) -> bytes:
+    data = bytearray()
+    for chunk in response.iter_bytes():
+        data += chunk
+        if len(data) > most:
+            msg = f"{what} has more than {most:,} bytes. Look at what is there."
+            raise StorageError(msg)
+    return bytes(data)
+
+
+@contextmanager
+def _opened(calls: Calls, url: str, extra: Mapping[str, str] | None = None) -> Iterator[Response]:
+    from huggingface_hub import get_session, hf_raise_for_status
+
+    headers = {**calls.headers(), **(extra or {})}
     with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
         if response.is_error:
             response.read()  # for the sentence: a stream that is not read has no text

@@ -1,0 +1,47 @@
+"""All files of a small delta in one answer, in the order of its manifest: whoever has that can part and check them.
+
+Clients of Hugging Face ask for each file; a pull by DeltaHub asks for this where the answer with the manifest offers it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from deltahub.manifest import Manifest
+from deltahub.server.refusals import ENTRY_NOT_FOUND, Refusal
+from deltahub.server.repositories import is_delta, open_repository
+from deltahub.server.state import state_of
+from deltahub.stores.base import object_key
+
+OFFER: Final = "X-DeltaHub-Pack"  # the header that offers it, with where it is
+_LARGEST: Final = 1 << 20  # bytes; of more, parts are fetched at the same time and after a break where they broke off
+
+
+def offer(repository: str, commit: str, manifest: Manifest) -> dict[str, str]:
+    """The header that offers the pack of a commit; none if it is too large for one."""
+    if not is_delta(manifest) or manifest.size > _LARGEST:
+        return {}
+    return {OFFER: f"/api/deltahub/{repository}/pack/{commit}"}
+
+
+def pack(request: Request) -> Response:
+    """The files of a commit, one after the other.
+
+    Raises:
+        Refusal: they are no delta, or too large.
+    """
+    repository = open_repository(request)
+    commit = repository.at(request.path_params["revision"])
+    if not offer(repository.path, commit.id, commit.manifest):
+        where = {"X-Repo-Commit": commit.id}
+        raise Refusal(404, f"{repository.path} at {commit.id} is no small delta.", ENTRY_NOT_FOUND, where)
+    store = state_of(request).registry.store
+    data = b"".join(store.read(object_key(entry.sha256)) for entry in commit.manifest.files)
+    return Response(data, headers={"X-Repo-Commit": commit.id}, media_type="application/octet-stream")
+
+
+routes: Final = [Route("/api/deltahub/{namespace:part}/{name:part}/pack/{revision:part}", pack)]
