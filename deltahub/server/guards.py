@@ -4,8 +4,8 @@
     SecurityHeaders   no answer is misused by a browser         shield.py
     Observing         access log, audit log, metrics            observing.py
     OwnNames          by which names the hub may be called      shield.py
-    Browsers          a sign-in that lasts, errors as pages     pages/browsers.py
     Limits            sizes of head and body, slow bodies       limits.py
+    Browsers          a sign-in that lasts, errors as pages     pages/browsers.py
     Authentication    who calls, and how often                  authentication.py
 
 All of it is plain ASGI, so that bodies and answers stream through.
@@ -41,7 +41,7 @@ def guards(store: Store, settings: Settings, metrics: Metrics) -> list[Middlewar
         Middleware(SecurityHeaders),
         Middleware(Observing, metrics),
         Middleware(OwnNames, settings),
-        Middleware(Browsers),
         Middleware(Limits, settings),
+        Middleware(Browsers),
         Middleware(Authentication, KnownTokens(Tokens(store)), settings),
     ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from starlette.types import ASGIApp, Message
 
@@ -24,10 +26,38 @@ class Answer:
     body: bytes = b""
 
 
-async def send(
-    app: ASGIApp, method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b""
+class Wire:
+    """A way to an application. It has a thread of its own: in that of the tests, a browser's event loop may be running.
+
+    Args:
+        app: the application.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._loop.shutdown_default_executor(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def send(
+        self, method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b""
+    ) -> Answer:
+        """Send a request and wait for the whole answer."""
+        return asyncio.run_coroutine_threadsafe(_send(self._app, method, target, headers, body), self._loop).result(60)
+
+
+async def _send(
+    app: ASGIApp, method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes
 ) -> Answer:
-    """Send a request and wait for the whole answer."""
     path, _, query = target.partition(b"?")
     scope = {
         "type": "http",

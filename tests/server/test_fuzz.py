@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -18,11 +17,11 @@ from deltahub.server.settings import Settings
 from deltahub.server.tokens import Tokens
 from deltahub.stores.memory import MemoryStore
 from tests.server.clients import commit_body
-from tests.server.raw import Answer, send
+from tests.server.raw import Answer, Wire
 from tests.server.strategies import BODIES, HEADERS, LINES, METHODS, QUERIES, SEGMENTS, dumped
 
 BOUNDED = settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -43,7 +42,7 @@ class Target:
         ]
         self.writer = self.callers[2]
         self.routes = [route for route in _routes(self.app.routes) if route.path != "/metrics"]
-        self.loop = asyncio.Runner()
+        self.wire = Wire(self.app).__enter__()
         self.send(b"/api/repos/create", "POST", json.dumps({"name": "ner", "organization": "acme"}).encode())
         for text in ("one", "two"):
             self.send(
@@ -51,7 +50,7 @@ class Target:
             )
 
     def send(self, target: bytes, method: str, body: bytes = b"", headers=None) -> Answer:
-        return self.loop.run(send(self.app, method, target, self.writer if headers is None else headers, body))
+        return self.wire.send(method, target, self.writer if headers is None else headers, body)
 
 
 def _bearer(secret: str) -> tuple[tuple[bytes, bytes], ...]:
@@ -70,7 +69,7 @@ def _routes(routes) -> Iterator[Route]:
 def target() -> Iterator[Target]:
     target = Target()
     yield target
-    target.loop.close()
+    target.wire.__exit__()
 
 
 def filled(template: str, segments: list[str]) -> str:

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
+from deltahub.registry.registry import Registry
+from deltahub.server.app import build_app
 from deltahub.server.protocol import GuardedProtocol
 from deltahub.server.refusals import Refusal, header_text
 from deltahub.server.settings import Settings
 from deltahub.stores.memory import MemoryStore
 from tests.server.guarded import guarded
+from tests.server.raw import Wire
 from tests.server.running import listening
 
 
@@ -70,6 +73,13 @@ def test_too_many_headers_and_too_long_addresses_are_refused():
     hub = client(max_header_count=20)
     assert hub.get("/caller", headers={f"x-{number}": "1" for number in range(30)}).status_code == 431
     assert hub.get("/caller?" + "x" * 10_000).status_code == 414
+
+
+@pytest.mark.parametrize("target", [b"/?q=\x80", b"/\xff", b"/?next=\xf0\x9f", b"/a b", b"/\x00"])
+def test_an_address_that_is_not_quoted_is_refused_to_programs_and_to_browsers(target):
+    browser = [(b"accept", b"text/html"), (b"cookie", b"deltahub_token=dhub_nothing")]
+    with Wire(build_app(Registry(MemoryStore()))) as wire:
+        assert [wire.send("GET", target, headers).status for headers in ([], browser)] == [400, 400]
 
 
 def test_a_head_that_goes_on_and_on_is_cut_off():
