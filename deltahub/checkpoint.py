@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from deltahub.files import (
 )
 from deltahub.manifest import FileEntry, Manifest, TensorEntry
 from deltahub.schema import parse
+from deltahub.tensorheader import tensor_entries
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,15 +192,15 @@ def tensor_table(path: Path) -> tuple[TensorEntry, ...]:
     Raises:
         CheckpointError: it is not a safetensors file.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="np") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no dict)
-            return tuple(
-                TensorEntry(name, part.get_dtype(), tuple(part.get_shape())) for name, part in sorted(slices.items())
-            )
-    except (SafetensorError, OSError) as error:  # a missing file or a folder is an OSError of the library's own
+        with path.open("rb") as file:
+
+            def read(start: int, end: int) -> bytes:
+                file.seek(start)
+                return file.read(end - start)
+
+            return tensor_entries(read, os.fstat(file.fileno()).st_size, str(path))
+    except OSError as error:
         msg = f"{path} is not a safetensors file ({error}). Fetch or save the delta again."
         raise CheckpointError(msg) from error
 

@@ -6,9 +6,11 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, as_completed, wait
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -52,6 +54,8 @@ def each(call: Callable[[Item, threading.Event], None], items: Iterable[Item], a
         call: takes an item, and the event that is set when it shall end early.
         at_once: how many run at the same time.
     """
+    from concurrent.futures import as_completed, wait
+
     waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
     for item in items:
         waiting.put(item)
@@ -78,6 +82,8 @@ def each(call: Callable[[Item, threading.Event], None], items: Iterable[Item], a
 
 
 def _started(call: Callable[[], T]) -> Future[T]:
+    from concurrent.futures import Future  # late: 15 ms that a folder does not need
+
     future: Future[T] = Future()
 
     def run() -> None:
