@@ -169,7 +169,7 @@ def _metric_sorts(asked: Query, lines: list[Listed]) -> list[tuple[str, str]]:
     named = {str(name): None for line in lines for name in _metrics(line)}
     if asked.sort not in dict(SORTS):
         named = {asked.sort: None, **named}
-    return [(name, f"Best {name}") for name in [*named][:6] if name not in dict(SORTS) and _sortable(name)]
+    return [(name, f"Highest {name}") for name in [*named][:6] if name not in dict(SORTS) and _sortable(name)]
 
 
 def _sortable(name: str) -> bool:

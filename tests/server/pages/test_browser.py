@@ -7,6 +7,8 @@ import re
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+from deltahub.server.pages import front
+
 SIZES = {"wide": 1280, "phone": 320}
 EVERY_PAGE = {
     "front": "/",
@@ -73,6 +75,11 @@ def listed(page) -> list[str]:
     return page.locator(".results h2 a").all_inner_texts()
 
 
+def counted(page, count: str) -> None:
+    """Wait until the list says that it has so many."""
+    page.locator("#count", has_text=re.compile(f"^{count}$")).wait_for()
+
+
 def focused(page) -> str:
     return page.evaluate("document.activeElement.innerText || document.activeElement.id")
 
@@ -80,7 +87,7 @@ def focused(page) -> str:
 def test_typing_searches_without_a_button_and_the_address_follows(look, keep):
     page = look("/")
     page.get_by_label("Search deltas").press_sequentially("sst2")
-    page.get_by_text("1 delta", exact=True).wait_for()
+    counted(page, "1 delta")
     assert listed(page) == ["acme/sst2"]
     assert page.url.endswith("/?q=sst2")
     assert focused(page) == "q"
@@ -105,20 +112,20 @@ def test_search_and_filters_are_used_by_keyboard_alone(look):
         if focused(page).startswith("bitfit"):
             break
     page.keyboard.press("Enter")
-    page.get_by_text("1 delta", exact=True).wait_for()
+    counted(page, "1 delta")
     assert page.url.endswith("/?q=a&type=bitfit")
     assert focused(page).startswith("bitfit")
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.keyboard.press("Enter")
-    page.get_by_text("3 deltas", exact=True).wait_for()
+    counted(page, "3 deltas")
     page.go_back()
-    page.get_by_text("1 delta", exact=True).wait_for()
+    counted(page, "1 delta")
 
 
 def test_the_search_keeps_the_filters(look):
     page = look("/?author=grace")
     page.get_by_label("Search deltas").press_sequentially("chat")
-    page.get_by_text("1 delta", exact=True).wait_for()
+    counted(page, "1 delta")
     assert listed(page) == ["lab/chat"]
     assert sorted(page.url.partition("?")[2].split("&")) == ["author=grace", "q=chat"]
 
@@ -130,9 +137,23 @@ def test_another_order_is_chosen(look):
     assert listed(page) == ["acme/ner", "acme/sst2", "lab/chat"]
 
 
-def test_an_error_while_typing_is_shown_as_a_page(look, pages, monkeypatch):
-    from deltahub.server.pages import front
+def test_the_next_page_is_read_from_its_top(look, monkeypatch):
+    monkeypatch.setattr(front, "PER_PAGE", 1)
+    page = look("/?sort=name", viewport={"width": 320, "height": 400})
+    page.get_by_role("link", name="Next").click()
+    page.get_by_text("page 2 of 3").wait_for()
+    assert listed(page) == ["acme/sst2"]
+    page.wait_for_function("scrollY === 0")
+    assert page.url.endswith("/?sort=name&page=2")
 
+
+def test_from_an_empty_hub_the_way_leads_to_the_sign_in(visit, pages):
+    page = visit(pages.url)
+    page.get_by_role("link", name="sign in", exact=True).click()
+    page.get_by_label("Token").wait_for()
+
+
+def test_an_error_while_typing_is_shown_as_a_page(look, pages, monkeypatch):
     page = look("/", strict=False)
     monkeypatch.setattr(front, "facets", lambda *_: 1 / 0)
     page.get_by_label("Search deltas").press_sequentially("x")
