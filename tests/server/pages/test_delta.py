@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import shlex
+import subprocess
+import sys
 from html import unescape
 
 import pytest
 
+from deltahub.manifest import FileEntry, Manifest, TensorEntry
 from deltahub.reference import Reference
 from deltahub.registry.removal import remove
 from deltahub.registry.renaming import rename
@@ -200,3 +206,38 @@ def test_a_repository_without_a_version_says_so(pages, hub):
     page = pages.get("/acme/new")
     assert page.status_code == 404
     assert "nothing was pushed to it yet" in page.text
+
+
+def test_the_commands_to_copy_work_as_they_are(pages, hub, push, tmp_path):
+    push("acme/ner", tensors=WITHOUT_HEAD)
+    lines = [line for line in commands(pages.get("/acme/ner")) if line.startswith("deltahub ")]
+    assert len(lines) == 3
+    online = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": pages.url}  # there is no other hub for it to ask
+    for line in lines:
+        command = [sys.executable, "-c", "from deltahub_cli.main import main; main()", *shlex.split(line)[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=online)
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+    entries = hub.registry.resolve(Reference.parse("acme/ner")).manifest.files
+    assert {path.name for path in (tmp_path / "ner").iterdir()} == {entry.path for entry in entries}
+    assert (tmp_path / "ner-peft" / "adapter_config.json").is_file()
+
+
+STRANGE = (
+    {"delta_type": ["x"], "lora_r": "x", "lora_alpha": None, "parents": [1, {"relation": 2, "digest": None}, {}]},
+    {"backbone_hash": 7, "backbone_class": ["a"], "backbone_checkpoint_name": {"a": 1}, "parents": {"a": 1}},
+    {"metadata": {"tags": 3, "test_result": [1], "description": {"a": [1]}}, "delta_type": "lora", "lora_r": -3},
+    {},
+)
+
+
+@pytest.mark.parametrize("config", STRANGE)
+def test_strange_configs_of_files_of_any_kind_are_no_failure(pages, registry, tmp_path, config):
+    (tmp_path / "notes.txt").write_bytes(b"a note")
+    entries = (FileEntry("notes.txt", hashlib.sha256(b"a note").hexdigest(), 6),)
+    tensors = (TensorEntry("", "F32", ()), TensorEntry("a" * 5000, "F4", (0, 1)))
+    metrics = ({"metric_type": "f1", "metric_value": "high"}, {"metric_type": "f1", "metric_value": 1})
+    manifest = Manifest(config, entries, tensors, {"total": 0, "delta": 0}, metrics, "files")
+    registry.publish(Reference.parse("acme/odd"), manifest, tmp_path)
+    for path in ("", "?q=odd", "acme/odd", "acme/odd/versions", "acme/odd/layers/v1", "acme/odd/blob/v1/notes.txt"):
+        assert pages.get(f"/{path}").status_code == 200, path
+    assert pages.get("/-/compare?left=acme/odd&right=acme/odd@v1").status_code == 200
