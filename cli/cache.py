@@ -63,7 +63,8 @@ def list_(
     rows = [(e.digest[:19], e.origin, size_text(e.size), _time(e.used), "pinned" if e.pinned else "") for e in entries]
     out.rows(("digest", "pulled as", "size", "last used", ""), rows)
     total = size_text(sum(entry.size for entry in entries))
-    out.nothing(f"{len(entries):,} deltas, {total}. Hugging Face's own cache is apart: deltahub cache list --hf")
+    many = "1 delta" if len(entries) == 1 else f"{len(entries):,} deltas"
+    out.nothing(f"{many}, {total}. Hugging Face's own cache is apart: deltahub cache list --hf")
 
 
 def _list_hf(*, as_json: bool, quiet: bool) -> None:

@@ -81,7 +81,11 @@ def add(
     profile: ProfileOpt = None,
     token_env: Annotated[
         str | None,
-        typer.Option("--token-env", metavar="VARIABLE", help="The environment variable that holds a hub's token."),
+        typer.Option(
+            "--token-env",
+            metavar="VARIABLE",
+            help="The environment variable that holds a hub's token. [default: DELTAHUB_TOKEN_NAME]",
+        ),
     ] = None,
     namespaces: NamespacesOpt = None,
     unchecked: UncheckedOpt = False,

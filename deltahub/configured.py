@@ -41,7 +41,7 @@ class Configured:
         region: of the bucket; the same.
         profile: of ~/.aws that has the keys; None for the environment's.
         kind: ``"registry"`` or ``"hub"``, a server that speaks the Hugging Face protocol.
-        token_env: of a hub: the environment variable that holds the token; None to send none.
+        token_env: of a hub: the environment variable that holds the token, if not `token_variable`.
         namespaces: that are looked for here only, when a name is given without a source.
         trust: of a registry: public keys in PEM, one of which must have signed what is taken from it; none to ask for none.
     """
@@ -85,6 +85,11 @@ class Configured:
         entry = cls(name, place_of(url), endpoint, region, profile, namespaces=bound)
         entry.store()
         return entry
+
+    @property
+    def token_variable(self) -> str:
+        """The environment variable that holds a hub's token, e.g. ``"DELTAHUB_TOKEN_TEAM"``."""
+        return self.token_env or f"DELTAHUB_TOKEN_{self.name.upper().replace('-', '_')}"
 
     def store(self) -> Store:
         """Where a registry keeps its bytes; nothing is asked there yet.

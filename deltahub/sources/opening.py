@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from deltahub.configured import HF, HUB, Configured, place_of
 from deltahub.registry.registry import Registry
@@ -55,12 +53,7 @@ def open_source(entry: Configured, indexes: Path, known: Known) -> Source:
 
     if entry.name == HF:  # its address and token are those of Hugging Face's own client
         return HuggingFace(entry.name, known=known)
-    return HuggingFace(entry.name, endpoint=entry.url, token=partial(_token, entry.token_env), known=known)
-
-
-def _token(variable: str | None) -> str | Literal[False]:
-    """The token of a hub; without a variable that holds it none is sent, least of all the one of another hub."""
-    return (variable and os.environ.get(variable)) or False
+    return HuggingFace(entry.name, endpoint=entry.url, token_variable=entry.token_variable, known=known)
 
 
 def registry_at(address: str, indexes: Path, known: Known) -> RegistrySource:

@@ -32,7 +32,8 @@ class Calls:
     Args:
         name: what the source is called.
         endpoint: its address; None for HF_ENDPOINT, or else the Hugging Face Hub.
-        token: the user's token there; False for none; None for the one of `hf auth login` or HF_TOKEN.
+        token: the user's token there; False for none.
+        token_variable: the environment variable that holds it otherwise; None for the token of `hf auth login` or HF_TOKEN.
         pause: waits for a number of seconds.
     """
 
@@ -40,12 +41,14 @@ class Calls:
         self,
         name: str,
         endpoint: str | None = None,
-        token: Token | Callable[[], Token] = None,
+        token: Token = None,
+        token_variable: str | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.name = name
         self._endpoint = endpoint
         self._token = token
+        self._token_variable = token_variable
         self._pause = pause
 
     @property
@@ -55,22 +58,26 @@ class Calls:
 
     @property
     def place(self) -> str:
-        """The source's name and where it is, for people."""
-        return f"{self.name} ({self.endpoint})"
+        """The source's name and where it is, for people: without a user and password in the address."""
+        scheme, _, rest = self.endpoint.rpartition("://")
+        return f"{self.name} ({scheme}://{rest.rpartition('@')[2]})"
 
     @property
     def token(self) -> str | Literal[False]:
         """The token that is sent now; False if there is none."""
+        if self._token is not None:
+            return self._token
+        if self._token_variable is not None:
+            return os.environ.get(self._token_variable) or False
         from huggingface_hub import get_token
 
-        token = self._token() if callable(self._token) else self._token
-        return (get_token() or False) if token is None else token
+        return get_token() or False
 
     @property
     def _log_in(self) -> str:
-        if self._token is None:
+        if self._token_variable is None:
             return "log in with `hf auth login`, or set HF_TOKEN"
-        return f"set the environment variable that holds the token of the source {self.name}"
+        return f"set {self._token_variable}, the environment variable for the token of the source {self.name}"
 
     @property
     def api(self) -> HfApi:

@@ -45,8 +45,9 @@ class HuggingFace:
     Args:
         name: what the source is called.
         endpoint: address of the hub; None for HF_ENDPOINT, or else the Hugging Face Hub.
-        token: the user's token there, or what gives it at each call; False for none; None for the one of `hf auth login` or
-            HF_TOKEN, which belongs to the hub that HF_ENDPOINT names.
+        token: the user's token there; False for none.
+        token_variable: the environment variable that holds it otherwise; None for the one of `hf auth login` or HF_TOKEN, which
+            belongs to the hub that HF_ENDPOINT names.
         known: what was pulled before, so that a pinned commit needs no request.
         pause: waits for a number of seconds, when the hub asks for it.
     """
@@ -55,11 +56,12 @@ class HuggingFace:
         self,
         name: str = HF,
         endpoint: str | None = None,
-        token: Token | Callable[[], Token] = None,
+        token: Token = None,
+        token_variable: str | None = None,
         known: Known | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.calls = Calls(name, endpoint, token, pause)
+        self.calls = Calls(name, endpoint, token, token_variable, pause)
         self._known = known
 
     @property

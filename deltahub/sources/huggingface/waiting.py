@@ -12,6 +12,7 @@ T = TypeVar("T")
 
 LOGGER: Final = logging.getLogger("deltahub")
 _TRIES: Final = 5
+_TRIES_TO_CONNECT: Final = 2
 _LONGEST: Final = 900.0  # seconds that one call may wait in all: three windows of five minutes
 
 
@@ -38,7 +39,8 @@ def patiently(call: Callable[[], T], doing: str, place: str, pause: Callable[[fl
                 raise
             reason, problem = f"it answered {status}", error
         except httpx2.TransportError as error:
-            if tries == _TRIES:
+            nobody = isinstance(error, httpx2.ConnectError)  # no such host, or nobody listens: soon given up
+            if tries == (_TRIES_TO_CONNECT if nobody else _TRIES):
                 raise
             seconds, reason, problem = None, "the connection broke", error  # type: ignore[assignment]
         seconds = 2.0 ** (tries - 1) if seconds is None else seconds

@@ -6,7 +6,15 @@ import logging
 
 import pytest
 
-from deltahub.errors import ConfigError, ConflictError, IntegrityError, NotFoundError, StorageError, UnreachableError
+from deltahub.errors import (
+    ConfigError,
+    ConflictError,
+    DeltaHubError,
+    IntegrityError,
+    NotFoundError,
+    StorageError,
+    UnreachableError,
+)
 from deltahub.pulling import Transfer
 from deltahub.sources.huggingface.waiting import told
 from tests import s3_proxy
@@ -139,6 +147,21 @@ def test_a_hub_that_gives_no_answer_is_unreachable(hub, proxy, repo, pauses, fau
     assert pauses == [1, 2, 4, 8]
 
 
+def test_a_hub_that_nobody_can_connect_to_is_soon_given_up(user, repo, pauses):
+    with pytest.raises(UnreachableError, match=f"Looking up {repo} failed in hf"):
+        user(endpoint="http://127.0.0.1:9").pull(ref(repo))
+    assert pauses == [1]
+
+
+def test_a_hub_of_its_own_is_sent_the_token_of_its_own_variable(user, proxy, repo, new_checkpoint, token, monkeypatch):
+    hub = user(token=None, token_variable="DELTAHUB_TOKEN_TEAM")
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(DeltaHubError, match="set DELTAHUB_TOKEN_TEAM"):
+        hub.push(new_checkpoint(), f"hf:{repo}")
+    monkeypatch.setenv("DELTAHUB_TOKEN_TEAM", token)
+    assert hub.push(new_checkpoint(), f"hf:{repo}").new
+
+
 @pytest.mark.parametrize(
     ("fault", "kind", "sentence"),
     [
@@ -160,7 +183,7 @@ def test_a_refusal_says_how_to_be_let_in(hub, proxy, repo, fault, kind, sentence
 
 def test_who_may_not_write_is_told_so_and_nothing_is_made(user, proxy, repo, checkpoint_folder):
     hub = user(token=False)
-    with pytest.raises(StorageError, match="It wants a token: set the environment variable that holds the token"):
+    with pytest.raises(StorageError, match="It wants a token: log in with `hf auth login`, or set HF_TOKEN"):
         hub.push(checkpoint_folder, f"hf:{repo}")
     with pytest.raises(NotFoundError):
         user().pull(ref(repo))
@@ -241,6 +264,13 @@ def test_a_file_that_changes_during_the_push_is_not_published(hub, repo, checkpo
     with pytest.raises(IntegrityError, match="It changed while it was published; repeat"):
         hub.push(checkpoint_folder, f"hf:{repo}")
     assert not [path for method, path in proxy.seen if "/commit/" in path]
+
+
+def test_a_password_in_the_address_is_in_no_message(user, repo):
+    hub = user(endpoint="http://ada:secret@127.0.0.1:9")
+    with pytest.raises(UnreachableError, match=r"in hf \(http://127\.0\.0\.1:9\)") as caught:
+        hub.pull(ref(repo))
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("headers", [{}, {"retry-after": "soon"}, {"ratelimit": "what"}])
