@@ -27,7 +27,7 @@ SHOTS: Final = (  # file, address, colours, width, height
     ("hub-front", "/", "light", 1180, 760),
     ("hub-delta", "/acme/sst2-bert", "light", 1180, 900),
     ("hub-layers", "/research/stories-smollm2/layers/v2", "dark", 1180, 620),
-    ("hub-compare", "/-/compare?left=acme/sst2-bert@v1&right=acme/sst2-bert@v3", "light", 1180, 1000),
+    ("hub-compare", "/-/compare?left=acme/sst2-bert@v1&right=acme/sst2-bert@v3", "light", 1180, 1100),
     ("hub-phone", "/?type=lora&tag=lang%3Den", "dark", 390, 780),
 )
 
