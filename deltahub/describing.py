@@ -25,6 +25,7 @@ MANIFEST: Final = "manifest.json"  # of a delta in a repo of a hub,
 OWN_CARD: Final = "delta_card.md"  # and its card, where the README is the page of the repo, which people edit
 _LARGEST_CONFIG: Final = 8 << 20  # bytes of a config that is read
 _MOST_TENSORS: Final = 50_000  # that a manifest lists
+_LONGEST_HEADER: Final = 16 << 20  # bytes of a safetensors file's header that is read
 _SHARD: Final = ".safetensors"
 
 
@@ -91,7 +92,7 @@ def _delta(files: Mapping[str, FileEntry], read: Read) -> Manifest:
 
 
 def _table(entry: FileEntry, read: Read) -> tuple[TensorEntry, ...]:
-    return tensor_entries(lambda start, end: read(entry, start, end), entry.size, entry.path)
+    return tensor_entries(lambda start, end: read(entry, start, end), entry.size, entry.path, _LONGEST_HEADER)
 
 
 def _whole(entry: FileEntry, read: Read) -> bytes:

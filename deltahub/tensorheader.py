@@ -24,20 +24,23 @@ _BITS: Final = {  # of one value
 }
 
 
-def tensor_entries(read: Read, size: int, what: str) -> tuple[TensorEntry, ...]:
+def tensor_entries(read: Read, size: int, what: str, longest: int = LONGEST) -> tuple[TensorEntry, ...]:
     """The names, dtypes and shapes of a file's tensors, sorted by name.
 
     Args:
         read: reads a range of the file.
         size: of the file, in bytes.
         what: the file, for messages.
+        longest: bytes that its header may have.
 
     Raises:
         CheckpointError: it is not a safetensors file, or it was cut.
     """
-    length = int.from_bytes(read(0, _PREFIX), "little") if size >= _PREFIX else LONGEST + 1
+    length = int.from_bytes(read(0, _PREFIX), "little") if size >= _PREFIX else size
     end = _PREFIX + length
-    if length > LONGEST or end > size:
+    if length > longest:
+        raise _malformed(what, f"its header has {length} bytes, and {longest} are read at most")
+    if end > size:
         raise _malformed(what, "it is too short for its header")
     try:
         header = parse(read(_PREFIX, end), unique=True)

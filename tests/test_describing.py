@@ -183,3 +183,10 @@ def test_a_file_that_was_cut_is_refused():
     data = save({"w": np.zeros(4, np.float32)})
     with pytest.raises(CheckpointError, match=f"expected {len(data)} bytes, found {len(data) - 1}"):
         tensor_entries(lambda start, end: data[start:end], len(data) - 1, "x")
+
+
+def test_a_header_that_would_fill_the_memory_is_not_read(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes((17 << 20).to_bytes(8, "little") + bytes(18 << 20))
+    found, read = described(tmp_path)
+
+    assert (found.tensors, read["model.safetensors"]) == ((), 8)

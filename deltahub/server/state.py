@@ -33,7 +33,7 @@ class State:
         self.records = Records(registry.store)
         self.turns = Turns()
         self.signer = Signer(registry.store)
-        self.manifest = lru_cache(maxsize=256)(self._manifest)
+        self.manifest = lru_cache(maxsize=128)(self._manifest)
         self.blobs = lru_cache(maxsize=10_000)(self._blobs)
         self.card = lru_cache(maxsize=4096)(self._card)
         self.git_oid = lru_cache(maxsize=100_000)(self._git_oid)

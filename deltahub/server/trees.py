@@ -48,10 +48,21 @@ def _file(entry: FileEntry) -> dict[str, Any]:
     return {"type": "file", "oid": blob_id(entry), "size": entry.size, "path": entry.path, "lfs": lfs}
 
 
-def _folder(path: str, files: Iterable[FileEntry]) -> dict[str, Any]:
-    inside = [[entry.path, entry.sha256] for entry in files if entry.path.startswith(f"{path}/")]
-    oid = hashlib.sha1(canonical_json(inside), usedforsecurity=False).hexdigest()
+def _folder(path: str, inside: Iterable[FileEntry]) -> dict[str, Any]:
+    content = canonical_json([[entry.path, entry.sha256] for entry in inside])
+    oid = hashlib.sha1(content, usedforsecurity=False).hexdigest()
     return {"type": "directory", "oid": oid, "size": 0, "path": path}
+
+
+def _folders(files: Iterable[FileEntry]) -> dict[str, list[FileEntry]]:
+    """All folders, with all files that are somewhere below each."""
+    found: dict[str, list[FileEntry]] = {}
+    for entry in files:
+        end = entry.path.find("/")
+        while end >= 0:
+            found.setdefault(entry.path[:end], []).append(entry)
+            end = entry.path.find("/", end + 1)
+    return found
 
 
 def list_tree(request: Request) -> Response:
@@ -70,7 +81,10 @@ def list_tree(request: Request) -> Response:
         raise Refusal(404, f"{folder} is no folder of {repository.path} at {commit.id}.", ENTRY_NOT_FOUND, where)
     found = _listed(below, prefix, deep=_flag(request, "recursive"))
     start, count = paging.window(request)
-    shown = [_folder(item, below) if isinstance(item, str) else _file(item) for item in found[start : start + count]]
+    inside = _folders(below)
+    shown = [
+        _folder(item, inside[item]) if isinstance(item, str) else _file(item) for item in found[start : start + count]
+    ]
     if _flag(request, "expand"):
         _add_last_commits(repository, commit, shown)
     return paging.page(request, shown, start=start, count=count, total=len(found))
@@ -115,10 +129,8 @@ def _add_last_commits(repository: Repository, commit: Commit, shown: list[dict[s
 def _content(files: Iterable[FileEntry], paths: Iterable[str]) -> Mapping[str, frozenset[tuple[str, str]]]:
     """What lies at or below each path."""
     listed = list(files)
-    return {
-        path: frozenset((e.path, e.sha256) for e in listed if e.path == path or e.path.startswith(f"{path}/"))
-        for path in paths
-    }
+    there = {entry.path: [entry] for entry in listed} | _folders(listed)
+    return {path: frozenset((entry.path, entry.sha256) for entry in there.get(path, ())) for path in paths}
 
 
 def _said(commit: Commit) -> dict[str, Any]:
@@ -136,13 +148,13 @@ def paths_info(request: Request, fields: dict[str, list[str]]) -> Response:
     """What is known of single paths of a commit; unknown ones are left out."""
     repository = open_repository(request)
     commit = repository.at(request.path_params["revision"])
-    files = {entry.path: entry for entry in commit.manifest.files}
+    files, folders = {entry.path: entry for entry in commit.manifest.files}, _folders(commit.manifest.files)
     found: list[dict[str, Any]] = []
     for path in dict.fromkeys(text.strip("/") for text in fields.get("paths", ())):
         if path in files:
             found.append(_file(files[path]))
-        elif any(name.startswith(f"{path}/") for name in files):
-            found.append(_folder(path, files.values()))
+        elif path in folders:
+            found.append(_folder(path, folders[path]))
     if fields.get("expand", ["false"])[0].lower() == "true":
         _add_last_commits(repository, commit, found)
     return JSONResponse(found)

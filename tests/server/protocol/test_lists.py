@@ -7,7 +7,7 @@ import requests
 from huggingface_hub import HfApi
 
 from deltahub.reference import Reference
-from deltahub.server import paging
+from deltahub.server import paging, trees
 
 
 def card(**facts: str) -> bytes:
@@ -119,3 +119,18 @@ def test_numbers_that_are_none_are_refused(hub, query):
 
 def test_a_page_after_the_last_is_empty(hub):
     assert requests.get(f"{hub.url}/api/models?cursor=1000", timeout=30).json() == []
+
+
+def test_a_tree_of_many_folders_is_listed_in_one_pass(hub, api, monkeypatch):
+    from huggingface_hub import CommitOperationAdd
+
+    api.create_repo("acme/wide")
+    paths = [f"{a}/{b}/{c}" for a in range(5) for b in range(10) for c in range(10)]
+    made = api.create_commit("acme/wide", [CommitOperationAdd(path, b"") for path in paths], commit_message="wide")
+    calls = []
+    monkeypatch.setattr(trees, "_folders", lambda files, folders=trees._folders: calls.append(1) or folders(files))
+    listed = list(api.list_repo_tree("acme/wide", recursive=True, expand=True))
+
+    assert len(listed) == 500 + 50 + 5
+    assert {item.last_commit.oid for item in listed} == {made.oid}
+    assert len(calls) == 2
