@@ -17,6 +17,7 @@ from deltahub.registry.tables import has_trigrams, searchable
 Value = str | float
 
 INDEXED: Final = ("time", "name")  # deltas are read in this order without sorting them; they are never NULL
+_CONTAINS: Final = "instr((SELECT words FROM texts WHERE texts.id = deltas.id), ?) > 0"
 _RISING: Final = ("name",)  # of these the smallest comes first
 
 
@@ -26,13 +27,15 @@ class Part:
 
     Attributes:
         test: SQL condition on a delta, with `values`.
-        source: SQL query of the ids of all deltas that pass, with `known`; empty if there is no short way to them.
+        source: SQL query of the ids of all deltas that pass, with `known`; empty if there is no way to them.
+        scan: whether that query looks at every text, which is quicker than a test of each delta, but never short.
     """
 
     test: str
     values: tuple[Value, ...]
     source: str = ""
     known: tuple[Value, ...] = ()
+    scan: bool = False
 
 
 def parts(query: Query) -> list[Part]:
@@ -44,7 +47,8 @@ def parts(query: Query) -> list[Part]:
         match = " AND ".join('"{}"'.format(word.replace('"', '""')) for word in phrases)
         test = " AND ".join([_CONTAINS] * len(phrases))
         found.append(Part(test, phrases, "SELECT rowid FROM trigrams WHERE trigrams MATCH ?", (match,)))
-    found += [Part(_CONTAINS, (word,)) for word in words if word not in phrases]
+    scan = "SELECT id FROM texts WHERE instr(words, ?) > 0"
+    found += [Part(_CONTAINS, (word,), scan, (word,), scan=True) for word in words if word not in phrases]
     for tag in map(_plain, query.tags):
         test = "EXISTS (SELECT 1 FROM tags WHERE tag = ? AND tags.id = deltas.id)"
         found.append(Part(test, (tag,), "SELECT id FROM tags WHERE tag = ?", (tag,)))
@@ -63,22 +67,27 @@ def parts(query: Query) -> list[Part]:
     return found
 
 
-_CONTAINS: Final = "instr((SELECT words FROM texts WHERE texts.id = deltas.id), ?) > 0"
-
-
 def fewest(database: sqlite3.Connection, asked: list[Part]) -> int | None:
-    """The part that fewest deltas have; None if no part has a short way to them."""
+    """The part to start from: the one that fewest deltas have; None if no part has a way to them."""
     able = [number for number, part in enumerate(asked) if part.source]
-    if len(able) < 2:
-        return able[0] if able else None
+    short = [number for number in able if not asked[number].scan] or able[:1]
+    if len(short) < 2:
+        return short[0] if short else None
 
     def size(number: int) -> int:
-        found: int = database.execute(f"SELECT count(*) FROM ({asked[number].source})", asked[number].known).fetchone()[
-            0
-        ]  # noqa: S608
+        counted = f"SELECT count(*) FROM ({asked[number].source})"  # noqa: S608  (built above)
+        found: int = database.execute(counted, asked[number].known).fetchone()[0]
         return found
 
-    return min(able, key=size)
+    return min(short, key=size)
+
+
+def ids(asked: list[Part], first: int | None) -> tuple[str, list[Value]]:
+    """All parts as an SQL query of the ids of deltas, and its values; a single part needs no look at the deltas themselves."""
+    if len(asked) == 1 and first == 0:
+        return asked[0].source, list(asked[0].known)
+    where, values = joined(asked, first)
+    return f"SELECT id FROM deltas WHERE {where}", values  # noqa: S608
 
 
 def joined(asked: list[Part], first: int | None) -> tuple[str, list[Value]]:

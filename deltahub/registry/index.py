@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from deltahub.backbone import Difference, Fingerprint
 from deltahub.errors import DeltaHubError
 from deltahub.fitting import FITS, Tensors, fit
-from deltahub.registry.conditions import INDEXED, Part, Value, fewest, joined, order, parts
+from deltahub.registry.conditions import INDEXED, Part, Value, fewest, ids, joined, order, parts
 from deltahub.registry.query import Query
 from deltahub.registry.refreshing import refresh
 from deltahub.registry.registry import Registry
@@ -89,15 +89,15 @@ class Index:
             first = fewest(database, asked)
             if backbone is not None:
                 decided = self._decided(database, *joined(asked, first), backbone)
-                fit = [record or "" for record, found in decided.items() if query.near or found.level in FITS]
-                asked.append(Part("ifnull(record, '') IN (SELECT value FROM json_each(?))", (json.dumps(fit),)))
-            where, values = joined(asked, first)
-            hits = database.execute(f"SELECT id FROM deltas WHERE {where} LIMIT ?", [*values, _MANY]).fetchall()  # noqa: S608
+                able = [record or "" for record, found in decided.items() if query.near or found.level in FITS]
+                asked.append(Part("ifnull(record, '') IN (SELECT value FROM json_each(?))", (json.dumps(able),)))
+            wanted, values = ids(asked, first)
+            hits = database.execute(f"{wanted} LIMIT ?", [*values, _MANY]).fetchall()
             total = len(hits)
             if total < _MANY:  # all of them
                 where, values = "id IN (SELECT value FROM json_each(?))", [json.dumps([hit for (hit,) in hits])]
             else:
-                total = database.execute(f"SELECT count(*) FROM deltas WHERE {where}", values).fetchone()[0]  # noqa: S608
+                total = database.execute(f"SELECT count(*) FROM ({wanted})", values).fetchone()[0]  # noqa: S608
                 where, values = joined(asked, None if query.sort in INDEXED else first)
             page = f"SELECT id FROM deltas WHERE {where} ORDER BY {order(query)} LIMIT ? OFFSET ?"  # noqa: S608
             place = [-1 if limit is None else min(limit, _MOST), min(offset, _MOST)]
