@@ -13,13 +13,14 @@ from deltahub.cached_names import CachedNames
 from deltahub.errors import DeltaHubError
 from deltahub.link import Link
 from deltahub.lockfile import Lock, Pin, active
-from deltahub.lookup import INDEXES, Lookup, as_registry
+from deltahub.lookup import Lookup, as_registry
 from deltahub.outcomes import Pulled, Pushed
 from deltahub.pinning import pin_of, pinned, require_pin
 from deltahub.places import cache_home
 from deltahub.pulling import FILES_AT_ONCE, Transfer, bring, copy_out, several
 from deltahub.pushing import push_many, ready
 from deltahub.reference import Reference
+from deltahub.registry.index import INDEXES
 from deltahub.registry.registry import Registry
 from deltahub.settings import Settings
 from deltahub.sources.base import Resolved, Source

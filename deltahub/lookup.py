@@ -13,7 +13,7 @@ from deltahub.link import Link
 from deltahub.pulling import Transfer
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.index import Listed
+from deltahub.registry.index import INDEXES, Listed
 from deltahub.registry.query import Query
 from deltahub.registry.registry import Registry
 from deltahub.registry.repair import Supply, from_registry
@@ -22,8 +22,6 @@ from deltahub.sources.base import Known, Resolved, Source
 from deltahub.sources.choosing import Choice, Rules
 from deltahub.sources.opening import Sources, registry_at
 from deltahub.sources.registry import RegistrySource
-
-INDEXES = "index"  # in the cache
 
 
 class Lookup:

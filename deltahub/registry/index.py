@@ -6,6 +6,7 @@ A missing, old or damaged index is made anew.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import sqlite3
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from deltahub.stores.base import object_key
 from deltahub.stores.waiting import spread
 
 T = TypeVar("T")
+
+INDEXES: Final = "index"  # in the cache: the folder of all of them
 
 _MOST: Final = 2**63 - 1  # what SQLite counts to
 _MANY: Final = 10_000  # hits from which on a page is found sooner one by one
@@ -69,6 +72,16 @@ class Index:
     def __init__(self, path: Path, registry: Registry) -> None:
         self.path = path
         self.registry = registry
+
+    @classmethod
+    def of(cls, registry: Registry, folder: Path) -> Index:
+        """The index of a registry in a folder that holds those of several: where a registry is tells them apart."""
+        place = hashlib.sha256(registry.store.url.encode()).hexdigest()[:32]
+        return cls(folder / f"{place}.sqlite3", registry)
+
+    def refresh(self) -> None:
+        """Bring it up to date, so that the next search need not."""
+        self.read(lambda _: None)
 
     def search(
         self, query: Query, limit: int | None = None, offset: int = 0, backbone: Tensors | None = None

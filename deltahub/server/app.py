@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from threading import Thread
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
@@ -28,6 +33,7 @@ def build_app(registry: Registry, settings: Settings | None = None) -> Starlette
     metrics = Metrics()
     app = Starlette(
         routes=[*health.routes, *api.routes, *page_routes],
+        lifespan=_begin,
         middleware=guards(registry.store, settings, metrics),
         exception_handlers={
             Refusal: answer_refusal,
@@ -38,3 +44,17 @@ def build_app(registry: Registry, settings: Settings | None = None) -> Starlette
     app.state.hub = State(registry, settings)
     app.state.metrics = metrics
     return app
+
+
+@contextlib.asynccontextmanager
+async def _begin(app: Starlette) -> AsyncIterator[None]:
+    """Begin to bring the search index up to date, so that the first visitor waits for little or nothing of it."""
+    Thread(target=_index, args=[app.state.hub], daemon=True, name="index").start()
+    yield
+
+
+def _index(hub: State) -> None:
+    try:
+        hub.index.refresh()
+    except DeltaHubError as error:
+        logging.getLogger(__name__).warning("The search index waits for the first visitor: %s", error)

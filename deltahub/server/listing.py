@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -11,8 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deltahub.checkpoint import CARD
-from deltahub.places import cache_home
-from deltahub.registry.index import Index, Listed
+from deltahub.registry.index import Listed
 from deltahub.registry.query import Query
 from deltahub.server import paging
 from deltahub.server.access import Caller, caller_of
@@ -76,10 +74,8 @@ def _all(request: Request, state: State) -> Iterator[Facts]:
         private = path in records and records[path].private
         return caller.may_read(path.partition("/")[0], private=private)
 
-    place = hashlib.sha256(state.registry.store.url.encode()).hexdigest()[:16]
-    index = Index(cache_home() / "indexes" / f"{state.registry.name}-{place}.sqlite3", state.registry)
     committed = set[str]()
-    for listed in index.search(Query(text=search))[0]:
+    for listed in state.index.search(Query(text=search))[0]:
         committed.add(listed.name)
         if visible(listed.name):
             yield _listed(listed, records.get(listed.name))

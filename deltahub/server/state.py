@@ -10,6 +10,8 @@ from starlette.requests import HTTPConnection
 
 from deltahub.describing import Read
 from deltahub.manifest import FileEntry, Manifest
+from deltahub.places import cache_home
+from deltahub.registry.index import INDEXES, Index
 from deltahub.registry.registry import Registry
 from deltahub.server.frontmatter import LARGEST, front_matter
 from deltahub.server.records import Records
@@ -30,6 +32,7 @@ class State:
     def __init__(self, registry: Registry, settings: Settings) -> None:
         self.registry = registry
         self.settings = settings
+        self.index = Index.of(registry, cache_home() / INDEXES)
         self.records = Records(registry.store)
         self.turns = Turns()
         self.signer = Signer(registry.store)

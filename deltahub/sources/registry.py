@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from deltahub.errors import ConfigError, DeltaHubError
 from deltahub.fitting import backbone_tensors
@@ -23,8 +21,6 @@ from deltahub.stores.base import Progress
 
 if TYPE_CHECKING:
     from deltahub.sources.base import Known
-
-_NO_FILE: Final = re.compile(r"[^a-z0-9]+")
 
 
 class RegistrySource:
@@ -78,9 +74,7 @@ class RegistrySource:
         Raises:
             CheckpointError: the folder holds no backbone.
         """
-        place = hashlib.sha256(self.registry.store.url.encode()).hexdigest()[:16]
-        called = _NO_FILE.sub("-", self.name)  # a registry without a name of its own is called by its address
-        index = Index(self._indexes / f"{called}-{place}.sqlite3", self.registry)
+        index = Index.of(self.registry, self._indexes)
         if backbone is None:
             return index.search(query, limit, offset)
         return index.search(query, limit, offset, backbone_tensors(backbone))

@@ -8,21 +8,12 @@ from starlette.requests import Request
 
 from deltahub.errors import IntegrityError
 from deltahub.manifest import FileEntry
-from deltahub.places import cache_home
-from deltahub.registry.index import Index
 from deltahub.registry.registry import Found
 from deltahub.server.access import caller_of
 from deltahub.server.refusals import ENTRY_NOT_FOUND, REPO_NOT_FOUND, Refusal
 from deltahub.server.repositories import Repository, find_repository, open_repository
 from deltahub.server.state import state_of
 from deltahub.stores.base import object_key
-
-
-def index_of(request: Request) -> Index:
-    """The search index of the registry; it lies in this user's cache."""
-    registry = state_of(request).registry
-    place = hashlib.sha256(registry.store.url.encode()).hexdigest()[:16]
-    return Index(cache_home() / "indexes" / f"{registry.name}-{place}.sqlite3", registry)
 
 
 def hidden_from(request: Request) -> tuple[str, ...]:
