@@ -15,8 +15,8 @@ import torch
 from measure import interleaved, report
 from transfer import new_delta
 
-from deltahub.cache import Cache
-from deltahub.hub import Hub
+from deltahub.cache.cache import Cache
+from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.stores.bucket import Patience, connect

@@ -21,10 +21,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.utils import disable_progress_bars
 from measure import OUT, report
 
-from deltahub.cache import Cache
-from deltahub.cached_names import CachedNames
+from deltahub.cache.cache import Cache
+from deltahub.cache.names import CachedNames
 from deltahub.card import front_matter
-from deltahub.hub import Hub
+from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.sources.huggingface import HuggingFace

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 import deltahub
 from deltahub import checkpoint
 from deltahub.backbone import Fingerprint, Leaf
-from deltahub.hub import Hub
+from deltahub.hub.hub import Hub
 
 PROGRAM = str(Path(sys.executable).parent / "deltahub")
 

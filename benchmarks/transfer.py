@@ -16,8 +16,8 @@ from measure import interleaved, report
 from torch import nn
 
 from deltahub import LoraModel
-from deltahub.cache import Cache
-from deltahub.hub import Hub
+from deltahub.cache.cache import Cache
+from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.stores.local import LocalStore

@@ -28,7 +28,7 @@ def export(
     [dim]deltahub bundle export acme/ner --history -o ner.tar[/dim]
     """
     from deltahub.bundle import export_bundle
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
 
     hub = Hub.open()
@@ -54,7 +54,7 @@ def import_(
     [dim]deltahub bundle import deltas.tar[/dim]
     """
     from deltahub.bundle import import_bundle
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
 
     registry = Hub.open().registry(to)
     done = import_bundle(file, registry)

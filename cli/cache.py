@@ -13,8 +13,8 @@ from .output import Output, print_json, size_text
 from .pins import HeldArg, pin, unpin
 
 if TYPE_CHECKING:
-    from deltahub.caretaking import Cached
-    from deltahub.hub import Hub
+    from deltahub.cache.caretaking import Cached
+    from deltahub.hub.hub import Hub
 
 app = typer.Typer(no_args_is_help=True, help="Look after the deltas that were pulled to this machine.")
 
@@ -49,8 +49,8 @@ def list_(
     if hf:
         _list_hf(as_json=json, quiet=quiet)
         return
-    from deltahub import caretaking
-    from deltahub.hub import Hub
+    from deltahub.cache import caretaking
+    from deltahub.hub.hub import Hub
 
     entries = list(caretaking.entries(Hub.open().cache))
     if json:
@@ -68,7 +68,7 @@ def list_(
 
 
 def _list_hf(*, as_json: bool, quiet: bool) -> None:
-    from deltahub.hfcache import repositories
+    from deltahub.cache.huggingface import repositories
 
     held, warnings = repositories()
     out = Output(as_json=as_json, quiet=quiet)
@@ -105,8 +105,8 @@ def show(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     """
     from dataclasses import asdict
 
-    from deltahub import caretaking
-    from deltahub.hub import Hub
+    from deltahub.cache import caretaking
+    from deltahub.hub.hub import Hub
 
     cache = Hub.open().cache
     entry = caretaking.find(cache, ref)
@@ -154,8 +154,8 @@ def prune(
 
     [dim]deltahub cache prune --max 10GB --dry-run[/dim]
     """
-    from deltahub import caretaking
-    from deltahub.hub import Hub
+    from deltahub.cache import caretaking
+    from deltahub.hub.hub import Hub
 
     age = older if older is not None or most is not None else "30d"
     removed = caretaking.prune(
@@ -188,8 +188,8 @@ def verify(
 
     [dim]deltahub cache verify --repair[/dim]
     """
-    from deltahub import caretaking
-    from deltahub.hub import Hub
+    from deltahub.cache import caretaking
+    from deltahub.hub.hub import Hub
 
     hub = Hub.open()
     entries = [caretaking.find(hub.cache, ref)] if ref else list(caretaking.entries(hub.cache))

@@ -63,7 +63,7 @@ def list_(
 
     [dim]deltahub list --fits google-bert/bert-base-uncased --near --json[/dim]
     """
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
     from deltahub.registry.query import Metric, Query
 
     if delta_type is not None:
@@ -136,7 +136,7 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 
     [dim]deltahub show DeltaHub/sst2-t5-base@champion[/dim]
     """
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
 
     hub = Hub.open()
@@ -239,7 +239,7 @@ def log(
 
     [dim]deltahub log DeltaHub/sst2-t5-base[/dim]
     """
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
 
     reference = Reference.parse(name)

@@ -32,7 +32,7 @@ def lock(
     """
     from dataclasses import asdict
 
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
     from deltahub.lockfile import Lock
     from deltahub.reference import Reference
 
@@ -70,8 +70,8 @@ def sync(
 
     [dim]deltahub sync --keep[/dim]
     """
-    from deltahub import caretaking
-    from deltahub.hub import Hub
+    from deltahub.cache import caretaking
+    from deltahub.hub.hub import Hub
     from deltahub.lockfile import Lock
 
     hub = Hub.open()

@@ -24,7 +24,7 @@ def tag(
 
     [dim]deltahub tag DeltaHub/sst2-t5-base@v2 draft-[/dim]
     """
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
     from deltahub.reference import Reference, check_tag
     from deltahub.registry.marking import set_tags
 
@@ -59,7 +59,7 @@ def alias(
     [dim]deltahub alias DeltaHub/sst2-t5-base@v3 champion --expect v2[/dim]
     """
     from deltahub.errors import ConflictError
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
     from deltahub.reference import Reference, check_alias
     from deltahub.registry.marking import set_alias
 
@@ -88,7 +88,7 @@ def undo(
 
     [dim]deltahub undo DeltaHub/sst2-t5-base[/dim]
     """
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
     from deltahub.registry.marking import undo as take_back
 

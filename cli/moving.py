@@ -28,7 +28,7 @@ def copy(
 
     [dim]deltahub copy team local acme/ner[/dim]
     """
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
     from deltahub.registry.mirror import copy as mirror
 

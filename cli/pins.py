@@ -19,8 +19,8 @@ def pin(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 
     [dim]deltahub cache pin acme/sst2-bert@champion[/dim]
     """
-    from deltahub import caretaking
-    from deltahub.hub import Hub
+    from deltahub.cache import caretaking
+    from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
 
     hub = Hub.open()
@@ -38,8 +38,8 @@ def unpin(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 
     [dim]deltahub cache unpin acme/sst2-bert[/dim]
     """
-    from deltahub import caretaking
-    from deltahub.hub import Hub
+    from deltahub.cache import caretaking
+    from deltahub.hub.hub import Hub
 
     cache = Hub.open().cache
     entry = caretaking.find(cache, ref)

@@ -101,7 +101,7 @@ def _push_one(
     out: Output,
 ) -> None:
     from deltahub.configured import LOCAL
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
 
     with out.progress("Pushing", _size([folder])) as progress:
         pushed = Hub.open().push(
@@ -153,7 +153,7 @@ def _push_many(
 ) -> None:
     """Push all and print what became of each; the first that failed decides the exit code."""
     from deltahub.errors import DeltaHubError
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
 
     with out.progress("Pushing", _size(folders)) as progress:
         results = Hub.open().push_many(

@@ -28,7 +28,7 @@ def rm(
     [dim]deltahub rm DeltaHub/sst2-t5-base@v2 -m "trained on the test set"[/dim]
     """
     from deltahub.errors import ReferenceSyntaxError
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
     from deltahub.lockfile import Lock, active
     from deltahub.reference import Reference
     from deltahub.registry.removal import remove
@@ -58,7 +58,7 @@ def rename(
     [dim]deltahub rename DeltaHub/sst2-t5-base acme/sentiment[/dim]
     """
     from deltahub.errors import ReferenceSyntaxError
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
     from deltahub.registry.renaming import rename as give_name
 
@@ -92,7 +92,7 @@ def gc(
     """
     from datetime import timedelta
 
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
     from deltahub.registry.collection import collect
 
     wait = timedelta(seconds=seconds(grace, "--grace"))

@@ -34,7 +34,7 @@ def sign(ref: RefArg, key: KeyArg, json: JsonOpt = False, quiet: QuietOpt = Fals
 
     [dim]deltahub sign acme/sst2-bert@v3 --key release.pem[/dim]
     """
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
     from deltahub.registry.signatures import add_signature
     from deltahub.signing import PrivateKey
@@ -84,7 +84,7 @@ def signatures_of(checked: Sequence[tuple[str | None, str]]) -> dict[tuple[str |
         ``"unknown key"`` if nobody said that the key is trusted.
     """
     from deltahub.errors import DeltaHubError
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
     from deltahub.registry.signatures import PREFIX, signatures
     from deltahub.settings import Settings
 

@@ -61,9 +61,9 @@ def pull(
 
     [dim]deltahub pull https://example.org/deltas/ner.tar#sha256=3f9a...[/dim]
     """
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
+    from deltahub.hub.pulling import Transfer
     from deltahub.link import asked
-    from deltahub.pulling import Transfer
 
     if to and len(refs) > 1:
         raise typer.BadParameter("--to takes the files of one delta. Pull them one by one, or leave it out.")

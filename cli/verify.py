@@ -112,7 +112,7 @@ def _folder(folder: Path) -> list[Repaired]:
 
 
 def _registries(target: str | None, source: str | None, *, every: bool, repair: bool) -> list[Repaired]:
-    from deltahub.hub import Hub
+    from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
     from deltahub.registry.repair import Repaired
     from deltahub.registry.repair import repair as mend

@@ -10,12 +10,12 @@ from torch import nn
 
 import deltahub.deltas  # noqa: F401  (registers the delta types)
 from deltahub import checkpoint
+from deltahub.cache.reading import read_cached
 from deltahub.config import DeltaConfig
 from deltahub.engine.delta import DeltaBase, delta_classes
 from deltahub.errors import ConfigError
-from deltahub.locating import locate
+from deltahub.hub.locating import locate
 from deltahub.nearest import suggest
-from deltahub.reading import read_cached
 from deltahub.saveload import SaveLoadMixin
 
 

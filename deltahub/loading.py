@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from torch import Tensor, nn
 
 from deltahub import checkpoint
-from deltahub.cache import pulled_as
+from deltahub.cache.cache import pulled_as
+from deltahub.cache.reading import read_cached
 from deltahub.checkpoint import Checkpoint
 from deltahub.engine.building import build, completed
 from deltahub.engine.compiling import refuse_closed
@@ -22,8 +23,7 @@ from deltahub.engine.ledger import ledger_of, original_values
 from deltahub.engine.site import own_parameters
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats import opendelta, peft_reading
-from deltahub.locating import locate
-from deltahub.reading import read_cached
+from deltahub.hub.locating import locate
 
 if TYPE_CHECKING:
     from deltahub.config import DeltaConfig

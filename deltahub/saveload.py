@@ -103,7 +103,7 @@ class SaveLoadMixin(TensorFileMixin):
             if delay_push:
                 print(f"deltahub push {shlex.quote(str(folder))}")  # noqa: T201  (the seed prints the command to run later)
             elif push_to_dc:
-                from deltahub.hub import Hub
+                from deltahub.hub.hub import Hub
 
                 pushed = Hub.open().push(folder)
                 LOGGER.info("Pushed %s", pushed.reference)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from deltahub.hub import Hub
+from deltahub.hub.hub import Hub
 from deltahub.link import asked
 from deltahub.outcomes import Pulled, Pushed
 from deltahub.registry.index import Listed

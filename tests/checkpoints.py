@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from deltahub import checkpoint
 from deltahub.backbone import Fingerprint, Leaf
-from deltahub.cache import Cache
+from deltahub.cache.cache import Cache
 from deltahub.files import copy_hashed
 from deltahub.manifest import FileEntry
 

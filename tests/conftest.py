@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from deltahub import checkpoint
-from deltahub.cache import Cache
-from deltahub.hub import Hub
+from deltahub.cache.cache import Cache
+from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.stores.local import LocalStore
@@ -44,7 +44,9 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     ):
         monkeypatch.setenv(variable, str(home / folder))
     monkeypatch.setenv("DELTAHUB_AUTHOR", "ada")
-    monkeypatch.setenv("DELTAHUB_OFFLINE", "0")  # the servers of tests may be asked; for Hugging Face's, HF_HUB_OFFLINE stands
+    monkeypatch.setenv(
+        "DELTAHUB_OFFLINE", "0"
+    )  # the servers of tests may be asked; for Hugging Face's, HF_HUB_OFFLINE stands
     for variable in ("DELTAHUB_LOCK", "DELTAHUB_NAMESPACE", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH"):
         monkeypatch.delenv(variable, raising=False)
     for variable in [name for name in os.environ if name.startswith("AWS_")]:

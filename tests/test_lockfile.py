@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from deltahub import caretaking
-from deltahub.cache import Cache
+from deltahub.cache import caretaking
+from deltahub.cache.cache import Cache
 from deltahub.errors import CheckpointError, IntegrityError, NotLockedError, RemovedError, StorageError
-from deltahub.hub import Hub
-from deltahub.locating import locate
+from deltahub.hub.hub import Hub
+from deltahub.hub.locating import locate
 from deltahub.lockfile import VARIABLE, Lock
 from deltahub.reference import Reference
 from deltahub.registry.marking import set_alias

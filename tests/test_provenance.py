@@ -12,7 +12,7 @@ from deltahub import AutoDeltaModel, LoraModel, checkpoint, deltas_of
 from deltahub.checkpoint import describe
 from deltahub.config import check_document
 from deltahub.errors import ConfigError
-from deltahub.hub import Hub
+from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from tests.backbones import OPENDELTA, bert, train
 from tests.formats.test_opendelta import backbone_of, facts_of

@@ -8,12 +8,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from deltahub import caretaking
 from deltahub.bundle import export_bundle, import_bundle
-from deltahub.cache import Cache
+from deltahub.cache import caretaking
+from deltahub.cache.cache import Cache
 from deltahub.checkpoint import describe
 from deltahub.errors import ConfigError, ConflictError, IntegrityError, SignatureError
-from deltahub.hub import Hub
+from deltahub.hub.hub import Hub
 from deltahub.lockfile import Lock
 from deltahub.reference import Reference
 from deltahub.registry.collection import collect

@@ -15,14 +15,14 @@ from typing import Any, Final
 import safetensors.torch
 
 from deltahub import checkpoint
+from deltahub.cache.reading import read_cached
 from deltahub.checkpoint import CARD
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files import move_all, staging, storage_errors, sync_folders, write_synced
 from deltahub.formats.peft_adapter import Exported
 from deltahub.formats.peft_mapping import exported
 from deltahub.formats.peft_places import Places
-from deltahub.locating import locate
-from deltahub.reading import read_cached
+from deltahub.hub.locating import locate
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"

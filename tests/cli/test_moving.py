@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from deltahub.cache import Cache
-from deltahub.hub import Hub
+from deltahub.cache.cache import Cache
+from deltahub.hub.hub import Hub
 from deltahub.places import cache_home, home
 from deltahub.registry.registry import Registry
 from deltahub.stores.local import LocalStore

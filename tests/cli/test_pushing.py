@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from deltahub.hub import Hub
-from deltahub.pushing import push_many
+from deltahub.hub.hub import Hub
+from deltahub.hub.pushing import push_many
 
 
 @pytest.fixture

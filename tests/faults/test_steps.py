@@ -9,9 +9,9 @@ import shutil
 import pytest
 
 from deltahub.bundle import export_bundle
-from deltahub.cache import Cache
+from deltahub.cache.cache import Cache
 from deltahub.errors import DeltaHubError, StorageError
-from deltahub.hub import Hub
+from deltahub.hub.hub import Hub
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
 from deltahub.stores.local import LocalStore

@@ -26,7 +26,7 @@ from deltahub import (
 from deltahub.checkpoint import describe
 from deltahub.errors import CheckpointError, ConfigError, FingerprintMismatch
 from deltahub.formats.peft import serving_notes
-from deltahub.hub import Hub
+from deltahub.hub.hub import Hub
 from tests.backbones import bert, gpt2, llama, logits_of, stir, t5, train
 from tests.checkpoints import content_of
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deltahub import AutoDeltaModel, LoraModel, export_peft
-from deltahub.cache import Cache
+from deltahub.cache.cache import Cache
 from deltahub.checkpoint import describe
 from deltahub.describing import describe_files
 from deltahub.files import sha256_file
-from deltahub.hub import Hub
+from deltahub.hub.hub import Hub
 from deltahub.manifest import FileEntry
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry

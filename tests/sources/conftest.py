@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from deltahub.cache import Cache
-from deltahub.cached_names import CachedNames
+from deltahub.cache.cache import Cache
+from deltahub.cache.names import CachedNames
+from deltahub.hub.pulling import bring
 from deltahub.link import Link
-from deltahub.pulling import bring
 from deltahub.sources.web.limits import Limits
 from deltahub.sources.web.source import WebSource
 from tests.sources.web_server import Site, serving

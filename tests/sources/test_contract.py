@@ -15,7 +15,7 @@ from deltahub import AutoDeltaModel, LoraModel, checkpoint
 from deltahub.bundle import export_bundle
 from deltahub.configured import Configured
 from deltahub.errors import CheckpointError, DeltaHubError, NotFoundError
-from deltahub.hub import Hub
+from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.settings import change

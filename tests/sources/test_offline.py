@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from deltahub import checkpoint, offline
-from deltahub.cached_names import NAMES, CachedNames, Seen
+from deltahub.cache.names import NAMES, CachedNames, Seen
 from deltahub.errors import NotCachedError, NotFoundError, UnreachableError
 from deltahub.link import Link
 from deltahub.reference import Reference

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from deltahub import checkpoint
-from deltahub.cache import Cache
+from deltahub.cache.cache import Cache
 from deltahub.errors import (
     ConfigError,
     DeltaHubError,
@@ -17,7 +17,7 @@ from deltahub.errors import (
     StorageError,
     UnreachableError,
 )
-from deltahub.hub import Hub
+from deltahub.hub.hub import Hub
 from deltahub.link import Link
 from deltahub.lockfile import VARIABLE, Lock
 from deltahub.reference import Reference

@@ -148,7 +148,7 @@ def test_a_link_with_the_digest_of_a_delta_that_was_pulled_asks_nobody(web, publ
     url = published()
     found = web.source().resolve(Link.parse(url))
     web.pull(url)
-    from deltahub.cached_names import Seen
+    from deltahub.cache.names import Seen
 
     web.names.remember(Link.parse(url), Seen(found.reference, found.digest, url))
     asked = len(site.asked)

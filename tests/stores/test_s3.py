@@ -13,10 +13,10 @@ from pathlib import Path
 import obstore
 import pytest
 
-from deltahub.cache import Cache
+from deltahub.cache.cache import Cache
 from deltahub.errors import ConflictError, IntegrityError, StorageError
 from deltahub.files import sha256_file
-from deltahub.hub import Hub
+from deltahub.hub.hub import Hub
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
 from deltahub.stores import s3

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from deltahub.cache import Cache
+from deltahub.cache.cache import Cache
 from deltahub.errors import StorageError
-from deltahub.hub import Hub
+from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify

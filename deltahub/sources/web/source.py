@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from deltahub.cache import Cache
-from deltahub.cached_names import CachedNames, Seen
+from deltahub.cache.cache import Cache
+from deltahub.cache.names import CachedNames, Seen
 from deltahub.errors import IntegrityError, NotCachedError, UnreachableError
 from deltahub.link import Link
 from deltahub.manifest import FileEntry, Manifest

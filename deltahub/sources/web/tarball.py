@@ -13,7 +13,7 @@ from typing import Final
 
 from deltahub.archive import read_index
 from deltahub.bundle import import_bundle
-from deltahub.cache import STAGING
+from deltahub.cache.cache import STAGING
 from deltahub.errors import IntegrityError, NotFoundError, ReferenceSyntaxError
 from deltahub.files import STAGE, sha256_file
 from deltahub.link import Link, shown

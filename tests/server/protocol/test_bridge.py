@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 
 from deltahub import checkpoint
 from deltahub.bundle import export_bundle, import_bundle
-from deltahub.cache import Cache
+from deltahub.cache.cache import Cache
 from deltahub.errors import CheckpointError
-from deltahub.hub import Hub
+from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.collection import collect
 from deltahub.registry.mirror import copy

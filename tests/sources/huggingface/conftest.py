@@ -10,9 +10,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from deltahub.cache import Cache
-from deltahub.cached_names import CachedNames
-from deltahub.hub import Hub
+from deltahub.cache.cache import Cache
+from deltahub.cache.names import CachedNames
+from deltahub.hub.hub import Hub
 from deltahub.registry.registry import Registry
 from deltahub.sources.huggingface import HuggingFace
 from deltahub.stores.memory import MemoryStore

@@ -15,7 +15,7 @@ from deltahub.errors import (
     StorageError,
     UnreachableError,
 )
-from deltahub.pulling import Transfer
+from deltahub.hub.pulling import Transfer
 from deltahub.sources.huggingface.waiting import told
 from tests import s3_proxy
 from tests.checkpoints import content_of

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from deltahub import AutoDeltaModel, checkpoint
 from deltahub.errors import CheckpointError, IntegrityError
-from deltahub.hub import Hub
+from deltahub.hub.hub import Hub
 from deltahub.sources.huggingface.page import Card
 from tests.backbones import bert, forward
 from tests.checkpoints import content_of

@@ -8,7 +8,7 @@ from deltahub import AutoDeltaModel, LoraModel
 from deltahub.card import front_matter
 from deltahub.checkpoint import WEIGHTS
 from deltahub.errors import NotCachedError
-from deltahub.hub import Hub
+from deltahub.hub.hub import Hub
 from deltahub.sources.huggingface.page import Card
 from tests.backbones import bert
 from tests.checkpoints import DOCUMENT

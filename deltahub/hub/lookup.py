@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from deltahub.cache import Cache
-from deltahub.cached_names import CachedNames
+from deltahub.cache.cache import Cache
+from deltahub.cache.names import CachedNames
 from deltahub.errors import ConfigError
+from deltahub.hub.pulling import Transfer
+from deltahub.hub.resolution import Resolver
 from deltahub.link import Link
-from deltahub.pulling import Transfer
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.index import INDEXES, Listed
 from deltahub.registry.query import Query
 from deltahub.registry.registry import Registry
 from deltahub.registry.repair import Supply, from_registry
-from deltahub.resolution import Resolver
 from deltahub.sources.base import Known, Resolved, Source
 from deltahub.sources.choosing import Choice, Rules
 from deltahub.sources.opening import Sources, registry_at

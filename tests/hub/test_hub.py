@@ -8,7 +8,7 @@ import pytest
 
 import deltahub
 from deltahub import checkpoint
-from deltahub.cache import Cache
+from deltahub.cache.cache import Cache
 from deltahub.errors import (
     CheckpointError,
     IntegrityError,
@@ -16,8 +16,8 @@ from deltahub.errors import (
     ReferenceSyntaxError,
     StorageError,
 )
-from deltahub.hub import Hub
-from deltahub.locating import locate
+from deltahub.hub.hub import Hub
+from deltahub.hub.locating import locate
 from deltahub.reference import Reference
 from deltahub.registry.query import Query
 from deltahub.registry.registry import Registry

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from deltahub.cache import MANIFEST, Cache, copy_delta
+from deltahub.cache.cache import MANIFEST, Cache, copy_delta
 from deltahub.errors import IntegrityError, StorageError
 from tests.checkpoints import Fetched, content_of
 from tests.faults import FORBIDDEN, FULL, INTERRUPT

@@ -1,8 +1,8 @@
 """The cache: every delta that was pulled, as a folder under the digest of its manifest.
 
     deltas/<2>/<62>/               the files of one version, its manifest, and where it was pulled from
-    pins/<64>.json                 what stays however old it is (`deltahub.caretaking`)
-    reading/                       what stays for a moment (`deltahub.reading`)
+    pins/<64>.json                 what stays however old it is (`deltahub.cache.caretaking`)
+    reading/                       what stays for a moment (`deltahub.cache.reading`)
 
 What is taken from it is checked first, so it needs no syncing: whatever a crash damaged is fetched again. Nothing in it relies
 on a lock: a delta comes and goes by one rename, and who finds it gone fetches it again.

@@ -5,17 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from deltahub import caretaking
-from deltahub.cache import Cache
+from deltahub.cache import caretaking
+from deltahub.cache.cache import Cache
 from deltahub.checkpoint import describe
 from tests.checkpoints import Fetched
 
 READER = """
 import sys
 from pathlib import Path
-from deltahub.cache import Cache
+from deltahub.cache.cache import Cache
 from deltahub.checkpoint import describe
-from deltahub.reading import read_cached
+from deltahub.cache.reading import read_cached
 from tests.checkpoints import Fetched
 
 cache, sources = Cache(Path(sys.argv[1])), [Fetched(Path(folder)) for folder in sys.argv[2:]]
@@ -28,8 +28,8 @@ print(sum(source.fetched for source in sources))
 PRUNER = """
 import sys
 from pathlib import Path
-from deltahub.cache import Cache
-from deltahub.caretaking import prune
+from deltahub.cache.cache import Cache
+from deltahub.cache.caretaking import prune
 
 cache, removed = Cache(Path(sys.argv[1])), 0
 print("ready", flush=True)

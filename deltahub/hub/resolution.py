@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from deltahub.cached_names import CachedNames, Seen
+from deltahub.cache.names import CachedNames, Seen
 from deltahub.errors import ConfigError, NotCachedError, NotFoundError, NoVersionError, RemovedError, UnreachableError
 from deltahub.link import Link
 from deltahub.manifest import FileEntry

@@ -2,7 +2,7 @@
 
 Any number of processes may do so at once, on any file system: nothing here relies on a lock. A delta goes by one rename, and only
 then is it deleted; one that was used or pinned meanwhile comes back. A reader that finds it gone fetches it again
-and keeps it from going again (`deltahub.reading`). A pin is a file of its own, written before its delta is looked for.
+and keeps it from going again (`deltahub.cache.reading`). A pin is a file of its own, written before its delta is looked for.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from deltahub.cache import STAGING, Cache, pulled_as
+from deltahub.cache.cache import STAGING, Cache, pulled_as
+from deltahub.cache.reading import being_read, forget_killed
 from deltahub.errors import ConflictError, NotFoundError, ReferenceSyntaxError
 from deltahub.files import staging, storage_errors
-from deltahub.reading import being_read, forget_killed
 from deltahub.reference import Reference, is_digest
 
 PINS: Final = "pins"

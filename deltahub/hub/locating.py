@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from deltahub.errors import CheckpointError
-from deltahub.hub import Hub
+from deltahub.hub.hub import Hub
 from deltahub.link import asked, is_link
 from deltahub.reference import is_placed
 

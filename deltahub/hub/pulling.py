@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
-from deltahub.cache import Cache, copy_delta
+from deltahub.cache.cache import Cache, copy_delta
+from deltahub.cache.reading import read_cached
 from deltahub.errors import DeltaHubError
 from deltahub.manifest import FileEntry
 from deltahub.outcomes import Pulled
-from deltahub.reading import read_cached
 from deltahub.sources.base import Resolved
 from deltahub.stores.base import Progress
 from deltahub.stores.waiting import spread

@@ -8,17 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltahub.cache import Cache
-from deltahub.cached_names import CachedNames
+from deltahub.cache.cache import Cache
+from deltahub.cache.names import CachedNames
 from deltahub.errors import DeltaHubError
+from deltahub.hub.lookup import Lookup, as_registry
+from deltahub.hub.pinning import pin_of, pinned, require_pin
+from deltahub.hub.pulling import FILES_AT_ONCE, Transfer, bring, copy_out, several
+from deltahub.hub.pushing import push_many, ready
 from deltahub.link import Link
 from deltahub.lockfile import Lock, Pin, active
-from deltahub.lookup import Lookup, as_registry
 from deltahub.outcomes import Pulled, Pushed
-from deltahub.pinning import pin_of, pinned, require_pin
 from deltahub.places import cache_home
-from deltahub.pulling import FILES_AT_ONCE, Transfer, bring, copy_out, several
-from deltahub.pushing import push_many, ready
 from deltahub.reference import Reference
 from deltahub.registry.index import INDEXES
 from deltahub.registry.registry import Registry
@@ -235,7 +235,7 @@ class Hub(Lookup):
         source = found.reference.source
         for keys in (self._trust.get(source or "", ()), trust):
             if keys:
-                from deltahub.trust import require_signature  # late: few ask for signatures
+                from deltahub.hub.trust import require_signature  # late: few ask for signatures
 
                 require_signature(found, keys, partial(self._signatures, source), self.cache.root)
 

@@ -9,9 +9,9 @@ import shutil
 
 import pytest
 
-from deltahub import caretaking
-from deltahub.cache import ORIGIN, Cache
-from deltahub.caretaking import PINS, entries, find, pin, pins, prune, unpin
+from deltahub.cache import caretaking
+from deltahub.cache.cache import ORIGIN, Cache
+from deltahub.cache.caretaking import PINS, entries, find, pin, pins, prune, unpin
 from deltahub.errors import ConflictError, NotFoundError, StorageError
 from tests.checkpoints import Fetched, content_of
 from tests.faults import FORBIDDEN, FULL, INTERRUPT, Faults

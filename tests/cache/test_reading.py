@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
-from deltahub import caretaking
-from deltahub.cache import Cache
+from deltahub.cache import caretaking
+from deltahub.cache.cache import Cache
+from deltahub.cache.reading import READING, read_cached
 from deltahub.errors import CheckpointError, IntegrityError
-from deltahub.reading import READING, read_cached
 from tests.checkpoints import Fetched
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from deltahub.cache import MANIFEST, STAGING, Cache
+from deltahub.cache.cache import MANIFEST, STAGING, Cache
 from deltahub.errors import DeltaHubError
 from deltahub.files import staging
 from deltahub.link import Link, asked

@@ -1,0 +1,1 @@
+"""Push, pull, list and resolve over all sources, with one cache."""
