@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -78,13 +79,14 @@ class Server:
 
     def start(self) -> None:
         """Start it, and wait until it reads what it had and writes."""
+        in_main_thread = threading.current_thread() is threading.main_thread()  # else it would end with this thread
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command,
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509  (it takes no lock)
+                preexec_fn=_end_with_parent if in_main_thread else None,  # noqa: PLW1509  (it takes no lock)
             )
         self._wait_until(self._answers)
         if not self._started:

@@ -6,6 +6,7 @@ UnreachableError, so that no other source stands in for one that is silent.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,3 +131,8 @@ class Source(Protocol):
             StorageError: it is full, not writable or out of reach.
         """
         ...
+
+
+def pause(seconds: float) -> None:
+    """Wait, before a server is asked again."""
+    time.sleep(seconds)

@@ -16,7 +16,15 @@ from deltahub.server.protocol import GuardedProtocol
 @contextlib.contextmanager
 def listening(app: ASGIApp, http: type[GuardedProtocol] = GuardedProtocol) -> Iterator[tuple[str, int]]:
     """Serve an application from a thread of this process, and say where."""
-    config = uvicorn.Config(app, http=http, ws="none", lifespan="off", log_config=None, proxy_headers=False)
+    config = uvicorn.Config(
+        app,
+        http=http,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        proxy_headers=False,
+        timeout_graceful_shutdown=5,  # for clients that keep their connection and never come back
+    )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from deltahub.checkpoint import describe
 from deltahub.reference import Reference
@@ -24,7 +25,8 @@ def begun(registry):
                 if thread.name == "index":
                     await asyncio.to_thread(thread.join)
 
-    asyncio.run(begin())
+    with ThreadPoolExecutor(1) as elsewhere:  # the main thread may be in the loop of a browser
+        elsewhere.submit(lambda: asyncio.run(begin())).result()
     return app.state.hub
 
 

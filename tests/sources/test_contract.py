@@ -181,6 +181,7 @@ def change_byte(path: Path, place: int = -1) -> None:
 )
 def origin(request, tmp_path, monkeypatch) -> Iterator[Origin]:
     """Each place that a delta can come from."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     if request.param == "folder":
         yield Folder(tmp_path)
     elif request.param == "local registry":
@@ -210,7 +211,6 @@ def origin(request, tmp_path, monkeypatch) -> Iterator[Origin]:
             yield OnAHub(registry, server)
             huggingface_hub.close_session()
     else:
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
         with serving(tmp_path) as site:
             yield WebFolder(site) if request.param == "link to a folder" else WebBundle(site)
 

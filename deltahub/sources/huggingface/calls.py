@@ -7,10 +7,10 @@ once. What fails is made again while that may help, and is then one sentence.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
+from deltahub.sources.base import pause
 from deltahub.sources.huggingface.failures import Asked, sentence
 from deltahub.sources.huggingface.waiting import patiently
 from deltahub.version import VERSION
@@ -43,7 +43,7 @@ class Calls:
         endpoint: str | None = None,
         token: Token = None,
         token_variable: str | None = None,
-        pause: Callable[[float], None] = time.sleep,
+        pause: Callable[[float], None] = pause,
     ) -> None:
         self.name = name
         self._endpoint = endpoint

@@ -7,7 +7,6 @@ version may also be a branch, a git tag, or the digest of what was pushed.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,7 +20,7 @@ from deltahub.reference import LATEST, Reference, is_digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.index import Listed
 from deltahub.registry.query import Query
-from deltahub.sources.base import Resolved
+from deltahub.sources.base import Resolved, pause
 from deltahub.sources.huggingface.calls import Calls, Token
 from deltahub.sources.huggingface.foreign import Foreign
 from deltahub.sources.huggingface.history import BRANCH, document, history, names
@@ -59,7 +58,7 @@ class HuggingFace:
         token: Token = None,
         token_variable: str | None = None,
         known: Known | None = None,
-        pause: Callable[[float], None] = time.sleep,
+        pause: Callable[[float], None] = pause,
     ) -> None:
         self.calls = Calls(name, endpoint, token, token_variable, pause)
         self._known = known

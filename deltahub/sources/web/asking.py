@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -16,6 +15,7 @@ from requests.exceptions import RequestException
 
 from deltahub.errors import DeltaHubError, StorageError, UnreachableError
 from deltahub.link import shown
+from deltahub.sources.base import pause
 from deltahub.sources.web.guarded import Guard, GuardedAdapter, PrivateAddressError
 from deltahub.sources.web.limits import Limits
 from deltahub.version import VERSION
@@ -35,7 +35,7 @@ class Web:
         pause: waits for a number of seconds.
     """
 
-    def __init__(self, limits: Limits, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, limits: Limits, pause: Callable[[float], None] = pause) -> None:
         self.limits = limits
         self._pause = pause
         self._session = requests.Session()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -14,7 +13,7 @@ from deltahub.cache.names import CachedNames, Seen
 from deltahub.errors import IntegrityError, NotCachedError, UnreachableError
 from deltahub.link import Link
 from deltahub.manifest import FileEntry, Manifest
-from deltahub.sources.base import Resolved
+from deltahub.sources.base import Resolved, pause
 from deltahub.sources.web.asking import Web
 from deltahub.sources.web.downloading import PARTIAL
 from deltahub.sources.web.folder import WebFolder
@@ -42,7 +41,7 @@ class WebSource:
         names: CachedNames,
         forbidden: str | None = None,
         limits: Limits | None = None,
-        pause: Callable[[float], None] = time.sleep,
+        pause: Callable[[float], None] = pause,
     ) -> None:
         self._cache, self._names, self._forbidden = cache, names, forbidden
         self._limits, self._pause = limits, pause
