@@ -9,30 +9,28 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.errors import ConflictError, NotFoundError, StorageError
-from deltahub.files import CHUNK, sha256_file
-from deltahub.stores.base import Progress, Source, Swap, Swapped, object_key, require_digest
-from deltahub.stores.bucket import PART, Bucket, Patience, connect
+from deltahub.files import CHUNK
+from deltahub.stores.base import Progress, Source, Swap, Swapped, require_digest
+from deltahub.stores.bucket import Bucket, Patience, connect
 from deltahub.stores.probe import weakness
 from deltahub.stores.s3_errors import lost, repeated, s3_errors
-from deltahub.stores.waiting import Stopped, each, interruptible, spread
+from deltahub.stores.uploading import digest_of, size_of, upload
+from deltahub.stores.waiting import each, interruptible, spread
 
 if TYPE_CHECKING:
     from obstore import GetOptions
     from obstore.store import S3Store as Client
 
 
-_MOST_PARTS: Final = 10_000  # of one object, says S3
 _AT_ONCE: Final = 4  # big objects on their way
 _SMALL: Final = 1 << 20  # bytes of an object of which as many may be on their way as of requests
 _REQUESTS: Final = 32  # small ones on their way
-_PARTS_AT_ONCE: Final = 2  # of one object
 _TRIES: Final = 3  # of a write whose answer is lost
 
 _weaknesses: dict[tuple[str | None, str], str | None] = {}  # by server and bucket, as long as the process lasts
@@ -198,36 +196,17 @@ class S3Store:
     def create(self, sources: Mapping[str, Source], progress: Progress | None = None) -> None:
         """Store objects, several at once; each is sent even if it is there, which also heals it and makes it count as new."""
         for sha256, source in sources.items():
-            require_digest(source, sha256, _digest(source))
+            require_digest(source, sha256, digest_of(source))
         self._refuse_weak()
 
         def send(item: tuple[str, Source], stop: threading.Event) -> None:
-            self._send(*item, progress, stop)
+            client = self._writer
+            with s3_errors("Storing a delta", self.bucket):
+                upload(client, *item, self._stored, progress, stop)
 
-        small = {sha256 for sha256, source in sources.items() if _size(source) <= _SMALL}
+        small = {sha256 for sha256, source in sources.items() if size_of(source) <= _SMALL}
         each(send, [item for item in sources.items() if item[0] in small], _REQUESTS)
         each(send, [item for item in sources.items() if item[0] not in small], _AT_ONCE)
-
-    def _send(self, sha256: str, source: Source, progress: Progress | None, stop: threading.Event) -> None:
-        key, client = object_key(sha256), self._writer
-        import obstore
-
-        size = _size(source)
-        with s3_errors("Storing a delta", self.bucket):
-            if size > PART and isinstance(source, Path):
-                parts = _parts(source, sha256, progress, stop)
-                part = max(PART, math.ceil(size / _MOST_PARTS))
-                try:
-                    obstore.put(client, key, parts, use_multipart=True, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
-                except FileNotFoundError:  # so may say who is asked again to put together what is put together
-                    if self._stored(key) != sha256:
-                        raise
-                return
-            data = source if isinstance(source, bytes) else source.read_bytes()
-            require_digest(source, sha256, hashlib.sha256(data).hexdigest())
-            obstore.put(client, key, data, use_multipart=False)
-            if progress:
-                progress(size)
 
     def _stored(self, key: str) -> str | None:
         digest = hashlib.sha256()
@@ -315,28 +294,3 @@ class S3Store:
                 "Cloudflare R2, MinIO or SeaweedFS."
             )
             raise StorageError(msg)
-
-
-def _digest(source: Source) -> str:
-    return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else sha256_file(source)[0]
-
-
-def _size(source: Source) -> int:
-    return len(source) if isinstance(source, bytes) else source.stat().st_size
-
-
-def _parts(path: Path, sha256: str, progress: Progress | None, stop: threading.Event) -> Iterator[bytes]:
-    """The bytes of a file; the last of them only if all have the digest, so that a file that changed is never put together."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        ahead = file.read(CHUNK)
-        while chunk := ahead:
-            digest.update(chunk)
-            ahead = file.read(CHUNK)
-            if not ahead:
-                require_digest(path, sha256, digest.hexdigest())
-            if stop.is_set():
-                raise Stopped
-            yield chunk
-            if progress:
-                progress(len(chunk))

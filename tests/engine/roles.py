@@ -64,7 +64,6 @@ def watched_attention(model: nn.Module) -> Iterator[Seen]:
         return seen_before(module, query, key, value, *args, **kwargs)
 
     seen_before: Callable[..., Any] = eager_attention_forward
-    real = ALL_ATTENTION_FUNCTIONS.get_interface
 
     def get_interface(name: str, default: Callable[..., Any]) -> Callable[..., Any]:
         nonlocal seen_before
@@ -75,7 +74,7 @@ def watched_attention(model: nn.Module) -> Iterator[Seen]:
     try:
         yield seen
     finally:
-        ALL_ATTENTION_FUNCTIONS.get_interface = real
+        del ALL_ATTENTION_FUNCTIONS.get_interface  # the one of its class is there again
 
 
 def fed_by(model: nn.Module, run: Callable[[], Any], name: str, part: Part | None) -> str | None:
