@@ -50,6 +50,21 @@ _IDENTITIES = {
     ]
 }
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before a fork
+# moto looks at the condition of a write and writes in two steps, between which another write may come: here it does both at once.
+_MOTO = """
+import sys, threading
+from moto.s3.responses import S3Response
+from moto.server import main
+
+put, one_at_a_time = S3Response.put_object, threading.Lock()
+
+def put_object(self):
+    with one_at_a_time:
+        return put(self)
+
+S3Response.put_object = put_object
+main(sys.argv[1:])
+"""
 _START = 60  # seconds that a server may take to answer
 
 
@@ -226,8 +241,7 @@ def new_moto(folder: Path) -> Iterator[Server]:
 
     def new() -> Server:
         (port,) = _free_ports(1)
-        program = "import sys; from moto.server import main; main(sys.argv[1:])"
-        return Server([sys.executable, "-c", program, "-p", str(port)], f"http://127.0.0.1:{port}", folder / "moto.log")
+        return Server([sys.executable, "-c", _MOTO, "-p", str(port)], f"http://127.0.0.1:{port}", folder / "moto.log")
 
     server = _started(new)
     try:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from deltahub.errors import CheckpointError, IntegrityError, NoVersionError, RemovedError
 from deltahub.nearest import closest
 from deltahub.reference import LATEST, MAIN, is_digest
-from deltahub.registry.entries import Move, Removed, Version, merged_tags, number
+from deltahub.registry.entries import Move, Moving, Removed, Version, merged_tags, number
 from deltahub.schema import parse, problem
 from deltahub.sealing import broken, sealed
 
@@ -38,6 +38,7 @@ class ReferenceDocument:
         log: oldest first.
         removed: the versions that are gone.
         moved_to: the name that the delta has now, if it was renamed; then there are no versions here.
+        moving: the name that it is about to have; nothing else may change until it has it.
         branches: the newest version of each line. The main line, ``"main"``, is listed only where it is not the newest of all.
     """
 
@@ -48,6 +49,7 @@ class ReferenceDocument:
     removed: Mapping[str, Removed] = field(default_factory=dict)
     moved_to: str | None = None
     branches: Mapping[str, str] = field(default_factory=dict)
+    moving: Moving | None = None
 
     @property
     def latest(self) -> str:
@@ -187,10 +189,16 @@ class ReferenceDocument:
         entry = Move(time, author, "undo", move.what, move.after, move.before)
         return replace(changed, log=(*self.log, entry))
 
-    def renamed(self, name: str, time: str, author: str) -> tuple[ReferenceDocument, ReferenceDocument]:
-        """The document under a new name, and what stays under the old one."""
-        move = Move(time, author, "rename", name, self.name, name)
-        return replace(self, name=name, log=(*self.log, move)), ReferenceDocument(self.name, log=(move,), moved_to=name)
+    def renamed(self) -> tuple[ReferenceDocument, ReferenceDocument]:
+        """Of a document that is moving: the one under its new name, and what stays under the old one.
+
+        Both have the whole log, so that no document is ever the same as an earlier one under its name.
+        """
+        assert self.moving
+        name = self.moving.to
+        move = Move(self.moving.time, self.moving.author, "rename", name, self.name, name)
+        moved = replace(self, name=name, log=(*self.log, move), moving=None)
+        return moved, ReferenceDocument(self.name, log=moved.log, moved_to=name)
 
     def to_bytes(self) -> bytes:
         """The document as it is stored."""
@@ -212,6 +220,8 @@ class ReferenceDocument:
             document["removed"] = {name: asdict(entry) for name, entry in self.removed.items()}
         if self.moved_to is not None:
             document["moved_to"] = self.moved_to
+        if self.moving is not None:
+            document["moving"] = asdict(self.moving)
         return sealed(document)
 
     @classmethod
@@ -246,7 +256,8 @@ def _read(data: bytes, name: str) -> ReferenceDocument:
     ordered = {name: versions[name] for name in sorted(versions, key=number)}
     gone = {name: removed[name] for name in sorted(removed, key=number)}
     moved, branches = document.get("moved_to"), document.get("branches", {})
-    return ReferenceDocument(document["name"], ordered, document["aliases"], log, gone, moved, branches)
+    moving = Moving(**document["moving"]) if "moving" in document else None
+    return ReferenceDocument(document["name"], ordered, document["aliases"], log, gone, moved, branches, moving)
 
 
 def _unreadable(name: str, wrong: str, document: Any) -> CheckpointError | IntegrityError:
@@ -269,6 +280,8 @@ def _dangling(document: Mapping[str, Any]) -> str | None:
         return f"{twice[0]} is there and removed at once"
     if bool(moved) == bool(document["versions"] or removed):
         return f"versions beside the new name {moved}" if moved else "no version"
+    if moved and "moving" in document:
+        return f"a rename that is not done beside the new name {moved}"
     for alias, version in document["aliases"].items():
         if version not in document["versions"]:
             return f"the alias {alias!r} of {version}, which is not there"

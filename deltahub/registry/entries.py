@@ -65,6 +65,23 @@ class Removed:
 
 
 @dataclass(frozen=True)
+class Moving:
+    """A rename that was decided and is not done.
+
+    Attributes:
+        to: the new name.
+        over: the etag of what it takes the place of there; None for nothing.
+        time: when it was decided, ISO 8601 in UTC.
+        author: who decided it.
+    """
+
+    to: str
+    over: str | None
+    time: str
+    author: str
+
+
+@dataclass(frozen=True)
 class Move:
     """One entry of the log.
 

@@ -1,7 +1,7 @@
-"""A rename between its two steps, or one that was killed there: the delta stands under both names.
+"""A rename between its steps, or one that was killed there: the delta stands under both names.
 
-The document under the new name is written first, and the old name leads to it only then. Until then the old document is the delta, and
-the new one a copy that nobody may build upon: what is written to it would be overwritten, or would be a second delta.
+Its old document says first that it is moving, then the new one is written, then the old one says where it went. Until then the
+old document is the delta, and the new one a copy that nobody may build upon.
 """
 
 from __future__ import annotations
@@ -19,10 +19,6 @@ def is_copy(document: ReferenceDocument, original: ReferenceDocument | None) -> 
     """Whether a document is what a rename that is not done wrote under the new name.
 
     Args:
-        original: what is under the name that `came_from` gives. It is no original if it leads to the document, if it was
-            renamed back in the meantime, or if it lacks something that the document has.
+        original: what is under the name that `came_from` gives.
     """
-    if original is None or original.moved_to:
-        return False
-    *before, last = document.log
-    return list(original.log[: len(before)]) == before and original.log[len(before) : len(before) + 1] != (last,)
+    return original is not None and original.moving is not None and original.renamed()[0] == document

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -64,12 +64,12 @@ class Reader:
         document, _ = self.read(path)
         if document is None:
             raise self.unknown(path)
-        return document
+        return replace(document, moving=None)
 
     def read(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
         """The reference document of a delta and its etag, both None if there is none; an old name leads to the new one.
 
-        A new name leads to the old one until a rename is done.
+        Until a rename is done its new name leads to the old one, whose document says that it is moving.
         """
         asked = path
         for _ in range(_HOPS):
@@ -98,7 +98,8 @@ class Reader:
             IntegrityError: it is damaged.
             NotFoundError: it is the document of another delta.
         """
-        return self._tagged(path)[0]
+        document, _ = self._tagged(path)
+        return replace(document, moving=None) if document else None
 
     def _tagged(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
         found = self.store.read_tagged(ref_key(path))

@@ -9,7 +9,9 @@ objects that nobody refers to.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -109,7 +111,7 @@ class Registry(Reader):
             may_create: whether it may be made from nothing.
         """
         for attempt in range(_ATTEMPTS):
-            document, etag = self.read(path)
+            document, etag = self.settled(path)
             if document is None:
                 if not may_create:
                     raise self.unknown(path)
@@ -127,6 +129,30 @@ class Registry(Reader):
             return changed
         raise AssertionError("unreachable")
 
+    def settled(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
+        """As `read` gives it, when a rename that is not done has been done: nothing may change before."""
+        while True:
+            document, etag = self.read(path)
+            if document is None or document.moving is None:
+                return document, etag
+            self._move(document, etag)
+
+    def _move(self, document: ReferenceDocument, etag: str | None) -> None:
+        """Do what is left of a rename; several may do it at once, and it is taken back if the new name is not free.
+
+        What the new document takes the place of was settled when the rename was decided, and no etag comes back. So if it is
+        neither there nor has given way to the new document, then it never will, or somebody else has done the rest.
+        """
+        assert document.moving
+        moved, left = document.renamed()
+        key, data = ref_key(moved.name), moved.to_bytes()
+        with contextlib.suppress(ConflictError):
+            self.store.swap(key, data, document.moving.over)
+        there = self.store.read_tagged(key)
+        outcome = left if there and there[0] == data else replace(document, moving=None)
+        with contextlib.suppress(ConflictError):
+            self.store.swap(ref_key(document.name), outcome.to_bytes(), etag)
+
     def update_all(self, changes: Mapping[str, Change]) -> dict[str, ReferenceDocument | DeltaHubError]:
         """Change many documents at once, each as `update` does; those that are not there are made.
 
@@ -143,7 +169,7 @@ class Registry(Reader):
         made: dict[str, ReferenceDocument] = {}
         swaps: list[Swap] = []
         same: list[str] = []
-        read = spread(lambda path: _attempt(lambda: self.read(path)), changes, self.store.at_once)
+        read = spread(lambda path: _attempt(lambda: self.settled(path)), changes, self.store.at_once)
         for (path, change), found in zip(changes.items(), read, strict=True):
             if isinstance(found, DeltaHubError):
                 done[path] = found

@@ -1,20 +1,21 @@
 """Renaming a delta: everything moves to the new name, and the old one says where it went.
 
-The new document is written first, so that whatever is interrupted leaves the delta under its old name, and repeating goes on
-from there.
+The old document says first that the delta is moving, and from then on whoever wants to change it does the rest of the move first.
+Whatever is interrupted leaves the delta under its old name until then.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from deltahub.errors import ConflictError, InUseError, NotFoundError
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.halfway import came_from, is_copy
+from deltahub.registry.entries import Move, Moving
 from deltahub.registry.registry import Registry, ref_key
 
-_ATTEMPTS: Final = 20
+_ATTEMPTS: Final = 20  # that are lost to others
 
 
 def rename(registry: Registry, old: Reference, new: Reference, author: str | None = None) -> ReferenceDocument:
@@ -33,39 +34,39 @@ def rename(registry: Registry, old: Reference, new: Reference, author: str | Non
         ConflictError: others kept changing the delta. It has its old name still.
     """
     registry.refuse_twin(new.path)
-    for attempt in range(_ATTEMPTS):
-        document, etag = registry.read(old.path)
+    decided: tuple[int, Move] | None = None  # where in the log it stands if it was done, and the entry
+    lost = 0
+    while True:
+        document, etag = registry.settled(old.path)
         if document is None:
             raise NotFoundError(old.path, (registry.place,))
-        if document.name == new.path:
+        done = decided and document.log[decided[0] : decided[0] + 1] == decided[1:]
+        if done or document.name == new.path:  # it may have gone further since
             registry.store.settle([ref_key(old.path), ref_key(new.path)])
             return document
         time, user = registry.stamp()
-        moved, left = document.renamed(new.path, time, author or user)
         try:
-            free = _free(registry, new.path, document)
-            registry.store.swap(ref_key(new.path), moved.to_bytes(), free)
-            registry.store.swap(ref_key(document.name), left.to_bytes(), etag)
+            moving = Moving(new.path, _free(registry, new.path, document), time, author or user)
+            registry.store.swap(ref_key(document.name), replace(document, moving=moving).to_bytes(), etag)
         except ConflictError:
-            if attempt == _ATTEMPTS - 1:
+            lost += 1
+            if lost == _ATTEMPTS:
                 raise
             continue
         except InUseError:
-            if registry.read(old.path)[1] == etag:
+            if registry.settled(old.path)[1] == etag:
                 raise
             continue  # somebody else renamed it
-        return moved
-    raise AssertionError("unreachable")
+        decided = len(document.log), replace(document, moving=moving).renamed()[0].log[-1]
 
 
 def _free(registry: Registry, name: str, document: ReferenceDocument) -> str | None:
-    """The etag of what may be replaced under the new name: nothing, a way back, or what a killed rename left."""
+    """The etag of what may be replaced under the new name: nothing, or a way back."""
     found = registry.store.read_tagged(ref_key(name))
     if found is None:
         return None
     there = ReferenceDocument.from_bytes(found[0], name)
-    unfinished = came_from(there) == document.name and is_copy(there, document)
-    if there.moved_to == document.name or unfinished:
+    if there.moved_to == document.name:
         return found[1]
     user = f"{name} is {'the old name of ' + there.moved_to if there.moved_to else 'another delta'}"
     raise InUseError(document.name, user, "Choose a name that is free.")

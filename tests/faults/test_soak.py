@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("store", ["local", "seaweed"])
+@pytest.mark.parametrize("store", ["local", "moto", "seaweed"])
 def test_processes_that_change_one_registry_at_once_lose_nothing_and_invent_nothing(store):
     command = [sys.executable, "-m", "tests.faults.soak", store, "--seconds", SECONDS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

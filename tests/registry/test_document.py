@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from deltahub.errors import CheckpointError, IntegrityError, NotFoundError
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.entries import Move, Version
+from deltahub.registry.entries import Move, Moving, Version
 from deltahub.sealing import sealed
 
 GOLDEN = Path(__file__).parents[1] / "golden/reference.v1.json"
@@ -173,7 +174,8 @@ def test_every_move_of_an_alias_is_logged():
 
 def test_tombstones_and_new_names_are_read_back_as_they_were_written():
     found = document("0", "1").without_version("v1", NOON, "bob", "wrong data")
-    for written in (found, found.without_version("v2", NOON, "bob"), *found.renamed("acme/nli", NOON, "ada")):
+    moving = replace(found, moving=Moving("acme/nli", None, NOON, "ada"))
+    for written in (found, found.without_version("v2", NOON, "bob"), moving, *moving.renamed()):
         assert ReferenceDocument.from_bytes(written.to_bytes()) == written
 
 

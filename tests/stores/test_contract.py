@@ -170,9 +170,7 @@ def test_deleting_what_is_not_there_is_fine(store):
         store.read(key)
 
 
-def test_of_many_writers_at_once_exactly_one_wins_each_round(store, request):
-    if request.node.callspec.params.get("store") == "moto":
-        pytest.skip("moto looks at the condition and writes in two steps; SeaweedFS is the witness for S3")
+def test_of_many_writers_at_once_exactly_one_wins_each_round(store):
     etag = store.swap(DOCUMENT, b"0", None)
     for number in range(1, 6):
         start, won = threading.Barrier(4), []
