@@ -15,7 +15,7 @@ from .signing import RequireOpt, TrustOpt, trusted
 if TYPE_CHECKING:
     from deltahub.configured import Configured
     from deltahub.settings import Settings
-from .sources import EndpointOpt, NameArg, ProfileOpt, RegionOpt, UncheckedOpt, add_checked
+from .sources import EndpointOpt, NameArg, ProfileOpt, RegionOpt, UncheckedOpt, add_checked, forget
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -143,11 +143,7 @@ def remove(name: NameArg, json: JsonOpt = False, quiet: QuietOpt = False) -> Non
 
     [dim]deltahub registry remove team[/dim]
     """
-    from deltahub.settings import change
-
-    registries = change(lambda known: known.remove(name))
-    data = {"removed": name, "default": registries.default}
-    Output(as_json=json, quiet=quiet).result(data, f"{name} is forgotten; its deltas stay where they are.")
+    forget(name, Output(as_json=json, quiet=quiet))
 
 
 @app.command()

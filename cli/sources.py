@@ -153,11 +153,16 @@ def remove(name: NameArg, json: JsonOpt = False, quiet: QuietOpt = False) -> Non
 
     [dim]deltahub source remove team[/dim]
     """
+    forget(name, Output(as_json=json, quiet=quiet))
+
+
+def forget(name: str, out: Output) -> None:
+    """Remove a source from the settings."""
     from deltahub.settings import change
 
     settings = change(lambda known: known.remove(name))
     data = {"removed": name, "default": settings.default}
-    Output(as_json=json, quiet=quiet).result(data, f"{name} is forgotten; its deltas stay where they are.")
+    out.result(data, f"{name} is forgotten; its deltas stay where they are.")
 
 
 @app.command()
