@@ -73,10 +73,16 @@ class Registry(Reader):
             StorageError: the store is full or not writable.
         """
         publication = Publication(reference, manifest, folder, tags, aliases, message, expect)
+        published = self.publish_one(publication, progress)
+        return published.version, published.new
+
+    def publish_one(self, publication: Publication, progress: Progress | None = None) -> Published:
+        """The same, and with the document that came of it."""
         addition = Addition(publication, *self.stamp())
-        self.refuse_twin(reference.path)
-        self.add(addition.objects, reference.path, addition.change, progress)
-        return addition.version, addition.new
+        path = publication.reference.path
+        self.refuse_twin(path)
+        document = self.add(addition.objects, path, addition.change, progress)
+        return Published(document, addition.version, addition.new)
 
     def publish_many(
         self, publications: Sequence[Publication], progress: Progress | None = None

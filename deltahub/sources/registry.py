@@ -96,13 +96,8 @@ class RegistrySource:
         if private is not None:
             msg = f"Who may see what is in {self.place} is a matter of its folder or bucket. Leave out that it is private."
             raise ConfigError(msg)
-        version, new = self.registry.publish(
-            reference, manifest, folder, tags=tags, aliases=aliases, message=message, expect=expect, progress=progress
-        )
-        document = self.registry.document(reference.path)
-        entry = document.versions[version]
-        exact = reference.exact(self.name, document.name, version)
-        return Pushed(exact, entry.digest, new, manifest.size, entry.tags)
+        publication = Publication(reference, manifest, folder, tags, aliases, message, expect)
+        return self._pushed(publication, self.registry.publish_one(publication, progress))
 
     def publish_many(
         self, publications: Sequence[Publication], progress: Progress | None = None
@@ -113,11 +108,12 @@ class RegistrySource:
             StorageError: the registry failed as a whole. All can be published again.
         """
         done = self.registry.publish_many(publications, progress)
-        return [self._pushed(it, became) for it, became in zip(publications, done, strict=True)]
+        return [
+            became if isinstance(became, DeltaHubError) else self._pushed(it, became)
+            for it, became in zip(publications, done, strict=True)
+        ]
 
-    def _pushed(self, publication: Publication, became: Published | DeltaHubError) -> Pushed | DeltaHubError:
-        if isinstance(became, DeltaHubError):
-            return became
+    def _pushed(self, publication: Publication, became: Published) -> Pushed:
         entry = became.document.versions[became.version]
         exact = publication.reference.exact(self.name, became.document.name, became.version)
         return Pushed(exact, entry.digest, became.new, publication.manifest.size, entry.tags)
