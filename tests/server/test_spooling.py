@@ -55,16 +55,22 @@ def test_folders_of_others_are_left_alone(temporary):
     assert len(list(temporary.iterdir())) == 2
 
 
+def wait_until_ready(hub):
+    """The hub says where it is before it is there: who asks meanwhile waits."""
+    with Client(hub.url, "") as client:
+        assert client.ask("GET", "/healthz")[0] == 200
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_hub_s_uploads_are_removed_when_the_next_one_starts(tmp_path, temporary, workers):
     options = ("--registry", tmp_path / "registry", "--quiet")
     with serving(tmp_path / "one", *options, "--workers", workers, "--anonymous", "write") as hub:
-        with Client(hub.url, "") as client:
-            assert client.ask("GET", "/healthz")[0] == 200
+        wait_until_ready(hub)
         hub.kill()
     left = list(temporary.iterdir())
     assert len(left) == 1
     with serving(tmp_path / "two", *options) as hub:
+        wait_until_ready(hub)
         assert not left[0].exists()
         assert len(list(temporary.iterdir())) == 1
         assert hub.stop() == 0
