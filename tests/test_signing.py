@@ -367,13 +367,13 @@ def test_a_collection_keeps_signatures(team, tmp_path, key, checkpoint_folder):
 
 def test_a_delta_is_signed_before_anybody_can_see_it(team, tmp_path, key, checkpoint_folder, monkeypatch):
     seen = []
-    publish = Registry.publish
+    publish = Registry.publish_one
 
-    def watched(self, reference, manifest, *arguments, **options):
-        seen.append(list(signatures(self, manifest.digest)))
-        return publish(self, reference, manifest, *arguments, **options)
+    def watched(self, publication, *arguments):
+        seen.append(list(signatures(self, publication.manifest.digest)))
+        return publish(self, publication, *arguments)
 
-    monkeypatch.setattr(Registry, "publish", watched)
+    monkeypatch.setattr(Registry, "publish_one", watched)
     hub_of(team, tmp_path).push(checkpoint_folder, "acme/ner", sign=key)
 
     assert seen == [[key.public.id]]
