@@ -124,7 +124,7 @@ class Server:
     def kill(self) -> None:
         """End it as a crash does."""
         self.process.kill()
-        self.process.wait()
+        self.process.wait(_START)
 
     def bucket(self, **where: str) -> Bucket:
         """A place in it that no other test uses."""

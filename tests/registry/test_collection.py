@@ -11,7 +11,7 @@ import pytest
 
 from deltahub.errors import ConflictError, IntegrityError, StorageError
 from deltahub.reference import Reference
-from deltahub.registry import sweeping
+from deltahub.registry import collection, sweeping
 from deltahub.registry.collection import collect, used
 from deltahub.registry.registry import REFS, Registry
 from deltahub.registry.removal import remove
@@ -20,6 +20,7 @@ from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
+from tests.clocks import clock
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
 
 NER = Reference("acme", "ner")
@@ -33,7 +34,18 @@ def day(monkeypatch):
 
 
 @pytest.fixture
-def clock(monkeypatch) -> None:
+def waiting(monkeypatch):
+    """Sets how pushes and collections wait."""
+
+    def by(**functions):
+        for module in (sweeping, collection):
+            monkeypatch.setattr(module, "time", clock(**functions))
+
+    return by
+
+
+@pytest.fixture
+def quick(waiting) -> None:
     """Waiting takes no time, but lets the clock go on."""
     passed = 0.0
 
@@ -41,8 +53,7 @@ def clock(monkeypatch) -> None:
         nonlocal passed
         passed += seconds
 
-    monkeypatch.setattr("time.sleep", sleep)
-    monkeypatch.setattr("time.monotonic", lambda: passed)
+    waiting(sleep=sleep, monotonic=lambda: passed)
 
 
 def objects(registry) -> set[str]:
@@ -133,7 +144,7 @@ def test_nothing_goes_while_it_is_unknown_what_a_document_refers_to(registry, pu
     assert objects(registry) == before
 
 
-def test_nothing_goes_while_a_manifest_is_gone(anywhere, publish, clock):
+def test_nothing_goes_while_a_manifest_is_gone(anywhere, publish, quick):
     removed(anywhere, publish)
     digest = anywhere.document("acme/ner").versions["v2"].digest
     anywhere.store.delete(object_key(digest.removeprefix("sha256:")))
@@ -143,7 +154,7 @@ def test_nothing_goes_while_a_manifest_is_gone(anywhere, publish, clock):
     assert objects(anywhere) == before
 
 
-def test_a_version_that_goes_while_it_is_looked_at_is_no_damage(anywhere, publish, monkeypatch):
+def test_a_version_that_goes_while_it_is_looked_at_is_no_damage(anywhere, publish, monkeypatch, waiting):
     """Another collection was faster: the version was removed after its document was read, and its manifest is gone."""
     removed(anywhere, publish)
     publish(anywhere, value=0.75)
@@ -157,7 +168,7 @@ def test_a_version_that_goes_while_it_is_looked_at_is_no_damage(anywhere, publis
         return manifest(registry, digest)
 
     monkeypatch.setattr(Registry, "manifest", slow)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    waiting(sleep=lambda seconds: None)
     collect(anywhere, NOW)
     assert [where for where, _ in verify(anywhere)] == ["acme/ner@v3"]
     assert clean(anywhere)
@@ -227,11 +238,11 @@ def steps_of(publish, action) -> int:
     return registry.store.calls
 
 
-def test_a_push_at_any_moment_of_a_collection_keeps_all_its_objects(publish, monkeypatch):
+def test_a_push_at_any_moment_of_a_collection_keeps_all_its_objects(publish, waiting):
     """The content of the push is what the collection is about to delete; it may have to wait until that is done."""
     count = steps_of(publish, lambda registry: collect(registry, NOW))
     assert count > 10
-    sleep, waited = time.sleep, 0
+    waited = 0
     for step in range(1, count + 1):
         registry, goes_on = Registry(Stepping()), threading.Event()
         removed(registry, publish)
@@ -242,9 +253,9 @@ def test_a_push_at_any_moment_of_a_collection_keeps_all_its_objects(publish, mon
 
         def pause(seconds, goes_on=goes_on):
             goes_on.set()
-            sleep(0.001)
+            time.sleep(0.001)
 
-        monkeypatch.setattr("time.sleep", pause)
+        waiting(sleep=pause)
         pushing = threading.Thread(target=push)
 
         def event(pushing=pushing, goes_on=goes_on):
@@ -262,7 +273,7 @@ def test_a_push_at_any_moment_of_a_collection_keeps_all_its_objects(publish, mon
     assert 0 < waited < count
 
 
-def test_a_collection_at_any_moment_of_a_push_takes_none_of_its_objects(publish, clock):
+def test_a_collection_at_any_moment_of_a_push_takes_none_of_its_objects(publish, quick):
     count = steps_of(publish, lambda registry: publish(registry, "acme/zoo"))
     assert count > 5
     for step in range(1, count + 1):
@@ -274,7 +285,7 @@ def test_a_collection_at_any_moment_of_a_push_takes_none_of_its_objects(publish,
         assert clean(registry), step
 
 
-def test_a_collection_that_dies_at_any_moment_harms_nothing_and_the_next_one_goes_on(publish, clock):
+def test_a_collection_that_dies_at_any_moment_harms_nothing_and_the_next_one_goes_on(publish, quick):
     class Killed(BaseException):
         pass
 
@@ -296,7 +307,7 @@ def test_a_collection_that_dies_at_any_moment_harms_nothing_and_the_next_one_goe
         assert objects(registry) == {object_key(sha256) for sha256 in used(registry)}, step
 
 
-def test_a_collection_during_another_ends_with_one_of_them_giving_way(publish, clock):
+def test_a_collection_during_another_ends_with_one_of_them_giving_way(publish, quick):
     count = steps_of(publish, lambda registry: collect(registry, NOW))
     gave_way = 0
     for step in range(1, count + 1):
@@ -313,7 +324,7 @@ def test_a_collection_during_another_ends_with_one_of_them_giving_way(publish, c
     assert 0 < gave_way < count
 
 
-def test_a_push_waits_for_a_running_collection_and_takes_over_from_a_dead_one(anywhere, publish, monkeypatch, caplog):
+def test_a_push_waits_for_a_running_collection_and_takes_over_from_a_dead_one(anywhere, publish, waiting, caplog):
     publish(anywhere)
     (sha256, *_) = used(anywhere)
     write_state(anywhere.store, State(1, {}, {sha256: "2026-01-01T00:00:00Z"}, "dead"), None)
@@ -326,8 +337,7 @@ def test_a_push_waits_for_a_running_collection_and_takes_over_from_a_dead_one(an
         if waits == 3:  # a sign of life
             write_state(anywhere.store, State(2, {}, state.sweeping, "dead"), etag)
 
-    monkeypatch.setattr("time.sleep", sleep)
-    monkeypatch.setattr("time.monotonic", lambda: passed)
+    waiting(sleep=sleep, monotonic=lambda: passed)
     assert publish(anywhere) == "v1"
     assert waits == 3 + sweeping.SILENT / 10
     assert "Waiting for a collection in " in caplog.text
@@ -367,7 +377,7 @@ def test_pushes_and_collections_in_many_threads_lose_nothing(anywhere, publish, 
 
 
 @pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
-def test_a_collection_that_fails_at_any_step_harms_nothing(tmp_path, publish, faults, clock, error):
+def test_a_collection_that_fails_at_any_step_harms_nothing(tmp_path, publish, faults, quick, error):
     def prepare(case):
         registry = Registry(LocalStore(tmp_path / case))
         removed(registry, publish)

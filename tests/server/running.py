@@ -12,6 +12,8 @@ from starlette.types import ASGIApp
 
 from deltahub.server.protocol import GuardedProtocol
 
+LONG = 60.0  # seconds after which a server that was told to end never will
+
 
 @contextlib.contextmanager
 def listening(app: ASGIApp, http: type[GuardedProtocol] = GuardedProtocol) -> Iterator[tuple[str, int]]:
@@ -34,4 +36,5 @@ def listening(app: ASGIApp, http: type[GuardedProtocol] = GuardedProtocol) -> It
             yield address
         finally:
             server.should_exit = True
-            thread.join()
+            thread.join(LONG)
+            assert not thread.is_alive(), "the server did not end"

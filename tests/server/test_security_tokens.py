@@ -15,6 +15,7 @@ from deltahub.server.buckets import Buckets
 from deltahub.server.settings import Settings
 from deltahub.server.tokens import PREFIX, Tokens
 from deltahub.stores.memory import MemoryStore
+from tests.clocks import clock
 from tests.server.guarded import guarded
 from tests.server.running import listening
 
@@ -224,7 +225,7 @@ def test_the_client_of_the_hub_waits_as_long_as_it_is_told(monkeypatch):
 
     now = [1000.0]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", sleep)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", clock(sleep=sleep))
     monkeypatch.setattr(Buckets.__init__, "__defaults__", (lambda: now[0],))
     with listening(guarded(MemoryStore(), Settings(rate=0.1, burst=1))) as (host, port):
         answers = [http_backoff("GET", f"http://{host}:{port}/caller", retry_on_status_codes=429) for _ in range(2)]

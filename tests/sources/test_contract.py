@@ -25,6 +25,7 @@ from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from deltahub.stores.s3 import S3Store
 from tests.backbones import bert, train, untouched
+from tests.clocks import clock
 from tests.hub_server import HubServer, hub_server
 from tests.sources.web_server import Site, serving
 
@@ -181,7 +182,8 @@ def change_byte(path: Path, place: int = -1) -> None:
 )
 def origin(request, tmp_path, monkeypatch) -> Iterator[Origin]:
     """Each place that a delta can come from."""
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    for module in ("deltahub.sources.base.time", "huggingface_hub.utils._http.time"):
+        monkeypatch.setattr(module, clock(sleep=lambda seconds: None))
     if request.param == "folder":
         yield Folder(tmp_path)
     elif request.param == "local registry":
