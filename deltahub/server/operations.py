@@ -6,21 +6,19 @@ file on the way; only what is left of a line, a path and a few words, is held in
 
 from __future__ import annotations
 
-import binascii
-import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from deltahub.schema import parse
+from deltahub.server.decoding import Content
 from deltahub.server.refusals import Refusal
 
 _CONTENT: Final = re.compile(rb'"content"\s*:\s*"')  # in JSON, these letters cannot stand inside of a text
 _LONGEST_LINE: Final = 256 << 10  # bytes of a line without content
 _OVERLAP: Final = 64  # bytes in which what _CONTENT finds may have begun
 _MOST: Final = 25_000  # operations of a commit
-HEAD: Final = 512  # bytes of a file that are kept to look at
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Added:
         sha256: 64 hex digits.
         size: bytes.
         file: where it was put.
-        head: its first bytes, `HEAD` of them or all.
+        head: its first bytes, `decoding.HEAD` of them or all.
     """
 
     path: str
@@ -102,8 +100,8 @@ class Parser:
         self.found = Operations()
         self._spool, self._largest = spool, largest
         self._line = bytearray()  # the current one without its content
-        self._content: _Content | None = None  # the one that is being read
-        self._read: _Content | None = None  # the one that was read in the current line
+        self._content: Content | None = None  # the one that is being read
+        self._read: Content | None = None  # the one that was read in the current line
         self._files = self._lines = self._searched = 0
 
     def feed(self, block: bytes) -> None:
@@ -136,7 +134,7 @@ class Parser:
             if self._read:
                 raise Refusal(400, "A line of the commit has content twice.")
             self._files += 1
-            self._content = _Content(self._spool / f"file-{self._files}", self._largest)
+            self._content = Content(self._spool / f"file-{self._files}", self._largest)
             return position + taken
         if len(self._line) > _LONGEST_LINE:
             raise Refusal(413, f"A line of the commit is longer than {_LONGEST_LINE:,} bytes without its content.")
@@ -182,7 +180,7 @@ class Parser:
             raise Refusal(400, f"Line {self._lines} of the commit is no object with 'key' and 'value'.")
         self._take(document.get("key"), value, content)
 
-    def _take(self, key: Any, value: dict[str, Any], content: _Content | None) -> None:
+    def _take(self, key: Any, value: dict[str, Any], content: Content | None) -> None:
         if key == "header":
             self.found.summary, self.found.description = _text(value, "summary"), _text(value, "description")
             self.found.parent = _text(value, "parentCommit") or None
@@ -198,49 +196,6 @@ class Parser:
             self.found.listed.append(Deleted(path.strip("/"), key == "deletedFolder"))
         else:
             raise Refusal(400, f"Line {self._lines} of the commit has the key {key!r}, which is unknown.")
-
-
-class _Content:
-    """The content of one file, decoded to the disk as it comes."""
-
-    def __init__(self, file: Path, largest: int) -> None:
-        self.file, self._largest = file, largest
-        self.size, self.head = 0, b""
-        self._digest = hashlib.sha256()
-        self._rest = b""  # fewer than four letters
-        self._writer: BinaryIO = file.open("xb")
-
-    def feed(self, letters: bytes) -> None:
-        text = self._rest + letters.replace(b"\\/", b"/")  # as some write a slash in JSON
-        whole = len(text) - len(text) % 4
-        self._rest = text[whole:]
-        if not whole:
-            return
-        try:
-            data = binascii.a2b_base64(text[:whole], strict_mode=True)
-        except binascii.Error as error:
-            self.close()
-            raise Refusal(400, f"A file of the commit is no base64: {error}.") from error
-        self.size += len(data)
-        if self.size > self._largest:
-            self.close()
-            raise Refusal(413, f"A file of the commit is larger than the {self._largest:,} bytes that this hub takes.")
-        if len(self.head) < HEAD:
-            self.head += data[: HEAD - len(self.head)]
-        self._digest.update(data)
-        self._writer.write(data)
-
-    def finish(self) -> None:
-        self.close()
-        if self._rest:
-            raise Refusal(400, "A file of the commit is no base64: it ends too early.")
-
-    def close(self) -> None:
-        self._writer.close()
-
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
 
 
 def _named(path: str, value: dict[str, Any]) -> Named:

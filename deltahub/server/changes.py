@@ -1,0 +1,199 @@
+"""What a commit makes of a branch: the files after it, and the version that holds them.
+
+Nothing is written before all of it has been checked, and the version comes about only if the branch still ends where it did.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from starlette.requests import Request
+
+from deltahub.checkpoint import CARD
+from deltahub.describing import describe_files
+from deltahub.errors import ConflictError, ReferenceSyntaxError
+from deltahub.manifest import FileEntry, Manifest
+from deltahub.reference import MAIN, check_tag
+from deltahub.registry import stamps, uploads
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version, merged_tags, number
+from deltahub.registry.summary import summary_of
+from deltahub.server.decoding import HEAD
+from deltahub.server.facts import CARD_KEYS
+from deltahub.server.frontmatter import texts
+from deltahub.server.names import below, check_path, refuse_clashes
+from deltahub.server.operations import Added, Deleted, Named, Operations
+from deltahub.server.pickles import refuse_pickle
+from deltahub.server.refusals import ENTRY_NOT_FOUND, Refusal
+from deltahub.server.repositories import Repository, is_delta
+from deltahub.server.revisions import stamp_of
+from deltahub.stores.base import Source
+
+_PARENT: Final = re.compile(r"[0-9a-f]{7,40}")
+
+
+class Moved(Exception):
+    """Somebody else committed to the branch meanwhile."""
+
+
+class Change:
+    """One commit on top of what its branch holds now.
+
+    Args:
+        request: whose commit it is, and when it came.
+        repository: as it was read just now.
+        branch: where the version goes; there is one of that name, or nothing yet.
+        operations: what the commit does.
+    """
+
+    def __init__(self, request: Request, repository: Repository, branch: str, operations: Operations) -> None:
+        self._repository, self._branch, self._operations = repository, branch, operations
+        self._state, self._store = repository.state, repository.state.registry.store
+        self._stamp = stamp_of(request)
+        self._base = repository.branches().get(branch)
+        self._before = repository.commit(self._base)
+        self._files: dict[str, Path] = {}  # those that came with the commit, by their sha256
+        self._uploaded: set[str] = set()  # those that were sent before
+
+    def make(self) -> str:
+        """Make the version, and return its digest.
+
+        Raises:
+            Refusal: the commit cannot be.
+            Moved: the branch ends elsewhere by now.
+        """
+        self._require_parent()
+        tree = self._tree()
+        manifest = describe_files(tree.values(), self._read)
+        tags = self._tags(manifest, tree.get(CARD))
+        if manifest.digest == self._before.manifest.digest and self._has(tags):
+            return manifest.digest
+        needed = {entry.sha256 for entry in manifest.files}
+        objects: dict[str, Source] = {sha256: file for sha256, file in self._files.items() if sha256 in needed}
+        objects[manifest.digest.removeprefix("sha256:")] = manifest.to_bytes()
+        added = self._version(manifest, tags)
+        if not self._repository.document.versions:
+            self._state.registry.refuse_twin(self._repository.path)
+
+        def change(document: ReferenceDocument) -> ReferenceDocument:
+            return self._changed(document, added)
+
+        try:
+            self._state.registry.add(objects, self._repository.path, change)
+        except ConflictError as error:
+            raise Moved from error
+        uploads.forget(self._store, self._repository.path, self._uploaded)
+        return manifest.digest
+
+    def _require_parent(self) -> None:
+        parent = self._operations.parent
+        if parent is None:
+            return
+        if not _PARENT.fullmatch(parent):
+            raise Refusal(400, f"parentCommit must be 7 to 40 hex digits, got {parent[:60]!r}.")
+        if not self._before.id.startswith(parent):
+            message = (
+                f"A commit has happened since: {self._branch} of {self._repository.path} ends at {self._before.id}, not at "
+                f"{parent}. Fetch it, look at it, and commit on top of it."
+            )
+            raise Refusal(412, message)
+
+    def _tree(self) -> dict[str, FileEntry]:
+        """The files after the commit, by path."""
+        tree = {entry.path: entry for entry in self._before.manifest.files}
+        for operation in self._operations.listed:
+            if isinstance(operation, Deleted):
+                self._delete(tree, operation)
+                continue
+            path = check_path(operation.path)
+            if isinstance(operation, Added):
+                self._files[operation.sha256] = operation.file
+                tree[path] = FileEntry(path, operation.sha256, operation.size)
+                head = operation.head
+            else:
+                tree[path] = self._named(path, operation)
+                head = self._state.read(tree[path], 0, min(tree[path].size, HEAD)) if tree[path].size else b""
+            refuse_pickle(self._state.settings, self._repository.namespace, path, head)
+        refuse_clashes(tree)
+        return tree
+
+    def _delete(self, tree: dict[str, FileEntry], operation: Deleted) -> None:
+        gone = below(operation.path, tree) if operation.folder else [path for path in [operation.path] if path in tree]
+        if not gone:
+            what = "folder" if operation.folder else "file"
+            message = f"A {what} with this name doesn't exist: {operation.path[:200]!r}."
+            raise Refusal(404, message, ENTRY_NOT_FOUND)
+        for path in gone:
+            del tree[path]
+
+    def _named(self, path: str, operation: Named) -> FileEntry:
+        """A file whose bytes the repository has already, or was sent before."""
+        size = uploads.size_of(self._store, self._repository.path, operation.sha256)
+        if size is not None:
+            self._uploaded.add(operation.sha256)
+        else:
+            size = self._repository.holds(operation.sha256)
+        if size is None:
+            message = f"The bytes of {path!r} (sha256 {operation.sha256}) were not uploaded to {self._repository.path}. Upload them first."
+            raise Refusal(400, message)
+        if operation.size not in (None, size):
+            raise Refusal(400, f"{path!r} has {size} bytes, but the commit says {operation.size}.")
+        return FileEntry(path, operation.sha256, size)
+
+    def _read(self, entry: FileEntry, start: int, end: int) -> bytes:
+        if entry.sha256 not in self._files:
+            return self._state.read(entry, start, end)
+        with self._files[entry.sha256].open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
+    def _tags(self, manifest: Manifest, page: FileEntry | None) -> tuple[str, ...]:
+        """The tags of the version: those saved in it, and those of the page that was committed with a delta."""
+        told = list(manifest.config.get("metadata", {}).get("tags", ()))
+        if is_delta(manifest) and page:
+            general = {"deltahub", manifest.config["delta_type"]}
+            told += [tag for tag in texts(self._state.card_of(page, self._read).get("tags")) if tag not in general]
+        tags: list[str] = []
+        for tag in told:
+            try:
+                tags.append(check_tag(tag))
+            except ReferenceSyntaxError:  # it stays where it is
+                continue
+        return merged_tags((), tags)
+
+    def _has(self, tags: Collection[str]) -> bool:
+        entry = self._before.entry
+        return entry is None or merged_tags(entry.tags, tags) == entry.tags
+
+    def _version(self, manifest: Manifest, tags: tuple[str, ...]) -> Version:
+        time, author = self._stamp
+        message = f"{self._operations.summary}\n\n{self._operations.description}".strip()
+        summary: dict[str, Any] = dict(summary_of(manifest))
+        card = next((self._state.card_of(entry, self._read) for entry in manifest.files if entry.path == CARD), {})
+        if told := {key: card[key] for key in CARD_KEYS if key in card}:
+            summary["card"] = told
+        return Version(manifest.digest, time, author, stamps.text(message), tags, summary)
+
+    def _changed(self, document: ReferenceDocument, added: Version) -> ReferenceDocument:
+        """The document with the version at the end of its branch.
+
+        Raises:
+            Moved: the branch ends elsewhere by now, or a version that files were taken from is gone.
+        """
+        repository = replace(self._repository, document=document)
+        main = document.latest if document.versions else None
+        if repository.branches().get(self._branch) != self._base or document.name != self._repository.path:
+            raise Moved
+        if not self._repository.document.versions.keys() <= document.versions.keys():
+            raise Moved
+        newest = max((*document.versions, *document.removed), key=number, default=None)
+        parent = None if self._base in (None, newest) else self._base
+        changed, version = document.with_version(replace(added, parent=parent))
+        changed = changed.with_branch(self._branch, version, *self._stamp)
+        if self._branch != MAIN and main:
+            changed = changed.with_branch(MAIN, main, *self._stamp)
+        return changed
