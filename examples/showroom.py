@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -56,30 +57,6 @@ def hash_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-BERT: Final = Backbone(
-    "bert-base-uncased",
-    "BertForSequenceClassification",
-    12,
-    64,
-    "bert.encoder.layer.{}.attention.self",
-    ("query", "key", "value"),
-)
-T5: Final = Backbone(
-    "t5-base", "T5ForConditionalGeneration", 12, 64, "decoder.block.{}.layer.0.SelfAttention", ("q", "v")
-)
-LLAMA: Final = Backbone(
-    "HuggingFaceTB/SmolLM2-135M",
-    "LlamaForCausalLM",
-    30,
-    48,
-    "model.layers.{}.self_attn",
-    ("q_proj", "k_proj", "v_proj", "o_proj"),
-)
-MINILM: Final = Backbone(
-    "sentence-transformers/all-MiniLM-L6-v2", "BertModel", 6, 48, "encoder.layer.{}.attention.self", ("query", "value")
-)
-
-
 @dataclass(frozen=True)
 class Example:
     """One delta of the showroom; each of its scores becomes a version."""
@@ -96,141 +73,54 @@ class Example:
     about: str = ""
 
 
-EXAMPLES: Final = (
-    Example(
-        "acme/sst2-bert",
-        BERT,
-        "sentiment",
-        "sst2",
-        "accuracy",
-        (0.9014, 0.9197, 0.9255),
-        ("task=sentiment", "lang=en", "sst2"),
-        "ada",
-        about="Tells whether a sentence of a movie review is positive. Short sentences; irony is a weak spot.",
-    ),
-    Example("acme/ner-conll", BERT, "ner", "conll2003", "f1", (0.8971, 0.9113), ("task=ner", "lang=en"), "grace"),
-    Example(
-        "acme/tickets-routing",
-        BERT,
-        "classification",
-        "tickets",
-        "accuracy",
-        (0.812, 0.846),
-        ("task=routing", "lang=en"),
-        "ada",
-        "bitfit",
-    ),
-    Example(
-        "acme/toxicity", BERT, "classification", "jigsaw", "auroc", (0.961,), ("task=moderation", "lang=en"), "alan"
-    ),
-    Example(
-        "DeltaHub/sst2-t5-base",
-        T5,
-        "sentiment",
-        "sst2",
-        "accuracy",
-        (0.9312, 0.9421),
-        ("task=sentiment", "lang=en", "sst2"),
-        "barbara",
-    ),
-    Example(
-        "DeltaHub/summarise-cnn",
-        T5,
-        "summarisation",
-        "cnn_dailymail",
-        "rougeL",
-        (38.2, 39.7, 40.1),
-        ("task=summarisation", "lang=en"),
-        "barbara",
-    ),
-    Example(
-        "DeltaHub/boolq-t5",
-        T5,
-        "question-answering",
-        "boolq",
-        "accuracy",
-        (0.811,),
-        ("task=qa", "lang=en"),
-        "grace",
-        "prefix",
-    ),
-    Example(
-        "research/stories-smollm2",
-        LLAMA,
-        "language-modelling",
-        "tinystories",
-        "perplexity",
-        (6.31, 5.87),
-        ("task=lm", "lang=en", "experiment"),
-        "alan",
-    ),
-    Example(
-        "research/code-comments",
-        LLAMA,
-        "language-modelling",
-        "the-stack-python",
-        "perplexity",
-        (4.12,),
-        ("task=lm", "lang=en"),
-        "alan",
-    ),
-    Example(
-        "research/german-chat",
-        LLAMA,
-        "chat",
-        "oasst-de",
-        "win_rate",
-        (0.571, 0.604),
-        ("task=chat", "lang=de", "experiment"),
-        "grace",
-    ),
-    Example(
-        "search/passages",
-        MINILM,
-        "retrieval",
-        "msmarco",
-        "mrr10",
-        (0.3312, 0.3398),
-        ("task=retrieval", "lang=en"),
-        "edsger",
-    ),
-    Example(
-        "search/reviews",
-        MINILM,
-        "sentiment",
-        "movie-reviews",
-        "accuracy",
-        (0.847,),
-        ("task=sentiment", "lang=en"),
-        "edsger",
-        "adapter",
-    ),
-)
+def examples() -> tuple[Example, ...]:
+    """All that `showroom.toml` lists."""
+    listed = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+    backbones = {name: Backbone(**{**it, "modules": tuple(it["modules"])}) for name, it in listed["backbones"].items()}
+    return tuple(
+        Example(
+            **{**it, "backbone": backbones[it["backbone"]], "scores": tuple(it["scores"]), "tags": tuple(it["tags"])}
+        )
+        for it in listed["deltas"]
+    )
 
 
-def save(folder: Path, example: Example, version: int) -> Path:
-    """Save one version of an example as a checkpoint."""
+EXAMPLES: Final = examples()
+RANK: Final = 8
+HEAD: Final = "classifier.weight"
+SHAPES: Final = {
+    "lora": lambda width, rank: {"lora_A": (rank, width), "lora_B": (width, rank)},
+    "adapter": lambda width, rank: {"down.weight": (rank, width), "up.weight": (width, rank)},
+    "bitfit": lambda width, rank: {"bias": (width,)},  # noqa: ARG005
+    "prefix": lambda width, rank: {"keys": (rank, width), "values": (rank, width)},
+}
+
+
+def tensors_of(example: Example, version: int) -> dict[str, np.ndarray]:
+    """The tensors of one version: noise that is stronger in the middle of the backbone, and with each version."""
     seed = np.random.default_rng(abs(hash_number(f"{example.name}{version}")))
-    backbone, rank = example.backbone, 8
-    tensors: dict[str, Any] = {}
+    backbone, modules = example.backbone, example.backbone.modules
+    if example.method == "lora" and len(modules) == 3:
+        modules = modules[::2]
+    tensors: dict[str, np.ndarray] = {}
     for at in range(backbone.blocks):
-        for index, module in enumerate(
-            backbone.modules
-            if example.method != "lora"
-            else backbone.modules[:: 2 if len(backbone.modules) == 3 else 1]
-        ):
+        for index, module in enumerate(modules):
             place = f"{backbone.address.format(at)}.{module}.deltas."
-            strength = (0.35 + 0.2 * index + 0.55 * np.sin(np.pi * (at + 1) / (backbone.blocks + 1))) * (
-                1 + 0.18 * version
-            )
-            for name, shape in SHAPES[example.method](backbone.width, rank).items():
+            depth = np.sin(np.pi * (at + 1) / (backbone.blocks + 1))
+            strength = (0.35 + 0.2 * index + 0.55 * depth) * (1 + 0.18 * version)
+            for name, shape in SHAPES[example.method](backbone.width, RANK).items():
                 tensors[place + name] = (seed.standard_normal(shape) * strength * 0.02).astype(np.float32)
     if not backbone.class_name.endswith("CausalLM"):
-        tensors["classifier.weight"] = (seed.standard_normal((2, backbone.width)) * 0.05).astype(np.float32)
-    options: Mapping[str, Any] = (
-        {"lora_r": rank, "lora_alpha": 16 * (1 + (version > 1))} if example.method == "lora" else {}
-    )
-    document: dict[str, Any] = {
+        tensors[HEAD] = (seed.standard_normal((2, backbone.width)) * 0.05).astype(np.float32)
+    return tensors
+
+
+def config_of(example: Example, version: int) -> dict[str, Any]:
+    """The config of one version."""
+    backbone, options = example.backbone, {}
+    if example.method == "lora":
+        options = {"lora_r": RANK, "lora_alpha": 16 * (1 + (version > 1))}
+    return {
         "format_version": 1,
         "deltahub_version": "0.1.0",
         "delta_type": example.method,
@@ -247,19 +137,16 @@ def save(folder: Path, example: Example, version: int) -> Path:
             "test_result": {example.metric: example.scores[version - 1]},
         },
     }
+
+
+def save(folder: Path, example: Example, version: int) -> Path:
+    """Save one version of an example as a checkpoint."""
+    tensors, document = tensors_of(example, version), config_of(example, version)
     total = sum(values.size for values in tensors.values())
-    head = tensors["classifier.weight"].size if "classifier.weight" in tensors else 0
+    head = tensors[HEAD].size if HEAD in tensors else 0
     card = model_card(document, {"delta": total - head, "total": total})
-    checkpoint.write(folder, document, tensors, backbone.fingerprint, card, save_file)
+    checkpoint.write(folder, document, tensors, example.backbone.fingerprint, card, save_file)
     return folder
-
-
-SHAPES: Final = {
-    "lora": lambda width, rank: {"lora_A": (rank, width), "lora_B": (width, rank)},
-    "adapter": lambda width, rank: {"down.weight": (rank, width), "up.weight": (width, rank)},
-    "bitfit": lambda width, rank: {"bias": (width,)},  # noqa: ARG005
-    "prefix": lambda width, rank: {"keys": (rank, width), "values": (rank, width)},
-}
 
 
 def hash_number(text: str) -> int:
