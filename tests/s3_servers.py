@@ -26,7 +26,7 @@ import obstore.exceptions
 import obstore.store
 import pytest
 
-from deltahub.stores import s3
+from deltahub.stores import probe
 from deltahub.stores.bucket import Bucket, Patience
 from tests.s3_proxy import Proxy, proxied
 
@@ -262,7 +262,7 @@ def s3_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """The keys of somebody who may do everything are in the environment, and no server is known yet."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ADMIN[0])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ADMIN[1])
-    monkeypatch.setattr(s3, "_weaknesses", {})
+    monkeypatch.setattr(probe, "_weaknesses", {})
 
 
 @pytest.fixture

@@ -10,16 +10,41 @@ import contextlib
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 
-from deltahub.stores.s3_errors import code_of, lost, status_of
+from deltahub.errors import StorageError
+from deltahub.stores.s3_errors import code_of, lost, s3_errors, status_of
+from deltahub.stores.waiting import interruptible
 
 if TYPE_CHECKING:
     from obstore.store import S3Store as Client
 
+    from deltahub.stores.bucket import Bucket
+
 PROBES: Final = "probe/"
 _TRIES: Final = 3
 
+_weaknesses: dict[tuple[str | None, str], str | None] = {}  # by server and bucket, as long as the process lasts
 
-def weakness(client: Client) -> str | None:
+
+def refuse_weak(client: Client, bucket: Bucket) -> None:
+    """Refuse to write to a server that does not keep its word; it is asked once.
+
+    Raises:
+        StorageError: it does not, cannot be asked, or may not be written to.
+    """
+    place = (client.config.get("endpoint"), bucket.name)  # the server may stand in a profile
+    if place not in _weaknesses:
+        with s3_errors("Writing to the registry", bucket):
+            _weaknesses[place] = interruptible(lambda: _weakness(client))
+    if reason := _weaknesses[place]:
+        msg = (
+            f"{bucket.url} {reason}: of two people who push at once, one would overwrite the other's work unseen. "
+            "DeltaHub reads from it, but does not write to it. Use a server with conditional writes, such as AWS S3, "
+            "Cloudflare R2, MinIO or SeaweedFS."
+        )
+        raise StorageError(msg)
+
+
+def _weakness(client: Client) -> str | None:
     """What is missing for a real compare-and-swap, as a clause; None if nothing is.
 
     Raises:

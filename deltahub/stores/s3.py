@@ -1,8 +1,7 @@
 """A store in an S3 bucket, or in any server that speaks S3 with conditional writes.
 
-Objects are sent whole, and appear whole or not at all. A document is written on the condition that it is still the one that was
-read: `If-Match` with its ETag, or `If-None-Match: *` if there was none. obstore repeats what can be repeated blindly; a
-conditional write whose answer was lost is looked at before it is repeated, for it may have been carried out.
+Objects are sent whole, and appear whole or not at all (`uploading.py`). A document is written on the condition that it is still the
+one that was read (`conditional.py`), and only to a server that keeps such conditions (`probe.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ from deltahub.errors import ConflictError, NotFoundError, StorageError
 from deltahub.files import CHUNK
 from deltahub.stores.base import Progress, Source, Swap, Swapped, require_digest
 from deltahub.stores.bucket import Bucket, Patience, connect
-from deltahub.stores.probe import weakness
-from deltahub.stores.s3_errors import lost, repeated, s3_errors
+from deltahub.stores.conditional import conditional_put
+from deltahub.stores.probe import refuse_weak
+from deltahub.stores.s3_errors import lost, s3_errors
 from deltahub.stores.uploading import digest_of, size_of, upload
 from deltahub.stores.waiting import each, interruptible, spread
 
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 _AT_ONCE: Final = 4  # big objects on their way
 _SMALL: Final = 1 << 20  # bytes of an object of which as many may be on their way as of requests
 _REQUESTS: Final = 32  # small ones on their way
-_TRIES: Final = 3  # of a write whose answer is lost
-
-_weaknesses: dict[tuple[str | None, str], str | None] = {}  # by server and bucket, as long as the process lasts
 
 
 class S3Store:
@@ -197,7 +194,7 @@ class S3Store:
         """Store objects, several at once; each is sent even if it is there, which also heals it and makes it count as new."""
         for sha256, source in sources.items():
             require_digest(source, sha256, digest_of(source))
-        self._refuse_weak()
+        refuse_weak(self._writer, self.bucket)
 
         def send(item: tuple[str, Source], stop: threading.Event) -> None:
             client = self._writer
@@ -219,39 +216,15 @@ class S3Store:
 
     def swap(self, key: str, data: bytes, expected: str | None) -> str:
         """Replace a document by a conditional write."""
-        self._refuse_weak()
+        refuse_weak(self._writer, self.bucket)
         return interruptible(lambda: self._swap(key, data, expected))
 
     def _swap(self, key: str, data: bytes, expected: str | None) -> str:
-        client = self._writer
-        import obstore
-        from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
-
-        mode: Any = "create" if expected is None else {"e_tag": expected}
-        doing, unsure = "Updating a delta's record", False
-        for last in [False] * (_TRIES - 1) + [True]:
-            with s3_errors(doing, self.bucket):
-                try:
-                    return obstore.put(client, key, data, mode=mode)["e_tag"] or ""
-                except (AlreadyExistsError, PreconditionError) as error:
-                    unsure = unsure or repeated(error)
-                except GenericError as error:
-                    if last or not lost(error):
-                        raise
-                    unsure = True
-            found = self.read_tagged(key)  # by now the server answers again, or this says that it does not
-            if unsure and found and found[0] == data:  # an earlier try was carried out
-                return found[1]
-            if (found[1] if found else None) != expected:
-                raise ConflictError(key, expected, found[1] if found else None)
-        msg = (
-            f"{doing} failed in {self.url} (a write whose condition holds is refused). Repeat it; nothing was written."
-        )
-        raise StorageError(msg)
+        return conditional_put(self._writer, self.bucket, key, data, expected, self.read_tagged)
 
     def swap_all(self, swaps: Sequence[Swap]) -> list[Swapped]:
         """Replace many documents by conditional writes, several at once."""
-        self._refuse_weak()
+        refuse_weak(self._writer, self.bucket)
 
         def done(swap: Swap) -> Swapped:
             try:
@@ -280,17 +253,3 @@ class S3Store:
                 if not lost(error):
                     raise
                 obstore.delete(client, key)
-
-    def _refuse_weak(self) -> None:
-        client = self._writer
-        place = (client.config.get("endpoint"), self.bucket.name)  # the server may stand in a profile
-        if place not in _weaknesses:
-            with s3_errors("Writing to the registry", self.bucket):
-                _weaknesses[place] = interruptible(lambda: weakness(client))
-        if reason := _weaknesses[place]:
-            msg = (
-                f"{self.url} {reason}: of two people who push at once, one would overwrite the other's work unseen. "
-                "DeltaHub reads from it, but does not write to it. Use a server with conditional writes, such as AWS S3, "
-                "Cloudflare R2, MinIO or SeaweedFS."
-            )
-            raise StorageError(msg)

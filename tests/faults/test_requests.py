@@ -14,6 +14,7 @@ from deltahub.errors import StorageError
 from deltahub.registry.registry import Registry
 from deltahub.stores.bucket import Bucket, connect
 from deltahub.stores.memory import MemoryStore
+from deltahub.stores.probe import refuse_weak
 from deltahub.stores.s3 import S3Store
 from tests.faults.actions import ACTIONS, between, damage_of, state_of
 from tests.s3_proxy import Exchange, Fault, Proxy, lose, proxied, reset
@@ -64,7 +65,7 @@ def fill(bucket: Bucket, filled: MemoryStore) -> Registry:
 def behind(proxy: Proxy, outage: Outage, bucket: Bucket) -> Registry:
     """The registry in the bucket by a way that has an outage; the server is known to be a good one."""
     store = S3Store(replace(bucket, endpoint=proxy.url), ONCE)
-    store._refuse_weak()
+    refuse_weak(store._writer, store.bucket)
     proxy.rules[:] = [outage]
     return Registry(store)
 

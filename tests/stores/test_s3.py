@@ -19,7 +19,7 @@ from deltahub.files import sha256_file
 from deltahub.hub.hub import Hub
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
-from deltahub.stores import s3
+from deltahub.stores import probe
 from deltahub.stores.base import object_key
 from deltahub.stores.bucket import PART, Bucket, connect
 from deltahub.stores.s3 import S3Store
@@ -184,7 +184,7 @@ def test_a_server_is_asked_once_before_the_first_write_and_never_for_reading(pro
 
 def test_an_answer_that_was_lost_makes_no_server_weak(proxy: Proxy, moto):
     for step in range(5):
-        s3._weaknesses.clear()
+        probe._weaknesses.clear()
         proxy.rules.clear()
         proxy.breaks(
             lambda exchange: (exchange.forward(), status(500, "InternalError")(exchange)), words="/probe/", skip=step
@@ -225,7 +225,7 @@ def test_with_read_only_keys_everything_can_be_read_and_nothing_written(seaweed,
     store = S3Store(seaweed.bucket(), QUICK)
     etag = store.swap(DOCUMENT, b"1", None)
     store.create({SHA: WEIGHTS})
-    s3._weaknesses.clear()
+    probe._weaknesses.clear()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER[0])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER[1])
     reader = S3Store(store.bucket, QUICK)

@@ -12,6 +12,7 @@ import pytest
 from deltahub.errors import ConflictError, NotFoundError, StorageError
 from deltahub.stores.base import object_key
 from deltahub.stores.bucket import PART
+from deltahub.stores.probe import refuse_weak
 from deltahub.stores.s3 import S3Store
 from tests.s3_proxy import Exchange, cut, lose, reset, status
 from tests.s3_servers import QUICK
@@ -47,7 +48,7 @@ def good(moto, s3_keys) -> S3Store:
 def store(good, proxy) -> S3Store:
     """The same store by way of the proxy; the server is known to be a good one."""
     behind = S3Store(replace(good.bucket, endpoint=proxy.url), QUICK)
-    behind._refuse_weak()
+    refuse_weak(behind._writer, behind.bucket)
     return behind
 
 
