@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import JsonOpt, QuietOpt, RefArg
+from .options import ExpectOpt, JsonOpt, QuietOpt, RefArg, expected
 from .output import Output
 
 
@@ -43,9 +43,7 @@ def alias(
     ref: RefArg,
     name: Annotated[str, typer.Argument(metavar="ALIAS", help="A movable name, e.g. champion.")],
     remove: Annotated[bool, typer.Option("--remove", help="Remove the alias.")] = False,
-    expect: Annotated[
-        str | None, typer.Option("--expect", metavar="VERSION", help="Only if it points here now; 'none' if nowhere.")
-    ] = None,
+    expect: ExpectOpt = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -70,7 +68,7 @@ def alias(
     pointed = document.aliases.get(name)
     if remove and reference.version and pointed and pointed != version:
         raise ConflictError(f"The alias {document.name}@{name}", version, pointed)
-    known = pointed if expect is None else None if expect == "none" else expect
+    known = pointed if expect is None else expected(expect)
     document = set_alias(registry, document.name, name, None if remove else version, expect=known)
     target = document.aliases.get(name)
     exact = f"{registry.name}:{document.name}@{name}"

@@ -21,6 +21,18 @@ TagsOpt = Annotated[
 ]
 SourceOpt = Annotated[str | None, typer.Option("--source", metavar="NAME", help="The registry to look in.")]
 
+ExpectOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--expect", metavar="VERSION", help="Only if the alias points to this version now; 'none' if nowhere."
+    ),
+]
+
+
+def expected(version: str) -> str | None:
+    """The version that `--expect` names; None where it says that the alias must not be there."""
+    return None if version == "none" else version
+
 
 def split_tags(tags: Sequence[str] | None) -> list[str]:
     """The tags of `--tags a,b --tags c`."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import exit_code
-from .options import JsonOpt, QuietOpt, TagsOpt, split_tags
+from .options import ExpectOpt, JsonOpt, QuietOpt, TagsOpt, expected, split_tags
 from .output import Output, print_json, size_text
 from .signing import SignOpt
 
@@ -29,6 +29,7 @@ def push(
     ],
     tags: TagsOpt = None,
     alias: Annotated[list[str] | None, typer.Option("--alias", "-a", help="A movable name to point here.")] = None,
+    expect: ExpectOpt = None,
     message: Annotated[str, typer.Option("--message", "-m", help="Why this version.")] = "",
     to: Annotated[
         str | None,
@@ -49,11 +50,13 @@ def push(
     """Publish saved deltas as new versions; the same content again is no new version.
 
     Every file is checked against the digests that were saved with it. Many at once are far faster than one by one; if one
-    cannot be published, the others are.
+    cannot be published, the others are. With --expect nothing is published if the alias points elsewhere, and the exit code is 4.
 
     [dim]deltahub push ./ckpt --tags sst2[/dim]
 
     [dim]deltahub push ./ckpt acme/sst2-bert --tags task=sst2,lang=en --alias champion -m "2 epochs"[/dim]
+
+    [dim]deltahub push ./ckpt acme/sst2-bert --alias prod --expect v3[/dim]
 
     [dim]deltahub push ./ckpt team:acme/sst2-bert[/dim]
 
@@ -61,17 +64,19 @@ def push(
 
     [dim]deltahub push ./runs/* --namespace acme[/dim]
     """
-    name = _name(folders, namespace)
-    if name is None and (len(folders) > 1 or namespace is not None):
-        if alias or sign or private:
-            option = "--alias" if alias else "--sign" if sign else "--private"
-            raise typer.BadParameter(f"{option} is for one delta. Push them one by one, or leave it out.")
-        _push_many(
-            [Path(folder) for folder in folders], namespace, tags, message, to, Output(as_json=json, quiet=quiet)
+    if expect is not None and not alias:
+        raise typer.BadParameter(
+            "--expect says where an alias must point now. Name it with --alias, or leave --expect out."
         )
+    known = None if expect is None else dict.fromkeys(alias or (), expected(expect))
+    name, out = _name(folders, namespace), Output(as_json=json, quiet=quiet)
+    if name is None and (len(folders) > 1 or namespace is not None):
+        if alias or private:
+            option = "--alias" if alias else "--private"
+            raise typer.BadParameter(f"{option} is for one delta. Push them one by one, or leave it out.")
+        _push_many([Path(folder) for folder in folders], namespace, tags, message, to, _key(sign), out)
         return
-    out = Output(as_json=json, quiet=quiet)
-    _push_one(Path(folders[0]), name, tags, alias, message, to, _key(sign), private or None, out)
+    _push_one(Path(folders[0]), name, tags, alias, known, message, to, _key(sign), private or None, out)
 
 
 def _name(folders: Sequence[str], namespace: str | None) -> str | None:
@@ -94,6 +99,7 @@ def _push_one(
     name: str | None,
     tags: list[str] | None,
     alias: list[str] | None,
+    expect: Mapping[str, str | None] | None,
     message: str,
     to: str | None,
     key: PrivateKey | None,
@@ -111,6 +117,7 @@ def _push_one(
             aliases=alias or (),
             message=message,
             to=to,
+            expect=expect,
             progress=progress,
             sign=key,
             private=private,
@@ -149,6 +156,7 @@ def _push_many(
     tags: list[str] | None,
     message: str,
     to: str | None,
+    key: PrivateKey | None,
     out: Output,
 ) -> None:
     """Push all and print what became of each; the first that failed decides the exit code."""
@@ -157,12 +165,12 @@ def _push_many(
 
     with out.progress("Pushing", _size(folders)) as progress:
         results = Hub.open().push_many(
-            folders, namespace, tags=split_tags(tags), message=message, to=to, progress=progress
+            folders, namespace, tags=split_tags(tags), message=message, to=to, progress=progress, sign=key
         )
     pairs = list(zip(folders, results, strict=True))
     failed = [(folder, result) for folder, result in pairs if isinstance(result, DeltaHubError)]
     if out.as_json:
-        print_json([_data(folder, result) for folder, result in pairs])
+        print_json([_data(folder, result, key) for folder, result in pairs])
     else:
         pushed = [(folder, result) for folder, result in pairs if not isinstance(result, DeltaHubError)]
         rows = [
@@ -178,7 +186,7 @@ def _push_many(
         raise typer.Exit(exit_code(failed[0][1]))
 
 
-def _data(folder: Path, result: Pushed | DeltaHubError) -> dict[str, Any]:
+def _data(folder: Path, result: Pushed | DeltaHubError, key: PrivateKey | None) -> dict[str, Any]:
     if isinstance(result, Exception):
         return {"folder": str(folder), "error": str(result)}
     return {
@@ -189,6 +197,7 @@ def _data(folder: Path, result: Pushed | DeltaHubError) -> dict[str, Any]:
         "new": result.new,
         "size": result.size,
         "tags": result.tags,
+        "signed_by": key.public.id if key else None,
     }
 
 

@@ -247,6 +247,16 @@ def test_a_lock_file_is_no_way_around_the_policy(team, tmp_path, key, checkpoint
         strict.pull(REF)
 
 
+def test_what_is_not_signed_is_not_locked_where_signatures_are_asked_for(team, tmp_path, key, checkpoint_folder):
+    hub = hub_of(team, tmp_path, key)
+    pushed = hub.push(checkpoint_folder, "acme/ner")
+    with pytest.raises(SignatureError, match="it is not signed"):
+        hub.pin(REF)
+    add_signature(team, pushed.digest, key.public.id, key.sign(describe(checkpoint_folder).to_bytes()))
+
+    assert hub.pin(REF).digest == pushed.digest
+
+
 def test_a_caller_can_ask_for_a_signature_where_the_registry_does_not(team, tmp_path, key, other, checkpoint_folder):
     hub = hub_of(team, tmp_path)
     hub.push(checkpoint_folder, "acme/ner", sign=key)

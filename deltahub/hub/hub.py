@@ -134,21 +134,23 @@ class Hub(Lookup):
         message: str = "",
         to: str | None = None,
         progress: Progress | None = None,
+        sign: PrivateKey | None = None,
     ) -> list[Pushed | DeltaHubError]:
         """Publish many checkpoint folders; a registry takes them all at once, which is far faster than one by one.
 
         Args:
             namespace: name each after its folder, in this namespace; by default each is named as `push` names it.
             tags: for all of them, as `message`.
-            to: as `push` takes it.
+            to: as `push` takes it, and `sign`.
 
         Returns:
             For each what became of it, or the error that kept it from being published; the others are published.
 
         Raises:
             StorageError: the source failed as a whole. All can be published again.
+            ConfigError: they shall be signed, and the source is no registry. Nothing was published.
         """
-        return push_many(self._choice.reachable(to), folders, namespace, tags, message, progress)
+        return push_many(self._choice.reachable(to), folders, namespace, tags, message, progress, sign)
 
     def pull(
         self,
@@ -211,8 +213,11 @@ class Hub(Lookup):
 
         Raises:
             NotFoundError: no source has it.
+            SignatureError: its registry asks for a signature, and none of the keys that are trusted signed it.
         """
-        return pin_of(self.resolve(reference, fresh=True))
+        found = self.resolve(reference, fresh=True)
+        self._check_signature(found)
+        return pin_of(found)
 
     def sync(self, lock: Lock, progress: Progress | None = None) -> list[Pulled]:
         """Bring all that a lock file pins into the cache, every byte checked.

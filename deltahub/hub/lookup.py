@@ -16,6 +16,7 @@ from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.index import INDEXES, Listed
 from deltahub.registry.query import Query
+from deltahub.registry.refreshing import Told
 from deltahub.registry.registry import Registry
 from deltahub.registry.repair import Supply, from_registry
 from deltahub.sources.base import Known, Resolved, Source
@@ -126,17 +127,19 @@ class Lookup:
         limit: int | None = None,
         offset: int = 0,
         backbone: Path | None = None,
+        told: Told | None = None,
     ) -> tuple[list[Listed], int]:
         """The deltas of one source that a query means, in its order, and how many there are without limit and offset.
 
         Args:
             backbone: the folder of a backbone that they must fit.
+            told: as `Source.search` takes it.
 
         Raises:
             CheckpointError: the folder holds no backbone.
             ConfigError: the source is off, or cannot be searched that way.
         """
-        return self._choice.reachable(source).search(query, limit, offset, backbone)
+        return self._choice.reachable(source).search(query, limit, offset, backbone, told)
 
 
 def _as_source(sources: Mapping[str, Source | Registry], name: str, indexes: Path, known: Known) -> Source:

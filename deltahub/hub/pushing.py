@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deltahub.errors import DeltaHubError, ReferenceSyntaxError
+from deltahub.hub.lookup import as_registry
 from deltahub.manifest import Manifest
 from deltahub.naming import default_name, folder_name
 from deltahub.outcomes import Pushed
 from deltahub.reference import Reference, check_alias, check_tag
 from deltahub.registry.publishing import Publication
+from deltahub.registry.registry import Registry
 from deltahub.sources.base import Source
 from deltahub.sources.registry import RegistrySource
 from deltahub.stores.base import Progress
+
+if TYPE_CHECKING:
+    from deltahub.signing import PrivateKey
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,12 @@ def push_many(
     folders: Sequence[Path],
     namespace: str | None,
     tags: Collection[str],
-    message: str,
-    progress: Progress | None,
+    message: str = "",
+    progress: Progress | None = None,
+    sign: PrivateKey | None = None,
 ) -> list[Pushed | DeltaHubError]:
     """Publish many checkpoint folders at a source: see `Hub.push_many`."""
+    registry = as_registry(source) if sign else None  # before every file of every folder is read
     checked: list[Ready | DeltaHubError] = []
     for folder in folders:
         name = None if namespace is None else folder_name(folder, namespace)
@@ -90,6 +98,8 @@ def push_many(
             checked.append(ready(folder, name, tags=tags, to=source.name))
         except DeltaHubError as error:
             checked.append(error)
+    if sign and registry:
+        checked = _signed(registry, checked, sign)
     able = [it for it in checked if isinstance(it, Ready)]
     if isinstance(source, RegistrySource):
         asked = [Publication(it.reference, it.manifest, it.folder, it.tags, message=message) for it in able]
@@ -97,6 +107,18 @@ def push_many(
     else:
         done = iter([_push(source, it, message, progress) for it in able])
     return [next(done) if isinstance(it, Ready) else it for it in checked]
+
+
+def _signed(
+    registry: Registry, checked: Sequence[Ready | DeltaHubError], key: PrivateKey
+) -> list[Ready | DeltaHubError]:
+    """Sign all that may be pushed, before any of it can be seen; what could not be signed may not be pushed any more."""
+    from deltahub.registry.signatures import add_signatures  # late: few sign
+
+    manifests = {it.manifest.digest: it.manifest.to_bytes() for it in checked if isinstance(it, Ready)}
+    made = {digest: key.sign(manifest) for digest, manifest in manifests.items()}
+    failed = add_signatures(registry, key.public.id, made)
+    return [failed.get(it.manifest.digest, it) if isinstance(it, Ready) else it for it in checked]
 
 
 def _push(source: Source, it: Ready, message: str, progress: Progress | None) -> Pushed | DeltaHubError:

@@ -7,15 +7,17 @@ version with that content is signed, and content that is pushed again still is. 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
-from deltahub.errors import ConflictError, NotFoundError
+from deltahub.errors import ConflictError, NotFoundError, StorageError
 from deltahub.registry.registry import Registry
 from deltahub.signing import MOST
+from deltahub.stores.base import Swap
+from deltahub.stores.waiting import spread
 
 PREFIX: Final = "signatures/"
-_KEY: Final = re.compile(r"[0-9a-f]{64}")
+_KEY_ID: Final = re.compile(r"[0-9a-f]{64}")
 _ATTEMPTS: Final = 10
 
 
@@ -28,11 +30,11 @@ def signatures(registry: Registry, digest: str) -> dict[str, bytes]:
     Raises:
         StorageError: the registry cannot be read.
     """
-    folder = f"{PREFIX}{digest.removeprefix('sha256:')}/"
+    folder = _folder(digest)
     found = {}
     for name in sorted(registry.store.children(folder)):
         key_id = name.removesuffix(".json")
-        if _KEY.fullmatch(key_id) and name.endswith(".json"):
+        if _KEY_ID.fullmatch(key_id) and name.endswith(".json"):
             try:
                 if registry.store.size(f"{folder}{name}") <= MOST:
                     found[key_id] = registry.store.read(f"{folder}{name}")
@@ -47,7 +49,7 @@ def add_signature(registry: Registry, digest: str, key_id: str, data: bytes) -> 
     Raises:
         StorageError: the registry is not writable.
     """
-    key = f"{PREFIX}{digest.removeprefix('sha256:')}/{key_id}.json"
+    key = _key(digest, key_id)
     for attempt in range(_ATTEMPTS):
         there = registry.store.read_tagged(key)
         if there and there[0] == data:
@@ -62,6 +64,37 @@ def add_signature(registry: Registry, digest: str, key_id: str, data: bytes) -> 
         return
 
 
+def add_signatures(
+    registry: Registry, key_id: str, data: Mapping[str, bytes]
+) -> dict[str, ConflictError | StorageError]:
+    """Store signatures of many deltas by one key, each in place of one that is there, with one sync of all.
+
+    Args:
+        data: the signature of each, by the digest of its manifest.
+
+    Returns:
+        By digest the error that kept a signature from being stored; the others are durable.
+
+    Raises:
+        StorageError: the registry failed as a whole.
+    """
+    keys = {digest: _key(digest, key_id) for digest in data}
+    there = spread(registry.store.read_tagged, keys.values(), registry.store.at_once)
+    swaps = [
+        Swap(keys[digest], data[digest], found[1] if found else None) for digest, found in zip(data, there, strict=True)
+    ]
+    failed: dict[str, ConflictError | StorageError] = {}
+    for digest, swapped in zip(data, registry.store.swap_all(swaps), strict=True):
+        if isinstance(swapped, ConflictError):  # somebody signs it with the same key at this moment
+            try:
+                add_signature(registry, digest, key_id, data[digest])
+            except (ConflictError, StorageError) as error:
+                failed[digest] = error
+        elif isinstance(swapped, StorageError):
+            failed[digest] = swapped
+    return failed
+
+
 def copy_signatures(source: Registry, target: Registry, digests: Collection[str]) -> None:
     """Copy the signatures of deltas that the target does not have; one that is there already stays as it is.
 
@@ -73,3 +106,11 @@ def copy_signatures(source: Registry, target: Registry, digests: Collection[str]
             mine = signatures(target, digest)
             for key_id in theirs.keys() - mine.keys():
                 add_signature(target, digest, key_id, theirs[key_id])
+
+
+def _folder(digest: str) -> str:
+    return f"{PREFIX}{digest.removeprefix('sha256:')}/"
+
+
+def _key(digest: str, key_id: str) -> str:
+    return f"{_folder(digest)}{key_id}.json"

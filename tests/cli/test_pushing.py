@@ -8,6 +8,8 @@ import pytest
 
 from deltahub.hub.hub import Hub
 from deltahub.hub.pushing import push_many
+from deltahub.signing import PrivateKey
+from tests.keys import new_key, public_of
 
 
 @pytest.fixture
@@ -71,11 +73,49 @@ def test_a_name_that_is_a_folder_with_a_delta_too_is_refused_with_both_ways_out(
     assert run("push", "runs/second", "local:runs/third", "--quiet").stdout == "local:runs/third@v1\n"
 
 
-@pytest.mark.parametrize("option", [["--alias", "champion"], ["--sign", "key"]])
+@pytest.mark.parametrize("option", [["--alias", "champion"], ["--private"]])
 def test_what_is_for_one_delta_is_refused_for_many(run, runs, option):
     done = run("push", *folders(runs), "--namespace", "acme", *option)
     assert done.exit_code == 2
     assert f"{option[0]} is for one delta" in " ".join(done.stderr.split())
+
+
+def test_many_are_signed_by_one_key(run, runs, tmp_path):
+    key = new_key(tmp_path / "release.pem")
+    run("registry", "add", "team", tmp_path / "team", "--require-signature", "--trust", public_of(key))
+    done = run("push", *folders(runs), "--to", "team", "--namespace", "acme", "--sign", key, "--json")
+    assert done.exit_code == 0, done.stderr
+    pushed = json.loads(done.stdout)
+    assert {it["signed_by"] for it in pushed} == {PrivateKey(key).public.id}
+    assert run("pull", *(it["reference"] for it in pushed)).exit_code == 0
+
+
+def test_of_many_that_are_not_signed_each_is_refused_where_signatures_are_asked_for(run, runs, tmp_path):
+    key = new_key(tmp_path / "release.pem")
+    run("registry", "add", "team", tmp_path / "team", "--require-signature", "--trust", public_of(key))
+    pushed = json.loads(run("push", *folders(runs), "--to", "team", "--namespace", "acme", "--json").stdout)
+    assert {it["signed_by"] for it in pushed} == {None}
+    done = run("pull", *(it["reference"] for it in pushed))
+    assert done.exit_code == 5
+    assert [f"{it['reference']} is refused: expected a signature by" in done.stderr for it in pushed] == [True] * 3
+
+
+@pytest.mark.parametrize("wrong", ["release.pem.pub", "none.pem"])
+def test_with_a_key_that_cannot_sign_none_of_many_is_published(run, run_json, runs, tmp_path, wrong):
+    new_key(tmp_path / "release.pem")
+    done = run("push", *folders(runs), "--namespace", "acme", "--sign", tmp_path / wrong)
+    assert done.exit_code != 0
+    assert wrong in done.stderr
+    assert run_json("list") == []
+
+
+def test_many_that_go_to_a_hub_cannot_be_signed_and_it_is_not_asked(run, runs, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    key = new_key(tmp_path / "release.pem")
+    done = run("push", *folders(runs), "--to", "hf", "--namespace", "acme", "--sign", key)
+    assert done.exit_code == 2
+    assert "is no registry, and this works on registries only" in done.stderr
 
 
 def test_pushing_the_same_again_adds_nothing(run, runs):

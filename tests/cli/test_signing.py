@@ -55,6 +55,19 @@ def test_the_address_of_a_registry_is_no_way_around_its_policy(run, team, ckpt):
     assert run("pull", "me/x", "--from", team).exit_code == DAMAGED
 
 
+def test_what_is_refused_is_not_locked_and_the_lock_file_stays_as_it_was(run, team, key, ckpt, tmp_path):
+    file = tmp_path / "deltahub.lock"
+    run("push", ckpt, "team:me/x", "--sign", key)
+    assert run("lock", "team:me/x", "-o", file).exit_code == 0
+    before = file.read_bytes()
+    run("push", save_checkpoint(tmp_path / "second", value=0.25), "team:me/x")
+    done = run("lock", "-o", file)
+
+    assert done.exit_code == DAMAGED
+    assert "team:me/x@v2 is refused: expected a signature by" in done.stderr
+    assert file.read_bytes() == before
+
+
 def test_a_pull_can_ask_for_a_signature_itself(run, key, other, ckpt):
     run("push", ckpt, "me/x", "--sign", key)
 

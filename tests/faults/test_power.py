@@ -9,13 +9,18 @@ from pathlib import Path
 import pytest
 
 from deltahub import syncing
+from deltahub.cache.cache import Cache
+from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.publishing import Publication
 from deltahub.registry.registry import Registry
+from deltahub.registry.signatures import signatures
+from deltahub.signing import PrivateKey
 from deltahub.stores.local import LocalStore
 from tests.faults.actions import ACTIONS, State, World, between, damage_of, state_of
 from tests.faults.disk import Disk, Tree, write_tree
 from tests.faults.recorder import Recorder
+from tests.keys import new_key
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the recorder asks Linux where a file is")
 
@@ -142,6 +147,33 @@ def test_the_first_push_of_all_makes_a_registry_that_outlasts(machine, world):
         assert state_of(left) == state_of(registry)
         assert not damage_of(left)
         shutil.rmtree(place)
+
+
+@pytest.mark.parametrize(("many", "syncs"), [(2, 6), (1000, 0)], ids=["one sync", "a sync for each"])
+def test_what_outlasts_of_many_that_were_pushed_signed_is_signed(machine, world, tmp_path, monkeypatch, many, syncs):
+    monkeypatch.setattr(syncing, "MANY", many)
+    monkeypatch.setattr(syncing, "file_system", lambda _: 0xEF53)
+    root = machine.place()
+    world.fill(LocalStore(root))
+    key, disk, recorder = PrivateKey(new_key(tmp_path / "key.pem")), Disk.of(root), Recorder(root)
+    hub = Hub({"local": Registry(LocalStore(root))}, Cache(tmp_path / "cache"))
+    with recorder.recording(machine.patch):
+        hub.push_many(world.folders[2:], "new", sign=key)
+    assert recorder.syncs == syncs  # signatures, their folders, objects, their folders, documents, their folders
+    for step, operation in enumerate([*recorder.operations, None]):
+        for tree in disk.after_power_loss(step, RANDOM):
+            if not machine.is_new(tree, operation is None):
+                continue
+            place = machine.place()
+            write_tree(tree, place)
+            left = Registry(LocalStore(place))
+            pushed = {path: left.document(path) for path in left.names() if path.startswith("new/")}
+            for document in pushed.values():
+                assert list(signatures(left, document.versions["v1"].digest)) == [key.public.id]
+            assert operation or len(pushed) == 2
+            shutil.rmtree(place)
+        if operation:
+            operation(disk)
 
 
 def test_many_pushes_at_once_that_share_a_sync_outlast_too(machine, world, monkeypatch):

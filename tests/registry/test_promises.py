@@ -1,4 +1,4 @@
-"""Every promise of docs/registry.md, and every fault of docs/faults.md, names tests that exist."""
+"""Every promise of docs/registry.md and docs/signing.md, and every fault of docs/faults.md, names tests that exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MANUALS = TESTS.parent / "docs"
 RULE = "| ---"
 
 
-@pytest.mark.parametrize("manual", ["registry.md", "faults.md"])
+@pytest.mark.parametrize("manual", ["registry.md", "signing.md", "faults.md"])
 def test_every_promise_names_tests_that_exist(manual):
     lines = [*(MANUALS / manual).read_text("utf-8").splitlines(), ""]
     headings = {line for line, after in pairwise(lines) if after.startswith(RULE)}

@@ -127,7 +127,9 @@ class Publication:
         for alias, expected in expect.items():
             found = known.tags.get(alias)
             if found != (self._commit_of(expected, known) if expected else None):
-                raise ConflictError(f"The alias {alias!r} of {self.what}", expected, found)
+                numbers = history(self.calls, self.repo, self.doing).numbers
+                version = next((version for version, commit in numbers.items() if commit == found), found)
+                raise ConflictError(f"The alias {alias!r} of {self.what}", expected, version)
 
     def _commit_of(self, version: str, known: Names) -> str:
         if is_version(version) and version not in known.tags:  # of a hub that numbers its commits itself
