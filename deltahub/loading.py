@@ -20,7 +20,7 @@ from deltahub.engine.compiling import refuse_closed
 from deltahub.engine.filling import fill, replaced_names
 from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.ledger import ledger_of, original_values
-from deltahub.engine.site import own_parameters
+from deltahub.engine.modules import own_parameters
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats import opendelta, peft_reading
 from deltahub.hub.locating import locate

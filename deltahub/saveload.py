@@ -16,8 +16,9 @@ from deltahub import checkpoint, metadata
 from deltahub.engine.filling import not_finite, replaced_names
 from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.ledger import original_values
+from deltahub.engine.modules import own_parameters
 from deltahub.engine.sharding import done_once
-from deltahub.engine.site import is_delta_name, own_parameters
+from deltahub.engine.site import is_delta_name
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.loading import load
 from deltahub.tensorfile import Saver, TensorFileMixin, save_safetensors

@@ -24,7 +24,7 @@ LAYERS = (
     ("hub",),
     ("shortcuts",),
     ("server",),
-    ("engine.insertion", "engine.routing.rows", "engine.site"),
+    ("engine.insertion", "engine.modules", "engine.routing.rows", "engine.site"),
     (
         "engine.attention",
         "engine.drawing.folding",

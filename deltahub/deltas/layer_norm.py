@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from deltahub.config import DeltaConfig
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
-from deltahub.engine.site import own_modules
+from deltahub.engine.modules import own_modules
 from deltahub.engine.structure.targets import Target
 from deltahub.errors import TargetError
 

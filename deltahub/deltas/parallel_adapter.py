@@ -21,8 +21,8 @@ from deltahub.deltas.bottleneck import activation, refuse_channels_first, small_
 from deltahub.engine.building import Like, addressed
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input, map_hidden
+from deltahub.engine.modules import own_modules
 from deltahub.engine.shapes import input_widths, output_widths
-from deltahub.engine.site import own_modules
 from deltahub.engine.structure.targets import Target
 from deltahub.errors import ConfigError, NoMatchError, TargetError
 

@@ -22,7 +22,8 @@ from deltahub.deltas.soft_tokens import BareEmbeddings, LongerMask, SoftTokens, 
 from deltahub.engine.building import Like
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.site import own_modules, refuse_own_deltas
+from deltahub.engine.modules import own_modules
+from deltahub.engine.site import refuse_own_deltas
 from deltahub.engine.structure.targets import Target
 from deltahub.errors import ConfigError, TargetError
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltahub.engine.insertion import Args, Insertion, Kwargs
-from deltahub.engine.site import module_at, own_modules
+from deltahub.engine.modules import module_at, own_modules
 from deltahub.errors import ConfigError
 
 MASK: Final = "attention_mask"

@@ -12,9 +12,10 @@ from torch import nn
 
 from deltahub.engine.attention import AttentionCall, check_implementation, goes_through_interface, install
 from deltahub.engine.insertion import Insertion
+from deltahub.engine.modules import own_modules
 from deltahub.engine.pseudo import possible_inputs
 from deltahub.engine.shapes import meta_copy
-from deltahub.engine.site import insert, own_modules
+from deltahub.engine.site import insert
 from deltahub.engine.structure.tree import linear_width
 from deltahub.errors import TargetError
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from deltahub.engine.guards import refuse_merged, refuse_routed
-from deltahub.engine.site import own_modules
+from deltahub.engine.modules import own_modules
 from deltahub.errors import ConfigError
 
 

@@ -20,8 +20,9 @@ from deltahub.engine.guards import check_name
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.ledger import Entry, Ledger, entries_of, ledger_holding, ledger_of
 from deltahub.engine.merging import MergeMixin
+from deltahub.engine.modules import module_at
 from deltahub.engine.sharding import reshard
-from deltahub.engine.site import delta_key, insert, module_at
+from deltahub.engine.site import delta_key, insert
 from deltahub.engine.statistics import ReportMixin
 from deltahub.engine.structure.targets import Target
 from deltahub.engine.switching import SwitchMixin

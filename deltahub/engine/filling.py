@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from deltahub.engine.fingerprint import backbone_tensors
 from deltahub.engine.freezing import running_statistics
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.site import delta_key, is_delta_name, module_at
+from deltahub.engine.modules import module_at
+from deltahub.engine.site import delta_key, is_delta_name
 from deltahub.errors import CheckpointError
 
 

@@ -13,8 +13,8 @@ import xxhash
 from torch import Tensor, nn
 
 from deltahub.backbone import Fingerprint, Leaf
+from deltahub.engine.modules import own_modules, own_parameters
 from deltahub.engine.sharding import whole
-from deltahub.engine.site import own_modules, own_parameters
 from deltahub.errors import DeltaHubError
 
 BUFFER: Final = 16 << 20  # bytes copied at a time

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from deltahub.address import lies_within, nearest_names
 from deltahub.engine.guards import refuse_merged, refuse_routed
+from deltahub.engine.modules import own_modules, own_parameters
 from deltahub.engine.sharding import reshard
-from deltahub.engine.site import CHILD, is_delta_name, own_modules, own_parameters
+from deltahub.engine.site import CHILD, is_delta_name
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap, marked
 from deltahub.errors import AddressError, ConfigError, NoMatchError

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
 from deltahub.engine.insertion import Insertion
+from deltahub.engine.modules import own_parameters
 from deltahub.engine.sharding import assign, whole
-from deltahub.engine.site import is_delta_name, own_parameters
+from deltahub.engine.site import is_delta_name
 from deltahub.errors import TargetError
 
 ATTRIBUTE: Final = "_deltahub_ledger"

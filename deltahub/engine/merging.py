@@ -28,8 +28,9 @@ from deltahub.engine.ledger import (
     ledger_of,
     tensor_called,
 )
+from deltahub.engine.modules import module_at, own_modules
 from deltahub.engine.sharding import reshard
-from deltahub.engine.site import CHILD, Site, eject, module_at, own_modules, site_of
+from deltahub.engine.site import CHILD, Site, eject, site_of
 from deltahub.errors import MergeError
 
 LOGGER: Final = logging.getLogger("deltahub")

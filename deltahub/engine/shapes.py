@@ -16,8 +16,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from deltahub.engine.insertion import first_input, map_hidden
+from deltahub.engine.modules import own_modules
 from deltahub.engine.pseudo import possible_inputs
-from deltahub.engine.site import own_modules
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap
 from deltahub.engine.structure.tree import linear_width

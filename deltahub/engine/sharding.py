@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltahub.engine.site import own_modules
+from deltahub.engine.modules import own_modules
 from deltahub.errors import ConfigError
 
 

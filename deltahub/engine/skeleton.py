@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deltahub.engine.site import own_modules
+from deltahub.engine.modules import own_modules
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap
 from deltahub.errors import CheckpointError

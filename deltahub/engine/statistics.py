@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from deltahub.engine.drawing.visualize import Visualization
-from deltahub.engine.site import is_delta_name, module_at
+from deltahub.engine.modules import module_at
+from deltahub.engine.site import is_delta_name
 
 if TYPE_CHECKING:
     from deltahub.engine.insertion import Insertion

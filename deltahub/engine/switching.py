@@ -11,8 +11,9 @@ from deltahub.engine.compiling import reset_compiler
 from deltahub.engine.freezing import prefix_of
 from deltahub.engine.guards import refuse_merged, refuse_routed
 from deltahub.engine.ledger import entries_of
+from deltahub.engine.modules import module_at
 from deltahub.engine.sharding import reshard
-from deltahub.engine.site import eject, holds, module_at, site_of
+from deltahub.engine.site import eject, holds, site_of
 from deltahub.errors import TargetError
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from deltahub.config import SCHEMA, check_document, known_types
 from deltahub.engine.attended import attentions
 from deltahub.engine.fingerprint import backbone_tensors
 from deltahub.engine.ledger import entries_of
-from deltahub.engine.site import CHILD, delta_key, is_delta_name, own_modules
+from deltahub.engine.modules import own_modules
+from deltahub.engine.site import CHILD, delta_key, is_delta_name
 from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
 from deltahub.files import sha256_file
 from deltahub.formats.opendelta_names import SILENT_MODULES, belongs_to_a_delta, chosen

@@ -23,7 +23,8 @@ from deltahub.checkpoint import CONVERTED, Checkpoint
 from deltahub.config import check_document
 from deltahub.engine.fingerprint import backbone_tensors
 from deltahub.engine.freezing import running_statistics
-from deltahub.engine.site import delta_key, own_modules
+from deltahub.engine.modules import own_modules
+from deltahub.engine.site import delta_key
 from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
 from deltahub.files import sha256_file
 from deltahub.formats.peft import CONFIG, WEIGHTS

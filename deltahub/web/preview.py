@@ -10,7 +10,7 @@ from torch import nn
 
 from deltahub.config import DeltaConfig
 from deltahub.engine.building import Method, build, completed
-from deltahub.engine.site import own_modules
+from deltahub.engine.modules import own_modules
 from deltahub.errors import ConfigError, DeltaHubError
 from deltahub.web.selection import exact_addresses, patterns_of, short_addresses
 from deltahub.web.tree import first_names

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from deltahub.engine.drawing.folding import Node, fold
-from deltahub.engine.site import own_modules
+from deltahub.engine.modules import own_modules
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap
 from deltahub.web.document import short_name

@@ -6,8 +6,8 @@ from torch import nn
 
 import deltahub.deltas  # noqa: F401  (registers the types)
 from deltahub import AdapterModel, AutoDeltaModel, BitFitModel, LoraModel
+from deltahub.engine.modules import own_modules
 from deltahub.engine.shapes import output_widths
-from deltahub.engine.site import own_modules
 from deltahub.engine.structure.inference import infer
 from deltahub.engine.structure.layouts import in_turn
 from deltahub.engine.structure.names import StructureMap

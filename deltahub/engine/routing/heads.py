@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from deltahub.engine.insertion import Args, Kwargs, first_input
 from deltahub.engine.ledger import Entry, Ledger, tensor_called
+from deltahub.engine.modules import own_modules
 from deltahub.engine.shapes import is_conv1d
-from deltahub.engine.site import own_modules
 from deltahub.errors import RouteError
 
 _Weights = Mapping[str, Tensor | None]

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from deltahub.engine.compiling import reset_compiler
 from deltahub.engine.ledger import ATTRIBUTE, Entry, Ledger
+from deltahub.engine.modules import own_modules
 from deltahub.engine.routing.batching import rows_first
 from deltahub.engine.routing.detours import DetourByRows
 from deltahub.engine.routing.heads import heads_of
-from deltahub.engine.site import CHILD, Site, close_site, open_site, own_modules
+from deltahub.engine.site import CHILD, Site, close_site, open_site
 from deltahub.errors import RouteError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from deltahub.engine.site import own_modules
+from deltahub.engine.modules import own_modules
 from deltahub.engine.structure.inference import Inferred, infer
 from deltahub.engine.structure.layouts import Part, in_turn
 from deltahub.engine.structure.maps import MARK, Names, explicit_map

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from deltahub.address import REGEX_MARK, Address, lies_within, nearest_names
-from deltahub.engine.site import own_modules, refuse_own_deltas
+from deltahub.engine.modules import own_modules
+from deltahub.engine.site import refuse_own_deltas
 from deltahub.engine.structure.inference import found_in
 from deltahub.engine.structure.layouts import Part
 from deltahub.engine.structure.maps import MARK
