@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deltahub.manifest import canonical_json
+from deltahub.schema import parse, problem
 
 
 def sealed(document: Mapping[str, Any]) -> bytes:
@@ -23,6 +24,20 @@ def sealed(document: Mapping[str, Any]) -> bytes:
     empty = canonical_json({**document, "checksum": ""})
     found = hashlib.sha256(empty.replace(_member(""), b"", 1)).hexdigest()
     return empty.replace(_member(""), _member(found), 1)
+
+
+def unsealed(data: bytes, schema: str) -> tuple[Any, str | None]:
+    """A stored document as JSON, and what is wrong with it, as a clause; None if nothing is.
+
+    Args:
+        data: its bytes.
+        schema: the name of its schema, which demands a ``"checksum"``.
+    """
+    try:
+        document = parse(data)
+    except ValueError as error:
+        return None, str(error)
+    return document, problem(document, schema) or broken(data, document)
 
 
 def broken(data: bytes, document: Mapping[str, Any]) -> str | None:

@@ -19,8 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from deltahub.errors import ConflictError, IntegrityError
-from deltahub.schema import parse, problem
-from deltahub.sealing import broken, sealed
+from deltahub.sealing import sealed, unsealed
 from deltahub.stores.base import Progress, Source, Store
 
 STATE: Final = "gc/state.json"
@@ -56,11 +55,7 @@ def read_state(store: Store) -> tuple[State, str | None]:
     found = store.read_tagged(STATE)
     if found is None:
         return State(), None
-    try:
-        document = parse(found[0])
-        wrong = problem(document, SCHEMA) or broken(found[0], document)
-    except ValueError as error:
-        wrong = str(error)
+    document, wrong = unsealed(found[0], SCHEMA)
     if wrong:
         remedy = "Delete it: all that is lost is since when objects have been unused."
         raise IntegrityError(f"{STATE} in {store.url}", "the state of a collection", wrong, remedy)

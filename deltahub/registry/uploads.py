@@ -9,20 +9,18 @@ it sees one or the other.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from deltahub.errors import ConflictError
-from deltahub.manifest import canonical_json
+from deltahub.errors import ConflictError, IntegrityError
 from deltahub.registry import stamps
+from deltahub.registry.hub_documents import PARTS, UPLOADS, Kind
 from deltahub.registry.sweeping import spare, store_spared
-from deltahub.schema import parse
 from deltahub.stores.base import Store
 
-PREFIX: Final = "hub/uploads/"
-PARTS: Final = "hub/parts/"  # which objects are the parts of a file that is not whole yet
 _SHORTEST: Final = timedelta(days=1)  # that an upload waits for its commit, whatever a collection's grace
 
 
@@ -39,19 +37,16 @@ def keep(store: Store, path: str, sha256: str, file: Path, author: str) -> None:
     """
     objects = {sha256: file}
     generation = store_spared(store, objects)
-    record = canonical_json({"time": stamps.now(), "author": author, "size": file.stat().st_size})
-    with contextlib.suppress(ConflictError):  # it was sent twice at once
-        known = store.read_tagged(_key(path, sha256))
-        store.swap(_key(path, sha256), record, known[1] if known else None)
+    record = {"time": stamps.now(), "author": author, "size": file.stat().st_size}
+    _note(store, UPLOADS, _key(path, sha256), record)
     if spare(store, objects) != generation:
         store_spared(store, objects)
 
 
 def size_of(store: Store, path: str, sha256: str) -> int | None:
-    """Bytes of an object that was sent to a delta; None if it was not."""
-    found = store.read_tagged(_key(path, sha256))
-    size = _record(found[0]).get("size") if found else None
-    return size if isinstance(size, int) else None
+    """Bytes of an object that was sent to a delta; None if it was not, or if its record is damaged, so that it is sent again."""
+    size: int | None = (_noted(store, UPLOADS, _key(path, sha256)) or {}).get("size")
+    return size
 
 
 def forget(store: Store, path: str, objects: Iterable[str]) -> None:
@@ -60,37 +55,78 @@ def forget(store: Store, path: str, objects: Iterable[str]) -> None:
         store.delete(_key(path, sha256))
 
 
+def keep_part(store: Store, path: str, oid: str, number: int, sha256: str, file: Path, author: str) -> None:
+    """The same of one part of a file that is not whole yet.
+
+    Args:
+        oid: the sha256 of the whole.
+        number: of the part, from 1.
+        sha256: of the part.
+    """
+    keep(store, path, sha256, file, author)
+    _note(store, PARTS, _part_key(path, oid, number), {"sha256": sha256, "time": stamps.now()})
+
+
+def part(store: Store, path: str, oid: str, number: int) -> str | None:
+    """The sha256 of one part of a file; None if it was not sent, or if its record is damaged, so that it is sent again."""
+    sha256: str | None = (_noted(store, PARTS, _part_key(path, oid, number)) or {}).get("sha256")
+    return sha256
+
+
+def forget_parts(store: Store, path: str, oid: str, parts: Sequence[str]) -> None:
+    """Remove the records of the parts of a file, and of the objects that they are: it is whole now.
+
+    Args:
+        parts: the sha256 of each, first to last.
+    """
+    forget(store, path, {*parts} - {oid})
+    for number in range(1, len(parts) + 1):
+        store.delete(_part_key(path, oid, number))
+
+
 def waiting(store: Store) -> set[str]:
     """The sha256 of every object that waits for its version."""
-    return {key.rpartition("/")[2] for key, _ in store.keys(PREFIX)}
+    return {key.rpartition("/")[2] for key, _ in store.keys(UPLOADS.prefix)}
 
 
 def expire(store: Store, grace: timedelta) -> None:
-    """Remove the records of what was sent so long ago that no commit will name it.
+    """Remove the records of what was sent so long ago that no commit will name it, and damaged ones.
 
     Args:
         grace: how old a record must be; a day at least.
     """
     oldest = datetime.now(UTC) - max(grace, _SHORTEST)
-    for key, _ in [*store.keys(PREFIX), *store.keys(PARTS)]:
-        if (found := store.read_tagged(key)) and _time(_record(found[0])) < oldest:
-            store.delete(key)
+    for kind in (UPLOADS, PARTS):
+        for key in [key for key, _ in store.keys(kind.prefix)]:
+            try:
+                found = kind.read(store, key)
+            except IntegrityError:
+                store.delete(key)
+                continue
+            if found and datetime.fromisoformat(found[0]["time"]) < oldest:
+                store.delete(key)
 
 
 def _key(path: str, sha256: str) -> str:
-    return f"{PREFIX}{path}/{sha256}"
+    return f"{UPLOADS.prefix}{path}/{sha256}"
 
 
-def _record(data: bytes) -> dict[str, Any]:
+def _part_key(path: str, oid: str, number: int) -> str:
+    return f"{PARTS.prefix}{path}/{oid}/{number}"
+
+
+def _note(store: Store, kind: Kind, key: str, record: Mapping[str, Any]) -> None:
+    """Write a record, in place of any that is there."""
+    with contextlib.suppress(ConflictError):  # it was sent twice at once
+        known = store.read_tagged(key)
+        kind.write(store, key, record, known[1] if known else None)
+
+
+def _noted(store: Store, kind: Kind, key: str) -> dict[str, Any] | None:
+    """A record; None if there is none, or if it is damaged: then it is as good as none, and what it tells of is sent again."""
     try:
-        found = parse(data)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _time(record: dict[str, Any]) -> datetime:
-    try:
-        return datetime.fromisoformat(str(record.get("time")))
-    except ValueError:  # damaged: as good as none
-        return datetime.min.replace(tzinfo=UTC)
+        found = kind.read(store, key)
+    except IntegrityError as error:
+        logging.getLogger("deltahub").warning("%s", error)
+        return None
+    return found[0] if found else None

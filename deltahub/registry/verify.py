@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from deltahub.errors import DeltaHubError, IntegrityError, NotFoundError
 from deltahub.files import scratch
+from deltahub.registry import hub_documents
 from deltahub.registry.registry import REFS, Registry, ref_key
 from deltahub.registry.sweeping import STATE, read_state
 from deltahub.stores.base import object_key
@@ -43,7 +44,7 @@ def verify(
 
     Yields:
         ``"namespace/name@v1"`` and all that is damaged, in words; None where nothing is. A document that is damaged goes by
-            the name of its delta.
+            the name of its delta, or by its own key if it is of no delta.
 
     Raises:
         NotFoundError: a delta or version that was asked for is not there.
@@ -98,6 +99,7 @@ def versions(
             read_state(registry.store)
         except DeltaHubError as error:
             yield STATE, error
+        yield from hub_documents.damages(registry.store)
 
 
 def _unlisted(registry: Registry, names: Collection[str]) -> Iterator[tuple[str, DeltaHubError]]:

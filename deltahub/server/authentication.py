@@ -9,7 +9,7 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deltahub.errors import DeltaHubError
+from deltahub.errors import DeltaHubError, IntegrityError
 from deltahub.registry import stamps
 from deltahub.server.access import CALLER, Caller
 from deltahub.server.buckets import Buckets
@@ -72,6 +72,9 @@ class Authentication:
             return await self._known.holder_of(secret)
         except DeltaHubError as error:
             logging.getLogger("deltahub.server").error("Looking up a token failed: %s", error)  # noqa: TRY400  (one line)
+            if isinstance(error, IntegrityError):
+                message = "What this hub knows of the token is damaged. Ask whoever runs this hub for another one."
+                raise Refusal(500, message) from error
             message = "The hub cannot look up the token now. Repeat in a while, or ask whoever runs this hub."
             raise Refusal(503, message, headers={"Retry-After": "5"}) from error
 

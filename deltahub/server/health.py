@@ -11,11 +11,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from deltahub.errors import DeltaHubError
+from deltahub.registry.hub_documents import TOKENS
 from deltahub.server.access import require_admin
 from deltahub.server.metrics import Metrics
 from deltahub.server.refusals import Refusal
 from deltahub.server.state import state_of
-from deltahub.server.tokens import PREFIX
 
 _PATIENCE: Final = 5.0  # seconds for the store to answer
 
@@ -34,7 +34,7 @@ async def ready(request: Request) -> Response:
     store = state_of(request).registry.store
     try:
         async with asyncio.timeout(_PATIENCE):
-            await asyncio.to_thread(store.read_tagged, f"{PREFIX}none.json")
+            await asyncio.to_thread(store.read_tagged, f"{TOKENS.prefix}none.json")
     except (DeltaHubError, TimeoutError) as error:
         logging.getLogger("deltahub.server").error("The registry is out of reach: %s", error)  # noqa: TRY400  (one line)
         raise Refusal(503, "The hub cannot reach its registry.", headers={"Retry-After": "5"}) from error

@@ -67,18 +67,17 @@ def _mine(facts: Facts, caller: Caller, namespace: str | None) -> bool:
 
 def _all(request: Request, state: State) -> Iterator[Facts]:
     """All that the caller may see and whose name or content has the words that are searched for."""
-    caller, records = caller_of(request), state.records.all()
+    caller, records, hidden = caller_of(request), state.records.all(), state.records.private()
     search = request.query_params.get("search", "")
 
     def visible(path: str) -> bool:
-        private = path in records and records[path].private
-        return caller.may_read(path.partition("/")[0], private=private)
+        return caller.may_read(path.partition("/")[0], private=path in hidden)
 
     committed = set[str]()
     for listed in state.index.search(Query(text=search))[0]:
         committed.add(listed.name)
         if visible(listed.name):
-            yield _listed(listed, records.get(listed.name))
+            yield _listed(listed, records.get(listed.name), private=listed.name in hidden)
     for path, record in records.items():
         words = search.lower().split()
         if path not in committed and visible(path) and all(word in path.lower() for word in words):
@@ -87,10 +86,9 @@ def _all(request: Request, state: State) -> Iterator[Facts]:
                 yield Facts(path, commit_id(EMPTY.digest), record.created, record.created, record.private, (), {}, {})
 
 
-def _listed(listed: Listed, record: Record | None) -> Facts:
+def _listed(listed: Listed, record: Record | None, *, private: bool) -> Facts:
     summary = {key: value for key, value in listed.summary.items() if key != "card"}
     created = record.created if record else listed.time
-    private = record.private if record else False
     card = listed.summary.get("card") or {}
     return Facts(listed.name, commit_id(listed.digest), created, listed.time, private, listed.tags, summary, card)
 

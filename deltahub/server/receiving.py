@@ -19,9 +19,8 @@ from starlette.routing import Route
 
 from deltahub.errors import NotFoundError
 from deltahub.files import scratch
-from deltahub.manifest import FileEntry, canonical_json
-from deltahub.registry import stamps, uploads
-from deltahub.schema import parse
+from deltahub.manifest import FileEntry
+from deltahub.registry import uploads
 from deltahub.server.bodies import blocks, with_json
 from deltahub.server.downloads import whole
 from deltahub.server.lfs import LFS
@@ -107,8 +106,9 @@ async def put_part(request: Request) -> Response:
     """Take one part of a file."""
     facts = await run_in_threadpool(_require, request, "part", "part", "bytes")
     async with _received(request, int(facts["bytes"])) as spool:
-        await run_in_threadpool(_keep, state_of(request), {**facts, "oid": spool.sha256}, spool)
-        await run_in_threadpool(_note_part, state_of(request), facts, spool)
+        store, number = state_of(request).registry.store, int(facts["part"])
+        where = (facts["repository"], facts["oid"], number)
+        await run_in_threadpool(uploads.keep_part, store, *where, spool.sha256, spool.file, facts["author"])
         return Response(headers={"ETag": f'"{spool.sha256}"'})
 
 
@@ -133,9 +133,7 @@ def complete(request: Request, body: dict[str, Any]) -> Response:
             spool.close()
         _require_digest(spool, facts["oid"])
         _keep(state, facts, spool)
-    uploads.forget(state.registry.store, facts["repository"], {*parts} - {facts["oid"]})
-    for number in range(1, count + 1):
-        state.registry.store.delete(_part_key(facts, number))
+    uploads.forget_parts(state.registry.store, facts["repository"], facts["oid"], parts)
     return JSONResponse({})
 
 
@@ -149,23 +147,11 @@ def _keep(state: State, facts: dict[str, str], spool: _Spool) -> None:
     uploads.keep(state.registry.store, facts["repository"], facts["oid"], spool.file, facts["author"])
 
 
-def _part_key(facts: dict[str, str], number: int) -> str:
-    return f"{uploads.PARTS}{facts['repository']}/{facts['oid']}/{number}"
-
-
-def _note_part(state: State, facts: dict[str, str], spool: _Spool) -> None:
-    key = _part_key(facts, int(facts["part"]))
-    known = state.registry.store.read_tagged(key)
-    state.registry.store.swap(
-        key, canonical_json({"sha256": spool.sha256, "time": stamps.now()}), known[1] if known else None
-    )
-
-
 def _part(state: State, facts: dict[str, str], number: int) -> str:
-    found = state.registry.store.read_tagged(_part_key(facts, number))
+    found = uploads.part(state.registry.store, facts["repository"], facts["oid"], number)
     if found is None:
         raise Refusal(400, f"Part {number} of the file was not uploaded. Upload it, then complete the file again.")
-    return str(parse(found[0])["sha256"])
+    return found
 
 
 def get_whole(request: Request) -> Response:

@@ -6,18 +6,16 @@ the registry has none: it is public.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
 from deltahub.errors import ConflictError, IntegrityError
-from deltahub.manifest import canonical_json
-from deltahub.schema import parse, problem
+from deltahub.registry.hub_documents import REPOSITORIES
 from deltahub.server.watched import Watched
 from deltahub.stores.base import Store
 
-PREFIX: Final = "hub/repos/"
-SCHEMA: Final = "repository.v1"
 _ATTEMPTS: Final = 20
 
 
@@ -35,10 +33,6 @@ class Record:
     author: str
     private: bool = False
 
-    def to_bytes(self) -> bytes:
-        """The record as it is stored."""
-        return canonical_json({"schema_version": 1, **asdict(self)})
-
 
 class Records:
     """The records of all repositories of a hub.
@@ -49,31 +43,36 @@ class Records:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._watched = Watched(store, PREFIX, lambda key, data: _read(data, _path(key)))
-        self._hidden: tuple[Mapping[str, Record], frozenset[str]] = ({}, frozenset())
+        self._watched = Watched(store, REPOSITORIES.prefix, _listed)
+        self._hidden: tuple[Mapping[str, Record | None], frozenset[str]] = ({}, frozenset())
 
     def find(self, path: str) -> Record | None:
-        """The record of a repository, ``"namespace/name"``; None if there is none."""
+        """The record of a repository, ``"namespace/name"``; None if there is none.
+
+        Raises:
+            IntegrityError: it is damaged.
+        """
         return self._tagged(path)[0]
 
     def _tagged(self, path: str) -> tuple[Record | None, str | None]:
-        found = self._store.read_tagged(_key(path))
-        return (None, None) if found is None else (_read(found[0], path), found[1])
+        found = REPOSITORIES.read(self._store, _key(path))
+        return (Record(**found[0]), found[1]) if found else (None, None)
 
     def all(self) -> dict[str, Record]:
-        """Every record by its repository; only those that changed since the last time are read."""
-        return {_path(key): record for key, record in self._watched.current().items()}
+        """Every record that is whole, by its repository; only those that changed since the last time are read."""
+        return {_path(key): record for key, record in self._watched.current().items() if record}
 
     def private(self) -> frozenset[str]:
-        """The names of all private repositories."""
+        """The names of all private repositories, and of those whose record is damaged: they may be."""
         current = self._watched.current()
         if self._hidden[0] is not current:
-            self._hidden = (current, frozenset(_path(key) for key, record in current.items() if record.private))
+            hidden = (_path(key) for key, record in current.items() if record is None or record.private)
+            self._hidden = (current, frozenset(hidden))
         return self._hidden[1]
 
     def names(self) -> list[str]:
         """Every repository that has a record, ``"namespace/name"``, sorted."""
-        return sorted(_path(key) for key, _ in self._store.keys(PREFIX) if key.endswith(".json"))
+        return sorted(_path(key) for key, _ in self._store.keys(REPOSITORIES.prefix) if key.endswith(".json"))
 
     def change(self, path: str, change: Callable[[Record | None], Record]) -> Record:
         """Swap a record for a changed one; a lost race is run again on what the winner wrote.
@@ -87,7 +86,7 @@ class Records:
             if changed == record:
                 return changed
             try:
-                self._store.swap(_key(path), changed.to_bytes(), etag)
+                REPOSITORIES.write(self._store, _key(path), asdict(changed), etag)
             except ConflictError:
                 if attempt == _ATTEMPTS - 1:
                     raise
@@ -101,20 +100,17 @@ class Records:
 
 
 def _key(path: str) -> str:
-    return f"{PREFIX}{path}.json"
+    return f"{REPOSITORIES.prefix}{path}.json"
 
 
 def _path(key: str) -> str:
-    return key[len(PREFIX) : -len(".json")]
+    return key[len(REPOSITORIES.prefix) : -len(".json")]
 
 
-def _read(data: bytes, path: str) -> Record:
+def _listed(key: str, data: bytes) -> Record | None:
+    """A record; None if it is damaged: one must not hide all others."""
     try:
-        document = parse(data)
-        wrong = problem(document, SCHEMA)
-    except ValueError as error:
-        wrong = str(error)
-    if wrong:
-        remedy = f"Write {_key(path)} again, or delete it: then the repository is public."
-        raise IntegrityError(f"The record of the repository {path}", "when it was created, by whom", wrong, remedy)
-    return Record(document["created"], document["author"], document["private"])
+        return Record(**REPOSITORIES.parse(key, data))
+    except IntegrityError as error:
+        logging.getLogger("deltahub").warning("A repository cannot be listed: %s", error)
+        return None

@@ -9,7 +9,7 @@ from typing import Final
 from starlette.requests import Request
 
 from deltahub.describing import describe_files
-from deltahub.errors import NotFoundError, ReferenceSyntaxError, RemovedError
+from deltahub.errors import IntegrityError, NotFoundError, ReferenceSyntaxError, RemovedError
 from deltahub.manifest import FILES, FileEntry, Manifest
 from deltahub.reference import MAIN, check_name
 from deltahub.registry.document import ReferenceDocument
@@ -171,6 +171,9 @@ def find_repository(request: Request, asked: str, *, write: bool = False) -> Rep
         found = lookup(state, asked)
     except (ReferenceSyntaxError, NotFoundError):
         found = None
+    except IntegrityError:  # it may be private, and whoever may not know of it must not learn that it is there
+        require_read(request, namespace, asked in state.records.private(), asked)
+        raise
     if found is None:
         require_read(request, namespace, False, asked)
         raise repository_not_found(request, asked)

@@ -15,13 +15,14 @@ from functools import cached_property
 from typing import Final
 from urllib.parse import urlencode
 
-from deltahub.errors import ConflictError
+from deltahub.errors import ConflictError, NotFoundError
 from deltahub.manifest import canonical_json
+from deltahub.registry.hub_documents import KEYS
 from deltahub.server.refusals import Refusal
 from deltahub.stores.base import Store
 
 LIFETIME: Final = 6 * 3600  # seconds
-_KEY: Final = "hub/keys/uploads.json"
+_KEY: Final = f"{KEYS.prefix}uploads.json"
 
 
 class Signer:
@@ -36,13 +37,19 @@ class Signer:
 
     @cached_property
     def _key(self) -> bytes:
-        """The key that all processes share; made by whichever needs it first."""
-        for _ in range(2):
-            if found := self._store.read_tagged(_KEY):
-                return found[0]
+        """The key that all processes share; made by whichever needs it first.
+
+        Raises:
+            IntegrityError: it is damaged. Nothing is signed, and no address is good.
+        """
+        found = KEYS.read(self._store, _KEY)
+        if found is None:
             with contextlib.suppress(ConflictError):  # another process was faster
-                self._store.swap(_KEY, canonical_json({"key": secrets.token_hex(32)}), None)
-        return self._store.read(_KEY)
+                KEYS.write(self._store, _KEY, {"secret": secrets.token_hex(32)}, None)
+            found = KEYS.read(self._store, _KEY)
+        if found is None:
+            raise NotFoundError(_KEY, (self._store.url,))
+        return bytes.fromhex(found[0]["secret"])
 
     def _signature(self, facts: Mapping[str, str]) -> str:
         return hmac.new(self._key, canonical_json(dict(facts)), hashlib.sha256).hexdigest()

@@ -11,25 +11,22 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
+import logging
 import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from deltahub.errors import ConfigError, IntegrityError, NotFoundError
 from deltahub.nearest import closest
 from deltahub.reference import check_name
 from deltahub.registry import stamps
-from deltahub.schema import parse, problem
+from deltahub.registry.hub_documents import TOKENS
 from deltahub.server.access import Caller, Scope
 from deltahub.stores.base import Store
 
-PREFIX: Final = "hub/tokens/"
-FORMAT_VERSION: Final = 1
-SCHEMA: Final = "token.v1"
 _SECRET: Final = re.compile(r"dhub_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 _GRANTED: Final = ("read", "write", "admin")
 _NOBODY: Final = hashlib.sha256(b"").hexdigest()
@@ -128,17 +125,20 @@ class Tokens:
             revoked=None,
             sha256=hashed(secret),
         )
-        self._store.swap(_key(number), _document(token), None)
+        TOKENS.write(self._store, _key(number), asdict(token), None)
         return token, secret
 
     def all(self) -> list[Token]:
-        """Every token, also those that are refused now, by name.
-
-        Raises:
-            IntegrityError: the document of one is damaged.
-        """
-        keys = [key for key, _ in self._store.keys(PREFIX)]
-        found = [_parse(key, data[0]) for key in keys if (data := self._store.read_tagged(key))]
+        """Every token, also those that are refused now, by name; a damaged one, which lets nobody in, hides no other."""
+        found = []
+        for key, _ in self._store.keys(TOKENS.prefix):
+            try:
+                tagged = self._tagged(key)
+            except IntegrityError as error:
+                logging.getLogger("deltahub").warning("A token cannot be listed: %s", error)
+                continue
+            if tagged:  # else it was deleted since it was listed
+                found.append(tagged[0])
         return sorted(found, key=lambda token: (token.name, token.created))
 
     def revoke(self, name: str) -> list[Token]:
@@ -160,11 +160,11 @@ class Tokens:
         return [self._revoke(_key(token.id)) for token in chosen]
 
     def _revoke(self, key: str) -> Token:
-        found = self._store.read_tagged(key)
+        found = self._tagged(key)
         if found is None:
             raise NotFoundError(key, (self._store.url,))
-        revoked = replace(_parse(key, found[0]), revoked=stamps.now())
-        self._store.swap(key, _document(revoked), found[1])
+        revoked = replace(found[0], revoked=stamps.now())
+        TOKENS.write(self._store, key, asdict(revoked), found[1])
         return revoked
 
     def find(self, number: str) -> Token | None:
@@ -174,8 +174,16 @@ class Tokens:
             IntegrityError: its document is damaged.
             StorageError: the store is out of reach.
         """
-        found = self._store.read_tagged(_key(number))
-        return None if found is None else _parse(_key(number), found[0])
+        found = self._tagged(_key(number))
+        return found[0] if found else None
+
+    def _tagged(self, key: str) -> tuple[Token, str] | None:
+        found = TOKENS.read(self._store, key)
+        if found is None:
+            return None
+        values, etag = found
+        namespaces = values.pop("namespaces")
+        return Token(**values, namespaces=None if namespaces is None else tuple(namespaces)), etag
 
 
 def id_of(secret: str) -> str | None:
@@ -196,26 +204,7 @@ def holder(token: Token | None, secret: str) -> Token | None:
 
 
 def _key(number: str) -> str:
-    return f"{PREFIX}{number}.json"
-
-
-def _document(token: Token) -> bytes:
-    document = {"format_version": FORMAT_VERSION, **asdict(token)}
-    return f"{json.dumps(document, indent=1)}\n".encode()
-
-
-def _parse(key: str, data: bytes) -> Token:
-    remedy = "Revoke the token by deleting that key, and make a new one: deltahub serve token create"
-    try:
-        document: Any = parse(data)
-    except ValueError as error:
-        raise IntegrityError(key, "a token's document", str(error), remedy) from error
-    wrong = problem({**document} if isinstance(document, dict) else document, SCHEMA)
-    if wrong or _key(document["id"]) != key:
-        raise IntegrityError(key, "a token's document", wrong or f"that of {document['id']}", remedy)
-    del document["format_version"]
-    namespaces = document.pop("namespaces")
-    return Token(**document, namespaces=None if namespaces is None else tuple(namespaces))
+    return f"{TOKENS.prefix}{number}.json"
 
 
 def _later(duration: timedelta) -> str:

@@ -77,6 +77,23 @@ def test_a_damaged_reference_document_exits_with_5(run, pulled):
     assert "The reference document of me/x is damaged" in run("show", "me/x").stderr
 
 
+def test_a_damaged_token_of_a_hub_is_named_by_its_key_and_exits_with_5(run, run_json, pulled):
+    token = run_json("serve", "token", "create", "--name", "ci", "--scope", "read")
+    key = f"hub/tokens/{token['id']}.json"
+    path = home() / "registry" / key
+    path.write_bytes(path.read_bytes().replace(b'"read"', b'"admin"'))
+    for arguments in (["verify", "--all"], ["verify", "--all", "--repair"]):
+        done = run(*arguments, "--json")
+        assert done.exit_code == 5
+        (damaged,) = (found for found in json.loads(done.stdout) if found["damage"])
+        assert damaged["reference"] == f"local:{key}"
+        assert damaged["damage"].startswith(
+            f"{key} is damaged: expected a token's document, found bytes that do not have"
+        )
+        assert damaged["damage"].endswith("Delete that key, and make a new token: deltahub serve token create")
+    assert run_json("serve", "token", "list") == []
+
+
 @pytest.mark.parametrize("arguments", [["me/x", "--all"], ["{ckpt}", "--repair"]])
 def test_verify_refuses_what_it_could_only_half_do(run, ckpt, arguments):
     assert run("verify", *(argument.format(ckpt=ckpt) for argument in arguments)).exit_code == 2

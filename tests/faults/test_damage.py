@@ -16,6 +16,7 @@ from deltahub.registry.verify import verify
 from deltahub.stores.local import LocalStore
 from tests.checkpoints import content_of
 from tests.faults.actions import NER, damage_of
+from tests.faults.hub_documents import keep_one_of_each
 
 EVERY = int(os.environ.get("DELTAHUB_EVERY_BIT", "37"))  # one of so many bits and lengths is tried; 1: all of them
 
@@ -33,6 +34,15 @@ def registry(quick, world) -> Registry:
     return found
 
 
+@pytest.fixture
+def served(registry, world) -> Registry:
+    """The same, and one document of each kind that a hub keeps. What was uploaded is a file of the delta."""
+    keep_one_of_each(registry.store, world.folders[0] / "delta.safetensors")
+    for path in (registry.store.root / "hub").rglob("*"):
+        path.chmod(0o755)
+    return registry
+
+
 def changed(registry: Registry) -> Iterator[tuple[Path, bytes]]:
     """Every file of a registry in turn, with what is in it, to be changed; it is put back afterwards."""
     assert not damage_of(registry)
@@ -43,45 +53,45 @@ def changed(registry: Registry) -> Iterator[tuple[Path, bytes]]:
     assert not damage_of(registry)
 
 
-def test_every_bit_that_is_flipped_is_found(registry):
+def test_every_bit_that_is_flipped_is_found(served):
     tried = 0
-    for path, data in changed(registry):
+    for path, data in changed(served):
         for bit in range(tried % EVERY, 8 * len(data), EVERY):
             flipped = bytearray(data)
             flipped[bit // 8] ^= 1 << bit % 8
             path.write_bytes(flipped)
-            assert damage_of(registry), (path, bit)
+            assert damage_of(served), (path, bit)
             tried += 1
     assert tried > 1000
 
 
-def test_every_cut_is_found(registry):
+def test_every_cut_is_found(served):
     tried = 0
-    for path, data in changed(registry):
+    for path, data in changed(served):
         for length in range(0, len(data), EVERY):
             path.write_bytes(data[:length])
-            assert damage_of(registry), (path, length)
+            assert damage_of(served), (path, length)
             tried += 1
     assert tried > 100
 
 
 @pytest.mark.parametrize("more", [b"\n", b" ", b"\0", b"{}", bytes(4096)])
-def test_every_byte_that_is_appended_is_found(registry, more):
-    for path, data in changed(registry):
+def test_every_byte_that_is_appended_is_found(served, more):
+    for path, data in changed(served):
         path.write_bytes(data + more)
-        assert damage_of(registry), path
+        assert damage_of(served), path
 
 
-def test_files_that_are_exchanged_are_found(registry):
-    files = list(content_of(registry.store.root).items())
+def test_files_that_are_exchanged_are_found(served):
+    files = list(content_of(served.store.root).items())
     for number, (name, data) in enumerate(files):
         for other, theirs in files[:number]:
-            (registry.store.root / name).write_bytes(theirs)
-            (registry.store.root / other).write_bytes(data)
-            assert damage_of(registry), (name, other)
-            (registry.store.root / name).write_bytes(data)
-            (registry.store.root / other).write_bytes(theirs)
-    assert not damage_of(registry)
+            (served.store.root / name).write_bytes(theirs)
+            (served.store.root / other).write_bytes(data)
+            assert damage_of(served), (name, other)
+            (served.store.root / name).write_bytes(data)
+            (served.store.root / other).write_bytes(theirs)
+    assert not damage_of(served)
 
 
 @pytest.mark.parametrize("inside", [[], ["x.json"]], ids=["empty", "full"])

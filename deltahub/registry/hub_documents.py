@@ -1,0 +1,127 @@
+"""The documents that a hub keeps in the store of its registry, under `hub/`: tokens, records of repositories, uploads under way.
+
+Each is sealed, as a reference document is, and says under which key it stands. So a flipped bit is found wherever a document is read, and so
+is a document in the place of another one; neither ever grants anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from deltahub.errors import DeltaHubError, IntegrityError
+from deltahub.sealing import sealed, unsealed
+from deltahub.stores.base import Store
+from deltahub.stores.waiting import spread
+
+SCHEMA_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of document.
+
+    Attributes:
+        prefix: what all of its keys begin with.
+        schema: the name of its schema.
+        what: one of them, for messages.
+        remedy: what to do if one is damaged.
+    """
+
+    prefix: str
+    schema: str
+    what: str
+    remedy: str
+
+    def read(self, store: Store, key: str) -> tuple[dict[str, Any], str] | None:
+        """What a document says, and its etag; None if there is none.
+
+        Raises:
+            IntegrityError: it is damaged.
+            StorageError: the store is out of reach.
+        """
+        found = store.read_tagged(key)
+        return (self.parse(key, found[0]), found[1]) if found else None
+
+    def parse(self, key: str, data: bytes) -> dict[str, Any]:
+        """What a document says.
+
+        Args:
+            key: that it was read from.
+
+        Raises:
+            IntegrityError: it is damaged, or belongs under another key.
+        """
+        document, wrong = unsealed(data, self.schema)
+        if wrong is None and document["key"] != key:
+            wrong = f"the one of {document['key']}"
+        if wrong:
+            raise IntegrityError(key, self.what, wrong, self.remedy)
+        return {name: value for name, value in document.items() if name not in ("schema_version", "key", "checksum")}
+
+    def write(self, store: Store, key: str, values: Mapping[str, Any], etag: str | None) -> None:
+        """Swap a document.
+
+        Args:
+            values: what it shall say.
+            etag: of the one that is there; None if none is.
+
+        Raises:
+            ConflictError: it changed meanwhile.
+        """
+        store.swap(key, sealed({"schema_version": SCHEMA_VERSION, "key": key, **values}), etag)
+
+    def damages(self, store: Store) -> Iterator[tuple[str, DeltaHubError]]:
+        """The key of every document that cannot be read, and why."""
+        keys = [key for key, _ in store.keys(self.prefix)]
+        for key, error in zip(keys, spread(partial(self._damage, store), keys, store.at_once), strict=True):
+            if error:
+                yield key, error
+
+    def _damage(self, store: Store, key: str) -> DeltaHubError | None:
+        try:
+            self.read(store, key)
+        except DeltaHubError as error:
+            return error
+        return None
+
+
+TOKENS: Final = Kind(
+    "hub/tokens/",
+    "token.v1",
+    "a token's document",
+    "It is refused. Delete that key, and make a new token: deltahub serve token create",
+)
+REPOSITORIES: Final = Kind(
+    "hub/repos/",
+    "repository.v1",
+    "the record of a repository",
+    "Restore that key from a copy, or delete it: then the repository is public.",
+)
+UPLOADS: Final = Kind(
+    "hub/uploads/",
+    "upload.v1",
+    "the record of a file that was uploaded",
+    "Upload the file again, or remove the record: deltahub gc",
+)
+PARTS: Final = Kind(
+    "hub/parts/",
+    "part.v1",
+    "the record of a part of a file",
+    "Upload the file again, or remove the record: deltahub gc",
+)
+KEYS: Final = Kind(
+    "hub/keys/",
+    "upload_key.v1",
+    "the key that signs addresses for uploads",
+    "Delete it: a new one is made, and addresses that were signed with this one are good no longer.",
+)
+KINDS: Final = (TOKENS, REPOSITORIES, UPLOADS, PARTS, KEYS)
+
+
+def damages(store: Store) -> Iterator[tuple[str, DeltaHubError]]:
+    """The key of every document of a hub that cannot be read, and why."""
+    for kind in KINDS:
+        yield from kind.damages(store)

@@ -1,0 +1,29 @@
+"""One document of each kind that a hub keeps, made as a hub makes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, TypeVar
+
+from deltahub.files import sha256_file
+from deltahub.registry import uploads
+from deltahub.server.records import Record, Records
+from deltahub.server.signatures import Signer
+from deltahub.server.tokens import Tokens
+from deltahub.stores.base import Store
+
+PART: Final = ("acme/plan", "1" * 64, 1)  # the delta, the sha256 of the whole file, and the number of the part
+S = TypeVar("S", bound=Store)
+
+
+def keep_one_of_each(store: S, file: Path) -> S:
+    """Put a token, a private repository, an upload of one part and a key for addresses into a store.
+
+    Args:
+        file: the part.
+    """
+    Tokens(store).create("ci", "write", ["acme"])
+    Records(store).change("acme/plan", lambda _: Record("2026-01-02T03:04:05Z", "ada", private=True))
+    Signer(store).signed("", {})
+    uploads.keep_part(store, *PART, sha256_file(file)[0], file, "ada")
+    return store
