@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from deltahub.files import (
 )
 from deltahub.manifest import FileEntry, Manifest, TensorEntry
 from deltahub.schema import parse
-from deltahub.tensorheader import tensor_entries
+from deltahub.tensorheader import tensor_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -184,25 +183,6 @@ def read(folder: Path, *, with_backbone: bool = True) -> Checkpoint:
         raise CheckpointError(msg) from error
     parent = {"relation": RESUMED, "digest": _manifest(folder, document, _listed(document)).digest}
     return Checkpoint(folder, document, fingerprint, tensors, parent)
-
-
-def tensor_table(path: Path) -> tuple[TensorEntry, ...]:
-    """The names, dtypes and shapes in a safetensors file, sorted by name; no values are read.
-
-    Raises:
-        CheckpointError: it is not a safetensors file.
-    """
-    try:
-        with path.open("rb") as file:
-
-            def read(start: int, end: int) -> bytes:
-                file.seek(start)
-                return file.read(end - start)
-
-            return tensor_entries(read, os.fstat(file.fileno()).st_size, str(path))
-    except OSError as error:
-        msg = f"{path} is not a safetensors file ({error}). Fetch or save the delta again."
-        raise CheckpointError(msg) from error
 
 
 def describe(folder: Path) -> Manifest:

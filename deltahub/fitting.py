@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from deltahub.backbone import EXACT, INCOMPATIBLE, OTHER_PRECISION, Difference, Fingerprint, Leaf
-from deltahub.checkpoint import tensor_table
 from deltahub.errors import CheckpointError
 from deltahub.manifest import TensorEntry
+from deltahub.tensorheader import tensor_table
 
 Tensors = Mapping[str, TensorEntry]
 

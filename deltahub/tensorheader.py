@@ -6,7 +6,9 @@ The file starts with the header's length, 8 bytes, and the header, a JSON object
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from deltahub.errors import CheckpointError
@@ -22,6 +24,25 @@ _BITS: Final = {  # of one value
     **dict.fromkeys(("F32", "I32", "U32"), 32),
     **dict.fromkeys(("C64", "F64", "I64", "U64"), 64),
 }
+
+
+def tensor_table(path: Path) -> tuple[TensorEntry, ...]:
+    """The names, dtypes and shapes in a safetensors file, sorted by name; no values are read.
+
+    Raises:
+        CheckpointError: it is not a safetensors file.
+    """
+    try:
+        with path.open("rb") as file:
+
+            def read(start: int, end: int) -> bytes:
+                file.seek(start)
+                return file.read(end - start)
+
+            return tensor_entries(read, os.fstat(file.fileno()).st_size, str(path))
+    except OSError as error:
+        msg = f"{path} is not a safetensors file ({error}). Fetch or save the delta again."
+        raise CheckpointError(msg) from error
 
 
 def tensor_entries(read: Read, size: int, what: str, longest: int = LONGEST) -> tuple[TensorEntry, ...]:

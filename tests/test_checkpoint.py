@@ -23,10 +23,10 @@ from deltahub.checkpoint import (
     is_checkpoint,
     read,
     read_document,
-    tensor_table,
 )
 from deltahub.errors import CheckpointError, ConfigError, DeltaHubError, IntegrityError, StorageError
 from deltahub.manifest import TensorEntry
+from deltahub.tensorheader import tensor_table
 from tests import checkpoints
 from tests.checkpoints import content_of, save_checkpoint
 from tests.faults import FORBIDDEN, FULL, INTERRUPT

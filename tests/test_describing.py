@@ -17,7 +17,7 @@ from deltahub.describing import INCOMPLETE, describe_files
 from deltahub.errors import CheckpointError
 from deltahub.files import sha256_file
 from deltahub.manifest import FileEntry, Manifest, TensorEntry
-from deltahub.tensorheader import tensor_entries
+from deltahub.tensorheader import tensor_entries, tensor_table
 
 DTYPES = st.sampled_from([np.float32, np.float16, np.int64, np.int8, np.bool_, np.float64])
 
@@ -170,7 +170,7 @@ def test_a_header_is_read_as_the_library_reads_it(tmp_path_factory, tensors):
             TensorEntry(name, part.get_dtype(), tuple(part.get_shape())) for name, part in sorted(slices.items())
         ]
     assert list(tensor_entries(lambda start, end: data[start:end], len(data), "x")) == entries
-    assert list(checkpoint.tensor_table(path)) == entries
+    assert list(tensor_table(path)) == entries
 
 
 @given(st.binary(max_size=40))
