@@ -16,7 +16,7 @@ from deltahub.server import paging
 from deltahub.server.access import Caller, caller_of
 from deltahub.server.facts import Facts, expanded, siblings
 from deltahub.server.paths import MODEL
-from deltahub.server.records import Record
+from deltahub.server.records import Record, may_be_private
 from deltahub.server.refusals import Refusal
 from deltahub.server.repositories import EMPTY, Commit, Repository, commit_id, open_repository
 from deltahub.server.state import State, state_of
@@ -67,7 +67,8 @@ def _mine(facts: Facts, caller: Caller, namespace: str | None) -> bool:
 
 def _all(request: Request, state: State) -> Iterator[Facts]:
     """All that the caller may see and whose name or content has the words that are searched for."""
-    caller, records, hidden = caller_of(request), state.records.all(), state.records.private()
+    caller, records = caller_of(request), state.records.all()
+    hidden = {path for path, record in records.items() if may_be_private(record)}
     search = request.query_params.get("search", "")
 
     def visible(path: str) -> bool:
@@ -80,7 +81,7 @@ def _all(request: Request, state: State) -> Iterator[Facts]:
             yield _listed(listed, records.get(listed.name), private=listed.name in hidden)
     for path, record in records.items():
         words = search.lower().split()
-        if path not in committed and visible(path) and all(word in path.lower() for word in words):
+        if record and path not in committed and visible(path) and all(word in path.lower() for word in words):
             found = state.registry.stored(path)
             if found is None or not found.versions:
                 yield Facts(path, commit_id(EMPTY.digest), record.created, record.created, record.private, (), {}, {})

@@ -34,6 +34,11 @@ class Record:
     private: bool = False
 
 
+def may_be_private(record: Record | None) -> bool:
+    """Whether a repository with this record is hidden in lists: so is one whose record is damaged."""
+    return record is None or record.private
+
+
 class Records:
     """The records of all repositories of a hub.
 
@@ -58,16 +63,15 @@ class Records:
         found = REPOSITORIES.read(self._store, _key(path))
         return (Record(**found[0]), found[1]) if found else (None, None)
 
-    def all(self) -> dict[str, Record]:
-        """Every record that is whole, by its repository; only those that changed since the last time are read."""
-        return {_path(key): record for key, record in self._watched.current().items() if record}
+    def all(self) -> dict[str, Record | None]:
+        """Every record by its repository, None if it is damaged; only those that changed since the last time are read."""
+        return {_path(key): record for key, record in self._watched.current().items()}
 
     def private(self) -> frozenset[str]:
         """The names of all private repositories, and of those whose record is damaged: they may be."""
         current = self._watched.current()
         if self._hidden[0] is not current:
-            hidden = (_path(key) for key, record in current.items() if record is None or record.private)
-            self._hidden = (current, frozenset(hidden))
+            self._hidden = (current, frozenset(_path(key) for key, record in current.items() if may_be_private(record)))
         return self._hidden[1]
 
     def names(self) -> list[str]:

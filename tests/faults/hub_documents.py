@@ -1,12 +1,14 @@
-"""One document of each kind that a hub keeps, made as a hub makes them."""
+"""One document of each kind that a hub keeps, made as a hub makes them, and ways to damage it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
 from deltahub.files import sha256_file
 from deltahub.registry import uploads
+from deltahub.registry.hub_documents import Kind
 from deltahub.server.records import Record, Records
 from deltahub.server.signatures import Signer
 from deltahub.server.tokens import Tokens
@@ -27,3 +29,23 @@ def keep_one_of_each(store: S, file: Path) -> S:
     Signer(store).signed("", {})
     uploads.keep_part(store, *PART, sha256_file(file)[0], file, "ada")
     return store
+
+
+def key_of(store: Store, kind: Kind) -> str:
+    """The key of the only document of a kind."""
+    ((key, _),) = store.keys(kind.prefix)
+    return key
+
+
+def replace(store: Store, key: str, data: bytes) -> None:
+    """Put other bytes in the place of a document."""
+    found = store.read_tagged(key)
+    store.swap(key, data, found[1] if found else None)
+
+
+def flipped(data: bytes, step: int = 1) -> Iterator[bytes]:
+    """Bytes with one bit flipped, each bit in turn, or one of every `step`."""
+    for bit in range(0, 8 * len(data), step):
+        other = bytearray(data)
+        other[bit // 8] ^= 1 << bit % 8
+        yield bytes(other)

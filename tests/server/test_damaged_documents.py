@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from starlette.testclient import TestClient
 from deltahub.errors import IntegrityError
 from deltahub.registry import uploads
 from deltahub.registry.collection import collect
-from deltahub.registry.hub_documents import KEYS, KINDS, PARTS, REPOSITORIES, TOKENS, UPLOADS, damages
+from deltahub.registry.hub_documents import KEYS, PARTS, REPOSITORIES, TOKENS, UPLOADS, damages
 from deltahub.registry.registry import Registry
-from deltahub.registry.verify import verify
 from deltahub.server import known as known_module
 from deltahub.server.app import build_app
 from deltahub.server.refusals import Refusal
@@ -25,7 +23,7 @@ from deltahub.server.settings import Settings
 from deltahub.server.signatures import Signer
 from deltahub.server.tokens import Tokens
 from deltahub.stores.memory import MemoryStore
-from tests.faults.hub_documents import PART, keep_one_of_each
+from tests.faults.hub_documents import PART, flipped, keep_one_of_each, key_of, replace
 from tests.server.clients import commit_body
 
 _ONE_OF = 37  # bits that a whole request is made for
@@ -42,54 +40,6 @@ def file(tmp_path: Path) -> Path:
 def store(file: Path) -> MemoryStore:
     """One document of each kind, and no delta."""
     return keep_one_of_each(MemoryStore(), file)
-
-
-def replace(store: MemoryStore, key: str, data: bytes) -> None:
-    store.swap(key, data, store.read_tagged(key)[1])
-
-
-def flipped(data: bytes, step: int = 1) -> Iterator[bytes]:
-    for bit in range(0, 8 * len(data), step):
-        other = bytearray(data)
-        other[bit // 8] ^= 1 << bit % 8
-        yield bytes(other)
-
-
-def key_of(store: MemoryStore, kind) -> str:
-    ((key, _),) = store.keys(kind.prefix)
-    return key
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.schema)
-def test_a_document_with_any_bit_flipped_is_not_read(store, kind):
-    key = key_of(store, kind)
-    data = store.read(key)
-    assert kind.parse(key, data)
-    for other in flipped(data):
-        with pytest.raises(IntegrityError, match=f"^{key} is damaged: expected {kind.what}, found "):
-            kind.parse(key, other)
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.schema)
-def test_a_document_that_is_cut_longer_or_in_another_s_place_is_not_read(store, kind):
-    key = key_of(store, kind)
-    data = store.read(key)
-    for other in (*(data[:length] for length in range(len(data))), data + b"\n", data + data):
-        with pytest.raises(IntegrityError, match="is damaged"):
-            kind.parse(key, other)
-    with pytest.raises(IntegrityError, match=f"found the one of {key}"):
-        kind.parse(f"{key}x", data)
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.schema)
-def test_verify_names_the_damaged_document_and_says_what_to_do(store, kind):
-    key = key_of(store, kind)
-    assert list(damages(store)) == []
-    replace(store, key, next(flipped(store.read(key), 400)))
-    ((where, damage),) = verify(Registry(store))
-    assert where == key
-    assert damage.startswith(f"{key} is damaged: expected {kind.what}, found ")
-    assert damage.endswith(kind.remedy)
 
 
 # ----- tokens -----
