@@ -22,8 +22,8 @@ check: $(VENV)/dev ## Lint, formatting, types and tests.
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses auto
 
-bench: $(VENV)/bench ## Measure beside peers; ratios from one run.
-	$(BIN)/python benchmarks/run.py
+bench: $(VENV)/bench ## Measure beside peers; ratios from one run. PARTS="hf serve": others, in a short form.
+	$(BIN)/python benchmarks/run.py $(addprefix --part ,$(PARTS))
 
 coverage: $(VENV)/bench ## Try every delta type on every architecture; writes docs/coverage.md.
 	$(BIN)/python benchmarks/coverage.py --jobs 2
