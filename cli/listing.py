@@ -74,8 +74,10 @@ def list_(
         msg = "--near needs --fits BACKBONE."
         raise typer.BadParameter(msg, param_hint="--near")
     asked = Query(query, tuple(split_tags(tag)), delta_type, author, metrics, sort, reverse, near=near)
-    found, total = Hub.open().search(asked, source, shown or None, offset, _backbone(fits) if fits else None)
+    backbone = _backbone(fits) if fits else None
     out = Output(as_json=json, quiet=quiet)
+    with out.counting("Indexing", "deltas") as told:
+        found, total = Hub.open().search(asked, source, shown or None, offset, backbone, told)
     if json:
         print_json([_data(entry) for entry in found])
         return

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Lock
+from time import monotonic
 from typing import Any, Final
 
 _Told = Callable[[int], None]
+_Counted = Callable[[int, int], None]
 _WORD: Final = 10  # columns that the last part of a narrow table needs
+_SHORT: Final = 0.5  # seconds for which nobody needs to be told to wait
+_FRAME: Final = 0.1  # seconds between two changes of a bar
 _WIDE: Final = 120  # columns of a terminal that has room for every column of a table
 
 
@@ -113,6 +117,44 @@ class Output:
                     bar.update(task, total=known)
 
             yield expected, lambda count: bar.update(task, advance=count)
+
+    @contextmanager
+    def counting(self, what: str, things: str) -> Iterator[_Counted | None]:
+        """Show a bar on stderr while many things are gone through, if somebody is looking and it is not done at once.
+
+        Args:
+            what: what is going on.
+            things: what is counted.
+
+        Returns:
+            What to call with how many are done, and of how many.
+        """
+        if self.quiet or self.as_json or not sys.stderr.isatty():
+            yield None
+            return
+        started, shown = monotonic(), 0.0
+        with ExitStack() as showing:
+            show: _Counted | None = None
+
+            def counted(done: int, total: int) -> None:
+                nonlocal show, shown
+                now = monotonic()
+                if now - started < _SHORT or now - shown < _FRAME:
+                    return
+                shown, show = now, show or _bar(what, things, showing)
+                show(done, total)
+
+            yield counted
+
+
+def _bar(what: str, things: str, showing: ExitStack) -> _Counted:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    counts = TextColumn(f"{{task.completed:,}} of {{task.total:,}} {things}")
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), counts, console=Console(stderr=True), transient=True)
+    task = showing.enter_context(bar).add_task(what, total=0)
+    return lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:

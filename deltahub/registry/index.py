@@ -19,7 +19,7 @@ from deltahub.errors import DeltaHubError
 from deltahub.fitting import FITS, Tensors, fit
 from deltahub.registry.conditions import INDEXED, Part, Value, fewest, ids, joined, order, parts
 from deltahub.registry.query import Query
-from deltahub.registry.refreshing import refresh
+from deltahub.registry.refreshing import Told, refresh
 from deltahub.registry.registry import Registry
 from deltahub.registry.tables import connect
 from deltahub.stores.base import object_key
@@ -84,7 +84,12 @@ class Index:
         self.read(lambda _: None)
 
     def search(
-        self, query: Query, limit: int | None = None, offset: int = 0, backbone: Tensors | None = None
+        self,
+        query: Query,
+        limit: int | None = None,
+        offset: int = 0,
+        backbone: Tensors | None = None,
+        told: Told | None = None,
     ) -> tuple[list[Listed], int]:
         """The deltas that a query means, in its order.
 
@@ -92,6 +97,7 @@ class Index:
             limit: at most so many; None for all.
             offset: leave out so many of the first.
             backbone: the tensors of a backbone that they must fit.
+            told: called with how many deltas were read into the index, and of how many, if there are any to read.
 
         Returns:
             The deltas, and how many there are without the limit.
@@ -119,7 +125,7 @@ class Index:
             rows = [database.execute(one_row, one).fetchone() for one in chosen]
             return [_listed(row, decided.get(record)) for row, record in rows], total
 
-        return self.read(ask)
+        return self.read(ask, told)
 
     def _decided(
         self, database: sqlite3.Connection, where: str, values: list[Value], backbone: Tensors
@@ -138,29 +144,35 @@ class Index:
 
         return dict(zip(records, spread(decide, records, self.registry.store.at_once), strict=True))
 
-    def read(self, ask: Callable[[sqlite3.Connection], T]) -> T:
+    def read(self, ask: Callable[[sqlite3.Connection], T], told: Told | None = None) -> T:
         """Ask the database something, once it is up to date.
 
         Args:
             ask: reads its tables; a damaged database is made anew, and then it is called again.
+            told: as `search` takes it.
         """
         try:
-            return self._read(self.path, ask)
-        except _DAMAGE:  # the file holds nothing that cannot be made again
+            return self._read(self.path, ask, told)
+        except _DAMAGE as error:
+            if (
+                getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+            ):  # another process needs more time for it
+                return self._read(":memory:", ask, told)
+            # The file holds nothing that cannot be made again.
             for path in (self.path, Path(f"{self.path}-journal")):
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
         try:
-            return self._read(self.path, ask)
+            return self._read(self.path, ask, told)
         except _DAMAGE:  # nor can it be made: the cache is full or read-only
-            return self._read(":memory:", ask)
+            return self._read(":memory:", ask, told)
 
-    def _read(self, path: Path | str, ask: Callable[[sqlite3.Connection], T]) -> T:
+    def _read(self, path: Path | str, ask: Callable[[sqlite3.Connection], T], told: Told | None) -> T:
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(connect(path)) as database:
             with database:
-                refresh(database, self.registry)
+                refresh(database, self.registry, told)
             return ask(database)
 
 

@@ -4,14 +4,18 @@ A folder's stamp says that nothing was changed in it only if it is not new itsel
 clock leaves it as it is. So a folder is passed over once it was listed two seconds or more after its stamp was first seen; whose
 clock is right does not matter. What was changed by hand within a file, which leaves the folder as it is, is seen when the folder
 is listed again, after ten minutes at most.
+
+All that changed is found before the first document is read, so that whoever waits can be told how much there is to do. Of two processes
+that bring the same index up to date, the second waits for the first and looks anew.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from deltahub.errors import CheckpointError, DeltaHubError
 from deltahub.registry.document import ReferenceDocument
@@ -20,28 +24,95 @@ from deltahub.registry.summary import RECORD, record_of
 from deltahub.registry.tables import forget, remember
 from deltahub.stores.waiting import spread
 
+if TYPE_CHECKING:
+    import logging
+
 TICK: Final = 2.0  # seconds: no disk's clock is coarser
 TRUST: Final = 600.0  # seconds for which a folder is passed over
+MANY: Final = 5_000  # documents that take some seconds to read
+_PAGE: Final = 1_000  # documents found after which whoever waits hears of them
+
+# Called with how many documents were read, and how many are to be read as far as is known.
+Told = Callable[[int, int], None]
 
 
-def refresh(database: sqlite3.Connection, registry: Registry) -> None:
-    """Make the index say what the reference documents say."""
-    now = time.time()
+@dataclass(frozen=True)
+class _Looked:
+    """A folder that is not passed over.
+
+    Attributes:
+        folder: with a "/" at its end.
+        row: its stamp, when that was first seen, and when it settles if all its documents can be read; None if it is gone.
+        changed: the documents to read, with their stamps.
+        stale: the documents to forget.
+    """
+
+    folder: str
+    row: tuple[str, float, float | None] | None
+    changed: Mapping[str, str]
+    stale: list[str]
+
+
+def refresh(database: sqlite3.Connection, registry: Registry, told: Told | None = None) -> None:
+    """Make the index say what the reference documents say; the caller commits.
+
+    Args:
+        told: hears how many documents are to be read, and how many have been; nothing if there are none.
+
+    Raises:
+        sqlite3.Error: it is damaged or cannot be written, or another process is writing it for longer than is waited for.
+    """
+    before = _commits(database)
+    looked = list(_look(database, registry, told))
+    if not looked:
+        return
+    database.execute("BEGIN IMMEDIATE")
+    if _commits(database) != before:  # another process wrote what it found meanwhile
+        looked = list(_look(database, registry, told))
+    if stale := [key for each in looked for key in each.stale]:
+        forget(database, stale)
+    stamps = {key: stamp for each in looked for key, stamp in each.changed.items()}
+    unread = _read(database, registry, stamps, told)
+    for each in looked:
+        if each.row is None:
+            database.execute("DELETE FROM folders WHERE folder = ?", (each.folder,))
+        else:
+            stamp, seen, settles = each.row
+            settled = settles if unread.isdisjoint(each.changed) else None
+            database.execute("REPLACE INTO folders VALUES (?, ?, ?, ?)", (each.folder, stamp, seen, settled))
+
+
+def _commits(database: sqlite3.Connection) -> int:
+    """What changes when another connection writes the index."""
+    found: int = database.execute("PRAGMA data_version").fetchone()[0]
+    return found
+
+
+def _look(database: sqlite3.Connection, registry: Registry, told: Told | None) -> Iterator[_Looked]:
+    """The folders in which something changed since they were last listed, or whose stamp has to be kept."""
+    now, total = time.time(), 0
     stamps = _folders(registry)
-    known = {row[0]: row[1:] for row in database.execute("SELECT folder, stamp, seen, settled FROM folders")}
-    for folder in known.keys() - stamps.keys():
-        forget(database, _documents(database, folder).keys())
-        database.execute("DELETE FROM folders WHERE folder = ?", (folder,))
+    rows = {row[0]: row[1:] for row in database.execute("SELECT folder, stamp, seen, settled FROM folders")}
+    for folder in rows.keys() - stamps.keys():
+        yield _Looked(folder, None, {}, [*_documents(database, folder)])
     for folder, stamp in stamps.items():
-        before, seen, settled = known.get(folder, (None, now, None))
+        before, seen, settled = rows.get(folder, (None, now, None))
         same = stamp is not None and stamp == before and seen <= now
         if same and settled is not None and settled <= now < settled + TRUST:
             continue
-        whole = _list(database, registry, folder)
-        seen = seen if same else now
-        after = (stamp or "", seen, now if whole and same and now - seen >= TICK else None)
-        if after != (before, seen, settled):
-            database.execute("REPLACE INTO folders VALUES (?, ?, ?, ?)", (folder, *after))
+        known, current, changed = _documents(database, folder), dict[str, str](), dict[str, str]()
+        for key, found in registry.store.keys(folder):
+            current[key] = found
+            if known.get(key) != found and key.endswith(".json"):
+                changed[key] = found
+                if told and len(changed) % _PAGE == 0:
+                    told(0, total + len(changed))
+        stale = [key for key in known if current.get(key) != known[key]]
+        total += len(changed)
+        kept = seen if same or stamp is None else now
+        row = (stamp or "", kept, now if same and now - kept >= TICK else None)
+        if changed or stale or row != (before, seen, settled):
+            yield _Looked(folder, row, changed, stale)
 
 
 def _folders(registry: Registry) -> Mapping[str, str | None]:
@@ -59,28 +130,35 @@ def _documents(database: sqlite3.Connection, folder: str) -> dict[str, str]:
     return dict(database.execute("SELECT key, stamp FROM documents WHERE key > ? AND key < ?", (folder, after)))
 
 
-def _list(database: sqlite3.Connection, registry: Registry, folder: str) -> bool:
-    """Bring the documents of a folder up to date; whether all of them could be read."""
-    known, current = _documents(database, folder), dict(registry.store.keys(folder))
-    changed = [key for key, stamp in current.items() if known.get(key) != stamp and key.endswith(".json")]
-    stale = [key for key in known if key not in current or known[key] != current[key]]
-    if stale:
-        forget(database, stale)
-    whole = True
-    read = spread(registry.store.read_tagged, changed, registry.store.at_once)
-    for key, found in zip(changed, read, strict=True):
+def _read(database: sqlite3.Connection, registry: Registry, stamps: Mapping[str, str], told: Told | None) -> set[str]:
+    """Put documents into the index; those that cannot be read are returned."""
+    if len(stamps) >= MANY:
+        _logger().info(
+            "Reading %s deltas of %s into the search index; from then on only what changed is read.",
+            f"{len(stamps):,}",
+            registry.place,
+        )
+    unread = set()
+    read = spread(registry.store.read_tagged, stamps, registry.store.at_once)
+    for number, (key, found) in enumerate(zip(stamps, read, strict=True)):
+        if told:
+            told(number, len(stamps))
         if found is None:  # deleted since it was listed
             continue
         try:
             document = _document(key, found[0])
         except DeltaHubError as error:  # one damaged document must not hide the others
-            import logging  # late: hardly ever needed
-
-            logging.getLogger("deltahub").warning("%s cannot be listed: %s", key, error)
-            whole = False
+            _logger().warning("%s cannot be listed: %s", key, error)
+            unread.add(key)
             continue
-        remember(database, key, current[key], document, _record(registry, document))
-    return whole
+        remember(database, key, stamps[key], document, _record(registry, document))
+    return unread
+
+
+def _logger() -> logging.Logger:
+    import logging  # late: hardly ever needed
+
+    return logging.getLogger("deltahub")
 
 
 def _document(key: str, data: bytes) -> ReferenceDocument:

@@ -17,6 +17,8 @@ from typing import Any, Final
 from deltahub.registry.document import ReferenceDocument
 
 _VERSION: Final = 6  # of the tables below; the next one is theirs without FTS5
+_PATIENCE: Final = 30  # seconds to wait for another process that is writing it
+_PAGES: Final = 65_536  # kB of it that are held in memory at most: what is not, is written and read again and again
 _TRIGRAMS: Final = (
     "CREATE VIRTUAL TABLE trigrams USING "
     "fts5(words, content = 'texts', content_rowid = 'id', tokenize = 'trigram case_sensitive 1')"
@@ -62,9 +64,10 @@ def connect(path: Path | str) -> sqlite3.Connection:
     Raises:
         sqlite3.Error: it is damaged, or cannot be made.
     """
-    database = sqlite3.connect(path, timeout=30)
+    database = sqlite3.connect(path, timeout=_PATIENCE)
     version = _VERSION if has_trigrams() else _VERSION + 1
     try:
+        database.execute(f"PRAGMA cache_size = -{_PAGES}")
         if _version(database) != version:
             database.execute("BEGIN IMMEDIATE")  # another process may make them at the same time
             if _version(database) != version:

@@ -19,6 +19,7 @@ from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.index import Listed
 from deltahub.registry.query import Query
+from deltahub.registry.refreshing import Told
 from deltahub.stores.base import Progress
 
 Fetch = Callable[[FileEntry, Path, Progress | None], None]
@@ -88,12 +89,18 @@ class Source(Protocol):
         ...
 
     def search(
-        self, query: Query, limit: int | None = None, offset: int = 0, backbone: Path | None = None
+        self,
+        query: Query,
+        limit: int | None = None,
+        offset: int = 0,
+        backbone: Path | None = None,
+        told: Told | None = None,
     ) -> tuple[list[Listed], int]:
         """The deltas that a query means, in its order, and how many there are without limit and offset.
 
         Args:
             backbone: the folder of a backbone that they must fit.
+            told: called with how many deltas were read, and of how many, where a list of them has to be made first.
 
         Raises:
             ConfigError: this source cannot be searched that way; the message says what it can do.

@@ -15,6 +15,7 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.index import Index, Listed
 from deltahub.registry.publishing import Publication, Published
 from deltahub.registry.query import Query
+from deltahub.registry.refreshing import Told
 from deltahub.registry.registry import Registry
 from deltahub.sources.base import Resolved
 from deltahub.stores.base import Progress
@@ -67,7 +68,12 @@ class RegistrySource:
         return self.registry.document(path)
 
     def search(
-        self, query: Query, limit: int | None = None, offset: int = 0, backbone: Path | None = None
+        self,
+        query: Query,
+        limit: int | None = None,
+        offset: int = 0,
+        backbone: Path | None = None,
+        told: Told | None = None,
     ) -> tuple[list[Listed], int]:
         """See `Source.search`.
 
@@ -76,8 +82,8 @@ class RegistrySource:
         """
         index = Index.of(self.registry, self._indexes)
         if backbone is None:
-            return index.search(query, limit, offset)
-        return index.search(query, limit, offset, backbone_tensors(backbone))
+            return index.search(query, limit, offset, told=told)
+        return index.search(query, limit, offset, backbone_tensors(backbone), told)
 
     def publish(
         self,

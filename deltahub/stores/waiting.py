@@ -23,8 +23,11 @@ class Stopped(BaseException):
 def interruptible(call: Callable[[], T]) -> T:
     """Make a call on a thread of its own, so that Ctrl-C and signals are heard while it waits for a server.
 
-    The thread is a daemon: a process that was interrupted ends at once, whatever the server does.
+    The thread is a daemon: a process that was interrupted ends at once, whatever the server does. Signals are heard by the main
+    thread alone, so that a call from any other one is made there.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
     return _started(call).result()
 
 

@@ -1,10 +1,14 @@
 """list, show, log, tag and alias as a user types them."""
 
+import contextlib
+import math
 import sys
 
 import numpy as np
 import pytest
+from deltahub_cli import output
 from deltahub_cli.output import Output
+from rich.progress import Progress
 
 from tests.checkpoints import save_checkpoint
 
@@ -199,3 +203,46 @@ def test_list_finds_what_fits_a_backbone(run, run_json, three, tmp_path):
     assert done.exit_code == 0
     assert done.stdout == ""
     assert run("list", "--fits", tmp_path / "nowhere").exit_code == 1
+
+
+def test_a_list_shows_how_far_a_first_index_is(run, three, monkeypatch, tmp_path):
+    seen = []
+
+    @contextlib.contextmanager
+    def counting(out, what, things):
+        yield lambda *said: seen.append((what, things, *said))
+
+    monkeypatch.setattr(Output, "counting", counting)
+    assert run("list").exit_code == 0
+    assert seen == [("Indexing", "deltas", done, 3) for done in range(3)]
+
+
+def test_what_is_counted_is_shown_when_it_takes_a_while(monkeypatch):
+    updates = []
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(Progress, "update", lambda bar, task, **what: updates.append(what))
+    monkeypatch.setattr(output, "_FRAME", 0)
+    for short in (math.inf, 0):
+        monkeypatch.setattr(output, "_SHORT", short)
+        with Output(as_json=False, quiet=False).counting("Indexing", "deltas") as counted:
+            counted(0, 2)
+            counted(1, 2)
+    assert updates == [{"completed": 0, "total": 2}, {"completed": 1, "total": 2}]
+
+
+def test_what_is_counted_reads_as_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(output, "_SHORT", 0)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    with Output(as_json=False, quiet=False).counting("Indexing", "deltas") as counted:
+        counted(1_000, 12_000)
+    assert "1,000 of 12,000 deltas" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("way", [{"quiet": True}, {"as_json": True}, {"terminal": False}], ids=str)
+def test_nothing_is_counted_where_nobody_looks(monkeypatch, way):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: way.get("terminal", True), raising=False)
+    out = Output(as_json=way.get("as_json", False), quiet=way.get("quiet", False))
+    with out.counting("Indexing", "deltas") as counted:
+        assert counted is None

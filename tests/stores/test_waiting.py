@@ -65,3 +65,17 @@ def test_the_first_failure_is_raised_and_the_rest_are_told_to_stop():
 
 def test_nothing_to_do_is_done():
     each(lambda item, stop: pytest.fail("called"), [], 4)
+
+
+def test_a_thread_that_hears_no_signals_makes_its_calls_itself():
+    found = []
+
+    def work() -> None:
+        found.append((interruptible(threading.get_ident), threading.get_ident()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert interruptible(threading.get_ident) != threading.get_ident()
+    ((made, asked),) = found
+    assert made == asked

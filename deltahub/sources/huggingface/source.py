@@ -20,6 +20,7 @@ from deltahub.reference import LATEST, Reference, is_digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.index import Listed
 from deltahub.registry.query import Query
+from deltahub.registry.refreshing import Told
 from deltahub.sources.base import Resolved, pause
 from deltahub.sources.huggingface.calls import Calls, Token
 from deltahub.sources.huggingface.foreign import Foreign
@@ -108,9 +109,14 @@ class HuggingFace:
         return document(path, known, tags_of(info))
 
     def search(
-        self, query: Query, limit: int | None = None, offset: int = 0, backbone: Path | None = None
+        self,
+        query: Query,
+        limit: int | None = None,
+        offset: int = 0,
+        backbone: Path | None = None,
+        told: Told | None = None,
     ) -> tuple[list[Listed], int]:
-        """See `Source.search`."""
+        """See `Source.search`; the hub searches itself, so there is nothing to tell."""
         return search(self.calls, query, limit, offset, backbone)
 
     def publish(
