@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 from deltahub.errors import CheckpointError, IntegrityError
@@ -110,19 +111,26 @@ class Manifest:
         """
         if (found := digest_of(data)) != expected:
             raise IntegrityError("A manifest", expected, found, "Run `deltahub verify` on its registry.")
-        try:
-            document = parse(data)
-            wrong = problem(document, SCHEMA)
-        except ValueError as error:
-            wrong = str(error)
-        if wrong:
-            msg = f"The manifest {expected} cannot be read by this version: {wrong}. Update deltahub."
-            raise CheckpointError(msg)
-        return cls(
-            config=document["config"],
-            files=tuple(FileEntry(**entry) for entry in document["files"]),
-            tensors=tuple(TensorEntry(e["name"], e["dtype"], tuple(e["shape"])) for e in document["tensors"]),
-            parameters=document["parameters"],
-            metrics=tuple(document.get("metrics", ())),
-            kind=document["kind"],
-        )
+        return _read(data, expected)
+
+
+@lru_cache(
+    maxsize=32
+)  # a pull reads the same one from its source and from the cache, and the next pull of it once more
+def _read(data: bytes, digest: str) -> Manifest:
+    try:
+        document = parse(data)
+        wrong = problem(document, SCHEMA)
+    except ValueError as error:
+        wrong = str(error)
+    if wrong:
+        msg = f"The manifest {digest} cannot be read by this version: {wrong}. Update deltahub."
+        raise CheckpointError(msg)
+    return Manifest(
+        config=document["config"],
+        files=tuple(FileEntry(**entry) for entry in document["files"]),
+        tensors=tuple(TensorEntry(e["name"], e["dtype"], tuple(e["shape"])) for e in document["tensors"]),
+        parameters=document["parameters"],
+        metrics=tuple(document.get("metrics", ())),
+        kind=document["kind"],
+    )
