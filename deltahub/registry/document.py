@@ -14,17 +14,14 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Final
+from typing import Any
 
-from deltahub.errors import CheckpointError, IntegrityError, NoVersionError, RemovedError
+from deltahub.errors import NoVersionError, RemovedError
 from deltahub.nearest import closest
 from deltahub.reference import LATEST, MAIN, is_digest
 from deltahub.registry.entries import Move, Moving, Removed, Version, merged_tags, number
-from deltahub.schema import parse, problem
-from deltahub.sealing import broken, sealed
-
-SCHEMA: Final = "reference.v1"
-SCHEMA_VERSION: Final = 1
+from deltahub.registry.integrity import SCHEMA_VERSION, read_whole
+from deltahub.sealing import sealed
 
 
 @dataclass(frozen=True)
@@ -240,14 +237,7 @@ class ReferenceDocument:
 
 @lru_cache(maxsize=64)  # a server is asked for the same few again and again
 def _read(data: bytes, name: str) -> ReferenceDocument:
-    document: Any = None
-    try:
-        document = parse(data)
-        wrong = problem(document, SCHEMA) or broken(data, document) or _dangling(document)
-    except ValueError as error:
-        wrong = str(error)
-    if wrong:
-        raise _unreadable(name, wrong, document)
+    document = read_whole(data, name)
     versions = {
         name: Version(**{**entry, "tags": tuple(entry["tags"])}) for name, entry in document["versions"].items()
     }
@@ -258,34 +248,3 @@ def _read(data: bytes, name: str) -> ReferenceDocument:
     moved, branches = document.get("moved_to"), document.get("branches", {})
     moving = Moving(**document["moving"]) if "moving" in document else None
     return ReferenceDocument(document["name"], ordered, document["aliases"], log, gone, moved, branches, moving)
-
-
-def _unreadable(name: str, wrong: str, document: Any) -> CheckpointError | IntegrityError:
-    what = f"The reference document of {name}" if name else "A reference document"
-    schema = document.get("schema_version") if isinstance(document, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA_VERSION:
-        msg = f"{what} has schema_version {schema}; this deltahub reads {SCHEMA_VERSION}. Update deltahub."
-        return CheckpointError(msg)
-    remedy = (
-        f"Restore refs/{name or '...'}.json in its registry from a copy, or move it away and push the delta again; the files "
-        "of its versions are stored apart."
-    )
-    return IntegrityError(what, "versions, aliases, tags and a log", wrong, remedy)
-
-
-def _dangling(document: Mapping[str, Any]) -> str | None:
-    """An alias of a version that is not there, a number given twice, or nothing at all."""
-    removed, moved = document.get("removed", {}), document.get("moved_to")
-    if twice := sorted(removed.keys() & document["versions"].keys()):
-        return f"{twice[0]} is there and removed at once"
-    if bool(moved) == bool(document["versions"] or removed):
-        return f"versions beside the new name {moved}" if moved else "no version"
-    if moved and "moving" in document:
-        return f"a rename that is not done beside the new name {moved}"
-    for alias, version in document["aliases"].items():
-        if version not in document["versions"]:
-            return f"the alias {alias!r} of {version}, which is not there"
-    for branch, version in document.get("branches", {}).items():
-        if version not in document["versions"]:
-            return f"the branch {branch!r} of {version}, which is not there"
-    return None
