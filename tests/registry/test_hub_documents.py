@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from deltahub.errors import IntegrityError
-from deltahub.registry.hub_documents import KINDS, damages
-from deltahub.registry.registry import Registry
+from deltahub.registry.hub_documents import KINDS
 from deltahub.registry.verify import verify
 from deltahub.stores.memory import MemoryStore
 from tests.faults.hub_documents import flipped, keep_one_of_each, key_of, replace
@@ -42,12 +41,15 @@ def test_a_document_that_is_cut_longer_or_in_another_s_place_is_not_read(store, 
         kind.parse(f"{key}x", data)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.schema)
-def test_verify_names_the_damaged_document_and_says_what_to_do(store, kind):
-    key = key_of(store, kind)
-    assert list(damages(store)) == []
-    replace(store, key, next(flipped(store.read(key), 400)))
-    ((where, damage),) = verify(Registry(store))
-    assert where == key
-    assert damage.startswith(f"{key} is damaged: expected {kind.what}, found ")
-    assert damage.endswith(kind.remedy)
+def test_verify_names_every_damaged_document_and_says_what_to_do(anywhere, tmp_path):
+    (tmp_path / "part").write_bytes(b"part")
+    store = keep_one_of_each(anywhere.store, tmp_path / "part")
+    assert list(verify(anywhere)) == []
+    for kind in KINDS:
+        key = key_of(store, kind)
+        replace(store, key, next(flipped(store.read(key))))
+    found = dict(verify(anywhere))
+    assert list(found) == [key_of(store, kind) for kind in KINDS]
+    for kind, (key, damage) in zip(KINDS, found.items(), strict=True):
+        assert damage.startswith(f"{key} is damaged: expected {kind.what}, found ")
+        assert damage.endswith(kind.remedy)
