@@ -11,7 +11,7 @@ import typer
 from .errors import exit_code
 from .options import ExpectOpt, JsonOpt, QuietOpt, TagsOpt, expected, split_tags
 from .output import Output, print_json, size_text
-from .signing import SignOpt
+from .signing import SignOpt, still_to_sign
 
 if TYPE_CHECKING:
     from deltahub.errors import DeltaHubError
@@ -137,7 +137,8 @@ def _push_one(
         data,
         str(pushed.reference),
         f"{kind}, {size_text(pushed.size)}, {pushed.digest[:19]}, tags: {', '.join(pushed.tags) or 'none'}",
-        f"Fetch it with: deltahub pull {named.path if named.source == LOCAL else named}",
+        still_to_sign(pushed.reference.source, str(pushed.reference), key)
+        or f"Fetch it with: deltahub pull {named.path if named.source == LOCAL else named}",
     )
 
 
@@ -179,6 +180,8 @@ def _push_many(
         ]
         if rows:
             out.rows(("reference", "version", "size", "digest", "folder"), rows)
+            if not out.quiet and (hint := still_to_sign(pushed[0][1].reference.source, "REF", key)):
+                typer.echo(hint, err=True)
     for folder, error in failed:
         typer.echo(f"Error: {folder}: {error}", err=True)
     if failed:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import JsonOpt, QuietOpt, RefArg
 from .output import Output
+
+if TYPE_CHECKING:
+    from deltahub.signing import PrivateKey
 
 KeyArg = Annotated[
     Path,
@@ -71,6 +74,21 @@ def trusted(require: bool, keys: Sequence[Path] | None, sources: Sequence[str | 
                 "deltahub registry add NAME URL --require-signature --trust KEY.pub"
             )
     return pems
+
+
+def still_to_sign(source: str | None, ref: str, key: PrivateKey | None) -> str | None:
+    """What has to be said of a push to a source that asks for a signature by another key; None if it asks for none.
+
+    Args:
+        ref: what was pushed.
+        key: it was signed with.
+    """
+    from deltahub.settings import Settings
+
+    known = Settings.read().known.get(source or "")
+    if known is None or not known.trust or (key and key.public.pem in known.trust):
+        return None
+    return f"{known.name} gives out only what a trusted key signed. If none did yet: deltahub sign {ref} --key KEY"
 
 
 def signatures_of(checked: Sequence[tuple[str | None, str]]) -> dict[tuple[str | None, str], list[dict[str, str]]]:

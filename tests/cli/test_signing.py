@@ -49,6 +49,20 @@ def test_what_is_not_signed_is_refused_until_it_is(run, run_json, team, key, ckp
     assert run_json("sign", "me/x", "--key", key)["reference"] == "team:me/x@v1"
 
 
+@pytest.mark.parametrize("signed", [[], ["--sign", "other.pem"]])
+def test_a_push_that_no_trusted_key_signed_says_what_is_missing(
+    run, team, key, other, ckpt, tmp_path, signed, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    said = "team gives out only what a trusted key signed. If none did yet: deltahub sign team:me/x@v1 --key KEY"
+    assert said in run("push", ckpt, "team:me/x", *signed).stderr
+    many = run("push", ckpt, "--to", "team", "--namespace", "me", *signed)
+    assert many.stderr.splitlines() == [said.replace("team:me/x@v1", "REF")]
+
+    assert said not in run("push", ckpt, "team:me/x", "--sign", key).stderr
+    assert said not in run("push", ckpt, "me/x", *signed).stderr
+
+
 def test_the_address_of_a_registry_is_no_way_around_its_policy(run, team, ckpt):
     run("push", ckpt, "team:me/x")
 
