@@ -124,14 +124,51 @@ def serve(
     if tls_key and not tls_cert:
         raise typer.BadParameter("--tls-key needs the certificate that it belongs to: add --tls-cert.")
     _require_packages()
-    from deltahub.server.access import SCOPES
     from deltahub.server.running import Run, check_tls, listen, run
-    from deltahub.server.served import open_registry
+
+    settings = _settings(host, public_url, anonymous, upload_mode, max_file, max_commit, rate, allow_pickle)
+    plan = Run(
+        registry=registry,
+        settings=settings.to_json(),
+        workers=workers,
+        certificate=str(tls_cert) if tls_cert else None,
+        key=str(tls_key) if tls_key else None,
+        proxies=proxy,
+        grace=seconds(grace, "--grace"),
+        access=str(access_log) if access_log else None,
+        audit=str(audit_log) if audit_log else None,
+        quiet=quiet,
+    )
+    if plan.certificate:
+        check_tls(plan.certificate, plan.key)
+    place, tokens_known = _opened(registry)
+    listener = listen(host, port)
+    address = public_url or f"{'https' if tls_cert else 'http'}://{_shown(host)}:{listener.getsockname()[1]}"
+    in_clear = not (host in _LOOPBACK or tls_cert or public_url)
+    _say(Output(as_json=json, quiet=quiet), address, place, tokens_known, settings, in_clear=in_clear)
+    if open_page:
+        import webbrowser
+
+        webbrowser.open(address)
+    run(plan, listener)
+
+
+def _settings(
+    host: str,
+    public_url: str | None,
+    anonymous: str | None,
+    upload_mode: str,
+    max_file: str,
+    max_commit: str,
+    rate: float | None,
+    allow_pickle: Sequence[str] | None,
+) -> Settings:
+    """The settings that the options mean; a hub that only this machine reaches is more open than one that others reach."""
+    from deltahub.server.access import SCOPES
     from deltahub.server.settings import MODES, Settings
-    from deltahub.server.tokens import Tokens
 
     alone = host in _LOOPBACK
-    settings = Settings(
+    return Settings(
         public_url=public_url,
         hosts=_names(host, public_url) if alone else (),
         anonymous=_one_of(SCOPES, anonymous or ("read" if alone else "none"), "--anonymous"),
@@ -142,39 +179,15 @@ def serve(
         open_metrics=alone,
         pickle_namespaces=tuple(allow_pickle or ()),
     )
-    if tls_cert:
-        check_tls(str(tls_cert), str(tls_key) if tls_key else None)
-    opened = open_registry(registry)
-    tokens_known = any(not token.revoked for token in Tokens(opened.store).all())
-    listener = listen(host, port)
-    address = f"{'https' if tls_cert else 'http'}://{_shown(host)}:{listener.getsockname()[1]}"
-    _say(
-        Output(as_json=json, quiet=quiet),
-        public_url or address,
-        opened.place,
-        tokens_known,
-        settings,
-        clear=not (alone or tls_cert or public_url),
-    )
-    if open_page:
-        import webbrowser
 
-        webbrowser.open(public_url or address)
-    run(
-        Run(
-            registry=registry,
-            settings=settings.to_json(),
-            workers=workers,
-            certificate=str(tls_cert) if tls_cert else None,
-            key=str(tls_key) if tls_key else None,
-            proxies=proxy,
-            grace=seconds(grace, "--grace"),
-            access=str(access_log) if access_log else None,
-            audit=str(audit_log) if audit_log else None,
-            quiet=quiet,
-        ),
-        listener,
-    )
+
+def _opened(registry: str) -> tuple[str, bool]:
+    """Where a registry is, for people, and whether anybody has a token for it; each process opens it for itself."""
+    from deltahub.server.served import open_registry
+    from deltahub.server.tokens import Tokens
+
+    found = open_registry(registry)
+    return found.place, any(not token.revoked for token in Tokens(found.store).all())
 
 
 _Choice = TypeVar("_Choice", bound=str)
@@ -214,14 +227,14 @@ def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _say(out: Output, address: str, place: str, tokens_known: bool, settings: Settings, *, clear: bool) -> None:
+def _say(out: Output, address: str, place: str, tokens_known: bool, settings: Settings, *, in_clear: bool) -> None:
     """Say where the hub is, and what its owner should know."""
     hints = [f"Clients of the Hugging Face Hub use it with HF_ENDPOINT={address}"]
     if not tokens_known and settings.anonymous != "write":
         hints.append("Nobody may push yet: deltahub serve token create --name NAME --scope write")
     if settings.anonymous == "write":
         hints.append("Anyone who reaches this address may push and delete without a token.")
-    if clear:
+    if in_clear:
         hints.append(
             "Tokens and files travel unencrypted: add --tls-cert and --tls-key, or put a proxy with TLS before the hub."
         )

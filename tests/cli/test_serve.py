@@ -1,4 +1,6 @@
-"""serve token create, list and revoke."""
+"""serve, as far as it is refused; serve token create, list and revoke."""
+
+import pytest
 
 from deltahub.places import home
 from deltahub.server.tokens import Tokens, id_of
@@ -70,3 +72,13 @@ def test_what_cannot_be_a_token_is_one_sentence(run):
         assert done.exit_code in (2, 3), arguments
         assert "Traceback" not in done.output
     assert local_tokens().all() == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--grace", "soon"), ("--max-file", "big"), ("--upload-mode", "ftp"), ("--anonymous", "root")],
+)
+def test_a_hub_with_an_option_that_means_nothing_says_no_address(run, option, value):
+    done = run("serve", "--port", 0, option, value)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert option in done.stderr
