@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated, Final
 
@@ -89,6 +90,12 @@ def build_app(*wanted: str) -> typer.Typer:
     return app
 
 
+def app_for(arguments: Sequence[str]) -> typer.Typer:
+    """The command line with the one command that these arguments ask for, or with all if they ask for none."""
+    word = next((word for word in arguments if not word.startswith("-")), "")
+    return build_app(*([word] if word in _COMMANDS else []))
+
+
 def main() -> None:
     """Run the command line."""
     if sys.stderr is None:  # else what belongs there would be printed on stdout
@@ -101,5 +108,4 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         print(f"deltahub {VERSION}")  # noqa: T201
         return
-    word = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-    build_app(*([word] if word in _COMMANDS else []))()
+    app_for(sys.argv[1:])()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deltahub_cli.main import build_app
+from deltahub_cli.main import app_for
 from typer.testing import CliRunner, Result
 
 from tests.checkpoints import save_checkpoint
@@ -15,7 +15,12 @@ from tests.checkpoints import save_checkpoint
 @pytest.fixture
 def run() -> Callable[..., Result]:
     """Run `deltahub` with arguments."""
-    return lambda *arguments: CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
+
+    def invoke(*arguments: object) -> Result:
+        words = list(map(str, arguments))
+        return CliRunner().invoke(app_for(words), words)
+
+    return invoke
 
 
 @pytest.fixture
