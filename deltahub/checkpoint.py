@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -34,7 +33,7 @@ from deltahub.files import (
     sync_folders,
     write_synced,
 )
-from deltahub.manifest import FileEntry, Manifest, TensorEntry
+from deltahub.manifest import FileEntry, Manifest, manifest_of
 from deltahub.schema import parse
 from deltahub.tensorheader import tensor_table
 
@@ -52,7 +51,6 @@ _OTHERS: Final = (  # what lies in a folder that is no delta, by a file of it, t
     ("config.json", "a model, which from_pretrained of transformers loads"),
     ("adapter_config.json", "an adapter in the format of PEFT, which PeftModel.from_pretrained loads"),
 )
-DELTA_PART: Final = ".deltas."  # in a tensor's name after a ".": what stands after it is the delta's own
 
 Saver = Callable[[Mapping[str, "Tensor"], Path], None]
 
@@ -219,46 +217,12 @@ def _manifest(folder: Path, document: Mapping[str, Any], checked: list[FileEntry
     return manifest_of(document, entries, tensor_table(folder / WEIGHTS))
 
 
-def manifest_of(document: Mapping[str, Any], entries: Iterable[FileEntry], table: tuple[TensorEntry, ...]) -> Manifest:
-    """The manifest of a checkpoint.
-
-    Args:
-        document: its config, valid.
-        entries: its files, those that the config lists as it lists them.
-        table: its tensors, sorted by name.
-    """
-    counts = {entry.name: math.prod(entry.shape) for entry in table}
-    return Manifest(
-        config={key: value for key, value in document.items() if key != "files"},
-        files=tuple(sorted(entries, key=lambda entry: entry.path)),
-        tensors=table,
-        parameters={
-            "total": sum(counts.values()),
-            "delta": sum(count for name, count in counts.items() if DELTA_PART in f".{name}"),
-        },
-        metrics=tuple(_metrics(document.get("metadata", {}))),
-    )
-
-
 def _refuse_foreign_card(folder: Path) -> None:
     """Refuse a card that is a link out of the folder: no digest vouches for it, so any file could be published."""
     card = folder / CARD
     if card.is_symlink() and not card.resolve().is_relative_to(folder.resolve()):
         msg = f"{card} is a link to {card.resolve()}, outside the folder. Copy the file there, or remove the link."
         raise CheckpointError(msg)
-
-
-def _metrics(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The test results as huggingface_hub's EvalResult names them."""
-    results = dict(metadata.get("test_result", {}))
-    if "test_performance" in metadata:
-        name = (metadata.get("test_metrics") or ["performance"])[0]
-        results.setdefault(name, metadata["test_performance"])
-    tasks = metadata.get("test_tasks") or metadata.get("train_tasks") or []
-    datasets = metadata.get("test_datasets") or metadata.get("train_datasets") or []
-    context = {"task_type": "".join(tasks[:1]), "dataset_name": "".join(datasets[:1])}
-    known = {key: value for key, value in context.items() if value}
-    return [{**known, "metric_type": key, "metric_value": value} for key, value in sorted(results.items())]
 
 
 def write(

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from deltahub.checkpoint import CARD, CONFIG, WEIGHTS, manifest_of, parse_document
+from deltahub.checkpoint import CARD, CONFIG, WEIGHTS, parse_document
 from deltahub.errors import CheckpointError, DeltaHubError
-from deltahub.manifest import DELTA, FILES, FileEntry, Manifest, TensorEntry
+from deltahub.manifest import DELTA, FILES, FileEntry, Manifest, TensorEntry, manifest_of
 from deltahub.schema import parse
 from deltahub.tensorheader import tensor_entries
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
@@ -20,6 +21,7 @@ SCHEMA: Final = "manifest.v1"
 SCHEMA_VERSION: Final = 1
 DELTA: Final = "delta"
 FILES: Final = "files"
+DELTA_PART: Final = ".deltas."  # in a tensor's name after a ".": what stands after it is the delta's own
 
 
 def canonical_json(document: Any) -> bytes:
@@ -134,3 +136,37 @@ def _read(data: bytes, digest: str) -> Manifest:
         metrics=tuple(document.get("metrics", ())),
         kind=document["kind"],
     )
+
+
+def manifest_of(document: Mapping[str, Any], entries: Iterable[FileEntry], table: tuple[TensorEntry, ...]) -> Manifest:
+    """The manifest of a checkpoint.
+
+    Args:
+        document: its config, valid.
+        entries: its files, those that the config lists as it lists them.
+        table: its tensors, sorted by name.
+    """
+    counts = {entry.name: math.prod(entry.shape) for entry in table}
+    return Manifest(
+        config={key: value for key, value in document.items() if key != "files"},
+        files=tuple(sorted(entries, key=lambda entry: entry.path)),
+        tensors=table,
+        parameters={
+            "total": sum(counts.values()),
+            "delta": sum(count for name, count in counts.items() if DELTA_PART in f".{name}"),
+        },
+        metrics=tuple(_metrics(document.get("metadata", {}))),
+    )
+
+
+def _metrics(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The test results as huggingface_hub's EvalResult names them."""
+    results = dict(metadata.get("test_result", {}))
+    if "test_performance" in metadata:
+        name = (metadata.get("test_metrics") or ["performance"])[0]
+        results.setdefault(name, metadata["test_performance"])
+    tasks = metadata.get("test_tasks") or metadata.get("train_tasks") or []
+    datasets = metadata.get("test_datasets") or metadata.get("train_datasets") or []
+    context = {"task_type": "".join(tasks[:1]), "dataset_name": "".join(datasets[:1])}
+    known = {key: value for key, value in context.items() if value}
+    return [{**known, "metric_type": key, "metric_value": value} for key, value in sorted(results.items())]

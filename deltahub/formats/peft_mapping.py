@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from deltahub.address import REGEX_MARK, Address
-from deltahub.checkpoint import DELTA_PART, Checkpoint
+from deltahub.checkpoint import Checkpoint
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import ConfigError
 from deltahub.formats.peft_adapter import MODEL, Exported, by_part, named, whole_width
 from deltahub.formats.peft_lora import lora
 from deltahub.formats.peft_places import Places
+from deltahub.manifest import DELTA_PART
 
 _EMBEDDINGS: Final = re.compile(r"wte|shared|embed_tokens|\w*embeddings?|tok_embeddings")
 _NO_FORM: Final = {

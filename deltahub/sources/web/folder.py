@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
-from deltahub.checkpoint import CARD, CONFIG, WEIGHTS, manifest_of, parse_document
+from deltahub.checkpoint import CARD, CONFIG, WEIGHTS, parse_document
 from deltahub.errors import CheckpointError, IntegrityError, NotFoundError, StorageError
 from deltahub.files import sha256_file
 from deltahub.link import Link, shown
-from deltahub.manifest import FileEntry, Manifest
+from deltahub.manifest import FileEntry, Manifest, manifest_of
 from deltahub.sources.web.asking import Web
 from deltahub.sources.web.downloading import Download, small, start
 from deltahub.stores.base import Progress
