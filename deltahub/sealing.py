@@ -37,16 +37,11 @@ def unsealed(data: bytes, schema: str) -> tuple[Any, str | None]:
         document = parse(data)
     except ValueError as error:
         return None, str(error)
-    return document, problem(document, schema) or broken(data, document)
+    return document, problem(document, schema) or _broken(data, document)
 
 
-def broken(data: bytes, document: Mapping[str, Any]) -> str | None:
-    """What is wrong with the checksum of a document, as a clause; None if nothing is.
-
-    Args:
-        data: its bytes.
-        document: the same as JSON, with ``"checksum"``.
-    """
+def _broken(data: bytes, document: Mapping[str, Any]) -> str | None:
+    """What is wrong with the checksum that stands in a document, as a clause; None if nothing is."""
     recorded = document["checksum"]
     found = hashlib.sha256(data.replace(_member(recorded), b"", 1)).hexdigest()
     return None if found == recorded else f"bytes that do not have the checksum {recorded} that stands in them"
