@@ -106,24 +106,14 @@ class Hub(Lookup):
             ReferenceSyntaxError: the name, a tag or an alias is not well formed.
             ConfigError: the source is off, or cannot be pushed to.
         """
-        it = ready(folder, name, tags=tags, aliases=aliases, to=to)
+        it = ready(folder, name, tags=tags, aliases=aliases, message=message, expect=expect, to=to)
         source = self._choice.reachable(it.reference.source)
         if sign:
             from deltahub.registry.signatures import add_signature  # late: few sign
 
             signature = sign.sign(it.manifest.to_bytes())
             add_signature(as_registry(source), it.manifest.digest, sign.public.id, signature)
-        return source.publish(
-            it.folder,
-            it.manifest,
-            it.reference,
-            tags=it.tags,
-            aliases=it.aliases,
-            message=message,
-            expect=expect,
-            private=private,
-            progress=progress,
-        )
+        return source.publish(it, private=private, progress=progress)
 
     def push_many(
         self,

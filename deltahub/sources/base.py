@@ -7,7 +7,7 @@ UnreachableError, so that no other source stands in for one that is silent.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +18,7 @@ from deltahub.outcomes import Pushed
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.index import Listed
+from deltahub.registry.publishing import Publication
 from deltahub.registry.query import Query
 from deltahub.registry.refreshing import Told
 from deltahub.stores.base import Progress
@@ -109,26 +110,12 @@ class Source(Protocol):
         ...
 
     def publish(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        reference: Reference,
-        *,
-        tags: Collection[str] = (),
-        aliases: Collection[str] = (),
-        message: str = "",
-        expect: Mapping[str, str | None] | None = None,
-        private: bool | None = None,
-        progress: Progress | None = None,
+        self, publication: Publication, *, private: bool | None = None, progress: Progress | None = None
     ) -> Pushed:
         """Publish a checkpoint folder as a new version; the same content again is no new version.
 
         Args:
-            folder: where the files of `manifest` lie, checked.
-            reference: its name, well formed and without a version.
-            tags: labels and key=value pairs, well formed.
-            aliases: movable names to point to it, well formed.
-            expect: what aliases must point to now, None for nothing.
+            publication: the folder, its files checked, and what it is called, all of it well formed.
             private: whether a delta that is new here is seen by its owners only; None for what is usual here.
 
         Raises:

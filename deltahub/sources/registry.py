@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltahub.errors import ConfigError, DeltaHubError
 from deltahub.fitting import backbone_tensors
-from deltahub.manifest import FileEntry, Manifest
+from deltahub.manifest import FileEntry
 from deltahub.outcomes import Pushed
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
@@ -86,23 +86,12 @@ class RegistrySource:
         return index.search(query, limit, offset, backbone_tensors(backbone), told)
 
     def publish(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        reference: Reference,
-        *,
-        tags: Collection[str] = (),
-        aliases: Collection[str] = (),
-        message: str = "",
-        expect: Mapping[str, str | None] | None = None,
-        private: bool | None = None,
-        progress: Progress | None = None,
+        self, publication: Publication, *, private: bool | None = None, progress: Progress | None = None
     ) -> Pushed:
         """See `Source.publish`."""
         if private is not None:
             msg = f"Who may see what is in {self.place} is a matter of its folder or bucket. Leave out that it is private."
             raise ConfigError(msg)
-        publication = Publication(reference, manifest, folder, tags, aliases, message, expect)
         return self._pushed(publication, self.registry.publish_one(publication, progress))
 
     def publish_many(

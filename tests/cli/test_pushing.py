@@ -130,10 +130,10 @@ def test_a_source_that_takes_one_at_a_time_gets_them_one_by_one(runs, registry, 
 
         name = "single"
 
-        def publish(self, folder, manifest, reference, **options):
+        def publish(self, publication, **options):
             from deltahub.sources.registry import RegistrySource
 
-            return RegistrySource(registry, tmp_path).publish(folder, manifest, reference, **options)
+            return RegistrySource(registry, tmp_path).publish(publication, **options)
 
     (runs / "third" / "delta.safetensors").unlink()
     done = push_many(Single(), sorted(runs.iterdir()), "acme", (), "", None)

@@ -6,17 +6,16 @@ that is cut short has no commit, or the whole one; the next push of the same con
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from deltahub.checkpoint import CARD
 from deltahub.describing import MANIFEST, OWN_CARD
 from deltahub.errors import ConfigError, ConflictError, IntegrityError, NotFoundError
-from deltahub.manifest import Manifest
 from deltahub.reference import is_version
+from deltahub.registry.publishing import Publication
 from deltahub.sources.huggingface.calls import Calls
 from deltahub.sources.huggingface.head import Head, read_head
 from deltahub.sources.huggingface.history import BRANCH, Names, history, names, trailer
@@ -49,40 +48,23 @@ class Published:
     tags: tuple[str, ...]
 
 
-class Publication:
+class Push:
     """One push of one delta.
 
     Args:
         calls: to the hub.
-        repo: ``"namespace/name"``.
-        folder: where the files of `manifest` lie.
-        manifest: of what is pushed.
-        tags: labels and key=value pairs.
-        message: why; its first line becomes the title of the commit.
+        publication: what is pushed. Its aliases become git tags, and the first line of its message the title of the commit; what it
+            expects of an alias is a version or a commit.
         private: whether a repo that is made for it is seen by its owners only; None for the hub's own rule.
     """
 
-    def __init__(
-        self,
-        calls: Calls,
-        repo: str,
-        folder: Path,
-        manifest: Manifest,
-        *,
-        tags: Collection[str] = (),
-        message: str = "",
-        private: bool | None = None,
-    ) -> None:
-        self.calls, self.repo, self.folder, self.manifest = calls, repo, folder, manifest
-        self.tags, self.message, self.private = tags, message, private
-        self.doing, self.what = f"Pushing {repo}", f"{calls.name}:{repo}"
+    def __init__(self, calls: Calls, publication: Publication, *, private: bool | None = None) -> None:
+        self.calls, self.publication, self.private = calls, publication, private
+        self.repo, self.folder, self.manifest = publication.reference.path, publication.folder, publication.manifest
+        self.doing, self.what = f"Pushing {self.repo}", f"{calls.name}:{self.repo}"
 
-    def run(self, aliases: Collection[str] = (), expect: Mapping[str, str | None] | None = None) -> Published:
+    def run(self) -> Published:
         """Push.
-
-        Args:
-            aliases: git tags that shall point to it.
-            expect: what aliases must point to now, a version or commit, None for nothing.
 
         Raises:
             ConflictError: an alias points elsewhere than expected, or others were faster again and again.
@@ -94,13 +76,13 @@ class Publication:
         for _ in range(_ATTEMPTS):
             head = self._head()
             known = names(self.calls, self.repo, self.doing)
-            self._require(known, aliases, expect or {})
+            self._require(known)
             published = self._older(head) or self._commit(head)
             if published:
                 commit, new, tags = published
                 marks = GitTags(self.calls, self.repo, self.doing, known.tags)
                 marks.number(commit)
-                for alias in aliases:
+                for alias in self.publication.aliases:
                     marks.point(alias, commit)
                 return Published(commit, new, tags)
         raise ConflictError(self.what, head.commit, "a new commit at every try")
@@ -119,12 +101,12 @@ class Publication:
             )
             return read_head(self.calls, self.repo, self.doing)
 
-    def _require(self, known: Names, aliases: Collection[str], expect: Mapping[str, str | None]) -> None:
-        for alias in aliases:
+    def _require(self, known: Names) -> None:
+        for alias in self.publication.aliases:
             if alias in known.branches:
                 msg = f"{alias!r} is a branch of {self.what}, so it cannot be an alias there. Choose another name."
                 raise ConfigError(msg)
-        for alias, expected in expect.items():
+        for alias, expected in (self.publication.expect or {}).items():
             found = known.tags.get(alias)
             if found != (self._commit_of(expected, known) if expected else None):
                 numbers = history(self.calls, self.repo, self.doing).numbers
@@ -156,12 +138,12 @@ class Publication:
         own = self.folder / CARD if any(entry.path == CARD for entry in self.manifest.files) else None
         card = own.read_bytes() if own else None
         before = whole(head.card, head.manifest.config) if head.manifest else Card()
-        content = page(card, whole(card, self.manifest.config), self.tags, head.page, before)
+        content = page(card, whole(card, self.manifest.config), self.publication.tags, head.page, before)
         tags = labels(tags_of(Card.read(content)))
         same = head.manifest is not None and head.manifest.digest == self.manifest.digest
         if same and content == head.page:
             return head.commit, False, self._tags_at(head.commit)
-        title, text = trailer(self.message, self.manifest.digest)
+        title, text = trailer(self.publication.message, self.manifest.digest)
         gone = self._gone(head)
 
         def commit() -> str | None:

@@ -7,7 +7,7 @@ version may also be a branch, a git tag, or the digest of what was pushed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +19,7 @@ from deltahub.outcomes import Pushed
 from deltahub.reference import LATEST, Reference, is_digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.index import Listed
+from deltahub.registry.publishing import Publication
 from deltahub.registry.query import Query
 from deltahub.registry.refreshing import Told
 from deltahub.sources.base import Resolved, pause
@@ -26,7 +27,7 @@ from deltahub.sources.huggingface.calls import Calls, Token
 from deltahub.sources.huggingface.foreign import Foreign
 from deltahub.sources.huggingface.history import BRANCH, document, history, names
 from deltahub.sources.huggingface.packed import Packed
-from deltahub.sources.huggingface.publishing import Publication
+from deltahub.sources.huggingface.publishing import Push
 from deltahub.sources.huggingface.searching import search, tags_of
 from deltahub.sources.huggingface.snapshot import Snapshot, manifest_in
 from deltahub.sources.huggingface.transfer import read
@@ -120,25 +121,15 @@ class HuggingFace:
         return search(self.calls, query, limit, offset, backbone)
 
     def publish(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        reference: Reference,
-        *,
-        tags: Collection[str] = (),
-        aliases: Collection[str] = (),
-        message: str = "",
-        expect: Mapping[str, str | None] | None = None,
-        private: bool | None = None,
-        progress: Progress | None = None,
+        self, publication: Publication, *, private: bool | None = None, progress: Progress | None = None
     ) -> Pushed:
         """See `Source.publish`; a repo that is not there is made.
 
         Args:
             private: whether a repo that is made is seen by its owners only; None for the hub's own rule.
         """
-        push = Publication(self.calls, reference.path, folder, manifest, tags=tags, message=message, private=private)
-        done = push.run(aliases, expect)
+        done = Push(self.calls, publication, private=private).run()
+        reference, manifest = publication.reference, publication.manifest
         if progress:
             progress(manifest.size)
         exact = reference.exact(self.name, reference.path, done.commit)

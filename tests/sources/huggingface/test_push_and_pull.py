@@ -143,7 +143,7 @@ def test_a_version_that_is_not_there_names_those_that_are(hub, repo, checkpoint_
 
 def test_a_private_repo_is_not_there_for_others(user, repo, checkpoint_folder):
     hub, stranger = user(), user(token=False)
-    hub.source("hf").publish(checkpoint_folder, checkpoint.describe(checkpoint_folder), ref(repo), private=True)
+    hub.push(checkpoint_folder, f"hf:{repo}", private=True)
     assert hub.pull(ref(repo)).digest
     with pytest.raises(NotFoundError, match="asked without a token: if it is private, log in with `hf auth login`"):
         stranger.pull(ref(repo))
