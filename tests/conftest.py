@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -21,6 +22,8 @@ from tests.checkpoints import save_checkpoint
 from tests.faults import Faults
 from tests.s3_servers import moto, proxy, s3_keys, seaweed  # noqa: F401  (fixtures)
 
+gc.set_threshold(20_000, 20, 20)  # torch and transformers are half a million objects, and to walk them took a tenth of all the time
+
 # huggingface_hub reads these once, when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -32,6 +35,17 @@ _NOBODY = 65534
 def pytest_xdist_auto_num_workers() -> int:
     """Twice as many as there are cores: half of the time a test waits for a disk or a server."""
     return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2 * (os.cpu_count() or 1)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests come first, so that the others fill the time until the last of them is done."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, and no more needs to be looked at."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

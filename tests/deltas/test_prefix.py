@@ -305,23 +305,24 @@ def test_an_attention_that_no_forward_pass_reaches_is_refused_with_the_reason(mo
         PrefixModel(backbone)
 
 
-@pytest.mark.parametrize("reparameterize", [True, False])
-def test_it_acts_in_a_fresh_process(reparameterize, tmp_path):
-    backbone = bert()
-    prefix(backbone, reparameterize=reparameterize, embed_dim=3, mid_dim=4)
-    ids, logits = inputs_for(backbone)["input_ids"], logits_of(backbone)
-    (tmp_path / "model.pickle").write_bytes(pickle.dumps((backbone, ids)))
+def test_it_acts_in_a_fresh_process(tmp_path):
+    backbones = [bert(), bert()]
+    for backbone, reparameterize in zip(backbones, (True, False), strict=True):
+        prefix(backbone, reparameterize=reparameterize, embed_dim=3, mid_dim=4)
+    ids, logits = inputs_for(bert())["input_ids"], [logits_of(backbone) for backbone in backbones]
+    (tmp_path / "models.pickle").write_bytes(pickle.dumps((backbones, ids)))
     script = (
         "import pickle, sys, torch\n"
         "torch.set_num_threads(1)\n"
         "folder = sys.argv[1]\n"
-        "model, ids = pickle.load(open(f'{folder}/model.pickle', 'rb'))\n"
-        "torch.save(model(input_ids=ids).logits.detach(), f'{folder}/logits.pt')\n"
+        "models, ids = pickle.load(open(f'{folder}/models.pickle', 'rb'))\n"
+        "torch.save([model(input_ids=ids).logits.detach() for model in models], f'{folder}/logits.pt')\n"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
 
-    assert torch.equal(logits, torch.load(tmp_path / "logits.pt"))
-    assert not torch.allclose(logits, logits_of(bert()))
+    for expected, found in zip(logits, torch.load(tmp_path / "logits.pt"), strict=True):
+        assert torch.equal(expected, found)
+        assert not torch.allclose(expected, logits_of(bert()))
 
 
 def test_checkpointed_blocks_give_the_same_gradients():

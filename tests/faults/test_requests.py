@@ -70,6 +70,7 @@ def behind(proxy: Proxy, outage: Outage, bucket: Bucket) -> Registry:
     return Registry(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("carried_out", [False, True], ids=["not carried out", "carried out"])
 @pytest.mark.parametrize("action", ACTIONS if ALL else ["push", "alias", "rename", "gc", "import"])
 def test_whoever_is_cut_off_at_any_request_leaves_the_old_state_or_the_new_one(

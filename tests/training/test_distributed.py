@@ -13,6 +13,8 @@ from tests.backbones import bert
 from tests.training.matrix import HEADED, KINDS, answers, put_on, train_plainly
 from tests.training.processes import STEPS, WORLD, train_everywhere
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-4
 
 

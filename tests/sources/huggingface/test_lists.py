@@ -6,7 +6,7 @@ import json
 import uuid
 
 import pytest
-from deltahub_cli.main import build_app
+from deltahub_cli.main import app_for
 from typer.testing import CliRunner
 
 from deltahub.card import front_matter
@@ -111,7 +111,8 @@ def run(proxy, token, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", token)
 
     def call(*arguments):
-        done = CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
+        words = list(map(str, arguments))
+        done = CliRunner().invoke(app_for(words), words)
         assert done.exit_code == 0, done.output
         return done.stdout
 
