@@ -6,7 +6,7 @@ MLflow and DVC are measured if FOLDER is a virtual environment of their own that
 
     python -m venv ../peers && ../peers/bin/pip install mlflow dvc
 
-All times are wall times of one run, the variants in turn.
+All times are of one run, the variants in turn: wall times, and within a process also what it uses of a core.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from registry_many import environment, new_hub
 from transfer import new_delta, plain_copy
 
 import deltahub
+from deltahub.files import sha256_file
 from deltahub.reference import Reference
 
 BIN = Path(sys.executable).parent
@@ -156,8 +157,8 @@ def installed(python: Path, name: str) -> bool:
     return python.is_file() and subprocess.run(command, check=False).returncode == 0
 
 
-def within(root: Path, folder: Path) -> dict[str, float]:
-    """The same within a process, and pulls."""
+def within(root: Path, folder: Path) -> str:
+    """The same within a process, and pulls, as a Markdown table."""
     number = itertools.count()
     warm = new_hub(root / "warm")
     warm.push(folder, "me/x")
@@ -176,13 +177,19 @@ def within(root: Path, folder: Path) -> dict[str, float]:
         target = root / f"copy-{next(number)}"
         return lambda: plain_copy(folder, target)
 
+    def check() -> Callable[[], object]:
+        return lambda: [sha256_file(path) for path in folder.iterdir()]
+
     variants: dict[str, Prepared] = {
         "copy, sha256, fsync": copy,
+        "read, sha256": check,
         "push": push,
         "first pull": cold,
         "pull of what is there": lambda: lambda: warm.pull(Reference.parse("me/x")),
     }
-    return interleaved(variants, ROUNDS * 3, time.perf_counter)
+    wall, busy = (interleaved(variants, ROUNDS * 3, clock) for clock in (time.perf_counter, time.process_time))
+    rows = [f"| {name} | {wall[name] * 1e3:.1f} | {busy[name] * 1e3:.1f} |" for name in variants]
+    return "\n".join(["| 5.2 MB within a process | ms | ms of CPU |", "| --- | ---: | ---: |", *rows, ""])
 
 
 def main() -> None:
@@ -195,8 +202,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         root = Path(name)
         new_delta(root / "ckpt")
-        times = within(root, root / "ckpt")
-        OUT.print(markdown("5.2 MB within a process", times, "copy, sha256, fsync"))
+        OUT.print(within(root, root / "ckpt"))
         with hub_server(root) as server:
             variants = pushes(root, root / "ckpt", asked.peers, server)
             times = interleaved(variants, ROUNDS, time.perf_counter)

@@ -42,12 +42,28 @@ def spread(call: Callable[[Item], T], items: Iterable[Item], at_once: int) -> It
         yield from map(call, items)
         return
     running: deque[Future[T]] = deque()
-    for item in items:
-        if len(running) == at_once:
+    waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+    threads = 0
+
+    def work() -> None:
+        while made := waiting.get():
+            made()
+
+    try:
+        for item in items:
+            if len(running) == at_once:
+                yield running.popleft().result()
+            future, made = _promised(partial(call, item))
+            running.append(future)
+            waiting.put(made)
+            if threads < at_once:
+                threads += 1
+                _start(work)
+        while running:
             yield running.popleft().result()
-        running.append(_started(partial(call, item)))
-    while running:
-        yield running.popleft().result()
+    finally:
+        for _ in range(threads):
+            waiting.put(None)
 
 
 def each(call: Callable[[Item, threading.Event], None], items: Iterable[Item], at_once: int) -> None:
@@ -85,15 +101,25 @@ def each(call: Callable[[Item, threading.Event], None], items: Iterable[Item], a
 
 
 def _started(call: Callable[[], T]) -> Future[T]:
+    future, made = _promised(call)
+    _start(made)
+    return future
+
+
+def _promised(call: Callable[[], T]) -> tuple[Future[T], Callable[[], None]]:
+    """What a call will give, and what makes it on whichever thread."""
     from concurrent.futures import Future  # late: 15 ms that a folder does not need
 
     future: Future[T] = Future()
 
-    def run() -> None:
+    def make() -> None:
         try:
             future.set_result(call())
         except BaseException as error:  # noqa: BLE001  (whoever waits gets it)
             future.set_exception(error)
 
-    threading.Thread(target=run, name="deltahub-store", daemon=True).start()
-    return future
+    return future, make
+
+
+def _start(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name="deltahub-store", daemon=True).start()

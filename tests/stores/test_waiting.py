@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from deltahub.stores.waiting import each, interruptible
+from deltahub.stores.waiting import each, interruptible, spread
 
 
 def test_a_call_gives_back_what_it_gives_or_raises():
@@ -79,3 +79,37 @@ def test_a_thread_that_hears_no_signals_makes_its_calls_itself():
     assert interruptible(threading.get_ident) != threading.get_ident()
     ((made, asked),) = found
     assert made == asked
+
+
+def test_calls_that_are_spread_come_back_in_order_from_no_more_threads_than_asked():
+    def call(item: int) -> tuple[int, int]:
+        return item, threading.get_ident()
+
+    found = list(spread(call, range(50), 3))
+    assert [item for item, _ in found] == list(range(50))
+    assert len({thread for _, thread in found}) <= 3
+
+
+def test_whoever_stops_asking_leaves_no_thread_behind():
+    started, go = [], threading.Event()
+
+    def call(item: int) -> int:
+        started.append(threading.current_thread())
+        if item:
+            go.wait(30)
+        return item
+
+    calls = spread(call, range(9), 3)
+    assert next(calls) == 0
+    calls.close()
+    go.set()
+    for thread in started:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in started)
+
+
+def test_a_spread_call_that_fails_is_raised_when_it_is_its_turn():
+    calls = spread(lambda item: 1 // item, [1, 0, 1], 3)
+    assert next(calls) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(calls)
