@@ -16,8 +16,7 @@ from typing import Final
 
 from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, NotFoundError
 from deltahub.files import scratch
-from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.registry import Registry, ref_key
+from deltahub.registry.registry import Registry
 from deltahub.registry.sweeping import PAUSE, RENEWED, State, read_state, settled, write_state
 from deltahub.registry.uploads import expire, waiting
 from deltahub.stores.base import object_key
@@ -160,12 +159,14 @@ class Marker:
         return found
 
     def _used_by(self, path: str) -> set[str]:
-        """The same of one delta. A manifest that is missing is looked for again: its version may just go, or come."""
+        """The same of one delta. A manifest that is missing is looked for again: its version may just go, or come.
+
+        Old names are followed: whatever is renamed since the names were listed, each delta is found from the one it had then.
+        """
         for look in range(_LOOKS):
-            tagged = self._registry.store.read_tagged(ref_key(path))
-            if tagged is None:  # deleted since it was listed
+            document, _ = self._registry.current(path)
+            if document is None:  # deleted since it was listed
                 return set()
-            document = ReferenceDocument.from_bytes(tagged[0], path)
             self._removed.update(entry.digest for entry in document.removed.values())
             try:
                 return {sha256 for entry in document.versions.values() for sha256 in self._objects(entry.digest)}

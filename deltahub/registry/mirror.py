@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deltahub.errors import ConflictError
 from deltahub.files import scratch
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Move
+from deltahub.registry.following import follow, known_as
 from deltahub.registry.merging import merged
 from deltahub.registry.registry import Registry, ref_key
 from deltahub.registry.signatures import copy_signatures
@@ -62,41 +64,58 @@ def copy(
     for done in spread(job.copy, paths, _AT_ONCE if waiting else 1):
         if done is not None:
             yield done
-    for mine, theirs in job.names:  # last: what a name leads to must be there
-        yield Copied(mine.name, (), _copy_name(target, mine, theirs), 0)
+    yield from job.rest()
 
 
 class _Copying:
-    """What the copies of many deltas share.
-
-    Attributes:
-        names: those that lead to other deltas, here or there.
-    """
+    """What the copies of many deltas share."""
 
     def __init__(self, source: Registry, target: Registry, progress: Progress | None) -> None:
-        self.names: list[tuple[ReferenceDocument, ReferenceDocument]] = []
         self._source, self._target, self._progress = source, target, progress
         self._known = target.known_names()
+        self._names: list[str] = []  # that lead to other deltas
+        self._copied: set[Move] = set()  # the first entries of the logs of deltas
         self._present = functools.cache(
             lambda: _present(target)
         )  # the objects there; none is listed where none is wanted
 
     def copy(self, path: str) -> Copied | None:
         """Copy a delta; None for what leads to another one, or is gone."""
-        source, target = self._source, self._target
-        target.refuse_twin(path, self._known)
-        theirs = source.stored(path)
+        theirs, _ = self._source.current(path)
         if theirs is None:  # deleted since it was listed
             return None
-        mine = target.stored(path) or ReferenceDocument(path)
-        if theirs.moved_to or mine.moved_to:
-            self.names.append((mine, theirs))
+        if theirs.name != path:
+            self._names.append(path)
             return None
+        return self._copy(replace(theirs, moving=None))
+
+    def rest(self) -> Iterator[Copied]:
+        """Copy the names that lead to deltas: last, for what a name leads to must be there."""
+        left: list[ReferenceDocument] = []
+        for path in self._names:
+            theirs, _ = self._source.current(path)
+            if theirs and theirs.log[0] not in self._copied:  # renamed since it was listed
+                yield self._copy(replace(theirs, moving=None))
+            name = self._source.stored(path)
+            if name and name.moved_to:
+                left.append(name)
+                self._names += [name.moved_to] if name.moved_to not in self._names else []
+        while ready := [name for name in left if name.moved_to and self._target.current(name.moved_to)[0]]:
+            for name in ready:
+                mine = self._target.stored(name.name) or ReferenceDocument(name.name)
+                yield Copied(name.name, (), _copy_name(self._target, mine, name), 0)
+            left = [name for name in left if name not in ready]
+
+    def _copy(self, theirs: ReferenceDocument) -> Copied:
+        source, target, path = self._source, self._target, theirs.name
+        target.refuse_twin(path, self._known)
+        mine = known_as(target, theirs) or ReferenceDocument(path)
         merged(mine, theirs, *target.stamp())  # whether they can be one is known before anything is moved
         wanted = _objects(source, mine, theirs)
         size = _copy_objects(source, target, theirs, wanted, self._present() if wanted else set(), self._progress)
-        changed = target.stored(path) != mine
+        changed = known_as(target, theirs) != mine
         copy_signatures(source, target, [entry.digest for entry in theirs.versions.values()])
+        self._copied.add(theirs.log[0])
         return Copied(path, tuple(name for name in theirs.versions if name not in mine.versions), changed, size)
 
 
@@ -139,7 +158,8 @@ def _copy_objects(
         size += _fetch(source, target, {key: value for key, value in wanted.items() if key not in there}, progress)
         there.update(wanted)
         if (now := spare(target.store, wanted)) == generation:
-            target.update(theirs.name, lambda mine: merged(mine, theirs, *target.stamp()), may_create=True)
+            name = follow(target, theirs)
+            target.update(name, lambda mine: merged(mine, theirs, *target.stamp()), may_create=True)
             now = spare(target.store, wanted)
         if now == generation:
             return size

@@ -71,6 +71,13 @@ class Reader:
 
         Until a rename is done its new name leads to the old one, whose document says that it is moving.
         """
+        document, etag = self.current(path)
+        if document and not document.moving:
+            self._say_renamed(path, document.name)
+        return document, etag
+
+    def current(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
+        """The same, without a word about a new name."""
         asked = path
         for _ in range(_HOPS):
             document, etag = self._tagged(path)
@@ -79,10 +86,7 @@ class Reader:
             if document.moved_to is None:
                 before = came_from(document)
                 original, its_etag = self._tagged(before) if before else (None, None)
-                if is_copy(document, original):
-                    return original, its_etag
-                self._say_renamed(asked, path)
-                return document, etag
+                return (original, its_etag) if is_copy(document, original) else (document, etag)
             path = document.moved_to
         raise IntegrityError(
             f"The reference document of {asked}",

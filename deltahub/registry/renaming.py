@@ -18,11 +18,13 @@ from deltahub.registry.registry import Registry, ref_key
 _ATTEMPTS: Final = 20  # that are lost to others
 
 
-def rename(registry: Registry, old: Reference, new: Reference, author: str | None = None) -> ReferenceDocument:
+def rename(
+    registry: Registry, old: Reference, new: Reference, stamp: tuple[str, str] | None = None
+) -> ReferenceDocument:
     """Give a delta another name; the old name leads to it from then on.
 
     Args:
-        author: who does so; by default whoever runs this.
+        stamp: when and by whom it is done; by default now, by whoever runs this.
 
     Returns:
         The document under the new name.
@@ -44,9 +46,8 @@ def rename(registry: Registry, old: Reference, new: Reference, author: str | Non
         if done or document.name == new.path:  # it may have gone further since
             registry.store.settle([ref_key(old.path), ref_key(new.path)])
             return document
-        time, user = registry.stamp()
         try:
-            moving = Moving(new.path, _free(registry, new.path, document), time, author or user)
+            moving = Moving(new.path, _free(registry, new.path, document), *(stamp or registry.stamp()))
             registry.store.swap(ref_key(document.name), replace(document, moving=moving).to_bytes(), etag)
         except ConflictError:
             lost += 1

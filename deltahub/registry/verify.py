@@ -87,8 +87,10 @@ def versions(
             continue
         if document is None:  # deleted since it was listed
             continue
-        if document.moved_to:  # an old name: its versions are read under the new one
-            if document.moved_to not in names:
+        if document.moved_to:  # an old name: its versions are read under the new one, which may have come since
+            if document.moved_to not in names and registry.store.read_tagged(ref_key(document.moved_to)):
+                names.append(document.moved_to)
+            elif document.moved_to not in names:
                 yield path, NotFoundError(f"{document.moved_to}, to which {path} leads,", (registry.place,))
             continue
         for name in [document.resolve(version)] if version else list(document.versions):

@@ -136,7 +136,7 @@ def move(request: Request, body: dict[str, Any]) -> Response:
         state.records.change(new, lambda _: record)
     if old.document.versions:
         try:
-            rename(state.registry, _reference(old.path), _reference(new), stamp_of(request)[1])
+            rename(state.registry, _reference(old.path), _reference(new), stamp_of(request))
         except InUseError:
             state.records.delete(new)
             raise

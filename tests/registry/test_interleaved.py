@@ -104,7 +104,7 @@ def test_a_delta_that_several_rename_and_change_stays_one_and_keeps_what_was_ack
                 alias, author = f"of-{who}-{number}", f"{who}.{number}"
                 with contextlib.suppress(DeltaHubError):
                     if chance.random() < 0.6:
-                        rename(registry, old, new, author)
+                        rename(registry, old, new, (registry.stamp()[0], author))
                     else:
                         time = registry.stamp()[0]
                         registry.update(old.path, methodcaller("with_alias", alias, "v1", time, author))

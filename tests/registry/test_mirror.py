@@ -116,7 +116,7 @@ def test_what_was_removed_in_the_target_stays_removed(source, target):
 
 
 def test_a_name_never_takes_the_place_of_a_delta(source, target, publish):
-    publish(target, "acme/old")
+    publish(target, "acme/old", value=7)
     with pytest.raises(ConflictError, match="The name acme/old"):
         list(copy(source, target))
     assert target.document("acme/old").versions
