@@ -23,6 +23,7 @@ from deltahub.stores.base import Progress
 
 T = TypeVar("T")
 LOGGER: Final = logging.getLogger("deltahub")
+_NEAR: Final = 5  # names of others that a message lists at most
 
 
 class Resolver:
@@ -64,7 +65,7 @@ class Resolver:
                         "%s Until then %s is what it was when last pulled: %s", error, reference, seen.reference
                     )
                     return recall(seen)
-                raise _stopped(reference, source, error) from error
+                raise _stopped(reference, source, error, _nearest(misses)) from error
             except (NoVersionError, RemovedError):
                 raise
             except NotFoundError as error:
@@ -147,12 +148,13 @@ def _exact(reference: object) -> Reference:
     return reference
 
 
-def _stopped(reference: Reference, source: Source, error: UnreachableError) -> UnreachableError:
+def _stopped(reference: Reference, source: Source, error: UnreachableError, near: tuple[str, ...]) -> UnreachableError:
     if reference.source:
         return error
+    close = f" The nearest names elsewhere are: {', '.join(near)}." if near else ""
     msg = (
-        f"{error} {reference} may be there, so it is looked for nowhere else. Name the source that you mean, or turn "
-        f"this one off: deltahub source disable {source.name}"
+        f"{error} {reference} may be there, so it is looked for nowhere else.{close} Name the source that you mean, "
+        f"or turn this one off: deltahub source disable {source.name}"
     )
     return UnreachableError(msg)
 
@@ -162,4 +164,4 @@ def _places(misses: Iterable[NotFoundError]) -> tuple[str, ...]:
 
 
 def _nearest(misses: Iterable[NotFoundError]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for miss in misses for name in miss.nearest))
+    return tuple(dict.fromkeys(name for miss in misses for name in miss.nearest))[:_NEAR]

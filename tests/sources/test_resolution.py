@@ -110,6 +110,15 @@ def test_a_source_that_does_not_answer_ends_the_search_with_the_way_out(world):
     assert world.hub(disabled=("team",)).pull(NER).reference.source == "public"
 
 
+def test_a_typing_error_is_helped_with_though_a_later_source_does_not_answer(world):
+    world.push("local", name="acme/sentiment")
+    world.team.down = True
+    with pytest.raises(
+        UnreachableError, match=r"team .* The nearest names elsewhere are: acme/sentiment\. Name the source"
+    ):
+        world.hub().pull(Reference("acme", "sentimnt"))
+
+
 def test_a_source_that_refuses_to_answer_ends_the_search_too(world, monkeypatch):
     world.push("public")
 

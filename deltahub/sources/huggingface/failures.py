@@ -73,7 +73,7 @@ def _missing(error: HfHubHTTPError, asked: Asked) -> DeltaHubError | None:
 
 
 def _refused(error: HfHubHTTPError, asked: Asked) -> StorageError:
-    status, said = error.response.status_code, (error.server_message or "").strip().rstrip(".")
+    status, said = error.response.status_code, ". ".join((error.server_message or "").split("\n")).strip().rstrip(".")
     if status == 401:
         remedy = (
             f"The token is not known there: {asked.log_in} with a new one."

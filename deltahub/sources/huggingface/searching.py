@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from deltahub.errors import ConfigError
 from deltahub.registry.index import Listed
 from deltahub.registry.query import Metric, Query
-from deltahub.sources.huggingface.calls import Calls
+from deltahub.sources.huggingface.calls import TIMEOUT, Calls
 from deltahub.sources.huggingface.page import LIBRARY, labels
 
 if TYPE_CHECKING:
@@ -45,25 +46,48 @@ def search(
     words = query.text.lower().split()
     kinds = [query.delta_type] if query.delta_type else []
 
-    def ask() -> list[ModelInfo]:
-        found = calls.api.list_models(
-            filter=[LIBRARY, *kinds, *query.tags],
-            author=query.author,
-            search=max(words, key=len, default=None),
-            sort="last_modified",
-            full=True,
-            cardData=True,
-        )
-        return list(found)
-
-    listed = map(_listed, calls.make(ask, "Listing deltas", f"A list of {calls.name}"))
-    found = [it for it in listed if _fits(it, query, words)]
+    asked: dict[str, Any] = {
+        "filter": [LIBRARY, *kinds, *query.tags],
+        "sort": "lastModified",
+        "full": True,
+        "cardData": True,
+    }
+    if query.author:
+        asked["author"] = query.author
+    if words:
+        asked["search"] = max(words, key=len)
+    found = [it for it in map(_listed, _models(calls, asked)) if _fits(it, query, words)]
     known = [it for it in found if _key(it, query) is not None]
     falls = (query.sort != "name") != query.reverse
     known.sort(key=lambda it: it.name)
     known.sort(key=lambda it: _key(it, query), reverse=falls)  # type: ignore[arg-type,return-value]
     ordered = [*known, *(it for it in found if _key(it, query) is None)]
     return ordered[offset : None if limit is None else offset + limit], len(ordered)
+
+
+def _models(calls: Calls, asked: Mapping[str, Any]) -> Iterator[ModelInfo]:
+    """The repos that a hub lists, page by page.
+
+    huggingface_hub's own list would ask a hub that cannot be reached six times within half a minute, and log each time.
+    """
+    from huggingface_hub.hf_api import ModelInfo
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    def ask(url: str, params: Mapping[str, Any] | None) -> tuple[list[ModelInfo], str | None]:
+        answer = get_session().get(url, params=params, headers=calls.headers(), timeout=TIMEOUT)
+        hf_raise_for_status(answer)
+        try:
+            return [ModelInfo(**item) for item in answer.json()], answer.links.get("next", {}).get("url")
+        except (TypeError, ValueError) as error:
+            msg = f"{calls.place} answers with no list of repos, so it is no hub of this protocol. Check its address."
+            raise ConfigError(msg) from error
+
+    url: str | None = f"{calls.endpoint}/api/models"
+    params: Mapping[str, Any] | None = asked
+    while url:
+        found, url = calls.make(partial(ask, url, params), "Listing deltas", f"A list of {calls.name}")
+        params = None  # the address of the next page says all
+        yield from found
 
 
 def _fits(entry: Listed, query: Query, words: list[str]) -> bool:

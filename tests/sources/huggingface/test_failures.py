@@ -16,6 +16,7 @@ from deltahub.errors import (
     UnreachableError,
 )
 from deltahub.hub.pulling import Transfer
+from deltahub.registry.query import Query
 from deltahub.sources.huggingface.waiting import told
 from tests import s3_proxy
 from tests.checkpoints import content_of
@@ -151,6 +152,20 @@ def test_a_hub_that_nobody_can_connect_to_is_soon_given_up(user, repo, pauses):
     with pytest.raises(UnreachableError, match=f"Looking up {repo} failed in hf"):
         user(endpoint="http://127.0.0.1:9").pull(ref(repo))
     assert pauses == [1]
+
+
+def test_a_list_of_a_hub_that_nobody_can_connect_to_is_soon_given_up(user, pauses, caplog):
+    with pytest.raises(UnreachableError, match="Listing deltas failed in hf"):
+        user(endpoint="http://127.0.0.1:9").search(Query(), "hf")
+    assert pauses == [1]
+    assert [record.name for record in caplog.records] == ["deltahub"]
+
+
+@pytest.mark.parametrize("page", [b"<html>Welcome</html>", b'{"error": "no"}', b'["a", "b"]'])
+def test_a_list_of_something_else_than_a_hub_is_a_sentence(user, proxy, page):
+    proxy.breaks(lambda exchange: exchange.respond(200, [], page), method="GET", words="/api/models")
+    with pytest.raises(ConfigError, match=r"answers with no list of repos, so it is no hub .* Check its address"):
+        user().search(Query(), "hf")
 
 
 def test_a_hub_of_its_own_is_sent_the_token_of_its_own_variable(user, proxy, repo, new_checkpoint, token, monkeypatch):
