@@ -42,12 +42,18 @@ def inspect(
     [dim]deltahub inspect ./ckpt[/dim]
     """
     from deltahub.checkpoint import is_checkpoint
+    from deltahub.errors import CheckpointError
 
     out = Output(as_json=json, quiet=quiet)
     if port is not None and not web:
         raise typer.BadParameter("--port is the port of the page that --web opens; add --web.")
     if web and (svg or html):
         raise typer.BadParameter("--web prints what was chosen, --svg and --html save a picture: ask for one of them.")
+    if not folder.is_dir():
+        msg = (
+            f"There is no folder {folder}. A delta that is not in a folder of yours is shown by: deltahub show {folder}"
+        )
+        raise CheckpointError(msg)
     if is_checkpoint(folder):
         if svg or html or web:
             raise typer.BadParameter(f"{folder} is a delta; --svg, --html and --web need a backbone's folder.")

@@ -15,10 +15,12 @@ from .output import Output, print_json, size_text
 if TYPE_CHECKING:
     from deltahub.manifest import Manifest
     from deltahub.registry.document import ReferenceDocument
-    from deltahub.registry.entries import Version
+    from deltahub.registry.entries import Move, Version
     from deltahub.registry.index import Listed
+    from deltahub.registry.query import Query
 
 _DIGITS = 12  # of a commit
+COLUMNS = ("time", "name", "size", "parameters")  # what a list may be sorted by, beside metrics
 _SHOWN = 50  # rows of a table, unless told otherwise
 
 
@@ -83,15 +85,29 @@ def list_(
         return
     rows = [_row(entry) for entry in found]
     if not rows:
-        out.nothing("No delta is known that fits.", "Push one with: deltahub push ./ckpt")
+        out.nothing("No delta is known that fits.", _looser(asked, fits))
         return
     columns = ("name", "version", *(["fit"] if fits else []), "type", "metrics", "tags", "backbone", "size", "pushed")
     out.rows(columns, rows, narrow=5)
+    if sort not in COLUMNS and not offset and not any(sort in it.summary.get("metrics", {}) for it in found):
+        out.nothing(f"None of them has the metric {sort!r} to be sorted by.")
     last = offset + len(found)
     if total > len(found) and not quiet:
         which = f"{offset + 1} to {last}" if offset else f"{len(found)}"
         more = f"--offset {last} shows the next; " if last < total else ""
         typer.echo(f"{which} of {total:,}; {more}--limit 0 shows all.", err=True)
+
+
+def _looser(asked: Query, fits: str | None) -> str:
+    """What to do when nothing was found."""
+    if fits:
+        return (
+            "Those that are for other backbones, and why not for this one: --near"
+            if not asked.near
+            else "Ask for less."
+        )
+    narrowed = asked.text or asked.tags or asked.delta_type or asked.author or asked.metrics
+    return "All that there are: deltahub list" if narrowed else "Push one with: deltahub push ./ckpt"
 
 
 def _check_type(delta_type: str) -> None:
@@ -250,8 +266,23 @@ def log(
     if json:
         print_json([asdict(move) for move in document.log])
         return
-    rows = [(m.time, m.author, m.action, m.what, f"{m.before or '-'} -> {m.after or '-'}") for m in document.log]
-    Output(as_json=json, quiet=quiet).rows(("time", "author", "action", "what", "change"), rows, key=None)
+    rows = [
+        (m.time, m.author, m.action, m.what, f"{_brief(m.before)} -> {_brief(m.after)}", _why(document, m))
+        for m in document.log
+    ]
+    Output(as_json=json, quiet=quiet).rows(("time", "author", "action", "what", "change", "why"), rows, key=None)
+
+
+def _brief(what: str | None) -> str:
+    """What something pointed to; of a digest as much as tells it from others."""
+    return what[:19] if what and what.startswith("sha256:") else what or "-"
+
+
+def _why(document: ReferenceDocument, move: Move) -> str:
+    """The message of a push or of a removal."""
+    kept = document.versions.get(move.what) if move.action == "push" else None
+    gone = document.removed.get(move.what) if move.action == "remove" else None
+    return kept.message if kept else gone.message if gone else ""
 
 
 def _metrics(metrics: dict[str, Any]) -> str:

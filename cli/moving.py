@@ -52,5 +52,7 @@ def copy(
     if not quiet:
         size = size_text(sum(copied.size for copied in done))
         typer.echo(
-            f"{len(done)} looked at, {len(changed)} changed, {size} moved; {target} has all of {source} now.", err=True
+            f"{len(done)} looked at, {len(changed)} changed, {size} moved; "
+            f"{target} has all of {'them' if paths else source} now.",
+            err=True,
         )

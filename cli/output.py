@@ -74,6 +74,13 @@ class Output:
         shown = len(columns)
         if narrow and console.width < _WIDE:
             shown = _fitting(columns[:narrow], rows, console.width)
+        widths = _widths(columns, rows)
+        if (
+            narrow is None and sum(widths) > console.width < 2 * widths[0]
+        ):  # names leave the rest no room: whole lines then
+            for row in rows:
+                print("  ".join(row))  # noqa: T201
+            return
         table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
         for number, column in enumerate(columns[:shown]):
             table.add_column(column, overflow="fold", no_wrap=number == 0)  # nothing is cut, names are not broken
@@ -159,8 +166,13 @@ def _bar(what: str, things: str, showing: ExitStack) -> _Counted:
 
 def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:
     """How many columns, but two at least, leave the last of them room for a word."""
-    widths = [max(len(cell) for cell in (name, *(row[at] for row in rows))) + 2 for at, name in enumerate(columns)]
+    widths = _widths(columns, rows)
     return next((count for count in range(len(columns), 2, -1) if sum(widths[: count - 1]) + _WORD <= width), 2)
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """How wide each column of a table is, with the space after it."""
+    return [max(len(cell) for cell in (name, *(row[at] for row in rows))) + 2 for at, name in enumerate(columns)]
 
 
 def print_json(data: Any) -> None:

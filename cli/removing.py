@@ -71,8 +71,10 @@ def rename(
         raise ReferenceSyntaxError(msg)
     give_name(registry, Reference.parse(document.name), after)
     exact = f"{registry.name}:{after.path}"
+    same = document.name == after.path
+    told = "It has that name already." if same else f"{document.name} leads to it from now on."
     out = Output(as_json=json, quiet=quiet)
-    out.result({"reference": exact, "before": document.name}, exact, f"{document.name} leads to it from now on.")
+    out.result({"reference": exact, "before": document.name}, exact, told)
 
 
 def gc(

@@ -87,6 +87,9 @@ def read_document(folder: Path) -> dict[str, Any]:
         ConfigError: it says something that can never work.
     """
     path = folder / CONFIG
+    if not folder.exists():
+        msg = f"There is no folder {folder}. Check the path; it is the one that save_finetuned wrote."
+        raise CheckpointError(msg)
     if not path.is_file():
         remedy = "Point to the folder that save_finetuned wrote."
         for name, what in _OTHERS:

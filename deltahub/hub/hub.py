@@ -76,7 +76,7 @@ class Hub(Lookup):
 
     def push(
         self,
-        folder: Path,
+        folder: str | os.PathLike[str],
         name: str | None = None,
         *,
         tags: Collection[str] = (),
@@ -106,7 +106,7 @@ class Hub(Lookup):
             ReferenceSyntaxError: the name, a tag or an alias is not well formed.
             ConfigError: the source is off, or cannot be pushed to.
         """
-        it = ready(folder, name, tags=tags, aliases=aliases, message=message, expect=expect, to=to)
+        it = ready(Path(folder), name, tags=tags, aliases=aliases, message=message, expect=expect, to=to)
         source = self._choice.reachable(it.reference.source)
         if sign:
             from deltahub.registry.signatures import add_signature  # late: few sign

@@ -62,6 +62,15 @@ def test_options_that_do_not_go_together_are_wrong_usage(run, backbone, argument
     assert why in " ".join(re.sub("[│\n]", " ", done.stderr).split())
 
 
+def test_the_name_of_a_delta_is_told_from_a_folder(run):
+    done = run("inspect", "acme/ner")
+    assert done.exit_code == 1
+    assert (
+        "There is no folder acme/ner. A delta that is not in a folder of yours is shown by: deltahub show"
+        in done.stderr
+    )
+
+
 def test_a_delta_has_no_tree_to_save(run, ckpt):
     done = run("inspect", ckpt, "--html", "x.html")
 

@@ -94,6 +94,38 @@ def test_list_of_nothing_says_how_to_start(run):
     assert run("list", "--quiet").output == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [(["sst3"], "All that there are: deltahub list"), (["--type", "adapter"], "All that there are: deltahub list")],
+)
+def test_a_search_that_finds_nothing_says_how_to_see_more(run, three, arguments, hint):
+    done = run("list", *arguments)
+    assert hint in done.stderr
+    assert "deltahub push" not in done.stderr
+
+
+def test_sorting_by_a_metric_that_nobody_has_is_said(run, three):
+    assert "None of them has the metric 'nme' to be sorted by." in run("list", "--sort", "nme").stderr
+    assert "None of them" not in run("list", "--sort", "name").stderr
+
+
+def test_the_log_says_why(run, ckpt, tmp_path):
+    run("push", ckpt, "me/x", "-m", "first run")
+    run("push", save_checkpoint(tmp_path / "other", value=2.0), "me/x", "-m", "second run")
+    run("rm", "me/x@v2", "-m", "trained on the test set")
+    first, _, last = run("log", "me/x").stdout.splitlines()
+    assert first.endswith("\tfirst run")
+    assert last.endswith("\ttrained on the test set")
+
+
+def test_a_table_whose_names_leave_no_room_is_whole_lines(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    Output(as_json=False, quiet=False).rows(("folder", "reference"), [("/cache/" + "x" * 70, "local:me/x@v1")])
+    assert capsys.readouterr().out == "/cache/" + "x" * 70 + "  local:me/x@v1\n"
+
+
 def test_show_tells_everything(run, run_json, three):
     shown = run_json("show", "a/sst2-bert")
     assert (shown["version"], shown["tags"], list(shown["versions"])) == ("v2", ["task=sst2", "v2"], ["v1", "v2"])

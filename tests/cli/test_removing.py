@@ -55,6 +55,13 @@ def test_an_alias_moves_only_from_where_it_is_expected(run, two):
     assert run("alias", "me/x@v1", "prod", "--expect", "none").exit_code == 0
 
 
+def test_a_rename_to_the_same_name_says_so(run, two):
+    name = run("list", "--quiet").stdout.split()[0]
+    done = run("rename", name, name)
+    assert done.exit_code == 0
+    assert "It has that name already." in done.stderr
+
+
 def test_a_renamed_delta_is_found_under_both_names_and_the_old_one_says_so(run, run_json, two):
     assert run_json("rename", "me/x", "me/y") == {"reference": "local:me/y", "before": "me/x"}
     pulled = run("pull", "me/x")
