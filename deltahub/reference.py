@@ -162,6 +162,9 @@ def check_alias(text: str) -> str:
         ReferenceSyntaxError: it is not well formed, or means something else already.
     """
     lower = text.lower()
+    if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", lower):
+        msg = f"{text!r} cannot be an alias: it would pass for a commit or a digest, by which others pin what they use."
+        raise ReferenceSyntaxError(msg)
     if re.fullmatch(r"v[0-9]+", lower) or lower.startswith("sha256") or lower in (LATEST, MAIN):
         msg = f"{text!r} cannot be an alias: 'v1', 'v2', ..., 'sha256:...', 'latest' and 'main' have a meaning of their own."
         raise ReferenceSyntaxError(msg)

@@ -30,7 +30,7 @@ from deltahub.stores.base import object_key
 
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _AT_ONCE: Final = 2 << 20  # bytes that are held in memory: each step to a thread and back costs as much as reading them
-_REVALIDATE: Final = "no-cache"  # a branch may move
+_REVALIDATE: Final = "private, no-cache"  # a branch may move
 
 
 def resolve(request: Request) -> Response:

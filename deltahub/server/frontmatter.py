@@ -1,4 +1,8 @@
-"""The front matter of a model card: what the author says of a model, as YAML between two lines of ``---``."""
+"""The front matter of a model card: what the author says of a model, as YAML between two lines of ``---``.
+
+What comes out is what JSON and any client can hold. YAML can mean more: a few lines with aliases are gigabytes, a number may have more
+digits than can be printed, and a text half a character.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,13 @@ import re
 from typing import Any, Final
 
 import yaml
-from yaml.composer import ComposerError
-from yaml.events import AliasEvent
 
 LARGEST: Final = 64 << 10  # bytes of a card that are looked at
 _HEAD: Final = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
-
-
-class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
-    """Values and nothing else: aliases could make a few lines into gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse an alias."""
-        if self.check_event(AliasEvent):
-            event = self.peek_event()
-            raise ComposerError(None, None, "aliases are not read", event.start_mark)
-        return super().compose_node(parent, index)
+_DEEPEST: Final = 40  # lists and mappings within each other; more would also be slow to read
+_LARGEST_NUMBER: Final = 1 << 64
+# The parser in C takes milliseconds where the other one takes seconds, with a thread of the hub and Python's lock.
+_LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -32,31 +27,57 @@ def front_matter(card: str) -> dict[str, Any]:
         ValueError: it is no YAML, or no mapping.
     """
     found = _HEAD.match(card[:LARGEST])
-    if not found:
-        return {}
+    return read_yaml(found[1]) if found else {}
+
+
+def read_yaml(text: str) -> dict[str, Any]:
+    """The keys and values of a YAML text, as JSON can hold them.
+
+    Raises:
+        ValueError: it is no YAML that is read here, or no mapping.
+    """
     try:
-        value = yaml.load(found[1], Loader=_PlainLoader)  # noqa: S506  (a SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        msg = " ".join(str(error).split())[:300]
+        _refuse_bombs(text)
+        value = yaml.load(text, Loader=_LOADER)  # noqa: S506  (a SafeLoader)
+        found = _plain({} if value is None else value)
+    except Exception as error:  # the values of a SafeLoader fail in ways of their own: KeyError, IndexError, ...
+        msg = " ".join(str(error).split())[:300] or "a value is not what its tag says"
         raise ValueError(msg) from error
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
+    if not isinstance(found, dict):
         msg = "expected keys with values"
         raise ValueError(msg)  # noqa: TRY004  (the text is wrong, not the call)
-    return {str(key): _plain(entry) for key, entry in value.items()}
+    return found
+
+
+def _refuse_bombs(text: str) -> None:
+    """Check that a text stands for no more than it holds, before anything is built of it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.AliasEvent):
+            msg = "aliases are not read"
+            raise ValueError(msg)  # noqa: TRY004  (the text is wrong, not the call)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            msg = f"it nests more than {_DEEPEST} levels deep"
+            raise ValueError(msg)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {_text(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | set):
         return [_plain(entry) for entry in value]
     if isinstance(value, float) and value - value != 0:  # infinite, or no number
         return str(value)
+    if isinstance(value, int) and abs(value) >= _LARGEST_NUMBER:
+        return hex(value)
     if isinstance(value, dt.date):
         return value.isoformat()
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+    return value if value is None or isinstance(value, int | float | bool) else _text(value)
+
+
+def _text(value: Any) -> str:
+    return str(value).encode(errors="replace").decode()
 
 
 def texts(value: Any) -> list[str]:

@@ -6,6 +6,7 @@
     OwnNames          by which names the hub may be called      shield.py
     Limits            sizes of head and body, slow bodies       limits.py
     Browsers          a sign-in that lasts, errors as pages     pages/browsers.py
+    OwnPages          no change for pages of other sites        shield.py
     Authentication    who calls, and how often                  authentication.py
 
 All of it is plain ASGI, so that bodies and answers stream through.
@@ -23,7 +24,7 @@ from deltahub.server.observing import Observing
 from deltahub.server.pages.browsers import Browsers
 from deltahub.server.paths import AsSent
 from deltahub.server.settings import Settings
-from deltahub.server.shield import OwnNames, SecurityHeaders
+from deltahub.server.shield import OwnNames, OwnPages, SecurityHeaders
 from deltahub.server.tokens import Tokens
 from deltahub.stores.base import Store
 
@@ -43,5 +44,6 @@ def guards(store: Store, settings: Settings, metrics: Metrics) -> list[Middlewar
         Middleware(OwnNames, settings),
         Middleware(Limits, settings),
         Middleware(Browsers),
+        Middleware(OwnPages, settings),
         Middleware(Authentication, KnownTokens(Tokens(store)), settings),
     ]

@@ -12,6 +12,9 @@ from deltahub.server.refusals import Refusal
 from deltahub.server.settings import Settings
 
 _PRINTABLE: Final = re.compile(rb"[!-~]*")
+# Bodies that go to the disk as they come; any other is held in memory, so no name of a repository may pass for one of these.
+_FILE: Final = re.compile(r"/[^/]+/[^/]+\.git/info/lfs/objects/.+")
+_COMMIT: Final = re.compile(r"/api/models/[^/]+/[^/]+/commit/[^/]+")
 _LONGEST_PATH: Final = 8192  # bytes, with the query
 _SLOWEST: Final = 1024.0  # bytes a second that a body must bring on average
 
@@ -44,9 +47,11 @@ class Limits:
 
     def _most(self, scope: Scope) -> int:
         """Bytes that the body of a request may have."""
-        if scope["method"] == "PUT" and not scope["path"].startswith("/api/"):
+        if scope["method"] == "PUT" and _FILE.fullmatch(scope["path"]):
             return self._settings.max_file
-        return self._settings.max_commit if "/commit/" in scope["path"] else self._settings.max_body
+        if scope["method"] == "POST" and _COMMIT.fullmatch(scope["path"]):
+            return self._settings.max_commit
+        return self._settings.max_body
 
     def _check_head(self, scope: Scope, most: int) -> None:
         if len(scope["headers"]) > self._settings.max_header_count:

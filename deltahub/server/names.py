@@ -10,7 +10,7 @@ from deltahub.server.refusals import Refusal
 
 _PATH: Final = re.compile(r"[^/\\\x00-\x1f\x7f]{1,255}(/[^/\\\x00-\x1f\x7f]{1,255}){0,31}")
 _REORDERING: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # makes a name look like another one
-_LONGEST: Final = 1024
+LONGEST: Final = 1024  # letters of a path
 _OWN: Final = ".deltahub-"  # files of the cache beside those of a delta
 
 
@@ -21,7 +21,7 @@ def check_path(path: str) -> str:
         Refusal: it cannot.
     """
     parts = path.split("/")
-    well_formed = len(path) <= _LONGEST and _PATH.fullmatch(path) and not {".", ".."}.intersection(parts)
+    well_formed = len(path) <= LONGEST and _PATH.fullmatch(path) and not {".", ".."}.intersection(parts)
     if not well_formed or not _encodes(path) or _REORDERING.search(path) or any(part != part.strip() for part in parts):
         rule = "parts with '/' between them, none of them '.' or '..', without '\\', control characters and spaces at an end"
         raise Refusal(400, f"{path[:100]!r} cannot be the path of a file: expected {rule}.")

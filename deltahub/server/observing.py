@@ -21,7 +21,7 @@ NOTES: Final = "deltahub.notes"  # where a route leaves what the audit log shoul
 _NO_ANSWER: Final = 499  # its reader went away
 _LONGEST: Final = 200  # characters of what a client says about itself
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-# Requests that change nothing, though they are sent with POST.
+# Routes that change nothing, though requests come with POST. The route tells: the path holds names that users chose.
 _ASKING: Final = ("/preupload/", "/paths-info/", "/validate-yaml", "/objects/batch", "/verify")
 
 
@@ -77,7 +77,7 @@ class Observing:
         agent = Headers(scope=scope).get("user-agent", "")[:_LONGEST]
         more = {"seconds": round(seconds, 4), "received": seen.received, "sent": seen.sent, "agent": agent}
         ACCESS.log(_level(seen.status), "", extra={FACTS: {**facts, **more}})
-        if scope["method"] not in _READING and not any(part in scope["path"] for part in _ASKING):
+        if scope["method"] not in _READING and not any(part in route for part in _ASKING):
             AUDIT.info("", extra={FACTS: {**facts, **scope[NOTES]}})
 
 

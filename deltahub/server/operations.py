@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from deltahub.schema import parse
 from deltahub.server.decoding import Content
+from deltahub.server.names import LONGEST
 from deltahub.server.refusals import Refusal
 
 _CONTENT: Final = re.compile(rb'"content"\s*:\s*"')  # in JSON, these letters cannot stand inside of a text
@@ -186,6 +187,8 @@ class Parser:
             self.found.parent = _text(value, "parentCommit") or None
             return
         path = _text(value, "path")
+        if len(path) > LONGEST:  # here already: many of them are held at once
+            raise Refusal(400, f"A path of the commit has {len(path):,} letters; {LONGEST:,} are the most.")
         if key == "file":
             if content is None or value.get("encoding", "base64") != "base64" or "content" not in value:
                 raise Refusal(400, f"The file {path!r} of the commit has no content in base64.")

@@ -99,7 +99,10 @@ class Repository:
             raise _no_revision(self.path, revision, "nothing was committed yet")
         if name == MAIN:
             return document.latest
-        if _COMMIT.fullmatch(name) and name not in {*document.branches, *document.aliases}:
+        names = {*document.branches, *document.aliases}
+        if _COMMIT.fullmatch(name) and (
+            len(name) >= DIGITS or name not in names
+        ):  # a whole id means one commit for ever
             found = [key for key, entry in document.versions.items() if entry.digest[7:].startswith(name)]
             if len(found) == 1:
                 return found[0]
@@ -184,10 +187,17 @@ def find_repository(request: Request, asked: str, *, write: bool = False) -> Rep
 
 
 def lookup(state: State, path: str) -> Repository | None:
-    """A repository by its name, whoever asks; None if there is none."""
-    document, _ = state.registry.read(path)
-    path = document.name if document else path
+    """A repository by its name, whoever asks; None if there is none.
+
+    What is private has its record before its first version, and until its last version is gone: so the record is read before the
+    document, and where there was none, again after it.
+    """
     record = state.records.find(path)
+    document, _ = state.registry.read(path)
+    if document and document.name != path:
+        return lookup(state, document.name)
+    if record is None and document and document.versions:
+        record = state.records.find(path)
     if record is None and (document is None or not document.versions):
         return None
     return Repository(path, document or ReferenceDocument(path), record, state)

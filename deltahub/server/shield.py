@@ -1,4 +1,6 @@
-"""Middleware for browsers: names by which the hub may be called, and headers that keep its answers from being misused."""
+"""Middleware for browsers: names by which the hub may be called, pages from which it may be changed, and headers that keep its answers from
+being misused.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from deltahub.server.settings import Settings
 
 # Files that users pushed are never taken for pages of the hub; the pages themselves set a policy of their own.
 _HEADERS: Final = {
+    "Cache-Control": "private, no-cache",  # what one caller may see is kept for no other
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -20,6 +23,7 @@ _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+_SAFE: Final = ("GET", "HEAD", "OPTIONS")
 _HSTS: Final = "max-age=31536000"
 
 
@@ -69,6 +73,43 @@ class OwnNames:
             await Refusal(421, message).answer()(scope, receive, send)
             return
         await self.app(scope, receive, send)
+
+
+class OwnPages:
+    """Refuses what the page of another site lets a browser change: a hub where nobody needs a token trusts whoever reaches it.
+
+    Requests with a token of their own are not the browser's doing: no other site's page can add one.
+
+    Args:
+        app: what handles the requests.
+        settings: `public_url`, another name of this hub's own pages.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on if it reads, or comes from no other site."""
+        headers = Headers(scope=scope)
+        writes = scope["type"] == "http" and scope["method"] not in _SAFE
+        if writes and "authorization" not in headers and is_foreign(headers, self._settings.public_url):
+            message = "This was sent from another site. Open the hub's own page and repeat it there, or send a token."
+            await Refusal(403, message).answer()(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
+def is_foreign(headers: Headers, public_url: str | None) -> bool:
+    """Whether a browser says that a request was made by a page of another site; other programs say nothing."""
+    origin = headers.get("origin")
+    if origin is None:
+        return headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
+    own = {headers.get("host"), urlsplit(public_url or "").netloc} - {"", None}
+    try:
+        return urlsplit(origin).netloc not in own
+    except ValueError:
+        return True
 
 
 def _host(scope: Scope) -> str:

@@ -155,7 +155,7 @@ def paths_info(request: Request, fields: dict[str, list[str]]) -> Response:
             found.append(_file(files[path]))
         elif path in folders:
             found.append(_folder(path, folders[path]))
-    if fields.get("expand", ["false"])[0].lower() == "true":
+    if "true" in [text.lower() for text in fields.get("expand", ())]:
         _add_last_commits(repository, commit, found)
     return JSONResponse(found)
 

@@ -57,10 +57,25 @@ def test_a_body_without_a_length_is_counted_while_it_comes():
 
 def test_a_commit_and_a_file_have_limits_of_their_own():
     hub = client(max_body=10, max_commit=100, max_file=1000)
-    assert hub.post("/api/models/x/commit/main", content=b"x" * 100).status_code == 200
-    assert hub.post("/api/models/x/commit/main", content=b"x" * 101).status_code == 413
-    assert hub.put("/echo", content=b"x" * 1000).status_code == 200
-    assert hub.put("/echo", content=b"x" * 1001).status_code == 413
+    assert hub.post("/api/models/x/y/commit/main", content=b"x" * 100).status_code == 200
+    assert hub.post("/api/models/x/y/commit/main", content=b"x" * 101).status_code == 413
+    assert hub.put("/x/y.git/info/lfs/objects/z", content=b"x" * 1000).status_code == 200
+    assert hub.put("/x/y.git/info/lfs/objects/z", content=b"x" * 1001).status_code == 413
+    assert hub.put("/echo", content=b"x" * 11).status_code == 413
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/api/models/x/commit/preupload/main",
+        "/api/models/commit/commit/tag/main",
+        "/commit/x.git/info/lfs/objects/batch",
+        "/api/models/commit/x.git/info/lfs/objects/batch",
+    ],
+)
+def test_no_name_of_a_repository_makes_room_for_a_larger_body(target):
+    hub = TestClient(build_app(Registry(MemoryStore()), Settings(max_body=10)))
+    assert hub.post(target, content=b" " * 11).status_code == 413
 
 
 @pytest.mark.parametrize("length", ["-1", "1e9", "0x10", "9" * 30, "10, 10", "+5", "\u00b2"])
@@ -174,12 +189,35 @@ def test_a_hub_answers_to_its_own_names_only():
         assert hub.get("/caller", headers={"Host": host}).status_code == 421
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://["},
+        {"Origin": "http://testserver.evil.example"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_no_page_of_another_site_changes_a_hub_that_asks_for_no_token(told):
+    hub = TestClient(build_app(Registry(MemoryStore()), Settings(anonymous="write")))
+    made = {"name": "ner", "organization": "acme"}
+    answer = hub.post("/api/repos/create", json=made, headers=told)
+    assert (answer.status_code, "another site" in answer.json()["error"]) == (403, True)
+    assert hub.get("/api/models").json() == []
+    own = {"Origin": "http://testserver", "Sec-Fetch-Site": "same-origin"}
+    assert hub.post("/api/repos/create", json=made, headers=own).status_code == 200
+    assert hub.post("/api/repos/create", json={**made, "name": "other"}).status_code == 200
+
+
 def test_every_answer_keeps_browsers_from_running_what_it_holds():
     for path in ("/caller", "/nothing", "/fail", "/healthz"):
         headers = client().get(path).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Content-Security-Policy"].startswith("default-src 'none'")
         assert headers["X-Frame-Options"] == "DENY"
+        assert headers["Cache-Control"] == "private, no-cache"
         assert "Set-Cookie" not in headers
         assert "Access-Control-Allow-Origin" not in headers
 

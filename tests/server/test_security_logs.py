@@ -98,6 +98,18 @@ def test_the_audit_log_says_which_repository_and_commit_though_the_address_does_
     assert secret[22:] not in log.text
 
 
+def test_no_name_of_a_repository_keeps_a_change_out_of_the_audit_log(log, store):
+    _, secret = Tokens(store).create("ada", "write")
+    client = TestClient(build_app(Registry(store)), headers={"Authorization": f"Bearer {secret}"})
+    client.post("/api/repos/create", json={"name": "verify-1", "organization": "preupload"})
+    client.post("/api/models/preupload/verify-1/commit/main", content=commit_body({"README.md": "# x"}))
+    client.post("/api/models/preupload/verify-1/preupload/main", json={"files": []})
+    assert [line["path"].rpartition("/")[0] for line in log.of(AUDIT)] == [
+        "/api/repos",
+        "/api/models/preupload/verify-1/commit",
+    ]
+
+
 def test_a_refused_change_is_in_the_audit_log_too(log, client):
     client.post("/write/acme", headers={"Authorization": "Bearer nothing"})
     client.post("/write/acme")

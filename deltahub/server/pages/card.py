@@ -14,17 +14,18 @@ from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
 import nh3
-import yaml
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markupsafe import Markup
-from yaml.events import AliasEvent
+
+from deltahub.server import frontmatter
 
 LARGEST: Final = 128 << 10  # bytes of a card that is rendered
-_LARGEST_HEAD: Final = 64 << 10
 _FIRST_HEADING: Final = 3  # of the page around it, the card is a part of a section
 _LAST_HEADING: Final = 6
+# Letters of the addresses and titles of all links: one line can define an address that thousands of short links stand for.
+_LONGEST_LINKS: Final = LARGEST
 _SCHEMES: Final = frozenset({"http", "https", "mailto"})
 _ALLOWED: Final = {
     "a": {"href", "title"},
@@ -74,6 +75,7 @@ def render_card(text: str, repository: str, revision: str, files: frozenset[str]
         "links": f"{repository}/blob/{revision}/",
         "pictures": f"{repository}/resolve/{revision}/",
         "files": files,
+        "left": _LONGEST_LINKS,
     }
     tokens = _MARKDOWN.parse(body, environment)
     _fit_headings(tokens)
@@ -103,25 +105,13 @@ def front_matter(head: str) -> tuple[tuple[tuple[str, str], ...], str]:
     """The facts of a front matter as text, and what is wrong with it."""
     if not head.strip():
         return (), ""
-    if len(head) > _LARGEST_HEAD:
-        return (), f"it has {len(head):,} characters; {_LARGEST_HEAD:,} are read"
+    if len(head) > frontmatter.LARGEST:
+        return (), f"it has {len(head):,} characters; {frontmatter.LARGEST:,} are read"
     try:
-        found = yaml.load(head, Loader=_PlainLoader)  # noqa: S506  (a SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        return (), f"it is not YAML that can be read here ({str(error).splitlines()[0]})"
-    if not isinstance(found, dict):
-        return (), "it holds no keys"
-    return tuple((str(key), _as_text(value)) for key, value in found.items()), ""
-
-
-class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
-    """Safe YAML without aliases, by which a few lines could stand for gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, "aliases are not read", event.start_mark)
-        return super().compose_node(parent, index)
+        found = frontmatter.read_yaml(head)
+    except ValueError as error:
+        return (), f"it is not YAML that can be read here ({error})"
+    return tuple((key, _as_text(value)) for key, value in found.items()), ""
 
 
 def _as_text(value: Any) -> str:
@@ -164,25 +154,31 @@ def address(target: str, files: str) -> str | None:
     return None if ".." in steps else files + quote("/".join(steps), safe="/%")
 
 
-def _link(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: Mapping[str, Any]) -> str:
+def _link(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: dict[str, Any]) -> str:
     token = tokens[at]
-    href = address(str(token.attrGet("href") or ""), env["links"])
+    href = _within(env, str(token.attrGet("href") or ""), env["links"], str(token.attrGet("title") or ""))
     if href is None:
-        token.attrs.pop("href", None)
+        token.attrs.clear()
     else:
         token.attrSet("href", href)
     return renderer.renderToken(tokens, at, options, env)  # type: ignore[arg-type]
 
 
-def _image(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: Mapping[str, Any]) -> str:
+def _image(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: dict[str, Any]) -> str:
     token = tokens[at]
-    source = address(str(token.attrGet("src") or ""), env["pictures"])
+    source = _within(env, str(token.attrGet("src") or ""), env["pictures"])
     words = renderer.renderInlineAsText(token.children or [], options, env)  # type: ignore[arg-type]
     if source is not None and urlsplit(source).scheme:
         return f'<a href="{_escaped(source)}">{_escaped(words or "picture")} (a picture from elsewhere)</a>'
     if source is None or unquote(source.removeprefix(env["pictures"])) not in env["files"]:
         return _escaped(words)
     return f'<img src="{_escaped(source)}" alt="{_escaped(words)}">'
+
+
+def _within(env: dict[str, Any], target: str, files: str, title: str = "") -> str | None:
+    """Where a link leads, as long as those of the card are not too long altogether: see `address`."""
+    env["left"] -= len(target) + len(title)
+    return address(target, files) if env["left"] >= 0 else None
 
 
 def _table(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: Mapping[str, Any]) -> str:

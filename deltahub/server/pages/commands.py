@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,7 +36,8 @@ def commands(found: Found, hub: str) -> list[Command]:
     """
     name, version = found.document.name, found.version
     folder = f"./{name.partition('/')[2]}"
-    backbone = backbone_name(found.manifest.config) or "BACKBONE"
+    # Quoted: whoever copies a command must not run what somebody wrote into a config.
+    backbone = shlex.quote(" ".join(backbone_name(found.manifest.config).split()) or "BACKBONE")
     download = f"HF_ENDPOINT={hub} hf download {name} --revision {version} --local-dir {folder}"
     if any(entry.path == _PEFT for entry in found.manifest.files):
         return [

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,11 +20,16 @@ from deltahub.server.pages.drawing import by_series, plot
 from deltahub.server.pages.norms import ModuleNorm, module_norms
 from deltahub.server.pages.reading import content_of, repository_of, version_of
 from deltahub.server.pages.rendering import page, size
+from deltahub.server.state import state_of
 
 LARGEST: Final = 64 << 20  # bytes of weights that are read for a plot
 LINES: Final = 8  # in a plot; the others are in the table
 _ROWS: Final = 2000  # of the table
 _KEPT: Final = 256  # versions whose norms are kept
+_TURN: Final = "-/norms"  # no repository is called so
+
+Handler = Callable[[Request], Response]
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,10 @@ class Norms:
 
 
 class NormCache:
-    """Norms by the digest of the weights and the scale; one version is read at a time, so that memory stays bounded."""
+    """Norms by the digest of the weights and the scale; one version is read at a time, so that memory stays bounded.
+
+    The pages wait for their turn before they take a thread (`in_turn`), so that many who look at plots leave threads to all others.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -64,6 +74,16 @@ class NormCache:
 
 
 _CACHE: Final = NormCache()
+
+
+def in_turn(handler: Handler) -> Endpoint:
+    """An endpoint that reads norms, one request after the other; who waits holds no thread."""
+
+    async def endpoint(request: Request) -> Response:
+        async with state_of(request).turns.of(_TURN):
+            return await run_in_threadpool(handler, request)
+
+    return endpoint
 
 
 def layers(request: Request) -> Response:

@@ -1,7 +1,7 @@
 """How much a delta changes each module: one norm per module, read from its tensors without torch.
 
 A low-rank pair counts as what it adds to a weight, ``||s B A||`` (Frobenius); anything else as the norm of all its values. The
-product is never made: ``||B A||^2 = sum((B'B) * (A A'))``, which are small.
+product is not made: ``||B A||^2 = sum((B'B) * (A A'))``, which are small; only where the product is smaller still, it is.
 """
 
 from __future__ import annotations
@@ -147,6 +147,10 @@ def _product(pair: tuple[Any, Any]) -> float:
 
     with np.errstate(all="ignore"):  # values that are not finite give a norm that is not
         down, up = (values.astype(np.float64) for values in pair)
+        if (
+            down.shape[0] ** 2 > up.shape[0] * down.shape[1]
+        ):  # of no low rank at all: what it adds is the smaller matrix
+            return _square(up @ down)
         return max(0.0, float(np.sum((up.T @ up) * (down @ down.T))))
 
 

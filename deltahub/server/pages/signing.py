@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -15,6 +15,7 @@ from starlette.responses import RedirectResponse, Response
 from deltahub.server.pages.browsers import COOKIE
 from deltahub.server.pages.rendering import HEADERS, THEME_COOKIE, THEMES, page
 from deltahub.server.refusals import Refusal
+from deltahub.server.shield import is_foreign
 from deltahub.server.state import state_of
 
 _LARGEST: Final = 8 << 10  # bytes of a form
@@ -87,8 +88,6 @@ async def _own_form(request: Request) -> dict[str, str]:
 
 
 def _is_own(request: Request) -> bool:
-    origin = request.headers.get("origin")
-    if origin is None:
-        return request.headers.get("sec-fetch-site") == "same-origin"
-    own = {request.headers.get("host"), urlsplit(state_of(request).base_url(request)).netloc}
-    return origin != "null" and urlsplit(origin).netloc in own
+    headers = request.headers
+    named = "origin" in headers or headers.get("sec-fetch-site") == "same-origin"
+    return named and not is_foreign(headers, state_of(request).settings.public_url)

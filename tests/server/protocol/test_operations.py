@@ -118,3 +118,9 @@ def test_what_is_no_commit_is_refused(tmp_path, lines, status, said):
     with pytest.raises(Refusal) as caught:
         parsed(tmp_path, lines, largest=1024)
     assert (caught.value.status, said in caught.value.message) == (status, True), caught.value.message
+
+
+def test_a_path_that_no_file_can_have_is_not_kept_until_all_of_the_commit_is_there(tmp_path):
+    for key, more in (("deletedFile", {}), ("lfsFile", {"oid": OID}), ("deletedFolder", {})):
+        with pytest.raises(Refusal, match="1,025 letters; 1,024 are the most"):
+            parsed(tmp_path, body_of(line(key, path="x" * 1025, **more)))
