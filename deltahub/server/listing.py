@@ -75,7 +75,11 @@ def _all(request: Request, state: State) -> Iterator[Facts]:
         return caller.may_read(path.partition("/")[0], private=path in hidden)
 
     committed = set[str]()
-    for listed in state.index.search(Query(text=search))[0]:
+    found_now = state.index.search(Query(text=search))[0]
+    hidden |= (
+        state.records.private()
+    )  # what was made since then is in the index; what was deleted since then, still in `records`
+    for listed in found_now:
         committed.add(listed.name)
         if visible(listed.name):
             yield _listed(listed, records.get(listed.name), private=listed.name in hidden)

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from deltahub.registry.registry import Registry
 from deltahub.server.app import build_app
+from deltahub.server.records import Records
 from deltahub.server.settings import Settings
 from deltahub.server.tokens import Tokens
 from deltahub.stores.base import object_key
@@ -225,6 +226,50 @@ def test_a_namespace_that_takes_pickles_takes_them(tmp_path):
     hub = Hub(tmp_path, pickle_namespaces=("acme",))
     assert upload(hub, "pytorch_model.bin", pickle.dumps([1])).status_code == 200
     assert inline(hub, "training_args.bin", pickle.dumps([2])).status_code == 200
+
+
+# ----- what is pinned, and what changes while it is looked at -----
+
+
+def test_nothing_else_is_called_as_a_commit_is(hub):
+    first = hub.acme.get("/api/models/acme/ner").json()["sha"]
+    assert inline(hub, "README.md", b"# another").status_code == 200
+    assert hub.acme.post("/api/models/acme/ner/tag/main", json={"tag": first}).status_code == 400
+    assert hub.acme.post(f"/api/models/acme/ner/branch/{first}", json={}).status_code == 400
+    registry = Registry(hub.store)
+    registry.update(
+        "acme/ner", lambda document: document.with_alias(first, document.latest, "2026-01-01T00:00:00Z", "x")
+    )
+    assert hub.acme.get(f"/acme/ner/resolve/{first}/README.md").text == "# ner"
+
+
+def test_what_is_private_stays_so_while_it_is_deleted_and_while_it_is_made(hub, monkeypatch):
+    stranger, reads = hub.client(), {"deleted": Registry.read, "made": Records.find}
+    made = {"name": "secret-new", "organization": "acme", "visibility": "private"}
+
+    def delete() -> None:
+        body = {"name": "secret-plan", "organization": "acme"}
+        assert hub.acme.request("DELETE", "/api/repos/delete", json=body).status_code == 200
+
+    def make() -> None:
+        assert hub.acme.post("/api/repos/create", json=made).status_code == 200
+        body = commit_body({"README.md": "# new"})
+        assert hub.acme.post("/api/models/acme/secret-new/commit/main", content=body).status_code == 200
+
+    for name, happens, owner, method in (
+        ("secret-plan", delete, Registry, "read"),
+        ("secret-new", make, Records, "find"),
+    ):
+        read = reads["deleted" if owner is Registry else "made"]
+
+        def meanwhile(self, path, read=read, happens=happens, owner=owner, method=method):
+            found = read(self, path)
+            monkeypatch.setattr(owner, method, read)
+            happens()
+            return found
+
+        monkeypatch.setattr(owner, method, meanwhile)
+        assert stranger.get(f"/acme/{name}/resolve/main/README.md").status_code == 401
 
 
 # ----- what errors give away -----

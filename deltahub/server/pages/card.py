@@ -167,7 +167,7 @@ def _link(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any
 def _image(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: dict[str, Any]) -> str:
     token = tokens[at]
     source = _within(env, str(token.attrGet("src") or ""), env["pictures"])
-    words = renderer.renderInlineAsText(token.children or [], options, env)  # type: ignore[arg-type]
+    words = renderer.renderInlineAsText(token.children or [], options, env)
     if source is not None and urlsplit(source).scheme:
         return f'<a href="{_escaped(source)}">{_escaped(words or "picture")} (a picture from elsewhere)</a>'
     if source is None or unquote(source.removeprefix(env["pictures"])) not in env["files"]:

