@@ -12,7 +12,7 @@ from deltahub.manifest import FileEntry, Manifest
 from deltahub.reference import Reference
 from tests.server.pages.test_card import EVIL
 
-BAD = "<img src=x onerror=alert(1)>\"'><script>alert(2)</script>{{7*7}}"
+BAD = "<img src=x onerror=alert(1)>\"'><script>alert(2)</script>{{7919*7907}}"
 TURNED = "\u202egnp.exe\u200b\x1b[31m"
 
 
@@ -96,7 +96,7 @@ def test_nothing_that_was_pushed_runs(visit, pages, hostile):
             "[...document.querySelectorAll('main *')].flatMap(e => [...e.attributes].map(a => a.name)).filter(n => n.startsWith('on') || n === 'style')"
         )
         assert attributes == [], path
-        assert "49" not in page.locator("main").inner_text() or "{{7*7}}" in page.locator("main").inner_text(), path
+        assert str(7919 * 7907) not in page.locator("main").inner_text(), path
     assert all(url.startswith(pages.url) for url in asked)
 
 
