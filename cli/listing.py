@@ -1,21 +1,17 @@
-"""list, show and log."""
+"""list."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import JsonOpt, QuietOpt, RefArg, SourceOpt, TagsOpt, split_tags
+from .options import JsonOpt, QuietOpt, SourceOpt, TagsOpt, split_tags
 from .output import Output, print_json, size_text
 
 if TYPE_CHECKING:
-    from deltahub.manifest import Manifest
-    from deltahub.registry.document import ReferenceDocument
-    from deltahub.registry.entries import Move, Version
     from deltahub.registry.index import Listed
     from deltahub.registry.query import Query
 
@@ -141,7 +137,7 @@ def _row(entry: Listed) -> tuple[str, ...]:
         " ".join([entry.version[:_DIGITS], *aliases]),
         *([f"{entry.fit.level}: {entry.fit.detail}"] if entry.fit else []),
         str(entry.summary.get("delta_type", "")),
-        _metrics(entry.summary.get("metrics", {})),
+        metrics_text(entry.summary.get("metrics", {})),
         " ".join(entry.tags),
         str(entry.summary.get("backbone_checkpoint_name", "")),
         size_text(entry.summary["size"]) if "size" in entry.summary else "",
@@ -149,143 +145,8 @@ def _row(entry: Listed) -> tuple[str, ...]:
     )
 
 
-def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """Show everything that is known about a delta.
-
-    [dim]deltahub show DeltaHub/sst2-t5-base@champion[/dim]
-    """
-    from deltahub.hub.hub import Hub
-    from deltahub.reference import Reference
-
-    hub = Hub.open()
-    found = hub.resolve(Reference.parse(ref))
-    manifest, exact = found.manifest, found.reference
-    document = hub.source(exact.source).document(exact.path)
-    version = str(exact.version)
-    number, entry = _told(document, version, found.digest)
-    data: dict[str, Any] = {
-        "name": document.name,
-        "source": exact.source,
-        "version": version,
-        "digest": found.digest,
-        "time": entry.time,
-        "author": entry.author,
-        "message": entry.message,
-        "tags": entry.tags,
-        "aliases": dict(document.aliases),
-        "versions": {name: known.digest for name, known in document.versions.items()},
-        "removed": {name: asdict(gone) for name, gone in document.removed.items()},
-        "kind": manifest.kind,
-        "config": dict(manifest.config),
-        "parameters": dict(manifest.parameters),
-        "metrics": list(manifest.metrics),
-        "files": [asdict(file) for file in manifest.files],
-        "tensors": [asdict(tensor) for tensor in manifest.tensors],
-    }
-    if json:
-        print_json(data)
-        return
-    out = Output(as_json=json, quiet=quiet)
-    pointing = sorted(alias for alias, target in document.aliases.items() if target == number)
-    facts = [
-        ("delta", str(exact)),
-        ("digest", found.digest),
-        ("pushed", f"{entry.time} by {entry.author}{f': {entry.message}' if entry.message else ''}"),
-        ("aliases", " ".join(pointing) or "none"),
-        ("tags", " ".join(entry.tags) or "none"),
-        ("versions", " ".join(document.versions)),
-        *_content(manifest),
-        ("metrics", _metrics({m["metric_type"]: m["metric_value"] for m in manifest.metrics}) or "none"),
-    ]
-    out.rows(("", ""), facts, key=None)
-    out.rows(("file", "size", "sha256"), [(f.path, size_text(f.size), f.sha256) for f in manifest.files], key=None)
-
-
-def _told(document: ReferenceDocument, version: str, digest: str) -> tuple[str, Version]:
-    """What a source says of a version: by its number, or on a hub by its content or commit."""
-    from deltahub.registry.entries import Version
-
-    known = document.versions
-    if version in known:
-        return version, known[version]
-    same = [name for name, entry in known.items() if entry.digest in (digest, f"commit:{version}")]
-    return (same[-1], known[same[-1]]) if same else ("", Version(digest, "", "unknown"))
-
-
-def _content(manifest: Manifest) -> list[tuple[str, str]]:
-    """What a version holds, in words."""
-    from deltahub.manifest import FILES
-    from deltahub.naming import backbone_name
-    from deltahub.registry.summary import summary_of
-
-    config = manifest.config
-    if manifest.kind == FILES:
-        kind, total = str(summary_of(manifest)["delta_type"]), manifest.parameters["total"]
-        return [("files", kind), ("base model", backbone_name(config) or "unknown"), ("parameters", f"{total:,}")]
-    return [
-        ("method", str(config["delta_type"])),
-        ("modules", " ".join(config.get("modified_modules") or ())),
-        ("backbone", f"{backbone_name(config) or '?'} ({config.get('backbone_class') or '?'})"),
-        ("revision", str(config.get("backbone_revision", "unknown"))),
-        ("fingerprint", str(config.get("backbone_hash"))),
-        ("made from", "; ".join(_parent(parent) for parent in config.get("parents", ())) or "nothing else"),
-        ("license", str(config.get("metadata", {}).get("license", "unknown"))),
-        ("saved with", " ".join(_tools(config))),
-        ("parameters", f"{manifest.parameters['delta']:,} of the delta, {manifest.parameters['total']:,} in all"),
-    ]
-
-
-def _parent(parent: Mapping[str, str]) -> str:
-    """What a delta was made from, in words."""
-    origin = " ".join(parent[key] for key in ("format", "name", "digest") if key in parent)
-    return f"{parent['relation']} from {origin}"
-
-
-def _tools(config: Mapping[str, Any]) -> Iterator[str]:
-    """The releases that saved a delta, as far as it says."""
-    for tool in ("deltahub", "transformers", "torch"):
-        if version := config.get(f"{tool}_version"):
-            yield f"{tool} {version}"
-
-
-def log(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A delta: [source:]namespace/name.")],
-    json: JsonOpt = False,
-    quiet: QuietOpt = False,
-) -> None:
-    """Show the history of a delta, oldest first: pushes, and every move of an alias or tag.
-
-    [dim]deltahub log DeltaHub/sst2-t5-base[/dim]
-    """
-    from deltahub.hub.hub import Hub
-    from deltahub.reference import Reference
-
-    reference = Reference.parse(name)
-    _, document = Hub.open().document(reference)
-    document.resolve(reference.version)  # the log is of all versions, but one that is asked for must be there
-    if json:
-        print_json([asdict(move) for move in document.log])
-        return
-    rows = [
-        (m.time, m.author, m.action, m.what, f"{_brief(m.before)} -> {_brief(m.after)}", _why(document, m))
-        for m in document.log
-    ]
-    Output(as_json=json, quiet=quiet).rows(("time", "author", "action", "what", "change", "why"), rows, key=None)
-
-
-def _brief(what: str | None) -> str:
-    """What something pointed to; of a digest as much as tells it from others."""
-    return what[:19] if what and what.startswith("sha256:") else what or "-"
-
-
-def _why(document: ReferenceDocument, move: Move) -> str:
-    """The message of a push or of a removal."""
-    kept = document.versions.get(move.what) if move.action == "push" else None
-    gone = document.removed.get(move.what) if move.action == "remove" else None
-    return kept.message if kept else gone.message if gone else ""
-
-
-def _metrics(metrics: dict[str, Any]) -> str:
+def metrics_text(metrics: dict[str, Any]) -> str:
+    """Metrics for people: ``"accuracy=0.94 f1=0.9"``."""
     return " ".join(
         f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in metrics.items()
     )

@@ -203,5 +203,5 @@ def _installed() -> Any:
 
 
 def _not_elliptic(where: str, found: str) -> ConfigError:
-    msg = f"{where} holds a {found}; expected an elliptic key. Make one: openssl ecparam -name prime256v1 -genkey -noout -out KEY"
+    msg = f"{where} holds another kind of key ({found}), expected an elliptic key. Make one: openssl ecparam -name prime256v1 -genkey -noout -out KEY"
     return ConfigError(msg)

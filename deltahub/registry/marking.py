@@ -98,7 +98,7 @@ def undo(registry: Registry, path: str) -> tuple[ReferenceDocument, Move]:
         if taken is not None and move != taken:
             raise ConflictError(f"The last alias move of {document.name}", _said(taken), _said(move) if move else None)
         if move is None:
-            raise NotFoundError(f"A move of an alias of {document.name}", (f"{len(document.log)} entries of its log",))
+            raise NotFoundError(f"A move of an alias of {document.name}", ("its log",))
         if move.before is not None:
             document.resolve(move.before)
         taken = move

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from deltahub.address import nearest_names
 from deltahub.errors import IntegrityError, NotFoundError
 from deltahub.manifest import FileEntry, Manifest
+from deltahub.nearest import closest
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
@@ -123,7 +123,7 @@ class Reader:
 
     def unknown(self, path: str) -> NotFoundError:
         """The error of a name that is not there, with the nearest names."""
-        return NotFoundError(path, (self.place,), nearest_names(path, self.names()))
+        return NotFoundError(path, (self.place,), closest(path, self.names()))
 
     @property
     def place(self) -> str:

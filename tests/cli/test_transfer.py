@@ -78,6 +78,11 @@ def test_pull_of_an_unknown_name_lists_where_it_looked_and_the_nearest_names(run
     assert "The nearest names are: DeltaHub/sst2-t5-base." in done.stderr
 
 
+def test_the_nearest_names_are_whole_names_also_with_dots_in_them(run, ckpt):
+    run("push", ckpt, "acme/llama-3.1-sst2")
+    assert "The nearest names are: acme/llama-3.1-sst2." in run("pull", "acme/llama-sst2").stderr
+
+
 @pytest.mark.parametrize("version", ["v9", "champion", "sha256:0123456789abcdef"])
 def test_pull_of_an_unknown_version_names_those_that_there_are(run, ckpt, version):
     run("push", ckpt, "me/x", "--alias", "prod")

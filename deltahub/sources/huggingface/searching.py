@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -40,8 +40,8 @@ def search(
         StorageError: it refused.
     """
     if backbone is not None or query.sort in _UNKNOWN:
-        asked = "which backbone a delta fits" if backbone is not None else f"the {query.sort} of a delta"
-        msg = f"{calls.place} does not list {asked}. Pull the deltas, or search a registry."
+        wanted = "which backbone a delta fits" if backbone is not None else f"the {query.sort} of a delta"
+        msg = f"{calls.place} does not list {wanted}. Pull the deltas, or search a registry."
         raise ConfigError(msg)
     words = query.text.lower().split()
     kinds = [query.delta_type] if query.delta_type else []
@@ -73,11 +73,13 @@ def _models(calls: Calls, asked: Mapping[str, Any]) -> Iterator[ModelInfo]:
     from huggingface_hub.hf_api import ModelInfo
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
+    make: Callable[..., ModelInfo] = ModelInfo  # whose __init__ has no types
+
     def ask(url: str, params: Mapping[str, Any] | None) -> tuple[list[ModelInfo], str | None]:
         answer = get_session().get(url, params=params, headers=calls.headers(), timeout=TIMEOUT)
         hf_raise_for_status(answer)
         try:
-            return [ModelInfo(**item) for item in answer.json()], answer.links.get("next", {}).get("url")
+            return [make(**item) for item in answer.json()], answer.links.get("next", {}).get("url")
         except (TypeError, ValueError) as error:
             msg = f"{calls.place} answers with no list of repos, so it is no hub of this protocol. Check its address."
             raise ConfigError(msg) from error
