@@ -62,12 +62,18 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         ("pushed", f"{entry.time} by {entry.author}{f': {entry.message}' if entry.message else ''}"),
         ("aliases", " ".join(pointing) or "none"),
         ("tags", " ".join(entry.tags) or "none"),
-        ("versions", " ".join(document.versions)),
+        ("versions", " ".join(_pointed(document, name) for name in document.versions)),
         *_content(manifest),
         ("metrics", metrics_text({m["metric_type"]: m["metric_value"] for m in manifest.metrics}) or "none"),
     ]
     out.rows(("", ""), facts, key=None)
     out.rows(("file", "size", "sha256"), [(f.path, size_text(f.size), f.sha256) for f in manifest.files], key=None)
+
+
+def _pointed(document: ReferenceDocument, version: str) -> str:
+    """A version and the aliases that point to it."""
+    aliases = sorted(alias for alias, target in document.aliases.items() if target == version)
+    return f"{version} ({', '.join(aliases)})" if aliases else version
 
 
 def _told(document: ReferenceDocument, version: str, digest: str) -> tuple[str, Version]:

@@ -197,7 +197,8 @@ def _check(text: str, rule: re.Pattern[str], what: str, expected: str) -> None:
         if strange
         else ""
     )
-    msg = f"{text!r} cannot be a {what}: expected {expected}.{seen}"
+    article = "an" if what.startswith(tuple("aeiou")) else "a"
+    msg = f"{text!r} cannot be {article} {what}: expected {expected}.{seen}"
     raise ReferenceSyntaxError(msg)
 
 

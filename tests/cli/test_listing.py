@@ -141,6 +141,14 @@ def test_show_tells_everything(run, run_json, three):
         assert word in text
 
 
+def test_show_tells_where_each_alias_points(run, three):
+    run("alias", "a/sst2-bert@v1", "champion")
+    run("alias", "a/sst2-bert@v1", "prod")
+    text = run("show", "a/sst2-bert").stdout
+    assert "aliases\tnone\n" in text  # of the version that is shown
+    assert "versions\tv1 (champion, prod) v2\n" in text
+
+
 def test_show_tells_what_a_delta_came_of(run, tmp_path):
     parents = [
         {"relation": "resumed", "digest": f"sha256:{'1' * 64}", "name": "local:a/b@v1"},
