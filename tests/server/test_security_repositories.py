@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from deltahub.registry.index import Index
 from deltahub.registry.registry import Registry
 from deltahub.server.app import build_app
 from deltahub.server.records import Records
@@ -270,6 +271,25 @@ def test_what_is_private_stays_so_while_it_is_deleted_and_while_it_is_made(hub, 
 
         monkeypatch.setattr(owner, method, meanwhile)
         assert stranger.get(f"/acme/{name}/resolve/main/README.md").status_code == 401
+
+
+@pytest.mark.parametrize("address", ["/", "/api/models"])
+def test_a_private_repository_that_is_made_while_a_list_is_read_is_not_in_it(hub, monkeypatch, address):
+    search = Index.search
+    made = {"name": "secret-new", "organization": "acme", "visibility": "private"}
+
+    def late(self, *arguments, **options):
+        monkeypatch.setattr(Index, "search", search)
+        assert hub.acme.post("/api/repos/create", json=made).status_code == 200
+        body = commit_body({"README.md": "# new"})
+        assert hub.acme.post("/api/models/acme/secret-new/commit/main", content=body).status_code == 200
+        return search(self, *arguments, **options)
+
+    monkeypatch.setattr(Index, "search", late)
+    answer = hub.client().get(address)
+    assert answer.status_code == 200
+    assert "acme/ner" in answer.text
+    assert "secret-new" not in answer.text
 
 
 # ----- what errors give away -----

@@ -486,6 +486,8 @@ def test_a_link_on_a_public_server_never_leads_behind_the_firewall(web, publishe
         ("::ffff:10.0.0.1", False),
         ("::ffff:169.254.169.254", False),
         ("2002:0a00:0001::1", False),
+        ("64:ff9b::10.0.0.1", False),
+        ("64:ff9b::8.8.8.8", True),
     ],
 )
 def test_an_address_is_public_if_everybody_can_reach_it(address, public):
@@ -501,6 +503,9 @@ def test_an_address_is_public_if_everybody_can_reach_it(address, public):
         ("a.local", False),
         ("[::1]", False),
         ("intra", False),
+        ("127.1", False),
+        ("0x7f.1", False),
+        ("2130706433", False),
     ],
 )
 def test_behind_a_proxy_the_name_of_a_host_tells(host, public):

@@ -161,7 +161,7 @@ def _link(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any
         token.attrs.clear()
     else:
         token.attrSet("href", href)
-    return renderer.renderToken(tokens, at, options, env)  # type: ignore[arg-type]
+    return renderer.renderToken(tokens, at, options, env)
 
 
 def _image(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: dict[str, Any]) -> str:

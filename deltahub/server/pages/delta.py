@@ -16,7 +16,7 @@ from deltahub.registry.query import Query
 from deltahub.registry.registry import Found
 from deltahub.server.pages.card import LARGEST, Card, render_card
 from deltahub.server.pages.commands import commands
-from deltahub.server.pages.reading import content_of, hidden_from, repository_of, version_of
+from deltahub.server.pages.reading import content_of, of_the_seen, repository_of, version_of
 from deltahub.server.pages.rendering import HEADERS, page
 from deltahub.server.state import state_of
 
@@ -99,8 +99,10 @@ def _alike(request: Request, found: Found) -> dict[str, Any]:
     fingerprint = found.manifest.config.get("backbone_hash")
     if not isinstance(fingerprint, str) or not fingerprint:
         return {"fingerprint": "", "lines": [], "total": 0}
-    asked = Query(fingerprint=fingerprint, hidden=hidden_from(request))
-    lines, total = state_of(request).index.search(asked, _ALIKE + 1)
+    index = state_of(request).index
+    lines, total = of_the_seen(
+        request, lambda hidden: index.search(Query(fingerprint=fingerprint, hidden=hidden), _ALIKE + 1)
+    )
     others = [line for line in lines if line.name != found.document.name]
     document = found.document
     own = document.versions[document.latest].summary.get("backbone_hash") == fingerprint

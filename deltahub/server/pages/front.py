@@ -14,7 +14,7 @@ from deltahub.errors import ConfigError
 from deltahub.registry.facets import Facet, facets
 from deltahub.registry.index import Listed
 from deltahub.registry.query import Query
-from deltahub.server.pages.reading import hidden_from
+from deltahub.server.pages.reading import of_the_seen
 from deltahub.server.pages.rendering import page, query
 from deltahub.server.state import state_of
 
@@ -67,10 +67,14 @@ class Line:
 def front(request: Request) -> Response:
     """The list of the newest versions of all deltas that the caller may see."""
     asked, at = _asked(request)
-    index, seen_by_caller = state_of(request).index, replace(asked, hidden=hidden_from(request))
-    lines, total = index.search(seen_by_caller, PER_PAGE, (at - 1) * PER_PAGE)
+    index = state_of(request).index
+
+    def ask(hidden: tuple[str, ...]) -> tuple[list[Listed], int, list[Facet]]:
+        seen = replace(asked, hidden=hidden)
+        return *index.search(seen, PER_PAGE, (at - 1) * PER_PAGE), facets(index, seen)
+
+    lines, total, found = of_the_seen(request, ask)
     pages = max(1, -(-total // PER_PAGE))
-    found = facets(index, seen_by_caller)
     chips = _chips(asked)
     return page(
         request,

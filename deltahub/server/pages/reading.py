@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from typing import TypeVar
 
 from starlette.requests import Request
 
@@ -14,6 +16,8 @@ from deltahub.server.refusals import ENTRY_NOT_FOUND, REPO_NOT_FOUND, Refusal
 from deltahub.server.repositories import Repository, find_repository, open_repository
 from deltahub.server.state import state_of
 from deltahub.stores.base import object_key
+
+T = TypeVar("T")
 
 
 def hidden_from(request: Request) -> tuple[str, ...]:
@@ -27,6 +31,23 @@ def hidden_from(request: Request) -> tuple[str, ...]:
         raise Refusal(401, "This hub shows nothing to callers without a token. Sign in with one that may read.")
     private = state_of(request).records.private()
     return tuple(name for name in private if not caller.may_read(name.partition("/")[0], private=True))
+
+
+def of_the_seen(request: Request, ask: Callable[[tuple[str, ...]], T]) -> T:
+    """What the index says of the deltas that the caller may see.
+
+    Args:
+        ask: asks it, given the names to leave out; again if one that is private was made while it was asked.
+
+    Raises:
+        Refusal: there is nothing that they may see.
+    """
+    hidden = hidden_from(request)
+    while True:
+        found, now = ask(hidden), hidden_from(request)
+        if {*now} <= {*hidden}:
+            return found
+        hidden = (*dict.fromkeys((*hidden, *now)),)
 
 
 def repository_of(request: Request, path: str | None = None) -> Repository:

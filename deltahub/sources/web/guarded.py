@@ -8,6 +8,7 @@ when it is checked and another when it is used. Through a proxy only the proxy k
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from requests import PreparedRequest, Response
 
+_TRANSLATED: Final = ipaddress.ip_network(
+    "64:ff9b::/96"
+)  # a gateway takes it to the IPv4 address at its end (RFC 6052)
 _LOCAL_NAMES: Final = ("localhost", ".localhost", ".local", ".internal", ".home.arpa")
 
 
@@ -56,6 +60,8 @@ def is_public(address: str) -> bool:
     """Whether an IP address can be reached from everywhere: not loopback, link-local, private or reserved."""
     found = ipaddress.ip_address(address.partition("%")[0])
     inner = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
+    if found in _TRANSLATED:
+        inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
     return (inner or found).is_global and not found.is_multicast
 
 
@@ -65,6 +71,10 @@ def looks_public(host: str) -> bool:
     try:
         return is_public(bare)
     except ValueError:
+        if re.fullmatch(
+            r"(0x[0-9a-f]*|[0-9]+)", bare.rpartition(".")[2]
+        ):  # an address in another writing, such as 127.1
+            return False
         return not (bare in _LOCAL_NAMES or bare.endswith(_LOCAL_NAMES[1:]) or "." not in bare)
 
 
