@@ -91,13 +91,14 @@ class OwnPages:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on if it reads, or comes from no other site."""
-        headers = Headers(scope=scope)
-        writes = scope["type"] == "http" and scope["method"] not in _SAFE
-        if writes and "authorization" not in headers and is_foreign(headers, self._settings.public_url):
+        if scope["type"] == "http" and scope["method"] not in _SAFE and self._is_foreign(Headers(scope=scope)):
             message = "This was sent from another site. Open the hub's own page and repeat it there, or send a token."
             await Refusal(403, message).answer()(scope, receive, send)
             return
         await self.app(scope, receive, send)
+
+    def _is_foreign(self, headers: Headers) -> bool:
+        return "authorization" not in headers and is_foreign(headers, self._settings.public_url)
 
 
 def is_foreign(headers: Headers, public_url: str | None) -> bool:
