@@ -186,6 +186,10 @@ class SaveLoadMixin(TensorFileMixin):
         if model_args:
             msg = f"from_finetuned takes no further positional arguments, got {model_args!r}. Pass them by name."
             raise ConfigError(msg)
+        if not isinstance(backbone_model, nn.Module):
+            found = type(backbone_model).__name__  # type: ignore[unreachable]
+            msg = f"backbone_model is of type {found}; expected a model of PyTorch. Load it first, e.g. with from_pretrained."
+            raise ConfigError(msg)
         delta = load(
             cls._class_for,
             finetuned_delta_path,

@@ -154,3 +154,10 @@ def test_a_published_delta_still_belongs_to_its_backbone(published):
 
     with untouched(backbone), pytest.raises(FingerprintMismatch):
         load("me/sst2", backbone)
+
+
+def test_the_name_of_a_backbone_is_not_taken_for_the_backbone():
+    with pytest.raises(
+        ConfigError, match=r"backbone_model is of type str; expected a model of PyTorch\. Load it first"
+    ):
+        AutoDeltaModel.from_finetuned("acme/ner", backbone_model="bert-base-uncased")
