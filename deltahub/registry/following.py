@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move
 from deltahub.registry.registry import Registry
 from deltahub.registry.renaming import rename
+
+
+def beginning(document: ReferenceDocument) -> tuple[str | None, Move]:
+    """The first name of a delta and the first entry of its log, which it has under whatever name and in whatever registry."""
+    return next((move.before for _, move in _renames(document)), document.name), document.log[0]
 
 
 def known_as(target: Registry, theirs: ReferenceDocument) -> ReferenceDocument | None:
@@ -45,7 +51,7 @@ def follow(target: Registry, theirs: ReferenceDocument) -> str:
         if move.before != mine.name or not move.after or move in mine.log:  # also by who is further ahead
             continue
         before = replace(theirs, name=mine.name, log=theirs.log[:place])
-        target.update(mine.name, lambda document, before=before: _brought(document, before))
+        target.update(mine.name, partial(_brought, theirs=before))
         mine = rename(target, _reference(mine.name), _reference(move.after), (move.time, move.author))
     return mine.name
 
@@ -56,8 +62,7 @@ def _brought(mine: ReferenceDocument, theirs: ReferenceDocument) -> ReferenceDoc
 
 
 def _same(mine: ReferenceDocument, theirs: ReferenceDocument) -> bool:
-    """Whether two documents are of one delta: it has one beginning."""
-    return mine.log[:1] == theirs.log[:1]
+    return beginning(mine) == beginning(theirs)
 
 
 def _renames(document: ReferenceDocument) -> list[tuple[int, Move]]:

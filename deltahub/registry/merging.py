@@ -28,12 +28,12 @@ def merged(mine: ReferenceDocument, theirs: ReferenceDocument, time: str, author
     """
     if theirs.name != mine.name:  # the delta was renamed here, which its log tells
         theirs = replace(theirs, name=mine.name, log=())
-    if theirs.log and theirs.log[: len(mine.log)] == mine.log:
-        return theirs
     for name, entry in theirs.versions.items():
         known = mine.versions.get(name) or mine.removed.get(name)
         if known and known.digest != entry.digest:
             raise ConflictError(f"{mine.name}@{name}", known.digest, entry.digest)
+    if theirs.log and theirs.log[: len(mine.log)] == mine.log:
+        return theirs
     found = mine
     for name, entry in theirs.versions.items():
         if name in found.versions:

@@ -15,7 +15,7 @@ from deltahub.files import scratch
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move
-from deltahub.registry.following import follow, known_as
+from deltahub.registry.following import beginning, follow, known_as
 from deltahub.registry.merging import merged
 from deltahub.registry.registry import Registry, ref_key
 from deltahub.registry.signatures import copy_signatures
@@ -74,7 +74,7 @@ class _Copying:
         self._source, self._target, self._progress = source, target, progress
         self._known = target.known_names()
         self._names: list[str] = []  # that lead to other deltas
-        self._copied: set[Move] = set()  # the first entries of the logs of deltas
+        self._copied: set[tuple[str | None, Move]] = set()  # the beginnings of deltas
         self._present = functools.cache(
             lambda: _present(target)
         )  # the objects there; none is listed where none is wanted
@@ -94,7 +94,7 @@ class _Copying:
         left: list[ReferenceDocument] = []
         for path in self._names:
             theirs, _ = self._source.current(path)
-            if theirs and theirs.log[0] not in self._copied:  # renamed since it was listed
+            if theirs and beginning(theirs) not in self._copied:  # renamed since it was listed
                 yield self._copy(replace(theirs, moving=None))
             name = self._source.stored(path)
             if name and name.moved_to:
@@ -115,7 +115,7 @@ class _Copying:
         size = _copy_objects(source, target, theirs, wanted, self._present() if wanted else set(), self._progress)
         changed = known_as(target, theirs) != mine
         copy_signatures(source, target, [entry.digest for entry in theirs.versions.values()])
-        self._copied.add(theirs.log[0])
+        self._copied.add(beginning(theirs))
         return Copied(path, tuple(name for name in theirs.versions if name not in mine.versions), changed, size)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from deltahub.errors import ConflictError, IntegrityError, NotFoundError, Storag
 from deltahub.reference import Reference
 from deltahub.registry.collection import collect
 from deltahub.registry.marking import set_alias, set_tags
+from deltahub.registry.merging import merged
 from deltahub.registry.mirror import copy
 from deltahub.registry.registry import REFS, Registry
 from deltahub.registry.removal import remove
@@ -106,6 +108,14 @@ def test_other_content_under_one_number_is_a_conflict_and_changes_nothing(source
     ):
         list(copy(source, target))
     assert (documents(target), objects(target)) == before
+
+
+def test_a_history_that_goes_on_from_here_with_other_content_is_a_conflict_too(source):
+    document = source.document("acme/ner")
+    forged = replace(document.versions["v2"], digest="sha256:" + "f" * 64)
+    theirs = replace(document, versions={**document.versions, "v2": forged}).with_alias("prod", "v3", "", "")
+    with pytest.raises(ConflictError, match="acme/ner@v2"):
+        merged(document, theirs, *source.stamp())
 
 
 def test_what_was_removed_in_the_target_stays_removed(source, target):
