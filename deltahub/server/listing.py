@@ -22,6 +22,7 @@ from deltahub.server.repositories import EMPTY, Commit, Repository, commit_id, o
 from deltahub.server.state import State, state_of
 from deltahub.server.trees import moment
 
+_LONGEST: Final = 200  # letters of a search: each word is a condition of its own
 _ORDERS: Final = {"createdAt": "created", "lastModified": "modified"}
 
 
@@ -70,6 +71,8 @@ def _all(request: Request, state: State) -> Iterator[Facts]:
     caller, records = caller_of(request), state.records.all()
     hidden = {path for path, record in records.items() if may_be_private(record)}
     search = request.query_params.get("search", "")
+    if len(search) > _LONGEST:
+        raise Refusal(400, f"A search has {_LONGEST} letters at most, got {len(search):,}. Search for less at once.")
 
     def visible(path: str) -> bool:
         return caller.may_read(path.partition("/")[0], private=path in hidden)

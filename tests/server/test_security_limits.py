@@ -107,6 +107,14 @@ def test_a_head_that_goes_on_and_on_is_cut_off():
                 raise ConnectionResetError
 
 
+def test_a_search_for_more_than_the_index_takes_at_once_is_no_error_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("DELTAHUB_CACHE", str(tmp_path))
+    hub = TestClient(build_app(Registry(MemoryStore())))
+    assert hub.get("/api/models?search=" + "a+" * 2000).status_code == 400
+    assert hub.get("/?q=" + "a+" * 2000).status_code == 200
+    assert hub.get("/?" + "&".join(f"tag={number}" for number in range(1001))).status_code == 200
+
+
 # ----- slow clients -----
 
 

@@ -20,6 +20,7 @@ from deltahub.server.state import state_of
 
 PER_PAGE: Final = 25
 _METRICS: Final = 3  # that a line shows
+_MOST_TAGS: Final = 32  # that are looked for at once
 _LONGEST: Final = 200  # letters of what is searched for
 SORTS: Final = (
     ("time", "Newest"),
@@ -103,7 +104,7 @@ def _asked(request: Request) -> tuple[Query, int]:
     given = request.query_params
     asked = Query(
         text=given.get("q", "").strip()[:_LONGEST],
-        tags=tuple(dict.fromkeys(filter(None, given.getlist("tag")))),
+        tags=tuple(dict.fromkeys(filter(None, given.getlist("tag"))))[:_MOST_TAGS],
         delta_type=given.get("type") or None,
         author=given.get("author") or None,
         backbone=given.get("backbone") or None,
