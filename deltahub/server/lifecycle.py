@@ -129,11 +129,20 @@ def move(request: Request, body: dict[str, Any]) -> Response:
     state = old.state
     if new == old.path:
         return JSONResponse({})
-    if namespace.lower() in RESERVED or (lookup(state, new) and lookup(state, new) != old):
-        raise Refusal(409, f"{new} is taken. Choose another name.")
+    there = lookup(state, new)
+    begun = there and not there.document.versions and old.document.versions and there.record == old.record  # and killed
+    if namespace.lower() in RESERVED or (there and there != old and not begun):
+        raise _taken(new)
     _refuse_twin(state, new)
-    if record := old.record:
-        state.records.change(new, lambda _: record)
+
+    def change(record: Record | None) -> Record:
+        assert old.record
+        if record not in (None, old.record):
+            raise _taken(new)
+        return old.record
+
+    if old.record:
+        state.records.change(new, change)
     if old.document.versions:
         try:
             rename(state.registry, _reference(old.path), _reference(new), stamp_of(request))
@@ -142,6 +151,10 @@ def move(request: Request, body: dict[str, Any]) -> Response:
             raise
     state.records.delete(old.path)
     return JSONResponse({})
+
+
+def _taken(name: str) -> Refusal:
+    return Refusal(409, f"{name} is taken. Choose another name.")
 
 
 def _reference(path: str) -> Reference:

@@ -8,6 +8,8 @@ import json
 import pytest
 import requests
 
+from deltahub.server.records import Records
+
 REPO = "acme/sst2"
 
 
@@ -199,6 +201,17 @@ def test_a_repository_is_not_moved_to_where_the_caller_may_not_write(hub, ask):
 def test_a_name_that_is_taken_is_not_moved_to(api, ask):
     api.create_repo("acme/other")
     assert ask("POST", "/api/repos/move", json={"fromRepo": REPO, "toRepo": "acme/other"}).status_code == 409
+
+
+def test_a_move_that_was_killed_before_the_delta_was_renamed_can_be_repeated(hub, ask, commit):
+    assert commit(file("a.txt")).status_code == 200
+    records = Records(hub.registry.store)
+    record = records.find(REPO)
+    records.change("acme/new", lambda _: record)
+
+    assert ask("POST", "/api/repos/move", json={"fromRepo": REPO, "toRepo": "acme/new"}).status_code == 200
+    assert hub.registry.document(REPO).name == "acme/new"
+    assert (records.find("acme/new"), records.find(REPO)) == (record, None)
 
 
 def test_what_this_hub_does_not_have_is_not_set(ask):
