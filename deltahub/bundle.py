@@ -49,14 +49,15 @@ def export_bundle(wanted: Iterable[tuple[Registry, Reference]], path: Path, *, h
         history: take all versions, aliases and moves of each delta.
 
     Raises:
-        NotFoundError: a registry has no such delta or version.
+        NotFoundError: a registry has no such delta or version, or all versions of it were removed.
         IntegrityError: a registry is damaged. Nothing was written.
         ConfigError: two registries have different deltas under one name.
     """
     documents: dict[str, tuple[Registry, ReferenceDocument]] = {}
     for registry, reference in wanted:
         document = registry.document(reference.path)
-        taken = document if history else part(document, document.resolve(reference.version))
+        version = document.resolve(reference.version)
+        taken = document if history else part(document, version)
         known = documents.get(document.name)
         if known and known[0] is not registry:
             msg = f"{document.name} is asked for from {known[0].name} and from {registry.name}. Export two bundles."
@@ -151,6 +152,8 @@ def _checked(
     reference = Reference.parse(document.name)
     if reference.path != document.name or not document.versions:
         raise _wrong(path, "deltas with versions, each under its namespace/name", repr(document.name))
+    if document.moving:
+        raise _wrong(path, f"{document.name} under one name", f"that it is about to be {document.moving.to}")
     for alias in document.aliases:
         check_alias(alias)
     objects: dict[str, Source] = {}

@@ -22,7 +22,8 @@ from tests.checkpoints import save_checkpoint
 from tests.faults import Faults
 from tests.s3_servers import moto, proxy, s3_keys, seaweed  # noqa: F401  (fixtures)
 
-gc.set_threshold(20_000, 20, 20)  # torch and transformers are half a million objects, and to walk them took a tenth of all the time
+# torch and transformers are half a million objects, and to walk them took a tenth of all the time.
+gc.set_threshold(20_000, 20, 20)
 
 # huggingface_hub reads these once, when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"

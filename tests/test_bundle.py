@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import pytest
 
@@ -20,10 +21,13 @@ from deltahub.errors import (
     IntegrityError,
     NotFoundError,
     ReferenceSyntaxError,
+    RemovedError,
     StorageError,
 )
 from deltahub.manifest import canonical_json
 from deltahub.reference import Reference
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Moving
 from deltahub.registry.marking import set_alias, set_tags
 from deltahub.registry.registry import Registry
 from deltahub.registry.removal import remove
@@ -96,6 +100,14 @@ def test_with_its_history_a_delta_arrives_as_it_is(source, target, tmp_path):
 
     assert target.store.read("refs/acme/ner.json") == source.store.read("refs/acme/ner.json")
     assert intact(target)
+
+
+def test_a_delta_that_has_no_version_left_is_not_exported(source, tmp_path):
+    set_alias(source, "acme/zoo", "champion", None)
+    remove(source, "acme/zoo", "v1")
+    with pytest.raises(RemovedError):
+        export(source, tmp_path / "x.tar", "acme/zoo", history=True)
+    assert not (tmp_path / "x.tar").exists()
 
 
 def test_the_same_deltas_give_the_same_bytes(source, bundle, tmp_path):
@@ -295,6 +307,16 @@ def test_a_size_that_would_fill_the_disk_is_refused_by_the_size_of_the_file(targ
 def test_an_index_that_says_what_cannot_be_is_refused_before_anything_is_stored(target, bundle, change):
     reindexed(bundle, change)
     refused(bundle, target, DeltaHubError, ".")
+
+
+def test_a_delta_that_is_about_to_have_another_name_is_refused(target, bundle):
+    def change(document):
+        delta = ReferenceDocument.from_bytes(canonical_json(document["deltas"][0]))
+        moving = Moving("acme/evil", None, "2026-01-01T00:00:00Z", "eve")
+        document["deltas"][0] = json.loads(replace(delta, moving=moving).to_bytes())
+
+    reindexed(bundle, change)
+    assert "that it is about to be acme/evil" in refused(bundle, target)
 
 
 def test_an_object_that_no_delta_needs_is_refused(target, source, tmp_path):

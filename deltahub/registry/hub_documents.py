@@ -121,6 +121,11 @@ KEYS: Final = Kind(
 KINDS: Final = (TOKENS, REPOSITORIES, UPLOADS, PARTS, KEYS)
 
 
+def repository_key(path: str) -> str:
+    """Where the record of a repository stands, ``"namespace/name"``."""
+    return f"{REPOSITORIES.prefix}{path}.json"
+
+
 def damages(store: Store) -> Iterator[tuple[str, DeltaHubError]]:
     """The key of every document of a hub that cannot be read, and why."""
     for kind in KINDS:

@@ -1,7 +1,8 @@
 """Renaming a delta: everything moves to the new name, and the old one says where it went.
 
 The old document says first that the delta is moving, and from then on whoever wants to change it does the rest of the move first.
-Whatever is interrupted leaves the delta under its old name until then.
+Whatever is interrupted leaves the delta under its old name until then. What a hub knows of it goes ahead, and stays behind too: there is
+no moment, and no name, at which everybody may see what is private.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from deltahub.errors import ConflictError, InUseError, NotFoundError
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Moving
+from deltahub.registry.hub_documents import REPOSITORIES, repository_key
 from deltahub.registry.registry import Registry, ref_key
 
 _ATTEMPTS: Final = 20  # that are lost to others
@@ -31,7 +33,7 @@ def rename(
 
     Raises:
         NotFoundError: there is no such delta.
-        InUseError: another delta has the new name. Nothing was changed.
+        InUseError: another delta has the new name, or another repository of a hub. Nothing was changed.
         ReferenceSyntaxError: it differs from another name in upper and lower case only.
         ConflictError: others kept changing the delta. It has its old name still.
     """
@@ -48,6 +50,7 @@ def rename(
             return document
         try:
             moving = Moving(new.path, _free(registry, new.path, document), *(stamp or registry.stamp()))
+            _carry_record(registry, document.name, new.path, back=moving.over is not None)
             registry.store.swap(ref_key(document.name), replace(document, moving=moving).to_bytes(), etag)
         except ConflictError:
             lost += 1
@@ -59,6 +62,20 @@ def rename(
                 raise
             continue  # somebody else renamed it
         decided = len(document.log), replace(document, moving=moving).renamed()[0].log[-1]
+
+
+def _carry_record(registry: Registry, old: str, new: str, *, back: bool) -> None:
+    """Write what a hub knows of a repository under its new name as well.
+
+    Args:
+        back: it had that name before, so that what is known there is of itself.
+    """
+    known, there = (REPOSITORIES.read(registry.store, repository_key(name)) for name in (old, new))
+    if known is None or (there and there[0] == known[0]):
+        return
+    if there and not back:
+        raise InUseError(old, f"{new} is another repository of a hub", "Choose a name that is free.")
+    REPOSITORIES.write(registry.store, repository_key(new), known[0], there[1] if there else None)
 
 
 def _free(registry: Registry, name: str, document: ReferenceDocument) -> str | None:

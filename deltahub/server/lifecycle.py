@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from deltahub.errors import InUseError, ReferenceSyntaxError
+from deltahub.errors import ReferenceSyntaxError
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.renaming import rename
@@ -141,15 +141,11 @@ def move(request: Request, body: dict[str, Any]) -> Response:
             raise _taken(new)
         return old.record
 
-    if old.record:
-        state.records.change(new, change)
     if old.document.versions:
-        try:
-            rename(state.registry, _reference(old.path), _reference(new), stamp_of(request))
-        except InUseError:
-            state.records.delete(new)
-            raise
-    state.records.delete(old.path)
+        rename(state.registry, _reference(old.path), _reference(new), stamp_of(request))
+    else:
+        state.records.change(new, change)
+        state.records.delete(old.path)
     return JSONResponse({})
 
 

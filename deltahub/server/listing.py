@@ -90,7 +90,7 @@ def _all(request: Request, state: State) -> Iterator[Facts]:
         words = search.lower().split()
         if record and path not in committed and visible(path) and all(word in path.lower() for word in words):
             found = state.registry.stored(path)
-            if found is None or not found.versions:
+            if found is None or not (found.versions or found.moved_to):
                 yield Facts(path, commit_id(EMPTY.digest), record.created, record.created, record.private, (), {}, {})
 
 

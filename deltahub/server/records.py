@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from deltahub.errors import ConflictError, IntegrityError
-from deltahub.registry.hub_documents import REPOSITORIES
+from deltahub.registry.hub_documents import REPOSITORIES, repository_key
 from deltahub.server.watched import Watched
 from deltahub.stores.base import Store
 
@@ -60,7 +60,7 @@ class Records:
         return self._tagged(path)[0]
 
     def _tagged(self, path: str) -> tuple[Record | None, str | None]:
-        found = REPOSITORIES.read(self._store, _key(path))
+        found = REPOSITORIES.read(self._store, repository_key(path))
         return (Record(**found[0]), found[1]) if found else (None, None)
 
     def all(self) -> dict[str, Record | None]:
@@ -90,7 +90,7 @@ class Records:
             if changed == record:
                 return changed
             try:
-                REPOSITORIES.write(self._store, _key(path), asdict(changed), etag)
+                REPOSITORIES.write(self._store, repository_key(path), asdict(changed), etag)
             except ConflictError:
                 if attempt == _ATTEMPTS - 1:
                     raise
@@ -100,11 +100,7 @@ class Records:
 
     def delete(self, path: str) -> None:
         """Remove a record; a missing one is fine."""
-        self._store.delete(_key(path))
-
-
-def _key(path: str) -> str:
-    return f"{REPOSITORIES.prefix}{path}.json"
+        self._store.delete(repository_key(path))
 
 
 def _path(key: str) -> str:

@@ -6,13 +6,17 @@ import base64
 import hashlib
 import json
 import pickle
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
+from deltahub.errors import InUseError
+from deltahub.reference import Reference
 from deltahub.registry.index import Index
 from deltahub.registry.registry import Registry
+from deltahub.registry.renaming import rename
 from deltahub.server.app import build_app
 from deltahub.server.records import Records
 from deltahub.server.settings import Settings
@@ -290,6 +294,29 @@ def test_a_private_repository_that_is_made_while_a_list_is_read_is_not_in_it(hub
     assert answer.status_code == 200
     assert "acme/ner" in answer.text
     assert "secret-new" not in answer.text
+
+
+def test_what_is_private_stays_so_when_it_is_renamed_behind_the_hub_s_back_and_renamed_back(hub):
+    registry, stranger = Registry(hub.store), hub.client()
+    names = ["acme/secret-plan", "acme/hidden-plan", "acme/secret-plan"]
+    for old, new in pairwise(names):
+        rename(registry, Reference.parse(old), Reference.parse(new))
+        for name in names:
+            assert stranger.get(f"/{name}/resolve/main/README.md").status_code == 401
+        assert "-plan" not in stranger.get("/api/models").text
+        assert [found["id"] for found in hub.acme.get("/api/models?search=plan").json()] == [new]
+    opened = hub.acme.put("/api/models/acme/secret-plan/settings", json={"visibility": "public"})
+    assert opened.status_code == 200
+    rename(registry, Reference.parse("acme/secret-plan"), Reference.parse("acme/hidden-plan"))
+    assert stranger.get("/acme/hidden-plan/resolve/main/README.md").text == "# secret-plan"
+
+
+def test_a_delta_does_not_take_the_name_of_another_repository(hub):
+    made = {"name": "mine", "organization": "acme", "visibility": "private"}
+    assert hub.acme.post("/api/repos/create", json=made).status_code == 200
+    with pytest.raises(InUseError, match="acme/mine is another repository of a hub"):
+        rename(Registry(hub.store), Reference.parse("acme/ner"), Reference.parse("acme/mine"))
+    assert hub.client().get("/acme/ner/resolve/main/README.md").status_code == 200
 
 
 # ----- what errors give away -----

@@ -211,7 +211,7 @@ def test_a_move_that_was_killed_before_the_delta_was_renamed_can_be_repeated(hub
 
     assert ask("POST", "/api/repos/move", json={"fromRepo": REPO, "toRepo": "acme/new"}).status_code == 200
     assert hub.registry.document(REPO).name == "acme/new"
-    assert (records.find("acme/new"), records.find(REPO)) == (record, None)
+    assert (records.find("acme/new"), records.find(REPO)) == (record, record)
 
 
 def test_what_this_hub_does_not_have_is_not_set(ask):
