@@ -167,6 +167,7 @@ def proxied(upstream: str) -> Iterator[Proxy]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # what was written is on its way before a connection is cut
 
         def log_message(self, *_: object) -> None:
             """Print nothing."""

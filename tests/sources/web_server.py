@@ -19,6 +19,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Answers GET with files, as a good server does: ETag, Content-Length, Range and If-Range."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # what was written is on its way before a connection is cut
     server: Server
 
     def do_GET(self) -> None:

@@ -77,7 +77,7 @@ def test_a_manifest_that_was_damaged_on_its_way_is_not_believed(user, proxy, rep
 def test_a_download_that_breaks_off_goes_on(user, proxy, repo, checkpoint_folder, name, pauses):
     pushed = user().push(checkpoint_folder, f"hf:{repo}")
     hub = user()
-    proxy.breaks(s3_proxy.cut(7), method="GET", words=name, times=2)
+    proxy.breaks(s3_proxy.cut(3), method="GET", words=name, times=2)
     seen: list[int] = []
     pulled = hub.pull(ref(repo), transfer=Transfer(progress=seen.append))
 
