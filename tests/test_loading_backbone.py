@@ -10,6 +10,7 @@ from tests.backbones import (
     gpt2,
     logits_of,
     original,
+    stir,
     train,
     untouched,
 )
@@ -19,7 +20,7 @@ def save(folder, backbone):
     """Save a delta that trains nothing of the backbone itself."""
     delta = LoraModel(backbone, lora_r=2)
     delta.freeze_module()
-    train(backbone, 2)
+    stir(delta)
     delta.save_finetuned(folder)
 
 
