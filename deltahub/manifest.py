@@ -116,9 +116,8 @@ class Manifest:
         return _read(data, expected)
 
 
-@lru_cache(
-    maxsize=32
-)  # a pull reads the same one from its source and from the cache, and the next pull of it once more
+# A pull reads the same one from its source and from the cache, and the next pull of it once more.
+@lru_cache(maxsize=32)
 def _read(data: bytes, digest: str) -> Manifest:
     try:
         document = parse(data)

@@ -154,10 +154,8 @@ class Index:
         try:
             return self._read(self.path, ask, told)
         except _DAMAGE as error:
-            if (
-                getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
-            ):  # another process needs more time for it
-                return self._read(":memory:", ask, told)
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+                return self._read(":memory:", ask, told)  # another process needs more time for it
             # The file holds nothing that cannot be made again.
             for path in (self.path, Path(f"{self.path}-journal")):
                 with contextlib.suppress(OSError):

@@ -70,8 +70,11 @@ def _carry_record(registry: Registry, old: str, new: str, *, back: bool) -> None
     Args:
         back: it had that name before, so that what is known there is of itself.
     """
-    known, there = (REPOSITORIES.read(registry.store, repository_key(name)) for name in (old, new))
-    if known is None or (there and there[0] == known[0]):
+    known = REPOSITORIES.read(registry.store, repository_key(old))
+    if known is None:
+        return
+    there = REPOSITORIES.read(registry.store, repository_key(new))
+    if there and there[0] == known[0]:
         return
     if there and not back:
         raise InUseError(old, f"{new} is another repository of a hub", "Choose a name that is free.")

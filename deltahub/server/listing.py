@@ -79,9 +79,8 @@ def _all(request: Request, state: State) -> Iterator[Facts]:
 
     committed = set[str]()
     found_now = state.index.search(Query(text=search))[0]
-    hidden |= (
-        state.records.private()
-    )  # what was made since then is in the index; what was deleted since then, still in `records`
+    # What was made since then is in the index; what was deleted since then, still in `records`.
+    hidden |= state.records.private()
     for listed in found_now:
         committed.add(listed.name)
         if visible(listed.name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,18 @@ class Machine:
         assert state_of(registry) == allowed[-1]
         assert not damage_of(registry)
         shutil.rmtree(root)
+
+    def left(self, disk: Disk, operations: Sequence) -> Iterator[tuple[Registry, bool]]:
+        """What a power loss leaves before each step and after the last, and whether all of them were done; each disk once."""
+        for step, operation in enumerate([*operations, None]):
+            for tree in disk.after_power_loss(step, RANDOM):
+                if self.is_new(tree, operation is None):
+                    place = self.place()
+                    write_tree(tree, place)
+                    yield Registry(LocalStore(place)), operation is None
+                    shutil.rmtree(place)
+            if operation:
+                operation(disk)
 
     @property
     def looked_at(self) -> int:
@@ -160,20 +173,11 @@ def test_what_outlasts_of_many_that_were_pushed_signed_is_signed(machine, world,
     with recorder.recording(machine.patch):
         hub.push_many(world.folders[2:], "new", sign=key)
     assert recorder.syncs == syncs  # signatures, their folders, objects, their folders, documents, their folders
-    for step, operation in enumerate([*recorder.operations, None]):
-        for tree in disk.after_power_loss(step, RANDOM):
-            if not machine.is_new(tree, operation is None):
-                continue
-            place = machine.place()
-            write_tree(tree, place)
-            left = Registry(LocalStore(place))
-            pushed = {path: left.document(path) for path in left.names() if path.startswith("new/")}
-            for document in pushed.values():
-                assert list(signatures(left, document.versions["v1"].digest)) == [key.public.id]
-            assert operation or len(pushed) == 2
-            shutil.rmtree(place)
-        if operation:
-            operation(disk)
+    for left, done in machine.left(disk, recorder.operations):
+        pushed = {path: left.document(path) for path in left.names() if path.startswith("new/")}
+        for document in pushed.values():
+            assert list(signatures(left, document.versions["v1"].digest)) == [key.public.id]
+        assert not done or len(pushed) == 2
 
 
 def test_many_pushes_at_once_that_share_a_sync_outlast_too(machine, world, monkeypatch):
@@ -187,17 +191,8 @@ def test_many_pushes_at_once_that_share_a_sync_outlast_too(machine, world, monke
         registry.publish_many(pushed)
     after = state_of(registry)
     assert recorder.syncs == 4  # objects, their folders, documents, their folders
-    for step, operation in enumerate([*recorder.operations, None]):
-        for tree in disk.after_power_loss(step, RANDOM):
-            if not machine.is_new(tree, operation is None):
-                continue
-            place = machine.place()
-            write_tree(tree, place)
-            left = Registry(LocalStore(place))
-            found = state_of(left)
-            assert before.items() <= found.items() <= after.items()
-            assert operation or found == after
-            assert not damage_of(left)
-            shutil.rmtree(place)
-        if operation:
-            operation(disk)
+    for left, done in machine.left(disk, recorder.operations):
+        found = state_of(left)
+        assert before.items() <= found.items() <= after.items()
+        assert not done or found == after
+        assert not damage_of(left)

@@ -147,9 +147,7 @@ def _product(pair: tuple[Any, Any]) -> float:
 
     with np.errstate(all="ignore"):  # values that are not finite give a norm that is not
         down, up = (values.astype(np.float64) for values in pair)
-        if (
-            down.shape[0] ** 2 > up.shape[0] * down.shape[1]
-        ):  # of no low rank at all: what it adds is the smaller matrix
+        if down.shape[0] ** 2 > up.shape[0] * down.shape[1]:  # no low rank: what it adds is the smaller matrix
             return _square(up @ down)
         return max(0.0, float(np.sum((up.T @ up) * (down @ down.T))))
 
