@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any, Final
 
@@ -37,8 +38,24 @@ def exit_code(error: errors.DeltaHubError) -> int:
     return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
 
 
+def escape_help(command: Any) -> None:
+    """Keep square brackets, such as those of ``[source:]name``, in the help of a command and of those below it.
+
+    Help is rendered as rich markup, in which only the ``[dim]`` of examples is meant as such.
+    """
+    for described in (command, *command.params):
+        if described.help:
+            described.help = re.sub(r"(?<!\\)\[(?!/?dim\])", r"\\[", described.help)
+    for below in getattr(command, "commands", {}).values():
+        escape_help(below)
+
+
 class SentenceGroup(TyperGroup):
     """Runs a command, and prints what goes wrong as one sentence; `--debug` lets the traceback through."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        escape_help(self)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was chosen."""

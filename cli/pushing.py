@@ -24,7 +24,8 @@ def push(
         list[str],
         typer.Argument(
             metavar="FOLDER... | FOLDER NAME",
-            help="Folders that save_finetuned wrote. NAME: namespace/name; made from task and backbone if left out.",
+            help="Folders that save_finetuned wrote. NAME: [source:]namespace/name, made from task and backbone if left "
+            "out. The registry numbers versions itself: v1, v2, ...; name one with --alias.",
         ),
     ],
     tags: TagsOpt = None,
@@ -80,18 +81,29 @@ def push(
 
 
 def _name(folders: Sequence[str], namespace: str | None) -> str | None:
-    """The name that the second of two arguments is; None where all are folders."""
+    """Return the second of two arguments if it is a name; None if all arguments are folders."""
     from deltahub.checkpoint import is_checkpoint
+    from deltahub.reference import is_placed
 
-    if len(folders) != 2 or namespace is not None or folders[1].startswith((".", "/", "~")) or folders[1].endswith("/"):
+    if len(folders) != 2 or namespace is not None:
         return None
-    if is_checkpoint(Path(folders[1])):
-        msg = (
-            f"{folders[1]} can be a name and is a folder with a delta. To push both folders write ./{folders[1]}, or name "
-            f"them after their folders with --namespace; to give the first that name write SOURCE:{folders[1]}."
-        )
-        raise typer.BadParameter(msg)
-    return folders[1]
+    second = folders[1]
+    if is_placed(second):
+        return second
+    if second.startswith((".", "/", "~")) or second.endswith("/"):
+        return None
+    parent = Path(second).parent
+    if is_checkpoint(Path(second)):
+        problem = "can be a name and is a folder with a delta"
+    elif parent != Path() and parent.is_dir():
+        problem = f"can be a name, and there is a folder {parent} in which no {Path(second).name} holds a delta"
+    else:
+        return second
+    msg = (
+        f"{second} {problem}. To push both folders write ./{second}, or name "
+        f"them after their folders with --namespace; to give the first that name write SOURCE:{second}."
+    )
+    raise typer.BadParameter(msg)
 
 
 def _push_one(
@@ -161,9 +173,12 @@ def _push_many(
     out: Output,
 ) -> None:
     """Push all and print what became of each; the first that failed decides the exit code."""
+    from deltahub.checkpoint import read_document
     from deltahub.errors import DeltaHubError
     from deltahub.hub.hub import Hub
 
+    for folder in folders:
+        read_document(folder)  # a mistyped folder stops all; damage within one does not
     with out.progress("Pushing", _size(folders)) as progress:
         results = Hub.open().push_many(
             folders, namespace, tags=split_tags(tags), message=message, to=to, progress=progress, sign=key

@@ -37,7 +37,13 @@ def pull(
         str | None,
         typer.Option("--from", metavar="SOURCE", help="A source, or a registry's folder or s3://bucket/prefix."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Fetch it again even if it is in the cache.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Fetch it again even if it is in the cache, and overwrite a delta in DIR that was never pushed.",
+        ),
+    ] = False,
     form: FormatOpt = Format.DELTAHUB,
     backbone: BackboneOpt = None,
     require: RequireOpt = False,

@@ -13,7 +13,7 @@ from deltahub.cache.names import CachedNames
 from deltahub.errors import DeltaHubError
 from deltahub.hub.lookup import Lookup, as_registry
 from deltahub.hub.pinning import pin_of, pinned, require_pin
-from deltahub.hub.pulling import FILES_AT_ONCE, Transfer, bring, copy_out, several
+from deltahub.hub.pulling import FILES_AT_ONCE, Transfer, bring, check_replaceable, copy_out, several
 from deltahub.hub.pushing import push_many, ready
 from deltahub.link import Link
 from deltahub.lockfile import Lock, Pin, active
@@ -156,7 +156,7 @@ class Hub(Lookup):
 
         Args:
             to: also copy its files into this folder, which is new or holds a delta.
-            force: fetch it even if the cache has it.
+            force: fetch it even if the cache has it, and overwrite a delta in `to` that is kept nowhere else.
             transfer: told of what is fetched.
             at_once: how many files are fetched at the same time over the network.
             trust: keys in PEM, one of which must have signed it, whatever its registry asks for.
@@ -167,6 +167,7 @@ class Hub(Lookup):
             ConfigError: `DELTAHUB_LOCK` is set, and it is a link without a pin.
             UnreachableError: a source that may have it gives no answer, and the cache does not have it.
             IntegrityError: the source is damaged, or has other content under it than was locked.
+            CheckpointError: `to` holds other files, or a delta that is kept nowhere else.
         """
         lock = active()
         if lock and isinstance(wanted, Link):
@@ -177,6 +178,8 @@ class Hub(Lookup):
         else:
             found = self.resolve(wanted, fresh=force, transfer=transfer)
         self._check_signature(found, trust)
+        if to and not force:
+            check_replaceable(to, found.digest, self._is_kept)
         at_once = at_once if self._choice.needs_network(found.reference.source) else 1
         pulled = bring(found, self.cache, force=force, transfer=transfer, at_once=at_once)
         if not lock:
@@ -224,6 +227,13 @@ class Hub(Lookup):
             if isinstance(result, DeltaHubError):
                 raise result
         return [result for result in brought if isinstance(result, Pulled)]
+
+    def _is_kept(self, digest: str) -> bool:
+        """Whether the cache or a registry on this machine holds a delta whole."""
+        if self.cache.manifest(digest) is not None:
+            return True
+        near = [it for name, it in self.registries.items() if not self._choice.needs_network(name)]
+        return any(registry.holds(digest) for registry in near)
 
     def _check_signature(self, found: Resolved, trust: Sequence[str] = ()) -> None:
         """Refuse what was found if keys are trusted and none of them signed it."""

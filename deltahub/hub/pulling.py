@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from deltahub.cache.cache import Cache, copy_delta
 from deltahub.cache.reading import read_cached
-from deltahub.errors import DeltaHubError
+from deltahub.errors import CheckpointError, DeltaHubError
 from deltahub.manifest import FileEntry
 from deltahub.outcomes import Pulled
 from deltahub.sources.base import Resolved
@@ -61,6 +61,31 @@ def bring(
 
     folder = cache.get(found.digest, found.manifest, fetch, str(found.reference), fresh=force, at_once=at_once)
     return Pulled(found.reference, found.digest, folder, found.manifest)
+
+
+def check_replaceable(to: Path, digest: str, is_kept: Callable[[str], bool]) -> None:
+    """Refuse to overwrite a delta that is kept nowhere else.
+
+    Args:
+        to: the folder that is going to be written; anything but a delta in it is left to `copy_out`.
+        digest: the delta that is going to be written.
+        is_kept: whether the cache or a registry holds the delta of a digest.
+
+    Raises:
+        CheckpointError: the folder holds a delta that was never pushed, or that was changed since.
+    """
+    from deltahub.checkpoint import describe, is_checkpoint  # late: most pulls go to the cache
+
+    if not is_checkpoint(to):
+        return
+    try:
+        present = describe(to).digest
+        problem = "" if present == digest or is_kept(present) else "which no registry and no cache holds"
+    except DeltaHubError as error:
+        problem = f"which was changed since it was saved: {error}"
+    if problem:
+        msg = f"{to} holds a delta {problem}. Push it first, choose a new folder, or overwrite it with --force (force=True)."
+        raise CheckpointError(msg)
 
 
 def copy_out(pulled: Pulled, to: Path, again: Callable[[], Pulled]) -> Pulled:

@@ -161,6 +161,14 @@ class Reader:
             raise IntegrityError(f"The manifest {digest}", "the published bytes", "nothing", remedy) from error
         return Manifest.from_bytes(data, digest)
 
+    def holds(self, digest: str) -> bool:
+        """Whether the manifest of this digest is stored here intact, whatever refers to it."""
+        try:
+            self.manifest(digest)
+        except IntegrityError:
+            return False
+        return True
+
     def fetch(self, entry: FileEntry, into: Path, progress: Progress | None = None) -> None:
         """Copy a file to a new place, checked.
 

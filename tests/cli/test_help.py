@@ -36,6 +36,21 @@ def test_a_command_has_help_with_an_example(run, name):
 
 
 @pytest.mark.parametrize("name", sorted(commands()))
+def test_the_rendered_help_shows_every_word_that_was_written(run, name, monkeypatch):
+    monkeypatch.setenv("TERMINAL_WIDTH", "100")
+    shown = re.sub(r"[\s│]+", "", run(*name.split(), "--help").stdout)
+    written = commands()[name]
+    for text in (written.help, *(parameter.help for parameter in written.params)):
+        for word in re.sub(r"\[/?dim\]", "", text or "").replace("\\[", "[").split():
+            assert word in shown
+
+
+def test_the_help_of_push_and_pull_shows_how_a_delta_is_named(run, monkeypatch):
+    for command in ("push", "pull"):
+        assert "[source:]namespace/name" in run(command, "--help").stdout
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
 def test_a_command_takes_json_and_quiet(name):
     options = {option for parameter in commands()[name].params for option in parameter.opts}
     assert {"--json", "--quiet"} <= options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -71,6 +72,30 @@ def test_a_name_that_is_a_folder_with_a_delta_too_is_refused_with_both_ways_out(
     assert done.exit_code == 2
     assert "runs/third can be a name and is a folder with a delta" in " ".join(done.stderr.split())
     assert run("push", "runs/second", "local:runs/third", "--quiet").stdout == "local:runs/third@v1\n"
+
+
+def test_a_second_folder_that_is_not_there_is_an_error_and_not_a_name(run, run_json, runs, monkeypatch):
+    monkeypatch.chdir(runs.parent)
+    done = run("push", "runs/second", "runs/fourth")
+    assert done.exit_code == 2
+    assert "there is a folder runs in which no fourth holds a delta" in " ".join(
+        re.sub("[│╭╰─]", "", done.stderr).split()
+    )
+    assert run_json("list") == []
+    assert run("push", "runs/second", "local:runs/fourth", "--quiet").stdout == "local:runs/fourth@v1\n"
+
+
+def test_of_many_folders_none_is_published_if_one_is_mistyped(run, run_json, runs):
+    done = run("push", *folders(runs), runs / "fourth")
+    assert done.exit_code == 1
+    assert f"There is no folder {runs / 'fourth'}" in done.stderr
+    assert run_json("list") == []
+
+
+def test_a_name_in_the_folder_of_a_registry_is_published_there(run, run_json, runs, tmp_path):
+    done = run("push", runs / "second", f"{tmp_path / 'registry'}:acme/ner", "--quiet")
+    assert done.stdout == f"{tmp_path / 'registry'}:acme/ner@v1\n"
+    assert run_json("list") == []
 
 
 @pytest.mark.parametrize("option", [["--alias", "champion"], ["--private"]])

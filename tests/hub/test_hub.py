@@ -176,6 +176,7 @@ def test_a_damaged_cache_is_repaired_from_the_source(hub, checkpoint_folder):
 def test_a_copy_that_fails_at_any_step_leaves_the_old_delta_or_the_new_one(hub, new_checkpoint, faults, error):
     new = new_checkpoint(value=0.25)
     hub.push(new, "acme/ner")
+    hub.push(new_checkpoint(), "acme/old")
     hub.pull(NER)
     before, after = (checkpoint.describe(folder).digest for folder in (new_checkpoint(), new))
     steps = faults.count(lambda: hub.pull(NER, to=new_checkpoint()))
@@ -187,6 +188,33 @@ def test_a_copy_that_fails_at_any_step_leaves_the_old_delta_or_the_new_one(hub, 
         assert set(content_of(folder)) == set(FILES), case
         hub.pull(NER, to=folder)
         assert checkpoint.describe(folder).digest == after, case
+
+
+def test_a_copy_never_overwrites_a_delta_that_is_kept_nowhere_else(hub, new_checkpoint):
+    hub.push(new_checkpoint(value=0.25), "acme/ner")
+    mine = new_checkpoint(value=0.75)
+    before = content_of(mine)
+    with pytest.raises(CheckpointError, match=r"holds a delta which no registry and no cache holds\. Push it first"):
+        hub.pull(NER, to=mine)
+    assert content_of(mine) == before
+    hub.push(mine, "acme/mine")
+    hub.pull(NER, to=mine)
+
+    (mine / "README.md").write_text("notes")
+    with pytest.raises(CheckpointError, match="which no registry"):
+        hub.pull(NER, to=mine)
+    (mine / "delta.safetensors").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match="changed since it was saved"):
+        hub.pull(NER, to=mine)
+    hub.pull(NER, to=mine, force=True)
+    assert checkpoint.describe(mine).digest == hub.pull(NER).digest
+
+
+def test_a_copy_replaces_an_older_version_that_the_cache_still_holds(hub, new_checkpoint, tmp_path):
+    hub.push(new_checkpoint(value=0.25), "acme/ner")
+    hub.pull(NER, to=tmp_path / "out")
+    hub.push(new_checkpoint(value=0.5), "acme/ner")
+    assert hub.pull(NER, to=tmp_path / "out").reference.version == "v2"
 
 
 def test_a_search_is_of_one_registry(two, checkpoint_folder):
