@@ -3,20 +3,33 @@
 A name without a source is looked for in one source after the other, and the first that has it gives it. A source that does not
 answer ends the search: a delta of that name may be there, and no other source stands in for it. Without the network, a reference
 means what it meant when it was last pulled by that name.
+
+A version keeps its digest for ever. A source that gives another content for a version than it gave before is refused; an alias or
+"latest" that means an older version than before is a warning.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
 from deltahub.cache.names import CachedNames, Seen
-from deltahub.errors import ConfigError, NotCachedError, NotFoundError, NoVersionError, RemovedError, UnreachableError
+from deltahub.errors import (
+    ConfigError,
+    IntegrityError,
+    NotCachedError,
+    NotFoundError,
+    NoVersionError,
+    RemovedError,
+    UnreachableError,
+)
 from deltahub.link import Link
 from deltahub.manifest import FileEntry
-from deltahub.reference import Reference
+from deltahub.reference import Reference, is_digest, is_version
+from deltahub.registry.entries import number
 from deltahub.sources.base import Resolved, Source
 from deltahub.sources.choosing import Choice
 from deltahub.stores.base import Progress
@@ -80,12 +93,13 @@ class Resolver:
 
         Raises:
             NotFoundError: no source has it, or the first that has it lacks the version.
-            IntegrityError: the manifest is damaged.
+            IntegrityError: the manifest is damaged, or this version had another content when it was last pulled.
             ConfigError: it came from a source of the user's before, and only a public one has it now.
         """
         found = self.ask(reference, lambda source: source.resolve(reference), None if fresh else self._from_cache)
         if reference.source is None:
             self._compare_origin(reference, found)
+        self._compare_versions(reference, found)
         return found
 
     def remember(self, wanted: Reference | Link, found: Resolved) -> None:
@@ -135,6 +149,26 @@ class Resolver:
             raise ConfigError(msg)
         LOGGER.warning("%s Name the source to be sure, or lock it: deltahub lock %s", told, was.at(None))
 
+    def _compare_versions(self, reference: Reference, found: Resolved) -> None:
+        """Refuse a version with another content than before; warn of an alias or "latest" that went back.
+
+        Whoever names a digest has chosen the content, and from then on the version means that.
+        """
+        asked, exact = reference.version, _exact(found.reference)
+        if asked and is_digest(asked):
+            return
+        place = self._choice.source(exact.source).place
+        moves = not (asked and is_version(asked))
+        for name in (exact, replace(reference, source=exact.source), reference.anywhere()):
+            before = self._names.recall(name)
+            if before is None or before.place != place:
+                continue
+            if before.digest != found.digest and not (moves and name is not exact):
+                raise _changed(name, before, found)
+            if (past := _exact(before.reference)).path == exact.path and _older(exact.version, past.version):
+                LOGGER.warning("%s is %s now; it was %s when it was last pulled. It went back.", reference, exact, past)
+                return
+
     def _not_cached(
         self, reference: Reference, source: Source, why: str, misses: list[NotFoundError]
     ) -> NotCachedError:
@@ -146,6 +180,23 @@ class Resolver:
 def _exact(reference: object) -> Reference:
     assert isinstance(reference, Reference)  # only links are kept apart
     return reference
+
+
+def _older(version: str | None, than: str | None) -> bool:
+    """Whether a numbered version comes before another one; commits of a hub have no such order."""
+    if version is None or than is None or not (is_version(version) and is_version(than)):
+        return False
+    return number(version) < number(than)
+
+
+def _changed(name: Reference, before: Seen, found: Resolved) -> IntegrityError:
+    exact = _exact(found.reference)
+    remedy = (
+        "A version keeps its digest for ever, and this one had another when it was last pulled: the delta was deleted and "
+        "made anew, or an old copy of its registry was restored. Ask its owner. If the new content is right, pull it by "
+        f"its digest: deltahub pull {exact.at(found.digest)}"
+    )
+    return IntegrityError(f"The history of {name}", before.digest, found.digest, remedy)
 
 
 def _stopped(reference: Reference, source: Source, error: UnreachableError, near: tuple[str, ...]) -> UnreachableError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 
 import pytest
 
@@ -149,6 +150,52 @@ def test_the_first_source_that_has_a_delta_gives_it_and_is_named(two, new_checkp
 
     assert two.pull(NER).reference.source == "local"
     assert two.pull(Reference.parse("team:acme/ner")).reference.source == "team"
+
+
+def made_anew(hub, folder) -> None:
+    """The registry is lost, and another delta is pushed under the same name."""
+    shutil.rmtree(hub.registry("local").store.root)
+    hub.push(folder, "acme/ner")
+
+
+@pytest.mark.parametrize("before", ["acme/ner", "acme/ner@v1", "local:acme/ner", "acme/ner@champion"])
+@pytest.mark.parametrize("after", ["acme/ner", "local:acme/ner@v1"])
+def test_a_version_that_has_another_content_than_before_is_refused(hub, new_checkpoint, before, after):
+    first = hub.push(new_checkpoint(), "acme/ner", aliases=["champion"])
+    hub.pull(Reference.parse(before))
+    made_anew(hub, new_checkpoint(value=0.25))
+    for force in (False, True):
+        with pytest.raises(IntegrityError, match=rf"history of .*{first.digest}.*A version keeps its digest for ever"):
+            hub.pull(Reference.parse(after), force=force)
+    with pytest.raises(IntegrityError):
+        hub.pin(Reference.parse(after))
+
+
+def test_who_names_the_digest_takes_a_history_that_was_made_anew(hub, new_checkpoint):
+    hub.push(new_checkpoint(), "acme/ner")
+    hub.pull(NER)
+    made_anew(hub, second := new_checkpoint(value=0.25))
+    digest = checkpoint.describe(second).digest
+
+    assert hub.pull(NER.at(digest)).digest == hub.pull(NER).digest == digest
+
+
+@pytest.mark.parametrize("name", ["acme/ner", "local:acme/ner@champion"])
+def test_a_name_that_goes_back_to_an_older_version_is_a_warning(hub, new_checkpoint, caplog, name):
+    hub.push(new_checkpoint(), "acme/ner", aliases=["champion"])
+    backup = content_of(hub.registry("local").store.root)
+    hub.pull(Reference.parse(name))
+    hub.push(new_checkpoint(value=0.25), "acme/ner", aliases=["champion"])
+    hub.pull(Reference.parse(name))
+    assert not caplog.records
+    for path, data in backup.items():
+        (hub.registry("local").store.root / path).unlink()
+        (hub.registry("local").store.root / path).write_bytes(data)
+
+    assert hub.pull(Reference.parse(name)).reference.version == "v1"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{name} is local:acme/ner@v1 now; it was local:acme/ner@v2 when it was last pulled. It went back."
+    ]
 
 
 def test_a_damaged_source_hands_out_nothing(hub, checkpoint_folder, tmp_path):
