@@ -9,6 +9,7 @@ He et al. 2022, "Towards a Unified View of Parameter-Efficient Transfer Learning
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -74,47 +75,78 @@ class ParallelBottleneck(Insertion):
         return map_hidden(output, lambda hidden: hidden + update.to(hidden.dtype))
 
 
-class StretchStart(ParallelBottleneck):
-    """A bottleneck that reads the input of one module, for another module further on to add."""
+class Handover(threading.local):
+    """Carries an update from the start of a stretch to its end, for each thread apart: several may run one backbone.
 
-    def __init__(self, like: Tensor, n_in: int, n_out: int, config: ParallelAdapterConfig) -> None:
+    A copy of it carries nothing: an update belongs to one call.
+    """
+
+    update: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type[Handover], tuple[()]]:
+        return Handover, ()
+
+    def take(self) -> Tensor:
+        """Return the update, once.
+
+        Raises:
+            TargetError: the start has made none.
+        """
+        if self.update is None:
+            msg = "A parallel adapter was reached at its second module without its first. Address two that run in turn."
+            raise TargetError(msg)
+        update, self.update = self.update, None
+        return update
+
+
+class StretchStart(ParallelBottleneck):
+    """A bottleneck that reads the input of one module, for another module further on to add.
+
+    Args:
+        handover: shared with the `StretchEnd`.
+    """
+
+    def __init__(self, like: Tensor, n_in: int, n_out: int, config: ParallelAdapterConfig, handover: Handover) -> None:
         super().__init__(like, n_in, n_out, config)
-        self.pending: Tensor | None = None  # from the call of the first module to that of the second
+        self.handover = handover
 
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Read the input, which goes on unchanged."""
-        self.pending = self.update(args, kwargs)
+        self.handover.update = self.update(args, kwargs)
         return args, kwargs
 
     after = Insertion.after
 
-    def take(self) -> Tensor:
-        """What was made of the last input, once.
-
-        Raises:
-            TargetError: there was none.
-        """
-        if self.pending is None:
-            msg = "A parallel adapter was reached at its second module without its first. Address two that run in turn."
-            raise TargetError(msg)
-        pending, self.pending = self.pending, None
-        return pending
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "pending": None}
-
 
 class StretchEnd(Insertion):
-    """Adds at a second module what a `StretchStart` made at a first one."""
+    """Adds at a second module the update that a `StretchStart` made at a first one.
 
-    def __init__(self, start: StretchStart) -> None:
+    Args:
+        handover: shared with the `StretchStart`.
+    """
+
+    def __init__(self, handover: Handover) -> None:
         super().__init__()
-        self.start = (start,)  # a tuple, so that its parameters are not this module's
+        self.handover = handover
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Hidden state with shape ``(..., n_out)``; what else the module returns passes through."""
-        update = self.start[0].take()
-        return map_hidden(output, lambda hidden: hidden + update.to(hidden.dtype))
+        """Hidden state with shape ``(..., n_out)``; what else the module returns passes through.
+
+        Raises:
+            TargetError: the first module was not called before, or with another batch.
+        """
+        update = self.handover.take()
+        return map_hidden(output, lambda hidden: _sum(hidden, update))
+
+
+def _sum(hidden: Tensor, update: Tensor) -> Tensor:
+    if hidden.shape != update.shape:
+        msg = (
+            f"A parallel adapter made {list(update.shape)} at its first module, and its second returns {list(hidden.shape)}. "
+            "Address two that run in turn on the same tokens."
+        )
+        raise TargetError(msg)
+    return hidden + update.to(hidden.dtype)
 
 
 class ParallelAdapterModel(DeltaBase):
@@ -194,8 +226,9 @@ class ParallelAdapterModel(DeltaBase):
             if first.name == second.name:
                 made[first.name] = ParallelBottleneck(sample, *width, config)
             else:
-                start = made[first.name] = StretchStart(sample, *width, config)
-                made[second.name] = StretchEnd(start)
+                handover = Handover()
+                made[first.name] = StretchStart(sample, *width, config, handover)
+                made[second.name] = StretchEnd(handover)
         return made
 
 

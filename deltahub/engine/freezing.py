@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from deltahub.address import lies_within, nearest_names
 from deltahub.engine.guards import refuse_merged, refuse_routed
 from deltahub.engine.modules import own_modules, own_parameters
 from deltahub.engine.sharding import reshard
-from deltahub.engine.site import CHILD, is_delta_name
+from deltahub.engine.site import CHILD, Site, delta_key, delta_of
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap, marked
 from deltahub.errors import AddressError, ConfigError, NoMatchError
@@ -21,31 +23,70 @@ if TYPE_CHECKING:
     from deltahub.engine.ledger import Entry, Ledger
 
 
-def freeze(backbone: nn.Module, module: nn.Module | None, exclude: Collection[str]) -> set[str]:
-    """Make exactly the excluded parameters trainable.
+@dataclass(frozen=True)
+class Selection:
+    """The parameters that a freeze lets train, found before anything changes.
+
+    Attributes:
+        parameters: every parameter to treat, by its name within the part treated.
+        kept: identities of those to train.
+        patterns: the addresses that mean the delta or the backbone: those that a checkpoint of the delta can keep.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    kept: frozenset[int]
+    patterns: tuple[str, ...]
+
+    def apply(self, backbone: nn.Module) -> set[str]:
+        """Make exactly the selected parameters trainable; return the names of the backbone's own among them."""
+        for parameter in self.parameters.values():
+            numeric = parameter.is_floating_point() or parameter.is_complex()
+            parameter.requires_grad_(id(parameter) in self.kept and numeric)
+        return {name for name, parameter in own_parameters(backbone) if id(parameter) in self.kept}
+
+
+def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str], delta: str) -> Selection:
+    """Find the parameters that stay trainable.
 
     Args:
         module: the part of the backbone to treat; None for all of it.
-        exclude: addresses; ``"deltas"`` stands for the parameters of deltas.
-
-    Returns:
-        The names, within the whole backbone, of backbone parameters that train now.
+        exclude: addresses; ``"deltas"`` stands for the delta's own parameters, ``"deltas.NAME"`` for another's.
+        delta: the delta's name.
 
     Raises:
         NoMatchError: a name matches nothing. Nothing was changed.
     """
     prefix = prefix_of(backbone, module)
     every = backbone.named_parameters(remove_duplicate=False)  # a tied tensor can be meant by any of its names
-    named = {name[len(prefix) :]: p for name, p in every if name.startswith(prefix)}
+    named = {name[len(prefix) :]: p for name, p in chain(every, _switched_off(backbone)) if name.startswith(prefix)}
+    owners = {name: delta_of(name) for name in named}
     structure = StructureMap.of(module if module is not None else backbone)
-    kept = {name for name in named if CHILD in exclude and is_delta_name(name)}
+    kept: set[str] = set()
+    patterns = []
     for pattern in exclude:
-        if pattern != CHILD:
-            kept |= _covered(pattern, named, structure)
-    meant = {id(named[name]) for name in kept}
-    for parameter in named.values():
-        parameter.requires_grad_(id(parameter) in meant and (parameter.is_floating_point() or parameter.is_complex()))
-    return {name for name, parameter in own_parameters(backbone) if id(parameter) in meant}
+        means = {delta, "", *(other for other in owners.values() if _names(pattern, other))}
+        names = [name for name, owner in owners.items() if owner in means]
+        found = {n for n in names if owners[n]} if pattern == CHILD else _covered(pattern, names, structure)
+        kept |= found
+        if pattern == CHILD or any(owners[name] in (delta, "") for name in found):
+            patterns.append(re.sub(rf"\b{CHILD}\.{delta}\b", CHILD, pattern))  # under another name it is still its own
+    meant = frozenset(id(named[name]) for name in kept)
+    return Selection(named, meant, tuple(dict.fromkeys(patterns)))
+
+
+def _switched_off(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of insertions that do not act: one that comes back later must not train unasked."""
+    for address, module in own_modules(backbone):
+        site = module._modules.get(CHILD)
+        if isinstance(site, Site):
+            for name in site.slots.keys() - site._modules.keys():
+                for key, parameter in site.slots[name].named_parameters():
+                    yield delta_key(address, f"{name}.{key}"), parameter
+
+
+def _names(pattern: str, delta: str) -> bool:
+    """Whether an address names a delta: an address of a module inside the backbone does not mean other deltas there."""
+    return bool(delta) and re.search(rf"\b{CHILD}\.{delta}\b", pattern.replace("\\", "")) is not None
 
 
 def _covered(pattern: str, names: Collection[str], structure: StructureMap) -> set[str]:
@@ -111,12 +152,12 @@ class FreezeMixin:
     def freeze_module(
         self, module: nn.Module | None = None, exclude: Sequence[str] | None = None, set_state_dict: bool = True
     ) -> None:
-        """Freeze all but what is named, and let `state_dict()` of the backbone hold only what is trainable.
+        """Freeze all but what is named, other deltas too, and let `state_dict()` of the backbone hold only what is trainable.
 
         Args:
             module: freeze inside this module of the backbone only; names are then relative to it.
-            exclude: addresses of what stays trainable, real or common; ``"deltas"`` stands for the parameters of
-                deltas. By default the config's `unfrozen_modules`.
+            exclude: addresses of what stays trainable, real or common; ``"deltas"`` stands for the parameters of this delta,
+                and ``"deltas.NAME"`` for those of another one. By default the config's `unfrozen_modules`.
             set_state_dict: whether `state_dict()` of the backbone leaves out what is frozen.
 
         Raises:
@@ -133,13 +174,14 @@ class FreezeMixin:
             msg = f"{self._entry.name!r} is detached, so what is trained of the backbone would not be its own. attach() it first."
             raise ConfigError(msg)
         prefix = prefix_of(self.backbone_model, module)
+        selection = select(self.backbone_model, module, names, self._entry.name)
         before = trainable_names(self.backbone_model)
         reshard(self.backbone_model)
-        kept = freeze(self.backbone_model, module, names)
+        kept = selection.apply(self.backbone_model)
         ledger.remember_trainable(before)
         kept |= running_statistics(self.backbone_model, prefix).keys()
         stale = [name for name in self._entry.replaced if name.startswith(prefix) and name not in kept]
         ledger.release(self.backbone_model, self._entry, stale)
         ledger.replace(self.backbone_model, self._entry, dict.fromkeys(sorted(kept)))
-        self._entry.config = replace(self._entry.config, unfrozen_modules=names)
+        self._entry.config = replace(self._entry.config, unfrozen_modules=selection.patterns)
         ledger.only_trainable = ledger.filter_asked = set_state_dict

@@ -232,3 +232,8 @@ def _after(target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
 def is_delta_name(name: str) -> bool:
     """Whether a parameter or module of this name belongs to a delta rather than to the backbone."""
     return CHILD in name and f".{CHILD}." in f".{name}."
+
+
+def delta_of(name: str) -> str:
+    """The name of the delta that a parameter or module of this name belongs to; empty for the backbone's own."""
+    return f".{name}.".partition(f".{CHILD}.")[2].partition(".")[0]

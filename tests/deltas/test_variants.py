@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -154,9 +155,44 @@ class TestStretches:
         update = w.up_proj(torch.relu(w.down_proj(x)))
         assert torch.allclose(layer.output.dense(inner) + 2.0 * update, found, atol=1e-5)
 
-    def test_its_end_without_its_start_is_an_error(self):
-        backbone = bert()
-        ParallelAdapterModel(backbone, modified_modules=["ff.w1", "ff.w2"])
 
-        with pytest.raises(TargetError, match="reached at its second module without its first"):
-            backbone.bert.encoder.layer[0].output.dense(torch.zeros(1, 1, 24))
+def stretched(backbone):
+    """A parallel adapter from one layer to the next, with values of its own."""
+    delta = ParallelAdapterModel(backbone, bottleneck_dim=3, modified_modules=["ff.w1", "ff.w2"])
+    delta.freeze_module()
+    stir(delta)
+    return delta
+
+
+@pytest.mark.parametrize("remake", [lambda model: model, copy.deepcopy], ids=["model", "copy"])
+def test_a_call_in_another_thread_meanwhile_does_not_change_a_stretch(remake):
+    backbone = bert()
+    stretched(backbone)
+    backbone = remake(backbone)
+    inputs = inputs_for(backbone)
+    others = {name: tensor[:1, :4] for name, tensor in inputs.items()}
+    expected = [logits_of(backbone), backbone(**others).logits]
+    found = []
+
+    def call_in_another_thread(*_):
+        hook.remove()
+        thread = threading.Thread(target=lambda: found.append(backbone(**others).logits))
+        thread.start()
+        thread.join(60)
+
+    hook = backbone.bert.encoder.layer[1].output.dense.register_forward_pre_hook(call_in_another_thread)
+    found.insert(0, logits_of(backbone))
+
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+
+
+def test_a_stretch_that_ends_without_its_start_or_on_other_tokens_is_an_error():
+    backbone = bert()
+    stretched(backbone)
+    layer = backbone.bert.encoder.layer[0]
+
+    with pytest.raises(TargetError, match="reached at its second module without its first"):
+        layer.output.dense(torch.ones(2, 24))
+    layer.intermediate.dense(torch.ones(2, 16))
+    with pytest.raises(TargetError, match=r"made \[2, 16\] at its first module, and its second returns \[1, 16\]"):
+        layer.output.dense(torch.ones(1, 24))

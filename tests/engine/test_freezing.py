@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from deltahub import AdapterModel, BitFitModel, LoraModel
+from deltahub import AdapterModel, AutoDeltaModel, BitFitModel, LoraModel
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import AddressError, NoMatchError
 from tests.backbones import OPENDELTA, bert, bert_mlm, equal, forward, gpt2, original, t5, tensors_of, train, untouched
@@ -218,3 +218,47 @@ def test_gradients_reach_only_what_trains(model):
     assert {name for name, p in backbone.named_parameters() if p.grad is not None} <= trainable(backbone)
     assert all(parameter.grad is not None for parameter in delta.parameters())
     assert equal(before, tensors_of(backbone))
+
+
+def two_deltas():
+    """A backbone with a finished delta, `lang`, and one to train above it, `task`."""
+    backbone = bert()
+    lang, task = (AdapterModel(backbone, modified_modules=["layer.0.output"], name=name) for name in ("lang", "task"))
+    return backbone, lang, task
+
+
+def trains(delta):
+    return {parameter.requires_grad for parameter in delta.parameters()}
+
+
+@pytest.mark.parametrize("off", [False, True], ids=["attached", "detached"])
+def test_freezing_trains_the_deltas_own_parameters_and_others_only_when_named(off):
+    _, lang, task = two_deltas()
+    if off:
+        lang.detach()
+
+    task.freeze_module()
+    assert (trains(lang), trains(task)) == ({False}, {True})
+    task.freeze_module(exclude=["deltas", "deltas.lang"])
+    assert (trains(lang), trains(task)) == ({True}, {True})
+    task.freeze_module(exclude=["[r]deltas\\.lang"])
+    assert (trains(lang), trains(task)) == ({True}, {False})
+
+
+def test_a_module_that_is_named_does_not_stand_for_other_deltas_inside():
+    backbone, lang, task = two_deltas()
+    task.freeze_module(exclude=["layer.0"])
+
+    assert (trains(lang), trains(task)) == ({False}, {True})
+    assert "bert.encoder.layer.0.output.dense.weight" in trainable(backbone)
+
+
+def test_what_a_delta_keeps_of_its_names_is_right_under_another_name(tmp_path):
+    _, _, task = two_deltas()
+    task.freeze_module(exclude=["deltas.task", "deltas.lang"])
+    task.save_finetuned(tmp_path)
+
+    loaded = AutoDeltaModel.from_finetuned(tmp_path, backbone_model=bert(), name="other")
+    assert loaded.config.unfrozen_modules == ("deltas",)
+    loaded.freeze_module()
+    assert trains(loaded) == {True}
