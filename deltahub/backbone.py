@@ -3,7 +3,9 @@
     hash = md5 of canonical JSON of the sorted list of [name, dtype, shape, leaf]
     leaf = xxh3-128 of the tensor's bytes (row-major, little-endian)
 
-The list covers the backbone tensors that the delta leaves alone. It travels with the delta as `backbone.json`, so that a
+The list covers the backbone tensors that the delta leaves alone: parameters and persistent buffers, and whatever else a module
+saves with its state. Version 1 of the record covered of buffers only those of floating-point numbers. The hash is the same in both
+versions where the list is, so that deltas are found by it whichever version saved them. It travels with the delta as `backbone.json`, so that a
 mismatch can say which tensors differ and how. `deltahub.engine.fingerprint` makes it from a model.
 """
 
@@ -22,6 +24,7 @@ from deltahub.manifest import canonical_json
 from deltahub.schema import parse, problem
 
 SCHEMA: Final = "backbone.v1"
+VERSION: Final = 2
 ALGORITHM: Final = "md5-of-xxh3-128"
 
 EXACT: Final = "exact"
@@ -68,9 +71,11 @@ class Fingerprint:
 
     Attributes:
         leaves: one per tensor, sorted by name.
+        version: of the record: 1 leaves out buffers of integers.
     """
 
     leaves: tuple[Leaf, ...]
+    version: int = VERSION
 
     @cached_property
     def hash(self) -> str:
@@ -81,7 +86,7 @@ class Fingerprint:
     def to_bytes(self) -> bytes:
         """The content of `backbone.json`: one line per tensor."""
         rows = [json.dumps([leaf.name, leaf.dtype, list(leaf.shape), leaf.hash]) for leaf in sorted(self.leaves)]
-        head = f'{{"format_version": 1, "algorithm": "{ALGORITHM}", "hash": "{self.hash}", "tensors": [\n'
+        head = f'{{"format_version": {self.version}, "algorithm": "{ALGORITHM}", "hash": "{self.hash}", "tensors": [\n'
         return (head + ",\n".join(rows) + "\n]}\n").encode()
 
     @classmethod
@@ -98,7 +103,8 @@ class Fingerprint:
             raise CheckpointError(msg) from error
         wrong = problem(document, SCHEMA)
         if wrong is None:
-            fingerprint = cls(tuple(Leaf(n, d, tuple(shape), leaf) for n, d, shape, leaf in document["tensors"]))
+            leaves = tuple(Leaf(n, d, tuple(shape), leaf) for n, d, shape, leaf in document["tensors"])
+            fingerprint = cls(leaves, document["format_version"])
             if fingerprint.hash == document["hash"]:
                 return fingerprint
             wrong = f"its list has the hash {fingerprint.hash}, not {document['hash']}"

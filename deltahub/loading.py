@@ -18,7 +18,7 @@ from deltahub.checkpoint import Checkpoint
 from deltahub.engine.building import build, completed
 from deltahub.engine.compiling import refuse_closed
 from deltahub.engine.filling import fill, replaced_names
-from deltahub.engine.fingerprint import fingerprint
+from deltahub.engine.fingerprint import fingerprint, missing_from_version_1
 from deltahub.engine.ledger import ledger_of, original_values
 from deltahub.engine.modules import own_parameters
 from deltahub.errors import CheckpointError, ConfigError
@@ -132,5 +132,12 @@ def _check_backbone(saved: Checkpoint, backbone: nn.Module, replaced: tuple[str,
             "%s was saved without a list of its backbone's tensors, so only their shapes are checked.", saved.folder
         )
         return
-    found = fingerprint(backbone, replaced, original_values(backbone))
+    version = saved.fingerprint.version
+    if version == 1 and (names := missing_from_version_1(backbone, replaced)):
+        LOGGER.warning(
+            "%s was saved by an earlier release, whose record of the backbone does not cover buffers of integers: "
+            "%s (%d in all) could not be compared. Save the delta again to cover them.",
+            *(saved.folder, names[0], len(names)),
+        )
+    found = fingerprint(backbone, replaced, original_values(backbone), version)
     saved.fingerprint.require(found, same_weights=check_hash is True)

@@ -1,8 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from deltahub import AutoDeltaModel, LoraModel, deltas_of
+from deltahub.engine.fingerprint import fingerprint
 from deltahub.errors import CheckpointError, ConfigError, FingerprintMismatch
 from tests.backbones import (
     bert,
@@ -77,6 +80,44 @@ def test_another_backbone_is_refused_with_what_differs(folder, make, level, deta
     assert ('check_hash="structure"' in str(caught.value)) == (
         level in {"same structure, other weights", "other precision"}
     )
+
+
+class Quantised(nn.Module):
+    """A backbone in which a buffer of integers decides what comes out."""
+
+    def __init__(self, code=1):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        nn.init.ones_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.register_buffer("codes", torch.tensor([code, 2], dtype=torch.int32))
+
+    def forward(self, x):
+        return self.linear(x) * self.codes
+
+
+def test_a_backbone_with_other_codes_is_another_backbone(tmp_path):
+    delta = LoraModel(Quantised(), lora_r=1, modified_modules=["linear"])
+    delta.freeze_module()
+    delta.save_finetuned(tmp_path)
+
+    with pytest.raises(FingerprintMismatch, match="1 of 3 tensors have other values: codes"):
+        load(tmp_path, Quantised(5))
+    assert load(tmp_path, Quantised(5), check_hash="structure").attached
+
+
+def test_a_delta_of_before_says_which_tensors_its_record_does_not_cover(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("deltahub.saveload.fingerprint", partial(fingerprint, version=1))
+    delta = LoraModel(Quantised(), lora_r=1, modified_modules=["linear"])
+    delta.freeze_module()
+    delta.save_finetuned(tmp_path)
+
+    load(tmp_path, Quantised(5))
+    assert "does not cover buffers of integers: codes (1 in all) could not be compared" in caplog.text
+    caplog.clear()
+    save(tmp_path / "bert", bert())
+    load(tmp_path / "bert")
+    assert not caplog.text
 
 
 def test_resized_embeddings_are_refused(tmp_path):

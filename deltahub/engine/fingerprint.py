@@ -6,13 +6,14 @@ The definition is in `deltahub.backbone`. Tensors elsewhere, or not contiguous, 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 import torch
 import xxhash
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from deltahub.backbone import Fingerprint, Leaf
+from deltahub.backbone import VERSION, Fingerprint, Leaf
 from deltahub.engine.modules import own_modules, own_parameters
 from deltahub.engine.sharding import whole
 from deltahub.errors import DeltaHubError
@@ -21,34 +22,75 @@ BUFFER: Final = 16 << 20  # bytes copied at a time
 
 
 def fingerprint(
-    backbone: nn.Module, without: Collection[str] = (), instead: Mapping[str, Tensor] | None = None
+    backbone: nn.Module,
+    without: Collection[str] = (),
+    instead: Mapping[str, Tensor] | None = None,
+    version: int = VERSION,
 ) -> Fingerprint:
-    """The fingerprint of a backbone's own parameters and persistent floating-point buffers; deltas do not count.
+    """The fingerprint of a backbone's own parameters and persistent buffers; deltas do not count.
 
     Args:
         without: names of tensors to leave out: those that a delta replaces.
         instead: tensors to take in place of the backbone's, by name: what other deltas have replaced.
+        version: 1 to cover only what records of that version cover (`deltahub.backbone`).
 
     Raises:
         DeltaHubError: a tensor is on the meta device and has no bytes.
     """
     instead = instead or {}
-    tensors = ((name, tensor) for name, tensor in backbone_tensors(backbone) if name not in without)
-    # A tensor that was put aside before the backbone was cast counts as cast with it.
-    return Fingerprint(tuple(sorted(_leaf(name, whole(instead.get(name, t)).to(t.dtype)) for name, t in tensors)))
+    leaves: list[Leaf] = []
+    for name, tensor in backbone_tensors(backbone):
+        if name not in without and (version > 1 or _in_version_1(tensor)):
+            # A tensor that was put aside before the backbone was cast counts as cast with it.
+            leaves += _leaves(name, whole(instead.get(name, tensor)).to(tensor.dtype), version)
+    for name, tensor in _other_state(backbone) if version > 1 else ():
+        leaves += _leaves(name, tensor, version)
+    return Fingerprint(tuple(sorted(leaves)), version)
+
+
+def missing_from_version_1(backbone: nn.Module, without: Collection[str] = ()) -> list[str]:
+    """Name the tensors that version 1 leaves out."""
+    buffers = [name for name, tensor in backbone_tensors(backbone) if not _in_version_1(tensor)]
+    return [name for name in (*buffers, *(name for name, _ in _other_state(backbone))) if name not in without]
+
+
+def _in_version_1(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) or tensor.is_floating_point()
 
 
 def backbone_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """A backbone's own parameters and persistent floating-point buffers; tied tensors once, under their first name."""
+    """A backbone's own parameters and persistent buffers; tied tensors once, under their first name."""
     yield from own_parameters(backbone)
     seen: set[Tensor] = set()
     for prefix, module in own_modules(backbone):
         for key, buffer in module._buffers.items():
             kept = key not in module._non_persistent_buffers_set
             name = f"{prefix}.{key}" if prefix else key
-            if kept and buffer is not None and buffer.is_floating_point() and buffer not in seen:
+            if kept and buffer is not None and buffer not in seen:
                 seen.add(buffer)
                 yield name, buffer
+
+
+def _other_state(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that modules save beside parameters and buffers: bitsandbytes keeps the scales of its codes so."""
+    for prefix, module in own_modules(backbone):
+        if type(module)._save_to_state_dict is nn.Module._save_to_state_dict:
+            continue
+        saved: dict[str, Any] = {}
+        module._save_to_state_dict(saved, "", keep_vars=True)
+        for key, value in saved.items():
+            if isinstance(value, Tensor) and key not in module._parameters and key not in module._buffers:
+                yield (f"{prefix}.{key}" if prefix else key), value
+
+
+def _leaves(name: str, tensor: Tensor, version: int) -> Iterator[Leaf]:
+    """One leaf, or one for each part of a tensor that is made of others, as torchao's are."""
+    wrapper: Any = tensor
+    if version > 1 and is_traceable_wrapper_subclass(wrapper):
+        for part in wrapper.__tensor_flatten__()[0]:
+            yield from _leaves(f"{name}.{part}", getattr(wrapper, part), version)
+    else:
+        yield _leaf(name, tensor)
 
 
 def _leaf(name: str, tensor: Tensor) -> Leaf:

@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from deltahub import LoraModel
 from deltahub.backbone import Fingerprint
@@ -12,7 +13,8 @@ from deltahub.errors import CheckpointError, DeltaHubError, FingerprintMismatch
 from tests.backbones import bert, bert_mlm, gpt2, original, stir, untouched
 
 LEAVES = ["8574b1eb820552229b6204a3f4c0dfc5", "2d0408b485dd77b108c27fcd95d1fea5"]
-HASH = "cd9d961c52f5bc773fb9fab31610912f"
+COUNT = "2c0a8a99dc147d5445c3b49d035665b2"
+HASHES = {1: "cd9d961c52f5bc773fb9fab31610912f", 2: "096ad9df8cb60abcdfca0708b6109e3d"}
 
 
 def level(expected, found):
@@ -40,16 +42,59 @@ class Tiny(nn.Module):
         self.register_buffer("cache", torch.ones(2), persistent=False)
 
 
-def test_the_hash_of_a_known_model_never_changes():
-    # Golden: deltas that people have published carry such hashes.
-    found = fingerprint(Tiny())
+@pytest.mark.parametrize("version", HASHES)
+def test_the_hash_of_a_known_model_never_changes(version):
+    # Golden: deltas that people have published carry such hashes; version 1 leaves out buffers of integers.
+    found = fingerprint(Tiny(), version=version)
+    count = ("count", "int64", (1,))
 
     assert [(leaf.name, leaf.dtype, leaf.shape) for leaf in found.leaves] == [
+        *([count] if version > 1 else []),
         ("mean", "float32", (2,)),
         ("weight", "float32", (2, 3)),
     ]
-    assert [leaf.hash for leaf in found.leaves] == LEAVES
-    assert found.hash == HASH
+    assert [leaf.hash for leaf in found.leaves] == [*([COUNT] if version > 1 else []), *LEAVES]
+    assert found.hash == HASHES[version]
+
+
+class Codes(nn.Module):
+    """A layer of integer codes, whose scale is part of its state without being a parameter or a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("codes", torch.arange(6, dtype=torch.int32).view(2, 3))
+        self.register_buffer("zeros", torch.tensor([True, False]))
+        self.register_buffer("table", torch.ones(3, dtype=torch.int64), persistent=False)
+        self.scale = torch.ones(2)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}scale"] = self.scale
+
+
+@pytest.mark.parametrize("name", ["codes", "zeros", "scale"])
+def test_whatever_a_quantised_layer_saves_counts(name):
+    twin = Codes()
+    getattr(twin, name)[0] = 0 if name != "scale" else 2
+    if name == "codes":
+        twin.codes[0, 2] = 9
+
+    assert level(Codes(), twin) == "same structure, other weights"
+    assert fingerprint(Codes()).compare(fingerprint(twin)).detail.endswith(f": {name}")
+
+
+def test_a_buffer_that_is_not_saved_does_not_count():
+    twin = Codes()
+    twin.table += 1
+
+    assert level(Codes(), twin) == "exact"
+
+
+def test_a_tensor_made_of_others_has_a_leaf_for_each():
+    model = nn.Module()
+    model.weight = nn.Parameter(TwoTensor(torch.ones(2), torch.zeros(2)))
+
+    assert [leaf.name for leaf in fingerprint(model).leaves] == ["weight.a", "weight.b"]
 
 
 def test_equal_tensors_under_equal_names_have_equal_hashes():
