@@ -11,15 +11,16 @@ with one difference: a pattern that matches nothing is an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, TypeVar
 
 from deltahub.errors import AddressError
 from deltahub.nearest import closest
 
 REGEX_MARK: Final = "[r]"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,19 @@ class Address:
             found = _compile(self.pattern).search(name)
             return found is not None and found.group() != "" and _is_tail(name, found.start(), found.end())
         return self.pattern != "" and name.endswith(self.pattern) and _is_tail(name, len(name) - len(self.pattern))
+
+
+def value_for(patterns: Mapping[str, T], name: str, default: T) -> T:
+    """The value that addresses have for a module: that of its whole name, else of the first address that means it.
+
+    Args:
+        patterns: address to value.
+        name: of the module.
+        default: the value if no address means it.
+    """
+    if name in patterns:
+        return patterns[name]
+    return next((value for pattern, value in patterns.items() if Address(pattern).matches(name)), default)
 
 
 def _is_tail(name: str, start: int, end: int | None = None) -> bool:

@@ -22,7 +22,7 @@ from deltahub.engine.fingerprint import fingerprint, missing_from_version_1
 from deltahub.engine.ledger import ledger_of, original_values
 from deltahub.engine.modules import own_parameters
 from deltahub.errors import CheckpointError, ConfigError
-from deltahub.formats import opendelta, peft_reading
+from deltahub.formats import adapterhub, opendelta, peft_reading
 from deltahub.hub.locating import locate
 
 if TYPE_CHECKING:
@@ -42,13 +42,15 @@ def read_any(folder: Path, backbone: nn.Module, *, allow_pickle: bool, with_back
 
     Raises:
         CheckpointError: the folder holds neither, or is damaged.
+        ConfigError: it holds an adapter of a kind that is not supported.
         PickleRefusedError: it holds a pickle, and that is not allowed.
     """
     if not checkpoint.is_checkpoint(folder):
         if opendelta.is_checkpoint(folder):
             return opendelta.read(folder, backbone, allow_pickle=allow_pickle)
         if peft_reading.is_adapter(folder):
-            return peft_reading.read(folder, backbone)
+            return peft_reading.read(folder, backbone, allow_pickle=allow_pickle)
+        adapterhub.refuse(folder)
     return checkpoint.read(folder, with_backbone=with_backbone)
 
 

@@ -56,9 +56,9 @@ def t5_gated(seed: int = 0) -> nn.Module:
     return t5(seed, feed_forward_proj="gated-gelu")
 
 
-def llama(seed: int = 0) -> nn.Module:
+def llama(seed: int = 0, **changes: Any) -> nn.Module:
     """Llama: RMSNorm, no biases."""
-    return _make("LlamaForCausalLM", seed, **_TEXT, max_position_embeddings=12)
+    return _make("LlamaForCausalLM", seed, **_TEXT, max_position_embeddings=12, **changes)
 
 
 def vit(seed: int = 0) -> nn.Module:

@@ -11,12 +11,13 @@ Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", https://ar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from deltahub.address import value_for
 from deltahub.config import DeltaConfig
 from deltahub.deltas.low_rank import DecomposedUpdate, LowRankRows, LowRankUpdate
 from deltahub.engine.delta import DeltaBase
@@ -35,6 +36,8 @@ class LoraConfig(DeltaConfig):
         lora_dropout: share of the input that is dropped in training, from 0 to less than 1.
         use_rslora: scale by ``lora_alpha / sqrt(lora_r)`` instead.
         use_dora: decompose the weight into magnitude and direction (`deltas/low_rank.py`).
+        rank_pattern: ranks of single modules, by address, in place of `lora_r`; the first address that means a module counts.
+        alpha_pattern: the same for `lora_alpha`.
     """
 
     lora_r: int = 8
@@ -42,13 +45,28 @@ class LoraConfig(DeltaConfig):
     lora_dropout: float = 0.0
     use_rslora: bool = False
     use_dora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
     delta_type: ClassVar[str] = "lora"
 
+    def to_dict(self) -> dict[str, Any]:
+        """The delta type and every option, as JSON types; patterns only where there are any, as in files of before they existed."""
+        document = super().to_dict()
+        return {key: value for key, value in document.items() if value or key not in ("rank_pattern", "alpha_pattern")}
+
     @property
     def scale(self) -> float:
-        """What the update is multiplied by."""
-        return self.lora_alpha / (math.sqrt(self.lora_r) if self.use_rslora else self.lora_r)
+        """What the update is multiplied by, where no pattern says otherwise."""
+        return self._scale(self.lora_r, self.lora_alpha)
+
+    def sizes(self, module: str) -> tuple[int, float]:
+        """The rank of a module's update, and what it is multiplied by."""
+        rank = value_for(self.rank_pattern, module, self.lora_r)
+        return rank, self._scale(rank, value_for(self.alpha_pattern, module, self.lora_alpha))
+
+    def _scale(self, rank: int, alpha: float) -> float:
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 class LoraModel(DeltaBase):
@@ -67,6 +85,8 @@ class LoraModel(DeltaBase):
         backend: only ``"hf"``.
         use_rslora: scale by ``lora_alpha / sqrt(lora_r)`` instead.
         use_dora: decompose the weight into magnitude and direction.
+        rank_pattern: ranks of single modules, by address, in place of `lora_r`.
+        alpha_pattern: the same for `lora_alpha`.
         name: the delta's name on this backbone.
     """
 
@@ -89,6 +109,8 @@ class LoraModel(DeltaBase):
         *,
         use_rslora: bool = False,
         use_dora: bool = False,
+        rank_pattern: Mapping[str, int] | None = None,
+        alpha_pattern: Mapping[str, float] | None = None,
         name: str | None = None,
     ) -> None:
         config = LoraConfig.from_dict(
@@ -98,6 +120,8 @@ class LoraModel(DeltaBase):
                 "lora_dropout": lora_dropout,
                 "use_rslora": use_rslora,
                 "use_dora": use_dora,
+                "rank_pattern": dict(rank_pattern or {}),
+                "alpha_pattern": dict(alpha_pattern or {}),
                 "modified_modules": modified_modules,
                 "unfrozen_modules": unfrozen_modules,
                 "exclude_modules": exclude_modules,
@@ -117,7 +141,7 @@ class LoraModel(DeltaBase):
     def new_insertion(cls, config: LoraConfig, target: Target, width: int, like: Tensor) -> LowRankUpdate:
         """A fresh update for one layer, or for `width` rows of a fused one."""
         n_in, _ = linear_shape(target.name, target.module)
-        sizes = (config.lora_r, config.scale, config.lora_dropout)
+        sizes = (*config.sizes(target.name), config.lora_dropout)
         if not config.use_dora:
             kind = LowRankRows if isinstance(target.module, nn.Embedding) else LowRankUpdate
             return kind(like, n_in, width, *sizes)

@@ -131,9 +131,13 @@ class DecomposedUpdate(LowRankUpdate):
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Output tensor with shape ``(..., n_out)``; the part of it that `target` made is scaled, its bias is not."""
         gain = (self.lora_magnitude_vector / self._norm(target).to(self.lora_magnitude_vector.dtype)).to(output.dtype)
-        bias = linear_bias(target)
+        x, bias = first_input(args, kwargs), linear_bias(target)
         linear = output if bias is None else output - bias
-        update = self.scale * F.linear(self.low_rank(first_input(args, kwargs)), self.lora_B)
+        if self.dropout is not None and self.training:  # as in PEFT, the rescaled part sees the same dropped input
+            x = self.dropout(x.to(self.lora_A.dtype))
+            weight = linear_weight(target)
+            linear = F.linear(x.to(weight.dtype), weight).to(output.dtype)
+        update = self.scale * F.linear(F.linear(x.to(self.lora_A.dtype), self.lora_A), self.lora_B)
         return output + (gain - 1) * linear + gain * update.to(output.dtype)
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import pickle
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -26,9 +25,10 @@ from deltahub.engine.fingerprint import backbone_tensors
 from deltahub.engine.ledger import entries_of
 from deltahub.engine.modules import own_modules
 from deltahub.engine.site import CHILD, delta_key, is_delta_name
-from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
+from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files import sha256_file
 from deltahub.formats.opendelta_names import SILENT_MODULES, belongs_to_a_delta, chosen
+from deltahub.formats.torch_file import read_pickle
 from deltahub.nearest import suggest
 from deltahub.schema import load_schema
 
@@ -59,37 +59,18 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
         CheckpointError: it does not fit the backbone.
         ConfigError: this version does not know its delta type.
     """
-    if not allow_pickle:
-        msg = (
-            f"{folder / WEIGHTS} is a Python pickle, which can run code when it is opened. If you trust its author, pass "
-            "allow_pickle=True (only plain tensors are then read), and save_finetuned() it once to have it as safetensors."
-        )
-        raise PickleRefusedError(msg)
     config = json.loads((folder / CONFIG).read_bytes())
     delta_type = config["delta_type"]
     if delta_type not in known_types():
         known = suggest(delta_type, known_types())
         msg = f"{folder} is an OpenDelta checkpoint of type {delta_type!r}, which this version does not load: {known}"
         raise ConfigError(msg)
-    saved = _unpickle(folder / WEIGHTS)
+    saved = read_pickle(folder / WEIGHTS, allowed=allow_pickle)
     tensors = dict(_translate(saved, config, backbone))
     _check_places(tensors, backbone, folder)
     document = _document(config, _addresses(tensors, config) | _habits(config, backbone))
     parent = {"relation": CONVERTED, "digest": f"sha256:{sha256_file(folder / WEIGHTS)[0]}", "format": "opendelta"}
     return Checkpoint(folder, document, None, tensors, parent)
-
-
-def _unpickle(path: Path) -> Mapping[str, Tensor]:
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        msg = f"{path} was not loaded: it is damaged, or holds more than plain tensors ({reason}). Fetch it again."
-        raise CheckpointError(msg) from error
-    if not isinstance(saved, Mapping) or not all(isinstance(tensor, Tensor) for tensor in saved.values()):
-        msg = f"{path} holds something else than tensors by name. Save the delta again."
-        raise CheckpointError(msg)
-    return saved
 
 
 def _document(config: Mapping[str, Any], addresses: Mapping[str, Any]) -> dict[str, Any]:

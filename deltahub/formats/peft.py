@@ -141,6 +141,8 @@ def serving_notes(folder: Path) -> list[str]:
         beyond.append("replaces biases")
     if config["use_dora"]:
         beyond.append("is DoRA")
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        beyond.append("has ranks or scales of its own in some layers")
     if beyond:
         return [f"vLLM refuses it, and LoRAX would leave out a part: it also {' and '.join(beyond)}."]
     notes = []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from deltahub.address import value_for
 from deltahub.errors import ConfigError
 from deltahub.formats.peft_adapter import Exported, by_part, named, whole_width
 from deltahub.formats.peft_places import Places
@@ -41,10 +43,13 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], p
     if fused and use_dora:
         msg = f"PEFT has no DoRA on a part of a layer, and this one acts on {next(iter(fused))} so. Load it with deltahub."
         raise ConfigError(msg)
+    ranks, alphas = document.get("rank_pattern") or {}, document.get("alpha_pattern") or {}
     whole = max((len(parts) for parts in fused.values()), default=1) * rank
+    updates: dict[str, int] = {}
     for module, leaves in shares.items():
         down, up = _joined(module, fused[module], places) if module in fused else (leaves["lora_A"], leaves["lora_B"])
-        extra = whole - down.shape[0]
+        extra = 0 if ranks or alphas else whole - down.shape[0]  # one rank for all, where there is one, can be served
+        updates[module] = down.shape[0]
         down, up = (
             (torch.nn.functional.pad(down, (0, 0, 0, extra)), torch.nn.functional.pad(up, (0, extra)))
             if extra
@@ -60,6 +65,7 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], p
         alpha, use_rslora = alpha / (math.sqrt(rank) if use_rslora else rank) * whole, False
     options = {
         **_LORA,
+        **(_patterns(document, updates, whole, alpha, use_rslora=use_rslora) if ranks or alphas else {}),
         "bias": "none",
         "fan_in_fan_out": any(map(places.is_turned, shares)),
         "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
@@ -70,6 +76,30 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], p
         "use_rslora": use_rslora,
     }
     return Exported("LORA", options, named(tensors))
+
+
+def _patterns(
+    document: Mapping[str, Any], updates: Mapping[str, int], whole: int, alpha: float, *, use_rslora: bool
+) -> dict[str, Any]:
+    """The ranks and scales of single modules, as PEFT takes them.
+
+    Args:
+        updates: the rank of each module in the file.
+        whole: the rank of all others.
+        alpha: that of all others.
+        use_rslora: whether the file says so; the delta's own config may, and the file not.
+    """
+    found: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}
+    for module, size in updates.items():
+        rank = value_for(document.get("rank_pattern") or {}, module, int(document.get("lora_r", 8)))
+        own = value_for(document.get("alpha_pattern") or {}, module, float(document.get("lora_alpha", 16)))
+        scale = own / (math.sqrt(rank) if document.get("use_rslora") else rank)
+        own = scale * (math.sqrt(size) if use_rslora else size)
+        if size != whole:
+            found["rank_pattern"][re.escape(module)] = size
+        if own != alpha:
+            found["alpha_pattern"][re.escape(module)] = own
+    return found
 
 
 def _joined(module: str, shares: Mapping[str, Mapping[str, Tensor]], places: Places) -> tuple[Tensor, Tensor]:

@@ -1,59 +1,36 @@
 """Reading PEFT's adapters: LoRA, IA3, LayerNorm tuning and soft prompts become the deltas that say the same.
 
-The inverse of `deltahub.formats.peft_mapping`. A LoRA with several ranks or scales becomes one of the largest rank: the rest of it is 0,
-and B takes the difference in scale. Every tensor must find its place; what has none is an error, not a tensor that does nothing.
+The inverse of `deltahub.formats.peft_mapping`. Every field of the config must be understood (`peft_fields`), and every tensor that it
+announces must be there and find its place: what has none is an error, not a tensor that does nothing.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from deltahub.checkpoint import CONVERTED, Checkpoint
 from deltahub.config import check_document
-from deltahub.engine.fingerprint import backbone_tensors
-from deltahub.engine.freezing import running_statistics
 from deltahub.engine.modules import own_modules
 from deltahub.engine.site import delta_key
-from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
+from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files import sha256_file
 from deltahub.formats.peft import CONFIG, WEIGHTS
+from deltahub.formats.peft_fields import check_fields
+from deltahub.formats.peft_lora_reading import lora
+from deltahub.formats.peft_names import Leaves, Names, sort_tensors
+from deltahub.formats.peft_targets import matches, targeted
+from deltahub.formats.peft_trained import own_values, trained
+from deltahub.formats.torch_file import read_pickle
 
 LOGGER: Final = logging.getLogger("deltahub")
 PICKLE: Final = "adapter_model.bin"
-_WRAPPERS: Final = re.compile(r"\.(?:base_layer|modules_to_save)\.")
-_PREFIX: Final = re.compile(r"base_model\.(?:model\.)?")
-# Options of PEFT's LoRA that change what it computes, and that no delta has.
-_UNKNOWN: Final = (
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "layer_replication",
-    "lora_bias",
-    "megatron_config",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_qalora",
-    "velora_config",
-)
-_LEAVES: Final = {
-    "LORA": re.compile(
-        r"(?P<module>.+)\.(?:lora_(?:embedding_)?(?P<side>[AB])(?:\.weight)?|(?P<magnitude>lora_magnitude_vector)(?:\.weight)?)"
-    ),
-    "IA3": re.compile(r"(?P<module>.+)\.ia3_l"),
-    "LN_TUNING": re.compile(r"(?P<module>.+)\.ln_tuning_layers\.(?P<side>weight|bias)"),
-}
 
 
 def is_adapter(folder: Path) -> bool:
@@ -64,75 +41,84 @@ def is_adapter(folder: Path) -> bool:
         return False
 
 
-def read(folder: Path, backbone: nn.Module) -> Checkpoint:
+def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint:
     """Read an adapter of PEFT.
 
     Args:
         backbone: the model it is for, which tells its own tensors from those of the adapter.
+        allow_pickle: whether `adapter_model.bin` may be opened, with `weights_only=True`.
 
     Raises:
-        PickleRefusedError: its weights are a pickle.
-        ConfigError: no delta says what it says.
-        CheckpointError: it is damaged, or does not fit the backbone.
+        PickleRefusedError: its weights are a pickle, and that is not allowed.
+        ConfigError: it says something that no delta says.
+        CheckpointError: it is damaged, lacks tensors, or does not fit the backbone.
     """
     config = json.loads((folder / CONFIG).read_bytes())
-    kind = config["peft_type"]
-    readers = {"LORA": _lora, "IA3": _ia3, "LN_TUNING": _layer_norm, "PROMPT_TUNING": _soft_prompt}
-    if kind not in readers:
-        msg = f"{folder} is an adapter of PEFT of type {kind}, which no delta says; known are {', '.join(readers)}. Load it with PEFT."
-        raise ConfigError(msg)
-    saved = {_PREFIX.sub("", name, count=1): tensor for name, tensor in sorted(_tensors(folder).items())}
+    check_fields(config)
+    kind, names = config["peft_type"], Names.of(backbone)
+    weights, saved = _tensors(folder, allow_pickle=allow_pickle)
     _compare_names(config, backbone)
-    modules = {name for name, _ in own_modules(backbone)}
-    own: dict[str, Tensor] = {}
-    leaves: dict[tuple[str, str], Tensor] = {}
-    for name, tensor in saved.items():
-        match = _LEAVES[kind].fullmatch(name) if kind in _LEAVES else None
-        if match:
-            parts = match.groupdict()
-            leaf = parts.get("side") or parts.get("magnitude") or ""
-            leaves[match["module"], leaf] = tensor
-        elif name == "prompt_embeddings":
-            leaves["", name] = tensor
-        elif ".original_module." not in name:  # of a layer that is replaced; with bias="all" PEFT saves its bias too
-            own[_WRAPPERS.sub(".", name)] = tensor
-    if missing := sorted({module for module, _ in leaves} - modules):
-        msg = f"The adapter sits on {missing[0]}, which this {type(backbone).__name__} does not have. Load its own backbone."
-        raise CheckpointError(msg)
-    if not leaves:
-        msg = f"{folder / WEIGHTS} holds no tensor of a {kind}, though {CONFIG} says there is one. Fetch it again."
-        raise CheckpointError(msg)
-    options, tensors = readers[kind](config, leaves, backbone)
-    trained = _trained(own, backbone)
+    leaves, own = sort_tensors(saved, kind, names)
+    _check_places(leaves, config, names, weights)
+    replaced, alone = trained(own, config, names)
+    if alone and kind != "LORA":
+        module = min(alone)
+        msg = (
+            f"The adapter replaces {module} alone, which shares its weight with another layer of this {type(backbone).__name__}; only beside a "
+            "LoRA can DeltaHub do that. Load it with PEFT."
+        )
+        raise ConfigError(msg)
+    options, tensors = _READERS[kind](config, leaves, names, alone)
     document = {
         "format_version": 1,
         "backbone_class": type(backbone).__name__,
         "common_structure": False,
         "exclude_modules": [],
-        "unfrozen_modules": ["deltas", *sorted({name.rpartition(".")[0] for name in trained})],
+        "unfrozen_modules": ["deltas", *sorted({name.rpartition(".")[0] for name in replaced})],
         **options,
     }
     check_document(document)
-    parent = {"relation": CONVERTED, "digest": f"sha256:{sha256_file(folder / WEIGHTS)[0]}", "format": "peft"}
-    return Checkpoint(folder, document, None, {**tensors, **trained}, parent)
+    parent = {"relation": CONVERTED, "digest": f"sha256:{sha256_file(weights)[0]}", "format": "peft"}
+    return Checkpoint(folder, document, None, {**tensors, **replaced}, parent)
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    path = folder / WEIGHTS
-    if not path.is_file() and (folder / PICKLE).is_file():
-        msg = (
-            f"{folder / PICKLE} is a Python pickle, which can run code when it is opened. Save the adapter as safetensors: load it with "
-            "PEFT where you trust its author, and call save_pretrained."
-        )
-        raise PickleRefusedError(msg)
+def _tensors(folder: Path, *, allow_pickle: bool) -> tuple[Path, dict[str, Tensor]]:
+    """The file with the weights, and its tensors by key, in the order of the keys."""
+    path, pickled = folder / WEIGHTS, folder / PICKLE
+    if not path.is_file() and pickled.is_file():
+        return pickled, dict(sorted(read_pickle(pickled, allowed=allow_pickle).items()))
     if not path.is_file():
         msg = f"{path} is missing, though {CONFIG} is there. Fetch the adapter again."
         raise CheckpointError(msg)
     try:
-        return safetensors.torch.load(path.read_bytes())
+        return path, dict(sorted(safetensors.torch.load(path.read_bytes()).items()))
     except safetensors.SafetensorError as error:
         msg = f"{path} is not a safetensors file ({error}). Fetch the adapter again."
         raise CheckpointError(msg) from error
+
+
+def _check_places(leaves: Leaves, config: Mapping[str, Any], names: Names, weights: Path) -> None:
+    """Refuse a file whose tensors are not on the modules that its config names.
+
+    Raises:
+        CheckpointError: the message names the first module.
+    """
+    modules = {module for module, _ in leaves}
+    if not modules:
+        msg = (
+            f"{weights} holds no tensor of a {config['peft_type']}, though {CONFIG} says there is one. Fetch it again."
+        )
+        raise CheckpointError(msg)
+    expected = targeted(config, names.modules, names.backbone)
+    if expected is None:
+        return
+    tied = names.tied_with_embeddings() if config.get("ensure_weight_tying") else set()
+    if missing := sorted(expected - modules):
+        msg = f"{weights} has no tensors for {missing[0]}, on which {CONFIG} puts the adapter. Fetch it again, or load its own backbone."
+        raise CheckpointError(msg)
+    if extra := sorted(modules - expected - tied):
+        msg = f"{weights} has tensors for {extra[0]}, which target_modules in {CONFIG} does not name; PEFT would leave them out. Add it there if it is meant."
+        raise CheckpointError(msg)
 
 
 def _compare_names(config: Mapping[str, Any], backbone: nn.Module) -> None:
@@ -144,105 +130,65 @@ def _compare_names(config: Mapping[str, Any], backbone: nn.Module) -> None:
         LOGGER.warning(text, wanted, found)
 
 
-def _trained(own: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the backbone that the adapter replaces; those that are the backbone's are left out.
-
-    Raises:
-        CheckpointError: the backbone has none of that name or shape.
-    """
-    there = {**running_statistics(backbone), **dict(backbone_tensors(backbone))}
-    found = {}
-    for name, tensor in own.items():
-        if name not in there or there[name].shape != tensor.shape:
-            shape = f"is {list(there[name].shape)} there" if name in there else "is not there"
-            msg = f"{name} {list(tensor.shape)} is no part of the method, and {shape} in this {type(backbone).__name__}. Load its own backbone."
-            raise CheckpointError(msg)
-        if not torch.equal(there[name].detach().cpu().to(tensor.dtype), tensor):
-            found[name] = tensor
-    return found
-
-
-Leaves = Mapping[tuple[str, str], Tensor]
 Said = tuple[dict[str, Any], dict[str, Tensor]]
+Alone = Mapping[str, Tensor]
 
 
-def _lora(config: Mapping[str, Any], leaves: Leaves, backbone: nn.Module) -> Said:
-    if strange := [key for key in _UNKNOWN if config.get(key)]:
-        msg = f"The adapter is a LoRA with {strange[0]}={config[strange[0]]!r}, which no delta has. Load it with PEFT."
-        raise ConfigError(msg)
-    modules = sorted({module for module, _ in leaves})
-    downs, ups = ({module: leaves[module, side] for module in modules if (module, side) in leaves} for side in "AB")
-    if broken := [module for module in modules if module not in downs or module not in ups]:
-        msg = f"The adapter has only one of A and B for {broken[0]}. Fetch it again."
-        raise CheckpointError(msg)
-    if deep := [module for module in modules if downs[module].dim() != 2]:
-        msg = f"The adapter acts on {deep[0]}, a convolution, where a delta has no LoRA. Load it with PEFT."
-        raise ConfigError(msg)
-    scales = {module: _scale(config, module, len(downs[module])) for module in modules}
-    rank = max(map(len, downs.values()))
-    uniform = len({*scales.values()}) == 1
-    scale = scales[modules[0]] if uniform else 1.0
-    tensors: dict[str, Tensor] = {}
-    for module in modules:
-        extra = rank - len(downs[module])
-        up = ups[module] if uniform else ups[module] * scales[module]
-        tensors[delta_key(module, "lora_A")] = F.pad(downs[module], (0, 0, 0, extra)) if extra else downs[module]
-        tensors[delta_key(module, "lora_B")] = F.pad(up, (0, extra)) if extra else up
-        if config.get("use_dora"):
-            tensors[delta_key(module, "lora_magnitude_vector")] = leaves[module, "lora_magnitude_vector"].flatten()
-    options = {
-        "delta_type": "lora",
-        "lora_alpha": scale * rank,
-        "lora_dropout": float(config.get("lora_dropout") or 0.0),
-        "lora_r": rank,
-        "modified_modules": modules,
-        "use_dora": bool(config.get("use_dora")),
-    }
-    return options, tensors
-
-
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """What the update of a module is multiplied by."""
-    alpha = config.get("lora_alpha", 8)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
-            alpha = value
-            break
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _ia3(config: Mapping[str, Any], leaves: Leaves, backbone: nn.Module) -> Said:
-    inner = sorted(module for (module, _), vector in leaves.items() if _is_row(vector, module, config))
+def _ia3(config: Mapping[str, Any], leaves: Leaves, names: Names, alone: Alone) -> Said:
+    vectors = {module: vector for (module, _), vector in leaves.items()}
+    for module, vector in vectors.items():
+        if vector.dim() != 2 or 1 not in vector.shape:
+            msg = f"The adapter's vector for {module} is {list(vector.shape)}, which is not that of a linear layer. Load it with PEFT."
+            raise ConfigError(msg)
     options = {
         "delta_type": "ia3",
-        "feedforward_modules": inner,
-        "modified_modules": sorted(module for module, _ in leaves),
+        "feedforward_modules": sorted(
+            names.real[name] for name, vector in vectors.items() if _is_row(vector, name, config)
+        ),
+        "modified_modules": sorted(names.real[module] for module in vectors),
     }
-    return options, {delta_key(module, "ia3_l"): vector.flatten() for (module, _), vector in leaves.items()}
+    return options, {delta_key(names.real[module], "ia3_l"): vector.flatten() for module, vector in vectors.items()}
 
 
 def _is_row(vector: Tensor, module: str, config: Mapping[str, Any]) -> bool:
     """Whether a module is rescaled at its input: then PEFT keeps a row, ``(1, n_in)``, else a column."""
     if vector.shape[0] != vector.shape[1]:
         return vector.shape[0] == 1
-    names = config.get("feedforward_modules") or ()
-    return any(module == name or module.endswith(f".{name}") for name in ([names] if isinstance(names, str) else names))
+    return matches(config.get("feedforward_modules") or (), module)
 
 
-def _layer_norm(config: Mapping[str, Any], leaves: Leaves, backbone: nn.Module) -> Said:
-    own = dict(backbone_tensors(backbone))
-    tensors = {
-        delta_key(module, key): value - own[f"{module}.{key}"].detach().cpu().to(value.dtype)
-        for (module, key), value in leaves.items()
-    }
-    return {"delta_type": "layer_norm", "modified_modules": sorted({module for module, _ in leaves})}, tensors
+def _layer_norm(config: Mapping[str, Any], leaves: Leaves, names: Names, alone: Alone) -> Said:
+    own = own_values(names.backbone)
+    tensors = {}
+    for (module, key), value in leaves.items():
+        live = own.get(f"{names.real[module]}.{key}")
+        if live is None or live.shape != value.shape:
+            msg = f"The adapter has a {key} {list(value.shape)} for {module}, which here has {'none' if live is None else list(live.shape)}. Load its own backbone."
+            raise CheckpointError(msg)
+        tensors[delta_key(names.real[module], key)] = value - live.detach().cpu().to(value.dtype)
+    return {
+        "delta_type": "layer_norm",
+        "modified_modules": sorted({names.real[module] for module, _ in leaves}),
+    }, tensors
 
 
-def _soft_prompt(config: Mapping[str, Any], leaves: Leaves, backbone: nn.Module) -> Said:
+def _soft_prompt(config: Mapping[str, Any], leaves: Leaves, names: Names, alone: Alone) -> Said:
     home, count = "", int(config["num_virtual_tokens"])
+    backbone, prompt = names.backbone, leaves["", "prompt_embeddings"]
     if getattr(getattr(backbone, "config", None), "is_encoder_decoder", False):
         encoder: Any = backbone.get_encoder()  # type: ignore[operator]
         home = next(name for name, module in own_modules(backbone) if module is encoder)
-    soft = leaves["", "prompt_embeddings"][:count]  # what follows is for a decoder, and PEFT never uses it
+    if len(prompt) != (total := count * int(config.get("num_transformer_submodules") or 1)):
+        msg = f"The adapter's prompt has {len(prompt)} tokens, and its config says {total}. Fetch it again."
+        raise CheckpointError(msg)
+    soft = prompt[:count]  # what follows is for a decoder, and PEFT never uses it
     options = {"delta_type": "soft_prompt", "soft_token_num": count, "token_init": False, "common_structure": None}
     return options, {delta_key(home, "soft_embeds"): soft}
+
+
+_READERS: Final[Mapping[str, Callable[[Mapping[str, Any], Leaves, Names, Alone], Said]]] = {
+    "LORA": lora,
+    "IA3": _ia3,
+    "LN_TUNING": _layer_norm,
+    "PROMPT_TUNING": _soft_prompt,
+}

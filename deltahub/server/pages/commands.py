@@ -72,7 +72,8 @@ def _vllm_rank(manifest: Manifest) -> int | None:
     """The largest rank that vLLM must be ready for; None if it cannot serve the delta: it takes plain LoRA and nothing beside it."""
     config, counts = manifest.config, manifest.parameters
     rank = config.get("lora_r", 8)
-    if config.get("delta_type") != "lora" or config.get("use_dora") or counts["total"] != counts["delta"]:
+    patterns = config.get("rank_pattern") or config.get("alpha_pattern")  # vLLM takes one rank and one scale
+    if config.get("delta_type") != "lora" or config.get("use_dora") or patterns or counts["total"] != counts["delta"]:
         return None
     return next((most for most in _RANKS if isinstance(rank, int) and rank <= most), None)
 

@@ -83,7 +83,7 @@ def module_norms(data: bytes, config: Mapping[str, Any]) -> tuple[ModuleNorm, ..
     for name, tensor in tensors:
         module, parameter = split_name(name)
         modules.setdefault(module, {})[parameter] = _array(name, tensor)
-    found = (_norm(module, parts, scale_of(config)) for module, parts in modules.items())
+    found = (_norm(module, parts, scale_of(config, module)) for module, parts in modules.items())
     return tuple(sorted(found, key=lambda norm: _natural(norm.address)))
 
 
@@ -99,13 +99,19 @@ def split_name(name: str) -> tuple[str, str]:
     return module or name, parameter
 
 
-def scale_of(config: Mapping[str, Any]) -> float:
-    """What a low-rank update is multiplied by; 1 if the config does not say."""
-    rank = config.get("lora_r") or config.get("r")
-    alpha = config.get("lora_alpha")
+def scale_of(config: Mapping[str, Any], module: str = "") -> float:
+    """What the low-rank update of a module is multiplied by; 1 if the config does not say."""
+    rank = _own(config.get("rank_pattern"), module, config.get("lora_r") or config.get("r"))
+    alpha = _own(config.get("alpha_pattern"), module, config.get("lora_alpha"))
     if not isinstance(rank, int | float) or not isinstance(alpha, int | float) or rank <= 0:
         return 1.0
     return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _own(patterns: Any, module: str, default: Any) -> Any:
+    """The value of an option for a module: patterns hold names of modules or their ends; regular expressions are not run here."""
+    ends = patterns if isinstance(patterns, Mapping) else {}
+    return next((value for end, value in ends.items() if f".{module}".endswith(f".{end}")), default)
 
 
 def _array(name: str, tensor: Mapping[str, Any]) -> Any:

@@ -1,0 +1,112 @@
+"""The backbone's tensors that an adapter of PEFT replaces: `modules_to_save`, trained biases, saved embeddings.
+
+PEFT puts a copy in the place of each module of `modules_to_save`. Where such a module shares its weight with another, as an embedding
+does with lm_head, only that module gets the new value, unless all that share it are saved with equal values (`ensure_weight_tying`).
+Any other tensor in the file is written into the backbone itself, for all that share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from deltahub.engine.fingerprint import backbone_tensors
+from deltahub.engine.freezing import running_statistics
+from deltahub.engine.ledger import original_values
+from deltahub.engine.modules import own_parameters
+from deltahub.errors import CheckpointError
+from deltahub.formats.peft_names import Names
+from deltahub.formats.peft_targets import names_to_save, to_save, unmatched
+
+_EMBEDDINGS: Final = ("embed_tokens", "lm_head")  # the names for which PEFT has `ensure_weight_tying`
+
+
+def own_values(backbone: nn.Module) -> dict[str, Tensor]:
+    """The backbone's own values by name, whatever deltas on it have put in their place."""
+    return {**running_statistics(backbone), **dict(backbone_tensors(backbone)), **original_values(backbone)}
+
+
+def trained(
+    own: Mapping[str, Tensor], config: Mapping[str, Any], names: Names
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors that an adapter replaces; those that equal the backbone's are left out.
+
+    Args:
+        own: what the file holds of the backbone, by plain name.
+
+    Returns:
+        the tensors for all that share them, by their name in the backbone; the weights of one module alone, by the module's plain name.
+
+    Raises:
+        CheckpointError: a tensor has another shape than the backbone's, is missing, or has two values.
+    """
+    saved = _saved(config, names)
+    _check_whole(own, saved, config, names)
+    there = own_values(names.backbone)
+    everywhere: dict[str, Tensor] = {}
+    alone: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        first = names.tensors[name]
+        live = there[first].detach().cpu()
+        if live.shape != tensor.shape:
+            msg = (
+                f"{name} {list(tensor.shape)} is no part of the method, and is {list(live.shape)} there in this "
+                f"{type(names.backbone).__name__}. Load its own backbone."
+            )
+            raise CheckpointError(msg)
+        changed = not torch.equal(live.to(tensor.dtype), tensor)
+        others = names.others(first)
+        if not changed and len(others) == 1:
+            continue
+        if _only_here(name, own, others, saved):
+            if changed:
+                alone[name.rpartition(".")[0]] = tensor
+        elif not torch.equal(everywhere.setdefault(first, tensor), tensor):
+            msg = f"{name} is one with {', '.join(sorted(others - {name}))} in this backbone, and the adapter holds two values. Load it with PEFT."
+            raise CheckpointError(msg)
+    return {
+        name: t for name, t in everywhere.items() if not torch.equal(there[name].detach().cpu().to(t.dtype), t)
+    }, alone
+
+
+def _only_here(name: str, own: Mapping[str, Tensor], others: set[str], saved: set[str]) -> bool:
+    """Whether PEFT gives a value to one module alone, of those that share it in the backbone."""
+    within = {other for other in others if any(other.startswith(f"{module}.") for module in saved)}
+    if name not in within or len(others) == 1:
+        return False
+    return within != others or any(other not in own or not torch.equal(own[other], own[name]) for other in others)
+
+
+def _saved(config: Mapping[str, Any], names: Names) -> set[str]:
+    """The modules that PEFT replaces as a whole, with those that it ties to a replaced embedding."""
+    saved = to_save(config, names.modules)
+    tied = config.get("ensure_weight_tying") and any(end.split(".")[-1] in _EMBEDDINGS for end in names_to_save(config))
+    return saved | names.tied_with_embeddings() if tied else saved
+
+
+def _check_whole(own: Mapping[str, Tensor], saved: set[str], config: Mapping[str, Any], names: Names) -> None:
+    """Refuse a file that lacks tensors which its config says it trains.
+
+    Raises:
+        CheckpointError: the message names the first.
+    """
+    if absent := unmatched(config, names.modules):
+        msg = f"The adapter's config saves {absent[0]}, which this {type(names.backbone).__name__} does not have. Load its own backbone."
+        raise CheckpointError(msg)
+    expected = {name for name in names.tensors if any(name.startswith(f"{module}.") for module in saved)}
+    if config.get("bias") == "all":
+        found = {names.tensors[name] for name in own}  # by any of the names that share one
+        parameters = {name for name, _ in own_parameters(names.backbone)}
+        expected |= {
+            name for name, first in names.tensors.items() if name.endswith(".bias") and first in parameters - found
+        }
+    if missing := sorted(expected - own.keys()):
+        msg = f"The adapter's file lacks {missing[0]}, which its config says it trains{_more(missing)}. Fetch it again."
+        raise CheckpointError(msg)
+
+
+def _more(missing: list[str]) -> str:
+    return f", and {len(missing) - 1} more" if len(missing) > 1 else ""
