@@ -11,11 +11,11 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Final
 
 from deltahub.errors import CheckpointError, IntegrityError
 from deltahub.schema import parse, problem
+from deltahub.sized_cache import SizedCache
 
 SCHEMA: Final = "manifest.v1"
 SCHEMA_VERSION: Final = 1
@@ -85,6 +85,11 @@ class Manifest:
     metrics: tuple[Mapping[str, Any], ...] = field(default=())
     kind: str = DELTA
 
+    @property
+    def weight(self) -> int:
+        """About how many bytes of memory it takes."""
+        return 10_000 + 500 * (len(self.files) + len(self.tensors))
+
     def to_bytes(self) -> bytes:
         """The manifest as it is stored."""
         lists = {"files": [*map(vars, self.files)], "tensors": [*map(vars, self.tensors)]}  # asdict copies every value
@@ -113,11 +118,9 @@ class Manifest:
         """
         if (found := digest_of(data)) != expected:
             raise IntegrityError("A manifest", expected, found, "Run `deltahub verify` on its registry.")
-        return _read(data, expected)
+        return _RECENT.get(expected, lambda: _read(data, expected))
 
 
-# A pull reads the same one from its source and from the cache, and the next pull of it once more.
-@lru_cache(maxsize=32)
 def _read(data: bytes, digest: str) -> Manifest:
     try:
         document = parse(data)
@@ -135,6 +138,10 @@ def _read(data: bytes, digest: str) -> Manifest:
         metrics=tuple(document.get("metrics", ())),
         kind=document["kind"],
     )
+
+
+# A pull reads the same one from its source and from the cache, and the next pull of it once more.
+_RECENT: Final[SizedCache[str, Manifest]] = SizedCache(16 << 20, lambda manifest: manifest.weight)
 
 
 def manifest_of(document: Mapping[str, Any], entries: Iterable[FileEntry], table: tuple[TensorEntry, ...]) -> Manifest:

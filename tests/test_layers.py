@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import those of earlier lines, and none of its own line unless they share a package.
 LAYERS = (
-    ("errors", "nearest", "offline", "places", "version"),
+    ("errors", "nearest", "offline", "places", "sized_cache", "version"),
     ("address", "reference", "schema", "files"),
     ("config", "link", "manifest", "naming", "syncing"),
     ("sealing",),

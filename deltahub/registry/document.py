@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from deltahub.errors import NoVersionError, RemovedError
 from deltahub.nearest import closest
@@ -22,6 +21,9 @@ from deltahub.reference import LATEST, MAIN, is_digest
 from deltahub.registry.entries import Move, Moving, Removed, Version, merged_tags, number
 from deltahub.registry.integrity import SCHEMA_VERSION, read_whole
 from deltahub.sealing import sealed
+from deltahub.sized_cache import SizedCache
+
+NOBODY: Final = ""  # the author of what is left of a delta that was forgotten
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,14 @@ class ReferenceDocument:
     def history(self, version: str) -> Iterator[str]:
         """A version and those it came from that are still there, newest first."""
         known = sorted({*self.versions, *self.removed}, key=number)
+        positions = {name: position for position, name in enumerate(known)}
         step: str | None = version
         while step:
-            entry, position = self.versions.get(step), known.index(step)
+            entry, position = self.versions.get(step), positions[step]
             if entry:
                 yield step
             before = known[position - 1] if position else None
-            step = entry.parent if entry and entry.parent in known else before
+            step = entry.parent if entry and entry.parent in positions else before
 
     def aliases_of(self, version: str) -> list[str]:
         """The aliases that point to a version, sorted."""
@@ -168,6 +171,20 @@ class ReferenceDocument:
             return changed.with_branch(MAIN, before, time, author) if before else changed
         return changed
 
+    def forgotten(self, time: str) -> ReferenceDocument:
+        """Remove everything but the numbers and digests of the versions: for a delta of which nobody may be told any more."""
+        digests = {name: entry.digest for known in (self.versions, self.removed) for name, entry in known.items()}
+        removed = {name: Removed(digests[name], time, NOBODY) for name in sorted(digests, key=number)}
+        last = max(removed, key=number)
+        return ReferenceDocument(
+            self.name, removed=removed, log=(Move(time, NOBODY, "remove", last, before=digests[last]),)
+        )
+
+    def remembered(self) -> ReferenceDocument:
+        """The document without what was forgotten of a delta that had this name before."""
+        removed = {name: entry for name, entry in self.removed.items() if entry.author != NOBODY}
+        return replace(self, removed=removed, log=tuple(move for move in self.log if move.author != NOBODY))
+
     def last_alias_move(self) -> Move | None:
         """The newest move of an alias that was not taken back; None if there is none."""
         undone = 0
@@ -232,10 +249,9 @@ class ReferenceDocument:
             IntegrityError: it is no reference document.
             CheckpointError: a later deltahub wrote it.
         """
-        return _read(data, name)
+        return _RECENT.get((data, name), lambda: _read(data, name))
 
 
-@lru_cache(maxsize=64)  # a server is asked for the same few again and again
 def _read(data: bytes, name: str) -> ReferenceDocument:
     document = read_whole(data, name)
     versions = {
@@ -248,3 +264,12 @@ def _read(data: bytes, name: str) -> ReferenceDocument:
     moved, branches = document.get("moved_to"), document.get("branches", {})
     moving = Moving(**document["moving"]) if "moving" in document else None
     return ReferenceDocument(document["name"], ordered, document["aliases"], log, gone, moved, branches, moving)
+
+
+def _weight(document: ReferenceDocument) -> int:
+    """About how many bytes of memory a document and the bytes it was read from take."""
+    return 10_000 + 3000 * len(document.versions) + 1000 * (len(document.log) + len(document.removed))
+
+
+# A server is asked for the same few again and again.
+_RECENT: Final[SizedCache[tuple[bytes, str], ReferenceDocument]] = SizedCache(64 << 20, _weight)

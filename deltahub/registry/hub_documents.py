@@ -118,7 +118,13 @@ KEYS: Final = Kind(
     "the key that signs addresses for uploads",
     "Delete it: a new one is made, and addresses that were signed with this one are good no longer.",
 )
-KINDS: Final = (TOKENS, REPOSITORIES, UPLOADS, PARTS, KEYS)
+SESSIONS: Final = Kind(
+    "hub/sessions/",
+    "session.v1",
+    "a sign-in of a browser",
+    "It is refused. Delete that key, and sign in again.",
+)
+KINDS: Final = (TOKENS, REPOSITORIES, UPLOADS, PARTS, KEYS, SESSIONS)
 
 
 def repository_key(path: str) -> str:

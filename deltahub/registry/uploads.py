@@ -55,6 +55,13 @@ def forget(store: Store, path: str, objects: Iterable[str]) -> None:
         store.delete(_key(path, sha256))
 
 
+def forget_all(store: Store, path: str) -> None:
+    """Remove the records of everything that was sent to a delta: it is deleted, and whatever has its name next is another one."""
+    for kind in (UPLOADS, PARTS):
+        for key in [key for key, _ in store.keys(f"{kind.prefix}{path}/")]:
+            store.delete(key)
+
+
 def keep_part(store: Store, path: str, oid: str, number: int, sha256: str, file: Path, author: str) -> None:
     """The same of one part of a file that is not whole yet.
 

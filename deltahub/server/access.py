@@ -26,11 +26,13 @@ class Caller:
         name: of the token; empty for a caller without one.
         scope: ``"read"`` sees, ``"write"`` also pushes, ``"admin"`` may do everything everywhere.
         namespaces: where the scope holds; None for everywhere. Public repositories are read by everyone whose scope is not ``"none"``.
+        token: the id of the token; empty for a caller without one.
     """
 
     name: str = ""
     scope: Scope = "none"
     namespaces: frozenset[str] | None = None
+    token: str = ""
 
     @property
     def anonymous(self) -> bool:
@@ -99,12 +101,23 @@ def require_write(request: HTTPConnection, namespace: str) -> Caller:
     caller = caller_of(request)
     if caller.may_write(namespace):
         return caller
-    if caller.anonymous:
-        raise Refusal(401, f"Writing to {namespace} needs a token of scope write. {_HOW}")
-    if caller.scope not in ("write", "admin"):
-        raise Refusal(403, f"The token {caller.name!r} has scope {caller.scope}, and writing needs scope write. {_HOW}")
+    require_writer(request)
     allowed = ", ".join(sorted(caller.namespaces or ()))
     raise Refusal(403, f"The token {caller.name!r} may write to {allowed}, not to {namespace}.")
+
+
+def require_writer(request: HTTPConnection) -> Caller:
+    """Check that the caller may create, change and delete in some namespace, before it is known in which.
+
+    Raises:
+        Refusal: they may not: 401 without a token, else 403.
+    """
+    caller = caller_of(request)
+    if caller.scope in ("write", "admin"):
+        return caller
+    if caller.anonymous:
+        raise Refusal(401, f"Writing needs a token of scope write. {_HOW}")
+    raise Refusal(403, f"The token {caller.name!r} has scope {caller.scope}, and writing needs scope write. {_HOW}")
 
 
 def require_admin(request: HTTPConnection) -> Caller:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from starlette.exceptions import HTTPException
 from deltahub.errors import DeltaHubError
 from deltahub.registry.registry import Registry
 from deltahub.server import api, health
+from deltahub.server.descriptors import AcceptErrors
 from deltahub.server.failures import answer_failure, answer_http
 from deltahub.server.guards import guards
 from deltahub.server.metrics import Metrics
@@ -43,12 +45,14 @@ def build_app(registry: Registry, settings: Settings | None = None) -> Starlette
     )
     app.state.hub = State(registry, settings)
     app.state.metrics = metrics
+    app.state.readiness = health.Readiness(registry.store)
     return app
 
 
 @contextlib.asynccontextmanager
 async def _begin(app: Starlette) -> AsyncIterator[None]:
-    """Begin to bring the search index up to date, so that the first visitor waits for little or nothing of it."""
+    """Tell briefly of connections that cannot be taken; begin to bring the search index up to date, so that the first visitor waits for little or nothing of it."""
+    asyncio.get_running_loop().set_exception_handler(AcceptErrors())
     Thread(target=_index, args=[app.state.hub], daemon=True, name="index").start()
     yield
 

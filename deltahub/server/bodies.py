@@ -12,41 +12,69 @@ from starlette.responses import Response
 
 from deltahub.files import CHUNK
 from deltahub.schema import parse
+from deltahub.server.budget import Room, room_in
+from deltahub.server.limits import too_large
 from deltahub.server.observing import note
 from deltahub.server.refusals import Refusal
+from deltahub.server.state import state_of
 
 Handler = Callable[[Request, dict[str, Any]], Response]
+Allowed = Callable[[Request], object]  # raises a refusal for a caller whose body need not be read
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+SMALL: Final = 64 << 10  # bytes of a body that names a few things,
+LARGE: Final = 1 << 20  # and of one that lists many
+_PARSED: Final = 16  # bytes of memory that a byte of JSON may become
 # What the audit log should know of a body: an address alone does not say which repository is created, moved or deleted.
 _NOTED: Final = ("name", "organization", "fromRepo", "toRepo", "tag", "startingPoint", "visibility", "private")
 _LONGEST_NOTE: Final = 200  # characters
 _MOST_FIELDS: Final = 10_000  # of a form
 
 
-def with_json(handler: Handler) -> Endpoint:
-    """An endpoint whose handler gets the JSON object of the body, and runs in a thread; no body is an empty object."""
+def with_json(handler: Handler, allowed: Allowed, most: int = SMALL) -> Endpoint:
+    """An endpoint whose handler gets the JSON object of the body, and runs in a thread; no body is an empty object.
 
-    async def endpoint(request: Request) -> Response:
-        body = _object(await _body(request))
-        note(request, **{key: str(body[key])[:_LONGEST_NOTE] for key in _NOTED if key in body})
-        return await run_in_threadpool(handler, request, body)
+    Args:
+        allowed: checks the caller's rights before anything of the body is read.
+        most: bytes that the body may have.
+    """
 
-    return endpoint
+    def handle(request: Request, data: bytes) -> Response:
+        body = _object(data)
+        note(
+            request, **{key: str(body[key])[:_LONGEST_NOTE] for key in _NOTED if isinstance(body.get(key), str | bool)}
+        )
+        return handler(request, body)
+
+    return _with_body(handle, allowed, most)
 
 
-def with_fields(handler: Callable[[Request, dict[str, list[str]]], Response]) -> Endpoint:
-    """An endpoint whose handler gets the fields of a form, or the lists of a JSON object, and runs in a thread."""
+def with_fields(handler: Callable[[Request, dict[str, list[str]]], Response], allowed: Allowed) -> Endpoint:
+    """An endpoint whose handler gets the fields of a form, or the lists of a JSON object, and runs in a thread.
 
-    async def endpoint(request: Request) -> Response:
-        body = await _body(request)
+    Args:
+        allowed: checks the caller's rights before anything of the body is read.
+    """
+
+    def handle(request: Request, data: bytes) -> Response:
         if "json" in request.headers.get("content-type", ""):
-            found = {key: [*map(str, value)] for key, value in _object(body).items() if isinstance(value, list)}
+            found = {key: [*map(str, value)] for key, value in _object(data).items() if isinstance(value, list)}
         else:
             try:
-                found = parse_qs(body.decode(), max_num_fields=_MOST_FIELDS, errors="strict")
+                found = parse_qs(data.decode(), max_num_fields=_MOST_FIELDS, errors="strict")
             except ValueError as error:
                 raise Refusal(400, "The form cannot be read, or has too many fields. Ask for less at once.") from error
-        return await run_in_threadpool(handler, request, found)
+        return handler(request, found)
+
+    return _with_body(handle, allowed, LARGE)
+
+
+def _with_body(handle: Callable[[Request, bytes], Response], allowed: Allowed, most: int) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        await run_in_threadpool(allowed, request)
+        with room_in(state_of(request).bodies, request) as room:
+            data = await _read(request, most, room)
+            room.resize(len(data) * _PARSED)
+            return await run_in_threadpool(handle, request, data)
 
     return endpoint
 
@@ -54,27 +82,49 @@ def with_fields(handler: Callable[[Request, dict[str, list[str]]], Response]) ->
 async def blocks(request: Request) -> AsyncIterator[bytes]:
     """The body in blocks that are worth a thread's while; the end of an interrupted one is never taken for its end.
 
+    Where requests hold as much memory as they may already, the blocks are smaller.
+
     Raises:
         Refusal: the client went away.
     """
     held = bytearray()
+    with room_in(state_of(request).bodies, request) as room:
+        try:
+            async for chunk in request.stream():
+                held += chunk
+                if len(held) >= CHUNK or not room.fits(len(held)):
+                    yield bytes(held)
+                    held.clear()
+                    room.release()
+        except ClientDisconnect as error:
+            raise Refusal(400, "The request ended before its body was complete.") from error
+        if held:
+            yield bytes(held)
+
+
+async def body_of(request: Request, most: int) -> bytes:
+    """All of a body.
+
+    Raises:
+        Refusal: it is larger than `most` bytes, there is no room for it now, or the client went away.
+    """
+    with room_in(state_of(request).bodies, request) as room:
+        return await _read(request, most, room)
+
+
+async def _read(request: Request, most: int, room: Room) -> bytes:
+    if int(request.headers.get("content-length", 0)) > most:
+        raise too_large(most)
+    held = bytearray()
     try:
         async for chunk in request.stream():
+            if len(held) + len(chunk) > most:
+                raise too_large(most)
+            room.resize(len(held) + len(chunk))
             held += chunk
-            if len(held) >= CHUNK:
-                yield bytes(held)
-                held.clear()
     except ClientDisconnect as error:
         raise Refusal(400, "The request ended before its body was complete.") from error
-    if held:
-        yield bytes(held)
-
-
-async def _body(request: Request) -> bytes:
-    try:
-        return await request.body()
-    except ClientDisconnect as error:
-        raise Refusal(400, "The request ended before its body was complete.") from error
+    return bytes(held)
 
 
 def _object(body: bytes) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from deltahub.server.repositories import Repository, is_delta
 from deltahub.server.revisions import stamp_of
 from deltahub.stores.base import Source
 
+_MOST_FILES: Final = 25_000  # of a version
 _PARENT: Final = re.compile(r"[0-9a-f]{7,40}")
 
 
@@ -118,6 +119,9 @@ class Change:
                 tree[path] = self._named(path, operation)
                 head = self._state.read(tree[path], 0, min(tree[path].size, HEAD)) if tree[path].size else b""
             refuse_pickle(self._state.settings, self._repository.namespace, path, head)
+        if len(tree) > _MOST_FILES:
+            message = f"The commit would make a version of {len(tree):,} files, and {_MOST_FILES:,} are the most. Use several repositories."
+            raise Refusal(413, message)
         refuse_clashes(tree)
         return tree
 

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from deltahub.files import scratch
 from deltahub.reference import MAIN
 from deltahub.server.bodies import blocks
+from deltahub.server.budget import room_in
 from deltahub.server.changes import Change, Moved
 from deltahub.server.observing import note
 from deltahub.server.operations import Operations, Parser
@@ -32,12 +33,13 @@ async def commit(request: Request) -> Response:
         Refusal: it is not well formed, names what was not uploaded, or its branch ends elsewhere than it says.
     """
     await run_in_threadpool(_require_branch, request)
-    with scratch() as folder:
+    with scratch() as folder, room_in(state_of(request).bodies, request) as room:
         parser = Parser(folder, state_of(request).settings.max_file)
         try:
             async for block in blocks(request):
                 await run_in_threadpool(parser.feed, block)
-            operations = parser.finish()
+                room.resize(parser.held)
+            operations = await run_in_threadpool(parser.finish)
         finally:
             parser.close()
         name = f"{request.path_params['namespace']}/{request.path_params['name']}"

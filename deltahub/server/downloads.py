@@ -20,7 +20,9 @@ from starlette.routing import Route
 
 from deltahub.describing import MANIFEST
 from deltahub.errors import IntegrityError, NotFoundError
+from deltahub.files import CHUNK
 from deltahub.manifest import FileEntry
+from deltahub.server.counted import WholeResponse, counted
 from deltahub.server.packs import offer
 from deltahub.server.paths import REPOSITORY
 from deltahub.server.refusals import ENTRY_NOT_FOUND, Refusal
@@ -30,6 +32,7 @@ from deltahub.stores.base import object_key
 
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _AT_ONCE: Final = 2 << 20  # bytes that are held in memory: each step to a thread and back costs as much as reading them
+_STREAMED: Final = 3 * CHUNK  # bytes that are held of a larger file: one block to check, one to send, one on its way
 _REVALIDATE: Final = "private, no-cache"  # a branch may move
 
 
@@ -66,22 +69,30 @@ def resolve(request: Request) -> Response:
         return Response(headers={**headers, "Content-Length": str(entry.size)}, media_type=_media_type(path))
     span = _span(request, entry, etag)
     if span is None:
-        return _answer(_checked(state_of(request), entry), 200, entry.size, headers, path)
+        return _answer(request, _checked(state_of(request), entry), 200, entry.size, headers, path)
     headers["Content-Range"] = f"bytes {span[0]}-{span[1] - 1}/{entry.size}"
-    return _answer(_pieces(state_of(request), entry, *span), 206, span[1] - span[0], headers, path)
+    return _answer(request, _pieces(state_of(request), entry, *span), 206, span[1] - span[0], headers, path)
 
 
 def whole(request: Request, entry: FileEntry) -> Response:
     """A stored file."""
-    return _answer(_checked(state_of(request), entry), 200, entry.size, {"ETag": f'"{entry.sha256}"'}, entry.path)
+    return _answer(
+        request, _checked(state_of(request), entry), 200, entry.size, {"ETag": f'"{entry.sha256}"'}, entry.path
+    )
 
 
-def _answer(pieces: Iterator[bytes], status: int, size: int, headers: dict[str, str], path: str) -> Response:
+def _answer(
+    request: Request, pieces: Iterator[bytes], status: int, size: int, headers: dict[str, str], path: str
+) -> Response:
     headers["Content-Length"] = str(size)
-    if size <= _AT_ONCE:
-        return Response(b"".join(pieces), status, headers, _media_type(path))
-    first = next(pieces)  # so that what cannot be read at all gets an answer that says so
-    return StreamingResponse(chain([first], pieces), status, headers, _media_type(path))
+
+    def make() -> Response:
+        if size <= _AT_ONCE:
+            return WholeResponse(b"".join(pieces), status, headers, _media_type(path))
+        first = next(pieces)  # so that what cannot be read at all gets an answer that says so
+        return StreamingResponse(chain([first], pieces), status, headers, _media_type(path))
+
+    return counted(request, min(size, _STREAMED), make)
 
 
 def _span(request: Request, entry: FileEntry, etag: str) -> tuple[int, int] | None:

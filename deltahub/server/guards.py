@@ -17,7 +17,6 @@ from __future__ import annotations
 from starlette.middleware import Middleware
 
 from deltahub.server.authentication import Authentication
-from deltahub.server.known import KnownTokens
 from deltahub.server.limits import Limits
 from deltahub.server.metrics import Metrics
 from deltahub.server.observing import Observing
@@ -25,7 +24,6 @@ from deltahub.server.pages.browsers import Browsers
 from deltahub.server.paths import AsSent
 from deltahub.server.settings import Settings
 from deltahub.server.shield import OwnNames, OwnPages, SecurityHeaders
-from deltahub.server.tokens import Tokens
 from deltahub.stores.base import Store
 
 
@@ -33,7 +31,7 @@ def guards(store: Store, settings: Settings, metrics: Metrics) -> list[Middlewar
     """All middleware of a hub.
 
     Args:
-        store: where its tokens are.
+        store: where its tokens and sessions are.
         settings: its limits and rights.
         metrics: its counts.
     """
@@ -45,5 +43,5 @@ def guards(store: Store, settings: Settings, metrics: Metrics) -> list[Middlewar
         Middleware(Limits, settings),
         Middleware(Browsers),
         Middleware(OwnPages, settings),
-        Middleware(Authentication, KnownTokens(Tokens(store)), settings),
+        Middleware(Authentication, store, settings),
     ]

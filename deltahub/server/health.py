@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 from starlette.requests import Request
@@ -16,13 +18,49 @@ from deltahub.server.access import require_admin
 from deltahub.server.metrics import Metrics
 from deltahub.server.refusals import Refusal
 from deltahub.server.state import state_of
+from deltahub.stores.base import Store
 
 _PATIENCE: Final = 5.0  # seconds for the store to answer
+_BELIEVED: Final = 2.0  # seconds for which an answer is believed
 
 
 async def alive(request: Request) -> Response:
     """The process runs."""
     return PlainTextResponse("alive\n")
+
+
+class Readiness:
+    """Whether the store of a hub answers. It is asked by one thread, and its answer is believed for a moment.
+
+    Args:
+        store: of the hub's registry.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._thread = ThreadPoolExecutor(1, "ready")
+        self._asked: Future[bool] | None = None
+        self._until = 0.0
+
+    async def check(self) -> bool:
+        """Whether the store answered within the last seconds, or does so within the next few."""
+        now = time.monotonic()
+        if self._asked is None or (self._asked.done() and self._until <= now):
+            self._asked = self._thread.submit(self._ask)
+            self._until = now + _BELIEVED
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await asyncio.shield(asyncio.wrap_future(self._asked))
+        except TimeoutError:
+            return False
+
+    def _ask(self) -> bool:
+        try:
+            self._store.read_tagged(f"{TOKENS.prefix}none.json")
+        except (DeltaHubError, OSError) as error:
+            logging.getLogger("deltahub.server").error("The registry is out of reach: %s", error)  # noqa: TRY400  (one line)
+            return False
+        return True
 
 
 async def ready(request: Request) -> Response:
@@ -31,13 +69,10 @@ async def ready(request: Request) -> Response:
     Raises:
         Refusal: it cannot, now.
     """
-    store = state_of(request).registry.store
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            await asyncio.to_thread(store.read_tagged, f"{TOKENS.prefix}none.json")
-    except (DeltaHubError, TimeoutError) as error:
-        logging.getLogger("deltahub.server").error("The registry is out of reach: %s", error)  # noqa: TRY400  (one line)
-        raise Refusal(503, "The hub cannot reach its registry.", headers={"Retry-After": "5"}) from error
+    readiness = request.app.state.readiness
+    assert isinstance(readiness, Readiness)
+    if not await readiness.check():
+        raise Refusal(503, "The hub cannot reach its registry.", headers={"Retry-After": "5"})
     return PlainTextResponse("ready\n")
 
 

@@ -14,12 +14,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deltahub.registry import uploads
-from deltahub.server.bodies import text_field, with_json
+from deltahub.server.access import caller_of, repository_not_found
+from deltahub.server.bodies import LARGE, text_field, with_json
 from deltahub.server.operations import is_oid
 from deltahub.server.paths import REPOSITORY
 from deltahub.server.refusals import Refusal
-from deltahub.server.repositories import Repository, open_repository
-from deltahub.server.revisions import stamp_of
+from deltahub.server.repositories import Repository, may_change, open_repository
+from deltahub.server.signatures import DOWNLOAD
 from deltahub.server.state import state_of
 
 MULTIPART: Final = "multipart"
@@ -29,6 +30,12 @@ _MOST_PARTS: Final = 1000
 _MOST_OBJECTS: Final = 1000  # of a batch
 LFS: Final = f"{REPOSITORY}.git/info/lfs"
 _MEDIA: Final = "application/vnd.git-lfs+json"
+
+
+def _may_ask(request: Request) -> None:
+    """Check that the caller has any right here; only the body says which one is needed."""
+    if caller_of(request).scope == "none":
+        raise repository_not_found(request, f"{request.path_params['namespace']}/{request.path_params['name']}")
 
 
 def batch(request: Request, body: dict[str, Any]) -> Response:
@@ -81,15 +88,16 @@ class _Addresses:
         self._signer, self._size = repository.state.signer, size
         self._lfs = f"{repository.state.base_url(request)}/{repository.path}.git/info/lfs"
         self._object = f"{self._lfs}/objects/{oid}"
-        author = stamp_of(request)[1]
-        self._facts = {"repository": repository.path, "oid": oid, "size": str(size), "author": author}
+        token = caller_of(request).token
+        self._facts = {"repository": repository.path, "oid": oid, "size": str(size), "token": token}
+        self._facts["born"] = repository.born
 
-    def _signed(self, address: str, action: str, **more: int) -> str:
+    def _signed(self, address: str, action: str, lifetime: int | None = None, **more: int) -> str:
         facts = {**self._facts, "action": action, **{name: str(value) for name, value in more.items()}}
-        return self._signer.signed(f"{self._object}{address}", facts)
+        return self._signer.signed(f"{self._object}{address}", facts, lifetime)
 
     def download(self) -> dict[str, Any]:
-        return {"download": {"href": self._signed("", "download")}}
+        return {"download": {"href": self._signed("", "download", DOWNLOAD)}}
 
     def upload(self, *, parted: bool) -> dict[str, Any]:
         verify = {"href": f"{self._lfs}/verify"}
@@ -131,6 +139,6 @@ def verify(request: Request, body: dict[str, Any]) -> Response:
 
 
 routes: Final = [
-    Route(f"{LFS}/objects/batch", with_json(batch), methods=["POST"]),
-    Route(f"{LFS}/verify", with_json(verify), methods=["POST"]),
+    Route(f"{LFS}/objects/batch", with_json(batch, _may_ask, LARGE), methods=["POST"]),
+    Route(f"{LFS}/verify", with_json(verify, may_change), methods=["POST"]),
 ]

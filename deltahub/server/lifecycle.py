@@ -10,14 +10,16 @@ from starlette.routing import Route
 
 from deltahub.errors import ReferenceSyntaxError
 from deltahub.reference import Reference
+from deltahub.registry import uploads
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.forgetting import forget
 from deltahub.registry.renaming import rename
-from deltahub.server.access import caller_of, require_write
+from deltahub.server.access import caller_of, require_write, require_writer
 from deltahub.server.bodies import text_field, with_json
 from deltahub.server.paths import MODEL
 from deltahub.server.records import Record
 from deltahub.server.refusals import Refusal
-from deltahub.server.repositories import Repository, checked, find_repository, lookup, open_repository
+from deltahub.server.repositories import Repository, checked, find_repository, lookup, may_change, open_repository
 from deltahub.server.revisions import stamp_of
 from deltahub.server.state import State, state_of
 
@@ -95,7 +97,10 @@ def refuse_other_types(kind: Any) -> None:
 
 
 def delete(request: Request, body: dict[str, Any]) -> Response:
-    """Delete a repository: its versions leave tombstones, and their files go with the next collections of the registry."""
+    """Delete a repository: its versions leave tombstones, and their files go with the next collections of the registry.
+
+    Of a private one nothing is left but the numbers of its versions, so that whoever has its name next shows nothing of it.
+    """
     refuse_other_types(body.get("type"))
     repository = find_repository(request, f"{_namespace(request, body)}/{text_field(body, 'name')}", write=True)
     time, author = stamp_of(request)
@@ -109,8 +114,11 @@ def delete(request: Request, body: dict[str, Any]) -> Response:
             document = document.without_version(version, time, author, "the repository was deleted")
         return document
 
-    if repository.document.versions:
+    if repository.document.versions and repository.private:
+        forget(repository.state.registry, repository.path, time)
+    elif repository.document.versions:
         repository.state.registry.update(repository.path, change)
+    uploads.forget_all(repository.state.registry.store, repository.path)
     repository.state.records.delete(repository.path)
     return JSONResponse({})
 
@@ -189,8 +197,8 @@ def _set_private(request: Request, repository: Repository, *, private: bool) -> 
 
 
 routes: Final = [
-    Route("/api/repos/create", with_json(create), methods=["POST"]),
-    Route("/api/repos/delete", with_json(delete), methods=["DELETE"]),
-    Route("/api/repos/move", with_json(move), methods=["POST"]),
-    Route(f"{MODEL}/settings", with_json(settings), methods=["PUT"]),
+    Route("/api/repos/create", with_json(create, require_writer), methods=["POST"]),
+    Route("/api/repos/delete", with_json(delete, require_writer), methods=["DELETE"]),
+    Route("/api/repos/move", with_json(move, require_writer), methods=["POST"]),
+    Route(f"{MODEL}/settings", with_json(settings, may_change), methods=["PUT"]),
 ]

@@ -68,7 +68,7 @@ class Limits:
         if any(not value.isdigit() or len(value) > 18 for value in lengths):
             raise Refusal(400, "The header Content-Length is no number of bytes.")
         if any(int(value) > most for value in lengths):
-            raise _too_large(most)
+            raise too_large(most)
 
 
 class _Body:
@@ -99,13 +99,14 @@ class _Body:
         self._more = message["type"] == "http.request" and message.get("more_body", False)
         self._count += len(message.get("body", b""))
         if self._count > self._most:
-            raise _too_large(self._most)
+            raise too_large(self._most)
         return message
 
 
 _CLOSE: Final = {"Connection": "close"}
 
 
-def _too_large(most: int) -> Refusal:
+def too_large(most: int) -> Refusal:
+    """The answer to a body of more bytes than may come."""
     message = f"The request is larger than the {most:,} bytes that this hub takes at this address. Send less at once."
     return Refusal(413, message, headers=_CLOSE)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from deltahub.checkpoint import CARD
@@ -14,15 +14,17 @@ from deltahub.registry.index import Listed
 from deltahub.registry.query import Query
 from deltahub.server import paging
 from deltahub.server.access import Caller, caller_of
+from deltahub.server.counted import WholeJSONResponse, counted
 from deltahub.server.facts import Facts, expanded, siblings
 from deltahub.server.paths import MODEL
 from deltahub.server.records import Record, may_be_private
 from deltahub.server.refusals import Refusal
 from deltahub.server.repositories import EMPTY, Commit, Repository, commit_id, open_repository
 from deltahub.server.state import State, state_of
-from deltahub.server.trees import moment
+from deltahub.server.trees import LISTED, moment
 
 _LONGEST: Final = 200  # letters of a search: each word is a condition of its own
+_MOST_FILES: Final = 25_000  # that a page of the list names
 _ORDERS: Final = {"createdAt": "created", "lastModified": "modified"}
 
 
@@ -33,7 +35,14 @@ def list_models(request: Request) -> Response:
     order = _ORDERS.get(query.get("sort", ""), "modified")
     found.sort(key=lambda facts: (getattr(facts, order), facts.path), reverse=query.get("direction") != "1")
     start, count = paging.window(request)
-    shown = [_shown(request, state, facts) for facts in found[start : start + count]]
+    shown: list[dict[str, Any]] = []
+    files = 0
+    for facts in found[start : start + count]:
+        shown.append(_shown(request, state, facts))
+        files += len(shown[-1].get("siblings", ()))
+        if files > _MOST_FILES:
+            count = len(shown)  # the next page goes on
+            break
     return paging.page(request, shown, start=start, count=count, total=len(found))
 
 
@@ -140,6 +149,10 @@ def model_info(request: Request) -> Response:
     repository = open_repository(request)
     commit = repository.at(request.path_params.get("revision", "main"))
     facts = facts_of(repository, commit)
+    return counted(request, LISTED * len(commit.manifest.files), lambda: _info(request, commit, facts))
+
+
+def _info(request: Request, commit: Commit, facts: Facts) -> Response:
     files = commit.manifest.files
     found = {
         **facts.to_dict(),
@@ -152,7 +165,7 @@ def model_info(request: Request) -> Response:
         found["securityRepoStatus"] = {"scansDone": False, "filesWithIssues": []}
     if parameters := commit.manifest.parameters["total"]:
         found["safetensors"] = {"parameters": _by_dtype(commit), "total": parameters}
-    return JSONResponse(expanded(found, request.query_params.getlist("expand")))
+    return WholeJSONResponse(expanded(found, request.query_params.getlist("expand")))
 
 
 def _by_dtype(commit: Commit) -> dict[str, int]:

@@ -12,7 +12,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deltahub.server.access import ANONYMOUS, CALLER
-from deltahub.server.authentication import address_of
+from deltahub.server.addresses import address_of
 from deltahub.server.journal import ACCESS, AUDIT, FACTS
 from deltahub.server.metrics import Metrics
 from deltahub.server.refusals import Refusal

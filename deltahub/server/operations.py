@@ -20,6 +20,8 @@ _CONTENT: Final = re.compile(rb'"content"\s*:\s*"')  # in JSON, these letters ca
 _LONGEST_LINE: Final = 256 << 10  # bytes of a line without content
 _OVERLAP: Final = 64  # bytes in which what _CONTENT finds may have begun
 _MOST: Final = 25_000  # operations of a commit
+_MOST_WORDS: Final = 8 << 20  # bytes of all lines without content
+_OPERATION: Final = 1000  # bytes of memory that an operation takes beside its line, about
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,12 @@ class Parser:
         self._line = bytearray()  # the current one without its content
         self._content: Content | None = None  # the one that is being read
         self._read: Content | None = None  # the one that was read in the current line
-        self._files = self._lines = self._searched = 0
+        self._files = self._lines = self._searched = self._words = 0
+
+    @property
+    def held(self) -> int:
+        """About how many bytes of memory the commit takes so far."""
+        return len(self._line) + self._words + _OPERATION * len(self.found.listed)
 
     def feed(self, block: bytes) -> None:
         """Take the next bytes of the body.
@@ -170,8 +177,10 @@ class Parser:
         if not line:
             return
         self._lines += 1
-        if self._lines > _MOST:
-            raise Refusal(413, f"The commit has more than {_MOST:,} lines. Make several commits.")
+        self._words += len(line)
+        if self._lines > _MOST or self._words > _MOST_WORDS:
+            limits = f"{_MOST:,} lines, or {_MOST_WORDS:,} bytes of them without the content of files"
+            raise Refusal(413, f"The commit has more than {limits}. Make several commits.")
         try:
             document = parse(line)
         except ValueError as error:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deltahub.manifest import Manifest
+from deltahub.server.counted import WholeResponse, counted
 from deltahub.server.refusals import ENTRY_NOT_FOUND, Refusal
 from deltahub.server.repositories import is_delta, open_repository
 from deltahub.server.state import state_of
@@ -40,8 +41,12 @@ def pack(request: Request) -> Response:
         where = {"X-Repo-Commit": commit.id}
         raise Refusal(404, f"{repository.path} at {commit.id} is no small delta.", ENTRY_NOT_FOUND, where)
     store = state_of(request).registry.store
-    data = b"".join(store.read(object_key(entry.sha256)) for entry in commit.manifest.files)
-    return Response(data, headers={"X-Repo-Commit": commit.id}, media_type="application/octet-stream")
+
+    def make() -> Response:
+        data = b"".join(store.read(object_key(entry.sha256)) for entry in commit.manifest.files)
+        return WholeResponse(data, headers={"X-Repo-Commit": commit.id}, media_type="application/octet-stream")
+
+    return counted(request, commit.manifest.size, make)
 
 
 routes: Final = [Route("/api/deltahub/{namespace:part}/{name:part}/pack/{revision:part}", pack)]

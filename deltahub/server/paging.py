@@ -7,8 +7,9 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from deltahub.server.counted import WholeJSONResponse
 from deltahub.server.refusals import Refusal
 from deltahub.server.state import state_of
 
@@ -53,8 +54,8 @@ def page(request: Request, entries: Sequence[Any], *, start: int, count: int, to
     """
     following = start + count
     if following >= total or not count:
-        return JSONResponse(entries)
+        return WholeJSONResponse(entries)
     query = [(key, value) for key, value in parse_qsl(request.url.query, keep_blank_values=True) if key != "cursor"]
     path = request.scope["path"]  # as it was sent, so still quoted
     url = f"{state_of(request).base_url(request)}{path}?{urlencode([*query, ('cursor', str(following))])}"
-    return JSONResponse(entries, headers={"Link": f'<{url}>; rel="next"'})
+    return WholeJSONResponse(entries, headers={"Link": f'<{url}>; rel="next"'})

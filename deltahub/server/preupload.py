@@ -12,11 +12,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deltahub.manifest import FileEntry
-from deltahub.server.bodies import with_json
+from deltahub.server.bodies import LARGE, with_json
 from deltahub.server.paths import MODEL
 from deltahub.server.pickles import refuse_pickle
 from deltahub.server.refusals import Refusal
-from deltahub.server.repositories import Repository, open_repository
+from deltahub.server.repositories import Repository, may_change, open_repository
 
 SMALL: Final = 1 << 20  # bytes up to which a file goes into the commit itself where large ones do not
 _MOST: Final = 1000  # files of one call
@@ -64,5 +64,5 @@ def _bytes(sample: Any) -> bytes:
 
 
 routes: Final = [
-    Route(f"{MODEL}/preupload/{{revision:part}}", with_json(preupload), methods=["POST"]),
+    Route(f"{MODEL}/preupload/{{revision:part}}", with_json(preupload, may_change, LARGE), methods=["POST"]),
 ]

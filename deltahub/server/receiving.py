@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,15 +20,18 @@ from starlette.routing import Route
 from deltahub.errors import NotFoundError
 from deltahub.files import scratch
 from deltahub.manifest import FileEntry
-from deltahub.registry import uploads
-from deltahub.server.bodies import blocks, with_json
+from deltahub.registry import stamps, uploads
+from deltahub.server.access import CALLER, Caller, caller_of
+from deltahub.server.bodies import LARGE, blocks, with_json
 from deltahub.server.downloads import whole
 from deltahub.server.lfs import LFS
-from deltahub.server.refusals import Refusal
+from deltahub.server.refusals import ENTRY_NOT_FOUND, Refusal
+from deltahub.server.repositories import open_repository
 from deltahub.server.state import State, state_of
+from deltahub.server.tokens import Tokens
 from deltahub.stores.base import object_key
 
-_FACTS: Final = ("repository", "oid", "size", "author", "action")
+_FACTS: Final = ("repository", "oid", "size", "token", "born", "action")
 
 
 class _Spool:
@@ -56,10 +59,10 @@ class _Spool:
 
 
 def _require(request: Request, action: str, *more: str) -> dict[str, str]:
-    """What a signed address is good for.
+    """What a signed address is good for, as long as its token and its repository are.
 
     Raises:
-        Refusal: it is good for nothing, or for something else.
+        Refusal: it is good for nothing, for something else, or no more.
     """
     parameters, query = request.path_params, dict(request.query_params)
     facts = {name: query.get(name, "") for name in (*_FACTS, *more)}
@@ -67,7 +70,33 @@ def _require(request: Request, action: str, *more: str) -> dict[str, str]:
     if "part" in parameters:
         here["part"] = parameters["part"]
     state_of(request).signer.require(query, facts | here)
+    _require_rights(request, facts)
     return facts
+
+
+def _require_rights(request: Request, facts: Mapping[str, str]) -> None:
+    """Check that the caller for whom an address was made may still use it.
+
+    Raises:
+        Refusal: the token is not valid any more, or may not do this any more, or the repository is gone or is another one.
+    """
+    request.scope[CALLER] = _signer_of(state_of(request), facts["token"])
+    reads = facts["action"] == "download"
+    repository = open_repository(request, write=not reads)
+    if (repository.path, repository.born) != (facts["repository"], facts["born"]):
+        raise Refusal(403, "The repository that this address was made for is gone. Ask for a new address.")
+    if reads and repository.holds(facts["oid"]) is None:
+        raise Refusal(404, f"No version of {repository.path} has this file any more.", ENTRY_NOT_FOUND)
+
+
+def _signer_of(state: State, token: str) -> Caller:
+    if not token:
+        return Caller(scope=state.settings.anonymous)
+    found = Tokens(state.registry.store).find(token)
+    fault = found.fault(stamps.now()) if found else "this hub does not know it any more"
+    if found is None or fault:
+        raise Refusal(403, f"The token that this address was made for is not valid: {fault}. Ask for a new address.")
+    return found.caller
 
 
 @contextlib.asynccontextmanager
@@ -98,7 +127,7 @@ async def put_whole(request: Request) -> Response:
     facts = await run_in_threadpool(_require, request, "upload")
     async with _received(request, int(facts["size"])) as spool:
         _require_digest(spool, facts["oid"])
-        await run_in_threadpool(_keep, state_of(request), facts, spool)
+        await run_in_threadpool(_keep, request, facts, spool)
     return Response(headers={"ETag": f'"{facts["oid"]}"'})
 
 
@@ -108,8 +137,12 @@ async def put_part(request: Request) -> Response:
     async with _received(request, int(facts["bytes"])) as spool:
         store, number = state_of(request).registry.store, int(facts["part"])
         where = (facts["repository"], facts["oid"], number)
-        await run_in_threadpool(uploads.keep_part, store, *where, spool.sha256, spool.file, facts["author"])
+        await run_in_threadpool(uploads.keep_part, store, *where, spool.sha256, spool.file, _author(request))
         return Response(headers={"ETag": f'"{spool.sha256}"'})
+
+
+def _may_complete(request: Request) -> None:
+    _require(request, "complete", "parts")
 
 
 def complete(request: Request, body: dict[str, Any]) -> Response:
@@ -132,7 +165,7 @@ def complete(request: Request, body: dict[str, Any]) -> Response:
         finally:
             spool.close()
         _require_digest(spool, facts["oid"])
-        _keep(state, facts, spool)
+        _keep(request, facts, spool)
     uploads.forget_parts(state.registry.store, facts["repository"], facts["oid"], parts)
     return JSONResponse({})
 
@@ -143,8 +176,13 @@ def _require_digest(spool: _Spool, oid: str) -> None:
         raise Refusal(400, message)
 
 
-def _keep(state: State, facts: dict[str, str], spool: _Spool) -> None:
-    uploads.keep(state.registry.store, facts["repository"], facts["oid"], spool.file, facts["author"])
+def _keep(request: Request, facts: dict[str, str], spool: _Spool) -> None:
+    store = state_of(request).registry.store
+    uploads.keep(store, facts["repository"], facts["oid"], spool.file, _author(request))
+
+
+def _author(request: Request) -> str:
+    return caller_of(request).name or "anonymous"
 
 
 def _part(state: State, facts: dict[str, str], number: int) -> str:
@@ -164,5 +202,5 @@ routes: Final = [
     Route(f"{LFS}/objects/{{oid:part}}", put_whole, methods=["PUT"]),
     Route(f"{LFS}/objects/{{oid:part}}", get_whole, methods=["GET"]),
     Route(f"{LFS}/objects/{{oid:part}}/parts/{{part:part}}", put_part, methods=["PUT"]),
-    Route(f"{LFS}/objects/{{oid:part}}/complete", with_json(complete), methods=["POST"]),
+    Route(f"{LFS}/objects/{{oid:part}}/complete", with_json(complete, _may_complete, LARGE), methods=["POST"]),
 ]

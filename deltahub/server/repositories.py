@@ -79,6 +79,11 @@ class Repository:
         return self.record is not None and self.record.private
 
     @property
+    def born(self) -> str:
+        """When a hub created it, which a successor of the same name does not share; empty for what was pushed straight to the registry."""
+        return self.record.created if self.record else ""
+
+    @property
     def created(self) -> str:
         """When it was created, ISO 8601 in UTC."""
         if self.record:
@@ -141,7 +146,7 @@ class Repository:
     def holds(self, sha256: str) -> int | None:
         """Bytes of a file of any version with this digest; None if no version has one."""
         for entry in reversed(list(self.document.versions.values())):
-            if (size := self.state.blobs(entry.digest).get(sha256)) is not None:
+            if (size := self.state.file_sizes(entry.digest).get(sha256)) is not None:
                 return size
         return None
 
@@ -161,6 +166,15 @@ def open_repository(request: Request, *, write: bool = False) -> Repository:
     """
     asked = f"{request.path_params['namespace']}/{request.path_params['name']}"
     return find_repository(request, asked, write=write)
+
+
+def may_change(request: Request) -> None:
+    """Check that the caller may change what is in the namespace of the address; nothing is read.
+
+    Raises:
+        Refusal: they may not.
+    """
+    require_write(request, request.path_params["namespace"])
 
 
 def find_repository(request: Request, asked: str, *, write: bool = False) -> Repository:
@@ -200,7 +214,7 @@ def lookup(state: State, path: str) -> Repository | None:
         record = state.records.find(path)
     if record is None and (document is None or not document.versions):
         return None
-    return Repository(path, document or ReferenceDocument(path), record, state)
+    return Repository(path, document.remembered() if document else ReferenceDocument(path), record, state)
 
 
 def checked(path: str) -> str:

@@ -19,7 +19,7 @@ from deltahub.server.access import caller_of
 from deltahub.server.bodies import text_field, with_json
 from deltahub.server.paths import MODEL
 from deltahub.server.refusals import REVISION_NOT_FOUND, Refusal
-from deltahub.server.repositories import Repository, open_repository
+from deltahub.server.repositories import Repository, may_change, open_repository
 from deltahub.server.trees import moment
 
 _LONGEST: Final = 200  # letters of a branch's name
@@ -204,9 +204,9 @@ def _refuse_taken(document: ReferenceDocument, name: str) -> None:
 routes: Final = [
     Route(f"{MODEL}/refs", list_refs),
     Route(f"{MODEL}/commits/{{revision:part}}", list_commits),
-    Route(f"{MODEL}/tag/{{revision:part}}", with_json(create_tag), methods=["POST"]),
+    Route(f"{MODEL}/tag/{{revision:part}}", with_json(create_tag, may_change), methods=["POST"]),
     Route(f"{MODEL}/tag/{{revision:part}}", delete_tag, methods=["DELETE"]),
-    Route(f"{MODEL}/branch/{{revision:part}}", with_json(create_branch), methods=["POST"]),
+    Route(f"{MODEL}/branch/{{revision:part}}", with_json(create_branch, may_change), methods=["POST"]),
     Route(f"{MODEL}/branch/{{revision:part}}", delete_branch, methods=["DELETE"]),
     Route(f"{MODEL}/super-squash/{{revision:part}}", squash, methods=["POST"]),
 ]

@@ -19,7 +19,9 @@ from starlette.applications import Starlette
 from uvicorn.supervisors import Multiprocess
 
 from deltahub.errors import ConfigError
+from deltahub.server.admission import CONNECTIONS, Connections
 from deltahub.server.app import build_app
+from deltahub.server.descriptors import connections_for
 from deltahub.server.journal import set_up
 from deltahub.server.metrics import SHARED
 from deltahub.server.protocol import GuardedProtocol
@@ -28,7 +30,6 @@ from deltahub.server.settings import Settings
 from deltahub.server.spooling import hold, spool
 
 _RUN: Final = "DELTAHUB_SERVE"  # how a process learns what it serves; no secret is in it
-_CONNECTIONS: Final = 1024  # of one process; more get 503
 _BACKLOG: Final = 2048
 _HEADER_BYTES: Final = 32 << 10
 
@@ -122,6 +123,7 @@ def application() -> Starlette:
     holder = hold(Path(hub.folder)) if hub.folder else None
     set_up(Path(hub.access) if hub.access else None, Path(hub.audit) if hub.audit else None, quiet=hub.quiet)
     _end_with_parent()
+    GuardedProtocol.admission = Connections(connections_for(CONNECTIONS), hub.proxies)
     app = build_app(open_registry(hub.registry), Settings.from_json(hub.settings))
     app.state.holder = holder  # for as long as the process serves
     return app
@@ -142,7 +144,6 @@ def _config(hub: Run) -> uvicorn.Config:
         forwarded_allow_ips=hub.proxies or "",
         ssl_certfile=hub.certificate,
         ssl_keyfile=hub.key,
-        limit_concurrency=_CONNECTIONS,
         h11_max_incomplete_event_size=_HEADER_BYTES,
         timeout_keep_alive=30,  # longer than clients wait between the files of one pull
         timeout_graceful_shutdown=int(hub.grace),

@@ -29,7 +29,8 @@ class Settings:
         upload_mode: how clients of the Hub send files: ``"regular"`` inside the commit, which every client can, or ``"lfs"``.
         max_file: bytes of one file.
         max_commit: bytes of a commit, with the files inside it.
-        max_body: bytes of any other request.
+        max_body: bytes of any other request; fewer where a request names only a few things.
+        buffered: bytes of bodies that all requests of a process hold in memory together; a caller may hold a quarter.
         max_header_count: headers of a request.
         rate: requests a second that one token, or one address without a token, may send on average; 0 for no limit.
         burst: requests that may come at once.
@@ -45,7 +46,8 @@ class Settings:
     upload_mode: UploadMode = "regular"
     max_file: int = 5 << 30
     max_commit: int = 2 << 30
-    max_body: int = 8 << 20
+    max_body: int = 1 << 20
+    buffered: int = 256 << 20
     max_header_count: int = 100
     rate: float = 200.0
     burst: int = 2000
@@ -61,7 +63,16 @@ class Settings:
         if self.upload_mode not in MODES:
             msg = f"{self.upload_mode!r} is no upload mode: expected regular or lfs."
             raise ConfigError(msg)
-        for field in ("max_file", "max_commit", "max_body", "max_header_count", "burst", "failures", "idle"):
+        for field in (
+            "max_file",
+            "max_commit",
+            "max_body",
+            "buffered",
+            "max_header_count",
+            "burst",
+            "failures",
+            "idle",
+        ):
             if getattr(self, field) <= 0:
                 msg = f"{field} must be more than 0, got {getattr(self, field)}."
                 raise ConfigError(msg)

@@ -1,4 +1,4 @@
-"""Addresses that are good for one upload by whoever has them, for a time: clients send no token along with the bytes.
+"""Addresses that are good for one upload or download by whoever has them, for a time: clients send no token along with the bytes.
 
 The key lies in the registry's own store, so that every process of a hub takes the addresses of every other.
 """
@@ -21,7 +21,8 @@ from deltahub.registry.hub_documents import KEYS
 from deltahub.server.refusals import Refusal
 from deltahub.stores.base import Store
 
-LIFETIME: Final = 6 * 3600  # seconds
+LIFETIME: Final = 6 * 3600  # seconds, for large files over slow lines,
+DOWNLOAD: Final = 600  # and for reading, which begins at once
 _KEY: Final = f"{KEYS.prefix}uploads.json"
 
 
@@ -54,14 +55,15 @@ class Signer:
     def _signature(self, facts: Mapping[str, str]) -> str:
         return hmac.new(self._key, canonical_json(dict(facts)), hashlib.sha256).hexdigest()
 
-    def signed(self, url: str, facts: Mapping[str, str]) -> str:
+    def signed(self, url: str, facts: Mapping[str, str], lifetime: int | None = None) -> str:
         """An address that carries its own permission.
 
         Args:
             url: without a query.
             facts: what it is good for.
+            lifetime: seconds for which it is good; by default `LIFETIME`.
         """
-        query = {**facts, "expires": str(int(time.time()) + LIFETIME)}
+        query = {**facts, "expires": str(int(time.time()) + (LIFETIME if lifetime is None else lifetime))}
         return f"{url}?{urlencode({**query, 'signature': self._signature(query)})}"
 
     def require(self, query: Mapping[str, str], facts: Mapping[str, str]) -> None:
@@ -77,7 +79,7 @@ class Signer:
         expires, given = query.get("expires", ""), query.get("signature", "").encode()
         if not hmac.compare_digest(self._signature({**facts, "expires": expires}).encode(), given):
             raise Refusal(
-                403, "This address was not made by this hub for this upload. Ask for a new one, and use it as it is."
+                403, "This address was not made by this hub for this. Ask for a new one, and use it as it is."
             )
         if int(expires) < time.time():
-            raise Refusal(403, "This address has expired. Ask for a new one, and upload again.")
+            raise Refusal(403, "This address has expired. Ask for a new one, and repeat it.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import HTTPConnection
 
@@ -13,12 +13,17 @@ from deltahub.manifest import FileEntry, Manifest
 from deltahub.places import cache_home
 from deltahub.registry.index import INDEXES, Index
 from deltahub.registry.registry import Registry
+from deltahub.server.budget import Budget
+from deltahub.server.file_sizes import FileSizes
 from deltahub.server.frontmatter import LARGEST, front_matter
 from deltahub.server.records import Records
 from deltahub.server.settings import Settings
 from deltahub.server.signatures import Signer
 from deltahub.server.turns import Turns
+from deltahub.sized_cache import SizedCache
 from deltahub.stores.base import object_key
+
+_MOST_KEPT: Final = 64 << 20  # bytes of manifests, and of the sizes of files, that are kept in memory
 
 
 class State:
@@ -36,18 +41,20 @@ class State:
         self.records = Records(registry.store)
         self.turns = Turns()
         self.signer = Signer(registry.store)
-        self.manifest = lru_cache(maxsize=128)(self._manifest)
-        self.blobs = lru_cache(maxsize=10_000)(self._blobs)
+        self.bodies = Budget(settings.buffered, settings.buffered // 4)
+        self.answers = Budget(2 * settings.buffered, settings.buffered)
+        self._manifests: SizedCache[str, Manifest] = SizedCache(_MOST_KEPT, lambda manifest: manifest.weight)
+        self._sizes: SizedCache[str, FileSizes] = SizedCache(_MOST_KEPT, lambda sizes: sizes.weight)
         self.card = lru_cache(maxsize=4096)(self._card)
         self.git_oid = lru_cache(maxsize=100_000)(self._git_oid)
 
-    def _manifest(self, digest: str) -> Manifest:
+    def manifest(self, digest: str) -> Manifest:
         """The manifest of a version, by its digest."""
-        return self.registry.manifest(digest)
+        return self._manifests.get(digest, lambda: self.registry.manifest(digest))
 
-    def _blobs(self, digest: str) -> dict[str, int]:
+    def file_sizes(self, digest: str) -> FileSizes:
         """Bytes of each file of a version, by its sha256."""
-        return {entry.sha256: entry.size for entry in self.manifest(digest).files}
+        return self._sizes.get(digest, lambda: FileSizes(self.registry.manifest(digest).files))
 
     def _card(self, sha256: str, size: int) -> dict[str, Any]:
         """What a card says in its front matter; nothing if that cannot be read."""

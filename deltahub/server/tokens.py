@@ -59,7 +59,7 @@ class Token:
     @property
     def caller(self) -> Caller:
         """Whoever sends it."""
-        return Caller(self.name, self.scope, None if self.namespaces is None else frozenset(self.namespaces))
+        return Caller(self.name, self.scope, None if self.namespaces is None else frozenset(self.namespaces), self.id)
 
     def matches(self, secret: str) -> bool:
         """Whether a secret is this token's, in a time that does not depend on where they differ."""

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from deltahub.manifest import FileEntry, canonical_json
 from deltahub.server import paging
 from deltahub.server.bodies import with_fields
+from deltahub.server.counted import WholeJSONResponse, counted
 from deltahub.server.paths import MODEL
 from deltahub.server.refusals import ENTRY_NOT_FOUND, Refusal
 from deltahub.server.repositories import Commit, Repository, open_repository
+
+LISTED: Final = 1000  # bytes of memory that a file of a list takes, about
+_EXPANDED: Final = 100  # entries of a page that says of each when it was changed last
+_MOST_PATHS: Final = 1000  # that are asked for at once
+_LOOKED_AT: Final = 250_000  # files of older commits that are compared for one answer
 
 
 def pointer_size(entry: FileEntry) -> int:
@@ -79,8 +85,20 @@ def list_tree(request: Request) -> Response:
     if folder and not below:
         where = {"X-Repo-Commit": commit.id}
         raise Refusal(404, f"{folder} is no folder of {repository.path} at {commit.id}.", ENTRY_NOT_FOUND, where)
+    return counted(request, LISTED * len(below), lambda: _tree_page(request, repository, commit, prefix, below))
+
+
+def _tree_page(
+    request: Request, repository: Repository, commit: Commit, prefix: str, below: Sequence[FileEntry]
+) -> Response:
+    """One page of a list of files and folders.
+
+    Args:
+        prefix: the path of the folder, with "/" at its end; empty for all.
+        below: the files below it.
+    """
     found = _listed(below, prefix, deep=_flag(request, "recursive"))
-    start, count = paging.window(request)
+    start, count = paging.window(request, _EXPANDED if _flag(request, "expand") else None)
     inside = _folders(below)
     shown = [
         _folder(item, inside[item]) if isinstance(item, str) else _file(item) for item in found[start : start + count]
@@ -108,14 +126,17 @@ def _listed(below: Iterable[FileEntry], prefix: str, *, deep: bool) -> list[File
 
 
 def _add_last_commits(repository: Repository, commit: Commit, shown: list[dict[str, Any]]) -> None:
-    """Say of each entry in which commit it became what it is."""
+    """Say of each entry in which commit it became what it is; of those that are older than can be looked at, nothing is said."""
     if commit.version is None:
         return
     pending: dict[str, dict[str, Any]] = {entry["path"]: entry for entry in shown}
     now = _content(commit.manifest.files, pending)
-    last = commit
+    last, looked_at = commit, 0
     for version in [*repository.document.history(commit.version)][1:]:
         before = repository.commit(version)
+        looked_at += _EXPANDED + len(before.manifest.files)
+        if looked_at > _LOOKED_AT:
+            return
         then = _content(before.manifest.files, pending)
         for path in [path for path in pending if now[path] != then[path]]:
             pending.pop(path)["lastCommit"] = _said(last)
@@ -128,9 +149,14 @@ def _add_last_commits(repository: Repository, commit: Commit, shown: list[dict[s
 
 def _content(files: Iterable[FileEntry], paths: Iterable[str]) -> Mapping[str, frozenset[tuple[str, str]]]:
     """What lies at or below each path."""
-    listed = list(files)
-    there = {entry.path: [entry] for entry in listed} | _folders(listed)
-    return {path: frozenset((entry.path, entry.sha256) for entry in there.get(path, ())) for path in paths}
+    found: dict[str, list[tuple[str, str]]] = {path: [] for path in paths}
+    for entry in files:
+        end = len(entry.path)
+        while end >= 0:  # the file itself, and the folders that it is in
+            if entry.path[:end] in found:
+                found[entry.path[:end]].append((entry.path, entry.sha256))
+            end = entry.path.rfind("/", 0, end)
+    return {path: frozenset(inside) for path, inside in found.items()}
 
 
 def _said(commit: Commit) -> dict[str, Any]:
@@ -145,9 +171,23 @@ def moment(time: str) -> str:
 
 
 def paths_info(request: Request, fields: dict[str, list[str]]) -> Response:
-    """What is known of single paths of a commit; unknown ones are left out."""
+    """What is known of single paths of a commit; unknown ones are left out.
+
+    Raises:
+        Refusal: too many are asked for.
+    """
     repository = open_repository(request)
     commit = repository.at(request.path_params["revision"])
+    asked = fields.get("paths", ())
+    if len(asked) > _MOST_PATHS:
+        raise Refusal(
+            413, f"{len(asked):,} paths are asked for, and {_MOST_PATHS:,} may be at once. Ask in several requests."
+        )
+    weight = LISTED * len(commit.manifest.files)
+    return counted(request, weight, lambda: _paths_answer(repository, commit, fields))
+
+
+def _paths_answer(repository: Repository, commit: Commit, fields: Mapping[str, Sequence[str]]) -> Response:
     files, folders = {entry.path: entry for entry in commit.manifest.files}, _folders(commit.manifest.files)
     found: list[dict[str, Any]] = []
     for path in dict.fromkeys(text.strip("/") for text in fields.get("paths", ())):
@@ -157,11 +197,11 @@ def paths_info(request: Request, fields: dict[str, list[str]]) -> Response:
             found.append(_folder(path, folders[path]))
     if "true" in [text.lower() for text in fields.get("expand", ())]:
         _add_last_commits(repository, commit, found)
-    return JSONResponse(found)
+    return WholeJSONResponse(found)
 
 
 routes: Final = [
     Route(f"{MODEL}/tree/{{revision:part}}", list_tree),
     Route(f"{MODEL}/tree/{{revision:part}}/{{path:rest}}", list_tree),
-    Route(f"{MODEL}/paths-info/{{revision:part}}", with_fields(paths_info), methods=["POST"]),
+    Route(f"{MODEL}/paths-info/{{revision:part}}", with_fields(paths_info, open_repository), methods=["POST"]),
 ]

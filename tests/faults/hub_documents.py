@@ -10,6 +10,7 @@ from deltahub.files import sha256_file
 from deltahub.registry import uploads
 from deltahub.registry.hub_documents import Kind
 from deltahub.server.records import Record, Records
+from deltahub.server.sessions import Sessions
 from deltahub.server.signatures import Signer
 from deltahub.server.tokens import Tokens
 from deltahub.stores.base import Store
@@ -19,12 +20,13 @@ S = TypeVar("S", bound=Store)
 
 
 def keep_one_of_each(store: S, file: Path) -> S:
-    """Put a token, a private repository, an upload of one part and a key for addresses into a store.
+    """Put a token, a session, a private repository, an upload of one part and a key for addresses into a store.
 
     Args:
         file: the part.
     """
-    Tokens(store).create("ci", "write", ["acme"])
+    token, _ = Tokens(store).create("ci", "write", ["acme"])
+    Sessions(store).create(token.id)
     Records(store).change("acme/plan", lambda _: Record("2026-01-02T03:04:05Z", "ada", private=True))
     Signer(store).signed("", {})
     uploads.keep_part(store, *PART, sha256_file(file)[0], file, "ada")

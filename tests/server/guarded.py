@@ -70,4 +70,5 @@ def guarded(store: Store, settings: Settings | None = None) -> Starlette:
         exception_handlers={Refusal: answer_refusal, DeltaHubError: answer_failure},
     )
     app.state.hub, app.state.metrics = State(Registry(store), settings), metrics
+    app.state.readiness = health.Readiness(store)
     return app

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self, TypeVar
 
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp, Message, Scope
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -48,18 +51,25 @@ class Wire:
         self._thread.join()
         self._loop.close()
 
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for something that runs where the application does."""
+        return self.begin(work).result(60)
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin something there, and go on."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
     def send(
         self, method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b""
     ) -> Answer:
         """Send a request and wait for the whole answer."""
-        return asyncio.run_coroutine_threadsafe(_send(self._app, method, target, headers, body), self._loop).result(60)
+        return self.run(_send(self._app, method, target, headers, body))
 
 
-async def _send(
-    app: ASGIApp, method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes
-) -> Answer:
+def scope_of(method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> Scope:
+    """The head of a request as an application gets it."""
     path, _, query = target.partition(b"?")
-    scope = {
+    return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
@@ -74,6 +84,11 @@ async def _send(
         "server": ("127.0.0.1", 80),
         "state": {},
     }
+
+
+async def _send(
+    app: ASGIApp, method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes
+) -> Answer:
     answer, sent = Answer(), False
 
     async def receive() -> Message:
@@ -88,5 +103,5 @@ async def _send(
             answer.status, answer.headers = message["status"], tuple(message.get("headers", ()))
         answer.body += message.get("body", b"")
 
-    await app(scope, receive, take)
+    await app(scope_of(method, target, headers), receive, take)
     return answer

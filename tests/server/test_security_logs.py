@@ -11,8 +11,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from deltahub.registry.registry import Registry
-from deltahub.server import journal
+from deltahub.server import health, journal
 from deltahub.server.app import build_app
+from deltahub.server.descriptors import AcceptErrors
 from deltahub.server.journal import ACCESS, AUDIT, FACTS, JsonLines, redacted, set_up
 from deltahub.server.settings import Settings
 from deltahub.server.tokens import Tokens
@@ -234,6 +235,7 @@ def test_the_counts_are_for_administrators_where_others_can_reach_the_hub(store)
 
 
 def test_a_hub_is_ready_only_while_its_store_answers(client, monkeypatch, log):
+    monkeypatch.setattr(health, "_BELIEVED", 0.0)
     assert client.get("/readyz").text == "ready\n"
 
     def fail(*_):
@@ -244,3 +246,19 @@ def test_a_hub_is_ready_only_while_its_store_answers(client, monkeypatch, log):
     assert answer.status_code in (500, 503)
     assert "/srv/hub" not in answer.text
     assert client.get("/healthz").status_code == 200
+
+
+def test_a_hub_that_is_often_asked_whether_it_is_ready_asks_its_store_now_and_then(client, monkeypatch):
+    assert client.get("/readyz").status_code == 200
+    monkeypatch.setattr(MemoryStore, "read_tagged", lambda *_: pytest.fail("the store was read"))
+    assert [client.get("/readyz").status_code for _ in range(5)] == [200] * 5
+
+
+def test_that_no_more_files_can_be_opened_is_one_line_of_the_log(log):
+    errors = AcceptErrors()
+    context = {"message": "socket.accept() out of system resource", "exception": OSError(24, "Too many open files")}
+    for _ in range(100):
+        errors(None, context)
+    assert [line["message"] for line in log.lines if "connections wait" in line.get("message", "")] == [
+        "New connections wait: [Errno 24] Too many open files. Raise the limit of open files of this process."
+    ]

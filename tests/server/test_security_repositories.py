@@ -277,6 +277,41 @@ def test_what_is_private_stays_so_while_it_is_deleted_and_while_it_is_made(hub, 
         assert stranger.get(f"/acme/{name}/resolve/main/README.md").status_code == 401
 
 
+def test_whoever_has_the_name_of_a_deleted_private_repository_next_shows_nothing_of_it(hub):
+    registry, name = Registry(hub.store), {"name": "secret-plan", "organization": "acme"}
+    rename(registry, Reference.parse(PRIVATE), Reference.parse("acme/hidden-plan"))
+    for path in ("secret-message", "secret-customer"):
+        assert hub.acme.post("/api/models/acme/hidden-plan/tag/main", json={"tag": path}).is_success
+    rename(registry, Reference.parse("acme/hidden-plan"), Reference.parse(PRIVATE))
+    digests = {entry.digest for entry in registry.document(PRIVATE).versions.values()}
+    assert hub.acme.request("DELETE", "/api/repos/delete", json=name).status_code == 200
+    for kept in ("acme/secret-plan", "acme/hidden-plan"):
+        data = hub.store.read(f"refs/{kept}.json")
+        assert not any(told in data for told in (b"acme-bot", b"secret-message", b"secret-customer", b"keep", b"side"))
+
+    heir = hub.client("heir", "write", ["acme"])
+    assert heir.post("/api/repos/create", json=name).status_code == 200
+    assert heir.get(f"/api/models/{PRIVATE}/refs").json()["tags"] == []
+    content = commit_body({"README.md": "# Another plan"})
+    assert heir.post(f"/api/models/{PRIVATE}/commit/main", content=content).is_success
+    stranger = hub.client()
+    page = stranger.get(f"/{PRIVATE}/versions").text
+    assert "heir" in page
+    assert not any(told in page for told in ("acme-bot", "secret-message", "<s>v1</s>", *digests))
+    assert len(stranger.get(f"/api/models/{PRIVATE}/commits/main").json()) == 1
+    assert [*registry.document(PRIVATE).versions] == ["v2"]  # no version gets the number of another one
+    assert stranger.get(f"/{PRIVATE}/resolve/v1/README.md").status_code == 404
+    assert "acme-bot" not in stranger.get(f"/{PRIVATE}/resolve/v1/README.md").text
+
+
+def test_the_history_of_a_deleted_public_repository_is_still_told(hub):
+    name = {"name": "ner", "organization": "acme"}
+    assert hub.acme.request("DELETE", "/api/repos/delete", json=name).status_code == 200
+    assert hub.acme.post("/api/repos/create", json=name).status_code == 200
+    assert hub.acme.post("/api/models/acme/ner/commit/main", content=commit_body({"a.md": "b"})).is_success
+    assert "the repository was deleted" in hub.client().get("/acme/ner/versions").text
+
+
 @pytest.mark.parametrize("address", ["/", "/api/models"])
 def test_a_private_repository_that_is_made_while_a_list_is_read_is_not_in_it(hub, monkeypatch, address):
     search = Index.search

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 
 import huggingface_hub
@@ -10,7 +11,7 @@ from starlette.testclient import TestClient
 
 from deltahub.errors import StorageError
 from deltahub.server import known as known_module
-from deltahub.server.authentication import address_of
+from deltahub.server.addresses import address_of
 from deltahub.server.buckets import Buckets
 from deltahub.server.settings import Settings
 from deltahub.server.tokens import Tokens
@@ -235,14 +236,56 @@ def test_one_caller_s_requests_do_not_hold_up_another_and_health_is_never_held_u
     assert [hub.client.get("/healthz").status_code for _ in range(3)] == [200, 200, 200]
 
 
-def test_guessing_tokens_is_stopped_before_the_store_is_asked(monkeypatch):
+def guess(number: int, letter: str = "a") -> dict[str, str]:
+    """Headers with a token that nobody made."""
+    return {"Authorization": f"Bearer dhub_{number:016x}_{letter * 43}"}
+
+
+def test_guessing_a_token_is_stopped_and_costs_one_read_of_the_store(monkeypatch):
+    monkeypatch.setattr(known_module, "LIFETIME", 3600.0)
     hub = Hub(failures=3)
-    guesses = [{"Authorization": f"Bearer dhub_{number:016x}_{'a' * 43}"} for number in range(6)]
-    assert [hub.client.get("/caller", headers=guess).status_code for guess in guesses[:3]] == [401] * 3
+    assert hub.client.get("/caller", headers=guess(1)).status_code == 401
     monkeypatch.setattr(MemoryStore, "read_tagged", lambda *_: pytest.fail("the store was read"))
-    answers = [hub.client.get("/caller", headers=guess) for guess in guesses[3:]]
-    assert [answer.status_code for answer in answers] == [429] * 3
+    statuses = [hub.client.get("/caller", headers=guess(1, letter)).status_code for letter in "bcdef"]
+    assert statuses == [401, 401, 429, 429, 429]
     assert hub.client.get("/caller").status_code == 200
+
+
+def test_wrong_tokens_lock_out_nobody_who_calls_from_the_same_address():
+    hub = Hub(failures=3)
+    early = hub.token("early", "write")
+    assert hub.client.get("/caller", headers=early).status_code == 200
+    for number in range(10):
+        assert hub.client.get("/caller", headers=guess(number)).status_code == 401
+    for letter in "abcdefgh":
+        wrong = {"Authorization": early["Authorization"][:-43] + letter * 43}
+        hub.client.get("/caller", headers=wrong)
+    assert hub.client.get("/caller", headers=wrong).status_code == 429
+    late = hub.token("late", "write")
+    assert [hub.client.get("/caller", headers=headers).status_code for headers in (early, late, {})] == [200] * 3
+
+
+def test_a_revoked_token_is_told_so_however_many_wrong_ones_came_from_its_address(at_once):
+    hub = Hub(failures=2)
+    headers = hub.token("ada", "write")
+    hub.tokens.revoke("ada")
+    for number in range(5):
+        hub.client.get("/caller", headers=guess(number))
+    answer = hub.client.get("/caller", headers=headers)
+    assert (answer.status_code, "it was revoked" in answer.json()["error"]) == (401, True)
+
+
+def test_made_up_tokens_are_looked_up_in_a_thread_of_their_own(monkeypatch):
+    hub, threads = Hub(failures=2), []
+    ada = hub.token("ada", "write")
+    find = Tokens.find
+    monkeypatch.setattr(known_module, "LIFETIME", 0.0)
+    monkeypatch.setattr(Tokens, "find", lambda *args: (threads.append(threading.current_thread().name), find(*args))[1])
+    hub.client.get("/caller", headers=ada)
+    for number in range(4):
+        hub.client.get("/caller", headers=guess(number))
+    hub.client.get("/caller", headers=ada)
+    assert [name.startswith("suspect") for name in threads] == [False, False, False, True, True, False]
 
 
 def test_a_bucket_fills_up_again_with_time_and_never_beyond_its_size():

@@ -1,6 +1,6 @@
 """What browsers need beyond the API: a sign-in that they keep, and errors as pages.
 
-A cookie stands for a token only where a request changes nothing, so no other site can use it to change anything.
+The cookie of a session stands for its token only where a request changes nothing, so no other site can use it to change anything.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
-from starlette.responses import RedirectResponse
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deltahub.server.authentication import SESSION
 from deltahub.server.pages.rendering import HEADERS, own_address, page
+from deltahub.server.state import state_of
 
-COOKIE: Final = "deltahub_token"
+COOKIE: Final = "deltahub_session"
+_HOST: Final = "__Host-"  # before the name of a cookie that no other host and no plain HTTP can set or get
 SIGN_IN: Final = "/-/sign-in"
 _SAFE: Final = ("GET", "HEAD")
 _LARGEST: Final = 64 << 10  # bytes of an error's body
@@ -40,7 +43,7 @@ class Browsers:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        by_cookie = _use_cookie(scope)
+        by_cookie = _use_session(scope)
         answer = _Answer(scope, send, by_cookie=by_cookie, as_page=_wants_page(scope))
         try:
             await self.app(scope, receive, answer.send)
@@ -86,7 +89,7 @@ class _Answer:
         headers = Headers(raw=self._kept["headers"])
         if self._by_cookie and status == 401 and "www-authenticate" in headers:  # the token is not valid any more
             refused = RedirectResponse(f"{SIGN_IN}?refused=1&next={quote(own_address(request), safe='')}", 303, HEADERS)
-            refused.delete_cookie(COOKIE)
+            drop_session(request, refused)
             await refused(self._scope, receive, self._send)
             return
         answer = page(request, "error.html", status, message=_message(self._body))
@@ -108,27 +111,46 @@ def _wants_page(scope: Scope) -> bool:
     return "text/html" in accepted and not scope["path"].startswith("/api/")
 
 
-def _use_cookie(scope: Scope) -> bool:
-    """Let the cookie of a request that changes nothing stand for its token.
+def _use_session(scope: Scope) -> bool:
+    """Let the session of a request that changes nothing stand for its token.
 
     Returns:
         Whether it does.
     """
-    headers = Headers(scope=scope)
     path = scope["path"]
-    if scope["method"] not in _SAFE or "authorization" in headers or path.startswith((SIGN_IN, "/-/static/")):
+    if scope["method"] not in _SAFE or path.startswith((SIGN_IN, "/-/static/")):
         return False
-    secret = cookie(headers.get("cookie", ""))
-    if not secret:
-        return False
-    scope["headers"] = [*scope["headers"], (b"authorization", b"Bearer " + secret.encode("ascii", "replace"))]
-    return True
+    request = HTTPConnection(scope)
+    secret = session_of(request) if "authorization" not in request.headers else ""
+    if secret:
+        scope[SESSION] = secret
+    return bool(secret)
 
 
-def cookie(header: str) -> str:
-    """The token in a request's cookies; empty if there is none."""
+def session_of(request: HTTPConnection) -> str:
+    """What the cookie of a session holds; empty if there is none."""
     try:
-        found = SimpleCookie(header).get(COOKIE)
+        found = SimpleCookie(request.headers.get("cookie", "")).get(_name(request))
     except CookieError:
         return ""
     return found.value if found else ""
+
+
+def keep_session(request: HTTPConnection, answer: Response, secret: str, seconds: int) -> None:
+    """Let a browser keep a session, for this host alone and for no script."""
+    name, secure = _name(request), is_secure(request)
+    answer.set_cookie(name, secret, max_age=seconds, httponly=True, samesite="strict", secure=secure)
+
+
+def drop_session(request: HTTPConnection, answer: Response) -> None:
+    """Let a browser forget its session."""
+    answer.delete_cookie(_name(request), httponly=True, samesite="strict", secure=is_secure(request))
+
+
+def is_secure(request: HTTPConnection) -> bool:
+    """Whether callers reach the hub over TLS."""
+    return state_of(request).base_url(request).startswith("https:")
+
+
+def _name(request: HTTPConnection) -> str:
+    return f"{_HOST}{COOKIE}" if is_secure(request) else COOKIE

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
@@ -59,21 +58,20 @@ class Card:
     wrong: str = ""
 
 
-@lru_cache(maxsize=128)
-def render_card(text: str, repository: str, revision: str, files: frozenset[str] = frozenset()) -> Card:
-    """Render a card.
+def render_card(text: str, links: str, pictures: str, files: frozenset[str] = frozenset()) -> Card:
+    """Render a card. A long one can take minutes: `cards.py` has it done in a process of its own.
 
     Args:
         text: Markdown, perhaps after front matter between lines of ``---``.
-        repository: the address that relative links belong to, e.g. ``"/acme/ner"``.
-        revision: what of it, e.g. ``"v3"``.
-        files: the paths of its files, for pictures.
+        links: what relative links are relative to, e.g. ``"/acme/ner/blob/v3/"``.
+        pictures: what pictures are relative to, e.g. ``"/acme/ner/resolve/v3/"``.
+        files: the paths of the files that pictures may show.
     """
     head, body = split_front_matter(text)
     facts, wrong = front_matter(head)
     environment = {
-        "links": f"{repository}/blob/{revision}/",
-        "pictures": f"{repository}/resolve/{revision}/",
+        "links": links,
+        "pictures": pictures,
         "files": files,
         "left": _LONGEST_LINKS,
     }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -14,12 +16,15 @@ from deltahub.naming import backbone_name
 from deltahub.reference import MAIN
 from deltahub.registry.query import Query
 from deltahub.registry.registry import Found
-from deltahub.server.pages.card import LARGEST, Card, render_card
+from deltahub.server.pages.card import LARGEST, Card
+from deltahub.server.pages.cards import Cards
 from deltahub.server.pages.commands import commands
 from deltahub.server.pages.reading import content_of, of_the_seen, repository_of, version_of
 from deltahub.server.pages.rendering import HEADERS, page
+from deltahub.server.repositories import Repository
 from deltahub.server.state import state_of
 
+_CARDS: Final = Cards()
 _ALIKE: Final = 8  # deltas of the same backbone that are listed
 _BOOKKEEPING: Final = frozenset(
     {
@@ -34,22 +39,70 @@ _BOOKKEEPING: Final = frozenset(
 )
 
 
-def delta(request: Request) -> Response:
+@dataclass(frozen=True)
+class _Opened:
+    """A version that a page shows.
+
+    Attributes:
+        card: its card, as it was pushed; empty if it cannot be shown.
+        digest: the sha256 of the card.
+        without: why there is none, as a sentence.
+    """
+
+    repository: Repository
+    found: Found
+    card: str = ""
+    digest: str = ""
+    without: str = ""
+
+
+async def delta(request: Request) -> Response:
     """One version of a delta; the newest if the address names none."""
+    opened = await run_in_threadpool(_opened, request)
+    if isinstance(opened, Response):
+        return opened
+    card: Card | str = opened.without
+    if opened.digest:
+        files = [file.path for file in opened.found.manifest.files]
+        card = await _CARDS.rendered(opened.digest, opened.card, files)
+    return await run_in_threadpool(_page, request, opened, card)
+
+
+def _opened(request: Request) -> _Opened | Response:
     repository = repository_of(request)
     asked = f"{request.path_params['namespace']}/{request.path_params['name']}"
     if repository.path != asked:  # it was renamed
         return RedirectResponse(f"/{repository.path}", 302, HEADERS)
     found = version_of(repository, request.path_params.get("revision", MAIN))
+    entry = next((file for file in found.manifest.files if file.path == CARD), None)
+    if entry is None:
+        return _Opened(
+            repository, found, without="This version has no card. Push one with it: README.md in its folder."
+        )
+    if entry.size > LARGEST:
+        why = f"The card has {entry.size:,} bytes; {LARGEST:,} are shown here. Download it to read it."
+        return _Opened(repository, found, without=why)
+    try:
+        text = content_of(request, entry).decode("utf-8", "replace")
+    except (IntegrityError, NotFoundError):
+        why = "The card is damaged or gone. Ask whoever runs this hub to run `deltahub verify --repair`."
+        return _Opened(repository, found, without=why)
+    return _Opened(repository, found, text, entry.sha256)
+
+
+def _page(request: Request, opened: _Opened, card: Card | str) -> Response:
+    repository, found = opened.repository, opened.found
     config = found.manifest.config
-    card, without = _card(request, found)
+    shown, without = (None, card) if isinstance(card, str) else (card, "")
+    if shown:
+        shown = _CARDS.placed(shown, f"/{found.document.name}", found.version)
     return page(
         request,
         "delta.html",
         document=repository.document,
         found=found,
         private=repository.private,
-        card=card,
+        card=shown,
         without=without,
         config={key: value for key, value in config.items() if key not in _BOOKKEEPING},
         metadata=_facts(config),
@@ -65,21 +118,6 @@ def commit(request: Request) -> Response:
     repository = repository_of(request)
     version = version_of(repository, request.path_params["revision"]).version
     return RedirectResponse(f"/{repository.path}/tree/{version}", 302, HEADERS)
-
-
-def _card(request: Request, found: Found) -> tuple[Card | None, str]:
-    """The card, or a sentence that says why there is none."""
-    entry = next((file for file in found.manifest.files if file.path == CARD), None)
-    if entry is None:
-        return None, "This version has no card. Push one with it: README.md in its folder."
-    if entry.size > LARGEST:
-        return None, f"The card has {entry.size:,} bytes; {LARGEST:,} are shown here. Download it to read it."
-    try:
-        text = content_of(request, entry).decode("utf-8", "replace")
-    except (IntegrityError, NotFoundError):
-        return None, "The card is damaged or gone. Ask whoever runs this hub to run `deltahub verify --repair`."
-    files = frozenset(file.path for file in found.manifest.files)
-    return render_card(text, f"/{found.document.name}", found.version, files), ""
 
 
 def _facts(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,11 +19,13 @@ from deltahub.server.pages.norms import ModuleNorm, module_norms
 from deltahub.server.pages.reading import content_of, repository_of, version_of
 from deltahub.server.pages.rendering import page, size
 from deltahub.server.state import state_of
+from deltahub.sized_cache import SizedCache
 
 LARGEST: Final = 64 << 20  # bytes of weights that are read for a plot
 LINES: Final = 8  # in a plot; the others are in the table
 _ROWS: Final = 2000  # of the table
-_KEPT: Final = 256  # versions whose norms are kept
+_KEPT: Final = 32 << 20  # bytes of norms that are kept
+_LONGEST_HEADER: Final = 4 << 20  # bytes of the table of tensors in a safetensors file: some 30,000 of them
 _TURN: Final = "-/norms"  # no repository is called so
 
 Handler = Callable[[Request], Response]
@@ -45,35 +45,8 @@ class Norms:
     missing: str = ""
 
 
-class NormCache:
-    """Norms by the digest of the weights and the scale; one version is read at a time, so that memory stays bounded.
-
-    The pages wait for their turn before they take a thread (`in_turn`), so that many who look at plots leave threads to all others.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[str, str], Norms] = OrderedDict()
-
-    def norms(self, request: Request, found: Found) -> Norms:
-        """The norms of a version."""
-        entry = weights_of(found.manifest)
-        if entry is None:
-            return Norms(missing="This version holds no safetensors file, so there are no norms to show.")
-        if entry.size > LARGEST:
-            limit = f"{size(entry.size)}; up to {size(LARGEST)} are read for a plot"
-            return Norms(missing=f"The weights have {limit}. Pull the delta to look at it.")
-        key = (entry.sha256, found.entry.digest)
-        with self._lock:
-            if key not in self._known:
-                self._known[key] = _read(request, found, entry)
-            self._known.move_to_end(key)
-            while len(self._known) > _KEPT:
-                self._known.popitem(last=False)
-            return self._known[key]
-
-
-_CACHE: Final = NormCache()
+# By the digests of the weights and of the manifest, in which the scale is.
+_NORMS: Final[SizedCache[tuple[str, str], Norms]] = SizedCache(_KEPT, lambda norms: 1000 + 500 * len(norms.modules))
 
 
 def in_turn(handler: Handler) -> Endpoint:
@@ -109,8 +82,14 @@ def layers(request: Request) -> Response:
 
 
 def norms_of(request: Request, found: Found) -> Norms:
-    """The norms of a version, read once."""
-    return _CACHE.norms(request, found)
+    """The norms of a version, read once. Pages that ask for them wait for their turn (`in_turn`), so that memory stays bounded."""
+    entry = weights_of(found.manifest)
+    if entry is None:
+        return Norms(missing="This version holds no safetensors file, so there are no norms to show.")
+    if entry.size > LARGEST:
+        limit = f"{size(entry.size)}; up to {size(LARGEST)} are read for a plot"
+        return Norms(missing=f"The weights have {limit}. Pull the delta to look at it.")
+    return _NORMS.get((entry.sha256, found.entry.digest), lambda: _read(request, found, entry))
 
 
 def weights_of(manifest: Manifest) -> FileEntry | None:
@@ -121,6 +100,9 @@ def weights_of(manifest: Manifest) -> FileEntry | None:
 
 def _read(request: Request, found: Found, entry: FileEntry) -> Norms:
     try:
+        if (header := int.from_bytes(state_of(request).read(entry, 0, min(entry.size, 8)), "little")) > _LONGEST_HEADER:
+            limit = f"The table of the tensors has {size(header)}; up to {size(_LONGEST_HEADER)} are read for a plot"
+            return Norms(missing=f"{limit}. Pull the delta to look at it.")
         return Norms(module_norms(content_of(request, entry), found.manifest.config))
     except CheckpointError as error:
         return Norms(missing=str(error))

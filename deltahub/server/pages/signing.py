@@ -1,27 +1,32 @@
 """Signing in with a token, signing out, and the choice of light or dark: all that can be sent from the pages.
 
-None of it touches the registry. A form is taken from this hub's own pages alone, by the origin that the browser names.
+Of the registry, nothing but the documents of sessions is touched. A form is taken from this hub's own pages alone, by the origin that the browser names.
 """
 
 from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from deltahub.server.pages.browsers import COOKIE
+from deltahub.server.addresses import address_of
+from deltahub.server.authentication import authenticator_of
+from deltahub.server.bodies import body_of
+from deltahub.server.pages.browsers import SIGN_IN, drop_session, is_secure, keep_session, session_of
 from deltahub.server.pages.rendering import HEADERS, THEME_COOKIE, THEMES, page
 from deltahub.server.refusals import Refusal
+from deltahub.server.sessions import LIFETIME
 from deltahub.server.shield import is_foreign
 from deltahub.server.state import state_of
 
 _LARGEST: Final = 8 << 10  # bytes of a form
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{8,200}")
 _YEAR: Final = 365 * 24 * 3600
-_MONTH: Final = 30 * 24 * 3600
+_WRONG: Final = 401
 
 
 def sign_in_form(request: Request) -> Response:
@@ -31,22 +36,35 @@ def sign_in_form(request: Request) -> Response:
 
 
 async def sign_in(request: Request) -> Response:
-    """Keep a token in a cookie that no script can read and no other site can send; the next page shows whether it is valid."""
+    """Begin a session for a token, in a cookie that no script can read and no other site can send."""
     form = await _own_form(request)
     token = form.get("token", "").strip()
     if not _TOKEN.fullmatch(token):
         message = "That is no token of this hub: expected dhub_ and letters and digits, as `deltahub serve token create` printed it."
         return page(request, "sign_in.html", 400, refused=False, wrong=message, next=own_path(form.get("next", "")))
-    answer = RedirectResponse(own_path(form.get("next", "")), 303, HEADERS)
-    answer.set_cookie(COOKIE, token, max_age=_MONTH, httponly=True, samesite="strict", secure=_is_secure(request))
+    following = own_path(form.get("next", ""))
+    authenticator = authenticator_of(request)
+    try:
+        found = await authenticator.token(token, address_of(request.scope))
+    except Refusal as refusal:
+        if refusal.status != _WRONG:
+            raise
+        return RedirectResponse(f"{SIGN_IN}?refused=1&next={quote(following, safe='')}", 303, HEADERS)
+    if before := session_of(request):
+        await run_in_threadpool(authenticator.end, before)
+    secret = await run_in_threadpool(authenticator.sessions.create, found.id)
+    answer = RedirectResponse(following, 303, HEADERS)
+    keep_session(request, answer, secret, int(LIFETIME.total_seconds()))
     return answer
 
 
 async def sign_out(request: Request) -> Response:
-    """Forget the token."""
+    """End the session, wherever its cookie may be by now."""
     await _own_form(request)
+    if secret := session_of(request):
+        await run_in_threadpool(authenticator_of(request).end, secret)
     answer = RedirectResponse("/", 303, HEADERS)
-    answer.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=_is_secure(request))
+    drop_session(request, answer)
     return answer
 
 
@@ -55,7 +73,7 @@ async def choose_theme(request: Request) -> Response:
     form = await _own_form(request)
     answer = RedirectResponse(own_path(form.get("next", "")), 303, HEADERS)
     if form.get("theme") in THEMES:
-        answer.set_cookie(THEME_COOKIE, form["theme"], max_age=_YEAR, samesite="strict", secure=_is_secure(request))
+        answer.set_cookie(THEME_COOKIE, form["theme"], max_age=_YEAR, samesite="strict", secure=is_secure(request))
     else:
         answer.delete_cookie(THEME_COOKIE)
     return answer
@@ -67,10 +85,6 @@ def own_path(text: str) -> str:
     return text if sound else "/"
 
 
-def _is_secure(request: Request) -> bool:
-    return state_of(request).base_url(request).startswith("https:")
-
-
 async def _own_form(request: Request) -> dict[str, str]:
     """The fields of a form.
 
@@ -79,11 +93,7 @@ async def _own_form(request: Request) -> dict[str, str]:
     """
     if not _is_own(request):
         raise Refusal(403, "This form was sent from another site. Open the hub's own page and repeat it there.")
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _LARGEST:
-            raise Refusal(413, f"A form may have {_LARGEST} bytes.")
+    body = await body_of(request, _LARGEST)
     return {key: values[-1] for key, values in parse_qs(body.decode("utf-8", "replace")).items()}
 
 

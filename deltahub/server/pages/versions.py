@@ -11,7 +11,8 @@ from deltahub.registry.entries import number
 from deltahub.server.pages.reading import repository_of
 from deltahub.server.pages.rendering import page
 
-_SHOWN: Final = 100  # versions, and moves, unless all are asked for
+_SHOWN: Final = 100  # versions, and moves, unless all are asked for,
+_MOST: Final = 5000  # and then
 
 
 def versions(request: Request) -> Response:
@@ -21,7 +22,7 @@ def versions(request: Request) -> Response:
     everything = "all" in request.query_params
     names = sorted({*document.versions, *document.removed}, key=number, reverse=True)
     moves = list(reversed(document.log))
-    shown = None if everything else _SHOWN
+    shown = _MOST if everything else _SHOWN
     newest = names[:shown]
     there = [name for name in names if name in document.versions]
     return page(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from deltahub.server.pages.card import address, render_card, split_front_matter
+from deltahub.server.pages.card import Card, address, render_card, split_front_matter
+from deltahub.server.pages.cards import BUSY, SLOW, Cards
+from tests.server.raw import Wire
 
 EVIL = (
     "<script>alert(1)</script>",
@@ -35,7 +40,7 @@ EVIL = (
 
 
 def shown(text: str) -> str:
-    return str(render_card(text, "/acme/ner", "v3", frozenset({"plot.png", "x.png"})).html)
+    return str(render_card(text, "/acme/ner/blob/v3/", "/acme/ner/resolve/v3/", frozenset({"plot.png", "x.png"})).html)
 
 
 class Elements(HTMLParser):
@@ -126,7 +131,9 @@ def test_a_long_address_is_not_repeated_by_thousands_of_short_links(link, target
 
 
 def test_front_matter_is_told_apart_and_read_as_text():
-    card = render_card("---\nlicense: mit\ntags: [a, b]\nn: 2026-01-01\nx:\n  - k: v\n---\n# T\n", "/a/b", "v1")
+    card = render_card(
+        "---\nlicense: mit\ntags: [a, b]\nn: 2026-01-01\nx:\n  - k: v\n---\n# T\n", "/a/b/blob/v1/", "/a/b/resolve/v1/"
+    )
     assert dict(card.facts) | {"x": ""} == {"license": "mit", "tags": "a, b", "n": "2026-01-01", "x": ""}
     assert str(card.html) == "<h3>T</h3>\n"
     assert split_front_matter("# no\n---\nx: y\n") == ("", "# no\n---\nx: y\n")
@@ -147,7 +154,59 @@ def test_front_matter_is_told_apart_and_read_as_text():
     ids=["aliases", "python", "broken", "a list", "deep", "long"],
 )
 def test_front_matter_that_cannot_be_read_is_said_to_be_wrong(head, wrong):
-    card = render_card(f"---\n{head}\n---\nThe text.\n", "/a/b", "v1")
+    card = render_card(f"---\n{head}\n---\nThe text.\n", "/a/b/blob/v1/", "/a/b/resolve/v1/")
     assert wrong in card.wrong
     assert card.facts == ()
     assert "The text." in card.html
+
+
+# ----- in a process of their own -----
+
+
+@pytest.fixture
+def cards() -> Iterator[Cards]:
+    found = Cards(seconds=0.3)
+    yield found
+    found.close()
+
+
+def rendered_by(cards: Cards, text: str, *files: str, digest: str = "") -> Card | str:
+    with Wire(None) as wire:
+        return wire.run(cards.rendered(digest or text[:64], text, files))
+
+
+def test_a_card_is_rendered_once_for_all_versions_that_have_it(cards, monkeypatch):
+    first = rendered_by(cards, "[a](b.md) ![](x.png)", "x.png", "v1.txt")
+    monkeypatch.setattr(cards._process, "render", lambda _: pytest.fail("it was rendered again"))
+    again = rendered_by(cards, "[a](b.md) ![](x.png)", "v1.txt", "x.png")
+    for card, version in ((first, "v1"), (again, "v2")):
+        html = str(cards.placed(card, "/acme/ner", version).html)
+        assert f'href="/acme/ner/blob/{version}/b.md"' in html
+        assert f'src="/acme/ner/resolve/{version}/x.png"' in html
+
+
+def test_a_card_that_takes_too_long_is_given_up_on_once_and_the_next_one_is_rendered(cards, monkeypatch):
+    assert rendered_by(cards, "![" * (64 << 10), digest="slow") == SLOW
+    assert "<p>fine</p>" in str(rendered_by(cards, "fine").html)
+    monkeypatch.setattr(cards._process, "render", lambda _: pytest.fail("it was rendered again"))
+    assert rendered_by(cards, "![" * (64 << 10), "another-file", digest="slow") == SLOW
+
+
+def test_the_queue_of_cards_has_an_end(cards, monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr("deltahub.server.pages.cards._WAITING", 2)
+    monkeypatch.setattr("deltahub.server.pages.cards._PATIENCE", 0.0)
+    monkeypatch.setattr(cards._process, "render", lambda _: release.wait(60) and None)
+    assert [rendered_by(cards, text) for text in "abc"] == [BUSY] * 3
+    assert len(cards._queue) == 2
+    release.set()
+
+
+def test_the_process_that_renders_cards_gets_no_secret_and_begins_again_when_it_was_ended(cards, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    rendered_by(cards, "one")
+    process = cards._process._process
+    assert b"hunter2" not in Path(f"/proc/{process.pid}/environ").read_bytes()
+    process.kill()
+    process.wait()
+    assert "<p>two</p>" in str(rendered_by(cards, "two").html)

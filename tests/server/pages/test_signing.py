@@ -1,12 +1,14 @@
-"""Signing in: a cookie that stands for a token, only for reading, only on this hub's own pages."""
+"""Signing in: a session that stands for a token, only for reading, only on this hub's own pages."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from http.cookies import SimpleCookie
 
 import pytest
 import requests
 
+from deltahub.server import known, sessions
 from deltahub.server.app import build_app
 from deltahub.server.pages.browsers import COOKIE
 from deltahub.server.pages.signing import own_path
@@ -48,27 +50,88 @@ def test_the_cookie_is_for_this_hub_alone_and_for_no_script(hub):
     assert not found["secure"]
 
 
-def test_over_https_the_cookie_is_sent_over_https_alone(registry):
-    with listening(build_app(registry, Settings(rate=0, public_url="https://hub.example"))) as (host, port):
+def test_the_cookie_is_no_token_and_nobody_who_reads_the_store_can_make_it(hub):
+    token = hub.token()
+    value = cookie_of(hub.pages.post("/-/sign-in", token=token)).value
+    assert value not in token
+    assert hub.pages.session.get(f"{hub.pages.url}/api/models", headers=bearer(value), timeout=60).status_code == 401
+    documents = [data for key, _ in hub.registry.store.keys("hub/") for data in [hub.registry.store.read(key)]]
+    assert not any(value.encode() in data for data in documents)
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
+
+
+def test_a_copy_of_the_cookie_is_worth_nothing_after_the_sign_out(hub, secret, monkeypatch):
+    value = cookie_of(hub.pages.post("/-/sign-in", token=hub.token("read", "acme"))).value
+    monkeypatch.setattr(known, "LIFETIME", 0.0)
+    with listening(build_app(hub.registry, Settings(rate=0))) as (host, port):
+        other = Pages(f"http://{host}:{port}")
+        other.session.cookies.set(COOKIE, value)
+        assert other.get(secret).status_code == 200  # every process knows every session
+        hub.pages.post("/-/sign-out")
+        assert other.get(secret, allow_redirects=False).headers["Location"].startswith("/-/sign-in?refused=1")
+    assert list(hub.registry.store.keys("hub/sessions/")) == []
+
+
+def test_a_session_of_an_administrator_only_reads(hub):
+    hub.pages.post("/-/sign-in", token=hub.token("admin"))
+    assert hub.pages.get("/api/whoami-v2").json()["auth"]["accessToken"]["role"] == "read"
+
+
+def test_a_session_ends_after_its_time_and_the_next_sign_in_removes_it(hub, secret, monkeypatch):
+    monkeypatch.setattr(sessions, "LIFETIME", timedelta(seconds=-1))
+    hub.pages.post("/-/sign-in", token=hub.token("read", "acme"))
+    ended = [key for key, _ in hub.registry.store.keys("hub/sessions/")]
+    assert hub.pages.get(secret, allow_redirects=False).headers["Location"].startswith("/-/sign-in?refused=1")
+    monkeypatch.undo()
+    hub.pages.post("/-/sign-in", token=hub.token("read", "acme"))
+    there = [key for key, _ in hub.registry.store.keys("hub/sessions/")]
+    assert (len(ended), len(there), {*ended} & {*there}) == (1, 1, set())
+
+
+def test_over_https_the_cookie_is_sent_over_https_to_this_host_alone(hub):
+    with listening(build_app(hub.registry, Settings(rate=0, public_url="https://hub.example"))) as (host, port):
         pages = Pages(f"http://{host}:{port}")
-        answer = pages.post("/-/sign-in", origin="https://hub.example", token="dhub_" + "a" * 30)
-    assert cookie_of(answer)["secure"]
+        answer = pages.post("/-/sign-in", origin="https://hub.example", token=hub.token())
+        found = cookie_of(answer, f"__Host-{COOKIE}")
+        assert (found["secure"], found["path"], found["domain"]) == (True, "/", "")
+        pages.session.cookies.clear()
+        assert "Sign out" not in pages.get("/", headers={"Cookie": f"{COOKIE}={found.value}"}).text
+        assert "Sign out" in pages.get("/", headers={"Cookie": f"__Host-{COOKIE}={found.value}"}).text
 
 
 @pytest.mark.parametrize("kind", ["unknown", "revoked"])
-def test_a_token_that_is_not_valid_leads_back_to_the_form_and_is_forgotten(hub, kind):
+def test_a_token_that_is_not_valid_leads_back_to_the_form_and_to_no_session(hub, kind):
     token = "dhub_0123456789abcdef_" + "x" * 43
     if kind == "revoked":
         token = hub.token()
         hub.tokens.revoke("read-0")
-    assert hub.pages.post("/-/sign-in", token=token).status_code == 303
-    answer = hub.pages.get("/", allow_redirects=False)
+    answer = hub.pages.post("/-/sign-in", token=token)
     assert answer.status_code == 303
     assert answer.headers["Location"].startswith("/-/sign-in?refused=1")
-    assert cookie_of(answer).value == ""
-    page = hub.pages.get(answer.headers["Location"])
-    assert "not valid any more" in page.text
+    assert "Set-Cookie" not in answer.headers
+    assert "not valid any more" in hub.pages.get(answer.headers["Location"]).text
     assert hub.pages.get("/").status_code == 200
+
+
+def test_a_session_whose_token_was_revoked_leads_back_to_the_form_and_is_forgotten(hub, monkeypatch):
+    hub.pages.post("/-/sign-in", token=hub.token())
+    monkeypatch.setattr(known, "LIFETIME", 0.0)
+    hub.tokens.revoke("read-0")
+    hub.pages.get("/")  # what is known of the token may be too old from now on
+    hub.pages.session.cookies.set(COOKIE, "x" * 43)
+    answer = hub.pages.get("/", allow_redirects=False)
+    assert answer.headers["Location"].startswith("/-/sign-in?refused=1")
+    assert cookie_of(answer).value == ""
+
+
+def test_guessing_tokens_in_the_form_is_stopped(registry):
+    with listening(build_app(registry, Settings(rate=0, failures=2))) as (host, port):
+        pages = Pages(f"http://{host}:{port}")
+        token = "dhub_0123456789abcdef_" + "x" * 43
+        assert [pages.post("/-/sign-in", token=token).status_code for _ in range(3)] == [303, 303, 429]
 
 
 def test_what_cannot_be_a_token_is_told_at_once(pages):

@@ -13,6 +13,7 @@ import requests
 from deltahub.registry import uploads
 from deltahub.registry.collection import collect
 from deltahub.server import lfs, signatures
+from deltahub.server.tokens import Tokens
 
 REPO = "acme/sst2"
 DATA = hashlib.shake_256(b"large").digest(250_000)
@@ -121,6 +122,58 @@ def test_an_address_expires(caller, monkeypatch):
     answer = put(caller.address()["href"])
 
     assert (answer.status_code, "has expired" in answer.json()["error"]) == (403, True)
+
+
+class Owner:
+    """A caller with a token of its own and a repository in which there is a file, and addresses for another one and for this one."""
+
+    def __init__(self, hub) -> None:
+        self.caller = Caller(hub.url, hub.token("write", "acme", name="owner"))
+        put(self.caller.address()["href"])
+        assert self.caller.commit().status_code == 200
+        found = self.caller.batch((OID, len(DATA)), operation="download").json()["objects"][0]
+        self.addresses = {
+            "GET": found["actions"]["download"]["href"],
+            "PUT": self.caller.address(hashlib.sha256(b"new").hexdigest(), 3)["href"],
+        }
+
+    def statuses(self) -> list[int]:
+        """What the addresses are good for."""
+        return [
+            requests.request(kind, href, data=b"new", timeout=30).status_code for kind, href in self.addresses.items()
+        ]
+
+
+@pytest.mark.parametrize("what", ["token", "repository", "name", "successor", "nothing"])
+def test_an_address_is_good_only_as_long_as_its_token_and_its_repository(caller, hub, api, what, monkeypatch):
+    owner = Owner(hub)
+    if what == "token":
+        Tokens(hub.registry.store).revoke("owner")
+    elif what == "name":
+        api.move_repo(REPO, "acme/renamed")
+    elif what != "nothing":
+        api.delete_repo(REPO)
+    if what == "successor":
+        monkeypatch.setattr("deltahub.registry.stamps.now", lambda: "2030-01-01T00:00:00Z")
+        api.create_repo(REPO)
+    assert [status < 400 for status in owner.statuses()] == [what == "nothing"] * 2
+
+
+def test_an_address_of_a_private_repository_is_good_for_whom_it_was_made(caller, hub, api):
+    api.update_repo_settings(REPO, private=True)
+    assert Owner(hub).statuses() == [200, 200]
+
+
+def test_what_was_sent_to_a_deleted_repository_is_not_there_in_its_successor(caller, api):
+    put(caller.address()["href"])
+    api.delete_repo(REPO)
+    api.create_repo(REPO)
+    assert (caller.verify(), caller.commit().status_code) == (404, 400)
+
+
+def test_an_address_for_a_download_lives_for_minutes(caller, hub):
+    expires = re.search(r"expires=(\d+)", Owner(hub).addresses["GET"])[1]
+    assert int(expires) - datetime.now(UTC).timestamp() <= 600
 
 
 def test_every_process_of_a_hub_takes_the_addresses_of_the_others(caller, hub):

@@ -133,4 +133,4 @@ def test_a_tree_of_many_folders_is_listed_in_one_pass(hub, api, monkeypatch):
 
     assert len(listed) == 500 + 50 + 5
     assert {item.last_commit.oid for item in listed} == {made.oid}
-    assert len(calls) == 2
+    assert len(calls) == 6  # one for each page of 100

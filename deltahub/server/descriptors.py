@@ -1,0 +1,57 @@
+"""The files that a process may have open at once: each connection is one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any, Final
+
+_OTHERS: Final = 512  # files of the store, logs, what is coming in
+_LOG_EVERY: Final = 60.0  # seconds
+_LOGGER: Final = logging.getLogger("deltahub.server")
+
+
+def connections_for(wanted: int) -> int:
+    """The connections that this process can take, once its limit of open files is as high as it may be.
+
+    Args:
+        wanted: connections, if there are files enough.
+    """
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _OTHERS
+    if 0 <= soft < needed and (hard == resource.RLIM_INFINITY or soft < hard):
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft < 0 or soft >= needed:
+        return wanted
+    possible = max(soft - _OTHERS, soft // 2)
+    _LOGGER.warning(
+        "This process may have %s files open, so it takes %s connections instead of %s. Raise the limit to %s: ulimit -n, "
+        "or LimitNOFILE of systemd.",
+        *(soft, possible, wanted, needed),
+    )
+    return possible
+
+
+class AcceptErrors:
+    """Tells in one line a minute that connections wait because no more files can be opened; asyncio has a traceback for each try."""
+
+    def __init__(self) -> None:
+        self._told = -_LOG_EVERY
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Handle an error that no task handles: see `asyncio.loop.set_exception_handler`."""
+        if "socket.accept()" not in str(context.get("message")):
+            loop.default_exception_handler(context)
+            return
+        now = time.monotonic()
+        if now - self._told >= _LOG_EVERY:
+            self._told = now
+            _LOGGER.error(
+                "New connections wait: %s. Raise the limit of open files of this process.", context.get("exception")
+            )

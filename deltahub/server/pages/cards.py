@@ -1,0 +1,125 @@
+"""Cards that are rendered: each once, in a queue that has an end, by a process that is ended when one takes too long."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import json
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from hashlib import sha256
+from typing import Final
+
+from markupsafe import Markup
+
+from deltahub.server.pages.card import Card
+from deltahub.server.pages.card_process import CardProcess
+from deltahub.sized_cache import SizedCache
+
+_WAITING: Final = 16  # cards in the queue
+_PATIENCE: Final = 10.0  # seconds that a page waits for its card
+_KEPT: Final = 16 << 20  # bytes of rendered cards
+_REFUSED: Final = 10_000  # cards of which it is known that they take too long
+_MOST_FILES: Final = 1000  # that a card can show as pictures
+SLOW: Final = "The card takes too long to be rendered, so it is not shown here. Download README.md to read it."
+BUSY: Final = "The card is not rendered yet, for many others are. Reload the page in a moment."
+
+Key = tuple[str, bytes]  # the sha256 of a card, and of the names of the files beside it
+
+
+class Cards:
+    """Rendered cards by their digest. Versions with the same card and the same names of files share one.
+
+    Args:
+        seconds: CPU time that one card may take.
+    """
+
+    def __init__(self, seconds: float = 2.0) -> None:
+        self._seconds = seconds
+        self._process, self._thread = CardProcess(), ThreadPoolExecutor(1, "cards")
+        self._lock = threading.Lock()
+        self._known: SizedCache[Key, Card] = SizedCache(_KEPT, lambda card: 1000 + 2 * len(card.html))
+        self._queue: dict[Key, Future[Card | None]] = {}
+        self._slow: OrderedDict[str, None] = OrderedDict()
+        mark = secrets.token_hex(16)  # no card can hold it, so that it can be replaced in what is rendered
+        self._links, self._pictures = f"/{mark}/links/", f"/{mark}/pictures/"
+        atexit.register(self._process.close)
+
+    def close(self) -> None:
+        """End the process; no card may be asked for any more."""
+        atexit.unregister(self._process.close)
+        self._thread.shutdown()
+        self._process.close()
+
+    async def rendered(self, digest: str, text: str, files: Iterable[str]) -> Card | str:
+        """A card, or the sentence that stands in its place.
+
+        Args:
+            digest: its sha256.
+            text: Markdown, perhaps after front matter.
+            files: the names of the files beside it, for pictures.
+
+        Returns:
+            The card; its links are to be completed by `placed`.
+        """
+        names = sorted(files)[:_MOST_FILES]
+        key = (digest, sha256("\0".join(names).encode("utf-8", "replace")).digest())
+        asked = self._ask(key, text, names)
+        if not isinstance(asked, Future):
+            return asked
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await asyncio.shield(asyncio.wrap_future(asked)) or SLOW
+        except TimeoutError:
+            return BUSY
+
+    def placed(self, card: Card, repository: str, revision: str) -> Card:
+        """A card whose links lead to the files of a version.
+
+        Args:
+            repository: its address, e.g. ``"/acme/ner"``.
+            revision: e.g. ``"v3"``.
+        """
+        html = str(card.html).replace(self._links, f"{repository}/blob/{revision}/")
+        html = html.replace(self._pictures, f"{repository}/resolve/{revision}/")
+        return replace(card, html=Markup(html))  # noqa: S704  (it was cleaned, and the addresses are the hub's)
+
+    def _ask(self, key: Key, text: str, names: list[str]) -> Card | str | Future[Card | None]:
+        with self._lock:
+            if known := self._known.peek(key):
+                return known
+            if key[0] in self._slow:
+                return SLOW
+            if key not in self._queue:
+                if len(self._queue) >= _WAITING:
+                    return BUSY
+                self._queue[key] = self._thread.submit(self._render, key, text, names)
+            return self._queue[key]
+
+    def _render(self, key: Key, text: str, names: list[str]) -> Card | None:
+        asked = {
+            "text": text,
+            "links": self._links,
+            "pictures": self._pictures,
+            "files": names,
+            "seconds": self._seconds,
+        }
+        card = None
+        try:
+            if answer := self._process.render(json.dumps(asked).encode()):
+                found = json.loads(answer)
+                facts = tuple((name, value) for name, value in found["facts"])
+                card = Card(Markup(found["html"]), facts, found["wrong"])  # noqa: S704  (the process has cleaned it)
+                self._known.get(key, lambda: card)
+        finally:
+            with self._lock:
+                self._queue.pop(key, None)
+                if card is None:
+                    self._slow[key[0]] = None
+                    while len(self._slow) > _REFUSED:
+                        self._slow.popitem(last=False)
+        return card
