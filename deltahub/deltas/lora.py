@@ -11,19 +11,21 @@ Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", https://ar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from deltahub.address import value_for
+from deltahub.address import Address, value_for
 from deltahub.config import DeltaConfig
 from deltahub.deltas.low_rank import DecomposedUpdate, LowRankRows, LowRankUpdate
 from deltahub.engine.delta import DeltaBase
+from deltahub.engine.insertion import Insertion
 from deltahub.engine.shapes import linear_shape
 from deltahub.engine.structure.targets import Target
-from deltahub.errors import TargetError
+from deltahub.errors import NoMatchError, TargetError
+from deltahub.nearest import closest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class LoraConfig(DeltaConfig):
         lora_dropout: share of the input that is dropped in training, from 0 to less than 1.
         use_rslora: scale by ``lora_alpha / sqrt(lora_r)`` instead.
         use_dora: decompose the weight into magnitude and direction (`deltas/low_rank.py`).
-        rank_pattern: ranks of single modules, by address, in place of `lora_r`; the first address that means a module counts.
+        rank_pattern: ranks of single modules, by real address, in place of `lora_r`; the first address that means a module counts.
         alpha_pattern: the same for `lora_alpha`.
     """
 
@@ -85,7 +87,7 @@ class LoraModel(DeltaBase):
         backend: only ``"hf"``.
         use_rslora: scale by ``lora_alpha / sqrt(lora_r)`` instead.
         use_dora: decompose the weight into magnitude and direction.
-        rank_pattern: ranks of single modules, by address, in place of `lora_r`.
+        rank_pattern: ranks of single modules, by real address, in place of `lora_r`.
         alpha_pattern: the same for `lora_alpha`.
         name: the delta's name on this backbone.
     """
@@ -136,6 +138,21 @@ class LoraModel(DeltaBase):
         for target in targets:
             linear_shape(target.name, target.module)
         return targets
+
+    @classmethod
+    def new_insertions(
+        cls, backbone: nn.Module, config: Any, targets: Sequence[Target], like: Callable[[nn.Module], Tensor]
+    ) -> Mapping[str, Insertion]:
+        """An update for each target.
+
+        Raises:
+            NoMatchError: an address of a pattern means none of them.
+        """
+        names = [target.name for target in targets]
+        for pattern in (*config.rank_pattern, *config.alpha_pattern):
+            if not any(pattern == name or Address(pattern).matches(name) for name in names):
+                raise NoMatchError(pattern, closest(pattern, names), "It is in rank_pattern or alpha_pattern.")
+        return super().new_insertions(backbone, config, targets, like)
 
     @classmethod
     def new_insertion(cls, config: LoraConfig, target: Target, width: int, like: Tensor) -> LowRankUpdate:

@@ -26,7 +26,7 @@ from deltahub.formats.peft_fields import check_fields
 from deltahub.formats.peft_lora_reading import lora
 from deltahub.formats.peft_names import Leaves, Names, sort_tensors
 from deltahub.formats.peft_targets import matches, targeted
-from deltahub.formats.peft_trained import own_values, trained
+from deltahub.formats.peft_trained import own_values, trainable, trained
 from deltahub.formats.torch_file import read_pickle
 
 LOGGER: Final = logging.getLogger("deltahub")
@@ -74,7 +74,7 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
         "backbone_class": type(backbone).__name__,
         "common_structure": False,
         "exclude_modules": [],
-        "unfrozen_modules": ["deltas", *sorted({name.rpartition(".")[0] for name in replaced})],
+        "unfrozen_modules": ["deltas", *trainable(own, replaced, config, names)],
         **options,
     }
     check_document(document)

@@ -72,6 +72,27 @@ def trained(
     }, alone
 
 
+def trainable(
+    own: Mapping[str, Tensor], replaced: Mapping[str, Tensor], config: Mapping[str, Any], names: Names
+) -> list[str]:
+    """What PEFT trains of the backbone: modules that are saved as a whole, changed or not, and biases.
+
+    Args:
+        replaced: the tensors that all who share them get, by their name in the backbone.
+    """
+    saved = _saved(config, names)
+    biased = config.get("bias") in ("all", "lora_only")
+    found = set()
+    for name in own:
+        first = names.tensors[name]
+        module = next((module for module in sorted(saved) if name.startswith(f"{module}.")), None)
+        if module is not None and (first in replaced or len(names.others(first)) == 1):
+            found.add(names.real[module])
+        elif module is None and biased and name.endswith(".bias"):
+            found.add(first)
+    return sorted(found)
+
+
 def _only_here(name: str, own: Mapping[str, Tensor], others: set[str], saved: set[str]) -> bool:
     """Whether PEFT gives a value to one module alone, of those that share it in the backbone."""
     within = {other for other in others if any(other.startswith(f"{module}.") for module in saved)}

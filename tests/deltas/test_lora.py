@@ -5,6 +5,8 @@ from transformers.pytorch_utils import Conv1D
 
 from deltahub import AutoDeltaModel, LoraModel
 from deltahub.deltas.lora import LowRankRows
+from deltahub.engine.ledger import entries_of
+from deltahub.errors import NoMatchError
 from tests.backbones import bert, gpt2, logits_of, original, stir, t5
 
 
@@ -139,3 +141,20 @@ def test_the_arguments_stand_in_the_order_of_the_original():
     assert (delta.config.lora_r, delta.config.lora_alpha, delta.config.lora_dropout) == (4, 8, 0.1)
     assert delta.config.unfrozen_modules == ("deltas", "classifier")
     assert delta.config.exclude_modules == ("layer.1",)
+
+
+def test_modules_have_ranks_and_scales_of_their_own():
+    patterns = {"rank_pattern": {"query": 4, "1.attention.self.query": 3}, "alpha_pattern": {"value": 6}}
+    backbone = bert()
+    delta = LoraModel(backbone, lora_r=2, lora_alpha=2, modified_modules=["query", "value"], **patterns)
+    (entry,) = entries_of(backbone)
+    found = {name: (len(one.lora_A), one.scale) for name, one in entry.insertions.items() if "layer.1" in name}
+
+    assert set(found.values()) == {(4, 0.5), (2, 3.0)}  # the first address that means a module counts
+    assert LoraModel.config_class.from_dict(delta.config.to_dict()) == delta.config
+    assert "rank_pattern" not in LoraModel(bert()).config.to_dict()
+
+
+def test_a_pattern_that_means_no_module_is_an_error():
+    with pytest.raises(NoMatchError, match="key"):
+        LoraModel(bert(), modified_modules=["query"], rank_pattern={"key": 4})
