@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import deltahub.deltas  # noqa: F401  (registers the delta types)
 from deltahub import checkpoint
-from deltahub.cache.reading import read_cached
+from deltahub.cache.reading import checked, read_cached
 from deltahub.config import DeltaConfig
 from deltahub.engine.delta import DeltaBase, delta_classes
 from deltahub.errors import ConfigError
@@ -30,6 +31,11 @@ def class_for(delta_type: str) -> type[DeltaBase]:
         msg = f"delta_type is {delta_type!r}, which this version does not know: {suggest(str(delta_type), classes)}"
         raise ConfigError(msg)
     return classes[delta_type]
+
+
+def _read_document(folder: Path) -> dict[str, Any]:
+    with checked(folder) as (place, config_sha256):
+        return checkpoint.read_document(place, config_sha256)
 
 
 class AutoDeltaConfig:
@@ -65,7 +71,7 @@ class AutoDeltaConfig:
             finetuned_delta_path: a folder or a reference.
             options: options that replace the saved ones.
         """
-        document = read_cached(lambda: locate(finetuned_delta_path), checkpoint.read_document)
+        document = read_cached(lambda: locate(finetuned_delta_path), _read_document)
         return AutoDeltaConfig.from_dict(document, **options)
 
 

@@ -79,10 +79,14 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def read_document(folder: Path) -> dict[str, Any]:
+def read_document(folder: Path, expected: str | None = None) -> dict[str, Any]:
     """Read and validate `delta_config.json`.
 
+    Args:
+        expected: its sha256, 64 hex digits, if that is known; checked on the bytes that are used.
+
     Raises:
+        IntegrityError: it has another sha256.
         CheckpointError: there is none, or it is not JSON.
         ConfigError: it says something that can never work.
     """
@@ -102,7 +106,10 @@ def read_document(folder: Path) -> dict[str, Any]:
             )
         msg = f"{folder} holds no delta: {CONFIG} is missing. {remedy}"
         raise CheckpointError(msg)
-    return parse_document(path.read_bytes(), str(path))
+    data = path.read_bytes()
+    if expected and (found := hashlib.sha256(data).hexdigest()) != expected:
+        raise IntegrityError(str(path), f"sha256:{expected}", f"sha256:{found}", "Fetch the delta again.")
+    return parse_document(data, str(path))
 
 
 def parse_document(data: bytes, path: str) -> dict[str, Any]:
@@ -159,11 +166,12 @@ def _require_same(path: Path, entry: Mapping[str, Any], sha256: str, size: int) 
         raise IntegrityError(str(path), f"sha256:{entry['sha256']}", f"sha256:{sha256}", remedy)
 
 
-def read(folder: Path, *, with_backbone: bool = True) -> Checkpoint:
+def read(folder: Path, *, with_backbone: bool = True, config_sha256: str | None = None) -> Checkpoint:
     """Read a delta; every byte is checked before it is used.
 
     Args:
         with_backbone: whether the backbone's record is wanted too.
+        config_sha256: as `read_document` takes it; the config vouches for the other files.
 
     Raises:
         CheckpointError: a file is missing or malformed.
@@ -172,7 +180,7 @@ def read(folder: Path, *, with_backbone: bool = True) -> Checkpoint:
     """
     import safetensors.torch  # late: the rest of this module serves readers without torch
 
-    document = read_document(folder)
+    document = read_document(folder, config_sha256)
     weights = verified_bytes(folder, WEIGHTS, document)
     fingerprint = None
     if with_backbone and BACKBONE in document["files"]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import re
 import shutil
+import stat
 import tempfile
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from deltahub.errors import StorageError
+from deltahub.errors import IntegrityError, StorageError
 
 CHUNK: Final = 1 << 20  # bytes read or written at a time
+WHOLE: Final = 256 << 20  # bytes of a file that is read as a whole at most
 _STALE: Final = 86400.0  # seconds after which nobody can still be writing
 STAGE: Final = ".deltahub-"  # and 32 hex digits: a user's own folders beside it are never taken for one
 REPLACED: Final = "replaced"  # in a stage: what is being replaced, in case it must come back
@@ -25,13 +27,62 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
-def sha256_file(path: Path) -> tuple[str, int]:
+_KINDS: Final = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_file(path: Path, size: int | None = None, most: int | None = None) -> io.BufferedReader:
+    """Open a file for reading; a pipe, which may never answer, and a device, which may never end, are refused at once.
+
+    Args:
+        size: the bytes that it must have; a file of another size need not be read.
+        most: the bytes that it may have.
+
+    Raises:
+        IntegrityError: it is not a regular file, or has another size.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _require_file(path, os.fstat(descriptor), size, most)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _require_file(path: Path, found: os.stat_result, size: int | None, most: int | None) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise IntegrityError(
+            str(path), "a file", _KINDS.get(stat.S_IFMT(found.st_mode), "something else"), "Remove it."
+        )
+    if size is not None and found.st_size != size:
+        raise IntegrityError(str(path), f"{size} bytes", f"{found.st_size} bytes")
+    if most is not None and found.st_size > most:
+        raise IntegrityError(str(path), f"{most} bytes at most", f"{found.st_size} bytes", "Remove it.")
+
+
+def read_file(path: Path, most: int = WHOLE) -> bytes:
+    """Read a whole file, as `open_file` opens it."""
+    with open_file(path, most=most) as file:
+        return file.read()
+
+
+def sha256_file(path: Path, size: int | None = None) -> tuple[str, int]:
     """Hash a file.
+
+    Args:
+        size: as `open_file` takes it.
 
     Returns:
         The sha256 as 64 hex digits, and the size in bytes.
     """
-    with path.open("rb") as file:
+    with open_file(path, size) as file:
         digest = hashlib.file_digest(file, "sha256")
         return digest.hexdigest(), file.tell()
 
@@ -44,19 +95,22 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def copy_hashed(source: Path, target: Path) -> tuple[str, int]:
+def copy_hashed(source: Path, target: Path, size: int | None = None) -> tuple[str, int]:
     """Copy a file into a new one and hash what was read on the way.
+
+    Args:
+        size: as `open_file` takes it.
 
     Returns:
         The sha256 as 64 hex digits, and the size in bytes. Nothing is synced.
     """
-    digest, size = hashlib.sha256(), 0
-    with source.open("rb") as reader, target.open("xb") as writer:
+    digest, copied = hashlib.sha256(), 0
+    with open_file(source, size) as reader, target.open("xb") as writer:
         while chunk := reader.read(CHUNK):
             digest.update(chunk)
             writer.write(chunk)
-            size += len(chunk)
-    return digest.hexdigest(), size
+            copied += len(chunk)
+    return digest.hexdigest(), copied
 
 
 def sync_file(path: Path) -> None:
@@ -84,17 +138,26 @@ def staging(parent: Path) -> Iterator[Path]:
     What a killed process left there a day ago or longer goes too, but for files that it was about to replace.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    for leftover in parent.glob(f"{STAGE}*"):
-        with contextlib.suppress(OSError):
-            ours = re.fullmatch(r"[0-9a-f]{32}", leftover.name.removeprefix(STAGE))
-            if ours and leftover.stat().st_mtime < time.time() - _STALE and not (leftover / REPLACED).exists():
-                shutil.rmtree(leftover)
     folder = parent / f"{STAGE}{uuid.uuid4().hex}"
     folder.mkdir()
     try:
+        _remove_leftovers(parent, folder.stat().st_mtime)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers(parent: Path, now: float) -> None:
+    """Remove what killed processes left.
+
+    Args:
+        now: by the clock of the disk, which may not be that of this machine. What is of the future was made by a clock that was wrong.
+    """
+    for leftover in parent.glob(f"{STAGE}*"):
+        with contextlib.suppress(OSError):
+            ours = re.fullmatch(r"[0-9a-f]{32}", leftover.name.removeprefix(STAGE))
+            if ours and abs(leftover.stat().st_mtime - now) > _STALE and not (leftover / REPLACED).exists():
+                shutil.rmtree(leftover)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from deltahub import checkpoint
 from deltahub.cache.cache import pulled_as
-from deltahub.cache.reading import read_cached
+from deltahub.cache.reading import checked, read_cached
 from deltahub.checkpoint import Checkpoint
 from deltahub.engine.building import build, completed
 from deltahub.engine.compiling import refuse_closed
@@ -32,31 +33,41 @@ LOGGER: Final = logging.getLogger("deltahub")
 STRUCTURE: Final = "structure"
 
 
-def read_any(folder: Path, backbone: nn.Module, *, allow_pickle: bool, with_backbone: bool = True) -> Checkpoint:
+def read_any(
+    folder: Path,
+    backbone: nn.Module,
+    *,
+    allow_pickle: bool,
+    with_backbone: bool = True,
+    config_sha256: str | None = None,
+) -> Checkpoint:
     """Read a delta that DeltaHub or OpenDelta saved, or an adapter of PEFT.
 
     Args:
         backbone: the model it is for; the files of others do not tell all without it.
         allow_pickle: whether a pickle may be opened, with `weights_only=True`.
         with_backbone: whether the backbone's record is wanted too.
+        config_sha256: of the config of a delta that DeltaHub saved; nothing else is read then.
 
     Raises:
         CheckpointError: the folder holds neither, or is damaged.
         ConfigError: it holds an adapter of a kind that is not supported.
         PickleRefusedError: it holds a pickle, and that is not allowed.
     """
-    if not checkpoint.is_checkpoint(folder):
+    if config_sha256 is None and not checkpoint.is_checkpoint(folder):
         if opendelta.is_checkpoint(folder):
             return opendelta.read(folder, backbone, allow_pickle=allow_pickle)
         if peft_reading.is_adapter(folder):
             return peft_reading.read(folder, backbone, allow_pickle=allow_pickle)
         adapterhub.refuse(folder)
-    return checkpoint.read(folder, with_backbone=with_backbone)
+    return checkpoint.read(folder, with_backbone=with_backbone, config_sha256=config_sha256)
 
 
 def _read(folder: Path, **how: Any) -> tuple[Checkpoint, Mapping[str, str]]:
     """What lies in a folder, and what a delta that is trained on from it says of it."""
-    saved, name = read_any(folder, **how), pulled_as(folder)
+    with checked(folder) as (place, config_sha256):
+        saved, name = read_any(place, config_sha256=config_sha256, **how), pulled_as(folder)
+    saved = replace(saved, folder=folder)
     return saved, {**saved.parent, "name": name} if name else saved.parent
 
 

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Final
 
 from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError, NotFoundError
-from deltahub.files import copy_hashed, move_all, sha256_file, staging, storage_errors
+from deltahub.files import copy_hashed, move_all, read_file, sha256_file, staging, storage_errors
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.stores.waiting import each
 
 MANIFEST: Final = ".deltahub-manifest.json"  # beside the files of a delta, none of which may be called like it
 ORIGIN: Final = ".deltahub-origin.json"  # where it was pulled from, for people
+DELTAS: Final = "deltas"
 STAGING: Final = "staging"
 _TRIES: Final = 10  # against other processes that remove the same delta again and again
 _TAKEN: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
@@ -35,8 +36,8 @@ Fetch = Callable[[FileEntry, Path], None]
 def pulled_as(folder: Path) -> str | None:
     """The reference that a folder in a cache was last pulled by; None for any other folder."""
     try:
-        origin = json.loads((folder / ORIGIN).read_bytes())["origin"] if (folder / MANIFEST).exists() else None
-    except (OSError, ValueError, LookupError, TypeError):
+        origin = json.loads(read_file(folder / ORIGIN))["origin"] if (folder / MANIFEST).exists() else None
+    except (DeltaHubError, OSError, ValueError, LookupError, TypeError):
         return None
     return origin if isinstance(origin, str) else None
 
@@ -54,7 +55,7 @@ class Cache:
     def folder(self, digest: str) -> Path:
         """Where a delta is or would be."""
         digits = digest.removeprefix("sha256:")
-        return self.root / "deltas" / digits[:2] / digits[2:]
+        return self.root / DELTAS / digits[:2] / digits[2:]
 
     def get(
         self, digest: str, manifest: Manifest, fetch: Fetch, origin: str, *, fresh: bool = False, at_once: int = 1
@@ -75,9 +76,8 @@ class Cache:
         folder = self.folder(digest)
         if fresh or self.damage(digest) is not None:
             self._fill(folder, manifest, fetch, origin, at_once)
-        else:
-            with contextlib.suppress(OSError):  # a cache that may only be read serves all the same
-                os.utime(folder)
+        with contextlib.suppress(OSError):  # a cache that may only be read serves all the same
+            os.utime(folder)
         return folder
 
     def _fill(self, folder: Path, manifest: Manifest, fetch: Fetch, origin: str, at_once: int) -> None:
@@ -99,39 +99,44 @@ class Cache:
             self._place(delta, folder, stage)
 
     def _place(self, delta: Path, folder: Path, stage: Path) -> None:
-        """Move a whole delta to its place, and what was there out of it."""
+        """Move a whole delta to its place; one that is there stays if it is whole, and goes if it is not."""
         digest = f"sha256:{folder.parent.name}{folder.name}"
-        folder.parent.mkdir(parents=True, exist_ok=True)
         for number in range(_TRIES):
-            old = stage / f"old-{number}"
-            with contextlib.suppress(FileNotFoundError):  # most often there is none
-                os.replace(folder, old)
+            folder.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.replace(delta, folder)
-            except BaseException as error:
-                if old.exists() and not folder.exists():
-                    os.replace(old, folder)
-                # Another process may have been faster with the same bytes, and a third have removed them since.
-                if isinstance(error, OSError) and self.damage(digest) is None:
-                    return
-                if getattr(error, "errno", None) not in _TAKEN or number == _TRIES - 1:
+            except OSError as error:
+                gone = error.errno == errno.ENOENT and delta.exists()  # the folder above, which anybody may remove
+                if (error.errno not in _TAKEN and not gone) or number == _TRIES - 1:
                     raise
             else:
                 return
+            if (
+                self.damage(digest) is None
+            ):  # another process was faster with the same bytes, which others may be reading
+                return
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(folder, stage / f"old-{number}")
 
     def manifest(self, digest: str) -> Manifest | None:
         """The manifest of a delta that is in the cache whole; None if it is not."""
         if self.damage(digest) is not None:
             return None
-        return Manifest.from_bytes((self.folder(digest) / MANIFEST).read_bytes(), digest)
+        try:
+            return self._manifest(self.folder(digest), digest)
+        except (DeltaHubError, OSError):  # removed meanwhile
+            return None
+
+    def _manifest(self, folder: Path, digest: str) -> Manifest:
+        return Manifest.from_bytes(read_file(folder / MANIFEST), digest)
 
     def damage(self, digest: str) -> str | None:
         """What is wrong with a delta in the cache, in words; None if nothing is."""
         folder = self.folder(digest)
         try:
-            manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes(), digest)
+            manifest = self._manifest(folder, digest)
             for entry in manifest.files:
-                found, _ = sha256_file(folder / entry.path)
+                found, _ = sha256_file(folder / entry.path, entry.size)
                 if found != entry.sha256:
                     raise IntegrityError(entry.path, f"sha256:{entry.sha256}", f"sha256:{found}")
         except FileNotFoundError as error:
@@ -152,10 +157,10 @@ class Cache:
         Raises:
             NotFoundError: no delta in the cache has it.
         """
-        for folder in sorted((self.root / "deltas").glob("??/*")):
+        for folder in sorted((self.root / DELTAS).glob("??/*")):
             digits = f"{folder.parent.name}{folder.name}"
             with contextlib.suppress(DeltaHubError, OSError):
-                manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes(), f"sha256:{digits}")
+                manifest = self._manifest(folder, f"sha256:{digits}")
                 held = {digits: MANIFEST} | {entry.sha256: entry.path for entry in manifest.files}
                 if sha256 in held and sha256_file(folder / held[sha256])[0] == sha256:
                     return copy_hashed(folder / held[sha256], into)[0]
@@ -189,8 +194,10 @@ def copy_delta(manifest: Manifest, folder: Path, to: Path) -> None:
 
 def _copy(source: Path, target: Path, entry: FileEntry) -> None:
     try:
-        found, _ = copy_hashed(source, target)
+        found, _ = copy_hashed(source, target, entry.size)
     except FileNotFoundError:  # pruned, or prune comes and goes
         found = "nothing"
+    except IntegrityError as error:
+        found = error.found
     if found != entry.sha256:
         raise IntegrityError(f"{entry.path} in the cache", entry.sha256, found, "Repeat the pull.")

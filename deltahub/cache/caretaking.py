@@ -19,8 +19,8 @@ from typing import Final
 
 from deltahub.cache.cache import STAGING, Cache, pulled_as
 from deltahub.cache.reading import being_read, forget_killed
-from deltahub.errors import ConflictError, NotFoundError, ReferenceSyntaxError
-from deltahub.files import staging, storage_errors
+from deltahub.errors import ConflictError, DeltaHubError, NotFoundError, ReferenceSyntaxError
+from deltahub.files import read_file, staging, storage_errors
 from deltahub.reference import Reference, is_digest
 
 PINS: Final = "pins"
@@ -126,8 +126,8 @@ def pins(cache: Cache) -> dict[str, str]:
 
 def _pin(path: Path) -> str:
     try:
-        return str(json.loads(path.read_bytes())["reference"])
-    except (OSError, ValueError, LookupError, TypeError):
+        return str(json.loads(read_file(path))["reference"])
+    except (DeltaHubError, OSError, ValueError, LookupError, TypeError):
         return "unknown"
 
 

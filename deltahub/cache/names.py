@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from deltahub.cache.cache import MANIFEST, STAGING, Cache
 from deltahub.errors import DeltaHubError
-from deltahub.files import staging
+from deltahub.files import read_file, staging
 from deltahub.link import Link, asked
 from deltahub.manifest import Manifest
 from deltahub.nearest import closest
@@ -86,7 +86,7 @@ class CachedNames:
     def manifest(self, digest: str) -> Manifest | None:
         """The manifest of a delta in the cache, whose files are not looked at; None if it is not there or damaged."""
         try:
-            return Manifest.from_bytes((self._cache.folder(digest) / MANIFEST).read_bytes(), digest)
+            return Manifest.from_bytes(read_file(self._cache.folder(digest) / MANIFEST), digest)
         except (OSError, DeltaHubError):
             return None
 
@@ -127,8 +127,8 @@ def _facts(seen: Seen) -> tuple[str, str, str]:
 
 def _document(file: Path) -> dict[str, Any]:
     try:
-        document = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        document = json.loads(read_file(file))
+    except (DeltaHubError, OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import safetensors.torch
 
 from deltahub import checkpoint
-from deltahub.cache.reading import read_cached
-from deltahub.checkpoint import CARD
+from deltahub.cache.reading import checked, read_cached
+from deltahub.checkpoint import CARD, Checkpoint
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files import move_all, staging, storage_errors, sync_folders, write_synced
 from deltahub.formats.peft_adapter import Exported
@@ -72,7 +73,7 @@ def export_peft(
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
         msg = f"{folder} holds something else than an adapter of PEFT. Choose a new folder."
         raise CheckpointError(msg)
-    saved = read_cached(lambda: locate(path, cache_dir), checkpoint.read)
+    saved = read_cached(lambda: locate(path, cache_dir), _read)
     places = Places.of(saved, None if backbone is None else os.fspath(backbone))
     found = exported(saved, places)
     config = {**_common(saved.document, found, places), **found.options}
@@ -86,6 +87,11 @@ def export_peft(
             move_all(stage, folder, [WEIGHTS, CARD, CONFIG])
         sync_folders([folder, folder.parent])
     return folder
+
+
+def _read(folder: Path) -> Checkpoint:
+    with checked(folder) as (place, config_sha256):
+        return replace(checkpoint.read(place, config_sha256=config_sha256), folder=folder)
 
 
 def _card(config: Mapping[str, Any], digest: str) -> str:

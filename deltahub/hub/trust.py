@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from deltahub.errors import DeltaHubError, SignatureError
-from deltahub.files import staging
+from deltahub.files import read_file, staging
 from deltahub.signing import PublicKey, trusted_by
 from deltahub.sources.base import Resolved
 
@@ -66,8 +66,8 @@ def _why(signatures: Mapping[str, bytes], trusted: Mapping[str, PublicKey]) -> s
 def _kept(folder: Path, trusted: Mapping[str, PublicKey]) -> dict[str, bytes]:
     found = {}
     for key_id in trusted:
-        with contextlib.suppress(OSError):
-            found[key_id] = (folder / f"{key_id}.json").read_bytes()
+        with contextlib.suppress(DeltaHubError, OSError):
+            found[key_id] = read_file(folder / f"{key_id}.json")
     return found
 
 

@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, NotFoundError
-from deltahub.files import scratch
 from deltahub.registry.registry import Registry
 from deltahub.registry.sweeping import PAUSE, RENEWED, State, read_state, settled, write_state
 from deltahub.registry.uploads import expire, waiting
@@ -202,12 +201,10 @@ def _objects(registry: Registry) -> set[str]:
 
 
 def _measured(registry: Registry, sha256: str) -> int:
-    with scratch() as folder:
-        try:
-            registry.store.fetch(object_key(sha256), folder / "object")
-        except NotFoundError:  # another collection was faster
-            return 0
-        return (folder / "object").stat().st_size
+    try:
+        return registry.store.size(object_key(sha256))
+    except NotFoundError:  # another collection was faster
+        return 0
 
 
 def _time(text: str) -> datetime:

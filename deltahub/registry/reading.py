@@ -178,9 +178,11 @@ class Reader:
         what = f"{entry.path} in the registry {self.place}"
         remedy = "Push the delta again from an intact copy."
         try:
-            found = self.store.fetch(object_key(entry.sha256), into, progress)
+            found = self.store.fetch(object_key(entry.sha256), into, progress, entry.size)
         except NotFoundError as error:
             raise IntegrityError(what, f"sha256:{entry.sha256}", "nothing", remedy) from error
+        except IntegrityError as error:
+            raise IntegrityError(what, error.expected, error.found, remedy) from error
         if found != entry.sha256:
             into.unlink()
             raise IntegrityError(what, f"sha256:{entry.sha256}", f"sha256:{found}", remedy)

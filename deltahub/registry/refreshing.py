@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from deltahub.errors import CheckpointError, DeltaHubError
+from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError, StorageError, UnreachableError
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.registry import REFS, Registry
 from deltahub.registry.summary import RECORD, record_of
@@ -139,15 +139,25 @@ def _read(database: sqlite3.Connection, registry: Registry, stamps: Mapping[str,
             registry.place,
         )
     unread = set()
-    read = spread(registry.store.read_tagged, stamps, registry.store.at_once)
-    for number, (key, found) in enumerate(zip(stamps, read, strict=True)):
+
+    def read(key: str) -> tuple[bytes, str] | IntegrityError | StorageError | None:
+        try:
+            return registry.store.read_tagged(key)
+        except UnreachableError:
+            raise
+        except (IntegrityError, StorageError) as error:
+            return error
+
+    for number, (key, found) in enumerate(zip(stamps, spread(read, stamps, registry.store.at_once), strict=True)):
         if told:
             told(number, len(stamps))
         if found is None:  # deleted since it was listed
             continue
         try:
+            if isinstance(found, DeltaHubError):
+                raise found
             document = _document(key, found[0])
-        except DeltaHubError as error:  # one damaged document must not hide the others
+        except DeltaHubError as error:  # one damaged document, or one that may not be read, must not hide the others
             _logger().warning("%s cannot be listed: %s", key, error)
             unread.add(key)
             continue

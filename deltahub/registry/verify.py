@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from deltahub.errors import DeltaHubError, IntegrityError, NotFoundError
-from deltahub.files import scratch
+from deltahub.files import WHOLE, scratch
 from deltahub.registry import hub_documents
 from deltahub.registry.registry import REFS, Registry, ref_key
 from deltahub.registry.sweeping import STATE, read_state
@@ -135,17 +135,17 @@ def damages(registry: Registry, digest: str, intact: set[str]) -> list[Damage]:
         StorageError: the registry cannot be read.
     """
     digits = digest.removeprefix("sha256:")
-    wanted = {digits: MANIFEST_FILE}
+    wanted: dict[str, tuple[str, int | None]] = {digits: (MANIFEST_FILE, None)}
     try:
-        wanted.update((entry.sha256, entry.path) for entry in registry.manifest(digest).files)
+        wanted.update((entry.sha256, (entry.path, entry.size)) for entry in registry.manifest(digest).files)
     except IntegrityError:
         pass
     else:
         intact.add(digits)
     found = []
-    for sha256, file in wanted.items():
+    for sha256, (file, size) in wanted.items():
         if sha256 not in intact:
-            seen = _seen(registry, sha256)
+            seen = _seen(registry, sha256, size)
             if seen == f"sha256:{sha256}":
                 intact.add(sha256)
             else:
@@ -153,10 +153,20 @@ def damages(registry: Registry, digest: str, intact: set[str]) -> list[Damage]:
     return found
 
 
-def _seen(registry: Registry, sha256: str) -> str:
-    """The digest of what is stored as an object, read piece by piece: it may be larger than the memory."""
+def _seen(registry: Registry, sha256: str, size: int | None) -> str:
+    """The digest of what is stored as an object, read piece by piece: it may be larger than the memory.
+
+    Args:
+        size: how many bytes it must have; None for a manifest, which is read as a whole wherever it is used.
+    """
+    key = object_key(sha256)
     with scratch() as folder:
         try:
-            return f"sha256:{registry.store.fetch(object_key(sha256), folder / 'object')}"
+            found = registry.store.size(key)
+            if found > max(size or 0, WHOLE):  # not what was published, and perhaps a hole that takes hours to read
+                return f"{found} bytes"
+            return f"sha256:{registry.store.fetch(key, folder / 'object')}"
         except NotFoundError:
             return "nothing"
+        except IntegrityError as error:
+            return error.found

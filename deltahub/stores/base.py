@@ -58,6 +58,17 @@ def require_digest(source: Source, expected: str, found: str) -> None:
         )
 
 
+def require_size(store: Store, key: str, size: int | None) -> None:
+    """Check that there are as many bytes under a key as there must be, before they are read.
+
+    Raises:
+        NotFoundError: there are none.
+        IntegrityError: there are more or fewer.
+    """
+    if size is not None and (found := store.size(key)) != size:
+        raise IntegrityError(key, f"{size} bytes", f"{found} bytes")
+
+
 class Store(Protocol):
     """Where a registry keeps its bytes."""
 
@@ -103,14 +114,18 @@ class Store(Protocol):
         """
         ...
 
-    def fetch(self, key: str, into: Path, progress: Progress | None = None) -> str:
+    def fetch(self, key: str, into: Path, progress: Progress | None = None, size: int | None = None) -> str:
         """Copy the bytes under a key to a new file.
+
+        Args:
+            size: how many there must be, if that is known; others are not copied.
 
         Returns:
             The sha256 of what was copied, 64 hex digits.
 
         Raises:
             NotFoundError: there are none.
+            IntegrityError: there are more or fewer than `size`. Nothing was copied.
         """
         ...
 

@@ -6,6 +6,7 @@ or the new ones. What a crash leaves behind lies in `staging/` and is never read
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -15,16 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from deltahub.errors import ConflictError, NotFoundError, StorageError
+from deltahub.errors import ConflictError, IntegrityError, NotFoundError, StorageError
 from deltahub.files import (
     CHUNK,
     copy_hashed,
+    open_file,
+    read_file,
     sha256_file,
     staging,
     storage_errors,
     sync_folders,
 )
-from deltahub.stores.base import Progress, Source, Swap, Swapped, object_key, require_digest
+from deltahub.stores.base import Progress, Source, Swap, Swapped, object_key, require_digest, require_size
 from deltahub.stores.claiming import replace_claimed, replace_staged
 from deltahub.stores.walking import children, reading, walk
 from deltahub.syncing import Syncing
@@ -57,7 +60,7 @@ class LocalStore:
     def read(self, key: str) -> bytes:
         """The bytes under a key."""
         with reading(self.root, key):
-            return (self.root / key).read_bytes()
+            return read_file(self.root / key)
 
     def read_tagged(self, key: str) -> tuple[bytes, str] | None:
         """The bytes under a key and their sha256, which is the etag."""
@@ -75,7 +78,7 @@ class LocalStore:
     def chunks(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The bytes under a key piece by piece."""
         with reading(self.root, key):
-            reader = (self.root / key).open("rb")
+            reader = open_file(self.root / key)
         with reader:
             reader.seek(start)
             while True:
@@ -85,9 +88,10 @@ class LocalStore:
                     return
                 yield chunk
 
-    def fetch(self, key: str, into: Path, progress: Progress | None = None) -> str:
+    def fetch(self, key: str, into: Path, progress: Progress | None = None, size: int | None = None) -> str:
         """Copy the bytes under a key to a new file."""
-        digest, chunks = hashlib.sha256(), self.chunks(key)
+        require_size(self, key, size)
+        digest, chunks = hashlib.sha256(), self.chunks(key, end=size)
         first = next(chunks, b"")  # a missing key makes no file
         with into.open("xb") as writer:
             for chunk in itertools.chain([first], chunks):
@@ -109,7 +113,7 @@ class LocalStore:
             folders: list[Path] = []
             for sha256, source in sources.items():
                 target = self.root / object_key(sha256)
-                if _intact(target, sha256):
+                if _intact(target, sha256, source):
                     folders.append(target.parent)
                 else:
                     _stage(source, stage / sha256, sha256)
@@ -226,15 +230,17 @@ def _etag(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _intact(target: Path, sha256: str) -> bool:
+def _intact(target: Path, sha256: str, source: Source) -> bool:
     """Whether an object is there and whole; if so it is freshened, so that it counts as new."""
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
     try:
-        intact = sha256_file(target)[0] == sha256
-        if intact:
-            os.utime(target)
-    except (FileNotFoundError, PermissionError):  # a colleague's may be read but not freshened
+        if sha256_file(target, size)[0] != sha256:
+            return False
+    except (FileNotFoundError, PermissionError, IntegrityError):
         return False
-    return intact
+    with contextlib.suppress(PermissionError):  # a colleague's may be read but not freshened
+        os.utime(target)
+    return True
 
 
 def _stage(source: Source, temporary: Path, sha256: str) -> None:

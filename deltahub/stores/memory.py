@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from deltahub.errors import ConflictError, NotFoundError
-from deltahub.stores.base import Progress, Source, Swap, Swapped, object_key, require_digest
+from deltahub.stores.base import Progress, Source, Swap, Swapped, object_key, require_digest, require_size
 
 
 class MemoryStore:
@@ -48,8 +48,9 @@ class MemoryStore:
         if data := self.read(key)[start:end]:
             yield data
 
-    def fetch(self, key: str, into: Path, progress: Progress | None = None) -> str:
+    def fetch(self, key: str, into: Path, progress: Progress | None = None, size: int | None = None) -> str:
         """Copy the bytes under a key to a new file."""
+        require_size(self, key, size)
         data = self.read(key)
         with into.open("xb") as file:
             file.write(data)

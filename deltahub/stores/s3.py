@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deltahub.errors import ConflictError, NotFoundError, StorageError
-from deltahub.files import CHUNK
+from deltahub.errors import ConflictError, IntegrityError, NotFoundError, StorageError
+from deltahub.files import CHUNK, WHOLE
 from deltahub.stores.base import Progress, Source, Swap, Swapped, require_digest
 from deltahub.stores.bucket import Bucket, Patience, connect
 from deltahub.stores.conditional import conditional_put
@@ -89,19 +89,24 @@ class S3Store:
         try:
             with self._reading():
                 found = obstore.get(client, key)
+                if found.meta["size"] > WHOLE:
+                    raise IntegrityError(key, f"{WHOLE} bytes at most", f"{found.meta['size']} bytes", "Remove it.")
                 return found.bytes().to_bytes(), found.meta["e_tag"] or ""
         except FileNotFoundError as error:
             raise NotFoundError(key, (self.url,)) from error
 
-    def fetch(self, key: str, into: Path, progress: Progress | None = None) -> str:
+    def fetch(self, key: str, into: Path, progress: Progress | None = None, size: int | None = None) -> str:
         """Copy the bytes under a key to a new file; a connection that breaks is taken up where it was."""
         stop = threading.Event()
 
         def copy() -> str:
-            digest, chunks = hashlib.sha256(), self.chunks(key)
+            digest, chunks, left = hashlib.sha256(), self.chunks(key), size
             first = next(chunks, b"")  # a missing key makes no file
             with into.open("xb") as file:
                 while first and not stop.is_set():
+                    if left is not None and (left := left - len(first)) < 0:
+                        into.unlink()
+                        raise IntegrityError(key, f"{size} bytes", "more")
                     digest.update(first)
                     file.write(first)
                     if progress:

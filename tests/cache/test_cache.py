@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 
 import pytest
@@ -64,6 +65,47 @@ def test_what_is_damaged_or_gone_is_fetched_again(cache, source, name):
     assert cache.damage(source.digest) is not None
     assert whole(source.into(cache), source)
     assert cache.damage(source.digest) is None
+
+
+def test_a_whole_delta_that_another_process_placed_meanwhile_stays(cache, source, monkeypatch):
+    there = source.into(cache).stat().st_ino
+    monkeypatch.setattr(Cache, "damage", lambda self, digest, real=Cache.damage: looked() or real(self, digest))
+    answers = iter(["is missing"])  # the first look is before the other process was done
+
+    def looked():
+        return next(answers, None)
+
+    assert source.into(cache).stat().st_ino == there
+    assert source.fetched == 2 * len(source.manifest.files)
+
+
+def test_a_delta_is_placed_though_the_folder_of_all_is_removed_meanwhile(cache, source, monkeypatch):
+    calls = iter([True])
+
+    def replace(old, new, real=os.replace):
+        if os.fspath(new) == os.fspath(cache.folder(source.digest)) and next(calls, False):
+            shutil.rmtree(cache.root / "deltas")
+        real(old, new)
+
+    monkeypatch.setattr(os, "replace", replace)
+    assert whole(source.into(cache), source)
+
+
+@pytest.mark.parametrize("name", ["delta.safetensors", "delta_config.json", MANIFEST])
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "64 GB of nothing"])
+def test_what_is_no_file_of_a_delta_is_not_read_and_fetched_again(cache, source, name, kind):
+    path = source.into(cache) / name
+    path.unlink()
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(64 << 30)
+
+    assert "damaged" in cache.damage(source.digest)
+    assert whole(source.into(cache), source)
 
 
 def test_a_source_that_is_damaged_leaves_nothing_behind(cache, source):
