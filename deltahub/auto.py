@@ -89,7 +89,7 @@ class AutoDeltaModel(SaveLoadMixin):
         Args:
             config: a config, or its JSON form with ``"delta_type"``.
             backbone_model: the model to put it on.
-            options: `name`, and options that replace those of the config.
+            options: `name`, `dtype`, and options that replace those of the config.
         """
         name = options.pop("name", None)
         config = config if isinstance(config, DeltaConfig) else AutoDeltaConfig.from_dict(config)

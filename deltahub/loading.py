@@ -16,12 +16,13 @@ from deltahub import checkpoint
 from deltahub.cache.cache import pulled_as
 from deltahub.cache.reading import checked, read_cached
 from deltahub.checkpoint import Checkpoint
-from deltahub.engine.building import build, completed
+from deltahub.engine.building import build, check_dtype, completed
 from deltahub.engine.compiling import refuse_closed
 from deltahub.engine.filling import fill, replaced_names
 from deltahub.engine.fingerprint import fingerprint, missing_from_version_1
 from deltahub.engine.ledger import ledger_of, original_values
 from deltahub.engine.modules import own_parameters
+from deltahub.engine.site import is_delta_name
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats import adapterhub, opendelta, peft_reading
 from deltahub.hub.locating import locate
@@ -87,7 +88,7 @@ def load(
     Args:
         class_for: the delta model's class for a delta type.
         where: how to find it, as `hub.locate` takes it.
-        options: `allow_pickle`, `name`, and config options that replace the saved ones.
+        options: `allow_pickle`, `name`, `dtype`, and config options that replace the saved ones.
     """
     if check_hash not in (True, False, STRUCTURE):
         msg = f'check_hash must be True, False or "structure", got {check_hash!r}.'
@@ -95,6 +96,8 @@ def load(
     refuse_closed(backbone)
     changes = dict(options)
     allow_pickle, name = bool(changes.pop("allow_pickle", False)), changes.pop("name", None)
+    if (dtype := changes.pop("dtype", None)) is not None:
+        check_dtype(dtype)
 
     saved, parent = read_cached(
         partial(locate, path, **where),
@@ -105,6 +108,10 @@ def load(
     # Tensors that are given are copied: the delta's own must not change with the caller's.
     tensors = saved.tensors if tensors is None else {key: t.detach().clone() for key, t in tensors.items()}
 
+    if dtype is not None:
+        tensors = {
+            key: t.to(dtype) if is_delta_name(key) and t.is_floating_point() else t for key, t in tensors.items()
+        }
     _check_backbone(saved, backbone, replaced_names(saved.tensors), check_hash)
     insertions = build(cls, backbone, completed(cls, config, backbone), empty=True)
     replaced = fill(insertions, backbone, tensors)

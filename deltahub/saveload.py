@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from torch import Tensor, nn
 
 from deltahub import checkpoint, metadata
-from deltahub.engine.filling import not_finite, replaced_names
+from deltahub.engine.filling import not_finite, refuse_without_values, replaced_names
 from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.ledger import original_values
 from deltahub.engine.modules import own_parameters
@@ -174,7 +174,7 @@ class SaveLoadMixin(TensorFileMixin):
                 and shapes, False not to check.
             local_files_only: use nothing that is not on this machine.
             kwargs: `allow_pickle` to read OpenDelta's `pytorch_model.bin`; `name` for the delta's name on the backbone;
-                and options that replace those of the config.
+                `dtype` for its parameters, by default the saved ones', and float32 for PEFT's; and options that replace those of the config.
 
         Raises:
             NotFoundError: no source has it.
@@ -213,6 +213,7 @@ class SaveLoadMixin(TensorFileMixin):
 
 
 def _check_savable(tensors: Mapping[str, Tensor]) -> None:
+    refuse_without_values(tensors, tensors)
     if wrong := not_finite(tensors):
         msg = f"The delta was not saved: {'; '.join(wrong[:3])}. Training diverged; go back to an earlier state."
         raise CheckpointError(msg)

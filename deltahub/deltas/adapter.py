@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
 from deltahub.deltas.bottleneck import activation, refuse_channels_first, small_linear
+from deltahub.deltas.precision import added, linear, widened
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
 from deltahub.engine.structure.targets import Target
@@ -54,9 +56,8 @@ class Bottleneck(Insertion):
         return map_hidden(output, self._change)
 
     def _change(self, hidden: Tensor) -> Tensor:
-        h = hidden.to(self.down_proj.weight.dtype)
-        update: Tensor = self.up_proj(self.activation(self.down_proj(h)))
-        return hidden + update.to(hidden.dtype)
+        h = widened(hidden, self.down_proj.weight)
+        return added(hidden, linear(self.up_proj, self.activation(linear(self.down_proj, h)).to(h.dtype)))
 
 
 class AdapterModel(DeltaBase):
@@ -73,6 +74,7 @@ class AdapterModel(DeltaBase):
         interactive_modify: True, or a port of this machine, to choose the modules on a page.
         backend: only ``"hf"``.
         name: the delta's name on this backbone.
+        dtype: of the parameters; by default float32, or the layer's where it is wider.
     """
 
     delta_type = "adapter"
@@ -92,6 +94,7 @@ class AdapterModel(DeltaBase):
         backend: str = "hf",
         *,
         name: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         config = AdapterConfig.from_dict(
             {
@@ -103,7 +106,9 @@ class AdapterModel(DeltaBase):
                 "common_structure": common_structure,
             }
         )
-        super().__init__(backbone_model, config, name=name, interactive_modify=interactive_modify, backend=backend)
+        super().__init__(
+            backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify, backend=backend
+        )
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
+from deltahub.deltas.precision import added
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
 from deltahub.engine.shapes import channel_dimension, is_conv1d
@@ -53,7 +54,7 @@ class BiasOffset(Insertion):
 
     def _change(self, hidden: Tensor) -> Tensor:
         after = hidden.dim() - 1 - self.channel if self.channel >= 0 else -1 - self.channel
-        return hidden + self.bias.view(-1, *[1] * after).to(hidden.dtype)
+        return added(hidden, self.bias.view(-1, *[1] * after))
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
         """The layer's bias with the new one added."""
@@ -76,6 +77,7 @@ class BitFitModel(DeltaBase):
         interactive_modify: True, or a port of this machine, to choose the modules on a page.
         backend: only ``"hf"``.
         name: the delta's name on this backbone.
+        dtype: of the parameters; by default float32, or the layer's where it is wider.
     """
 
     delta_type = "bitfit"
@@ -93,6 +95,7 @@ class BitFitModel(DeltaBase):
         backend: str = "hf",
         *,
         name: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         config = BitFitConfig.from_dict(
             {
@@ -102,7 +105,9 @@ class BitFitModel(DeltaBase):
                 "common_structure": common_structure,
             }
         )
-        super().__init__(backbone_model, config, name=name, interactive_modify=interactive_modify, backend=backend)
+        super().__init__(
+            backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify, backend=backend
+        )
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:

@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
 from deltahub.deltas.bottleneck import activation, reduced, refuse_channels_first
 from deltahub.deltas.hypercomplex import HypercomplexLinear
+from deltahub.deltas.precision import added
 from deltahub.engine.building import Like
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.fused import FusedInsertion
@@ -88,8 +90,8 @@ class HypercomplexBottleneck(Insertion):
         return map_hidden(output, self._change)
 
     def _change(self, hidden: Tensor) -> Tensor:
-        update: Tensor = self.up_sampler(self.activation(self.down_sampler(hidden.to(self.down_sampler.dtype))))
-        return hidden + update.to(hidden.dtype)
+        h = hidden.to(torch.promote_types(hidden.dtype, self.down_sampler.dtype))
+        return added(hidden, self.up_sampler(self.activation(self.down_sampler(h)).to(h.dtype)))
 
 
 class CompacterModel(DeltaBase):
@@ -104,6 +106,7 @@ class CompacterModel(DeltaBase):
         interactive_modify: True, or a port, to choose the modules on a web page.
         backend: only ``"hf"``.
         name: the delta's name on this backbone.
+        dtype: of the parameters; by default float32, or the layer's where it is wider.
 
     What comes between these are the options of `CompacterConfig`.
     """
@@ -138,6 +141,7 @@ class CompacterModel(DeltaBase):
         use_bias_down_sampler: bool = True,
         *,
         name: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         config = CompacterConfig.from_dict(
             {
@@ -162,7 +166,9 @@ class CompacterModel(DeltaBase):
                 "use_bias_down_sampler": use_bias_down_sampler,
             }
         )
-        super().__init__(backbone_model, config, name=name, interactive_modify=interactive_modify, backend=backend)
+        super().__init__(
+            backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify, backend=backend
+        )
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:

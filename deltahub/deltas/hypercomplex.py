@@ -142,15 +142,15 @@ class HypercomplexLinear(nn.Module):
         return weight.dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """Input tensor with shape ``(..., n_in)``, output ``(..., n_out)``."""
-        rule = self._product(self.rules, self.rule_owner)  # (n, n, n)
-        weight = self._product(self.weights, self.weight_owner)  # (n, n_in / n, n_out / n)
+        """Input tensor with shape ``(..., n_in)``, output ``(..., n_out)``, in the precision of the input."""
+        rule = self._product(self.rules, self.rule_owner, x.dtype)  # (n, n, n)
+        weight = self._product(self.weights, self.weight_owner, x.dtype)  # (n, n_in / n, n_out / n)
         n, p, q = rule.shape[1], weight.shape[1], weight.shape[2]
         matrix = torch.einsum("iab,ipq->apbq", rule, weight).reshape(n * p, n * q)
         y = x @ matrix
-        return y if self.b is None else y + self.b
+        return y if self.b is None else y + self.b.to(x.dtype)
 
-    def _product(self, names: tuple[str, ...], owner: tuple[HypercomplexLinear, ...]) -> Tensor:
+    def _product(self, names: tuple[str, ...], owner: tuple[HypercomplexLinear, ...], dtype: torch.dtype) -> Tensor:
         holder = owner[0] if owner else self
-        factors: list[Tensor] = [getattr(holder, name) for name in names]
+        factors: list[Tensor] = [getattr(holder, name).to(dtype) for name in names]
         return factors[0] if len(factors) == 1 else torch.bmm(*factors)

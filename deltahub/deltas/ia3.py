@@ -56,7 +56,7 @@ class ScaledOutput(Insertion):
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Output tensor with shape ``(..., width)``."""
-        return output * self.ia3_l.to(output.dtype)
+        return (output * self.ia3_l).to(output.dtype)
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
         """Each row of the weight, and each value of the bias, times its factor."""
@@ -73,7 +73,7 @@ class ScaledInput(ScaledOutput):
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Input tensor with shape ``(..., width)``."""
         x = first_input(args, kwargs)
-        x = x * self.ia3_l.to(x.dtype)
+        x = (x * self.ia3_l).to(x.dtype)
         return ((x, *args[1:]), kwargs) if args else ((), {**kwargs, next(iter(kwargs)): x})
 
     after = Insertion.after
@@ -97,6 +97,7 @@ class IA3Model(DeltaBase):
         common_structure: True for common names only, False for real names only, None for whichever matches.
         interactive_modify: True, or a port, to choose the modules on a web page.
         name: the delta's name on this backbone.
+        dtype: of the parameters; by default float32, or the layer's where it is wider.
     """
 
     delta_type = "ia3"
@@ -114,6 +115,7 @@ class IA3Model(DeltaBase):
         interactive_modify: bool | int = False,
         *,
         name: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         given = {} if feedforward_modules is None else {"feedforward_modules": feedforward_modules}
         config = IA3Config.from_dict(
@@ -125,7 +127,7 @@ class IA3Model(DeltaBase):
                 "common_structure": common_structure,
             }
         )
-        super().__init__(backbone_model, config, name=name, interactive_modify=interactive_modify)
+        super().__init__(backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify)
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:

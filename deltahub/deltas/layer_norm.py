@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltahub.config import DeltaConfig
+from deltahub.deltas.precision import added
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
 from deltahub.engine.modules import own_modules
+from deltahub.engine.offloading import resident
 from deltahub.engine.structure.targets import Target
 from deltahub.errors import TargetError
 
@@ -52,8 +54,7 @@ class NormOffset(Insertion):
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Output tensor with shape ``(..., width)``."""
         n = _normalised(first_input(args, kwargs), self.centred, self.eps)
-        update = n * self.weight if self.bias is None else n * self.weight + self.bias
-        return output + update.to(output.dtype)
+        return added(output, n * self.weight if self.bias is None else n * self.weight + self.bias)
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
         """The layer's own scale and shift with the offsets added."""
@@ -66,11 +67,11 @@ class NormOffset(Insertion):
 
 
 def _weight(layer: nn.Module) -> Tensor:
-    return cast("Tensor", layer.weight)
+    return cast("Tensor", resident(layer, "weight"))
 
 
 def _bias(layer: nn.Module) -> Tensor | None:
-    return cast("Tensor | None", getattr(layer, "bias", None))
+    return cast("Tensor | None", resident(layer, "bias"))
 
 
 def _eps(layer: nn.Module) -> float:
@@ -93,8 +94,12 @@ def _normalised(x: Tensor, centred: bool, eps: float) -> Tensor:
 
 def is_norm(layer: nn.Module) -> bool:
     """Whether a layer is a LayerNorm or an RMSNorm with a scale: by its class, and by what it makes of a random input."""
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or "Norm" not in type(layer).__name__:
+    weight = resident(layer, "weight")
+    if (
+        not isinstance(layer._parameters.get("weight"), nn.Parameter)
+        or weight.dim() != 1
+        or "Norm" not in type(layer).__name__
+    ):
         return False
     if weight.is_meta:
         return isinstance(layer, nn.LayerNorm) or "RMS" in type(layer).__name__ or "LayerNorm" in type(layer).__name__
@@ -132,6 +137,7 @@ class LayerNormModel(DeltaBase):
         common_structure: True for common names only, False for real names only, None for whichever matches.
         interactive_modify: True, or a port, to choose the modules on a web page.
         name: the delta's name on this backbone.
+        dtype: of the parameters; by default float32, or the layer's where it is wider.
     """
 
     delta_type = "layer_norm"
@@ -148,6 +154,7 @@ class LayerNormModel(DeltaBase):
         interactive_modify: bool | int = False,
         *,
         name: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         config = LayerNormConfig.from_dict(
             {
@@ -157,7 +164,7 @@ class LayerNormModel(DeltaBase):
                 "common_structure": common_structure,
             }
         )
-        super().__init__(backbone_model, config, name=name, interactive_modify=interactive_modify)
+        super().__init__(backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify)
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:

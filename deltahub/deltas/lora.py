@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from deltahub.address import Address, value_for
@@ -90,6 +91,7 @@ class LoraModel(DeltaBase):
         rank_pattern: ranks of single modules, by real address, in place of `lora_r`.
         alpha_pattern: the same for `lora_alpha`.
         name: the delta's name on this backbone.
+        dtype: of the parameters; by default float32, or the layer's where it is wider.
     """
 
     delta_type = "lora"
@@ -114,6 +116,7 @@ class LoraModel(DeltaBase):
         rank_pattern: Mapping[str, int] | None = None,
         alpha_pattern: Mapping[str, float] | None = None,
         name: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         config = LoraConfig.from_dict(
             {
@@ -130,7 +133,9 @@ class LoraModel(DeltaBase):
                 "common_structure": common_structure,
             }
         )
-        super().__init__(backbone_model, config, name=name, interactive_modify=interactive_modify, backend=backend)
+        super().__init__(
+            backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify, backend=backend
+        )
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:

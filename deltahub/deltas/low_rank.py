@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltahub.deltas.precision import added, widened
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
 from deltahub.engine.weights import as_kept, linear_bias, linear_weight
 from deltahub.errors import MergeError
@@ -49,15 +51,23 @@ class LowRankUpdate(Insertion):
         """Draw A as a linear layer's weight is drawn; B stays zero."""
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
-    def low_rank(self, x: Tensor) -> Tensor:
-        """``A x``: input tensor with shape ``(..., n_in)``, output ``(..., r)``."""
-        x = x.to(self.lora_A.dtype)
-        return F.linear(x if self.dropout is None else self.dropout(x), self.lora_A)
+    def low_rank(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """``A x`` in a given precision: input tensor with shape ``(..., n_in)``, output ``(..., r)``."""
+        x = x.to(dtype)
+        return F.linear(x if self.dropout is None else self.dropout(x), self.lora_A.to(dtype))
+
+    def precision(self, output: Tensor) -> torch.dtype:
+        """The wider of the precisions of the parameters and of a hidden state."""
+        return torch.promote_types(output.dtype, self.lora_A.dtype)
+
+    def update(self, x: Tensor, output: Tensor) -> Tensor:
+        """``s B A x`` in the wider of the precisions of the parameters and of `output`, ``(..., n_out)``."""
+        dtype = self.precision(output)
+        return self.scale * F.linear(self.low_rank(x, dtype), self.lora_B.to(dtype))
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Output tensor with shape ``(..., n_out)``."""
-        update = F.linear(self.low_rank(first_input(args, kwargs)), self.lora_B)
-        return output + (self.scale * update).to(output.dtype)
+        return added(output, self.update(first_input(args, kwargs), output))
 
     @classmethod
     def after_rows(cls, members: tuple[Self, ...], target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
@@ -71,12 +81,14 @@ class LowRankUpdate(Insertion):
         if min(map(len, downs)) < widest:
             downs = [F.pad(down, (0, 0, 0, widest - len(down))) for down in downs]
             ups = [F.pad(up, (0, widest - up.shape[1])) for up in ups]
-        x = first_input(args, kwargs).to(downs[0].dtype)
+        dtype = reduce(torch.promote_types, {down.dtype for down in downs}, output.dtype)
+        downs, ups = ([side.to(dtype) for side in sides] for sides in (downs, ups))
+        x = first_input(args, kwargs).to(dtype)
         low = torch.bmm(x.reshape(len(members), -1, x.shape[-1]), torch.stack(downs).mT)
         scales = [one.scale for one in members]
         scale = scales[0] if len({*scales}) == 1 else low.new_tensor(scales).view(-1, 1, 1)
         update = torch.bmm(scale * low, torch.stack(ups).mT)
-        return output + update.view(output.shape).to(output.dtype)
+        return added(output, update.view(output.shape))
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
         """The layer's weight with the update added."""
@@ -99,9 +111,9 @@ class LowRankRows(LowRankUpdate):
         nn.init.zeros_(self.lora_A)
         nn.init.normal_(self.lora_B)
 
-    def low_rank(self, x: Tensor) -> Tensor:
-        """Rows of A: input tensor of indices with shape ``(...)``, output ``(..., r)``."""
-        return F.embedding(x, self.lora_A.T)
+    def low_rank(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of A in a given precision: input tensor of indices with shape ``(...)``, output ``(..., r)``."""
+        return F.embedding(x, self.lora_A.T).to(dtype)
 
 
 class DecomposedUpdate(LowRankUpdate):
@@ -123,22 +135,21 @@ class DecomposedUpdate(LowRankUpdate):
     @torch.no_grad()
     def _norm(self, layer: nn.Module) -> Tensor:
         """The norm of each row of ``W + s B A``, ``(n_out,)``."""
-        weight = linear_weight(layer)
-        update = (self.lora_B @ self.lora_A).to(weight.dtype)
+        weight = widened(linear_weight(layer), self.lora_A)
+        update = (self.lora_B.to(weight.dtype) @ self.lora_A.to(weight.dtype)).to(weight.dtype)  # autocast narrows it
         norm: Tensor = torch.linalg.vector_norm(weight + self.scale * update, dim=1)
         return norm
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Output tensor with shape ``(..., n_out)``; the part of it that `target` made is scaled, its bias is not."""
-        gain = (self.lora_magnitude_vector / self._norm(target).to(self.lora_magnitude_vector.dtype)).to(output.dtype)
-        x, bias = first_input(args, kwargs), linear_bias(target)
+        gain = self.lora_magnitude_vector / self._norm(target)
+        x, bias, dtype = first_input(args, kwargs), linear_bias(target), self.precision(output)
         linear = output if bias is None else output - bias
         if self.dropout is not None and self.training:  # as in PEFT, the rescaled part sees the same dropped input
-            x = self.dropout(x.to(self.lora_A.dtype))
-            weight = linear_weight(target)
-            linear = F.linear(x.to(weight.dtype), weight).to(output.dtype)
-        update = self.scale * F.linear(F.linear(x.to(self.lora_A.dtype), self.lora_A), self.lora_B)
-        return output + (gain - 1) * linear + gain * update.to(output.dtype)
+            x = self.dropout(x.to(dtype))
+            linear = F.linear(x, linear_weight(target).to(dtype))
+        low = F.linear(x.to(dtype), self.lora_A.to(dtype))
+        return added(output, (gain - 1) * linear + gain * self.scale * F.linear(low, self.lora_B.to(dtype)))
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
         """The layer's weight with its new direction and magnitude."""

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
 from deltahub.deltas.bottleneck import activation, reduced, refuse_channels_first
+from deltahub.deltas.precision import added, widened
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
 from deltahub.engine.structure.targets import Target
@@ -61,8 +63,8 @@ class LowRankLinear(nn.Module):
             draw(self.W_right, gain=math.sqrt(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Input tensor with shape ``(..., n_in)``, output ``(..., n_out)``."""
-        return (x @ self.W_left) @ self.W_right + self.b
+        """Input tensor with shape ``(..., n_in)``, output ``(..., n_out)``, in the precision of the input."""
+        return (x @ self.W_left.to(x.dtype)) @ self.W_right.to(x.dtype) + self.b.to(x.dtype)
 
 
 class LowRankBottleneck(Insertion):
@@ -85,9 +87,8 @@ class LowRankBottleneck(Insertion):
         return map_hidden(output, self._change)
 
     def _change(self, hidden: Tensor) -> Tensor:
-        h = hidden.to(self.down_sampler.b.dtype)
-        update: Tensor = self.up_sampler(self.activation(self.down_sampler(h)))
-        return hidden + update.to(hidden.dtype)
+        h = widened(hidden, self.down_sampler.b)
+        return added(hidden, self.up_sampler(self.activation(self.down_sampler(h)).to(h.dtype)))
 
 
 class LowRankAdapterModel(DeltaBase):
@@ -106,6 +107,7 @@ class LowRankAdapterModel(DeltaBase):
         interactive_modify: True, or a port, to choose the modules on a web page.
         backend: only ``"hf"``.
         name: the delta's name on this backbone.
+        dtype: of the parameters; by default float32, or the layer's where it is wider.
     """
 
     delta_type = "low_rank_adapter"
@@ -127,6 +129,7 @@ class LowRankAdapterModel(DeltaBase):
         backend: str = "hf",
         *,
         name: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         config = LowRankAdapterConfig.from_dict(
             {
@@ -140,7 +143,9 @@ class LowRankAdapterModel(DeltaBase):
                 "common_structure": common_structure,
             }
         )
-        super().__init__(backbone_model, config, name=name, interactive_modify=interactive_modify, backend=backend)
+        super().__init__(
+            backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify, backend=backend
+        )
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:

@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
 from deltahub.deltas.bottleneck import activation, refuse_channels_first, small_linear
+from deltahub.deltas.precision import added, linear, widened
 from deltahub.engine.building import Like, addressed
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input, map_hidden
@@ -65,14 +67,13 @@ class ParallelBottleneck(Insertion):
 
     def update(self, args: Args, kwargs: Kwargs) -> Tensor:
         """What is added: input tensor with shape ``(..., n_in)``, output ``(..., n_out)``."""
-        x: Tensor = first_input(args, kwargs).to(self.down_proj.weight.dtype)
-        update: Tensor = self.up_proj(self.activation(self.down_proj(x)))
-        return self.scaled * update
+        x = widened(first_input(args, kwargs), self.down_proj.weight)
+        return self.scaled * linear(self.up_proj, self.activation(linear(self.down_proj, x)).to(x.dtype))
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Hidden state with shape ``(..., n_out)``; what else the module returns passes through."""
         update = self.update(args, kwargs)
-        return map_hidden(output, lambda hidden: hidden + update.to(hidden.dtype))
+        return map_hidden(output, lambda hidden: added(hidden, update))
 
 
 class Handover(threading.local):
@@ -146,7 +147,7 @@ def _sum(hidden: Tensor, update: Tensor) -> Tensor:
             "Address two that run in turn on the same tokens."
         )
         raise TargetError(msg)
-    return hidden + update.to(hidden.dtype)
+    return added(hidden, update)
 
 
 class ParallelAdapterModel(DeltaBase):
@@ -164,6 +165,7 @@ class ParallelAdapterModel(DeltaBase):
         backend: only ``"hf"``.
         scaled: what the output of the bottleneck is multiplied by.
         name: the delta's name on this backbone.
+        dtype: of the parameters; by default float32, or the layer's where it is wider.
     """
 
     delta_type = "parallel_adapter"
@@ -185,6 +187,7 @@ class ParallelAdapterModel(DeltaBase):
         *,
         scaled: float = 1.0,
         name: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         config = ParallelAdapterConfig.from_dict(
             {
@@ -197,7 +200,9 @@ class ParallelAdapterModel(DeltaBase):
                 "common_structure": common_structure,
             }
         )
-        super().__init__(backbone_model, config, name=name, interactive_modify=interactive_modify, backend=backend)
+        super().__init__(
+            backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify, backend=backend
+        )
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:

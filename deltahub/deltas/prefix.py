@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltahub.config import DeltaConfig
+from deltahub.deltas.precision import linear
 from deltahub.engine.attended import Widths, attentions, key_value_widths
 from deltahub.engine.attention import AttentionCall, install
 from deltahub.engine.building import Like
@@ -60,9 +62,9 @@ class Prefix(Insertion):
 
     def attend(self, target: nn.Module, call: AttentionCall) -> AttentionCall:
         """Every query sees the prefix, wherever it stands and whatever the mask hides."""
-        return call.with_prefix(*self.key_and_value())
+        return call.with_prefix(*self.key_and_value(call.key.dtype))
 
-    def key_and_value(self) -> tuple[Tensor, Tensor]:
+    def key_and_value(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What stands before keys and values: ``(n, kv_heads * head_dim)`` and ``(n, kv_heads * value_dim)``."""
         raise NotImplementedError
 
@@ -83,7 +85,7 @@ class PlainPrefix(Prefix):
             nn.init.normal_(self.past_key)
             nn.init.normal_(self.past_value)
 
-    def key_and_value(self) -> tuple[Tensor, Tensor]:
+    def key_and_value(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The parameters."""
         return self.past_key, self.past_value
 
@@ -106,8 +108,8 @@ class PrefixNetwork(nn.Module):
             nn.Linear(config.mid_dim, width, dtype=dtype, device=device),
         )
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Some features of every place, ``(n, stop - start)``; no others are computed."""
+    def rows(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Some features of every place, ``(n, stop - start)``, computed in at least a given precision; no others are computed."""
         last: Any = self.control_trans[2]
         if hasattr(last.weight, "full_tensor"):
             msg = (
@@ -115,8 +117,9 @@ class PrefixNetwork(nn.Module):
                 "need it. Shard the backbone as a whole, or make the prefix with reparameterize=False."
             )
             raise ConfigError(msg)
-        middle = self.control_trans[1](self.control_trans[0](self.wte.weight))
-        return F.linear(middle, last.weight[start:stop], last.bias[start:stop])
+        places = self.wte.weight.to(torch.promote_types(self.wte.weight.dtype, dtype))
+        middle = self.control_trans[1](linear(cast("nn.Linear", self.control_trans[0]), places)).to(places.dtype)
+        return F.linear(middle, last.weight[start:stop].to(middle.dtype), last.bias[start:stop].to(middle.dtype))
 
 
 class MadePrefix(Prefix):
@@ -136,9 +139,9 @@ class MadePrefix(Prefix):
         if owner:
             self.reparams = network
 
-    def key_and_value(self) -> tuple[Tensor, Tensor]:
+    def key_and_value(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """This layer's features of the network."""
-        made = self.shared[0].rows(self.start, self.start + sum(self.widths))
+        made = self.shared[0].rows(self.start, self.start + sum(self.widths), dtype)
         return made[:, : self.widths[0]], made[:, self.widths[0] :]
 
 
@@ -157,6 +160,7 @@ class PrefixModel(DeltaBase):
         common_structure: True for common names only, False for real names only, None for whichever matches.
         interactive_modify: True, or a port of this machine, to choose the modules on a page.
         name: the delta's name on this backbone.
+        dtype: of the parameters; by default float32, or the layer's where it is wider.
     """
 
     delta_type = "prefix"
@@ -177,6 +181,7 @@ class PrefixModel(DeltaBase):
         interactive_modify: bool | int = False,
         *,
         name: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         config = PrefixConfig.from_dict(
             {
@@ -190,7 +195,7 @@ class PrefixModel(DeltaBase):
                 "common_structure": common_structure,
             }
         )
-        super().__init__(backbone_model, config, name=name, interactive_modify=interactive_modify)
+        super().__init__(backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify)
 
     @classmethod
     def plan(cls, backbone: nn.Module, config: PrefixConfig) -> list[Target]:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
+import torch
 from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
@@ -23,6 +24,7 @@ from deltahub.engine.building import Like
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.modules import own_modules
+from deltahub.engine.offloading import resident
 from deltahub.engine.site import refuse_own_deltas
 from deltahub.engine.structure.targets import Target
 from deltahub.errors import ConfigError, TargetError
@@ -69,6 +71,7 @@ class SoftPromptModel(DeltaBase):
         common_structure: kept for OpenDelta's signature.
         interactive_modify: False: there are no modules to choose.
         name: the delta's name on this backbone.
+        dtype: of the parameters; by default float32, or the layer's where it is wider.
     """
 
     delta_type = "soft_prompt"
@@ -88,6 +91,7 @@ class SoftPromptModel(DeltaBase):
         interactive_modify: bool | int = False,
         *,
         name: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         config = SoftPromptConfig.from_dict(
             {
@@ -103,7 +107,7 @@ class SoftPromptModel(DeltaBase):
         )
         if interactive_modify is not False:
             raise _no_choice("interactive_modify", interactive_modify)
-        super().__init__(backbone_model, config, name=name)
+        super().__init__(backbone_model, config, name=name, dtype=dtype)
 
     @classmethod
     def plan(cls, backbone: nn.Module, config: SoftPromptConfig) -> list[Target]:
@@ -136,7 +140,7 @@ class SoftPromptModel(DeltaBase):
         *around, home = targets[1:] if config.bare_embeddings else targets
         bare = {t.name: BareEmbeddings(t.module) for t in targets[:1] if config.bare_embeddings}
         weight = _embedding_weight(home.module).detach()
-        soft = weight.new_empty(config.soft_token_num, weight.shape[1], device=like(home.module).device)
+        soft = like(home.module).new_empty(config.soft_token_num, weight.shape[1])
         if not soft.is_meta:
             _draw(soft, weight, config)
         fills, count = config.other_expand_ids, config.soft_token_num
@@ -161,7 +165,7 @@ def _embedding_weight(target: nn.Module) -> Tensor:
     embeddings: Any = None
     with suppress(NotImplementedError):  # some encoders inherit the question without an answer
         embeddings = target.get_input_embeddings() if takes else None  # type: ignore[operator]
-    weight = getattr(embeddings, "weight", None)
+    weight = None if embeddings is None else resident(embeddings, "weight")
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         msg = (
             f"A soft prompt stands before the embeddings of a text, and a {type(target).__name__} takes no inputs_embeds in "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from deltahub.config import DeltaConfig
 from deltahub.engine.fused import FusedInsertion
 from deltahub.engine.insertion import Insertion
+from deltahub.engine.offloading import device_of
 from deltahub.engine.shapes import output_widths
 from deltahub.engine.site import check_target
 from deltahub.engine.structure.targets import Target, find_targets, without_excluded
@@ -88,12 +89,15 @@ def _checkpoint_name(backbone: nn.Module) -> str:
     return origin if from_hub and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", origin) else origin.rpartition("/")[2]
 
 
-def build(method: Method, backbone: nn.Module, config: DeltaConfig, *, empty: bool = False) -> dict[str, Insertion]:
+def build(
+    method: Method, backbone: nn.Module, config: DeltaConfig, *, empty: bool = False, dtype: torch.dtype | None = None
+) -> dict[str, Insertion]:
     """Make the insertions of a delta for a backbone.
 
     Args:
         config: as `completed` gives it.
         empty: make them on the meta device, to be filled from a checkpoint.
+        dtype: of their parameters; by default float32, or that of the layer where it is wider.
 
     Returns:
         Real module name to insertion, in the order of the backbone.
@@ -101,15 +105,19 @@ def build(method: Method, backbone: nn.Module, config: DeltaConfig, *, empty: bo
     Raises:
         NoMatchError: an address matches nothing.
         TargetError: a module cannot hold this delta.
+        ConfigError: nothing can be trained in `dtype`.
     """
+    if dtype is not None:
+        check_dtype(dtype)
     targets = method.plan(backbone, config)
     for target in targets:
         check_target(target.name, target.module)
-    fallback = next((p for p in backbone.parameters() if p.is_floating_point()), torch.empty(0))
+    fallback = next((p.dtype for p in backbone.parameters() if p.is_floating_point()), torch.float32)
 
     def like(module: nn.Module) -> Tensor:
-        tensor = _model_tensor(module, fallback).detach()
-        return tensor.to("meta") if empty else tensor
+        # In half precision a small learning rate would not move a parameter at all.
+        precision = dtype or torch.promote_types(_precision(module, fallback), torch.float32)
+        return torch.empty(0, dtype=precision, device="meta" if empty else device_of(module, backbone))
 
     return dict(method.new_insertions(backbone, config, targets, like))
 
@@ -142,7 +150,18 @@ def _new(method: Method, config: DeltaConfig, target: Target, width: int, like: 
     return FusedInsertion({p: method.new_insertion(config, share, p.width(width), like) for p, share in shares.items()})
 
 
-def _model_tensor(module: nn.Module, fallback: Tensor) -> Tensor:
-    """A floating-point parameter of a module: its own first, which is quicker to see than those inside it."""
+def check_dtype(dtype: object) -> None:
+    """Refuse what the parameters of a delta cannot have.
+
+    Raises:
+        ConfigError: it is not a dtype of floating-point numbers of 16 bits or more.
+    """
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
+        msg = f"dtype must be torch.float32, torch.bfloat16, torch.float16 or torch.float64, got {dtype!r}."
+        raise ConfigError(msg)
+
+
+def _precision(module: nn.Module, fallback: torch.dtype) -> torch.dtype:
+    """The dtype of a module's floating-point parameters: its own first, which are quicker to see than those inside it."""
     own = (parameter for parameter in module._parameters.values() if parameter is not None)
-    return next((p for p in chain(own, module.parameters()) if p.is_floating_point()), fallback)
+    return next((p.dtype for p in chain(own, module.parameters()) if p.is_floating_point()), fallback)

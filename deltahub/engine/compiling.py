@@ -11,6 +11,7 @@ from torch import nn
 
 from deltahub.engine.guards import refuse_merged, refuse_routed
 from deltahub.engine.modules import own_modules
+from deltahub.engine.offloading import refuse_offloaded_as_a_whole
 from deltahub.errors import ConfigError
 
 
@@ -37,7 +38,8 @@ def refuse_closed(backbone: nn.Module) -> None:
     """Refuse a backbone that a delta cannot be added to as it is.
 
     Raises:
-        ConfigError: it is a wrapper, whose prefix would become part of every saved name, or its parameters are sharded.
+        ConfigError: it is a wrapper, whose prefix would become part of every saved name, its parameters are sharded, or a part of it is
+            offloaded with all that is in it.
         MergeError: other deltas are merged into its weights.
         RouteError: a route is open on it.
     """
@@ -51,6 +53,7 @@ def refuse_closed(backbone: nn.Module) -> None:
         raise ConfigError(msg)
     refuse_merged(backbone)
     refuse_routed(backbone)
+    refuse_offloaded_as_a_whole(backbone)
     _refuse_sharded(backbone)
 
 

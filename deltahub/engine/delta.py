@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
@@ -41,6 +42,8 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
         interactive_modify: True, or a port of this machine, to choose the modules on a page; the call waits for it.
         backend: kept for OpenDelta's signature; only ``"hf"``.
         insertions: ready insertions by module name, instead of fresh ones.
+        dtype: of fresh parameters; by default float32, or that of the layer where it is wider. ``backbone_model.dtype`` halves their
+            memory on a backbone in half precision. What comes out of a layer has the layer's own dtype in any case.
 
     Raises:
         NoMatchError: an address matches nothing.
@@ -70,6 +73,7 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
         interactive_modify: bool | int = False,
         backend: str = "hf",
         insertions: Mapping[str, Insertion] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         refuse_unsupported(backend)
         refuse_closed(backbone_model)
@@ -81,7 +85,7 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
             config = config_chosen(type(self), backbone_model, config, interactive_modify)
         config = completed(type(self), config, backbone_model)
         if insertions is None:
-            insertions = build(type(self), backbone_model, config)
+            insertions = build(type(self), backbone_model, config, dtype=dtype)
         ledger = ledger_of(backbone_model)
         name = name or ledger.free_name(self.delta_type or type(self).__name__)
         self.backbone_model = backbone_model
@@ -132,6 +136,7 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
         *,
         name: str | None = None,
         insertions: Mapping[str, Insertion] | None = None,
+        dtype: torch.dtype | None = None,
         **options: Any,
     ) -> Self:
         """Put a delta of this type on a backbone.
@@ -139,6 +144,7 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
         Args:
             config: a config, or its JSON form.
             insertions: ready insertions by module name, instead of fresh ones.
+            dtype: of fresh parameters, as the class takes it.
             options: options that replace those of `config`.
 
         Raises:
@@ -147,7 +153,7 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
         document = config.to_dict() if isinstance(config, DeltaConfig) else config
         delta = cls.__new__(cls)
         own = cls.config_class.from_dict(document, **options)
-        DeltaBase.__init__(delta, backbone_model, own, name=name, insertions=insertions)
+        DeltaBase.__init__(delta, backbone_model, own, name=name, insertions=insertions, dtype=dtype)
         return delta
 
     # ----- what it is -----

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from deltahub.engine.fingerprint import backbone_tensors
 from deltahub.engine.freezing import running_statistics
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.modules import module_at
+from deltahub.engine.offloading import device_of
 from deltahub.engine.site import delta_key, is_delta_name
 from deltahub.errors import CheckpointError
 
@@ -44,16 +44,31 @@ def fill(insertions: Mapping[str, Insertion], backbone: nn.Module, tensors: Mapp
     if names := replaced_names(tensors):
         own = {**running_statistics(backbone), **dict(backbone_tensors(backbone))}
         expected.update({name: own[name] for name in names if name in own})
+        refuse_without_values(expected, names)
     check_fit(expected, tensors)
     shares: dict[str, dict[str, Tensor]] = {address: {} for address in insertions}
     for name, (address, key, _) in places.items():
         shares[address][key] = tensors[name]
     for address, insertion in insertions.items():
-        near = next(chain(module_at(backbone, address).parameters(), backbone.parameters()), None)
-        device = torch.device("cpu") if near is None else near.device
+        device = device_of(module_at(backbone, address), backbone)
         share = {key: tensor.to(device) for key, tensor in shares[address].items()}
         insertion.load_state_dict(share, strict=True, assign=True)
     return {name: tensors[name] for name in names}
+
+
+def refuse_without_values(tensors: Mapping[str, Tensor], names: Collection[str]) -> None:
+    """Refuse tensors of a backbone that are on the meta device, where a value that is given to them would be lost.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    for name in names:
+        if name in tensors and tensors[name].is_meta:
+            msg = (
+                f"{name} is on the meta device (offloaded, or without values), so it can hold no value of a delta's. Keep the "
+                "modules that a delta trains as a whole on a device: see device_map of from_pretrained."
+            )
+            raise CheckpointError(msg)
 
 
 def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

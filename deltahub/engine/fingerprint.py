@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from deltahub.backbone import VERSION, Fingerprint, Leaf
 from deltahub.engine.modules import own_modules, own_parameters
+from deltahub.engine.offloading import offloaded
 from deltahub.engine.sharding import whole
 from deltahub.errors import DeltaHubError
 
@@ -37,12 +38,14 @@ def fingerprint(
     Raises:
         DeltaHubError: a tensor is on the meta device and has no bytes.
     """
-    instead = instead or {}
+    instead, elsewhere = instead or {}, offloaded(backbone)
     leaves: list[Leaf] = []
     for name, tensor in backbone_tensors(backbone):
         if name not in without and (version > 1 or _in_version_1(tensor)):
+            fetch = elsewhere.get(name)
+            value = instead[name] if name in instead else tensor if fetch is None else fetch()
             # A tensor that was put aside before the backbone was cast counts as cast with it.
-            leaves += _leaves(name, whole(instead.get(name, tensor)).to(tensor.dtype), version)
+            leaves += _leaves(name, whole(value).to(tensor.dtype), version)
     for name, tensor in _other_state(backbone) if version > 1 else ():
         leaves += _leaves(name, tensor, version)
     return Fingerprint(tuple(sorted(leaves)), version)
@@ -60,7 +63,10 @@ def _in_version_1(tensor: Tensor) -> bool:
 
 def backbone_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """A backbone's own parameters and persistent buffers; tied tensors once, under their first name."""
-    yield from own_parameters(backbone)
+    tied: Any = getattr(backbone, "all_tied_weights_keys", None) or {}
+    for name, parameter in own_parameters(backbone):
+        if not (parameter.is_meta and name in tied):  # accelerate takes tied tensors apart that it offloads
+            yield name, parameter
     seen: set[Tensor] = set()
     for prefix, module in own_modules(backbone):
         for key, buffer in module._buffers.items():

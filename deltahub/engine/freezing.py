@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deltahub.address import lies_within, nearest_names
 from deltahub.engine.guards import refuse_merged, refuse_routed
 from deltahub.engine.modules import own_modules, own_parameters
+from deltahub.engine.offloading import offloaded
 from deltahub.engine.sharding import reshard
 from deltahub.engine.site import CHILD, Site, delta_key, delta_of
 from deltahub.engine.structure.maps import MARK
@@ -55,6 +56,7 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
 
     Raises:
         NoMatchError: a name matches nothing. Nothing was changed.
+        ConfigError: a parameter is offloaded.
     """
     prefix = prefix_of(backbone, module)
     every = backbone.named_parameters(remove_duplicate=False)  # a tied tensor can be meant by any of its names
@@ -70,6 +72,11 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
         kept |= found
         if pattern == CHILD or any(owners[name] in (delta, "") for name in found):
             patterns.append(re.sub(rf"\b{CHILD}\.{delta}\b", CHILD, pattern))  # under another name it is still its own
+    if away := sorted(
+        name for name in kept if not owners[name] and named[name].is_meta and f"{prefix}{name}" in offloaded(backbone)
+    ):
+        msg = f"{away[0]} is offloaded, so its gradients would be lost. Keep what trains on a device: see device_map of from_pretrained."
+        raise ConfigError(msg)
     meant = frozenset(id(named[name]) for name in kept)
     return Selection(named, meant, tuple(dict.fromkeys(patterns)))
 

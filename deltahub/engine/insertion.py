@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self, cast
 
 from torch import Tensor, nn
 
-from deltahub.errors import MergeError, TargetError
+from deltahub.errors import ConfigError, MergeError, TargetError
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -23,6 +23,13 @@ class Insertion(nn.Module):
 
     keeps_length: ClassVar[bool] = True
     reads_weight: bool = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # An insertion is not called as a module, so a hook of accelerate would take its tensors away and never bring them back.
+        if name == "_hf_hook" and getattr(value, "offload", False):
+            msg = "accelerate is about to offload a delta, which would then not act. Offload the backbone before deltas are added."
+            raise ConfigError(msg)
+        super().__setattr__(name, value)
 
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Change what the target is called with."""

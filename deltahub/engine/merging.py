@@ -144,6 +144,7 @@ def _plan(backbone: nn.Module, ledger: Ledger, entry: Entry) -> Iterator[tuple[s
     for address, insertion in entry.insertions.items():
         target = module_at(backbone, address)
         _check_alone(address, site_of(target), ledger, entry.name)
+        _refuse_meta(address, target)
         try:
             values = insertion.merged(target)
         except MergeError as error:
@@ -170,9 +171,17 @@ def _check_alone(address: str, site: Site, ledger: Ledger, name: str) -> None:
         raise MergeError(f"{msg} {remedy}")
 
 
+def _refuse_meta(address: str, target: nn.Module) -> None:
+    for key, parameter in target._parameters.items():
+        if parameter is not None and parameter.is_meta:
+            name = f"{address}.{key}" if address else key
+            msg = f"{name} is on the meta device (offloaded, or without values). Merge into a backbone that is loaded as a whole."
+            raise MergeError(msg)
+
+
 def _check_tensor(name: str, live: Tensor, exact: Tensor, owners: Mapping[int, list[str]], ledger: Ledger) -> None:
-    if not live.is_floating_point() or live.is_meta:
-        msg = f"{name} has dtype {live.dtype} on {live.device}, expected floating-point values. Merge into an unquantised backbone."
+    if not live.is_floating_point():
+        msg = f"{name} has dtype {live.dtype}, expected floating-point values. Merge into an unquantised backbone."
         raise MergeError(msg)
     if len(names := owners.get(id(live), [])) > 1:
         other = next(n for n in names if n != name)

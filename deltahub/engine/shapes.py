@@ -17,6 +17,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from deltahub.engine.insertion import first_input, map_hidden
 from deltahub.engine.modules import own_modules
+from deltahub.engine.offloading import hooks, without_hooks
 from deltahub.engine.pseudo import possible_inputs
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap
@@ -220,7 +221,9 @@ def meta_copy(backbone: nn.Module) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
     for buffer in backbone.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    clone = copy.deepcopy(backbone, memo)
+    for hook in hooks(backbone):
+        memo[id(hook)] = hook
+    clone = without_hooks(copy.deepcopy(backbone, memo))
     config: Any = getattr(clone, "config", None)
     for key, value in _BLIND.items():
         if hasattr(config, key):

@@ -12,6 +12,7 @@ from deltahub.engine.freezing import prefix_of
 from deltahub.engine.guards import refuse_merged, refuse_routed
 from deltahub.engine.ledger import entries_of
 from deltahub.engine.modules import module_at
+from deltahub.engine.offloading import device_of
 from deltahub.engine.sharding import reshard
 from deltahub.engine.site import eject, holds, site_of
 from deltahub.errors import TargetError
@@ -84,8 +85,7 @@ class SwitchMixin:
             if f"{address}.".startswith(prefix):
                 target = module_at(self.backbone_model, address)
                 if on:
-                    near = next(target.parameters(), None)
-                    insertion.to(None if near is None else near.device).train(target.training)
+                    insertion.to(device_of(target, self.backbone_model)).train(target.training)
                 site_of(target).turn(self.name, on)
         if module is None:
             self._entry.attached = on

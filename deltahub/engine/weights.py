@@ -13,6 +13,7 @@ from typing import Protocol, cast
 
 from torch import Tensor, nn
 
+from deltahub.engine.offloading import resident
 from deltahub.engine.shapes import is_conv1d
 
 
@@ -23,13 +24,13 @@ def is_turned(layer: nn.Module) -> bool:
 
 def linear_weight(layer: nn.Module) -> Tensor:
     """The weight of a layer as ``(n_out, n_in)``: the parameter itself or a view of it; of `SomeRows`, a copy of them."""
-    weight = cast("Tensor", layer.weight)
+    weight = cast("Tensor", resident(layer, "weight"))
     return weight.T if is_turned(layer) else weight
 
 
 def linear_bias(layer: nn.Module) -> Tensor | None:
     """The bias of a layer, ``(n_out,)``, if it has one."""
-    return cast("Tensor | None", getattr(layer, "bias", None))
+    return cast("Tensor | None", resident(layer, "bias"))
 
 
 def as_kept(layer: nn.Module, weight: Tensor) -> Tensor:

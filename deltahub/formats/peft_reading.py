@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint import CONVERTED, Checkpoint
@@ -59,6 +60,7 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
     weights, saved = _tensors(folder, allow_pickle=allow_pickle)
     _compare_names(config, backbone)
     leaves, own = sort_tensors(saved, kind, names)
+    leaves = {place: _as_trained(tensor) for place, tensor in leaves.items()}
     _check_places(leaves, config, names, weights)
     replaced, alone = trained(own, config, names)
     if alone and kind != "LORA":
@@ -80,6 +82,11 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
     check_document(document)
     parent = {"relation": CONVERTED, "digest": f"sha256:{sha256_file(weights)[0]}", "format": "peft"}
     return Checkpoint(folder, document, None, {**tensors, **replaced}, parent)
+
+
+def _as_trained(tensor: Tensor) -> Tensor:
+    """Cast a tensor of the adapter as PEFT does when it loads one: half precision is computed and trained in float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _tensors(folder: Path, *, allow_pickle: bool) -> tuple[Path, dict[str, Tensor]]:

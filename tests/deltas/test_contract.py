@@ -209,11 +209,13 @@ class TestContract:
         assert sum(parameter.numel() for parameter in delta.parameters()) == COUNTS[delta_type]
         assert delta.get_statistics()["delta_parameters"] == COUNTS[delta_type]
 
-    def test_it_takes_the_precision_of_its_backbone(self, delta_type, backbone, tmp_path):
+    def test_it_is_in_float32_on_a_backbone_in_half_precision_whose_outputs_stay_so(
+        self, delta_type, backbone, tmp_path
+    ):
         backbone = backbone.bfloat16()
         fresh = copy.deepcopy(backbone)
         delta = trained(delta_type, backbone)
-        assert {parameter.dtype for parameter in delta.parameters()} == {torch.bfloat16}
+        assert {parameter.dtype for parameter in delta.parameters()} == {torch.float32}
         forward(backbone).float().square().mean().backward()
 
         delta.save_finetuned(tmp_path)
@@ -225,7 +227,7 @@ class TestContract:
         backbone = bert().bfloat16()
         delta = trained(delta_type, backbone)
         for insertion in delta.insertions.values():
-            insertion.float()
+            insertion.bfloat16()
 
         assert logits_of(backbone).dtype == torch.bfloat16
 

@@ -1,0 +1,93 @@
+"""Backbones of which accelerate keeps a part elsewhere: such a tensor is on the meta device between calls.
+
+accelerate leaves a hook on each module that owns one. It fetches the values from its `weights_map` to its `execution_device` before the
+module's forward, and drops them after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltahub.engine.modules import own_modules
+from deltahub.errors import ConfigError
+
+
+def resident(module: nn.Module, key: str) -> Any:
+    """A module's own tensor with its values: fetched if it is offloaded, and None if the module has none of that name."""
+    tensor = getattr(module, key, None)
+    hook = _hook(module)
+    if hook is None or not (isinstance(tensor, Tensor) and tensor.is_meta):
+        return tensor
+    return hook.weights_map[key].to(_device(hook))
+
+
+def offloaded(backbone: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    """The offloaded tensors of a backbone by name, each with what fetches its values."""
+    return {
+        f"{name}.{key}" if name else key: partial(resident, module, key)
+        for name, module in own_modules(backbone)
+        if _hook(module) is not None
+        for key, tensor in _own_tensors(module)
+        if tensor.is_meta
+    }
+
+
+def device_of(module: nn.Module, backbone: nn.Module) -> torch.device:
+    """The device that a module computes on: that of its first tensor, of whatever dtype, or else that of the backbone's."""
+    for _, owner in chain(own_modules(module), own_modules(backbone)):
+        for _, tensor in _own_tensors(owner):
+            hook = _hook(owner) if tensor.is_meta else None
+            return tensor.device if hook is None else _device(hook)
+    return torch.device("cpu")
+
+
+def refuse_offloaded_as_a_whole(backbone: nn.Module) -> None:
+    """Refuse modules whose hook fetches the tensors of all modules inside them, among which it would not find a delta's.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for name, module in own_modules(backbone):
+        if (hook := _hook(module)) is not None and hook.place_submodules:
+            msg = (
+                f"accelerate offloads {name or 'the backbone'} with all that is in it at once (preload_module_classes), and does not "
+                "know a delta's tensors. Offload the backbone without preload_module_classes."
+            )
+            raise ConfigError(msg)
+
+
+def without_hooks(clone: nn.Module) -> nn.Module:
+    """A copy of a backbone without accelerate's hooks, which move tensors that have values."""
+    for module in clone.modules():
+        if "_old_forward" in module.__dict__:
+            module.forward = module.__dict__.pop("_old_forward")
+            module.__dict__.pop("_hf_hook", None)
+    return clone
+
+
+def hooks(backbone: nn.Module) -> Iterator[Any]:
+    """The hooks that accelerate has left on the backbone's modules."""
+    return (hook for module in backbone.modules() if (hook := module.__dict__.get("_hf_hook")) is not None)
+
+
+def _hook(module: nn.Module) -> Any:
+    """The hook that offloads a module's tensors, alone or among several."""
+    hook = getattr(module, "__dict__", {}).get("_hf_hook")
+    if hook is None:
+        return None
+    return next((one for one in getattr(hook, "hooks", (hook,)) if getattr(one, "offload", False)), None)
+
+
+def _device(hook: Any) -> torch.device:
+    return torch.device("cpu" if hook.execution_device is None else hook.execution_device)
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    found = chain(module._parameters.items(), module._buffers.items())
+    return ((key, tensor) for key, tensor in found if tensor is not None)
