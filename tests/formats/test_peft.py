@@ -320,7 +320,7 @@ def test_it_is_said_that_servers_take_lora_only(written):
 
 def test_values_keep_their_precision(written, tmp_path):
     backbone = llama().bfloat16()
-    delta = LoraModel(backbone)
+    delta = LoraModel(backbone, dtype=backbone.dtype)
     delta.freeze_module()
     delta.save_finetuned(tmp_path / "half")
     export_peft(tmp_path / "half", tmp_path / "out")
