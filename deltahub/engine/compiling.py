@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,19 +13,22 @@ from torch import nn
 from deltahub.engine.guards import refuse_merged, refuse_routed
 from deltahub.engine.modules import own_modules
 from deltahub.engine.offloading import refuse_offloaded_as_a_whole
+from deltahub.engine.site import CHILD
 from deltahub.errors import ConfigError
 
 
-def reset_compiler() -> None:
-    """Let what is compiled be compiled again: a graph does not see a hook that was added after it.
+def note_compiled(targets: Iterable[nn.Module]) -> None:
+    """Say that graphs with these modules are compiled again; the compiler sees it by itself, by the mark of a site.
 
-    The backbone cannot tell whether it is in one: `torch.compile(model)`, or of a function that calls it, leaves no mark.
+    Of a module with neither parameters nor modules it looks at nothing that could be marked, so all that is compiled is reset.
     """
-    if _has_compiled():
+    if not _has_compiled():
+        return
+    if not all(target._parameters or target._modules.keys() - {CHILD} for target in targets):
         torch.compiler.reset()
-        logging.getLogger("deltahub").warning(
-            "Something was compiled before the delta was added; it will be compiled again, so that the delta acts."
-        )
+    logging.getLogger("deltahub").warning(
+        "Something was compiled before the delta was added; where this backbone is in it, it will be compiled again."
+    )
 
 
 def _has_compiled() -> bool:

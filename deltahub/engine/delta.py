@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deltahub.config import DeltaConfig
 from deltahub.engine import freezing
 from deltahub.engine.building import Like, addressed, build, completed, one_each, refuse_unsupported
-from deltahub.engine.compiling import refuse_closed, reset_compiler
+from deltahub.engine.compiling import note_compiled, refuse_closed
 from deltahub.engine.freezing import FreezeMixin
 from deltahub.engine.guards import check_name
 from deltahub.engine.insertion import Insertion
@@ -23,7 +23,7 @@ from deltahub.engine.ledger import Entry, Ledger, entries_of, ledger_holding, le
 from deltahub.engine.merging import MergeMixin
 from deltahub.engine.modules import module_at
 from deltahub.engine.sharding import reshard
-from deltahub.engine.site import delta_key, insert
+from deltahub.engine.site import delta_key, insert, uncompiled
 from deltahub.engine.statistics import ReportMixin
 from deltahub.engine.structure.targets import Target
 from deltahub.engine.switching import SwitchMixin
@@ -93,7 +93,7 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
         for address, insertion in insertions.items():
             insert(module_at(backbone_model, address), name, insertion)
         ledger.entries[name] = self._entry
-        reset_compiler()
+        note_compiled(module_at(backbone_model, address) for address in insertions)
 
     # ----- making -----
 
@@ -233,6 +233,7 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
 def deltas_of(backbone: nn.Module) -> dict[str, DeltaBase]:
     """The handles of all deltas on a backbone, by name, in the order they were added; also on a copy of it."""
     found: dict[str, DeltaBase] = {}
+    backbone = uncompiled(backbone)
     for entry in entries_of(backbone):
         handle: DeltaBase = object.__new__(entry.handle)
         handle.backbone_model, handle._entry = backbone, entry

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from deltahub.address import lies_within, nearest_names
 from deltahub.engine.guards import refuse_merged, refuse_routed
-from deltahub.engine.modules import own_modules, own_parameters
+from deltahub.engine.modules import own_modules, own_parameters, plain_name
 from deltahub.engine.offloading import offloaded
 from deltahub.engine.sharding import reshard
-from deltahub.engine.site import CHILD, Site, delta_key, delta_of
+from deltahub.engine.site import CHILD, Site, delta_key, delta_of, uncompiled
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap, marked
 from deltahub.errors import AddressError, ConfigError, NoMatchError
@@ -60,7 +60,8 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
     """
     prefix = prefix_of(backbone, module)
     every = backbone.named_parameters(remove_duplicate=False)  # a tied tensor can be meant by any of its names
-    named = {name[len(prefix) :]: p for name, p in chain(every, _switched_off(backbone)) if name.startswith(prefix)}
+    plain = ((plain_name(name), parameter) for name, parameter in chain(every, _switched_off(backbone)))
+    named = {name[len(prefix) :]: parameter for name, parameter in plain if name.startswith(prefix)}
     owners = {name: delta_of(name) for name in named}
     structure = StructureMap.of(module if module is not None else backbone)
     kept: set[str] = set()
@@ -139,7 +140,7 @@ def prefix_of(backbone: nn.Module, module: nn.Module | None) -> str:
     if module is None or module is backbone:
         return ""
     for name, candidate in own_modules(backbone):
-        if candidate is module:
+        if candidate is uncompiled(module):
             return f"{name}."
     msg = f"This {type(module).__name__} is not part of the backbone; pass one of its modules."
     raise AddressError(msg)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.modules import own_parameters
+from deltahub.engine.modules import module_at, own_parameters, plain_name
 from deltahub.engine.sharding import assign, whole
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import TargetError
@@ -216,7 +216,7 @@ def drop_ledger(backbone: nn.Module) -> None:
 def tensor_called(backbone: nn.Module, name: str) -> Tensor:
     """A parameter or buffer by its name."""
     prefix, _, key = name.rpartition(".")
-    tensor = getattr(backbone.get_submodule(prefix), key)
+    tensor = getattr(module_at(backbone, prefix), key)
     assert isinstance(tensor, Tensor)
     return tensor
 
@@ -228,7 +228,7 @@ def _keep_trainable(module: nn.Module, state_dict: dict[str, Any], prefix: str, 
     if not isinstance(ledger, Ledger) or not ledger.only_trainable:
         return
     kept = _kept_names(module, ledger)
-    for key in [key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in kept]:
+    for key in [key for key in state_dict if key.startswith(prefix) and plain_name(key[len(prefix) :]) not in kept]:
         del state_dict[key]
 
 
@@ -239,8 +239,8 @@ def _miss_only_trainable(module: nn.Module, keys: Any) -> None:
     if not isinstance(ledger, Ledger) or not ledger.only_trainable:
         return
     kept, missing = _kept_names(module, ledger), set(keys.missing_keys)
-    frozen = [name for name, _ in module.named_parameters(remove_duplicate=False) if name not in kept]
-    buffers = [name for name, _ in module.named_buffers() if name not in kept]
+    frozen = [name for name, _ in module.named_parameters(remove_duplicate=False) if plain_name(name) not in kept]
+    buffers = [name for name, _ in module.named_buffers() if plain_name(name) not in kept]
     for first in [key for key in missing if frozen and key.endswith(frozen[0])]:
         prefix = first.removesuffix(frozen[0])  # of the backbone inside a wrapper, which no hook is told
         if missing.issuperset(prefix + name for name in frozen):
@@ -252,4 +252,6 @@ def _miss_only_trainable(module: nn.Module, keys: Any) -> None:
 def _kept_names(module: nn.Module, ledger: Ledger) -> set[str]:
     kept = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
     kept |= {name for name, _ in module.named_buffers() if is_delta_name(name)}
-    return kept | ledger.in_force.keys()  # running statistics too, which train without a gradient
+    return {
+        plain_name(name) for name in kept
+    } | ledger.in_force.keys()  # running statistics too, which train without a gradient

@@ -19,6 +19,7 @@ from deltahub.engine.insertion import first_input, map_hidden
 from deltahub.engine.modules import own_modules
 from deltahub.engine.offloading import hooks, without_hooks
 from deltahub.engine.pseudo import possible_inputs
+from deltahub.engine.site import uncompiled
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap
 from deltahub.engine.structure.tree import linear_width
@@ -178,7 +179,7 @@ def _probe(backbone: nn.Module, names: Collection[str], *, of_inputs: bool = Fal
 
         return hook
 
-    modules = dict(clone.named_modules())
+    modules = dict(own_modules(clone))
     for name in names:
         modules[name].register_forward_hook(watch(name), with_kwargs=True)
     failure = _run(clone, backbone)
@@ -224,6 +225,9 @@ def meta_copy(backbone: nn.Module) -> nn.Module:
     for hook in hooks(backbone):
         memo[id(hook)] = hook
     clone = without_hooks(copy.deepcopy(backbone, memo))
+    for module in list(clone.modules()):
+        for key, child in module._modules.items():
+            module._modules[key] = None if child is None else uncompiled(child)
     config: Any = getattr(clone, "config", None)
     for key, value in _BLIND.items():
         if hasattr(config, key):

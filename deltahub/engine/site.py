@@ -5,6 +5,9 @@ replicates and compiles like any other module, and its own names stay put. Delta
 
     before:  last added first      target.forward      after:  first added first
 
+torch.compile looks at no hooks before it runs a graph again, but at the type of a module's `_parameters`: while a module has a site, that
+type says which hooks there are, so that a graph that was made without them is not taken, be it of this module or of another like it.
+
 Inside the target's forward, an attention may ask its site to extend its keys and values (`engine/attention.py`).
 """
 
@@ -22,6 +25,30 @@ from deltahub.errors import TargetError
 CHILD: Final = "deltas"  # the reserved child: `encoder.layer.0.query.deltas.lora.lora_A`
 
 _CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class SiteParameters(dict[str, Any]):
+    """The parameters of a module that has a site, and neither hook."""
+
+
+class BeforeParameters(SiteParameters):
+    """The parameters of a module with a hook before its forward."""
+
+
+class AfterParameters(SiteParameters):
+    """The parameters of a module with a hook after its forward."""
+
+
+class BothParameters(SiteParameters):
+    """The parameters of a module with a hook before and one after its forward."""
+
+
+_MARKS: Final[dict[tuple[bool, bool], type[dict[str, Any]]]] = {
+    (False, False): SiteParameters,
+    (True, False): BeforeParameters,
+    (False, True): AfterParameters,
+    (True, True): BothParameters,
+}
 
 
 class Detour(Protocol):
@@ -144,6 +171,15 @@ def insert(target: nn.Module, name: str, insertion: Insertion) -> None:
     if overrides(insertion, "after") and _after not in target._forward_hooks.values():
         target.register_forward_hook(_after, with_kwargs=True)
     site.put(name, insertion.train(target.training))
+    _mark(target)
+
+
+def _mark(target: nn.Module) -> None:
+    """Let the type of a module's `_parameters` say which hooks of ours it has; a type of somebody else's stays."""
+    held = target._parameters
+    if type(held) is dict or isinstance(held, SiteParameters):
+        hooks = _before in target._forward_pre_hooks.values(), _after in target._forward_hooks.values()
+        target._parameters = (_MARKS[hooks] if CHILD in target._modules else dict)(held)
 
 
 def _site_at(target: nn.Module) -> Site:
@@ -160,6 +196,7 @@ def open_site(target: nn.Module) -> bool:
         return False
     _site_at(target)
     target.register_forward_hook(_after, with_kwargs=True)
+    _mark(target)
     return True
 
 
@@ -168,6 +205,7 @@ def close_site(target: nn.Module) -> None:
     _unhook(target._forward_hooks, target._forward_hooks_with_kwargs, _after)
     if not site_of(target).slots:
         del target._modules[CHILD]
+    _mark(target)
 
 
 def eject(target: nn.Module, name: str) -> None:
@@ -180,6 +218,7 @@ def eject(target: nn.Module, name: str) -> None:
         _unhook(target._forward_hooks, target._forward_hooks_with_kwargs, _after)
     if not site.slots:
         del target._modules[CHILD]
+    _mark(target)
 
 
 def _unhook(hooks: dict[int, Any], flags: dict[int, bool], own: Any) -> None:
@@ -200,11 +239,18 @@ def site_of(target: nn.Module) -> Site:
     return site
 
 
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module that torch.compile has wrapped, or else the module itself: the wrapper is part of no name."""
+    inner = module._modules.get("_orig_mod")
+    return inner if inner is not None and type(module).__name__ == "OptimizedModule" else module
+
+
 def holds(backbone: nn.Module, address: str, name: str, insertion: Insertion) -> bool:
     """Whether an insertion is still in its place: its target may have been replaced by another module."""
     module: nn.Module | None = backbone
     for part in address.split(".") if address else ():
-        module = None if module is None else module._modules.get(part)
+        child = None if module is None else module._modules.get(part)
+        module = None if child is None else uncompiled(child)
     site = None if module is None else module._modules.get(CHILD)
     return isinstance(site, Site) and site.slots.get(name) is insertion
 

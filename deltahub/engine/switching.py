@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from deltahub.engine.compiling import reset_compiler
+from deltahub.engine.compiling import note_compiled
 from deltahub.engine.freezing import prefix_of
 from deltahub.engine.guards import refuse_merged, refuse_routed
 from deltahub.engine.ledger import entries_of
@@ -72,7 +72,7 @@ class SwitchMixin:
         for address in self.insertions:
             eject(module_at(self.backbone_model, address), self.name)
         self._ledger.forget(self.backbone_model, self._entry)
-        reset_compiler()
+        note_compiled(module_at(self.backbone_model, address) for address in self.insertions)
 
     def _turn(self, on: bool, module: nn.Module | None) -> None:
         ledger = self._ledger  # or an error: the delta was removed

@@ -23,7 +23,7 @@ from deltahub.config import SCHEMA, check_document, known_types
 from deltahub.engine.attended import attentions
 from deltahub.engine.fingerprint import backbone_tensors
 from deltahub.engine.ledger import entries_of
-from deltahub.engine.modules import own_modules
+from deltahub.engine.modules import own_modules, plain_name
 from deltahub.engine.site import CHILD, delta_key, is_delta_name
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files import sha256_file
@@ -129,7 +129,7 @@ def _translate(
     carried = Counter(m for e in entries_of(backbone) if e.config.delta_type == delta_type for m in e.insertions)
     places = chosen(saved, config, carried)
     own = dict(backbone_tensors(backbone))
-    aliases = {name for name, _ in backbone.named_parameters(remove_duplicate=False)} - own.keys()
+    aliases = {plain_name(name) for name, _ in backbone.named_parameters(remove_duplicate=False)} - own.keys()
     offsets: dict[str, Tensor] = {}
     others: list[str] = []
     for name, tensor in saved.items():

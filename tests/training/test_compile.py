@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.backbones import bert
+from deltahub import AdapterModel, AutoDeltaModel, LoraModel, PrefixModel, SoftPromptModel, deltas_of
+from tests.backbones import bert, equal, inputs_for, llama, logits_of, stir, tensors_of, train
 from tests.training.matrix import HEADED, KINDS, put_on, require_carries_over, train_plainly
 
 
@@ -38,3 +39,113 @@ def test_a_compiled_backbone_trains_as_it_does_without(kind, tmp_path):
     assert expected == pytest.approx(train_plainly(backbone, 3, call=compiled), abs=1e-5)
     assert len(set(expected)) == 3
     require_carries_over(delta, tmp_path, one_block)
+
+
+def wrap_blocks(backbone: nn.Module) -> None:
+    """Compile the blocks of a Llama one by one, as is done where compiling the whole takes too long."""
+    for number, block in enumerate(backbone.model.layers):
+        backbone.model.layers[number] = torch.compile(block, backend="eager")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("first", ["delta", "compiling"])
+def test_a_delta_on_blocks_that_are_compiled_one_by_one_is_like_any(first, tmp_path):
+    plain, backbone = llama(), llama()
+    expected = LoraModel(plain, lora_r=2, modified_modules=["q_proj", "v_proj"])
+    stir(expected)
+    if first == "compiling":
+        wrap_blocks(backbone)
+    delta = LoraModel(backbone, lora_r=2, modified_modules=["q_proj", "v_proj"])
+    if first == "delta":
+        wrap_blocks(backbone)
+    stir(delta)
+    delta.freeze_module(exclude=["deltas", "layers.0.input_layernorm", "lm_head"])
+    assert torch.allclose(logits_of(plain), logits_of(backbone), atol=1e-5)
+    train(backbone)
+
+    trained = logits_of(backbone)
+    delta.save_finetuned(tmp_path)
+    fresh = llama()
+    loaded = AutoDeltaModel.from_finetuned(tmp_path, fresh)
+    assert torch.allclose(trained, logits_of(fresh), atol=1e-5)
+    assert {
+        "model.layers.0.self_attn.q_proj.deltas.lora_A",
+        "model.layers.0.input_layernorm.weight",
+    } <= delta.state_dict().keys()
+    assert equal(dict(sorted(delta.state_dict().items())), dict(sorted(loaded.state_dict().items())))
+    delta.detach()
+    assert torch.allclose(logits_of(llama()), logits_of(backbone), atol=1e-5)
+
+
+def test_a_delta_on_compiled_blocks_merges_and_comes_off():
+    backbone = llama()
+    wrap_blocks(backbone)
+    before = tensors_of(backbone)
+    delta = LoraModel(backbone, lora_r=2)
+    stir(delta)
+    acting = logits_of(backbone)
+
+    delta.merge()
+    assert torch.allclose(acting, logits_of(backbone), atol=1e-4)
+    delta.unmerge()
+    delta.remove()
+    assert equal(before, tensors_of(backbone))
+    assert torch.allclose(logits_of(llama()), logits_of(backbone), atol=1e-5)
+
+
+def test_the_handles_are_found_on_a_compiled_backbone():
+    backbone = llama()
+    delta = LoraModel(backbone)
+
+    assert deltas_of(torch.compile(backbone, backend="eager"))["lora"].backbone_model is delta.backbone_model
+
+
+METHODS = {
+    "adapter": lambda backbone: AdapterModel(backbone, modified_modules=["self_attn"]),
+    "activation": lambda backbone: AdapterModel(backbone, modified_modules=["act_fn"]),
+    "lora": LoraModel,
+    "prefix": lambda backbone: PrefixModel(backbone, prefix_token_num=2, embed_dim=3, mid_dim=3),
+    "soft_prompt": lambda backbone: SoftPromptModel(backbone, soft_token_num=2),
+}
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_graph_of_one_backbone_is_not_taken_for_another_that_carries_a_delta(kind):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    plain, backbone = llama(), llama()
+    for model in (plain, backbone):
+        model.compile(backend=count)
+    before = logits_of(plain)
+    assert torch.equal(before, logits_of(backbone))
+    delta = METHODS[kind](backbone)
+    stir(delta)
+
+    acting = logits_of(backbone)
+    assert torch.allclose(acting, backbone._call_impl(**inputs_for(backbone)).logits, atol=1e-5)
+    assert acting.shape != before.shape or not torch.allclose(acting, before, atol=1e-3)
+    made = len(graphs)
+    assert torch.equal(before, logits_of(plain))
+    assert kind == "activation" or len(graphs) == made  # nothing of the plain one was compiled again
+    delta.remove()
+    assert torch.equal(before, logits_of(backbone))
+
+
+def test_the_second_hook_at_a_module_is_seen_too():
+    backbone = llama()
+    backbone.compile(backend="eager")
+    stir(AutoDeltaModel.from_config({"delta_type": "lora", "modified_modules": ["down_proj"]}, backbone))
+    one = logits_of(backbone)
+    stir(
+        AutoDeltaModel.from_config(
+            {"delta_type": "ia3", "modified_modules": ["down_proj"], "feedforward_modules": ["down_proj"]}, backbone
+        )
+    )
+
+    both = logits_of(backbone)
+    assert not torch.allclose(one, both, atol=1e-3)
+    assert torch.allclose(both, backbone._call_impl(**inputs_for(backbone)).logits, atol=1e-5)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
-from deltahub.engine.compiling import reset_compiler
 from deltahub.engine.ledger import ATTRIBUTE, Entry, Ledger
 from deltahub.engine.modules import own_modules
 from deltahub.engine.routing.batching import rows_first
@@ -127,8 +126,6 @@ class _Route:
                 chosen = heads[address][1] if address in heads else (None,) * len(self.rows)
                 site.detour = DetourByRows(self, address, site, chosen)
                 self.sites.append(site)
-        if self.opened:
-            reset_compiler()
 
     def leave(self) -> None:
         """Let every delta act on all rows again."""
@@ -136,8 +133,6 @@ class _Route:
             site.detour = None
         for module in self.opened:
             close_site(module)
-        if self.opened:
-            reset_compiler()
 
     def check(self, address: str, hidden: Any, *, certain: bool = False) -> int:
         """The number of rows of a hidden state.
