@@ -30,6 +30,7 @@ LAYERS = (
         "engine.drawing.folding",
         "engine.structure.maps",
         "engine.drawing.svg",
+        "engine.offloading",
         "engine.sharding",
         "engine.pseudo",
         "engine.structure.layouts",
