@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -99,14 +100,18 @@ class _Body:
         self._more = message["type"] == "http.request" and message.get("more_body", False)
         self._count += len(message.get("body", b""))
         if self._count > self._most:
-            raise too_large(self._most)
+            raise too_large(self._most, headers=_CLOSE)
         return message
 
 
 _CLOSE: Final = {"Connection": "close"}
 
 
-def too_large(most: int) -> Refusal:
-    """The answer to a body of more bytes than may come."""
+def too_large(most: int, headers: Mapping[str, str] | None = None) -> Refusal:
+    """The answer to a body of more bytes than may come.
+
+    A connection that is closed while its client is sending is reset, and the client never sees the answer. So what it said that it
+    would send is thrown away, for as long as a head may take.
+    """
     message = f"The request is larger than the {most:,} bytes that this hub takes at this address. Send less at once."
-    return Refusal(413, message, headers=_CLOSE)
+    return Refusal(413, message, headers=headers)

@@ -55,6 +55,14 @@ def test_a_body_without_a_length_is_counted_while_it_comes():
     assert "1,000 bytes" in answer.json()["error"]
 
 
+def test_a_client_that_sends_too_much_sees_the_answer_however_late_it_looks():
+    with listening(guarded(MemoryStore(), Settings(max_body=1000))) as address:
+        body = b"x" * (4 << 20)
+        with socket.create_connection(address, timeout=30) as line:
+            line.sendall(b"POST /echo HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            assert line.recv(65536).startswith(b"HTTP/1.1 413")
+
+
 def test_a_commit_and_a_file_have_limits_of_their_own():
     hub = client(max_body=10, max_commit=100, max_file=1000)
     assert hub.post("/api/models/x/y/commit/main", content=b"x" * 100).status_code == 200

@@ -25,6 +25,7 @@ from deltahub.server.repositories import Repository
 from deltahub.server.state import state_of
 
 _CARDS: Final = Cards()
+_FILES: Final = 500  # that are listed
 _ALIKE: Final = 8  # deltas of the same backbone that are listed
 _BOOKKEEPING: Final = frozenset(
     {
@@ -103,6 +104,8 @@ def _page(request: Request, opened: _Opened, card: Card | str) -> Response:
         found=found,
         private=repository.private,
         card=shown,
+        files=found.manifest.files[:_FILES],
+        more_files=max(0, len(found.manifest.files) - _FILES),
         without=without,
         config={key: value for key, value in config.items() if key not in _BOOKKEEPING},
         metadata=_facts(config),

@@ -103,6 +103,11 @@ def test_versions_show_aliases_what_was_removed_and_every_move(pages, hub, ner, 
         assert move in text
 
 
+def test_of_many_files_the_page_lists_some_and_says_how_many_more_there_are(pages, ner, monkeypatch):
+    monkeypatch.setattr("deltahub.server.pages.delta._FILES", 1)
+    assert "more files are in it" in pages.get("/acme/ner").text
+
+
 def test_an_old_name_leads_to_the_new_one(pages, hub, ner):
     rename(hub.registry, Reference.parse(ner), Reference.parse("acme/names"))
     answer = pages.get(f"/{ner}", allow_redirects=False)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import requests
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from deltahub.reference import Reference
 from deltahub.server import paging, trees
@@ -121,9 +122,48 @@ def test_a_page_after_the_last_is_empty(hub):
     assert requests.get(f"{hub.url}/api/models?cursor=1000", timeout=30).json() == []
 
 
-def test_a_tree_of_many_folders_is_listed_in_one_pass(hub, api, monkeypatch):
-    from huggingface_hub import CommitOperationAdd
+@pytest.fixture
+def wide(hub, api) -> str:
+    """A repository of twenty files and three commits."""
+    api.create_repo("acme/wide")
+    for number in range(3):
+        files = [CommitOperationAdd(f"{at}.txt", f"{at} {number * (at == 0)}".encode()) for at in range(20)]
+        api.create_commit("acme/wide", files, commit_message=f"commit {number}")
+    return "acme/wide"
 
+
+def test_more_paths_than_may_be_asked_for_at_once_are_refused(api, wide, monkeypatch):
+    monkeypatch.setattr(trees, "_MOST_PATHS", 3)
+    assert len(api.get_paths_info(wide, ["1.txt", "2.txt", "3.txt"])) == 3
+    with pytest.raises(HfHubHTTPError, match="Ask in several requests"):
+        api.get_paths_info(wide, ["1.txt", "2.txt", "3.txt", "4.txt"])
+
+
+def test_of_a_commit_that_is_too_far_back_nothing_is_said_rather_than_a_wrong_one(api, wide, monkeypatch):
+    newest, _, oldest = [commit.commit_id for commit in api.list_repo_commits(wide)]
+    found = {item.path: item.last_commit for item in api.list_repo_tree(wide, expand=True)}
+    assert (found["0.txt"].oid, found["1.txt"].oid) == (newest, oldest)
+    monkeypatch.setattr(trees, "_LOOKED_AT", 120)
+    found = {item.path: item.last_commit for item in api.list_repo_tree(wide, expand=True)}
+    assert (found["0.txt"].oid, found["1.txt"]) == (newest, None)
+
+
+def test_a_page_of_models_with_their_files_ends_where_it_names_many(api, wide, monkeypatch):
+    api.create_repo("acme/other")
+    api.create_commit("acme/other", [CommitOperationAdd("a.txt", b"a")], commit_message="a")
+    monkeypatch.setattr("deltahub.server.listing._MOST_FILES", 1)
+    found = {model.id: len(model.siblings) for model in api.list_models(full=True)}
+    assert found == {"acme/wide": 20, "acme/other": 1}
+
+
+def test_a_version_has_no_more_files_than_can_be_listed(api, wide, monkeypatch):
+    monkeypatch.setattr("deltahub.server.changes._MOST_FILES", 20)
+    api.create_commit(wide, [CommitOperationAdd("0.txt", b"new")], commit_message="as many")
+    with pytest.raises(HfHubHTTPError, match="20 are the most"):
+        api.create_commit(wide, [CommitOperationAdd("more.txt", b"new")], commit_message="more")
+
+
+def test_a_tree_of_many_folders_is_listed_in_one_pass(hub, api, monkeypatch):
     api.create_repo("acme/wide")
     paths = [f"{a}/{b}/{c}" for a in range(5) for b in range(10) for c in range(10)]
     made = api.create_commit("acme/wide", [CommitOperationAdd(path, b"") for path in paths], commit_message="wide")
