@@ -20,9 +20,11 @@ from deltahub.engine.building import build, check_dtype, completed
 from deltahub.engine.compiling import refuse_closed
 from deltahub.engine.filling import fill, replaced_names
 from deltahub.engine.fingerprint import fingerprint, missing_from_version_1
-from deltahub.engine.ledger import ledger_of, original_values
+from deltahub.engine.ledger import ledger_of, ledgers_in
 from deltahub.engine.modules import own_parameters
+from deltahub.engine.overrides import overrides
 from deltahub.engine.site import is_delta_name
+from deltahub.engine.trainable import remember
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats import adapterhub, opendelta, peft_reading
 from deltahub.hub.locating import locate
@@ -120,13 +122,12 @@ def load(
     ledger = ledger_of(backbone)
     ledger.entries[delta.name].parents = (parent,)
     ledger.replace(backbone, ledger.entries[delta.name], dict(replaced))
-    trainable = set()
+    remember(backbone, ledger.serial)
+    trained = {name for name, record in overrides(backbone) if record.values}
     for parameter_name, parameter in own_parameters(backbone):
-        if parameter.requires_grad:
-            trainable.add(parameter_name)
-        parameter.requires_grad_(parameter_name in ledger.base)  # what no delta has trained stays the backbone's
-    ledger.remember_trainable(trainable)
-    if len(ledger.entries) == 1 and _trains(backbone):  # with others on it, somebody may be training one of them
+        parameter.requires_grad_(parameter_name in trained)  # what no delta has trained stays the backbone's
+    count = sum(len(other.entries) for _, _, other in ledgers_in(backbone))
+    if count == 1 and _trains(backbone):  # with others on it, somebody may be training one of them
         backbone.eval()
     return delta
 
@@ -159,5 +160,5 @@ def _check_backbone(saved: Checkpoint, backbone: nn.Module, replaced: tuple[str,
             "%s (%d in all) could not be compared. Save the delta again to cover them.",
             *(saved.folder, names[0], len(names)),
         )
-    found = fingerprint(backbone, replaced, original_values(backbone), version)
+    found = fingerprint(backbone, replaced, version)
     saved.fingerprint.require(found, same_weights=check_hash is True)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from deltahub import checkpoint, metadata
 from deltahub.engine.filling import not_finite, refuse_without_values, replaced_names
 from deltahub.engine.fingerprint import fingerprint
-from deltahub.engine.ledger import original_values
 from deltahub.engine.modules import own_parameters
 from deltahub.engine.sharding import done_once
 from deltahub.engine.site import is_delta_name
@@ -97,7 +96,7 @@ class SaveLoadMixin(TensorFileMixin):
                 raise CheckpointError(msg)
             self.save_checkpoint(folder / checkpoint.WEIGHTS, save_function, tensors)
             return
-        identity = fingerprint(self.backbone_model, replaced_names(tensors), original_values(self.backbone_model))
+        identity = fingerprint(self.backbone_model, replaced_names(tensors))
 
         def write() -> None:
             self._write(folder, tensors, identity, facts, save_function)

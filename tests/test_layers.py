@@ -37,7 +37,13 @@ LAYERS = (
         "engine.structure.lexicon",
         "engine.structure.tree",
     ),
-    ("web.document", "engine.structure.recognition", "engine.structure.inference"),
+    (
+        "web.document",
+        "engine.overrides",
+        "engine.structure.recognition",
+        "engine.structure.inference",
+        "engine.trainable",
+    ),
     (
         "engine.structure.names",
         "engine.structure.targets",

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltahub.engine.guards import refuse_merged, refuse_routed
+from deltahub.engine.guards import refuse_busy, refuse_merged, refuse_routed
 from deltahub.engine.modules import own_modules
 from deltahub.engine.offloading import refuse_offloaded_as_a_whole
-from deltahub.engine.site import CHILD
+from deltahub.engine.site import CHILD, Site
 from deltahub.errors import ConfigError
 
 
@@ -58,6 +58,7 @@ def refuse_closed(backbone: nn.Module) -> None:
     refuse_merged(backbone)
     refuse_routed(backbone)
     refuse_offloaded_as_a_whole(backbone)
+    refuse_busy(site for _, module in own_modules(backbone) if isinstance(site := module._modules.get(CHILD), Site))
     _refuse_sharded(backbone)
 
 

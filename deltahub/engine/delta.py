@@ -19,9 +19,10 @@ from deltahub.engine.compiling import note_compiled, refuse_closed
 from deltahub.engine.freezing import FreezeMixin
 from deltahub.engine.guards import check_name
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.ledger import Entry, Ledger, entries_of, ledger_holding, ledger_of
+from deltahub.engine.ledger import Entry, Ledger, free_name, ledger_holding, ledger_of, ledgers_in, value_of
 from deltahub.engine.merging import MergeMixin
 from deltahub.engine.modules import module_at
+from deltahub.engine.overrides import overrides
 from deltahub.engine.sharding import reshard
 from deltahub.engine.site import delta_key, insert, uncompiled
 from deltahub.engine.statistics import ReportMixin
@@ -86,8 +87,8 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
         config = completed(type(self), config, backbone_model)
         if insertions is None:
             insertions = build(type(self), backbone_model, config, dtype=dtype)
+        name = name or free_name(backbone_model, self.delta_type or type(self).__name__)
         ledger = ledger_of(backbone_model)
-        name = name or ledger.free_name(self.delta_type or type(self).__name__)
         self.backbone_model = backbone_model
         self._entry = Entry(name, type(self), config, dict(insertions))
         for address, insertion in insertions.items():
@@ -198,18 +199,19 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
         Before `freeze_module` every trainable tensor of the backbone counts as trained, as in OpenDelta. Where the backbone
         is sharded these are DTensors.
         """
+        ledger_holding(self.backbone_model, self._entry)  # or an error: the delta was removed
         reshard(self.backbone_model)
         own = {
             delta_key(address, key): tensor.detach()
             for address, insertion in self.insertions.items()
             for key, tensor in insertion.state_dict().items()
         }
-        values = {name: self._ledger.value(self.backbone_model, self._entry, name) for name in self._entry.replaced}
-        ledger = self._ledger
+        values = {name: value_of(self.backbone_model, self._entry, name) for name in sorted(self._entry.replaced)}
+        records = dict(overrides(self.backbone_model))
         trained = {
-            name: ledger.originals.get(name, parameter).detach()
+            name: records[name].own(parameter) if name in records else parameter.detach()
             for name, parameter in freezing.trainable(self.backbone_model)
-            if name not in ledger.base
+            if name not in records or not records[name].values
         }
         return {**own, **values, **trained}
 
@@ -231,13 +233,20 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
 
 
 def deltas_of(backbone: nn.Module) -> dict[str, DeltaBase]:
-    """The handles of all deltas on a backbone, by name, in the order they were added; also on a copy of it."""
+    """The handles of all deltas on a backbone and on parts of it, by name, in the order they were added; also on a copy of it.
+
+    Where a delta on a part has the name of another, the name of the part stands before it: ``"encoder.lora"``.
+    """
+    entries = [
+        (e, part, address)
+        for address, part, ledger in ledgers_in(uncompiled(backbone))
+        for e in ledger.entries.values()
+    ]
     found: dict[str, DeltaBase] = {}
-    backbone = uncompiled(backbone)
-    for entry in entries_of(backbone):
+    for entry, part, address in sorted(entries, key=lambda one: one[0].serial):
         handle: DeltaBase = object.__new__(entry.handle)
-        handle.backbone_model, handle._entry = backbone, entry
-        found[entry.name] = handle
+        handle.backbone_model, handle._entry = part, entry
+        found[f"{address}.{entry.name}" if entry.name in found else entry.name] = handle
     return found
 
 

@@ -5,7 +5,7 @@ The definition is in `deltahub.backbone`. Tensors elsewhere, or not contiguous, 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from deltahub.backbone import VERSION, Fingerprint, Leaf
 from deltahub.engine.modules import own_modules, own_parameters
 from deltahub.engine.offloading import offloaded
+from deltahub.engine.overrides import own_values
 from deltahub.engine.sharding import whole
 from deltahub.errors import DeltaHubError
 
@@ -25,26 +26,24 @@ BUFFER: Final = 16 << 20  # bytes copied at a time
 def fingerprint(
     backbone: nn.Module,
     without: Collection[str] = (),
-    instead: Mapping[str, Tensor] | None = None,
     version: int = VERSION,
 ) -> Fingerprint:
     """The fingerprint of a backbone's own parameters and persistent buffers; deltas do not count.
 
     Args:
         without: names of tensors to leave out: those that a delta replaces.
-        instead: tensors to take in place of the backbone's, by name: what other deltas have replaced.
         version: 1 to cover only what records of that version cover (`deltahub.backbone`).
 
     Raises:
         DeltaHubError: a tensor is on the meta device and has no bytes.
     """
-    instead, elsewhere = instead or {}, offloaded(backbone)
+    own, elsewhere = own_values(backbone), offloaded(backbone)
     leaves: list[Leaf] = []
     for name, tensor in backbone_tensors(backbone):
         if name not in without and (version > 1 or _in_version_1(tensor)):
             fetch = elsewhere.get(name)
-            value = instead[name] if name in instead else tensor if fetch is None else fetch()
-            # A tensor that was put aside before the backbone was cast counts as cast with it.
+            value = own[name] if name in own else tensor if fetch is None else fetch()
+            # A value that was put aside before the backbone was cast counts as cast with it.
             leaves += _leaves(name, whole(value).to(tensor.dtype), version)
     for name, tensor in _other_state(backbone) if version > 1 else ():
         leaves += _leaves(name, tensor, version)
@@ -59,6 +58,14 @@ def missing_from_version_1(backbone: nn.Module, without: Collection[str] = ()) -
 
 def _in_version_1(tensor: Tensor) -> bool:
     return isinstance(tensor, nn.Parameter) or tensor.is_floating_point()
+
+
+def backbone_values(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The backbone's own value of each of its tensors, whatever deltas have put in its place or merged into it."""
+    own = own_values(backbone)
+    for name, tensor in backbone_tensors(backbone):
+        # A value that was put aside before the backbone was moved or cast counts as moved and cast with it.
+        yield name, own[name].to(tensor.device, tensor.dtype) if name in own else tensor
 
 
 def backbone_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from deltahub.address import lies_within, nearest_names
-from deltahub.engine.guards import refuse_merged, refuse_routed
+from deltahub.engine.guards import refuse_merged, refuse_merged_tensors, refuse_routed
 from deltahub.engine.modules import own_modules, own_parameters, plain_name
 from deltahub.engine.offloading import offloaded
 from deltahub.engine.sharding import reshard
 from deltahub.engine.site import CHILD, Site, delta_key, delta_of, uncompiled
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap, marked
+from deltahub.engine.trainable import remember
 from deltahub.errors import AddressError, ConfigError, NoMatchError
 
 if TYPE_CHECKING:
@@ -38,12 +39,15 @@ class Selection:
     kept: frozenset[int]
     patterns: tuple[str, ...]
 
-    def apply(self, backbone: nn.Module) -> set[str]:
-        """Make exactly the selected parameters trainable; return the names of the backbone's own among them."""
+    def names(self, backbone: nn.Module) -> set[str]:
+        """The names of the backbone's own parameters among those to train."""
+        return {name for name, parameter in own_parameters(backbone) if id(parameter) in self.kept}
+
+    def apply(self) -> None:
+        """Make exactly the selected parameters trainable."""
         for parameter in self.parameters.values():
             numeric = parameter.is_floating_point() or parameter.is_complex()
             parameter.requires_grad_(id(parameter) in self.kept and numeric)
-        return {name for name, parameter in own_parameters(backbone) if id(parameter) in self.kept}
 
 
 def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str], delta: str) -> Selection:
@@ -112,11 +116,6 @@ def trainable(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, parameter) for name, parameter in own_parameters(backbone) if parameter.requires_grad)
 
 
-def trainable_names(backbone: nn.Module) -> set[str]:
-    """Names of the backbone's own parameters that require a gradient."""
-    return {name for name, _ in trainable(backbone)}
-
-
 def running_statistics(backbone: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     """What batch norms change in training though nothing of theirs is trainable: kept with the delta, as a head is.
 
@@ -183,11 +182,11 @@ class FreezeMixin:
             raise ConfigError(msg)
         prefix = prefix_of(self.backbone_model, module)
         selection = select(self.backbone_model, module, names, self._entry.name)
-        before = trainable_names(self.backbone_model)
+        kept = selection.names(self.backbone_model) | running_statistics(self.backbone_model, prefix).keys()
+        refuse_merged_tensors(self.backbone_model, kept)
         reshard(self.backbone_model)
-        kept = selection.apply(self.backbone_model)
-        ledger.remember_trainable(before)
-        kept |= running_statistics(self.backbone_model, prefix).keys()
+        remember(self.backbone_model, ledger.serial)
+        selection.apply()
         stale = [name for name in self._entry.replaced if name.startswith(prefix) and name not in kept]
         ledger.release(self.backbone_model, self._entry, stale)
         ledger.replace(self.backbone_model, self._entry, dict.fromkeys(sorted(kept)))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
 from torch import nn
 
-from deltahub.engine.ledger import ATTRIBUTE, Ledger
+from deltahub.engine.ledger import ATTRIBUTE, Ledger, names_on
+from deltahub.engine.overrides import overrides
+from deltahub.engine.site import Site
 from deltahub.errors import ConfigError, MergeError, RouteError
 
 
@@ -14,8 +18,7 @@ def check_name(backbone: nn.Module, name: str) -> None:
     Raises:
         ConfigError: it is taken, or no identifier.
     """
-    ledger = backbone.__dict__.get(ATTRIBUTE)
-    if isinstance(ledger, Ledger) and name in ledger.entries:
+    if name in names_on(backbone):
         msg = f"A delta called {name!r} is on this backbone already; choose another name."
         raise ConfigError(msg)
     if not name.isidentifier():
@@ -31,9 +34,45 @@ def refuse_merged(backbone: nn.Module) -> None:
     """
     ledger = backbone.__dict__.get(ATTRIBUTE)
     if isinstance(ledger, Ledger) and ledger.merged:
-        names = ", ".join(map(repr, ledger.merged))
-        msg = f"{names} is merged into the backbone's weights, which no delta was made for. Call unmerge() first."
+        raise _merged(ledger.merged)
+
+
+def refuse_merged_tensors(backbone: nn.Module, names: Collection[str]) -> None:
+    """Refuse to train backbone tensors that deltas are merged into.
+
+    Raises:
+        MergeError: there is one.
+    """
+    if merged := sorted(name for name, record in overrides(backbone) if record.merged and name in names):
+        msg = f"A delta is merged into {merged[0]}, so it cannot be trained. Call unmerge() first."
         raise MergeError(msg)
+
+
+def refuse_busy(sites: Iterable[Site]) -> None:
+    """Refuse to change what acts at modules where deltas of any handle are merged or routed.
+
+    Raises:
+        MergeError: some are merged.
+        RouteError: a route is open.
+    """
+    for site in sites:
+        if site.merged:
+            raise _merged(site.merged)
+        if site.detour is not None:
+            raise _routed()
+
+
+def _merged(names: Iterable[str]) -> MergeError:
+    found = ", ".join(map(repr, names))
+    return MergeError(
+        f"{found} is merged into the backbone's weights, which no delta was made for. Call unmerge() first."
+    )
+
+
+def _routed() -> RouteError:
+    return RouteError(
+        "A route is open on this backbone, and its deltas stay as they are meanwhile. Leave its `with` block first."
+    )
 
 
 def refuse_routed(backbone: nn.Module) -> None:
@@ -44,7 +83,4 @@ def refuse_routed(backbone: nn.Module) -> None:
     """
     ledger = backbone.__dict__.get(ATTRIBUTE)
     if isinstance(ledger, Ledger) and ledger.route is not None:
-        msg = (
-            "A route is open on this backbone, and its deltas stay as they are meanwhile. Leave its `with` block first."
-        )
-        raise RouteError(msg)
+        raise _routed()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,20 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.engine.guards import refuse_routed
-from deltahub.engine.insertion import overrides
-from deltahub.engine.ledger import (
-    ATTRIBUTE,
-    Entry,
-    Ledger,
-    drop_ledger,
-    entries_of,
-    ledger_holding,
-    ledger_of,
-    tensor_called,
-)
+from deltahub.engine.insertion import overrides as acts_in
+from deltahub.engine.ledger import Entry, Ledger, drop_ledger, ledger_holding
 from deltahub.engine.modules import module_at, own_modules
+from deltahub.engine.overrides import (
+    Override,
+    forget_values,
+    opened,
+    override_of,
+    overrides,
+    tensor_called,
+    tidy,
+)
 from deltahub.engine.sharding import reshard
 from deltahub.engine.site import CHILD, Site, eject, site_of
+from deltahub.engine.trainable import forget_trainable
 from deltahub.errors import MergeError
 
 LOGGER: Final = logging.getLogger("deltahub")
@@ -59,6 +60,8 @@ class MergeMixin:
 
     if TYPE_CHECKING:
         _entry: Entry
+
+        def check_places(self) -> None: ...  # noqa: D102
 
     @property
     def merged(self) -> bool:
@@ -94,6 +97,7 @@ class MergeMixin:
             raise MergeError(msg)
         names = [name for name in ledger.merged if name != self._entry.name]
         _check_on_top(ledger, self._entry)
+        self.check_places()
         reshard(self.backbone_model)
         _restore(self.backbone_model, ledger)
         for name in names:  # again in their order, from the original bytes
@@ -111,22 +115,14 @@ def _facts(entry: Entry, report: MergeReport) -> tuple[str, int, float]:
     return entry.name, len(report.rounding), report.max_error
 
 
-@torch.no_grad()
 def _merge(backbone: nn.Module, entry: Entry) -> MergeReport:
     reshard(backbone)
     ledger = ledger_holding(backbone, entry)
     _check_mergeable(ledger, entry)
-    planned = dict(_plan(backbone, ledger, entry))
-    rounding = {}
-    for name, exact in planned.items():
-        live = tensor_called(backbone, name)
-        ledger.originals.setdefault(name, live.detach().clone())
-        live.copy_(exact)
-        rounding[name] = (live.to(exact.dtype) - exact).abs().max().item()
-    for address in entry.insertions:
-        site_of(module_at(backbone, address)).turn(entry.name, on=False)
+    acting = [address for address in entry.insertions if entry.name in site_of(module_at(backbone, address))._modules]
+    report = _write(backbone, entry.name, acting, ledger.changed)
     ledger.merged.append(entry.name)
-    return MergeReport(rounding)
+    return report
 
 
 def _check_mergeable(ledger: Ledger, entry: Entry) -> None:
@@ -138,32 +134,59 @@ def _check_mergeable(ledger: Ledger, entry: Entry) -> None:
         raise MergeError(msg)
 
 
-def _plan(backbone: nn.Module, ledger: Ledger, entry: Entry) -> Iterator[tuple[str, Tensor]]:
+@torch.no_grad()
+def _write(backbone: nn.Module, name: str, addresses: Sequence[str], changed: set[str]) -> MergeReport:
+    """Write the insertions of a delta at some modules into the weights, after every check.
+
+    Args:
+        changed: the tensors that the same handle, or the same export, merged something into before; new ones are added.
+    """
+    planned = dict(_plan(backbone, name, addresses, changed))
+    rounding = {}
+    for tensor, record in opened(backbone, planned).items():
+        live, exact = tensor_called(backbone, tensor), planned[tensor]
+        if record.base is None:
+            record.base = live.detach().clone()
+        live.copy_(exact)
+        rounding[tensor] = (live.to(exact.dtype) - exact).abs().max().item()
+    for address in addresses:
+        site = site_of(module_at(backbone, address))
+        site.turn(name, on=False)
+        site.merged.append(name)
+    changed.update(planned)
+    return MergeReport(rounding)
+
+
+def _plan(
+    backbone: nn.Module, delta: str, addresses: Sequence[str], changed: Collection[str]
+) -> Iterator[tuple[str, Tensor]]:
     """The new value of each tensor; whatever speaks against the merge is raised here."""
     owners = _owners(backbone)
-    for address, insertion in entry.insertions.items():
+    for address in addresses:
         target = module_at(backbone, address)
-        _check_alone(address, site_of(target), ledger, entry.name)
+        site = site_of(target)
+        _check_alone(address, site, delta)
         _refuse_meta(address, target)
         try:
-            values = insertion.merged(target)
+            values = site.slots[delta].merged(target)
         except MergeError as error:
-            msg = f"{entry.name!r} cannot be merged into {address or 'the backbone'}: {error}. Use it unmerged."
+            msg = f"{delta!r} cannot be merged into {address or 'the backbone'}: {error}. Use it unmerged."
             raise MergeError(msg) from error
         for key, exact in values.items():
             name = f"{address}.{key}" if address else key
-            _check_tensor(name, tensor_called(backbone, name), exact, owners, ledger)
+            _check_tensor(name, tensor_called(backbone, name), exact, owners)
+            _check_unclaimed(name, override_of(backbone, name), changed)
             yield name, exact
 
 
-def _check_alone(address: str, site: Site, ledger: Ledger, name: str) -> None:
+def _check_alone(address: str, site: Site, name: str) -> None:
     """Merged work is done first, inside the layer, so nothing that acts there may have to come before it."""
     insertion, active = site.slots[name], list(site._modules)
     others = [other for other in active if other != name]
     earlier = active[: active.index(name)]
-    in_the_way = others if overrides(insertion, "before") else [o for o in earlier if overrides(site.slots[o], "after")]
+    in_the_way = others if acts_in(insertion, "before") else [o for o in earlier if acts_in(site.slots[o], "after")]
     # What reads the weights would read another delta's work in them.
-    beside = [*others, *(other for other in ledger.merged if other in site.slots)]
+    beside = [*others, *site.merged]
     in_the_way += [other for other in beside if insertion.reads_weight or site.slots[other].reads_weight]
     if in_the_way:
         remedy = "Detach one of them." if insertion.reads_weight else f"Merge or detach {in_the_way[0]!r} first."
@@ -179,7 +202,7 @@ def _refuse_meta(address: str, target: nn.Module) -> None:
             raise MergeError(msg)
 
 
-def _check_tensor(name: str, live: Tensor, exact: Tensor, owners: Mapping[int, list[str]], ledger: Ledger) -> None:
+def _check_tensor(name: str, live: Tensor, exact: Tensor, owners: Mapping[int, list[str]]) -> None:
     if not live.is_floating_point():
         msg = f"{name} has dtype {live.dtype}, expected floating-point values. Merge into an unquantised backbone."
         raise MergeError(msg)
@@ -187,11 +210,20 @@ def _check_tensor(name: str, live: Tensor, exact: Tensor, owners: Mapping[int, l
         other = next(n for n in names if n != name)
         msg = f"{name} is also {other} (tied weights), so a merge would change both. Use the delta unmerged, or untie them."
         raise MergeError(msg)
-    if name in ledger.base:
-        msg = f"{name} is trained as a whole by a delta as well, which a merge would mix up. Use the delta unmerged."
-        raise MergeError(msg)
     if not torch.isfinite(exact.to(live.dtype)).all():
         msg = f"{name} would not be finite as {live.dtype} after the merge. Merge into a backbone of a wider precision."
+        raise MergeError(msg)
+
+
+def _check_unclaimed(name: str, record: Override | None, changed: Collection[str]) -> None:
+    if record is not None and record.values:
+        msg = f"{name} is trained as a whole by a delta as well, which a merge would mix up. Use the delta unmerged."
+        raise MergeError(msg)
+    if record is not None and record.merged and name not in changed:
+        msg = (
+            f"A delta on a part of this model, or on a model around it, is merged into {name}, and neither could come out "
+            "alone. Call unmerge() of that first."
+        )
         raise MergeError(msg)
 
 
@@ -207,20 +239,26 @@ def _owners(backbone: nn.Module) -> dict[int, list[str]]:
 
 @torch.no_grad()
 def _restore(backbone: nn.Module, ledger: Ledger) -> None:
-    for name, original in ledger.originals.items():
-        tensor_called(backbone, name).copy_(original)
+    for name, record in opened(backbone, ledger.changed).items():
+        if record.base is not None:
+            tensor_called(backbone, name).copy_(record.base)
+            record.base = None
     for merged in ledger.merged:
         for address in ledger.entries[merged].insertions:
-            site_of(module_at(backbone, address)).turn(merged, on=True)
-    ledger.originals.clear()
+            site = site_of(module_at(backbone, address))
+            if merged in site.merged:
+                site.merged.remove(merged)
+                site.turn(merged, on=True)
+    ledger.changed.clear()
     ledger.merged.clear()
+    tidy(backbone)
 
 
 def merged_copy(backbone: nn.Module) -> Any:
     """A copy of a backbone with every attached delta written into its weights, and no trace of deltas: for export.
 
     Args:
-        backbone: a backbone with deltas; it is left as it is.
+        backbone: a backbone with deltas, on itself, on parts of it or on a model around it; it is left as it is.
 
     Returns:
         A model of the backbone's own class, as plain as it was before the first delta.
@@ -230,14 +268,14 @@ def merged_copy(backbone: nn.Module) -> Any:
     """
     refuse_routed(backbone)
     twin = copy.deepcopy(backbone)
-    ledger = ledger_of(twin)
-    for entry in entries_of(twin):
-        if entry.attached and entry.name not in ledger.merged:
-            _merge(twin, entry)
-    for entry in entries_of(twin):
-        for address in entry.insertions:
-            if CHILD in (target := module_at(twin, address))._modules:
-                eject(target, entry.name)
-    drop_ledger(twin)
-    assert ATTRIBUTE not in twin.__dict__
+    changed = {name for name, record in overrides(twin) if record.merged}
+    for address, module in own_modules(twin):
+        for name in [*site_of(module)._modules] if CHILD in module._modules else ():
+            _write(twin, name, [address], changed)
+    for _, module in own_modules(twin):
+        for name in [*site_of(module).slots] if CHILD in module._modules else ():
+            eject(module, name)
+        drop_ledger(module)
+    forget_values(twin)
+    forget_trainable(twin)
     return twin

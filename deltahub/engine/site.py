@@ -82,6 +82,7 @@ class Site(nn.Module):
         self.afters: tuple[Insertion, ...] = ()
         self.attends: tuple[Insertion, ...] = ()
         self.detour: Detour | None = None
+        self.merged: list[str] = []  # those written into the target's weights, in the order that was done
 
     def put(self, name: str, insertion: Insertion) -> None:
         """Add an insertion and turn it on."""

@@ -9,8 +9,8 @@ from torch import nn
 
 from deltahub.engine.compiling import note_compiled
 from deltahub.engine.freezing import prefix_of
-from deltahub.engine.guards import refuse_merged, refuse_routed
-from deltahub.engine.ledger import entries_of
+from deltahub.engine.guards import refuse_busy, refuse_merged, refuse_routed
+from deltahub.engine.ledger import check_tensors, entries_of
 from deltahub.engine.modules import module_at
 from deltahub.engine.offloading import device_of
 from deltahub.engine.sharding import reshard
@@ -80,6 +80,7 @@ class SwitchMixin:
         refuse_routed(self.backbone_model)
         prefix = prefix_of(self.backbone_model, module)
         self.check_places()
+        refuse_busy(site_of(module_at(self.backbone_model, address)) for address in self.insertions)
         reshard(self.backbone_model)
         for address, insertion in self.insertions.items():
             if f"{address}.".startswith(prefix):
@@ -88,8 +89,7 @@ class SwitchMixin:
                     insertion.to(device_of(target, self.backbone_model)).train(target.training)
                 site_of(target).turn(self.name, on)
         if module is None:
-            self._entry.attached = on
-            ledger.settle(self.backbone_model)
+            ledger.switch(self.backbone_model, self._entry, on)
 
     def check_places(self) -> None:
         """Hold the backbone against what the delta was put on.
@@ -104,4 +104,4 @@ class SwitchMixin:
                     "there. Change the backbone's modules before adding deltas."
                 )
                 raise TargetError(msg)
-        self._ledger.check_shapes(self.backbone_model)
+        check_tensors(self.backbone_model, self._entry)

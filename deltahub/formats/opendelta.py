@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from deltahub.checkpoint import CONVERTED, Checkpoint
 from deltahub.config import SCHEMA, check_document, known_types
 from deltahub.engine.attended import attentions
-from deltahub.engine.fingerprint import backbone_tensors
+from deltahub.engine.fingerprint import backbone_values
 from deltahub.engine.ledger import entries_of
 from deltahub.engine.modules import own_modules, plain_name
 from deltahub.engine.site import CHILD, delta_key, is_delta_name
@@ -128,7 +128,7 @@ def _translate(
     delta_type = config["delta_type"]
     carried = Counter(m for e in entries_of(backbone) if e.config.delta_type == delta_type for m in e.insertions)
     places = chosen(saved, config, carried)
-    own = dict(backbone_tensors(backbone))
+    own = dict(backbone_values(backbone))
     aliases = {plain_name(name) for name, _ in backbone.named_parameters(remove_duplicate=False)} - own.keys()
     offsets: dict[str, Tensor] = {}
     others: list[str] = []

@@ -13,9 +13,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from deltahub.engine.fingerprint import backbone_tensors
+from deltahub.engine.fingerprint import backbone_values
 from deltahub.engine.freezing import running_statistics
-from deltahub.engine.ledger import original_values
 from deltahub.engine.modules import own_parameters
 from deltahub.errors import CheckpointError
 from deltahub.formats.peft_names import Names
@@ -26,7 +25,7 @@ _EMBEDDINGS: Final = ("embed_tokens", "lm_head")  # the names for which PEFT has
 
 def own_values(backbone: nn.Module) -> dict[str, Tensor]:
     """The backbone's own values by name, whatever deltas on it have put in their place."""
-    return {**running_statistics(backbone), **dict(backbone_tensors(backbone)), **original_values(backbone)}
+    return {**running_statistics(backbone), **dict(backbone_values(backbone))}
 
 
 def trained(

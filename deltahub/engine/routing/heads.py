@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltahub.engine.insertion import Args, Kwargs, first_input
-from deltahub.engine.ledger import Entry, Ledger, tensor_called
+from deltahub.engine.ledger import Entry, Ledger
 from deltahub.engine.modules import own_modules
+from deltahub.engine.overrides import ATTRIBUTE, Override
 from deltahub.engine.shapes import is_conv1d
 from deltahub.errors import RouteError
 
@@ -93,63 +94,64 @@ def heads_of(
     Raises:
         RouteError: a module that is no such layer owns such a tensor.
     """
-    for address, module, names in _owners(backbone, ledger):
-        made: dict[tuple[str | None, ...], Head | None] = {}
+    deltas = {entry.serial: entry.name for entry in ledger.entries.values()}
+    for address, module in own_modules(backbone):
+        records = dict(module.__dict__.get(ATTRIBUTE, {}))
+        if not records:
+            continue
+        made: dict[tuple[int | None, ...], Head | None] = {}
         chosen = []
         for entry in rows:
-            owners = tuple(_owner(entry, name) for name in names.values())
+            owners = tuple(_owner(entry, record) for record in records.values())
             if owners not in made:
-                made[owners] = _head(module, ledger, dict(zip(names, owners, strict=True)), names)
+                made[owners] = _head(address, module, records, owners, deltas)
             chosen.append(made[owners])
         if any(chosen):
             yield address, module, tuple(chosen)
 
 
-def _owners(backbone: nn.Module, ledger: Ledger) -> Iterator[tuple[str, nn.Module, dict[str, str]]]:
-    """Every module that holds a replaced tensor, also under another name, with these: own name to the name it is kept by."""
-    kept = {id(tensor_called(backbone, name)): name for name in ledger.base}
-    if not kept:
-        return
-    for address, module in own_modules(backbone):
-        held = {**module._parameters, **module._buffers}
-        names = {key: kept[id(tensor)] for key, tensor in held.items() if id(tensor) in kept}
-        if names:
-            yield address, module, names
+def _owner(entry: Entry | None, record: Override) -> int | None:
+    return entry.serial if entry is not None and entry.serial in record.values else None
 
 
-def _owner(entry: Entry | None, name: str) -> str | None:
-    return entry.name if entry is not None and name in entry.replaced else None
-
-
-def _head(module: nn.Module, ledger: Ledger, owners: Mapping[str, str | None], names: Mapping[str, str]) -> Head | None:
+def _head(
+    address: str,
+    module: nn.Module,
+    records: Mapping[str, Override],
+    owners: Sequence[int | None],
+    deltas: Mapping[int, str],
+) -> Head | None:
+    """A module with the values of some deltas, by their serial numbers; None where it holds them."""
     weights: dict[str, Tensor] = {}
     trained = None
-    for key, owner in owners.items():
-        name = names[key]
-        if owner == (holder := ledger.in_force.get(name)):
+    for (key, record), owner in zip(records.items(), owners, strict=True):
+        if owner == record.owner:
             continue
-        value = ledger.base[name] if owner is None else ledger.entries[owner].replaced[name]
-        assert value is not None  # None stands for the value in force, and that is another's
+        value = record.base if owner is None else record.values[owner]
+        assert value is not None  # only the value that acts is not kept
         weights[key] = value
         if owner is not None:
-            trained = (name, owner, holder or "the backbone")
-    return Head(_compute(module, names), weights, trained) if weights else None
+            holder = "the backbone" if record.owner is None else deltas.get(record.owner, "a delta of another handle")
+            trained = (f"{address}.{key}", deltas[owner], holder)
+    return Head(_compute(address, module, records), weights, trained) if weights else None
 
 
-def _compute(module: nn.Module, names: Mapping[str, str]) -> Callable[[Any, Tensor, _Weights], Tensor]:
+def _compute(
+    address: str, module: nn.Module, records: Mapping[str, Override]
+) -> Callable[[Any, Tensor, _Weights], Tensor]:
     """How to compute a module with other weights.
 
     Raises:
         RouteError: it is not known.
     """
     own_forward = type(module).forward
-    if not names.keys() & module._buffers.keys():
+    if not records.keys() & module._buffers.keys():
         for kind, compute in _KINDS.items():
             if own_forward is kind.forward and isinstance(module, kind) and not getattr(module, "max_norm", None):
                 return compute
         if is_conv1d(module):
             return _conv1d
-    name = next(iter(names.values()))
+    name = f"{address}.{next(iter(records))}"
     msg = (
         f"{name} has a value of its own in some of these deltas, and belongs to a {type(module).__name__}, which cannot "
         "compute rows with several. Expected a Linear, Conv1D, LayerNorm or Embedding. Run these deltas in batches of their own."

@@ -116,6 +116,7 @@ class _Route:
 
     def enter(self, ledger: Ledger) -> None:
         """Set a detour at every module where a delta acts or has weights of its own."""
+        self._refuse_others(ledger)
         heads = {address: (module, chosen) for address, module, chosen in heads_of(self.backbone, ledger, self.rows)}
         for module, _ in heads.values():
             if open_site(module):
@@ -126,6 +127,19 @@ class _Route:
                 chosen = heads[address][1] if address in heads else (None,) * len(self.rows)
                 site.detour = DetourByRows(self, address, site, chosen)
                 self.sites.append(site)
+
+    def _refuse_others(self, ledger: Ledger) -> None:
+        """Refuse deltas of other handles: on every row they would act, whatever the rows are given."""
+        for address, module in own_modules(self.backbone):
+            site = module._modules.get(CHILD)
+            for name, insertion in site._modules.items() if isinstance(site, Site) else ():
+                entry = ledger.entries.get(name)
+                if entry is None or entry.insertions.get(address) is not insertion:
+                    msg = (
+                        f"{name!r} acts at {address} and was put on a part of this model or on a model around it, where a "
+                        "route does not reach it. Detach it, or put all deltas on the same model."
+                    )
+                    raise RouteError(msg)
 
     def leave(self) -> None:
         """Let every delta act on all rows again."""

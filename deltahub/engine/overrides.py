@@ -1,0 +1,156 @@
+"""Backbone tensors of which deltas have values of their own: a trained classifier head, for example.
+
+The record of such a tensor is kept at every module that holds it. So a handle on a part of a model and one on the whole find the same
+record, and a copy of either has its own. The live tensor holds the value that acts; the record holds the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from deltahub.engine.modules import module_at, own_modules
+from deltahub.engine.sharding import assign
+
+ATTRIBUTE: Final = "_deltahub_overrides"
+
+
+@dataclass(eq=False)
+class Override:
+    """The values of one backbone tensor.
+
+    Attributes:
+        base: the backbone's own value while the live tensor holds another; None while it is the live one, so that a change of
+            the backbone is the backbone's.
+        values: by the delta's serial number; None for the delta whose value is the live one.
+        attached: serial numbers of the deltas that act.
+    """
+
+    base: Tensor | None = None
+    values: dict[int, Tensor | None] = field(default_factory=dict)
+    attached: set[int] = field(default_factory=set)
+
+    @property
+    def owner(self) -> int | None:
+        """The delta whose value is the live one; None for the backbone's own or a merged one."""
+        return next((serial for serial, value in self.values.items() if value is None), None)
+
+    @property
+    def merged(self) -> bool:
+        """Whether deltas are merged into the live tensor."""
+        return self.base is not None and self.owner is None
+
+    def value(self, serial: int, live: Tensor) -> Tensor:
+        """The value of a delta."""
+        value = self.values[serial]
+        return live.detach() if value is None else value
+
+    def own(self, live: Tensor) -> Tensor:
+        """The backbone's own value."""
+        return live.detach() if self.base is None else self.base
+
+    @torch.no_grad()
+    def claim(self, serial: int, value: Tensor | None, live: Tensor, *, attached: bool) -> None:
+        """Make the tensor a delta's own.
+
+        Args:
+            value: None to go on from the value that the delta has, or else from the live one.
+        """
+        if serial in self.values and self.values[serial] is None:
+            if value is not None:
+                assign(live, value)
+        elif value is not None or serial not in self.values:
+            self.values[serial] = (live if value is None else value).detach().clone()
+        self.switch(serial, attached, live)
+
+    def switch(self, serial: int, on: bool, live: Tensor) -> None:
+        """Let a delta's value act or not."""
+        (self.attached.add if on else self.attached.discard)(serial)
+        self._settle(live)
+
+    def drop(self, serial: int, live: Tensor) -> None:
+        """Forget a delta's value."""
+        self.switch(serial, False, live)
+        del self.values[serial]
+
+    @torch.no_grad()
+    def _settle(self, live: Tensor) -> None:
+        """Give the live tensor the value of the last attached delta, else the backbone's own."""
+        current, wanted = self.owner, max(self.attached, default=None)
+        if wanted == current:
+            return
+        own = live.detach().clone() if current is None else self.base
+        if current is not None:
+            self.values[current] = live.detach().clone()
+        value = own if wanted is None else self.values[wanted]
+        assert value is not None  # only the current owner has none
+        assign(live, value)
+        self.base = None if wanted is None else own
+        if wanted is not None:
+            self.values[wanted] = None
+
+
+def overrides(backbone: nn.Module) -> Iterator[tuple[str, Override]]:
+    """The records of a backbone by tensor name, a tied tensor's under each of its names."""
+    for address, module in own_modules(backbone):
+        for key, record in module.__dict__.get(ATTRIBUTE, {}).items():
+            yield (f"{address}.{key}" if address else key), record
+
+
+def override_of(backbone: nn.Module, name: str) -> Override | None:
+    """The record of a tensor, if it has one."""
+    address, _, key = name.rpartition(".")
+    record: Override | None = module_at(backbone, address).__dict__.get(ATTRIBUTE, {}).get(key)
+    return record
+
+
+def own_values(backbone: nn.Module) -> dict[str, Tensor]:
+    """The backbone's own values of the tensors whose live value is a delta's, by name."""
+    return {name: record.base for name, record in overrides(backbone) if record.base is not None}
+
+
+def opened(backbone: nn.Module, names: Collection[str]) -> dict[str, Override]:
+    """The records of some tensors, made where there are none."""
+    wanted = {id(tensor_called(backbone, name)): name for name in names}
+    holders: dict[str, list[tuple[nn.Module, str]]] = {}
+    for _, module in own_modules(backbone) if wanted else ():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if id(tensor) in wanted:
+                holders.setdefault(wanted[id(tensor)], []).append((module, key))
+    found = {}
+    for name, places in holders.items():
+        records = (module.__dict__.get(ATTRIBUTE, {}).get(key) for module, key in places)
+        found[name] = next((record for record in records if record is not None), None) or Override()
+        for module, key in places:
+            module.__dict__.setdefault(ATTRIBUTE, {})[key] = found[name]
+    return found
+
+
+def tidy(backbone: nn.Module) -> None:
+    """Remove the records that are empty."""
+    for _, module in own_modules(backbone):
+        if ATTRIBUTE in module.__dict__:
+            records = module.__dict__[ATTRIBUTE]
+            full = {key: record for key, record in records.items() if record.values or record.base is not None}
+            if full:
+                module.__dict__[ATTRIBUTE] = full
+            else:
+                del module.__dict__[ATTRIBUTE]
+
+
+def forget_values(backbone: nn.Module) -> None:
+    """Remove all records; the live values stay."""
+    for _, module in own_modules(backbone):
+        module.__dict__.pop(ATTRIBUTE, None)
+
+
+def tensor_called(backbone: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its name."""
+    prefix, _, key = name.rpartition(".")
+    tensor = getattr(module_at(backbone, prefix), key)
+    assert isinstance(tensor, Tensor)
+    return tensor
