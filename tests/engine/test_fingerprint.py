@@ -9,6 +9,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from deltahub import LoraModel
 from deltahub.backbone import Fingerprint
 from deltahub.engine.fingerprint import backbone_tensors, fingerprint
+from deltahub.engine.overrides import opened
 from deltahub.errors import CheckpointError, DeltaHubError, FingerprintMismatch
 from tests.backbones import bert, bert_mlm, gpt2, original, stir, untouched
 
