@@ -27,6 +27,7 @@ from deltahub.engine.modules import own_modules, plain_name
 from deltahub.engine.site import CHILD, delta_key, is_delta_name
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files import sha256_file
+from deltahub.formats.opendelta_biases import SharedBiases
 from deltahub.formats.opendelta_names import SILENT_MODULES, belongs_to_a_delta, chosen
 from deltahub.formats.torch_file import read_pickle
 from deltahub.nearest import suggest
@@ -130,6 +131,7 @@ def _translate(
     places = chosen(saved, config, carried)
     own = dict(backbone_values(backbone))
     aliases = {plain_name(name) for name, _ in backbone.named_parameters(remove_duplicate=False)} - own.keys()
+    shared = SharedBiases(backbone, delta_type, own)
     offsets: dict[str, Tensor] = {}
     others: list[str] = []
     for name, tensor in saved.items():
@@ -142,9 +144,12 @@ def _translate(
         elif delta_type == "bitfit" and _is_trained_bias(name, saved):
             target = delta_key(name.removesuffix(".bias"), "bias")
             offset = tensor - own[name].detach().to(tensor) if name in own else tensor
+            if shared.holds(name, tensor, alone=True):
+                offset = torch.zeros_like(offset)
             offsets[target] = offsets.get(target, torch.zeros_like(tensor)) + offset
         elif name in own:
-            yield name, tensor
+            if not shared.holds(name, tensor, alone=_is_trained_bias(name, saved)):
+                yield name, tensor
         elif name in aliases or not tensor.is_floating_point():
             continue  # a second name of a tied tensor, or a constant such as position_ids
         elif belongs_to_a_delta(name):
@@ -153,6 +158,7 @@ def _translate(
             msg = f"{name} is neither part of a {delta_type} nor of this {type(backbone).__name__}. Load its own backbone."
             raise CheckpointError(msg)
     yield from offsets.items()
+    shared.report()
     if others:
         where = "of other deltas that were on the backbone, to be loaded from their own checkpoints"
         LOGGER.warning("%d tensors are left out: they are %s (%s, ...).", len(others), where, others[0])

@@ -275,3 +275,36 @@ def test_a_bias_that_was_trained_in_place_and_beside_is_one_bias(tmp_path, first
     )
 
     assert torch.allclose(plain + 1, both)
+
+
+def biases_and_lora(tmp_path, change=lambda bias: bias):
+    """Checkpoints of BitFit and of a LoRA trained beside it: as the original saves them, the biases are in both."""
+    for name, folder in (("bitfit__bert__default", "bitfit"), ("lora__bert__default", "lora")):
+        shutil.copytree(OPENDELTA / name / "delta", tmp_path / folder)
+    biases = torch.load(tmp_path / "bitfit" / "pytorch_model.bin", weights_only=True)
+    spoil(tmp_path / "lora", lambda t: {**t, **{name: change(bias) for name, bias in biases.items()}})
+    return tmp_path / "bitfit", tmp_path / "lora"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["BitFit first", "LoRA first"])
+def test_biases_that_checkpoints_of_two_deltas_share_are_taken_once(tmp_path, caplog, order):
+    folders = biases_and_lora(tmp_path)
+    facts, tensors = facts_of("lora__bert__default"), load_file(OPENDELTA / "lora__bert__default" / "io.safetensors")
+    expected = backbone_of(facts)
+    load(folders[0], expected)
+    load(OPENDELTA / "lora__bert__default" / "delta", expected)
+    backbone = backbone_of(facts)
+    deltas = [load(folders[which], backbone) for which in order]
+
+    assert far(outputs_of(expected, facts, tensors), outputs_of(backbone, facts, tensors)) < TOLERANCE
+    assert f"{deltas[0].name!r} on the backbone has them already" in caplog.text
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["BitFit first", "LoRA first"])
+def test_biases_of_another_moment_of_training_are_refused(tmp_path, order):
+    folders = biases_and_lora(tmp_path, lambda bias: bias + 0.5)
+    backbone = backbone_of(facts_of("lora__bert__default"))
+    load(folders[order[0]], backbone)
+
+    with untouched(backbone), pytest.raises(CheckpointError, match="with another value than in the delta"):
+        load(folders[order[1]], backbone)

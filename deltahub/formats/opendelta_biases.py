@@ -1,0 +1,76 @@
+"""Trained biases that checkpoints of OpenDelta share.
+
+OpenDelta's BitFit trains the backbone's biases in place, and a checkpoint holds everything that trained, of every delta that was on the
+backbone. So the checkpoints of BitFit and of a LoRA beside it both hold the biases, which must not be added twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from deltahub.engine.ledger import Entry, entries_of, value_of
+from deltahub.errors import CheckpointError
+
+LOGGER: Final = logging.getLogger("deltahub")
+
+
+class SharedBiases:
+    """The trained biases that deltas on a backbone have already.
+
+    Args:
+        delta_type: of the delta that is read. Two BitFits are alternatives, each with biases of its own.
+        own: the backbone's own values by name.
+    """
+
+    def __init__(self, backbone: nn.Module, delta_type: str, own: Mapping[str, Tensor]) -> None:
+        self.backbone, self.own = backbone, own
+        self.entries = [e for e in entries_of(backbone) if not e.config.delta_type == delta_type == "bitfit"]
+        self.found: dict[str, str] = {}
+
+    def holds(self, name: str, saved: Tensor, *, alone: bool) -> bool:
+        """Whether a delta on the backbone already has the saved value of a tensor, equal to the bit.
+
+        Args:
+            alone: whether the checkpoint holds a bias without the weight of its layer, as BitFit trains it.
+
+        Raises:
+            CheckpointError: a delta has trained the same bias to another value, so that both would be added up.
+        """
+        for entry in self.entries:
+            held = self._held(entry, name, saved)
+            if held is None:
+                continue
+            if held:
+                self.found[name] = entry.name
+                return True
+            if alone:
+                msg = (
+                    f"{name} is in the checkpoint with another value than in the delta {entry.name!r} on the backbone, and the two "
+                    "would be added up. Load checkpoints that were saved together, or remove() that delta first."
+                )
+                raise CheckpointError(msg)
+        return False
+
+    def report(self) -> None:
+        """Say which tensors were left out."""
+        if self.found:
+            name, delta = next(iter(self.found.items()))
+            text = "%d trained biases are left out: %r on the backbone has them already (%s, ...) and brings them."
+            LOGGER.warning(text, len(self.found), delta, name)
+
+    def _held(self, entry: Entry, name: str, saved: Tensor) -> bool | None:
+        """Whether a delta's value of a bias is the saved one; None where it has none."""
+        layer, _, leaf = name.rpartition(".")
+        if name in self.own and torch.equal(self.own[name].detach().to(saved), saved):
+            return None  # not trained
+        if entry.config.delta_type == "bitfit" and leaf == "bias" and layer in entry.insertions and name in self.own:
+            bias = entry.insertions[layer].state_dict()["bias"]
+            return torch.equal((saved - self.own[name].detach().to(saved)).to(bias), bias)
+        if leaf == "bias" and name in entry.replaced and f"{layer}.weight" not in entry.replaced:
+            return torch.equal(value_of(self.backbone, entry, name).to(saved), saved)
+        return None
