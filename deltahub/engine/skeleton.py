@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,8 +15,11 @@ from deltahub.engine.structure.names import StructureMap
 from deltahub.errors import CheckpointError
 
 
-def skeleton(folder: Path) -> nn.Module:
+def skeleton(folder: Path, class_name: str = "") -> nn.Module:
     """Build the model that a folder's `config.json` describes, on the meta device; no weights are read.
+
+    Args:
+        class_name: the class to build if it is one of transformers for this config; else the one that the config names.
 
     Raises:
         CheckpointError: there is no config that transformers understands.
@@ -30,10 +34,36 @@ def skeleton(folder: Path) -> nn.Module:
     except (ValueError, OSError, KeyError) as error:
         msg = f"{folder / 'config.json'} describes no backbone that transformers knows: {error}"
         raise CheckpointError(msg) from error
-    found = (getattr(transformers, name, None) for name in config.architectures or ())
+    asked = getattr(transformers, class_name, None)
+    if getattr(asked, "config_class", None) is not type(config):
+        asked = None
+    found = (asked, *(getattr(transformers, name, None) for name in config.architectures or ()))
     model_class = next((cls for cls in found if cls is not None), None)
     with torch.device("meta"):
         model: nn.Module = (model_class or transformers.AutoModel.from_config)(config)
+    return model
+
+
+def stand_in(class_name: str) -> nn.Module | None:
+    """Build a model of a class of transformers with its default config, on the meta device, as tied as the class can be.
+
+    Returns:
+        None if transformers has no such class, or it has no default config.
+    """
+    import transformers
+
+    model_class: Any = getattr(transformers, class_name, None)
+    config_class: Any = getattr(model_class, "config_class", None)
+    if config_class is None:
+        return None
+    try:
+        config = config_class()
+        for part in (config, *(value for value in vars(config).values() if hasattr(value, "tie_word_embeddings"))):
+            part.tie_word_embeddings = True
+        with torch.device("meta"):
+            model: nn.Module = model_class(config)
+    except Exception:  # noqa: BLE001  # a class whose config has no defaults can fail in any way
+        return None
     return model
 
 

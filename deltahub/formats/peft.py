@@ -14,41 +14,30 @@ from pathlib import Path
 from typing import Any, Final
 
 import safetensors.torch
+from torch import nn
 
 from deltahub import checkpoint
 from deltahub.cache.reading import checked, read_cached
 from deltahub.checkpoint import CARD, Checkpoint
-from deltahub.errors import CheckpointError, ConfigError
+from deltahub.errors import CheckpointError
 from deltahub.files import move_all, staging, storage_errors, sync_folders, write_synced
 from deltahub.formats.peft_adapter import Exported
+from deltahub.formats.peft_backbone import Backbone
 from deltahub.formats.peft_mapping import exported
-from deltahub.formats.peft_places import Places
+from deltahub.formats.peft_task import task_of
 from deltahub.hub.locating import locate
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 _VLLM_RANK: Final = 16  # --max-lora-rank of vLLM, if it is told nothing
-
-# How classes of transformers end, and what PEFT calls their task.
-_TASKS: Final = {
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
-    "ForCausalLM": "CAUSAL_LM",
-    "LMHeadModel": "CAUSAL_LM",
-}
-_NEEDS_NO_HEAD: Final = {
-    "SEQ_2_SEQ_LM",
-    "CAUSAL_LM",
-}  # for the others PEFT makes a copy of the head that it expects in the file
+_NEEDS_NO_HEAD: Final = {"SEQ_2_SEQ_LM", "CAUSAL_LM"}  # for the others PEFT expects the head in the file
 
 
 def export_peft(
     path: str | os.PathLike[str],
     to: str | os.PathLike[str],
     *,
-    backbone: str | os.PathLike[str] | None = None,
+    backbone: str | os.PathLike[str] | nn.Module | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write a delta as an adapter that `peft.PeftModel.from_pretrained`, vLLM and LoRAX load.
@@ -56,8 +45,9 @@ def export_peft(
     Args:
         path: a folder, or a reference to pull.
         to: the folder to write, which is new or holds an adapter.
-        backbone: the folder of its backbone, or a model id in Hugging Face's cache. Only some deltas need it: those on parts of
-            fused layers, whose rows it tells, and LayerNorm tuning, to whose weights the delta's are added.
+        backbone: its backbone: the folder, a model id in Hugging Face's cache, or the model. Only some deltas need it: those on parts
+            of fused layers, whose rows it tells; LayerNorm tuning, to whose weights the delta's are added; trained layers of which
+            the delta holds only a part, or that may share their weights; and all for which the names of layers do not tell enough.
         cache_dir: another place for what is pulled.
 
     Returns:
@@ -74,9 +64,10 @@ def export_peft(
         msg = f"{folder} holds something else than an adapter of PEFT. Choose a new folder."
         raise CheckpointError(msg)
     saved = read_cached(lambda: locate(path, cache_dir), _read)
-    places = Places.of(saved, None if backbone is None else os.fspath(backbone))
-    found = exported(saved, places)
-    config = {**_common(saved.document, found, places), **found.options}
+    given = backbone if backbone is None or isinstance(backbone, nn.Module) else os.fspath(backbone)
+    known = Backbone.of(saved, given)
+    found = exported(saved, known)
+    config = {**_common(saved.document, found, known), **found.options}
     with storage_errors("Writing the adapter", folder):
         folder.mkdir(parents=True, exist_ok=True)
         with staging(folder) as stage:
@@ -101,21 +92,15 @@ def _card(config: Mapping[str, Any], digest: str) -> str:
     return f"---\n{front}---\n\nWritten by deltahub from the delta {digest}.\n"
 
 
-def _common(document: Mapping[str, Any], found: Exported, places: Places) -> dict[str, Any]:
-    """What every adapter's config says."""
-    backbone_class = str(document.get("backbone_class", ""))
-    task = next((task for ending, task in _TASKS.items() if backbone_class.endswith(ending)), None)
-    if found.needs_task and task is None:
-        msg = (
-            f"PEFT knows no prompts for a {backbone_class or 'backbone of unknown class'}: expected a class of transformers that "
-            f"ends in one of {', '.join(_TASKS)}."
-        )
-        raise ConfigError(msg)
+def _common(document: Mapping[str, Any], found: Exported, backbone: Backbone) -> dict[str, Any]:
+    """The keys of every adapter's config."""
+    task = task_of(backbone.class_name, backbone.model_class)
     if task not in _NEEDS_NO_HEAD and not found.needs_task:
         task = None
+    mapping = {"base_model_class": backbone.class_name, "parent_library": "transformers"}
     return {
-        "auto_mapping": None if task else {"base_model_class": backbone_class, "parent_library": "transformers"},
-        "base_model_name_or_path": places.named or _name(document),
+        "auto_mapping": None if task or backbone.model_class is None else mapping,
+        "base_model_name_or_path": backbone.named or _name(document),
         "inference_mode": True,
         "modules_to_save": found.modules_to_save or None,
         "peft_type": found.peft_type,
@@ -151,6 +136,8 @@ def serving_notes(folder: Path) -> list[str]:
         beyond.append("has ranks or scales of its own in some layers")
     if beyond:
         return [f"vLLM refuses it, and LoRAX would leave out a part: it also {' and '.join(beyond)}."]
+    if isinstance(config["target_modules"], str):
+        return ["Not for vLLM or LoRAX, which take names of layers; no list of names means these layers alone."]
     notes = []
     if config["r"] > _VLLM_RANK:
         notes.append(f"Start vLLM with --max-lora-rank {_next_rank(config['r'])}: its rank is {config['r']}.")

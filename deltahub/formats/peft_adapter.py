@@ -10,7 +10,8 @@ from torch import Tensor
 
 from deltahub.engine.structure.layouts import Part
 
-MODEL: Final = "base_model.model."  # before the name of each tensor
+MODEL: Final = "base_model.model."  # before the name of each tensor of the backbone
+PROMPTED: Final = "base_model."  # the same beside a prompt, for which PEFT wraps the backbone once, not twice
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Exported:
         peft_type: what PEFT calls the method.
         options: keys of its config beyond those that all methods have.
         tensors: by the names in the file.
-        modules_to_save: modules of the backbone whose tensors it replaces.
+        modules_to_save: modules of the backbone that it replaces.
         needs_task: whether PEFT applies the method only by task.
     """
 

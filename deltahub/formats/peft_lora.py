@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
@@ -13,8 +13,12 @@ from torch import Tensor
 from deltahub.address import value_for
 from deltahub.errors import ConfigError
 from deltahub.formats.peft_adapter import Exported, by_part, named, whole_width
-from deltahub.formats.peft_places import Places
+from deltahub.formats.peft_backbone import Backbone
+from deltahub.formats.peft_naming import target_names
 
+_MAMBAS: Final = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+_MAMBA_READS: Final = frozenset({"conv1d", "out_proj"})  # whose weights kernels read themselves
+_EXPERTS: Final = frozenset({"down_proj", "gate", "gate_proj", "up_proj", "w1", "w2", "w3"})
 _LORA: Final[Mapping[str, Any]] = {
     "alpha_pattern": {},
     "exclude_modules": None,
@@ -26,7 +30,7 @@ _LORA: Final[Mapping[str, Any]] = {
 }
 
 
-def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], places: Places) -> Exported:
+def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], backbone: Backbone) -> Exported:
     """The adapter of a LoRA.
 
     Args:
@@ -36,6 +40,7 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], p
     Raises:
         ConfigError: PEFT has no form for it, or the backbone is needed.
     """
+    _refuse_names(set(shares), backbone)
     rank, alpha = int(document.get("lora_r", 8)), float(document.get("lora_alpha", 16))
     use_dora, use_rslora = bool(document.get("use_dora")), bool(document.get("use_rslora"))
     fused = {module: by_part(leaves) for module, leaves in shares.items() if "lora_A" not in leaves}
@@ -47,7 +52,7 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], p
     whole = max((len(parts) for parts in fused.values()), default=1) * rank
     updates: dict[str, int] = {}
     for module, leaves in shares.items():
-        down, up = _joined(module, fused[module], places) if module in fused else (leaves["lora_A"], leaves["lora_B"])
+        down, up = _joined(module, fused[module], backbone) if module in fused else (leaves["lora_A"], leaves["lora_B"])
         extra = 0 if ranks or alphas else whole - down.shape[0]  # one rank for all, where there is one, can be served
         updates[module] = down.shape[0]
         down, up = (
@@ -55,7 +60,7 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], p
             if extra
             else (down, up)
         )
-        if places.is_embedding(module, down.shape[1], up.shape[0]):
+        if backbone.is_embedding(module, down.shape[1], up.shape[0]):
             tensors |= {f"{module}.lora_embedding_A": down, f"{module}.lora_embedding_B": up}
             continue
         tensors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
@@ -67,11 +72,11 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], p
         **_LORA,
         **(_patterns(document, updates, whole, alpha, use_rslora=use_rslora) if ranks or alphas else {}),
         "bias": "none",
-        "fan_in_fan_out": any(map(places.is_turned, shares)),
+        "fan_in_fan_out": any(map(backbone.is_turned, shares)),
         "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
         "lora_dropout": float(document.get("lora_dropout", 0.0)),
         "r": whole,
-        "target_modules": _targets(shares, places),
+        "target_modules": target_names(shares, {*backbone.modules, *shares}),
         "use_dora": use_dora,
         "use_rslora": use_rslora,
     }
@@ -95,16 +100,18 @@ def _patterns(
         own = value_for(document.get("alpha_pattern") or {}, module, float(document.get("lora_alpha", 16)))
         scale = own / (math.sqrt(rank) if document.get("use_rslora") else rank)
         own = scale * (math.sqrt(size) if use_rslora else size)
+        # A pattern means the ends of names too, unless it says that the name begins with it.
+        pattern = f"{'^' * any(other.endswith(f'.{module}') for other in updates)}{re.escape(module)}"
         if size != whole:
-            found["rank_pattern"][re.escape(module)] = size
+            found["rank_pattern"][pattern] = size
         if own != alpha:
-            found["alpha_pattern"][re.escape(module)] = own
+            found["alpha_pattern"][pattern] = own
     return found
 
 
-def _joined(module: str, shares: Mapping[str, Mapping[str, Tensor]], places: Places) -> tuple[Tensor, Tensor]:
+def _joined(module: str, shares: Mapping[str, Mapping[str, Tensor]], backbone: Backbone) -> tuple[Tensor, Tensor]:
     """Updates of some parts of a layer as one of the whole: ``(k r, n_in)`` and ``(n_out, k r)``."""
-    parts = places.parts(module, shares)
+    parts = backbone.parts(module, shares)
     first = next(iter(shares))
     n_out = whole_width(shares[first]["lora_B"].shape[0], parts[first])
     up = torch.block_diag(*(share["lora_B"] for share in shares.values()))  # type: ignore[no-untyped-call]
@@ -114,8 +121,26 @@ def _joined(module: str, shares: Mapping[str, Mapping[str, Tensor]], places: Pla
     return torch.cat([share["lora_A"] for share in shares.values()]), placed
 
 
-def _targets(shares: Collection[str], places: Places) -> list[str]:
-    """The last parts of the modules' names where they mean these modules alone, as people write them; else whole names."""
-    last = {module.rpartition(".")[2] for module in shares}
-    meant = {module for module in places.modules if module.rpartition(".")[2] in last}
-    return sorted(last if meant == set(shares) else shares)
+def _refuse_names(modules: set[str], backbone: Backbone) -> None:
+    """Refuse layers whose names PEFT does not take, or takes for others, in some families of models.
+
+    Raises:
+        ConfigError: the message names the first.
+    """
+    config = getattr(backbone.known, "config", None)
+    family = str(getattr(config, "model_type", ""))
+    refused = _MAMBA_READS if family in _MAMBAS else _EXPERTS if _has_moved_experts(family) else frozenset()
+    if taken := sorted(module for module in modules if module.rpartition(".")[2] in refused):
+        msg = f"PEFT has no LoRA on {taken[0]} of a {backbone.class_name}, whose name means something else to it. Load it with deltahub."
+        raise ConfigError(msg)
+    if refused is _EXPERTS and isinstance(target_names(modules, {*backbone.modules, *modules}), str):
+        msg = f"PEFT has no names that mean {min(modules)} of a {backbone.class_name} alone. Load it with deltahub."
+        raise ConfigError(msg)
+
+
+def _has_moved_experts(family: str) -> bool:
+    """Whether PEFT takes the names of a family's layers for those of releases in which each expert had its own."""
+    from transformers import conversion_mapping
+
+    table = getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {})
+    return family == "mixtral" or table.get(family) in ("mixtral", "qwen2_moe")

@@ -1,0 +1,315 @@
+"""The backbone of a delta that is written for PEFT: its modules, its tensors, and which of them are one.
+
+Given the backbone, as a folder or a model, all of this is known. Without it the delta's record has names, shapes and hashes, and a
+stand-in, a model of the same class with that class's default sizes, has the kinds of modules and which tensors can be shared. Where
+neither is certain, the backbone is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from deltahub.address import Address
+from deltahub.backbone import Leaf
+from deltahub.checkpoint import Checkpoint
+from deltahub.engine.shapes import is_conv1d
+from deltahub.engine.site import Site, is_delta_name
+from deltahub.engine.skeleton import skeleton, stand_in
+from deltahub.engine.structure.layouts import Part
+from deltahub.engine.structure.maps import MARK
+from deltahub.engine.structure.names import StructureMap
+from deltahub.engine.structure.targets import find_targets
+from deltahub.errors import CheckpointError, ConfigError, NoMatchError
+from deltahub.fitting import backbone_folder
+from deltahub.formats.peft_values import Values
+
+ASK: Final = "Pass its folder or model id, or the model: backbone=... in Python, --backbone on the command line."
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone as far as it is known.
+
+    Attributes:
+        class_name: of the model.
+        shapes: of its tensors, by name; of tensors that are one, under one name.
+        values: its tensors.
+        named: the backbone as it was given; empty if it was not, or not by its name.
+        model: the backbone, maybe without values; None if it was not given.
+    """
+
+    class_name: str
+    shapes: Mapping[str, tuple[int, ...]]
+    values: Values
+    named: str = ""
+    model: nn.Module | None = None
+    _parts: dict[str, dict[str, Part]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, saved: Checkpoint, backbone: str | nn.Module | None) -> Backbone:
+        """Collect what a checkpoint and, if given, its backbone tell.
+
+        Raises:
+            CheckpointError: the backbone is not found.
+        """
+        leaves: dict[str, Leaf] = {leaf.name: leaf for leaf in (saved.fingerprint.leaves if saved.fingerprint else ())}
+        own = {name: tensor for name, tensor in saved.tensors.items() if not is_delta_name(name)}
+        shapes = {name: leaf.shape for name, leaf in leaves.items()} | {n: tuple(t.shape) for n, t in own.items()}
+        class_name = str(saved.document.get("backbone_class", ""))
+        if backbone is None or isinstance(backbone, nn.Module):
+            return cls(class_name, shapes, Values(leaves, own, None, backbone), "", backbone)
+        folder = backbone_folder(backbone)
+        named = "" if Path(backbone).expanduser().is_dir() else backbone
+        model = skeleton(folder, class_name)
+        return cls(class_name, shapes, Values(leaves, own, folder, model), named, model)
+
+    @cached_property
+    def stand_in(self) -> nn.Module | None:
+        """A model of the same class, on the meta device, with all tensors tied that the class can tie."""
+        return stand_in(self.class_name)
+
+    @property
+    def known(self) -> nn.Module | None:
+        """The backbone, else its stand-in."""
+        return self.stand_in if self.model is None else self.model
+
+    @property
+    def model_class(self) -> type[nn.Module] | None:
+        """The class of the model, where it is known."""
+        return None if self.known is None else type(self.known)
+
+    # ----- modules -----
+
+    @cached_property
+    def modules(self) -> list[str]:
+        """The names of all modules, under each name that a shared one has."""
+        if self.model is not None:
+            return [name for name, _ in paths(self.model) if name]
+        found = {within for name in self.shapes for within in _ancestors(name)}
+        if self.stand_in is not None:
+            found |= {name for name, _ in paths(self.stand_in) if name and not re.search(r"\d", name)}
+        return sorted(found)
+
+    @cached_property
+    def _by_name(self) -> dict[str, nn.Module]:
+        """The modules that are known by name; those of a stand-in, which may have fewer blocks, with * for numbers."""
+        if self.model is not None:
+            return dict(paths(self.model))
+        return {} if self.stand_in is None else {_numberless(name): module for name, module in paths(self.stand_in)}
+
+    def module(self, name: str) -> nn.Module | None:
+        """A module, or one of the stand-in that has its kind; None if it is not known.
+
+        Raises:
+            CheckpointError: the backbone that was given has none of that name.
+        """
+        found = self._by_name.get(name if self.model is not None else _numberless(name))
+        if found is None and self.model is not None:
+            msg = f"This {type(self.model).__name__} has no {name}. Pass the backbone of this delta."
+            raise CheckpointError(msg)
+        return found
+
+    def refuse_shared(self, modules: Collection[str]) -> None:
+        """Refuse modules that several others hold: PEFT puts its layer into one place, and a delta acts in all.
+
+        Raises:
+            ConfigError: the message names the first.
+        """
+        places: dict[int, int] = {}
+        for parent in () if self.known is None else self.known.modules():
+            for child in parent._modules.values():
+                places[id(child)] = places.get(id(child), 0) + 1
+        for name in modules:
+            found = self.module(name)
+            if found is not None and places.get(id(found), 0) > 1:
+                msg = f"{name} is used in several places, and PEFT would adapt it in one of them. Load the delta with deltahub."
+                raise ConfigError(msg)
+
+    def widths(self, module: str) -> tuple[int, int] | None:
+        """The input and output width of a linear layer or transformers' Conv1D; None where its weight has another form."""
+        shape, bias = self.shapes.get(f"{module}.weight", ()), self.shapes.get(f"{module}.bias")
+        if len(shape) != 2 or (bias is not None and bias[0] not in shape):
+            return None  # quantised, say
+        rows, columns = shape
+        return (rows, columns) if self.is_turned(module) else (columns, rows)
+
+    def is_turned(self, module: str) -> bool:
+        """Whether a layer is a Conv1D, which keeps its weight as ``(n_in, n_out)`` and always has a bias."""
+        shape, bias = self.shapes.get(f"{module}.weight", ()), self.shapes.get(f"{module}.bias")
+        if len(shape) != 2 or bias is None:
+            return False
+        if shape[0] != shape[1]:
+            return bias[0] != shape[0]
+        found = self._by_name.get(module if self.model is not None else _numberless(module))
+        return found is not None and is_conv1d(found)
+
+    def is_embedding(self, module: str, n_in: int, n_out: int) -> bool:
+        """Whether a layer that a delta takes to map `n_in` to `n_out` is an embedding, whose weight is ``(n_in, n_out)``.
+
+        Raises:
+            ConfigError: PEFT has no LoRA for this kind of layer, or the backbone has to tell.
+        """
+        shape = self.shapes.get(f"{module}.weight")  # a layer that shares its weight may have none under its own name
+        may_be = shape in ((n_in, n_out), None) and f"{module}.bias" not in self.shapes
+        if self.model is None and not may_be:
+            return False
+        found = self.module(module)
+        if found is None:
+            msg = f"Only the backbone tells whether {module} is an embedding or a linear layer. {ASK}"
+            raise ConfigError(msg)
+        _check_kind(module, found)
+        return isinstance(found, nn.Embedding)
+
+    def parts(self, module: str, labels: Collection[str]) -> dict[str, Part]:
+        """The parts of a fused layer, by label.
+
+        Raises:
+            ConfigError: no backbone was given.
+            CheckpointError: the backbone given has no such parts.
+        """
+        if self.model is None:
+            msg = (
+                f"The delta acts on the {', '.join(sorted(labels))} rows of {module} alone, and only the backbone tells which rows "
+                f"these are. {ASK}"
+            )
+            raise ConfigError(msg)
+        if not self._parts:
+            structure = StructureMap.of(self.model)
+            for name, _ in paths(self.model):
+                self._parts[name] = {part.label: part for _, part in structure.variants(name) if part}
+        found = self._parts.get(module, {})
+        if missing := sorted(set(labels) - found.keys()):
+            msg = f"{module} of the backbone has no {missing[0]} rows. Pass the backbone of this delta."
+            raise CheckpointError(msg)
+        return found
+
+    def meant(self, pattern: str, document: Mapping[str, Any], modules: Collection[str]) -> set[str]:
+        """Those of some modules that an address of a delta means.
+
+        Args:
+            document: the delta's config, which says whether common names count and what is left out.
+
+        Raises:
+            ConfigError: the backbone has to tell.
+        """
+        common = document.get("common_structure")
+        if self.model is None and common is not True and MARK not in pattern.removeprefix("[r]"):
+            address = Address(pattern)
+            if common is False or any(address.matches(name) for name in self.modules):
+                return {name for name in modules if address.matches(name)}
+        known = self.known
+        if known is None or (self.model is None and re.search(r"^\[r\]|(?<![^.])\d+(?![^.])", pattern)):
+            msg = f"Only the backbone tells which layers {pattern!r} means. {ASK}"
+            raise ConfigError(msg)
+        found: set[str] = set()
+        with suppress(NoMatchError):
+            found = {t.name for t in find_targets(known, (pattern,), document.get("exclude_modules") or (), common)}
+        if self.model is not None:
+            return found & set(modules)
+        like = {_numberless(name) for name in found}
+        return {name for name in modules if _numberless(name) in like}
+
+    # ----- tensors -----
+
+    def names_of(self, name: str) -> set[str]:
+        """Every name of a tensor: more than one where modules share it.
+
+        Raises:
+            ConfigError: the backbone has to tell.
+        """
+        if self.model is not None:
+            return self._shared.get(name, {name})
+        group = self._shared.get(_numberless(name))
+        if group is None or not group <= {_numberless(other) for other in self.shapes}:
+            msg = f"The delta trained {name}, and only the backbone tells whether other layers share it. {ASK}"
+            raise ConfigError(msg)
+        return {name}
+
+    @cached_property
+    def _shared(self) -> dict[str, set[str]]:
+        """Name of a tensor to all its names; in a stand-in with * for numbers."""
+        if self.known is None:
+            return {}
+        groups: dict[int, set[str]] = {}
+        for name, tensor in tensors(self.known):
+            groups.setdefault(id(tensor), set()).add(name if self.model is not None else _numberless(name))
+        return {name: group for group in groups.values() for name in group}
+
+    def keys(self, module: str) -> list[str]:
+        """The tensors inside a module, by whole name.
+
+        Raises:
+            ConfigError: the backbone has to tell.
+        """
+        found = self.module(module)
+        inside = [f"{module}.{name}" for name, _ in tensors(found)] if found is not None else []
+        if self.model is not None:
+            return inside
+        recorded = [name for name in self.shapes if name.startswith(f"{module}.")]
+        if found is None or {_numberless(name) for name in inside} - {_numberless(name) for name in recorded}:
+            msg = f"PEFT keeps {module} as a whole, and only the backbone tells what is in it. {ASK}"
+            raise ConfigError(msg)
+        return recorded
+
+    def value(self, name: str) -> Tensor:
+        """A tensor as the delta trained it, else as the backbone has it.
+
+        Raises:
+            ConfigError: no backbone was given.
+            CheckpointError: the backbone has no such tensor.
+            FingerprintMismatch: its values are others than those the delta was trained on.
+        """
+        if self.model is None and name not in self.values.trained:
+            msg = f"PEFT keeps {name.rpartition('.')[0]} as a whole, and the delta does not hold all of it. {ASK}"
+            raise ConfigError(msg)
+        return self.values.of(name, {name} if self.model is None else self.names_of(name))
+
+
+def _check_kind(name: str, module: nn.Module) -> None:
+    """Refuse a layer for which PEFT has no LoRA, or one that computes something else."""
+    kind = type(module).__name__
+    if isinstance(module, nn.Embedding) and type(module).forward is not nn.Embedding.forward:
+        msg = f"{name} is a {kind}, which does more than look up rows, and PEFT's LoRA does not know what. Load the delta with deltahub."
+        raise ConfigError(msg)
+    weight = getattr(module, "weight", None)
+    quantised = not (
+        isinstance(weight, nn.Parameter) and weight.is_floating_point()
+    )  # PEFT knows these, or says that it does not
+    if not (quantised or isinstance(module, (nn.Linear, nn.Embedding)) or is_conv1d(module)):
+        msg = f"{name} is a {kind}; PEFT has a LoRA for Linear, Conv1D and Embedding layers. Load the delta with deltahub."
+        raise ConfigError(msg)
+
+
+def paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module without those of deltas, under each name that it has."""
+    yield "", model
+    for key, child in model._modules.items():
+        if child is not None and not isinstance(child, Site):
+            for name, module in paths(child):
+                yield (f"{key}.{name}" if name else key), module
+
+
+def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What `state_dict` of a model without deltas holds, under each name."""
+    for name, module in paths(model):
+        kept = {key: t for key, t in module._buffers.items() if key not in module._non_persistent_buffers_set}
+        for key, tensor in {**module._parameters, **kept}.items():
+            if tensor is not None:
+                yield (f"{name}.{key}" if name else key), tensor
+
+
+def _ancestors(name: str) -> Iterator[str]:
+    while name := name.rpartition(".")[0]:
+        yield name
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)

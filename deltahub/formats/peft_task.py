@@ -1,0 +1,61 @@
+"""What PEFT calls the task of a model. Its model for a task passes on certain inputs, which the backbone's forward has to take."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Final
+
+from torch import nn
+
+from deltahub.errors import ConfigError
+
+# How classes of transformers end, and what PEFT calls their task.
+_TASKS: Final = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+}
+_INPUTS: Final = {"input_ids", "attention_mask", "inputs_embeds"}
+_DECODER: Final = {"decoder_input_ids", "decoder_inputs_embeds"}
+# For tasks with a head PEFT makes a copy of the head, by these ends of names, and expects it in the file.
+HEADS: Final[Mapping[str, tuple[str, ...]]] = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+
+
+def task_of(class_name: str, model_class: type[nn.Module] | None) -> str | None:
+    """What PEFT calls the task of a class, if PEFT's model for it can call this one.
+
+    Args:
+        model_class: the class; None if it is not known.
+    """
+    task = next((task for ending, task in _TASKS.items() if class_name.endswith(ending)), None)
+    if task is None or model_class is None:
+        return None
+    taken = set(inspect.signature(model_class.forward).parameters)
+    decoding = bool(_DECODER & taken)
+    fits = taken >= _INPUTS and (taken >= _DECODER if task == "SEQ_2_SEQ_LM" else not decoding)
+    return task if fits else None
+
+
+def prompt_task(class_name: str, model_class: type[nn.Module] | None) -> str:
+    """The task of a class that takes prompts.
+
+    Raises:
+        ConfigError: PEFT has no prompts for it.
+    """
+    task = task_of(class_name, model_class)
+    if task is None:
+        msg = (
+            f"PEFT knows no prompts for a {class_name or 'backbone of unknown class'}: expected a class of transformers that ends in "
+            f"one of {', '.join(_TASKS)}, and whose forward takes {', '.join(sorted(_INPUTS))}; with ForConditionalGeneration also "
+            f"{' and '.join(sorted(_DECODER))}, and without it neither."
+        )
+        raise ConfigError(msg)
+    return task
