@@ -91,7 +91,10 @@ def inputs_for(backbone: nn.Module) -> dict[str, Tensor]:
     like = next(backbone.parameters())
     if backbone.main_input_name == "pixel_values":
         return {"pixel_values": torch.randn(2, 3, 8, 8, generator=draw).to(like.dtype)}
-    inputs = {"input_ids": torch.randint(1, 50, (2, 7), generator=draw)}
+    if backbone.main_input_name == "input_features":
+        inputs = {"input_features": torch.randn(2, 4, 16, generator=draw).to(like.dtype)}
+    else:
+        inputs = {"input_ids": torch.randint(1, 50, (2, 7), generator=draw)}
     if backbone.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = torch.randint(1, 50, (2, 4), generator=draw)
     return inputs

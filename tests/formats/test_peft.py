@@ -8,7 +8,7 @@ import re
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from deltahub import (
     AdapterModel,
@@ -29,11 +29,15 @@ from deltahub.formats.peft import serving_notes
 from deltahub.hub.hub import Hub
 from tests.backbones import bert, gpt2, llama, logits_of, stir, t5, train
 from tests.checkpoints import content_of
+from tests.formats.architectures import distilbert, numbered, square_gpt2, whisper
 
 # PEFT asks transformers for what it renames.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Unsupported layer type .*Norm:UserWarning"),  # it says so of every norm
+    pytest.mark.filterwarnings(
+        "ignore:Model has .tie_word_embeddings=True.:UserWarning"
+    ),  # merging there would go wrong
 ]
 TOLERANCE = 1e-5  # relative to the largest logit
 ACTS = 1e-3  # what a delta changes at least
@@ -214,8 +218,112 @@ def test_trained_biases_of_adapted_layers_go_with_it(written):
 def test_what_peft_cannot_replace_is_refused(written):
     with pytest.raises(ConfigError, match=r"trained .*query\.weight, which is of a layer that the delta adapts"):
         written(bert, LoraModel, exclude=("deltas", "query"))
-    with pytest.raises(ConfigError, match=r"trained shared\.weight\. Where an embedding is shared"):
+
+
+def test_what_layers_may_share_needs_the_backbone_and_is_written_for_each(written):
+    with pytest.raises(
+        ConfigError, match=r"trained shared\.weight, and only the backbone tells .* share it.*--backbone"
+    ):
         written(t5, LoraModel, exclude=("deltas", "shared"))
+    expected, folder, config = written(t5, LoraModel, exclude=("deltas", "shared"), steps=1, given=True)
+
+    assert far(expected, in_peft(t5, folder)[0]) < TOLERANCE
+    assert config["modules_to_save"] == ["decoder.embed_tokens", "encoder.embed_tokens", "lm_head", "shared"]
+
+
+def test_an_embedding_that_no_layer_shares_needs_no_backbone(written):
+    expected, folder, config = written(llama, LoraModel, exclude=("deltas", "embed_tokens", "lm_head"), steps=1)
+
+    assert far(expected, in_peft(llama, folder)[0]) < TOLERANCE
+    assert config["modules_to_save"] == ["lm_head", "model.embed_tokens"]
+
+
+def test_half_of_a_trained_layer_takes_its_other_half_from_the_backbone(written):
+    with pytest.raises(ConfigError, match="PEFT keeps classifier as a whole"):
+        written(bert, LoraModel, exclude=("deltas", "classifier.weight"), steps=1)
+    expected, folder, config = written(bert, LoraModel, exclude=("deltas", "classifier.weight"), steps=1, given=True)
+
+    assert far(expected, in_peft(bert, folder)[0]) < TOLERANCE
+    assert config["modules_to_save"] == ["classifier"]
+
+
+def test_what_peft_takes_for_the_same_name_is_written_as_the_backbone_has_it(written):
+    expected, folder, _ = written(distilbert, LoraModel, exclude=("deltas", "[r]classifier"), steps=1, given=True)
+
+    assert far(expected, in_peft(distilbert, folder)[0]) < TOLERANCE
+    assert "base_model.model.pre_classifier.weight" in load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "exclude", "names"),
+    [
+        (["tail.2"], [], ["tail.2"]),
+        (["2"], ["tail"], "2"),
+    ],  # as a list "2" would mean tail.2 too: a pattern for the whole name
+)
+def test_layers_are_named_by_numbers_only_where_these_mean_no_others(tmp_path, patterns, exclude, names):
+    delta = LoraModel(numbered(), modified_modules=patterns, exclude_modules=exclude)
+    delta.freeze_module()
+    delta.save_finetuned(tmp_path / "delta")
+    folder = export_peft(tmp_path / "delta", tmp_path / "peft")
+    assert json.loads((folder / "adapter_config.json").read_bytes())["target_modules"] == names
+
+
+def test_ia3_at_the_input_of_a_square_layer_stays_at_its_input(written):
+    both = ["attention.output.dense"]
+    expected, folder, config = written(bert, IA3Model, modified_modules=both, feedforward_modules=both)
+    assert far(expected, in_peft(bert, folder)[0]) < TOLERANCE
+    common = {"modified_modules": ["attn.proj", "attn.k"], "feedforward_modules": ["attn.proj"]}
+    expected, folder, config = written(bert, IA3Model, **common)
+    assert far(expected, in_peft(bert, folder)[0]) < TOLERANCE
+    assert all(name.endswith("output.dense") for name in config["feedforward_modules"])
+
+
+def test_a_square_embedding_is_an_embedding(written):
+    expected, folder, config = written(square_gpt2, LoraModel, modified_modules=["wpe", "attn.c_proj"])
+
+    assert far(expected, in_peft(square_gpt2, folder)[0]) < TOLERANCE
+    assert config["target_modules"] == [f"transformer.h.{block}.attn.c_proj" for block in (0, 1)] + ["transformer.wpe"]
+
+
+def test_a_layer_norm_of_files_of_older_names_is_found(written, tmp_path):
+    _, folder, _ = written(bert, LayerNormModel, given=True)
+    path = tmp_path / "backbone" / "model.safetensors"
+    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): t for name, t in load_file(path).items()}
+    save_file({name.replace("LayerNorm.bias", "LayerNorm.beta"): t for name, t in old.items()}, path, {"format": "pt"})
+
+    again = export_peft(tmp_path / "delta", tmp_path / "again", backbone=tmp_path / "backbone")
+    assert content_of(again) == content_of(folder)
+
+
+def test_the_precision_of_the_backbones_file_does_not_count(tmp_path):
+    bert().bfloat16().save_pretrained(tmp_path / "backbone")
+    backbone = type(bert()).from_pretrained(tmp_path / "backbone", dtype=torch.float32)
+    delta = LayerNormModel(backbone)
+    delta.freeze_module()
+    stir(delta)
+    delta.save_finetuned(tmp_path / "delta")
+    folder = export_peft(tmp_path / "delta", tmp_path / "peft", backbone=tmp_path / "backbone")
+    assert {t.dtype for t in load_file(folder / "adapter_model.safetensors").values()} == {torch.float32}
+
+
+def test_a_prompt_of_a_model_with_a_head_takes_the_head_from_the_backbone(written):
+    with pytest.raises(ConfigError, match="PEFT keeps classifier as a whole"):
+        written(bert, SoftPromptModel, soft_token_num=3)
+    expected, folder, _ = written(bert, SoftPromptModel, soft_token_num=3, given=True)
+
+    assert far(expected, in_peft(bert, folder)[0]) < TOLERANCE
+
+
+def test_trained_embeddings_beside_a_prompt_are_refused(written):
+    with pytest.raises(ConfigError, match=r"PEFT uses the backbone's own embeddings"):
+        written(llama, SoftPromptModel, soft_token_num=3, exclude=("deltas", "embed_tokens"))
+
+
+def test_a_task_whose_model_takes_other_inputs_is_left_out(written):
+    expected, folder, config = written(whisper, LoraModel, modified_modules=["q_proj"])
+    assert config["task_type"] is None
+    assert far(expected, in_peft(whisper, folder)[0]) < TOLERANCE
 
 
 @pytest.mark.parametrize(
