@@ -24,6 +24,7 @@ _STALE: Final = 86400.0  # seconds after which nobody can still be writing
 STAGE: Final = ".deltahub-"  # and 32 hex digits: a user's own folders beside it are never taken for one
 REPLACED: Final = "replaced"  # in a stage: what is being replaced, in case it must come back
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_FOLDER_SYNC: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})  # CIFS and mounts of buckets
 _FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
@@ -127,6 +128,9 @@ def sync_folders(folders: Iterable[Path]) -> None:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER_SYNC:
+                raise
         finally:
             os.close(descriptor)
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from deltahub.errors import StorageError
+
 
 def home() -> Path:
     """The folder of the user's own data."""
@@ -18,7 +20,7 @@ def home() -> Path:
         return Path(folder).expanduser()
     import platformdirs
 
-    return platformdirs.user_data_path("deltahub", appauthor=False)
+    return _absolute(platformdirs.user_data_path("deltahub", appauthor=False))
 
 
 def cache_home() -> Path:
@@ -29,7 +31,7 @@ def cache_home() -> Path:
         return home() / "cache"
     import platformdirs
 
-    return platformdirs.user_cache_path("deltahub", appauthor=False)
+    return _absolute(platformdirs.user_cache_path("deltahub", appauthor=False))
 
 
 def config_home() -> Path:
@@ -38,4 +40,15 @@ def config_home() -> Path:
         return home()
     import platformdirs
 
-    return platformdirs.user_config_path("deltahub", appauthor=False)
+    return _absolute(platformdirs.user_config_path("deltahub", appauthor=False))
+
+
+def _absolute(folder: Path) -> Path:
+    """Refuse a folder that begins with "~": this user has no home."""
+    if not folder.is_absolute():
+        msg = (
+            "This user has no home folder: HOME is not set, and there is no entry in the list of users. "
+            "Set DELTAHUB_HOME and DELTAHUB_CACHE to folders for the registry and the cache."
+        )
+        raise StorageError(msg)
+    return folder

@@ -14,13 +14,14 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError, NotFoundError
 from deltahub.files import copy_hashed, move_all, read_file, sha256_file, staging, storage_errors
 from deltahub.manifest import FileEntry, Manifest
+from deltahub.rights import make_folder, make_root, take_after
 from deltahub.stores.waiting import each
 
 MANIFEST: Final = ".deltahub-manifest.json"  # beside the files of a delta, none of which may be called like it
@@ -80,11 +81,25 @@ class Cache:
             os.utime(folder)
         return folder
 
+    @contextlib.contextmanager
+    def stage(self) -> Iterator[Path]:
+        """Make a new folder in which something is prepared before it is renamed to its place."""
+        make_root(self.root)
+        make_folder(self.root, self.root / STAGING)
+        with staging(self.root / STAGING) as stage:
+            yield stage
+
+    def place_file(self, file: Path, target: Path) -> None:
+        """Rename a prepared file to its place, with the rights that all has in this cache."""
+        take_after(self.root, [file])
+        make_folder(self.root, target.parent)
+        os.replace(file, target)
+
     def _fill(self, folder: Path, manifest: Manifest, fetch: Fetch, origin: str, at_once: int) -> None:
         if taken := {MANIFEST, ORIGIN}.intersection(entry.path for entry in manifest.files):
             msg = f"{origin} has a file called {taken.pop()}, which is a name of the cache's own. Push it without that file."
             raise CheckpointError(msg)
-        with storage_errors("Caching a delta", self.root), staging(self.root / STAGING) as stage:
+        with storage_errors("Caching a delta", self.root), self.stage() as stage:
             delta = stage / "delta"
             delta.mkdir()
             for entry in manifest.files:
@@ -96,13 +111,14 @@ class Cache:
                     fetch(entry, delta / entry.path)
             (delta / MANIFEST).write_bytes(manifest.to_bytes())
             (delta / ORIGIN).write_text(json.dumps({"origin": origin}), "utf-8")
+            take_after(self.root, [delta, *delta.rglob("*")])
             self._place(delta, folder, stage)
 
     def _place(self, delta: Path, folder: Path, stage: Path) -> None:
         """Move a whole delta to its place; one that is there stays if it is whole, and goes if it is not."""
         digest = f"sha256:{folder.parent.name}{folder.name}"
         for number in range(_TRIES):
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.root, folder.parent)
             try:
                 os.replace(delta, folder)
             except OSError as error:

@@ -145,10 +145,9 @@ def pin(cache: Cache, digest: str, reference: str, fetch: Callable[[], object]) 
     """
     path = _pin_path(cache, digest)
     new = not path.exists()
-    with storage_errors("Pinning a delta", cache.root), staging(cache.root / STAGING) as stage:
+    with storage_errors("Pinning a delta", cache.root), cache.stage() as stage:
         (stage / "pin").write_text(json.dumps({"reference": reference}), "utf-8")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(stage / "pin", path)
+        cache.place_file(stage / "pin", path)
     try:
         fetch()
     except BaseException:

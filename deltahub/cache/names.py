@@ -13,15 +13,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from deltahub.cache.cache import MANIFEST, STAGING, Cache
+from deltahub.cache.cache import MANIFEST, Cache
 from deltahub.errors import DeltaHubError
-from deltahub.files import read_file, staging
+from deltahub.files import read_file
 from deltahub.link import Link, asked
 from deltahub.manifest import Manifest
 from deltahub.nearest import closest
@@ -71,11 +70,10 @@ class CachedNames:
             file = self._file(name, key)
             known = self._read(file, key)
             if known is None or _facts(known) != _facts(seen):
-                with contextlib.suppress(OSError), staging(self._cache.root / STAGING) as stage:
+                with contextlib.suppress(OSError), self._cache.stage() as stage:
                     document = {"asked": key, "is": str(seen.reference), "digest": seen.digest, "place": seen.place}
                     (stage / "name").write_text(json.dumps(document), "utf-8")
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(stage / "name", file)
+                    self._cache.place_file(stage / "name", file)
 
     def known(self, exact: Reference) -> tuple[str, Manifest] | None:
         """The digest and manifest of an exact reference that was pulled before and is in the cache."""

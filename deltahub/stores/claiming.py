@@ -27,19 +27,27 @@ _PAUSE: Final = 0.002  # seconds between two looks at it
 _TAKEN: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY})
 
 
-def replace_claimed(target: Path, data: bytes, claim: Path, check: Callable[[], None]) -> None:
+def replace_claimed(
+    target: Path,
+    data: bytes,
+    claim: Path,
+    check: Callable[[], None],
+    prepare: Callable[[list[Path]], None] = lambda _: None,
+) -> None:
     """Write a document if it is still as it was; of those who do this at once, one does it.
 
     Args:
         target: the document; its folder is there. The caller syncs that folder.
         claim: where claims on it lie, on the same file system.
         check: raises if the document is not the one that is to be replaced.
+        prepare: called with the new file and the folder that is about to be the claim, before others see them.
     """
     while True:
         check()
         with staging(claim.parent) as stage:
             name = uuid.uuid4().hex
             write_synced(stage / name, data)
+            prepare([stage / name, stage])
             if replace_staged(target, stage, name, claim, check):
                 return
 

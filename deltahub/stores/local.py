@@ -27,6 +27,7 @@ from deltahub.files import (
     storage_errors,
     sync_folders,
 )
+from deltahub.rights import make_folder, make_root, take_after
 from deltahub.stores.base import Progress, Source, Swap, Swapped, object_key, require_digest, require_size
 from deltahub.stores.claiming import replace_claimed, replace_staged
 from deltahub.stores.walking import children, reading, walk
@@ -34,7 +35,6 @@ from deltahub.syncing import Syncing
 
 STAGING: Final = "staging"
 CLAIMS: Final = "claims"
-_READ_ONLY: Final = 0o444
 
 
 class LocalStore:
@@ -106,7 +106,7 @@ class LocalStore:
         self._make_root()
         with (
             storage_errors("Storing a delta", self.root),
-            staging(self.root / STAGING) as stage,
+            self._stage() as stage,
             Syncing(stage, len(sources)) as syncing,
         ):
             staged: dict[Path, Path] = {}
@@ -124,8 +124,8 @@ class LocalStore:
             folders = [above for folder in set(folders) for above in self._chain(folder)]
             for folder in {target.parent for target in staged.values()}:
                 folders += self._make_folder(folder)
+            take_after(self.root, staged, read_only=True)
             for temporary, target in staged.items():
-                temporary.chmod(_READ_ONLY)
                 os.replace(temporary, target)
             syncing.folders(folders)
 
@@ -136,7 +136,8 @@ class LocalStore:
             check()  # before a folder is made
             self._make_root()
             folders = self._make_folder(target.parent)
-            replace_claimed(target, data, self.root / CLAIMS / key, check)
+            make_folder(self.root, (self.root / CLAIMS / key).parent)
+            replace_claimed(target, data, self.root / CLAIMS / key, check, partial(take_after, self.root))
             sync_folders(folders)
         return _etag(data)
 
@@ -146,7 +147,7 @@ class LocalStore:
         self._make_root()
         with (
             storage_errors("Updating the records of many deltas", self.root),
-            staging(self.root / STAGING) as stage,
+            self._stage() as stage,
             Syncing(stage, len(swaps)) as syncing,
         ):
             staged = [stage / f"{number}" / uuid.uuid4().hex for number in range(len(swaps))]
@@ -154,6 +155,7 @@ class LocalStore:
                 temporary.parent.mkdir()
                 temporary.write_bytes(swap.data)
             syncing.files(staged)
+            take_after(self.root, [*staged, *(temporary.parent for temporary in staged)])
             parents = {(self.root / swap.key).parent for swap in swaps}
             folders = [above for parent in parents for above in self._make_folder(parent)]
             for temporary, swap in zip(staged, swaps, strict=True):
@@ -171,9 +173,9 @@ class LocalStore:
         check = partial(self._require, swap.key, swap.expected)
         with storage_errors("Updating a delta's record", self.root):
             check()
-            claim.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.root, claim.parent)
             if not replace_staged(target, temporary.parent, temporary.name, claim, check):
-                replace_claimed(target, swap.data, claim, check)
+                replace_claimed(target, swap.data, claim, check, partial(take_after, self.root))
 
     def _require(self, key: str, expected: str | None) -> None:
         current = self.read_tagged(key)
@@ -212,12 +214,18 @@ class LocalStore:
         """Make the folder of the store so that it outlasts a power loss."""
         with storage_errors("Making a registry", self.root):
             fresh = [path for path in (self.root, *self.root.parents) if not path.exists()]
-            self.root.mkdir(parents=True, exist_ok=True)
+            make_root(self.root)
             sync_folders(path.parent for path in fresh)
+
+    @contextlib.contextmanager
+    def _stage(self) -> Iterator[Path]:
+        make_folder(self.root, self.root / STAGING)
+        with staging(self.root / STAGING) as stage:
+            yield stage
 
     def _make_folder(self, folder: Path) -> list[Path]:
         """Make a folder, and return what must be synced for a file that is renamed into it to outlast a power loss."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root, folder)
         return self._chain(folder)
 
     def _chain(self, folder: Path) -> list[Path]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import stat
 
 import pytest
 
@@ -190,3 +192,37 @@ def test_a_key_that_vanishes_while_keys_are_listed_is_passed_over(store, monkeyp
     store.delete("refs/acme/zoo.json")
 
     assert [first[0], *(key for key, _ in keys)] == [DOCUMENT]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such rights")
+@pytest.mark.parametrize(("root", "folder", "file"), [(0o2775, 0o2775, 0o664), (0o750, 0o750, 0o640)])
+def test_what_is_made_takes_after_the_root_whatever_the_umask(tmp_path, root, folder, file):
+    store = LocalStore(tmp_path / "shared")
+    store.root.mkdir()
+    store.root.chmod(root)
+    before = os.umask(0o027)
+    try:
+        store.create({hashlib.sha256(b"x").hexdigest(): b"x"})
+        store.swap("refs/acme/ner.json", b"{}", None)
+    finally:
+        os.umask(before)
+    for path in store.root.rglob("*"):
+        wanted = folder if path.is_dir() else file & 0o444 if "objects" in path.parts else file
+        assert path.stat().st_mode & 0o7777 == wanted, path
+
+
+def test_a_mount_without_rights_and_syncing_of_folders_is_stored_to_all_the_same(tmp_path, monkeypatch):
+    def refuse(*_args, **_options):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def sync(descriptor, real=os.fsync):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    monkeypatch.setattr(os, "fsync", sync)
+    store = LocalStore(tmp_path / "mount")
+    store.create({hashlib.sha256(b"x").hexdigest(): b"x"})
+    store.swap("refs/acme/ner.json", b"{}", None)
+    assert store.read("refs/acme/ner.json") == b"{}"
