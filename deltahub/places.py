@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from deltahub.errors import StorageError
@@ -20,7 +22,7 @@ def home() -> Path:
         return Path(folder).expanduser()
     import platformdirs
 
-    return _absolute(platformdirs.user_data_path("deltahub", appauthor=False))
+    return _own(platformdirs.user_data_path)
 
 
 def cache_home() -> Path:
@@ -31,7 +33,7 @@ def cache_home() -> Path:
         return home() / "cache"
     import platformdirs
 
-    return _absolute(platformdirs.user_cache_path("deltahub", appauthor=False))
+    return _own(platformdirs.user_cache_path)
 
 
 def config_home() -> Path:
@@ -40,12 +42,15 @@ def config_home() -> Path:
         return home()
     import platformdirs
 
-    return _absolute(platformdirs.user_config_path("deltahub", appauthor=False))
+    return _own(platformdirs.user_config_path)
 
 
-def _absolute(folder: Path) -> Path:
-    """Refuse a folder that begins with "~": this user has no home."""
-    if not folder.is_absolute():
+def _own(place: Callable[..., Path]) -> Path:
+    """Return one of this user's folders; a user without a home has none."""
+    folder: Path | None = None
+    with contextlib.suppress(RuntimeError):
+        folder = place("deltahub", appauthor=False)
+    if folder is None or not folder.is_absolute():
         msg = (
             "This user has no home folder: HOME is not set, and there is no entry in the list of users. "
             "Set DELTAHUB_HOME and DELTAHUB_CACHE to folders for the registry and the cache."
