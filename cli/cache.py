@@ -25,6 +25,7 @@ def _time(seconds_since_1970: float) -> str:
 
 def _facts(entry: Cached) -> dict[str, Any]:
     return {
+        "reference": entry.origin,
         "digest": entry.digest,
         "origin": entry.origin,
         "size": entry.size,
@@ -212,7 +213,7 @@ def verify(
         )
     elif damaged:
         rows = [(e.digest, damage, "" if not repair else kept[e.digest] or "repaired") for e, damage in damaged]
-        out.rows(("damaged", "what", "repair") if repair else ("damaged", "what", ""), rows)
+        out.rows(("damaged", "what", "repair") if repair else ("damaged", "what", ""), rows, wrap=True)
     else:
         print(f"{len(results)} checked, all intact.")  # noqa: T201
     if left:

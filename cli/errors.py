@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
-from typing import Any, Final
+import traceback
+from typing import Any, Final, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from deltahub import errors
+
+from .output import print_json
 
 DAMAGED: Final = 5
 STORAGE: Final = 6
@@ -18,6 +22,7 @@ INTERRUPTED: Final = 130
 # The first class that an error is an instance of decides.
 EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (errors.NotFoundError, 3),
+    (errors.MissingFileError, 3),
     (errors.ConflictError, 4),
     (errors.IntegrityError, DAMAGED),
     (errors.FingerprintMismatch, DAMAGED),
@@ -50,6 +55,23 @@ def escape_help(command: Any) -> None:
         escape_help(below)
 
 
+def _sentence(error: OSError) -> str:
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or error}{where}. Check that place and its disk."
+
+
+def _report(sentence: str, code: int, *, as_json: bool, debug: bool) -> NoReturn:
+    """Print what went wrong, with `--json` also as JSON on stdout and with `--debug` after a traceback, and exit."""
+    if debug:
+        traceback.print_exc()
+    print(f"Error: {sentence}", file=sys.stderr)  # noqa: T201
+    if as_json:
+        with contextlib.suppress(OSError):  # a full disk behind stdout is what the sentence says
+            print_json({"error": sentence, "exit_code": code})
+            sys.stdout.flush()
+    raise typer.Exit(code)
+
+
 class SentenceGroup(TyperGroup):
     """Runs a command, and prints what goes wrong as one sentence; `--debug` lets the traceback through."""
 
@@ -57,23 +79,24 @@ class SentenceGroup(TyperGroup):
         super().__init__(*args, **kwargs)
         escape_help(self)
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the options before a command, one of which, `--install-completion`, writes into the user's home."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except OSError as error:
+            _report(_sentence(error), STORAGE, as_json=False, debug=False)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was chosen."""
+        as_json = "--json" in ctx.args
         try:
             return super().invoke(ctx)
         except errors.DeltaHubError as error:
-            if ctx.params.get("debug"):
-                raise
-            print(f"Error: {error}", file=sys.stderr)  # noqa: T201
-            raise typer.Exit(exit_code(error)) from error
+            _report(str(error), exit_code(error), as_json=as_json, debug=ctx.params.get("debug"))
         except BrokenPipeError:
             raise  # whoever read the output has seen enough: typer ends quietly
         except OSError as error:  # from a place that no command knows more about, such as a full disk behind `>`
-            if ctx.params.get("debug"):
-                raise
-            where = f": {error.filename}" if error.filename else ""
-            print(f"Error: {error.strerror or error}{where}. Check that place and its disk.", file=sys.stderr)  # noqa: T201
-            raise typer.Exit(STORAGE) from error
+            _report(_sentence(error), STORAGE, as_json=as_json, debug=ctx.params.get("debug"))
         except KeyboardInterrupt as error:
             print("Interrupted; nothing was left half done.", file=sys.stderr)  # noqa: T201
             raise typer.Exit(INTERRUPTED) from error

@@ -57,8 +57,9 @@ def inspect(
     if is_checkpoint(folder):
         if svg or html or web:
             raise typer.BadParameter(f"{folder} is a delta; --svg, --html and --web need a backbone's folder.")
-        _delta(folder, out)
+        inspect_delta(folder, out)
         return
+    out.nothing(f"Building the modules of {folder / 'config.json'} without their weights ...")  # imports torch: seconds
     from deltahub.engine.skeleton import skeleton
 
     model = skeleton(folder)
@@ -70,7 +71,8 @@ def inspect(
         _backbone(model, out)
 
 
-def _delta(folder: Path, out: Output) -> None:
+def inspect_delta(folder: Path, out: Output) -> None:
+    """Print the config and the tensors of a saved delta."""
     from deltahub.checkpoint import describe
 
     manifest = describe(folder)
@@ -99,7 +101,7 @@ def _backbone(model: nn.Module, out: Output) -> None:
         Visualization(model).structure_graph(rootname=type(model).__name__, counts=True)
     rows = [(common, ", ".join(real), str(count)) for common, (real, count) in names.items()]
     if rows:
-        out.rows(("common name", "real name", "modules"), rows)
+        out.rows(("common name", "real name", "modules"), rows, wrap=True)
     else:
         typer.echo(f"{type(model).__name__} has no structure map: address its modules by real names.", err=True)
 

@@ -80,11 +80,14 @@ def list_(
         print_json([_data(entry) for entry in found])
         return
     rows = [_row(entry) for entry in found]
+    if total and not rows:
+        out.nothing(f"There are {total:,}, so none from number {offset + 1:,} on. Use a smaller --offset.")
+        return
     if not rows:
         out.nothing("No delta is known that fits.", _looser(asked, fits))
         return
     columns = ("name", "version", *(["fit"] if fits else []), "type", "metrics", "tags", "backbone", "size", "pushed")
-    out.rows(columns, rows, narrow=5)
+    out.rows(columns, rows)
     if sort not in COLUMNS and not offset and not any(sort in it.summary.get("metrics", {}) for it in found):
         out.nothing(f"None of them has the metric {sort!r} to be sorted by.")
     last = offset + len(found)
@@ -123,7 +126,7 @@ def _backbone(text: str) -> Path:
 
 def _data(entry: Listed) -> dict[str, Any]:
     """A delta as JSON; how it fits only if that was asked."""
-    data = asdict(entry)
+    data = {"reference": f"{entry.name}@{entry.version}", **asdict(entry)}
     if entry.fit is None:
         del data["fit"]
     return data

@@ -60,16 +60,22 @@ def lock(
 
 def sync(
     file: Annotated[Path, typer.Argument(metavar="[FILE]", help="The lock file.")] = Path(_FILE),
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the other deltas in the cache.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove all other deltas from the cache.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", hidden=True, help="The default; kept for older scripts.")] = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Make the cache hold exactly what a lock file pins, every byte checked; nothing is removed before all of it is there.
+    """Bring everything that a lock file pins into the cache, every byte checked.
+
+    The cache is shared by all projects of this user. With --prune whatever this file does not pin is removed from it, after
+    everything that it pins is there; what `deltahub cache pin` protects stays.
 
     [dim]deltahub sync deltahub.lock[/dim]
 
-    [dim]deltahub sync --keep[/dim]
+    [dim]deltahub sync --prune[/dim]
     """
+    if keep and prune:
+        raise typer.BadParameter("--keep is the default and contradicts --prune. Leave one of them out.")
     from deltahub.cache import caretaking
     from deltahub.hub.hub import Hub
     from deltahub.lockfile import Lock
@@ -79,12 +85,12 @@ def sync(
     out = Output(as_json=json, quiet=quiet)
     with out.progress("Syncing", None) as progress:
         pulled = hub.sync(locked, progress)
-    removed = [] if keep else caretaking.keep(hub.cache, locked.digests)
+    removed = caretaking.keep(hub.cache, locked.digests) if prune else []
     data = {
         "held": [
             {"reference": str(each.reference), "digest": each.digest, "folder": str(each.folder)} for each in pulled
         ],
         "removed": [entry.digest for entry in removed],
     }
-    freed = f"{len(removed)} removed, {size_text(sum(entry.size for entry in removed))} freed."
-    out.result(data, f"{len(pulled)} held, every byte checked; {freed}")
+    freed = f"; {len(removed)} removed, {size_text(sum(entry.size for entry in removed))} freed" if prune else ""
+    out.result(data, f"{len(pulled)} in the cache, every byte checked{freed}.")

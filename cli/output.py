@@ -10,12 +10,13 @@ from threading import Lock
 from time import monotonic
 from typing import Any, Final
 
+from .progress import PlainProgress
+
 _Told = Callable[[int], None]
 _Counted = Callable[[int, int], None]
-_WORD: Final = 10  # columns that the last part of a narrow table needs
+_SHORTEST: Final = 4  # columns that a cell of a narrow table keeps
 _SHORT: Final = 0.5  # seconds for which nobody needs to be told to wait
 _FRAME: Final = 0.1  # seconds between two changes of a bar
-_WIDE: Final = 120  # columns of a terminal that has room for every column of a table
 
 
 class Output:
@@ -53,14 +54,15 @@ class Output:
                 print(text, file=sys.stderr)  # noqa: T201
 
     def rows(
-        self, columns: Sequence[str], rows: Sequence[Sequence[str]], narrow: int | None = None, key: int | None = 0
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, key: int | None = 0, wrap: bool = False
     ) -> None:
         """Print a table; into a pipe the rows alone, with tabs between; with `--quiet` the key column only.
 
         Args:
             columns: headings; none is shown if all are empty.
             key: the column that is printed with `--quiet`; None for whole rows.
-            narrow: how many columns a narrow terminal shows at most; by default all.
+            wrap: on a narrow terminal break long cells between words, which suits sentences; by default they end in an
+                ellipsis, the widest first. The first column is never cut: where it leaves no room, rows are whole lines.
         """
         rows = [[_one_line(cell) for cell in row] for row in rows]
         if self.quiet or not sys.stdout.isatty():
@@ -71,26 +73,25 @@ class Output:
         from rich.table import Table
 
         console = Console(highlight=False, markup=False)
-        shown = len(columns)
-        if narrow and console.width < _WIDE:
-            shown = _fitting(columns[:narrow], rows, console.width)
-        widths = _widths(columns, rows)
-        if (
-            narrow is None and sum(widths) > console.width < 2 * widths[0]
-        ):  # names leave the rest no room: whole lines then
-            for row in rows:
-                print("  ".join(row))  # noqa: T201
-            return
         table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
-        for number, column in enumerate(columns[:shown]):
-            table.add_column(column, overflow="fold", no_wrap=number == 0)  # nothing is cut, names are not broken
+        if wrap or key is None:
+            for number, column in enumerate(columns):
+                table.add_column(column, overflow="fold", no_wrap=number == 0)
+        else:
+            widths = _widths(columns, rows, console.width)
+            if widths is None:  # names leave the rest no room
+                for row in rows:
+                    print("  ".join(row))  # noqa: T201
+                return
+            for column, width in zip(columns, widths, strict=True):
+                table.add_column(column, width=width, no_wrap=True, overflow="ellipsis")
         for row in rows:
-            table.add_row(*row[:shown])
+            table.add_row(*row)
         console.print(table)
 
     @contextmanager
     def progress(self, what: str, total: int | None) -> Iterator[_Told | None]:
-        """Show a progress bar on stderr while something moves bytes, if somebody is looking.
+        """Show on stderr how many bytes have been moved: a bar on a terminal, elsewhere a line now and then.
 
         Args:
             what: what is going on.
@@ -101,13 +102,17 @@ class Output:
 
     @contextmanager
     def transfer(self, what: str, total: int | None = None) -> Iterator[tuple[_Told, _Told] | tuple[None, None]]:
-        """Show one progress bar for all that is moved, of which more may turn out to be needed on the way.
+        """Show one progress for everything that is moved, of which more may turn out to be needed on the way.
 
         Returns:
             What to call with bytes that are expected, and with bytes that have been moved; from any thread.
         """
-        if self.quiet or self.as_json or not sys.stderr.isatty():
+        if self.quiet or self.as_json:
             yield None, None
+            return
+        if not sys.stderr.isatty():
+            lines = PlainProgress(what, size_text, total)
+            yield lines.expect, lines.advance
             return
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -127,7 +132,7 @@ class Output:
 
     @contextmanager
     def counting(self, what: str, things: str) -> Iterator[_Counted | None]:
-        """Show a bar on stderr while many things are gone through, if somebody is looking and it is not done at once.
+        """Show on stderr how many things are done, unless it is quick: a bar on a terminal, elsewhere a line now and then.
 
         Args:
             what: what is going on.
@@ -136,8 +141,11 @@ class Output:
         Returns:
             What to call with how many are done, and of how many.
         """
-        if self.quiet or self.as_json or not sys.stderr.isatty():
+        if self.quiet or self.as_json:
             yield None
+            return
+        if not sys.stderr.isatty():
+            yield PlainProgress(what, "{:,}".format, unit=f" {things}").reach
             return
         started, shown = monotonic(), 0.0
         with ExitStack() as showing:
@@ -164,15 +172,19 @@ def _bar(what: str, things: str, showing: ExitStack) -> _Counted:
     return lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:
-    """How many columns, but two at least, leave the last of them room for a word."""
-    widths = _widths(columns, rows)
-    return next((count for count in range(len(columns), 2, -1) if sum(widths[: count - 1]) + _WORD <= width), 2)
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], available: int) -> list[int] | None:
+    """Return the width of each column where a line has room for `available` letters; None if the first leaves no room."""
+    from rich.cells import cell_len
 
-
-def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
-    """How wide each column of a table is, with the space after it."""
-    return [max(len(cell) for cell in (name, *(row[at] for row in rows))) + 2 for at, name in enumerate(columns)]
+    widths = [max(map(cell_len, (name, *(row[at] for row in rows)))) for at, name in enumerate(columns)]
+    excess = sum(widths) + 2 * (len(widths) - 1) - available
+    while excess > 0:
+        widest = max(range(1, len(widths)), key=widths.__getitem__, default=0)
+        if widths[widest] <= _SHORTEST:
+            return None
+        widths[widest] -= 1
+        excess -= 1
+    return widths
 
 
 def print_json(data: Any) -> None:

@@ -43,7 +43,12 @@ def rm(
     document, version = remove(registry, document.name, reference.version, message=message, needed=needed)
     exact = f"{registry.name}:{document.name}@{version}"
     out = Output(as_json=json, quiet=quiet)
-    data = {"removed": exact, "digest": document.removed[version].digest, "left": list(document.versions)}
+    data = {
+        "reference": exact,
+        "removed": exact,
+        "digest": document.removed[version].digest,
+        "left": list(document.versions),
+    }
     out.result(data, f"{exact} is removed", f"Still there: {' '.join(document.versions) or 'no version'}")
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltahub.reference import is_path
+
+from .inspect import inspect_delta
 from .listing import metrics_text
 from .options import JsonOpt, QuietOpt, RefArg
 from .output import Output, print_json, size_text
@@ -19,10 +24,13 @@ if TYPE_CHECKING:
 
 
 def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """Show everything that is known about a delta.
+    """Show everything that is known about a delta; of a folder, what `deltahub inspect` shows.
 
     [dim]deltahub show DeltaHub/sst2-t5-base@champion[/dim]
     """
+    if is_path(ref):
+        inspect_delta(Path(ref), Output(as_json=json, quiet=quiet))
+        return
     from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
 
@@ -33,10 +41,12 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     version = str(exact.version)
     number, entry = _told(document, version, found.digest)
     data: dict[str, Any] = {
+        "reference": str(exact),
         "name": document.name,
         "source": exact.source,
         "version": version,
         "digest": found.digest,
+        "size": manifest.size,
         "time": entry.time,
         "author": entry.author,
         "message": entry.message,
@@ -132,14 +142,17 @@ def log(
 
     [dim]deltahub log DeltaHub/sst2-t5-base[/dim]
     """
+    from deltahub.errors import RemovedError
     from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
 
     reference = Reference.parse(name)
     _, document = Hub.open().document(reference)
-    document.resolve(reference.version)  # the log is of all versions, but one that is asked for must be there
+    if reference.version:  # the log is of all versions, but one that is asked for must have existed
+        with contextlib.suppress(RemovedError):
+            document.resolve(reference.version)
     if json:
-        print_json([asdict(move) for move in document.log])
+        print_json([{**asdict(move), "message": _why(document, move)} for move in document.log])
         return
     rows = [
         (m.time, m.author, m.action, m.what, f"{_brief(m.before)} -> {_brief(m.after)}", _why(document, m))
@@ -155,6 +168,7 @@ def _brief(what: str | None) -> str:
 
 def _why(document: ReferenceDocument, move: Move) -> str:
     """The message of a push or of a removal."""
-    kept = document.versions.get(move.what) if move.action == "push" else None
-    gone = document.removed.get(move.what) if move.action == "remove" else None
-    return kept.message if kept else gone.message if gone else ""
+    kept, gone = document.versions.get(move.what), document.removed.get(move.what)
+    if move.action == "push":
+        return kept.message if kept else gone.pushed_message if gone else ""
+    return gone.message if move.action == "remove" and gone else ""

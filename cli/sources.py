@@ -124,9 +124,12 @@ def add_checked(entry: Configured, out: Output, *, unchecked: bool) -> None:
     count = None if unchecked else _count(entry)
     settings = change(lambda known: known.add(entry))
     many = "no delta yet" if not count else "one delta" if count == 1 else f"{count:,} deltas"
+    holds = "" if count is None else f", which holds {many}"
+    if not count and entry.missing:
+        holds = ", which does not exist yet; the first push makes it. Check the path if deltas should be there"
     out.result(
         {**asdict(entry), "deltas": count},
-        f"{entry.name} is {entry.place}{'' if count is None else f', which holds {many}'}",
+        f"{entry.name} is {entry.place}{holds}",
         f"Push to it with: deltahub push ./ckpt --to {entry.name}",
         f"Searched in this order: {', '.join(settings.names)}",
     )

@@ -64,7 +64,7 @@ def verify(
     if json:
         print_json([{**asdict(result), "signatures": signed.get(result.reference, [])} for result in results])
     elif damaged:
-        out.rows(("damaged", "what"), damaged)
+        out.rows(("damaged", "what"), damaged, wrap=True)
     else:
         print(f"{len(results)} checked, all intact.")  # noqa: T201
     if not json and not quiet:

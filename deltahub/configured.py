@@ -110,6 +110,11 @@ class Configured:
         return self.kind == HUB and (urlsplit(self.url).hostname or "") in _PUBLIC
 
     @property
+    def missing(self) -> bool:
+        """Whether this is a registry in a folder that does not exist."""
+        return self.kind == REGISTRY and not self.url.startswith(S3) and not Path(self.url).exists()
+
+    @property
     def place(self) -> str:
         """Where it is, for people."""
         return self.url if self.kind == HUB else self.store().url

@@ -20,8 +20,9 @@
     │   ├── NotLockedError        the lock file does not say what it means
     │   └── NotCachedError        the network may not be used, and this machine does not have it
     ├── InUseError                something else still needs what is to be removed or replaced
-    ├── ConflictError             somebody else changed the same thing first
+    ├── ConflictError             something is not as expected, such as after somebody else changed it
     └── StorageError              the disk is full, read-only or out of reach
+        ├── MissingFileError      a file that was named does not exist
         └── UnreachableError      a server gave no answer
 
 A message says what was expected, what was found and what to do. All fields are in `args`, so every error pickles.
@@ -275,7 +276,7 @@ class InUseError(DeltaHubError):
 
 
 class ConflictError(DeltaHubError):
-    """Somebody else changed the same thing first; nothing was overwritten."""
+    """Something is not as it was expected, such as after somebody else changed it first; nothing was overwritten."""
 
     def __init__(self, what: str, expected: str | None, found: str | None) -> None:
         super().__init__(what, expected, found)
@@ -283,8 +284,8 @@ class ConflictError(DeltaHubError):
 
     def __str__(self) -> str:
         return (
-            f"{self.what} changed meanwhile: expected {self.expected or 'no entry'}, "
-            f"found {self.found or 'no entry'}. Nothing was overwritten; look at it again and repeat."
+            f"{self.what}: expected {self.expected or 'no entry'}, found {self.found or 'no entry'}. "
+            "Somebody else may have changed it; nothing was overwritten. Look at it again and repeat."
         )
 
 
@@ -293,6 +294,10 @@ class StorageError(DeltaHubError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class MissingFileError(StorageError):
+    """A file that was named, such as a key or a lock file, does not exist."""
 
 
 class UnreachableError(StorageError):

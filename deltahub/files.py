@@ -12,11 +12,11 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from deltahub.errors import IntegrityError, StorageError
+from deltahub.errors import IntegrityError, MissingFileError, StorageError
 
 CHUNK: Final = 1 << 20  # bytes read or written at a time
 WHOLE: Final = 256 << 20  # bytes of a file that is read as a whole at most
@@ -96,11 +96,14 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def copy_hashed(source: Path, target: Path, size: int | None = None) -> tuple[str, int]:
+def copy_hashed(
+    source: Path, target: Path, size: int | None = None, progress: Callable[[int], None] | None = None
+) -> tuple[str, int]:
     """Copy a file into a new one and hash what was read on the way.
 
     Args:
         size: as `open_file` takes it.
+        progress: called with the number of bytes of each piece that was copied.
 
     Returns:
         The sha256 as 64 hex digits, and the size in bytes. Nothing is synced.
@@ -111,6 +114,8 @@ def copy_hashed(source: Path, target: Path, size: int | None = None) -> tuple[st
             digest.update(chunk)
             writer.write(chunk)
             copied += len(chunk)
+            if progress:
+                progress(len(chunk))
     return digest.hexdigest(), copied
 
 
@@ -236,6 +241,10 @@ def storage_errors(doing: str, place: Path, right: str = "write") -> Iterator[No
         doing: what was going on, e.g. ``"publishing DeltaHub/sst2"``.
         place: the folder that was used.
         right: what it was used for, in one word.
+
+    Raises:
+        MissingFileError: a file that was to be read does not exist.
+        StorageError: any other failure of the disk.
     """
     try:
         yield
@@ -244,6 +253,9 @@ def storage_errors(doing: str, place: Path, right: str = "write") -> Iterator[No
     except OSError as error:
         if error.errno in _FULL:
             remedy = "No space is left there. Free some and repeat; nothing was half written."
+        elif right == "read" and isinstance(error, FileNotFoundError):
+            msg = f"{doing} failed: there is no file {error.filename or place}. Check the path."
+            raise MissingFileError(msg) from error
         elif error.errno in _FORBIDDEN:
             remedy = f"You may not {right} there. Ask its owner for the right, or choose another folder."
         else:

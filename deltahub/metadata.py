@@ -5,6 +5,7 @@ The keys are those of OpenDelta's center_args, so that its scripts run unchanged
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -47,7 +48,7 @@ def gather(
         usage: how to use the delta, in words.
 
     Raises:
-        ConfigError: `center_args` has an unknown key.
+        ConfigError: `center_args` has an unknown key, or a test result is not a finite number.
         ReferenceSyntaxError: a tag is not well formed.
     """
     known = load_schema(SCHEMA)["definitions"]["metadata"]["properties"]
@@ -61,8 +62,9 @@ def gather(
                 msg = f"center_args has no key {key!r}: {suggest(key, known)}"
                 raise ConfigError(msg)
     if test_result is not None:
-        results = test_result if isinstance(test_result, Mapping) else {"performance": test_result}
-        found["test_result"] = {key: _plain(value) for key, value in results.items()}
+        found["test_result"] = test_result if isinstance(test_result, Mapping) else {"performance": test_result}
+    if isinstance(found.get("test_result"), Mapping):
+        found["test_result"] = {key: _metric(key, value) for key, value in found["test_result"].items()}
     if usage:
         found["usage"] = usage
     tags = [*found.get("tags", ()), *list_tags, *(f"{key}={value}" for key, value in dict_tags.items())]
@@ -79,6 +81,15 @@ def _fitting(schema: Mapping[str, Any], value: Any) -> Any:
     if wants_list and isinstance(value, Iterable):
         return list(value)
     return _plain(value)
+
+
+def _metric(name: str, value: Any) -> float:
+    """Return the value of a metric as a number of Python's own."""
+    number = _plain(value)
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        msg = f"test_result[{name!r}] is {value!r}; expected a finite number."
+        raise ConfigError(msg)
+    return number
 
 
 def _plain(value: Any) -> Any:

@@ -65,10 +65,10 @@ class Reference:
             raise ReferenceSyntaxError(msg)
         if placed := _PLACED.fullmatch(text):
             return replace(cls.parse(placed["rest"]), source=placed["place"])
-        if text.startswith((".", "/", "~")):
+        if is_path(text):
             msg = (
                 f"{text!r} is a path; expected a delta's name, [source:]namespace/name[@version]. "
-                "If a folder is meant, check that it is there."
+                "A folder must be pushed to have a name: deltahub push FOLDER."
             )
             raise ReferenceSyntaxError(msg)
         rest, at, version = text.partition("@")
@@ -110,6 +110,11 @@ class Reference:
 def default_namespace() -> str:
     """The namespace of names that are given without one."""
     return os.environ.get("DELTAHUB_NAMESPACE") or DEFAULT_NAMESPACE
+
+
+def is_path(text: str) -> bool:
+    """Whether `text` is the path of a folder, and not a name in the registry of that folder."""
+    return text.startswith((".", "/", "~")) and not is_placed(text)
 
 
 def is_placed(text: str) -> bool:

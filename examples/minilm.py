@@ -10,9 +10,8 @@ from typing import Final, TypeAlias
 
 import torch
 from packages import fetch
-from rich.progress import track
 from sentences import Example
-from stage import OUT
+from stage import steps_of
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -99,7 +98,7 @@ def train(
     optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.01)
     schedule = get_linear_schedule_with_warmup(optimizer, int(0.06 * len(batches)), len(batches))
     backbone.train()
-    for batch in track(batches, "Training", console=OUT):
+    for batch in steps_of(batches, "Training", len(batches)):
         loss = backbone(**batch).loss
         loss.backward()
         nn.utils.clip_grad_norm_(trainable, 1.0)

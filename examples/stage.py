@@ -6,16 +6,35 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from time import monotonic
+from typing import Final, TypeVar
 
 from packages import CACHE
 from rich.console import Console
+from rich.progress import track
+
+T = TypeVar("T")
 
 OUT: Final = Console(highlight=False)
 STEPS: Final = (
     int(os.environ["DEMO_STEPS"]) if os.environ.get("DEMO_STEPS") else None
 )  # a short run, whose figures say nothing
+
+
+def steps_of(batches: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """Yield the batches with a progress bar; into a pipe or a log, with a line every ten seconds."""
+    if OUT.is_terminal:
+        yield from track(batches, what, total=total, console=OUT)
+        return
+    OUT.print(f"{what}: {total:,} batches")
+    shown = monotonic()
+    for number, batch in enumerate(batches):
+        if monotonic() - shown >= 10:
+            shown = monotonic()
+            OUT.print(f"{what}: {number:,} of {total:,} batches")
+        yield batch
 
 
 class Stage:

@@ -109,11 +109,12 @@ EXAMPLES = [
     (
         ConflictError("refs/a.json", None, "ee"),
         (
-            "refs/a.json changed meanwhile: expected no entry, found ee. "
-            "Nothing was overwritten; look at it again and repeat."
+            "refs/a.json: expected no entry, found ee. "
+            "Somebody else may have changed it; nothing was overwritten. Look at it again and repeat."
         ),
     ),
     (StorageError("No space is left."), "No space is left."),
+    (errors.MissingFileError("There is no file key.pem."), "There is no file key.pem."),
     (errors.UnreachableError("No answer."), "No answer."),
 ]
 each_error = pytest.mark.parametrize(

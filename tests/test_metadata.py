@@ -83,7 +83,7 @@ def test_numbers_of_numpy_and_torch_are_saved_as_plain_numbers(number):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_result_that_is_no_number_is_refused_by_the_config(value):
-    metadata = gathered(test_result={"loss": value})
+    metadata = {"test_result": {"loss": value}}
     with pytest.raises(ConfigError, match=r"metadata\.test_result\.loss must be"):
         check_document({"format_version": 1, "delta_type": "lora", "metadata": metadata})
 
@@ -96,3 +96,9 @@ def test_a_wrong_type_is_a_config_error_not_a_crash():
 
 def test_usage_is_kept_as_written():
     assert gathered(usage="Just *load* it.") == {"usage": "Just *load* it."}
+
+
+@pytest.mark.parametrize("value", ["high", None, True, float("nan"), float("inf"), [0.9]])
+def test_a_test_result_that_is_not_a_finite_number_is_refused_by_name(value):
+    with pytest.raises(ConfigError, match=r"test_result\['acc'\] is .*; expected a finite number"):
+        gather({}, {}, (), {}, {"acc": value}, "")

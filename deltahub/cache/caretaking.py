@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from deltahub.cache.cache import STAGING, Cache, pulled_as
+from deltahub.cache.names import CachedNames
 from deltahub.cache.reading import being_read, forget_killed
-from deltahub.errors import ConflictError, DeltaHubError, NotFoundError, ReferenceSyntaxError
+from deltahub.errors import DeltaHubError, NotFoundError, ReferenceSyntaxError
 from deltahub.files import read_file, staging, storage_errors
 from deltahub.reference import Reference, is_digest
 
@@ -90,22 +91,27 @@ def find(cache: Cache, text: str) -> Cached:
 
     Raises:
         NotFoundError: none is meant.
-        ConflictError: several are.
+        ReferenceSyntaxError: several are.
     """
-    known = list(entries(cache))
+    known, names = list(entries(cache)), CachedNames(cache).by_digest()
     with contextlib.suppress(ReferenceSyntaxError):  # not all that deltas are pulled by is one
         text = text if is_digest(text) else str(Reference.parse(text))
     if is_digest(text):
         meant = [entry for entry in known if entry.digest.startswith(text)]
     else:
-        meant = [entry for entry in known if any(_means(text, name) for name in (entry.origin, entry.pinned) if name)]
+        meant = [
+            entry
+            for entry in known
+            if any(_means(text, name) for name in (entry.origin, entry.pinned, *names.get(entry.digest, ())) if name)
+        ]
     if not meant:
         raise NotFoundError(
             f"The delta {text}", (f"the cache {cache.root}",), tuple(entry.origin for entry in known[:3])
         )
     if len(meant) > 1:
-        names = [f"{entry.origin} ({entry.digest[:19]})" for entry in meant]
-        raise ConflictError(f"The delta {text} in the cache", "one of that name", ", ".join(names))
+        each = ", ".join(f"{entry.origin} ({entry.digest[:19]})" for entry in meant)
+        msg = f"{text} means {len(meant)} deltas in the cache: {each}. Name one of them by its version or its digest."
+        raise ReferenceSyntaxError(msg)
     return meant[0]
 
 

@@ -88,6 +88,14 @@ class CachedNames:
         except (OSError, DeltaHubError):
             return None
 
+    def by_digest(self) -> dict[str, set[str]]:
+        """The exact references that each digest was pulled by."""
+        found: dict[str, set[str]] = {}
+        for file in (self._cache.root / NAMES).glob("*/*/*.json"):
+            if seen := _seen(_document(file)):
+                found.setdefault(seen.digest, set()).add(str(seen.reference))
+        return found
+
     def near(self, path: str) -> tuple[str, ...]:
         """References that load from the cache and look like a name, best first."""
         root = self._cache.root / NAMES

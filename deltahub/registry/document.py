@@ -161,10 +161,10 @@ class ReferenceDocument:
 
     def without_version(self, version: str, time: str, author: str, message: str = "") -> ReferenceDocument:
         """Remove a version, which leaves a tombstone; no alias or branch may point to it."""
-        digest = self.versions[version].digest
-        rest = {name: entry for name, entry in self.versions.items() if name != version}
-        removed = {**self.removed, version: Removed(digest, time, author, message)}
-        move = Move(time, author, "remove", version, before=digest)
+        entry = self.versions[version]
+        rest = {name: other for name, other in self.versions.items() if name != version}
+        removed = {**self.removed, version: Removed(entry.digest, time, author, message, entry.message)}
+        move = Move(time, author, "remove", version, before=entry.digest)
         changed = replace(self, versions=rest, removed=removed, log=(*self.log, move))
         if self.branches and version == self.latest:  # the newest that is left may be another line's
             before = next(islice(self.history(version), 1, None), None)
@@ -231,7 +231,7 @@ class ReferenceDocument:
         if self.branches:
             document["branches"] = self.branches
         if self.removed:
-            document["removed"] = {name: asdict(entry) for name, entry in self.removed.items()}
+            document["removed"] = {name: entry.to_dict() for name, entry in self.removed.items()}
         if self.moved_to is not None:
             document["moved_to"] = self.moved_to
         if self.moving is not None:

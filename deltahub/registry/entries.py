@@ -56,12 +56,21 @@ class Removed:
         time: when it was removed, ISO 8601 in UTC.
         author: who removed it.
         message: why.
+        pushed_message: the message that it was pushed with.
     """
 
     digest: str
     time: str
     author: str
     message: str = ""
+    pushed_message: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tombstone as it is stored."""
+        fields = dict(vars(self))
+        if not self.pushed_message:
+            del fields["pushed_message"]
+        return fields
 
 
 @dataclass(frozen=True)

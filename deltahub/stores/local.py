@@ -115,11 +115,11 @@ class LocalStore:
                 target = self.root / object_key(sha256)
                 if _intact(target, sha256, source):
                     folders.append(target.parent)
+                    if progress:
+                        progress(len(source) if isinstance(source, bytes) else source.stat().st_size)
                 else:
-                    _stage(source, stage / sha256, sha256)
+                    _stage(source, stage / sha256, sha256, progress)
                     staged[stage / sha256] = target
-                if progress:
-                    progress(len(source) if isinstance(source, bytes) else source.stat().st_size)
             syncing.files(staged)
             folders = [above for folder in set(folders) for above in self._chain(folder)]
             for folder in {target.parent for target in staged.values()}:
@@ -251,10 +251,12 @@ def _intact(target: Path, sha256: str, source: Source) -> bool:
     return True
 
 
-def _stage(source: Source, temporary: Path, sha256: str) -> None:
+def _stage(source: Source, temporary: Path, sha256: str, progress: Progress | None) -> None:
     if isinstance(source, bytes):
         temporary.write_bytes(source)
         found = _etag(source)
+        if progress:
+            progress(len(source))
     else:
-        found, _ = copy_hashed(source, temporary)
+        found, _ = copy_hashed(source, temporary, progress=progress)
     require_digest(source, sha256, found)

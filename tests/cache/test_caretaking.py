@@ -12,7 +12,7 @@ import pytest
 from deltahub.cache import caretaking
 from deltahub.cache.cache import ORIGIN, Cache
 from deltahub.cache.caretaking import PINS, entries, find, pin, pins, prune, unpin
-from deltahub.errors import ConflictError, NotFoundError, StorageError
+from deltahub.errors import NotFoundError, ReferenceSyntaxError, StorageError
 from tests.checkpoints import Fetched, content_of
 from tests.faults import FORBIDDEN, FULL, INTERRUPT, Faults
 
@@ -112,7 +112,7 @@ def test_a_name_with_two_versions_in_the_cache_must_be_told_apart(cache, aged):
     aged(1, "local:acme/ner@v1")
     second = aged(2, "local:acme/ner@v2")
 
-    with pytest.raises(ConflictError, match="one of that name, found local:acme/ner@v"):
+    with pytest.raises(ReferenceSyntaxError, match=r"means 2 deltas in the cache: local:acme/ner@v. \(sha256:"):
         find(cache, "acme/ner")
     assert find(cache, "acme/ner@v2").digest == second
 

@@ -180,3 +180,22 @@ def test_what_is_no_size_is_refused(run, text):
 
 def test_the_cache_is_where_the_environment_says(run, two):
     assert run("cache", "path").stdout == f"{cache_home()}\n"
+
+
+def test_a_delta_is_shown_by_every_name_it_was_pulled_by(run, run_json, ckpt):
+    for name in ("me/one", "me/two"):
+        run("push", ckpt, name)
+        run("pull", name)
+    assert run_json("cache", "show", "me/one")["digest"] == run_json("cache", "show", "me/two")["digest"]
+
+
+def test_a_name_with_two_versions_in_the_cache_is_refused_with_both(run, ckpt, tmp_path):
+    run("push", ckpt, "me/x")
+    run("push", save_checkpoint(tmp_path / "other", value=2.0), "me/x")
+    for version in ("v1", "v2"):
+        run("pull", f"me/x@{version}")
+    done = run("cache", "show", "me/x")
+    assert done.exit_code == 2
+    assert "me/x means 2 deltas in the cache" in done.stderr
+    assert all(f"local:me/x@{version} (sha256:" in done.stderr for version in ("v1", "v2"))
+    assert run("cache", "show", "me/x@v2").exit_code == 0

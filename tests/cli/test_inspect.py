@@ -82,7 +82,7 @@ def test_a_picture_that_cannot_be_written_is_said_in_a_sentence(run, backbone, t
     done = run("inspect", backbone, "--svg", tmp_path / "missing" / "tree.svg")
 
     assert done.exit_code == 6
-    assert done.stderr.startswith("Error: ")
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
     assert "missing" in done.stderr
 
 
@@ -96,7 +96,8 @@ def start(backbone):
         command = [sys.executable, "-c", script, "inspect", str(backbone), "--web", *arguments]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
-        line = process.stderr.readline()
+        building, line = process.stderr.readline(), process.stderr.readline()
+        assert building.startswith("Building the modules of ")
         return process, re.search(r"http://\S+", line).group()
 
     yield begin

@@ -68,16 +68,23 @@ def test_a_table_on_a_terminal_has_a_header(monkeypatch, capsys):
     assert "[red]sst2" in capsys.readouterr().out  # what users write is no markup
 
 
-@pytest.mark.parametrize(("name", "header"), [("me/x", "name version tags"), ("me/" + "x" * 66, "name version")])
-def test_a_narrow_table_leaves_out_what_it_could_only_break(monkeypatch, capsys, name, header):
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("me/x", "me/x  v1       task=sst2 domain=movies  1.9 kB"),
+        ("me/" + "x" * 50, "me/" + "x" * 50 + "  v1       task=ss…  1.9 kB"),
+    ],
+)
+def test_a_narrow_table_ends_long_cells_in_an_ellipsis(monkeypatch, capsys, name, line):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "dumb")
     rows = [(name, "v1", "task=sst2 domain=movies", "1.9 kB")]
-    Output(as_json=False, quiet=False).rows(("name", "version", "tags", "size"), rows, narrow=3)
-    first, *rest = capsys.readouterr().out.splitlines()
-    assert first.split() == header.split()
-    assert len(rest) == 1
+    Output(as_json=False, quiet=False).rows(("name", "version", "tags", "size"), rows)
+    header, only = capsys.readouterr().out.splitlines()
+    assert [column[:3] for column in header.split()] == ["nam", "ver", "tag", "siz"]
+    assert len(only.rstrip()) <= 80
+    assert only.rstrip() == line
 
 
 def test_list_says_on_stderr_how_many_it_left_out(run, three):
@@ -191,7 +198,7 @@ def test_an_alias_that_points_elsewhere_is_not_removed(run, run_json, three):
     run("alias", "a/sst2-bert@v1", "champion")
     done = run("alias", "a/sst2-bert@v2", "champion", "--remove")
     assert done.exit_code == 4
-    assert "The alias a/sst2-bert@champion changed meanwhile: expected v2, found v1." in done.stderr
+    assert "The alias a/sst2-bert@champion: expected v2, found v1." in done.stderr
     assert run("alias", "a/sst2-bert@champion", "champion", "--remove").exit_code == 0
 
 
@@ -280,9 +287,50 @@ def test_what_is_counted_reads_as_a_sentence(monkeypatch, capsys):
     assert "1,000 of 12,000 deltas" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("way", [{"quiet": True}, {"as_json": True}, {"terminal": False}], ids=str)
+@pytest.mark.parametrize("way", [{"quiet": True}, {"as_json": True}], ids=str)
 def test_nothing_is_counted_where_nobody_looks(monkeypatch, way):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: way.get("terminal", True), raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     out = Output(as_json=way.get("as_json", False), quiet=way.get("quiet", False))
     with out.counting("Indexing", "deltas") as counted:
         assert counted is None
+
+
+def test_an_offset_past_the_end_says_how_many_there_are(run, three):
+    done = run("list", "--offset", "7")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "There are 3, so none from number 8 on." in done.stderr
+    assert "deltahub push" not in done.stderr
+
+
+def test_the_log_keeps_messages_as_json_after_removals_and_after_the_last_version(run, run_json, ckpt):
+    run("push", ckpt, "me/x", "-m", "first run")
+    assert [move["message"] for move in run_json("log", "me/x")] == ["first run"]
+    run("rm", "me/x@v1", "-m", "trained on the test set")
+    for reference in ("me/x", "me/x@v1"):
+        moves = [(move["action"], move["message"]) for move in run_json("log", reference)]
+        assert moves == [("push", "first run"), ("remove", "trained on the test set")]
+    assert run("log", "me/x@v7").exit_code == 3
+
+
+def test_every_command_names_a_delta_by_the_same_json_fields(run, run_json, ckpt):
+    pushed = run_json("push", ckpt, "me/x")
+    answers = [
+        run_json("pull", "me/x"),
+        run_json("show", "me/x"),
+        *run_json("cache", "list"),
+        run_json("cache", "show", "me/x"),
+    ]
+    (listed,) = run_json("list")
+    assert (listed["reference"], listed["digest"]) == ("me/x@v1", pushed["digest"])
+    for answer in answers:
+        assert {key: answer[key] for key in ("reference", "digest")} == {
+            "reference": "local:me/x@v1",
+            "digest": pushed["digest"],
+        }
+        assert answer["size"] > 0
+    assert run_json("rm", "me/x@v1")["reference"] == "local:me/x@v1"
+
+
+def test_show_of_a_folder_shows_what_inspect_shows(run, ckpt):
+    assert run("show", ckpt).stdout == run("inspect", ckpt).stdout
+    assert "delta_type\tlora" in run("show", ckpt).stdout

@@ -45,11 +45,17 @@ def test_a_pull_under_a_lock_takes_what_is_locked_and_nothing_else(run, run_json
     assert "me/y is not locked in" in done.stderr
 
 
-def test_sync_makes_the_cache_hold_exactly_what_is_locked(run, run_json, file):
+@pytest.mark.parametrize("options", [[], ["--keep"]])
+def test_sync_leaves_the_deltas_of_other_projects_in_the_cache(run, run_json, file, options):
     run("pull", "me/x@v2")
-    kept = run_json("sync", file, "--keep")
+    kept = run_json("sync", file, *options)
     assert (len(kept["held"]), kept["removed"], len(run_json("cache", "list"))) == (1, [], 2)
-    done = run_json("sync", file)
+
+
+def test_sync_brings_what_is_locked_and_with_prune_removes_the_rest(run, run_json, file):
+    run("pull", "me/x@v2")
+    assert run("sync", file, "--keep", "--prune").exit_code == 2
+    done = run_json("sync", file, "--prune")
     assert len(done["removed"]) == 1
     assert [entry["digest"] for entry in run_json("cache", "list")] == [held["digest"] for held in done["held"]]
 
@@ -64,5 +70,5 @@ def test_a_locked_version_is_not_removed(run, file, monkeypatch):
 
 def test_locking_without_a_file_or_a_name_says_so(run, tmp_path):
     done = run("lock", "-o", tmp_path / "nothing.lock")
-    assert done.exit_code == 6
-    assert "Reading the lock file failed" in done.stderr
+    assert done.exit_code == 3
+    assert f"Reading the lock file failed: there is no file {tmp_path / 'nothing.lock'}" in done.stderr

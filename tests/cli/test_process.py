@@ -81,3 +81,12 @@ def test_a_push_that_is_told_to_end_leaves_nothing_behind(ckpt, monkeypatch, tmp
     done = subprocess.run([sys.executable, "-c", TERMINATED, "push", str(ckpt), "me/x"], check=False)
     assert done.returncode == 128 + signal.SIGTERM
     assert list((tmp_path / "home/registry/staging").iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/bin/bash").exists(), reason="needs bash")
+def test_a_home_that_cannot_be_written_gets_no_completion_and_one_sentence(tmp_path):
+    (tmp_path / "home").write_text("not a folder")
+    done = deltahub("--install-completion", env={**os.environ, "HOME": str(tmp_path / "home"), "SHELL": "/bin/bash"})
+    assert done.returncode == 6
+    assert done.stderr.startswith(b"Error: ")
+    assert len(done.stderr.splitlines()) == 1

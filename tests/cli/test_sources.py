@@ -40,7 +40,10 @@ def test_the_address_of_hugging_face_is_that_of_its_own_client(run_json, monkeyp
 
 def test_sources_are_added_before_the_public_one_and_listed_with_what_is_said_of_them(run, run_json, tmp_path):
     added = run("source", "add", "team", tmp_path / "team", "--namespaces", "acme,acme-lab")
-    assert added.stdout == f"team is {tmp_path / 'team'}, which holds no delta yet\n"
+    assert (
+        added.stdout
+        == f"team is {tmp_path / 'team'}, which does not exist yet; the first push makes it. Check the path if deltas should be there\n"
+    )
     assert "Searched in this order: local, team, hf" in added.stderr
     hub = run_json("source", "add", "hub", "https://hub.acme.org/", "--token-env", "ACME_TOKEN", "--unchecked")
     assert (hub["url"], hub["kind"], hub["token_env"]) == ("https://hub.acme.org", "hub", "ACME_TOKEN")

@@ -147,17 +147,37 @@ def test_a_full_disk_is_one_sentence(run, ckpt, faults):
     assert "No space is left there" in done.stderr
 
 
-def test_debug_lets_the_traceback_through(run, ckpt):
-    done = run("--debug", "pull", "me/none")
-    assert type(done.exception).__name__ == "NotCachedError"
-    assert done.exit_code
-
-
-def test_progress_is_shown_on_stderr_only_when_it_is_a_terminal(run, ckpt, monkeypatch):
+@pytest.mark.parametrize("asked", [{"as_json": True, "quiet": False}, {"as_json": False, "quiet": True}])
+def test_no_progress_is_shown_with_json_or_quiet(asked):
     from deltahub_cli.output import Output
 
-    with Output(as_json=False, quiet=False).progress("Pushing", 10) as progress:
+    with Output(**asked).progress("Pushing", 10) as progress:
         assert progress is None
+
+
+def test_progress_in_a_pipe_is_a_line_every_ten_seconds(monkeypatch, capsys):
+    from deltahub_cli import progress as plain
+    from deltahub_cli.output import Output
+
+    second = 0
+    monkeypatch.setattr(plain, "monotonic", lambda: float(second))
+    out = Output(as_json=False, quiet=False)
+    with out.progress("Pushing", 10_000) as progress, out.counting("Indexing", "deltas") as counted:
+        for second in range(25):
+            progress(100)
+            counted(second, 2000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "Pushing: 1.1 kB of 10.0 kB",
+        "Indexing: 10 of 2,000 deltas",
+        "Pushing: 2.1 kB of 10.0 kB",
+        "Indexing: 20 of 2,000 deltas",
+    ]
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch):
+    from deltahub_cli.output import Output
+
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with Output(as_json=False, quiet=False).progress("Pushing", 10) as progress:
         assert progress is not None
@@ -172,3 +192,33 @@ def test_pull_to_a_folder_with_files_of_somebody_else_overwrites_nothing(run, ck
     assert done.exit_code == 1
     assert "its README.md would be overwritten. Choose a new folder." in done.stderr
     assert content_of(tmp_path / "out") == {"README.md": b"mine"}
+
+
+def test_a_failure_with_json_is_json_with_the_exit_code_and_a_sentence_beside_it(run):
+    done = run("pull", "me/none", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["exit_code"] == done.exit_code == 3
+    assert answer["error"].startswith("The delta me/none was not found.")
+    assert f"Error: {answer['error']}" in done.stderr
+
+
+def test_debug_shows_a_traceback_and_changes_no_exit_code(run):
+    done = run("--debug", "show", "me/none")
+    assert done.exit_code == 3
+    assert "Traceback" in done.stderr
+    assert "Error: The delta me/none was not found." in done.stderr
+
+
+@pytest.mark.parametrize("words", [["sync", "none.lock"], ["push", "{ckpt}", "me/x", "--sign", "none.pem"]])
+def test_a_file_that_is_named_and_not_there_is_not_found(run, ckpt, words):
+    done = run(*(word.format(ckpt=ckpt) for word in words))
+    assert done.exit_code == 3
+    assert f"there is no file {words[-1]}. Check the path." in done.stderr
+
+
+def test_the_bar_of_a_push_moves_within_a_file(hub, checkpoint_folder, monkeypatch):
+    monkeypatch.setattr("deltahub.files.CHUNK", 100)
+    moved: list[int] = []
+    hub.push(checkpoint_folder, "me/x", progress=moved.append)
+    assert len(moved) > 5
+    assert sum(moved) >= sum(path.stat().st_size for path in checkpoint_folder.iterdir())

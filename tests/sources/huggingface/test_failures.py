@@ -255,7 +255,7 @@ def test_who_loses_the_race_for_a_commit_builds_on_the_winners(user, proxy, repo
 def test_who_loses_every_race_is_told_so(hub, proxy, repo, new_checkpoint):
     hub.push(new_checkpoint(), f"hf:{repo}")
     proxy.breaks(answer(412, "A commit has happened since"), method="POST", words="/commit/", times=None)
-    with pytest.raises(ConflictError, match=f"hf:{repo} changed meanwhile"):
+    with pytest.raises(ConflictError, match=f"hf:{repo}:"):
         hub.push(new_checkpoint(value=0.7), f"hf:{repo}")
 
 

@@ -1,0 +1,50 @@
+"""Progress for logs and pipes: a plain line now and then instead of a bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from threading import Lock
+from time import monotonic
+from typing import Final
+
+_EVERY: Final = 10.0  # seconds between two lines; work that takes less prints none
+
+
+class PlainProgress:
+    """Prints how far long work has come, from any thread.
+
+    Args:
+        what: the work, e.g. ``"Pushing"``.
+        amount: how an amount of it reads, e.g. ``"1.2 MB"``.
+        total: how much there is in all, if known.
+        unit: added at the end of a line, if amounts are bare numbers.
+    """
+
+    def __init__(self, what: str, amount: Callable[[int], str], total: int | None = None, unit: str = "") -> None:
+        self._what, self._amount, self._unit = what, amount, unit
+        self._done, self._total = 0, total or 0
+        self._printed, self._lock = monotonic(), Lock()
+
+    def expect(self, count: int) -> None:
+        """Add to the total."""
+        with self._lock:
+            self._total += count
+
+    def advance(self, count: int) -> None:
+        """Add to what is done."""
+        with self._lock:
+            self._show(self._done + count)
+
+    def reach(self, done: int, total: int) -> None:
+        """Set what is done and the total."""
+        with self._lock:
+            self._total = total
+            self._show(done)
+
+    def _show(self, done: int) -> None:
+        self._done, now = done, monotonic()
+        if now - self._printed >= _EVERY:
+            self._printed = now
+            of = f" of {self._amount(self._total)}" if self._total >= done else ""
+            print(f"{self._what}: {self._amount(done)}{of}{self._unit}", file=sys.stderr, flush=True)  # noqa: T201
