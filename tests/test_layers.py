@@ -56,6 +56,7 @@ LAYERS = (
     (
         "engine.attended",
         "engine.fused",
+        "engine.layers",
         "engine.filling",
         "engine.freezing",
         "engine.guards",

@@ -21,6 +21,7 @@ from deltahub.config import DeltaConfig
 from deltahub.deltas.precision import added
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
+from deltahub.engine.layers import bias_fault
 from deltahub.engine.shapes import channel_dimension, is_conv1d
 from deltahub.engine.site import CHILD, is_delta_name
 from deltahub.engine.structure.targets import Target
@@ -61,6 +62,8 @@ class BiasOffset(Insertion):
         bias = getattr(target, "bias", None)
         if not isinstance(bias, Tensor) or bias.shape != self.bias.shape:
             raise MergeError("it has no bias of its own to add to")
+        if fault := bias_fault(target):
+            raise MergeError(fault)
         wide = torch.promote_types(bias.dtype, torch.float32)
         return {"bias": bias.to(wide) + self.bias}
 

@@ -19,10 +19,11 @@ from deltahub.config import DeltaConfig
 from deltahub.engine.building import Like, addressed
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
+from deltahub.engine.layers import linear_fault, update_fault
 from deltahub.engine.shapes import linear_shape
 from deltahub.engine.structure.targets import Target
 from deltahub.engine.weights import as_kept, linear_bias, linear_weight
-from deltahub.errors import NoMatchError, TargetError
+from deltahub.errors import MergeError, NoMatchError, TargetError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,8 @@ class ScaledOutput(Insertion):
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
         """Each row of the weight, and each value of the bias, times its factor."""
+        if fault := linear_fault(target):
+            raise MergeError(fault)
         weight, bias = linear_weight(target), linear_bias(target)
         wide = torch.promote_types(weight.dtype, torch.float32)
         factor = self.ia3_l.to(wide)
@@ -80,6 +83,8 @@ class ScaledInput(ScaledOutput):
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
         """Each column of the weight times its factor."""
+        if fault := linear_fault(target):
+            raise MergeError(fault)
         weight = linear_weight(target)
         wide = torch.promote_types(weight.dtype, torch.float32)
         return {"weight": as_kept(target, weight.to(wide) * self.ia3_l.to(wide))}
@@ -137,6 +142,9 @@ class IA3Model(DeltaBase):
             linear_shape(target.name, target.module)
             if isinstance(target.module, nn.Embedding):
                 msg = f"{target.name} is an Embedding; IA3 rescales linear layers. Address a Linear or a Conv1D."
+                raise TargetError(msg)
+            if fault := update_fault(target.module):
+                msg = f"{target.name} ({type(target.module).__name__}) cannot be rescaled: {fault}. Leave it out."
                 raise TargetError(msg)
         return targets
 

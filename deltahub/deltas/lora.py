@@ -23,6 +23,7 @@ from deltahub.config import DeltaConfig
 from deltahub.deltas.low_rank import DecomposedUpdate, LowRankRows, LowRankUpdate
 from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Insertion
+from deltahub.engine.layers import linear_fault, lookup_fault, update_fault
 from deltahub.engine.shapes import linear_shape
 from deltahub.engine.structure.targets import Target
 from deltahub.errors import NoMatchError, TargetError
@@ -142,6 +143,10 @@ class LoraModel(DeltaBase):
         """Only linear layers will do."""
         for target in targets:
             linear_shape(target.name, target.module)
+            module = target.module
+            if fault := lookup_fault(module) if isinstance(module, nn.Embedding) else update_fault(module):
+                msg = f"{target.name} ({type(module).__name__}) cannot hold a LoRA: {fault}. Leave it out."
+                raise TargetError(msg)
         return targets
 
     @classmethod
@@ -169,5 +174,8 @@ class LoraModel(DeltaBase):
             return kind(like, n_in, width, *sizes)
         if isinstance(target.module, nn.Embedding):
             msg = f"{target.name} is an Embedding; DoRA acts on linear layers. Leave it out, or leave use_dora off."
+            raise TargetError(msg)
+        if fault := linear_fault(target.module):
+            msg = f"{target.name} cannot hold a DoRA, which reads the layer's weight: {fault}. Leave use_dora off."
             raise TargetError(msg)
         return DecomposedUpdate(like, target.module, n_in, width, *sizes)

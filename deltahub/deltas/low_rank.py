@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from deltahub.deltas.precision import added, widened
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
+from deltahub.engine.layers import embed_scale, linear_fault, lookup_fault, reading_fault
 from deltahub.engine.weights import as_kept, linear_bias, linear_weight
 from deltahub.errors import MergeError
 
@@ -94,26 +95,46 @@ class LowRankUpdate(Insertion):
         """The layer's weight with the update added."""
         return {"weight": as_kept(target, self._sum(target))}
 
+    def merge_fault(self, target: nn.Module) -> str:
+        """Why the layer's weight cannot do this work: a clause, empty if it can."""
+        return linear_fault(target)
+
     def _sum(self, target: nn.Module) -> Tensor:
         """``W + s B A`` as ``(n_out, n_in)``, in float32 or wider."""
         if self.dropout is not None and self.training:
             raise MergeError("its dropout is on in training mode, so call eval() on the backbone before")
+        if fault := self.merge_fault(target):
+            raise MergeError(fault)
         weight = linear_weight(target)
         wide = torch.promote_types(weight.dtype, torch.float32)
         return weight.to(wide) + self.scale * (self.lora_B.to(wide) @ self.lora_A.to(wide))
 
 
 class LowRankRows(LowRankUpdate):
-    """The same for an embedding, whose inputs are row numbers; A starts at zero, as in the authors' own code."""
+    """The same for an embedding, whose inputs are row numbers; A starts at zero, as in the authors' own code.
+
+    An embedding that multiplies its rows by an `embed_scale` does so with the update too: it belongs to the weight.
+    """
 
     def reset(self) -> None:
         """Draw B; A is zero."""
         nn.init.zeros_(self.lora_A)
         nn.init.normal_(self.lora_B)
 
-    def low_rank(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Rows of A in a given precision: input tensor of indices with shape ``(...)``, output ``(..., r)``."""
-        return F.embedding(x, self.lora_A.T).to(dtype)
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Input tensor of indices with shape ``(...)``, output ``(..., n_out)``."""
+        table = cast("nn.Embedding", target)
+        options = {"padding_idx": table.padding_idx, "scale_grad_by_freq": table.scale_grad_by_freq}
+        rows = F.embedding(first_input(args, kwargs), self.lora_A.T, **options)  # type: ignore[arg-type]
+        wide = torch.promote_types(output.dtype, self.lora_A.dtype)
+        update = self.scale * F.linear(rows.to(wide), self.lora_B.to(wide))
+        if (scale := embed_scale(table)) is not None:
+            update = update * (scale.to(update) if isinstance(scale, Tensor) else scale)
+        return added(output, update)
+
+    def merge_fault(self, target: nn.Module) -> str:
+        """Why the table cannot do this work: a clause, empty if it can."""
+        return reading_fault(target) or lookup_fault(cast("nn.Embedding", target))
 
 
 class DecomposedUpdate(LowRankUpdate):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from deltahub.engine.guards import refuse_routed
 from deltahub.engine.insertion import overrides as acts_in
+from deltahub.engine.layers import writing_fault
 from deltahub.engine.ledger import Entry, Ledger, drop_ledger, ledger_holding
 from deltahub.engine.modules import module_at, own_modules
 from deltahub.engine.overrides import (
@@ -169,6 +170,9 @@ def _plan(
         _refuse_meta(address, target)
         try:
             values = site.slots[delta].merged(target)
+            for key in values:
+                if fault := writing_fault(target, key):
+                    raise MergeError(fault)  # noqa: TRY301
         except MergeError as error:
             msg = f"{delta!r} cannot be merged into {address or 'the backbone'}: {error}. Use it unmerged."
             raise MergeError(msg) from error
@@ -203,9 +207,6 @@ def _refuse_meta(address: str, target: nn.Module) -> None:
 
 
 def _check_tensor(name: str, live: Tensor, exact: Tensor, owners: Mapping[int, list[str]]) -> None:
-    if not live.is_floating_point():
-        msg = f"{name} has dtype {live.dtype}, expected floating-point values. Merge into an unquantised backbone."
-        raise MergeError(msg)
     if len(names := owners.get(id(live), [])) > 1:
         other = next(n for n in names if n != name)
         msg = f"{name} is also {other} (tied weights), so a merge would change both. Use the delta unmerged, or untie them."

@@ -58,7 +58,9 @@ def linear_shape(name: str, module: nn.Module) -> tuple[int, int]:
 
 def is_conv1d(module: nn.Module) -> bool:
     """Whether a module is transformers' Conv1D: a linear layer whose weight is ``(n_in, n_out)``."""
-    return type(module).__name__ == "Conv1D" and isinstance(getattr(module, "weight", None), Tensor)
+    weight = getattr(module, "weight", None)
+    named = any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
+    return named and isinstance(weight, Tensor) and weight.dim() == 2
 
 
 def _shape(module: nn.Module) -> tuple[int, ...]:

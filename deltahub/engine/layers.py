@@ -1,0 +1,311 @@
+"""Checks of the function that a layer computes, before a delta relies on it.
+
+    linear        y = W x + b                    Linear, Conv1D
+    look-up       y = c W[x]                     Embedding; c is its `embed_scale`, as in Gemma and BART, else 1
+    norm          y = n(x) (o + w) + b           LayerNorm, RMSNorm; o is 1 in Gemma, else 0
+
+The name of a class proves none of these: a subclass may have a forward of its own. Where the forward is not the original one, a
+stand-in of the layer with random values is called once and its output is compared with the formula. The layer itself is neither
+called nor changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.utils.parametrize import is_parametrized
+
+from deltahub.engine.weights import SomeRows, is_turned, linear_weight
+
+_ROWS: Final = 4096  # of a table that are all looked up in the trial; of a larger one only some
+_EPS_NAMES: Final = ("eps", "variance_epsilon", "epsilon", "norm_eps", "layer_norm_eps")
+_COMMON_EPS: Final = (1e-5, 1e-6, 1e-12, torch.finfo(torch.float32).eps, 0.0)
+
+
+# ----- tensors -----
+
+
+def reading_fault(layer: nn.Module, key: str = "weight") -> str:
+    """Why the values of a layer's tensor cannot be read as numbers: a clause, empty if they can.
+
+    A quantised weight holds codes, whatever the class of its layer is called.
+    """
+    tensor = getattr(layer, key, None)
+    if not isinstance(tensor, Tensor):
+        return f"it has no {key}"
+    if isinstance(tensor, (UninitializedBuffer, UninitializedParameter)):
+        return f"its {key} has no shape before the first forward pass"
+    if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:  # float8 values are codes, too
+        return f"its {key} is kept as {tensor.dtype} codes (quantised)"
+    if not _is_plain(tensor):
+        return f"its {key} is a {type(tensor).__name__}, whose values are kept in a form of their own (quantised, say)"
+    return ""
+
+
+def writing_fault(layer: nn.Module, key: str = "weight") -> str:
+    """Why new values cannot be written into a layer's tensor: a clause, empty if they can."""
+    if is_parametrized(layer, key):
+        kinds = ", ".join(type(step).__name__ for step in layer.parametrizations[key])  # type: ignore[index, union-attr]
+        return f"its {key} is computed anew for every use, by the parametrization {kinds}"
+    if isinstance(getattr(layer, key, None), Tensor) and layer._parameters.get(key) is None:
+        return f"its {key} is not a parameter but computed from others (weight_norm, spectral_norm or pruning, say)"
+    if fault := reading_fault(layer, key):
+        return fault
+    return f"its {key} has no values on this device (meta)" if layer._parameters[key].is_meta else ""  # type: ignore[union-attr]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor keeps its values one by one: not a subclass that packs them, nor a sparse one."""
+    kind = type(tensor)
+    spread = kind.__module__.startswith(("torch.distributed.tensor", "torch._subclasses"))  # DTensor, FakeTensor
+    return (kind in (Tensor, nn.Parameter) or spread) and tensor.layout is torch.strided
+
+
+# ----- linear layers -----
+
+
+def linear_fault(layer: nn.Module | SomeRows) -> str:
+    """Why a layer does not compute ``W x + b`` with its own values: a clause, empty if it does."""
+    layer = layer.layer if isinstance(layer, SomeRows) else layer
+    if fault := reading_fault(layer) or _shape_fault(layer):
+        return fault
+    if isinstance(layer, nn.Embedding):
+        return "it is an Embedding"
+    if _has_original_forward(layer):
+        return ""
+    return (
+        "" if _trial_of_linear(layer) else f"{_own_forward(layer)}, and does not compute W x + b with its weight alone"
+    )
+
+
+def update_fault(layer: nn.Module) -> str:
+    """Why nothing can be added beside a linear layer: its output is not one value for each row of its weight.
+
+    A quantised layer is taken at its word: without its kernels it cannot be called.
+    """
+    if isinstance(getattr(layer, "weight", None), UninitializedParameter):
+        return reading_fault(layer)
+    if _has_original_forward(layer) or reading_fault(layer) or _forward_of(layer) is None:
+        return ""
+    if fault := _shape_fault(layer):
+        return fault
+    if _trial_of_linear(layer) is None:
+        return f"{_own_forward(layer)}, and does not return one tensor (..., n_out) for an input (..., n_in)"
+    return ""
+
+
+def _shape_fault(layer: nn.Module) -> str:
+    found = tuple(layer.weight.shape)  # type: ignore[union-attr, arg-type]
+    n_in, n_out = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
+    if isinstance(n_in, int) and isinstance(n_out, int) and not is_turned(layer) and found != (n_out, n_in):
+        return f"its weight is {list(found)}, not [{n_out}, {n_in}]"
+    return "" if len(found) == 2 else f"its weight is {list(found)}, not a matrix"
+
+
+def _has_original_forward(layer: nn.Module) -> bool:
+    forward = _forward_of(layer)
+    originals = [nn.Linear.forward, nn.Embedding.forward, nn.LayerNorm.forward]
+    if (module := sys.modules.get("transformers.pytorch_utils")) is not None:
+        originals.append(module.Conv1D.forward)
+    return any(forward is original for original in originals)
+
+
+def _trial_of_linear(layer: nn.Module) -> bool | None:
+    """Whether a layer computes ``W x + b``; None if it does not even return a tensor of that shape."""
+    twin = _stand_in(layer)
+    if twin is None:
+        return None
+    weight, bias = linear_weight(twin), twin._parameters.get("bias")
+    x = _random((2, weight.shape[1]), 2) + 0.5
+    expected = F.linear(x, weight, bias if bias is None or bias.dim() == 1 else None)
+    found = _called(layer, twin, x)
+    if not isinstance(found, Tensor) or found.shape != expected.shape:
+        return None
+    return _agree(found, expected)
+
+
+# ----- look-ups -----
+
+
+def lookup_fault(layer: nn.Embedding) -> str:
+    """Why an embedding does not look its first argument up and multiply by its `embed_scale`: a clause, empty if it does."""
+    if layer.max_norm is not None:
+        return "it changes its own weight whenever it is called (max_norm)"
+    if _forward_of(layer) is nn.Embedding.forward:
+        return ""
+    mistaken = f"{_own_forward(layer)}, and does not look its first argument up in its weight"
+    twin = _stand_in(layer)
+    if twin is None or len(_arguments(layer)) != 1:
+        return mistaken
+    if reading_fault(layer):
+        return ""  # quantised: taken at its word
+    special = {value for value in vars(layer).values() if type(value) is int and 0 <= value < layer.num_embeddings}
+    some = range(layer.num_embeddings) if layer.num_embeddings <= _ROWS else sorted({0, 1, 2, *special})
+    rows = torch.tensor(list(some))
+    expected = F.embedding(rows, twin.weight)  # type: ignore[arg-type]
+    scale = embed_scale(twin)
+    found = _called(layer, twin, rows)
+    same = isinstance(found, Tensor) and found.shape == expected.shape
+    return "" if same and _agree(found, expected if scale is None else expected * scale) else mistaken
+
+
+def embed_scale(layer: nn.Module) -> Tensor | float | None:
+    """The number that an embedding multiplies its rows by, if its class has one."""
+    scale: Tensor | float | None = getattr(layer, "embed_scale", None)
+    return scale
+
+
+# ----- norms -----
+
+
+@dataclass(frozen=True)
+class NormForm:
+    """The formula of a normalisation layer.
+
+    Attributes:
+        centred: whether the mean is subtracted, as LayerNorm does and RMSNorm does not.
+        eps: added to the variance, or to the mean square.
+    """
+
+    centred: bool
+    eps: float
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """The input, in float32 or wider, with mean 0 and variance 1, or with mean square 1, over the last dimension."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.centred:
+            return F.layer_norm(x, x.shape[-1:], eps=self.eps)
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+
+def norm_form(layer: nn.Module) -> NormForm | None:
+    """The formula by which a layer normalises its first argument alone, found by a trial; None if it is none of these.
+
+    A gated norm, which takes a second argument, is none of these.
+    """
+    weight = layer._parameters.get("weight")
+    named = isinstance(layer, nn.LayerNorm) or "Norm" in type(layer).__name__
+    if weight is None or weight.dim() != 1 or not named or reading_fault(layer):
+        return None
+    twin = _stand_in(layer)
+    if twin is None or len(_arguments(layer)) != 1:
+        return None
+    known = [float(eps) for name in _EPS_NAMES if isinstance(eps := getattr(layer, name, None), (int, float))]
+    for eps in known or _COMMON_EPS:
+        # Values as small as the root of eps tell which eps it is; a mean tells the two kinds apart.
+        draw = _random((3, weight.shape[0]), 2) + 0.5
+        inputs = [draw, draw * max(eps, 1e-12) ** 0.5]
+        outputs = [_called(layer, twin, x) for x in inputs]
+        for form in (NormForm(True, eps), NormForm(False, eps)):
+            if all(_is_norm_of(form, twin, x, found) for x, found in zip(inputs, outputs, strict=True)):
+                return form
+    return None
+
+
+def _is_norm_of(form: NormForm, twin: nn.Module, x: Tensor, found: Any) -> bool:
+    if not isinstance(found, Tensor) or found.shape != x.shape:
+        return False
+    weight, bias = twin._parameters["weight"], twin._parameters.get("bias")
+    assert weight is not None
+    n, shift = form.normalised(x), 0 if bias is None else bias
+    return _agree(found, n * weight + shift) or _agree(found, n * (1 + weight) + shift)
+
+
+# ----- biases -----
+
+
+def bias_fault(layer: nn.Module) -> str:
+    """Why a layer's own bias is not simply added to its output: a clause, empty if it is."""
+    forward = _forward_of(layer)
+    if any(
+        forward is vars(kind).get("forward") for kind in type(layer).__mro__ if kind.__module__.startswith("torch.nn.")
+    ):
+        return ""
+    if norm_form(layer) is not None or not linear_fault(layer):
+        return ""
+    return f"{_own_forward(layer)}, and is not known to add the bias to its output"
+
+
+# ----- trials -----
+
+
+def _forward_of(layer: nn.Module) -> Any:
+    """The function that computes a layer's output, apart from what moves its tensors; None if it cannot be told."""
+    held = layer.__dict__
+    if "_hf_hook" in held and "_old_forward" in held:  # accelerate: the forward of before is called inside
+        own = held["_old_forward"]
+    elif "forward" in held:
+        own = held["forward"]
+    else:
+        return type(layer).forward
+    return own.__func__ if inspect.ismethod(own) and own.__self__ is layer else None
+
+
+def _own_forward(layer: nn.Module) -> str:
+    kind = type(layer).__name__
+    return f"the forward of this {kind} was replaced" if "forward" in vars(layer) else f"its forward is {kind}'s own"
+
+
+def _arguments(layer: nn.Module) -> list[str]:
+    """The names of the arguments that a layer's forward takes."""
+    return list(inspect.signature(_forward_of(layer)).parameters)[1:]
+
+
+@torch.no_grad()
+def _stand_in(layer: nn.Module) -> nn.Module | None:
+    """A copy of a layer with random float32 parameters on the CPU, in eval mode; None if its forward is not known."""
+    if _forward_of(layer) is None:
+        return None
+    twin = copy.copy(layer)
+    held = twin.__dict__
+    held["training"] = False
+    held["_parameters"] = {
+        key: None if value is None else nn.Parameter(_random(tuple(value.shape), seed), requires_grad=False)
+        for seed, (key, value) in enumerate(layer._parameters.items())
+    }
+    held["_buffers"] = {key: _buffer(value) for key, value in layer._buffers.items()}
+    try:
+        held["_modules"] = {
+            key: child if child is None or key == "deltas" else copy.deepcopy(child).to("cpu", torch.float32)
+            for key, child in layer._modules.items()
+        }
+    except Exception:  # noqa: BLE001  # a child without values, say
+        return None
+    return twin
+
+
+def _buffer(value: Tensor | None) -> Tensor | None:
+    if value is None:
+        return None
+    if value.is_meta:
+        return _random(tuple(value.shape), 1).to(value.dtype)
+    return value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+
+
+def _random(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Normal values; of a matrix the same ones along each diagonal, which cost no memory."""
+    draw = torch.Generator().manual_seed(seed)
+    if len(shape) != 2:
+        return torch.randn(shape, generator=draw)
+    return torch.randn(sum(shape), generator=draw).as_strided(shape, (1, 1))
+
+
+@torch.no_grad()
+def _called(layer: nn.Module, twin: nn.Module, x: Tensor) -> Any:
+    try:
+        return _forward_of(layer)(twin, x)
+    except Exception:  # noqa: BLE001  # a layer that cannot be called so is not what was expected
+        return None
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    error = (found.float() - expected).abs().max()
+    return bool(error <= 1e-4 * expected.abs().max())  # False for a NaN
