@@ -53,7 +53,7 @@ def reading_fault(layer: nn.Module, key: str = "weight") -> str:
 def writing_fault(layer: nn.Module, key: str = "weight") -> str:
     """Why new values cannot be written into a layer's tensor: a clause, empty if they can."""
     if is_parametrized(layer, key):
-        kinds = ", ".join(type(step).__name__ for step in layer.parametrizations[key])  # type: ignore[index, union-attr]
+        kinds = ", ".join(type(step).__name__ for step in layer.parametrizations[key])  # type: ignore[index]
         return f"its {key} is computed anew for every use, by the parametrization {kinds}"
     if isinstance(getattr(layer, key, None), Tensor) and layer._parameters.get(key) is None:
         return f"its {key} is not a parameter but computed from others (weight_norm, spectral_norm or pruning, say)"
@@ -103,7 +103,7 @@ def update_fault(layer: nn.Module) -> str:
 
 
 def _shape_fault(layer: nn.Module) -> str:
-    found = tuple(layer.weight.shape)  # type: ignore[union-attr, arg-type]
+    found = tuple(layer.weight.shape)  # type: ignore[arg-type]
     n_in, n_out = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
     if isinstance(n_in, int) and isinstance(n_out, int) and not is_turned(layer) and found != (n_out, n_in):
         return f"its weight is {list(found)}, not [{n_out}, {n_in}]"
