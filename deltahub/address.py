@@ -10,14 +10,13 @@ with one difference: a pattern that matches nothing is an error.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final, TypeVar
 
 from deltahub.errors import AddressError
 from deltahub.nearest import closest
+from deltahub.patterns import MOST, linear
 
 REGEX_MARK: Final = "[r]"
 T = TypeVar("T")
@@ -40,12 +39,12 @@ class Address:
             name: a dotted module name, e.g. ``"encoder.layer.0.attention"``.
 
         Raises:
-            AddressError: the regular expression does not compile.
+            AddressError: the regular expression cannot be read, or not be matched in linear time.
         """
         if self.pattern.startswith(REGEX_MARK):
             # Only the leftmost match counts, as in the original: "[r][0-5]\.attention" leaves out "10.attention".
-            found = _compile(self.pattern).search(name)
-            return found is not None and found.group() != "" and _is_tail(name, found.start(), found.end())
+            found = linear(self.pattern.removeprefix(REGEX_MARK), REGEX_MARK).search(name)
+            return found is not None and found[0] < found[1] and _is_tail(name, *found)
         return self.pattern != "" and name.endswith(self.pattern) and _is_tail(name, len(name) - len(self.pattern))
 
 
@@ -67,13 +66,18 @@ def _is_tail(name: str, start: int, end: int | None = None) -> bool:
     return (end is None or end == len(name)) and (start == 0 or name[start - 1] == ".")
 
 
-@lru_cache(maxsize=256)
-def _compile(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern[len(REGEX_MARK) :])
-    except re.error as error:
-        msg = f"{pattern!r} is not a regular expression: {error}. Correct what follows {REGEX_MARK!r}."
-        raise AddressError(msg) from error
+def check_patterns(patterns: Iterable[str]) -> None:
+    """Refuse regular expressions that cannot be matched, or too many of them.
+
+    Raises:
+        AddressError: there is one, or they are too many.
+    """
+    expressions = [pattern.removeprefix(REGEX_MARK) for pattern in patterns if pattern.startswith(REGEX_MARK)]
+    if len(expressions) > MOST:
+        msg = f"There are {len(expressions)} regular expressions in one list, and {MOST} is the limit. Join them by |."
+        raise AddressError(msg)
+    for expression in expressions:
+        linear(expression, REGEX_MARK)
 
 
 def matches_any(name: str, patterns: Iterable[str]) -> bool:

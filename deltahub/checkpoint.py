@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from deltahub.files import (
     REPLACED,
     STAGE,
     move_all,
+    read_limited,
+    regular,
     sha256_file,
     staging,
     storage_errors,
@@ -35,7 +38,7 @@ from deltahub.files import (
 )
 from deltahub.manifest import FileEntry, Manifest, manifest_of
 from deltahub.schema import parse
-from deltahub.tensorheader import tensor_table
+from deltahub.tensorheader import require_usable, tensor_table, usable_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +48,8 @@ WEIGHTS: Final = "delta.safetensors"
 BACKBONE: Final = "backbone.json"
 CARD: Final = "README.md"
 PICKLE: Final = "pytorch_model.bin"  # what OpenDelta wrote
+LARGEST_CONFIG: Final = 8 << 20  # bytes of a config that is read
+_LARGEST: Final = 256 << 20  # and of any other file but the tensors
 RESUMED: Final = "resumed"  # how a delta came of another: trained on from it,
 CONVERTED: Final = "converted"  # or read from a checkpoint in the format of others
 _OTHERS: Final = (  # what lies in a folder that is no delta, by a file of it, the more telling one last
@@ -106,7 +111,7 @@ def read_document(folder: Path, expected: str | None = None) -> dict[str, Any]:
             )
         msg = f"{folder} holds no delta: {CONFIG} is missing. {remedy}"
         raise CheckpointError(msg)
-    data = path.read_bytes()
+    data = read_limited(path, LARGEST_CONFIG)
     if expected and (found := hashlib.sha256(data).hexdigest()) != expected:
         raise IntegrityError(str(path), f"sha256:{expected}", f"sha256:{found}", "Fetch the delta again.")
     return parse_document(data, str(path))
@@ -137,10 +142,12 @@ def parse_document(data: bytes, path: str) -> dict[str, Any]:
 
 
 def verified_bytes(folder: Path, name: str, document: Mapping[str, Any]) -> bytes:
-    """Read one file of a checkpoint and hold it against the digest in `document`.
+    """Read one file of a checkpoint and check it against the size and the digest in `document`.
+
+    The size is compared, and of a safetensors file the header read, before the rest: only then is there memory for it.
 
     Raises:
-        CheckpointError: the file is missing, or the config does not vouch for it.
+        CheckpointError: the file is missing or malformed, or the config does not vouch for it.
         IntegrityError: its bytes are other ones.
     """
     entry = document.get("files", {}).get(name)
@@ -151,19 +158,35 @@ def verified_bytes(folder: Path, name: str, document: Mapping[str, Any]) -> byte
     if not path.is_file():
         msg = f"{path} is missing, though {CONFIG} lists it. Fetch or save the delta again."
         raise CheckpointError(msg)
-    data = path.read_bytes()
+    with regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) != entry["size"]:
+            raise _damaged(path, f"{entry['size']} bytes", f"{size} bytes")
+        if name != WEIGHTS and size > _LARGEST:
+            msg = f"{path} has {size} bytes, and {_LARGEST} is the limit. Fetch or save the delta again."
+            raise CheckpointError(msg)
+        try:
+            data = usable_bytes(file, str(path)) if name == WEIGHTS else file.read(size)
+        except CheckpointError:
+            if size <= _LARGEST:  # a malformed file is most often a damaged one
+                file.seek(0)
+                _require_same(path, entry, hashlib.file_digest(file, "sha256").hexdigest(), size)
+            raise
     _require_same(path, entry, hashlib.sha256(data).hexdigest(), len(data))
     return data
 
 
 def _require_same(path: Path, entry: Mapping[str, Any], sha256: str, size: int) -> None:
+    if size != entry["size"]:
+        raise _damaged(path, f"{entry['size']} bytes", f"{size} bytes")
+    if sha256 != entry["sha256"]:
+        raise _damaged(path, f"sha256:{entry['sha256']}", f"sha256:{sha256}")
+
+
+def _damaged(path: Path, expected: str, found: str) -> IntegrityError:
     remedy = "The file was cut, changed, or an interrupted save left it. Fetch or save the delta again."
     if before := next(path.parent.glob(f"{STAGE}*/{REPLACED}"), None):
         remedy += f" What an interrupted save was about to replace is in {before}."
-    if size != entry["size"]:
-        raise IntegrityError(str(path), f"{entry['size']} bytes", f"{size} bytes", remedy)
-    if sha256 != entry["sha256"]:
-        raise IntegrityError(str(path), f"sha256:{entry['sha256']}", f"sha256:{sha256}", remedy)
+    return IntegrityError(str(path), expected, found, remedy)
 
 
 def read(folder: Path, *, with_backbone: bool = True, config_sha256: str | None = None) -> Checkpoint:
@@ -178,20 +201,32 @@ def read(folder: Path, *, with_backbone: bool = True, config_sha256: str | None 
         ConfigError: the config can never work.
         IntegrityError: a file is not the one that was saved.
     """
-    import safetensors.torch  # late: the rest of this module serves readers without torch
-
     document = read_document(folder, config_sha256)
     weights = verified_bytes(folder, WEIGHTS, document)
     fingerprint = None
     if with_backbone and BACKBONE in document["files"]:
         fingerprint = Fingerprint.from_bytes(verified_bytes(folder, BACKBONE, document))
-    try:
-        tensors = safetensors.torch.load(weights)
-    except safetensors.SafetensorError as error:
-        msg = f"{folder / WEIGHTS} is not a safetensors file ({error}). Fetch or save the delta again."
-        raise CheckpointError(msg) from error
+    tensors = tensors_in(weights, str(folder / WEIGHTS))
     parent = {"relation": RESUMED, "digest": _manifest(folder, document, _listed(document)).digest}
     return Checkpoint(folder, document, fingerprint, tensors, parent)
+
+
+def tensors_in(data: bytes, what: str) -> dict[str, Tensor]:
+    """The tensors in the bytes of a safetensors file, by name, on the CPU.
+
+    Args:
+        what: the file, for messages.
+
+    Raises:
+        CheckpointError: it is not a safetensors file.
+    """
+    import safetensors.torch  # late: the rest of this module serves readers without torch
+
+    try:
+        return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError) as error:
+        msg = f"{what} is not a safetensors file ({error}). Fetch or save the delta again."
+        raise CheckpointError(msg) from error
 
 
 def describe(folder: Path) -> Manifest:
@@ -209,11 +244,16 @@ def describe(folder: Path) -> Manifest:
     _refuse_foreign_card(folder)
     listed = _listed(document)
     for entry in listed:
-        if not (folder / entry.path).is_file():
-            msg = f"{folder / entry.path} is missing, though {CONFIG} lists it. Fetch or save the delta again."
+        path = folder / entry.path
+        if not path.is_file():
+            msg = f"{path} is missing, though {CONFIG} lists it. Fetch or save the delta again."
             raise CheckpointError(msg)
-        _require_same(folder / entry.path, document["files"][entry.path], *sha256_file(folder / entry.path))
-    return _manifest(folder, document, listed)
+        if (size := path.stat().st_size) != entry.size:  # before it is read whole
+            raise _damaged(path, f"{entry.size} bytes", f"{size} bytes")
+        _require_same(path, document["files"][entry.path], *sha256_file(path))
+    found = _manifest(folder, document, listed)
+    require_usable(found.tensors, str(folder / WEIGHTS))
+    return found
 
 
 def _listed(document: Mapping[str, Any]) -> list[FileEntry]:
@@ -224,15 +264,17 @@ def _listed(document: Mapping[str, Any]) -> list[FileEntry]:
 def _manifest(folder: Path, document: Mapping[str, Any], checked: list[FileEntry]) -> Manifest:
     """The manifest of a checkpoint whose listed files have been checked; only what is small is read."""
     names = {CONFIG, *([CARD] if (folder / CARD).is_file() else [])} - {entry.path for entry in checked}
-    entries = [*checked, *(FileEntry(name, *sha256_file(folder / name)) for name in names)]
+    small = {name: read_limited(folder / name, _LARGEST) for name in names}
+    entries = [*checked, *(FileEntry(n, hashlib.sha256(data).hexdigest(), len(data)) for n, data in small.items())]
     return manifest_of(document, entries, tensor_table(folder / WEIGHTS))
 
 
 def _refuse_foreign_card(folder: Path) -> None:
     """Refuse a card that is a link out of the folder: no digest vouches for it, so any file could be published."""
     card = folder / CARD
-    if card.is_symlink() and not card.resolve().is_relative_to(folder.resolve()):
-        msg = f"{card} is a link to {card.resolve()}, outside the folder. Copy the file there, or remove the link."
+    target = Path(os.path.realpath(card))  # unlike resolve(), not an error where links go in a circle
+    if card.is_symlink() and not target.is_relative_to(folder.resolve()):
+        msg = f"{card} is a link to {target}, outside the folder. Copy the file there, or remove the link."
         raise CheckpointError(msg)
 
 
@@ -260,7 +302,7 @@ def write(
         folder.mkdir(parents=True, exist_ok=True)
         with staging(folder) as stage:
             save_function(tensors, stage / WEIGHTS)
-            tensor_table(stage / WEIGHTS)
+            require_usable(tensor_table(stage / WEIGHTS), str(folder / WEIGHTS))
             write_synced(stage / BACKBONE, fingerprint.to_bytes())
             shutil.copymode(stage / BACKBONE, stage / WEIGHTS)  # safetensors lets nobody else read what it writes
             sync_file(stage / WEIGHTS)

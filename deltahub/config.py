@@ -11,9 +11,10 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final, Self
 
+from deltahub.address import check_patterns
 from deltahub.errors import ConfigError
 from deltahub.nearest import suggest
-from deltahub.schema import load_schema, problem
+from deltahub.schema import load_schema, problem, shown
 
 SCHEMA: Final = "delta_config.v1"
 FORMAT_VERSION: Final = 1
@@ -50,6 +51,7 @@ class DeltaConfig:
 
     Raises:
         ConfigError: an option has a value that can never work.
+        AddressError: a regular expression among the addresses cannot be matched (`deltahub.patterns`).
     """
 
     modified_modules: Names | None = None
@@ -67,6 +69,9 @@ class DeltaConfig:
             object.__setattr__(self, key, _as_names(key, getattr(self, key)))
         if self.delta_type in known_types():
             check_document({"format_version": FORMAT_VERSION, **self.to_dict()})
+        for value in vars(self).values():
+            if isinstance(value, (tuple, Mapping)):
+                check_patterns(value)
 
     def to_dict(self) -> dict[str, Any]:
         """The delta type and every option, as JSON types."""
@@ -101,7 +106,7 @@ def _as_names(key: str, value: Any) -> Names | None:
     if value is None:
         return None
     if isinstance(value, str) or not hasattr(value, "__iter__"):
-        msg = f'{key} must be a list of names, got {value!r}; for one name write ["{value}"].'
+        msg = f"{key} must be a list of names, got {shown(value)}; for one name write [{shown(value)}]."
         raise ConfigError(msg)
     return tuple(value)
 
@@ -115,7 +120,7 @@ def refuse_unknown(options: Mapping[str, Any], known: set[str], what: str) -> No
     """Raise `ConfigError` for the first option that is not known, naming the nearest one that is."""
     for key in options:
         if key not in known:
-            msg = f"{what} has no option {key!r}: {suggest(key, known)}"
+            msg = f"{what} has no option {shown(key)}: {suggest(key, known)}"
             raise ConfigError(msg)
 
 
@@ -132,8 +137,8 @@ def check_document(document: Mapping[str, Any]) -> None:
         raise ConfigError(msg)
     delta_type = document.get("delta_type")
     if delta_type not in known_types():
-        known = suggest(str(delta_type), known_types())
-        msg = f"delta_type is {delta_type!r}, which this version does not know: {known}"
+        known = suggest(shown(delta_type).strip("'"), known_types())
+        msg = f"delta_type is {shown(delta_type)}, which this version does not know: {known}"
         raise ConfigError(msg)
     options = schema["definitions"][delta_type]["properties"]
     refuse_unknown(document, {*schema["properties"], *options}, str(delta_type))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from deltahub.checkpoint import CARD, CONFIG, WEIGHTS, parse_document
+from deltahub.checkpoint import CARD, CONFIG, LARGEST_CONFIG, WEIGHTS, parse_document
 from deltahub.errors import CheckpointError, DeltaHubError
 from deltahub.manifest import DELTA, FILES, FileEntry, Manifest, TensorEntry, manifest_of
 from deltahub.schema import parse
@@ -23,7 +23,6 @@ WHOLE: Final = "deltahub"  # the format of a delta beside other files,
 INCOMPLETE: Final = "part of a delta"  # and of one that lacks some of its own
 MANIFEST: Final = "manifest.json"  # of a delta in a repo of a hub,
 OWN_CARD: Final = "delta_card.md"  # and its card, where the README is the page of the repo, which people edit
-_LARGEST_CONFIG: Final = 8 << 20  # bytes of a config that is read
 _MOST_TENSORS: Final = 50_000  # that a manifest lists
 _LONGEST_HEADER: Final = 16 << 20  # bytes of a safetensors file's header that is read
 _SHARD: Final = ".safetensors"
@@ -96,8 +95,8 @@ def _table(entry: FileEntry, read: Read) -> tuple[TensorEntry, ...]:
 
 
 def _whole(entry: FileEntry, read: Read) -> bytes:
-    if entry.size > _LARGEST_CONFIG:
-        msg = f"{entry.path} has {entry.size} bytes, and a config has {_LARGEST_CONFIG} at most. Save it again."
+    if entry.size > LARGEST_CONFIG:
+        msg = f"{entry.path} has {entry.size} bytes, and a config has {LARGEST_CONFIG} at most. Save it again."
         raise CheckpointError(msg)
     return read(entry, 0, entry.size) if entry.size else b""
 

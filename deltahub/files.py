@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from deltahub.errors import IntegrityError, MissingFileError, StorageError
+from deltahub.errors import CheckpointError, IntegrityError, MissingFileError, StorageError
 
 CHUNK: Final = 1 << 20  # bytes read or written at a time
 WHOLE: Final = 256 << 20  # bytes of a file that is read as a whole at most
@@ -86,6 +86,38 @@ def sha256_file(path: Path, size: int | None = None) -> tuple[str, int]:
     with open_file(path, size) as file:
         digest = hashlib.file_digest(file, "sha256")
         return digest.hexdigest(), file.tell()
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """Read a file whole, if it is a regular file of at most `limit` bytes.
+
+    Raises:
+        CheckpointError: it cannot be read, or is larger; nothing of it was read.
+        IntegrityError: it is something else than a file.
+    """
+    with regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            msg = f"{path} has {size} bytes, and a file of its kind has {limit} at most. Fetch or save it again."
+            raise CheckpointError(msg)
+        return file.read(limit)
+
+
+@contextlib.contextmanager
+def regular(path: Path) -> Iterator[io.BufferedReader]:
+    """Open a file of a checkpoint as `open_file` does.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        IntegrityError: it is something else than a file.
+    """
+    try:
+        file = open_file(path)
+    except OSError as error:
+        msg = f"{path} cannot be read ({error.strerror or error}). Fetch or save it again."
+        raise CheckpointError(msg) from error
+    with file:
+        yield file
 
 
 def write_synced(path: Path, data: bytes) -> None:

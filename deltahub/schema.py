@@ -3,29 +3,60 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import reprlib
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+_DEPTH: Final = 64  # objects and arrays inside each other
+_DEEP: Final = "it nests too deeply"
+_DIGITS: Final = 300  # of a whole number: every float can hold so many
+_LONG_NUMBER: Final = re.compile(rb"\d{301}")  # it may stand in a text
+
+_PLACE: Final = 200  # characters of a message that a file may fill
+_BOUNDS: Final = {
+    "minimum": "at least",
+    "maximum": "at most",
+    "exclusiveMinimum": "more than",
+    "exclusiveMaximum": "less than",
+    "enum": "one of",
+    "const": "exactly",
+}
+_SIZES: Final = {
+    "maxItems": "at most {} items",
+    "maxLength": "at most {} characters",
+    "maxProperties": "at most {} keys",
+}
+_SHOWN: Final = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 80
 
 if TYPE_CHECKING:
     from fastjsonschema import JsonSchemaValueException
 
 
-def parse(data: bytes, *, unique: bool = False) -> Any:
+def parse(data: bytes) -> Any:
     """Read JSON that may be damaged or hostile.
 
     Args:
-        unique: refuse a name that stands twice in one object; else the last one counts.
+        data: UTF-8.
 
     Raises:
-        ValueError: it is not JSON, nests too deeply, or holds a number or half a character that JSON does not know.
+        ValueError: it is not JSON, nests too deeply, has a name twice in one object, or a number that no float
+            holds, or half a character.
     """
     try:
-        document = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_unique if unique else None)
+        document = json.loads(
+            data.decode("utf-8-sig"),
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_whole_number if _LONG_NUMBER.search(data) else None,
+            object_pairs_hook=_unique,
+        )
     except RecursionError:
-        msg = "it nests too deeply"
-        raise ValueError(msg) from None
+        raise ValueError(_DEEP) from None
+    _refuse_deep(document)
     if b"\\u" in data:
         json.dumps(document, ensure_ascii=False).encode()  # an escaped half of a surrogate pair has no bytes
     return document
@@ -34,14 +65,39 @@ def parse(data: bytes, *, unique: bool = False) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        msg = "a name stands twice in it"
+        msg = "it has a name twice in one object"
         raise ValueError(msg)
     return found
 
 
 def _refuse_constant(text: str) -> None:
-    msg = f"{text} is no JSON number"
+    msg = f"{text} is not a JSON number"
     raise ValueError(msg)
+
+
+def _finite(text: str) -> float:
+    found = float(text)
+    if not math.isfinite(found):
+        msg = f"the number {text:.40} is too large"
+        raise ValueError(msg)
+    return found
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > _DIGITS:
+        msg = f"the number {text:.40}... is too large"
+        raise ValueError(msg)
+    return int(text)
+
+
+def _refuse_deep(document: Any) -> None:
+    level = [document]
+    for _ in range(_DEPTH):
+        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))]
+        if not inner:
+            return
+        level = [child for children in inner for child in children if isinstance(child, (dict, list))]
+    raise ValueError(_DEEP)
 
 
 @cache
@@ -77,18 +133,28 @@ def problem(document: object, name: str) -> str | None:
     return None
 
 
+def shown(value: object) -> str:
+    """Write a value of a file into a message: cut where it is long or deep."""
+    return _SHOWN.repr(value)
+
+
 def _clause(error: JsonSchemaValueException) -> str:
     name = error.name or "data"
     place = name.removeprefix("data").removeprefix(".") or "the document"
+    place = place if len(place) <= _PLACE else f"{place[:_PLACE]}..."
     wanted, found = error.rule_definition, error.value
     if error.rule == "required":
         return f"{place} lacks {', '.join(repr(key) for key in wanted if key not in found)}"
     if error.rule == "type":
-        return f"{place} must be of type {wanted if isinstance(wanted, str) else ' or '.join(wanted)}, got {found!r}"
+        return (
+            f"{place} must be of type {wanted if isinstance(wanted, str) else ' or '.join(wanted)}, got {shown(found)}"
+        )
     if error.rule == "propertyNames":
-        odd = next(key for key in found if not re.search(wanted["pattern"].replace("$", r"\Z"), key))
-        return f"{place} must not have the key {odd!r}"
-    words = {"minimum": "at least", "exclusiveMaximum": "less than", "enum": "one of", "const": "exactly"}
-    if error.rule in words:
-        return f"{place} must be {words[error.rule]} {wanted!r}, got {found!r}"
-    return f"{place}{error.message.removeprefix(name)}"
+        pattern, longest = wanted.get("pattern", "").replace("$", r"\Z"), wanted.get("maxLength", math.inf)
+        odd = next((key for key in found if len(key) > longest or not re.search(pattern, key)), "")
+        return f"{place} must not have the key {shown(odd)}"
+    if error.rule in _BOUNDS:
+        return f"{place} must be {_BOUNDS[error.rule]} {wanted!r}, got {shown(found)}"
+    if error.rule in _SIZES:
+        return f"{place} must have {_SIZES[error.rule].format(wanted)}, and has {len(found)}"
+    return f"{place}{error.message.removeprefix(name):.{_PLACE}}"

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from deltahub.checkpoint import tensors_in
 from deltahub.engine.filling import check_fit
 from deltahub.engine.guards import refuse_merged
 from deltahub.engine.sharding import assign, done_once, whole
 from deltahub.engine.site import is_delta_name
-from deltahub.files import staging, storage_errors, sync_file, sync_folders
+from deltahub.files import regular, staging, storage_errors, sync_file, sync_folders
+from deltahub.tensorheader import usable_bytes
 
 if TYPE_CHECKING:
     from deltahub.engine.ledger import Entry, Ledger
@@ -26,6 +28,12 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The default `load_func`."""
+    with regular(path) as file:
+        return tensors_in(usable_bytes(file, str(path)), str(path))
 
 
 class TensorFileMixin:
@@ -84,11 +92,7 @@ class TensorFileMixin:
         Raises:
             CheckpointError: the tensors do not fit; nothing was changed.
         """
-        if load_func is None:
-            from safetensors.torch import load_file
-
-            load_func = load_file
-        self.load_state_dict(load_func(os.fspath(path)))
+        self.load_state_dict(load_func(os.fspath(path)) if load_func else _read(Path(path)))
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy tensors into this delta, strictly.

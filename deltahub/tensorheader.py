@@ -1,29 +1,38 @@
 """The header of a safetensors file, read from wherever the file is: its tensors, without a value of them.
 
 The file starts with the header's length, 8 bytes, and the header, a JSON object; the values follow without a gap.
+
+A backbone's file may hold tensors of any kind. Those of a delta are values to compute with: `require_usable` refuses others.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from deltahub.errors import CheckpointError
+from deltahub.files import regular
 from deltahub.manifest import TensorEntry
 from deltahub.schema import parse
 
 Read = Callable[[int, int], bytes]  # the bytes from the first to before the second
 LONGEST: Final = 100_000_000  # bytes of a header, says safetensors
 _PREFIX: Final = 8
+_LONGEST_NAME: Final = 1024  # characters of a tensor's name
+_MOST_SIZES: Final = 64  # of a shape, as in torch
+_F8: Final = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 _BITS: Final = {  # of one value
-    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "I8", "U8", *_F8), 8),
     **dict.fromkeys(("BF16", "F16", "I16", "U16"), 16),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
     **dict.fromkeys(("C64", "F64", "I64", "U64"), 64),
 }
+_USABLE: Final = _BITS.keys() - {"F4", "F6_E2M3", "F6_E3M2", "U16", "U32", "U64", *_F8}  # torch cannot add U16
 
 
 def tensor_table(path: Path) -> tuple[TensorEntry, ...]:
@@ -32,17 +41,65 @@ def tensor_table(path: Path) -> tuple[TensorEntry, ...]:
     Raises:
         CheckpointError: it is not a safetensors file.
     """
+    with regular(path) as file:
+        return table_of(file, str(path))
+
+
+def table_of(file: BinaryIO, what: str) -> tuple[TensorEntry, ...]:
+    """The same of an open file; it is read from its start, and left somewhere else.
+
+    Args:
+        what: the file, for messages.
+
+    Raises:
+        CheckpointError: it is not a safetensors file.
+    """
+
+    def read(start: int, end: int) -> bytes:
+        file.seek(start)
+        return file.read(end - start)
+
+    return tensor_entries(read, file.seek(0, os.SEEK_END), what)
+
+
+def usable_bytes(file: BinaryIO, what: str) -> bytes:
+    """Read an open safetensors file of a delta whole, once its header is checked: only then is there memory for it.
+
+    Args:
+        what: the file, for messages.
+
+    Raises:
+        CheckpointError: it is not a safetensors file, holds tensors that no delta has, or is larger than the memory.
+    """
+    require_usable(table_of(file, what), what)
+    file.seek(0)
     try:
-        with path.open("rb") as file:
-
-            def read(start: int, end: int) -> bytes:
-                file.seek(start)
-                return file.read(end - start)
-
-            return tensor_entries(read, os.fstat(file.fileno()).st_size, str(path))
-    except OSError as error:
-        msg = f"{path} is not a safetensors file ({error}). Fetch or save the delta again."
+        return file.read()
+    except MemoryError as error:
+        msg = f"{what} is larger than the memory that is free. Load it on a larger machine."
         raise CheckpointError(msg) from error
+
+
+def require_usable(entries: Iterable[TensorEntry], what: str) -> None:
+    """Refuse tensors that no delta has: without values, or of fewer than 8 bits, a float of 8 bits, or an unknown dtype.
+
+    Args:
+        entries: the tensors of a delta.
+        what: their file, for messages.
+
+    Raises:
+        CheckpointError: there is one; the message names it.
+    """
+    for entry in entries:
+        if entry.dtype not in _USABLE:
+            msg = (
+                f"{what} holds {entry.name:.200} as {entry.dtype:.40}, which a delta is not computed in. Expected F32, BF16, F16 or F64: "
+                "convert the tensors to one of them, and save the delta again."
+            )
+            raise CheckpointError(msg)
+        if 0 in entry.shape:
+            msg = f"{what} holds {entry.name:.200}, which is empty: its shape is {list(entry.shape)}. Save it again."
+            raise CheckpointError(msg)
 
 
 def tensor_entries(read: Read, size: int, what: str, longest: int = LONGEST) -> tuple[TensorEntry, ...]:
@@ -64,11 +121,13 @@ def tensor_entries(read: Read, size: int, what: str, longest: int = LONGEST) -> 
     if end > size:
         raise _malformed(what, "it is too short for its header")
     try:
-        header = parse(read(_PREFIX, end), unique=True)
+        header = parse(head := read(_PREFIX, end))
     except ValueError as error:
         raise _malformed(what, f"its header is not JSON: {error}") from error
-    if not isinstance(header, dict):
-        raise _malformed(what, "its header is no object")
+    if not isinstance(header, dict) or not head.startswith(b"{"):
+        raise _malformed(what, "its header is not a JSON object")
+    if not _are_texts(header.get("__metadata__", {})):
+        raise _malformed(what, "its metadata are not texts by name")
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     try:
         spans = sorted(_span(name, entry) for name, entry in tensors.items())
@@ -76,7 +135,7 @@ def tensor_entries(read: Read, size: int, what: str, longest: int = LONGEST) -> 
             TensorEntry(name, entry["dtype"], _sizes(entry["shape"])) for name, entry in sorted(tensors.items())
         )
     except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise _malformed(what, f"its header describes no tensors ({error!r})") from error
+        raise _malformed(what, f"its header does not describe tensors ({error!r:.200})") from error
     position = 0
     for first, last in spans:
         if first != position or last < first:
@@ -87,11 +146,18 @@ def tensor_entries(read: Read, size: int, what: str, longest: int = LONGEST) -> 
     return found
 
 
+def _are_texts(metadata: object) -> bool:
+    return isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+
+
 def _span(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
     """Where a tensor's values are, which is as long as its shape says."""
+    if len(name) > _LONGEST_NAME:
+        msg = f"a name has {len(name)} characters, and {_LONGEST_NAME} is the limit"
+        raise ValueError(msg)
     first, last = _sizes(entry["data_offsets"])
     if not isinstance(entry["dtype"], str):
-        msg = f"{name} has the dtype {entry['dtype']!r}"
+        msg = f"{name} has the dtype {entry['dtype']!r:.80}"
         raise TypeError(msg)
     width = _BITS.get(entry["dtype"])  # a later release of the format may know more
     bits = math.prod(_sizes(entry["shape"])) * (width or 0)
@@ -103,7 +169,10 @@ def _span(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
 
 def _sizes(found: object) -> tuple[int, ...]:
     if not isinstance(found, list) or not all(type(size) is int and size >= 0 for size in found):
-        msg = f"{found!r} is no list of sizes"
+        msg = f"{found!r:.80} is not a list of sizes"
+        raise ValueError(msg)
+    if len(found) > _MOST_SIZES:
+        msg = f"a shape has {len(found)} sizes, and {_MOST_SIZES} is the limit"
         raise ValueError(msg)
     return tuple(found)
 

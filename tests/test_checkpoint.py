@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import tempfile
@@ -216,6 +217,35 @@ def test_a_save_function_that_writes_something_else_is_refused_and_the_old_delta
     with pytest.raises(CheckpointError):
         checkpoint.write(checkpoint_folder, checkpoints.DOCUMENT, {}, checkpoints.BACKBONE, "", save_function)
     assert content_of(checkpoint_folder) == before
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "size"),
+    [("F8_E4M3", [4], 4), ("F4", [2, 4], 4), ("X9", [4], 4), ("F32", [0, 4], 0), ("F32", [0, 2**40], 0)],
+)
+def test_tensors_that_no_delta_is_computed_in_are_neither_saved_nor_read(checkpoint_folder, dtype, shape, size):
+    header = json.dumps({"layer.query.deltas.lora_A": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}})
+    data = struct.pack("<Q", len(header)) + header.encode() + bytes(size)
+    document = read_document(checkpoint_folder)
+    with pytest.raises(CheckpointError, match="lora_A"):
+        checkpoint.write(
+            checkpoint_folder, document, {}, checkpoints.BACKBONE, "", lambda _, path: path.write_bytes(data)
+        )
+    (checkpoint_folder / WEIGHTS).write_bytes(data)
+    document["files"][WEIGHTS] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    (checkpoint_folder / CONFIG).write_text(json.dumps(document))
+    for open_it in (read, describe):
+        with pytest.raises(CheckpointError, match="lora_A"):
+            open_it(checkpoint_folder)
+
+
+@pytest.mark.parametrize("open_it", [read, describe])
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, BACKBONE])
+def test_a_file_of_another_size_is_refused_before_it_is_read(checkpoint_folder, open_it, name):
+    with (checkpoint_folder / name).open("r+b") as file:
+        file.truncate(1 << 36)
+    with pytest.raises((IntegrityError, CheckpointError), match=str(1 << 36)):
+        open_it(checkpoint_folder)
 
 
 @pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import those of earlier lines, and none of its own line unless they share a package.
 LAYERS = (
     ("errors", "nearest", "offline", "rights", "sized_cache", "version"),
+    ("patterns",),
     ("address", "reference", "schema", "files", "places"),
     ("config", "link", "manifest", "naming", "syncing"),
     ("sealing",),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Final
 
-from deltahub.errors import ConfigError
+from deltahub.checkpoint import LARGEST_CONFIG
+from deltahub.errors import ConfigError, DeltaHubError
+from deltahub.files import read_limited
+from deltahub.schema import parse
 
 CONFIG: Final = "adapter_config.json"
 
@@ -18,8 +20,8 @@ def refuse(folder: Path) -> None:
         ConfigError: it holds such an adapter.
     """
     try:
-        document = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        document = parse(read_limited(folder / CONFIG, LARGEST_CONFIG))
+    except (DeltaHubError, ValueError):
         return
     if (
         not isinstance(document, dict)

@@ -7,7 +7,6 @@ releases wrote addresses that later ones no longer understand. Facts on the form
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections import Counter
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint import CONVERTED, Checkpoint
-from deltahub.config import SCHEMA, check_document, known_types
+from deltahub.config import SCHEMA, check_document
 from deltahub.engine.attended import attentions
 from deltahub.engine.fingerprint import backbone_values
 from deltahub.engine.ledger import entries_of
@@ -27,8 +26,9 @@ from deltahub.engine.modules import own_modules, plain_name
 from deltahub.engine.site import CHILD, delta_key, is_delta_name
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files import sha256_file
+from deltahub.formats.foreign import read_config, says
 from deltahub.formats.opendelta_biases import SharedBiases
-from deltahub.formats.opendelta_names import SILENT_MODULES, belongs_to_a_delta, chosen
+from deltahub.formats.opendelta_names import DELTA_TYPES, SILENT_MODULES, belongs_to_a_delta, chosen
 from deltahub.formats.torch_file import read_pickle
 from deltahub.nearest import suggest
 from deltahub.schema import load_schema
@@ -40,12 +40,7 @@ WEIGHTS: Final = "pytorch_model.bin"
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether `folder` holds a delta that OpenDelta saved."""
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        return False
-    try:
-        return "delta_type" in json.loads((folder / CONFIG).read_bytes())
-    except ValueError:
-        return False
+    return (folder / WEIGHTS).is_file() and says(folder / CONFIG, "delta_type")
 
 
 def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint:
@@ -60,10 +55,10 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
         CheckpointError: it does not fit the backbone.
         ConfigError: this version does not know its delta type.
     """
-    config = json.loads((folder / CONFIG).read_bytes())
+    config = read_config(folder / CONFIG, "opendelta_config.v1")
     delta_type = config["delta_type"]
-    if delta_type not in known_types():
-        known = suggest(delta_type, known_types())
+    if delta_type not in DELTA_TYPES:
+        known = suggest(delta_type, DELTA_TYPES)
         msg = f"{folder} is an OpenDelta checkpoint of type {delta_type!r}, which this version does not load: {known}"
         raise ConfigError(msg)
     saved = read_pickle(folder / WEIGHTS, allowed=allow_pickle)
@@ -138,15 +133,15 @@ def _translate(
         if place := places.get(name):
             target = delta_key(_module(place.module, delta_type, backbone), place.leaf)
             if delta_type == "bitfit":
-                offsets[target] = offsets.get(target, torch.zeros_like(tensor)) + tensor
+                offsets[target] = _sum(offsets.get(target), tensor, name)
             else:
                 yield target, tensor
         elif delta_type == "bitfit" and _is_trained_bias(name, saved):
             target = delta_key(name.removesuffix(".bias"), "bias")
-            offset = tensor - own[name].detach().to(tensor) if name in own else tensor
+            offset = _sum(tensor, (-own[name].detach()).to(tensor), name) if name in own else tensor
             if shared.holds(name, tensor, alone=True):
                 offset = torch.zeros_like(offset)
-            offsets[target] = offsets.get(target, torch.zeros_like(tensor)) + offset
+            offsets[target] = _sum(offsets.get(target), offset, name)
         elif name in own:
             if not shared.holds(name, tensor, alone=_is_trained_bias(name, saved)):
                 yield name, tensor
@@ -162,6 +157,19 @@ def _translate(
     if others:
         where = "of other deltas that were on the backbone, to be loaded from their own checkpoints"
         LOGGER.warning("%d tensors are left out: they are %s (%s, ...).", len(others), where, others[0])
+
+
+def _sum(offset: Tensor | None, more: Tensor, name: str) -> Tensor:
+    """Add what a checkpoint says twice of one bias; nothing is stretched to the other's shape."""
+    if not more.is_floating_point():
+        msg = f"{name} is {more.dtype}, and a bias is a float. Save the delta again."
+        raise CheckpointError(msg)
+    if offset is None:
+        return more
+    if offset.shape != more.shape:
+        msg = f"{name} is {list(offset.shape)} in one place and {list(more.shape)} in another. Load its own backbone."
+        raise CheckpointError(msg)
+    return offset + more
 
 
 def _module(name: str, delta_type: str, backbone: nn.Module) -> str:

@@ -66,6 +66,8 @@ class SharedBiases:
     def _held(self, entry: Entry, name: str, saved: Tensor) -> bool | None:
         """Whether a delta's value of a bias is the saved one; None where it has none."""
         layer, _, leaf = name.rpartition(".")
+        if name in self.own and self.own[name].shape != saved.shape:
+            return None  # refused where the delta is filled
         if name in self.own and torch.equal(self.own[name].detach().to(saved), saved):
             return None  # not trained
         if entry.config.delta_type == "bitfit" and leaf == "bias" and layer in entry.insertions and name in self.own:

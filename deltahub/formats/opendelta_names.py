@@ -37,6 +37,7 @@ def _compiled(called: str, leaf: str) -> re.Pattern[str]:
     return re.compile(rf"(?:(?P<module>.+)\.)?{number}\.{leaf}")
 
 
+DELTA_TYPES: Final = tuple(_PATTERNS)
 _LEAVES: Final = {delta_type: _compiled(*patterns) for delta_type, patterns in _PATTERNS.items()}
 # The network that makes the prefixes of all modules.
 _NETWORK: Final = re.compile(r"(?P<module>.+)\.(?P<leaf>reparams)(?:_(?P<number>\d+))?\.(?P<rest>.+)")
@@ -124,9 +125,9 @@ def _fits(leaves: Mapping[str, Tensor], config: Mapping[str, Any]) -> bool:
         "past_key": config.get("prefix_token_num"),
         "soft_embeds": config.get("soft_token_num"),
     }
-    if any(leaf in leaves and size is not None and leaves[leaf].shape[0] != size for leaf, size in told.items()):
+    if any(leaf in leaves and size is not None and leaves[leaf].shape[:1] != (size,) for leaf, size in told.items()):
         return False
     ways = leaves.get("down_sampler.b"), leaves.get("up_sampler.b")
-    if ways[0] is None or ways[1] is None or "reduction_factor" not in config:
+    if ways[0] is None or ways[1] is None or config.get("reduction_factor") is None:
         return True
-    return len(ways[0]) == len(ways[1]) // int(config["reduction_factor"])
+    return ways[0].numel() == ways[1].numel() // int(config["reduction_factor"])

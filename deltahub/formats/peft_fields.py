@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from deltahub.errors import ConfigError
+from deltahub.schema import shown
 
 _COMMON: Final = frozenset(
     {
@@ -100,7 +101,7 @@ def check_fields(config: Mapping[str, Any]) -> None:
         if key not in _KNOWN[kind] and value not in (None, False, "") and value not in ([], {}):
             version = config.get("peft_version")
             reason = _REASONS.get(key) or f"this field{f' of PEFT {version}' if version else ''} is not supported"
-            msg = f"The adapter is a {kind} with {key}={value!r}: {reason}. Load it with PEFT."
+            msg = f"The adapter is a {kind} with {shown(key)[1:-1]}={shown(value)}: {reason}. Load it with PEFT."
             raise ConfigError(msg)
     if kind == "LORA":
         _check_start(config.get("init_lora_weights", True))

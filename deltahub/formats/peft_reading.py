@@ -6,13 +6,11 @@ announces must be there and find its place: what has none is an error, not a ten
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +20,7 @@ from deltahub.engine.modules import own_modules
 from deltahub.engine.site import delta_key
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files import sha256_file
+from deltahub.formats.foreign import read_config, read_safetensors, says
 from deltahub.formats.peft import CONFIG, WEIGHTS
 from deltahub.formats.peft_fields import check_fields
 from deltahub.formats.peft_lora_reading import lora
@@ -36,10 +35,7 @@ PICKLE: Final = "adapter_model.bin"
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter that PEFT saved."""
-    try:
-        return "peft_type" in json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError, TypeError):
-        return False
+    return says(folder / CONFIG, "peft_type")
 
 
 def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint:
@@ -54,12 +50,15 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
         ConfigError: it says something that no delta says.
         CheckpointError: it is damaged, lacks tensors, or does not fit the backbone.
     """
-    config = json.loads((folder / CONFIG).read_bytes())
+    config = read_config(folder / CONFIG, "peft_adapter.v1")
     check_fields(config)
     kind, names = config["peft_type"], Names.of(backbone)
     weights, saved = _tensors(folder, allow_pickle=allow_pickle)
     _compare_names(config, backbone)
     leaves, own = sort_tensors(saved, kind, names)
+    if odd := next((place for place, tensor in leaves.items() if not tensor.is_floating_point()), None):
+        msg = f"{weights} holds {leaves[odd].dtype} for {odd[0] or odd[1]}; expected floats. Fetch it again."
+        raise CheckpointError(msg)
     leaves = {place: _as_trained(tensor) for place, tensor in leaves.items()}
     _check_places(leaves, config, names, weights)
     replaced, alone = trained(own, config, names)
@@ -97,11 +96,7 @@ def _tensors(folder: Path, *, allow_pickle: bool) -> tuple[Path, dict[str, Tenso
     if not path.is_file():
         msg = f"{path} is missing, though {CONFIG} is there. Fetch the adapter again."
         raise CheckpointError(msg)
-    try:
-        return path, dict(sorted(safetensors.torch.load(path.read_bytes()).items()))
-    except safetensors.SafetensorError as error:
-        msg = f"{path} is not a safetensors file ({error}). Fetch the adapter again."
-        raise CheckpointError(msg) from error
+    return path, dict(sorted(read_safetensors(path).items()))
 
 
 def _check_places(leaves: Leaves, config: Mapping[str, Any], names: Names, weights: Path) -> None:
@@ -185,6 +180,9 @@ def _soft_prompt(config: Mapping[str, Any], leaves: Leaves, names: Names, alone:
     if getattr(getattr(backbone, "config", None), "is_encoder_decoder", False):
         encoder: Any = backbone.get_encoder()  # type: ignore[operator]
         home = next(name for name, module in own_modules(backbone) if module is encoder)
+    if prompt.dim() != 2:
+        msg = f"The adapter's prompt is {list(prompt.shape)}; expected one row for each token. Fetch it again."
+        raise CheckpointError(msg)
     if len(prompt) != (total := count * int(config.get("num_transformer_submodules") or 1)):
         msg = f"The adapter's prompt has {len(prompt)} tokens, and its config says {total}. Fetch it again."
         raise CheckpointError(msg)

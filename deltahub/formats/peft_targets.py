@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import re
+import logging
 from collections.abc import Collection, Iterable, Mapping
-from functools import lru_cache
 from typing import Any, Final
 
 from torch import nn
 
 from deltahub.engine.shapes import is_conv1d
-from deltahub.errors import ConfigError
+from deltahub.errors import AddressError, ConfigError
+from deltahub.patterns import LinearPattern, linear
+
+LOGGER: Final = logging.getLogger("deltahub")
 
 # The heads that PEFT saves with an adapter for a task, whether or not its config names them.
 _HEADS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -23,9 +25,19 @@ _HEADS: Final[Mapping[str, tuple[str, ...]]] = {
 def targeted(config: Mapping[str, Any], modules: Mapping[str, nn.Module], backbone: nn.Module) -> set[str] | None:
     """The modules that `target_modules` names, less those that other fields leave out; None if the config does not say.
 
+    A warning says so where it says it by a pattern that cannot be matched in linear time: then the tensors alone tell.
+
     Args:
         modules: the backbone's, by name.
     """
+    try:
+        return _targeted(config, modules, backbone)
+    except ConfigError as error:
+        LOGGER.warning("Nobody can check that the adapter's file lacks no module. %s", error)
+        return None
+
+
+def _targeted(config: Mapping[str, Any], modules: Mapping[str, nn.Module], backbone: nn.Module) -> set[str] | None:
     targets = config.get("target_modules")
     if not targets:
         return None
@@ -51,12 +63,11 @@ def matches(targets: str | Iterable[str], name: str) -> bool:
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
-@lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compiled(pattern: str) -> LinearPattern:
     try:
-        return re.compile(pattern)
-    except re.error as error:
-        msg = f"The adapter's config has a pattern that is not a regular expression, {pattern!r}: {error}. Fetch it again."
+        return linear(pattern)
+    except AddressError as error:
+        msg = f"The adapter's config has a pattern that cannot be used. {error} Load it with PEFT."
         raise ConfigError(msg) from error
 
 
@@ -68,7 +79,7 @@ def _is_in_layers(name: str, config: Mapping[str, Any]) -> bool:
         r".*?\.[^.]*\.(?P<layer>\d+)\..*"
     ]
     match = next((match for match in (_compiled(text).fullmatch(name) for text in lists) if match), None)
-    return match is not None and int(match["layer"]) in ([layers] if isinstance(layers, int) else layers)
+    return match is not None and int(match.group("layer")) in ([layers] if isinstance(layers, int) else layers)
 
 
 def _is_linear(module: nn.Module) -> bool:

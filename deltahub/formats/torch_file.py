@@ -5,11 +5,19 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from deltahub.errors import CheckpointError, PickleRefusedError
+from deltahub.formats.foreign import require_plain
+
+# What torch.load raises on files that it did not write.
+_DAMAGE: Final = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError),
+    *(AttributeError, LookupError, MemoryError, TypeError),
+)
 
 
 def read_pickle(path: Path, *, allowed: bool) -> Mapping[str, Tensor]:
@@ -30,11 +38,8 @@ def read_pickle(path: Path, *, allowed: bool) -> Mapping[str, Tensor]:
         raise PickleRefusedError(msg)
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except _DAMAGE as error:
         reason = str(error).partition("\n")[0]
-        msg = f"{path} was not loaded: it is damaged, or holds more than plain tensors ({reason}). Fetch it again."
+        msg = f"{path} was not loaded: it is damaged, or holds more than plain tensors ({reason:.200}). Fetch it again."
         raise CheckpointError(msg) from error
-    if not isinstance(saved, Mapping) or not all(isinstance(tensor, Tensor) for tensor in saved.values()):
-        msg = f"{path} holds something else than tensors by name. Save the delta again."
-        raise CheckpointError(msg)
-    return saved
+    return require_plain(saved, path)

@@ -63,19 +63,20 @@ def find_targets(
     tails: dict[str, list[str]] = {}  # thousands of whole names are not each held against thousands of modules
     for name in modules:
         tails.setdefault(name.rpartition(".")[2], []).append(name)
-    for pattern in patterns:
+    for pattern in dict.fromkeys(patterns):
         ending = modules if pattern.startswith(REGEX_MARK) else tails.get(pattern.rpartition(".")[2], ())
         matched = _match(pattern, modules, structure, common_structure, ending)
         if not matched and pattern in optional and (whole := undivided(pattern)):
             matched = _match(whole, modules, structure, common_structure)
         matched = [(name, part) for name, part in matched if not _excluded(name, left_out, structure)]
+        if not matched and pattern not in optional:
+            raise _no_match(pattern, modules, exclude, structure, common_structure)
         if not matched:
             missed.append(pattern)
         for name, part in matched:
             hits.setdefault(name, set()).add(part)
-    unforgiven = [pattern for pattern in missed if pattern not in optional or not hits]
-    if unforgiven or not hits:
-        raise _no_match((unforgiven or ["an empty list of patterns"])[0], modules, exclude, structure, common_structure)
+    if not hits:
+        raise _no_match((missed or ["an empty list of patterns"])[0], modules, exclude, structure, common_structure)
     experts = structure.guess.experts
     return [_target(n, module, hits[n], n in experts) for n, module in modules.items() if n in hits]
 

@@ -1,0 +1,93 @@
+"""Files of others, read with care: JSON configs checked by a schema, and tensors that a delta can be computed with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from deltahub.checkpoint import LARGEST_CONFIG, tensors_in
+from deltahub.errors import CheckpointError, ConfigError, DeltaHubError
+from deltahub.files import read_limited, regular
+from deltahub.schema import parse, problem
+from deltahub.tensorheader import usable_bytes
+
+_LONGEST_NAME: Final = 1024
+_USABLE: Final = frozenset(
+    {
+        torch.bool,
+        *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64),
+    }
+)
+
+
+def says(path: Path, key: str) -> bool:
+    """Tell whether a file is a JSON object with a key; a file that cannot be read is not."""
+    try:
+        document = parse(read_limited(path, LARGEST_CONFIG))
+    except (DeltaHubError, ValueError):
+        return False
+    return isinstance(document, dict) and key in document
+
+
+def read_config(path: Path, schema: str) -> dict[str, Any]:
+    """Read a config and check its values.
+
+    Args:
+        schema: the name of a schema of an object.
+
+    Raises:
+        CheckpointError: the file is missing, too large or not JSON.
+        ConfigError: a value has another type than its maker writes, or is beyond what can work.
+    """
+    try:
+        document = parse(read_limited(path, LARGEST_CONFIG))
+    except ValueError as error:
+        msg = f"{path} is not JSON ({error}). Fetch it again."
+        raise CheckpointError(msg) from error
+    if wrong := problem(document, schema):
+        msg = f"{path} cannot work: {wrong}. Fetch it again, or ask its author."
+        raise ConfigError(msg)
+    found: dict[str, Any] = document
+    return found
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file, by name; its header is checked first.
+
+    Raises:
+        CheckpointError: it is not a safetensors file, or holds tensors that no delta has.
+    """
+    with regular(path) as file:
+        return tensors_in(usable_bytes(file, str(path)), str(path))
+
+
+def require_plain(saved: object, path: Path) -> dict[str, Tensor]:
+    """Check what a pickle held, and give it as tensors by name.
+
+    Raises:
+        CheckpointError: it is something else than dense tensors with values, by name, of dtypes that a delta is computed in.
+    """
+    if not isinstance(saved, Mapping) or not all(isinstance(tensor, Tensor) for tensor in saved.values()):
+        msg = f"{path} holds something else than tensors by name. Save the delta again."
+        raise CheckpointError(msg)
+    for name, tensor in saved.items():
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+            why = f"a name is a text of at most {_LONGEST_NAME} characters"
+        elif tensor.is_meta or tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
+            why = "it is not a dense tensor with values"
+        elif tensor.dtype not in _USABLE:
+            why = f"a delta is not computed in {tensor.dtype}"
+        elif tensor.numel() == 0:
+            why = f"it is empty: its shape is {list(tensor.shape)}"
+        elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            why = "it repeats its values instead of holding them"
+        else:
+            continue
+        msg = f"{path} holds {name!r:.200}, which cannot be loaded: {why}. Save the delta again."
+        raise CheckpointError(msg)
+    return dict(saved)

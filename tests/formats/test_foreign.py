@@ -1,0 +1,152 @@
+"""A damaged or hostile file of PEFT or OpenDelta is refused by one sentence, before memory is taken for it."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from deltahub.errors import CheckpointError, ConfigError, DeltaHubError, IntegrityError
+from deltahub.formats.foreign import read_config
+from deltahub.loading import read_any
+from tests.backbones import bert
+
+QUERY = "bert.encoder.layer.0.attention.self.query"
+NORM = "bert.encoder.layer.0.attention.output.LayerNorm"
+LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [QUERY]}
+SAVED = {"delta_type": "lora", "lora_r": 2, "lora_alpha": 4}
+SIDES = {"A": (2, 16), "B": (16, 2)}
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return bert()
+
+
+def adapter(folder, config, tensors=None):
+    """An adapter of PEFT; its config is bytes or what changes a plain LoRA's."""
+    plain = {f"base_model.model.{QUERY}.lora_{side}.weight": torch.ones(shape) for side, shape in SIDES.items()}
+    save_file(plain if tensors is None else tensors, folder / "adapter_model.safetensors")
+    data = config if isinstance(config, bytes) else json.dumps(LORA | config).encode()
+    (folder / "adapter_config.json").write_bytes(data)
+    return folder
+
+
+def opendelta(folder, config, tensors=None):
+    """The same of OpenDelta."""
+    plain = {f"{QUERY}.lora.lora_{side}": torch.ones(shape) for side, shape in SIDES.items()}
+    torch.save(plain if tensors is None else tensors, folder / "pytorch_model.bin")
+    data = config if isinstance(config, bytes) else json.dumps(SAVED | config).encode()
+    (folder / "config.json").write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize("make", [adapter, opendelta])
+def test_a_plain_file_is_read(make, tmp_path, backbone):
+    assert read_any(make(tmp_path, {}), backbone, allow_pickle=True).document["lora_r"] == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "config"),
+    [
+        *((adapter, {"lora_alpha": value}) for value in ("x", None, [1], True)),
+        *((adapter, {"r": value}) for value in (0, -1, 2**21, 10**30, 2.5)),
+        *(
+            (adapter, {"alpha_pattern": value})
+            for value in ([1], {"query": "x"}, {"(": 3}, {"(?=q)": 3}, {"q" * 2000: 3})
+        ),
+        *((adapter, {"target_modules": value}) for value in (3, [3], [""], ["q"] * 100_001)),
+        (adapter, {"rank_pattern": {"query": 2**21}}),
+        (adapter, {"modules_to_save": ["q"] * 257}),
+        (adapter, {"lora_dropout": "x"}),
+        (adapter, {"peft_type": ["LORA"]}),
+        (adapter, {"peft_type": "PROMPT_TUNING"}),
+        *((opendelta, {"delta_type": value}) for value in (5, None, "ia3", "layer_norm")),
+        (opendelta, {"lora_r": "x"}),
+        (opendelta, {"lora_r": 2**21}),
+    ],
+)
+def test_a_value_that_its_maker_never_writes_is_refused(make, config, tmp_path, backbone):
+    with pytest.raises(ConfigError) as caught:
+        read_any(make(tmp_path, config), backbone, allow_pickle=True)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("make", [adapter, opendelta])
+@pytest.mark.parametrize(
+    "data", [b"", b"1", b"null", b'"delta_type"', b'["peft_type"]', b"[" * 100_000, b'{"delta_type":NaN}']
+)
+def test_a_config_that_is_not_an_object_is_a_checkpoint_error(make, data, tmp_path, backbone):
+    with pytest.raises(CheckpointError):
+        read_any(make(tmp_path, data), backbone, allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b'{"r": 8, "r": 16, "peft_type": "LORA"}', "twice"),
+        (json.dumps(LORA).encode("utf-16"), "is not JSON"),
+        (b'{"peft_type": "LORA", "x": ' + b"[" * 65 + b"]" * 65 + b"}", "nests too deeply"),
+        (b'{"peft_type": "LORA", "lora_alpha": 1e999}', "too large"),
+        (b'{"peft_type": "LORA", "lora_alpha": 1' + b"0" * 400 + b"}", "too large"),
+        (b'{"peft_type": "LORA"} x', "is not JSON"),
+        (b" " * (9 << 20), "8388608 at most"),
+    ],
+)
+def test_json_that_others_may_read_differently_is_refused(data, reason, tmp_path):
+    (tmp_path / "adapter_config.json").write_bytes(data)
+    with pytest.raises(CheckpointError, match=reason):
+        read_config(tmp_path / "adapter_config.json", "peft_adapter.v1")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes in folders")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "adapter_config.json")
+    with pytest.raises(IntegrityError, match="found a named pipe"):
+        read_config(tmp_path / "adapter_config.json", "peft_adapter.v1")
+
+
+PEFT_LORA = f"base_model.model.{QUERY}.lora_"
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors"),
+    [
+        ({}, {f"{PEFT_LORA}A.weight": torch.ones(2**40, 0), f"{PEFT_LORA}B.weight": torch.ones(16, 2)}),
+        ({}, {f"{PEFT_LORA}{side}.weight": torch.ones(s).to(torch.float8_e4m3fn) for side, s in SIDES.items()}),
+        ({}, {f"{PEFT_LORA}{side}.weight": torch.ones(s, dtype=torch.int32) for side, s in SIDES.items()}),
+        ({"use_dora": True}, None),
+        ({"peft_type": "IA3"}, {f"base_model.model.{QUERY}.ia3_l": torch.ones(16)}),
+        ({"peft_type": "LN_TUNING"}, {f"base_model.model.{NORM}.ln_tuning_layers.bias": torch.ones(7, 5, 3)}),
+        ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}, {"prompt_embeddings": torch.tensor(1.0)}),
+    ],
+)
+def test_tensors_of_peft_that_no_delta_has_are_refused(config, tensors, tmp_path, backbone):
+    config = config | {"target_modules": None}
+    with pytest.raises(DeltaHubError):
+        read_any(adapter(tmp_path, config, tensors), backbone, allow_pickle=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors"),
+    [
+        ({}, {1: torch.ones(1)}),
+        ({}, [torch.ones(1)]),
+        ({}, {f"{QUERY}.lora.lora_{side}": torch.ones(shape, device="meta") for side, shape in SIDES.items()}),
+        ({}, {f"{QUERY}.lora.lora_{side}": torch.ones(shape).to_sparse() for side, shape in SIDES.items()}),
+        ({}, {f"{QUERY}.lora.lora_{side}": torch.ones(()) for side in "AB"}),
+        ({}, {f"{QUERY}.lora.lora_{side}": torch.ones(1).expand(2**20, 2**10) for side in "AB"}),
+        ({"delta_type": "bitfit"}, {f"{QUERY}.bias": torch.ones(1)}),
+        ({"delta_type": "bitfit"}, {f"{QUERY}.bias": torch.ones(16, dtype=torch.bool)}),
+    ],
+)
+def test_what_a_pickle_holds_beside_plain_tensors_is_refused(config, tensors, tmp_path, backbone):
+    from deltahub import AutoDeltaModel
+
+    with pytest.raises(DeltaHubError):
+        AutoDeltaModel.from_finetuned(
+            opendelta(tmp_path, config, tensors), backbone_model=backbone, allow_pickle=True, check_hash=False
+        )
