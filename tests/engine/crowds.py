@@ -15,10 +15,10 @@ ROUTED = sorted({*TYPES, *VARIANTS} - LONGER)
 
 
 def put_on(backbone, kind, name, seed=0, train=("deltas",), **options):
-    """A delta that does something; all else is frozen."""
+    """A delta that does something; all but the deltas is frozen."""
     document = VARIANTS.get(kind) or {"delta_type": kind, **OPTIONS.get(kind, {})}
     delta = AutoDeltaModel.from_config({**document, **options}, backbone, name=name)
-    delta.freeze_module(exclude=list(train))
+    delta.freeze_module(exclude=[*train, *(f"deltas.{other}" for other in deltas_of(backbone))])
     stir(delta, seed)
     return delta
 
