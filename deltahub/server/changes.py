@@ -6,7 +6,7 @@ Nothing is written before all of it has been checked, and the version comes abou
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,11 +14,12 @@ from typing import Any, Final
 from starlette.requests import Request
 
 from deltahub.checkpoint import CARD
-from deltahub.describing import describe_files
+from deltahub.describing import MANIFEST, describe_files
 from deltahub.errors import ConflictError, ReferenceSyntaxError
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.reference import MAIN, check_tag
 from deltahub.registry import stamps, uploads
+from deltahub.registry.commit_message import commit_id, digest_in, without_digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version, merged_tags, number
 from deltahub.registry.summary import summary_of
@@ -61,7 +62,9 @@ class Change:
         self._uploaded: set[str] = set()  # those that were sent before
 
     def make(self) -> str:
-        """Make the version, and return its digest.
+        """Make the version, and return the id of its commit.
+
+        What was pushed before is the version that it was, and only gets the new tags: the registry decides by the digest.
 
         Raises:
             Refusal: the commit cannot be.
@@ -72,7 +75,9 @@ class Change:
         manifest = describe_files(tree.values(), self._read)
         tags = self._tags(manifest, tree.get(CARD))
         if manifest.digest == self._before.manifest.digest and self._has(tags):
-            return manifest.digest
+            return self._before.id
+        if version := self._pushed_before(manifest, tree):
+            return self._tag(version, tags)
         needed = {entry.sha256 for entry in manifest.files}
         objects: dict[str, Source] = {sha256: file for sha256, file in self._files.items() if sha256 in needed}
         objects[manifest.digest.removeprefix("sha256:")] = manifest.to_bytes()
@@ -88,7 +93,26 @@ class Change:
         except ConflictError as error:
             raise Moved from error
         uploads.forget(self._store, self._repository.path, self._uploaded)
-        return manifest.digest
+        return commit_id(manifest.digest)
+
+    def _pushed_before(self, manifest: Manifest, tree: Mapping[str, FileEntry]) -> str | None:
+        """The version that already holds the delta whose push this commit is; None for what is new, or not a push."""
+        digest = digest_in(self._operations.description)
+        there = tree[MANIFEST].sha256 if MANIFEST in tree else None
+        if digest is None or digest not in (manifest.digest, f"sha256:{there}"):
+            return None
+        versions = self._repository.document.versions.items()
+        return next((name for name, it in versions if digest in (it.digest, digest_in(it.message))), None)
+
+    def _tag(self, version: str, tags: Collection[str]) -> str:
+        def change(document: ReferenceDocument) -> ReferenceDocument:
+            if version not in document.versions or document.name != self._repository.path:
+                raise Moved
+            return document.with_tags(version, tags, (), *self._stamp)
+
+        self._state.registry.update(self._repository.path, change)
+        uploads.forget(self._store, self._repository.path, self._uploaded)
+        return self._repository.id_of(version)
 
     def _require_parent(self) -> None:
         parent = self._operations.parent
@@ -176,6 +200,8 @@ class Change:
     def _version(self, manifest: Manifest, tags: tuple[str, ...]) -> Version:
         time, author = self._stamp
         message = f"{self._operations.summary}\n\n{self._operations.description}".strip()
+        if digest_in(message) == manifest.digest:  # the version says it itself
+            message = without_digest(message)
         summary: dict[str, Any] = dict(summary_of(manifest))
         card = next((self._state.card_of(entry, self._read) for entry in manifest.files if entry.path == CARD), {})
         if told := {key: card[key] for key in CARD_KEYS if key in card}:

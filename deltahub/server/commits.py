@@ -18,7 +18,7 @@ from deltahub.server.observing import note
 from deltahub.server.operations import Operations, Parser
 from deltahub.server.paths import MODEL
 from deltahub.server.refusals import REVISION_NOT_FOUND, Refusal
-from deltahub.server.repositories import Repository, commit_id, open_repository
+from deltahub.server.repositories import Repository, open_repository
 from deltahub.server.revisions import check_branch
 from deltahub.server.state import state_of
 
@@ -69,12 +69,12 @@ def _commit(request: Request, operations: Operations) -> Response:
     for _ in range(_ATTEMPTS):
         repository, branch = _require_branch(request)
         try:
-            digest = Change(request, repository, branch, operations).make()
+            commit_oid = Change(request, repository, branch, operations).make()
         except Moved:
             continue
-        note(request, commit=commit_id(digest), branch=branch)
-        url = f"{repository.state.base_url(request)}/{repository.path}/commit/{commit_id(digest)}"
-        return JSONResponse({"success": True, "commitOid": commit_id(digest), "commitUrl": url, "hookOutput": ""})
+        note(request, commit=commit_oid, branch=branch)
+        url = f"{repository.state.base_url(request)}/{repository.path}/commit/{commit_oid}"
+        return JSONResponse({"success": True, "commitOid": commit_oid, "commitUrl": url, "hookOutput": ""})
     raise Refusal(409, f"Others kept committing to {repository.path}. Repeat in a while.", headers={"Retry-After": "1"})
 
 

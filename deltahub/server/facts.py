@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from deltahub.manifest import FileEntry
+from deltahub.registry.index import Listed
 from deltahub.server.frontmatter import texts
 from deltahub.server.trees import blob_id, lfs_facts, moment
 
+DELTA: Final = "deltahub"  # the key of what only DeltaHub reads
 CARD_KEYS: Final = ("library_name", "pipeline_tag", "license", "base_model", "tags", "language", "datasets")
 _TAGGED: Final = {
     "license": "license",
@@ -32,6 +34,7 @@ class Facts:
         tags: of the version.
         summary: what its document says of the version's content.
         card: the front matter of its card, as far as it is known.
+        listed: the line that a list of the registry has for it; None if nothing was committed, or no list is made.
     """
 
     path: str
@@ -42,6 +45,7 @@ class Facts:
     tags: tuple[str, ...]
     summary: Mapping[str, Any]
     card: Mapping[str, Any]
+    listed: Listed | None = None
 
     @property
     def library(self) -> str | None:
@@ -91,7 +95,12 @@ class Facts:
             "tags": self.all_tags(),
             **({"pipeline_tag": self.pipeline} if self.pipeline else {}),
             **({"library_name": self.library} if self.library else {}),
+            **({DELTA: self._line(self.listed)} if self.listed else {}),
         }
+
+    def _line(self, listed: Listed) -> dict[str, Any]:
+        """The line of the registry's own list, which clients of the Hub ignore and DeltaHub reads."""
+        return {**asdict(listed), "summary": dict(self.summary)}
 
 
 def siblings(files: Iterable[FileEntry], *, blobs: bool = False) -> list[dict[str, Any]]:

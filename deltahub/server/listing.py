@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deltahub.checkpoint import CARD
+from deltahub.registry.commit_message import commit_id
 from deltahub.registry.index import Listed
 from deltahub.registry.query import Query
 from deltahub.server import paging
@@ -19,7 +20,7 @@ from deltahub.server.facts import Facts, expanded, siblings
 from deltahub.server.paths import MODEL
 from deltahub.server.records import Record, may_be_private
 from deltahub.server.refusals import Refusal
-from deltahub.server.repositories import EMPTY, Commit, Repository, commit_id, open_repository
+from deltahub.server.repositories import EMPTY, Commit, Repository, open_repository
 from deltahub.server.state import State, state_of
 from deltahub.server.trees import LISTED, moment
 
@@ -106,7 +107,8 @@ def _listed(listed: Listed, record: Record | None, *, private: bool) -> Facts:
     summary = {key: value for key, value in listed.summary.items() if key != "card"}
     created = record.created if record else listed.time
     card = listed.summary.get("card") or {}
-    return Facts(listed.name, commit_id(listed.digest), created, listed.time, private, listed.tags, summary, card)
+    digest = listed.digest
+    return Facts(listed.name, commit_id(digest), created, listed.time, private, listed.tags, summary, card, listed)
 
 
 def _meant(facts: Facts, request: Request) -> bool:

@@ -12,6 +12,7 @@ from deltahub.describing import describe_files
 from deltahub.errors import IntegrityError, NotFoundError, ReferenceSyntaxError, RemovedError
 from deltahub.manifest import FILES, FileEntry, Manifest
 from deltahub.reference import MAIN, check_name
+from deltahub.registry.commit_message import DIGITS, commit_id
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.server.access import repository_not_found, require_read, require_write
@@ -21,7 +22,6 @@ from deltahub.server.state import State, state_of
 
 _PREFIXES: Final = ("refs/heads/", "refs/tags/")
 _COMMIT: Final = re.compile(r"[0-9a-f]{7,64}")
-DIGITS: Final = 40  # of a commit's id
 
 
 def _nothing(entry: FileEntry, start: int, end: int) -> bytes:
@@ -29,11 +29,6 @@ def _nothing(entry: FileEntry, start: int, end: int) -> bytes:
 
 
 EMPTY: Final = describe_files((), _nothing)  # what a repository holds before the first commit
-
-
-def commit_id(digest: str) -> str:
-    """The id of a version on the wire: the first 40 digits of its manifest's digest, so that it is the same on every server."""
-    return digest.removeprefix("sha256:")[:DIGITS]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ A commit is a version of the delta, a tag is an alias, a branch is a line of ver
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -13,15 +15,19 @@ from starlette.routing import Route
 
 from deltahub.reference import MAIN, check_alias
 from deltahub.registry import stamps
+from deltahub.registry.commit_message import digest_in, with_digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.server import paging
 from deltahub.server.access import caller_of
 from deltahub.server.bodies import text_field, with_json
+from deltahub.server.counted import WholeJSONResponse, counted
+from deltahub.server.facts import DELTA
 from deltahub.server.paths import MODEL
 from deltahub.server.refusals import REVISION_NOT_FOUND, Refusal
 from deltahub.server.repositories import Repository, may_change, open_repository
 from deltahub.server.trees import moment
 
+_ENTRY: Final = 2000  # bytes of memory that an entry of a reference document takes while it is sent, about
 _LONGEST: Final = 200  # letters of a branch's name
 
 
@@ -45,7 +51,7 @@ def check_branch(name: str) -> str:
 
 
 def list_refs(request: Request) -> Response:
-    """All branches and tags."""
+    """Answer with all branches and tags, and for DeltaHub the reference document; see `deltahub.sources.huggingface.history`."""
     repository = open_repository(request)
     tags = sorted(repository.document.aliases.items())
     answer = {
@@ -55,7 +61,17 @@ def list_refs(request: Request) -> Response:
     }
     if request.query_params.get("include_prs"):
         answer["pullRequests"] = []
-    return JSONResponse(answer)
+    document = repository.document
+    if not (document.versions or document.removed):
+        return JSONResponse(answer)
+    versions = {name: replace(entry, summary={}) for name, entry in document.versions.items()}
+    size = _ENTRY * (len(versions) + len(document.removed) + len(document.log))
+
+    def make() -> Response:
+        stored = replace(document, versions=versions, moving=None).to_bytes()
+        return WholeJSONResponse({**answer, DELTA: json.loads(stored)})
+
+    return counted(request, size, make)
 
 
 def _ref(repository: Repository, kind: str, name: str, version: str) -> dict[str, str]:
@@ -75,6 +91,10 @@ def list_commits(request: Request) -> Response:
 def _described(repository: Repository, version: str) -> dict[str, Any]:
     entry = repository.document.versions[version]
     title, _, text = entry.message.partition("\n")
+    if (
+        "format" not in entry.summary and digest_in(entry.message) is None
+    ):  # a delta: older clients find it by its digest
+        _, text = with_digest(entry.message, entry.digest)
     return {
         "id": repository.id_of(version),
         "title": title or f"{version} of {repository.path}",

@@ -6,22 +6,23 @@ Other git tags are aliases. A repo without such tags has its commits for version
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from deltahub.errors import ReferenceSyntaxError
+from deltahub.errors import ConfigError, ReferenceSyntaxError
+from deltahub.manifest import canonical_json
 from deltahub.reference import check_alias, is_version
+from deltahub.registry.commit_message import commit_id, digest_in, without_digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Version, number
-from deltahub.sources.huggingface.calls import Calls
+from deltahub.sources.huggingface.calls import TIMEOUT, Calls
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import GitCommitInfo
 
 BRANCH: Final = "main"
-_TRAILER: Final = re.compile(r"^DeltaHub-Digest: (sha256:[0-9a-f]{64})$", re.MULTILINE)
+DOCUMENT: Final = "deltahub"  # the key by which a hub of DeltaHub adds its reference document to its list of refs
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,12 @@ class Names:
     Attributes:
         tags: git tag to commit.
         branches: branch to commit.
+        document: the reference document of a hub of DeltaHub; None from any other hub.
     """
 
     tags: Mapping[str, str]
     branches: Mapping[str, str]
+    document: ReferenceDocument | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class History:
     """The commits of a repo's main branch, and its names for commits.
 
     Attributes:
-        commits: oldest first.
+        commits: oldest first; none where the names have a document, which says all of them.
         names: its git tags and branches.
     """
 
@@ -52,7 +55,9 @@ class History:
     @property
     def numbers(self) -> dict[str, str]:
         """Version to commit, oldest first."""
-        tags = self.names.tags
+        tags, document = self.names.tags, self.names.document
+        if document:
+            return {version: commit_id(entry.digest) for version, entry in document.versions.items()}
         found = {tag: tags[tag] for tag in sorted(filter(is_version, tags), key=number)}
         return found or {f"v{index}": it.commit_id for index, it in enumerate(self.commits, 1)}
 
@@ -62,6 +67,13 @@ class History:
         Args:
             digest: or the beginning of one.
         """
+        if document := self.names.document:
+            entries = document.versions.values()
+            return [
+                commit_id(it.digest)
+                for it in entries
+                if it.digest.startswith(digest) or (digest_in(it.message) or "").startswith(digest)
+            ]
         return [it.commit_id for it in self.commits if (digest_in(it.message) or "").startswith(digest)]
 
 
@@ -73,43 +85,52 @@ def names(calls: Calls, repo: str, doing: str) -> Names:
         UnreachableError: there was no answer.
         StorageError: the hub refused.
     """
-    refs = calls.make(lambda: calls.api.list_repo_refs(repo), doing, f"{calls.name}:{repo}")
-    tags, branches = ({it.name: it.target_commit for it in kind} for kind in (refs.tags, refs.branches))
-    return Names(tags, branches)
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    def ask() -> Any:  # huggingface_hub's own call drops what a hub of DeltaHub adds
+        answer = get_session().get(f"{calls.endpoint}/api/models/{repo}/refs", headers=calls.headers(), timeout=TIMEOUT)
+        hf_raise_for_status(answer)
+        return answer.json()
+
+    try:
+        refs = calls.make(ask, doing, f"{calls.name}:{repo}")
+        tags, branches = (
+            {str(it["name"]): str(it["targetCommit"]) for it in refs[kind]} for kind in ("tags", "branches")
+        )
+        added = refs.get(DOCUMENT)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        msg = f"{calls.place} does not answer with branches and tags, so it is not a hub of this protocol. Check its address."
+        raise ConfigError(msg) from error
+    return Names(tags, branches, ReferenceDocument.from_bytes(canonical_json(added), repo) if added else None)
 
 
-def history(calls: Calls, repo: str, doing: str) -> History:
-    """Ask for the history of a repo: one request for its names, and one for every page of commits.
+def history(calls: Calls, repo: str, doing: str, known: Names | None = None) -> History:
+    """Ask for the history of a repo: one request for its names, and one for every page of commits if those do not say it.
+
+    Args:
+        known: the names, if they were asked for just now.
 
     Raises:
         NotFoundError: there is no such repo, or not for this token.
         UnreachableError: there was no answer.
         StorageError: the hub refused.
     """
-    known = names(calls, repo, doing)
+    known = known or names(calls, repo, doing)
+    if known.document:
+        return History((), known)
     commits = calls.make(lambda: calls.api.list_repo_commits(repo), doing, f"{calls.name}:{repo}")
     return History(tuple(reversed(commits)), known)
 
 
-def trailer(message: str, digest: str) -> tuple[str, str]:
-    """The title and the text of the commit that pushes a delta."""
-    title, _, rest = message.strip().partition("\n")
-    return title or f"Push {digest[:19]}", "\n\n".join(filter(None, (rest.strip(), f"DeltaHub-Digest: {digest}")))
-
-
-def digest_in(message: str) -> str | None:
-    """The digest that a commit says it pushes."""
-    found = _TRAILER.findall(message)
-    return found[-1] if found else None
-
-
 def document(name: str, known: History, tags: tuple[str, ...] = ()) -> ReferenceDocument:
-    """The history as a reference document.
+    """Return the history as a reference document: the hub's own, if it has one.
 
     Args:
         name: ``"namespace/name"``.
         tags: of the newest version.
     """
+    if known.names.document:
+        return known.names.document
     commits = {it.commit_id: it for it in known.commits}
     versions = {version: _version(commit, commits.get(commit)) for version, commit in known.numbers.items()}
     if versions:
@@ -125,8 +146,7 @@ def _version(commit: str, said: GitCommitInfo | None) -> Version:
     """What is known of one commit; without a digest it is called by its commit."""
     if said is None:  # on another branch
         return Version(f"commit:{commit}", "", "")
-    text = _TRAILER.sub("", said.message).strip()
-    message = "\n\n".join(filter(None, (said.title, text)))
+    message = without_digest(f"{said.title}\n\n{said.message}")
     time = said.created_at.strftime("%Y-%m-%dT%H:%M:%SZ")
     return Version(digest_in(said.message) or f"commit:{commit}", time, ", ".join(said.authors), message)
 

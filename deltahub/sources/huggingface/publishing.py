@@ -15,10 +15,12 @@ from deltahub.checkpoint import CARD
 from deltahub.describing import MANIFEST, OWN_CARD
 from deltahub.errors import ConfigError, ConflictError, IntegrityError, NotFoundError
 from deltahub.reference import is_version
+from deltahub.registry.commit_message import commit_id, with_digest
+from deltahub.registry.entries import merged_tags
 from deltahub.registry.publishing import Publication
 from deltahub.sources.huggingface.calls import Calls
 from deltahub.sources.huggingface.head import Head, read_head
-from deltahub.sources.huggingface.history import BRANCH, Names, history, names, trailer
+from deltahub.sources.huggingface.history import BRANCH, Names, history, names
 from deltahub.sources.huggingface.marks import GitTags
 from deltahub.sources.huggingface.page import Card, labels, page, tags_of, whole
 from deltahub.sources.huggingface.searching import tags_of as tags_in
@@ -77,7 +79,7 @@ class Push:
             head = self._head()
             known = names(self.calls, self.repo, self.doing)
             self._require(known)
-            published = self._older(head) or self._commit(head)
+            published = self._older(head, known) or self._commit(head, known)
             if published:
                 commit, new, tags = published
                 marks = GitTags(self.calls, self.repo, self.doing, known.tags)
@@ -118,12 +120,19 @@ class Push:
             return history(self.calls, self.repo, self.doing).numbers.get(version, version)
         return known.tags.get(version, version)
 
-    def _older(self, head: Head) -> tuple[str, bool, tuple[str, ...]] | None:
-        """The commit that holds this very content already, if an older one than the head does; its page stays as it is."""
+    def _older(self, head: Head, known: Names) -> tuple[str, bool, tuple[str, ...]] | None:
+        """The commit that holds this very content already, if an older one than the head does; its page stays as it is.
+
+        A hub of DeltaHub adds new tags to an older version, as any registry does, so it gets the commit if there are some.
+        """
         digest = self.manifest.digest
-        if head.manifest is None or head.manifest.digest == digest:
+        if head.manifest is not None and head.manifest.digest == digest:
             return None
-        for commit in reversed(history(self.calls, self.repo, self.doing).pushed(digest)):
+        if known.document:
+            for entry in known.document.versions.values():
+                if entry.digest == digest and merged_tags(entry.tags, self.publication.tags) != entry.tags:
+                    return None
+        for commit in reversed(history(self.calls, self.repo, self.doing, known).pushed(digest)):
             found = manifest_in(read(self.calls, self.repo, commit, MANIFEST, self.doing).data)
             if found is not None and found.digest == digest:
                 return commit, False, self._tags_at(commit)
@@ -131,7 +140,7 @@ class Push:
 
     # ----- the commit -----
 
-    def _commit(self, head: Head) -> tuple[str, bool, tuple[str, ...]] | None:
+    def _commit(self, head: Head, known: Names) -> tuple[str, bool, tuple[str, ...]] | None:
         """Commit what is not there yet; None if somebody else was faster."""
         from huggingface_hub.errors import HfHubHTTPError
 
@@ -143,7 +152,7 @@ class Push:
         same = head.manifest is not None and head.manifest.digest == self.manifest.digest
         if same and content == head.page:
             return head.commit, False, self._tags_at(head.commit)
-        title, text = trailer(self.publication.message, self.manifest.digest)
+        title, text = with_digest(self.publication.message, self.manifest.digest)
         gone = self._gone(head)
 
         def commit() -> str | None:
@@ -163,7 +172,11 @@ class Push:
                 raise
 
         made = self.calls.make(commit, self.doing, self.what)
-        return None if made is None else (made, not same, self._tags_at(made) if same else tags)
+        if made is None:
+            return None
+        there = known.document.versions.values() if known.document else ()
+        new = not same and made not in {commit_id(entry.digest) for entry in there}
+        return made, new, tags if new else self._tags_at(made)
 
     def _tags_at(self, commit: str) -> tuple[str, ...]:
         """The tags that the hub knows; one of our own keeps them apart from the page."""

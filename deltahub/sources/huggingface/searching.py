@@ -11,6 +11,7 @@ from deltahub.errors import ConfigError
 from deltahub.registry.index import Listed
 from deltahub.registry.query import Metric, Query
 from deltahub.sources.huggingface.calls import TIMEOUT, Calls
+from deltahub.sources.huggingface.history import DOCUMENT
 from deltahub.sources.huggingface.page import LIBRARY, labels
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def search(
         asked["author"] = query.author
     if words:
         asked["search"] = max(words, key=len)
-    found = [it for it in map(_listed, _models(calls, asked)) if _fits(it, query, words)]
+    found = [it for it in _models(calls, asked) if _fits(it, query, words)]
     known = [it for it in found if _key(it, query) is not None]
     falls = (query.sort != "name") != query.reverse
     known.sort(key=lambda it: it.name)
@@ -65,7 +66,7 @@ def search(
     return ordered[offset : None if limit is None else offset + limit], len(ordered)
 
 
-def _models(calls: Calls, asked: Mapping[str, Any]) -> Iterator[ModelInfo]:
+def _models(calls: Calls, asked: Mapping[str, Any]) -> Iterator[Listed]:
     """The repos that a hub lists, page by page.
 
     huggingface_hub's own list would ask a hub that cannot be reached six times within half a minute, and log each time.
@@ -75,11 +76,11 @@ def _models(calls: Calls, asked: Mapping[str, Any]) -> Iterator[ModelInfo]:
 
     make: Callable[..., ModelInfo] = ModelInfo  # whose __init__ has no types
 
-    def ask(url: str, params: Mapping[str, Any] | None) -> tuple[list[ModelInfo], str | None]:
+    def ask(url: str, params: Mapping[str, Any] | None) -> tuple[list[Listed], str | None]:
         answer = get_session().get(url, params=params, headers=calls.headers(), timeout=TIMEOUT)
         hf_raise_for_status(answer)
         try:
-            return [make(**item) for item in answer.json()], answer.links.get("next", {}).get("url")
+            return [_listed(make(**item)) for item in answer.json()], answer.links.get("next", {}).get("url")
         except (TypeError, ValueError) as error:
             msg = f"{calls.place} answers with no list of repos, so it is no hub of this protocol. Check its address."
             raise ConfigError(msg) from error
@@ -119,8 +120,14 @@ def _number(value: object) -> float | None:
 
 
 def _listed(info: ModelInfo) -> Listed:
-    """A line of the list. Its version is the commit; the hub does not say the digest, sizes or parameters."""
+    """A line of the list: as a hub of DeltaHub says it, or else what a card says.
+
+    Any other hub says neither the digest nor the size or the parameters, and the version is the commit.
+    """
     from deltahub.config import known_types
+
+    if isinstance(line := getattr(info, DOCUMENT, None), dict):
+        return _line(info.id, line)
 
     data = cast("Any", info.card_data)
     card: dict[str, Any] = data.to_dict() if data else {}
@@ -134,6 +141,24 @@ def _listed(info: ModelInfo) -> Listed:
     return Listed(
         info.id, info.sha or "", "", tags_of(info), {}, time, info.author or info.id.partition("/")[0], summary
     )
+
+
+def _line(name: str, line: Mapping[str, Any]) -> Listed:
+    """A line as a hub of DeltaHub says it.
+
+    Raises:
+        TypeError: it is not one.
+    """
+    texts = [line.get(key) for key in ("version", "digest", "time", "author")]
+    tags, aliases, summary = line.get("tags"), line.get("aliases"), line.get("summary")
+    if not (all(isinstance(it, str) for it in texts) and isinstance(tags, list) and isinstance(aliases, dict)):
+        msg = "expected a line of a list of deltas"
+        raise TypeError(msg)
+    if not isinstance(summary, dict) or not isinstance(summary.setdefault("metrics", {}), dict):
+        msg = "expected the summary of a delta"
+        raise TypeError(msg)
+    version, digest, time, author = map(str, texts)
+    return Listed(name, version, digest, tuple(map(str, tags)), aliases, time, author, summary)
 
 
 def tags_of(info: ModelInfo) -> tuple[str, ...]:

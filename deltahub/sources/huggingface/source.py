@@ -106,6 +106,8 @@ class HuggingFace:
         """See `Source.document`; see `history` for what counts as a version. Tags are known of the newest one."""
         doing = f"Looking up {path}"
         known = history(self.calls, path, doing)
+        if known.names.document:
+            return known.names.document
         info = self.calls.make(lambda: self.calls.api.model_info(path), doing, f"{self.name}:{path}")
         return document(path, known, tags_of(info))
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from deltahub.checkpoint import describe
+from deltahub.registry.index import Index
+from deltahub.registry.query import Query
+from deltahub.registry.removal import remove
 from tests.checkpoints import content_of
 from tests.sources.huggingface.test_failures import answer, flipped
 from tests.sources.huggingface.test_push_and_pull import api, delta_files, ref
@@ -19,7 +22,7 @@ def test_what_was_pushed_over_the_protocol_is_in_the_registry_under_its_digest(h
     assert [it.digest for it in document.versions.values()] == [pushed.digest]
     assert pushed.digest == describe(checkpoint_folder).digest
     assert document.versions["v1"].tags == ("task=sst2",)
-    assert document.versions["v1"].message.startswith("two epochs")
+    assert document.versions["v1"].message == "two epochs"
     assert document.aliases == {"champion": "v1"}
 
 
@@ -39,6 +42,73 @@ def test_what_was_pushed_to_the_registry_is_pulled_over_the_protocol(hub, server
     assert pulled.digest == manifest.digest
     assert delta_files(pulled.folder) == content_of(checkpoint_folder)
     assert set(api(hub).list_repo_files(repo)) == set(content_of(checkpoint_folder))
+
+
+@pytest.fixture
+def registered(server, repo, new_checkpoint):
+    """A delta of two versions that went into the registry directly, whose alias has moved; its folders, older first."""
+    folders = [new_checkpoint(), new_checkpoint(value=0.7)]
+    for folder in folders:
+        server.registry.publish(
+            ref(repo).anywhere(),
+            describe(folder),
+            folder,
+            aliases=["champion"],
+            message="two epochs",
+            tags=["task=ner"],
+        )
+    return folders
+
+
+@pytest.mark.parametrize("older_client", [False, True])
+def test_an_older_version_of_the_registry_pushed_through_the_hub_stays_that_version(
+    hub, server, repo, registered, older_client, monkeypatch
+):
+    if older_client:  # which does not see that the version is there, and commits it
+        monkeypatch.setattr("deltahub.sources.huggingface.publishing.Push._older", lambda *_: None)
+    again = hub.push(registered[0], f"hf:{repo}", tags=["best"], aliases=["stable"])
+    document = server.registry.document(repo)
+
+    assert (again.new, again.digest, again.tags) == (False, describe(registered[0]).digest, ("best", "task=ner"))
+    assert (list(document.versions), document.latest) == (["v1", "v2"], "v2")
+    assert (document.versions["v1"].tags, document.versions["v2"].tags) == (("best", "task=ner"), ("task=ner",))
+    assert document.aliases == {"champion": "v2", "stable": "v1"}
+
+
+def test_files_that_a_client_of_the_hugging_face_hub_commits_move_the_branch_as_in_git(hub, server, repo, registered):
+    api(hub).upload_folder(repo_id=repo, folder_path=registered[0])
+    assert server.registry.document(repo).latest == "v1"
+
+
+def test_a_message_that_names_another_delta_is_a_commit_as_any_other(hub, server, repo, registered):
+    named = f"DeltaHub-Digest: {describe(registered[0]).digest}"
+    api(hub).upload_file(
+        repo_id=repo,
+        path_in_repo="notes.txt",
+        path_or_fileobj=b"mine",
+        commit_message="notes",
+        commit_description=named,
+    )
+    assert server.registry.document(repo).latest == "v3"
+
+
+def test_the_history_through_a_hub_is_that_of_its_registry(hub, server, repo, registered, new_checkpoint):
+    hub.push(new_checkpoint(value=0.9), f"hf:{repo}", aliases=["champion"])
+    remove(server.registry, repo, "v1", message="spoiled")
+    seen, kept = hub.document(ref(repo))[1], server.registry.document(repo)
+
+    assert (seen.log, seen.aliases, seen.removed, seen.latest) == (kept.log, kept.aliases, kept.removed, "v3")
+    assert [(it.action, it.after) for it in seen.log if it.what == "champion"][-1] == ("alias", "v3")
+    assert [it.message for it in seen.versions.values()] == ["two epochs", ""]
+    assert "DeltaHub-Digest" not in str(kept)
+
+
+def test_a_list_of_a_hub_is_that_of_its_registry(hub, server, repo, registered, new_checkpoint, tmp_path):
+    hub.push(new_checkpoint(value=0.9), f"hf:{repo}-two", tags=["best"])
+    listed, _ = Index(tmp_path / "index.sqlite3", server.registry).search(Query())
+    for entry in listed:
+        entry.summary.pop("card", None)
+    assert hub.search(Query(), "hf") == (listed, 2)
 
 
 def test_a_small_delta_is_fetched_in_two_requests(user, repo, checkpoint_folder, proxy):

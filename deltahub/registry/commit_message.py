@@ -1,0 +1,41 @@
+"""The message of a commit that pushes a delta to a hub, and the commit's name: what the client and the server must agree on.
+
+The message ends in a trailer with the delta's digest, by which a later push finds it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+DIGITS: Final = 40  # of a commit's id
+_TRAILER: Final = re.compile(r"^DeltaHub-Digest: (sha256:[0-9a-f]{64})$", re.MULTILINE)
+
+
+def commit_id(digest: str) -> str:
+    """Return the id of a version's commit on a hub of DeltaHub: the first 40 digits of its digest, the same on every server."""
+    return digest.removeprefix("sha256:")[:DIGITS]
+
+
+def with_digest(message: str, digest: str) -> tuple[str, str]:
+    """Return the title and the text of the commit that pushes a delta with a message, which may be empty."""
+    title, _, rest = message.strip().partition("\n")
+    return title or _untold(digest), "\n\n".join(filter(None, (rest.strip(), f"DeltaHub-Digest: {digest}")))
+
+
+def digest_in(message: str) -> str | None:
+    """Return the digest that a commit says it pushes; None if it does not say."""
+    found = _TRAILER.findall(message)
+    return found[-1] if found else None
+
+
+def without_digest(message: str) -> str:
+    """Return the message as the user gave it to the push."""
+    digest = digest_in(message)
+    text = _TRAILER.sub("", message).strip()
+    return "" if digest and text == _untold(digest) else text
+
+
+def _untold(digest: str) -> str:
+    """Return the title of a push without a message."""
+    return f"Push {digest[:19]}"
