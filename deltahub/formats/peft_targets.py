@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from torch import nn
@@ -44,23 +44,32 @@ def _targeted(config: Mapping[str, Any], modules: Mapping[str, nn.Module], backb
     saved = names_to_save(config)
     kept = {
         name
-        for name in modules
-        if not matches(config.get("exclude_modules") or (), name)
-        and not any(_compiled(rf"(?:.*\.)?{key}(?:\..*)?").fullmatch(name) for key in saved)
+        for name in modules.keys() - meant(config.get("exclude_modules") or (), modules)
+        if not any(_compiled(rf"(?:.*\.)?{key}(?:\..*)?").fullmatch(name) for key in saved)
     }
     if isinstance(targets, str) and targets.lower() == "all-linear":
         return {name for name in kept if _is_linear(modules[name]) and modules[name] is not _output(backbone)}
-    found = {name for name in kept if matches(targets, name)}
+    found = meant(targets, kept)
     if isinstance(targets, str) or config.get("layers_to_transform") in (None, []):
         return found
     return {name for name in found if _is_in_layers(name, config)}
 
 
-def matches(targets: str | Iterable[str], name: str) -> bool:
-    """Whether a module is meant: a string is a regex for the whole name, a list holds names and ends of names."""
+def meant(targets: str | Iterable[str], names: Iterable[str]) -> set[str]:
+    """The names of modules that are meant: a string is a regex for the whole name, a list holds names and ends of names."""
     if isinstance(targets, str):
-        return _compiled(targets).fullmatch(name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets)
+        return {name for name in names if _compiled(targets).fullmatch(name)}
+    ends = frozenset(targets)  # a mixture of experts has thousands
+    return {name for name in names if any(end in ends for end in _ends(name))}
+
+
+def _ends(name: str) -> Iterator[str]:
+    """A name and what is left of it after each dot."""
+    while True:
+        yield name
+        _, dot, name = name.partition(".")
+        if not dot:
+            return
 
 
 def _compiled(pattern: str) -> LinearPattern:
