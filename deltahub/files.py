@@ -265,6 +265,12 @@ def locked(path: Path, timeout: float = 30.0) -> Iterator[None]:
         raise StorageError(msg) from error
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether it was for want of space that something failed, as `storage_errors` tells it."""
+    cause = error.__cause__ or error
+    return isinstance(cause, OSError) and cause.errno in _FULL
+
+
 @contextlib.contextmanager
 def storage_errors(doing: str, place: Path, right: str = "write") -> Iterator[None]:
     """Turn a full, read-only or unreachable disk into one sentence.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import itertools
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from deltahub.cache.cache import Cache
 from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
+from deltahub.stores import claiming
 from deltahub.stores.local import LocalStore
 from tests.browsers import browser, keep, visit  # noqa: F401  (fixtures)
 from tests.checkpoints import save_checkpoint
@@ -111,6 +115,26 @@ def registry(tmp_path: Path) -> Registry:
 def hub(registry: Registry, tmp_path: Path) -> Hub:
     """A hub over `registry` with an empty cache."""
     return Hub({registry.name: registry}, Cache(tmp_path / "cache"))
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[None]]:
+    """A context in which a registry's document can be written only once some space was freed for it."""
+
+    @contextmanager
+    def full() -> Iterator[None]:
+        write, full_now = claiming.write_synced, itertools.cycle([True, False])
+
+        def limited(path: Path, data: bytes) -> None:
+            if next(full_now):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(path, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(claiming, "write_synced", limited)
+            yield
+
+    return full
 
 
 @pytest.fixture

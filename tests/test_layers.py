@@ -14,7 +14,7 @@ LAYERS = (
     ("errors", "nearest", "offline", "rights", "sized_cache", "version"),
     ("patterns",),
     ("address", "reference", "schema", "files", "places"),
-    ("config", "link", "manifest", "naming", "syncing"),
+    ("config", "link", "manifest", "naming", "reserve", "syncing"),
     ("sealing",),
     ("backbone", "metadata", "outcomes", "signing", "tensorheader"),
     ("checkpoint", "card", "lockfile", "stores"),

@@ -3,6 +3,8 @@
     deltas/<2>/<62>/               the files of one version, its manifest, and where it was pulled from
     pins/<64>.json                 what stays however old it is (`deltahub.cache.caretaking`)
     reading/                       what stays for a moment (`deltahub.cache.reading`)
+    partial/                       what interrupted downloads got (`deltahub.sources.partial`)
+    reserve/                       space to free a full disk with (`deltahub.reserve`)
 
 What is taken from it is checked first, so it needs no syncing: whatever a crash damaged is fetched again. Nothing in it relies
 on a lock: a delta comes and goes by one rename, and who finds it gone fetches it again.
@@ -21,6 +23,7 @@ from typing import Final
 from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError, NotFoundError
 from deltahub.files import copy_hashed, move_all, read_file, sha256_file, staging, storage_errors
 from deltahub.manifest import FileEntry, Manifest
+from deltahub.reserve import set_aside
 from deltahub.rights import make_folder, make_root, take_after
 from deltahub.stores.waiting import each
 
@@ -112,6 +115,7 @@ class Cache:
             (delta / MANIFEST).write_bytes(manifest.to_bytes())
             (delta / ORIGIN).write_text(json.dumps({"origin": origin}), "utf-8")
             take_after(self.root, [delta, *delta.rglob("*")])
+            set_aside(self.root)
             self._place(delta, folder, stage)
 
     def _place(self, delta: Path, folder: Path, stage: Path) -> None:

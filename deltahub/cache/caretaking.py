@@ -12,8 +12,10 @@ import json
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +25,10 @@ from deltahub.cache.reading import being_read, forget_killed
 from deltahub.errors import DeltaHubError, NotFoundError, ReferenceSyntaxError
 from deltahub.files import read_file, staging, storage_errors
 from deltahub.reference import Reference, is_digest
+from deltahub.reserve import freeing, spend
 
 PINS: Final = "pins"
+_AHEAD: Final = 86400.0  # seconds by which clocks may differ
 
 
 @dataclass(frozen=True)
@@ -197,15 +201,23 @@ def prune(cache: Cache, *, older: float | None = None, most: int | None = None, 
     Raises:
         StorageError: the cache is not writable.
     """
-    known = sorted(entries(cache), key=lambda entry: entry.used)
-    limit = time.time() - older if older is not None else None
+    known, now = sorted(entries(cache), key=lambda entry: entry.used), time.time()
+    limit = now - older if older is not None else None
     left, going = sum(entry.size for entry in known), []
     for entry in known:
+        if entry.used > now + _AHEAD and not dry_run:
+            _set_used(entry, now)
         too_old = limit is not None and entry.used <= limit
         if not entry.pinned and (too_old or (most is not None and left > most)):
             going.append(entry)
             left -= entry.size
     return going if dry_run else _remove(cache, going)
+
+
+def _set_used(entry: Cached, now: float) -> None:
+    """Set right when a delta was used that a wrong clock used in the future, or it would stay until then."""
+    with contextlib.suppress(OSError):
+        os.utime(entry.folder, (now, now))
 
 
 def keep(cache: Cache, digests: Collection[str]) -> list[Cached]:
@@ -218,24 +230,34 @@ def keep(cache: Cache, digests: Collection[str]) -> list[Cached]:
 
 
 def _remove(cache: Cache, going: Iterable[Cached]) -> list[Cached]:
-    removed = []
+    left, removed = deque(going), []
     forget_killed(cache.root)
-    with storage_errors("Pruning the cache", cache.root), staging(cache.root / STAGING) as stage:
-        for number, entry in enumerate(going):
-            if _wanted(cache, entry, entry.folder):
-                continue
-            aside = stage / str(number)
-            try:
-                os.replace(entry.folder, aside)
-            except FileNotFoundError:  # another process prunes too
-                continue
-            if _wanted(cache, entry, aside):
-                with contextlib.suppress(OSError):  # fetched again meanwhile
-                    os.replace(aside, entry.folder)
-                    continue
-            shutil.rmtree(aside)
-            removed.append(entry)
+
+    def remove() -> None:
+        with storage_errors("Pruning the cache", cache.root), staging(cache.root / STAGING) as stage:
+            while left:
+                if _remove_one(cache, left[0], stage / left[0].digest.removeprefix("sha256:")):
+                    removed.append(left[0])
+                left.popleft()
+
+    freeing(partial(spend, cache.root), remove)
     return removed
+
+
+def _remove_one(cache: Cache, entry: Cached, aside: Path) -> bool:
+    """Remove a delta by way of a place aside, unless it is wanted or another process does so."""
+    if _wanted(cache, entry, entry.folder):
+        return False
+    try:
+        os.replace(entry.folder, aside)
+    except FileNotFoundError:
+        return False
+    if _wanted(cache, entry, aside):
+        with contextlib.suppress(OSError):  # fetched again meanwhile
+            os.replace(aside, entry.folder)
+            return False
+    shutil.rmtree(aside)
+    return True
 
 
 def _wanted(cache: Cache, entry: Cached, folder: Path) -> bool:

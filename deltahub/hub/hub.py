@@ -26,6 +26,7 @@ from deltahub.settings import Settings
 from deltahub.sources.base import Resolved, Source
 from deltahub.sources.choosing import Rules
 from deltahub.sources.opening import Sources, open_source
+from deltahub.sources.partial import PARTIAL
 from deltahub.sources.registry import RegistrySource
 from deltahub.stores.base import Progress
 
@@ -70,7 +71,9 @@ class Hub(Lookup):
         settings = Settings.read()
         cache = Cache(Path(cache_dir) if cache_dir else cache_home())
         known = CachedNames(cache).known
-        openers = {e.name: partial(open_source, e, cache.root / INDEXES, known) for e in settings.sources}
+        openers = {
+            e.name: partial(open_source, e, cache.root / INDEXES, known, cache.root / PARTIAL) for e in settings.sources
+        }
         trust = {key: e.trust for e in settings.sources if e.trust for key in (e.name, e.url)}
         return cls(Sources(openers), cache, Rules.of(settings), local_files_only=local_files_only, trust=trust)
 

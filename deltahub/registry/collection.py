@@ -15,9 +15,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, NotFoundError
+from deltahub.registry import stamps
 from deltahub.registry.registry import Registry
-from deltahub.registry.sweeping import PAUSE, RENEWED, State, read_state, settled, write_state
+from deltahub.registry.sweeping import PAUSE, RENEWED, STATE, State, read_state, settled, write_state
 from deltahub.registry.uploads import expire, waiting
+from deltahub.reserve import freeing
 from deltahub.stores.base import object_key
 from deltahub.stores.waiting import spread
 
@@ -62,8 +64,8 @@ def collect(registry: Registry, grace: timedelta = GRACE, *, dry_run: bool = Fal
         known = {**state.condemned, **state.sweeping}
         now = registry.stamp()[0]
         unused = _objects(registry) - marker.used()
-        since = {sha256: known.get(sha256, now) for sha256 in sorted(unused)}
-        due = {sha256 for sha256, seen in since.items() if _time(now) - _time(seen) >= grace}
+        since = {sha256: stamps.counted_from(known.get(sha256, now), now, grace) for sha256 in sorted(unused)}
+        due = {sha256 for sha256, seen in since.items() if stamps.is_due(seen, now, grace)}
         sizes = marker.sizes(unused)
         waits = {sha256: seen for sha256, seen in since.items() if sha256 not in due}
         waiting = {sha256: sizes[sha256] for sha256 in waits}
@@ -74,7 +76,7 @@ def collect(registry: Registry, grace: timedelta = GRACE, *, dry_run: bool = Fal
         sweeping = {sha256: since[sha256] for sha256 in due}
         announced = State(state.generation + 1, waits, sweeping, uuid.uuid4().hex if due else "")
         try:
-            write_state(registry.store, announced, etag)
+            _write(registry, announced, etag)
         except ConflictError:
             if attempt == _ATTEMPTS - 1:
                 raise
@@ -109,6 +111,17 @@ def _delete(registry: Registry, kept: set[str], sweeper: str, due: Collection[st
             gone.add(sha256)
 
 
+def _write(registry: Registry, state: State, etag: str | None) -> None:
+    """Swap the state; one that was swapped already when the disk was found to be full counts."""
+    store = registry.store
+    try:
+        freeing(store.spend_reserve, lambda: write_state(store, state, etag))
+    except ConflictError:
+        if read_state(store)[0] != state:
+            raise
+        store.settle([STATE])
+
+
 def _renewed(registry: Registry, sweeper: str, *, done: bool = False, left: Collection[str] = ()) -> Collection[str]:
     """Show that this collection is alive, or done.
 
@@ -127,7 +140,7 @@ def _renewed(registry: Registry, sweeper: str, *, done: bool = False, left: Coll
             back = {sha256: since for sha256, since in state.sweeping.items() if sha256 in left}
             changed = replace(changed, condemned={**state.condemned, **back}, sweeping={}, sweeper="")
         try:
-            write_state(registry.store, changed, etag)
+            _write(registry, changed, etag)
         except ConflictError:
             continue
         return changed.sweeping.keys()

@@ -10,6 +10,7 @@ from deltahub.registry.document import NOBODY, ReferenceDocument
 from deltahub.registry.entries import Move
 from deltahub.registry.reading import ref_key
 from deltahub.registry.registry import Registry
+from deltahub.reserve import freeing
 
 
 def forget(registry: Registry, path: str, time: str) -> None:
@@ -27,7 +28,7 @@ def forget(registry: Registry, path: str, time: str) -> None:
         names.update(move.before for move in document.log if move.action == "rename" and move.before)
         return document.forgotten(time)
 
-    registry.update(path, change)
+    freeing(registry.store.spend_reserve, lambda: registry.update(path, change))
     for name in names - {path}:
         _forget_old_name(registry, name, time)
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from deltahub.errors import InUseError
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.registry import Registry
+from deltahub.reserve import freeing
 
 
 def remove(
@@ -43,4 +44,4 @@ def remove(
             raise InUseError(what, "the lock file pins it", "Lock another version first: deltahub lock")
         return document.without_version(name, *registry.stamp(), message)
 
-    return registry.update(path, change), name
+    return freeing(registry.store.spend_reserve, lambda: registry.update(path, change)), name

@@ -11,17 +11,16 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from deltahub.errors import ConflictError, IntegrityError
 from deltahub.registry import stamps
 from deltahub.registry.hub_documents import PARTS, UPLOADS, Kind
 from deltahub.registry.sweeping import spare, store_spared
+from deltahub.reserve import freeing
 from deltahub.stores.base import Store
-
-_SHORTEST: Final = timedelta(days=1)  # that an upload waits for its commit, whatever a collection's grace
 
 
 def keep(store: Store, path: str, sha256: str, file: Path, author: str) -> None:
@@ -100,9 +99,9 @@ def expire(store: Store, grace: timedelta) -> None:
     """Remove the records of what was sent so long ago that no commit will name it, and damaged ones.
 
     Args:
-        grace: how old a record must be; a day at least.
+        grace: how old a record must be.
     """
-    oldest = datetime.now(UTC) - max(grace, _SHORTEST)
+    now = stamps.now()
     for kind in (UPLOADS, PARTS):
         for key in [key for key, _ in store.keys(kind.prefix)]:
             try:
@@ -110,8 +109,17 @@ def expire(store: Store, grace: timedelta) -> None:
             except IntegrityError:
                 store.delete(key)
                 continue
-            if found and datetime.fromisoformat(found[0]["time"]) < oldest:
-                store.delete(key)
+            if found:
+                _expire(store, kind, key, *found, now, grace)
+
+
+def _expire(store: Store, kind: Kind, key: str, record: dict[str, Any], etag: str, now: str, grace: timedelta) -> None:
+    since = stamps.counted_from(record["time"], now, grace)
+    if stamps.is_due(since, now, grace):
+        store.delete(key)
+    elif since != record["time"]:
+        with contextlib.suppress(ConflictError):  # it is sent again just now
+            freeing(store.spend_reserve, lambda: kind.write(store, key, {**record, "time": since}, etag))
 
 
 def _key(path: str, sha256: str) -> str:

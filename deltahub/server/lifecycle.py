@@ -14,6 +14,7 @@ from deltahub.registry import uploads
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.forgetting import forget
 from deltahub.registry.renaming import rename
+from deltahub.reserve import freeing
 from deltahub.server.access import caller_of, require_write, require_writer
 from deltahub.server.bodies import text_field, with_json
 from deltahub.server.paths import MODEL
@@ -114,11 +115,13 @@ def delete(request: Request, body: dict[str, Any]) -> Response:
             document = document.without_version(version, time, author, "the repository was deleted")
         return document
 
+    registry = repository.state.registry
+    uploads.forget_all(registry.store, repository.path)  # first: it frees space, and nothing can be committed any more
     if repository.document.versions and repository.private:
-        forget(repository.state.registry, repository.path, time)
+        forget(registry, repository.path, time)
     elif repository.document.versions:
-        repository.state.registry.update(repository.path, change)
-    uploads.forget_all(repository.state.registry.store, repository.path)
+        freeing(registry.store.spend_reserve, lambda: registry.update(repository.path, change))
+    uploads.forget_all(registry.store, repository.path)  # again: some may have come meanwhile
     repository.state.records.delete(repository.path)
     return JSONResponse({})
 

@@ -17,6 +17,7 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
 
 from deltahub.errors import ConfigError, IntegrityError, NotFoundError
@@ -24,6 +25,7 @@ from deltahub.nearest import closest
 from deltahub.reference import check_name
 from deltahub.registry import stamps
 from deltahub.registry.hub_documents import TOKENS
+from deltahub.reserve import freeing
 from deltahub.server.access import Caller, Scope
 from deltahub.stores.base import Store
 
@@ -157,7 +159,7 @@ class Tokens:
             raise NotFoundError(
                 f"A token called {name!r} that is not revoked", (self._store.url,), closest(name, names)
             )
-        return [self._revoke(_key(token.id)) for token in chosen]
+        return [freeing(self._store.spend_reserve, partial(self._revoke, _key(token.id))) for token in chosen]
 
     def _revoke(self, key: str) -> Token:
         found = self._tagged(key)

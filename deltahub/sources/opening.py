@@ -37,11 +37,12 @@ class Sources(Mapping[str, Source]):
         return len(self._openers)
 
 
-def open_source(entry: Configured, indexes: Path, known: Known) -> Source:
+def open_source(entry: Configured, indexes: Path, known: Known, kept: Path | None = None) -> Source:
     """One source.
 
     Args:
         indexes: the folder in which search indexes are kept.
+        kept: the folder in which what interrupted downloads got is kept; None to keep nothing.
         known: tells what need not be asked for again.
 
     Raises:
@@ -52,8 +53,8 @@ def open_source(entry: Configured, indexes: Path, known: Known) -> Source:
     from deltahub.sources.huggingface.source import HuggingFace  # late: only who asks a hub needs it
 
     if entry.name == HF:  # its address and token are those of Hugging Face's own client
-        return HuggingFace(entry.name, known=known)
-    return HuggingFace(entry.name, endpoint=entry.url, token_variable=entry.token_variable, known=known)
+        return HuggingFace(entry.name, known=known, kept=kept)
+    return HuggingFace(entry.name, endpoint=entry.url, token_variable=entry.token_variable, known=known, kept=kept)
 
 
 def registry_at(address: str, indexes: Path, known: Known) -> RegistrySource:

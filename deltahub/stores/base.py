@@ -205,3 +205,11 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove a key; a missing one is fine."""
         ...
+
+    def spend_reserve(self) -> bool:
+        """Give up a piece of the space that is set aside for freeing a store that is full: see `deltahub.reserve`.
+
+        Returns:
+            Whether there was one.
+        """
+        ...

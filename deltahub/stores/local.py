@@ -27,6 +27,7 @@ from deltahub.files import (
     storage_errors,
     sync_folders,
 )
+from deltahub.reserve import set_aside, spend
 from deltahub.rights import make_folder, make_root, take_after
 from deltahub.stores.base import Progress, Source, Swap, Swapped, object_key, require_digest, require_size
 from deltahub.stores.claiming import replace_claimed, replace_staged
@@ -109,6 +110,7 @@ class LocalStore:
             self._stage() as stage,
             Syncing(stage, len(sources)) as syncing,
         ):
+            set_aside(self.root)
             staged: dict[Path, Path] = {}
             folders: list[Path] = []
             for sha256, source in sources.items():
@@ -209,6 +211,10 @@ class LocalStore:
         """Remove a key."""
         with storage_errors("Removing from the registry", self.root):
             (self.root / key).unlink(missing_ok=True)
+
+    def spend_reserve(self) -> bool:
+        """Give up a piece of what was set aside."""
+        return spend(self.root)
 
     def _make_root(self) -> None:
         """Make the folder of the store so that it outlasts a power loss."""

@@ -110,6 +110,10 @@ class MemoryStore:
         with self._lock:
             self._data.pop(key, None)
 
+    def spend_reserve(self) -> bool:
+        """Nothing is set aside."""
+        return False
+
 
 def _etag(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()

@@ -246,6 +246,10 @@ class S3Store:
         """Remove a key."""
         interruptible(lambda: self._delete(key))
 
+    def spend_reserve(self) -> bool:
+        """Nothing is set aside: a bucket is never full."""
+        return False
+
     def _delete(self, key: str) -> None:
         client = self._writer
         import obstore

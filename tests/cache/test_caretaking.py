@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 
 import pytest
 
@@ -144,6 +145,21 @@ def test_a_cache_that_is_too_big_loses_what_was_not_used_for_longest(cache, aged
     assert gone(prune(cache, most=2 * size)) == [ages[1]]
     assert prune(cache, most=2 * size) == []
     assert gone(prune(cache, most=0)) == [ages[2], ages[0]]
+
+
+def test_a_delta_that_a_wrong_clock_used_in_the_future_does_not_stay_until_then(cache, aged):
+    digest = aged(int(time.time()) + 9999 * DAY)
+    assert prune(cache, older=30 * DAY) == []
+    folder = cache.folder(digest)
+    os.utime(folder, (used := folder.stat().st_mtime - 31 * DAY, used))
+    assert gone(prune(cache, older=30 * DAY)) == [digest]
+
+
+def test_a_cache_on_a_full_disk_is_pruned_with_what_was_set_aside(cache, aged, faults):
+    digest = aged(1)
+    with faults.at(2, FULL):
+        assert gone(prune(cache, older=DAY)) == [digest]
+    assert len(list((cache.root / "reserve").iterdir())) == 7
 
 
 def test_a_dry_run_says_the_same_and_removes_nothing(cache, aged):

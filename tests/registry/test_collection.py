@@ -93,6 +93,40 @@ def test_what_is_unused_goes_after_its_time_of_grace_and_not_before(anywhere, pu
     assert collect(anywhere).freed == {}
 
 
+@pytest.mark.parametrize("wrong", ["1970-01-01T00:00:00Z", "2099-01-01T00:00:00Z"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_clock_that_is_years_off_deletes_nothing_early_and_keeps_nothing_for_years(
+    registry, publish, day, monkeypatch, wrong, first
+):
+    def years_off():
+        monkeypatch.setattr("deltahub.registry.stamps.now", lambda: wrong)
+
+    day(1)
+    removed(registry, publish)
+    if not first:
+        collect(registry)
+    years_off()
+    assert collect(registry).freed == {}
+    day(2)
+    assert collect(registry).freed == {}
+    day(15)
+    assert collect(registry).freed == {}
+    day(16)
+    assert len(collect(registry).freed) == 3
+
+
+def test_what_removing_and_collecting_write_fits_on_a_full_disk(tmp_path, publish, full_disk):
+    registry = Registry(LocalStore(tmp_path / "full"))
+    publish(registry)
+    publish(registry, value=0.25)
+    with full_disk():
+        remove(registry, "acme/ner", "v1")
+        assert len(collect(registry, NOW).freed) == 3
+    assert (
+        len(list((registry.store.root / "reserve").iterdir())) == 4
+    )  # the removal, and three states of the collection
+
+
 def test_the_bytes_that_are_freed_are_counted_exactly(anywhere, publish):
     removed(anywhere, publish)
     orphan = b"what a killed push left"

@@ -86,6 +86,15 @@ def test_a_token_is_refused_from_the_moment_it_expires(tokens, monkeypatch):
     assert token.fault(LATER) is not None
 
 
+def test_a_token_is_revoked_on_a_full_disk(tmp_path, full_disk):
+    store = LocalStore(tmp_path)
+    store.create({hashed("x"): b"x"})
+    token, _ = Tokens(store).create("ci", "read")
+    with full_disk():
+        assert Tokens(store).revoke("ci")[0].id == token.id
+    assert Tokens(store).all()[0].revoked
+
+
 def test_a_revoked_token_stays_revoked_and_its_name_is_free(tokens):
     token, secret = tokens.create("ci", "read")
     (revoked,) = tokens.revoke("ci")

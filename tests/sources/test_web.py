@@ -24,8 +24,8 @@ from deltahub.errors import (
 from deltahub.link import Link
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
+from deltahub.sources.partial import PARTIAL
 from deltahub.sources.web import guarded
-from deltahub.sources.web.downloading import PARTIAL
 from deltahub.sources.web.limits import Limits
 from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import content_of

@@ -6,11 +6,14 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import stat
+from types import SimpleNamespace
 
 import pytest
 
 from deltahub.errors import NotFoundError, StorageError
+from deltahub.reserve import freeing
 from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
 from tests.checkpoints import content_of
@@ -102,6 +105,28 @@ def test_a_swap_that_fails_at_any_step_leaves_the_old_document_or_the_new_one(tm
         assert sorted(readable(store)) == [DOCUMENT], case
         store.swap(DOCUMENT, b"newer", etag)
         assert store.read(DOCUMENT) == b"newer"
+
+
+def test_a_full_store_is_freed_with_what_was_set_aside_and_pushes_do_not_take_it(store, full_disk):
+    store.create(SOURCES)
+    pieces = store.root / "reserve"
+    assert {path.stat().st_blocks * 512 for path in pieces.iterdir()} == {128 << 10}
+    with full_disk():
+        freeing(store.spend_reserve, lambda: store.swap(DOCUMENT, b"1", None))
+    assert (store.read(DOCUMENT), len(list(pieces.iterdir()))) == (b"1", 7)
+
+    with full_disk(), pytest.raises(StorageError):
+        store.swap("refs/acme/other.json", b"1", None)
+    assert len(list(pieces.iterdir())) == 7
+    store.create(SOURCES)
+    assert len(list(pieces.iterdir())) == 8
+
+
+def test_nothing_is_set_aside_where_space_is_short(store, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    store.create(SOURCES)
+    assert not (store.root / "reserve").exists()
+    assert not store.spend_reserve()
 
 
 def test_a_full_disk_is_one_sentence_with_the_way_out(store, faults):

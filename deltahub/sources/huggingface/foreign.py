@@ -122,7 +122,8 @@ class Foreign:
     def _take(self, name: str) -> None:
         """Fetch a file into the temporary folder and hold it against what the hub lists."""
         listed, at, path = self._listed[name], self._snapshot, self._folder / name
-        sha256 = copy(at.calls, at.repo, at.commit, name, path, listed.size or 0, None)
+        wanted = listed.lfs.sha256 if listed.lfs else None
+        sha256 = copy(at.calls, at.repo, at.commit, name, path, listed.size or 0, None, at.kept, wanted)
         if listed.lfs:
             expected, found = f"sha256:{listed.lfs.sha256}", f"sha256:{sha256}"
         else:

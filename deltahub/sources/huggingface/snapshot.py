@@ -34,10 +34,11 @@ class Snapshot:
         calls: to its hub.
         repo: ``"namespace/name"``.
         commit: 40 hex digits.
+        kept: the folder in which what was got of a file is kept if its download is interrupted; None to keep nothing.
     """
 
-    def __init__(self, calls: Calls, repo: str, commit: str) -> None:
-        self.calls, self.repo, self.commit = calls, repo, commit
+    def __init__(self, calls: Calls, repo: str, commit: str, kept: Path | None = None) -> None:
+        self.calls, self.repo, self.commit, self.kept = calls, repo, commit, kept
 
     def __str__(self) -> str:
         return f"{self.calls.name}:{self.repo}@{self.commit}"
@@ -79,7 +80,8 @@ class Snapshot:
                     progress(entry.size)
                 yield sha256
         into.unlink(missing_ok=True)
-        yield copy(self.calls, self.repo, self.commit, path, into, entry.size, progress)
+        at = (self.calls, self.repo, self.commit, path)
+        yield copy(*at, into, entry.size, progress, self.kept, entry.sha256)
 
 
 def held_by_huggingface(repo: str, commit: str, path: str) -> Path | None:

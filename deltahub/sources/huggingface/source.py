@@ -51,6 +51,7 @@ class HuggingFace:
             belongs to the hub that HF_ENDPOINT names.
         known: what was pulled before, so that a pinned commit needs no request.
         pause: waits for a number of seconds, when the hub asks for it.
+        kept: the folder in which what interrupted downloads got is kept; None to keep nothing.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class HuggingFace:
         token_variable: str | None = None,
         known: Known | None = None,
         pause: Callable[[float], None] = pause,
+        kept: Path | None = None,
     ) -> None:
         self.calls = Calls(name, endpoint, token, token_variable, pause)
+        self._kept = kept
         self._known = known
 
     @property
@@ -95,7 +98,7 @@ class HuggingFace:
             raise self._unknown(path, revision, error) from error
         if found := self._before(path, answer.commit):
             return found
-        snapshot = Snapshot(self.calls, path, answer.commit)
+        snapshot = Snapshot(self.calls, path, answer.commit, self._kept)
         manifest = manifest_in(answer.data)
         if manifest is None:
             foreign = Foreign(snapshot)
@@ -140,7 +143,7 @@ class HuggingFace:
     def _before(self, path: str, commit: str) -> Resolved | None:
         """A commit that was pulled before."""
         found = self._known(Reference.parse(f"{self.name}:{path}@{commit}")) if self._known else None
-        return self._resolved(Snapshot(self.calls, path, commit), found[1]) if found else None
+        return self._resolved(Snapshot(self.calls, path, commit, self._kept), found[1]) if found else None
 
     def _resolved(self, snapshot: Snapshot, manifest: Manifest, files: Foreign | Packed | None = None) -> Resolved:
         exact = Reference.parse(str(snapshot))

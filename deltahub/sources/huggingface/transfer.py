@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from deltahub.errors import IntegrityError, StorageError
+from deltahub.files import CHUNK
 from deltahub.sources.huggingface.calls import COMMIT, TIMEOUT, Calls
+from deltahub.sources.partial import going_on
 from deltahub.stores.base import Progress
 
 if TYPE_CHECKING:
@@ -65,11 +67,23 @@ def read(calls: Calls, repo: str, revision: str, path: str, doing: str) -> Answe
     return calls.make(call, doing, f"{calls.name}:{repo}@{revision}")
 
 
-def copy(calls: Calls, repo: str, commit: str, path: str, into: Path, size: int, progress: Progress | None) -> str:
-    """Copy a file of a commit to a new place; a copy that breaks off goes on where it was.
+def copy(
+    calls: Calls,
+    repo: str,
+    commit: str,
+    path: str,
+    into: Path,
+    size: int,
+    progress: Progress | None,
+    kept: Path | None = None,
+    sha256: str | None = None,
+) -> str:
+    """Copy a file of a commit to a new place; a copy that breaks off goes on where it was, in another process too.
 
     Args:
         size: how many bytes it has; more are not taken.
+        kept: the folder in which what was got is kept; None to keep nothing.
+        sha256: that it should have, 64 hex digits; None if it is unknown.
 
     Returns:
         The sha256 of what was copied, 64 hex digits. The caller checks it.
@@ -80,19 +94,24 @@ def copy(calls: Calls, repo: str, commit: str, path: str, into: Path, size: int,
         StorageError: the hub refused.
     """
     what, url = f"{path} of {calls.name}:{repo}@{commit}", _url(calls, repo, commit, path)
-    with into.open("xb") as file:
+    with going_on(kept, sha256, into) as file:
         taken = _Copy(file, size, progress)
 
         def call() -> None:
-            going_on = {"Range": f"bytes={taken.done}-"} if taken.done else {}
-            with _opened(calls, url, going_on) as response:
+            rest = {"Range": f"bytes={taken.done}-"} if taken.done else {}
+            with _opened(calls, url, rest) as response:
                 if response.headers.get("content-range", "").partition("-")[0] != f"bytes {taken.done}":
                     taken.restart()
                 for chunk in response.iter_bytes():  # as they come, so that none is lost with the connection
                     if not taken.add(chunk):
                         return
 
-        calls.make(call, f"Pulling {repo}", what)
+        before = taken.take_up()
+        if not before or before < size:
+            calls.make(call, f"Pulling {repo}", what)
+        if before and taken.digest.hexdigest() != sha256:  # what was there was not the start of it
+            taken.restart()
+            calls.make(call, f"Pulling {repo}", what)
     return taken.digest.hexdigest()
 
 
@@ -100,6 +119,7 @@ class _Copy:
     """A file that is being written.
 
     Args:
+        file: open for reading and writing, at its start.
         size: bytes at most.
         progress: hears of every byte once, also of those that are fetched twice.
     """
@@ -107,6 +127,20 @@ class _Copy:
     def __init__(self, file: BinaryIO, size: int, progress: Progress | None) -> None:
         self.file, self.size, self.progress = file, size, progress
         self.digest, self.done, self.told = hashlib.sha256(), 0, 0
+
+    def take_up(self) -> int:
+        """Count what is in the file already, unless there is more than there should be.
+
+        Returns:
+            How many bytes that is.
+        """
+        while self.done <= self.size and (chunk := self.file.read(CHUNK)):
+            self.digest.update(chunk)
+            self.done += len(chunk)
+        if self.done > self.size:
+            self.restart()
+        self._tell()
+        return self.done
 
     def restart(self) -> None:
         """Forget what was written."""
@@ -119,10 +153,13 @@ class _Copy:
         self.file.write(chunk)
         self.digest.update(chunk)
         self.done += len(chunk)
+        self._tell()
+        return self.done <= self.size
+
+    def _tell(self) -> None:
         if self.progress and self.done > self.told:
             self.progress(self.done - self.told)
             self.told = self.done
-        return self.done <= self.size
 
 
 def read_pack(calls: Calls, repo: str, path: str, size: int) -> bytes:

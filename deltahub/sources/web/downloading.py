@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -21,11 +20,10 @@ import urllib3
 from deltahub.errors import IntegrityError, NotFoundError, StorageError, UnreachableError
 from deltahub.files import CHUNK
 from deltahub.link import shown
+from deltahub.sources.partial import forget_old
 from deltahub.sources.web.asking import Web, no_answer
 from deltahub.stores.base import Progress
 
-PARTIAL: Final = "partial"  # in the cache
-_KEPT: Final = 7 * 86400.0  # seconds
 _LONGEST_ETAG: Final = 64  # bytes; as hex it is part of a file's name
 _FIRST: Final = re.compile(r"bytes ([0-9]+)-")
 _GONE: Final = (404, 410)
@@ -174,9 +172,7 @@ class Download:
     def _take_up(self) -> None:
         """Go on with what an earlier download got; only one process can take it."""
         with contextlib.suppress(OSError, ValueError):
-            for old in self._kept.glob("*.*"):
-                if time.time() - old.stat().st_mtime > _KEPT:
-                    old.unlink()
+            forget_old(self._kept)
             for found in self._kept.glob(f"{self._key}.*"):
                 etag = bytes.fromhex(found.suffix[1:]).decode()
                 os.replace(found, self._into)

@@ -14,8 +14,8 @@ from deltahub.errors import IntegrityError, NotCachedError, UnreachableError
 from deltahub.link import Link
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.sources.base import Resolved, pause
+from deltahub.sources.partial import PARTIAL
 from deltahub.sources.web.asking import Web
-from deltahub.sources.web.downloading import PARTIAL
 from deltahub.sources.web.folder import WebFolder
 from deltahub.sources.web.limits import Limits
 from deltahub.sources.web.tarball import ENDING, WebBundle, digest_in

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 
 import pytest
@@ -17,6 +18,7 @@ from deltahub.errors import (
 )
 from deltahub.hub.pulling import Transfer
 from deltahub.registry.query import Query
+from deltahub.sources.huggingface import transfer
 from deltahub.sources.huggingface.waiting import told
 from tests import s3_proxy
 from tests.checkpoints import content_of
@@ -98,6 +100,55 @@ def test_it_goes_on_where_it_was(user, proxy, repo, checkpoint_folder):
     proxy.breaks(watched, method="GET", words="delta.safetensors")
     user().pull(ref(repo))
     assert asked == ["bytes=7-"]
+
+
+@pytest.mark.parametrize("held", ["nothing", "start", "whole"])
+def test_an_interrupted_pull_goes_on_where_it_was(user, proxy, repo, checkpoint_folder, tmp_path, held):
+    user().push(checkpoint_folder, f"hf:{repo}")
+    data = (checkpoint_folder / "delta.safetensors").read_bytes()
+    kept = tmp_path / "partial"
+    kept.mkdir()
+    part = kept / f"{hashlib.sha256(data).hexdigest()}.part"
+    part.write_bytes({"nothing": b"", "start": data[:7], "whole": data}[held])
+    asked = []
+
+    def watched(exchange):
+        asked.append({name.lower(): value for name, value in exchange.headers.items()}.get("range"))
+        exchange.respond(*exchange.forward())
+
+    proxy.breaks(watched, method="GET", words="delta.safetensors")
+    hub, seen = user(kept=kept), []
+    pulled = hub.pull(ref(repo), transfer=Transfer(progress=seen.append))
+    assert delta_files(pulled.folder) == content_of(checkpoint_folder)
+    assert asked == {"nothing": [None], "start": ["bytes=7-"], "whole": []}[held]
+    assert sum(seen) == sum(map(len, content_of(checkpoint_folder).values()))
+    assert list(kept.iterdir()) == []
+
+
+def test_what_a_pull_got_is_kept_when_it_is_stopped_and_checked_when_it_is_taken_up(
+    user, proxy, repo, checkpoint_folder, tmp_path, monkeypatch
+):
+    user().push(checkpoint_folder, f"hf:{repo}")
+    data = (checkpoint_folder / "delta.safetensors").read_bytes()
+    kept = tmp_path / "partial"
+    add, stopped = transfer._Copy.add, user(kept=kept)
+
+    def stop(copy, chunk):
+        if copy.size != len(data):
+            return add(copy, chunk)
+        add(copy, chunk[: len(chunk) // 2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer._Copy, "add", stop)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.pull(ref(repo))
+    part = kept / f"{hashlib.sha256(data).hexdigest()}.part"
+    assert part.read_bytes() == data[: len(data) // 2]
+
+    part.write_bytes(bytes(len(data) // 2))
+    assert delta_files(user(kept=kept).pull(ref(repo)).folder) == content_of(checkpoint_folder)
+    assert not part.exists()
 
 
 @pytest.mark.parametrize(
