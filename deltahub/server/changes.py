@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,12 +24,11 @@ from deltahub.registry.commit_message import commit_id, digest_in, without_diges
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version, merged_tags, number
 from deltahub.registry.summary import summary_of
-from deltahub.server.decoding import HEAD
 from deltahub.server.facts import CARD_KEYS
 from deltahub.server.frontmatter import texts
 from deltahub.server.names import below, check_path, refuse_clashes
 from deltahub.server.operations import Added, Deleted, Named, Operations
-from deltahub.server.pickles import refuse_pickle
+from deltahub.server.pickles import refuse_pickle_within
 from deltahub.server.refusals import ENTRY_NOT_FOUND, Refusal
 from deltahub.server.repositories import Repository, is_delta
 from deltahub.server.revisions import stamp_of
@@ -138,11 +138,10 @@ class Change:
             if isinstance(operation, Added):
                 self._files[operation.sha256] = operation.file
                 tree[path] = FileEntry(path, operation.sha256, operation.size)
-                head = operation.head
             else:
                 tree[path] = self._named(path, operation)
-                head = self._state.read(tree[path], 0, min(tree[path].size, HEAD)) if tree[path].size else b""
-            refuse_pickle(self._state.settings, self._repository.namespace, path, head)
+            read = partial(self._read, tree[path])
+            refuse_pickle_within(self._state.settings, self._repository.namespace, path, tree[path].size, read)
         if len(tree) > _MOST_FILES:
             message = f"The commit would make a version of {len(tree):,} files, and {_MOST_FILES:,} are the most. Use several repositories."
             raise Refusal(413, message)

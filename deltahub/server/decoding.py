@@ -5,11 +5,9 @@ from __future__ import annotations
 import binascii
 import hashlib
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 from deltahub.server.refusals import Refusal
-
-HEAD: Final = 512  # bytes of a file that are kept to look at
 
 
 class Content:
@@ -21,12 +19,11 @@ class Content:
 
     Attributes:
         size: bytes so far.
-        head: the first of them, `HEAD` or all.
     """
 
     def __init__(self, file: Path, largest: int) -> None:
         self.file, self._largest = file, largest
-        self.size, self.head = 0, b""
+        self.size = 0
         self._digest = hashlib.sha256()
         self._rest = b""  # fewer than four letters
         self._writer: BinaryIO = file.open("xb")
@@ -51,8 +48,6 @@ class Content:
         if self.size > self._largest:
             self.close()
             raise Refusal(413, f"A file of the commit is larger than the {self._largest:,} bytes that this hub takes.")
-        if len(self.head) < HEAD:
-            self.head += data[: HEAD - len(self.head)]
         self._digest.update(data)
         self._writer.write(data)
 

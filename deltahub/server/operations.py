@@ -33,14 +33,12 @@ class Added:
         sha256: 64 hex digits.
         size: bytes.
         file: where it was put.
-        head: its first bytes, `decoding.HEAD` of them or all.
     """
 
     path: str
     sha256: str
     size: int
     file: Path
-    head: bytes
 
 
 @dataclass(frozen=True)
@@ -201,7 +199,7 @@ class Parser:
         if key == "file":
             if content is None or value.get("encoding", "base64") != "base64" or "content" not in value:
                 raise Refusal(400, f"The file {path!r} of the commit has no content in base64.")
-            self.found.listed.append(Added(path, content.sha256, content.size, content.file, content.head))
+            self.found.listed.append(Added(path, content.sha256, content.size, content.file))
         elif key == "lfsFile":
             self.found.listed.append(_named(path, value))
         elif key in ("deletedFile", "deletedFolder"):

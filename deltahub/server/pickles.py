@@ -1,28 +1,58 @@
 """Pickles, which run code when they are opened, are not taken unless a namespace allows them.
 
-They are known by the endings of their names, and by how they begin: pickle protocols 2 and later, and the zip files of torch.save.
+They are known by the endings of their names and by their content, whatever they are called: pickles of any protocol, archives that hold
+one, arrays of objects, and all of these compressed. No byte is ever unpickled here: see `deltahub.server.pickle_opcodes`.
 """
 
 from __future__ import annotations
 
+import ast
+import bz2
+import io
+import lzma
 import re
-from typing import Final
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final, Literal
 
+from deltahub.server.pickle_opcodes import is_pickle
 from deltahub.server.refusals import Refusal
 from deltahub.server.settings import Settings
 
-HEAD: Final = 512  # bytes from the beginning of a file that are enough to tell
+HEAD: Final = 512  # bytes from the beginning of a file that clients send ahead
+Read = Callable[[int, int], bytes]  # the bytes from the first to before the second
 _ENDINGS: Final = re.compile(
-    r"(?i)\.(bin|pt|pth|pkl|pickle|ckpt|joblib|dill|pt2|p|mar|nemo)(\.(gz|bz2|xz|zst|lz4|zip))?$"
+    r"(?i)\.(bin|pt|pth|pkl|pickle|ckpt|joblib|dill|pt2|p|mar|nemo)(\.(gz|bz2|xz|zst|lz4|br|zip))?$"
 )
 _PROTOCOL: Final = re.compile(rb"\x80[\x02-\x05]")
-_ZIP: Final = b"PK\x03\x04"
+_ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
+_MEMBER: Final = re.compile(r"(?i)(\.(pkl|pickle)|(^|/)(data/version|\.data/version|byteorder))$")
 _ZIPPED: Final = re.compile(rb"[^\x00]{0,200}(data\.pkl|\.pickle|\.pkl|\.data/version|/byteorder)")
-_OBJECTS: Final = re.compile(rb"\x93NUMPY.{4,6}\{[^}]*'descr':\s*'\|O", re.DOTALL)
+_ARRAY: Final = b"\x93NUMPY"
+_LONGEST_HEADER: Final = 1 << 20  # bytes of the header of an array
+_UNPACKED: Final = 1 << 20  # bytes of compressed content that are looked into
+_MOST_MEMBERS: Final = 20_000  # of an archive
+_MOST_READ: Final = 256 << 20  # bytes of an archive that are read to look into it
+_MOST_UNPACKED: Final = 256 << 20  # bytes of all files of a compressed tar archive
+_LZ4: Final = b"\x04\x22\x4d\x18"
+_UNPACKERS: Final[tuple[tuple[bytes, Callable[[], Any]], ...]] = (
+    (b"\x1f\x8b", lambda: zlib.decompressobj(wbits=31)),
+    (b"BZh", bz2.BZ2Decompressor),
+    (b"\xfd7zXZ", lzma.LZMADecompressor),
+    (b"\x5d\x00\x00", lzma.LZMADecompressor),
+    *((b"\x78" + level, zlib.decompressobj) for level in (b"\x01", b"\x5e", b"\x9c", b"\xda")),
+)
+
+
+class _Unclear(Exception):
+    """An archive that cannot be looked into."""
 
 
 def looks_pickled(path: str, head: bytes) -> str | None:
-    """Why a file is taken for a pickle, as a clause; None if it is not.
+    """Return why a file is taken for a pickle, as a clause; None if it is not, as far as its name and first bytes tell.
 
     Args:
         path: its name in the repository.
@@ -32,15 +62,57 @@ def looks_pickled(path: str, head: bytes) -> str | None:
         return f"its name ends in {found[0]}"
     if _PROTOCOL.match(head):
         return "it begins as a pickle does"
-    if head.startswith(_ZIP) and _ZIPPED.match(head, 30):  # where the name of the first file in a zip stands
+    if head.startswith(_ZIP) and _ZIPPED.match(head, 30):  # where the name of the first file in a zip is
         return "it begins as a file of torch.save does"
-    if _OBJECTS.match(head):
+    if head.startswith(_ARRAY) and _holds_objects(len(head), lambda start, end: head[start:end], whole=False):
         return "it is an array of pickled objects"
     return None
 
 
+def pickle_within(size: int, read: Read, *, deep: bool = True) -> str | None:
+    """Return why the content of a file is taken for a pickle, as a clause; None if it is not.
+
+    Args:
+        size: bytes of the file.
+        read: reads a range of it.
+        deep: whether archives and compressed files are looked into.
+    """
+    head = read(0, min(size, HEAD)) if size else b""
+    if found := looks_pickled("", head):
+        return found
+    if is_pickle(size, read):
+        return "its bytes are a pickle"
+    if head.startswith(_ARRAY):
+        return "it is an array of pickled objects" if _holds_objects(size, read) else None
+    if head.startswith(_LZ4):
+        return "it is compressed by LZ4, which this hub does not look into and joblib opens"
+    return _inside(head, size, read) if deep else None
+
+
+def _is_pickled(data: bytes) -> bool:
+    return pickle_within(len(data), lambda start, end: data[start:end], deep=False) is not None
+
+
+def _inside(head: bytes, size: int, read: Read) -> str | None:
+    """Return why an archive or a compressed file is taken for a pickle."""
+    content = head if _is_tar(head) else _unpacked(head, size, read)
+    members: Callable[[Any], Iterator[tuple[str, bytes]]]
+    if head.startswith(_ZIP):
+        members = _zip_members
+    elif _is_tar(content):
+        members = partial(_tar_members, mode="r:" if content is head else "r|*")
+    elif _is_pickled(content):
+        return "what is compressed in it is a pickle"
+    else:
+        return None
+    try:
+        return _in_archive(members, size, read)
+    except _Unclear as error:
+        return f"it is an archive that cannot be looked into: {error}"
+
+
 def refuse_pickle(settings: Settings, namespace: str, path: str, head: bytes = b"") -> None:
-    """Check that a file may be uploaded.
+    """Check that a file may be uploaded, by its name and first bytes.
 
     Args:
         settings: which namespaces take pickles.
@@ -49,7 +121,22 @@ def refuse_pickle(settings: Settings, namespace: str, path: str, head: bytes = b
     Raises:
         Refusal: it is a pickle, and the namespace takes none.
     """
-    if settings.allows_pickle(namespace) or not (why := looks_pickled(path, head)):
+    if not settings.allows_pickle(namespace):
+        _refuse(namespace, path, looks_pickled(path, head))
+
+
+def refuse_pickle_within(settings: Settings, namespace: str, path: str, size: int, read: Read) -> None:
+    """Check that a file may be in a version, by its name and all of its content.
+
+    Raises:
+        Refusal: it is a pickle, and the namespace takes none.
+    """
+    if not settings.allows_pickle(namespace):
+        _refuse(namespace, path, looks_pickled(path, b"") or pickle_within(size, read))
+
+
+def _refuse(namespace: str, path: str, why: str | None) -> None:
+    if why is None:
         return
     message = (
         f"{path} is taken for a Python pickle ({why}), which can run code on the machine of whoever opens it. "
@@ -57,3 +144,136 @@ def refuse_pickle(settings: Settings, namespace: str, path: str, head: bytes = b
         f"--allow-pickle {namespace}."
     )
     raise Refusal(403, message)
+
+
+# ----- arrays of numpy -----
+
+
+def _holds_objects(size: int, read: Read, *, whole: bool = True) -> bool:
+    """Return whether the type of an array has objects in it, at any depth; one whose header is not of numpy counts as such.
+
+    Args:
+        whole: whether `read` gives all of the file; a header that is cut off tells nothing.
+    """
+    start = read(0, min(size, 12))
+    wide = start[6:7] > b"\x01"
+    length = int.from_bytes(start[8 : 12 if wide else 10], "little")
+    begin = 12 if wide else 10
+    if begin + length > size or length > _LONGEST_HEADER:
+        return whole and length > _LONGEST_HEADER
+    try:
+        header = ast.literal_eval(read(begin, begin + length).decode("latin-1").strip())
+        return _is_object(header["descr"])
+    except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError):
+        return whole
+
+
+def _is_object(kind: Any) -> bool:
+    """Return whether a type, as numpy writes it into headers, is an object or has one."""
+    if isinstance(kind, str):
+        return bool(re.search(r"(^|[|<>=,(\d\s])O|object", kind))
+    if isinstance(kind, list):  # fields: name, type and perhaps shape
+        return any(_is_object(field[1]) for field in kind)
+    return _is_object(kind[0])  # a type and its shape
+
+
+# ----- archives -----
+
+
+class _File(io.RawIOBase):
+    """A file for the archive modules, which may read only so much of it."""
+
+    def __init__(self, size: int, read: Read) -> None:
+        self._size, self._read, self._at, self._left = size, read, 0, _MOST_READ
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._size, self._at + len(buffer))
+        if self._at >= end:
+            return 0
+        self._left -= end - self._at
+        if self._left < 0:
+            msg = f"more than {_MOST_READ:,} bytes would have to be read"
+            raise _Unclear(msg)
+        data = self._read(self._at, end)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _in_archive(members: Callable[[Any], Iterator[tuple[str, bytes]]], size: int, read: Read) -> str | None:
+    """Return why an archive is taken for a pickle: by the names of its members, and by how they begin."""
+    with io.BufferedReader(_File(size, read), 1 << 16) as file:
+        try:
+            for number, (name, content) in enumerate(members(file)):
+                if number >= _MOST_MEMBERS:
+                    msg = f"it holds more than {_MOST_MEMBERS:,} files"
+                    raise _Unclear(msg)
+                if _MEMBER.search(name):
+                    return f"it is an archive with the file {name[:100]!r}"
+                if _is_pickled(content):
+                    return f"{name[:100]!r} in it is a pickle"
+        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError) as error:
+            raise _Unclear(str(error) or type(error).__name__) from error
+        except (RuntimeError, ValueError, KeyError, IndexError, OverflowError, lzma.LZMAError) as error:
+            raise _Unclear(str(error) or type(error).__name__) from error
+    return None
+
+
+def _zip_members(file: Any) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if _MEMBER.search(entry.filename) or entry.is_dir():
+                yield entry.filename, b""
+                continue
+            with archive.open(entry) as member:
+                yield entry.filename, member.read(_LOOKED_AT)
+
+
+def _tar_members(file: Any, mode: Literal["r:", "r|*"]) -> Iterator[tuple[str, bytes]]:
+    """Yield the names and first bytes of the files of an archive; a compressed one has to be read through."""
+    unpacked = 0
+    with tarfile.open(fileobj=file, mode=mode) as archive:
+        for entry in archive:
+            unpacked += entry.size
+            if mode != "r:" and unpacked > _MOST_UNPACKED:
+                msg = f"it holds more than {_MOST_UNPACKED:,} bytes"
+                raise _Unclear(msg)
+            member = archive.extractfile(entry) if entry.isreg() else None
+            yield entry.name, member.read(_LOOKED_AT) if member else b""
+
+
+_LOOKED_AT: Final = 64 << 10  # bytes of a member
+
+
+def _is_tar(head: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(head[:512], "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError):
+        return False
+    return True
+
+
+# ----- compressed files -----
+
+
+def _unpacked(head: bytes, size: int, read: Read) -> bytes:
+    """Return the first bytes of what is in a compressed file; none if it is not one."""
+    make = next((make for magic, make in _UNPACKERS if head.startswith(magic)), None)
+    try:
+        data: bytes = make().decompress(read(0, min(size, _UNPACKED)), _UNPACKED) if make else b""
+    except (zlib.error, OSError, EOFError, ValueError, lzma.LZMAError):
+        return b""  # it is something else that begins so
+    return data

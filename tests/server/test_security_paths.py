@@ -69,6 +69,42 @@ PATHS = [
 ]
 
 
+UNWRITABLE = [
+    *(
+        "a:b",
+        "what?.md",
+        "a*b",
+        'say "x"',
+        "a|b",
+        "<a>",
+        "CON",
+        "a/nul.txt",
+        "Com1",
+        "aux .md",
+        "lpt\xb9",
+        "dot.",
+        "a./b",
+    ),
+    *(
+        "zero\u200bwidth",
+        "\ufeffbom",
+        "soft\xadhyphen",
+        "a\u200db",
+        "tag\U000e0061",
+        "\u3164",
+        "line\u2028end",
+        "é" * 128,
+    ),
+]
+TWINS = [
+    ("Data/a", "data/b"),
+    ("stra\xdfe", "STRASSE"),
+    ("caf\xe9", "cafe\u0301"),
+    ("heart\u2764", "heart\u2764\ufe0f"),
+    ("a/B", "A/b"),
+]
+
+
 class Hub:
     """A hub over a folder, beside which lies what nobody may see."""
 
@@ -147,3 +183,29 @@ def test_a_repository_with_a_name_that_is_none_is_refused(hub, name):
 def test_every_route_with_a_parameter_is_tried(hub):
     patterns = {route.path for route in _routes(hub.app.routes) if isinstance(route, Route) and "{" in route.path}
     assert len(patterns) > 10
+
+
+@pytest.mark.parametrize("path", UNWRITABLE)
+def test_a_path_that_some_system_cannot_write_is_refused_in_a_sentence(hub, path):
+    answer = hub.commit({path: "x"})
+    assert (answer.status_code, "cannot be the path of a file: " in answer.json()["error"]) == (400, True)
+
+
+@pytest.mark.parametrize(("one", "other"), TWINS)
+def test_paths_that_are_one_on_some_system_are_refused_at_once_and_one_after_the_other(hub, one, other):
+    assert hub.commit({one: "x", other: "y"}).status_code == 400
+    assert hub.commit({one: "x"}).status_code == 200
+    assert "Rename or delete one of them" in hub.commit({other: "y"}).json()["error"]
+
+
+def test_other_paths_are_taken(hub):
+    files = [
+        "config/console.txt",
+        "a.b/.c",
+        "caf\xe9.md",
+        "cafe\u0301s",
+        "\u2764\ufe0f.md",
+        "a (1)_[x]{y}'!@#$%^&+=,;~.txt",
+        "\u65e5\u672c",
+    ]
+    assert hub.commit(dict.fromkeys(files, "x")).status_code == 200

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import pickle
+import tarfile
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save
 
-from deltahub.server.pickles import HEAD, looks_pickled, refuse_pickle
+from deltahub.server.pickles import HEAD, looks_pickled, pickle_within, refuse_pickle
 from deltahub.server.refusals import Refusal
 from deltahub.server.settings import Settings
 
@@ -103,3 +108,97 @@ def test_a_namespace_can_be_let_off(allowed, refused):
     else:
         refuse_pickle(settings, "acme", "model.bin", pickle.dumps(1))
         assert settings.allows_pickle("acme")
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("opened",))
+
+
+def within(data: bytes) -> str | None:
+    return pickle_within(len(data), lambda start, end: data[start:end])
+
+
+def tar_file(data: bytes, mode: str = "w") -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as archive:
+        entry = tarfile.TarInfo("weights")
+        entry.size = len(data)
+        archive.addfile(entry, io.BytesIO(data))
+    return file.getvalue()
+
+
+def zip_of(data: bytes, name: str = "weights") -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("first", bytes(600))
+        archive.writestr(name, data)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        bytes,
+        gzip.compress,
+        bz2.compress,
+        lzma.compress,
+        zlib.compress,
+        zip_of,
+        tar_file,
+        lambda it: tar_file(it, "w:gz"),
+    ],
+    ids=["as it is", "gzip", "bz2", "xz", "zlib", "zip", "tar", "tar.gz"],
+)
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("value", [Evil(), [Evil()], {"a": 1}, {"w": [1.5, (2, 10**30), {"x"}, "é" * 300]}], ids=str)
+def test_a_pickle_is_known_by_its_content_whatever_it_is_called_and_wrapped_in(value, protocol, wrap):
+    assert within(wrap(pickle.dumps(value, protocol)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"cos\nsystem\n(S'id'\ntR",
+        b"(S'id'\nios\nsystem\n garbage",
+        b"(cos\nsystem\nS'id'\no",
+        b"N0cos\nsystem\n(S'id'\ntR.",
+        b"N.\x80\x04\x95" + pickle.dumps(Evil(), 4)[3:],
+        b"N0" * 100_001,
+    ],
+    ids=["no end", "inst", "obj", "after another value", "after another pickle", "very long"],
+)
+def test_what_runs_code_is_a_pickle_however_it_goes_on(data):
+    assert within(data)
+
+
+def test_archives_are_known_by_the_names_and_the_objects_in_them():
+    arrays = io.BytesIO()
+    np.savez(arrays, numbers=np.zeros(3), objects=np.array([{"a": 1}], dtype=object))
+    assert within(zip_of(b"", "archive/data.pkl"))
+    assert within(arrays.getvalue())
+    assert within(array_file(np.zeros(2, dtype=[("id", "i4"), ("what", "O")])))
+    assert within(zip_of(b"text")[:-30]), "what cannot be looked into"
+    assert within(b"\x04\x22\x4d\x18" + bytes(20))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"N. America has the most of them.\n",
+        b"cats\ndogs\nboats\n",
+        b"Format: https://www.debian.org\nUpstream-Name: a\nCopyright: 2026 somebody\nFiles: *\nLicense: GPL\n" * 9,
+        b"import os\nfrom x import y\n",
+        b"(a) first\n(b) second\n",
+        bytes(4096),
+        save({"w": np.zeros(3)}),
+        array_file(np.zeros(2, dtype=[("O", "i4"), ("name", "S4")])),
+        zip_of(b"text"),
+        gzip.compress(b"text"),
+        tar_file(b"text"),
+        tar_file(b"text", "w:xz"),
+    ],
+)
+def test_any_other_content_is_taken(data):
+    assert within(data) is None

@@ -1,0 +1,225 @@
+"""Telling whether bytes are a pickle, of any protocol, without unpickling them.
+
+Protocols 0 and 1 begin with no mark of their own, and any text begins with letters that are opcodes. So the opcodes are followed as
+Python's unpickler would, by their lengths and by what they take from the stack: a text ends in an error there after a few letters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+_MOST: Final = 100_000  # opcodes that are followed; what goes on longer as a pickle does is one
+_FEWEST: Final = 3  # opcodes of a pickle without calls: shorter ones say nothing, and short texts look like them
+_BLOCK: Final = 1 << 16
+_NAME: Final = re.compile(r"[\w.]+(\[\w.]+)?")
+_WHOLE: Final = re.compile(rb"\s*[+-]?\w+\s*")
+_REAL: Final = re.compile(rb"\s*[+-]?[\w.]+([eE][+-]?\w+)?\s*")
+_QUOTED: Final = re.compile(rb"""(['"]).*\1\s*""", re.DOTALL)
+_ANY: Final = re.compile(rb".*", re.DOTALL)
+# Opcode: its argument, a line.
+_LINES: Final = {
+    b"I": _WHOLE,
+    b"L": _WHOLE,
+    b"F": _REAL,
+    b"S": _QUOTED,
+    b"V": _ANY,
+    b"P": _ANY,
+    b"g": _WHOLE,
+    b"p": _WHOLE,
+}
+# Opcode: bytes of its argument, values that it takes from the stack, values that it puts there.
+_PLAIN: Final[dict[bytes, tuple[int, int, int]]] = {
+    **dict.fromkeys((b"I", b"L", b"F", b"S", b"V", b"P", b"g", b"c"), (0, 0, 1)),
+    b"p": (0, 1, 1),
+    **dict.fromkeys((b"N", b"]", b"}", b")", b"\x88", b"\x89", b"\x8f", b"\x97"), (0, 0, 1)),
+    **dict.fromkeys((b"K", b"h", b"\x82"), (1, 0, 1)),
+    **dict.fromkeys((b"M", b"\x83"), (2, 0, 1)),
+    **dict.fromkeys((b"J", b"j", b"\x84"), (4, 0, 1)),
+    b"G": (8, 0, 1),
+    **dict.fromkeys((b"Q", b"\x85", b"\x94", b"\x98"), (0, 1, 1)),
+    b"q": (1, 1, 1),
+    b"r": (4, 1, 1),
+    **dict.fromkeys((b"a", b"\x86", b"\x93"), (0, 2, 1)),
+    **dict.fromkeys((b"s", b"\x87"), (0, 3, 1)),
+    b"2": (0, 1, 2),
+    b"\x80": (1, 0, 0),
+    b"\x95": (8, 0, 0),
+}
+# Opcode: bytes of the length of its argument.
+_LONG: Final = {
+    **dict.fromkeys((b"T", b"X", b"B", b"\x8b"), 4),
+    **dict.fromkeys((b"U", b"C", b"\x8a", b"\x8c"), 1),
+    **dict.fromkeys((b"\x8d", b"\x8e", b"\x96"), 8),
+}
+_CALLS: Final = {b"R": 2, b"\x81": 2, b"\x92": 3, b"b": 2}  # values that they take
+_IMPORTS: Final = {b"c", b"\x93", b"\x82", b"\x83", b"\x84"}
+_KEEPS, _RECALLS = {b"p", b"q", b"r", b"\x94"}, {b"g", b"h", b"j"}  # in the memo, and from it
+# Opcode that takes all values since a mark, and the mark: values that it puts there.
+_TO_MARK: Final = {b"t": 1, b"l": 1, b"d": 1, b"\x91": 1, b"0": 0, b"1": 0, b"e": 0, b"u": 0, b"\x90": 0}
+_STOP: Final = b"."
+
+
+class _End(Exception):
+    """The bytes are over, or are not a pickle."""
+
+
+class _Bytes:
+    """Bytes that are read block by block, in steps."""
+
+    def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
+        self.at, self._size, self._read = 0, size, read
+        self._from, self._block = 0, b""
+
+    @property
+    def over(self) -> bool:
+        return self.at >= self._size
+
+    def take(self, count: int) -> bytes:
+        if not self._from <= self.at <= self.at + count <= self._from + len(self._block):
+            if self.at + count > self._size:
+                raise _End
+            self._from = self.at
+            self._block = self._read(self.at, min(self._size, self.at + max(count, _BLOCK)))
+        start = self.at - self._from
+        self.at += count
+        return self._block[start : start + count]
+
+    def skip(self, count: int) -> None:
+        self.at += count
+        if self.at > self._size:
+            raise _End
+
+    def line(self) -> bytes:
+        """Take the bytes before the next end of a line, of which only the first `_BLOCK` matter."""
+        start = b""
+        while not self.over:
+            block = self.take(min(_BLOCK, self._size - self.at))
+            end = block.find(b"\n")
+            start = start or (block if end < 0 else block[:end])
+            if end >= 0:
+                self.at -= len(block) - end - 1
+                return start
+        raise _End
+
+    def name(self) -> None:
+        """Take a line that is the name of a module, or of something in one.
+
+        Raises:
+            _End: nothing has this name.
+        """
+        if not _NAME.fullmatch(self.line().decode(errors="replace").strip("\r")):
+            raise _End
+
+
+class _Machine:
+    """Follows opcodes: how many values there are, and whether something was imported that may be called.
+
+    Args:
+        source: the bytes, of which the opcode was taken already.
+    """
+
+    def __init__(self, source: _Bytes) -> None:
+        self._source = source
+        self._stack = [0]  # how many values there are since each mark, the first being the bottom
+        self._imported = self._kept = False
+
+    def restart(self) -> None:
+        """Begin the next pickle, after the end of one.
+
+        Raises:
+            _End: it ended without a value.
+        """
+        self._take(1)
+        self._stack = [0]
+
+    def calls(self, opcode: bytes) -> bool:
+        """Follow one opcode; return whether it calls something.
+
+        Raises:
+            _End: it cannot be done.
+        """
+        if opcode == b"i":
+            self._names()
+        if opcode in (b"i", b"o"):
+            self._to_mark()
+        elif opcode in _CALLS:
+            self._take(_CALLS[opcode])
+        elif opcode in _LONG:
+            self._source.skip(int.from_bytes(self._source.take(_LONG[opcode]), "little"))
+            self._stack[-1] += 1
+        elif opcode in _PLAIN:
+            self._plain(opcode)
+        else:
+            self._at_mark(opcode)
+        called = opcode in (b"i", b"o") or opcode in _CALLS
+        self._stack[-1] += called
+        return called and self._imported
+
+    def _plain(self, opcode: bytes) -> None:
+        length, takes, puts = _PLAIN[opcode]
+        if opcode in _LINES and not _LINES[opcode].fullmatch(self._source.line()):
+            raise _End
+        if opcode == b"c":
+            self._names()
+        self._source.skip(length)
+        self._take(takes)
+        self._stack[-1] += puts
+        self._imported = self._imported or opcode in _IMPORTS
+        self._kept = self._kept or opcode in _KEEPS
+        if opcode in _RECALLS and not self._kept:
+            raise _End
+
+    def _at_mark(self, opcode: bytes) -> None:
+        if opcode == b"(":
+            self._stack.append(0)
+        elif opcode == b"0" and self._stack[-1]:
+            self._take(1)
+        elif opcode in _TO_MARK:
+            self._to_mark()
+            self._stack[-1] += _TO_MARK[opcode]
+            if opcode in b"eu\x90":  # they add to the value before the mark
+                self._take(1)
+                self._stack[-1] += 1
+        else:
+            raise _End
+
+    def _names(self) -> None:
+        self._source.name()
+        self._source.name()
+        self._imported = True
+
+    def _take(self, count: int) -> None:
+        if self._stack[-1] < count:
+            raise _End
+        self._stack[-1] -= count
+
+    def _to_mark(self) -> None:
+        if len(self._stack) < 2:
+            raise _End
+        self._stack.pop()
+
+
+def is_pickle(size: int, read: Callable[[int, int], bytes]) -> bool:
+    """Return whether the bytes are a pickle, or one after the other, or would call something when they are unpickled.
+
+    Args:
+        size: how many bytes there are.
+        read: reads a range of them.
+    """
+    source = _Bytes(size, read)
+    machine = _Machine(source)
+    steps, stopped = 0, False
+    try:
+        while not source.over:
+            opcode = source.take(1)
+            steps += 1
+            stopped = opcode == _STOP
+            if stopped:
+                machine.restart()
+            elif machine.calls(opcode) or steps > _MOST:
+                return True
+    except _End:
+        return False
+    return stopped and steps >= _FEWEST
