@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from deltahub import checkpoint
 from deltahub.cache.cache import Cache
@@ -36,6 +37,10 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many test processes run at once as keep the cores busy
 
 _NOBODY = 65534
+
+# How long an example takes depends on what else the machine is doing, and decides nothing.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 
 def pytest_xdist_auto_num_workers() -> int:
