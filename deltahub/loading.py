@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from deltahub.engine.building import build, check_dtype, completed
 from deltahub.engine.compiling import refuse_closed
 from deltahub.engine.filling import fill, replaced_names
 from deltahub.engine.fingerprint import fingerprint, missing_from_version_1
+from deltahub.engine.layers import embed_scale
 from deltahub.engine.ledger import ledger_of, ledgers_in
 from deltahub.engine.modules import own_parameters
 from deltahub.engine.overrides import overrides
@@ -116,6 +117,7 @@ def load(
         }
     _check_backbone(saved, backbone, replaced_names(saved.tensors), check_hash)
     insertions = build(cls, backbone, completed(cls, config, backbone), empty=True)
+    _check_release(saved, insertions, backbone)
     replaced = fill(insertions, backbone, tensors)
 
     delta = cls.from_config(config, backbone, name=name, insertions=insertions)
@@ -130,6 +132,21 @@ def load(
     if count == 1 and _trains(backbone):  # with others on it, somebody may be training one of them
         backbone.eval()
     return delta
+
+
+def _check_release(saved: Checkpoint, modules: Iterable[str], backbone: nn.Module) -> None:
+    """Refuse a LoRA of a release that left out the scale of an embedding: the same tensors mean something else now."""
+    if saved.document["delta_type"] != "lora" or not saved.document.get("deltahub_version", "").startswith("0.1."):
+        return
+    for name in modules:
+        scale = embed_scale(backbone.get_submodule(name))
+        if scale is not None and float(scale) != 1:
+            msg = (
+                f"{saved.folder} was saved by deltahub {saved.document['deltahub_version']}, which did not multiply the "
+                f"LoRA on {name} by that embedding's scale of {float(scale):.6g}, as later releases and PEFT do. Train "
+                "it again, or load it with the release that saved it."
+            )
+            raise CheckpointError(msg)
 
 
 def _trains(module: nn.Module) -> bool:

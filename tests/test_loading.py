@@ -1,9 +1,12 @@
 import hashlib
 import json
+from collections import OrderedDict
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 
 from deltahub import AdapterModel, AutoDeltaModel, LoraModel, deltas_of
 from deltahub.engine.site import is_delta_name
@@ -191,3 +194,21 @@ def test_tensors_given_by_hand_are_copied(saved):
     stir(delta, 9)
     assert torch.equal(expected, logits_of(donor))
     refused(CheckpointError, "is missing", saved[0], state_dict={})
+
+
+def test_a_lora_of_a_release_that_did_not_scale_embeddings_is_refused_where_they_scale(tmp_path):
+    def backbone():
+        torch.manual_seed(0)
+        return nn.Sequential(OrderedDict(words=BartScaledWordEmbedding(9, 4, 0, embed_scale=3.0)))
+
+    delta = LoraModel(backbone(), modified_modules=["words"], lora_r=2)
+    delta.freeze_module()
+    delta.save_finetuned(tmp_path / "delta")
+    AutoDeltaModel.from_finetuned(tmp_path / "delta", backbone())
+
+    config = tmp_path / "delta" / "delta_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "deltahub_version": "0.1.0"}))
+    untouched_backbone = backbone()
+    with pytest.raises(CheckpointError, match=r"saved by deltahub 0\.1\.0, which did not multiply the LoRA on words"):
+        AutoDeltaModel.from_finetuned(tmp_path / "delta", untouched_backbone)
+    assert not deltas_of(untouched_backbone)

@@ -41,7 +41,7 @@ def names(wheel) -> set[str]:
 
 
 def test_it_installs_no_package_called_cli_schemas_or_tests(names):
-    assert {"deltahub", "deltahub_cli", "deltahub-0.1.0.dist-info"} == {name.split("/")[0] for name in names}
+    assert {"deltahub", "deltahub_cli", "deltahub-0.2.0.dist-info"} == {name.split("/")[0] for name in names}
 
 
 def test_it_holds_every_module_schema_structure_map_and_page(names):
@@ -63,4 +63,4 @@ def test_the_command_works_from_an_unpacked_wheel(wheel, tmp_path):
     done = subprocess.run(
         [sys.executable, "-S", "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path
     )
-    assert (done.stdout, done.stderr) == ("deltahub 0.1.0\n", "")
+    assert (done.stdout, done.stderr) == ("deltahub 0.2.0\n", "")
