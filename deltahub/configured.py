@@ -106,8 +106,8 @@ class Configured:
 
     @property
     def public(self) -> bool:
-        """Whether anybody can take a free name there."""
-        return self.kind == HUB and (urlsplit(self.url).hostname or "") in _PUBLIC
+        """Whether anybody can take a free name there; `hf` counts as one wherever HF_ENDPOINT moves it, for it may be a mirror."""
+        return self.kind == HUB and (self.name == HF or (urlsplit(self.url).hostname or "") in _PUBLIC)
 
     @property
     def missing(self) -> bool:

@@ -4,7 +4,7 @@
 
     DeltaHub/sst2-t5-base              the newest version, from the first source that has it
     local:DeltaHub/sst2-t5-base@v3     one version of one source
-    acme/ner@champion                  what an alias points to
+    acme/ner@champion                  what an alias points to; acme/ner@release/1.0 too
     acme/ner@sha256:3f9a51c0ffee       one content, by 12 or more digits of its digest
     s3://bucket/deltas:acme/ner        in a registry that has no name as a source; so is /mnt/deltas:acme/ner
 
@@ -30,6 +30,8 @@ _PLACED: Final = re.compile(r"(?P<place>(?:s3://|[./~]).*?):(?P<rest>[^:@]+(?:@.
 _SOURCE: Final = re.compile(r"[a-z][a-z0-9-]{1,31}")
 _VERSION: Final = re.compile(r"v[1-9][0-9]{0,8}")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{12,64}")
+_MARK: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._#+@=,-]{0,94}[A-Za-z0-9_#+@=,])?")  # between the "/" of an alias
+_LONGEST_MARK: Final = 200
 _LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,126}[A-Za-z0-9._/])?")  # "sst2-" removes a tag
 _VALUE: Final = re.compile(r"[A-Za-z0-9._/+:-](?:[A-Za-z0-9 ._/+:-]{0,126}[A-Za-z0-9._/+:])?")
 
@@ -42,7 +44,7 @@ class Reference:
         namespace: the team or person, e.g. ``"DeltaHub"``.
         name: the delta within the namespace.
         source: a source's name, a registry's folder or s3:// address, or None for the first that has the delta.
-        version: ``"v3"``, an alias, ``"sha256:..."``, or None for ``"latest"``.
+        version: ``"v3"``, an alias or branch such as ``"release/1.0"``, ``"sha256:..."``, or None for ``"latest"``.
     """
 
     namespace: str
@@ -130,10 +132,14 @@ def check_name(text: str, what: str = "name") -> str:
     """
     rule = "up to 96 letters, digits, '-', '_' and '.' (plain ASCII), starting and ending with a letter or digit"
     _check(text, _NAME, what, rule)
+    _refuse_reserved(text, what)
+    return text
+
+
+def _refuse_reserved(text: str, what: str) -> None:
     if ".." in text or "--" in text or text.lower().endswith((".git", ".ipynb", ".json", ".lock")):
         msg = f"{text!r} cannot be a {what}: '..', '--' and the endings .git, .ipynb, .json and .lock are reserved."
         raise ReferenceSyntaxError(msg)
-    return text
 
 
 def check_source(text: str) -> str:
@@ -157,11 +163,23 @@ def check_version(text: str) -> str:
     if text.startswith("sha256:"):
         msg = f"{text!r} is not a digest: expected 'sha256:' and 12 to 64 of the digits 0-9 a-f."
         raise ReferenceSyntaxError(msg)
-    return check_name(text, "version or alias")
+    return _check_mark(text, "version or alias")
 
 
 def check_alias(text: str) -> str:
-    """Return `text` if a user may move an alias of this name.
+    """Return `text` if a user may move an alias of this name: a git tag of plain ASCII, such as ``"release/1.0+cpu"``.
+
+    Raises:
+        ReferenceSyntaxError: it is not well formed, or means something else already.
+    """
+    if re.fullmatch(r"v[0-9]+", text.lower()):
+        msg = f"{text!r} cannot be an alias: 'v1', 'v2', ... are numbers of versions and have a meaning of their own."
+        raise ReferenceSyntaxError(msg)
+    return check_git_tag(text)
+
+
+def check_git_tag(text: str) -> str:
+    """Return `text` if a client of a hub may set a tag of this name, which may be the number of a version.
 
     Raises:
         ReferenceSyntaxError: it is not well formed, or means something else already.
@@ -170,10 +188,22 @@ def check_alias(text: str) -> str:
     if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", lower):
         msg = f"{text!r} cannot be an alias: it would pass for a commit or a digest, by which others pin what they use."
         raise ReferenceSyntaxError(msg)
-    if re.fullmatch(r"v[0-9]+", lower) or lower.startswith("sha256") or lower in (LATEST, MAIN):
-        msg = f"{text!r} cannot be an alias: 'v1', 'v2', ..., 'sha256:...', 'latest' and 'main' have a meaning of their own."
+    if lower.startswith(("sha256", "refs/")) or lower in (LATEST, MAIN):
+        msg = f"{text!r} cannot be an alias: 'sha256:...', 'refs/...', 'latest' and 'main' have a meaning of their own."
         raise ReferenceSyntaxError(msg)
-    return check_name(text, "alias")
+    return _check_mark(text, "alias")
+
+
+def _check_mark(text: str, what: str) -> str:
+    if len(text) > _LONGEST_MARK or not all(_MARK.fullmatch(part) for part in text.split("/")):
+        expected = (
+            f"parts of up to 96 letters, digits, '.', '_', '-', '#', '+', '@', '=' and ',' (plain ASCII), each starting with "
+            f"a letter or digit, '/' between them, {_LONGEST_MARK} characters at most"
+        )
+        raise _not_formed(text, what, expected)
+    for part in text.split("/"):
+        _refuse_reserved(part, what)
+    return text
 
 
 def check_tag(text: str) -> str:
@@ -194,8 +224,11 @@ def check_tag(text: str) -> str:
 
 
 def _check(text: str, rule: re.Pattern[str], what: str, expected: str) -> None:
-    if rule.fullmatch(text):
-        return
+    if not rule.fullmatch(text):
+        raise _not_formed(text, what, expected)
+
+
+def _not_formed(text: str, what: str, expected: str) -> ReferenceSyntaxError:
     strange = next((char for char in text if not char.isascii()), None)
     seen = (
         f" It holds {strange!r} (U+{ord(strange):04X}), which is no plain letter, though it may look like one."
@@ -203,8 +236,7 @@ def _check(text: str, rule: re.Pattern[str], what: str, expected: str) -> None:
         else ""
     )
     article = "an" if what.startswith(tuple("aeiou")) else "a"
-    msg = f"{text!r} cannot be {article} {what}: expected {expected}.{seen}"
-    raise ReferenceSyntaxError(msg)
+    return ReferenceSyntaxError(f"{text!r} cannot be {article} {what}: expected {expected}.{seen}")
 
 
 def is_version(text: str) -> bool:

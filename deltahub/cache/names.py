@@ -96,6 +96,18 @@ class CachedNames:
                 found.setdefault(seen.digest, set()).add(str(seen.reference))
         return found
 
+    def knows(self, path: str) -> bool:
+        """Whether a delta of this name was ever pulled, from whichever source."""
+        return (self._cache.root / NAMES / path).is_dir()
+
+    def sources(self, namespace: str) -> frozenset[str]:
+        """The sources from which anything in a namespace was pulled, in whatever upper and lower case it is written."""
+        root = self._cache.root / NAMES
+        spaces = [folder for folder in root.glob("[!.]*") if folder.name.lower() == namespace.lower()]
+        seen = (_seen(_document(file)) for folder in spaces for file in folder.glob("*/*.json"))
+        references = (one.reference for one in seen if one)
+        return frozenset(one.source for one in references if isinstance(one, Reference) and one.source)
+
     def near(self, path: str) -> tuple[str, ...]:
         """References that load from the cache and look like a name, best first."""
         root = self._cache.root / NAMES

@@ -38,7 +38,9 @@ def locate(
         if folder.exists():
             msg = f"{text} is a file; expected the folder that save_finetuned wrote. Pass its parent folder."
             raise CheckpointError(msg)
-        if not is_placed(text) and (folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1):
+        if not is_placed(text) and (
+            folder.is_absolute() or text.startswith((".", "~")) or text.partition("@")[0].count("/") > 1
+        ):
             msg = f"There is no folder {text}. Check the path, or pass a reference such as DeltaHub/sst2-t5-base."
             raise CheckpointError(msg)
     return Hub.open(cache_dir, local_files_only=local_files_only).pull(asked(text), force=force).folder

@@ -1,6 +1,7 @@
 """What a reference means, wherever it is.
 
-A name without a source is looked for in one source after the other, and the first that has it gives it. A source that does not
+A name without a source is looked for in one source after the other, and the first that has it gives it. A private name is not
+looked for in a public source (`private_names`). A source that does not
 answer ends the search: a delta of that name may be there, and no other source stands in for it. Without the network, a reference
 means what it meant when it was last pulled by that name.
 
@@ -26,6 +27,7 @@ from deltahub.errors import (
     RemovedError,
     UnreachableError,
 )
+from deltahub.hub.private_names import PrivateNames
 from deltahub.link import Link
 from deltahub.manifest import FileEntry
 from deltahub.reference import Reference, is_digest, is_version
@@ -50,6 +52,7 @@ class Resolver:
     def __init__(self, choice: Choice, names: CachedNames) -> None:
         self._choice = choice
         self._names = names
+        self._private = PrivateNames(choice, names)
 
     def ask(self, reference: Reference, ask: Callable[[Source], T], recall: Callable[[Seen], T] | None = None) -> T:
         """What the source of a delta says of it: the one that is named, or else the first that has it.
@@ -64,12 +67,16 @@ class Resolver:
             UnreachableError: a source that may have it gives no answer, and it was never pulled by this name.
         """
         misses: list[NotFoundError] = []
+        asked: list[Source] = []
         for source in self._choice.candidates(reference):
             if why := self._choice.forbidden(source):
                 if recall and (seen := self._recalled(reference)):
                     LOGGER.info("%s, so %s is what it was when last pulled: %s", why, reference, seen.reference)
                     return recall(seen)
                 raise self._not_cached(reference, source, why, misses)
+            if withheld := self._private.withheld(reference, source, asked):
+                misses.append(withheld)
+                continue
             try:
                 return ask(source)
             except UnreachableError as error:
@@ -83,6 +90,7 @@ class Resolver:
                 raise
             except NotFoundError as error:
                 misses.append(error)
+                asked.append(source)
         raise NotFoundError(f"The delta {reference}", _places(misses), _nearest(misses))
 
     def resolve(self, reference: Reference, *, fresh: bool = False) -> Resolved:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
 from typing import Any, Final
 
 from deltahub.errors import NoVersionError, RemovedError
@@ -121,10 +121,15 @@ class ReferenceDocument:
         same = next((name for name, known in self.versions.items() if known.digest == entry.digest), None)
         if same:
             return self.with_tags(same, entry.tags, (), entry.time, entry.author), same
-        name = f"v{max(map(number, (*self.versions, *self.removed)), default=0) + 1}"
+        name = self._next()
         move = Move(entry.time, entry.author, "push", name, after=entry.digest)
         others = {branch: target for branch, target in self.branches.items() if branch != MAIN}
         return replace(self, versions={**self.versions, name: entry}, log=(*self.log, move), branches=others), name
+
+    def _next(self) -> str:
+        """Return the number of the next version: no version ever had it, and no client of a hub took it for a tag."""
+        last = max(map(number, (*self.versions, *self.removed)), default=0)
+        return next(name for at in count(last + 1) if (name := f"v{at}") not in self.aliases)
 
     def with_branch(self, branch: str, version: str | None, time: str, author: str) -> ReferenceDocument:
         """Point a branch to a version, or remove it; the main one is there for ever."""

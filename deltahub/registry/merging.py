@@ -32,6 +32,8 @@ def merged(mine: ReferenceDocument, theirs: ReferenceDocument, time: str, author
         known = mine.versions.get(name) or mine.removed.get(name)
         if known and known.digest != entry.digest:
             raise ConflictError(f"{mine.name}@{name}", known.digest, entry.digest)
+    _refuse_numbers(mine, theirs)
+    _refuse_numbers(theirs, mine)
     if theirs.log and theirs.log[: len(mine.log)] == mine.log:
         return theirs
     found = mine
@@ -50,6 +52,12 @@ def merged(mine: ReferenceDocument, theirs: ReferenceDocument, time: str, author
         if target in found.versions:
             found = found.with_branch(branch, target, time, author)
     return found
+
+
+def _refuse_numbers(one: ReferenceDocument, other: ReferenceDocument) -> None:
+    """Refuse an alias of one that is the number of a version of the other."""
+    for alias in one.aliases.keys() & {*other.versions, *other.removed}:
+        raise ConflictError(f"{one.name}@{alias}", f"the alias of {one.aliases[alias]}", f"the version {alias}")
 
 
 def part(document: ReferenceDocument, version: str) -> ReferenceDocument:

@@ -16,6 +16,7 @@ from deltahub.registry.halfway import came_from, is_copy
 from deltahub.stores.base import Progress, Store, object_key
 
 REFS: Final = "refs/"
+_ALIKE: Final = 0.7  # from 0 to 1, two namespaces of which one may be the other mistyped
 _HOPS: Final = 16  # from name to name, for what was renamed more than once
 
 
@@ -133,6 +134,20 @@ class Reader:
     def names(self) -> list[str]:
         """The names of all deltas, ``"namespace/name"``, sorted."""
         return [key[len(REFS) : -len(".json")] for key, _ in self.store.keys(REFS) if key.endswith(".json")]
+
+    def neighbours(self, path: str) -> tuple[str, ...]:
+        """Return the names of the deltas in a namespace, or in one of nearly its name, those most like `path` first."""
+        namespace = path.partition("/")[0].lower()
+        folders = [folder for folder in self.store.children(REFS) if folder.endswith("/")]
+        near = {namespace, *closest(namespace, (folder[:-1].lower() for folder in folders), cutoff=_ALIKE)}
+        names = [
+            f"{folder}{file.removesuffix('.json')}"
+            for folder in folders
+            if folder[:-1].lower() in near
+            for file in self.store.children(f"{REFS}{folder}")
+            if file.endswith(".json")
+        ]
+        return closest(path, names, limit=max(len(names), 1), cutoff=0)
 
     def resolve(self, reference: Reference) -> Found:
         """The version that a reference means, with its manifest.

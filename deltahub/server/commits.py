@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deltahub.files import scratch
-from deltahub.reference import MAIN
+from deltahub.reference import MAIN, check_alias
 from deltahub.server.bodies import blocks
 from deltahub.server.budget import room_in
 from deltahub.server.changes import Change, Moved
@@ -19,7 +19,6 @@ from deltahub.server.operations import Operations, Parser
 from deltahub.server.paths import MODEL
 from deltahub.server.refusals import REVISION_NOT_FOUND, Refusal
 from deltahub.server.repositories import Repository, open_repository
-from deltahub.server.revisions import check_branch
 from deltahub.server.state import state_of
 
 _ATTEMPTS: Final = 20  # each on top of what others committed meanwhile
@@ -58,7 +57,7 @@ def _require_branch(request: Request) -> tuple[Repository, str]:
         raise Refusal(400, "This hub has no pull requests. Create a branch and commit to it.")
     branch = request.path_params["revision"].removeprefix(_HEADS)
     if not repository.document.versions and branch != MAIN:
-        check_branch(branch)
+        check_alias(branch)
     elif repository.document.versions and branch not in repository.branches():
         message = f"{repository.path} has no branch {branch!r} to commit to. Create it first."
         raise Refusal(404, message, REVISION_NOT_FOUND)

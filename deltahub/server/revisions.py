@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from deltahub.reference import MAIN, check_alias
+from deltahub.reference import MAIN, check_alias, check_git_tag, is_version
 from deltahub.registry import stamps
 from deltahub.registry.commit_message import digest_in, with_digest
 from deltahub.registry.document import ReferenceDocument
@@ -28,26 +28,11 @@ from deltahub.server.repositories import Repository, may_change, open_repository
 from deltahub.server.trees import moment
 
 _ENTRY: Final = 2000  # bytes of memory that an entry of a reference document takes while it is sent, about
-_LONGEST: Final = 200  # letters of a branch's name
 
 
 def stamp_of(request: Request) -> tuple[str, str]:
     """The time and the author of a change that a request makes."""
     return stamps.now(), caller_of(request).name or "anonymous"
-
-
-def check_branch(name: str) -> str:
-    """Return `name` if a branch can be called so: parts with "/" between them, each as an alias.
-
-    Raises:
-        ReferenceSyntaxError: it cannot.
-        Refusal: it is too long.
-    """
-    if len(name) > _LONGEST:
-        raise Refusal(400, f"A branch's name has {_LONGEST} letters at most.")
-    for part in name.split("/"):
-        check_alias(part)
-    return name
 
 
 def list_refs(request: Request) -> Response:
@@ -105,16 +90,19 @@ def _described(repository: Repository, version: str) -> dict[str, Any]:
 
 
 def create_tag(request: Request, body: dict[str, Any]) -> Response:
-    """Point a new alias to a revision.
+    """Point a new alias to a revision. A version has its number for a tag already.
 
     Raises:
-        Refusal: there is a tag or branch of this name.
+        Refusal: there is a tag or branch of this name, or it is the number of another version.
     """
     repository = open_repository(request, write=True)
-    tag = check_alias(text_field(body, "tag"))
+    tag = check_git_tag(text_field(body, "tag"))
     version = _committed(repository, request.path_params["revision"])
 
     def change(document: ReferenceDocument) -> ReferenceDocument:
+        if tag == document.resolve(version):
+            return document
+        _refuse_number(document, tag)
         _refuse_taken(document, tag)
         return document.with_alias(tag, document.resolve(version), *stamp_of(request))
 
@@ -132,6 +120,8 @@ def delete_tag(request: Request) -> Response:
     tag = request.path_params["revision"]
 
     def change(document: ReferenceDocument) -> ReferenceDocument:
+        if tag in document.versions and tag not in document.aliases:
+            raise Refusal(400, f"{tag} of {document.name} is a version, which keeps its number. Nothing was deleted.")
         if tag not in document.aliases:
             raise Refusal(404, f"{document.name} has no tag {tag!r}.", REVISION_NOT_FOUND)
         return document.with_alias(tag, None, *stamp_of(request))
@@ -152,7 +142,7 @@ def create_branch(request: Request, body: dict[str, Any]) -> Response:
     branch = request.path_params["revision"]
     if branch == MAIN:
         raise Refusal(409, f"{repository.path} has the branch {MAIN} already.")
-    check_branch(branch)
+    check_alias(branch)
     version = repository.find(text_field(body, "startingPoint", MAIN))
     if version is None:
         return JSONResponse({}, 201)
@@ -211,6 +201,11 @@ def _committed(repository: Repository, revision: str) -> str:
     if version is None:
         raise Refusal(404, f"{repository.path} has no commit yet. Commit something first.", REVISION_NOT_FOUND)
     return version
+
+
+def _refuse_number(document: ReferenceDocument, tag: str) -> None:
+    if tag in document.versions or tag in document.removed or (is_version(tag.lower()) and not is_version(tag)):
+        raise Refusal(400, f"{tag} is the number of another version of {document.name}. Choose another name.")
 
 
 def _refuse_taken(document: ReferenceDocument, name: str) -> None:

@@ -89,6 +89,17 @@ class Source(Protocol):
         """
         ...
 
+    def neighbours(self, path: str) -> tuple[str, ...]:
+        """Return the names of deltas in a namespace, or in one of nearly its name, those most like a name first.
+
+        Args:
+            path: ``"namespace/name"``.
+
+        Raises:
+            UnreachableError: there was no answer.
+        """
+        ...
+
     def search(
         self,
         query: Query,

@@ -67,6 +67,10 @@ class RegistrySource:
         """See `Source.document`."""
         return self.registry.document(path)
 
+    def neighbours(self, path: str) -> tuple[str, ...]:
+        """See `Source.neighbours`."""
+        return self.registry.neighbours(path)
+
     def search(
         self,
         query: Query,

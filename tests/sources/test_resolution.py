@@ -191,6 +191,51 @@ def test_what_was_pulled_by_its_full_name_says_nothing_about_the_short_one(world
     assert world.hub(disabled=("team",)).pull(NER).digest == public
 
 
+@pytest.mark.parametrize("mistyped", ["acme/nerr", "Acme/ner", "amce/ner", "acme/something-else"])
+@pytest.mark.parametrize("holder", ["local", "team"])
+def test_a_name_in_a_private_namespace_is_not_asked_for_in_public(world, holder, mistyped):
+    world.push(holder)
+    world.push("public", name="acme/public")
+    for call in (world.hub().pull, world.hub().document, world.hub().pin):
+        with pytest.raises(NotFoundError) as caught:
+            call(Reference.parse(mistyped))
+        assert f"public (memory) was not asked, for acme is a namespace of {holder}" in str(caught.value)
+        assert f"to ask it, name it: public:{mistyped}" in str(caught.value)
+        assert caught.value.nearest[0] == "acme/ner"
+    assert world.public.asked == 0
+
+
+def test_a_private_namespace_that_is_known_in_public_is_asked_for_there(world):
+    digest = world.push("public", 0.25, "acme/public")
+    world.push("team")
+    assert world.hub(bound={"acme": ("team", "public")}).pull(Reference.parse("acme/public")).digest == digest
+    world.push("public", 0.75, "acme/second")
+    assert (
+        world.hub().pull(Reference.parse("acme/second")).reference.source == "public"
+    )  # something was pulled from there
+
+
+def test_the_public_source_is_asked_for_a_private_namespace_when_it_is_named(world):
+    world.push("team")
+    digest = world.push("public", 0.25, "acme/public")
+    assert world.hub().pull(Reference.parse("public:acme/public")).digest == digest
+
+
+def test_a_namespace_is_private_once_something_was_pulled_from_it(world):
+    world.push("team")
+    world.hub().pull(Reference.parse("team:acme/ner"))
+    with pytest.raises(NotFoundError, match=r"Acme is a namespace of team, from which it was pulled before"):
+        world.hub(disabled=("team",)).pull(Reference.parse("Acme/other"))
+    assert world.public.asked == 0
+
+
+def test_the_namespace_of_the_user_is_private(world, monkeypatch):
+    monkeypatch.setenv("DELTAHUB_NAMESPACE", "lab")
+    with pytest.raises(NotFoundError, match=r"lab is your own namespace"):
+        world.hub().pull(Reference.parse("ner"))
+    assert world.public.asked == 0
+
+
 def test_a_lock_file_decides_whatever_the_sources_say(world, tmp_path, monkeypatch):
     digest = world.push("team", 0.5)
     path = tmp_path / "deltahub.lock"

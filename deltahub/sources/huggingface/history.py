@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.errors import ConfigError, ReferenceSyntaxError
 from deltahub.manifest import canonical_json
-from deltahub.reference import check_alias, is_version
+from deltahub.reference import check_git_tag, is_version
 from deltahub.registry.commit_message import commit_id, digest_in, without_digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Version, number
@@ -54,11 +54,14 @@ class History:
 
     @property
     def numbers(self) -> dict[str, str]:
-        """Version to commit, oldest first."""
+        """Version to commit, oldest first; of several numbers of one commit the first, for the others are aliases."""
         tags, document = self.names.tags, self.names.document
         if document:
             return {version: commit_id(entry.digest) for version, entry in document.versions.items()}
-        found = {tag: tags[tag] for tag in sorted(filter(is_version, tags), key=number)}
+        first: dict[str, str] = {}
+        for tag in sorted(filter(is_version, tags), key=number):
+            first.setdefault(tags[tag], tag)
+        found = {tag: commit for commit, tag in first.items()}
         return found or {f"v{index}": it.commit_id for index, it in enumerate(self.commits, 1)}
 
     def pushed(self, digest: str) -> list[str]:
@@ -137,7 +140,8 @@ def document(name: str, known: History, tags: tuple[str, ...] = ()) -> Reference
         newest_version = [*versions][-1]
         versions[newest_version] = replace(versions[newest_version], tags=tags)
     newest = {commit: version for version, commit in known.numbers.items()}
-    aliases = {tag: newest[commit] for tag, commit in known.names.tags.items() if commit in newest and _alias(tag)}
+    tags_of_commits = {tag: newest[commit] for tag, commit in known.names.tags.items() if commit in newest}
+    aliases = {tag: version for tag, version in tags_of_commits.items() if tag != version and _alias(tag)}
     log = [Move(it.time, it.author, "push", version, after=it.digest) for version, it in versions.items()]
     return ReferenceDocument(name, versions, aliases, tuple(log))
 
@@ -153,6 +157,6 @@ def _version(commit: str, said: GitCommitInfo | None) -> Version:
 
 def _alias(tag: str) -> bool:
     try:
-        return bool(check_alias(tag))
+        return bool(check_git_tag(tag))
     except ReferenceSyntaxError:
         return False

@@ -114,6 +114,12 @@ class HuggingFace:
         info = self.calls.make(lambda: self.calls.api.model_info(path), doing, f"{self.name}:{path}")
         return document(path, known, tags_of(info))
 
+    def neighbours(self, path: str) -> tuple[str, ...]:
+        """See `Source.neighbours`; a hub is asked for the namespace as it is written, and not for others like it."""
+        found, _ = search(self.calls, Query(author=path.partition("/")[0]), None, 0, None)
+        names = [entry.name for entry in found]
+        return closest(path, names, limit=max(len(names), 1), cutoff=0)
+
     def search(
         self,
         query: Query,

@@ -137,6 +137,25 @@ def test_tags_and_branches_are_made_moved_and_deleted(api, pushed):
         api.delete_tag(REPO, tag="v1.0")
 
 
+def test_tags_are_called_as_in_git_and_a_number_is_one_unless_it_is_that_of_another_version(api, pushed):
+    second = api.upload_file(repo_id=REPO, path_or_fileobj=b"m", path_in_repo="m.txt")
+    for tag in ("release/1.0", "ner@1.0.0", "model#prod", "1.0+cpu"):
+        api.create_tag(REPO, tag=tag, revision=pushed.oid)
+        assert api.model_info(REPO, revision=tag).sha == pushed.oid
+    api.create_tag(REPO, tag="v1", revision=pushed.oid)
+    for tag in ("v1", "V2"):
+        with raises(400) as caught:
+            api.create_tag(REPO, tag=tag, revision=second.oid)
+        assert f"{tag} is the number of another version" in str(caught.value)
+    api.create_tag(REPO, tag="v3", revision=pushed.oid)
+    third = api.upload_file(repo_id=REPO, path_or_fileobj=b"n", path_in_repo="n.txt")
+    commits = [api.model_info(REPO, revision=number).sha for number in ("v1", "v2", "v3", "v4")]
+    assert commits == [pushed.oid, second.oid, pushed.oid, third.oid]
+    with raises(400):
+        api.delete_tag(REPO, tag="v4")
+    api.delete_tag(REPO, tag="v3")
+
+
 def test_a_commit_that_brings_back_old_content_is_the_old_commit_and_the_end_of_its_branch(api, pushed):
     api.upload_file(repo_id=REPO, path_or_fileobj=b"1", path_in_repo="a.txt")
     back = api.delete_file("a.txt", repo_id=REPO)
