@@ -53,8 +53,8 @@ class PrivateNames:
             return None
         named = f"{source.name}:{reference.anywhere()}"
         place = f"{source.place} was not asked, for {why}; to ask it, name it: {named}"
-        names = [name for found in near.values() for name in found]
-        return NotFoundError(f"The delta {reference}", (place,), tuple(dict.fromkeys(names))[:_NEAR])
+        nearest = dict.fromkeys(name for names in near.values() for name in names)
+        return NotFoundError(f"The delta {reference}", (place,), tuple(nearest)[:_NEAR])
 
     def _known_at(self, reference: Reference, source: Source) -> bool:
         """Whether a namespace is known to be in a public source, or this very name was pulled before from anywhere."""
