@@ -98,7 +98,7 @@ def serve(
     anonymous: AnonymousOpt = None,
     upload_mode: ModeOpt = "regular",
     max_file: MaxFileOpt = "5GB",
-    max_commit: MaxCommitOpt = "2GB",
+    max_commit: MaxCommitOpt = "7GB",
     rate: RateOpt = None,
     allow_pickle: PickleOpt = None,
     grace: GraceOpt = "60s",

@@ -33,6 +33,27 @@ def forget(registry: Registry, path: str, time: str) -> None:
         _forget_old_name(registry, name, time)
 
 
+def reuse_name(registry: Registry, path: str, time: str) -> None:
+    """Let something new have the name that a delta had before it was renamed: the name does not lead to that delta any more.
+
+    The numbers of the delta's versions are not given again under this name either.
+
+    Args:
+        path: ``"namespace/name"``.
+        time: ISO 8601 in UTC.
+
+    Raises:
+        ConflictError: something has the name already.
+    """
+    found = registry.store.read_tagged(ref_key(path))
+    document = ReferenceDocument.from_bytes(found[0], path) if found else None
+    renamed, _ = registry.current(path)
+    if found is None or document is None or renamed is None or not document.moved_to:
+        raise ConflictError(f"The name {path}", "an old name", "something new")
+    free = replace(renamed.forgotten(time), name=path)
+    registry.store.swap(ref_key(path), free.to_bytes(), found[1])
+
+
 def _forget_old_name(registry: Registry, name: str, time: str) -> None:
     """Cut the log of a document that leads to the new name of a delta."""
     found = registry.store.read_tagged(ref_key(name))

@@ -37,6 +37,13 @@ class Names:
             raise _twin(namespace, known)
         self._in(f"{namespace}/")[file.lower()] = file
 
+    def twin(self, path: str) -> str | None:
+        """Return the name of a delta as it is written, from one in any upper and lower case; None if there is none."""
+        namespace, _, name = path.lower().partition("/")
+        folder = self._in("").get(f"{namespace}/", "")
+        file = self._in(folder).get(f"{name}{_SUFFIX}") if folder else None
+        return f"{folder}{file.removesuffix(_SUFFIX)}" if file else None
+
     def _in(self, folder: str) -> dict[str, str]:
         if folder not in self._listed:
             found = self._store.children(f"{self._root}{folder}")

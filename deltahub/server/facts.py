@@ -12,7 +12,16 @@ from deltahub.server.frontmatter import texts
 from deltahub.server.trees import blob_id, lfs_facts, moment
 
 DELTA: Final = "deltahub"  # the key of what only DeltaHub reads
-CARD_KEYS: Final = ("library_name", "pipeline_tag", "license", "base_model", "tags", "language", "datasets")
+CARD_KEYS: Final = (
+    "library_name",
+    "pipeline_tag",
+    "license",
+    "base_model",
+    "base_model_relation",
+    "tags",
+    "language",
+    "datasets",
+)
 _TAGGED: Final = {
     "license": "license",
     "base_model": "base_model",
@@ -67,9 +76,18 @@ class Facts:
         if base and not card.get("base_model"):
             card["base_model"] = base
         prefixed = [f"{prefix}:{value}" for key, prefix in _TAGGED.items() for value in texts(card.get(key))]
+        if relation := self._relation(card):
+            prefixed += [f"base_model:{relation}:{value}" for value in texts(card.get("base_model"))]
         method = texts(str(self.summary.get("delta_type") or ""))
         own = [*texts(self.card.get("tags")), *self.tags, *texts(self.library), *texts(self.pipeline), *method]
         return list(dict.fromkeys([*own, *texts(card.get("language")), *prefixed]))
+
+    def _relation(self, card: Mapping[str, Any]) -> str | None:
+        """What a repository is to its base model, as the Hub has it in tags; None for what neither says it nor is a delta."""
+        if isinstance(given := card.get("base_model_relation"), str):
+            return given
+        is_adapter = self.summary.get("delta_type") and self.summary.get("format") in (None, "peft", "opendelta")
+        return "adapter" if is_adapter or self.library == "peft" else None
 
     def card_data(self, card: Mapping[str, Any]) -> dict[str, Any]:
         """A card's front matter with the tags of the version, which a client of the Hub looks for there."""

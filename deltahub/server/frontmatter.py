@@ -8,16 +8,29 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import yaml
 
 LARGEST: Final = 64 << 10  # bytes of a card that are looked at
-_HEAD: Final = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
+_HEAD: Final = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 _DEEPEST: Final = 40  # lists and mappings within each other; more would also be slow to read
 _LARGEST_NUMBER: Final = 1 << 64
 # The parser in C takes milliseconds where the other one takes seconds, with a thread of the hub and Python's lock.
-_LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SAFE: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_BOOLEAN: Final = "tag:yaml.org,2002:bool"
+
+
+class _Loader(_SAFE):  # type: ignore[misc]
+    """Takes only true and false for truth values, as YAML 1.2 does: ``no`` is Norwegian, not false."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in known if tag != _BOOLEAN]
+        for first, known in _SAFE.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(_BOOLEAN, re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -38,7 +51,7 @@ def read_yaml(text: str) -> dict[str, Any]:
     """
     try:
         _refuse_bombs(text)
-        value = yaml.load(text, Loader=_LOADER)  # noqa: S506  (a SafeLoader)
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
         found = _plain({} if value is None else value)
     except Exception as error:  # the values of a SafeLoader fail in ways of their own: KeyError, IndexError, ...
         msg = " ".join(str(error).split())[:300] or "a value is not what its tag says"
@@ -52,7 +65,7 @@ def read_yaml(text: str) -> dict[str, Any]:
 def _refuse_bombs(text: str) -> None:
     """Check that a text stands for no more than it holds, before anything is built of it."""
     depth = 0
-    for event in yaml.parse(text, Loader=_LOADER):
+    for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
             msg = "aliases are not read"
             raise ValueError(msg)  # noqa: TRY004  (the text is wrong, not the call)

@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from deltahub.errors import ReferenceSyntaxError
+from deltahub.errors import ConflictError, ReferenceSyntaxError
 from deltahub.reference import Reference
 from deltahub.registry import uploads
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.forgetting import forget
+from deltahub.registry.forgetting import forget, reuse_name
 from deltahub.registry.renaming import rename
 from deltahub.reserve import freeing
 from deltahub.server.access import caller_of, require_write, require_writer
@@ -20,7 +20,16 @@ from deltahub.server.bodies import text_field, with_json
 from deltahub.server.paths import MODEL
 from deltahub.server.records import Record
 from deltahub.server.refusals import Refusal
-from deltahub.server.repositories import Repository, checked, find_repository, lookup, may_change, open_repository
+from deltahub.server.repositories import (
+    Repository,
+    checked,
+    find_repository,
+    is_old_name,
+    lookup,
+    lookup_any_case,
+    may_change,
+    open_repository,
+)
 from deltahub.server.revisions import stamp_of
 from deltahub.server.state import State, state_of
 
@@ -31,7 +40,7 @@ RESERVED: Final = frozenset(
 
 
 def create(request: Request, body: dict[str, Any]) -> Response:
-    """Create a repository without a version.
+    """Create a repository without a version. Where another one had the name before, it does not lead to that one any more.
 
     Raises:
         Refusal: it is there already, or cannot be created.
@@ -46,21 +55,25 @@ def create(request: Request, body: dict[str, Any]) -> Response:
     state = state_of(request)
     url = f"{state.base_url(request)}/{path}"
     answer = {"url": url, "name": path, "id": path}
-    if lookup(state, path):
-        return _exists(path, url)
+    there = lookup_any_case(state, path)
+    reused = there is not None and is_old_name(path, there)
+    if there and not reused:
+        return _exists(there.path, f"{state.base_url(request)}/{there.path}")
     _refuse_twin(state, path)
     time, author = stamp_of(request)
     private = body.get("visibility") == "private" or body.get("private") is True
     made = Record(time, author, private)
 
     def change(record: Record | None) -> Record:
-        if record is not None:
+        if record is not None and not reused:  # an old name has a record still: see `deltahub.registry.renaming`
             raise Refusal(409, f"{path} exists already.")
         return made
 
     try:
         state.records.change(path, change)
-    except Refusal:
+        if reused:
+            reuse_name(state.registry, path, time)
+    except (Refusal, ConflictError):
         return _exists(path, url)
     return JSONResponse(answer)
 
@@ -103,7 +116,10 @@ def delete(request: Request, body: dict[str, Any]) -> Response:
     Of a private one nothing is left but the numbers of its versions, so that whoever has its name next shows nothing of it.
     """
     refuse_other_types(body.get("type"))
-    repository = find_repository(request, f"{_namespace(request, body)}/{text_field(body, 'name')}", write=True)
+    path = f"{_namespace(request, body)}/{text_field(body, 'name')}"
+    repository = find_repository(request, path, write=True)
+    if is_old_name(path, repository):
+        raise Refusal(400, f"{path} was renamed: it is {repository.path} now. Delete it by that name if it shall go.")
     time, author = stamp_of(request)
 
     def change(document: ReferenceDocument) -> ReferenceDocument:

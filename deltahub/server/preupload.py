@@ -49,6 +49,12 @@ def _told(repository: Repository, known: Mapping[str, FileEntry], file: Any) -> 
         raise Refusal(413, f"{path} has {size:,} bytes, and this hub takes {settings.max_file:,} at most.")
     refuse_pickle(settings, repository.namespace, path, _bytes(sample))
     lfs = settings.upload_mode == "lfs" and size > SMALL
+    if not lfs and size > (largest := settings.largest_in_commit):
+        message = (
+            f"{path} has {size:,} bytes, and this hub takes {largest:,} at most inside of a commit. Ask whoever runs it for a larger "
+            "--max-commit, or for --upload-mode lfs."
+        )
+        raise Refusal(413, message)
     answer: dict[str, Any] = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
     entry = known.get(path)
     if entry and entry.size == size:  # of any other size, it is another file for certain

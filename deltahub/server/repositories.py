@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -180,7 +181,7 @@ def find_repository(request: Request, asked: str, *, write: bool = False) -> Rep
         require_write(request, namespace)
     try:
         checked(asked)
-        found = lookup(state, asked)
+        found = lookup_any_case(state, asked)
     except (ReferenceSyntaxError, NotFoundError):
         found = None
     except IntegrityError:  # it may be private, and whoever may not know of it must not learn that it is there
@@ -193,6 +194,22 @@ def find_repository(request: Request, asked: str, *, write: bool = False) -> Rep
     if write and found.namespace != namespace:
         require_write(request, found.namespace)
     return found
+
+
+def lookup_any_case(state: State, path: str) -> Repository | None:
+    """Look a repository up by its name in any upper and lower case, as the Hub does; as it is written goes first."""
+    with contextlib.suppress(NotFoundError):  # on a disk that takes upper and lower case for the same
+        if found := lookup(state, path):
+            return found
+    twin = state.registry.known_names().twin(path)
+    if twin is None:
+        twin = next((name for name in state.records.names() if name.lower() == path.lower()), None)
+    return lookup(state, twin) if twin and twin != path else None
+
+
+def is_old_name(path: str, repository: Repository) -> bool:
+    """Return whether a repository was asked for by a name that it had before it was renamed."""
+    return path.lower() != repository.path.lower()
 
 
 def lookup(state: State, path: str) -> Repository | None:

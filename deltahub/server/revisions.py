@@ -177,19 +177,25 @@ def delete_branch(request: Request) -> Response:
     return JSONResponse({})
 
 
-def squash(request: Request) -> Response:
-    """Forget the history of a branch: its older versions are removed, but for those that a tag or another branch ends at."""
+def squash(request: Request, body: dict[str, Any]) -> Response:
+    """Forget the history of a branch: its older versions are removed, but for those with a tag and the history of other branches."""
     repository = open_repository(request, write=True)
     branch = request.path_params["revision"]
     if branch not in repository.branches():
         raise Refusal(404, f"{repository.path} has no branch {branch!r}.", REVISION_NOT_FOUND)
+    message = text_field(body, "message", "")
 
     def change(document: ReferenceDocument) -> ReferenceDocument:
         time, author = stamp_of(request)
-        needed = {*document.aliases.values(), *document.branches.values(), document.latest}
-        for version in [*document.history(document.resolve(branch))][1:]:
-            if version not in needed:
+        end, *older = document.history(document.resolve(branch))
+        ends = {MAIN: document.latest, **document.branches}
+        others = {version for name, last in ends.items() if name != branch for version in document.history(last)}
+        for version in older:
+            if version not in others and version not in document.aliases.values():
                 document = document.without_version(version, time, author, f"the history of {branch} was squashed")
+        if message:
+            entry = replace(document.versions[end], message=stamps.text(message))
+            document = replace(document, versions={**document.versions, end: entry})
         return document
 
     repository.state.registry.update(repository.path, change)
@@ -223,5 +229,5 @@ routes: Final = [
     Route(f"{MODEL}/tag/{{revision:part}}", delete_tag, methods=["DELETE"]),
     Route(f"{MODEL}/branch/{{revision:part}}", with_json(create_branch, may_change), methods=["POST"]),
     Route(f"{MODEL}/branch/{{revision:part}}", delete_branch, methods=["DELETE"]),
-    Route(f"{MODEL}/super-squash/{{revision:part}}", squash, methods=["POST"]),
+    Route(f"{MODEL}/super-squash/{{revision:part}}", with_json(squash, may_change), methods=["POST"]),
 ]

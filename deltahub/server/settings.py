@@ -15,6 +15,7 @@ from deltahub.server.access import SCOPES, Scope
 
 UploadMode = Literal["regular", "lfs"]
 MODES: Final[tuple[UploadMode, ...]] = ("regular", "lfs")
+_WORDS: Final = 4096  # bytes of a commit beside one file, about
 EVERYWHERE = "*"  # as a namespace: all of them
 
 
@@ -45,7 +46,7 @@ class Settings:
     anonymous: Scope = "read"
     upload_mode: UploadMode = "regular"
     max_file: int = 5 << 30
-    max_commit: int = 2 << 30
+    max_commit: int = 7 << 30
     max_body: int = 1 << 20
     buffered: int = 256 << 20
     max_header_count: int = 100
@@ -76,6 +77,11 @@ class Settings:
             if getattr(self, field) <= 0:
                 msg = f"{field} must be more than 0, got {getattr(self, field)}."
                 raise ConfigError(msg)
+
+    @property
+    def largest_in_commit(self) -> int:
+        """Bytes of a file that fits into a commit, where it is sent in base64."""
+        return max(0, self.max_commit // 4 * 3 - _WORDS)
 
     def allows_pickle(self, namespace: str) -> bool:
         """Whether pickle files are accepted in a namespace."""

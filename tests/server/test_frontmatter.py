@@ -62,3 +62,10 @@ def test_aliases_are_refused_wherever_they_stand():
     for head in ("a: &x [1]\nb: *x", "a: &x {b: 1}\nc: {<<: *x}", "&x a: *x"):
         with pytest.raises(ValueError, match="aliases are not read"):
             front_matter(card(head))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lines_end_as_on_any_system_and_norwegian_is_a_language(end):
+    head = "license: mit\nlanguage:\n- en\n- no\ntags: [on, y, 'true']\ngated: false\nfine: True"
+    said = {"license": "mit", "language": ["en", "no"], "tags": ["on", "y", "true"], "gated": False, "fine": True}
+    assert front_matter(card(head).replace("\n", end)) == said

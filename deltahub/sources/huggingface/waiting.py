@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Final, TypeVar
 
 from deltahub.sources.huggingface.failures import BUSY
@@ -54,7 +56,7 @@ def patiently(call: Callable[[], T], doing: str, place: str, pause: Callable[[fl
 def told(headers: Mapping[str, str]) -> float | None:
     """How many seconds a server says to wait; None if it does not say.
 
-    It says so in `Retry-After`, or in `ratelimit` as the Hugging Face Hub does: ``"api";r=0;t=55``.
+    It says so in `Retry-After`, as a number or a date, or in `ratelimit` as the Hugging Face Hub does: ``"api";r=0;t=55``.
     """
     from huggingface_hub.utils import parse_ratelimit_headers
 
@@ -62,4 +64,9 @@ def told(headers: Mapping[str, str]) -> float | None:
     if limit is not None and limit.remaining == 0:
         return limit.reset_in_seconds + 1.0  # a part of a second is cut off there
     after = headers.get("retry-after", "").strip()
-    return max(1.0, float(after)) if after.isdigit() else None
+    if after.isdigit():
+        return max(1.0, float(after))
+    try:
+        return max(1.0, (parsedate_to_datetime(after) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):  # not a date; or one without a zone
+        return None

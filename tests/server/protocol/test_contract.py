@@ -206,7 +206,7 @@ def test_files_are_described_with_their_digests(api, pushed, folder):
 
     assert (weights.size, weights.lfs.sha256, weights.lfs.size) == (len(WEIGHTS), sha256, len(WEIGHTS))
     assert (info.card_data.base_model, info.library_name, info.author) == ("t5-base", "peft", "acme")
-    assert {"sst2", "peft", "base_model:t5-base"} <= set(info.tags)
+    assert {"sst2", "peft", "base_model:t5-base", "base_model:adapter:t5-base"} <= set(info.tags)
     assert sorted(file.rfilename for file in info.siblings) == sorted(content_of(folder))
 
 
@@ -307,6 +307,50 @@ def test_the_history_of_a_branch_is_squashed_but_for_what_is_tagged(api, pushed)
     assert [commit.commit_id for commit in api.list_repo_commits(REPO)] == [commits[2], commits[0]]
     assert api.model_info(REPO, revision="kept").sha == commits[0]
     assert not api.revision_exists(REPO, commits[1])
+
+
+def test_squashing_a_branch_leaves_the_history_of_others_and_keeps_its_message(api, pushed):
+    def add(number, branch="main"):
+        return api.upload_file(
+            repo_id=REPO, path_or_fileobj=str(number).encode(), path_in_repo="n.txt", revision=branch
+        ).oid
+
+    shared = add(0)
+    api.create_branch(REPO, branch="stable")
+    own = [add(number) for number in (1, 2)]
+    add(3, "stable")
+    before = [commit.commit_id for commit in api.list_repo_commits(REPO, revision="stable")]
+    api.super_squash_history(REPO, commit_message="Release 1")
+
+    assert [commit.commit_id for commit in api.list_repo_commits(REPO, revision="stable")] == before
+    assert api.list_repo_commits(REPO)[0].title == "Release 1"
+    assert [api.revision_exists(REPO, commit) for commit in (shared, *own)] == [True, False, True]
+
+
+def test_a_repository_is_found_in_any_upper_and_lower_case(api, pushed):
+    other = REPO.upper().replace("ACME", "Acme")
+    assert api.model_info(other).id == REPO
+    assert api.upload_file(repo_id="acme/SST2", path_or_fileobj=b"2", path_in_repo="n.txt").oid != pushed.oid
+    api.create_repo("acme/SST2", exist_ok=True)
+    with raises(409):
+        api.create_repo("acme/SST2")
+    assert api.list_repo_commits(other)[1].commit_id == pushed.oid
+    api.delete_repo("acme/SST2")
+    assert not api.repo_exists(REPO)
+
+
+def test_an_old_name_that_is_used_anew_does_not_lead_to_what_had_it_before(api, pushed, served):
+    api.move_repo(REPO, "acme/renamed")
+    with raises(400):
+        api.delete_repo(REPO)
+    assert api.create_repo(REPO, exist_ok=True).repo_id == REPO
+    assert (api.list_repo_files(REPO), api.list_repo_commits("acme/renamed")[0].commit_id) == ([], pushed.oid)
+    api.upload_file(repo_id=REPO, path_or_fileobj=b"new", path_in_repo="n.txt")
+
+    assert (api.list_repo_files(REPO), len(api.list_repo_files("acme/renamed"))) == (["n.txt"], 5)
+    assert list(served.registry.document(REPO).versions) == ["v2"], "a number is never given again"
+    api.delete_repo(REPO)
+    assert api.model_info("acme/renamed").sha == pushed.oid
 
 
 def test_a_file_system_reads_ranges_and_writes(api, pushed):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 
@@ -337,6 +339,21 @@ def test_a_password_in_the_address_is_in_no_message(user, repo):
     with pytest.raises(UnreachableError, match=r"in hf \(http://127\.0\.0\.1:9\)") as caught:
         hub.pull(ref(repo))
     assert "secret" not in str(caught.value)
+
+
+def test_a_server_may_say_until_when_to_wait_as_a_date():
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    assert 30 < told({"retry-after": later}) <= 90
+    assert told({"retry-after": "Sun, 06 Nov 1994 08:49:37 GMT"}) == 1
+
+
+def test_a_circle_of_redirects_ends_in_a_sentence(hub, proxy, repo):
+    def circle(exchange):
+        exchange.respond(302, [("Location", f"{proxy.url}/api/models/{repo}/refs")], b"")
+
+    proxy.breaks(circle, method="GET", words="/refs", times=None)
+    with pytest.raises(UnreachableError, match=r"failed in hf .*redirects.*Check the network and the address"):
+        hub.document(ref(repo))
 
 
 @pytest.mark.parametrize("headers", [{}, {"retry-after": "soon"}, {"ratelimit": "what"}])
