@@ -19,11 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from deltahub.cache.cache import STAGING, Cache, pulled_as
+from deltahub.cache.cache import Cache, pulled_as
 from deltahub.cache.names import CachedNames
 from deltahub.cache.reading import being_read, forget_killed
 from deltahub.errors import DeltaHubError, NotFoundError, ReferenceSyntaxError
-from deltahub.files import read_file, staging, storage_errors
+from deltahub.files import read_file, storage_errors
 from deltahub.reference import Reference, is_digest
 from deltahub.reserve import freeing, spend
 
@@ -234,7 +234,7 @@ def _remove(cache: Cache, going: Iterable[Cached]) -> list[Cached]:
     forget_killed(cache.root)
 
     def remove() -> None:
-        with storage_errors("Pruning the cache", cache.root), staging(cache.root / STAGING) as stage:
+        with storage_errors("Pruning the cache", cache.root), cache.stage() as stage:
             while left:
                 if _remove_one(cache, left[0], stage / left[0].digest.removeprefix("sha256:")):
                     removed.append(left[0])

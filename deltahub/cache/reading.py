@@ -21,6 +21,7 @@ from deltahub.checkpoint import CONFIG
 from deltahub.errors import CheckpointError, IntegrityError
 from deltahub.files import read_file, scratch
 from deltahub.manifest import Manifest
+from deltahub.rights import make_folder
 
 READING: Final = "reading"
 _HOLDS: Final = 3600.0  # seconds
@@ -103,7 +104,7 @@ def _wanted(folder: Path) -> Iterator[None]:
     root = folder.parents[2]
     mark = root / READING / f"{folder.parent.name}{folder.name}.{uuid.uuid4().hex}"
     with contextlib.suppress(OSError):  # whoever may not write here is left with getting it again
-        mark.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(root, mark.parent)
         mark.touch()
     try:
         yield

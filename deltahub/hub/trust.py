@@ -14,6 +14,7 @@ from typing import Final
 
 from deltahub.errors import DeltaHubError, SignatureError
 from deltahub.files import read_file, staging
+from deltahub.rights import make_folder, take_after
 from deltahub.signing import PublicKey, trusted_by
 from deltahub.sources.base import Resolved
 
@@ -51,7 +52,7 @@ def require_signature(
     key_id = trusted_by(manifest, signatures, trusted)
     if key_id is None:
         raise SignatureError(str(found.reference), why or _why(signatures, trusted), tuple(sorted(trusted)))
-    _keep(folder, key_id, signatures[key_id])
+    _keep(cache, folder, key_id, signatures[key_id])
     return key_id
 
 
@@ -71,10 +72,11 @@ def _kept(folder: Path, trusted: Mapping[str, PublicKey]) -> dict[str, bytes]:
     return found
 
 
-def _keep(folder: Path, key_id: str, signature: bytes) -> None:
+def _keep(cache: Path, folder: Path, key_id: str, signature: bytes) -> None:
     """Keep a signature in the cache; one that may only be read does without."""
     with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(cache, folder)
         with staging(folder) as stage:
             (stage / "signature").write_bytes(signature)
+            take_after(cache, [stage / "signature"])
             os.replace(stage / "signature", folder / f"{key_id}.json")

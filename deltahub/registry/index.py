@@ -22,6 +22,7 @@ from deltahub.registry.query import Query
 from deltahub.registry.refreshing import Told, refresh
 from deltahub.registry.registry import Registry
 from deltahub.registry.tables import connect
+from deltahub.rights import make_folder, make_root, take_after
 from deltahub.stores.base import object_key
 from deltahub.stores.waiting import spread
 
@@ -166,9 +167,13 @@ class Index:
             return self._read(":memory:", ask, told)
 
     def _read(self, path: Path | str, ask: Callable[[sqlite3.Connection], T], told: Told | None) -> T:
+        folder, new = self.path.parent, not self.path.exists()
         with contextlib.suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_root(folder.parent)
+            make_folder(folder.parent, folder)
         with contextlib.closing(connect(path)) as database:
+            if new:
+                take_after(folder, [self.path])
             with database:
                 refresh(database, self.registry, told)
             return ask(database)

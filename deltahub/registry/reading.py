@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from deltahub.errors import IntegrityError, NotFoundError
+from deltahub.errors import IntegrityError, NotFoundError, StorageError
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.nearest import closest
 from deltahub.reference import Reference
@@ -124,7 +125,10 @@ class Reader:
 
     def unknown(self, path: str) -> NotFoundError:
         """The error of a name that is not there, with the nearest names."""
-        return NotFoundError(path, (self.place,), closest(path, self.names()))
+        names: list[str] = []
+        with contextlib.suppress(StorageError):  # a namespace that may not be read
+            names = self.names()
+        return NotFoundError(path, (self.place,), closest(path, names))
 
     @property
     def place(self) -> str:

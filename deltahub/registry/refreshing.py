@@ -11,6 +11,7 @@ that bring the same index up to date, the second waits for the first and looks a
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -101,7 +102,12 @@ def _look(database: sqlite3.Connection, registry: Registry, told: Told | None) -
         if same and settled is not None and settled <= now < settled + TRUST:
             continue
         known, current, changed = _documents(database, folder), dict[str, str](), dict[str, str]()
-        for key, found in registry.store.keys(folder):
+        listed = _keys(registry, folder)
+        if listed is None:
+            if folder in rows:
+                yield _Looked(folder, None, {}, [*known])
+            continue
+        for key, found in listed:
             current[key] = found
             if known.get(key) != found and key.endswith(".json"):
                 changed[key] = found
@@ -122,6 +128,20 @@ def _folders(registry: Registry) -> Mapping[str, str | None]:
         return {REFS: None}
     namespaces = [f"{REFS}{name}" for name in store.children(REFS) if name.endswith("/")]
     return {folder: store.folder_stamp(folder) for folder in namespaces}
+
+
+def _keys(registry: Registry, folder: str) -> Iterator[tuple[str, str]] | None:
+    """The documents in a folder with their stamps; None for a namespace that may not be read, which must not hide the others."""
+    listed = registry.store.keys(folder)
+    if folder == REFS:
+        return listed
+    try:
+        return itertools.chain([*itertools.islice(listed, 1)], listed)
+    except UnreachableError:
+        raise
+    except StorageError as error:
+        _logger().warning("%s cannot be listed: %s", folder, error)
+        return None
 
 
 def _documents(database: sqlite3.Connection, folder: str) -> dict[str, str]:

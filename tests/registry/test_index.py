@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import sqlite3
+import stat
 import threading
 
 import pytest
 
 from deltahub import checkpoint
+from deltahub.errors import NotFoundError
 from deltahub.manifest import canonical_json
 from deltahub.reference import Reference
 from deltahub.registry.index import Index
@@ -267,3 +270,36 @@ def test_words_of_what_was_pushed_before_are_forgotten(index, push):
     assert names(index, text="early") == ["acme/ner"]
     push("acme/ner", message="a late message", value=0.25)
     assert (names(index, text="early"), names(index, text="late")) == ([], ["acme/ner"])
+
+
+def test_an_index_in_a_cache_that_is_not_there_yet_is_shared_as_its_folder_is(shared_folder, registry, push):
+    push("acme/ner")
+    shared_folder.chmod(0o2775)
+    umask = os.umask(0o022)
+    try:
+        index = Index(shared_folder / "cache/index/one.sqlite3", registry)
+        index.refresh()
+    finally:
+        os.umask(umask)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (index.path.parents[1], index.path.parent, index.path)]
+    assert modes == [0o2775, 0o2775, 0o664]
+
+
+def test_a_namespace_that_may_not_be_read_hides_no_other(index, registry, push, caplog, monkeypatch):
+    push("acme/ner")
+    push("secret/x")
+    scan = os.scandir
+
+    def closed(path):
+        if str(path).rstrip("/").endswith("secret"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scan(path)
+
+    index.refresh()
+    monkeypatch.setattr(os, "scandir", closed)
+    os.utime(registry.store.root / "refs/secret")
+    for _ in range(2):
+        assert names(index) == ["acme/ner"]
+    assert "refs/secret/ cannot be listed: Reading the registry failed" in caplog.text
+    with pytest.raises(NotFoundError, match="acme/net"):
+        registry.document("acme/net")

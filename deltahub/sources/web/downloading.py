@@ -20,6 +20,7 @@ import urllib3
 from deltahub.errors import IntegrityError, NotFoundError, StorageError, UnreachableError
 from deltahub.files import CHUNK
 from deltahub.link import shown
+from deltahub.rights import make_folder
 from deltahub.sources.partial import forget_old
 from deltahub.sources.web.asking import Web, no_answer
 from deltahub.stores.base import Progress
@@ -182,7 +183,7 @@ class Download:
     def _keep(self) -> None:
         if self._etag and self._into.exists():
             with contextlib.suppress(OSError):
-                self._kept.mkdir(parents=True, exist_ok=True)
+                make_folder(self._kept.parent, self._kept)
                 os.replace(self._into, self._kept / f"{self._key}.{self._etag.encode().hex()}")
 
 

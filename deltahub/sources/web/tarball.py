@@ -21,6 +21,7 @@ from deltahub.manifest import FileEntry, Manifest, canonical_json
 from deltahub.nearest import closest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.registry import Registry
+from deltahub.rights import make_folder, make_root
 from deltahub.sources.web.asking import Web
 from deltahub.sources.web.downloading import Download, start
 from deltahub.stores.base import Progress
@@ -47,7 +48,8 @@ class WebBundle:
 
     def __init__(self, web: Web, link: Link, cache: Path, kept: Path, progress: Progress | None = None) -> None:
         folder = cache / STAGING / f"{STAGE}{uuid.uuid4().hex}"  # what a killed process leaves goes as any stage does
-        folder.mkdir(parents=True)
+        make_root(cache)
+        make_folder(cache, folder)
         self._cleared = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         file = folder / "bundle.tar"
         Download(web, link.url, file, kept).run(progress)
