@@ -12,7 +12,7 @@ from .output import Output, print_json, size_text
 
 
 def copy(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="The registry to copy from.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="The registry to copy from, or a hub of DeltaHub.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="The registry to copy to.")],
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME...]", help="Which deltas; all if left out.")
@@ -20,7 +20,7 @@ def copy(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Copy deltas from one registry to another: all versions, aliases, tags and history, every byte checked.
+    """Copy deltas from one registry, or a hub of DeltaHub, to another registry: all versions, aliases, tags and history, every byte checked.
 
     What is there already is not moved again, so a copy that was interrupted goes on where it stopped.
 
@@ -28,9 +28,11 @@ def copy(
 
     [dim]deltahub copy team local acme/ner[/dim]
     """
+    from deltahub.hub.copying import copy_from_hub
     from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
     from deltahub.registry.mirror import copy as mirror
+    from deltahub.sources.huggingface import HuggingFace
 
     hub = Hub.open()
     if source == target:
@@ -38,7 +40,13 @@ def copy(
     out = Output(as_json=json, quiet=quiet)
     paths = [Reference.parse(name).path for name in names] if names else None
     with out.progress("Copying", None) as progress:
-        done = list(mirror(hub.registry(source), hub.registry(target), paths, progress))
+        origin = hub.source(source)
+        copying = (
+            copy_from_hub(origin, hub.registry(target), paths, progress)
+            if isinstance(origin, HuggingFace)
+            else mirror(hub.registry(source), hub.registry(target), paths, progress)
+        )
+        done = list(copying)
     if json:
         print_json([asdict(copied) for copied in done])
         return

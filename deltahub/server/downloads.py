@@ -23,7 +23,7 @@ from deltahub.errors import IntegrityError, NotFoundError
 from deltahub.files import CHUNK
 from deltahub.manifest import FileEntry
 from deltahub.server.counted import WholeResponse, counted
-from deltahub.server.packs import offer
+from deltahub.server.packs import manifest_offer, offer
 from deltahub.server.paths import REPOSITORY
 from deltahub.server.refusals import ENTRY_NOT_FOUND, Refusal
 from deltahub.server.repositories import is_delta, open_repository
@@ -48,8 +48,9 @@ def resolve(request: Request) -> Response:
     entry = next((entry for entry in commit.manifest.files if entry.path == path), None)
     if entry is None and path == MANIFEST and is_delta(commit.manifest):  # an object of the store like any file
         entry = FileEntry(path, commit.manifest.digest.removeprefix("sha256:"), len(commit.manifest.to_bytes()))
+    offered = manifest_offer(repository.path, commit.id) if path == MANIFEST and commit.entry else {}
     if entry is None:
-        where = {"X-Repo-Commit": commit.id}
+        where = {"X-Repo-Commit": commit.id, **offered}
         raise Refusal(404, f"{path} is no file of {repository.path} at {commit.id}.", ENTRY_NOT_FOUND, where)
     etag = f'"{entry.sha256}"'
     headers = {
@@ -62,7 +63,7 @@ def resolve(request: Request) -> Response:
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(path.rpartition('/')[2], safe='')}",
     }
     if path == MANIFEST:
-        headers |= offer(repository.path, commit.id, commit.manifest)
+        headers |= offer(repository.path, commit.id, commit.manifest) | offered
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     if request.method == "HEAD":  # the size of the whole, whatever part was asked for

@@ -19,6 +19,7 @@ from deltahub.server.state import state_of
 from deltahub.stores.base import object_key
 
 OFFER: Final = "X-DeltaHub-Pack"  # the header that offers it, with where it is
+MANIFEST_OFFER: Final = "X-DeltaHub-Manifest"
 _LARGEST: Final = 1 << 20  # bytes; of more, parts are fetched at the same time and after a break where they broke off
 
 
@@ -27,6 +28,24 @@ def offer(repository: str, commit: str, manifest: Manifest) -> dict[str, str]:
     if not is_delta(manifest) or manifest.size > _LARGEST:
         return {}
     return {OFFER: f"/api/deltahub/{repository}/pack/{commit}"}
+
+
+def manifest_offer(repository: str, commit: str) -> dict[str, str]:
+    """Return the header that says where the manifest of a commit is, whatever kind of files it holds."""
+    return {MANIFEST_OFFER: f"/api/deltahub/{repository}/manifest/{commit}"}
+
+
+def manifest(request: Request) -> Response:
+    """Answer with the manifest of a commit, as the registry keeps it."""
+    commit = open_repository(request).at(request.path_params["revision"])
+    if commit.entry is None:
+        raise Refusal(404, "Nothing was committed yet.", ENTRY_NOT_FOUND, {"X-Repo-Commit": commit.id})
+    data = commit.manifest.to_bytes()
+
+    def make() -> Response:
+        return WholeResponse(data, headers={"X-Repo-Commit": commit.id}, media_type="application/json")
+
+    return counted(request, len(data), make)
 
 
 def pack(request: Request) -> Response:
@@ -49,4 +68,7 @@ def pack(request: Request) -> Response:
     return counted(request, commit.manifest.size, make)
 
 
-routes: Final = [Route("/api/deltahub/{namespace:part}/{name:part}/pack/{revision:part}", pack)]
+routes: Final = [
+    Route("/api/deltahub/{namespace:part}/{name:part}/pack/{revision:part}", pack),
+    Route("/api/deltahub/{namespace:part}/{name:part}/manifest/{revision:part}", manifest),
+]

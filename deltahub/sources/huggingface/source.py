@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from deltahub.describing import MANIFEST
-from deltahub.errors import NoVersionError
+from deltahub.errors import CheckpointError, NoVersionError
 from deltahub.manifest import Manifest
 from deltahub.nearest import closest
 from deltahub.outcomes import Pushed
 from deltahub.reference import LATEST, Reference, is_digest
+from deltahub.registry.commit_message import commit_id
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.index import Listed
 from deltahub.registry.publishing import Publication
@@ -30,7 +31,7 @@ from deltahub.sources.huggingface.packed import Packed
 from deltahub.sources.huggingface.publishing import Push
 from deltahub.sources.huggingface.searching import search, tags_of
 from deltahub.sources.huggingface.snapshot import Snapshot, manifest_in
-from deltahub.sources.huggingface.transfer import read
+from deltahub.sources.huggingface.transfer import read, read_manifest
 from deltahub.stores.base import Progress
 
 if TYPE_CHECKING:
@@ -101,9 +102,33 @@ class HuggingFace:
         snapshot = Snapshot(self.calls, path, answer.commit, self._kept)
         manifest = manifest_in(answer.data)
         if manifest is None:
-            foreign = Foreign(snapshot)
-            return self._resolved(snapshot, foreign.manifest, foreign)
+            return self._without_manifest(snapshot, answer.manifest)
         return self._resolved(snapshot, manifest, Packed(snapshot, manifest, answer.pack) if answer.pack else None)
+
+    def _without_manifest(self, snapshot: Snapshot, offered: str | None) -> Resolved:
+        """A commit in which no push of DeltaHub left a manifest: the delta in it, or on a hub of DeltaHub else all of its files."""
+        try:
+            foreign = Foreign(snapshot)
+        except CheckpointError:
+            if offered is None:
+                raise
+            return self._resolved(snapshot, read_manifest(self.calls, snapshot.repo, snapshot.commit, offered))
+        return self._resolved(snapshot, foreign.manifest, foreign)
+
+    def version(self, path: str, digest: str) -> Resolved:
+        """Return a version of a hub of DeltaHub with all of its files, by its digest.
+
+        Args:
+            path: ``"namespace/name"``.
+
+        Raises:
+            NotFoundError: it is not there any more.
+            IntegrityError: the hub answers with another one.
+            UnreachableError: there was no answer.
+        """
+        snapshot = Snapshot(self.calls, path, commit_id(digest))
+        where = f"/api/deltahub/{path}/manifest/{snapshot.commit}"
+        return self._resolved(snapshot, read_manifest(self.calls, path, snapshot.commit, where))
 
     def document(self, path: str) -> ReferenceDocument:
         """See `Source.document`; see `history` for what counts as a version. Tags are known of the newest one."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from deltahub.errors import IntegrityError, StorageError
 from deltahub.files import CHUNK
+from deltahub.manifest import Manifest, digest_of
+from deltahub.registry.commit_message import commit_id
 from deltahub.sources.huggingface.calls import COMMIT, TIMEOUT, Calls
 from deltahub.sources.partial import going_on
 from deltahub.stores.base import Progress
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 _HEX: Final = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _GIT: Final = 40  # digits of a sha1
 _PACK: Final = "x-deltahub-pack"
+_MANIFEST: Final = "x-deltahub-manifest"
 _SMALL: Final = 64 << 20  # bytes of a manifest or a card at most
 
 
@@ -33,11 +36,13 @@ class Answer:
         commit: that the revision means, 40 hex digits.
         data: the file; None if there is none under this path.
         pack: where all files of a small delta are one answer, a path on the hub; None if it does not say.
+        manifest: where the manifest of the commit is, whatever it holds, a path on the hub; None if it does not say.
     """
 
     commit: str
     data: bytes | None
     pack: str | None = None
+    manifest: str | None = None
 
 
 def read(calls: Calls, repo: str, revision: str, path: str, doing: str) -> Answer:
@@ -60,9 +65,9 @@ def read(calls: Calls, repo: str, revision: str, path: str, doing: str) -> Answe
             with _opened(calls, _url(calls, repo, revision, path)) as response:
                 data = _all(response, _SMALL, what)
                 _require_etag(response, data, what)
-                return Answer(_commit(response), data, response.headers.get(_PACK))
+                return Answer(_commit(response), data, response.headers.get(_PACK), response.headers.get(_MANIFEST))
         except RemoteEntryNotFoundError as error:
-            return Answer(_commit(error.response), None)
+            return Answer(_commit(error.response), None, manifest=error.response.headers.get(_MANIFEST))
 
     return calls.make(call, doing, f"{calls.name}:{repo}@{revision}")
 
@@ -181,6 +186,30 @@ def read_pack(calls: Calls, repo: str, path: str, size: int) -> bytes:
             return _all(response, size, what)
 
     return calls.make(call, f"Pulling {repo}", what)
+
+
+def read_manifest(calls: Calls, repo: str, commit: str, path: str) -> Manifest:
+    """Read the manifest of a commit of a hub of DeltaHub, which is called by the manifest's digest.
+
+    Args:
+        path: where the hub offers it; it is looked for on the hub itself only.
+
+    Raises:
+        IntegrityError: it is not the one of that commit.
+        UnreachableError: there was no answer.
+        StorageError: the hub refused.
+    """
+    what = f"the manifest of {repo} in {calls.place}"
+
+    def call() -> bytes:
+        with _opened(calls, f"{calls.endpoint}/{path.lstrip('/')}") as response:
+            return _all(response, _SMALL, what)
+
+    data = calls.make(call, f"Looking up {repo}", f"{calls.name}:{repo}@{commit}")
+    digest = digest_of(data)
+    if commit_id(digest) != commit:
+        raise IntegrityError(what, f"sha256:{commit}...", digest, "Pull it again.")
+    return Manifest.from_bytes(data, digest)
 
 
 def _url(calls: Calls, repo: str, revision: str, path: str) -> str:

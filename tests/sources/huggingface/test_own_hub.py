@@ -5,11 +5,16 @@ from __future__ import annotations
 import pytest
 
 from deltahub.checkpoint import describe
+from deltahub.hub.copying import copy_from_hub
 from deltahub.registry.index import Index
 from deltahub.registry.query import Query
+from deltahub.registry.registry import Registry
 from deltahub.registry.removal import remove
+from deltahub.registry.verify import verify
+from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import content_of
 from tests.sources.huggingface.test_failures import answer, flipped
+from tests.sources.huggingface.test_foreign import upload
 from tests.sources.huggingface.test_push_and_pull import api, delta_files, ref
 
 pytestmark = pytest.mark.parametrize("server", ["own"], indirect=True)
@@ -109,6 +114,36 @@ def test_a_list_of_a_hub_is_that_of_its_registry(hub, server, repo, registered, 
     for entry in listed:
         entry.summary.pop("card", None)
     assert hub.search(Query(), "hf") == (listed, 2)
+
+
+def test_plain_files_are_pulled_from_a_hub_as_from_its_registry(hub, server, repo):
+    files = {"config.json": b"{}", "sub/notes.txt": b"mine"}
+    upload(hub, repo, files)
+    pulled = hub.pull(ref(repo))
+
+    assert pulled.digest == server.registry.document(repo).versions["v1"].digest
+    assert {path: (pulled.folder / path).read_bytes() for path in files} == files
+    assert hub.pull(ref(repo, str(pulled.reference.version))).digest == pulled.digest
+
+
+def test_all_of_a_hub_is_copied_into_a_registry_with_its_history(hub, server, repo, registered, new_checkpoint):
+    upload(hub, f"{repo}-files", {"notes.txt": b"mine"})
+    target = Registry(MemoryStore(), "mine")
+    source = hub.source("hf")
+    done = [*copy_from_hub(source, target), *copy_from_hub(source, target, [f"{repo}-files"])]
+    again = list(copy_from_hub(source, target))
+    server.registry.publish(ref(repo).anywhere(), describe(folder := new_checkpoint(value=0.9)), folder)
+    (later,) = copy_from_hub(source, target)
+
+    assert [(it.name, it.versions, it.changed) for it in done] == [
+        (repo, ("v1", "v2"), True),
+        (f"{repo}-files", ("v1",), True),
+    ]
+    assert [(it.versions, it.changed, it.size) for it in again] == [((), False, 0)]
+    assert later.versions == ("v3",)
+    for name in (repo, f"{repo}-files"):
+        assert target.document(name) == server.registry.document(name)
+    assert set(dict(verify(target)).values()) <= {None}
 
 
 def test_a_small_delta_is_fetched_in_two_requests(user, repo, checkpoint_folder, proxy):
