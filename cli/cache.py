@@ -9,7 +9,7 @@ import typer
 
 from .errors import DAMAGED
 from .options import JsonOpt, QuietOpt, seconds, size_in_bytes
-from .output import Output, print_json, size_text
+from .output import Output, print_json, say, size_text
 from .pins import HeldArg, pin, unpin
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def verify(
         rows = [(e.digest, damage, "" if not repair else kept[e.digest] or "repaired") for e, damage in damaged]
         out.rows(("damaged", "what", "repair") if repair else ("damaged", "what", ""), rows, wrap=True)
     else:
-        print(f"{len(results)} checked, all intact.")  # noqa: T201
+        say(f"{len(results)} checked, all intact.")
     if left:
         raise typer.Exit(DAMAGED)
 

@@ -6,14 +6,16 @@ import contextlib
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from deltahub import errors
+from deltahub.plain_text import redacted, visible, without_secrets
 
-from .output import print_json
+from .output import print_json, say
 
 DAMAGED: Final = 5
 STORAGE: Final = 6
@@ -62,9 +64,10 @@ def _sentence(error: OSError) -> str:
 
 def _report(sentence: str, code: int, *, as_json: bool, debug: bool) -> NoReturn:
     """Print what went wrong, with `--json` also as JSON on stdout and with `--debug` after a traceback, and exit."""
-    if debug:
-        traceback.print_exc()
-    print(f"Error: {sentence}", file=sys.stderr)  # noqa: T201
+    sentence = redacted(visible(sentence))
+    if debug and (error := sys.exc_info()[1]):
+        print_traceback(error)
+    say(f"Error: {sentence}", err=True)
     if as_json:
         with contextlib.suppress(OSError):  # a full disk behind stdout is what the sentence says
             print_json({"error": sentence, "exit_code": code})
@@ -82,7 +85,8 @@ class SentenceGroup(TyperGroup):
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Parse the options before a command, one of which, `--install-completion`, writes into the user's home."""
         try:
-            return super().make_context(*args, **kwargs)
+            with _visible_usage():
+                return super().make_context(*args, **kwargs)
         except OSError as error:
             _report(_sentence(error), STORAGE, as_json=False, debug=False)
 
@@ -90,7 +94,8 @@ class SentenceGroup(TyperGroup):
         """Run the command that was chosen."""
         as_json = "--json" in ctx.args
         try:
-            return super().invoke(ctx)
+            with _visible_usage():
+                return super().invoke(ctx)
         except errors.DeltaHubError as error:
             _report(str(error), exit_code(error), as_json=as_json, debug=ctx.params.get("debug"))
         except BrokenPipeError:
@@ -98,5 +103,22 @@ class SentenceGroup(TyperGroup):
         except OSError as error:  # from a place that no command knows more about, such as a full disk behind `>`
             _report(_sentence(error), STORAGE, as_json=as_json, debug=ctx.params.get("debug"))
         except KeyboardInterrupt as error:
-            print("Interrupted; nothing was left half done.", file=sys.stderr)  # noqa: T201
+            say("Interrupted; nothing was left half done.", err=True)
             raise typer.Exit(INTERRUPTED) from error
+
+
+@contextlib.contextmanager
+def _visible_usage() -> Iterator[None]:
+    """Escape control characters in what is said of wrong usage: file names are quoted there."""
+    try:
+        yield
+    except Exception as error:
+        if describe := getattr(error, "format_message", None):  # what rich prints of it, in colours
+            text = visible(describe())
+            error.format_message = lambda: text  # type: ignore[attr-defined]
+        raise
+
+
+def print_traceback(error: BaseException) -> None:
+    """Print where something went wrong on stderr, without the secrets in the addresses, headers and tokens it quotes."""
+    say(without_secrets("".join(traceback.format_exception(error))).rstrip("\n"), err=True)

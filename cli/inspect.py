@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import JsonOpt, QuietOpt
-from .output import Output, print_json, size_text
+from .output import Output, print_json, say, size_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,7 +85,7 @@ def inspect_delta(folder: Path, out: Output) -> None:
     out.rows(("tensor", "dtype", "shape"), tensors, key=None)
     if not out.quiet:
         count = manifest.parameters
-        typer.echo(f"{count['total']:,} parameters, {size_text(manifest.size)}, {manifest.digest}", err=True)
+        say(f"{count['total']:,} parameters, {size_text(manifest.size)}, {manifest.digest}", err=True)
 
 
 def _backbone(model: nn.Module, out: Output) -> None:
@@ -103,7 +103,7 @@ def _backbone(model: nn.Module, out: Output) -> None:
     if rows:
         out.rows(("common name", "real name", "modules"), rows, wrap=True)
     else:
-        typer.echo(f"{type(model).__name__} has no structure map: address its modules by real names.", err=True)
+        say(f"{type(model).__name__} has no structure map: address its modules by real names.", err=True)
 
 
 def _save(model: nn.Module, svg: Path | None, html: Path | None, out: Output) -> None:

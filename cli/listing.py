@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import JsonOpt, QuietOpt, SourceOpt, TagsOpt, split_tags
-from .output import Output, print_json, size_text
+from .output import Output, print_json, say, size_text
 
 if TYPE_CHECKING:
     from deltahub.registry.index import Listed
@@ -94,7 +94,7 @@ def list_(
     if total > len(found) and not quiet:
         which = f"{offset + 1} to {last}" if offset else f"{len(found)}"
         more = f"--offset {last} shows the next; " if last < total else ""
-        typer.echo(f"{which} of {total:,}; {more}--limit 0 shows all.", err=True)
+        say(f"{which} of {total:,}; {more}--limit 0 shows all.", err=True)
 
 
 def _looser(asked: Query, fits: str | None) -> str:

@@ -17,7 +17,8 @@ import typer
 
 from deltahub.version import VERSION
 
-from .errors import EXIT_HELP, SentenceGroup
+from .errors import EXIT_HELP, SentenceGroup, print_traceback
+from .output import VisibleStream, say
 
 # Command to its module and function; None for a group of commands, the module's `app`.
 _COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
@@ -51,7 +52,7 @@ _TERMINATED: Final = 128 + signal.SIGTERM
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"deltahub {VERSION}")  # noqa: T201
+        say(f"deltahub {VERSION}")
         raise typer.Exit
 
 
@@ -106,6 +107,11 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that staged files go, as after Ctrl-C
     if sys.argv[1:] == ["--version"]:
-        print(f"deltahub {VERSION}")  # noqa: T201
+        say(f"deltahub {VERSION}")
         return
-    app_for(sys.argv[1:])()
+    sys.stdout, sys.stderr = VisibleStream(sys.stdout), VisibleStream(sys.stderr)
+    try:
+        app_for(sys.argv[1:])()
+    except Exception as error:  # noqa: BLE001  (whatever it is, its traceback may hold secrets)
+        print_traceback(error)
+        sys.exit(1)

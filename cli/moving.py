@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import JsonOpt, QuietOpt
-from .output import Output, print_json, size_text
+from .output import Output, print_json, say, size_text
 
 
 def copy(
@@ -59,7 +59,7 @@ def copy(
         out.rows(("name", "new", "moved"), rows)
     if not quiet:
         size = size_text(sum(copied.size for copied in done))
-        typer.echo(
+        say(
             f"{len(done)} looked at, {len(changed)} changed, {size} moved; "
             f"{target} has all of {'them' if paths else source} now.",
             err=True,

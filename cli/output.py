@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import Lock
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, TextIO
+
+from deltahub.plain_text import visible
 
 from .progress import PlainProgress
 
@@ -42,16 +44,16 @@ class Output:
         if self.as_json:
             print_json(data)
             return
-        print(line)  # noqa: T201
+        say(line)
         if not self.quiet:
             for hint in hints:
-                print(hint, file=sys.stderr)  # noqa: T201
+                say(hint, err=True)
 
     def nothing(self, line: str, *hints: str) -> None:
         """Say on stderr that there is nothing to print."""
         if not self.quiet:
             for text in (line, *hints):
-                print(text, file=sys.stderr)  # noqa: T201
+                say(text, err=True)
 
     def rows(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, key: int | None = 0, wrap: bool = False
@@ -67,7 +69,7 @@ class Output:
         rows = [[_one_line(cell) for cell in row] for row in rows]
         if self.quiet or not sys.stdout.isatty():
             for row in rows:
-                print(row[key] if self.quiet and key is not None else "\t".join(row))  # noqa: T201
+                say(row[key] if self.quiet and key is not None else "\t".join(row))
             return
         from rich.console import Console
         from rich.table import Table
@@ -81,7 +83,7 @@ class Output:
             widths = _widths(columns, rows, console.width)
             if widths is None:  # names leave the rest no room
                 for row in rows:
-                    print("  ".join(row))  # noqa: T201
+                    say("  ".join(row))
                 return
             for column, width in zip(columns, widths, strict=True):
                 table.add_column(column, width=width, no_wrap=True, overflow="ellipsis")
@@ -187,6 +189,41 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], available: in
     return widths
 
 
+class VisibleStream:
+    """A text stream in which control characters are escaped, whoever writes to it: logging, warnings and other packages too.
+
+    What rich prints passes by, for it colours and moves the cursor: cells and messages are made visible before it gets them.
+
+    Args:
+        stream: where the text goes.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.rich_proxied_file = stream  # where rich looks for the stream behind another one
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "buffer":  # bytes would pass by unseen
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text; a carriage return that begins it stays, as a bar of progress needs it."""
+        start = "\r" if text.startswith("\r") else ""
+        self._stream.write(start + visible(text.removeprefix(start)))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line, on stdout or stderr, with the control characters in it escaped: others may have written some of it."""
+    print(visible(text), file=sys.stderr if err else sys.stdout)
+
+
 def print_json(data: Any) -> None:
     """Print JSON for programs, escaped where stdout cannot hold a character."""
     text = json.dumps(data, indent=2, ensure_ascii=False, default=str)
@@ -194,7 +231,7 @@ def print_json(data: Any) -> None:
         text.encode(sys.stdout.encoding)
     except UnicodeEncodeError:
         text = json.dumps(data, indent=2, default=str)
-    print(text)  # noqa: T201
+    say(text)
 
 
 def _one_line(cell: str) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from .errors import exit_code
 from .options import ExpectOpt, JsonOpt, QuietOpt, TagsOpt, expected, split_tags
-from .output import Output, print_json, size_text
+from .output import Output, print_json, say, size_text
 from .signing import SignOpt, still_to_sign
 
 if TYPE_CHECKING:
@@ -196,11 +196,11 @@ def _push_many(
         if rows:
             out.rows(("reference", "version", "size", "digest", "folder"), rows)
             if not out.quiet and (hint := still_to_sign(pushed[0][1].reference.source, "REF", key)):
-                typer.echo(hint, err=True)
+                say(hint, err=True)
     for folder, error in failed:
-        typer.echo(f"Error: {folder}: {error}", err=True)
+        say(f"Error: {folder}: {error}", err=True)
     if failed:
-        typer.echo(f"{len(pairs) - len(failed)} of {len(pairs)} pushed.", err=True)
+        say(f"{len(pairs) - len(failed)} of {len(pairs)} pushed.", err=True)
         raise typer.Exit(exit_code(failed[0][1]))
 
 

@@ -12,7 +12,7 @@ import typer
 from .errors import exit_code
 from .exporting import BackboneOpt, Format, FormatOpt, check_export, write_peft
 from .options import JsonOpt, QuietOpt
-from .output import Output, print_json, size_text
+from .output import Output, print_json, say, size_text
 from .signing import RequireOpt, TrustOpt, trusted
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _print_all(out: Output, refs: list[str], results: Sequence[Pulled | DeltaHub
         rows = [(str(one.folder), str(one.reference), size_text(one.manifest.size), one.digest[:19]) for one in pulled]
         out.rows(("folder", "reference", "size", "digest"), rows)
     for _, error in failed:
-        typer.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", err=True)
     if failed:
-        typer.echo(f"{len(pulled)} of {len(refs)} pulled.", err=True)
+        say(f"{len(pulled)} of {len(refs)} pulled.", err=True)
         raise typer.Exit(exit_code(failed[0][1]))

@@ -10,7 +10,7 @@ import typer
 
 from .errors import DAMAGED
 from .options import JsonOpt, QuietOpt, SourceOpt
-from .output import Output, print_json
+from .output import Output, print_json, say
 from .signing import signatures_of
 
 if TYPE_CHECKING:
@@ -66,13 +66,13 @@ def verify(
     elif damaged:
         out.rows(("damaged", "what"), damaged, wrap=True)
     else:
-        print(f"{len(results)} checked, all intact.")  # noqa: T201
+        say(f"{len(results)} checked, all intact.")
     if not json and not quiet:
         for reference, file, place in repaired:
-            typer.echo(f"{reference}: {file} was repaired from {place}.", err=True)
+            say(f"{reference}: {file} was repaired from {place}.", err=True)
         for where, states in signed.items():
             said = ", ".join(f"{one['key'][:16]} ({one['state']})" for one in states)
-            typer.echo(f"{where}: signed by the key {said}.", err=True)
+            say(f"{where}: signed by the key {said}.", err=True)
     if damaged:
         if not json and not quiet:
             remedy = (
@@ -80,7 +80,7 @@ def verify(
                 if repair
                 else "Try --repair, or push them again from intact copies."
             )
-            typer.echo(f"{len(damaged)} of {len(results)} are damaged. {remedy}", err=True)
+            say(f"{len(damaged)} of {len(results)} are damaged. {remedy}", err=True)
         raise typer.Exit(DAMAGED)
 
 

@@ -30,9 +30,21 @@ A message says what was expected, what was found and what to do. All fields are 
 
 from __future__ import annotations
 
+from deltahub.plain_text import visible
+
 
 class DeltaHubError(Exception):
-    """Base of every error that this library raises on purpose."""
+    """Base of every error that this library raises on purpose.
+
+    Its text is safe to print: a message quotes names and answers of others, and control characters in them are escaped.
+    """
+
+    def __str__(self) -> str:
+        return visible(self._sentence())
+
+    def _sentence(self) -> str:
+        """The message, with the words of others as they are."""
+        return str(self.args[0]) if len(self.args) == 1 else super().__str__()
 
 
 class ConfigError(DeltaHubError, ValueError):
@@ -55,7 +67,7 @@ class NoMatchError(AddressError):
         super().__init__(pattern, nearest, hint)
         self.pattern, self.nearest, self.hint = pattern, nearest, hint
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         names = ", ".join(self.nearest)
         close = f" The nearest names are: {names}." if names else ""
         hint = f" {self.hint}" if self.hint else ""
@@ -77,7 +89,7 @@ class NothingChosenError(DeltaHubError):
         super().__init__(why)
         self.why = why
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         return (
             f"No module was chosen: {self.why}. Nothing was changed. Choose again, or pass modified_modules=[...] "
             "with names that `deltahub inspect` shows."
@@ -113,7 +125,7 @@ class IntegrityError(DeltaHubError):
         super().__init__(what, expected, found, remedy)
         self.what, self.expected, self.found, self.remedy = what, expected, found, remedy
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         remedy = f" {self.remedy}" if self.remedy else ""
         return f"{self.what} is damaged: expected {self.expected}, found {self.found}.{remedy}"
 
@@ -133,7 +145,7 @@ class SignatureError(IntegrityError):
         self.expected = f"a signature by {' or '.join(key_id[:16] for key_id in trusted)}"
         self.found, self.remedy = why, "Ask whoever holds such a key to check and sign it: deltahub sign REF --key KEY"
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         return f"{self.what} is refused: expected {self.expected}, and {self.why}. {self.remedy}"
 
 
@@ -151,7 +163,7 @@ class FingerprintMismatch(DeltaHubError):
         super().__init__(level, difference, expected, found)
         self.level, self.difference, self.expected, self.found = level, difference, expected, found
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         structure = ' check_hash="structure" to accept other weights of the same shape, or' if self.soft else ""
         return (
             f"This delta was trained on another backbone ({self.level}): {self.difference}. "
@@ -182,7 +194,7 @@ class NotFoundError(DeltaHubError, LookupError):
         super().__init__(what, looked_in, nearest)
         self.what, self.looked_in, self.nearest = what, looked_in, nearest
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         places = f" Looked in: {'; '.join(self.looked_in)}." if self.looked_in else ""
         close = f" The nearest names are: {', '.join(self.nearest)}." if self.nearest else ""
         return f"{self.what} was not found.{places}{close}"
@@ -204,7 +216,7 @@ class RemovedError(NotFoundError):
         self.what, self.time, self.author, self.message, self.left = what, time, author, message, left
         self.looked_in, self.nearest = (), left
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         why = f": {self.message}" if self.message else ""
         left = f"Still there: {', '.join(self.left)}." if self.left else "No version of it is left."
         return f"{self.what} was removed at {self.time} by {self.author}{why}. {left}"
@@ -228,7 +240,7 @@ class NotLockedError(NotFoundError):
         self.what, self.lock, self.locked = what, lock, locked
         self.looked_in, self.nearest = (lock,), locked
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         holds = f"It holds {', '.join(self.locked)}. " if self.locked else "It is empty. "
         return (
             f"{self.what} is not locked in {self.lock}. {holds}"
@@ -251,9 +263,9 @@ class NotCachedError(NotFoundError):
         DeltaHubError.__init__(self, what, looked_in, nearest, pull, why)
         self.what, self.looked_in, self.nearest, self.pull, self.why = what, looked_in, nearest, pull, why
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         return (
-            f"{super().__str__()} {self.why}, so nothing else was asked. "
+            f"{super()._sentence()} {self.why}, so nothing else was asked. "
             f"Pull it beforehand where there is a network: deltahub pull {self.pull}"
         )
 
@@ -271,7 +283,7 @@ class InUseError(DeltaHubError):
         super().__init__(what, user, remedy)
         self.what, self.user, self.remedy = what, user, remedy
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         return f"{self.what} stays as it is: {self.user}. {self.remedy}"
 
 
@@ -282,7 +294,7 @@ class ConflictError(DeltaHubError):
         super().__init__(what, expected, found)
         self.what, self.expected, self.found = what, expected, found
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         return (
             f"{self.what}: expected {self.expected or 'no entry'}, found {self.found or 'no entry'}. "
             "Somebody else may have changed it; nothing was overwritten. Look at it again and repeat."
@@ -292,7 +304,7 @@ class ConflictError(DeltaHubError):
 class StorageError(DeltaHubError, OSError):
     """The disk is full, read-only or out of reach; nothing was half written."""
 
-    def __str__(self) -> str:
+    def _sentence(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 

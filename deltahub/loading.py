@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -29,11 +28,11 @@ from deltahub.engine.trainable import remember
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats import adapterhub, opendelta, peft_reading
 from deltahub.hub.locating import locate
+from deltahub.log import LOGGER
 
 if TYPE_CHECKING:
     from deltahub.config import DeltaConfig
 
-LOGGER: Final = logging.getLogger("deltahub")
 STRUCTURE: Final = "structure"
 
 

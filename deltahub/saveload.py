@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from deltahub.engine.sharding import done_once
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.loading import load
+from deltahub.log import LOGGER
 from deltahub.tensorfile import Saver, TensorFileMixin, save_safetensors
 from deltahub.version import VERSION
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from deltahub.backbone import Fingerprint
     from deltahub.config import DeltaConfig
     from deltahub.engine.ledger import Entry
-
-LOGGER: Final = logging.getLogger("deltahub")
 
 
 class SaveLoadMixin(TensorFileMixin):

@@ -56,7 +56,7 @@ class Settings:
         """All sources, in the order in which they are searched, those that are off too."""
         built_in = {
             LOCAL: Configured(LOCAL, str(home() / "registry")),
-            HF: Configured(HF, (os.environ.get("HF_ENDPOINT") or HUGGING_FACE).rstrip("/"), kind=HUB),
+            HF: Configured(HF, (os.environ.get("HF_ENDPOINT", "").strip() or HUGGING_FACE).rstrip("/"), kind=HUB),
         }
         return tuple({**self.known, **built_in}[name] for name in self.names)
 

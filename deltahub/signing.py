@@ -101,7 +101,8 @@ class PrivateKey:
 
         with storage_errors("Reading the key", path, "read"):
             data = path.read_bytes()
-        self._path, self._password = path, os.environ.get(PASSWORD, "").encode() or None
+        self._path = path
+        self._password = os.fsencode(os.environ.get(PASSWORD, "").rstrip("\r\n")) or None
         if b"PUBLIC KEY" in data:
             msg = f"{path} holds a public key, which checks signatures; signing needs the private one."
             raise ConfigError(msg)

@@ -11,9 +11,10 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import those of earlier lines, and none of its own line unless they share a package.
 LAYERS = (
-    ("errors", "nearest", "offline", "rights", "sized_cache", "version"),
+    ("plain_text",),
+    ("errors", "log", "nearest", "offline", "rights", "sized_cache", "version"),
     ("patterns",),
-    ("address", "reference", "schema", "files", "places"),
+    ("address", "reference", "schema", "secrets", "files", "places"),
     ("config", "link", "manifest", "naming", "reserve", "syncing"),
     ("sealing",),
     ("backbone", "metadata", "outcomes", "signing", "tensorheader"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +14,7 @@ from deltahub.engine.modules import own_modules
 from deltahub.engine.offloading import refuse_offloaded_as_a_whole
 from deltahub.engine.site import CHILD, Site
 from deltahub.errors import ConfigError
+from deltahub.log import LOGGER
 
 
 def note_compiled(targets: Iterable[nn.Module]) -> None:
@@ -26,7 +26,7 @@ def note_compiled(targets: Iterable[nn.Module]) -> None:
         return
     if not all(target._parameters or target._modules.keys() - {CHILD} for target in targets):
         torch.compiler.reset()
-    logging.getLogger("deltahub").warning(
+    LOGGER.warning(
         "Something was compiled before the delta was added; where this backbone is in it, it will be compiled again."
     )
 

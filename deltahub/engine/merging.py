@@ -8,10 +8,9 @@ The bytes before the first merge are kept, so `unmerge` restores them exactly.
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +33,7 @@ from deltahub.engine.sharding import reshard
 from deltahub.engine.site import CHILD, Site, eject, site_of
 from deltahub.engine.trainable import forget_trainable
 from deltahub.errors import MergeError
-
-LOGGER: Final = logging.getLogger("deltahub")
+from deltahub.log import LOGGER
 
 
 @dataclass(frozen=True)

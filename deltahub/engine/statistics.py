@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,8 +14,6 @@ from deltahub.engine.site import is_delta_name
 
 if TYPE_CHECKING:
     from deltahub.engine.insertion import Insertion
-
-LOGGER: Final = logging.getLogger("deltahub")
 
 
 class ReportMixin:

@@ -7,7 +7,6 @@ releases wrote addresses that later ones no longer understand. Facts on the form
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -30,10 +29,10 @@ from deltahub.formats.foreign import read_config, says
 from deltahub.formats.opendelta_biases import SharedBiases
 from deltahub.formats.opendelta_names import DELTA_TYPES, SILENT_MODULES, belongs_to_a_delta, chosen
 from deltahub.formats.torch_file import read_pickle
+from deltahub.log import LOGGER
 from deltahub.nearest import suggest
 from deltahub.schema import load_schema
 
-LOGGER: Final = logging.getLogger("deltahub")
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "pytorch_model.bin"
 

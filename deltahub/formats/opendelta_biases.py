@@ -6,17 +6,14 @@ backbone. So the checkpoints of BitFit and of a LoRA beside it both hold the bia
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from deltahub.engine.ledger import Entry, entries_of, value_of
 from deltahub.errors import CheckpointError
-
-LOGGER: Final = logging.getLogger("deltahub")
+from deltahub.log import LOGGER
 
 
 class SharedBiases:

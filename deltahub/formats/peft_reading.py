@@ -6,7 +6,6 @@ announces must be there and find its place: what has none is an error, not a ten
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -28,8 +27,8 @@ from deltahub.formats.peft_names import Leaves, Names, sort_tensors
 from deltahub.formats.peft_targets import meant, targeted
 from deltahub.formats.peft_trained import own_values, trainable, trained
 from deltahub.formats.torch_file import read_pickle
+from deltahub.log import LOGGER
 
-LOGGER: Final = logging.getLogger("deltahub")
 PICKLE: Final = "adapter_model.bin"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -10,9 +9,8 @@ from torch import nn
 
 from deltahub.engine.shapes import is_conv1d
 from deltahub.errors import AddressError, ConfigError
+from deltahub.log import LOGGER
 from deltahub.patterns import LinearPattern, linear
-
-LOGGER: Final = logging.getLogger("deltahub")
 
 # The heads that PEFT saves with an adapter for a task, whether or not its config names them.
 _HEADS: Final[Mapping[str, tuple[str, ...]]] = {

@@ -11,7 +11,6 @@ A version keeps its digest for ever. A source that gives another content for a v
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from deltahub.errors import (
 )
 from deltahub.hub.private_names import PrivateNames
 from deltahub.link import Link
+from deltahub.log import LOGGER
 from deltahub.manifest import FileEntry
 from deltahub.reference import Reference, is_digest, is_version
 from deltahub.registry.entries import number
@@ -37,7 +37,6 @@ from deltahub.sources.choosing import Choice
 from deltahub.stores.base import Progress
 
 T = TypeVar("T")
-LOGGER: Final = logging.getLogger("deltahub")
 _NEAR: Final = 5  # names of others that a message lists at most
 
 

@@ -118,10 +118,10 @@ class Reader:
 
     def _say_renamed(self, asked: str, name: str) -> None:
         if asked != name and asked not in self._said:
-            import logging  # late: hardly ever needed
+            from deltahub.log import LOGGER  # late: hardly ever needed
 
             self._said.add(asked)
-            logging.getLogger("deltahub").warning("%s was renamed: it is %s now.", asked, name)
+            LOGGER.warning("%s was renamed: it is %s now.", asked, name)
 
     def unknown(self, path: str) -> NotFoundError:
         """The error of a name that is not there, with the nearest names."""

@@ -16,7 +16,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError, StorageError, UnreachableError
 from deltahub.registry.document import ReferenceDocument
@@ -24,9 +24,6 @@ from deltahub.registry.registry import REFS, Registry
 from deltahub.registry.summary import RECORD, record_of
 from deltahub.registry.tables import forget, remember
 from deltahub.stores.waiting import spread
-
-if TYPE_CHECKING:
-    import logging
 
 TICK: Final = 2.0  # seconds: no disk's clock is coarser
 TRUST: Final = 600.0  # seconds for which a folder is passed over
@@ -140,7 +137,9 @@ def _keys(registry: Registry, folder: str) -> Iterator[tuple[str, str]] | None:
     except UnreachableError:
         raise
     except StorageError as error:
-        _logger().warning("%s cannot be listed: %s", folder, error)
+        from deltahub.log import LOGGER  # late: hardly ever needed
+
+        LOGGER.warning("%s cannot be listed: %s", folder, error)
         return None
 
 
@@ -153,7 +152,9 @@ def _documents(database: sqlite3.Connection, folder: str) -> dict[str, str]:
 def _read(database: sqlite3.Connection, registry: Registry, stamps: Mapping[str, str], told: Told | None) -> set[str]:
     """Put documents into the index; those that cannot be read are returned."""
     if len(stamps) >= MANY:
-        _logger().info(
+        from deltahub.log import LOGGER  # late: hardly ever needed
+
+        LOGGER.info(
             "Reading %s deltas of %s into the search index; from then on only what changed is read.",
             f"{len(stamps):,}",
             registry.place,
@@ -178,17 +179,13 @@ def _read(database: sqlite3.Connection, registry: Registry, stamps: Mapping[str,
                 raise found
             document = _document(key, found[0])
         except DeltaHubError as error:  # one damaged document, or one that may not be read, must not hide the others
-            _logger().warning("%s cannot be listed: %s", key, error)
+            from deltahub.log import LOGGER  # late: hardly ever needed
+
+            LOGGER.warning("%s cannot be listed: %s", key, error)
             unread.add(key)
             continue
         remember(database, key, stamps[key], document, _record(registry, document))
     return unread
-
-
-def _logger() -> logging.Logger:
-    import logging  # late: hardly ever needed
-
-    return logging.getLogger("deltahub")
 
 
 def _document(key: str, data: bytes) -> ReferenceDocument:

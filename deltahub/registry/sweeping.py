@@ -125,10 +125,10 @@ def settled(store: Store, busy: Callable[[KeysView[str]], bool]) -> tuple[State,
     state, etag = read_state(store)
     since = time.monotonic()
     if state.sweeping and busy(state.sweeping.keys()):
-        import logging  # late: hardly ever needed
+        from deltahub.log import LOGGER  # late: hardly ever needed
 
         text = "Waiting for a collection in %s; if it was killed, for %.0f seconds at most."
-        logging.getLogger("deltahub").warning(text, store.url, SILENT)
+        LOGGER.warning(text, store.url, SILENT)
     while state.sweeping and busy(state.sweeping.keys()) and time.monotonic() < since + SILENT:
         time.sleep(PAUSE)
         now, etag = read_state(store)

@@ -9,13 +9,13 @@ it sees one or the other.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from deltahub.errors import ConflictError, IntegrityError
+from deltahub.log import LOGGER
 from deltahub.registry import stamps
 from deltahub.registry.hub_documents import PARTS, UPLOADS, Kind
 from deltahub.registry.sweeping import spare, store_spared
@@ -142,6 +142,6 @@ def _noted(store: Store, kind: Kind, key: str) -> dict[str, Any] | None:
     try:
         found = kind.read(store, key)
     except IntegrityError as error:
-        logging.getLogger("deltahub").warning("%s", error)
+        LOGGER.warning("%s", error)
         return None
     return found[0] if found else None

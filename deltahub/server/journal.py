@@ -4,35 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 import traceback
 from pathlib import Path
 from typing import Any, Final
 
+from deltahub.plain_text import redacted
 from deltahub.registry import stamps
 
 ACCESS: Final = logging.getLogger("deltahub.server.access")
 AUDIT: Final = logging.getLogger("deltahub.server.audit")
 FACTS: Final = "facts"  # the attribute of a record that holds its fields
-
-# Tokens of hubs, of this kind and of Hugging Face's; credentials in headers; signatures and passwords in addresses.
-_SECRETS: Final = (
-    (re.compile(r"\b(dhub_[0-9a-f]{16}|hf)_[A-Za-z0-9_-]{16,}"), r"\1_***"),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,}"), r"\1 ***"),
-    (
-        re.compile(r"(?i)\b((?:x-amz-)?(?:signature|credential|security-token)|sig|token|password)=[^&\s\"']+"),
-        r"\1=***",
-    ),
-    (re.compile(r"://[^/@\s:]+:[^/@\s]+@"), "://***@"),
-)
-
-
-def redacted(text: str) -> str:
-    """Text without the secrets that it may hold by accident."""
-    for pattern, shown in _SECRETS:
-        text = pattern.sub(shown, text)
-    return text
 
 
 class JsonLines(logging.Formatter):

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.errors import ConfigError
+from deltahub.secrets import header_value
 from deltahub.stores import profiles
 
 if TYPE_CHECKING:
@@ -22,6 +23,17 @@ SCHEME: Final = "s3://"
 PART: Final = 8 << 20  # bytes that one request sends at most
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX: Final = re.compile(r"(?!\.\.?(/|$))[A-Za-z0-9._=-]+(/(?!\.\.?(/|$))[A-Za-z0-9._=-]+)*")
+# What the client would read itself and put into headers as it is.
+_IN_HEADERS: Final = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+)
 _ENDPOINT: Final = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*")
 
 
@@ -102,14 +114,14 @@ class Bucket:
     def server(self) -> str | None:
         """The URL of the server as far as the configuration and the environment say; None for AWS."""
         variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-        return self.endpoint or next((os.environ[name] for name in variables if os.environ.get(name)), None)
+        return self.endpoint or next((found for name in variables if (found := os.environ.get(name, "").strip())), None)
 
 
 def connect(bucket: Bucket, patience: Patience) -> tuple[Client, Client]:
     """Clients for reading and for writing; neither asks the server anything yet.
 
     Raises:
-        ConfigError: obstore is not installed, or the profile cannot be used.
+        ConfigError: obstore is not installed, the profile cannot be used, or a key holds what no header can.
     """
     try:
         from obstore.store import S3Store as Client  # late: no other store needs it
@@ -119,11 +131,11 @@ def connect(bucket: Bucket, patience: Patience) -> tuple[Client, Client]:
 
     login = profiles.login(bucket.profile)
     endpoint = bucket.server or login.endpoint
-    config: dict[str, Any] = {"conditional_put": "etag", "disable_bulk_delete": True}
+    config: dict[str, Any] = {"conditional_put": "etag", "disable_bulk_delete": True} | _corrected()
     if endpoint:
-        config |= {"endpoint": endpoint, "aws_endpoint_url_s3": endpoint}
+        config |= {"aws_endpoint": endpoint, "aws_endpoint_url_s3": endpoint}
     if region := bucket.region or login.region:
-        config |= {"region": region}
+        config |= {"aws_region": header_value(region, "The region")}
     common: dict[str, Any] = {
         "allow_http": (endpoint or "").startswith("http://"),
         "connect_timeout": _span(patience.connect),
@@ -150,6 +162,13 @@ def connect(bucket: Bucket, patience: Patience) -> tuple[Client, Client]:
         for limit in limits
     )
     return reader, writer
+
+
+def _corrected() -> dict[str, str]:
+    """The client's settings in the environment that have white space at their ends, without it."""
+    given = {name: os.environ.get(name, "") for name in _IN_HEADERS}
+    checked = {name: header_value(text, f"The environment variable {name}") for name, text in given.items()}
+    return {name.lower(): text for name, text in checked.items() if text != given[name]}
 
 
 def _span(seconds: float) -> timedelta:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from deltahub.errors import ConfigError
 from deltahub.nearest import suggest
+from deltahub.secrets import header_value
 
 # What the client itself finds in the environment, before any file.
 _ENVIRONMENT: Final = (
@@ -72,12 +73,11 @@ def _credentials(name: str, settings: Mapping[str, str]) -> Callable[[], Any] | 
         return Boto3CredentialProvider(boto3.session.Session(profile_name=name))
     if "aws_access_key_id" not in settings:  # it sets a region, say
         return None
-    keys = {
-        "access_key_id": settings["aws_access_key_id"],
-        "secret_access_key": settings.get("aws_secret_access_key", ""),
-        "token": settings.get("aws_session_token"),
-        "expires_at": None,
-    }
+    access, secret, token = (
+        header_value(settings.get(key, ""), f"{key} of the profile {name!r}")
+        for key in ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+    )
+    keys = {"access_key_id": access, "secret_access_key": secret, "token": token or None, "expires_at": None}
     return lambda: keys
 
 

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
+from deltahub.plain_text import redacted
 from deltahub.registry.registry import Registry
 from deltahub.server import health, journal
 from deltahub.server.app import build_app
 from deltahub.server.descriptors import AcceptErrors
-from deltahub.server.journal import ACCESS, AUDIT, FACTS, JsonLines, redacted, set_up
+from deltahub.server.journal import ACCESS, AUDIT, FACTS, JsonLines, set_up
 from deltahub.server.settings import Settings
 from deltahub.server.tokens import Tokens
 from deltahub.stores.memory import MemoryStore

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
+from deltahub.secrets import header_value
 from deltahub.sources.base import pause
 from deltahub.sources.huggingface.failures import Asked, sentence
 from deltahub.sources.huggingface.waiting import patiently
@@ -54,7 +55,7 @@ class Calls:
     @property
     def endpoint(self) -> str:
         """The hub's address, without a "/" at its end."""
-        return (self._endpoint or os.environ.get("HF_ENDPOINT") or HUGGING_FACE).rstrip("/")
+        return (self._endpoint or os.environ.get("HF_ENDPOINT", "").strip() or HUGGING_FACE).rstrip("/")
 
     @property
     def place(self) -> str:
@@ -64,14 +65,20 @@ class Calls:
 
     @property
     def token(self) -> str | Literal[False]:
-        """The token that is sent now; False if there is none."""
-        if self._token is not None:
-            return self._token
-        if self._token_variable is not None:
-            return os.environ.get(self._token_variable) or False
-        from huggingface_hub import get_token
+        """The token that is sent now, without the line end that a secret made from a file has; False if there is none.
 
-        return get_token() or False
+        Raises:
+            ConfigError: it holds what no token can.
+        """
+        if self._token is not None:
+            found, where = self._token or "", f"The token given for the source {self.name}"
+        elif self._token_variable is not None:
+            found, where = os.environ.get(self._token_variable, ""), f"The environment variable {self._token_variable}"
+        else:
+            from huggingface_hub import get_token
+
+            found, where = get_token() or "", "The token of HF_TOKEN or `hf auth login`"
+        return header_value(found, where) or False
 
     @property
     def _log_in(self) -> str:

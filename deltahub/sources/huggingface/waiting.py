@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, TypeVar
 
+from deltahub.log import LOGGER
 from deltahub.sources.huggingface.failures import BUSY
 
 T = TypeVar("T")
 
-LOGGER: Final = logging.getLogger("deltahub")
 _TRIES: Final = 5
 _TRIES_TO_CONNECT: Final = 2
 _LONGEST: Final = 900.0  # seconds that one call may wait in all: three windows of five minutes

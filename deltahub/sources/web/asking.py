@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -15,12 +14,12 @@ from requests.exceptions import RequestException
 
 from deltahub.errors import DeltaHubError, StorageError, UnreachableError
 from deltahub.link import shown
+from deltahub.log import LOGGER
 from deltahub.sources.base import pause
 from deltahub.sources.web.guarded import Guard, GuardedAdapter, PrivateAddressError
 from deltahub.sources.web.limits import Limits
 from deltahub.version import VERSION
 
-LOGGER: Final = logging.getLogger("deltahub")
 _BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MOVED: Final = frozenset({301, 302, 303, 307, 308})
 _DIALS: Final = 2  # tries after which a server that cannot be connected to counts as gone

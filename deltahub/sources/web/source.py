@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 from urllib.parse import urlsplit
 
 from deltahub.cache.cache import Cache
 from deltahub.cache.names import CachedNames, Seen
 from deltahub.errors import IntegrityError, NotCachedError, UnreachableError
 from deltahub.link import Link
+from deltahub.log import LOGGER
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.sources.base import Resolved, pause
 from deltahub.sources.partial import PARTIAL
@@ -20,8 +19,6 @@ from deltahub.sources.web.folder import WebFolder
 from deltahub.sources.web.limits import Limits
 from deltahub.sources.web.tarball import ENDING, WebBundle, digest_in
 from deltahub.stores.base import Progress
-
-LOGGER: Final = logging.getLogger("deltahub")
 
 
 class WebSource:

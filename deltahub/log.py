@@ -1,0 +1,18 @@
+"""The library's logger: what it quotes of others is made visible text before any handler gets it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from deltahub.plain_text import visible
+
+
+class _VisibleRecords(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = visible(record.getMessage()), ()
+        return True
+
+
+LOGGER: Final = logging.getLogger("deltahub")
+LOGGER.addFilter(_VisibleRecords())
