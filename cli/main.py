@@ -29,6 +29,7 @@ _COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
     "log": ("showing", "log"),
     "tag": ("marks", "tag"),
     "alias": ("marks", "alias"),
+    "amend": ("amend", "amend"),
     "undo": ("marks", "undo"),
     "rm": ("removing", "rm"),
     "rename": ("removing", "rename"),

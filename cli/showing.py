@@ -33,6 +33,7 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         return
     from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
+    from deltahub.registry.summary import metrics_of
 
     hub = Hub.open()
     found = hub.resolve(Reference.parse(ref))
@@ -57,7 +58,9 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         "kind": manifest.kind,
         "config": dict(manifest.config),
         "parameters": dict(manifest.parameters),
-        "metrics": list(manifest.metrics),
+        "metrics": metrics_of(manifest, entry.summary),
+        "description": entry.summary.get("description", ""),
+        "card": entry.card,
         "files": [asdict(file) for file in manifest.files],
         "tensors": [asdict(tensor) for tensor in manifest.tensors],
     }
@@ -74,7 +77,8 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         ("tags", " ".join(entry.tags) or "none"),
         ("versions", " ".join(_pointed(document, name) for name in document.versions)),
         *_content(manifest),
-        ("metrics", metrics_text({m["metric_type"]: m["metric_value"] for m in manifest.metrics}) or "none"),
+        ("metrics", metrics_text({m["metric_type"]: m["metric_value"] for m in data["metrics"]}) or "none"),
+        *([("description", data["description"])] if data["description"] else []),
     ]
     out.rows(("", ""), facts, key=None)
     out.rows(("file", "size", "sha256"), [(f.path, size_text(f.size), f.sha256) for f in manifest.files], key=None)

@@ -19,7 +19,7 @@ from deltahub.errors import NoVersionError, RemovedError
 from deltahub.nearest import closest
 from deltahub.reference import LATEST, MAIN, is_digest
 from deltahub.registry.entries import Move, Moving, Removed, Version, merged_tags, number
-from deltahub.registry.integrity import SCHEMA_VERSION, read_whole
+from deltahub.registry.integrity import AMENDED_VERSION, SCHEMA_VERSION, read_whole
 from deltahub.sealing import sealed
 from deltahub.sized_cache import SizedCache
 
@@ -164,6 +164,20 @@ class ReferenceDocument:
                 log = (*log, Move(time, author, action, ", ".join(sorted(names)), after=version))
         return replace(self, versions={**self.versions, version: replace(entry, tags=tags)}, log=log)
 
+    @property
+    def amended(self) -> bool:
+        """Whether anything said about a version was amended after its push."""
+        return any(move.action == "amend" for move in self.log)
+
+    def with_amended(self, version: str, entry: Version, moves: Collection[Move]) -> ReferenceDocument:
+        """Replace what is said about a version; its digest stays.
+
+        Args:
+            moves: the changes, for the log.
+        """
+        assert entry.digest == self.versions[version].digest
+        return replace(self, versions={**self.versions, version: entry}, log=(*self.log, *moves))
+
     def without_version(self, version: str, time: str, author: str, message: str = "") -> ReferenceDocument:
         """Remove a version, which leaves a tombstone; no alias or branch may point to it."""
         entry = self.versions[version]
@@ -227,7 +241,7 @@ class ReferenceDocument:
         ]
         versions = {name: entry.to_dict() for name, entry in self.versions.items()}
         document: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": AMENDED_VERSION if self.amended else SCHEMA_VERSION,
             "name": self.name,
             "versions": versions,
             "aliases": self.aliases,

@@ -29,6 +29,7 @@ class Version:
         tags: labels and key=value pairs, sorted.
         summary: what a list shows, so that it need not read the manifest.
         parent: the version that it came from, if that is not the one numbered before it.
+        card: Markdown that takes the place of the card that was pushed; None if it was not amended.
     """
 
     digest: str
@@ -38,13 +39,11 @@ class Version:
     tags: tuple[str, ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
     parent: str | None = None
+    card: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as it is stored."""
-        fields = dict(vars(self))
-        if self.parent is None:
-            del fields["parent"]
-        return fields
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,10 @@ class Move:
     """One entry of the log.
 
     Attributes:
-        action: push, alias, unalias, undo, branch, tag, untag, remove or rename.
+        action: push, alias, unalias, undo, branch, tag, untag, remove, rename or amend.
         what: the version, alias, branch or tags concerned; of a rename, the new name.
-        before: what an alias or branch pointed to, the digest of a removed version, or the old name.
-        after: what it points to now, the digest of a pushed version, the version that is tagged, or the new name.
+        before: what an alias or branch pointed to, the digest of a removed version, the old name, or what was amended.
+        after: what it points to now, the digest of a pushed version, the version that is tagged, the new name, or the amendment.
     """
 
     time: str

@@ -10,6 +10,9 @@ from deltahub.sealing import unsealed
 
 SCHEMA: Final = "reference.v1"
 SCHEMA_VERSION: Final = 1
+AMENDED_VERSION: Final = (
+    2  # of a document with an amended version, which older releases refuse with the advice to update
+)
 
 
 def read_whole(data: bytes, name: str = "") -> Mapping[str, Any]:
@@ -32,8 +35,8 @@ def read_whole(data: bytes, name: str = "") -> Mapping[str, Any]:
 def _unreadable(name: str, wrong: str, document: Any) -> CheckpointError | IntegrityError:
     what = f"The reference document of {name}" if name else "A reference document"
     schema = document.get("schema_version") if isinstance(document, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA_VERSION:
-        msg = f"{what} has schema_version {schema}; this deltahub reads {SCHEMA_VERSION}. Update deltahub."
+    if isinstance(schema, int) and schema > AMENDED_VERSION:
+        msg = f"{what} has schema_version {schema}; this deltahub reads {AMENDED_VERSION}. Update deltahub."
         return CheckpointError(msg)
     remedy = (
         f"Restore refs/{name or '...'}.json in its registry from a copy, or move it away and push the delta again; the files "

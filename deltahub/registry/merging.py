@@ -39,7 +39,7 @@ def merged(mine: ReferenceDocument, theirs: ReferenceDocument, time: str, author
     found = mine
     for name, entry in theirs.versions.items():
         if name in found.versions:
-            found = found.with_tags(name, entry.tags, (), time, author)
+            found = _with_amendments(found.with_tags(name, entry.tags, (), time, author), theirs, name)
         elif name not in found.removed:
             versions = {**found.versions, name: entry}
             ordered = {key: versions[key] for key in sorted(versions, key=number)}
@@ -52,6 +52,16 @@ def merged(mine: ReferenceDocument, theirs: ReferenceDocument, time: str, author
         if target in found.versions:
             found = found.with_branch(branch, target, time, author)
     return found
+
+
+def _with_amendments(mine: ReferenceDocument, theirs: ReferenceDocument, version: str) -> ReferenceDocument:
+    """Return a document with what the other one amended of a version."""
+    moves = [m for m in theirs.log if m.action == "amend" and m.what == version and m not in mine.log]
+    if not moves:
+        return mine
+    entry = theirs.versions[version]
+    amended = replace(mine.versions[version], message=entry.message, summary=entry.summary, card=entry.card)
+    return mine.with_amended(version, amended, moves)
 
 
 def _refuse_numbers(one: ReferenceDocument, other: ReferenceDocument) -> None:

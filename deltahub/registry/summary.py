@@ -24,6 +24,20 @@ def summary_of(manifest: Manifest) -> dict[str, object]:
     return {**known, **counts, "metrics": metrics, RECORD: record_of(manifest)}
 
 
+def metrics_of(manifest: Manifest, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the metrics of a version in the form of its manifest, with what was amended since.
+
+    Args:
+        summary: of the version; one without metrics, as of a hub, says nothing about them.
+    """
+    now = summary.get("metrics")
+    if not isinstance(now, Mapping):
+        return [dict(metric) for metric in manifest.metrics]
+    pushed = [{**m, "metric_value": now[m["metric_type"]]} for m in manifest.metrics if m["metric_type"] in now]
+    names = {metric["metric_type"] for metric in pushed}
+    return [*pushed, *({"metric_type": k, "metric_value": v} for k, v in now.items() if k not in names)]
+
+
 def _what(config: Mapping[str, Any]) -> str:
     """What files are, where a list shows the type of a delta: ``"lora"``, ``"peft lora"``, ``"transformers bert"``."""
     if "delta_type" in config:

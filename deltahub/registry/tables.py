@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 import sqlite3
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version
 
-_VERSION: Final = 6  # of the tables below; the next one is theirs without FTS5
+_VERSION: Final = 8  # of the tables below; the next one is theirs without FTS5
+_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{1,15})?")  # the value of a tag that is a metric too
 _PATIENCE: Final = 30  # seconds to wait for another process that is writing it
 _PAGES: Final = 65_536  # kB of it that are held in memory at most: what is not, is written and read again and again
 _TRIGRAMS: Final = (
@@ -139,7 +142,7 @@ def _delta(database: sqlite3.Connection, document: ReferenceDocument, record: st
     keys = ("backbone_checkpoint_name", "backbone_hash", "backbone_class")
     backbone, fingerprint, model = (_text(summary.get(key)) for key in keys)
     texts = filter(None, (delta_type, model, backbone))
-    words = " ".join([document.name, *entry.tags, *texts, entry.message])
+    words = " ".join([document.name, *entry.tags, *texts, entry.message, _text(summary.get("description")) or ""])
     namespace = document.name.partition("/")[0]
     numbers = [_whole(summary.get(key)) for key in ("size", "parameters")]
     values = (document.name, namespace, entry.time, entry.author, delta_type, backbone, fingerprint, record)
@@ -149,13 +152,20 @@ def _delta(database: sqlite3.Connection, document: ReferenceDocument, record: st
     for table in ("texts (id, words)", *(["trigrams (rowid, words)"] if has_trigrams() else [])):
         database.execute(f"INSERT INTO {table} VALUES (?, ?)", (delta, searchable(words)))  # noqa: S608
     database.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, delta) for tag in set(entry.tags)])
-    metrics = summary.get("metrics")
-    numbered = {str(name): _real(value) for name, value in metrics.items()} if isinstance(metrics, dict) else {}
+    numbered = {str(name): _real(value) for name, value in _metrics(entry).items()}
     database.executemany(
         "INSERT INTO metrics VALUES (?, ?, ?)",
         [(name, delta, value) for name, value in numbered.items() if value is not None],
     )
     return delta
+
+
+def _metrics(entry: Version) -> dict[str, Any]:
+    """Return the metrics of a version; a tag whose value is a number, such as ``accuracy=0.93``, counts as one."""
+    pairs = (tag.partition("=") for tag in entry.tags)
+    tagged = {key: float(value) for key, equals, value in pairs if equals and _NUMBER.fullmatch(value)}
+    metrics = entry.summary.get("metrics")
+    return {**tagged, **(metrics if isinstance(metrics, dict) else {})}
 
 
 def searchable(text: str) -> str:

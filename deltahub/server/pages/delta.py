@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Final
 
 from starlette.concurrency import run_in_threadpool
@@ -16,6 +17,7 @@ from deltahub.naming import backbone_name
 from deltahub.reference import MAIN
 from deltahub.registry.query import Query
 from deltahub.registry.registry import Found
+from deltahub.registry.summary import metrics_of
 from deltahub.server.pages.card import LARGEST, Card
 from deltahub.server.pages.cards import Cards
 from deltahub.server.pages.commands import commands
@@ -75,6 +77,8 @@ def _opened(request: Request) -> _Opened | Response:
     if repository.path != asked:  # it was renamed
         return RedirectResponse(f"/{repository.path}", 302, HEADERS)
     found = version_of(repository, request.path_params.get("revision", MAIN))
+    if amended := found.entry.card:
+        return _Opened(repository, found, amended, sha256(amended.encode()).hexdigest())
     entry = next((file for file in found.manifest.files if file.path == CARD), None)
     if entry is None:
         return _Opened(
@@ -102,6 +106,7 @@ def _page(request: Request, opened: _Opened, card: Card | str) -> Response:
         "delta.html",
         document=repository.document,
         found=found,
+        metrics=metrics_of(found.manifest, found.entry.summary),
         private=repository.private,
         card=shown,
         files=found.manifest.files[:_FILES],

@@ -83,7 +83,8 @@ class Push:
             if published:
                 commit, new, tags = published
                 marks = GitTags(self.calls, self.repo, self.doing, known.tags)
-                marks.number(commit)
+                if not known.document:  # a hub of DeltaHub numbers its versions itself
+                    marks.number(commit)
                 for alias in self.publication.aliases:
                     marks.point(alias, commit)
                 return Published(commit, new, tags)

@@ -1,0 +1,118 @@
+"""Amending what is said about a version after its push: message, metrics, description and card.
+
+The content and its digest stay. Each change is an entry of the log with the value before and after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from deltahub.errors import ConfigError
+from deltahub.registry import stamps
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Move, Version
+from deltahub.registry.registry import Registry
+
+DESCRIPTION: Final = "description"  # in the summary of a version
+_LONGEST: Final = 4000  # characters of a message or description
+_LONGEST_CARD: Final = 128 << 10  # bytes
+_METRIC: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.@/-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Amendment:
+    """What is to be said about a version from now on; None leaves it as it is.
+
+    Attributes:
+        message: why this version.
+        metrics: name to value; None removes a metric. Others stay.
+        description: of the version, in a few words.
+        card: Markdown; an empty one shows the pushed card again.
+    """
+
+    message: str | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    description: str | None = None
+    card: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse texts that are too long and metrics that are not numbers.
+
+        Raises:
+            ConfigError: they are.
+        """
+        for name, text in (("message", self.message), (DESCRIPTION, self.description)):
+            if text is not None and len(text) > _LONGEST:
+                msg = f"The {name} has {len(text):,} characters; expected {_LONGEST:,} at most. Put the rest into the card."
+                raise ConfigError(msg)
+        if self.card is not None and len(self.card.encode(errors="replace")) > _LONGEST_CARD:
+            msg = f"The card is larger than {_LONGEST_CARD:,} bytes. Shorten it."
+            raise ConfigError(msg)
+        for name, value in self.metrics.items():
+            if not _METRIC.fullmatch(name) or (value is not None and not math.isfinite(value)):
+                msg = f"{name}={value} is not a metric: expected a name and a finite number, such as accuracy=0.93."
+                raise ConfigError(msg)
+
+
+def amend(registry: Registry, path: str, version: str | None, amendment: Amendment) -> tuple[ReferenceDocument, str]:
+    """Change what is said about a version, and log it.
+
+    Args:
+        version: a version, alias or digest; None for the newest.
+
+    Returns:
+        The new document, and the number of the version.
+
+    Raises:
+        NotFoundError: there is no such delta or version.
+        StorageError: the registry cannot be written.
+    """
+    name = ""
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        nonlocal name
+        name = document.resolve(name or version)
+        entry = document.versions[name]
+        amended = _amended(entry, amendment)
+        time, author = registry.stamp()
+        before, after = _facts(entry), _facts(amended)
+        moves = [
+            Move(time, author, "amend", name, _said(key, before.get(key)), _said(key, after.get(key)))
+            for key in sorted(before.keys() | after.keys())
+            if before.get(key) != after.get(key)
+        ]
+        return document.with_amended(name, amended, moves) if moves else document
+
+    return registry.update(path, change), name
+
+
+def _amended(entry: Version, amendment: Amendment) -> Version:
+    summary = dict(entry.summary)
+    if amendment.metrics:
+        metrics = {**summary.get("metrics", {}), **amendment.metrics}
+        summary["metrics"] = {name: value for name, value in metrics.items() if value is not None}
+    if amendment.description is not None:
+        summary[DESCRIPTION] = stamps.text(amendment.description)
+        if not amendment.description:
+            del summary[DESCRIPTION]
+    message = entry.message if amendment.message is None else stamps.text(amendment.message)
+    card = entry.card if amendment.card is None else stamps.text(amendment.card) or None
+    return replace(entry, message=message, summary=summary, card=card)
+
+
+def _facts(entry: Version) -> dict[str, str]:
+    """What can be amended, by the words of the log; of a card its digest, for the text is in the document itself."""
+    facts = {name: str(value) for name, value in entry.summary.get("metrics", {}).items()}
+    texts = {"message": entry.message, DESCRIPTION: entry.summary.get(DESCRIPTION, "")}
+    if entry.card is not None:
+        texts["card"] = f"sha256:{hashlib.sha256(entry.card.encode()).hexdigest()}"
+    return {**{f"metric {name}": value for name, value in facts.items()}, **{k: t for k, t in texts.items() if t}}
+
+
+def _said(key: str, value: str | None) -> str | None:
+    return None if value is None else f"{key}: {value}"
