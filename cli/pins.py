@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import JsonOpt, QuietOpt, RefArg
+from .options import JsonOpt, QuietOpt
 from .output import Output
 
 HeldArg = Annotated[
@@ -14,23 +14,28 @@ HeldArg = Annotated[
 ]
 
 
-def pin(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
+def pin(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     """Keep a delta in the cache whatever is pruned; it is pulled if it is not there.
 
     [dim]deltahub cache pin acme/sst2-bert@champion[/dim]
+
+    [dim]deltahub cache pin sha256:3f9a51c0ffee[/dim]
     """
     from deltahub.cache import caretaking
     from deltahub.hub.hub import Hub
-    from deltahub.reference import Reference
+    from deltahub.reference import Reference, is_digest
 
     hub = Hub.open()
-    pulled = hub.pull(Reference.parse(ref))
-    exact = pulled.reference
-    caretaking.pin(hub.cache, pulled.digest, str(exact), lambda: hub.pull(exact))
-    data = {"reference": str(exact), "digest": pulled.digest, "pinned": True}
-    Output(as_json=json, quiet=quiet).result(
-        data, str(exact), f"{pulled.digest[:19]} stays until: deltahub cache unpin {exact}"
-    )
+    if is_digest(ref):  # only what is in the cache has no other name
+        held = caretaking.find(hub.cache, ref)
+        exact, digest = held.origin, held.digest
+        caretaking.pin(hub.cache, digest, exact, lambda: caretaking.find(hub.cache, digest))
+    else:
+        pulled = hub.pull(Reference.parse(ref))
+        exact, digest = str(pulled.reference), pulled.digest
+        caretaking.pin(hub.cache, digest, exact, lambda: hub.pull(pulled.reference))
+    data = {"reference": exact, "digest": digest, "pinned": True}
+    Output(as_json=json, quiet=quiet).result(data, exact, f"{digest[:19]} stays until: deltahub cache unpin {exact}")
 
 
 def unpin(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:

@@ -73,6 +73,9 @@ class Reference:
                 "A folder must be pushed to have a name: deltahub push FOLDER."
             )
             raise ReferenceSyntaxError(msg)
+        if is_digest(text):
+            msg = f"A digest alone does not say whose it is. Name the delta too: namespace/name@{text}"
+            raise ReferenceSyntaxError(msg)
         rest, at, version = text.partition("@")
         source, colon, path = rest.rpartition(":")
         if colon:

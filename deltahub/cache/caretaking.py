@@ -24,7 +24,7 @@ from deltahub.cache.names import CachedNames
 from deltahub.cache.reading import being_read, forget_killed
 from deltahub.errors import DeltaHubError, NotFoundError, ReferenceSyntaxError
 from deltahub.files import read_file, storage_errors
-from deltahub.reference import Reference, is_digest
+from deltahub.reference import LATEST, Reference, is_digest, is_version
 from deltahub.reserve import freeing, spend
 
 PINS: Final = "pins"
@@ -91,23 +91,26 @@ def find(cache: Cache, text: str) -> Cached:
     """The one delta in a cache that a digest, the start of one, or a reference means.
 
     Args:
-        text: ``"sha256:3f9a51c0ffee"``, or a reference it was pulled or pinned by; source and version may be left out.
+        text: ``"sha256:3f9a51c0ffee"``, or a reference it was pulled or pinned by; source and version may be left out, and an
+            alias or ``latest`` means what it meant when it was last pulled.
 
     Raises:
         NotFoundError: none is meant.
         ReferenceSyntaxError: several are.
     """
-    known, names = list(entries(cache)), CachedNames(cache).by_digest()
-    with contextlib.suppress(ReferenceSyntaxError):  # not all that deltas are pulled by is one
-        text = text if is_digest(text) else str(Reference.parse(text))
-    if is_digest(text):
-        meant = [entry for entry in known if entry.digest.startswith(text)]
-    else:
-        meant = [
-            entry
-            for entry in known
-            if any(_means(text, name) for name in (entry.origin, entry.pinned, *names.get(entry.digest, ())) if name)
-        ]
+    known, names = list(entries(cache)), CachedNames(cache)
+    name, digest = _name_and_digest(names, text)
+    references = names.by_digest()
+    meant = [
+        entry
+        for entry in known
+        if entry.digest.startswith(digest)
+        and any(
+            name is None or _means(name, one)
+            for one in (entry.origin, entry.pinned, *references.get(entry.digest, ()))
+            if one
+        )
+    ]
     if not meant:
         raise NotFoundError(
             f"The delta {text}", (f"the cache {cache.root}",), tuple(entry.origin for entry in known[:3])
@@ -117,6 +120,26 @@ def find(cache: Cache, text: str) -> Cached:
         msg = f"{text} means {len(meant)} deltas in the cache: {each}. Name one of them by its version or its digest."
         raise ReferenceSyntaxError(msg)
     return meant[0]
+
+
+def _name_and_digest(names: CachedNames, text: str) -> tuple[str | None, str]:
+    """Return what a delta must be called, None for anything, and how its digest must start."""
+    if is_digest(text):
+        return None, text
+    try:
+        reference = Reference.parse(text)
+    except ReferenceSyntaxError:  # not all that deltas are pulled by is one
+        return text, ""
+    version = reference.version
+    if version is None or is_version(version):
+        return str(reference), ""
+    name = str(reference.at(None))
+    if is_digest(version):
+        return name, version
+    seen = names.recall(reference) or (names.recall(reference.at(None)) if version == LATEST else None)
+    if seen:
+        return name, seen.digest
+    return (name if version == LATEST else str(reference)), ""
 
 
 def _means(text: str, reference: str) -> bool:

@@ -112,6 +112,11 @@ class ReferenceDocument:
         near = closest(version, known, limit=3, cutoff=0.6)
         raise NoVersionError(f"{self.name}@{version}", (f"versions and aliases {', '.join(known)}",), near)
 
+    def expected(self, version: str | None) -> str | None:
+        """Return the version that an alias is expected to point to, which may be given as "latest" or by its digest."""
+        by_content = version is not None and (version == LATEST or is_digest(version))
+        return self.resolve(version) if by_content and self.versions else version
+
     def with_version(self, entry: Version) -> tuple[ReferenceDocument, str]:
         """Add a version, unless its content is one already; then only its new tags are added.
 

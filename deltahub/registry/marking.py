@@ -44,7 +44,7 @@ def set_alias(
     def change(document: ReferenceDocument) -> ReferenceDocument:
         nonlocal expect, target
         now = document.aliases.get(alias)
-        if not isinstance(expect, Anything) and now != expect:
+        if not isinstance(expect, Anything) and now != document.expected(expect):
             raise ConflictError(f"The alias {document.name}@{alias}", expect, now)
         if version is None and now is None:
             known = f"aliases {', '.join(document.aliases) or 'none'}"

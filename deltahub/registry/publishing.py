@@ -94,7 +94,7 @@ class Addition:
             ConflictError: an alias points elsewhere than expected.
         """
         for alias, pointed in (self._publication.expect or {}).items():
-            if (now := document.aliases.get(alias)) != pointed:
+            if (now := document.aliases.get(alias)) != document.expected(pointed):
                 raise ConflictError(f"The alias {document.name}@{alias}", pointed, now)
         changed, self.version = document.with_version(self._added)
         self.new = self.version not in document.versions

@@ -51,6 +51,16 @@ def test_the_list_says_what_each_was_pulled_as_how_big_it_is_and_what_is_pinned(
         assert entry["pinned"] == ("local:me/new@v1" if name == "me/new" else None)
 
 
+def test_a_digest_its_start_and_latest_name_what_is_in_the_cache(run, run_json, two):
+    digest = {entry["origin"]: entry["digest"] for entry in run_json("cache", "list")}["local:me/new@v1"]
+    for name in (digest[:19], f"me/new@{digest[:19]}", f"local:me/new@{digest}", "me/new@latest"):
+        assert run_json("cache", "show", name)["digest"] == digest
+        assert run_json("cache", "pin", name)["digest"] == digest
+        assert run_json("cache", "verify", name)[0]["digest"] == digest
+        assert run_json("cache", "unpin", name)["was_pinned"]
+    assert run("cache", "show", f"me/old@{digest[:19]}").exit_code == 3
+
+
 def test_prune_with_a_limit_removes_what_was_not_used_for_longest(run, run_json, two):
     sizes = [entry["size"] for entry in run_json("cache", "list")]
     dry = run("cache", "prune", "--max", f"{max(sizes)}B", "--dry-run")

@@ -1,4 +1,4 @@
-"""push and alias with --expect: an alias moves only from where its user saw it."""
+"""push and alias with --expect: an alias moves only from where its user saw it; and amend."""
 
 from __future__ import annotations
 
@@ -40,6 +40,27 @@ def test_a_push_that_expects_an_alias_elsewhere_says_both_and_publishes_nothing(
         in done.stderr
     )
     assert run_json("show", "me/x") == before
+
+
+def test_where_an_alias_is_expected_can_be_said_by_a_digest_or_latest(run, run_json, ckpts):
+    digest = run_json("show", "me/x@v1")["digest"]
+    assert run("alias", "me/x", "prod", "--expect", "latest").exit_code == 4
+    assert run("alias", "me/x", "prod", "--expect", digest[:19]).exit_code == 0
+    assert run("push", ckpts[2], "me/x", "--alias", "prod", "--expect", "latest").exit_code == 0
+    assert run_json("show", "me/x")["aliases"] == {"prod": "v3"}
+
+
+def test_an_amended_version_is_found_by_its_metric_and_keeps_its_digest(run, run_json, ckpts, tmp_path):
+    (tmp_path / "card.md").write_text("# Better")
+    before = run_json("show", "me/x")
+    done = run_json("amend", "me/x", "--metric", "accuracy=0.93", "-m", "first", "--card", tmp_path / "card.md")
+    assert (done["digest"], done["message"]) == (before["digest"], "first")
+    assert [it["name"] for it in run_json("list", "--metric", "accuracy>0.9")] == ["me/x"]
+    shown = run_json("show", "me/x@v2")
+    assert (shown["card"], shown["metrics"][-1]["metric_value"]) == ("# Better", 0.93)
+    assert {move["action"] for move in run_json("log", "me/x")} >= {"amend"}
+    for wrong in (["me/x"], ["me/x", "--metric", "accuracy"], ["me/x", "--metric", "accuracy=high"]):
+        assert run("amend", *wrong).exit_code == 2
 
 
 def test_of_two_pushes_that_saw_the_same_the_second_is_refused(run, run_json, ckpts):
