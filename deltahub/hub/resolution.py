@@ -11,7 +11,7 @@ A version keeps its digest for ever. A source that gives another content for a v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 from deltahub.cache.names import CachedNames, Seen
 from deltahub.errors import (
     ConfigError,
+    DeltaHubError,
     IntegrityError,
     NotCachedError,
     NotFoundError,
@@ -31,12 +32,14 @@ from deltahub.link import Link
 from deltahub.log import LOGGER
 from deltahub.manifest import FileEntry
 from deltahub.reference import Reference, is_digest, is_version
-from deltahub.registry.entries import number
+from deltahub.registry.commit_message import commit_id
+from deltahub.registry.entries import Version, number
 from deltahub.sources.base import Resolved, Source
 from deltahub.sources.choosing import Choice
 from deltahub.stores.base import Progress
 
 T = TypeVar("T")
+_BACK: Final = "It went back."
 _NEAR: Final = 5  # names of others that a message lists at most
 
 
@@ -164,16 +167,17 @@ class Resolver:
         asked, exact = reference.version, _exact(found.reference)
         if asked and is_digest(asked):
             return
-        place = self._choice.source(exact.source).place
+        source = self._choice.source(exact.source)
         moves = not (asked and is_version(asked))
         for name in (exact, replace(reference, source=exact.source), reference.anywhere()):
             before = self._names.recall(name)
-            if before is None or before.place != place:
+            if before is None or before.place != source.place:
                 continue
             if before.digest != found.digest and not (moves and name is not exact):
                 raise _changed(name, before, found)
-            if (past := _exact(before.reference)).path == exact.path and _older(exact.version, past.version):
-                LOGGER.warning("%s is %s now; it was %s when it was last pulled. It went back.", reference, exact, past)
+            past = _exact(before.reference)
+            if past.path == exact.path and (back := _went_back(source, before, found)):
+                LOGGER.warning("%s is %s now; it was %s when it was last pulled. %s", reference, exact, past, back)
                 return
 
     def _not_cached(
@@ -189,11 +193,30 @@ def _exact(reference: object) -> Reference:
     return reference
 
 
-def _older(version: str | None, than: str | None) -> bool:
-    """Whether a numbered version comes before another one; commits of a hub have no such order."""
-    if version is None or than is None or not (is_version(version) and is_version(than)):
-        return False
-    return number(version) < number(than)
+def _went_back(source: Source, before: Seen, found: Resolved) -> str | None:
+    """Say, as a sentence, that a version comes before another one; a hub whose versions are commits is asked for their order."""
+    now, past = str(_exact(found.reference).version), str(_exact(before.reference).version)
+    if is_version(now) and is_version(past):
+        return _BACK if number(now) < number(past) else None
+    if now == past or before.digest == found.digest:
+        return None
+    try:
+        entries = [*source.document(_exact(found.reference).path).versions.values()]
+    except DeltaHubError:  # nobody says
+        return None
+    at, was_at = _place(entries, now, found.digest), _place(entries, past, before.digest)
+    if at is None:  # on another branch
+        return None
+    if was_at is None:
+        return "Its history was rewritten, and that is not in it any more."
+    return _BACK if at < was_at else None
+
+
+def _place(entries: Sequence[Version], commit: str, digest: str) -> int | None:
+    """Which of the versions of a delta, oldest first, a commit is; None if it is none of them."""
+    names = {digest, f"commit:{commit}"}
+    found = [place for place, it in enumerate(entries) if it.digest in names or commit_id(it.digest) == commit]
+    return found[-1] if found else None
 
 
 def _changed(name: Reference, before: Seen, found: Resolved) -> IntegrityError:

@@ -157,3 +157,20 @@ def test_two_hubs_with_tokens_of_their_own_are_asked_in_one_process(user, repo, 
     monkeypatch.setenv("HF_ENDPOINT", proxy.url)
     monkeypatch.setenv("HF_TOKEN", named.source("hf").calls.token)
     assert general.pull(ref(repo)).digest == named.pull(ref(repo)).digest
+
+
+def test_a_name_that_goes_back_to_an_older_commit_is_a_warning(hub, user, repo, new_checkpoint, caplog):
+    first, second = new_checkpoint(), new_checkpoint(value=0.7)
+    other = user()
+    old = hub.push(first, f"hf:{repo}", aliases=["champion"]).reference
+    other.pull(ref(repo, "champion"))
+    new = hub.push(second, f"hf:{repo}", aliases=["champion"]).reference
+    other.pull(ref(repo, "champion"))
+    assert not caplog.records
+
+    api(hub).delete_tag(repo, tag="champion")
+    api(hub).create_tag(repo, tag="champion", revision=old.version)
+    assert other.pull(ref(repo, "champion")).reference == old
+    assert [record.getMessage() for record in caplog.records if record.name == "deltahub"] == [
+        f"hf:{repo}@champion is {old} now; it was {new} when it was last pulled. It went back."
+    ]
