@@ -23,7 +23,8 @@ from deltahub.engine.fingerprint import backbone_values
 from deltahub.engine.ledger import entries_of
 from deltahub.engine.modules import own_modules, plain_name
 from deltahub.engine.site import CHILD, delta_key, is_delta_name
-from deltahub.errors import CheckpointError, ConfigError
+from deltahub.engine.structure.targets import find_targets
+from deltahub.errors import AddressError, CheckpointError, ConfigError
 from deltahub.files import sha256_file
 from deltahub.formats.foreign import read_config, says
 from deltahub.formats.opendelta_biases import SharedBiases
@@ -35,6 +36,7 @@ from deltahub.schema import load_schema
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "pytorch_model.bin"
+_TENSORS_EVERYWHERE: Final = ("lora", "adapter", "low_rank_adapter")  # each module has tensors of its own
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -62,7 +64,7 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
         raise ConfigError(msg)
     saved = read_pickle(folder / WEIGHTS, allowed=allow_pickle)
     tensors = dict(_translate(saved, config, backbone))
-    _check_places(tensors, backbone, folder)
+    _check_places(tensors, config, backbone, folder)
     document = _document(config, _addresses(tensors, config) | _habits(config, backbone))
     parent = {"relation": CONVERTED, "digest": f"sha256:{sha256_file(folder / WEIGHTS)[0]}", "format": "opendelta"}
     return Checkpoint(folder, document, None, tensors, parent)
@@ -106,7 +108,7 @@ def _habits(config: Mapping[str, Any], backbone: nn.Module) -> dict[str, Any]:
     return {"bare_embeddings": True} if config["delta_type"] == "soft_prompt" and "DistilBertModel" in classes else {}
 
 
-def _check_places(tensors: Mapping[str, Tensor], backbone: nn.Module, folder: Path) -> None:
+def _check_places(tensors: Mapping[str, Tensor], config: Mapping[str, Any], backbone: nn.Module, folder: Path) -> None:
     wanted = {f".{name}".partition(f".{CHILD}.")[0].removeprefix(".") for name in tensors if is_delta_name(name)}
     if not wanted:
         msg = f"{folder / WEIGHTS} holds no tensor of a delta, though {CONFIG} says there is one. Save it again."
@@ -114,6 +116,25 @@ def _check_places(tensors: Mapping[str, Tensor], backbone: nn.Module, folder: Pa
     if missing := sorted(wanted - {name for name, _ in own_modules(backbone)}):
         msg = f"The delta sits on {missing[0]}, which this {type(backbone).__name__} does not have. Load its own backbone."
         raise CheckpointError(msg)
+    if wanted < (meant := _meant(config, backbone)):
+        msg = (
+            f"{folder / WEIGHTS} holds no tensors for {min(meant - wanted)} ({len(meant - wanted)} of {len(meant)} modules), "
+            f"on which {CONFIG} puts the delta. Copy the checkpoint again from where it was saved."
+        )
+        raise CheckpointError(msg)
+
+
+def _meant(config: Mapping[str, Any], backbone: nn.Module) -> set[str]:
+    """Return the modules that the config puts the delta on; none if its addresses do not tell."""
+    if config["delta_type"] not in _TENSORS_EVERYWHERE or not config.get("modified_modules"):
+        return set()
+    if not str(config.get("opendelta_version", "")).startswith("0.3."):  # earlier ones meant other modules by a name
+        return set()
+    try:
+        common, exclude = bool(config.get("common_structure")), config.get("exclude_modules") or ()
+        return {target.name for target in find_targets(backbone, config["modified_modules"], exclude, common)}
+    except AddressError:
+        return set()
 
 
 def _translate(

@@ -180,6 +180,10 @@ def first(tensors):
         (lambda t: {**t, first(t): t[first(t)] * torch.nan}, "lora_A holds values that are not finite"),
         (lambda t: {}, "holds no tensor of a delta"),
         (
+            lambda t: {name: value for name, value in t.items() if "layer.1.attention.self.query" not in name},
+            r"holds no tensors for \S*layer\.1\.attention\.self\.query \(1 of \d+ modules\)",
+        ),
+        (
             lambda t: {k.replace("layer.1", "layer.7"): v for k, v in t.items()},
             "encoder.layer.7.attention.self.query, which",
         ),
