@@ -7,12 +7,14 @@ import binascii
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pathspec import GitIgnoreSpec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deltahub.manifest import FileEntry
 from deltahub.server.bodies import LARGE, with_json
+from deltahub.server.ignoring import GITIGNORE, LARGEST, ignore_rules
 from deltahub.server.paths import MODEL
 from deltahub.server.pickles import refuse_pickle
 from deltahub.server.refusals import Refusal
@@ -35,15 +37,28 @@ def preupload(request: Request, body: dict[str, Any]) -> Response:
     revision = request.path_params["revision"]
     commit = repository.at(revision) if repository.document.versions else repository.commit(None)
     known = {entry.path: entry for entry in commit.manifest.files}
-    return JSONResponse({"commitOid": commit.id, "files": [_told(repository, known, file) for file in files]})
+    rules = ignore_rules(_gitignore(repository, known, body), named=len(files) == 1)
+    return JSONResponse({"commitOid": commit.id, "files": [_told(repository, known, rules, file) for file in files]})
 
 
-def _told(repository: Repository, known: Mapping[str, FileEntry], file: Any) -> dict[str, Any]:
+def _gitignore(repository: Repository, known: Mapping[str, FileEntry], body: Mapping[str, Any]) -> str:
+    """Return the text of the .gitignore that the client sends along, or else of the one in the repository."""
+    if isinstance(sent := body.get("gitIgnore"), str):
+        return sent
+    entry = known.get(GITIGNORE)
+    if entry is None or not 0 < entry.size <= LARGEST:
+        return ""
+    return repository.state.read(entry, 0, entry.size).decode(errors="replace")
+
+
+def _told(repository: Repository, known: Mapping[str, FileEntry], rules: GitIgnoreSpec, file: Any) -> dict[str, Any]:
     path, size, sample = (
         (file.get(key) for key in ("path", "size", "sample")) if isinstance(file, dict) else (None,) * 3
     )
     if not isinstance(path, str) or not isinstance(size, int):
         raise Refusal(400, "Each file needs 'path', a text, and 'size', a number of bytes.")
+    if path not in known and rules.match_file(path):
+        return {"path": path, "uploadMode": "regular", "shouldIgnore": True}
     settings = repository.state.settings
     if size > settings.max_file:
         raise Refusal(413, f"{path} has {size:,} bytes, and this hub takes {settings.max_file:,} at most.")

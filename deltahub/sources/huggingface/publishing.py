@@ -6,7 +6,7 @@ that is cut short has no commit, or the whole one; the next push of the same con
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -158,10 +158,12 @@ class Push:
 
         def commit() -> str | None:
             try:
+                operations = self._operations(content, card, gone)
                 with _quiet():
+                    self._upload(operations)
                     return self.calls.api.create_commit(
                         self.repo,
-                        self._operations(content, card, gone),
+                        operations,
                         commit_message=title,
                         commit_description=text,
                         parent_commit=head.commit,
@@ -206,6 +208,20 @@ class Push:
             if entry.path != CARD:
                 adds.append(add)
         return [*adds, *(CommitOperationDelete(path, is_folder=False) for path in sorted(gone))]
+
+    def _upload(self, operations: Sequence[CommitOperation]) -> None:
+        """Send the large files before the commit; no .gitignore of the repo is followed, for then parts of the delta would be missing.
+
+        Raises:
+            ConfigError: the hub leaves files out all the same.
+        """
+        from huggingface_hub import CommitOperationAdd
+
+        adds = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
+        self.calls.api.preupload_lfs_files(self.repo, adds, revision=BRANCH, gitignore_content="", free_memory=False)
+        if ignored := [add.path_in_repo for add in adds if add._should_ignore]:
+            msg = f"{self.calls.place} leaves out {', '.join(ignored)} by its .gitignore. Correct that file in {self.repo}, and push again."
+            raise ConfigError(msg)
 
     def _gone(self, head: Head) -> set[str]:
         """The files of the last version that this one does not have, as far as they are still there."""

@@ -137,6 +137,28 @@ def test_tags_and_branches_are_made_moved_and_deleted(api, pushed):
         api.delete_tag(REPO, tag="v1.0")
 
 
+def test_what_gitignore_leaves_out_and_secrets_are_not_uploaded_unasked(api, tmp_path):
+    up, ignored = tmp_path / "up", ("prod.key", "a/x.log", ".env", "a/.env.local", "id_ed25519", "a/ca.pem")
+    for name in (*ignored, "model.txt", "a/kept.log", ".env.example"):
+        (up / name).parent.mkdir(parents=True, exist_ok=True)
+        (up / name).write_text("x")
+    (up / ".gitignore").write_text("*.log\n!kept.log\n")
+    api.create_repo(REPO)
+    api.upload_folder(repo_id=REPO, folder_path=up)
+    kept = {".gitignore", "model.txt", "a/kept.log", ".env.example"}
+    assert {*api.list_repo_files(REPO)} - {".gitattributes"} == kept
+    (up / ".gitignore").unlink()  # that of the repository is followed then
+    api.upload_folder(repo_id=REPO, folder_path=up)
+    assert {*api.list_repo_files(REPO)} - {".gitattributes"} == kept
+    (up / ".gitignore").write_text("!ca.pem\n")
+    api.upload_folder(repo_id=REPO, folder_path=up)
+    api.upload_file(repo_id=REPO, path_or_fileobj=b"x", path_in_repo=".env")
+    assert {*api.list_repo_files(REPO)} - {".gitattributes"} == {*kept, "a/ca.pem", "a/x.log", ".env"}
+    (up / ".gitignore").write_text("x\n" * 1001)
+    with raises(400):
+        api.upload_folder(repo_id=REPO, folder_path=up)
+
+
 def test_tags_are_called_as_in_git_and_a_number_is_one_unless_it_is_that_of_another_version(api, pushed):
     second = api.upload_file(repo_id=REPO, path_or_fileobj=b"m", path_in_repo="m.txt")
     for tag in ("release/1.0", "ner@1.0.0", "model#prod", "1.0+cpu"):

@@ -1,0 +1,42 @@
+"""Which files of an upload are left out: by the repository's ``.gitignore``, and by rules for secrets that nobody means to publish.
+
+A client asks before it sends the files of a folder, and leaves out what is ignored. The rules for secrets come first, so that a
+``.gitignore`` with ``!.env`` lets the file in; an upload of one file by its name is asked for, and only the ``.gitignore`` is held against it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import re2
+from pathspec import GitIgnoreSpec
+
+from deltahub.server.refusals import Refusal
+
+GITIGNORE: Final = ".gitignore"
+LARGEST: Final = 64 << 10  # bytes of a .gitignore that is followed
+_MOST_RULES: Final = 1000
+_SECRETS: Final = (
+    *(".env", ".env.*", "!.env.example", "!.env.sample", "!.env.template"),
+    *("*.key", "*.pem", "*.p12", "*.pfx", "*.keystore", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519"),
+    *(".netrc", "_netrc", ".pypirc", ".git-credentials", ".npmrc", ".aws/credentials", ".ssh/"),
+)
+
+
+def ignore_rules(gitignore: str, *, named: bool) -> GitIgnoreSpec:
+    """Return the rules by which files are left out, matched in linear time.
+
+    Args:
+        gitignore: the text of the ``.gitignore``.
+        named: whether the one file of the upload was named, rather than found in a folder.
+
+    Raises:
+        Refusal: the text is too large, or holds a rule that git does not know.
+    """
+    lines = gitignore.splitlines()
+    if len(gitignore.encode(errors="replace")) > LARGEST or len(lines) > _MOST_RULES:
+        raise Refusal(400, f"A {GITIGNORE} here has at most {LARGEST:,} bytes and {_MOST_RULES:,} lines. Shorten it.")
+    try:
+        return GitIgnoreSpec.from_lines([*(() if named else _SECRETS), *lines], backend="re2")
+    except (ValueError, re2.error) as error:
+        raise Refusal(400, f"The {GITIGNORE} cannot be followed: {error}. Correct or shorten it.") from error
