@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from deltahub.reference import Reference
-from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.document import NOBODY, ReferenceDocument
 from deltahub.registry.entries import Move
 from deltahub.registry.registry import Registry
 from deltahub.registry.renaming import rename
@@ -15,6 +15,11 @@ from deltahub.registry.renaming import rename
 def beginning(document: ReferenceDocument) -> tuple[str | None, Move]:
     """The first name of a delta and the first entry of its log, which it has under whatever name and in whatever registry."""
     return next((move.before for _, move in _renames(document)), document.name), document.log[0]
+
+
+def made_anew(document: ReferenceDocument) -> bool:
+    """Whether a delta has a name that another one had before, of which only the numbers are left."""
+    return bool(document.log) and document.log[0].action == "remove" and document.log[0].author == NOBODY
 
 
 def known_as(target: Registry, theirs: ReferenceDocument) -> ReferenceDocument | None:

@@ -15,7 +15,7 @@ from deltahub.files import scratch
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move
-from deltahub.registry.following import beginning, follow, known_as
+from deltahub.registry.following import beginning, follow, known_as, made_anew
 from deltahub.registry.merging import merged
 from deltahub.registry.registry import Registry, ref_key
 from deltahub.registry.signatures import copy_signatures
@@ -74,6 +74,7 @@ class _Copying:
         self._source, self._target, self._progress = source, target, progress
         self._known = target.known_names()
         self._names: list[str] = []  # that lead to other deltas
+        self._anew: list[str] = []  # names that another delta had before: it must have its new name in the target first
         self._copied: set[tuple[str | None, Move]] = set()  # the beginnings of deltas
         self._present = functools.cache(
             lambda: _present(target)
@@ -87,10 +88,17 @@ class _Copying:
         if theirs.name != path:
             self._names.append(path)
             return None
+        if made_anew(theirs):
+            self._anew.append(path)
+            return None
         return self._copy(replace(theirs, moving=None))
 
     def rest(self) -> Iterator[Copied]:
-        """Copy the names that lead to deltas: last, for what a name leads to must be there."""
+        """Copy what was made anew under an old name, then the names that lead to deltas: what a name leads to must be there."""
+        for path in self._anew:
+            theirs, _ = self._source.current(path)
+            if theirs and theirs.name == path:
+                yield self._copy(replace(theirs, moving=None))
         left: list[ReferenceDocument] = []
         for path in self._names:
             theirs, _ = self._source.current(path)
@@ -110,6 +118,8 @@ class _Copying:
         source, target, path = self._source, self._target, theirs.name
         target.refuse_twin(path, self._known)
         mine = known_as(target, theirs) or ReferenceDocument(path)
+        if made_anew(theirs) and mine.log and beginning(mine) != beginning(theirs):
+            raise ConflictError(f"The delta {path}", "the one that was made anew under an old name", "the old one")
         merged(mine, theirs, *target.stamp())  # whether they can be one is known before anything is moved
         wanted = _objects(source, mine, theirs)
         size = _copy_objects(source, target, theirs, wanted, self._present() if wanted else set(), self._progress)
@@ -117,6 +127,14 @@ class _Copying:
         copy_signatures(source, target, [entry.digest for entry in theirs.versions.values()])
         self._copied.add(beginning(theirs))
         return Copied(path, tuple(name for name in theirs.versions if name not in mine.versions), changed, size)
+
+
+def _free_name(target: Registry, theirs: ReferenceDocument) -> None:
+    """Let a delta have a name that leads to another one here, if it was made anew under the old name of that one."""
+    mine = target.stored(theirs.name)
+    if made_anew(theirs) and mine and mine.moved_to and known_as(target, theirs) is None:
+        found = target.store.read_tagged(ref_key(theirs.name))
+        target.store.swap(ref_key(theirs.name), theirs.to_bytes(), found[1] if found else None)
 
 
 def _copy_name(target: Registry, mine: ReferenceDocument, theirs: ReferenceDocument) -> bool:
@@ -159,6 +177,7 @@ def _copy_objects(
         there.update(wanted)
         if (now := spare(target.store, wanted)) == generation:
             name = follow(target, theirs)
+            _free_name(target, theirs)
             target.update(name, lambda mine: merged(mine, theirs, *target.stamp()), may_create=True)
             now = spare(target.store, wanted)
         if now == generation:

@@ -6,8 +6,10 @@ import itertools
 
 import pytest
 
+from deltahub.errors import ConflictError
 from deltahub.reference import Reference
 from deltahub.registry.collection import used
+from deltahub.registry.forgetting import reuse_name
 from deltahub.registry.marking import set_alias
 from deltahub.registry.mirror import copy
 from deltahub.registry.registry import REFS, Registry
@@ -103,6 +105,25 @@ def test_what_was_renamed_since_the_last_copy_is_renamed_in_the_mirror(registry,
         (names[-1].path, ("v2", "v3"))
     ]
     assert documents(mirror) == documents(registry)
+    assert not any(copied.changed for copied in copy(registry, mirror))
+
+
+@pytest.mark.parametrize("copied_before", [True, False])
+def test_what_was_made_anew_under_an_old_name_is_never_brought_into_the_renamed_delta(
+    registry, mirror, publish, copied_before
+):
+    list(copy(registry, mirror))
+    rename(registry, NER, NLI)
+    if copied_before:
+        list(copy(registry, mirror))
+    reuse_name(registry, NER.path, "2026-01-02T03:04:05Z")
+    publish(registry, NER.path, value=1)
+    if not copied_before:
+        with pytest.raises(ConflictError, match="made anew under an old name"):
+            list(copy(registry, mirror, [NER.path]))
+    list(copy(registry, mirror))
+    assert documents(mirror) == documents(registry)
+    assert list(mirror.document(NLI.path).versions) == ["v1"]
     assert not any(copied.changed for copied in copy(registry, mirror))
 
 
