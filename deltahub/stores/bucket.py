@@ -121,7 +121,7 @@ def connect(bucket: Bucket, patience: Patience) -> tuple[Client, Client]:
     """Clients for reading and for writing; neither asks the server anything yet.
 
     Raises:
-        ConfigError: obstore is not installed, the profile cannot be used, or a key holds what no header can.
+        ConfigError: obstore is not installed, the profile or its certificates cannot be used, or a key holds what no header can.
     """
     try:
         from obstore.store import S3Store as Client  # late: no other store needs it
@@ -140,6 +140,8 @@ def connect(bucket: Bucket, patience: Patience) -> tuple[Client, Client]:
         "allow_http": (endpoint or "").startswith("http://"),
         "connect_timeout": _span(patience.connect),
     }
+    if certificates := profiles.ca_bundle(bucket.profile):
+        common["root_certificate"] = certificates
     retry: Any = {
         "max_retries": patience.retries,
         "backoff": {"init_backoff": _span(patience.backoff), "max_backoff": _span(patience.backoff * 50), "base": 2},

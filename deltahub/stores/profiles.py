@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -60,6 +61,26 @@ def login(profile: str | None) -> Login:
         raise ConfigError(msg)
     settings = known[name]
     return Login(_credentials(name, settings), settings.get("region"), settings.get("endpoint_url"))
+
+
+def ca_bundle(profile: str | None) -> bytes | None:
+    """Read the certificates of a private CA, in PEM: of AWS_CA_BUNDLE, or of the profile's ca_bundle; None if neither names a file.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    name = profile or os.environ.get("AWS_PROFILE") or "default"
+    path = os.environ.get("AWS_CA_BUNDLE")
+    if not path:
+        with contextlib.suppress(ConfigError):  # who needs the profile is told of it
+            path = _profiles().get(name, {}).get("ca_bundle")
+    if not path:
+        return None
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        msg = f"The certificates in {path} cannot be read: {error.strerror}. Correct AWS_CA_BUNDLE, or ca_bundle of the profile."
+        raise ConfigError(msg) from error
 
 
 def _credentials(name: str, settings: Mapping[str, str]) -> Callable[[], Any] | None:

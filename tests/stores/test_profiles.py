@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from deltahub.errors import ConfigError
-from deltahub.stores.profiles import Login, login
+from deltahub.sources.web.asking import Web
+from deltahub.sources.web.limits import Limits
+from deltahub.stores.profiles import Login, ca_bundle, login
 
 
 @pytest.fixture
@@ -105,3 +107,23 @@ def test_a_damaged_file_is_one_sentence(profiles):
     profiles("no section")
     with pytest.raises(ConfigError, match=r"credentials cannot be read as a file of profiles"):
         login(None)
+
+
+def test_certificates_of_a_private_ca_are_those_of_the_environment_or_of_the_profile(profiles, monkeypatch, tmp_path):
+    for name in ("of-profile", "of-variable"):
+        (tmp_path / f"{name}.pem").write_text(name)
+    profiles(
+        "", f"[default]\nca_bundle = {tmp_path}/of-profile.pem\n[profile other]\nca_bundle = {tmp_path}/gone.pem\n"
+    )
+    assert ca_bundle(None) == b"of-profile"
+    with pytest.raises(ConfigError, match=r"gone\.pem cannot be read: No such file"):
+        ca_bundle("other")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "of-variable.pem"))
+    assert ca_bundle(None) == ca_bundle("other") == b"of-variable"
+
+
+def test_links_take_the_certificates_that_hubs_and_buckets_take(monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", "/etc/corporate.pem")
+    assert Web(Limits())._session.verify == "/etc/corporate.pem"
+    monkeypatch.delenv("SSL_CERT_FILE")
+    assert Web(Limits())._session.verify is True

@@ -13,11 +13,11 @@ from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deltahub.server.authentication import SESSION
-from deltahub.server.pages.rendering import HEADERS, own_address, page
+from deltahub.server.pages.rendering import own_address, page, redirect
 from deltahub.server.state import state_of
 
 COOKIE: Final = "deltahub_session"
@@ -88,7 +88,7 @@ class _Answer:
         request, status = HTTPConnection(self._scope), self._kept["status"]
         headers = Headers(raw=self._kept["headers"])
         if self._by_cookie and status == 401 and "www-authenticate" in headers:  # the token is not valid any more
-            refused = RedirectResponse(f"{SIGN_IN}?refused=1&next={quote(own_address(request), safe='')}", 303, HEADERS)
+            refused = redirect(request, f"{SIGN_IN}?refused=1&next={quote(own_address(request), safe='')}")
             drop_session(request, refused)
             await refused(self._scope, receive, self._send)
             return

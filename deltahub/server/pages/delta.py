@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from deltahub.checkpoint import CARD
 from deltahub.errors import IntegrityError, NotFoundError
@@ -22,7 +22,7 @@ from deltahub.server.pages.card import LARGEST, Card
 from deltahub.server.pages.cards import Cards
 from deltahub.server.pages.commands import commands
 from deltahub.server.pages.reading import content_of, of_the_seen, repository_of, version_of
-from deltahub.server.pages.rendering import HEADERS, page
+from deltahub.server.pages.rendering import page, redirect
 from deltahub.server.repositories import Repository
 from deltahub.server.state import state_of
 
@@ -75,7 +75,7 @@ def _opened(request: Request) -> _Opened | Response:
     repository = repository_of(request)
     asked = f"{request.path_params['namespace']}/{request.path_params['name']}"
     if repository.path != asked:  # it was renamed
-        return RedirectResponse(f"/{repository.path}", 302, HEADERS)
+        return redirect(request, f"/{repository.path}", 302)
     found = version_of(repository, request.path_params.get("revision", MAIN))
     if amended := found.entry.card:
         return _Opened(repository, found, amended, sha256(amended.encode()).hexdigest())
@@ -125,7 +125,7 @@ def commit(request: Request) -> Response:
     """The address that clients of the Hub print after a commit."""
     repository = repository_of(request)
     version = version_of(repository, request.path_params["revision"]).version
-    return RedirectResponse(f"/{repository.path}/tree/{version}", 302, HEADERS)
+    return redirect(request, f"/{repository.path}/tree/{version}", 302)
 
 
 def _facts(config: Mapping[str, Any]) -> dict[str, Any]:

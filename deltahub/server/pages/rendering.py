@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import HTTPConnection
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, RedirectResponse
 
 from deltahub.server.access import caller_of
 from deltahub.server.state import state_of
@@ -35,6 +36,8 @@ HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+_TAG: Final = re.compile(r"<[a-z](?:[^<>\"]|\"[^\"]*\")*>")
+_ROOTED: Final = re.compile(r'(\s(?:href|src|action|formaction|hx-get)=")/(?!/)')
 _UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
 _AGES: Final = ((60, "second"), (60, "minute"), (24, "hour"), (30, "day"), (12, "month"), (10**9, "year"))
 
@@ -59,7 +62,28 @@ def page(request: HTTPConnection, template: str, status: int = 200, **values: An
             **values,
         )
     )
-    return HTMLResponse(text, status, HEADERS)
+    return HTMLResponse(_below(_prefix(request), text), status, HEADERS)
+
+
+def redirect(request: HTTPConnection, address: str, status: int = 303) -> RedirectResponse:
+    """Send a browser to another page.
+
+    Args:
+        address: of the page within the hub, as in templates.
+    """
+    return RedirectResponse(_prefix(request) + address, status, HEADERS)
+
+
+def _prefix(request: HTTPConnection) -> str:
+    """Return the path of the hub on its server, as its public address has it; empty for a server of its own."""
+    return urlsplit(state_of(request).settings.public_url or "").path.rstrip("/")
+
+
+def _below(prefix: str, text: str) -> str:
+    """Return a page whose links, forms and files are below a path: templates write all of them from the root."""
+    if not prefix:
+        return text
+    return _TAG.sub(lambda tag: _ROOTED.sub(rf"\1{prefix}/", tag[0]), text)
 
 
 def own_address(request: HTTPConnection) -> str:

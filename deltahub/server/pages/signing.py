@@ -11,13 +11,13 @@ from urllib.parse import parse_qs, quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from deltahub.server.addresses import address_of
 from deltahub.server.authentication import authenticator_of
 from deltahub.server.bodies import body_of
 from deltahub.server.pages.browsers import SIGN_IN, drop_session, is_secure, keep_session, session_of
-from deltahub.server.pages.rendering import HEADERS, THEME_COOKIE, THEMES, page
+from deltahub.server.pages.rendering import THEME_COOKIE, THEMES, page, redirect
 from deltahub.server.refusals import Refusal
 from deltahub.server.sessions import LIFETIME
 from deltahub.server.shield import is_foreign
@@ -49,11 +49,11 @@ async def sign_in(request: Request) -> Response:
     except Refusal as refusal:
         if refusal.status != _WRONG:
             raise
-        return RedirectResponse(f"{SIGN_IN}?refused=1&next={quote(following, safe='')}", 303, HEADERS)
+        return redirect(request, f"{SIGN_IN}?refused=1&next={quote(following, safe='')}")
     if before := session_of(request):
         await run_in_threadpool(authenticator.end, before)
     secret = await run_in_threadpool(authenticator.sessions.create, found.id)
-    answer = RedirectResponse(following, 303, HEADERS)
+    answer = redirect(request, following)
     keep_session(request, answer, secret, int(LIFETIME.total_seconds()))
     return answer
 
@@ -63,7 +63,7 @@ async def sign_out(request: Request) -> Response:
     await _own_form(request)
     if secret := session_of(request):
         await run_in_threadpool(authenticator_of(request).end, secret)
-    answer = RedirectResponse("/", 303, HEADERS)
+    answer = redirect(request, "/")
     drop_session(request, answer)
     return answer
 
@@ -71,7 +71,7 @@ async def sign_out(request: Request) -> Response:
 async def choose_theme(request: Request) -> Response:
     """Keep the choice of light or dark; anything else follows the reader's system."""
     form = await _own_form(request)
-    answer = RedirectResponse(own_path(form.get("next", "")), 303, HEADERS)
+    answer = redirect(request, own_path(form.get("next", "")))
     if form.get("theme") in THEMES:
         answer.set_cookie(THEME_COOKIE, form["theme"], max_age=_YEAR, samesite="strict", secure=is_secure(request))
     else:

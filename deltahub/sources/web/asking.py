@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -38,6 +39,8 @@ class Web:
         self.limits = limits
         self._pause = pause
         self._session = requests.Session()
+        # One setting for everything: hubs and buckets take it too. REQUESTS_CA_BUNDLE goes before it, as ever.
+        self._session.verify = os.environ.get("SSL_CERT_FILE") or True
         guard = Guard()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, GuardedAdapter(guard))
@@ -130,7 +133,7 @@ def _never_connected(error: Exception) -> bool:
 def no_answer(url: str, error: Exception) -> DeltaHubError:
     """The error for a server that gives no answer."""
     if isinstance(error, requests.exceptions.SSLError):
-        reason = "its certificate is not trusted; REQUESTS_CA_BUNDLE names those of your own"
+        reason = "its certificate is not trusted; SSL_CERT_FILE names those of your own"
     elif isinstance(error, requests.exceptions.ProxyError):
         reason = "the proxy does not let it through; HTTPS_PROXY and NO_PROXY say which is used"
     elif isinstance(error, requests.Timeout):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
+from starlette.testclient import TestClient
 
+from deltahub.server.app import build_app
 from deltahub.server.pages import front
 from deltahub.server.pages.rendering import static_files
+from deltahub.server.settings import Settings
 
 PAGES = (
     "/",
@@ -40,6 +43,17 @@ def test_every_page_allows_nothing_but_its_own_files(pages, path):
     assert headers["Referrer-Policy"] == "same-origin"
     assert headers["X-Frame-Options"] == "DENY"
     assert headers["Cache-Control"] == "private, no-cache"
+
+
+@pytest.mark.usefixtures("ner")
+def test_a_hub_below_a_path_of_a_server_leads_nowhere_else(registry):
+    app = build_app(registry, Settings(rate=0, public_url="https://acme.org/hub"))
+    client = TestClient(app, headers={"Accept": "text/html"}, follow_redirects=False)
+    for path in PAGES:
+        found = re.findall(r'(?:href|src|action|hx-get)="(/[^"]*)"', client.get(path).text)
+        assert found, path
+        assert [link for link in found if not link.startswith("/hub/")] == []
+    assert client.get("/acme/ner/commit/v1").headers["Location"].startswith("/hub/acme/ner")
 
 
 @pytest.mark.usefixtures("ner")
