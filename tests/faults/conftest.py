@@ -40,6 +40,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture(autouse=True)
+def small_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a registry sets aside is there and small: it would be written again with each of the many disks."""
+    monkeypatch.setattr("deltahub.reserve._SIZE", 16)
+
+
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
     """Breaks any step in which the library writes to the disk or removes from it."""
