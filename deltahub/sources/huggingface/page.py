@@ -42,7 +42,12 @@ class Card:
             card: Any = RepoCard(text)
         except Exception:  # noqa: BLE001  (of the parser's own kinds, or any: whatever somebody wrote there)
             return cls({}, text)
-        return cls(card.data.to_dict(), card.text)
+        facts = card.data.to_dict()
+        if (language := facts.get("language")) is not None:  # YAML 1.1 takes Norwegian for false
+            facts["language"] = (
+                [_language(it) for it in language] if isinstance(language, list) else _language(language)
+            )
+        return cls(facts, card.text)
 
     def to_bytes(self) -> bytes:
         """The card as a file."""
@@ -98,6 +103,10 @@ def tags_of(card: Card) -> list[str]:
 def labels(tags: Iterable[str]) -> tuple[str, ...]:
     """Tags but for those that every delta of its kind has, sorted."""
     return tuple(sorted({*tags} - {LIBRARY, *known_types()}))
+
+
+def _language(said: Any) -> Any:
+    return "no" if said is False else said
 
 
 def _chosen(new: Any, now: Any, before: Any) -> Any:

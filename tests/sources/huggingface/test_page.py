@@ -89,3 +89,10 @@ def test_what_changes_nothing_leaves_the_page_as_it_was_written():
 def test_front_matter_that_cannot_be_read_is_text(broken):
     got = made(broken)
     assert got.facts["library_name"] == "deltahub"
+
+
+@pytest.mark.parametrize("said", ["no", "\n- en\n- no"])
+def test_norwegian_stays_a_language(said):
+    got = made(f"---\nlanguage: {said}\n---\n# A delta\n".encode())
+    assert got.facts["language"] == ("no" if said == "no" else ["en", "no"])
+    assert Card.read(got.to_bytes()).facts["language"] == got.facts["language"]
