@@ -57,6 +57,7 @@ LAYERS = (
     ),
     (
         "engine.attended",
+        "engine.bypassed",
         "engine.fused",
         "engine.layers",
         "engine.filling",

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.config import DeltaConfig
+from deltahub.engine.bypassed import is_bypassed
 from deltahub.engine.fused import FusedInsertion
-from deltahub.engine.insertion import Insertion
+from deltahub.engine.insertion import Insertion, overrides
+from deltahub.engine.modules import module_at
 from deltahub.engine.offloading import device_of
 from deltahub.engine.shapes import output_widths
 from deltahub.engine.site import check_target
 from deltahub.engine.structure.targets import Target, find_targets, without_excluded
 from deltahub.engine.weights import SomeRows
-from deltahub.errors import ConfigError
+from deltahub.errors import ConfigError, TargetError
 
 Like = Callable[[nn.Module], Tensor]  # module to a tensor with the dtype and device that its delta should have
 
@@ -119,7 +121,21 @@ def build(
         precision = dtype or torch.promote_types(_precision(module, fallback), torch.float32)
         return torch.empty(0, dtype=precision, device="meta" if empty else device_of(module, backbone))
 
-    return dict(method.new_insertions(backbone, config, targets, like))
+    insertions = dict(method.new_insertions(backbone, config, targets, like))
+    _check_called(backbone, insertions)
+    return insertions
+
+
+def _check_called(backbone: nn.Module, insertions: Mapping[str, Insertion]) -> None:
+    """Refuse what would only act when a module is called, on one that never is."""
+    for address, insertion in insertions.items():
+        if (overrides(insertion, "before") or overrides(insertion, "after")) and is_bypassed(backbone, address):
+            parent = type(module_at(backbone, address.rpartition(".")[0])).__name__
+            msg = (
+                f"{address} is never called: {parent} reads its weight itself, so a delta there would never act. "
+                f"Leave it out (exclude_modules=[{address!r}])."
+            )
+            raise TargetError(msg)
 
 
 def addressed(method: Method, backbone: nn.Module, config: DeltaConfig) -> list[Target]:

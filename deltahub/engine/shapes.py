@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from deltahub.engine.insertion import first_input, map_hidden
 from deltahub.engine.modules import own_modules
@@ -50,10 +51,20 @@ def linear_shape(name: str, module: nn.Module) -> tuple[int, int]:
     told = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if isinstance(told[0], int) and isinstance(told[1], int):
         return told[0], told[1]
-    inner = next((f"{name}.{key}" for key, child in module.named_modules() if isinstance(child, nn.Linear)), None)
-    hint = f" Address {inner} instead." if inner else ""
-    msg = f"{name} is a {type(module).__name__}; expected a Linear, a Conv1D or an Embedding.{hint}"
+    msg = f"{name} is a {type(module).__name__}; expected a Linear, a Conv1D or an Embedding.{_hint(name, module)}"
     raise TargetError(msg)
+
+
+def _hint(name: str, module: nn.Module) -> str:
+    """Say which module to address instead of one without a width, where there is one that is called."""
+    if isinstance(module, nn.MultiheadAttention):
+        return " It reads its weights itself and calls no layer inside it. Leave it out, or put an adapter on it."
+    if isinstance(module, _ConvNd):
+        return " A convolution is none of these (Conv1D is transformers' linear layer). Leave it out, or use BitFit."
+    for key, child in module.named_modules():
+        if isinstance(child, nn.Linear) and not isinstance(child, NonDynamicallyQuantizableLinear):
+            return f" Address {name}.{key} instead."
+    return ""
 
 
 def is_conv1d(module: nn.Module) -> bool:

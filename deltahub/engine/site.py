@@ -138,7 +138,10 @@ def check_target(name: str, module: nn.Module) -> None:
     if CHILD not in module._modules and hasattr(module, CHILD):
         raise _no_room(name, getattr(module, CHILD))
     if isinstance(module, NonDynamicallyQuantizableLinear):
-        msg = f"{name} is never called: nn.MultiheadAttention reads its weights itself. Address the attention instead."
+        msg = (
+            f"{name} is never called: nn.MultiheadAttention reads its weights itself. Leave it out, or put an adapter on the "
+            f"attention as a whole ({name.rpartition('.')[0]})."
+        )
         raise TargetError(msg)
     if isinstance(module, _CONTAINERS):
         child = next((f"{name}.{key}" for key, _ in module.named_children()), "a module inside it")

@@ -1,0 +1,119 @@
+"""Layers whose values their parent reads without calling them, so that nothing put on them would ever act.
+
+    F.linear(x, self.proj.weight)        self.dt_proj.weight @ x        self.proj.forward(x)
+
+The compiled code of the classes tells: it loads `self.proj` only to read its tensors, and never to call it or to pass it on. Whatever
+else is done with the name of a layer counts as a use, so that no layer is taken for a bypassed one that something may call.
+"""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Iterator
+from functools import lru_cache
+from types import CodeType, FunctionType
+from typing import Any, Final
+
+from torch import nn
+
+from deltahub.engine.modules import module_at, own_modules
+
+_READS: Final = frozenset({"weight", "bias", "forward"})
+# Nothing is computed with these.
+_FACTS: Final = frozenset(
+    {"dtype", "device", "shape", "size", "requires_grad", "numel", "dim", "ndim", "is_meta"}
+)  # computed with: never
+_LOADS: Final = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
+_BETWEEN: Final = frozenset({"CACHE", "EXTENDED_ARG", "PUSH_NULL", "PRECALL", "NOP"})
+_OUTSIDE: Final = frozenset({"__init__", "reset_parameters", "_init_weights", "_reset_parameters"})
+_ALL_CHILDREN: Final = frozenset({"children", "named_children", "_modules", "__dict__"})
+
+
+def is_bypassed(backbone: nn.Module, address: str) -> bool:
+    """Whether the parent of a module reads its tensors, and nothing in the backbone calls it."""
+    name, _, child = address.rpartition(".")
+    parent = module_at(backbone, name)
+    if not child or "forward" in vars(parent) or _mentions(type(parent), child) != {"read"}:
+        return False
+    kinds = {type(module) for _, module in own_modules(backbone)}
+    return not any("lent" in _mentions(kind, child) for kind in kinds)
+
+
+@lru_cache(maxsize=4096)
+def _mentions(kind: type[nn.Module], child: str) -> frozenset[str]:
+    """What a class does with the child of that name: it is "read", "used", or "lent" where it belongs to another module."""
+    found: set[str] = set()
+    if any(value == child for base in kind.__mro__ for value in vars(base).values() if isinstance(value, str)):
+        found.add("used")  # a name that something looks up
+    for code in _methods(kind):
+        names = {*code.co_names, *(constant for constant in code.co_consts if isinstance(constant, str))}
+        if not names.isdisjoint(_ALL_CHILDREN):
+            found.add("used")
+        if child in names or "getattr" in names:
+            steps = [step for step in dis.get_instructions(code) if step.opname not in _BETWEEN]
+            found |= {_mention(steps, place, child) for place in range(len(steps))}
+    return frozenset(found - {""})
+
+
+def _mention(steps: list[dis.Instruction], place: int, child: str) -> str:
+    step = steps[place]
+    earlier, owner = (steps[place - back] if place >= back else step for back in (2, 1))
+    after, beyond = (steps[min(place + ahead, len(steps) - 1)] for ahead in (1, 2))
+    if earlier.argval == "getattr" and _is_self(owner) and step.opname != "LOAD_CONST":
+        return "used"  # by a name that is not known
+    if step.argval != child or step.opname not in {*_LOADS, "LOAD_CONST"}:
+        return ""
+    return "used" if step.opname == "LOAD_CONST" else _load(earlier, owner, after, beyond)
+
+
+def _load(earlier: dis.Instruction, owner: dis.Instruction, after: dis.Instruction, beyond: dis.Instruction) -> str:
+    if earlier.argval == "hasattr" or (after.opname in _LOADS and after.argval not in {*_READS, "__call__"}):
+        return ""
+    is_read = after.opname in _LOADS and after.argval in _READS
+    if is_read and beyond.opname in _LOADS and beyond.argval in _FACTS:
+        return ""
+    if _is_self(owner):
+        return "read" if is_read else "used"
+    return "" if is_read else "lent"
+
+
+def _is_self(step: dis.Instruction) -> bool:
+    last = step.argval[-1] if isinstance(step.argval, tuple) and step.argval else step.argval
+    return last == "self" and "LOAD" in step.opname
+
+
+def _methods(kind: type[nn.Module]) -> Iterator[CodeType]:
+    for base in kind.__mro__:
+        if base not in {nn.Module, object}:
+            for name, member in vars(base).items():
+                if name not in _OUTSIDE:
+                    yield from _codes(member, set())
+
+
+def _codes(member: Any, seen: set[int]) -> Iterator[CodeType]:
+    """The code of a method or property, of what it wraps, and of the functions inside it."""
+    if id(member) in seen:
+        return
+    seen.add(id(member))
+    for within in ("__wrapped__", "fget", "func"):
+        if inner := getattr(member, within, None):
+            yield from _codes(inner, seen)
+    if isinstance(member, FunctionType):
+        yield from _with_inner(member.__code__)
+        for cell in member.__closure__ or ():
+            if isinstance(held := _content(cell), FunctionType):
+                yield from _codes(held, seen)
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty yet
+        return None
+
+
+def _with_inner(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _with_inner(constant)

@@ -1,0 +1,117 @@
+"""Layers that are never called, where a delta would never act."""
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.nn import functional as F
+
+from deltahub import AdapterModel, BitFitModel, IA3Model, LoraModel
+from deltahub.engine.bypassed import is_bypassed
+from deltahub.errors import TargetError
+
+
+class Reading(nn.Module):
+    """Reads the weights of some layers, and calls the others in one way or another."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.forwarded, self.called, self.passed = (nn.Linear(4, 4) for _ in range(4))
+        self.inside, self.looked_up, self.lent, self.property = (nn.Linear(4, 4) for _ in range(4))
+
+    @property
+    def last(self):
+        return self.property
+
+    def forward(self, x):
+        x = self.called(x.to(self.called.weight.dtype)) + sum(
+            layer(x) for layer in [self.inside] if self.inside.weight is not None
+        )
+        bias = self.read.bias if hasattr(self.read, "bias") else None
+        x = through(self.passed, self.forwarded.forward(F.linear(x, self.read.weight, bias)))
+        size = self.looked_up.weight.sum() + self.lent.weight.sum() + self.property.weight.sum()
+        return self.last(getattr(self, "looked_up")(x)) * size  # noqa: B009
+
+
+class Around(nn.Module):
+    """Calls a layer of another module."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Reading()
+
+    def forward(self, x):
+        return self.inner.lent(self.inner(x))
+
+
+class ByName(nn.Module):
+    """Calls its layers by names that its code does not say."""
+
+    def __init__(self):
+        super().__init__()
+        self.chosen, self.name = nn.Linear(4, 4), "chosen"
+
+    def forward(self, x):
+        return getattr(self, self.name)(x) * self.chosen.weight.sum()
+
+
+def through(layer, x):
+    """Read the weight of a layer outside of its parent's class."""
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def mamba():
+    config = transformers.MambaConfig(vocab_size=8, hidden_size=8, state_size=2, num_hidden_layers=1, expand=1)
+    return transformers.MambaForCausalLM(config)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"), [(Reading, "read"), (Reading, "forwarded"), (mamba, "backbone.layers.0.mixer.dt_proj")]
+)
+@pytest.mark.parametrize("model", [LoraModel, AdapterModel])
+def test_a_layer_that_its_parent_only_reads_is_refused_by_name(make, name, model):
+    backbone = make()
+    with pytest.raises(TargetError, match=rf"{name} is never called"):
+        model(backbone, modified_modules=[name])
+    assert not any("deltas" in inner for inner, _ in backbone.named_modules())
+
+
+@pytest.mark.parametrize("name", ["called", "passed", "inside", "looked_up", "lent", "property"])
+def test_a_layer_that_something_may_call_is_taken(name):
+    around = Around()
+    assert not is_bypassed(around, f"inner.{name}")
+    assert LoraModel(around, modified_modules=[f"inner.{name}"]).insertions
+
+
+def test_a_layer_that_is_called_by_a_name_in_a_variable_is_taken():
+    assert not is_bypassed(ByName(), "chosen")
+
+
+class Attention(nn.Module):
+    """An attention of PyTorch's and a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn, self.conv = nn.MultiheadAttention(4, 1), nn.Conv1d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(self.attn(x, x, x)[0].mT)
+
+
+@pytest.mark.parametrize("model", [LoraModel, IA3Model])
+@pytest.mark.parametrize("name", ["attn", "conv", "attn.out_proj"])
+def test_the_message_on_attentions_and_convolutions_sends_nobody_in_a_circle(model, name):
+    with pytest.raises(TargetError) as refused:
+        model(Attention(), modified_modules=[name])
+    assert "Address" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("model", "name"), [(AdapterModel, "attn"), (BitFitModel, "conv")])
+def test_the_remedy_that_the_message_names_works(model, name):
+    backbone, x = Attention(), torch.ones(2, 1, 4)
+    plain = backbone(x)
+    delta = model(backbone, modified_modules=[name])
+    with torch.no_grad():
+        for parameter in delta.parameters():
+            parameter.fill_(0.3)
+    assert not torch.equal(backbone(x), plain)
