@@ -19,10 +19,8 @@ from torch import nn
 from deltahub.engine.modules import module_at, own_modules
 
 _READS: Final = frozenset({"weight", "bias", "forward"})
-# Nothing is computed with these.
-_FACTS: Final = frozenset(
-    {"dtype", "device", "shape", "size", "requires_grad", "numel", "dim", "ndim", "is_meta"}
-)  # computed with: never
+# Of a tensor: nothing is computed with them.
+_FACTS: Final = frozenset({"dtype", "device", "shape", "size", "requires_grad", "numel", "dim", "ndim", "is_meta"})
 _LOADS: Final = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 _BETWEEN: Final = frozenset({"CACHE", "EXTENDED_ARG", "PUSH_NULL", "PRECALL", "NOP"})
 _OUTSIDE: Final = frozenset({"__init__", "reset_parameters", "_init_weights", "_reset_parameters"})
@@ -33,9 +31,10 @@ def is_bypassed(backbone: nn.Module, address: str) -> bool:
     """Whether the parent of a module reads its tensors, and nothing in the backbone calls it."""
     name, _, child = address.rpartition(".")
     parent = module_at(backbone, name)
-    if not child or "forward" in vars(parent) or _mentions(type(parent), child) != {"read"}:
+    kind: Any = type(parent)  # to mypy, a class of modules cannot be hashed
+    if not child or "forward" in vars(parent) or _mentions(kind, child) != {"read"}:
         return False
-    kinds = {type(module) for _, module in own_modules(backbone)}
+    kinds: set[Any] = {type(module) for _, module in own_modules(backbone)}
     return not any("lent" in _mentions(kind, child) for kind in kinds)
 
 
@@ -91,14 +90,14 @@ def _methods(kind: type[nn.Module]) -> Iterator[CodeType]:
 
 
 def _codes(member: Any, seen: set[int]) -> Iterator[CodeType]:
-    """The code of a method or property, of what it wraps, and of the functions inside it."""
+    """The code of a method or property, or else of what it wraps, and of the functions inside it."""
     if id(member) in seen:
         return
     seen.add(id(member))
-    for within in ("__wrapped__", "fget", "func"):
-        if inner := getattr(member, within, None):
-            yield from _codes(inner, seen)
-    if isinstance(member, FunctionType):
+    inner = [held for within in ("__wrapped__", "fget", "func") if (held := getattr(member, within, None))]
+    for held in inner:
+        yield from _codes(held, seen)
+    if isinstance(member, FunctionType) and not inner:  # a wrapper is made for any function, and knows no names
         yield from _with_inner(member.__code__)
         for cell in member.__closure__ or ():
             if isinstance(held := _content(cell), FunctionType):
