@@ -33,7 +33,8 @@ def export(
 
     hub = Hub.open()
     references = [Reference.parse(ref) for ref in refs]
-    done = export_bundle([(hub.held(reference)[0], reference) for reference in references], output, history=history)
+    wanted = [(hub.held(reference)[0], reference) for reference in references]
+    done = export_bundle(wanted, output, history=history, vouched=hub.vouched)
     size = output.stat().st_size
     held = [f"{each.name}@{version}" for each in done for version in each.versions]
     out = Output(as_json=json, quiet=quiet)

@@ -44,7 +44,7 @@ def copy(
         copying = (
             copy_from_hub(origin, hub.registry(target), paths, progress)
             if isinstance(origin, HuggingFace)
-            else mirror(hub.registry(source), hub.registry(target), paths, progress)
+            else mirror(held := hub.registry(source), hub.registry(target), paths, progress, hub.vouched(held))
         )
         done = list(copying)
     if json:

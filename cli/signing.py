@@ -45,7 +45,8 @@ def sign(ref: RefArg, key: KeyArg, json: JsonOpt = False, quiet: QuietOpt = Fals
     hub, private = Hub.open(), PrivateKey(key)
     found = hub.resolve(Reference.parse(ref), fresh=True)
     key_id, registry = private.public.id, hub.registry(found.reference.source)
-    add_signature(registry, found.digest, key_id, private.sign(found.manifest.to_bytes()))
+    version = f"{found.reference.path}@{found.reference.version}"
+    add_signature(registry, found.digest, key_id, private.sign(found.manifest.to_bytes(), version))
     data = {"reference": str(found.reference), "digest": found.digest, "key": key_id}
     Output(as_json=json, quiet=quiet).result(
         data, str(found.reference), f"Signed by the key {key_id[:16]}, {found.digest[:19]}"
@@ -98,8 +99,9 @@ def signatures_of(checked: Sequence[tuple[str | None, str]]) -> dict[tuple[str |
         checked: the source of each, and its name there, ``"namespace/name@v1"``.
 
     Returns:
-        For those that are signed, by the same, the ``key`` of each signature and its ``state``: ``"good"``, ``"bad"``, or
-        ``"unknown key"`` if nobody said that the key is trusted.
+        For those that are signed, by the same, the ``key`` of each signature and its ``state``: ``"good"``, ``"bad"``,
+        ``"signed under another name"`` if it is good for another name or version only, or ``"unknown key"`` if nobody said that the
+        key is trusted.
     """
     from deltahub.errors import DeltaHubError
     from deltahub.hub.hub import Hub
@@ -119,7 +121,7 @@ def signatures_of(checked: Sequence[tuple[str | None, str]]) -> dict[tuple[str |
                 digest = registry.document(path).versions[version].digest
                 manifest = registry.manifest(digest).to_bytes()
                 states = [
-                    {"key": key_id, "state": _state(manifest, key_id, data, keys)}
+                    {"key": key_id, "state": _state(manifest, key_id, data, keys, where)}
                     for key_id, data in signatures(registry, digest).items()
                 ]
             except (DeltaHubError, LookupError):  # its damage is said already, or it was removed meanwhile
@@ -129,16 +131,12 @@ def signatures_of(checked: Sequence[tuple[str | None, str]]) -> dict[tuple[str |
     return found
 
 
-def _state(manifest: bytes, key_id: str, data: bytes, keys: Sequence[str]) -> str:
-    from deltahub.errors import IntegrityError
-    from deltahub.signing import PublicKey, check
+def _state(manifest: bytes, key_id: str, data: bytes, keys: Sequence[str], version: str) -> str:
+    from deltahub.signing import PublicKey, each_of, holds, stated
 
     for pem in keys:
         key = PublicKey.parse(pem.encode(), "The settings")
         if key.id == key_id:
-            try:
-                check(manifest, data, key)
-            except IntegrityError:
-                return "bad"
-            return "good"
+            names = [name for line in each_of(data) if holds(manifest, line, key, name := stated(line) or "")]
+            return "good" if {version, ""} & set(names) else "signed under another name" if names else "bad"
     return "unknown key"

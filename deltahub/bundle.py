@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from deltahub.files import scratch, staging, storage_errors, sync_file, sync_fol
 from deltahub.manifest import Manifest, canonical_json
 from deltahub.reference import Reference, check_alias, check_tag
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.merging import merged, part
+from deltahub.registry.merging import Vouched, merged, part
 from deltahub.registry.registry import Change, Registry
-from deltahub.registry.signatures import add_signature, signatures
+from deltahub.registry.signatures import merge_signatures, signatures
 from deltahub.stores.base import Source, object_key
 
 
@@ -40,15 +40,23 @@ class Bundled:
     new: tuple[str, ...] = ()
 
 
-def export_bundle(wanted: Iterable[tuple[Registry, Reference]], path: Path, *, history: bool = False) -> list[Bundled]:
+def export_bundle(
+    wanted: Iterable[tuple[Registry, Reference]],
+    path: Path,
+    *,
+    history: bool = False,
+    vouched: Callable[[Registry], Vouched | None] = lambda _: None,
+) -> list[Bundled]:
     """Write deltas into one file; the same deltas give the same bytes.
 
     Args:
         wanted: each delta and the registry that has it; a version goes with its tags and the aliases that point to it.
         path: the file, which is replaced as a whole.
         history: take all versions, aliases and moves of each delta.
+        vouched: gives for a registry what refuses a version that it asks for a signature of and has none; None for nothing.
 
     Raises:
+        SignatureError: a version is refused. Nothing was written.
         NotFoundError: a registry has no such delta or version, or all versions of it were removed.
         IntegrityError: a registry is damaged. Nothing was written.
         ConfigError: two registries have different deltas under one name.
@@ -68,6 +76,9 @@ def export_bundle(wanted: Iterable[tuple[Registry, Reference]], path: Path, *, h
     signed: set[Signed] = set()
     for name, document in parts.items():
         registry = documents[name][0]
+        if refuse := vouched(registry):
+            for version in document.versions:
+                refuse(document, version)
         for digest in {entry.digest for entry in document.versions.values()}:
             manifest = registry.manifest(digest)
             digits, size = digest.removeprefix("sha256:"), len(registry.store.read(object_key(digest[7:])))
@@ -127,9 +138,10 @@ def import_bundle(path: Path, registry: Registry) -> list[Bundled]:
             before[document.name] = tuple(mine.versions)
         for document, objects in checked:
             registry.add(objects, document.name, _with(document, registry))
-        for one in signed:
-            if one.key not in signatures(registry, one.digest):
-                add_signature(registry, one.digest, one.key, one.signature.encode())
+        for digest in versions:
+            merge_signatures(
+                registry, digest, {one.key: one.signature.encode() for one in signed if one.digest == digest}
+            )
         return [
             Bundled(
                 document.name,

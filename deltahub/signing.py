@@ -1,16 +1,21 @@
 """Signatures: that whoever holds a private key vouches for a delta, all of it, by the bytes of its manifest.
 
-What is signed is a folder with the manifest alone in it, as `manifest.json`. The manifest lists every file by its sha256, and those are
-checked whenever a delta is read, so a signature of a few hundred bytes covers files of any size. It is a Sigstore bundle as OpenSSF's
-model-signing makes it, with a key and without any service: it can be checked without DeltaHub too (docs/signing.md).
+What is signed is a folder with the manifest alone in it, as `acme/ner/v3/manifest.json`: the path states the name and the version that the
+key vouches for, so the same content counts under no other. The manifest lists every file by its sha256, and those are checked whenever a
+delta is read, so a signature of a few hundred bytes covers files of any size. It is a Sigstore bundle as OpenSSF's model-signing makes it,
+with a key and without any service: it can be checked without DeltaHub too (docs/signing.md). Earlier releases signed `manifest.json` at
+the top of the folder, which states no name; such a signature is still checked. Several signatures by one key are one a line.
 
 Keys are elliptic (P-256, P-384 or P-521), in PEM files as openssl writes them.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +30,9 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 PASSWORD: Final = "DELTAHUB_SIGN_PASSWORD"  # noqa: S105  (the variable's name) of an encrypted private key
-MOST: Final = 64 << 10  # bytes of a signature
+MOST: Final = 64 << 10  # bytes of the signatures of one key over one delta
 _SIGNED: Final = "manifest.json"
+_VERSION: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*@v[0-9]+)?")
 _FOLDER: Final = "delta"  # whose name the signature holds
 
 
@@ -120,25 +126,27 @@ class PrivateKey:
             self._password = None
         self.public = _public(key.public_key())
 
-    def sign(self, manifest: bytes) -> bytes:
-        """The signature of a delta.
+    def sign(self, manifest: bytes, version: str = "") -> bytes:
+        """Sign a delta.
 
         Args:
             manifest: its manifest as it is stored.
+            version: that it is vouched for as, ``"namespace/name@v3"``; empty for a signature that states none.
         """
         signing = _installed().signing
-        with _laid_out(manifest) as folder:
+        with _laid_out(manifest, version) as folder:
             signature = folder.parent / "signature.json"
             config = signing.Config().use_elliptic_key_signer(private_key=self._path, password=self._password)
             config.sign(folder, signature)
             return signature.read_bytes()
 
 
-def check(manifest: bytes, signature: bytes, key: PublicKey) -> None:
-    """Check a signature.
+def check(manifest: bytes, signature: bytes, key: PublicKey, version: str | None = None) -> None:
+    """Check one signature.
 
     Args:
         manifest: of the delta, as it is stored.
+        version: that it must state, ``"namespace/name@v3"``; empty for a signature that states none, None for what it states.
 
     Raises:
         IntegrityError: it is not one by this key over this delta.
@@ -149,7 +157,7 @@ def check(manifest: bytes, signature: bytes, key: PublicKey) -> None:
     what = f"The signature of {digest_of(manifest)}"
     if len(signature) > MOST:
         raise IntegrityError(what, f"{MOST} bytes at most", f"{len(signature)} bytes", remedy)
-    with _laid_out(manifest) as folder:
+    with _laid_out(manifest, (stated(signature) or "") if version is None else version) as folder:
         (folder.parent / "signature.json").write_bytes(signature)
         (folder.parent / "key.pub").write_text(key.pem, "ascii")
         config = verifying.Config().use_elliptic_key_verifier(public_key=folder.parent / "key.pub")
@@ -160,27 +168,58 @@ def check(manifest: bytes, signature: bytes, key: PublicKey) -> None:
             raise IntegrityError(what, f"one by the key {key.id[:16]} over this delta", found, remedy) from error
 
 
-def trusted_by(manifest: bytes, signatures: Mapping[str, bytes], keys: Mapping[str, PublicKey]) -> str | None:
+def trusted_by(
+    manifest: bytes, signatures: Mapping[str, bytes], keys: Mapping[str, PublicKey], version: str = ""
+) -> str | None:
     """The id of the first trusted key that signed a delta; None if none did.
 
     Args:
-        signatures: by the id of the key that they are said to be by.
+        signatures: by the id of the key that they are said to be by; those of one key are one a line.
         keys: those that are trusted, by id.
+        version: that the signature must state, as `check` takes it.
     """
     for key_id in sorted(signatures.keys() & keys.keys()):
-        try:
-            check(manifest, signatures[key_id], keys[key_id])
-        except IntegrityError:
-            continue
-        return key_id
+        for signature in each_of(signatures[key_id]):
+            if stated(signature) in (version, None) and holds(manifest, signature, keys[key_id], version):
+                return key_id
     return None
 
 
+def holds(manifest: bytes, signature: bytes, key: PublicKey, version: str = "") -> bool:
+    """Whether a signature is one by a key over a delta under a version, as `check` takes them."""
+    try:
+        check(manifest, signature, key, version)
+    except IntegrityError:
+        return False
+    return True
+
+
+def each_of(data: bytes) -> list[bytes]:
+    """The signatures of one key, as they are stored: one a line."""
+    return [line for line in data.split(b"\n") if line.strip()] or [data]
+
+
+def stated(signature: bytes) -> str | None:
+    """The version that a signature says it is over, ``"namespace/name@v3"``; empty for none, None for what is no signature.
+
+    Nothing is checked here.
+    """
+    try:
+        payload = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
+        (name,) = (entry["name"] for entry in payload["predicate"]["resources"])
+        *path, version, _ = ["", "", *name.split("/")][-4:]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    found = f"{'/'.join(path)}@{version}" if version else ""
+    return found if _VERSION.fullmatch(found) else None  # a path that leads elsewhere is none
+
+
 @contextmanager
-def _laid_out(manifest: bytes) -> Iterator[Path]:
+def _laid_out(manifest: bytes, version: str) -> Iterator[Path]:
     with scratch() as place:
-        (place / _FOLDER).mkdir()
-        (place / _FOLDER / _SIGNED).write_bytes(manifest)
+        inside = place / _FOLDER / version.replace("@", "/")
+        inside.mkdir(parents=True)
+        (inside / _SIGNED).write_bytes(manifest)
         yield place / _FOLDER
 
 

@@ -271,12 +271,96 @@ def test_a_caller_can_ask_for_a_signature_where_the_registry_does_not(team, tmp_
 # ----- signatures travel -----
 
 
-def test_every_version_and_name_with_the_same_content_is_signed(team, tmp_path, key, checkpoint_folder):
+def test_a_signature_counts_under_its_name_and_version_only(team, tmp_path, key, checkpoint_folder):
+    hub = hub_of(team, tmp_path, key)
+    pushed = hub.push(checkpoint_folder, "acme/ner", sign=key)
+    hub.push(checkpoint_folder, "acme/other")
+    with pytest.raises(SignatureError, match="its content is signed as acme/ner@v1 and under no other name"):
+        hub.pull(Reference.parse("acme/other"))
+    hub.push(checkpoint_folder, "acme/other", sign=key)
+
+    assert hub.pull(Reference.parse("acme/other")).digest == hub.pull(REF).digest == pushed.digest
+    assert list(signatures(team, pushed.digest)) == [key.public.id]
+
+
+def test_a_signature_of_an_earlier_release_counts_with_a_warning(team, tmp_path, key, checkpoint_folder, caplog):
+    hub = hub_of(team, tmp_path, key)
+    pushed = hub.push(checkpoint_folder, "acme/ner")
+    manifest = describe(checkpoint_folder).to_bytes()
+    add_signature(team, pushed.digest, key.public.id, key.sign(manifest))
+
+    assert hub.pull(REF)
+    assert "states no name and version" in caplog.text
+    caplog.clear()
+    add_signature(team, pushed.digest, key.public.id, key.sign(manifest, "acme/ner@v1"))
+    assert hub.pull(REF)
+    assert caplog.text == ""
+
+
+def test_the_policy_belongs_to_the_place_whatever_it_is_called(team, tmp_path, key, checkpoint_folder):
+    hub_of(team, tmp_path).push(checkpoint_folder, "acme/ner")
+    (tmp_path / "link").symlink_to(tmp_path / "team")
+    other = Registry(LocalStore(tmp_path / "link"), "other")
+    hub = Hub({"team": team, "other": other}, Cache(tmp_path / "cache"), trust={"team": [key.public.pem]})
+
+    for place in ("other", str(tmp_path / "link"), f"{tmp_path}/team/.", f"{tmp_path}/x/../link"):
+        with pytest.raises(SignatureError):
+            hub.pull(Reference.parse(f"{place}:acme/ner"))
+
+
+def test_an_unsigned_delta_elsewhere_does_not_take_the_name_of_a_signed_one(
+    team, tmp_path, key, checkpoint_folder, new_checkpoint, monkeypatch
+):
+    near = Registry(LocalStore(tmp_path / "near"), "near")
+    hub = Hub({"near": near, "team": team}, Cache(tmp_path / "cache"), trust={"team": [key.public.pem]})
+    hub.push(checkpoint_folder, "team:acme/ner", sign=key)
+    hub.push(new_checkpoint(value=0.25), "near:acme/ner")
+    hub.push(new_checkpoint(value=0.5), "near:acme/mine")
+
+    with pytest.raises(SignatureError, match="team has a delta of this name"):
+        hub.pull(REF)
+    with pytest.raises(SignatureError):
+        hub.pin(REF)
+    assert hub.pull(Reference.parse("near:acme/ner"))
+    assert hub.pull(Reference.parse("acme/mine"))
+
+    lock = Lock(tmp_path / "deltahub.lock", {"acme/ner": hub.pin(Reference.parse("near:acme/ner"))})
+    lock.write()
+    monkeypatch.setenv("DELTAHUB_LOCK", str(lock.path))
+    fresh = Hub({"near": near, "team": team}, Cache(tmp_path / "fresh"), trust={"team": [key.public.pem]})
+    with pytest.raises(SignatureError):
+        fresh.pull(REF)
+    with pytest.raises(SignatureError):
+        fresh.sync(lock)
+
+
+def test_copies_and_bundles_take_nothing_unsigned_out_of_a_registry(team, tmp_path, key, checkpoint_folder):
+    hub = hub_of(team, tmp_path, key)
+    hub.push(checkpoint_folder, "acme/ner")
+    with pytest.raises(SignatureError):
+        list(copy(team, Registry(MemoryStore(), "mirror"), vouched=hub.vouched(team)))
+    with pytest.raises(SignatureError):
+        export_bundle([(team, REF)], tmp_path / "one.tar", vouched=hub.vouched)
+    assert not (tmp_path / "one.tar").exists()
+    hub.push(checkpoint_folder, "acme/ner", sign=key)
+
+    assert [each.name for each in copy(team, Registry(MemoryStore(), "mirror"), vouched=hub.vouched(team))] == [
+        "acme/ner"
+    ]
+    assert hub_of(team, tmp_path).vouched(team) is None
+
+
+def test_an_earlier_copy_of_a_document_is_refused(team, tmp_path, key, checkpoint_folder, new_checkpoint):
     hub = hub_of(team, tmp_path, key)
     hub.push(checkpoint_folder, "acme/ner", sign=key)
-    hub.push(checkpoint_folder, "acme/other")
+    document = tmp_path / "team/refs/acme/ner.json"
+    before = document.read_bytes()
+    hub.push(new_checkpoint(value=0.25), "acme/ner", sign=key)
+    hub.pull(REF)
+    document.write_bytes(before)
 
-    assert hub.pull(Reference.parse("acme/other"))
+    with pytest.raises(IntegrityError, match="An earlier copy of its document was put back"):
+        hub.pull(REF)
 
 
 def test_a_delta_can_have_several_signatures_and_a_key_only_one(team, tmp_path, key, other, checkpoint_folder):
@@ -284,7 +368,7 @@ def test_a_delta_can_have_several_signatures_and_a_key_only_one(team, tmp_path, 
     manifest = describe(checkpoint_folder)
     hub.push(checkpoint_folder, "acme/ner", sign=key)
     add_signature(team, manifest.digest, other.public.id, other.sign(manifest.to_bytes()))
-    again = key.sign(manifest.to_bytes())
+    again = key.sign(manifest.to_bytes(), "acme/ner@v1")
     add_signature(team, manifest.digest, key.public.id, again)
 
     assert signatures(team, manifest.digest).keys() == {key.public.id, other.public.id}
@@ -371,8 +455,7 @@ def test_a_collection_keeps_signatures(team, tmp_path, key, checkpoint_folder):
     remove(team, "acme/ner", "v1")
     collect(team, timedelta(0))
     collect(team, timedelta(0))
-    hub.push(checkpoint_folder, "acme/again")
-    assert hub.pull(Reference.parse("acme/again"))
+    assert list(signatures(team, pushed.digest)) == [key.public.id]
 
 
 def test_a_delta_is_signed_before_anybody_can_see_it(team, tmp_path, key, checkpoint_folder, monkeypatch):

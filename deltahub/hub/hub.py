@@ -14,13 +14,15 @@ from deltahub.errors import DeltaHubError
 from deltahub.hub.lookup import Lookup, as_registry
 from deltahub.hub.pinning import pin_of, pinned, require_pin
 from deltahub.hub.pulling import FILES_AT_ONCE, Transfer, bring, check_replaceable, copy_out, several
-from deltahub.hub.pushing import push_many, ready
+from deltahub.hub.pushing import push_many, ready, sign_all, sign_moved
 from deltahub.link import Link
 from deltahub.lockfile import Lock, Pin, active
 from deltahub.outcomes import Pulled, Pushed
 from deltahub.places import cache_home
 from deltahub.reference import Reference
+from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.index import INDEXES
+from deltahub.registry.merging import Vouched
 from deltahub.registry.registry import Registry
 from deltahub.settings import Settings
 from deltahub.sources.base import Resolved, Source
@@ -31,6 +33,7 @@ from deltahub.sources.registry import RegistrySource
 from deltahub.stores.base import Progress
 
 if TYPE_CHECKING:
+    from deltahub.hub.trust import Policies
     from deltahub.signing import PrivateKey
 
 
@@ -55,7 +58,12 @@ class Hub(Lookup):
         trust: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__(sources, cache, rules, local_files_only=local_files_only)
-        self._trust = dict(trust or {})
+        self._policies: Policies | None = None
+        if trust:
+            from deltahub.hub.trust import Policies  # late: few ask for signatures
+
+            self._policies = Policies(trust, self._choice, self._names)
+            self._resolver.signed = self._policies.of_place
 
     @classmethod
     def open(cls, cache_dir: str | os.PathLike[str] | None = None, *, local_files_only: bool = False) -> Hub:
@@ -111,12 +119,15 @@ class Hub(Lookup):
         """
         it = ready(Path(folder), name, tags=tags, aliases=aliases, message=message, expect=expect, to=to)
         source = self._choice.reachable(it.reference.source)
-        if sign:
-            from deltahub.registry.signatures import add_signature  # late: few sign
-
-            signature = sign.sign(it.manifest.to_bytes())
-            add_signature(as_registry(source), it.manifest.digest, sign.public.id, signature)
-        return source.publish(it, private=private, progress=progress)
+        if not sign:
+            return source.publish(it, private=private, progress=progress)
+        registry = as_registry(source)
+        stated, failed = sign_all(registry, [it], sign)
+        for error in failed.values():
+            raise error
+        pushed = source.publish(it, private=private, progress=progress)
+        sign_moved(registry, [(it, stated[0], pushed)], sign)
+        return pushed
 
     def push_many(
         self,
@@ -180,7 +191,8 @@ class Hub(Lookup):
             found = self._pinned(lock.find(wanted), lock, fresh=force)
         else:
             found = self.resolve(wanted, fresh=force, transfer=transfer)
-        self._check_signature(found, trust)
+        chosen = isinstance(wanted, Link) or wanted.source is not None
+        self._check_signature(found, trust, chosen=chosen, ask=not lock or self._names.manifest(found.digest) is None)
         if to and not force:
             check_replaceable(to, found.digest, self._is_kept)
         at_once = at_once if self._choice.needs_network(found.reference.source) else 1
@@ -212,7 +224,7 @@ class Hub(Lookup):
             SignatureError: its registry asks for a signature, and none of the keys that are trusted signed it.
         """
         found = self.resolve(reference, fresh=True)
-        self._check_signature(found)
+        self._check_signature(found, chosen=reference.source is not None)
         return pin_of(found)
 
     def sync(self, lock: Lock, progress: Progress | None = None) -> list[Pulled]:
@@ -224,7 +236,7 @@ class Hub(Lookup):
         transfer = Transfer(progress)
         found = [self._pinned(pin, lock) for pin in dict.fromkeys(lock.pins.values())]
         for each in found:
-            self._check_signature(each)
+            self._check_signature(each, ask=self._names.manifest(each.digest) is None)
         brought = several(lambda each: bring(each, self.cache, transfer=transfer), found)
         for result in brought:
             if isinstance(result, DeltaHubError):
@@ -238,14 +250,41 @@ class Hub(Lookup):
         near = [it for name, it in self.registries.items() if not self._choice.needs_network(name)]
         return any(registry.holds(digest) for registry in near)
 
-    def _check_signature(self, found: Resolved, trust: Sequence[str] = ()) -> None:
-        """Refuse what was found if keys are trusted and none of them signed it."""
+    def vouched(self, registry: Registry) -> Vouched | None:
+        """Give what refuses a version of a registry that is not signed as it asks for; None if it asks for nothing.
+
+        What is copied or exported from there passes through it, as it could be pulled elsewhere unsigned.
+        """
+        if not self._policies or not self._policies.of_place(registry.name):
+            return None
+
+        def refuse(document: ReferenceDocument, version: str) -> None:
+            digest = document.versions[version].digest
+            exact = Reference.parse(document.name).exact(registry.name, document.name, version)
+            self._check_signature(Resolved(exact, digest, registry.manifest(digest), registry.fetch), chosen=True)
+
+        return refuse
+
+    def _check_signature(
+        self, found: Resolved, trust: Sequence[str] = (), *, chosen: bool = False, ask: bool = True
+    ) -> None:
+        """Refuse what was found if keys are trusted and none of them signed it.
+
+        Args:
+            chosen: whether the user named its source; else the registries with trusted keys that have a delta of its name count.
+            ask: whether those are asked for it.
+        """
         source = found.reference.source
-        for keys in (self._trust.get(source or "", ()), trust):
+        asked: list[tuple[str, Sequence[str]]] = [("", trust)]
+        if self._policies:
+            asked.append(("", self._policies.of_place(source)))
+            for name, keys in () if chosen else self._policies.of_name(found, ask=ask):
+                asked.append((f"{name} has a delta of this name, and asks for signatures", keys))
+        for because, keys in asked:
             if keys:
                 from deltahub.hub.trust import require_signature  # late: few ask for signatures
 
-                require_signature(found, keys, partial(self._signatures, source), self.cache.root)
+                require_signature(found, keys, partial(self._signatures, source), self.cache.root, because)
 
     def _signatures(self, source: str | None, digest: str) -> Mapping[str, bytes]:
         from deltahub.registry.signatures import signatures

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltahub.errors import DeltaHubError, ReferenceSyntaxError
+from deltahub.errors import ConflictError, DeltaHubError, ReferenceSyntaxError, StorageError
 from deltahub.hub.lookup import as_registry
 from deltahub.naming import default_name, folder_name
 from deltahub.outcomes import Pushed
 from deltahub.reference import Reference, check_alias, check_tag
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version
 from deltahub.registry.publishing import Publication
 from deltahub.registry.registry import Registry
 from deltahub.sources.base import Source
@@ -84,26 +86,58 @@ def push_many(
             checked.append(ready(folder, name, tags=tags, message=message, to=source.name))
         except DeltaHubError as error:
             checked.append(error)
+    stated: list[str] = []
     if sign and registry:
-        checked = _signed(registry, checked, sign)
+        able = [it for it in checked if isinstance(it, Publication)]
+        versions, failed = sign_all(registry, able, sign)
+        stated = [version for version, it in zip(versions, able, strict=True) if it.manifest.digest not in failed]
+        checked = [failed.get(it.manifest.digest, it) if isinstance(it, Publication) else it for it in checked]
     able = [it for it in checked if isinstance(it, Publication)]
     if isinstance(source, RegistrySource):
-        done = iter(source.publish_many(able, progress))
+        results = source.publish_many(able, progress)
     else:
-        done = iter([_push(source, it, progress) for it in able])
+        results = [_push(source, it, progress) for it in able]
+    if sign and registry:
+        sign_moved(registry, list(zip(able, stated, results, strict=True)), sign)
+    done = iter(results)
     return [next(done) if isinstance(it, Publication) else it for it in checked]
 
 
-def _signed(
-    registry: Registry, checked: Sequence[Publication | DeltaHubError], key: PrivateKey
-) -> list[Publication | DeltaHubError]:
-    """Sign all that may be pushed, before any of it can be seen; what could not be signed may not be pushed any more."""
+def sign_all(
+    registry: Registry, publications: Sequence[Publication], key: PrivateKey
+) -> tuple[list[str], dict[str, ConflictError | StorageError]]:
+    """Sign all that is to be pushed, before any of it can be seen, as the versions that the registry would give it now.
+
+    Returns:
+        The version that each is signed as, ``"namespace/name@v3"``, and by digest the errors of those that could not be signed.
+    """
     from deltahub.registry.signatures import add_signatures  # late: few sign
 
-    manifests = {it.manifest.digest: it.manifest.to_bytes() for it in checked if isinstance(it, Publication)}
-    made = {digest: key.sign(manifest) for digest, manifest in manifests.items()}
-    failed = add_signatures(registry, key.public.id, made)
-    return [failed.get(it.manifest.digest, it) if isinstance(it, Publication) else it for it in checked]
+    documents: dict[str, ReferenceDocument] = {}
+    stated: list[str] = []
+    made: dict[str, bytes] = {}
+    for it in publications:
+        path, digest = it.reference.path, it.manifest.digest
+        if path not in documents:
+            documents[path] = registry.read(path)[0] or ReferenceDocument(path)
+        documents[path], version = documents[path].with_version(Version(digest, "", "", "", (), {}))
+        stated.append(f"{documents[path].name}@{version}")
+        signature = key.sign(it.manifest.to_bytes(), stated[-1])
+        made[digest] = b"\n".join(filter(None, (made.get(digest), signature)))
+    return stated, add_signatures(registry, key.public.id, made)
+
+
+def sign_moved(
+    registry: Registry, done: Sequence[tuple[Publication, str, Pushed | DeltaHubError]], key: PrivateKey
+) -> None:
+    """Sign what became another version than it was signed as, because others pushed meanwhile; until then nobody takes it."""
+    from deltahub.registry.signatures import add_signature  # late: few sign
+
+    for it, stated, pushed in done:
+        if isinstance(pushed, Pushed) and isinstance(pushed.reference, Reference):
+            version = f"{pushed.reference.path}@{pushed.reference.version}"
+            if version != stated:
+                add_signature(registry, pushed.digest, key.public.id, key.sign(it.manifest.to_bytes(), version))
 
 
 def _push(source: Source, it: Publication, progress: Progress | None) -> Pushed | DeltaHubError:

@@ -54,6 +54,7 @@ class Resolver:
     def __init__(self, choice: Choice, names: CachedNames) -> None:
         self._choice = choice
         self._names = names
+        self.signed: Callable[[str | None], object] = lambda _: False  # whether a source asks for signatures
         self._private = PrivateNames(choice, names)
 
     def ask(self, reference: Reference, ask: Callable[[Source], T], recall: Callable[[Seen], T] | None = None) -> T:
@@ -177,8 +178,21 @@ class Resolver:
                 raise _changed(name, before, found)
             past = _exact(before.reference)
             if past.path == exact.path and (back := _went_back(source, before, found)):
+                if self.signed(exact.source):
+                    self._refuse_earlier_copy(exact, past)
                 LOGGER.warning("%s is %s now; it was %s when it was last pulled. %s", reference, exact, past, back)
                 return
+
+    def _refuse_earlier_copy(self, exact: Reference, past: Reference) -> None:
+        """Refuse a document that does not know a version which was pulled: signatures do not tell an old document from a new one."""
+        document = self._choice.source(exact.source).document(exact.path)
+        if past.version not in {*document.versions, *document.removed}:
+            remedy = (
+                "An earlier copy of its document was put back. Ask its owner. If it was restored on purpose, pull a version "
+                f"by its digest: deltahub pull {exact.at(document.versions[exact.version or ''].digest)}"
+            )
+            found = f"{exact}, and nothing about {past.version}"
+            raise IntegrityError(f"The history of {exact.path}", str(past), found, remedy)
 
     def _not_cached(
         self, reference: Reference, source: Source, why: str, misses: list[NotFoundError]

@@ -117,16 +117,20 @@ class ReferenceDocument:
         by_content = version is not None and (version == LATEST or is_digest(version))
         return self.resolve(version) if by_content and self.versions else version
 
+    def version_for(self, digest: str) -> str:
+        """The version that this content is, or would be if it were pushed now."""
+        same = next((name for name, known in self.versions.items() if known.digest == digest), None)
+        return same or self._next()
+
     def with_version(self, entry: Version) -> tuple[ReferenceDocument, str]:
         """Add a version, unless its content is one already; then only its new tags are added.
 
         Returns:
             The new document and the version.
         """
-        same = next((name for name, known in self.versions.items() if known.digest == entry.digest), None)
-        if same:
-            return self.with_tags(same, entry.tags, (), entry.time, entry.author), same
-        name = self._next()
+        name = self.version_for(entry.digest)
+        if name in self.versions:
+            return self.with_tags(name, entry.tags, (), entry.time, entry.author), name
         move = Move(entry.time, entry.author, "push", name, after=entry.digest)
         others = {branch: target for branch, target in self.branches.items() if branch != MAIN}
         return replace(self, versions={**self.versions, name: entry}, log=(*self.log, move), branches=others), name

@@ -6,11 +6,15 @@ a mirror is the same to the last byte; else what is new comes in, and its moves 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from deltahub.errors import ConflictError
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, number
+
+# Refuses a version of a delta that its registry asks for a signature of and that has none.
+Vouched = Callable[[ReferenceDocument, str], None]
 
 
 def merged(mine: ReferenceDocument, theirs: ReferenceDocument, time: str, author: str) -> ReferenceDocument:

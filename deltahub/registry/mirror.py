@@ -16,7 +16,7 @@ from deltahub.manifest import FileEntry, Manifest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move
 from deltahub.registry.following import beginning, follow, known_as, made_anew
-from deltahub.registry.merging import merged
+from deltahub.registry.merging import Vouched, merged
 from deltahub.registry.registry import Registry, ref_key
 from deltahub.registry.signatures import copy_signatures
 from deltahub.registry.sweeping import spare
@@ -45,14 +45,20 @@ class Copied:
 
 
 def copy(
-    source: Registry, target: Registry, paths: Collection[str] | None = None, progress: Progress | None = None
+    source: Registry,
+    target: Registry,
+    paths: Collection[str] | None = None,
+    progress: Progress | None = None,
+    vouched: Vouched | None = None,
 ) -> Iterator[Copied]:
     """Copy deltas, each after the other; over a network several at once.
 
     Args:
         paths: which, ``"namespace/name"``; None for all, names that lead to others too.
+        vouched: refuses a version that the source asks for a signature of and has none; None for a source that asks for none.
 
     Raises:
+        SignatureError: a version that is new to the target is refused. Nothing of that delta is copied.
         NotFoundError: the source has no such delta.
         ConflictError: a version has other content in the target.
         IntegrityError: the source is damaged. What was copied before stays.
@@ -60,7 +66,7 @@ def copy(
     """
     paths = source.names() if paths is None else [source.document(path).name for path in paths]
     waiting = source.store.at_once > 1 or target.store.at_once > 1  # for answers, as long as which others can be copied
-    job = _Copying(source, target, progress)
+    job = _Copying(source, target, progress, vouched)
     for done in spread(job.copy, paths, _AT_ONCE if waiting else 1):
         if done is not None:
             yield done
@@ -70,8 +76,8 @@ def copy(
 class _Copying:
     """What the copies of many deltas share."""
 
-    def __init__(self, source: Registry, target: Registry, progress: Progress | None) -> None:
-        self._source, self._target, self._progress = source, target, progress
+    def __init__(self, source: Registry, target: Registry, progress: Progress | None, vouched: Vouched | None) -> None:
+        self._source, self._target, self._progress, self._vouched = source, target, progress, vouched
         self._known = target.known_names()
         self._names: list[str] = []  # that lead to other deltas
         self._anew: list[str] = []  # names that another delta had before: it must have its new name in the target first
@@ -121,6 +127,9 @@ class _Copying:
         if made_anew(theirs) and mine.log and beginning(mine) != beginning(theirs):
             raise ConflictError(f"The delta {path}", "the one that was made anew under an old name", "the old one")
         merged(mine, theirs, *target.stamp())  # whether they can be one is known before anything is moved
+        if self._vouched:
+            for version in theirs.versions.keys() - mine.versions.keys():
+                self._vouched(theirs, version)
         wanted = _objects(source, mine, theirs)
         size = _copy_objects(source, target, theirs, wanted, self._present() if wanted else set(), self._progress)
         changed = known_as(target, theirs) != mine

@@ -1,7 +1,8 @@
 """Signatures in a registry: `signatures/<64 of the digest>/<64 of the key>.json`, one for each delta and key.
 
-They are no part of a version: a delta can be signed at any time, by several keys. They belong to a digest, so that every name and
-version with that content is signed, and content that is pushed again still is. Nothing here decides whether one is good.
+They are no part of a version: a delta can be signed at any time, by several keys. A file holds the signatures of one key, one a line: each
+states the name and version it is over, and content that has several of them has a signature for each. Nothing here decides whether
+one is good.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Final
 
 from deltahub.errors import ConflictError, NotFoundError, StorageError
 from deltahub.registry.registry import Registry
-from deltahub.signing import MOST
+from deltahub.signing import MOST, each_of, stated
 from deltahub.stores.base import Swap
 from deltahub.stores.waiting import spread
 
@@ -44,19 +45,20 @@ def signatures(registry: Registry, digest: str) -> dict[str, bytes]:
 
 
 def add_signature(registry: Registry, digest: str, key_id: str, data: bytes) -> None:
-    """Store a signature, in place of one by the same key.
+    """Store a signature beside those by the same key, in place of one that states the same version.
 
     Raises:
-        StorageError: the registry is not writable.
+        StorageError: the registry is not writable, or the key has signed too many versions with this content.
     """
     key = _key(digest, key_id)
     for attempt in range(_ATTEMPTS):
         there = registry.store.read_tagged(key)
-        if there and there[0] == data:
+        wanted = _together(there[0] if there else b"", data)
+        if there and there[0] == wanted:
             registry.store.settle([key])
             return
         try:
-            registry.store.swap(key, data, there[1] if there else None)
+            registry.store.swap(key, wanted, there[1] if there else None)
         except ConflictError:  # somebody signs it with the same key at this moment
             if attempt == _ATTEMPTS - 1:
                 raise
@@ -64,13 +66,25 @@ def add_signature(registry: Registry, digest: str, key_id: str, data: bytes) -> 
         return
 
 
+def _together(there: bytes, new: bytes) -> bytes:
+    """Signatures of one key with others added, each in place of one that states the same."""
+    lines = {stated(line): line for line in each_of(there) if stated(line) is not None}
+    for line in each_of(new):
+        lines[stated(line)] = line
+    together = b"\n".join(line for said, line in lines.items() if said is not None or len(lines) == 1)
+    if len(together) > MOST:
+        msg = "One key has signed too many versions with the same content. Sign this one with another key."
+        raise StorageError(msg)
+    return together
+
+
 def add_signatures(
     registry: Registry, key_id: str, data: Mapping[str, bytes]
 ) -> dict[str, ConflictError | StorageError]:
-    """Store signatures of many deltas by one key, each in place of one that is there, with one sync of all.
+    """Store signatures of many deltas by one key as `add_signature` does, with one sync of all.
 
     Args:
-        data: the signature of each, by the digest of its manifest.
+        data: the signatures of each, one a line, by the digest of its manifest.
 
     Returns:
         By digest the error that kept a signature from being stored; the others are durable.
@@ -81,7 +95,8 @@ def add_signatures(
     keys = {digest: _key(digest, key_id) for digest in data}
     there = spread(registry.store.read_tagged, keys.values(), registry.store.at_once)
     swaps = [
-        Swap(keys[digest], data[digest], found[1] if found else None) for digest, found in zip(data, there, strict=True)
+        Swap(keys[digest], _together(found[0] if found else b"", data[digest]), found[1] if found else None)
+        for digest, found in zip(data, there, strict=True)
     ]
     failed: dict[str, ConflictError | StorageError] = {}
     for digest, swapped in zip(data, registry.store.swap_all(swaps), strict=True):
@@ -96,16 +111,28 @@ def add_signatures(
 
 
 def copy_signatures(source: Registry, target: Registry, digests: Collection[str]) -> None:
-    """Copy the signatures of deltas that the target does not have; one that is there already stays as it is.
+    """Copy the signatures of deltas that the target does not have; one of a key and version that is there already stays.
 
     Raises:
         StorageError: one registry cannot be read, or the other not written.
     """
     for digest in dict.fromkeys(digests):
         if theirs := signatures(source, digest):
-            mine = signatures(target, digest)
-            for key_id in theirs.keys() - mine.keys():
-                add_signature(target, digest, key_id, theirs[key_id])
+            merge_signatures(target, digest, theirs)
+
+
+def merge_signatures(registry: Registry, digest: str, theirs: Mapping[str, bytes]) -> None:
+    """Store the signatures of a delta, by key, that a registry does not have.
+
+    Raises:
+        StorageError: the registry cannot be read or written.
+    """
+    mine = signatures(registry, digest) if theirs else {}
+    for key_id, data in theirs.items():
+        known = {stated(line) for line in each_of(mine[key_id])} if key_id in mine else set()
+        new = [line for line in each_of(data) if not known or stated(line) not in {*known, None}]
+        if new:
+            add_signature(registry, digest, key_id, b"\n".join(new))
 
 
 def _folder(digest: str) -> str:

@@ -109,12 +109,12 @@ def test_one_whose_signature_cannot_be_stored_is_not_published_and_the_others_ar
     assert unsigned(anywhere) == []
 
 
-def test_folders_with_the_same_content_are_signed_once(anywhere, tmp_path, key, new_checkpoint, monkeypatch):
+def test_folders_with_the_same_content_are_signed_under_each_name(anywhere, tmp_path, key, new_checkpoint, monkeypatch):
     made, sign = [], key.sign
-    monkeypatch.setattr(key, "sign", lambda manifest: made.append(manifest) or sign(manifest))
+    monkeypatch.setattr(key, "sign", lambda manifest, version: made.append(version) or sign(manifest, version))
     done = hub_of(anywhere, tmp_path).push_many([new_checkpoint(), new_checkpoint()], "acme", sign=key)
 
-    assert len(made) == 1
+    assert made == [f"{it.reference.path}@v1" for it in done]
     assert len({it.reference.path for it in done}) == 2
     assert unsigned(anywhere) == []
 
@@ -192,7 +192,9 @@ def test_many_that_are_killed_at_any_step_are_signed_wherever_they_can_be_seen(
     monkeypatch.setattr(syncing, "MANY", 2)
     monkeypatch.setattr("deltahub.stores.claiming.SILENT", 0.0)
     signature = {describe(folder).to_bytes(): key.sign(describe(folder).to_bytes()) for folder in folders[:2]}
-    monkeypatch.setattr(key, "sign", signature.__getitem__)  # its own steps are no steps of the registry
+    monkeypatch.setattr(
+        key, "sign", lambda manifest, _: signature[manifest]
+    )  # its own steps are no steps of the registry
 
     def push(case):
         hub_of(Registry(LocalStore(tmp_path / case)), tmp_path).push_many(folders[:2], "acme", sign=key)
