@@ -151,7 +151,11 @@ def zip_of(data: bytes, name: str = "weights") -> bytes:
     ids=["as it is", "gzip", "bz2", "xz", "zlib", "zip", "tar", "tar.gz"],
 )
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("value", [Evil(), [Evil()], {"a": 1}, {"w": [1.5, (2, 10**30), {"x"}, "é" * 300]}], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [Evil(), [Evil()], {"a": 1}, {"w": [1.5, (2, 10**30), {"x"}, "é" * 300]}],
+    ids=["object", "list", "dict", "values"],
+)
 def test_a_pickle_is_known_by_its_content_whatever_it_is_called_and_wrapped_in(value, protocol, wrap):
     assert within(wrap(pickle.dumps(value, protocol)))
 
@@ -198,6 +202,21 @@ def test_archives_are_known_by_the_names_and_the_objects_in_them():
         gzip.compress(b"text"),
         tar_file(b"text"),
         tar_file(b"text", "w:xz"),
+    ],
+    ids=[
+        "empty",
+        "prose",
+        "lines",
+        "copyright",
+        "python",
+        "list",
+        "zeros",
+        "safetensors",
+        "array",
+        "zip",
+        "gzip",
+        "tar",
+        "xz",
     ],
 )
 def test_any_other_content_is_taken(data):
