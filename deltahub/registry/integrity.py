@@ -10,9 +10,8 @@ from deltahub.sealing import unsealed
 
 SCHEMA: Final = "reference.v1"
 SCHEMA_VERSION: Final = 1
-AMENDED_VERSION: Final = (
-    2  # of a document with an amended version, which older releases refuse with the advice to update
-)
+# Of a document with an amended version, which earlier releases refuse with the advice to update; there is no version 2.
+AMENDED_VERSION: Final = 3
 
 
 def read_whole(data: bytes, name: str = "") -> Mapping[str, Any]:
@@ -35,7 +34,7 @@ def read_whole(data: bytes, name: str = "") -> Mapping[str, Any]:
 def _unreadable(name: str, wrong: str, document: Any) -> CheckpointError | IntegrityError:
     what = f"The reference document of {name}" if name else "A reference document"
     schema = document.get("schema_version") if isinstance(document, dict) else None
-    if isinstance(schema, int) and schema > AMENDED_VERSION:
+    if isinstance(schema, int) and schema > SCHEMA_VERSION and schema != AMENDED_VERSION:
         msg = f"{what} has schema_version {schema}; this deltahub reads {AMENDED_VERSION}. Update deltahub."
         return CheckpointError(msg)
     remedy = (

@@ -87,4 +87,4 @@ def test_a_document_of_a_later_release_is_refused_with_advice(registry):
     document = json.loads(registry.document("acme/ner").to_bytes())
     del document["checksum"]
     with pytest.raises(CheckpointError, match="Update deltahub"):
-        ReferenceDocument.from_bytes(sealed({**document, "schema_version": 3}), "acme/ner")
+        ReferenceDocument.from_bytes(sealed({**document, "schema_version": 4}), "acme/ner")
