@@ -14,7 +14,6 @@ from deltahub.reference import check_alias, check_tag
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Version
 from deltahub.registry.registry import Registry
-from deltahub.reserve import freeing
 
 
 class Anything(Enum):
@@ -54,8 +53,6 @@ def set_alias(
         expect = now
         return document.with_alias(alias, target and document.resolve(target), *registry.stamp())
 
-    if version is None:  # so that the version can be removed next
-        return freeing(registry.store.spend_reserve, lambda: registry.update(path, change))
     return registry.update(path, change)
 
 

@@ -28,11 +28,18 @@ def remove(
         InUseError: an alias points to it, or its digest is needed. Nothing was changed.
         RemovedError: it was removed already.
     """
-    name = ""
+    name, full = "", False
+
+    def spend() -> bool:
+        nonlocal full
+        full = True
+        return registry.store.spend_reserve()
 
     def change(document: ReferenceDocument) -> ReferenceDocument:
         nonlocal name
         name = name or document.resolve(version)
+        if full and name in document.removed:  # it was swapped already when the disk was found to be full
+            return document
         document.resolve(name)  # also after a lost race, in which it may have gone
         what = f"{document.name}@{name}"
         if aliases := document.aliases_of(name):
@@ -44,4 +51,4 @@ def remove(
             raise InUseError(what, "the lock file pins it", "Lock another version first: deltahub lock")
         return document.without_version(name, *registry.stamp(), message)
 
-    return freeing(registry.store.spend_reserve, lambda: registry.update(path, change)), name
+    return freeing(spend, lambda: registry.update(path, change)), name
