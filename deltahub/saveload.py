@@ -17,6 +17,7 @@ from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.modules import own_parameters
 from deltahub.engine.sharding import done_once
 from deltahub.engine.site import is_delta_name
+from deltahub.engine.uncalled import uncalled
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.loading import load
 from deltahub.log import LOGGER
@@ -85,6 +86,7 @@ class SaveLoadMixin(TensorFileMixin):
             raise CheckpointError(msg)
         facts = metadata.gather(center_args, center_args_pool, list_tags, dict_tags, test_result, usage)
         self.check_places()
+        self._warn_of_uncalled()
         tensors = self._gathered(state_dict)
         _check_savable(tensors)
         self._warn_if_whole(tensors)
@@ -130,6 +132,17 @@ class SaveLoadMixin(TensorFileMixin):
         }
         checkpoint.write(folder, document, tensors, identity, model_card(document, counts), save)
         LOGGER.info("The delta has been saved in %s (%d tensors)", folder, len(tensors))
+
+    def _warn_of_uncalled(self) -> None:
+        """Name the modules at which the delta has never acted, so that nothing was trained there."""
+        if silent := uncalled(self.backbone_model, self._entry.name, self._entry.insertions):
+            LOGGER.warning(
+                "%r has never acted on %s%s: the backbone ran without calling it, so nothing was trained there. Leave such modules "
+                "out (exclude_modules) unless other inputs reach them.",
+                self._entry.name,
+                ", ".join(silent[:3]),
+                f" and {len(silent) - 3} more" if len(silent) > 3 else "",
+            )
 
     def _warn_if_whole(self, tensors: Mapping[str, Tensor]) -> None:
         """Say so when nothing was frozen: the whole backbone is about to be saved as a delta."""

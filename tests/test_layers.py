@@ -67,9 +67,10 @@ LAYERS = (
         "engine.ledger",
         "engine.skeleton",
     ),
+    ("engine.compiling",),
+    ("engine.uncalled",),
     (
         "engine.building",
-        "engine.compiling",
         "engine.routing.detours",
         "engine.routing.heads",
         "engine.merging",

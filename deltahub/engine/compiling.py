@@ -22,7 +22,7 @@ def note_compiled(targets: Iterable[nn.Module]) -> None:
 
     Of a module with neither parameters nor modules it looks at nothing that could be marked, so all that is compiled is reset.
     """
-    if not _has_compiled():
+    if not has_compiled():
         return
     if not all(target._parameters or target._modules.keys() - {CHILD} for target in targets):
         torch.compiler.reset()
@@ -31,7 +31,8 @@ def note_compiled(targets: Iterable[nn.Module]) -> None:
     )
 
 
-def _has_compiled() -> bool:
+def has_compiled() -> bool:
+    """Whether anything has been compiled in this process."""
     if "torch._dynamo.convert_frame" not in sys.modules:
         return False
     compiled: Any = getattr(sys.modules["torch._dynamo.convert_frame"], "input_codes", None)

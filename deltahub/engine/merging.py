@@ -32,6 +32,7 @@ from deltahub.engine.overrides import (
 from deltahub.engine.sharding import reshard
 from deltahub.engine.site import CHILD, Site, eject, site_of
 from deltahub.engine.trainable import forget_trainable
+from deltahub.engine.uncalled import uncalled
 from deltahub.errors import MergeError
 from deltahub.log import LOGGER
 
@@ -80,7 +81,10 @@ class MergeMixin:
                 module's, or another delta acts before it in the same place. Nothing was changed.
         """
         refuse_routed(self.backbone_model)
-        report = _merge(self.backbone_model, self._entry)
+        ledger_holding(self.backbone_model, self._entry)  # or an error: the delta was removed
+        self.check_places()
+        silent = uncalled(self.backbone_model, self._entry.name, self._entry.insertions)
+        report = _merge(self.backbone_model, self._entry, silent)
         LOGGER.info("Merged %s into %d tensors, rounding error %.3g", *_facts(self._entry, report))
         return report
 
@@ -114,12 +118,12 @@ def _facts(entry: Entry, report: MergeReport) -> tuple[str, int, float]:
     return entry.name, len(report.rounding), report.max_error
 
 
-def _merge(backbone: nn.Module, entry: Entry) -> MergeReport:
+def _merge(backbone: nn.Module, entry: Entry, silent: Collection[str] = ()) -> MergeReport:
     reshard(backbone)
     ledger = ledger_holding(backbone, entry)
     _check_mergeable(ledger, entry)
     acting = [address for address in entry.insertions if entry.name in site_of(module_at(backbone, address))._modules]
-    report = _write(backbone, entry.name, acting, ledger.changed)
+    report = _write(backbone, entry.name, acting, ledger.changed, silent)
     ledger.merged.append(entry.name)
     return report
 
@@ -134,13 +138,16 @@ def _check_mergeable(ledger: Ledger, entry: Entry) -> None:
 
 
 @torch.no_grad()
-def _write(backbone: nn.Module, name: str, addresses: Sequence[str], changed: set[str]) -> MergeReport:
+def _write(
+    backbone: nn.Module, name: str, addresses: Sequence[str], changed: set[str], silent: Collection[str]
+) -> MergeReport:
     """Write the insertions of a delta at some modules into the weights, after every check.
 
     Args:
         changed: the tensors that the same handle, or the same export, merged something into before; new ones are added.
+        silent: the modules at which the delta has never acted, and must not begin to.
     """
-    planned = dict(_plan(backbone, name, addresses, changed))
+    planned = dict(_plan(backbone, name, addresses, changed, silent))
     rounding = {}
     for tensor, record in opened(backbone, planned).items():
         live, exact = tensor_called(backbone, tensor), planned[tensor]
@@ -157,7 +164,7 @@ def _write(backbone: nn.Module, name: str, addresses: Sequence[str], changed: se
 
 
 def _plan(
-    backbone: nn.Module, delta: str, addresses: Sequence[str], changed: Collection[str]
+    backbone: nn.Module, delta: str, addresses: Sequence[str], changed: Collection[str], silent: Collection[str]
 ) -> Iterator[tuple[str, Tensor]]:
     """The new value of each tensor; whatever speaks against the merge is raised here."""
     owners = _owners(backbone)
@@ -176,7 +183,14 @@ def _plan(
             raise MergeError(msg) from error
         for key, exact in values.items():
             name = f"{address}.{key}" if address else key
-            _check_tensor(name, tensor_called(backbone, name), exact, owners)
+            live = tensor_called(backbone, name)
+            _check_tensor(name, live, exact, owners)
+            if address in silent and not torch.equal(exact.to(live.dtype), live):
+                msg = (
+                    f"{delta!r} has never acted on {address}: the backbone ran without calling it, so a merge could change its "
+                    "outputs. If other inputs reach it, run the backbone on them first; else leave the module out."
+                )
+                raise MergeError(msg)
             _check_unclaimed(name, override_of(backbone, name), changed)
             yield name, exact
 
@@ -268,9 +282,14 @@ def merged_copy(backbone: nn.Module) -> Any:
     refuse_routed(backbone)
     twin = copy.deepcopy(backbone)
     changed = {name for name, record in overrides(twin) if record.merged}
-    for address, module in own_modules(twin):
-        for name in [*site_of(module)._modules] if CHILD in module._modules else ():
-            _write(twin, name, [address], changed)
+    held = [(address, module) for address, module in own_modules(twin) if CHILD in module._modules]
+    silent = {
+        name: uncalled(twin, name, [address for address, module in held if name in site_of(module).slots])
+        for name in {name for _, module in held for name in site_of(module).slots}
+    }
+    for address, module in held:
+        for name in [*site_of(module)._modules]:
+            _write(twin, name, [address], changed, silent[name])
     for _, module in own_modules(twin):
         for name in [*site_of(module).slots] if CHILD in module._modules else ():
             eject(module, name)

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from torch import nn
+from torch.compiler import is_compiling
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from deltahub.engine.insertion import Args, Insertion, Kwargs, overrides
@@ -82,10 +83,13 @@ class Site(nn.Module):
         self.afters: tuple[Insertion, ...] = ()
         self.attends: tuple[Insertion, ...] = ()
         self.detour: Detour | None = None
+        self.called = False  # whether the target has run since the last insertion, outside of compiled code
+        self.called_before = False  # whether it has before that
         self.merged: list[str] = []  # those written into the target's weights, in the order that was done
 
     def put(self, name: str, insertion: Insertion) -> None:
         """Add an insertion and turn it on."""
+        self.called, self.called_before = False, self.called or self.called_before
         self.order[name] = 1 + next(reversed(self.order.values()), -1)
         self.slots[name] = insertion
         self._modules[name] = insertion  # the last slot, so every list below stays in order
@@ -262,6 +266,8 @@ def holds(backbone: nn.Module, address: str, name: str, insertion: Insertion) ->
 # `_modules[...]`, not `target.deltas`: nn.Module.__getattr__ is half the cost of a call here.
 def _before(target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
     site: Any = target._modules[CHILD]
+    if not is_compiling():  # a graph would have to write it after each run
+        site.__dict__["called"] = True  # not by nn.Module.__setattr__, which costs as much as the whole hook
     if site.detour is not None:
         detoured: tuple[Args, Kwargs] = site.detour.before(target, args, kwargs)
         return detoured
@@ -272,6 +278,8 @@ def _before(target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs
 
 def _after(target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
     site: Any = target._modules[CHILD]
+    if not is_compiling():
+        site.__dict__["called"] = True
     if site.detour is not None:
         return site.detour.after(target, args, kwargs, output)
     for insertion in site.afters:

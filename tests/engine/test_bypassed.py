@@ -1,5 +1,8 @@
 """Layers that are never called, where a delta would never act."""
 
+import logging
+import sys
+
 import pytest
 import torch
 import transformers
@@ -8,7 +11,9 @@ from torch.nn import functional as F
 
 from deltahub import AdapterModel, BitFitModel, IA3Model, LoraModel
 from deltahub.engine.bypassed import is_bypassed
-from deltahub.errors import TargetError
+from deltahub.engine.merging import merged_copy
+from deltahub.errors import MergeError, TargetError
+from tests.backbones import stir
 
 
 class Reading(nn.Module):
@@ -85,6 +90,72 @@ def test_a_layer_that_something_may_call_is_taken(name):
 
 def test_a_layer_that_is_called_by_a_name_in_a_variable_is_taken():
     assert not is_bypassed(ByName(), "chosen")
+
+
+@pytest.fixture
+def _nothing_compiled():
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+@pytest.fixture
+def trained(_nothing_compiled):
+    """A delta on a layer that the backbone calls and on one that it does not, after the backbone ran."""
+    backbone = Reading()
+    delta = LoraModel(backbone, lora_r=2, modified_modules=["called", "passed"])
+    backbone(torch.ones(1, 4))
+    return delta
+
+
+def test_saving_names_the_modules_on_which_the_delta_never_acted(trained, tmp_path, caplog):
+    trained.freeze_module()
+    with caplog.at_level(logging.WARNING, "deltahub"):
+        trained.save_finetuned(tmp_path / "delta")
+    assert "never acted on passed" in caplog.text
+
+
+def test_a_merge_is_refused_where_the_delta_never_acted_and_would_begin_to(trained):
+    stir(trained)
+    weight = trained.backbone_model.called.weight.detach().clone()
+    with pytest.raises(MergeError, match="never acted on passed"):
+        merged_copy(trained.backbone_model)
+    with pytest.raises(MergeError, match="never acted on passed"):
+        trained.merge()
+    assert torch.equal(trained.backbone_model.called.weight, weight)
+
+
+def test_a_merge_that_leaves_the_uncalled_layer_as_it_is_goes_through(trained):
+    trained.merge()
+    assert trained.merged
+
+
+@pytest.mark.usefixtures("_nothing_compiled")
+def test_a_merge_from_before_the_first_run_is_done_again_when_another_is_taken_out():
+    backbone = Reading()
+    first, second = (LoraModel(backbone, lora_r=2, modified_modules=["called", "passed"], name=name) for name in "ab")
+    for delta in (first, second):
+        stir(delta)
+        delta.merge()
+    backbone(torch.ones(1, 4))
+    second.unmerge()
+    assert first.merged
+
+
+def test_a_delta_that_has_not_run_yet_is_merged():
+    delta = LoraModel(Reading(), lora_r=2, modified_modules=["called", "passed"])
+    stir(delta)
+    delta.merge()
+    assert delta.merged
+
+
+@pytest.mark.usefixtures("_nothing_compiled")
+def test_an_expert_without_tokens_is_merged_with_the_others():
+    backbone = nn.ModuleDict({"experts": nn.ModuleList(nn.Linear(4, 4) for _ in range(2))})
+    delta = LoraModel(backbone, lora_r=2, modified_modules=["experts.0", "experts.1"])
+    stir(delta)
+    backbone["experts"][0](torch.ones(1, 4))
+    delta.merge()
+    assert delta.merged
 
 
 class Attention(nn.Module):

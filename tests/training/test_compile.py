@@ -149,3 +149,24 @@ def test_the_second_hook_at_a_module_is_seen_too():
     both = logits_of(backbone)
     assert not torch.allclose(one, both, atol=1e-3)
     assert torch.allclose(both, backbone._call_impl(**inputs_for(backbone)).logits, atol=1e-5)
+
+
+def test_a_run_without_the_graph_has_nothing_compiled_again():
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    backbone = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    stir(LoraModel(backbone, lora_r=2, modified_modules=["0"]))  # acts after the layer
+    stir(
+        AutoDeltaModel.from_config(
+            {"delta_type": "ia3", "modified_modules": ["0"], "feedforward_modules": ["0"]}, backbone
+        )
+    )  # before
+    compiled, x = torch.compile(backbone, backend=count, fullgraph=True), torch.ones(2, 4)
+    found = compiled(x)
+    assert torch.allclose(found, backbone(x))
+    assert torch.equal(found, compiled(x))
+    assert len(graphs) == 1
