@@ -96,7 +96,7 @@ def told_width(module: nn.Module) -> int | None:
     if is_conv1d(module):
         return _shape(module)[1]
     if isinstance(module, nn.MultiheadAttention):
-        return module.embed_dim
+        return int(module.embed_dim)
     for told in ("out_features", "out_channels", "num_channels", "num_features"):
         if (told == "out_features" or channel_dimension(module) is not None) and isinstance(
             width := getattr(module, told, None), int
