@@ -21,8 +21,8 @@ from deltahub.engine.weights import is_turned
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats.peft_fields import REBUILT_STARTS
 from deltahub.formats.peft_initial import initial_update
+from deltahub.formats.peft_matching import by_pattern
 from deltahub.formats.peft_names import Leaves, Names
-from deltahub.formats.peft_targets import by_pattern
 from deltahub.formats.peft_trained import own_values
 
 _MAGNITUDE: Final = "lora_magnitude_vector"

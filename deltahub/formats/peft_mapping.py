@@ -25,9 +25,10 @@ from deltahub.errors import ConfigError
 from deltahub.formats.peft_adapter import Exported, by_part, named, whole_width
 from deltahub.formats.peft_backbone import Backbone
 from deltahub.formats.peft_lora import lora
-from deltahub.formats.peft_naming import as_pattern, left_out, saved, whole_names
+from deltahub.formats.peft_matching import HEADS, left_out, saved
+from deltahub.formats.peft_naming import as_pattern, whole_names
 from deltahub.formats.peft_saved import add_trained
-from deltahub.formats.peft_task import HEADS, prompt_task
+from deltahub.formats.peft_task import prompt_task
 from deltahub.manifest import DELTA_PART
 
 _NO_FORM: Final = {

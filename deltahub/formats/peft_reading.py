@@ -23,8 +23,9 @@ from deltahub.formats.foreign import read_config, read_safetensors, says
 from deltahub.formats.peft import CONFIG, WEIGHTS
 from deltahub.formats.peft_fields import check_fields
 from deltahub.formats.peft_lora_reading import lora
+from deltahub.formats.peft_matching import meant
 from deltahub.formats.peft_names import Leaves, Names, sort_tensors
-from deltahub.formats.peft_targets import meant, targeted
+from deltahub.formats.peft_targets import targeted
 from deltahub.formats.peft_trained import own_values, trainable, trained
 from deltahub.formats.torch_file import read_pickle
 from deltahub.log import LOGGER

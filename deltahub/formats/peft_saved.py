@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from deltahub.errors import ConfigError
 from deltahub.formats.peft_adapter import MODEL, PROMPTED, Exported
 from deltahub.formats.peft_backbone import Backbone
-from deltahub.formats.peft_naming import outermost, saved
+from deltahub.formats.peft_matching import saved
+from deltahub.formats.peft_naming import outermost
 
 # What PEFT adds to the tree of modules, where names in modules_to_save could mean it too.
 _ADDED: Final = (

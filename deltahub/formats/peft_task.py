@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Final
 
 from torch import nn
@@ -21,12 +20,6 @@ _TASKS: Final = {
 }
 _INPUTS: Final = {"input_ids", "attention_mask", "inputs_embeds"}
 _DECODER: Final = {"decoder_input_ids", "decoder_inputs_embeds"}
-# For tasks with a head PEFT makes a copy of the head, by these ends of names, and expects it in the file.
-HEADS: Final[Mapping[str, tuple[str, ...]]] = {
-    "SEQ_CLS": ("classifier", "score"),
-    "TOKEN_CLS": ("classifier", "score"),
-    "QUESTION_ANS": ("qa_outputs",),
-}
 
 
 def task_of(class_name: str, model_class: type[nn.Module] | None) -> str | None:
