@@ -21,6 +21,10 @@ _MEMORY: Final = 1 << 19  # bytes that RE2 may use for a pattern
 _AMBIGUOUS: Final = re.compile(r"\{,|\[:")
 
 
+class UnsupportedPatternError(AddressError):
+    """Python can read a pattern, and RE2 cannot, or not alike, or it is too large."""
+
+
 class Match(Protocol):
     """The part of a text that a pattern matches."""
 
@@ -111,5 +115,5 @@ def _plain(name: str) -> str:
     raise AddressError(msg)
 
 
-def _refused(called: str, reason: str) -> AddressError:
-    return AddressError(f"The pattern {called!r:.200} is not supported: {reason}.")
+def _refused(called: str, reason: str) -> UnsupportedPatternError:
+    return UnsupportedPatternError(f"The pattern {called!r:.200} is not supported: {reason}.")

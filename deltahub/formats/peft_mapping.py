@@ -21,7 +21,7 @@ from torch import Tensor
 
 from deltahub.checkpoint import Checkpoint
 from deltahub.engine.site import is_delta_name
-from deltahub.errors import ConfigError
+from deltahub.errors import AddressError, ConfigError
 from deltahub.formats.peft_adapter import Exported, by_part, named, whole_width
 from deltahub.formats.peft_backbone import Backbone
 from deltahub.formats.peft_lora import lora
@@ -66,7 +66,12 @@ def exported(checkpoint: Checkpoint, backbone: Backbone) -> Exported:
         return found
     backbone.refuse_shared(shares)
     add_trained(found, trained, set(shares), backbone)
-    if lost := sorted(left_out(found.modules_to_save, shares)):
+    try:
+        lost = sorted(left_out(found.modules_to_save, shares))
+    except AddressError as error:
+        msg = f"Nobody can check which layers PEFT would leave out, because of their names. {error} Or load the delta with deltahub."
+        raise ConfigError(msg) from error
+    if lost:
         msg = f"PEFT would leave out {lost[0]}, because of the names of the layers trained beside it. Load the delta with deltahub."
         raise ConfigError(msg)
     return found

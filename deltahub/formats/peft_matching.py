@@ -39,6 +39,11 @@ def saved(targets: Iterable[str], names: Iterable[str]) -> set[str]:
     return {name for name in names if name.endswith(ends)}
 
 
+def at_input(targets: str | Iterable[str], names: Iterable[str]) -> set[str]:
+    """The modules that `feedforward_modules` means: IA3 rescales them at their input."""
+    return meant(targets, names) if isinstance(targets, str) else saved(targets, names)
+
+
 def left_out(targets: Iterable[str], names: Iterable[str]) -> set[str]:
     """The modules on which PEFT puts no adapter because of `modules_to_save`, in which it reads patterns here."""
     patterns = [_compiled(rf"(?:.*\.)?{target}(?:\..*)?") for target in targets]

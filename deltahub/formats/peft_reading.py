@@ -23,7 +23,7 @@ from deltahub.formats.foreign import read_config, read_safetensors, says
 from deltahub.formats.peft import CONFIG, WEIGHTS
 from deltahub.formats.peft_fields import check_fields
 from deltahub.formats.peft_lora_reading import lora
-from deltahub.formats.peft_matching import meant
+from deltahub.formats.peft_matching import at_input
 from deltahub.formats.peft_names import Leaves, Names, sort_tensors
 from deltahub.formats.peft_targets import targeted
 from deltahub.formats.peft_trained import own_values, trainable, trained
@@ -156,7 +156,7 @@ def _is_row(vector: Tensor, module: str, config: Mapping[str, Any]) -> bool:
     """Whether a module is rescaled at its input: then PEFT keeps a row, ``(1, n_in)``, else a column."""
     if vector.shape[0] != vector.shape[1]:
         return vector.shape[0] == 1
-    return module in meant(config.get("feedforward_modules") or (), [module])
+    return module in at_input(config.get("feedforward_modules") or (), [module])
 
 
 def _layer_norm(config: Mapping[str, Any], leaves: Leaves, names: Names, alone: Alone) -> Said:

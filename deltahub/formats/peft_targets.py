@@ -11,6 +11,7 @@ from deltahub.engine.shapes import is_conv1d
 from deltahub.errors import ConfigError
 from deltahub.formats.peft_matching import HEADS, is_in_layers, left_out, meant, saved
 from deltahub.log import LOGGER
+from deltahub.patterns import UnsupportedPatternError
 
 
 def targeted(config: Mapping[str, Any], modules: Mapping[str, nn.Module], backbone: nn.Module) -> set[str] | None:
@@ -20,10 +21,15 @@ def targeted(config: Mapping[str, Any], modules: Mapping[str, nn.Module], backbo
 
     Args:
         modules: the backbone's, by name.
+
+    Raises:
+        ConfigError: a pattern is not a regular expression.
     """
     try:
         return _targeted(config, modules, backbone)
     except ConfigError as error:
+        if not isinstance(error.__cause__, UnsupportedPatternError):
+            raise  # PEFT cannot read it either
         LOGGER.warning("Nobody can check that the adapter's file lacks no module. %s", error)
         return None
 

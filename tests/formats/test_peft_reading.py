@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -11,6 +12,7 @@ import pytest
 import torch
 from peft import IA3Config, LNTuningConfig, LoraConfig, PromptTuningConfig
 from safetensors.torch import load_file
+from torch import nn
 
 from deltahub import AutoDeltaModel, export_peft
 from deltahub.checkpoint import describe
@@ -188,6 +190,30 @@ def test_other_methods_of_peft_give_the_same_outputs_here(saved, make, config):
     assert far(expected, logits_of(backbone)) < TOLERANCE
     if expected.shape == logits_of(make()).shape:
         assert far(expected, logits_of(make())) > 100 * TOLERANCE
+
+
+class Narrow(nn.Module):
+    """Two layers of one unit, where a vector's shape does not tell whether it is for the input or the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.my_fc, self.fc = nn.Linear(1, 1), nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.fc(self.my_fc(x))
+
+
+def test_feedforward_modules_are_any_ends_of_names(tmp_path):
+    made, x = Narrow(), torch.tensor([[1.0], [-2.0]])
+    backbone = copy.deepcopy(made)
+    model = peft.get_peft_model(made, IA3Config(target_modules=["my_fc", "fc"], feedforward_modules=["fc"]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "ia3_l" in name:
+                parameter.fill_(1.7)
+    model.save_pretrained(tmp_path)
+    AutoDeltaModel.from_finetuned(tmp_path, backbone)
+    assert torch.allclose(backbone(x), model(x))
 
 
 def test_an_adapter_comes_off_and_leaves_the_backbone_as_it_was(saved):
