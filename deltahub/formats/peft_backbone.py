@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from deltahub.address import Address
 from deltahub.backbone import Leaf
 from deltahub.checkpoint import Checkpoint
+from deltahub.engine.layers import embed_scale, lookup_fault
 from deltahub.engine.shapes import is_conv1d
 from deltahub.engine.site import Site, is_delta_name
 from deltahub.engine.skeleton import skeleton, stand_in
@@ -276,8 +277,8 @@ class Backbone:
 def _check_kind(name: str, module: nn.Module) -> None:
     """Refuse a layer for which PEFT has no LoRA, or one that computes something else."""
     kind = type(module).__name__
-    if isinstance(module, nn.Embedding) and type(module).forward is not nn.Embedding.forward:
-        msg = f"{name} is a {kind}, which does more than look up rows, and PEFT's LoRA does not know what. Load the delta with deltahub."
+    if isinstance(module, nn.Embedding) and (fault := lookup_fault(module) or _scale_fault(module)):
+        msg = f"PEFT's LoRA would say something else on {name}, a {kind}: {fault}. Load the delta with deltahub."
         raise ConfigError(msg)
     weight = getattr(module, "weight", None)
     quantised = not (
@@ -286,6 +287,13 @@ def _check_kind(name: str, module: nn.Module) -> None:
     if not (quantised or isinstance(module, (nn.Linear, nn.Embedding)) or is_conv1d(module)):
         msg = f"{name} is a {kind}; PEFT has a LoRA for Linear, Conv1D and Embedding layers. Load the delta with deltahub."
         raise ConfigError(msg)
+
+
+def _scale_fault(embedding: nn.Embedding) -> str:
+    """Why PEFT does not scale a LoRA on an embedding as the embedding does its rows: a clause, empty if it does."""
+    scale: object = embed_scale(embedding)
+    one = scale is None or isinstance(scale, (int, float)) or (isinstance(scale, Tensor) and scale.numel() == 1)
+    return "" if one else "its embed_scale is not one number"
 
 
 def paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -61,6 +61,7 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
             else (down, up)
         )
         if backbone.is_embedding(module, down.shape[1], up.shape[0]):
+            _refuse_unscaled(document, module, backbone)
             tensors |= {f"{module}.lora_embedding_A": down, f"{module}.lora_embedding_B": up}
             continue
         tensors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
@@ -119,6 +120,21 @@ def _joined(module: str, shares: Mapping[str, Mapping[str, Tensor]], backbone: B
     placed = up.new_zeros(n_out, up.shape[1])
     placed[rows] = up
     return torch.cat([share["lora_A"] for share in shares.values()]), placed
+
+
+def _refuse_unscaled(document: Mapping[str, Any], module: str, backbone: Backbone) -> None:
+    """Refuse a LoRA of a release that left out the scale of an embedding, which PEFT does not.
+
+    Raises:
+        ConfigError: the message names the embedding.
+    """
+    found = backbone.module(module)
+    if str(document.get("deltahub_version", "")).startswith("0.1.") and getattr(found, "embed_scale", None) is not None:
+        msg = (
+            f"The delta is of deltahub {document['deltahub_version']}, which did not multiply the LoRA on {module} by that embedding's scale, "
+            "as PEFT does. Train it again, or load it with the release that saved it."
+        )
+        raise ConfigError(msg)
 
 
 def _refuse_names(modules: set[str], backbone: Backbone) -> None:

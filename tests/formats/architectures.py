@@ -39,6 +39,12 @@ def bart() -> nn.Module:
     return make("BartForConditionalGeneration", **_BART, max_position_embeddings=12, forced_eos_token_id=None)
 
 
+def gemma() -> nn.Module:
+    """Gemma, whose embedding multiplies its rows by a number and shares its weight with the head."""
+    sizes = {**_SIZES, "intermediate_size": 24, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 12}
+    return make("Gemma3ForCausalLM", **sizes, sliding_window=4)
+
+
 def opt() -> nn.Module:
     """OPT: a feed-forward of two layers that are not in a module of their own."""
     return make(

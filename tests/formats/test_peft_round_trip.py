@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from deltahub import AutoDeltaModel, IA3Model, LayerNormModel, LoraModel, SoftPromptModel, export_peft
+from deltahub.errors import ConfigError
 from tests import backbones
 from tests.formats import architectures
 from tests.formats.architectures import logits_of
@@ -19,6 +20,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Unsupported layer type .*Norm:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers. to .True.:UserWarning"),
     pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning"),
 ]
 # Of each architecture: layers for LoRA and DoRA where these are not the defaults, and a trained module.
@@ -30,6 +32,7 @@ ARCHITECTURES = {
     "llama": ({}, "lm_head"),
     "t5": ({"lora": ["q", "v", "wi"]}, "final_layer_norm"),
     "bart": ({"lora": ["q_proj", "fc1"]}, "layernorm_embedding"),
+    "gemma": ({"lora": ["embed_tokens", "q_proj"]}, "norm"),
     "opt": ({}, "embed_positions"),
     "whisper": ({}, "conv1"),
     "vit": ({}, "classifier"),
@@ -47,11 +50,12 @@ METHODS = {
     "layer_norm": (LayerNormModel, {}),
     "soft_prompt": (SoftPromptModel, {"soft_token_num": 3, "token_init": False}),
 }
-HAS_NONE = {
+LEFT_OUT = {
     *((kind, "soft_prompt") for kind in ("vit", "whisper", "numbered")),
     ("numbered", "layer_norm"),
+    *(("gemma", method) for method in METHODS if method != "rslora"),  # what is its own is the LoRA on its embedding
 }
-CASES = [(kind, method) for kind in ARCHITECTURES for method in METHODS if (kind, method) not in HAS_NONE]
+CASES = [(kind, method) for kind in ARCHITECTURES for method in METHODS if (kind, method) not in LEFT_OUT]
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +111,15 @@ def far(expected, actual):
 
 def adapter(folder):
     return load_file(folder / "adapter_model.safetensors"), json.loads((folder / "adapter_config.json").read_bytes())
+
+
+def test_a_delta_from_before_embeddings_scaled_their_lora_is_refused(made, tmp_path):
+    model = made("gemma")
+    trained(model, "gemma", "rslora").save_finetuned(tmp_path / "delta")
+    config = tmp_path / "delta" / "delta_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "deltahub_version": "0.1.0"}))
+    with pytest.raises(ConfigError, match=r"did not multiply the LoRA on model\.embed_tokens by"):
+        export_peft(tmp_path / "delta", tmp_path / "peft", backbone=model)
 
 
 @pytest.mark.parametrize(("kind", "method"), CASES)
