@@ -216,9 +216,11 @@ def test_a_repository_is_created_once(api):
     assert api.create_repo(REPO, exist_ok=True).repo_id == REPO
     with raises(409):
         api.create_repo(REPO)
-    with raises(400) as caught:
+    assert api.create_repo("acme/SST2", exist_ok=True).repo_id == REPO
+    with raises(409) as caught:
         api.create_repo("acme/SST2")
-    assert "differ only in upper and lower case" in str(caught.value)
+    assert f"{REPO} exists already" in str(caught.value)
+    assert [model.id for model in api.list_models()] == [REPO]
 
 
 def test_files_are_described_with_their_digests(api, pushed, folder):

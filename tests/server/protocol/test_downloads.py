@@ -92,11 +92,11 @@ def test_damaged_bytes_never_arrive_as_a_whole_answer(hub, api, address):
 
 def test_nothing_that_was_pushed_is_taken_for_a_page(hub, api):
     api.create_repo(REPO)
-    api.upload_file(repo_id=REPO, path_or_fileobj=b"<script>alert(1)</script>", path_in_repo='x"\u00e9.html')
-    answer = get(f"{hub.url}/{REPO}/resolve/main/x%22%C3%A9.html")
+    api.upload_file(repo_id=REPO, path_or_fileobj=b"<script>alert(1)</script>", path_in_repo="x';\u00e9.html")
+    answer = get(f"{hub.url}/{REPO}/resolve/main/x%27%3B%C3%A9.html")
 
     assert answer.headers["Content-Type"] == "application/octet-stream"
-    assert answer.headers["Content-Disposition"] == "attachment; filename*=UTF-8''x%22%C3%A9.html"
+    assert answer.headers["Content-Disposition"] == "attachment; filename*=UTF-8''x%27%3B%C3%A9.html"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
