@@ -9,7 +9,8 @@ from typing import Final, TypeVar
 
 from deltahub.cache.cache import Cache, copy_delta
 from deltahub.cache.reading import read_cached
-from deltahub.errors import CheckpointError, DeltaHubError
+from deltahub.errors import CheckpointError, DeltaHubError, StorageError
+from deltahub.files import storage_errors
 from deltahub.manifest import FileEntry
 from deltahub.outcomes import Pulled
 from deltahub.sources.base import Resolved
@@ -73,16 +74,20 @@ def check_replaceable(to: Path, digest: str, is_kept: Callable[[str], bool]) -> 
 
     Raises:
         CheckpointError: the folder holds a delta that was never pushed, or that was changed since.
+        StorageError: the folder cannot be read.
     """
     from deltahub.checkpoint import describe, is_checkpoint  # late: most pulls go to the cache
 
-    if not is_checkpoint(to):
-        return
-    try:
-        present = describe(to).digest
-        problem = "" if present == digest or is_kept(present) else "which no registry and no cache holds"
-    except DeltaHubError as error:
-        problem = f"which was changed since it was saved: {error}"
+    with storage_errors("Looking at what would be overwritten", to, "read"):
+        if not is_checkpoint(to):
+            return
+        try:
+            present = describe(to).digest
+            problem = "" if present == digest or is_kept(present) else "which no registry and no cache holds"
+        except StorageError:
+            raise
+        except DeltaHubError as error:
+            problem = f"which was changed since it was saved: {error}"
     if problem:
         msg = f"{to} holds a delta {problem}. Push it first, choose a new folder, or overwrite it with --force (force=True)."
         raise CheckpointError(msg)

@@ -58,4 +58,6 @@ def test_a_damaged_bundle_exits_with_5(run, ckpt, team, tmp_path):
     done = run("bundle", "import", tmp_path / "x.tar", "--to", "team")
     assert done.exit_code == 5
     assert "Nothing was stored. Export it again where it came from." in done.stderr
-    assert run("bundle", "import", tmp_path / "nothing.tar").exit_code == 6
+    gone = run("bundle", "import", tmp_path / "nothing.tar")
+    assert gone.exit_code == 3
+    assert f"there is no file {tmp_path / 'nothing.tar'}. Check the path." in gone.stderr
