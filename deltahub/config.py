@@ -6,6 +6,7 @@ made, so that a config that exists is a config that can work.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -106,7 +107,7 @@ def _as_names(key: str, value: Any) -> Names | None:
     if value is None:
         return None
     if isinstance(value, str) or not hasattr(value, "__iter__"):
-        msg = f"{key} must be a list of names, got {shown(value)}; for one name write [{shown(value)}]."
+        msg = f"{key} must be a list of names, got {shown(value)}; for one name write [{json.dumps(shown(value)[1:-1])}]."
         raise ConfigError(msg)
     return tuple(value)
 

@@ -88,7 +88,7 @@ class Ledger:
 
     def release(self, backbone: nn.Module, entry: Entry, names: Collection[str]) -> None:
         """Forget replaced tensors of an entry that have the backbone's own value."""
-        for name in names:
+        for name in sorted(names):  # gathered in one order by all processes of a sharded backbone
             record, live = _record(backbone, entry, name), tensor_called(backbone, name)
             value = whole(record.value(entry.serial, live))
             if torch.equal(value, whole(record.own(live)).to(value)):  # the backbone may have been moved or cast since

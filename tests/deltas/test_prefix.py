@@ -71,7 +71,7 @@ def test_keys_and_values_stand_before_those_of_the_text():
     attention, x = backbone.get_submodule(LAYERS[0]), torch.randn(2, 5, 16)
     found, _ = attention(x)
 
-    key, value = delta.insertions[LAYERS[0]].key_and_value()
+    key, value = delta.insertions[LAYERS[0]].key_and_value(torch.float32)
     keys, values = (
         torch.cat([heads_of(part).expand(2, -1, -1, -1), heads_of(layer(x))], 2)
         for part, layer in ((key, attention.key), (value, attention.value))
@@ -88,7 +88,7 @@ def test_the_network_makes_each_layer_its_own_rows():
 
     assert own["control_trans.2.weight"].shape == (2 * 2 * 16, 4)
     for layer, insertion in enumerate(delta.insertions.values()):
-        for part, states in enumerate(insertion.key_and_value()):
+        for part, states in enumerate(insertion.key_and_value(torch.float32)):
             start = (2 * layer + part) * 16
             assert torch.allclose(whole[:, start : start + 16], states, atol=1e-6)
 
@@ -399,4 +399,4 @@ def test_a_network_that_is_sharded_apart_is_refused():
     network.control_trans[2].weight.full_tensor = None  # what tells a DTensor
 
     with pytest.raises(ConfigError, match=r"Shard the backbone as a whole, or .* reparameterize=False"):
-        delta.insertions[LAYERS[1]].key_and_value()
+        delta.insertions[LAYERS[1]].key_and_value(torch.float32)

@@ -79,7 +79,7 @@ def test_what_is_offloaded_does_not_train_is_not_replaced_and_not_merged(tmp_pat
     delta.save_finetuned(tmp_path)
     away = offloaded(bert())
 
-    with pytest.raises(CheckpointError, match=r"classifier\.weight is on the meta device .* can hold no value"):
+    with pytest.raises(CheckpointError, match=r"classifier\.\w+ is on the meta device .* can hold no value"):
         AutoDeltaModel.from_finetuned(tmp_path, away)
     fresh = LoraModel(away, lora_r=2)
     with pytest.raises(CheckpointError, match="is on the meta device"):
