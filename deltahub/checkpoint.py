@@ -212,7 +212,9 @@ def read(folder: Path, *, with_backbone: bool = True, config_sha256: str | None 
 
 
 def tensors_in(data: bytes, what: str) -> dict[str, Tensor]:
-    """The tensors in the bytes of a safetensors file, by name, on the CPU.
+    """The tensors in the bytes of a safetensors file, sorted by name, on the CPU.
+
+    safetensors gives them in another order in each process, and the processes of a sharded backbone must agree on one.
 
     Args:
         what: the file, for messages.
@@ -223,7 +225,7 @@ def tensors_in(data: bytes, what: str) -> dict[str, Tensor]:
     import safetensors.torch  # late: the rest of this module serves readers without torch
 
     try:
-        return safetensors.torch.load(data)
+        return dict(sorted(safetensors.torch.load(data).items()))
     except (safetensors.SafetensorError, KeyError) as error:
         msg = f"{what} is not a safetensors file ({error}). Fetch or save the delta again."
         raise CheckpointError(msg) from error

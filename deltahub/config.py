@@ -107,7 +107,9 @@ def _as_names(key: str, value: Any) -> Names | None:
     if value is None:
         return None
     if isinstance(value, str) or not hasattr(value, "__iter__"):
-        msg = f"{key} must be a list of names, got {shown(value)}; for one name write [{json.dumps(shown(value)[1:-1])}]."
+        msg = (
+            f"{key} must be a list of names, got {shown(value)}; for one name write [{json.dumps(shown(value)[1:-1])}]."
+        )
         raise ConfigError(msg)
     return tuple(value)
 
