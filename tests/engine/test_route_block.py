@@ -85,6 +85,8 @@ def test_a_copy_made_inside_is_routed_nowhere(remake):
     assert torch.allclose(one_by_one(twin, rows, batch), routed(twin, rows, batch), atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)  # traces the backbone for each way of routing it
 def test_a_compiled_backbone_is_routed_without_a_break():
     backbone = bert()
     for seed, (name, kind) in enumerate({"en": "lora", "fr": "lora", "ad": "adapter"}.items()):
