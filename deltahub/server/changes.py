@@ -48,7 +48,7 @@ class Change:
     Args:
         request: whose commit it is, and when it came.
         repository: as it was read just now.
-        branch: where the version goes; there is one of that name, or nothing yet.
+        branch: where the version goes; there is one of that name.
         operations: what the commit does.
     """
 

@@ -10,7 +10,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deltahub.files import scratch
-from deltahub.reference import MAIN, check_alias
 from deltahub.server.bodies import blocks
 from deltahub.server.budget import room_in
 from deltahub.server.changes import Change, Moved
@@ -56,9 +55,7 @@ def _require_branch(request: Request) -> tuple[Repository, str]:
     if request.query_params.get("create_pr"):
         raise Refusal(400, "This hub has no pull requests. Create a branch and commit to it.")
     branch = request.path_params["revision"].removeprefix(_HEADS)
-    if not repository.document.versions and branch != MAIN:
-        check_alias(branch)
-    elif repository.document.versions and branch not in repository.branches():
+    if branch not in repository.branches():
         message = f"{repository.path} has no branch {branch!r} to commit to. Create it first."
         raise Refusal(404, message, REVISION_NOT_FOUND)
     return repository, branch

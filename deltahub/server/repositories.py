@@ -1,4 +1,8 @@
-"""Repositories: a delta of the registry, or one that was created and has no version yet, as the caller may see it."""
+"""Repositories: a delta of the registry, or one that was created and has no version yet, as the caller may see it.
+
+A new repository has a first commit without files, as one of git has it on the Hub. It becomes a version once a branch or a tag needs it;
+else the first version is what is pushed first.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,8 @@ def _nothing(entry: FileEntry, start: int, end: int) -> bytes:
     raise AssertionError("there is no file")
 
 
-EMPTY: Final = describe_files((), _nothing)  # what a repository holds before the first commit
+EMPTY: Final = describe_files((), _nothing)  # what the first commit of a new repository holds
+FIRST_COMMIT: Final = "initial commit"  # its message
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,9 @@ class Commit:
 
     Attributes:
         id: 40 hex digits.
-        version: of the delta, e.g. ``"v3"``; None before the first commit.
+        version: of the delta, e.g. ``"v3"``; None for the first commit of a new repository.
         manifest: what it holds.
-        entry: what is said about the version; None before the first commit.
+        entry: what is said about the version; None for that first commit.
     """
 
     id: str
@@ -55,7 +60,7 @@ class Repository:
 
     Attributes:
         path: its name, ``"namespace/name"``; not the one that was asked for, if it was renamed.
-        document: its versions; none before the first commit.
+        document: its versions; none of a new one.
         record: what is known beside them; None for what was pushed straight to the registry.
     """
 
@@ -87,7 +92,7 @@ class Repository:
         return next(iter(self.document.versions.values())).time
 
     def find(self, revision: str) -> str | None:
-        """The version that a branch, tag, version, or the beginning of a commit's id means; None before the first commit.
+        """The version that a branch, tag, version, or the beginning of a commit's id means; None for a new repository's first commit.
 
         Raises:
             Refusal: it means none.
@@ -97,7 +102,7 @@ class Repository:
         if not document.versions:
             if name == MAIN or (_COMMIT.fullmatch(name) and commit_id(EMPTY.digest).startswith(name[:DIGITS])):
                 return None
-            raise _no_revision(self.path, revision, "nothing was committed yet")
+            raise _no_revision(self.path, revision, "nothing was committed yet, and it has the branch main only")
         if name == MAIN:
             return document.latest
         names = {*document.branches, *document.aliases}
@@ -115,7 +120,7 @@ class Repository:
             raise _no_revision(self.path, revision, "no branch, tag, version or commit is called so") from error
 
     def commit(self, version: str | None) -> Commit:
-        """A version on the wire; None for the state before the first commit."""
+        """A version on the wire; None for the first commit of a new repository."""
         if version is None:
             return Commit(commit_id(EMPTY.digest), None, EMPTY, None)
         entry = self.document.versions[version]
@@ -129,14 +134,14 @@ class Repository:
         """
         return self.commit(self.find(revision))
 
-    def id_of(self, version: str) -> str:
+    def id_of(self, version: str | None) -> str:
         """The id of a version's commit; its manifest is not read."""
-        return commit_id(self.document.versions[version].digest)
+        return commit_id(self.document.versions[version].digest if version else EMPTY.digest)
 
-    def branches(self) -> dict[str, str]:
-        """Every branch and the version at its end."""
+    def branches(self) -> dict[str, str | None]:
+        """Every branch and the version at its end; None for the first commit of a new repository."""
         if not self.document.versions:
-            return {}
+            return {MAIN: None}
         return {MAIN: self.document.latest, **self.document.branches}
 
     def holds(self, sha256: str) -> int | None:

@@ -17,6 +17,8 @@ from deltahub.reference import MAIN, check_alias, check_git_tag, is_version
 from deltahub.registry import stamps
 from deltahub.registry.commit_message import digest_in, with_digest
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version
+from deltahub.registry.summary import summary_of
 from deltahub.server import paging
 from deltahub.server.access import caller_of
 from deltahub.server.bodies import text_field, with_json
@@ -24,7 +26,7 @@ from deltahub.server.counted import WholeJSONResponse, counted
 from deltahub.server.facts import DELTA
 from deltahub.server.paths import MODEL
 from deltahub.server.refusals import REVISION_NOT_FOUND, Refusal
-from deltahub.server.repositories import Repository, may_change, open_repository
+from deltahub.server.repositories import EMPTY, FIRST_COMMIT, Repository, may_change, open_repository
 from deltahub.server.trees import moment
 
 _ENTRY: Final = 2000  # bytes of memory that an entry of a reference document takes while it is sent, about
@@ -48,7 +50,7 @@ def list_refs(request: Request) -> Response:
         answer["pullRequests"] = []
     document = repository.document
     if not (document.versions or document.removed):
-        return JSONResponse(answer)
+        return JSONResponse({**answer, DELTA: None})
     versions = {name: replace(entry, summary={}) for name, entry in document.versions.items()}
     size = _ENTRY * (len(versions) + len(document.removed) + len(document.log))
 
@@ -59,7 +61,7 @@ def list_refs(request: Request) -> Response:
     return counted(request, size, make)
 
 
-def _ref(repository: Repository, kind: str, name: str, version: str) -> dict[str, str]:
+def _ref(repository: Repository, kind: str, name: str, version: str | None) -> dict[str, str]:
     return {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": repository.id_of(version)}
 
 
@@ -67,14 +69,14 @@ def list_commits(request: Request) -> Response:
     """The commits that a revision came from, newest first."""
     repository = open_repository(request)
     version = repository.find(request.path_params["revision"])
-    found = [*repository.document.history(version)] if version else []
+    found = [*repository.document.history(version)] if version else [None]
     start, count = paging.window(request)
     shown = [_described(repository, item) for item in found[start : start + count]]
     return paging.page(request, shown, start=start, count=count, total=len(found))
 
 
-def _described(repository: Repository, version: str) -> dict[str, Any]:
-    entry = repository.document.versions[version]
+def _described(repository: Repository, version: str | None) -> dict[str, Any]:
+    entry = repository.document.versions[version] if version else _first(repository)
     title, _, text = entry.message.partition("\n")
     if (
         "format" not in entry.summary and digest_in(entry.message) is None
@@ -97,7 +99,7 @@ def create_tag(request: Request, body: dict[str, Any]) -> Response:
     """
     repository = open_repository(request, write=True)
     tag = check_git_tag(text_field(body, "tag"))
-    version = _committed(repository, request.path_params["revision"])
+    version = _version(repository, request.path_params["revision"])
 
     def change(document: ReferenceDocument) -> ReferenceDocument:
         if tag == document.resolve(version):
@@ -133,7 +135,7 @@ def delete_tag(request: Request) -> Response:
 
 
 def create_branch(request: Request, body: dict[str, Any]) -> Response:
-    """Begin a branch at a revision. Where nothing was committed yet, it begins with its first commit.
+    """Begin a branch at a revision.
 
     Raises:
         Refusal: there is a branch or tag of this name.
@@ -143,9 +145,7 @@ def create_branch(request: Request, body: dict[str, Any]) -> Response:
     if branch == MAIN:
         raise Refusal(409, f"{repository.path} has the branch {MAIN} already.")
     check_alias(branch)
-    version = repository.find(text_field(body, "startingPoint", MAIN))
-    if version is None:
-        return JSONResponse({}, 201)
+    version = _version(repository, text_field(body, "startingPoint", MAIN))
 
     def change(document: ReferenceDocument) -> ReferenceDocument:
         _refuse_taken(document, branch)
@@ -184,6 +184,7 @@ def squash(request: Request, body: dict[str, Any]) -> Response:
     if branch not in repository.branches():
         raise Refusal(404, f"{repository.path} has no branch {branch!r}.", REVISION_NOT_FOUND)
     message = text_field(body, "message", "")
+    _version(repository, branch)
 
     def change(document: ReferenceDocument) -> ReferenceDocument:
         time, author = stamp_of(request)
@@ -202,11 +203,31 @@ def squash(request: Request, body: dict[str, Any]) -> Response:
     return JSONResponse({})
 
 
-def _committed(repository: Repository, revision: str) -> str:
-    version = repository.find(revision)
-    if version is None:
-        raise Refusal(404, f"{repository.path} has no commit yet. Commit something first.", REVISION_NOT_FOUND)
-    return version
+def _first(repository: Repository) -> Version:
+    """Return what is said about the first commit of a new repository."""
+    author = repository.record.author if repository.record else ""
+    return Version(EMPTY.digest, repository.created, author, FIRST_COMMIT, (), summary_of(EMPTY))
+
+
+def _version(repository: Repository, revision: str) -> str:
+    """Return the version that a revision means; the first commit of a new repository becomes one.
+
+    Raises:
+        Refusal: it means none.
+    """
+    if version := repository.find(revision):
+        return version
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        return document if document.versions else document.with_version(_first(repository))[0]
+
+    registry = repository.state.registry
+    registry.refuse_twin(repository.path)
+    objects = {EMPTY.digest.removeprefix("sha256:"): EMPTY.to_bytes()}
+    document = registry.add(objects, repository.path, change)
+    found = replace(repository, document=document).find(revision)  # somebody may have committed meanwhile
+    assert found
+    return found
 
 
 def _refuse_number(document: ReferenceDocument, tag: str) -> None:

@@ -32,7 +32,7 @@ class Names:
     Attributes:
         tags: git tag to commit.
         branches: branch to commit.
-        document: the reference document of a hub of DeltaHub; None from any other hub.
+        document: the reference document of a hub of DeltaHub, without a version for a new repo; None from any other hub.
     """
 
     tags: Mapping[str, str]
@@ -100,11 +100,15 @@ def names(calls: Calls, repo: str, doing: str) -> Names:
         tags, branches = (
             {str(it["name"]): str(it["targetCommit"]) for it in refs[kind]} for kind in ("tags", "branches")
         )
-        added = refs.get(DOCUMENT)
+        document = _document(repo, refs[DOCUMENT]) if DOCUMENT in refs else None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         msg = f"{calls.place} does not answer with branches and tags, so it is not a hub of this protocol. Check its address."
         raise ConfigError(msg) from error
-    return Names(tags, branches, ReferenceDocument.from_bytes(canonical_json(added), repo) if added else None)
+    return Names(tags, branches, document)
+
+
+def _document(repo: str, added: Any) -> ReferenceDocument:
+    return ReferenceDocument.from_bytes(canonical_json(added), repo) if added else ReferenceDocument(repo)
 
 
 def history(calls: Calls, repo: str, doing: str, known: Names | None = None) -> History:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from deltahub.describing import MANIFEST
-from deltahub.errors import CheckpointError, NoVersionError
+from deltahub.errors import CheckpointError, NotFoundError, NoVersionError
 from deltahub.manifest import Manifest
 from deltahub.nearest import closest
 from deltahub.outcomes import Pushed
@@ -134,8 +134,10 @@ class HuggingFace:
         """See `Source.document`; see `history` for what counts as a version. Tags are known of the newest one."""
         doing = f"Looking up {path}"
         known = history(self.calls, path, doing)
-        if known.names.document:
-            return known.names.document
+        if found := known.names.document:
+            if not (found.versions or found.removed):
+                raise NotFoundError(f"{self.name}:{path}", (f"{self.place}: a new repo to which nothing was pushed yet",))
+            return found
         info = self.calls.make(lambda: self.calls.api.model_info(path), doing, f"{self.name}:{path}")
         return document(path, known, tags_of(info))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from deltahub.checkpoint import describe
 from deltahub.reference import Reference
@@ -43,7 +43,7 @@ class History(RuleBasedStateMachine):
         self.client = self.open.enter_context(Client(hub.url, hub.token()))
         self.client.create(REPO)
         self.checkpoints = [save_checkpoint(self.folder / f"{n}", value=float(n)) for n in (1, 2)]
-        self.trees: dict[str, dict[str, bytes]] = {}  # of each branch
+        self.trees: dict[str, dict[str, bytes]] = {"main": {}}  # of each branch; a new repository has a first commit
         self.tags: dict[str, dict[str, bytes]] = {}
         self.pushed: set[int] = set()
 
@@ -65,13 +65,11 @@ class History(RuleBasedStateMachine):
     def add(self, branch, path, content):
         value = {"path": path, "content": base64.b64encode(content).decode(), "encoding": "base64"}
         status = self.commit(branch, ("file", value))
-        if self.trees and branch not in self.trees:
+        if branch not in self.trees:
             assert status == 404
             return
         assert status == 200
-        tree = {**self.trees.get(branch, {}), path: content}
-        self.trees.setdefault("main", tree)  # the first commit is the main branch's too
-        self.trees[branch] = tree
+        self.trees[branch] = {**self.trees[branch], path: content}
 
     @rule(branch=branches, path=paths)
     def delete(self, branch, path):
@@ -82,7 +80,6 @@ class History(RuleBasedStateMachine):
         assert status == 200
         self.trees[branch] = {key: value for key, value in self.trees[branch].items() if key != path}
 
-    @precondition(lambda self: self.trees)
     @rule(branch=branches, start=branches)
     def new_branch(self, branch, start):
         status, _ = self.ask("POST", f"{AT}/branch/{branch.replace('/', '%2F')}", {"startingPoint": start})
@@ -103,7 +100,6 @@ class History(RuleBasedStateMachine):
         assert status == (200 if branch in self.trees else 404)
         self.trees.pop(branch, None)
 
-    @precondition(lambda self: self.trees)
     @rule(branch=branches, tag=st.sampled_from(["best", "old"]))
     def tag(self, branch, tag):
         status, _ = self.ask("POST", f"{AT}/tag/{branch.replace('/', '%2F')}", {"tag": tag})
@@ -120,7 +116,6 @@ class History(RuleBasedStateMachine):
         if new:
             self.trees["main"] = content_of(folder)
 
-    @precondition(lambda self: self.trees)
     @rule(branch=branches)
     def squash(self, branch):
         status, _ = self.ask("POST", f"{AT}/super-squash/{branch.replace('/', '%2F')}")

@@ -188,24 +188,53 @@ def test_a_commit_that_brings_back_old_content_is_the_old_commit_and_the_end_of_
     assert [commit.commit_id for commit in api.list_repo_commits(REPO)] == [after.oid, pushed.oid]
 
 
-def test_the_first_commit_of_a_repository_may_go_to_a_branch(api):
+def test_a_new_repository_has_a_first_commit_of_which_branches_and_tags_can_be_made(api):
     api.create_repo(REPO)
+    first = api.model_info(REPO).sha
+    assert [(it.commit_id, it.title, it.authors) for it in api.list_repo_commits(REPO)] == [
+        (first, "initial commit", [api.whoami()["name"]])
+    ]
+    assert [(it.name, it.target_commit) for it in api.list_repo_refs(REPO).branches] == [("main", first)]
+    assert api.revision_exists(REPO, first)
+
+    api.create_branch(REPO, branch="exp", revision=first)
+    with raises(409):
+        api.create_branch(REPO, branch="exp")
     api.create_branch(REPO, branch="exp", exist_ok=True)
+    with pytest.raises(RevisionNotFoundError):
+        api.create_branch(REPO, branch="more", revision="0" * 40)
+    api.create_tag(REPO, tag="start")
     made = api.upload_file(repo_id=REPO, path_or_fileobj=b"b", path_in_repo="b.txt", revision="exp")
 
-    branches = {branch.name: branch.target_commit for branch in api.list_repo_refs(REPO).branches}
-    assert branches == {"main": made.oid, "exp": made.oid}
+    refs = api.list_repo_refs(REPO)
+    assert {it.name: it.target_commit for it in refs.branches} == {"main": first, "exp": made.oid}
+    assert {it.name: it.target_commit for it in refs.tags} == {"start": first}
+    assert [it.commit_id for it in api.list_repo_commits(REPO, revision="exp")] == [made.oid, first]
+    assert (api.list_repo_files(REPO), api.list_repo_files(REPO, revision="exp")) == ([], ["b.txt"])
 
 
-def test_an_empty_repository_is_one(api, tmp_path):
+def test_a_branch_that_nobody_made_is_refused_in_a_new_repository_too(api):
+    api.create_repo(REPO)
+    with pytest.raises(RevisionNotFoundError):
+        api.upload_file(repo_id=REPO, path_or_fileobj=b"b", path_in_repo="b.txt", revision="exp")
+
+
+def test_a_new_repository_is_squashed_to_its_first_commit(api):
+    api.create_repo(REPO)
+    api.super_squash_history(REPO, commit_message="Begun")
+    assert [commit.title for commit in api.list_repo_commits(REPO)] == ["Begun"]
+
+
+def test_a_push_into_a_new_repository_is_its_first_version(api, served):
+    api.create_repo(REPO)
+    api.upload_file(repo_id=REPO, path_or_fileobj=b"b", path_in_repo="b.txt", parent_commit=api.model_info(REPO).sha)
+    assert [*served.registry.document(REPO).versions] == ["v1"]
+
+
+def test_a_new_repository_is_empty(api, tmp_path):
     url = api.create_repo(REPO)
 
-    assert (url.repo_id, api.repo_exists(REPO), api.list_repo_files(REPO), api.list_repo_commits(REPO)) == (
-        REPO,
-        True,
-        [],
-        [],
-    )
+    assert (url.repo_id, api.repo_exists(REPO), api.list_repo_files(REPO)) == (REPO, True, [])
     assert len(api.model_info(REPO).sha) == 40
     assert snapshot_download(REPO, endpoint=api.endpoint, token=api.token, cache_dir=tmp_path)
     assert [model.id for model in api.list_models()] == [REPO]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deltahub.checkpoint import describe
+from deltahub.errors import NotFoundError
 from deltahub.hub.copying import copy_from_hub
 from deltahub.registry.index import Index
 from deltahub.registry.query import Query
@@ -47,6 +48,14 @@ def test_what_was_pushed_to_the_registry_is_pulled_over_the_protocol(hub, server
     assert pulled.digest == manifest.digest
     assert delta_files(pulled.folder) == content_of(checkpoint_folder)
     assert set(api(hub).list_repo_files(repo)) == set(content_of(checkpoint_folder))
+
+
+def test_a_new_repository_has_no_version_until_something_is_pushed(hub, server, repo, checkpoint_folder):
+    api(hub).create_repo(repo)
+    with pytest.raises(NotFoundError, match="nothing was pushed yet"):
+        hub.document(ref(repo))
+    pushed = hub.push(checkpoint_folder, f"hf:{repo}")
+    assert [it.digest for it in server.registry.document(repo).versions.values()] == [pushed.digest]
 
 
 @pytest.fixture
