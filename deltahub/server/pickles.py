@@ -34,16 +34,32 @@ _ZIPPED: Final = re.compile(rb"[^\x00]{0,200}(data\.pkl|\.pickle|\.pkl|\.data/ve
 _ARRAY: Final = b"\x93NUMPY"
 _LONGEST_HEADER: Final = 1 << 20  # bytes of the header of an array
 _UNPACKED: Final = 1 << 20  # bytes of compressed content that are looked into
+_BY_BYTE: Final = 64 << 10  # bytes of it that are unpacked one by one
 _MOST_MEMBERS: Final = 20_000  # of an archive
 _MOST_READ: Final = 256 << 20  # bytes of an archive that are read to look into it
 _MOST_UNPACKED: Final = 256 << 20  # bytes of all files of a compressed tar archive
-_LZ4: Final = b"\x04\x22\x4d\x18"
+# Compressed in ways that cannot be looked into here, by how they begin. Brotli has no mark: nothing opens it by its content.
+_CLOSED: Final = (
+    (re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18|[\x22-\x28]\xb5\x2f\xfd"), "Zstandard"),
+    (re.compile(rb"\x04\x22\x4d\x18|\x02\x21\x4c\x18|\x03\x21\x4c\x18"), "LZ4"),
+    (re.compile(rb"7z\xbc\xaf\x27\x1c"), "7-Zip"),
+    (re.compile(rb"Rar!\x1a\x07"), "RAR"),
+    (re.compile(rb"\x1f[\x9d\xa0]"), "compress"),
+    (re.compile(rb"LZIP[\x00\x01]"), "lzip"),
+    (re.compile(rb"\x89LZO\x00\r\n\x1a\n"), "LZO"),
+    (re.compile(rb"\xff\x06\x00\x00sNaPpY"), "Snappy"),
+)
+_CLOSED_ENDING: Final = re.compile(r"(?i)\.(zst|zstd|br|lz4|lz|lzo|7z|rar|sz|snappy|Z)$")
+# A method and window, and the bits that make both bytes a multiple of 31; none with a dictionary.
+_ZLIB: Final = tuple(
+    mark.to_bytes(2, "big") for mark in range(0x0800, 0x8000) if not mark % 31 and mark >> 8 & 15 == 8 and not mark & 32
+)
 _UNPACKERS: Final[tuple[tuple[bytes, Callable[[], Any]], ...]] = (
     (b"\x1f\x8b", lambda: zlib.decompressobj(wbits=31)),
     (b"BZh", bz2.BZ2Decompressor),
     (b"\xfd7zXZ", lzma.LZMADecompressor),
-    (b"\x5d\x00\x00", lzma.LZMADecompressor),
-    *((b"\x78" + level, zlib.decompressobj) for level in (b"\x01", b"\x5e", b"\x9c", b"\xda")),
+    (b"\x5d\x00", lzma.LZMADecompressor),
+    *((mark, zlib.decompressobj) for mark in _ZLIB),
 )
 
 
@@ -60,6 +76,8 @@ def looks_pickled(path: str, head: bytes) -> str | None:
     """
     if found := _ENDINGS.search(path):
         return f"its name ends in {found[0]}"
+    if found := _CLOSED_ENDING.search(path):
+        return f"its name ends in {found[0]}, and this hub cannot look into what is compressed so"
     if _PROTOCOL.match(head):
         return "it begins as a pickle does"
     if head.startswith(_ZIP) and _ZIPPED.match(head, 30):  # where the name of the first file in a zip is
@@ -84,8 +102,8 @@ def pickle_within(size: int, read: Read, *, deep: bool = True) -> str | None:
         return "its bytes are a pickle"
     if head.startswith(_ARRAY):
         return "it is an array of pickled objects" if _holds_objects(size, read) else None
-    if head.startswith(_LZ4):
-        return "it is compressed by LZ4, which this hub does not look into and joblib opens"
+    if way := next((name for mark, name in _CLOSED if mark.match(head)), None):
+        return f"it is compressed by {way}, which this hub cannot look into"
     return _inside(head, size, read) if deep else None
 
 
@@ -95,17 +113,15 @@ def _is_pickled(data: bytes) -> bool:
 
 def _inside(head: bytes, size: int, read: Read) -> str | None:
     """Return why an archive or a compressed file is taken for a pickle."""
-    content = head if _is_tar(head) else _unpacked(head, size, read)
     members: Callable[[Any], Iterator[tuple[str, bytes]]]
-    if head.startswith(_ZIP):
-        members = _zip_members
-    elif _is_tar(content):
-        members = partial(_tar_members, mode="r:" if content is head else "r|*")
-    elif _is_pickled(content):
-        return "what is compressed in it is a pickle"
-    else:
-        return None
     try:
+        content = head if _is_tar(head) else _unpacked(head, size, read)
+        if head.startswith(_ZIP):
+            members = _zip_members
+        elif _is_tar(content):
+            members = partial(_tar_members, mode="r:" if content is head else "r|*")
+        else:
+            return "what is compressed in it is a pickle" if _is_pickled(content) else None
         return _in_archive(members, size, read)
     except _Unclear as error:
         return f"it is an archive that cannot be looked into: {error}"
@@ -270,10 +286,28 @@ def _is_tar(head: bytes) -> bool:
 
 
 def _unpacked(head: bytes, size: int, read: Read) -> bytes:
-    """Return the first bytes of what is in a compressed file; none if it is not one."""
+    """Return the first bytes of what is in a compressed file, or in all of its parts one after another; none if it is not one.
+
+    It is unpacked byte by byte at first: what comes out before a wrong checksum is what a reader of pickles sees.
+    """
     make = next((make for magic, make in _UNPACKERS if head.startswith(magic)), None)
+    if make is None:
+        return b""
+    packed, found = read(0, min(size, _UNPACKED)), bytearray()
+    unpacker, at = make(), 0
     try:
-        data: bytes = make().decompress(read(0, min(size, _UNPACKED)), _UNPACKED) if make else b""
+        while at < len(packed) and len(found) < _UNPACKED:
+            part = packed[at : at + 1] if at < _BY_BYTE else packed[at:]
+            found += unpacker.decompress(part, _UNPACKED - len(found))
+            at += len(part)
+            if unpacker.eof:
+                at -= len(unpacker.unused_data)
+                while packed[at : at + 1] == b"\0":  # between the parts
+                    at += 1
+                unpacker = make()
     except (zlib.error, OSError, EOFError, ValueError, lzma.LZMAError):
-        return b""  # it is something else that begins so
-    return data
+        return bytes(found)  # damaged from here on, or something else that begins so
+    if len(found) < HEAD and len(packed) < size:
+        msg = f"the first {_UNPACKED:,} bytes of it hold nothing"
+        raise _Unclear(msg)
+    return bytes(found)

@@ -147,8 +147,11 @@ def zip_of(data: bytes, name: str = "weights") -> bytes:
         zip_of,
         tar_file,
         lambda it: tar_file(it, "w:gz"),
+        lambda it: gzip.compress(b"") + bytes(8) + gzip.compress(it),
+        lambda it: gzip.compress(it)[:-8] + bytes(8),
+        lambda it: zlib.compress(it, wbits=9),
     ],
-    ids=["as it is", "gzip", "bz2", "xz", "zlib", "zip", "tar", "tar.gz"],
+    ids=["as it is", "gzip", "bz2", "xz", "zlib", "zip", "tar", "tar.gz", "second part", "wrong checksum", "small window"],
 )
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize(
@@ -221,3 +224,24 @@ def test_archives_are_known_by_the_names_and_the_objects_in_them():
 )
 def test_any_other_content_is_taken(data):
     assert within(data) is None
+
+
+@pytest.mark.parametrize(
+    "mark",
+    ["28b52ffd", "502a4d18", "04224d18", "377abcaf271c", "526172211a0700", "1f9d90", "ff060000734e61507059"],
+    ids=["zstd", "skipped frame", "lz4", "7z", "rar", "compress", "snappy"],
+)
+def test_what_is_compressed_so_that_it_cannot_be_looked_into_is_refused(mark):
+    data = bytes.fromhex(mark) + bytes(range(100))
+    assert "cannot look into" in within(data)
+    assert within(zip_of(data))
+
+
+@pytest.mark.parametrize("ending", [".zst", ".br", ".7z", ".Z"])
+def test_so_is_what_its_name_says_to_be(ending):
+    assert "cannot look into" in looks_pickled(f"weights{ending}", b"text")
+
+
+def test_what_begins_with_a_lot_of_nothing_is_refused():
+    nothing = gzip.compress(b"", mtime=0)
+    assert "hold nothing" in within(nothing * (2 + (1 << 20) // len(nothing)) + gzip.compress(b"text"))
