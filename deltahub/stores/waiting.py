@@ -1,4 +1,4 @@
-"""Waiting for calls that do not hear Ctrl-C themselves."""
+"""Waiting for calls that do not hear Ctrl-C themselves, and for those that may never end."""
 
 from __future__ import annotations
 
@@ -29,6 +29,23 @@ def interruptible(call: Callable[[], T]) -> T:
     if threading.current_thread() is not threading.main_thread():
         return call()
     return _started(call).result()
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """Make a call on a thread of its own, and give it up after a time: a server that sends a byte now and then is silent to no timeout.
+
+    The thread is a daemon, and is left alone then.
+
+    Raises:
+        TimeoutError: it did not end in time.
+    """
+    from concurrent.futures import wait  # late, as below
+
+    future = _started(call)
+    if not wait([future], seconds).done:
+        msg = f"not done after {seconds:.0f} s"
+        raise TimeoutError(msg)
+    return future.result()
 
 
 def spread(call: Callable[[Item], T], items: Iterable[Item], at_once: int) -> Iterator[T]:

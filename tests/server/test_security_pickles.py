@@ -151,7 +151,19 @@ def zip_of(data: bytes, name: str = "weights") -> bytes:
         lambda it: gzip.compress(it)[:-8] + bytes(8),
         lambda it: zlib.compress(it, wbits=9),
     ],
-    ids=["as it is", "gzip", "bz2", "xz", "zlib", "zip", "tar", "tar.gz", "second part", "wrong checksum", "small window"],
+    ids=[
+        "as it is",
+        "gzip",
+        "bz2",
+        "xz",
+        "zlib",
+        "zip",
+        "tar",
+        "tar.gz",
+        "second part",
+        "wrong checksum",
+        "small window",
+    ],
 )
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize(

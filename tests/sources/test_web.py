@@ -29,7 +29,7 @@ from deltahub.sources.web import guarded
 from deltahub.sources.web.limits import Limits
 from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import content_of
-from tests.sources.web_server import serving
+from tests.sources.web_server import Handler, serving
 
 WEIGHTS = checkpoint.WEIGHTS
 FILES = (checkpoint.BACKBONE, checkpoint.CARD, checkpoint.CONFIG, WEIGHTS)
@@ -245,6 +245,14 @@ def test_a_server_that_goes_on_with_something_else_is_asked_for_all_of_it(web, p
     site.answers(WEIGHTS, None, lambda handler: handler.say(200, data, {"ETag": '"tag"'}, sent=100), second)
 
     assert delta(web.pull(url)) == content_of(site.root / "ner")
+
+
+@pytest.mark.parametrize("ending", [checkpoint.CONFIG, WEIGHTS])
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(web, published, site, ending):
+    url = published()
+    site.answers(ending, *[Handler.drip] * 4)
+    with pytest.raises(UnreachableError, match="has not ended after 0 s"):
+        web.pull(url, Limits(whole=0.2))
 
 
 def test_what_a_failed_download_got_is_taken_up_by_the_next(web, published, site):

@@ -63,6 +63,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
 
+    def drip(self) -> None:
+        """Answer with a byte now and then, until the test is over."""
+        self.send_response(200)
+        self.send_header("Content-Length", "1000000")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while not self.server.over.wait(0.01):
+                self.wfile.write(b" ")
+                self.wfile.flush()
+        self.close_connection = True
+
     def log_message(self, *arguments: object) -> None:
         """Say nothing."""
 
@@ -106,6 +117,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
     site: Site
+    over: threading.Event
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients hang up as they like."""
@@ -115,12 +127,14 @@ class Server(http.server.ThreadingHTTPServer):
 def serving(root: Path, host: str = "127.0.0.1") -> Iterator[Site]:
     """Serve a folder until the end of the block."""
     server = Server((host, 0), Handler)
+    server.over = threading.Event()
     server.site = Site(root, f"http://{host}:{server.server_address[1]}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
         yield server.site
     finally:
+        server.over.set()
         server.shutdown()
         server.server_close()
         thread.join()

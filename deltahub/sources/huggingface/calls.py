@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from deltahub.secrets import header_value
 from deltahub.sources.base import pause
 from deltahub.sources.huggingface.failures import Asked, sentence
 from deltahub.sources.huggingface.waiting import patiently
+from deltahub.stores.waiting import within
 from deltahub.version import VERSION
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ Token = str | Literal[False] | None
 
 HUGGING_FACE: Final = "https://huggingface.co"
 TIMEOUT: Final = 60.0  # seconds without a byte
+ANSWER: Final = 300.0  # seconds for one answer as a whole, without the bytes of files
+_SLOWEST: Final = 10_000  # bytes of files a second; who is slower is given up
 COMMIT: Final = "x-repo-commit"  # the header that says which commit an answer is from
 
 
@@ -36,6 +40,7 @@ class Calls:
         token: the user's token there; False for none.
         token_variable: the environment variable that holds it otherwise; None for the token of `hf auth login` or HF_TOKEN.
         pause: waits for a number of seconds.
+        longest: seconds for one answer as a whole.
     """
 
     def __init__(
@@ -45,12 +50,14 @@ class Calls:
         token: Token = None,
         token_variable: str | None = None,
         pause: Callable[[float], None] = pause,
+        longest: float = ANSWER,
     ) -> None:
         self.name = name
         self._endpoint = endpoint
         self._token = token
         self._token_variable = token_variable
         self._pause = pause
+        self._longest = longest
 
     @property
     def endpoint(self) -> str:
@@ -100,23 +107,30 @@ class Calls:
         headers = build_hf_headers(token=self.token, library_name="deltahub", library_version=VERSION)
         return {**headers, "Accept-Encoding": "identity"}
 
-    def make(self, call: Callable[[], T], doing: str, what: str) -> T:
+    def patience(self, size: int) -> float:
+        """Return the seconds that a call may take which sends or gets so many bytes of files."""
+        return self._longest + size / _SLOWEST
+
+    def make(self, call: Callable[[], T], doing: str, what: str, size: int | None = 0) -> T:
         """Make a call, again where that may help; what fails in the end is one sentence.
 
         Args:
-            call: may be made more than once.
+            call: may be made more than once; it is given up if it does not end in time.
             doing: what is going on, e.g. ``"Pulling acme/ner"``.
             what: the delta it is about.
+            size: bytes of files that it sends or gets; None for a call that gives itself up, by TimeoutError.
 
         Raises:
             NotFoundError: the hub does not have it, or not for this token.
-            UnreachableError: there was no answer.
+            UnreachableError: there was no answer, or none that ended.
             StorageError: it refused.
         """
+        ended = call if size is None else partial(within, self.patience(size), call)
+        asked = Asked(doing, what, self.place, bool(self.token), self._log_in)
         try:
-            return patiently(call, doing, self.place, self._pause)
+            return patiently(ended, doing, self.place, self._pause)
         except Exception as error:
-            known = sentence(error, Asked(doing, what, self.place, bool(self.token), self._log_in))
+            known = sentence(error, asked)
             if known is None:
                 raise
             raise known from error

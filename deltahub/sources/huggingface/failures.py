@@ -47,6 +47,8 @@ def sentence(error: Exception, asked: Asked) -> DeltaHubError | None:
     if isinstance(error, httpx2.RequestError):  # no answer, one that cannot be decoded, or a circle of redirects
         reason = "no answer in time" if isinstance(error, httpx2.TimeoutException) else str(error).rstrip(".")
         return UnreachableError(f"{asked.failed} ({reason}). Check the network and the address, and repeat.")
+    if isinstance(error, TimeoutError):  # of our own: the answer as a whole
+        return UnreachableError(f"{asked.failed} (its answer has not ended: {error}). It is too slow: repeat later.")
     if isinstance(error, errors.OfflineModeIsEnabled):
         msg = f"{asked.failed}: HF_HUB_OFFLINE was set when this process began. Unset it and begin anew."
         return UnreachableError(msg)

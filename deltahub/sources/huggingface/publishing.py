@@ -174,7 +174,7 @@ class Push:
                     return None
                 raise
 
-        made = self.calls.make(commit, self.doing, self.what)
+        made = self.calls.make(commit, self.doing, self.what, self.manifest.size)
         if made is None:
             return None
         there = known.document.versions.values() if known.document else ()

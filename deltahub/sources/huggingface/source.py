@@ -24,7 +24,7 @@ from deltahub.registry.publishing import Publication
 from deltahub.registry.query import Query
 from deltahub.registry.refreshing import Told
 from deltahub.sources.base import Resolved, pause
-from deltahub.sources.huggingface.calls import Calls, Token
+from deltahub.sources.huggingface.calls import ANSWER, Calls, Token
 from deltahub.sources.huggingface.foreign import Foreign
 from deltahub.sources.huggingface.history import BRANCH, document, history, names
 from deltahub.sources.huggingface.packed import Packed
@@ -53,6 +53,7 @@ class HuggingFace:
         known: what was pulled before, so that a pinned commit needs no request.
         pause: waits for a number of seconds, when the hub asks for it.
         kept: the folder in which what interrupted downloads got is kept; None to keep nothing.
+        longest: seconds for one answer as a whole, without the bytes of files.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class HuggingFace:
         known: Known | None = None,
         pause: Callable[[float], None] = pause,
         kept: Path | None = None,
+        longest: float = ANSWER,
     ) -> None:
-        self.calls = Calls(name, endpoint, token, token_variable, pause)
+        self.calls = Calls(name, endpoint, token, token_variable, pause, longest)
         self._kept = kept
         self._known = known
 
@@ -136,7 +138,9 @@ class HuggingFace:
         known = history(self.calls, path, doing)
         if found := known.names.document:
             if not (found.versions or found.removed):
-                raise NotFoundError(f"{self.name}:{path}", (f"{self.place}: a new repo to which nothing was pushed yet",))
+                raise NotFoundError(
+                    f"{self.name}:{path}", (f"{self.place}: a new repo to which nothing was pushed yet",)
+                )
             return found
         info = self.calls.make(lambda: self.calls.api.model_info(path), doing, f"{self.name}:{path}")
         return document(path, known, tags_of(info))

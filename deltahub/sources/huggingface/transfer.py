@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ def copy(
         taken = _Copy(file, size, progress)
 
         def call() -> None:
+            end = time.monotonic() + calls.patience(size)
             rest = {"Range": f"bytes={taken.done}-"} if taken.done else {}
             with _opened(calls, url, rest) as response:
                 if response.headers.get("content-range", "").partition("-")[0] != f"bytes {taken.done}":
@@ -110,13 +112,16 @@ def copy(
                 for chunk in response.iter_bytes():  # as they come, so that none is lost with the connection
                     if not taken.add(chunk):
                         return
+                    if time.monotonic() > end:
+                        msg = f"{taken.done:,} of {size:,} bytes after {calls.patience(size):.0f} s"
+                        raise TimeoutError(msg)
 
         before = taken.take_up()
         if not before or before < size:
-            calls.make(call, f"Pulling {repo}", what)
+            calls.make(call, f"Pulling {repo}", what, None)
         if before and taken.digest.hexdigest() != sha256:  # what was there was not the start of it
             taken.restart()
-            calls.make(call, f"Pulling {repo}", what)
+            calls.make(call, f"Pulling {repo}", what, None)
     return taken.digest.hexdigest()
 
 
@@ -185,7 +190,7 @@ def read_pack(calls: Calls, repo: str, path: str, size: int) -> bytes:
         with _opened(calls, f"{calls.endpoint}/{path.lstrip('/')}") as response:
             return _all(response, size, what)
 
-    return calls.make(call, f"Pulling {repo}", what)
+    return calls.make(call, f"Pulling {repo}", what, size)
 
 
 def read_manifest(calls: Calls, repo: str, commit: str, path: str) -> Manifest:

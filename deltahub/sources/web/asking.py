@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Final
 from urllib.parse import urljoin, urlsplit
 
@@ -19,6 +20,7 @@ from deltahub.log import LOGGER
 from deltahub.sources.base import pause
 from deltahub.sources.web.guarded import Guard, GuardedAdapter, PrivateAddressError
 from deltahub.sources.web.limits import Limits
+from deltahub.stores.waiting import within
 from deltahub.version import VERSION
 
 _BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -95,7 +97,12 @@ class Web:
         here = url
         for _ in range(self.limits.redirects + 1):
             try:
-                response = self._session.get(here, headers=sent, timeout=patience, stream=True, allow_redirects=False)
+                ask = partial(
+                    self._session.get, here, headers=sent, timeout=patience, stream=True, allow_redirects=False
+                )
+                response: requests.Response = within(self.limits.whole, ask)
+            except TimeoutError as error:
+                raise too_slow(url, self.limits.whole) from error
             except PrivateAddressError as error:
                 msg = f"{shown(url)} is not followed to {shown(here)}. {error}"
                 raise UnreachableError(msg) from error
@@ -143,6 +150,14 @@ def no_answer(url: str, error: Exception) -> DeltaHubError:
     else:
         reason = "no connection" if isinstance(error, requests.RequestException) else f"it broke off: {error}"
     msg = f"Fetching {shown(url)} failed ({reason}). Check the network and the address, and repeat."
+    return UnreachableError(msg)
+
+
+def too_slow(url: str, seconds: float) -> UnreachableError:
+    """Return the error for an answer that does not end."""
+    msg = (
+        f"Fetching {shown(url)} failed (its answer has not ended after {seconds:.0f} s). It is too slow: repeat later."
+    )
     return UnreachableError(msg)
 
 

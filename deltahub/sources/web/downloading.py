@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,7 @@ from deltahub.files import CHUNK
 from deltahub.link import shown
 from deltahub.rights import make_folder
 from deltahub.sources.partial import forget_old
-from deltahub.sources.web.asking import Web, no_answer
+from deltahub.sources.web.asking import Web, no_answer, too_slow
 from deltahub.stores.base import Progress
 
 _LONGEST_ETAG: Final = 64  # bytes; as hex it is part of a file's name
@@ -50,7 +51,7 @@ def small(web: Web, url: str, most: int) -> bytes | None:
             if response.status_code in _GONE:
                 return None
             try:
-                return b"".join(pieces(response, url, most))
+                return b"".join(pieces(response, url, most, web.limits.whole))
             except BrokenError as error:
                 _wait(web, number, url, error)
     raise AssertionError  # the last try returns or raises
@@ -69,7 +70,7 @@ def start(web: Web, url: str, count: int) -> bytes:
                 raise NotFoundError(shown(url), (shown(url),))
             data = bytearray()
             try:
-                for piece in pieces(response, url, web.limits.file):
+                for piece in pieces(response, url, web.limits.file, web.limits.whole):
                     data += piece
                     if len(data) >= count:
                         break
@@ -79,23 +80,29 @@ def start(web: Web, url: str, count: int) -> bytes:
     raise AssertionError  # the last try returns or raises
 
 
-def pieces(response: requests.Response, url: str, most: int) -> Iterator[bytes]:
+def pieces(response: requests.Response, url: str, most: int, seconds: float) -> Iterator[bytes]:
     """The body of an answer, piece by piece.
+
+    Args:
+        seconds: for all of it.
 
     Raises:
         StorageError: it has more bytes than `most`.
+        UnreachableError: it has not ended in time.
         BrokenError: it has fewer than it announced, or broke off.
     """
     announced = response.headers.get("Content-Length", "")
     length = int(announced) if announced.isdigit() and "Content-Encoding" not in response.headers else None
     if length is not None and length > most:
         raise _too_large(url, length, most)
-    received = 0
+    received, end = 0, time.monotonic() + seconds
     try:
         while piece := response.raw.read1(CHUNK, decode_content=True):  # what came before it broke off comes, too
             received += len(piece)
             if received > most:
                 raise _too_large(url, received, most)
+            if time.monotonic() > end:
+                raise too_slow(url, seconds)
             yield piece
     except urllib3.exceptions.HTTPError as error:
         reason = str(error) if length is None else f"{received:,} of {length:,} bytes"
@@ -160,7 +167,8 @@ class Download:
             most = self._web.limits.file if self._size is None else self._size
             try:
                 with self._into.open("ab" if there else "wb") as file:
-                    for piece in pieces(response, self._url, most - there):
+                    patience = self._web.limits.seconds(most - there)
+                    for piece in pieces(response, self._url, most - there, patience):
                         file.write(piece)
                         if progress:
                             progress(len(piece))

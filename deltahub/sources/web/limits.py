@@ -11,6 +11,7 @@ from deltahub.errors import ConfigError
 
 FILE_VARIABLE: Final = "DELTAHUB_MAX_FILE"
 TOTAL_VARIABLE: Final = "DELTAHUB_MAX_DOWNLOAD"
+_SLOWEST: Final = 10_000  # bytes a second; who is slower is given up
 _UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?([KMGT]?B)?", re.IGNORECASE)
 
@@ -26,6 +27,7 @@ class Limits:
         tries: how often one request is made.
         connect: seconds for a connection to come about.
         answer: seconds without a byte.
+        whole: seconds for an answer that is read into memory, and for the head of one that is copied.
         backoff: seconds before the second try; each further wait is twice as long.
         longest: seconds of the longest wait, also of one that the server asks for.
     """
@@ -36,8 +38,13 @@ class Limits:
     tries: int = 6
     connect: float = 10.0
     answer: float = 60.0
+    whole: float = 300.0
     backoff: float = 0.5
     longest: float = 120.0
+
+    def seconds(self, size: int) -> float:
+        """Return how long so many bytes may take."""
+        return self.whole + size / _SLOWEST
 
     @classmethod
     def read(cls) -> Self:

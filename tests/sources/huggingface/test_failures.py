@@ -20,11 +20,12 @@ from deltahub.errors import (
 )
 from deltahub.hub.pulling import Transfer
 from deltahub.registry.query import Query
-from deltahub.sources.huggingface import transfer
+from deltahub.sources.huggingface import HuggingFace, transfer
 from deltahub.sources.huggingface.waiting import told
 from tests import s3_proxy
 from tests.checkpoints import content_of
 from tests.sources.huggingface.test_push_and_pull import api, delta_files, ref
+from tests.sources.web_server import serving
 
 
 def answer(status, said="", code="", **headers):
@@ -359,3 +360,24 @@ def test_a_circle_of_redirects_ends_in_a_sentence(hub, proxy, repo):
 @pytest.mark.parametrize("headers", [{}, {"retry-after": "soon"}, {"ratelimit": "what"}])
 def test_a_hub_that_does_not_say_how_long_is_asked_again_a_little_later_each_time(headers):
     assert told(headers) is None
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda hf: hf.document("acme/ner"),
+        lambda hf: hf.search(Query()),
+        lambda hf: hf.resolve(ref("acme/ner")),
+        lambda hf: hf.calls.make(lambda: hf.calls.api.model_info("acme/ner"), "Asking", "acme/ner"),
+        lambda hf: transfer.copy(hf.calls, "acme/ner", "0" * 40, "a.bin", hf.into, 1000, None),
+    ],
+    ids=["refs", "list", "file", "client of the Hub", "download"],
+)
+def test_an_answer_that_comes_byte_by_byte_is_given_up(tmp_path, ask, monkeypatch):
+    monkeypatch.setattr("deltahub.sources.huggingface.calls._SLOWEST", 1e9)
+    with serving(tmp_path) as site:
+        site.rules.append(lambda handler: handler.drip() or True)
+        hf = HuggingFace("hf", site.url, token=False, longest=0.2)
+        hf.into = tmp_path / "copy"
+        with pytest.raises(UnreachableError, match=r"its answer has not ended.* after 0 s"):
+            ask(hf)
