@@ -42,24 +42,22 @@ def amend(
     """
     from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
-    from deltahub.registry.amending import DESCRIPTION, Amendment, amend
+    from deltahub.registry.amending import DESCRIPTION, Amendment
 
     reference = Reference.parse(ref)
     if message is None and not metric and description is None and card is None:
         raise typer.BadParameter("Say what to change: --message, --metric, --description or --card.")
     amendment = Amendment(message, _metrics(metric or ()), description, _card(card) if card else None)
-    registry, document = Hub.open().held(reference)
-    document, version = amend(registry, document.name, reference.version, amendment)
-    entry, exact = document.versions[version], f"{registry.name}:{document.name}@{version}"
+    exact, entry = Hub.open().amend(reference, amendment)
     data = {
-        "reference": exact,
+        "reference": str(exact),
         "digest": entry.digest,
         "message": entry.message,
         "metrics": dict(entry.summary.get("metrics", {})),
         "description": entry.summary.get(DESCRIPTION, ""),
         "card": entry.card,
     }
-    Output(as_json=json, quiet=quiet).result(data, exact, f"Amended; its digest is still {entry.digest[:19]}.")
+    Output(as_json=json, quiet=quiet).result(data, str(exact), f"Amended; its digest is still {entry.digest[:19]}.")
 
 
 def _metrics(pairs: Sequence[str]) -> dict[str, float | None]:

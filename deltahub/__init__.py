@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from deltahub.engine.structure.names import CommonStructureMap as CommonStructureMap
     from deltahub.formats.peft import export_peft as export_peft
     from deltahub.saveload import SaveLoadMixin as SaveLoadMixin
+    from deltahub.shortcuts import amend as amend
     from deltahub.shortcuts import list_deltas as list_deltas
     from deltahub.shortcuts import pull as pull
     from deltahub.shortcuts import push as push
@@ -78,6 +79,7 @@ _HOMES = {
     "SoftPromptConfig": "deltas",
     "SoftPromptModel": "deltas",
     "Visualization": "engine.drawing.visualize",
+    "amend": "shortcuts",
     "deltas_of": "engine.delta",
     "export_peft": "formats.peft",
     "list_deltas": "shortcuts",

@@ -1,4 +1,4 @@
-"""The calls of `import deltahub`: push, pull and list over the hub of this user."""
+"""The calls of `import deltahub`: push, pull, amend and list over the hub of this user."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from deltahub.hub.hub import Hub
 from deltahub.link import asked
 from deltahub.outcomes import Pulled, Pushed
+from deltahub.reference import Reference
+from deltahub.registry.amending import Amendment
 from deltahub.registry.index import Listed
 from deltahub.registry.query import Metric, Query
 
@@ -30,6 +32,33 @@ def push(
 def pull(reference: str, *, to: str | os.PathLike[str] | None = None, force: bool = False) -> Pulled:
     """Bring a delta into the cache, every byte checked: see `Hub.pull`."""
     return Hub.open().pull(asked(reference), to=Path(to) if to else None, force=force)
+
+
+def amend(
+    reference: str,
+    *,
+    message: str | None = None,
+    metrics: Mapping[str, float | None] | None = None,
+    description: str | None = None,
+    card: str | None = None,
+) -> Reference:
+    """Change what is said about a version after its push, in a registry or a hub of DeltaHub; its content and digest stay.
+
+    Args:
+        reference: by default the newest version.
+        message: why this version.
+        metrics: name to value; None removes a metric. Others stay.
+        description: of the version, in a few words.
+        card: Markdown; an empty one shows the pushed card again.
+
+    Returns:
+        The version, with its source.
+
+    Raises:
+        NotFoundError: no source has it.
+        ConfigError: a text is too long, a metric is not a number, or the source keeps no such changes.
+    """
+    return Hub.open().amend(Reference.parse(reference), Amendment(message, metrics or {}, description, card))[0]
 
 
 def list_deltas(

@@ -13,7 +13,9 @@ from deltahub.hub.pulling import Transfer
 from deltahub.hub.resolution import Resolver
 from deltahub.link import Link
 from deltahub.reference import Reference
+from deltahub.registry.amending import Amendment
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version
 from deltahub.registry.index import INDEXES, Listed
 from deltahub.registry.query import Query
 from deltahub.registry.refreshing import Told
@@ -95,6 +97,20 @@ class Lookup:
         """
         source, document = self.document(reference)
         return as_registry(source), document
+
+    def amend(self, reference: Reference, amendment: Amendment) -> tuple[Reference, Version]:
+        """Change what is said about a version after its push, in the first source that has it; its content and digest stay.
+
+        Returns:
+            The version with its source, and what is said about it now.
+
+        Raises:
+            NotFoundError: no source has it.
+            ConfigError: the source keeps no such changes.
+        """
+        source, document = self.document(reference)
+        version, entry = source.amend(document.name, reference.version, amendment)
+        return reference.exact(source.name, document.name, version), entry
 
     def resolve(self, wanted: Reference | Link, *, fresh: bool = False, transfer: Transfer | None = None) -> Resolved:
         """The version that a reference or a link means.

@@ -20,6 +20,7 @@ from deltahub.registry.registry import Registry
 
 DESCRIPTION: Final = "description"  # in the summary of a version
 _LONGEST: Final = 4000  # characters of a message or description
+_MOST_METRICS: Final = 200
 _LONGEST_CARD: Final = 128 << 10  # bytes
 _METRIC: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.@/-]{0,127}")
 
@@ -54,22 +55,37 @@ class Amendment:
             msg = f"The card is larger than {_LONGEST_CARD:,} bytes. Shorten it."
             raise ConfigError(msg)
         for name, value in self.metrics.items():
-            if not _METRIC.fullmatch(name) or (value is not None and not math.isfinite(value)):
+            if not _METRIC.fullmatch(name) or not (value is None or _is_finite(value)):
                 msg = f"{name}={value} is not a metric: expected a name and a finite number, such as accuracy=0.93."
                 raise ConfigError(msg)
 
 
-def amend(registry: Registry, path: str, version: str | None, amendment: Amendment) -> tuple[ReferenceDocument, str]:
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
+
+
+def amend(
+    registry: Registry,
+    path: str,
+    version: str | None,
+    amendment: Amendment,
+    stamp: tuple[str, str] | None = None,
+) -> tuple[ReferenceDocument, str]:
     """Change what is said about a version, and log it.
 
     Args:
         version: a version, alias or digest; None for the newest.
+        stamp: the time and the author of the change; None for now and this user.
 
     Returns:
         The new document, and the number of the version.
 
     Raises:
         NotFoundError: there is no such delta or version.
+        ConfigError: it would have too many metrics.
         StorageError: the registry cannot be written.
     """
     name = ""
@@ -79,7 +95,7 @@ def amend(registry: Registry, path: str, version: str | None, amendment: Amendme
         name = document.resolve(name or version)
         entry = document.versions[name]
         amended = _amended(entry, amendment)
-        time, author = registry.stamp()
+        time, author = stamp or registry.stamp()
         before, after = _facts(entry), _facts(amended)
         moves = [
             Move(time, author, "amend", name, _said(key, before.get(key)), _said(key, after.get(key)))
@@ -96,6 +112,9 @@ def _amended(entry: Version, amendment: Amendment) -> Version:
     if amendment.metrics:
         metrics = {**summary.get("metrics", {}), **amendment.metrics}
         summary["metrics"] = {name: value for name, value in metrics.items() if value is not None}
+        if len(summary["metrics"]) > _MOST_METRICS:
+            msg = f"The version would have {len(summary['metrics'])} metrics, and {_MOST_METRICS} are the most. Put the rest into the card."
+            raise ConfigError(msg)
     if amendment.description is not None:
         summary[DESCRIPTION] = stamps.text(amendment.description)
         if not amendment.description:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from deltahub.server import (
+    amendments,
     commits,
     courtesies,
     downloads,
@@ -32,5 +33,6 @@ routes: Final = [
     *receiving.routes,
     *downloads.routes,
     *packs.routes,
+    *amendments.routes,
     *courtesies.last,
 ]

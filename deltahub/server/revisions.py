@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from deltahub.reference import MAIN, check_alias, check_git_tag, is_version
 from deltahub.registry import stamps
+from deltahub.registry.amending import DESCRIPTION
 from deltahub.registry.commit_message import digest_in, with_digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
@@ -51,7 +52,7 @@ def list_refs(request: Request) -> Response:
     document = repository.document
     if not (document.versions or document.removed):
         return JSONResponse({**answer, DELTA: None})
-    versions = {name: replace(entry, summary={}) for name, entry in document.versions.items()}
+    versions = {name: replace(entry, summary=_amendable(entry)) for name, entry in document.versions.items()}
     size = _ENTRY * (len(versions) + len(document.removed) + len(document.log))
 
     def make() -> Response:
@@ -59,6 +60,11 @@ def list_refs(request: Request) -> Response:
         return WholeJSONResponse({**answer, DELTA: json.loads(stored)})
 
     return counted(request, size, make)
+
+
+def _amendable(entry: Version) -> dict[str, Any]:
+    """Return what of a version's summary may differ from its manifest."""
+    return {key: entry.summary[key] for key in ("metrics", DESCRIPTION) if key in entry.summary}
 
 
 def _ref(repository: Repository, kind: str, name: str, version: str | None) -> dict[str, str]:

@@ -16,7 +16,9 @@ from deltahub.link import Link
 from deltahub.manifest import FileEntry, Manifest
 from deltahub.outcomes import Pushed
 from deltahub.reference import Reference
+from deltahub.registry.amending import Amendment
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version
 from deltahub.registry.index import Listed
 from deltahub.registry.publishing import Publication
 from deltahub.registry.query import Query
@@ -134,6 +136,23 @@ class Source(Protocol):
             ConflictError: an alias points elsewhere than expected, or somebody else pushed first. Nothing was published.
             IntegrityError: a file changed since the manifest was made.
             StorageError: it is full, not writable or out of reach.
+        """
+        ...
+
+    def amend(self, path: str, version: str | None, amendment: Amendment) -> tuple[str, Version]:
+        """Change what is said about a version after its push; its content and digest stay.
+
+        Args:
+            path: ``"namespace/name"``.
+            version: a version, alias or digest; None for the newest.
+
+        Returns:
+            The version, and what is said about it now.
+
+        Raises:
+            NotFoundError: no such delta or version here.
+            ConfigError: this source keeps no such changes.
+            StorageError: it cannot be written.
         """
         ...
 

@@ -11,7 +11,9 @@ from deltahub.fitting import backbone_tensors
 from deltahub.manifest import FileEntry
 from deltahub.outcomes import Pushed
 from deltahub.reference import Reference
+from deltahub.registry.amending import Amendment, amend
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version
 from deltahub.registry.index import Index, Listed
 from deltahub.registry.publishing import Publication, Published
 from deltahub.registry.query import Query
@@ -111,6 +113,11 @@ class RegistrySource:
             became if isinstance(became, DeltaHubError) else self._pushed(it, became)
             for it, became in zip(publications, done, strict=True)
         ]
+
+    def amend(self, path: str, version: str | None, amendment: Amendment) -> tuple[str, Version]:
+        """See `Source.amend`."""
+        document, name = amend(self.registry, path, version, amendment)
+        return name, document.versions[name]
 
     def _pushed(self, publication: Publication, became: Published) -> Pushed:
         entry = became.document.versions[became.version]

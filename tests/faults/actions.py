@@ -13,6 +13,7 @@ from deltahub.bundle import export_bundle, import_bundle
 from deltahub.errors import DeltaHubError
 from deltahub.manifest import Manifest
 from deltahub.reference import Reference
+from deltahub.registry.amending import Amendment, amend
 from deltahub.registry.collection import collect
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.marking import set_alias, set_tags, undo
@@ -86,6 +87,9 @@ ACTIONS: dict[str, Callable[[Registry, World], object]] = {
     "push many, one sync": lambda registry, world: push_many(registry, world, 1),
     "alias": lambda registry, world: set_alias(registry, "acme/ner", "prod", "v2"),
     "tag": lambda registry, world: set_tags(registry, "acme/ner", "v1", ["task=ner"], []),
+    "amend": lambda registry, world: amend(
+        registry, "acme/ner", "v1", Amendment("3 epochs", {"accuracy": 0.93}, "on SST-2", "# Better")
+    ),
     "undo": lambda registry, world: undo(registry, "acme/ner"),
     "rm": lambda registry, world: remove(registry, "acme/ner", "v2"),
     "rename": lambda registry, world: rename(registry, NER, NLI),

@@ -17,13 +17,16 @@ from deltahub.manifest import Manifest
 from deltahub.nearest import closest
 from deltahub.outcomes import Pushed
 from deltahub.reference import LATEST, Reference, is_digest
+from deltahub.registry.amending import Amendment
 from deltahub.registry.commit_message import commit_id
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version
 from deltahub.registry.index import Listed
 from deltahub.registry.publishing import Publication
 from deltahub.registry.query import Query
 from deltahub.registry.refreshing import Told
 from deltahub.sources.base import Resolved, pause
+from deltahub.sources.huggingface.amending import amend
 from deltahub.sources.huggingface.calls import ANSWER, Calls, Token
 from deltahub.sources.huggingface.foreign import Foreign
 from deltahub.sources.huggingface.history import BRANCH, document, history, names
@@ -176,6 +179,10 @@ class HuggingFace:
             progress(manifest.size)
         exact = reference.exact(self.name, reference.path, done.commit)
         return Pushed(exact, manifest.digest, done.new, manifest.size, done.tags)
+
+    def amend(self, path: str, version: str | None, amendment: Amendment) -> tuple[str, Version]:
+        """See `Source.amend`; only a hub of DeltaHub keeps such changes."""
+        return amend(self.calls, path, names(self.calls, path, f"Looking up {path}"), version, amendment)
 
     def _before(self, path: str, commit: str) -> Resolved | None:
         """A commit that was pulled before."""

@@ -19,6 +19,7 @@ from deltahub.errors import (
     UnreachableError,
 )
 from deltahub.hub.pulling import Transfer
+from deltahub.registry.amending import Amendment
 from deltahub.registry.query import Query
 from deltahub.sources.huggingface import HuggingFace, transfer
 from deltahub.sources.huggingface.waiting import told
@@ -381,3 +382,9 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up(tmp_path, ask, monkeypatc
         hf.into = tmp_path / "copy"
         with pytest.raises(UnreachableError, match=r"its answer has not ended.* after 0 s"):
             ask(hf)
+
+
+def test_a_hub_that_keeps_no_amendments_says_so(hub, repo, checkpoint_folder):
+    hub.push(checkpoint_folder, f"hf:{repo}")
+    with pytest.raises(ConfigError, match="is not a hub of DeltaHub"):
+        hub.amend(ref(repo), Amendment("two epochs"))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import huggingface_hub
 import pytest
 
 from deltahub.checkpoint import describe
-from deltahub.errors import NotFoundError
+from deltahub.errors import NotFoundError, StorageError
 from deltahub.hub.copying import copy_from_hub
+from deltahub.registry.amending import Amendment
+from deltahub.registry.commit_message import commit_id
 from deltahub.registry.index import Index
 from deltahub.registry.query import Query
 from deltahub.registry.registry import Registry
@@ -115,6 +118,54 @@ def test_the_history_through_a_hub_is_that_of_its_registry(hub, server, repo, re
     assert [(it.action, it.after) for it in seen.log if it.what == "champion"][-1] == ("alias", "v3")
     assert [it.message for it in seen.versions.values()] == ["two epochs", ""]
     assert "DeltaHub-Digest" not in str(kept)
+
+
+@pytest.mark.parametrize("version", [None, "v1", "old", "commit", "digest"])
+def test_a_version_is_amended_through_a_hub_as_in_its_registry(hub, server, repo, registered, version):
+    digest = describe(registered[0 if version else 1]).digest
+    server.registry.update(repo, lambda document: document.with_alias("old", "v1", *server.registry.stamp()))
+    asked = {"commit": commit_id(digest), "digest": digest[:20]}.get(version, version)
+    amendment = Amendment("three epochs", {"accuracy": 0.93}, "on SST-2", "# Better")
+    exact, entry = hub.amend(ref(repo, asked) if asked else ref(repo), amendment)
+
+    document = server.registry.document(repo)
+    assert document.versions[exact.version].digest == entry.digest == digest
+    assert document.versions[exact.version] == entry
+    assert (entry.message, entry.card, entry.summary["description"]) == ("three epochs", "# Better", "on SST-2")
+    assert {(move.what, move.author) for move in document.log if move.action == "amend"} == {
+        (exact.version, api(hub).whoami()["name"])
+    }
+    seen = hub.document(ref(repo))[1].versions[exact.version]
+    assert (seen.message, seen.card, seen.summary) == (
+        "three epochs",
+        "# Better",
+        {"metrics": {"accuracy": 0.93}, "description": "on SST-2"},
+    )
+
+
+def test_who_may_not_push_may_not_amend(user, server, repo, registered):
+    reader = user(token=server.token("read"))
+    with pytest.raises(StorageError, match="no right to that"):
+        reader.amend(ref(repo), Amendment("mine"))
+    assert not server.registry.document(repo).amended
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"metrics": {"a": True}},
+        {"metrics": [1]},
+        {"metrics": {"a": 10**400}},
+        {"message": 1},
+        {"card": "x" * 200_000},
+    ],
+)
+def test_what_cannot_be_said_about_a_version_is_refused(hub, server, repo, registered, body):
+    calls = hub.source("hf").calls
+    url = f"{calls.endpoint}/api/deltahub/{repo}/amend/v1"
+    assert huggingface_hub.get_session().post(url, json=body, headers=calls.headers()).status_code == 400
+    assert not server.registry.document(repo).amended
 
 
 def test_a_list_of_a_hub_is_that_of_its_registry(hub, server, repo, registered, new_checkpoint, tmp_path):
