@@ -100,6 +100,10 @@ class CachedNames:
         """Whether a delta of this name was ever pulled, from whichever source."""
         return (self._cache.root / NAMES / path).is_dir()
 
+    def namespaces(self) -> set[str]:
+        """The namespaces in which anything was pulled, from whichever source."""
+        return {folder.name for folder in (self._cache.root / NAMES).glob("[!.]*")}
+
     def sources(self, namespace: str) -> frozenset[str]:
         """The sources from which anything in a namespace was pulled, in whatever upper and lower case it is written."""
         root = self._cache.root / NAMES

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
-from deltahub.errors import ConfigError, ConflictError, IntegrityError
+from deltahub.errors import ConfigError, ConflictError, IntegrityError, NotFoundError
 from deltahub.files import scratch
+from deltahub.registry.amending import DESCRIPTION
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.merging import merged
 from deltahub.registry.mirror import Copied
 from deltahub.registry.query import Query
 from deltahub.registry.registry import Registry
-from deltahub.registry.summary import summary_of
+from deltahub.registry.summary import CARD_FACTS, summary_of
 from deltahub.sources.huggingface import HuggingFace
 from deltahub.sources.huggingface.history import names
 from deltahub.stores.base import Progress, Source
@@ -42,6 +43,10 @@ def copy_from_hub(
                 "push it to the registry."
             )
             raise ConfigError(msg)
+        if not (theirs.versions or theirs.removed):
+            raise NotFoundError(
+                f"{source.name}:{path}", (f"{source.place}: a new repo to which nothing was pushed yet",)
+            )
         target.refuse_twin(theirs.name, known)
         yield _copy(source, target, theirs, progress)
 
@@ -57,7 +62,8 @@ def _copy(source: HuggingFace, target: Registry, theirs: ReferenceDocument, prog
     with scratch() as folder:
         for name, entry in theirs.versions.items():
             if name in mine.versions or name in mine.removed:
-                versions[name] = mine.versions.get(name, entry)
+                known = mine.versions.get(name)
+                versions[name] = _with_summary(entry, known.summary) if known else entry
                 continue
             found = source.version(path, entry.digest)
             if found.digest != entry.digest:
@@ -67,9 +73,15 @@ def _copy(source: HuggingFace, target: Registry, theirs: ReferenceDocument, prog
                     objects[file.sha256] = folder / file.sha256
                     found.fetch(file, folder / file.sha256, progress)
             objects[entry.digest.removeprefix("sha256:")] = found.manifest.to_bytes()
-            versions[name] = replace(entry, summary=summary_of(found.manifest))
+            versions[name] = _with_summary(entry, summary_of(found.manifest))
         whole = replace(theirs, versions=versions)
         size = sum(len(data) if isinstance(data, bytes) else data.stat().st_size for data in objects.values())
         changed = target.add(objects, path, lambda now: merged(now, whole, *target.stamp()))
     new = tuple(name for name in versions if name not in mine.versions and name not in mine.removed)
     return Copied(path, new, changed != mine, size)
+
+
+def _with_summary(entry: Version, summary: Mapping[str, object]) -> Version:
+    """Return a version as its hub says it, which leaves out of the summary what its manifest says."""
+    pushed = {key: value for key, value in summary.items() if key not in (DESCRIPTION, CARD_FACTS)}
+    return replace(entry, summary={**pushed, **entry.summary})

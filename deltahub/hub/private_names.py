@@ -1,19 +1,20 @@
 """Which names are kept from public sources.
 
 Whoever runs a public hub reads every name that it is asked for, and a mistyped name of a private delta is one that only the public
-hub is asked for in the end. So a name without a source is not looked for in a public source if its namespace is private: a private
-source has a delta in it, or in one of nearly its name; something in it was pulled from a private source; or it is this user's own
-(`DELTAHUB_NAMESPACE`). It is looked for there if the namespace is known to be there too: the user bound it to the public source,
-or pulled something in it from there.
+hub is asked for in the end. So a name without a source is not looked for in a public source if its namespace is private, or is a
+private one mistyped. These are private: the namespaces of the deltas in private sources; those in which something was pulled from
+a private source; those that are bound to private sources; and this user's own (`DELTAHUB_NAMESPACE`). A name is looked for in
+public all the same if its namespace is known to be there: the user bound it to the public source, or pulled something in it from there.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from deltahub.cache.names import CachedNames
 from deltahub.errors import NotFoundError
+from deltahub.nearest import mistyped
 from deltahub.reference import Reference
 from deltahub.sources.base import Source
 from deltahub.sources.choosing import Choice
@@ -64,12 +65,23 @@ class PrivateNames:
         return self._names.knows(reference.path) or source.name in self._names.sources(namespace)
 
     def _why_private(self, reference: Reference, near: dict[str, tuple[str, ...]]) -> str | None:
-        namespace = reference.namespace
         if near:
             place, names = next(iter(near.items()))
             return f"{names[0].partition('/')[0]} is a namespace of {place}"
-        own = os.environ.get("DELTAHUB_NAMESPACE", "")
-        if namespace.lower() == own.lower():
-            return f"{namespace} is your own namespace (DELTAHUB_NAMESPACE)"
-        private = sorted(self._names.sources(namespace) - {*self._choice.rules.public})
-        return f"{namespace} is a namespace of {private[0]}, from which it was pulled before" if private else None
+        namespace = reference.namespace
+        for known, why in self._private_namespaces(namespace):
+            if mistyped(namespace, [known]):
+                return f"{namespace if namespace.lower() == known.lower() else known} {why}"
+        return None
+
+    def _private_namespaces(self, like: str) -> Iterator[tuple[str, str]]:
+        """Yield the private namespaces that are known without asking a source, each with why it is one; of those pulled before only some like a name."""
+        public = {*self._choice.rules.public}
+        if own := os.environ.get("DELTAHUB_NAMESPACE", ""):
+            yield own, "is your own namespace (DELTAHUB_NAMESPACE)"
+        for namespace, sources in self._choice.rules.bound.items():
+            if not public & {*sources}:
+                yield namespace, f"is a namespace of {sources[0]}"
+        for namespace in mistyped(like, self._names.namespaces()):
+            if private := sorted(self._names.sources(namespace) - public):
+                yield namespace, f"is a namespace of {private[0]}, from which it was pulled before"

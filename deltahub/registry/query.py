@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Self
 
 from deltahub.errors import ConfigError
+from deltahub.schema import parse
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.@/ -]{0,62}[A-Za-z0-9_.@/-])?")
 _METRIC: Final = re.compile(rf"({_NAME.pattern})\s*(>=|<=|!=|==|=|>|<)\s*(\S+)")
@@ -88,3 +90,36 @@ class Query:
         if not _NAME.fullmatch(self.sort):
             msg = f"{self.sort!r} is nothing to sort by: expected {', '.join(SORTS)} or a metric such as accuracy."
             raise ConfigError(msg)
+
+    def to_json(self) -> str:
+        """Return the query as a hub of DeltaHub is asked it; without `hidden`, which the hub knows itself."""
+        fields = {key: value for key, value in asdict(self).items() if value not in (None, (), "", False)}
+        fields.pop("hidden", None)
+        metrics = [f"{it.name}{it.comparison}{it.value!r}" for it in self.metrics]
+        return json.dumps({**fields, **({"metrics": metrics} if metrics else {})})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ConfigError: it is nothing of the kind.
+        """
+        try:
+            found: Any = parse(text.encode())
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not all(_is_field(key, value) for key, value in found.items()):
+            msg = "The query for deltas cannot be read. Update deltahub."
+            raise ConfigError(msg)
+        lists = {key: tuple(value) for key, value in found.items() if isinstance(value, list)}
+        metrics = tuple(map(Metric.parse, lists.get("metrics", ())))
+        return cls(**{**found, **lists, "metrics": metrics})
+
+
+def _is_field(key: str, value: object) -> bool:
+    if key in ("reverse", "near"):
+        return isinstance(value, bool)
+    if key in ("tags", "metrics"):
+        return isinstance(value, list) and all(isinstance(it, str) for it in value)
+    return key in ("text", "delta_type", "author", "sort", "backbone", "fingerprint") and isinstance(value, str)

@@ -9,7 +9,7 @@ from typing import Final
 
 from deltahub.errors import IntegrityError, NotFoundError, StorageError
 from deltahub.manifest import FileEntry, Manifest
-from deltahub.nearest import closest
+from deltahub.nearest import closest, mistyped
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
@@ -17,7 +17,6 @@ from deltahub.registry.halfway import came_from, is_copy
 from deltahub.stores.base import Progress, Store, object_key
 
 REFS: Final = "refs/"
-_ALIKE: Final = 0.7  # from 0 to 1, two namespaces of which one may be the other mistyped
 _HOPS: Final = 16  # from name to name, for what was renamed more than once
 
 
@@ -141,14 +140,13 @@ class Reader:
 
     def neighbours(self, path: str) -> tuple[str, ...]:
         """Return the names of the deltas in a namespace, or in one of nearly its name, those most like `path` first."""
-        namespace = path.partition("/")[0].lower()
-        folders = [folder for folder in self.store.children(REFS) if folder.endswith("/")]
-        near = {namespace, *closest(namespace, (folder[:-1].lower() for folder in folders), cutoff=_ALIKE)}
+        folders = {folder[:-1] for folder in self.store.children(REFS) if folder.endswith("/")}
+        near = {it.lower() for it in mistyped(path.partition("/")[0], folders)}
         names = [
-            f"{folder}{file.removesuffix('.json')}"
-            for folder in folders
-            if folder[:-1].lower() in near
-            for file in self.store.children(f"{REFS}{folder}")
+            f"{folder}/{file.removesuffix('.json')}"
+            for folder in sorted(folders)
+            if folder.lower() in near
+            for file in self.store.children(f"{REFS}{folder}/")
             if file.endswith(".json")
         ]
         return closest(path, names, limit=max(len(names), 1), cutoff=0)

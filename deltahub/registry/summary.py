@@ -10,6 +10,7 @@ from deltahub.manifest import FILES, Manifest
 from deltahub.naming import backbone_name
 
 RECORD: Final = "backbone_record"
+CARD_FACTS: Final = "card"  # the front matter of the card that came with a commit to a hub
 
 
 def summary_of(manifest: Manifest) -> dict[str, object]:

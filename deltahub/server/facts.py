@@ -113,12 +113,8 @@ class Facts:
             "tags": self.all_tags(),
             **({"pipeline_tag": self.pipeline} if self.pipeline else {}),
             **({"library_name": self.library} if self.library else {}),
-            **({DELTA: self._line(self.listed)} if self.listed else {}),
+            **({DELTA: asdict(self.listed)} if self.listed else {}),  # which clients of the Hub ignore
         }
-
-    def _line(self, listed: Listed) -> dict[str, Any]:
-        """The line of the registry's own list, which clients of the Hub ignore and DeltaHub reads."""
-        return {**asdict(listed), "summary": dict(self.summary)}
 
 
 def siblings(files: Iterable[FileEntry], *, blobs: bool = False) -> list[dict[str, Any]]:

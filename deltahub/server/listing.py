@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -16,7 +17,7 @@ from deltahub.registry.query import Query
 from deltahub.server import paging
 from deltahub.server.access import Caller, caller_of
 from deltahub.server.counted import WholeJSONResponse, counted
-from deltahub.server.facts import Facts, expanded, siblings
+from deltahub.server.facts import DELTA, Facts, expanded, siblings
 from deltahub.server.paths import MODEL
 from deltahub.server.records import Record, may_be_private
 from deltahub.server.refusals import Refusal
@@ -24,6 +25,7 @@ from deltahub.server.repositories import EMPTY, Commit, Repository, open_reposit
 from deltahub.server.state import State, state_of
 from deltahub.server.trees import LISTED, moment
 
+LIST: Final = "X-DeltaHub-List"  # the header of a list as the registry has it: how many deltas there are on all pages
 _LONGEST: Final = 200  # letters of a search: each word is a condition of its own
 _MOST_FILES: Final = 25_000  # that a page of the list names
 _ORDERS: Final = {"createdAt": "created", "lastModified": "modified"}
@@ -32,6 +34,8 @@ _ORDERS: Final = {"createdAt": "created", "lastModified": "modified"}
 def list_models(request: Request) -> Response:
     """The repositories that the caller may see and that a query means, the newest first, page by page."""
     state, query = state_of(request), request.query_params
+    if asked := query.get(DELTA):
+        return list_deltas(request, Query.from_json(asked))
     found = [facts for facts in _all(request, state) if _meant(facts, request)]
     order = _ORDERS.get(query.get("sort", ""), "modified")
     found.sort(key=lambda facts: (getattr(facts, order), facts.path), reverse=query.get("direction") != "1")
@@ -45,6 +49,17 @@ def list_models(request: Request) -> Response:
             count = len(shown)  # the next page goes on
             break
     return paging.page(request, shown, start=start, count=count, total=len(found))
+
+
+def list_deltas(request: Request, query: Query) -> Response:
+    """The lines that a list of the registry has for what the caller may see, in its order, page by page."""
+    _refuse_long(query.text)
+    found = [listed for listed, _ in _committed(request, state_of(request), query)]
+    start, count = paging.window(request)
+    shown = [{"id": listed.name, DELTA: asdict(listed)} for listed in found[start : start + count]]
+    answer = paging.page(request, shown, start=start, count=count, total=len(found))
+    answer.headers[LIST] = str(len(found))
+    return answer
 
 
 def my_repositories(request: Request) -> Response:
@@ -79,28 +94,38 @@ def _mine(facts: Facts, caller: Caller, namespace: str | None) -> bool:
 def _all(request: Request, state: State) -> Iterator[Facts]:
     """All that the caller may see and whose name or content has the words that are searched for."""
     caller, records = caller_of(request), state.records.all()
-    hidden = {path for path, record in records.items() if may_be_private(record)}
     search = request.query_params.get("search", "")
-    if len(search) > _LONGEST:
-        raise Refusal(400, f"A search has {_LONGEST} letters at most, got {len(search):,}. Search for less at once.")
-
-    def visible(path: str) -> bool:
-        return caller.may_read(path.partition("/")[0], private=path in hidden)
-
+    _refuse_long(search)
     committed = set[str]()
-    found_now = state.index.search(Query(text=search))[0]
-    # What was made since then is in the index; what was deleted since then, still in `records`.
-    hidden |= state.records.private()
-    for listed in found_now:
+    for listed, private in _committed(request, state, Query(text=search)):
         committed.add(listed.name)
-        if visible(listed.name):
-            yield _listed(listed, records.get(listed.name), private=listed.name in hidden)
+        yield _listed(listed, records.get(listed.name), private=private)
     for path, record in records.items():
         words = search.lower().split()
-        if record and path not in committed and visible(path) and all(word in path.lower() for word in words):
+        if record is None or path in committed or not all(word in path.lower() for word in words):
+            continue
+        if caller.may_read(path.partition("/")[0], private=may_be_private(record) or path in state.records.private()):
             found = state.registry.stored(path)
             if found is None or not (found.versions or found.moved_to):
                 yield Facts(path, commit_id(EMPTY.digest), record.created, record.created, record.private, (), {}, {})
+
+
+def _committed(request: Request, state: State, query: Query) -> Iterator[tuple[Listed, bool]]:
+    """The deltas that a query means and the caller may see, and whether each is private."""
+    caller = caller_of(request)
+    hidden = {path for path, record in state.records.all().items() if may_be_private(record)}
+    found = state.index.search(query)[0]
+    # What was made since then is in the index; what was deleted since then, still in the records that were read before.
+    hidden |= state.records.private()
+    for listed in found:
+        private = listed.name in hidden
+        if caller.may_read(listed.name.partition("/")[0], private=private):
+            yield listed, private
+
+
+def _refuse_long(search: str) -> None:
+    if len(search) > _LONGEST:
+        raise Refusal(400, f"A search has {_LONGEST} letters at most, got {len(search):,}. Search for less at once.")
 
 
 def _listed(listed: Listed, record: Record | None, *, private: bool) -> Facts:

@@ -19,7 +19,7 @@ from deltahub.registry.amending import DESCRIPTION
 from deltahub.registry.commit_message import digest_in, with_digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
-from deltahub.registry.summary import summary_of
+from deltahub.registry.summary import CARD_FACTS, summary_of
 from deltahub.server import paging
 from deltahub.server.access import caller_of
 from deltahub.server.bodies import text_field, with_json
@@ -63,8 +63,8 @@ def list_refs(request: Request) -> Response:
 
 
 def _amendable(entry: Version) -> dict[str, Any]:
-    """Return what of a version's summary may differ from its manifest."""
-    return {key: entry.summary[key] for key in ("metrics", DESCRIPTION) if key in entry.summary}
+    """Return what of a version's summary its manifest does not say, or says otherwise."""
+    return {key: entry.summary[key] for key in ("metrics", DESCRIPTION, CARD_FACTS) if key in entry.summary}
 
 
 def _ref(repository: Repository, kind: str, name: str, version: str | None) -> dict[str, str]:

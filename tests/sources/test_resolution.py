@@ -229,11 +229,33 @@ def test_a_namespace_is_private_once_something_was_pulled_from_it(world):
     assert world.public.asked == 0
 
 
-def test_the_namespace_of_the_user_is_private(world, monkeypatch):
+@pytest.mark.parametrize("mistyped", ["amce/other", "acm/other", "acmee/other", "axme/other"])
+def test_so_is_one_of_nearly_its_name(world, mistyped):
+    world.push("team")
+    world.hub().pull(Reference.parse("team:acme/ner"))
+    with pytest.raises(NotFoundError, match=r"acme is a namespace of team, from which it was pulled before"):
+        world.hub(disabled=("team",)).pull(Reference.parse(mistyped))
+    assert world.public.asked == 0
+
+
+def test_a_namespace_that_is_bound_to_a_private_source_is_private_and_so_is_nearly_its_name(world):
+    with pytest.raises(NotFoundError, match=r"secret is a namespace of team"):
+        world.hub(bound={"secret": ("team",)}).pull(Reference.parse("secert/ner"))
+    assert world.public.asked == 0
+
+
+@pytest.mark.parametrize("name", ["ner", "lba/ner", "la/ner", "lap/ner"])
+def test_the_namespace_of_the_user_is_private_and_so_is_nearly_its_name(world, monkeypatch, name):
     monkeypatch.setenv("DELTAHUB_NAMESPACE", "lab")
     with pytest.raises(NotFoundError, match=r"lab is your own namespace"):
-        world.hub().pull(Reference.parse("ner"))
+        world.hub().pull(Reference.parse(name))
     assert world.public.asked == 0
+
+
+def test_a_namespace_like_no_private_one_is_asked_for_in_public(world):
+    world.push("team")
+    digest = world.push("public", 0.25, "bigscience/ner")
+    assert world.hub().pull(Reference.parse("bigscience/ner")).digest == digest
 
 
 def test_a_lock_file_decides_whatever_the_sources_say(world, tmp_path, monkeypatch):

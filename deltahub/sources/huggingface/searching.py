@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from deltahub.errors import ConfigError
+from deltahub.fitting import backbone_tensors
 from deltahub.registry.index import Listed
 from deltahub.registry.query import Metric, Query
 from deltahub.sources.huggingface.calls import TIMEOUT, Calls
+from deltahub.sources.huggingface.fits import fitting
 from deltahub.sources.huggingface.history import DOCUMENT
 from deltahub.sources.huggingface.page import LIBRARY, labels
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
+_LIST: Final = "x-deltahub-list"  # the header of a list that answers the query as it is in the registry
 _UNKNOWN: Final = ("size", "parameters")
 _HOLDS: Final = {
     "<": float.__lt__,
@@ -33,41 +36,63 @@ def search(
 ) -> tuple[list[Listed], int]:
     """The deltas that a query means, in its order, and how many there are without limit and offset.
 
-    The hub sorts out by library, tags, namespace and one word of the name; the rest is done here.
+    A hub of DeltaHub answers as its registry does. Any other sorts out by library, tags, namespace and one word of the name; the rest is
+    done here.
 
     Raises:
         ConfigError: a hub does not know what is asked for.
         UnreachableError: there was no answer.
         StorageError: it refused.
     """
+    lines = _models(calls, _asked(query))
+    if next(lines):
+        found = [it for it in lines if isinstance(it, Listed)]
+        if backbone is not None:
+            found = fitting(calls, found, backbone_tensors(backbone), near=query.near)
+        return _part(found, limit, offset), len(found)
     if backbone is not None or query.sort in _UNKNOWN:
         wanted = "which backbone a delta fits" if backbone is not None else f"the {query.sort} of a delta"
         msg = f"{calls.place} does not list {wanted}. Pull the deltas, or search a registry."
         raise ConfigError(msg)
+    ordered = _ordered([it for it in lines if isinstance(it, Listed)], query)
+    return _part(ordered, limit, offset), len(ordered)
+
+
+def _part(found: list[Listed], limit: int | None, offset: int) -> list[Listed]:
+    return found[offset : None if limit is None else offset + limit]
+
+
+def _asked(query: Query) -> dict[str, Any]:
+    """Return what any hub is asked, with the query as only a hub of DeltaHub reads it."""
     words = query.text.lower().split()
     kinds = [query.delta_type] if query.delta_type else []
-
     asked: dict[str, Any] = {
         "filter": [LIBRARY, *kinds, *query.tags],
         "sort": "lastModified",
         "full": True,
         "cardData": True,
+        DOCUMENT: query.to_json(),
     }
     if query.author:
         asked["author"] = query.author
     if words:
         asked["search"] = max(words, key=len)
-    found = [it for it in _models(calls, asked) if _fits(it, query, words)]
+    return asked
+
+
+def _ordered(listed: Iterable[Listed], query: Query) -> list[Listed]:
+    """Return the lines of another hub that a query means, in its order."""
+    words = query.text.lower().split()
+    found = [it for it in listed if _fits(it, query, words)]
     known = [it for it in found if _key(it, query) is not None]
     falls = (query.sort != "name") != query.reverse
     known.sort(key=lambda it: it.name)
     known.sort(key=lambda it: _key(it, query), reverse=falls)  # type: ignore[arg-type,return-value]
-    ordered = [*known, *(it for it in found if _key(it, query) is None)]
-    return ordered[offset : None if limit is None else offset + limit], len(ordered)
+    return [*known, *(it for it in found if _key(it, query) is None)]
 
 
-def _models(calls: Calls, asked: Mapping[str, Any]) -> Iterator[Listed]:
-    """The repos that a hub lists, page by page.
+def _models(calls: Calls, asked: Mapping[str, Any]) -> Iterator[Listed | bool]:
+    """Yield whether a hub answers as its registry does, and then the repos that it lists, page by page.
 
     huggingface_hub's own list would ask a hub that cannot be reached six times within half a minute, and log each time.
     """
@@ -76,19 +101,24 @@ def _models(calls: Calls, asked: Mapping[str, Any]) -> Iterator[Listed]:
 
     make: Callable[..., ModelInfo] = ModelInfo  # whose __init__ has no types
 
-    def ask(url: str, params: Mapping[str, Any] | None) -> tuple[list[Listed], str | None]:
+    def ask(url: str, params: Mapping[str, Any] | None) -> tuple[bool, list[Listed], str | None]:
         answer = get_session().get(url, params=params, headers=calls.headers(), timeout=TIMEOUT)
         hf_raise_for_status(answer)
         try:
-            return [_listed(make(**item)) for item in answer.json()], answer.links.get("next", {}).get("url")
-        except (TypeError, ValueError) as error:
+            following = answer.links.get("next", {}).get("url")
+            if _LIST in answer.headers:
+                return True, [_line(str(item["id"]), item[DOCUMENT]) for item in answer.json()], following
+            return False, [_listed(make(**item)) for item in answer.json()], following
+        except (KeyError, TypeError, ValueError) as error:
             msg = f"{calls.place} answers with no list of repos, so it is no hub of this protocol. Check its address."
             raise ConfigError(msg) from error
 
     url: str | None = f"{calls.endpoint}/api/models"
     params: Mapping[str, Any] | None = asked
     while url:
-        found, url = calls.make(partial(ask, url, params), "Listing deltas", f"A list of {calls.name}")
+        own, found, url = calls.make(partial(ask, url, params), "Listing deltas", f"A list of {calls.name}")
+        if params:
+            yield own
         params = None  # the address of the next page says all
         yield from found
 

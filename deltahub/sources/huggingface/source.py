@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from deltahub.describing import MANIFEST
 from deltahub.errors import CheckpointError, NotFoundError, NoVersionError
 from deltahub.manifest import Manifest
-from deltahub.nearest import closest
+from deltahub.nearest import closest, mistyped
 from deltahub.outcomes import Pushed
 from deltahub.reference import LATEST, Reference, is_digest
 from deltahub.registry.amending import Amendment
@@ -149,10 +149,11 @@ class HuggingFace:
         return document(path, known, tags_of(info))
 
     def neighbours(self, path: str) -> tuple[str, ...]:
-        """See `Source.neighbours`; a hub is asked for the namespace as it is written, and not for others like it."""
-        found, _ = search(self.calls, Query(author=path.partition("/")[0]), None, 0, None)
-        names = [entry.name for entry in found]
-        return closest(path, names, limit=max(len(names), 1), cutoff=0)
+        """See `Source.neighbours`."""
+        names = [entry.name for entry in search(self.calls, Query(), None, 0, None)[0]]
+        near = mistyped(path.partition("/")[0], {name.partition("/")[0] for name in names})
+        inside = [name for name in names if name.partition("/")[0].lower() in {it.lower() for it in near}]
+        return closest(path, inside, limit=max(len(inside), 1), cutoff=0)
 
     def search(
         self,

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import uuid
+
 import huggingface_hub
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from deltahub.checkpoint import describe
 from deltahub.errors import NotFoundError, StorageError
 from deltahub.hub.copying import copy_from_hub
 from deltahub.registry.amending import Amendment
 from deltahub.registry.commit_message import commit_id
-from deltahub.registry.index import Index
-from deltahub.registry.query import Query
+from deltahub.registry.marking import set_tags
+from deltahub.registry.query import Metric, Query
 from deltahub.registry.registry import Registry
 from deltahub.registry.removal import remove
 from deltahub.registry.verify import verify
+from deltahub.sources.registry import RegistrySource
 from deltahub.stores.memory import MemoryStore
-from tests.checkpoints import content_of
+from tests.checkpoints import LEAVES, content_of
 from tests.sources.huggingface.test_failures import answer, flipped
 from tests.sources.huggingface.test_foreign import upload
 from tests.sources.huggingface.test_push_and_pull import api, delta_files, ref
@@ -168,12 +173,90 @@ def test_what_cannot_be_said_about_a_version_is_refused(hub, server, repo, regis
     assert not server.registry.document(repo).amended
 
 
-def test_a_list_of_a_hub_is_that_of_its_registry(hub, server, repo, registered, new_checkpoint, tmp_path):
-    hub.push(new_checkpoint(value=0.9), f"hf:{repo}-two", tags=["best"])
-    listed, _ = Index(tmp_path / "index.sqlite3", server.registry).search(Query())
-    for entry in listed:
-        entry.summary.pop("card", None)
-    assert hub.search(Query(), "hf") == (listed, 2)
+@pytest.fixture
+def lists(hub, server, repo, registered, new_checkpoint, tmp_path):
+    """What a hub and its registry list, which has deltas pushed directly and through the hub, plain files, and a repo without any."""
+    space = repo.partition("/")[0]
+    hub.push(new_checkpoint(value=0.9, backbone_checkpoint_name="t5"), f"hf:{repo}-two", tags=["best", "accuracy=0.9"])
+    upload(
+        hub, f"{repo}-files", {"config.json": b"{}", "README.md": b"---\nlicense: mit\n---\n", "big.dat": bytes(4000)}
+    )
+    api(hub).create_repo(f"{space}/new-{uuid.uuid4().hex[:8]}")
+    direct = RegistrySource(server.registry, tmp_path / "index")
+    return lambda query, **options: (hub.search(query, "hf", **options), direct.search(query, **options))
+
+
+@pytest.mark.parametrize(
+    ("query", "count"),
+    [
+        (Query(), 3),
+        (Query(sort="size"), 3),
+        (Query(sort="size", reverse=True), 3),
+        (Query(sort="parameters"), 3),
+        (Query(sort="accuracy"), 3),
+        (Query(author="nobody"), 0),
+        (Query(author="acme"), 0),
+        (Query(text="files"), 1),
+        (Query(text="Bert tiny"), 1),
+        (Query(tags=("task=ner",)), 1),
+        (Query(delta_type="files"), 1),
+        (Query(metrics=(Metric.parse("accuracy>=0.9"),)), 1),
+    ],
+    ids=lambda it: it.to_json() if isinstance(it, Query) else "",
+)
+def test_a_list_of_a_hub_is_that_of_its_registry(lists, query, count):
+    through, direct = lists(query)
+    assert through == direct
+    assert through[1] == count
+    assert lists(query, limit=1, offset=1)[0] == lists(query, limit=1, offset=1)[1]
+
+
+def test_who_pushed_is_asked_of_a_hub_as_of_its_registry(lists):
+    authors = {it.author for it in lists(Query())[1][0]}
+    assert len(authors) == 2
+    for author in authors:
+        through, direct = lists(Query(author=author))
+        assert through == direct
+        assert through[1]
+
+
+@pytest.mark.parametrize("near", [False, True])
+@pytest.mark.parametrize("size", [10, 11])
+def test_what_fits_a_backbone_is_asked_of_a_hub_as_of_its_registry(lists, proxy, tmp_path, near, size):
+    shapes = {leaf.name: leaf.shape for leaf in LEAVES} | {"embed.weight": (size, 4)}
+    (tmp_path / "backbone").mkdir()
+    save_file(
+        {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, tmp_path / "backbone/model.safetensors"
+    )
+    proxy.seen.clear()
+    through, direct = lists(Query(near=near), backbone=tmp_path / "backbone")
+    assert through == direct
+    assert len([path for _, path in proxy.seen if "backbone.json" in path]) == 1  # one record for both deltas
+
+
+def test_a_private_delta_is_in_no_list_of_a_stranger_however_it_is_asked_for(hub, user, server, lists, repo):
+    api(hub).update_repo_settings(f"{repo}-two", private=True)
+    stranger = user(token=server.token("read", "beta"))
+    assert f"{repo}-two" not in [it.name for it in stranger.search(Query(), "hf")[0]]
+    assert f"{repo}-two" in [it.name for it in hub.search(Query(), "hf")[0]]
+
+
+@pytest.mark.parametrize(
+    "query", ["[]", '{"sort": 1}', '{"hidden": ["a"]}', '{"metrics": ["a"]}', "{", '{"tags": "a"}']
+)
+def test_a_query_that_is_none_is_refused(hub, server, query):
+    calls = hub.source("hf").calls
+    url = f"{calls.endpoint}/api/models"
+    assert (
+        huggingface_hub.get_session().get(url, params={"deltahub": query}, headers=calls.headers()).status_code == 400
+    )
+
+
+def test_a_name_in_nearly_a_private_namespace_is_known_by_a_hub(hub, lists):
+    near = hub.source("hf").neighbours("amce/nerr")
+    assert near
+    assert all(name.startswith("acme/") for name in near)
+    assert hub.source("hf").neighbours("other/ner") == ()
 
 
 def test_plain_files_are_pulled_from_a_hub_as_from_its_registry(hub, server, repo):
@@ -187,19 +270,21 @@ def test_plain_files_are_pulled_from_a_hub_as_from_its_registry(hub, server, rep
 
 
 def test_all_of_a_hub_is_copied_into_a_registry_with_its_history(hub, server, repo, registered, new_checkpoint):
-    upload(hub, f"{repo}-files", {"notes.txt": b"mine"})
+    upload(hub, f"{repo}-files", {"notes.txt": b"mine", "README.md": b"---\nlicense: mit\n---\n"})
     target = Registry(MemoryStore(), "mine")
     source = hub.source("hf")
-    done = [*copy_from_hub(source, target), *copy_from_hub(source, target, [f"{repo}-files"])]
+    done = list(copy_from_hub(source, target))
     again = list(copy_from_hub(source, target))
     server.registry.publish(ref(repo).anywhere(), describe(folder := new_checkpoint(value=0.9)), folder)
-    (later,) = copy_from_hub(source, target)
+    hub.amend(ref(repo, "v2"), Amendment("three epochs", {"accuracy": 0.9}, "on SST-2", "# Better"))
+    set_tags(server.registry, repo, "v1", ["best"], [])
+    later, _ = copy_from_hub(source, target)
 
     assert [(it.name, it.versions, it.changed) for it in done] == [
         (repo, ("v1", "v2"), True),
         (f"{repo}-files", ("v1",), True),
     ]
-    assert [(it.versions, it.changed, it.size) for it in again] == [((), False, 0)]
+    assert [(it.versions, it.changed, it.size) for it in again] == [((), False, 0)] * 2
     assert later.versions == ("v3",)
     for name in (repo, f"{repo}-files"):
         assert target.document(name) == server.registry.document(name)

@@ -1,0 +1,52 @@
+"""Which deltas of a hub of DeltaHub fit a backbone: their records of it are fetched, each once for all deltas that share it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from deltahub.backbone import Fingerprint
+from deltahub.checkpoint import BACKBONE
+from deltahub.errors import DeltaHubError, UnreachableError
+from deltahub.fitting import FITS, Tensors, fit
+from deltahub.registry.commit_message import commit_id
+from deltahub.registry.index import Listed
+from deltahub.registry.summary import RECORD
+from deltahub.sources.huggingface.calls import Calls
+from deltahub.sources.huggingface.transfer import read
+from deltahub.stores.waiting import spread
+
+_AT_ONCE: Final = 4
+
+
+def fitting(calls: Calls, listed: Sequence[Listed], backbone: Tensors, *, near: bool) -> list[Listed]:
+    """Return the lines of those that fit a backbone, each with how it does.
+
+    Args:
+        near: whether those that do not fit are wanted too.
+
+    Raises:
+        UnreachableError: there was no answer.
+    """
+    with_record = {it.summary.get(RECORD): it for it in listed}
+    decided = spread(lambda it: fit(_record(calls, it), backbone), with_record.values(), _AT_ONCE)
+    fits = dict(zip(with_record, decided, strict=True))
+    lines = [replace(it, fit=fits[it.summary.get(RECORD)]) for it in listed]
+    return [it for it in lines if near or (it.fit and it.fit.level in FITS)]
+
+
+def _record(calls: Calls, line: Listed) -> Fingerprint:
+    """Return a delta's record of its backbone; an empty one if it has none, or a damaged one, as of a registry."""
+    sha256 = line.summary.get(RECORD)
+    if not isinstance(sha256, str):
+        return Fingerprint(())
+    try:
+        data = read(calls, line.name, commit_id(line.digest), BACKBONE, f"Looking up {line.name}").data
+        whole = data is not None and hashlib.sha256(data).hexdigest() == sha256
+        return Fingerprint.from_bytes(data) if data and whole else Fingerprint(())
+    except UnreachableError:
+        raise
+    except DeltaHubError:
+        return Fingerprint(())
