@@ -112,6 +112,8 @@ class Repository:
             found = [key for key, entry in document.versions.items() if entry.digest[7:].startswith(name)]
             if len(found) == 1:
                 return found[0]
+            if self.record and name == commit_id(EMPTY.digest):  # clients remember it from before the first push
+                return None
         try:
             return document.resolve(name)
         except RemovedError as error:

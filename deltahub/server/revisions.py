@@ -230,9 +230,13 @@ def _version(repository: Repository, revision: str) -> str:
     registry = repository.state.registry
     registry.refuse_twin(repository.path)
     objects = {EMPTY.digest.removeprefix("sha256:"): EMPTY.to_bytes()}
-    document = registry.add(objects, repository.path, change)
+    document = repository.document
+    if not document.versions:
+        document = registry.add(objects, repository.path, change)
     found = replace(repository, document=document).find(revision)  # somebody may have committed meanwhile
-    assert found
+    if found is None:
+        message = f"{repository.path} has versions by now, none of which is its first commit. Name one of them: {', '.join(document.versions)}."
+        raise Refusal(404, message, REVISION_NOT_FOUND)
     return found
 
 

@@ -227,8 +227,12 @@ def test_a_new_repository_is_squashed_to_its_first_commit(api):
 
 def test_a_push_into_a_new_repository_is_its_first_version(api, served):
     api.create_repo(REPO)
-    api.upload_file(repo_id=REPO, path_or_fileobj=b"b", path_in_repo="b.txt", parent_commit=api.model_info(REPO).sha)
+    first = api.model_info(REPO).sha
+    api.upload_file(repo_id=REPO, path_or_fileobj=b"b", path_in_repo="b.txt", parent_commit=first)
     assert [*served.registry.document(REPO).versions] == ["v1"]
+    assert api.list_repo_files(REPO, revision=first) == []
+    with pytest.raises(RevisionNotFoundError, match="Name one of them: v1"):
+        api.create_branch(REPO, branch="exp", revision=first)
 
 
 def test_a_new_repository_is_empty(api, tmp_path):

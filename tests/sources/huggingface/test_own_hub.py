@@ -211,13 +211,15 @@ def test_a_list_of_a_hub_is_that_of_its_registry(lists, query, count):
     assert lists(query, limit=1, offset=1)[0] == lists(query, limit=1, offset=1)[1]
 
 
-def test_who_pushed_is_asked_of_a_hub_as_of_its_registry(lists):
+def test_who_pushed_is_asked_of_a_hub_as_of_its_registry(lists, proxy):
     authors = {it.author for it in lists(Query())[1][0]}
     assert len(authors) == 2
+    proxy.seen.clear()
     for author in authors:
         through, direct = lists(Query(author=author))
         assert through == direct
         assert through[1]
+    assert len(proxy.seen) == 2
 
 
 @pytest.mark.parametrize("near", [False, True])
