@@ -32,7 +32,9 @@ def _make(kind: str, seed: int = 0, **options: Any) -> nn.Module:
 
 def bert(seed: int = 0, **changes: Any) -> nn.Module:
     """BERT with a classifier of three classes."""
-    return _make("BertForSequenceClassification", seed, **_TEXT, max_position_embeddings=12, num_labels=3, **changes)
+    return _make(
+        "BertForSequenceClassification", seed, **{**_TEXT, **changes}, max_position_embeddings=12, num_labels=3
+    )
 
 
 def bert_mlm(seed: int = 0, **changes: Any) -> nn.Module:
@@ -58,7 +60,7 @@ def t5_gated(seed: int = 0) -> nn.Module:
 
 def llama(seed: int = 0, **changes: Any) -> nn.Module:
     """Llama: RMSNorm, no biases."""
-    return _make("LlamaForCausalLM", seed, **_TEXT, max_position_embeddings=12, **changes)
+    return _make("LlamaForCausalLM", seed, **{"max_position_embeddings": 12, **_TEXT, **changes})
 
 
 def vit(seed: int = 0) -> nn.Module:

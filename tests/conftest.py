@@ -67,6 +67,14 @@ def same_draws() -> None:
 
 
 @pytest.fixture(autouse=True)
+def nothing_compiled() -> Iterator[None]:
+    """A test finds nothing compiled, whatever ran before it: PyTorch keeps eight graphs of one class, and deltas speak of them."""
+    yield
+    if (frames := sys.modules.get("torch._dynamo.convert_frame")) and frames.input_codes.seen:
+        sys.modules["torch"].compiler.reset()
+
+
+@pytest.fixture(autouse=True)
 def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees this user's registry, cache or settings."""
     home = tmp_path_factory.mktemp("home")

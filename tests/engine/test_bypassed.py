@@ -1,7 +1,6 @@
 """Layers that are never called, where a delta would never act."""
 
 import logging
-import sys
 
 import pytest
 import torch
@@ -93,13 +92,7 @@ def test_a_layer_that_is_called_by_a_name_in_a_variable_is_taken():
 
 
 @pytest.fixture
-def _nothing_compiled():
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
-
-
-@pytest.fixture
-def trained(_nothing_compiled):
+def trained():
     """A delta on a layer that the backbone calls and on one that it does not, after the backbone ran."""
     backbone = Reading()
     delta = LoraModel(backbone, lora_r=2, modified_modules=["called", "passed"])
@@ -129,7 +122,6 @@ def test_a_merge_that_leaves_the_uncalled_layer_as_it_is_goes_through(trained):
     assert trained.merged
 
 
-@pytest.mark.usefixtures("_nothing_compiled")
 def test_a_merge_from_before_the_first_run_is_done_again_when_another_is_taken_out():
     backbone = Reading()
     first, second = (LoraModel(backbone, lora_r=2, modified_modules=["called", "passed"], name=name) for name in "ab")
@@ -148,7 +140,6 @@ def test_a_delta_that_has_not_run_yet_is_merged():
     assert delta.merged
 
 
-@pytest.mark.usefixtures("_nothing_compiled")
 def test_an_expert_without_tokens_is_merged_with_the_others():
     backbone = nn.ModuleDict({"experts": nn.ModuleList(nn.Linear(4, 4) for _ in range(2))})
     delta = LoraModel(backbone, lora_r=2, modified_modules=["experts.0", "experts.1"])

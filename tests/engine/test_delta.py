@@ -185,7 +185,7 @@ def test_the_state_dict_of_a_delta_does_not_depend_on_its_name():
 
 
 def test_a_compiled_backbone_sees_a_delta_that_is_added_later(caplog):
-    backbone = bert()
+    backbone = bert(num_hidden_layers=1)
     backbone.compile(backend="eager")
     before = forward(backbone)
     stir(LoraModel(backbone))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
@@ -13,17 +11,9 @@ from tests.backbones import bert, equal, inputs_for, llama, logits_of, stir, ten
 from tests.training.matrix import HEADED, KINDS, put_on, require_carries_over, train_plainly
 
 
-@pytest.fixture(autouse=True)
-def _nothing_compiled() -> Iterator[None]:
-    yield
-    torch.compiler.reset()
-
-
 def one_block() -> nn.Module:
     """A BERT of one block: compiling takes seconds for each."""
-    backbone = bert()
-    backbone.bert.encoder.layer = backbone.bert.encoder.layer[:1]
-    return backbone
+    return bert(num_hidden_layers=1)
 
 
 # The compiler looks at the gradient of every tensor that it meets, of one that a soft prompt has made too; torch warns of that.
@@ -78,7 +68,7 @@ def test_a_delta_on_blocks_that_are_compiled_one_by_one_is_like_any(first, tmp_p
 
 
 def test_a_delta_on_compiled_blocks_merges_and_comes_off():
-    backbone = llama()
+    backbone = llama(num_hidden_layers=1)
     wrap_blocks(backbone)
     before = tensors_of(backbone)
     delta = LoraModel(backbone, lora_r=2)
@@ -90,7 +80,7 @@ def test_a_delta_on_compiled_blocks_merges_and_comes_off():
     delta.unmerge()
     delta.remove()
     assert equal(before, tensors_of(backbone))
-    assert torch.allclose(logits_of(llama()), logits_of(backbone), atol=1e-5)
+    assert torch.allclose(logits_of(llama(num_hidden_layers=1)), logits_of(backbone), atol=1e-5)
 
 
 def test_the_handles_are_found_on_a_compiled_backbone():
@@ -117,7 +107,7 @@ def test_a_graph_of_one_backbone_is_not_taken_for_another_that_carries_a_delta(k
         graphs.append(graph)
         return graph.forward
 
-    plain, backbone = llama(), llama()
+    plain, backbone = llama(num_hidden_layers=1), llama(num_hidden_layers=1)
     for model in (plain, backbone):
         model.compile(backend=count)
     before = logits_of(plain)
@@ -136,7 +126,7 @@ def test_a_graph_of_one_backbone_is_not_taken_for_another_that_carries_a_delta(k
 
 
 def test_the_second_hook_at_a_module_is_seen_too():
-    backbone = llama()
+    backbone = llama(num_hidden_layers=1)
     backbone.compile(backend="eager")
     stir(AutoDeltaModel.from_config({"delta_type": "lora", "modified_modules": ["down_proj"]}, backbone))
     one = logits_of(backbone)
