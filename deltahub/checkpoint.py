@@ -252,6 +252,10 @@ def describe(folder: Path) -> Manifest:
             raise CheckpointError(msg)
         if (size := path.stat().st_size) != entry.size:  # before it is read whole
             raise _damaged(path, f"{entry.size} bytes", f"{size} bytes")
+        if (
+            entry.path == WEIGHTS and size > _LARGEST
+        ):  # a small one that is malformed is most often damaged: the digest says so
+            require_usable(tensor_table(path), str(path))
         _require_same(path, document["files"][entry.path], *sha256_file(path))
     found = _manifest(folder, document, listed)
     require_usable(found.tensors, str(folder / WEIGHTS))

@@ -151,11 +151,14 @@ def check_document(document: Mapping[str, Any]) -> None:
         raise ConfigError(msg)
 
 
+_FILE: Final = ("size",)  # the counts of an entry in "files"
+
+
 def _odd_numbers(document: Mapping[str, Any], counts: Collection[str], place: str = "") -> Iterator[str]:
     """What JSON Schema lets pass: 8.0 for a count, and at any depth what JSON has no word for."""
     for key, value in document.items():
         if isinstance(value, Mapping):
-            yield from _odd_numbers(value, (), f"{place}{key}.")
+            yield from _odd_numbers(value, _FILE if place == "files." else (), f"{place}{key}.")
         elif isinstance(value, float) and not math.isfinite(value):
             yield f"{place}{key} must be of type number, got {value}"
         elif isinstance(value, float) and key in counts:

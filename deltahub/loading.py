@@ -17,7 +17,7 @@ from deltahub.cache.reading import checked, read_cached
 from deltahub.checkpoint import Checkpoint
 from deltahub.engine.building import build, check_dtype, completed
 from deltahub.engine.compiling import refuse_closed
-from deltahub.engine.filling import fill, replaced_names
+from deltahub.engine.filling import fill, refuse_larger, replaced_names
 from deltahub.engine.fingerprint import fingerprint, missing_from_version_1
 from deltahub.engine.layers import embed_scale
 from deltahub.engine.ledger import ledger_of, ledgers_in
@@ -63,6 +63,7 @@ def read_any(
         if peft_reading.is_adapter(folder):
             return peft_reading.read(folder, backbone, allow_pickle=allow_pickle)
         adapterhub.refuse(folder)
+    refuse_larger(folder / checkpoint.WEIGHTS, backbone)
     return checkpoint.read(folder, with_backbone=with_backbone, config_sha256=config_sha256)
 
 

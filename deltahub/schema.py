@@ -6,12 +6,14 @@ import json
 import math
 import re
 import reprlib
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 _DEPTH: Final = 64  # objects and arrays inside each other
 _DEEP: Final = "it nests too deeply"
+_MARKED: Final = "it begins with a byte-order mark; save it as UTF-8 without one"
 _DIGITS: Final = 300  # of a whole number: every float can hold so many
 _LONG_NUMBER: Final = re.compile(rb"\d{301}")  # it may stand in a text
 
@@ -40,15 +42,17 @@ def parse(data: bytes) -> Any:
     """Read JSON that may be damaged or hostile.
 
     Args:
-        data: UTF-8.
+        data: UTF-8 without a byte-order mark, which RFC 8259 forbids and other readers refuse.
 
     Raises:
         ValueError: it is not JSON, nests too deeply, has a name twice in one object, or a number that no float
             holds, or half a character.
     """
+    if data.startswith(BOM_UTF8):
+        raise ValueError(_MARKED)
     try:
         document = json.loads(
-            data.decode("utf-8-sig"),
+            data.decode(),
             parse_constant=_refuse_constant,
             parse_float=_finite,
             parse_int=_whole_number if _LONG_NUMBER.search(data) else None,

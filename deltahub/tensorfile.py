@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from deltahub.checkpoint import tensors_in
-from deltahub.engine.filling import check_fit
+from deltahub.engine.filling import check_fit, refuse_larger
 from deltahub.engine.guards import refuse_merged
 from deltahub.engine.sharding import assign, done_once, whole
 from deltahub.engine.site import is_delta_name
@@ -92,6 +92,8 @@ class TensorFileMixin:
         Raises:
             CheckpointError: the tensors do not fit; nothing was changed.
         """
+        if load_func is None:
+            refuse_larger(Path(path), self.backbone_model)
         self.load_state_dict(load_func(os.fspath(path)) if load_func else _read(Path(path)))
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:

@@ -81,7 +81,7 @@ def usable_bytes(file: BinaryIO, what: str) -> bytes:
 
 
 def require_usable(entries: Iterable[TensorEntry], what: str) -> None:
-    """Refuse tensors that no delta has: without values, or of fewer than 8 bits, a float of 8 bits, or an unknown dtype.
+    """Refuse a file without tensors, and tensors that no delta has: without values, or of fewer than 8 bits, a float of 8 bits, or an unknown dtype.
 
     Args:
         entries: the tensors of a delta.
@@ -90,6 +90,10 @@ def require_usable(entries: Iterable[TensorEntry], what: str) -> None:
     Raises:
         CheckpointError: there is one; the message names it.
     """
+    entries = list(entries)
+    if not entries:
+        msg = f"{what} holds no tensor. Save the delta again."
+        raise CheckpointError(msg)
     for entry in entries:
         if entry.dtype not in _USABLE:
             msg = (

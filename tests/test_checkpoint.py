@@ -240,6 +240,24 @@ def test_tensors_that_no_delta_is_computed_in_are_neither_saved_nor_read(checkpo
 
 
 @pytest.mark.parametrize("open_it", [read, describe])
+def test_a_file_without_tensors_is_refused(checkpoint_folder, open_it):
+    (checkpoint_folder / WEIGHTS).write_bytes(data := struct.pack("<Q", 2) + b"{}")
+    document = read_document(checkpoint_folder)
+    document["files"][WEIGHTS] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    (checkpoint_folder / CONFIG).write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="holds no tensor"):
+        open_it(checkpoint_folder)
+
+
+def test_the_size_of_a_file_is_a_whole_number(checkpoint_folder):
+    document = read_document(checkpoint_folder)
+    document["files"][WEIGHTS]["size"] += 0.0
+    (checkpoint_folder / CONFIG).write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=r"size must be of type integer, got \d+\.0"):
+        describe(checkpoint_folder)
+
+
+@pytest.mark.parametrize("open_it", [read, describe])
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS, BACKBONE])
 def test_a_file_of_another_size_is_refused_before_it_is_read(checkpoint_folder, open_it, name):
     with (checkpoint_folder / name).open("r+b") as file:

@@ -4,22 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from deltahub.engine.fingerprint import backbone_tensors
 from deltahub.engine.freezing import running_statistics
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.modules import module_at
+from deltahub.engine.modules import module_at, own_parameters
 from deltahub.engine.offloading import device_of
 from deltahub.engine.site import delta_key, is_delta_name
 from deltahub.errors import CheckpointError
+
+_SMALL: Final = 256 << 20  # bytes of a file that any backbone's delta may have
 
 
 def replaced_names(tensors: Collection[str]) -> tuple[str, ...]:
     """The names among a checkpoint's tensors that are the backbone's own."""
     return tuple(name for name in tensors if not is_delta_name(name))
+
+
+def refuse_larger(path: Path, backbone: nn.Module) -> None:
+    """Refuse a file of tensors that has more bytes than the whole backbone has in float32: none of it is read.
+
+    Args:
+        path: the file; one that is missing is left to those who read it.
+
+    Raises:
+        CheckpointError: it is too large.
+    """
+    size = path.stat().st_size if path.is_file() else 0
+    if size <= _SMALL or (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return  # of a sharded backbone this process may not know all values
+    limit = _SMALL + 4 * sum(
+        p.numel() for _, p in own_parameters(backbone) if not isinstance(p, UninitializedParameter)
+    )
+    if size > limit:
+        msg = (
+            f"{path} has {size:,} bytes, more than a delta for this {type(backbone).__name__} can have ({limit:,}). Load its own "
+            "backbone, or fetch it again."
+        )
+        raise CheckpointError(msg)
 
 
 def fill(insertions: Mapping[str, Insertion], backbone: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

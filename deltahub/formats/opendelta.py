@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from deltahub.checkpoint import CONVERTED, Checkpoint
 from deltahub.config import SCHEMA, check_document
 from deltahub.engine.attended import attentions
+from deltahub.engine.filling import refuse_larger
 from deltahub.engine.fingerprint import backbone_values
 from deltahub.engine.ledger import entries_of
 from deltahub.engine.modules import own_modules, plain_name
@@ -62,6 +63,7 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
         known = suggest(delta_type, DELTA_TYPES)
         msg = f"{folder} is an OpenDelta checkpoint of type {delta_type!r}, which this version does not load: {known}"
         raise ConfigError(msg)
+    refuse_larger(folder / WEIGHTS, backbone)
     saved = read_pickle(folder / WEIGHTS, allowed=allow_pickle)
     tensors = dict(_translate(saved, config, backbone))
     _check_places(tensors, config, backbone, folder)

@@ -76,6 +76,7 @@ _REASONS: Final[Mapping[str, str]] = {
     "target_parameters": _EXPERTS,
     "trainable_token_indices": "it trains single tokens of an embedding",
 }
+_COUNTS: Final = ("r", "layers_to_transform", "num_virtual_tokens", "num_transformer_submodules")
 # Initialisations that leave the backbone as it is: only the first values of A and B, which training replaced.
 _HARMLESS_STARTS: Final = ("gaussian", "eva", "orthogonal")
 REBUILT_STARTS: Final = ("pissa", "olora")  # `peft_initial` computes again what they took out of the backbone
@@ -103,6 +104,11 @@ def check_fields(config: Mapping[str, Any]) -> None:
             reason = _REASONS.get(key) or f"this field{f' of PEFT {version}' if version else ''} is not supported"
             msg = f"The adapter is a {kind} with {shown(key)[1:-1]}={shown(value)}: {reason}. Load it with PEFT."
             raise ConfigError(msg)
+    if key := next(
+        (key for key in _COUNTS if isinstance(config.get(key), float)), None
+    ):  # JSON Schema takes 8.0 for a count
+        msg = f"The adapter is a {kind} with {key}={config[key]!r}; expected a whole number, as PEFT writes it. Fetch it again."
+        raise ConfigError(msg)
     if kind == "LORA":
         _check_start(config.get("init_lora_weights", True))
         if (bias := config.get("bias") or "none") not in ("none", "all", "lora_only"):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deltahub.checkpoint import CONVERTED, Checkpoint
 from deltahub.config import check_document
+from deltahub.engine.filling import refuse_larger
 from deltahub.engine.modules import own_modules
 from deltahub.engine.site import delta_key
 from deltahub.errors import CheckpointError, ConfigError
@@ -53,7 +54,7 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
     config = read_config(folder / CONFIG, "peft_adapter.v1")
     check_fields(config)
     kind, names = config["peft_type"], Names.of(backbone)
-    weights, saved = _tensors(folder, allow_pickle=allow_pickle)
+    weights, saved = _tensors(folder, backbone, allow_pickle=allow_pickle)
     _compare_names(config, backbone)
     leaves, own = sort_tensors(saved, kind, names)
     if odd := next((place for place, tensor in leaves.items() if not tensor.is_floating_point()), None):
@@ -88,14 +89,16 @@ def _as_trained(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _tensors(folder: Path, *, allow_pickle: bool) -> tuple[Path, dict[str, Tensor]]:
+def _tensors(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> tuple[Path, dict[str, Tensor]]:
     """The file with the weights, and its tensors by key, in the order of the keys."""
     path, pickled = folder / WEIGHTS, folder / PICKLE
     if not path.is_file() and pickled.is_file():
+        refuse_larger(pickled, backbone)
         return pickled, dict(sorted(read_pickle(pickled, allowed=allow_pickle).items()))
     if not path.is_file():
         msg = f"{path} is missing, though {CONFIG} is there. Fetch the adapter again."
         raise CheckpointError(msg)
+    refuse_larger(path, backbone)
     return path, dict(sorted(read_safetensors(path).items()))
 
 

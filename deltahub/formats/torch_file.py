@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import torch
 from torch import Tensor
 
 from deltahub.errors import CheckpointError, PickleRefusedError
+from deltahub.files import open_file
 from deltahub.formats.foreign import require_plain
 
 # What torch.load raises on files that it did not write.
 _DAMAGE: Final = (
-    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError),
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, BadZipFile),
     *(AttributeError, LookupError, MemoryError, TypeError),
 )
 
@@ -37,9 +40,26 @@ def read_pickle(path: Path, *, allowed: bool) -> Mapping[str, Tensor]:
         )
         raise PickleRefusedError(msg)
     try:
+        _refuse_packed(path)
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
         reason = str(error).partition("\n")[0]
         msg = f"{path} was not loaded: it is damaged, or holds more than plain tensors ({reason:.200}). Fetch it again."
         raise CheckpointError(msg) from error
     return require_plain(saved, path)
+
+
+def _refuse_packed(path: Path) -> None:
+    """Refuse an archive whose parts are longer than itself, by compression or by sharing bytes; torch.save writes none.
+
+    Raises:
+        ValueError: it is one.
+    """
+    with open_file(path) as file:
+        if not is_zipfile(file):
+            return
+        parts = ZipFile(file).infolist()
+        size = file.seek(0, os.SEEK_END)
+    if any(part.compress_type != ZIP_STORED for part in parts) or sum(part.file_size for part in parts) > size:
+        msg = "its parts are packed, and torch.save packs none"
+        raise ValueError(msg)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import zipfile
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from deltahub import AutoDeltaModel, LoraModel
 from deltahub.errors import CheckpointError, ConfigError, DeltaHubError, IntegrityError
 from deltahub.formats.foreign import read_config
 from deltahub.loading import read_any
@@ -53,7 +56,8 @@ def test_a_plain_file_is_read(make, tmp_path, backbone):
     ("make", "config"),
     [
         *((adapter, {"lora_alpha": value}) for value in ("x", None, [1], True)),
-        *((adapter, {"r": value}) for value in (0, -1, 2**21, 10**30, 2.5)),
+        *((adapter, {"r": value}) for value in (0, -1, 2**21, 10**30, 2.5, 2.0)),
+        (adapter, {"layers_to_transform": 0.0}),
         *(
             (adapter, {"alpha_pattern": value})
             for value in ([1], {"query": "x"}, {"(": 3}, {"(?=q)": 3}, {"q" * 2000: 3})
@@ -89,6 +93,7 @@ def test_a_config_that_is_not_an_object_is_a_checkpoint_error(make, data, tmp_pa
     [
         (b'{"r": 8, "r": 16, "peft_type": "LORA"}', "twice"),
         (json.dumps(LORA).encode("utf-16"), "is not JSON"),
+        (json.dumps(LORA).encode("utf-8-sig"), "begins with a byte-order mark; save it as UTF-8 without one"),
         (b'{"peft_type": "LORA", "x": ' + b"[" * 65 + b"]" * 65 + b"}", "nests too deeply"),
         (b'{"peft_type": "LORA", "lora_alpha": 1e999}', "too large"),
         (b'{"peft_type": "LORA", "lora_alpha": 1' + b"0" * 400 + b"}", "too large"),
@@ -100,6 +105,39 @@ def test_json_that_others_may_read_differently_is_refused(data, reason, tmp_path
     (tmp_path / "adapter_config.json").write_bytes(data)
     with pytest.raises(CheckpointError, match=reason):
         read_config(tmp_path / "adapter_config.json", "peft_adapter.v1")
+
+
+def sparse(path, size):
+    """A safetensors file of one tensor, whose bytes were never written."""
+    header = json.dumps({"x": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + size)
+
+
+def test_tensors_that_are_larger_than_the_backbone_are_not_read(tmp_path):
+    backbone, size = bert(), 1 << 40
+    sparse(adapter(tmp_path, {}) / "adapter_model.safetensors", size)
+    with pytest.raises(CheckpointError, match=r"bytes, more than a delta for this Bert.* can have"):
+        read_any(tmp_path, backbone, allow_pickle=False)
+    os.truncate(opendelta(tmp_path, {}) / "pytorch_model.bin", size)
+    with pytest.raises(CheckpointError, match="can have"):
+        read_any(tmp_path, backbone, allow_pickle=True)
+    sparse(tmp_path / "delta.safetensors", size)
+    (tmp_path / "delta_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="can have"):
+        read_any(tmp_path, backbone, allow_pickle=False)
+    with pytest.raises(CheckpointError, match="can have"):
+        LoraModel(backbone, modified_modules=[QUERY]).load_checkpoint(tmp_path / "delta.safetensors")
+
+
+def test_a_pickle_whose_parts_are_longer_than_itself_is_refused(tmp_path, backbone):
+    path = opendelta(tmp_path, {}) / "pytorch_model.bin"
+    parts = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in parts.namelist():
+            packed.writestr(name, parts.read(name))
+    with pytest.raises(CheckpointError, match="its parts are packed"):
+        read_any(tmp_path, backbone, allow_pickle=True)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes in folders")
@@ -144,8 +182,6 @@ def test_tensors_of_peft_that_no_delta_has_are_refused(config, tensors, tmp_path
     ],
 )
 def test_what_a_pickle_holds_beside_plain_tensors_is_refused(config, tensors, tmp_path, backbone):
-    from deltahub import AutoDeltaModel
-
     with pytest.raises(DeltaHubError):
         AutoDeltaModel.from_finetuned(
             opendelta(tmp_path, config, tensors), backbone_model=backbone, allow_pickle=True, check_hash=False
