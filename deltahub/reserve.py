@@ -2,7 +2,7 @@
 
     reserve/0 ... reserve/7        128 kB each
 
-Removing a version, revoking a token, collecting and pruning write some thousand bytes before they delete. Where there is no space
+Removing a version or an alias, revoking a token, collecting and pruning write some thousand bytes before they delete. Where there is no space
 for these, they give up one piece after the other. A push or a pull sets them aside anew once there is ample space again.
 """
 

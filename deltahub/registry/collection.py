@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Final
 
-from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, NotFoundError
+from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, NotFoundError, StorageError
+from deltahub.files import is_full
 from deltahub.registry import stamps
 from deltahub.registry.registry import Registry
 from deltahub.registry.sweeping import PAUSE, RENEWED, STATE, State, read_state, settled, write_state
@@ -27,6 +29,7 @@ GRACE: Final = timedelta(days=14)
 _OBJECTS: Final = "objects/sha256/"
 _ATTEMPTS: Final = 20
 _LOOKS: Final = 15  # for a manifest that is missing
+_FEW: Final = 1000  # objects whose announcement fits into one piece of the reserve
 
 
 @dataclass(frozen=True)
@@ -59,31 +62,79 @@ def collect(registry: Registry, grace: timedelta = GRACE, *, dry_run: bool = Fal
     marker = Marker(registry)
     if not dry_run:
         expire(registry.store, grace)
-    for attempt in range(_ATTEMPTS):
+    freed: dict[str, int] = {}
+    known: Mapping[str, str] = {}
+    attempts = _ATTEMPTS
+    while True:
         state, etag = read_state(registry.store) if dry_run else settled(registry.store, bool)
-        known = {**state.condemned, **state.sweeping}
-        now = registry.stamp()[0]
-        unused = _objects(registry) - marker.used()
-        since = {sha256: stamps.counted_from(known.get(sha256, now), now, grace) for sha256 in sorted(unused)}
-        due = {sha256 for sha256, seen in since.items() if stamps.is_due(seen, now, grace)}
-        sizes = marker.sizes(unused)
-        waits = {sha256: seen for sha256, seen in since.items() if sha256 not in due}
-        waiting = {sha256: sizes[sha256] for sha256 in waits}
-        first = min(map(_time, waits.values())) + grace if waits else None
-        until = first.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z") if first else None
-        if dry_run or (not due and since == state.condemned and not state.sweeping):
-            return Collected({sha256: sizes[sha256] for sha256 in due}, waiting, until)
-        sweeping = {sha256: since[sha256] for sha256 in due}
-        announced = State(state.generation + 1, waits, sweeping, uuid.uuid4().hex if due else "")
+        plan = _planned(registry, marker, {**known, **state.condemned, **state.sweeping}, grace)
+        if dry_run:
+            return plan.outcome({sha256: plan.sizes[sha256] for sha256 in plan.due})
+        if not plan.due and plan.waits == state.condemned and not state.sweeping:
+            return plan.outcome(freed)
         try:
-            _write(registry, announced, etag)
+            announced = _announce(registry, plan, state.generation + 1, etag)
         except ConflictError:
-            if attempt == _ATTEMPTS - 1:
+            attempts -= 1
+            if not attempts:
                 raise
             continue
-        gone = _sweep(registry, marker, announced.sweeper, due) if due else set()
-        return Collected({sha256: sizes[sha256] for sha256 in sorted(gone)}, waiting, until)
-    raise AssertionError("unreachable")
+        gone = _sweep(registry, marker, announced.sweeper, announced.sweeping) if plan.due else set()
+        freed |= {sha256: plan.sizes[sha256] for sha256 in sorted(gone)}
+        if announced.sweeping == plan.due:
+            return plan.outcome(freed)
+        known = {**plan.waits, **plan.due}  # the announcement had no room for these
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a collection is to do.
+
+    Attributes:
+        due: since when objects are unused that may go now, by their sha256.
+        waits: the same of those that may not.
+        sizes: bytes of both.
+        next: as in `Collected`.
+    """
+
+    due: Mapping[str, str]
+    waits: Mapping[str, str]
+    sizes: Mapping[str, int]
+    next: str | None
+
+    def outcome(self, freed: dict[str, int]) -> Collected:
+        return Collected(freed, {sha256: self.sizes[sha256] for sha256 in self.waits}, self.next)
+
+
+def _planned(registry: Registry, marker: Marker, known: Mapping[str, str], grace: timedelta) -> _Plan:
+    """Find the unused objects.
+
+    Args:
+        known: since when some of them are unused.
+    """
+    now = registry.stamp()[0]
+    unused = _objects(registry) - marker.used()
+    since = {sha256: stamps.counted_from(known.get(sha256, now), now, grace) for sha256 in sorted(unused)}
+    due = {sha256: seen for sha256, seen in since.items() if stamps.is_due(seen, now, grace)}
+    waits = {sha256: seen for sha256, seen in since.items() if sha256 not in due}
+    first = min(map(_time, waits.values())) + grace if waits else None
+    until = first.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z") if first else None
+    return _Plan(due, waits, marker.sizes(unused), until)
+
+
+def _announce(registry: Registry, plan: _Plan, generation: int, etag: str | None) -> State:
+    """Announce what is to be deleted, and note what waits; on a disk too full for that, announce a few deletions alone."""
+    sweeper = uuid.uuid4().hex if plan.due else ""
+    announced = State(generation, plan.waits, plan.due, sweeper)
+    fits = len(plan.waits) + len(plan.due) <= _FEW
+    try:
+        _write(registry, announced, etag, spend=fits)
+    except StorageError as error:
+        if fits or not plan.due or not is_full(error):
+            raise
+        announced = State(generation, {}, dict(islice(plan.due.items(), _FEW)), sweeper)
+        _write(registry, announced, etag)
+    return announced
 
 
 def _sweep(registry: Registry, marker: Marker, sweeper: str, due: Collection[str]) -> set[str]:
@@ -111,11 +162,15 @@ def _delete(registry: Registry, kept: set[str], sweeper: str, due: Collection[st
             gone.add(sha256)
 
 
-def _write(registry: Registry, state: State, etag: str | None) -> None:
-    """Swap the state; one that was swapped already when the disk was found to be full counts."""
+def _write(registry: Registry, state: State, etag: str | None, *, spend: bool = True) -> None:
+    """Swap the state; one that was swapped already when the disk was found to be full counts.
+
+    Args:
+        spend: whether what is set aside may be given up for it.
+    """
     store = registry.store
     try:
-        freeing(store.spend_reserve, lambda: write_state(store, state, etag))
+        freeing(lambda: spend and store.spend_reserve(), lambda: write_state(store, state, etag))
     except ConflictError:
         if read_state(store)[0] != state:
             raise

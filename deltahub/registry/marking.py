@@ -14,6 +14,7 @@ from deltahub.reference import check_alias, check_tag
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Version
 from deltahub.registry.registry import Registry
+from deltahub.reserve import freeing
 
 
 class Anything(Enum):
@@ -35,14 +36,23 @@ def set_alias(
 
     Raises:
         ConflictError: it points elsewhere, or was moved by somebody else in the meantime. Nothing was changed.
+        StorageError: the store is full or not writable. Only removing an alias spends the reserve: its version can go then.
     """
     if version is not None:
         check_alias(alias)
     target: str | None = None
+    full = False
+
+    def spend() -> bool:
+        nonlocal full
+        full = True
+        return version is None and registry.store.spend_reserve()
 
     def change(document: ReferenceDocument) -> ReferenceDocument:
         nonlocal expect, target
         now = document.aliases.get(alias)
+        if full and now is None:  # it was swapped already when the disk was found to be full
+            return document
         if not isinstance(expect, Anything) and now != document.expected(expect):
             raise ConflictError(f"The alias {document.name}@{alias}", expect, now)
         if version is None and now is None:
@@ -53,7 +63,7 @@ def set_alias(
         expect = now
         return document.with_alias(alias, target and document.resolve(target), *registry.stamp())
 
-    return registry.update(path, change)
+    return freeing(spend, lambda: registry.update(path, change))
 
 
 def set_tags(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import threading
 import time
 from datetime import timedelta
@@ -13,10 +15,12 @@ from deltahub.errors import ConflictError, IntegrityError, StorageError
 from deltahub.reference import Reference
 from deltahub.registry import collection, sweeping
 from deltahub.registry.collection import collect, used
+from deltahub.registry.marking import set_alias
 from deltahub.registry.registry import REFS, Registry
 from deltahub.registry.removal import remove
 from deltahub.registry.sweeping import STATE, State, read_state, write_state
 from deltahub.registry.verify import verify
+from deltahub.stores import claiming
 from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
@@ -125,6 +129,61 @@ def test_what_removing_and_collecting_write_fits_on_a_full_disk(tmp_path, publis
     assert (
         len(list((registry.store.root / "reserve").iterdir())) == 4
     )  # the removal, and three states of the collection
+
+
+def test_an_alias_can_be_removed_on_a_full_disk_so_that_its_version_can(tmp_path, publish, full_disk):
+    registry = Registry(LocalStore(tmp_path / "full"))
+    publish(registry, aliases=["champion"])
+    with full_disk():
+        assert set_alias(registry, "acme/ner", "champion", None).aliases == {}
+    assert len(list((registry.store.root / "reserve").iterdir())) == 7
+    with full_disk(), pytest.raises(StorageError):
+        set_alias(registry, "acme/ner", "champion", "v1")
+
+
+def test_an_alias_whose_removal_was_written_when_the_disk_was_found_full_is_removed(tmp_path, publish, monkeypatch):
+    registry = Registry(LocalStore(tmp_path / "full"))
+    publish(registry, aliases=["champion"])
+    swap = LocalStore.swap
+
+    def late(store, key, data, expected):
+        monkeypatch.undo()
+        swap(store, key, data, expected)
+        raise StorageError("full") from FULL
+
+    monkeypatch.setattr(LocalStore, "swap", late)
+    assert set_alias(registry, "acme/ner", "champion", None).aliases == {}
+
+
+def test_a_disk_too_full_to_note_every_unused_object_is_freed_a_few_at_a_time(tmp_path, publish, monkeypatch, day):
+    registry = Registry(LocalStore(tmp_path / "full"))
+    day(1)
+    for value in (0.5, 0.25, 0.125):
+        publish(registry, value=value)
+    for version in ("v1", "v2"):
+        remove(registry, "acme/ner", version)
+    collect(registry)
+    day(20)
+    remove(registry, "acme/ner", "v3")
+    left = len(objects(registry))
+    write, announced = claiming.write_synced, []
+
+    def limited(path, data):  # as if a deletion freed nothing before the last but one
+        if len(objects(registry)) > left - 4 and data.count(b"2026-01-") > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, data)
+        announced.append(data.count(b"2026-01-"))
+
+    monkeypatch.setattr(claiming, "write_synced", limited)
+    monkeypatch.setattr(collection, "_FEW", 2)
+    done = collect(registry)
+    assert (len(done.freed), len(done.waiting)) == (6, left - 6)
+    assert max(announced[:4]) == 2
+    assert read_state(registry.store)[0].condemned.keys() == done.waiting.keys()
+    day(21)
+    assert collect(registry).freed == {}  # the time of grace of the others goes on from the day when they were found
+    monkeypatch.setattr("deltahub.registry.stamps.now", lambda: "2026-02-03T00:00:00Z")
+    assert len(collect(registry).freed) == left - 6
 
 
 def test_the_bytes_that_are_freed_are_counted_exactly(anywhere, publish):
