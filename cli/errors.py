@@ -17,6 +17,7 @@ from deltahub.plain_text import redacted, visible, without_secrets
 
 from .output import print_json, say
 
+USAGE: Final = 2
 DAMAGED: Final = 5
 STORAGE: Final = 6
 INTERRUPTED: Final = 130
@@ -29,8 +30,8 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (errors.IntegrityError, DAMAGED),
     (errors.FingerprintMismatch, DAMAGED),
     (errors.StorageError, STORAGE),
-    (errors.ReferenceSyntaxError, 2),
-    (errors.ConfigError, 2),
+    (errors.ReferenceSyntaxError, USAGE),
+    (errors.ConfigError, USAGE),
     (errors.DeltaHubError, 1),
 )
 
@@ -69,10 +70,14 @@ def _report(sentence: str, code: int, *, as_json: bool, debug: bool) -> NoReturn
         print_traceback(error)
     say(f"Error: {sentence}", err=True)
     if as_json:
-        with contextlib.suppress(OSError):  # a full disk behind stdout is what the sentence says
-            print_json({"error": sentence, "exit_code": code})
-            sys.stdout.flush()
+        _print_failure(sentence, code)
     raise typer.Exit(code)
+
+
+def _print_failure(sentence: str, code: int) -> None:
+    with contextlib.suppress(OSError):  # a full disk behind stdout is what the sentence says
+        print_json({"error": sentence, "exit_code": code})
+        sys.stdout.flush()
 
 
 class SentenceGroup(TyperGroup):
@@ -82,19 +87,20 @@ class SentenceGroup(TyperGroup):
         super().__init__(*args, **kwargs)
         escape_help(self)
 
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+    def make_context(self, info_name: str | None, args: list[str], *others: Any, **kwargs: Any) -> Any:
         """Parse the options before a command, one of which, `--install-completion`, writes into the user's home."""
+        as_json = "--json" in args
         try:
-            with _visible_usage():
-                return super().make_context(*args, **kwargs)
+            with _usage_errors(as_json=as_json):
+                return super().make_context(info_name, args, *others, **kwargs)
         except OSError as error:
-            _report(_sentence(error), STORAGE, as_json=False, debug=False)
+            _report(_sentence(error), STORAGE, as_json=as_json, debug=False)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was chosen."""
         as_json = "--json" in ctx.args
         try:
-            with _visible_usage():
+            with _usage_errors(as_json=as_json):
                 return super().invoke(ctx)
         except errors.DeltaHubError as error:
             _report(str(error), exit_code(error), as_json=as_json, debug=ctx.params.get("debug"))
@@ -108,14 +114,16 @@ class SentenceGroup(TyperGroup):
 
 
 @contextlib.contextmanager
-def _visible_usage() -> Iterator[None]:
-    """Escape control characters in what is said of wrong usage: file names are quoted there."""
+def _usage_errors(*, as_json: bool) -> Iterator[None]:
+    """Escape control characters in messages about wrong usage, which quote file names, and print them as JSON on stdout too if asked."""
     try:
         yield
     except Exception as error:
         if describe := getattr(error, "format_message", None):  # what rich prints of it, in colours
-            text = visible(describe())
+            text = redacted(visible(describe()))
             error.format_message = lambda: text  # type: ignore[attr-defined]
+            if as_json:
+                _print_failure(text, getattr(error, "exit_code", USAGE))
         raise
 
 

@@ -22,28 +22,32 @@ if TYPE_CHECKING:
     from deltahub.reference import Reference
 
 
+RefsArg = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="REF...", help="Deltas: [source:]namespace/name[@version, alias or sha256:...], or an https:// link."
+    ),
+]
+ToOpt = Annotated[
+    Path | None, typer.Option("--to", metavar="DIR", help="Also copy the files of one delta into this folder.")
+]
+FromOpt = Annotated[
+    str | None,
+    typer.Option("--from", metavar="SOURCE", help="A source, or a registry's folder or s3://bucket/prefix."),
+]
+ForceOpt = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Fetch it again even if it is in the cache, and overwrite a delta in DIR that was never pushed."
+    ),
+]
+
+
 def pull(
-    refs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="REF...",
-            help="Deltas: [source:]namespace/name[@version, alias or sha256:...], or an https:// link.",
-        ),
-    ],
-    to: Annotated[
-        Path | None, typer.Option("--to", metavar="DIR", help="Also copy the files of one delta into this folder.")
-    ] = None,
-    source: Annotated[
-        str | None,
-        typer.Option("--from", metavar="SOURCE", help="A source, or a registry's folder or s3://bucket/prefix."),
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Fetch it again even if it is in the cache, and overwrite a delta in DIR that was never pushed.",
-        ),
-    ] = False,
+    refs: RefsArg,
+    to: ToOpt = None,
+    source: FromOpt = None,
+    force: ForceOpt = False,
     form: FormatOpt = Format.DELTAHUB,
     backbone: BackboneOpt = None,
     require: RequireOpt = False,
@@ -78,20 +82,22 @@ def pull(
     hub = Hub.open()
     wanted = [_at(asked(ref), source) for ref in refs]
     keys = trusted(require, trust, [one.source for one in wanted])
-    with out.transfer("Pulling") as told:
-        if len(wanted) > 1:
-            results = hub.pull_all(wanted, force=force, transfer=Transfer(*told), trust=keys)
-        else:
-            copied = None if form is Format.PEFT else to
-            results = [hub.pull(wanted[0], to=copied, force=force, transfer=Transfer(*told), trust=keys)]
     if len(wanted) > 1:
+        with out.transfer("Pulling") as told:
+            results = hub.pull_all(wanted, force=force, transfer=Transfer(*told), trust=keys)
         _print_all(out, refs, results)
         return
-    pulled = results[0]
-    assert not isinstance(pulled, Exception)
+    copied = None if form is Format.PEFT else to
+    with out.transfer("Pulling") as told:
+        pulled = hub.pull(wanted[0], to=copied, force=force, transfer=Transfer(*told), trust=keys)
     if form is Format.PEFT and to is not None:
         write_peft(out, pulled, to, backbone)
-        return
+    else:
+        _print_one(out, pulled)
+
+
+def _print_one(out: Output, pulled: Pulled) -> None:
+    """Print where a delta is, and how to load it."""
     out.result(
         _facts(pulled),
         str(pulled.folder),

@@ -194,6 +194,26 @@ def test_pull_to_a_folder_with_files_of_somebody_else_overwrites_nothing(run, ck
     assert content_of(tmp_path / "out") == {"README.md": b"mine"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["pull"], "Missing argument 'REF...'."),
+        (["list", "--nope"], "No such option: --nope"),
+        (["list", "--limit", "x"], "Invalid value for '--limit'"),
+        (["list", "--near"], "--near needs --fits BACKBONE."),
+        (["cache", "nope"], "No such command 'nope'."),
+        (["nope"], "No such command 'nope'."),
+        ([], "No such option: --json"),
+    ],
+)
+def test_wrong_usage_with_json_is_json_with_its_exit_code(run, arguments, said):
+    done = run(*arguments, "--json")
+    failure = json.loads(done.stdout)
+    assert said in failure["error"]
+    assert (done.exit_code, failure["exit_code"]) == (2, 2)
+    assert "Usage:" in done.stderr
+
+
 def test_a_failure_with_json_is_json_with_the_exit_code_and_a_sentence_beside_it(run):
     done = run("pull", "me/none", "--json")
     answer = json.loads(done.stdout)
