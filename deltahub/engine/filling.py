@@ -9,12 +9,12 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from deltahub.engine.fingerprint import backbone_tensors
 from deltahub.engine.freezing import running_statistics
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.modules import module_at, own_parameters
+from deltahub.engine.modules import module_at, own_modules
 from deltahub.engine.offloading import device_of
 from deltahub.engine.site import delta_key, is_delta_name
 from deltahub.errors import CheckpointError
@@ -28,7 +28,7 @@ def replaced_names(tensors: Collection[str]) -> tuple[str, ...]:
 
 
 def refuse_larger(path: Path, backbone: nn.Module) -> None:
-    """Refuse a file of tensors that has more bytes than the whole backbone has in float32: none of it is read.
+    """Refuse a file of tensors that has more bytes than the whole backbone has with 4 for each value: none of it is read.
 
     Args:
         path: the file; one that is missing is left to those who read it.
@@ -39,9 +39,10 @@ def refuse_larger(path: Path, backbone: nn.Module) -> None:
     size = path.stat().st_size if path.is_file() else 0
     if size <= _SMALL or (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return  # of a sharded backbone this process may not know all values
-    limit = _SMALL + 4 * sum(
-        p.numel() for _, p in own_parameters(backbone) if not isinstance(p, UninitializedParameter)
+    tensors = (
+        t for _, module in own_modules(backbone) for t in (*module._parameters.values(), *module._buffers.values())
     )
+    limit = _SMALL + 4 * sum(t.numel() for t in tensors if t is not None and not is_lazy(t))
     if size > limit:
         msg = (
             f"{path} has {size:,} bytes, more than a delta for this {type(backbone).__name__} can have ({limit:,}). Load its own "

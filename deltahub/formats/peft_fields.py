@@ -104,10 +104,9 @@ def check_fields(config: Mapping[str, Any]) -> None:
             reason = _REASONS.get(key) or f"this field{f' of PEFT {version}' if version else ''} is not supported"
             msg = f"The adapter is a {kind} with {shown(key)[1:-1]}={shown(value)}: {reason}. Load it with PEFT."
             raise ConfigError(msg)
-    if key := next(
-        (key for key in _COUNTS if isinstance(config.get(key), float)), None
-    ):  # JSON Schema takes 8.0 for a count
-        msg = f"The adapter is a {kind} with {key}={config[key]!r}; expected a whole number, as PEFT writes it. Fetch it again."
+    if fractions := [key for key in _COUNTS if isinstance(config.get(key), float)]:  # JSON Schema takes 8.0 for a count
+        found = f"{fractions[0]}={config[fractions[0]]!r}"
+        msg = f"The adapter is a {kind} with {found}; expected a whole number, as PEFT writes it. Fetch it again."
         raise ConfigError(msg)
     if kind == "LORA":
         _check_start(config.get("init_lora_weights", True))

@@ -10,8 +10,10 @@ import zipfile
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from deltahub import AutoDeltaModel, LoraModel
+from deltahub.engine.filling import refuse_larger
 from deltahub.errors import CheckpointError, ConfigError, DeltaHubError, IntegrityError
 from deltahub.formats.foreign import read_config
 from deltahub.loading import read_any
@@ -128,6 +130,15 @@ def test_tensors_that_are_larger_than_the_backbone_are_not_read(tmp_path):
         read_any(tmp_path, backbone, allow_pickle=False)
     with pytest.raises(CheckpointError, match="can have"):
         LoraModel(backbone, modified_modules=[QUERY]).load_checkpoint(tmp_path / "delta.safetensors")
+
+
+def test_the_codes_of_a_quantised_backbone_count_among_its_values(tmp_path):
+    sparse(tmp_path / "delta.safetensors", 1 << 30)
+    backbone = nn.Module()
+    with pytest.raises(CheckpointError, match="can have"):
+        refuse_larger(tmp_path / "delta.safetensors", backbone)
+    backbone.register_buffer("qweight", torch.empty(1 << 28, dtype=torch.int32, device="meta"))
+    refuse_larger(tmp_path / "delta.safetensors", backbone)
 
 
 def test_a_pickle_whose_parts_are_longer_than_itself_is_refused(tmp_path, backbone):
