@@ -28,6 +28,7 @@ from deltahub.formats.peft_lora import lora
 from deltahub.formats.peft_matching import HEADS, left_out, saved
 from deltahub.formats.peft_naming import as_pattern, whole_names
 from deltahub.formats.peft_saved import add_trained
+from deltahub.formats.peft_shapes import check_shapes
 from deltahub.formats.peft_task import prompt_task
 from deltahub.manifest import DELTA_PART
 
@@ -46,6 +47,7 @@ def exported(checkpoint: Checkpoint, backbone: Backbone) -> Exported:
 
     Raises:
         ConfigError: there is none, or the backbone is needed.
+        CheckpointError: the delta's tensors are not those that its config announces.
     """
     kind = checkpoint.document["delta_type"]
     makers = {"lora": lora, "ia3": _ia3, "layer_norm": _layer_norm, "soft_prompt": _soft_prompt}
@@ -58,6 +60,7 @@ def exported(checkpoint: Checkpoint, backbone: Backbone) -> Exported:
         if is_delta_name(name):
             module, _, leaf = f".{name}".partition(DELTA_PART)
             shares.setdefault(module.removeprefix("."), {})[leaf] = tensor
+    check_shapes(checkpoint.document, shares)
     found = makers[kind](checkpoint.document, shares, backbone)
     trained = {name: tensor for name, tensor in tensors if not is_delta_name(name)}
     if found.needs_task:

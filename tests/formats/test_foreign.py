@@ -9,10 +9,10 @@ import zipfile
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from deltahub import AutoDeltaModel, LoraModel
+from deltahub import AutoDeltaModel, LoraModel, checkpoint, export_peft
 from deltahub.engine.filling import refuse_larger
 from deltahub.errors import CheckpointError, ConfigError, DeltaHubError, IntegrityError
 from deltahub.formats.foreign import read_config
@@ -197,3 +197,34 @@ def test_what_a_pickle_holds_beside_plain_tensors_is_refused(config, tensors, tm
         AutoDeltaModel.from_finetuned(
             opendelta(tmp_path, config, tensors), backbone_model=backbone, allow_pickle=True, check_hash=False
         )
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A LoRA of our own."""
+    folder = tmp_path_factory.mktemp("own")
+    delta = LoraModel(bert(), modified_modules=[QUERY], lora_r=2)
+    delta.freeze_module(exclude=["deltas"])
+    delta.save_finetuned(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changed", "clause"),
+    [
+        ({"lora_A": None}, "has no lora_A"),
+        ({"x": torch.ones(2)}, "has 'x', which is not part of it"),
+        ({"lora_A": torch.ones(3, 16)}, r"is \[3, 16\], expected \[2, \.\.\.\]"),
+        ({"lora_B": torch.tensor(1.0)}, r"is \[\], expected \[\.\.\., 2\]"),
+        ({"lora_B": torch.ones(16, 2, dtype=torch.int32)}, "expected floats"),
+        ({"lora_B": torch.full((16, 2), torch.nan)}, "not finite"),
+    ],
+)
+def test_a_delta_whose_tensors_are_not_those_of_its_config_is_not_exported(own, changed, clause, tmp_path):
+    document = checkpoint.read_document(own)
+    tensors = load_file(own / "delta.safetensors") | {f"{QUERY}.deltas.{key}": value for key, value in changed.items()}
+    kept = {key: value for key, value in tensors.items() if value is not None}
+    fingerprint = checkpoint.read(own).fingerprint
+    checkpoint.write(tmp_path, document, kept, fingerprint, "", save_file)
+    with pytest.raises(CheckpointError, match=clause):
+        export_peft(tmp_path, tmp_path / "adapter")
