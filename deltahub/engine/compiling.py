@@ -18,17 +18,13 @@ from deltahub.log import LOGGER
 
 
 def note_compiled(targets: Iterable[nn.Module]) -> None:
-    """Say that graphs with these modules are compiled again; the compiler sees it by itself, by the mark of a site.
+    """See to it that graphs with these modules are compiled again; the compiler sees it by itself, by the mark of a site.
 
     Of a module with neither parameters nor modules it looks at nothing that could be marked, so all that is compiled is reset.
     """
-    if not has_compiled():
-        return
-    if not all(target._parameters or target._modules.keys() - {CHILD} for target in targets):
+    if has_compiled() and not all(target._parameters or target._modules.keys() - {CHILD} for target in targets):
         torch.compiler.reset()
-    LOGGER.warning(
-        "Something was compiled before the delta was added; where this backbone is in it, it will be compiled again."
-    )
+        LOGGER.info("A delta on a module without parameters came or went, so all that was compiled will be compiled again.")
 
 
 def has_compiled() -> bool:
