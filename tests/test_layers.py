@@ -26,7 +26,7 @@ LAYERS = (
     ("hub",),
     ("shortcuts",),
     ("server",),
-    ("engine.insertion", "engine.modules", "engine.routing.rows", "engine.site"),
+    ("engine.insertion", "engine.modules", "engine.routing.rows", "engine.site", "engine.tracing"),
     (
         "engine.attention",
         "engine.drawing.folding",

@@ -24,7 +24,9 @@ def note_compiled(targets: Iterable[nn.Module]) -> None:
     """
     if has_compiled() and not all(target._parameters or target._modules.keys() - {CHILD} for target in targets):
         torch.compiler.reset()
-        LOGGER.info("A delta on a module without parameters came or went, so all that was compiled will be compiled again.")
+        LOGGER.info(
+            "A delta on a module without parameters came or went, so all that was compiled will be compiled again."
+        )
 
 
 def has_compiled() -> bool:

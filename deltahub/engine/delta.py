@@ -92,7 +92,7 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
         self.backbone_model = backbone_model
         self._entry = Entry(name, type(self), config, dict(insertions))
         for address, insertion in insertions.items():
-            insert(module_at(backbone_model, address), name, insertion)
+            insert(module_at(backbone_model, address), name, insertion, address)
         ledger.entries[name] = self._entry
         note_compiled(module_at(backbone_model, address) for address in insertions)
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from deltahub.config import DeltaConfig
 from deltahub.engine.insertion import Insertion
@@ -21,6 +22,7 @@ from deltahub.engine.modules import own_modules, plain_name
 from deltahub.engine.overrides import Override, opened, override_of, overrides, tensor_called, tidy
 from deltahub.engine.sharding import whole
 from deltahub.engine.site import CHILD, Site, is_delta_name
+from deltahub.engine.tracing import while_tracing
 from deltahub.engine.trainable import give_back
 from deltahub.errors import TargetError
 
@@ -65,6 +67,7 @@ class Ledger:
         changed: names of the tensors that merges have changed.
         serial: tells ledgers on parts of one model apart.
         route: what sends rows of a batch through deltas of their own while a block lasts (`engine/routing/route.py`).
+        ran: the serial of the newest delta when the backbone last ran as a whole, or was traced.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -74,6 +77,7 @@ class Ledger:
     changed: set[str] = field(default_factory=set)
     serial: int = field(default_factory=lambda: next(_SERIALS))
     route: Any = None
+    ran: int = 0
 
     def replace(self, backbone: nn.Module, entry: Entry, values: Mapping[str, Tensor | None]) -> None:
         """Make backbone tensors an entry's own.
@@ -185,6 +189,7 @@ def ledger_of(backbone: nn.Module) -> Ledger:
         setattr(backbone, ATTRIBUTE, ledger)
         backbone.register_state_dict_post_hook(_keep_trainable)  # type: ignore[no-untyped-call]
         backbone.register_load_state_dict_post_hook(_miss_only_trainable)  # type: ignore[no-untyped-call]
+        backbone.register_forward_pre_hook(_before_run)
     return ledger
 
 
@@ -209,9 +214,36 @@ def drop_ledger(backbone: nn.Module) -> None:
     for hooks, own in (
         (backbone._state_dict_hooks, _keep_trainable),
         (backbone._load_state_dict_post_hooks, _miss_only_trainable),
+        (backbone._forward_pre_hooks, _before_run),
     ):
         for key in [key for key, hook in hooks.items() if hook is own]:
             del hooks[key]
+
+
+def has_run(backbone: nn.Module, name: str) -> bool:
+    """Whether a backbone, or the part of it that carries a delta, has run as a whole since the delta was added."""
+    return any(
+        ledger.ran >= entry.serial
+        for _, _, ledger in ledgers_in(backbone)
+        for entry in ledger.entries.values()
+        if entry.name == name
+    )
+
+
+def _before_run(module: nn.Module, args: Any) -> None:
+    if is_dynamo_compiling():
+        while_tracing(_note_run, module)
+    else:
+        _note_run(module)
+
+
+def _note_run(module: nn.Module | None) -> None:
+    if module is None:
+        return
+    ledger = module.__dict__.get(ATTRIBUTE)
+    # The sites of a replica are copies, which note for themselves alone that they were called.
+    if isinstance(ledger, Ledger) and ledger.entries and "_is_replica" not in module.__dict__:
+        ledger.ran = next(reversed(ledger.entries.values())).serial
 
 
 # Top-level, so that a backbone with it copies and pickles; it touches only keys under its own prefix, so that a

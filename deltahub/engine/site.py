@@ -8,6 +8,9 @@ replicates and compiles like any other module, and its own names stay put. Delta
 torch.compile looks at no hooks before it runs a graph again, but at the type of a module's `_parameters`: while a module has a site, that
 type says which hooks there are, so that a graph that was made without them is not taken, be it of this module or of another like it.
 
+A graph cannot note that a target is called each time it runs, so that is noted while it is traced. Later it may serve modules of another
+block or model; these have the class and the name of those that it was traced with.
+
 Inside the target's forward, an attention may ask its site to extend its keys and values (`engine/attention.py`).
 """
 
@@ -17,15 +20,19 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from torch import nn
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from deltahub.engine.insertion import Args, Insertion, Kwargs, overrides
+from deltahub.engine.tracing import while_tracing
 from deltahub.errors import TargetError
 
 CHILD: Final = "deltas"  # the reserved child: `encoder.layer.0.query.deltas.lora.lora_A`
 
 _CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+_TRACED: Final[set[tuple[type[Any], str]]] = set()  # class and name of the targets that graphs were made with
+_ANY: Final = (nn.Module, "")  # a target that this torch does not tell
 
 
 class SiteParameters(dict[str, Any]):
@@ -83,7 +90,8 @@ class Site(nn.Module):
         self.afters: tuple[Insertion, ...] = ()
         self.attends: tuple[Insertion, ...] = ()
         self.detour: Detour | None = None
-        self.called = False  # whether the target has run since the last insertion, outside of compiled code
+        self.place = ""  # the last part of the target's name, "*" for a number
+        self.called = False  # whether the target has run, or was traced, since the last insertion
         self.called_before = False  # whether it has before that
         self.merged: list[str] = []  # those written into the target's weights, in the order that was done
 
@@ -170,9 +178,11 @@ def _no_room(name: str, own: Any) -> TargetError:
     return TargetError(f"{msg} Rename it.")
 
 
-def insert(target: nn.Module, name: str, insertion: Insertion) -> None:
+def insert(target: nn.Module, name: str, insertion: Insertion, address: str = "") -> None:
     """Run `insertion` whenever `target` is called."""
     site = _site_at(target)
+    last = address.rpartition(".")[2]
+    site.place = "*" if last.isdecimal() else last
     # Only the hooks that are needed: each costs microseconds.
     if overrides(insertion, "before") and _before not in target._forward_pre_hooks.values():
         target.register_forward_pre_hook(_before, with_kwargs=True)
@@ -235,6 +245,21 @@ def _unhook(hooks: dict[int, Any], flags: dict[int, bool], own: Any) -> None:
         flags.pop(key, None)
 
 
+def was_called(target: nn.Module) -> bool:
+    """Whether a module that holds deltas has ever run, or may have run in a graph that was made with another one."""
+    site = site_of(target)
+    return site.called or site.called_before or not _TRACED.isdisjoint({(type(target), site.place), _ANY})
+
+
+def _note_traced(target: nn.Module | None) -> None:
+    if target is None:
+        _TRACED.add(_ANY)
+        return
+    site = site_of(target)
+    site.called = True
+    _TRACED.add((type(target), site.place))
+
+
 def delta_key(address: str, key: str) -> str:
     """The name that a delta's tensor has in a checkpoint; the backbone itself has the address ``""``."""
     return f"{address}.{CHILD}.{key}" if address else f"{CHILD}.{key}"
@@ -266,7 +291,9 @@ def holds(backbone: nn.Module, address: str, name: str, insertion: Insertion) ->
 # `_modules[...]`, not `target.deltas`: nn.Module.__getattr__ is half the cost of a call here.
 def _before(target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
     site: Any = target._modules[CHILD]
-    if not is_compiling():  # a graph would have to write it after each run
+    if is_dynamo_compiling():
+        while_tracing(_note_traced, target)
+    else:
         site.__dict__["called"] = True  # not by nn.Module.__setattr__, which costs as much as the whole hook
     if site.detour is not None:
         detoured: tuple[Args, Kwargs] = site.detour.before(target, args, kwargs)
@@ -278,7 +305,9 @@ def _before(target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs
 
 def _after(target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
     site: Any = target._modules[CHILD]
-    if not is_compiling():
+    if is_dynamo_compiling():
+        while_tracing(_note_traced, target)
+    else:
         site.__dict__["called"] = True
     if site.detour is not None:
         return site.detour.after(target, args, kwargs, output)

@@ -8,35 +8,34 @@ from typing import Final
 
 from torch import nn
 
-from deltahub.engine.compiling import has_compiled
 from deltahub.engine.insertion import overrides
+from deltahub.engine.ledger import has_run
 from deltahub.engine.modules import module_at
-from deltahub.engine.site import site_of
+from deltahub.engine.site import site_of, was_called
 
 _NUMBER: Final = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 def uncalled(backbone: nn.Module, delta: str, addresses: Iterable[str]) -> list[str]:
-    """The modules at which a delta has never acted though it acted at others: their parents read them without calling them, say.
+    """The modules at which a delta has never acted though the backbone ran: their parents read them without calling them, say.
 
     Layers that differ only in their numbers count as one: an expert that no token was sent to, or a layer that was dropped, is
-    left out where another of its kind was called. Nothing is known, and none is named, once something has been compiled.
+    left out where another of its kind was called. So is a layer that a graph of torch.compile may have called.
 
     Args:
         delta: its name.
         addresses: where it is.
     """
-    if has_compiled():
-        return []
-    sites = {}
+    targets = {}
     for address in addresses:
-        site = site_of(module_at(backbone, address))
-        if overrides(site.slots[delta], "before") or overrides(site.slots[delta], "after"):
-            sites[address] = site
-    if not any(site.called for site in sites.values()):
+        target = module_at(backbone, address)
+        insertion = site_of(target).slots[delta]
+        if overrides(insertion, "before") or overrides(insertion, "after"):
+            targets[address] = target
+    if not (has_run(backbone, delta) or any(site_of(target).called for target in targets.values())):
         return []
-    seen = {_kind(address) for address, site in sites.items() if site.called or site.called_before}
-    return [address for address in sites if _kind(address) not in seen]
+    seen = {_kind(address) for address, target in targets.items() if was_called(target)}
+    return [address for address in targets if _kind(address) not in seen]
 
 
 def _kind(address: str) -> str:

@@ -59,6 +59,17 @@ class ByName(nn.Module):
         return getattr(self, self.name)(x) * self.chosen.weight.sum()
 
 
+class Handing(nn.Module):
+    """Hands its layer to a function that calls it."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call, self.layer = call, nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.call(self.layer, x)
+
+
 def through(layer, x):
     """Read the weight of a layer outside of its parent's class."""
     return F.linear(x, layer.weight, layer.bias)
@@ -91,11 +102,15 @@ def test_a_layer_that_is_called_by_a_name_in_a_variable_is_taken():
     assert not is_bypassed(ByName(), "chosen")
 
 
-@pytest.fixture
-def trained():
-    """A delta on a layer that the backbone calls and on one that it does not, after the backbone ran."""
+@pytest.fixture(params=["both", "alone", "compiled"])
+def trained(request):
+    """A delta on a layer that the backbone never calls, and mostly on one that it does, after the backbone ran."""
     backbone = Reading()
-    delta = LoraModel(backbone, lora_r=2, modified_modules=["called", "passed"])
+    delta = LoraModel(
+        backbone, lora_r=2, modified_modules=["passed"] if request.param == "alone" else ["called", "passed"]
+    )
+    if request.param == "compiled":
+        backbone.compile(backend="eager")
     backbone(torch.ones(1, 4))
     return delta
 
@@ -131,6 +146,26 @@ def test_a_merge_from_before_the_first_run_is_done_again_when_another_is_taken_o
     backbone(torch.ones(1, 4))
     second.unmerge()
     assert first.merged
+
+
+# The compiler looks at the gradient of every tensor that it meets.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_a_layer_that_ran_in_the_graph_of_another_model_counts_as_called():
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    call = torch.compile(lambda layer, x: layer(x), backend=count)
+    for _ in range(2):
+        backbone = Handing(call)
+        delta = LoraModel(backbone, lora_r=2, modified_modules=["layer"])
+        stir(delta)
+        backbone(torch.ones(1, 4))
+        delta.merge()
+        assert delta.merged
+    assert len(graphs) == 1
 
 
 def test_a_delta_that_has_not_run_yet_is_merged():
