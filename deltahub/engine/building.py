@@ -5,8 +5,9 @@ Nothing here touches the backbone, so that whatever is refused leaves it as it w
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Protocol, cast
@@ -25,6 +26,7 @@ from deltahub.engine.site import check_target
 from deltahub.engine.structure.targets import Target, find_targets, without_excluded
 from deltahub.engine.weights import SomeRows
 from deltahub.errors import ConfigError, TargetError
+from deltahub.log import LOGGER
 
 Like = Callable[[nn.Module], Tensor]  # module to a tensor with the dtype and device that its delta should have
 
@@ -122,14 +124,40 @@ def build(
         return torch.empty(0, dtype=precision, device="meta" if empty else device_of(module, backbone))
 
     insertions = dict(method.new_insertions(backbone, config, targets, like))
-    _check_called(backbone, insertions)
-    return insertions
+    if not (silent := _silent(backbone, insertions)):
+        return insertions
+    _check_named(method, backbone, config, silent, [target.name for target in targets])
+    LOGGER.log(
+        logging.INFO if empty else logging.WARNING,
+        "Left out, as they are never called (their parents read their weights themselves): %s",
+        ", ".join(silent),
+    )
+    left = [target for target in targets if target.name not in silent]
+    return dict(method.new_insertions(backbone, config, left, like))
 
 
-def _check_called(backbone: nn.Module, insertions: Mapping[str, Insertion]) -> None:
-    """Refuse what would only act when a module is called, on one that never is."""
-    for address, insertion in insertions.items():
-        if (overrides(insertion, "before") or overrides(insertion, "after")) and is_bypassed(backbone, address):
+def _silent(backbone: nn.Module, insertions: Mapping[str, Insertion]) -> list[str]:
+    """Where an insertion would only act when a module is called, and the module never is."""
+    return [
+        address
+        for address, insertion in insertions.items()
+        if (overrides(insertion, "before") or overrides(insertion, "after")) and is_bypassed(backbone, address)
+    ]
+
+
+def _check_named(
+    method: Method, backbone: nn.Module, config: DeltaConfig, silent: Sequence[str], every: Collection[str]
+) -> None:
+    """Refuse modules that are never called where an address names them, rather than a default or a module around them.
+
+    So it is where nothing else is left, and where modules belong together in pairs.
+    """
+    own = [pattern for pattern in config.modified_modules or () if pattern not in method.default_modified_modules]
+    named = {target.name for target in find_targets(backbone, own, (), config.common_structure)} if own else set()
+    if method.addresses_each > 1 or len(silent) == len(every):
+        named.update(silent)
+    for address in silent:
+        if address in named:
             parent = type(module_at(backbone, address.rpartition(".")[0])).__name__
             msg = (
                 f"{address} is never called: {parent} reads its weight itself, so a delta there would never act. "

@@ -1,5 +1,6 @@
 """Layers that are never called, where a delta would never act."""
 
+import copy
 import logging
 
 import pytest
@@ -8,7 +9,7 @@ import transformers
 from torch import nn
 from torch.nn import functional as F
 
-from deltahub import AdapterModel, BitFitModel, IA3Model, LoraModel
+from deltahub import AdapterModel, AutoDeltaModel, BitFitModel, IA3Model, LoraModel
 from deltahub.engine.bypassed import is_bypassed
 from deltahub.engine.merging import merged_copy
 from deltahub.errors import MergeError, TargetError
@@ -89,6 +90,25 @@ def test_a_layer_that_its_parent_only_reads_is_refused_by_name(make, name, model
     with pytest.raises(TargetError, match=rf"{name} is never called"):
         model(backbone, modified_modules=[name])
     assert not any("deltas" in inner for inner, _ in backbone.named_modules())
+
+
+def test_layers_that_are_only_read_are_left_out_where_the_module_around_them_is_addressed(tmp_path, caplog):
+    backbone = Around()
+    with caplog.at_level(logging.WARNING, "deltahub"):
+        delta = BitFitModel(backbone, modified_modules=["inner"])
+    assert set(delta.insertions) == {
+        f"inner.{n}" for n in ("called", "passed", "inside", "looked_up", "lent", "property")
+    }
+    assert "Left out, as they are never called" in caplog.text
+    assert "inner.read, inner.forwarded" in caplog.text
+    delta.freeze_module()
+    delta.save_finetuned(tmp_path)
+    caplog.clear()
+    loaded = AutoDeltaModel.from_finetuned(tmp_path, copy.deepcopy(backbone), name="loaded")
+    assert loaded.insertions.keys() == delta.insertions.keys()
+    assert not caplog.text
+    with pytest.raises(TargetError, match=r"inner\.read is never called"):
+        BitFitModel(Around(), modified_modules=["inner", "inner.read"])
 
 
 @pytest.mark.parametrize("name", ["called", "passed", "inside", "looked_up", "lent", "property"])
