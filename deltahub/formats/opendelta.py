@@ -28,7 +28,7 @@ from deltahub.engine.structure.targets import find_targets
 from deltahub.errors import AddressError, CheckpointError, ConfigError
 from deltahub.files import sha256_file
 from deltahub.formats.foreign import read_config, says
-from deltahub.formats.opendelta_biases import SharedBiases
+from deltahub.formats.opendelta_biases import SharedBiases, starting_value
 from deltahub.formats.opendelta_names import DELTA_TYPES, SILENT_MODULES, belongs_to_a_delta, chosen
 from deltahub.formats.torch_file import read_pickle
 from deltahub.log import LOGGER
@@ -160,7 +160,7 @@ def _translate(
                 yield target, tensor
         elif delta_type == "bitfit" and _is_trained_bias(name, saved):
             target = delta_key(name.removesuffix(".bias"), "bias")
-            offset = _sum(tensor, (-own[name].detach()).to(tensor), name) if name in own else tensor
+            offset = _sum(-starting_value(own[name], tensor), tensor, name) if name in own else tensor
             if shared.holds(name, tensor, alone=True):
                 offset = torch.zeros_like(offset)
             offsets[target] = _sum(offsets.get(target), offset, name)

@@ -16,6 +16,11 @@ from deltahub.errors import CheckpointError
 from deltahub.log import LOGGER
 
 
+def starting_value(own: Tensor, saved: Tensor) -> Tensor:
+    """A backbone's bias, to be subtracted from a saved one, in float32 or wider: in half precision the difference would be off."""
+    return own.detach().to(saved.device, torch.promote_types(own.dtype, torch.float32))
+
+
 class SharedBiases:
     """The trained biases that deltas on a backbone have already.
 
@@ -69,7 +74,7 @@ class SharedBiases:
             return None  # not trained
         if entry.config.delta_type == "bitfit" and leaf == "bias" and layer in entry.insertions and name in self.own:
             bias = entry.insertions[layer].state_dict()["bias"]
-            return torch.equal((saved - self.own[name].detach().to(saved)).to(bias), bias)
+            return torch.equal((saved - starting_value(self.own[name], saved)).to(bias), bias)
         if leaf == "bias" and name in entry.replaced and f"{layer}.weight" not in entry.replaced:
             return torch.equal(value_of(self.backbone, entry, name).to(saved), saved)
         return None

@@ -281,6 +281,19 @@ def test_a_bias_that_was_trained_in_place_and_beside_is_one_bias(tmp_path, first
     assert torch.allclose(plain + 1, both)
 
 
+def test_a_bias_saved_in_half_precision_is_that_bias_to_the_bit(tmp_path):
+    name, bias = "bitfit__bert__default", "bert.encoder.layer.0.attention.self.query.bias"
+    shutil.copytree(OPENDELTA / name / "delta", tmp_path / "delta")
+    spoil(tmp_path / "delta", lambda t: {key: tensor.half() for key, tensor in t.items()})
+    saved = torch.load(tmp_path / "delta" / "pytorch_model.bin", weights_only=True)[bias]
+    backbone = backbone_of(facts_of(name))
+    offset = load(tmp_path / "delta", backbone).state_dict()[bias.replace(".bias", ".deltas.bias")]
+
+    assert offset.dtype == torch.float32
+    assert torch.allclose(backbone.get_parameter(bias) + offset, saved.float(), rtol=0, atol=1e-8)
+    assert saved.count_nonzero()
+
+
 def biases_and_lora(tmp_path, change=lambda bias: bias):
     """Checkpoints of BitFit and of a LoRA trained beside it: as the original saves them, the biases are in both."""
     for name, folder in (("bitfit__bert__default", "bitfit"), ("lora__bert__default", "lora")):
