@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from deltahub.engine.fingerprint import backbone_tensors
 from deltahub.engine.freezing import running_statistics
 from deltahub.engine.insertion import Insertion
+from deltahub.engine.layers import training_fault
 from deltahub.engine.modules import module_at, own_modules
 from deltahub.engine.offloading import device_of
 from deltahub.engine.site import delta_key, is_delta_name
@@ -71,9 +72,11 @@ def fill(insertions: Mapping[str, Insertion], backbone: nn.Module, tensors: Mapp
     }
     expected = {name: tensor for name, (_, _, tensor) in places.items()}
     if names := replaced_names(tensors):
-        own = {**running_statistics(backbone), **dict(backbone_tensors(backbone))}
+        statistics = running_statistics(backbone)
+        own = {**statistics, **dict(backbone_tensors(backbone))}
         expected.update({name: own[name] for name in names if name in own})
         refuse_without_values(expected, names)
+        _refuse_quantised({name: own[name] for name in names if name in own and name not in statistics})
     check_fit(expected, tensors)
     shares: dict[str, dict[str, Tensor]] = {address: {} for address in insertions}
     for name, (address, key, _) in places.items():
@@ -97,6 +100,13 @@ def refuse_without_values(tensors: Mapping[str, Tensor], names: Collection[str])
                 f"{name} is on the meta device (offloaded, or without values), so it can hold no value of a delta's. Keep the "
                 "modules that a delta trains as a whole on a device: see device_map of from_pretrained."
             )
+            raise CheckpointError(msg)
+
+
+def _refuse_quantised(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if fault := training_fault(tensor):
+            msg = f"{name} cannot take the value that was trained: {fault}. Load the delta on a backbone with plain weights."
             raise CheckpointError(msg)
 
 

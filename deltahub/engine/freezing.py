@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deltahub.address import lies_within, nearest_names
 from deltahub.engine.guards import refuse_merged, refuse_merged_tensors, refuse_routed
+from deltahub.engine.layers import training_fault
 from deltahub.engine.modules import own_modules, own_parameters, plain_name
 from deltahub.engine.offloading import offloaded
 from deltahub.engine.sharding import reshard
@@ -60,7 +61,7 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
 
     Raises:
         NoMatchError: a name matches nothing. Nothing was changed.
-        ConfigError: a parameter is offloaded.
+        ConfigError: a parameter is offloaded, or cannot be trained.
     """
     prefix = prefix_of(backbone, module)
     every = backbone.named_parameters(remove_duplicate=False)  # a tied tensor can be meant by any of its names
@@ -82,6 +83,10 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
     ):
         msg = f"{away[0]} is offloaded, so its gradients would be lost. Keep what trains on a device: see device_map of from_pretrained."
         raise ConfigError(msg)
+    for name in sorted(kept):
+        if not owners[name] and (fault := training_fault(named[name])):
+            msg = f"{prefix}{name} cannot be trained: {fault}. Name only what trains beside it, or put a delta on the layer."
+            raise ConfigError(msg)
     meant = frozenset(id(named[name]) for name in kept)
     return Selection(named, meant, tuple(dict.fromkeys(patterns)))
 
@@ -169,7 +174,7 @@ class FreezeMixin:
 
         Raises:
             NoMatchError: a name matches nothing.
-            ConfigError: the delta is detached, and more than deltas is to train.
+            ConfigError: the delta is detached, and more than deltas is to train; or a parameter named is quantised.
             MergeError: deltas are merged.
             RouteError: a route is open.
         """

@@ -50,6 +50,15 @@ def reading_fault(layer: nn.Module, key: str = "weight") -> str:
     return ""
 
 
+def training_fault(tensor: Tensor) -> str:
+    """Why a tensor cannot be trained as it is: a clause, empty if it can."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.dtype.itemsize < 2:
+        return f"it is kept as {tensor.dtype} codes (quantised)"
+    if hasattr(tensor, "__tensor_flatten__") and not _is_plain(tensor):
+        return f"it is a {type(tensor).__name__}, whose values are kept in a form of their own (quantised, say)"
+    return ""
+
+
 def writing_fault(layer: nn.Module, key: str = "weight") -> str:
     """Why new values cannot be written into a layer's tensor: a clause, empty if they can."""
     if is_parametrized(layer, key):

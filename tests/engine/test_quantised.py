@@ -1,0 +1,155 @@
+"""Deltas on quantised layers: those of bitsandbytes and torchao where they are installed, and stand-ins of the same shape."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.testing._internal.two_tensor import TwoTensor
+
+from deltahub import AutoDeltaModel, BitFitModel, IA3Model, LayerNormModel, LoraModel
+from deltahub.engine.fingerprint import fingerprint
+from deltahub.engine.merging import merged_copy
+from deltahub.errors import CheckpointError, ConfigError, MergeError, TargetError
+from tests.backbones import stir
+
+WIDTH = 64
+
+
+class Codes(nn.Module):
+    """Keeps int8 codes as its parameter and a scale beside them, as bitsandbytes does."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.in_features = self.out_features = WIDTH
+        self.scale = layer.weight.detach().abs().amax(1, keepdim=True) / 127
+        codes = (layer.weight.detach() / self.scale).round().to(torch.int8)
+        self.weight = nn.Parameter(codes, requires_grad=False)
+
+    def forward(self, x):
+        return F.linear(x, self.weight * self.scale)
+
+
+def wrapped(layer):
+    """A plain layer whose weight is a tensor of tensors, as torchao makes it."""
+    layer.weight = nn.Parameter(TwoTensor(layer.weight.detach(), layer.weight.detach()), requires_grad=False)
+    layer.forward = lambda x: F.linear(x, layer.weight.a)
+    return layer
+
+
+def bitsandbytes(layer, kind):
+    bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    if kind == "int8":
+        made = bnb.nn.Linear8bitLt(WIDTH, WIDTH, bias=False, has_fp16_weights=False)
+        made.weight = bnb.nn.Int8Params(layer.weight.detach(), requires_grad=False, has_fp16_weights=False)
+    else:
+        made = bnb.nn.Linear4bit(WIDTH, WIDTH, bias=False, compute_dtype=torch.float32, quant_type=kind)
+        made.weight = bnb.nn.Params4bit(layer.weight.detach(), requires_grad=False, quant_type=kind, module=made)
+    return made.to("cpu")
+
+
+def torchao(layer):
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    quantization.quantize_(layer, quantization.Int8WeightOnlyConfig())
+    return layer
+
+
+QUANTISERS = {
+    "codes": Codes,
+    "wrapped": wrapped,
+    "int8": lambda layer: bitsandbytes(layer, "int8"),
+    "nf4": lambda layer: bitsandbytes(layer, "nf4"),
+    "fp4": lambda layer: bitsandbytes(layer, "fp4"),
+    "torchao": torchao,
+}
+
+
+class Backbone(nn.Module):
+    """A norm, a layer to be quantised, and a head."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.layer, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, 2)
+        if seed:
+            nn.init.normal_(self.layer.weight, generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, x):
+        return self.head(self.layer(self.norm(x)))
+
+
+@pytest.fixture(params=QUANTISERS)
+def make(request):
+    """Makes a backbone with a quantised layer: of one seed, always the same."""
+
+    def make(seed=0):
+        backbone = Backbone(seed)
+        backbone.layer = QUANTISERS[request.param](backbone.layer)
+        return backbone.eval()
+
+    return make
+
+
+X = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_lora_adds_its_update_trains_and_is_loaded_again(make, tmp_path):
+    backbone = make()
+    hidden = backbone.norm(X)
+    plain = backbone.layer(hidden)
+    delta = LoraModel(backbone, lora_r=2, lora_alpha=2, modified_modules=["layer"])
+    assert torch.equal(backbone.layer(hidden), plain)
+    stir(delta)
+    a, b = (delta.state_dict()[f"layer.deltas.lora_{side}"] for side in "AB")
+    assert torch.allclose(backbone.layer(hidden) - plain, hidden @ a.T @ b.T, atol=1e-5)
+
+    delta.freeze_module()
+    backbone(X).sum().backward()
+    assert all(parameter.grad.count_nonzero() for parameter in delta.parameters())
+    delta.save_finetuned(tmp_path)
+    again = make()
+    AutoDeltaModel.from_finetuned(tmp_path, again)
+    assert torch.equal(again(X), backbone(X))
+
+
+def test_what_reads_or_writes_the_codes_is_refused_and_changes_nothing(make):
+    backbone = make()
+    plain = backbone(X)
+    with pytest.raises(TargetError, match="layer cannot hold a DoRA"):
+        LoraModel(backbone, modified_modules=["layer"], use_dora=True)
+    for model in (LoraModel, IA3Model, BitFitModel):
+        delta = model(backbone, modified_modules=["layer"])
+        stir(delta)
+        with pytest.raises(ConfigError, match=r"layer\.weight cannot be trained: it is .* \(quantised"):
+            delta.freeze_module(exclude=["deltas", "layer"])
+        for merge in (delta.merge, lambda: merged_copy(backbone)):
+            with pytest.raises(MergeError, match="layer"):
+                merge()
+        delta.remove()
+    assert torch.equal(backbone(X), plain)
+
+
+def test_a_norm_beside_a_quantised_layer_is_merged(make):
+    backbone = make()
+    delta = LayerNormModel(backbone, modified_modules=["norm"])
+    stir(delta)
+    acting = backbone(X)
+    delta.merge()
+    assert torch.allclose(backbone(X), acting, atol=1e-5)
+
+
+def test_a_weight_that_was_trained_whole_is_not_loaded_over_codes(make, tmp_path):
+    delta = LoraModel(Backbone(), modified_modules=["head"])
+    delta.freeze_module(exclude=["deltas", "layer"])
+    delta.save_finetuned(tmp_path)
+    backbone = make()
+    plain = copy.deepcopy(backbone)(X)
+    with pytest.raises(CheckpointError, match=r"layer\.weight cannot take the value that was trained: it is"):
+        AutoDeltaModel.from_finetuned(tmp_path, backbone, check_hash=False)
+    assert torch.equal(backbone(X), plain)
+
+
+def test_backbones_with_other_codes_are_told_apart(make):
+    assert fingerprint(make()).hash == fingerprint(make()).hash
+    assert fingerprint(make()).hash != fingerprint(make(seed=2)).hash
