@@ -68,7 +68,7 @@ def same_draws() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_compiled() -> Iterator[None]:
-    """A test finds nothing compiled, whatever ran before it: PyTorch keeps eight graphs of one class, and deltas speak of them."""
+    """A test finds nothing compiled, whatever ran before it: PyTorch keeps eight graphs of one class."""
     yield
     if (frames := sys.modules.get("torch._dynamo.convert_frame")) and frames.input_codes.seen:
         sys.modules["torch"].compiler.reset()
