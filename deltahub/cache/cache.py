@@ -1,8 +1,8 @@
 """The cache: every pulled delta, as a folder under the digest of its manifest.
 
     deltas/<2>/<62>/               the files of one version, its manifest, and the reference it was pulled by
-    pins/<64>.json                 deltas that are kept however old they are (`deltahub.cache.caretaking`)
-    reading/                       deltas that are kept while they are read (`deltahub.cache.reading`)
+    pins/<64>.json                 deltas kept however old they are (`deltahub.cache.caretaking`)
+    reading/                       deltas kept while they are read (`deltahub.cache.reading`)
     partial/                       the received parts of interrupted downloads (`deltahub.sources.partial`)
     reserve/                       space to free a full disk with (`deltahub.reserve`)
 

@@ -75,7 +75,7 @@ class CachedNames:
                     self._cache.place_file(stage / "name", file)
 
     def known(self, exact: Reference) -> tuple[str, Manifest] | None:
-        """Return the digest and manifest of an exact reference that was pulled before and is cached."""
+        """Return the digest and manifest of an exact reference, if it was pulled before and is cached."""
         seen = self.recall(exact)
         manifest = self.manifest(seen.digest) if seen else None
         return (seen.digest, manifest) if seen and manifest else None

@@ -127,7 +127,7 @@ def _state(folder: Path) -> tuple[int, int] | None:
 
 
 def _holds(mark: Path) -> bool:
-    """Check whether a mark is at most an hour old; one further in the future comes from a wrong clock and does not count."""
+    """Check whether a mark is at most an hour old; one more than an hour in the future comes from a wrong clock and does not count."""
     try:
         return abs(time.time() - mark.stat().st_mtime) < _HOLDS
     except OSError:  # its reader is done and removed it

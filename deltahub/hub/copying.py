@@ -1,4 +1,4 @@
-"""Copies of deltas from a DeltaHub hub into a registry: all versions, aliases, tags and history, every byte verified."""
+"""Copies of deltas from a DeltaHub hub into a registry: all versions, aliases, tags and history, all bytes verified."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Lookup:
 
     @property
     def registries(self) -> dict[str, Registry]:
-        """The enabled sources that are registries, in their order."""
+        """The registries among the enabled sources, in their order."""
         return {it.name: it.registry for it in self._choice.on() if isinstance(it, RegistrySource)}
 
     def document(self, reference: Reference) -> tuple[Source, ReferenceDocument]:

@@ -1,4 +1,4 @@
-"""The names that are withheld from public sources.
+"""Names withheld from public sources.
 
 A public hub's operator can read every name that the hub is asked for, and a mistyped name of a private delta is asked for only
 there in the end. So a name without a source is not looked up in a public source if its namespace is private: a private
@@ -34,7 +34,7 @@ class PrivateNames:
         self._names = names
 
     def withheld(self, reference: Reference, source: Source, asked: Sequence[Source]) -> NotFoundError | None:
-        """Return the error for a lookup that is not allowed; None if it is allowed.
+        """Return the error for a forbidden lookup; None if the lookup is allowed.
 
         Args:
             reference: the reference to look up.

@@ -73,7 +73,7 @@ def check_replaceable(to: Path, digest: str, is_kept: Callable[[str], bool]) -> 
         is_kept: whether the cache or a registry holds the delta of a digest.
 
     Raises:
-        CheckpointError: the folder holds a delta that was never pushed, or that was changed since.
+        CheckpointError: the folder holds a delta never pushed, or changed since.
         StorageError: the folder cannot be read.
     """
     from deltahub.checkpoint import describe, is_checkpoint  # late: most pulls go to the cache

@@ -214,7 +214,7 @@ class ReferenceDocument:
         return replace(self, removed=removed, log=tuple(move for move in self.log if move.author != NOBODY))
 
     def last_alias_move(self) -> Move | None:
-        """Return the newest alias move that was not undone; None if there is none."""
+        """Return the newest alias move not yet undone; None if there is none."""
         undone = 0
         for move in reversed(self.log):
             if move.action == "undo":
@@ -232,7 +232,7 @@ class ReferenceDocument:
         return replace(changed, log=(*self.log, entry))
 
     def renamed(self) -> tuple[ReferenceDocument, ReferenceDocument]:
-        """Return the document under its new name and the redirect under the old one, for a document that is moving.
+        """Return the document under its new name and the redirect under the old one, for a document with a pending rename.
 
         Both have the whole log, so that no document ever equals an earlier one under its name.
         """

@@ -74,7 +74,7 @@ class Removed:
 
 @dataclass(frozen=True)
 class Moving:
-    """A rename that was decided and is not done.
+    """A pending rename.
 
     Attributes:
         to: the new name.

@@ -58,7 +58,7 @@ def copy(
         vouched: refuses an unsigned version if the source requires signatures; None if it requires none.
 
     Raises:
-        SignatureError: a version that is new to the target is refused. Nothing of that delta is copied.
+        SignatureError: a version new to the target is refused. Nothing of that delta is copied.
         NotFoundError: the source has no such delta.
         ConflictError: a version has other content in the target.
         IntegrityError: the source is damaged. Deltas copied before stay.

@@ -1,7 +1,7 @@
 """Publishing of checkpoints, one or many at once.
 
 Many are published like one, objects first and documents last, but the slow steps happen once for all: one check of pending
-deletions, one sync of all files, one sync of all documents. An error of one is reported for that one; the others are published.
+deletions, one sync of all files, one sync of all documents. An error is reported for its own checkpoint; the others are published.
 """
 
 from __future__ import annotations

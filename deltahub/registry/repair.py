@@ -47,7 +47,7 @@ def repair(
     """
     intact: set[str] = set()
     for where, digest in versions(registry, paths, version):
-        if isinstance(digest, DeltaHubError):  # a document is mutable, so a copy of it cannot be trusted
+        if isinstance(digest, DeltaHubError):  # a document is mutable, so no copy can replace it
             yield Repaired(where, {}, str(digest))
             continue
         repaired: dict[str, str] = {}

@@ -52,7 +52,7 @@ CREATE INDEX metrics_of ON metrics (id);
 
 @functools.cache
 def has_trigrams() -> bool:
-    """Check whether this Python's SQLite has the trigram tokenizer."""
+    """Check whether this Python's SQLite has FTS5 with its trigram tokenizer."""
     with contextlib.closing(sqlite3.connect(":memory:")) as database:
         try:
             database.execute(_TRIGRAMS)

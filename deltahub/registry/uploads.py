@@ -43,7 +43,7 @@ def keep(store: Store, path: str, sha256: str, file: Path, author: str) -> None:
 
 
 def size_of(store: Store, path: str, sha256: str) -> int | None:
-    """Return the size in bytes of an object uploaded to a delta; None if it is to be uploaded (again), as after a damaged record."""
+    """Return the bytes of an object uploaded for a delta; None if it must be uploaded, also after its record was damaged."""
     size: int | None = (_noted(store, UPLOADS, _key(path, sha256)) or {}).get("size")
     return size
 
@@ -74,7 +74,7 @@ def keep_part(store: Store, path: str, oid: str, number: int, sha256: str, file:
 
 
 def part(store: Store, path: str, oid: str, number: int) -> str | None:
-    """Return the sha256 of one part of a file; None if it is to be uploaded (again), as after a damaged record."""
+    """Return the sha256 of one part of a file; None if it must be uploaded, also after its record was damaged."""
     sha256: str | None = (_noted(store, PARTS, _part_key(path, oid, number)) or {}).get("sha256")
     return sha256
 

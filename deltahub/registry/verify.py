@@ -105,7 +105,7 @@ def versions(
 
 
 def _unlisted(registry: Registry, names: Collection[str]) -> Iterator[tuple[str, DeltaHubError]]:
-    """Report non-files in place of a reference document, such as a folder or a broken link."""
+    """Iterate over non-files in place of a reference document, such as a folder or a broken link, each with its error."""
     for namespace in registry.store.children(REFS):
         for child in registry.store.children(f"{REFS}{namespace}") if namespace.endswith("/") else ():
             path = f"{namespace}{child.removesuffix('/').removesuffix('.json')}"
@@ -157,7 +157,7 @@ def _seen(registry: Registry, sha256: str, size: int | None) -> str:
     """Return the digest of a stored object, read in chunks, as it may not fit in memory.
 
     Args:
-        size: its expected size in bytes; None for a manifest, which is read as a whole wherever it is used.
+        size: its expected size in bytes; None for a manifest, which is always read as a whole.
 
     Returns:
         ``"sha256:..."``, its size if it is too large, or ``"nothing"``.

@@ -1,6 +1,6 @@
 """The location of a store in an S3 server, and the clients with its credentials.
 
-Values missing from the registry's configuration come from the usual AWS sources: AWS_ACCESS_KEY_ID and its fellows,
+Values missing from the registry's configuration come from the usual AWS sources: AWS_ACCESS_KEY_ID and related variables,
 AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE, ~/.aws/credentials and ~/.aws/config, and last the machine itself.
 """
 

@@ -1,7 +1,7 @@
 """Conditional writes to a bucket, which succeed only if the document has not changed since it was read.
 
-The condition is `If-Match` with its ETag, or `If-None-Match: *` if there was none. obstore repeats requests that are safe to repeat
-blindly; after the answer of a conditional write was lost, the document is read before a retry, as the write may have been done.
+The condition is `If-Match` with its ETag, or `If-None-Match: *` if there was none. obstore repeats idempotent requests;
+after the answer of a conditional write was lost, the document is read before a retry, as the write may have been done.
 """
 
 from __future__ import annotations

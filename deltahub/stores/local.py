@@ -252,7 +252,7 @@ def _intact(target: Path, sha256: str, source: Source) -> bool:
             return False
     except (FileNotFoundError, PermissionError, IntegrityError):
         return False
-    with contextlib.suppress(PermissionError):  # another user's file may be readable but not touchable
+    with contextlib.suppress(PermissionError):  # another user's file may be readable but not writable
         os.utime(target)
     return True
 

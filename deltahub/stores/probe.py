@@ -1,7 +1,7 @@
 """A probe for S3 servers that accept conditional writes and ignore the condition.
 
 On such a server, of two concurrent pushes one would overwrite the other, and both would report success. The server is probed
-before the first write, with one small object that is removed again.
+before the first write, with one small object, removed afterwards.
 """
 
 from __future__ import annotations

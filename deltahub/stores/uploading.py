@@ -1,4 +1,4 @@
-"""Uploads to a bucket: a small object in one request, a large one in parts, both only if they have the announced digest."""
+"""Uploads to a bucket: small objects in one request, large ones in parts, all only with the announced digest."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 
 
 class Stopped(BaseException):
-    """Raised within a call whose result is no longer needed."""
+    """An exception raised in a call whose result is no longer needed."""
 
 
 def interruptible(call: Callable[[], T]) -> T:

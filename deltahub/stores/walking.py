@@ -1,4 +1,4 @@
-"""Listings of a local store that are safe during concurrent writes."""
+"""Safe listings of a local store during concurrent writes."""
 
 from __future__ import annotations
 
