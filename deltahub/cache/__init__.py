@@ -1,1 +1,1 @@
-"""The cache of deltas on this machine: what was pulled, what names meant, and care of it."""
+"""The cache of deltas on this machine: pulled deltas, the meanings of their names, and maintenance."""

@@ -1,13 +1,13 @@
-"""The cache: every delta that was pulled, as a folder under the digest of its manifest.
+"""The cache: every pulled delta, as a folder under the digest of its manifest.
 
-    deltas/<2>/<62>/               the files of one version, its manifest, and where it was pulled from
-    pins/<64>.json                 what stays however old it is (`deltahub.cache.caretaking`)
-    reading/                       what stays for a moment (`deltahub.cache.reading`)
-    partial/                       what interrupted downloads got (`deltahub.sources.partial`)
+    deltas/<2>/<62>/               the files of one version, its manifest, and the reference it was pulled by
+    pins/<64>.json                 deltas kept however old they are (`deltahub.cache.caretaking`)
+    reading/                       deltas kept while they are read (`deltahub.cache.reading`)
+    partial/                       the received parts of interrupted downloads (`deltahub.sources.partial`)
     reserve/                       space to free a full disk with (`deltahub.reserve`)
 
-What is taken from it is checked first, so it needs no syncing: whatever a crash damaged is fetched again. Nothing in it relies
-on a lock: a delta comes and goes by one rename, and who finds it gone fetches it again.
+A delta is verified before each use, so the cache needs no syncing: files damaged by a crash are fetched again. Nothing relies on
+a lock: a delta is added and removed by one rename, and a reader that misses one fetches it again.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from deltahub.reserve import set_aside
 from deltahub.rights import make_folder, make_root, take_after
 from deltahub.stores.waiting import each
 
-MANIFEST: Final = ".deltahub-manifest.json"  # beside the files of a delta, none of which may be called like it
-ORIGIN: Final = ".deltahub-origin.json"  # where it was pulled from, for people
+MANIFEST: Final = ".deltahub-manifest.json"  # beside the files of a delta, none of which may have this name
+ORIGIN: Final = ".deltahub-origin.json"  # the reference it was pulled by, for people
 DELTAS: Final = "deltas"
 STAGING: Final = "staging"
-_TRIES: Final = 10  # against other processes that remove the same delta again and again
+_TRIES: Final = 10  # in case other processes keep removing the same delta
 _TAKEN: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 
 Fetch = Callable[[FileEntry, Path], None]
 
 
 def pulled_as(folder: Path) -> str | None:
-    """The reference that a folder in a cache was last pulled by; None for any other folder."""
+    """Return the reference that a folder in a cache was last pulled by; None for any other folder."""
     try:
         origin = json.loads(read_file(folder / ORIGIN))["origin"] if (folder / MANIFEST).exists() else None
     except (DeltaHubError, OSError, ValueError, LookupError, TypeError):
@@ -47,53 +47,53 @@ def pulled_as(folder: Path) -> str | None:
 
 
 class Cache:
-    """Deltas on this machine.
+    """The deltas on this machine.
 
     Args:
-        root: the cache folder; made when needed.
+        root: the cache folder; created when needed.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def folder(self, digest: str) -> Path:
-        """Where a delta is or would be."""
+        """Return the folder for a delta, whether or not it exists."""
         digits = digest.removeprefix("sha256:")
         return self.root / DELTAS / digits[:2] / digits[2:]
 
     def get(
         self, digest: str, manifest: Manifest, fetch: Fetch, origin: str, *, fresh: bool = False, at_once: int = 1
     ) -> Path:
-        """The folder of a delta, checked; fetched when it is not there or damaged.
+        """Return the verified folder of a delta; fetch it if it is missing or damaged.
 
         Args:
-            fetch: copies one file, checked, to a new place.
+            fetch: copies one file to a new path and verifies it.
             origin: the reference it is pulled by.
-            fresh: fetch it even if it is there.
+            fresh: fetch it even if it is cached.
             at_once: how many files are fetched at the same time; with more than one, `fetch` is called in several threads.
 
         Raises:
-            CheckpointError: a file has a name that the cache keeps for itself.
+            CheckpointError: a file has a name reserved for the cache.
             IntegrityError: the source itself is damaged.
             StorageError: the cache is full or not writable.
         """
         folder = self.folder(digest)
         if fresh or self.damage(digest) is not None:
             self._fill(folder, manifest, fetch, origin, at_once)
-        with contextlib.suppress(OSError):  # a cache that may only be read serves all the same
+        with contextlib.suppress(OSError):  # a read-only cache works too
             os.utime(folder)
         return folder
 
     @contextlib.contextmanager
     def stage(self) -> Iterator[Path]:
-        """Make a new folder in which something is prepared before it is renamed to its place."""
+        """Create a staging folder, to prepare content before it is renamed to its place."""
         make_root(self.root)
         make_folder(self.root, self.root / STAGING)
         with staging(self.root / STAGING) as stage:
             yield stage
 
     def place_file(self, file: Path, target: Path) -> None:
-        """Rename a prepared file to its place, with the rights that all has in this cache."""
+        """Rename a prepared file to its place, with the permissions of this cache."""
         take_after(self.root, [file])
         make_folder(self.root, target.parent)
         os.replace(file, target)
@@ -119,27 +119,25 @@ class Cache:
             self._place(delta, folder, stage)
 
     def _place(self, delta: Path, folder: Path, stage: Path) -> None:
-        """Move a whole delta to its place; one that is there stays if it is whole, and goes if it is not."""
+        """Move a complete delta to its place; an existing one stays if it is intact and is replaced if it is damaged."""
         digest = f"sha256:{folder.parent.name}{folder.name}"
         for number in range(_TRIES):
             make_folder(self.root, folder.parent)
             try:
                 os.replace(delta, folder)
             except OSError as error:
-                gone = error.errno == errno.ENOENT and delta.exists()  # the folder above, which anybody may remove
+                gone = error.errno == errno.ENOENT and delta.exists()  # another process removed the parent
                 if (error.errno not in _TAKEN and not gone) or number == _TRIES - 1:
                     raise
             else:
                 return
-            if (
-                self.damage(digest) is None
-            ):  # another process was faster with the same bytes, which others may be reading
+            if self.damage(digest) is None:  # another process added the same bytes first, and readers may use them
                 return
             with contextlib.suppress(FileNotFoundError):
                 os.replace(folder, stage / f"old-{number}")
 
     def manifest(self, digest: str) -> Manifest | None:
-        """The manifest of a delta that is in the cache whole; None if it is not."""
+        """Return the manifest of an intact delta in the cache; None if it is missing or damaged."""
         if self.damage(digest) is not None:
             return None
         try:
@@ -151,7 +149,7 @@ class Cache:
         return Manifest.from_bytes(read_file(folder / MANIFEST), digest)
 
     def damage(self, digest: str) -> str | None:
-        """What is wrong with a delta in the cache, in words; None if nothing is."""
+        """Return a description of the damage to a delta in the cache; None if it is intact."""
         folder = self.folder(digest)
         try:
             manifest = self._manifest(folder, digest)
@@ -166,7 +164,7 @@ class Cache:
         return None
 
     def supply(self, sha256: str, into: Path) -> str:
-        """Copy a file of any delta in the cache to a new place.
+        """Copy a file of any delta in the cache to a new path.
 
         Args:
             sha256: of the file, or of a delta's manifest, 64 hex digits.
@@ -188,14 +186,14 @@ class Cache:
 
 
 def copy_delta(manifest: Manifest, folder: Path, to: Path) -> None:
-    """Copy a delta out of the cache, the config last: it vouches for the rest.
+    """Copy a delta out of the cache, the config last, as it vouches for the rest.
 
     Args:
         to: a folder that is new or holds a delta.
 
     Raises:
-        CheckpointError: it holds files of something else that would be overwritten.
-        IntegrityError: a file in the cache is gone or another one.
+        CheckpointError: files that do not belong to a delta would be overwritten.
+        IntegrityError: a file in the cache is missing or damaged.
     """
     from deltahub.checkpoint import CONFIG
 
@@ -215,7 +213,7 @@ def copy_delta(manifest: Manifest, folder: Path, to: Path) -> None:
 def _copy(source: Path, target: Path, entry: FileEntry) -> None:
     try:
         found, _ = copy_hashed(source, target, entry.size)
-    except FileNotFoundError:  # pruned, or prune comes and goes
+    except FileNotFoundError:  # pruned before or during the copy
         found = "nothing"
     except IntegrityError as error:
         found = error.found

@@ -1,8 +1,8 @@
-"""Looking after a cache: what is in it, what stays whatever happens, and what goes.
+"""Cache maintenance: listing, pinning and pruning.
 
-Any number of processes may do so at once, on any file system: nothing here relies on a lock. A delta goes by one rename, and only
-then is it deleted; one that was used or pinned meanwhile comes back. A reader that finds it gone fetches it again
-and keeps it from going again (`deltahub.cache.reading`). A pin is a file of its own, written before its delta is looked for.
+Any number of processes may run it at once, on any file system: nothing here relies on a lock. A delta is first moved aside by one
+rename and then deleted; if it was used or pinned meanwhile, it is moved back. A reader that misses one fetches it again
+and protects it from removal (`deltahub.cache.reading`). A pin is a file of its own, written before its delta is looked for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from deltahub.reference import LATEST, Reference, is_digest, is_version
 from deltahub.reserve import freeing, spend
 
 PINS: Final = "pins"
-_AHEAD: Final = 86400.0  # seconds by which clocks may differ
+_AHEAD: Final = 86400.0  # seconds; the largest tolerated clock skew
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Cached:
     """One delta in the cache.
 
     Attributes:
-        digest: of its manifest.
-        folder: where its files are.
+        digest: the digest of its manifest.
+        folder: the folder with its files.
         origin: the reference it was last pulled by.
         size: bytes of all its files.
         used: when it was last used, seconds since 1970.
@@ -52,15 +52,15 @@ class Cached:
     pinned: str | None
 
 
-# ----- what is there -----
+# ----- listing -----
 
 
 def entries(cache: Cache) -> Iterator[Cached]:
-    """Every delta in a cache, whole or not, by digest."""
+    """Iterate over every delta in a cache, intact or not, sorted by digest."""
     kept = pins(cache)
     for folder in _folders(cache):
         digest = f"sha256:{folder.parent.name}{folder.name}"
-        with contextlib.suppress(OSError):  # removed meanwhile, or no delta at all
+        with contextlib.suppress(OSError):  # removed meanwhile, or not a delta
             size, used = _size(folder), folder.stat().st_mtime
             yield Cached(digest, folder, pulled_as(folder) or "unknown", size, used, kept.get(digest))
 
@@ -88,15 +88,15 @@ def _size(folder: Path | str) -> int:
 
 
 def find(cache: Cache, text: str) -> Cached:
-    """The one delta in a cache that a digest, the start of one, or a reference means.
+    """Find the one delta in a cache with a digest, the start of one, or a reference.
 
     Args:
         text: ``"sha256:3f9a51c0ffee"``, or a reference it was pulled or pinned by; source and version may be left out, and an
-            alias or ``latest`` means what it meant when it was last pulled.
+            alias or ``latest`` has the meaning of its last pull.
 
     Raises:
-        NotFoundError: none is meant.
-        ReferenceSyntaxError: several are.
+        NotFoundError: no delta matches.
+        ReferenceSyntaxError: several match.
     """
     known, names = list(entries(cache)), CachedNames(cache)
     name, digest = _name_and_digest(names, text)
@@ -123,12 +123,12 @@ def find(cache: Cache, text: str) -> Cached:
 
 
 def _name_and_digest(names: CachedNames, text: str) -> tuple[str | None, str]:
-    """Return what a delta must be called, None for anything, and how its digest must start."""
+    """Return the name that a delta must have, None for any, and the start of its digest."""
     if is_digest(text):
         return None, text
     try:
         reference = Reference.parse(text)
-    except ReferenceSyntaxError:  # not all that deltas are pulled by is one
+    except ReferenceSyntaxError:  # deltas can be pulled by links too
         return text, ""
     version = reference.version
     if version is None or is_version(version):
@@ -151,7 +151,7 @@ def _means(text: str, reference: str) -> bool:
 
 
 def pins(cache: Cache) -> dict[str, str]:
-    """What is pinned: digest to the reference it is pinned as. A pin that cannot be read pins all the same."""
+    """Return the pinned digests, each with the reference it is pinned as. An unreadable pin file still protects its delta."""
     return {
         f"sha256:{name[:64]}": _pin(cache.root / PINS / name) for name in _names(cache.root / PINS) if len(name) == 69
     }
@@ -165,12 +165,12 @@ def _pin(path: Path) -> str:
 
 
 def pin(cache: Cache, digest: str, reference: str, fetch: Callable[[], object]) -> None:
-    """Keep a delta whatever is pruned.
+    """Protect a delta from pruning.
 
     Args:
-        digest: of its manifest.
-        reference: what to call it.
-        fetch: brings it into the cache if it is not there. It is called once the pin holds, so that no prune in another
+        digest: the digest of its manifest.
+        reference: the name to show for it.
+        fetch: brings it into the cache if it is missing. It is called after the pin is written, so that no prune in another
             process can come between.
 
     Raises:
@@ -190,7 +190,7 @@ def pin(cache: Cache, digest: str, reference: str, fetch: Callable[[], object]) 
 
 
 def unpin(cache: Cache, digest: str) -> bool:
-    """Let a delta go with the others again.
+    """Remove the pin of a delta, so that it can be pruned.
 
     Returns:
         Whether it was pinned.
@@ -207,19 +207,19 @@ def _pin_path(cache: Cache, digest: str) -> Path:
     return cache.root / PINS / f"{digest.removeprefix('sha256:')}.json"
 
 
-# ----- what goes -----
+# ----- pruning -----
 
 
 def prune(cache: Cache, *, older: float | None = None, most: int | None = None, dry_run: bool = False) -> list[Cached]:
-    """Remove deltas that are not pinned, those not used for longest first.
+    """Remove unpinned deltas, the least recently used first.
 
     Args:
-        older: those not used for so many seconds.
-        most: then as many as it takes for the cache to hold at most so many bytes.
-        dry_run: only say which.
+        older: remove those not used for this many seconds.
+        most: then remove more until the cache holds at most this many bytes.
+        dry_run: remove nothing.
 
     Returns:
-        What was removed, or would be.
+        The deltas that were removed, or would be.
 
     Raises:
         StorageError: the cache is not writable.
@@ -238,13 +238,13 @@ def prune(cache: Cache, *, older: float | None = None, most: int | None = None, 
 
 
 def _set_used(entry: Cached, now: float) -> None:
-    """Set right when a delta was used that a wrong clock used in the future, or it would stay until then."""
+    """Correct a last use in the future, left by a wrong clock, as it would keep the delta until then."""
     with contextlib.suppress(OSError):
         os.utime(entry.folder, (now, now))
 
 
 def keep(cache: Cache, digests: Collection[str]) -> list[Cached]:
-    """Remove all deltas but those with these digests and those that are pinned.
+    """Remove all deltas except those with these digests and pinned ones.
 
     Raises:
         StorageError: the cache is not writable.
@@ -268,7 +268,7 @@ def _remove(cache: Cache, going: Iterable[Cached]) -> list[Cached]:
 
 
 def _remove_one(cache: Cache, entry: Cached, aside: Path) -> bool:
-    """Remove a delta by way of a place aside, unless it is wanted or another process does so."""
+    """Move a delta aside and delete it, unless it is needed or another process removes it."""
     if _wanted(cache, entry, entry.folder):
         return False
     try:
@@ -284,7 +284,7 @@ def _remove_one(cache: Cache, entry: Cached, aside: Path) -> bool:
 
 
 def _wanted(cache: Cache, entry: Cached, folder: Path) -> bool:
-    """Whether a delta was used or pinned since it was listed, or a reader wants it."""
+    """Check whether a delta was used or pinned since it was listed, or a reader needs it."""
     try:
         used = folder.stat().st_mtime > entry.used
         return used or _pin_path(cache, entry.digest).exists() or being_read(cache.root, entry.digest[7:])

@@ -1,4 +1,4 @@
-"""Hugging Face's own cache, which lies beside DeltaHub's: what it holds, for people to see. It is read and never written."""
+"""A read-only listing of Hugging Face's own cache, which is separate from DeltaHub's."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class CachedRepository:
     Attributes:
         name: ``"org/name"``.
         kind: ``"model"``, ``"dataset"`` or ``"space"``.
-        revisions: how many of its commits are there.
+        revisions: how many of its commits are cached.
         size: bytes of its files, each counted once.
         used: when it was last used, seconds since 1970.
-        folder: where it lies.
+        folder: its folder in the cache.
     """
 
     name: str
@@ -28,7 +28,7 @@ class CachedRepository:
 
 
 def repositories() -> tuple[list[CachedRepository], list[str]]:
-    """What Hugging Face's cache holds, by name, and a sentence for whatever in it cannot be read."""
+    """Return the repositories in Hugging Face's cache, sorted by name, and a warning for each unreadable part."""
     from huggingface_hub import scan_cache_dir  # late: half a second that few calls need
     from huggingface_hub.errors import CacheNotFound
 

@@ -1,11 +1,10 @@
-"""What each name meant when it was last pulled, so that it loads again without the network.
+"""The meanings of pulled names, so that they load again without the network.
 
-    names/<namespace>/<name>/<16>.json     in the cache: a reference that was pulled, the exact one that it meant, and its digest
+    names/<namespace>/<name>/<16>.json     in the cache: a pulled reference, its exact reference, and its digest
     names/.links/<16>.json                 the same for a link
 
-An exact reference means the same for ever; of one that moves, such as an alias, it is what it was when last seen. Each has a file
-of its own, replaced as a whole, so that any number of processes may write. A file that is lost or damaged says nothing, and no more
-is lost than that.
+An exact reference means the same for ever; for a movable one, such as an alias, the file has its last seen meaning. Each has a file
+of its own, replaced as a whole, so that any number of processes may write. A missing or damaged file only loses its own entry.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from deltahub.reference import Reference
 
 NAMES: Final = "names"
 _LINKS: Final = ".links"
-_ANY: Final = "@*"  # after a name: at whichever version it was pulled last
+_ANY: Final = "@*"  # after a name: the version pulled last
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a reference meant.
+    """The meaning of a reference.
 
     Attributes:
-        reference: exact: it means the same for ever.
-        digest: of its manifest.
-        place: the source and where it is, as `Source.place` says it.
+        reference: the exact reference, which means the same for ever.
+        digest: the digest of its manifest.
+        place: the source and its location, as in `Source.place`.
     """
 
     reference: Reference | Link
@@ -47,22 +46,22 @@ class Seen:
 
 
 class CachedNames:
-    """The names under which deltas came into a cache."""
+    """The names by which the deltas in a cache were pulled."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
 
     def recall(self, wanted: Reference | Link) -> Seen | None:
-        """What a reference meant when it was last pulled; None if it never was, or is gone from the cache."""
+        """Return the meaning of a reference at its last pull; None if it was never pulled or its record is lost."""
         return self._read(self._file(wanted, _key(wanted)), _key(wanted))
 
     def origin(self, path: str) -> Seen | None:
-        """What a name meant when it was last pulled without a source, at whichever version; None if it never was."""
+        """Return the meaning of a name at its last pull without a source, at any version; None if it was never pulled so."""
         reference = Reference.parse(path)
         return self._read(self._file(reference, f"{path}{_ANY}"), f"{path}{_ANY}")
 
     def remember(self, wanted: Reference | Link, seen: Seen) -> None:
-        """Keep what a reference means now; a cache that cannot be written remembers nothing."""
+        """Record the current meaning of a reference; without write permission, record nothing."""
         names = [(wanted, _key(wanted)), (seen.reference, _key(seen.reference))]
         if isinstance(wanted, Reference) and wanted.source is None:
             names.append((wanted, f"{wanted.path}{_ANY}"))
@@ -76,20 +75,20 @@ class CachedNames:
                     self._cache.place_file(stage / "name", file)
 
     def known(self, exact: Reference) -> tuple[str, Manifest] | None:
-        """The digest and manifest of an exact reference that was pulled before and is in the cache."""
+        """Return the digest and manifest of an exact reference, if it was pulled before and is cached."""
         seen = self.recall(exact)
         manifest = self.manifest(seen.digest) if seen else None
         return (seen.digest, manifest) if seen and manifest else None
 
     def manifest(self, digest: str) -> Manifest | None:
-        """The manifest of a delta in the cache, whose files are not looked at; None if it is not there or damaged."""
+        """Return the manifest of a cached delta without checking its files; None if it is missing or damaged."""
         try:
             return Manifest.from_bytes(read_file(self._cache.folder(digest) / MANIFEST), digest)
         except (OSError, DeltaHubError):
             return None
 
     def by_digest(self) -> dict[str, set[str]]:
-        """The exact references that each digest was pulled by."""
+        """Return the exact references that each digest was pulled by."""
         found: dict[str, set[str]] = {}
         for file in (self._cache.root / NAMES).glob("*/*/*.json"):
             if seen := _seen(_document(file)):
@@ -97,7 +96,7 @@ class CachedNames:
         return found
 
     def knows(self, path: str) -> bool:
-        """Whether a delta of this name was ever pulled, from whichever source."""
+        """Check whether a delta of this name was ever pulled, from any source."""
         return (self._cache.root / NAMES / path).is_dir()
 
     def namespaces(self) -> set[str]:
@@ -105,7 +104,7 @@ class CachedNames:
         return {folder.name for folder in (self._cache.root / NAMES).glob("[!.]*")}
 
     def sources(self, namespace: str) -> frozenset[str]:
-        """The sources from which anything in a namespace was pulled, in whatever upper and lower case it is written."""
+        """Return the sources from which anything in a namespace was pulled, ignoring case."""
         root = self._cache.root / NAMES
         spaces = [folder for folder in root.glob("[!.]*") if folder.name.lower() == namespace.lower()]
         seen = (_seen(_document(file)) for folder in spaces for file in folder.glob("*/*.json"))
@@ -113,7 +112,7 @@ class CachedNames:
         return frozenset(one.source for one in references if isinstance(one, Reference) and one.source)
 
     def near(self, path: str) -> tuple[str, ...]:
-        """References that load from the cache and look like a name, best first."""
+        """Return references that load from the cache and resemble a name, best first."""
         root = self._cache.root / NAMES
         held = {f"{folder.parent.name}/{folder.name}" for folder in root.glob("[!.]*/*")}
         names = (path,) if path in held else closest(path, sorted(held), limit=3, cutoff=0.7)
@@ -132,12 +131,12 @@ class CachedNames:
 
     def _read(self, file: Path, key: str) -> Seen | None:
         document = _document(file)
-        # On a disk that takes upper and lower case for the same, the file may be that of another name.
+        # On a case-insensitive file system, the file may belong to another name.
         return _seen(document) if document.get("asked") == key else None
 
 
 def _key(wanted: Reference | Link) -> str:
-    """What a name is kept under; of a link with secrets only what cannot be read back."""
+    """Return the key for a name; for a link, the shown form without secrets and a hash of its URL."""
     if isinstance(wanted, Reference):
         return str(wanted)
     return f"{wanted}#{hashlib.sha256(wanted.url.encode()).hexdigest()}"

@@ -1,9 +1,9 @@
-"""Reading a delta in the cache while other processes may remove it.
+"""Reads of a cached delta while other processes may remove it.
 
-    reading/<64>.<32>      a reader wants this delta to stay; what stands after the dot is the reader's own
+    reading/<64>.<32>      a reader's mark on the delta that it needs; the part after the dot is unique to the reader
 
-At first nobody says so, which costs nothing: what was just got is hardly ever removed. A reader that finds a delta gone says that it
-wants it, gets it again, and then it stays until the reader is done. What a killed reader left holds for an hour.
+A reader sets no mark at first, at no cost: a delta is hardly ever removed right after it was fetched. A reader that finds a delta
+missing sets a mark, fetches it again, and then it stays until the reader is done. The mark of a killed reader holds for an hour.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from deltahub.rights import make_folder
 READING: Final = "reading"
 _HOLDS: Final = 3600.0  # seconds
 _DIGITS: Final = re.compile("[0-9a-f]{2}/[0-9a-f]{62}")
-_TRIES: Final = 5  # a process that was about to remove it when it was asked for moves it away and back, once
+_TRIES: Final = 5  # a process about to remove it when the mark was set moves it away and back, once
 
 T = TypeVar("T")
 
 
 def read_cached(get: Callable[[], Path], read: Callable[[Path], T]) -> T:
-    """Read a delta; if it is in a cache and other processes remove it under the reader, it is got again.
+    """Read a delta; if it is in a cache and other processes remove it meanwhile, fetch it again.
 
     Args:
-        get: brings the delta to a folder, and gives the folder.
-        read: reads from the folder what is needed, and fails if a file is gone.
+        get: fetches the delta and returns its folder.
+        read: reads from the folder, and fails if a file is missing.
     """
     with contextlib.ExitStack() as wanted:
         for number in range(_TRIES):
@@ -44,7 +44,7 @@ def read_cached(get: Callable[[], Path], read: Callable[[Path], T]) -> T:
             before = _state(folder)
             try:
                 return read(folder)
-            except (CheckpointError, IntegrityError, OSError):  # on NFS a file that is gone can be a stale one
+            except (CheckpointError, IntegrityError, OSError):  # on NFS a removed file can be a stale one
                 still_there = before is not None and _state(folder) == before
                 if still_there or not _in_cache(folder) or number == _TRIES - 1:
                     raise
@@ -53,7 +53,7 @@ def read_cached(get: Callable[[], Path], read: Callable[[Path], T]) -> T:
 
 
 def published_as(folder: Path) -> Manifest | None:
-    """The manifest of a delta in a cache, by the digest in its path, which nobody can change; None for any other folder.
+    """Return the manifest of a delta in a cache, verified by the digest in its path; None for any other folder.
 
     Raises:
         IntegrityError: the manifest there is another one.
@@ -65,11 +65,11 @@ def published_as(folder: Path) -> Manifest | None:
 
 @contextlib.contextmanager
 def checked(folder: Path) -> Iterator[tuple[Path, str | None]]:
-    """Give a delta in a form in which what is read is what was published, whatever others write in its folder meanwhile.
+    """Provide a delta so that only its published bytes are read, whatever others write in its folder meanwhile.
 
     Yields:
-        The folder to read and, if it is in a cache, the sha256 that its config must have: the config vouches for the other files.
-            A delta in the format of others, which has no such config, is copied to a temporary folder, checked on the way.
+        The folder to read and, if it is in a cache, the required sha256 of its config, which vouches for the other files.
+            A delta in another format, without such a config, is copied to a temporary folder and verified on the way.
     """
     manifest = published_as(folder)
     files = {entry.path: entry.sha256 for entry in manifest.files} if manifest else {}
@@ -82,18 +82,18 @@ def checked(folder: Path) -> Iterator[tuple[Path, str | None]]:
 
 
 def being_read(root: Path, digits: str) -> bool:
-    """Whether a reader said that it wants a delta of a cache to stay.
+    """Check whether a reader has marked a delta in a cache.
 
     Args:
         root: the cache.
-        digits: of the delta's digest.
+        digits: the hex digits of the delta's digest.
     """
     marks = (root / READING).glob(f"{digits}.*")
     return any(_holds(mark) for mark in marks)
 
 
 def forget_killed(root: Path) -> None:
-    """Remove what killed readers of a cache left."""
+    """Remove the marks of killed readers."""
     for mark in (root / READING).glob("*.*"):
         if not _holds(mark):
             mark.unlink(missing_ok=True)
@@ -103,7 +103,7 @@ def forget_killed(root: Path) -> None:
 def _wanted(folder: Path) -> Iterator[None]:
     root = folder.parents[2]
     mark = root / READING / f"{folder.parent.name}{folder.name}.{uuid.uuid4().hex}"
-    with contextlib.suppress(OSError):  # whoever may not write here is left with getting it again
+    with contextlib.suppress(OSError):  # without write permission, the delta is only fetched again
         make_folder(root, mark.parent)
         mark.touch()
     try:
@@ -118,7 +118,7 @@ def _in_cache(folder: Path) -> bool:
 
 
 def _state(folder: Path) -> tuple[int, int] | None:
-    """What changes when a folder is removed, or moved away and back; None if it is not there."""
+    """Return a value that changes when a folder is removed, or moved away and back; None if it does not exist."""
     try:
         found = folder.stat()
     except OSError:
@@ -127,8 +127,8 @@ def _state(folder: Path) -> tuple[int, int] | None:
 
 
 def _holds(mark: Path) -> bool:
-    """Whether a mark is an hour old at most; one that is of the future by more was made by a clock that was wrong."""
+    """Check whether a mark is at most an hour old; one more than an hour in the future comes from a wrong clock and does not count."""
     try:
         return abs(time.time() - mark.stat().st_mtime) < _HOLDS
-    except OSError:  # its reader is done
+    except OSError:  # its reader is done and removed it
         return False

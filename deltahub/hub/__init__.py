@@ -1,1 +1,1 @@
-"""Push, pull, list and resolve over all sources, with one cache."""
+"""The hub: push, pull, list and resolve over all sources, with one cache."""

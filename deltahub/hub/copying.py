@@ -1,4 +1,4 @@
-"""Copying deltas from a hub of DeltaHub into a registry: all versions, aliases, tags and history, every byte checked."""
+"""Copies of deltas from a DeltaHub hub into a registry: all versions, aliases, tags and history, all bytes verified."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from deltahub.stores.base import Progress, Source
 def copy_from_hub(
     source: HuggingFace, target: Registry, paths: Collection[str] | None = None, progress: Progress | None = None
 ) -> Iterator[Copied]:
-    """Copy deltas one after the other. What is there already is not fetched again, so an interrupted copy goes on where it stopped.
+    """Copy deltas one by one; existing objects are not fetched again, so an interrupted copy resumes.
 
     Args:
-        paths: which, ``"namespace/name"``; None for all deltas that the hub lists.
+        paths: which to copy, ``"namespace/name"``; None for all deltas that the hub lists.
 
     Raises:
-        ConfigError: it is another hub of the protocol, which keeps no history that a registry could hold.
+        ConfigError: it is another hub of the protocol, which has no history in a form for a registry.
         ConflictError: a version has other content in the target, or the name leads to another delta there.
-        IntegrityError: the hub answers with other bytes. What was copied before stays.
+        IntegrityError: the hub sends other bytes. Deltas copied before stay.
         NotFoundError: the hub has no such delta.
     """
     known = target.known_names()
@@ -56,7 +56,7 @@ def _copy(source: HuggingFace, target: Registry, theirs: ReferenceDocument, prog
     mine = target.current(path)[0] or ReferenceDocument(path)
     if mine.name != path:
         raise ConflictError(f"The name {path}", "a delta of that name", f"an old name of {mine.name}")
-    merged(mine, theirs, *target.stamp())  # whether they can be one is known before anything is moved
+    merged(mine, theirs, *target.stamp())  # a conflict must be found before anything is transferred
     versions: dict[str, Version] = {}
     objects: dict[str, Source] = {}
     with scratch() as folder:

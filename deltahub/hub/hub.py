@@ -41,11 +41,11 @@ class Hub(Lookup):
     """All sources and the cache.
 
     Args:
-        sources: by name, in the order in which a name without a source is looked up; a registry stands for itself.
-        cache: where pulled deltas are kept.
-        rules: which sources are asked; by default all of them, and the first is pushed to and listed.
+        sources: by name, in the order of lookup for a name without a source; a registry may stand for its source.
+        cache: the cache for pulled deltas.
+        rules: which sources are used; by default all of them, and the first is the default for push and list.
         local_files_only: use no network, whatever the environment says.
-        trust: keys in PEM, by the name or the address of a registry: one of them must have signed what is taken from it.
+        trust: keys in PEM, by the name or the address of a registry: deltas from there need a signature by one of them.
     """
 
     def __init__(
@@ -60,17 +60,17 @@ class Hub(Lookup):
         super().__init__(sources, cache, rules, local_files_only=local_files_only)
         self._policies: Policies | None = None
         if trust:
-            from deltahub.hub.trust import Policies  # late: few ask for signatures
+            from deltahub.hub.trust import Policies  # late: few require signatures
 
             self._policies = Policies(trust, self._choice, self._names)
             self._resolver.signed = self._policies.of_place
 
     @classmethod
     def open(cls, cache_dir: str | os.PathLike[str] | None = None, *, local_files_only: bool = False) -> Hub:
-        """The hub of this user, by the environment and the settings; no source is asked anything yet.
+        """Return the hub of this user, by the environment and the settings; no request is sent yet.
 
         Args:
-            cache_dir: another place for the cache.
+            cache_dir: another folder for the cache.
             local_files_only: use no network, whatever the environment says.
 
         Raises:
@@ -99,23 +99,23 @@ class Hub(Lookup):
         sign: PrivateKey | None = None,
         private: bool | None = None,
     ) -> Pushed:
-        """Publish a checkpoint folder; every file is checked first.
+        """Publish a checkpoint folder; every file is verified first.
 
         Args:
-            name: what to call it, ``"namespace/name"``; by default made from its task and backbone.
+            name: its name, ``"namespace/name"``; by default made from its task and backbone.
             tags: labels and key=value pairs, beside those saved in the checkpoint.
             aliases: movable names to point to it.
             to: the source to publish to, or the folder or s3:// address of a registry; by default the default source.
-            expect: what aliases must point to now, None for nothing.
-            sign: the key to sign it with. It is signed before it is published, so that nobody sees it unsigned.
-            private: whether a delta that is new on a hub is seen by its owners only; None for the hub's own rule.
+            expect: alias to the version that it must point to now, None if it must not exist.
+            sign: the key to sign it with. It is signed before it is published, so that it is never visible unsigned.
+            private: whether a new delta on a hub is visible to its owners only; None for the hub's default.
 
         Raises:
-            ConflictError: an alias points elsewhere than expected. No version was added.
-            CheckpointError: the folder holds no whole delta.
-            IntegrityError: a file is not the one that was saved.
+            ConflictError: an alias does not point to the expected version. No version was added.
+            CheckpointError: the folder does not hold a complete delta.
+            IntegrityError: a file differs from the saved one.
             ReferenceSyntaxError: the name, a tag or an alias is not well formed.
-            ConfigError: the source is off, or cannot be pushed to.
+            ConfigError: the source is disabled, or cannot be pushed to.
         """
         it = ready(Path(folder), name, tags=tags, aliases=aliases, message=message, expect=expect, to=to)
         source = self._choice.reachable(it.reference.source)
@@ -140,19 +140,19 @@ class Hub(Lookup):
         progress: Progress | None = None,
         sign: PrivateKey | None = None,
     ) -> list[Pushed | DeltaHubError]:
-        """Publish many checkpoint folders; a registry takes them all at once, which is far faster than one by one.
+        """Publish many checkpoint folders; a registry takes them in one batch, which is far faster than one by one.
 
         Args:
-            namespace: name each after its folder, in this namespace; by default each is named as `push` names it.
-            tags: for all of them, as `message`.
-            to: as `push` takes it, and `sign`.
+            namespace: name each after its folder, in this namespace; by default each is named as in `push`.
+            tags: for all of them; likewise `message`.
+            to: see `push`; likewise `sign`.
 
         Returns:
-            For each what became of it, or the error that kept it from being published; the others are published.
+            For each its result, or the error that kept it from being published; the others are published.
 
         Raises:
             StorageError: the source failed as a whole. All can be published again.
-            ConfigError: they shall be signed, and the source is no registry. Nothing was published.
+            ConfigError: they are to be signed, and the source is not a registry. Nothing was published.
         """
         return push_many(self._choice.reachable(to), folders, namespace, tags, message, progress, sign)
 
@@ -166,22 +166,22 @@ class Hub(Lookup):
         at_once: int = FILES_AT_ONCE,
         trust: Sequence[str] = (),
     ) -> Pulled:
-        """Bring a delta into the cache, every byte checked.
+        """Bring a delta into the cache, every byte verified.
 
         Args:
             to: also copy its files into this folder, which is new or holds a delta.
-            force: fetch it even if the cache has it, and overwrite a delta in `to` that is kept nowhere else.
-            transfer: told of what is fetched.
+            force: fetch it even if it is cached, and overwrite a delta in `to` without another copy.
+            transfer: progress callbacks.
             at_once: how many files are fetched at the same time over the network.
-            trust: keys in PEM, one of which must have signed it, whatever its registry asks for.
+            trust: keys in PEM, one of which must have signed it, whatever its registry requires.
 
         Raises:
-            SignatureError: none of the keys that are trusted signed it.
-            NotFoundError: no source has it, or `DELTAHUB_LOCK` names a lock file and it is not in there.
+            SignatureError: it has no valid signature by a trusted key.
+            NotFoundError: no source has it, or `DELTAHUB_LOCK` names a lock file without it.
             ConfigError: `DELTAHUB_LOCK` is set, and it is a link without a pin.
-            UnreachableError: a source that may have it gives no answer, and the cache does not have it.
-            IntegrityError: the source is damaged, or has other content under it than was locked.
-            CheckpointError: `to` holds other files, or a delta that is kept nowhere else.
+            UnreachableError: a source that may have it does not answer, and it is not cached.
+            IntegrityError: the source is damaged, or its content differs from the locked one.
+            CheckpointError: `to` holds other files, or a delta without another copy.
         """
         lock = active()
         if lock and isinstance(wanted, Link):
@@ -212,26 +212,26 @@ class Hub(Lookup):
         """Bring several deltas into the cache, some at the same time.
 
         Returns:
-            What was pulled, or else the error, in the order of `wanted`; the failure of one holds up no other.
+            The pulled delta or else the error, in the order of `wanted`; an error does not stop the others.
         """
         return several(lambda one: self.pull(one, force=force, transfer=transfer, at_once=1, trust=trust), wanted)
 
     def pin(self, reference: Reference) -> Pin:
-        """What a reference means now, for a lock file.
+        """Return the current meaning of a reference, for a lock file.
 
         Raises:
             NotFoundError: no source has it.
-            SignatureError: its registry asks for a signature, and none of the keys that are trusted signed it.
+            SignatureError: its registry requires a signature, and it has no valid one by a trusted key.
         """
         found = self.resolve(reference, fresh=True)
         self._check_signature(found, chosen=reference.source is not None)
         return pin_of(found)
 
     def sync(self, lock: Lock, progress: Progress | None = None) -> list[Pulled]:
-        """Bring all that a lock file pins into the cache, every byte checked.
+        """Bring all deltas of a lock file into the cache, every byte verified.
 
         Raises:
-            IntegrityError: a source has other content under what was locked, or is damaged.
+            IntegrityError: the content in a source differs from the locked one, or is damaged.
         """
         transfer = Transfer(progress)
         found = [self._pinned(pin, lock) for pin in dict.fromkeys(lock.pins.values())]
@@ -244,16 +244,16 @@ class Hub(Lookup):
         return [result for result in brought if isinstance(result, Pulled)]
 
     def _is_kept(self, digest: str) -> bool:
-        """Whether the cache or a registry on this machine holds a delta whole."""
+        """Check whether the cache or a registry on this machine holds a delta intact."""
         if self.cache.manifest(digest) is not None:
             return True
         near = [it for name, it in self.registries.items() if not self._choice.needs_network(name)]
         return any(registry.holds(digest) for registry in near)
 
     def vouched(self, registry: Registry) -> Vouched | None:
-        """Give what refuses a version of a registry that is not signed as it asks for; None if it asks for nothing.
+        """Return a function that refuses versions without the signature that a registry requires; None if it requires none.
 
-        What is copied or exported from there passes through it, as it could be pulled elsewhere unsigned.
+        Every copy or export from the registry passes through it, as the copy could then be pulled elsewhere unsigned.
         """
         if not self._policies or not self._policies.of_place(registry.name):
             return None
@@ -268,11 +268,11 @@ class Hub(Lookup):
     def _check_signature(
         self, found: Resolved, trust: Sequence[str] = (), *, chosen: bool = False, ask: bool = True
     ) -> None:
-        """Refuse what was found if keys are trusted and none of them signed it.
+        """Refuse a delta if keys are trusted and it has no valid signature by one of them.
 
         Args:
-            chosen: whether the user named its source; else the registries with trusted keys that have a delta of its name count.
-            ask: whether those are asked for it.
+            chosen: whether the user named its source; if not, registries with trusted keys and a delta of its name count too.
+            ask: whether to ask those registries for the name.
         """
         source = found.reference.source
         asked: list[tuple[str, Sequence[str]]] = [("", trust)]
@@ -282,7 +282,7 @@ class Hub(Lookup):
                 asked.append((f"{name} has a delta of this name, and asks for signatures", keys))
         for because, keys in asked:
             if keys:
-                from deltahub.hub.trust import require_signature  # late: few ask for signatures
+                from deltahub.hub.trust import require_signature  # late: few require signatures
 
                 require_signature(found, keys, partial(self._signatures, source), self.cache.root, because)
 

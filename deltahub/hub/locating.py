@@ -18,16 +18,16 @@ def locate(
     force: bool = False,
     local_files_only: bool = False,
 ) -> Path:
-    """The folder of a delta, given a folder, a reference or a link.
+    """Return the folder of a delta, given a folder, a reference or a link.
 
     Args:
-        path: an existing folder, or what to pull.
-        cache_dir: another place for the cache.
-        force: fetch it even if the cache has it.
+        path: an existing folder, or a reference or link to pull.
+        cache_dir: another folder for the cache.
+        force: fetch it even if it is cached.
         local_files_only: use no network.
 
     Raises:
-        CheckpointError: it looks like a folder and there is none.
+        CheckpointError: it looks like a folder that does not exist, or is a file.
         NotFoundError: no source has it.
     """
     text = os.fspath(path)

@@ -1,4 +1,4 @@
-"""Looking things up in all sources: who has a delta, what is said about it, and which there are."""
+"""Lookup in all sources: find a delta, read its document, and search."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from deltahub.sources.registry import RegistrySource
 
 
 class Lookup:
-    """All sources, and what is in them.
+    """All sources and their contents.
 
     Args:
-        sources: by name, in the order in which a name without a source is looked up; a registry stands for itself.
-        cache: where pulled deltas are kept.
-        rules: which sources are asked; by default all of them, and the first is pushed to and listed.
+        sources: by name, in the order of lookup for a name without a source; a registry may stand for its source.
+        cache: the cache for pulled deltas.
+        rules: which sources are used; by default all of them, and the first is the default for push and list.
         local_files_only: use no network, whatever the environment says.
     """
 
@@ -57,43 +57,43 @@ class Lookup:
         self._resolver = Resolver(self._choice, self._names)
 
     def source(self, name: str | None) -> Source:
-        """A source by its name, or the registry in a folder or at ``s3://bucket/prefix``; the default one for None.
+        """Return a source by its name, or the registry in a folder or at ``s3://bucket/prefix``; the default one for None.
 
         Raises:
             NotFoundError: no source has this name.
-            ConfigError: it is off.
+            ConfigError: it is disabled.
         """
         return self._choice.source(name)
 
     def registry(self, name: str | None) -> Registry:
-        """The same for a registry.
+        """Return a registry by the name or address of its source; the default one for None.
 
         Raises:
             NotFoundError: no source has this name.
-            ConfigError: the source is off, or no registry.
+            ConfigError: the source is disabled, or is not a registry.
         """
         return as_registry(self.source(name))
 
     @property
     def registries(self) -> dict[str, Registry]:
-        """The sources that are registries and on, in their order."""
+        """The registries among the enabled sources, in their order."""
         return {it.name: it.registry for it in self._choice.on() if isinstance(it, RegistrySource)}
 
     def document(self, reference: Reference) -> tuple[Source, ReferenceDocument]:
-        """The first source that has a delta, and all that is said about it there.
+        """Return the first source that has a delta, and its reference document there.
 
         Raises:
-            NotFoundError: none has it; the message lists where it was looked for and the nearest names.
-            UnreachableError: one that may have it gives no answer.
+            NotFoundError: no source has it; the message lists the searched places and the nearest names.
+            UnreachableError: a source that may have it does not answer.
         """
         return self._resolver.ask(reference, lambda source: (source, source.document(reference.path)))
 
     def held(self, reference: Reference) -> tuple[Registry, ReferenceDocument]:
-        """The same for a delta that is to be changed, which only a registry can.
+        """Locate a delta for modification, which only registries support.
 
         Raises:
             NotFoundError: no source has it.
-            ConfigError: the first that has it is no registry.
+            ConfigError: the first source that has it is not a registry.
         """
         source, document = self.document(reference)
         return as_registry(source), document
@@ -113,15 +113,15 @@ class Lookup:
         return reference.exact(source.name, document.name, version), entry
 
     def resolve(self, wanted: Reference | Link, *, fresh: bool = False, transfer: Transfer | None = None) -> Resolved:
-        """The version that a reference or a link means.
+        """Return the version that a reference or a link means.
 
         Args:
-            fresh: what it meant when it was last pulled will not do.
-            transfer: told of what has to be fetched to find out.
+            fresh: do not fall back to the meaning at its last pull.
+            transfer: progress callbacks for files that must be fetched to resolve a link.
 
         Raises:
             NotFoundError: no source has it, or the first that has it lacks the version.
-            UnreachableError: one that may have it gives no answer.
+            UnreachableError: a source that may have it does not answer.
             IntegrityError: the manifest is damaged.
         """
         if isinstance(wanted, Reference):
@@ -132,7 +132,7 @@ class Lookup:
         return source.resolve(wanted, fresh=fresh, progress=transfer.progress if transfer else None)
 
     def supplies(self, registry: Registry) -> dict[str, Supply]:
-        """Where else the objects of a registry may be: the other registries, and the cache."""
+        """Return other places for the objects of a registry: the other registries, and the cache."""
         others = {other.name: from_registry(other) for other in self.registries.values() if other is not registry}
         return {**others, "the cache": self.cache.supply}
 
@@ -145,15 +145,15 @@ class Lookup:
         backbone: Path | None = None,
         told: Told | None = None,
     ) -> tuple[list[Listed], int]:
-        """The deltas of one source that a query means, in its order, and how many there are without limit and offset.
+        """Return the deltas of one source that match a query, in its order, and their number without limit and offset.
 
         Args:
             backbone: the folder of a backbone that they must fit.
-            told: as `Source.search` takes it.
+            told: see `Source.search`.
 
         Raises:
-            CheckpointError: the folder holds no backbone.
-            ConfigError: the source is off, or cannot be searched that way.
+            CheckpointError: the folder does not hold a backbone.
+            ConfigError: the source is disabled, or does not support the search.
         """
         return self._choice.reachable(source).search(query, limit, offset, backbone, told)
 
@@ -164,10 +164,10 @@ def _as_source(sources: Mapping[str, Source | Registry], name: str, indexes: Pat
 
 
 def as_registry(source: Source) -> Registry:
-    """The registry that a source is.
+    """Return the registry of a source.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the source is not a registry.
     """
     if not isinstance(source, RegistrySource):
         msg = (

@@ -1,4 +1,4 @@
-"""Pins: what a lock file says a reference means, and what it means now."""
+"""Pins: the meaning of a reference in a lock file and at its source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deltahub.stores.base import Progress
 
 
 def pin_of(found: Resolved) -> Pin:
-    """What was found under a name, for a lock file."""
+    """Return the pin of a resolved reference, for a lock file."""
     exact = found.reference
     assert isinstance(exact, Reference)
     assert exact.source is not None
@@ -24,7 +24,7 @@ def pin_of(found: Resolved) -> Pin:
 
 
 def require_pin(link: Link, lock: Lock) -> None:
-    """Check that a link can mean one thing only, as all does while a lock file is in force.
+    """Check that a link is unambiguous, as a lock file in force requires.
 
     Raises:
         ConfigError: it has no pin.
@@ -40,14 +40,14 @@ def require_pin(link: Link, lock: Lock) -> None:
 def pinned(
     pin: Pin, lock: Lock, look_up: Callable[[Reference], Resolved], cached: Callable[[str], Manifest | None]
 ) -> Resolved:
-    """The version that a lock file pins; if the cache has it whole, no source is asked.
+    """Return the version pinned by a lock file; if it is cached, no source is asked.
 
     Args:
         look_up: finds the version at its source.
-        cached: the manifest of a digest in the cache; None if it is not there.
+        cached: returns the cached manifest of a digest; None if it is not cached.
 
     Raises:
-        IntegrityError: its source has other content under it.
+        IntegrityError: the content in its source differs.
     """
     exact = Reference.parse(str(pin))
 

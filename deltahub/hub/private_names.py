@@ -1,4 +1,4 @@
-"""Which names are kept from public sources.
+"""Names withheld from public sources.
 
 Whoever runs a public hub reads every name that it is asked for, and a mistyped name of a private delta is one that only the public
 hub is asked for in the end. So a name without a source is not looked for in a public source if its namespace is private, or is a
@@ -19,15 +19,15 @@ from deltahub.reference import Reference
 from deltahub.sources.base import Source
 from deltahub.sources.choosing import Choice
 
-_NEAR = 5  # names that a message lists at most
+_NEAR = 5  # the most names in a message
 
 
 class PrivateNames:
-    """Decides which names may be asked for in a public source.
+    """Filter of the names that may be looked up in a public source.
 
     Args:
         choice: the sources.
-        names: what was pulled from where.
+        names: the names pulled so far, with their sources.
     """
 
     def __init__(self, choice: Choice, names: CachedNames) -> None:
@@ -35,12 +35,12 @@ class PrivateNames:
         self._names = names
 
     def withheld(self, reference: Reference, source: Source, asked: Sequence[Source]) -> NotFoundError | None:
-        """Return the error that stands for a question which may not be asked; None if it may.
+        """Return the error for a forbidden lookup; None if the lookup is allowed.
 
         Args:
-            reference: what is looked for.
+            reference: the reference to look up.
             source: the next source to ask.
-            asked: those that do not have it.
+            asked: the sources that do not have it.
 
         Raises:
             UnreachableError: a private source does not say which names it has.
@@ -58,7 +58,7 @@ class PrivateNames:
         return NotFoundError(f"The delta {reference}", (place,), tuple(nearest)[:_NEAR])
 
     def _known_at(self, reference: Reference, source: Source) -> bool:
-        """Whether a namespace is known to be in a public source, or this very name was pulled before from anywhere."""
+        """Check whether a namespace is known to be in a public source, or this very name was pulled before from anywhere."""
         namespace = reference.namespace
         if source.name in self._choice.rules.bound.get(namespace.lower(), ()):
             return True

@@ -1,4 +1,4 @@
-"""Bringing what was found into the cache: files and deltas at the same time, every byte checked."""
+"""Transfers of resolved deltas into the cache: files and deltas in parallel, every byte verified."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from deltahub.stores.base import Progress
 from deltahub.stores.waiting import spread
 
 T = TypeVar("T")
-FILES_AT_ONCE: Final = 4  # of one delta
+FILES_AT_ONCE: Final = 4  # files of one delta
 _DELTAS_AT_ONCE: Final = 8
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Who is told of what is fetched; called from several threads.
+    """Progress callbacks, called from several threads.
 
     Attributes:
-        expected: called with a number of bytes that are going to be fetched.
-        progress: called with a number of bytes that were just fetched.
+        expected: called with the number of bytes about to be fetched.
+        progress: called with the number of bytes just fetched.
     """
 
     expected: Progress | None = None
@@ -43,7 +43,7 @@ def bring(
     transfer: Transfer | None = None,
     at_once: int = 1,
 ) -> Pulled:
-    """The folder of a delta in the cache; its files are fetched if it is not there whole.
+    """Return the folder of a delta in the cache; its files are fetched if it is not intact there.
 
     Args:
         force: fetch them even if it is.
@@ -51,7 +51,7 @@ def bring(
 
     Raises:
         IntegrityError: its source is damaged.
-        StorageError: the cache is full or not writable, or the source out of reach.
+        StorageError: the cache is full or not writable, or the source is out of reach.
     """
     told = transfer or Transfer()
 
@@ -65,15 +65,15 @@ def bring(
 
 
 def check_replaceable(to: Path, digest: str, is_kept: Callable[[str], bool]) -> None:
-    """Refuse to overwrite a delta that is kept nowhere else.
+    """Refuse to overwrite a delta without another copy.
 
     Args:
-        to: the folder that is going to be written; anything but a delta in it is left to `copy_out`.
-        digest: the delta that is going to be written.
+        to: the folder to write to; `copy_out` checks any other content.
+        digest: the digest of the delta to write.
         is_kept: whether the cache or a registry holds the delta of a digest.
 
     Raises:
-        CheckpointError: the folder holds a delta that was never pushed, or that was changed since.
+        CheckpointError: the folder holds a delta never pushed, or changed since.
         StorageError: the folder cannot be read.
     """
     from deltahub.checkpoint import describe, is_checkpoint  # late: most pulls go to the cache
@@ -98,10 +98,10 @@ def copy_out(pulled: Pulled, to: Path, again: Callable[[], Pulled]) -> Pulled:
 
     Args:
         to: a folder that is new or holds a delta.
-        again: brings it into the cache once more, in case that another process removes it meanwhile.
+        again: brings it into the cache once more, in case another process removes it meanwhile.
 
     Raises:
-        CheckpointError: the folder holds files of something else that would be overwritten.
+        CheckpointError: files that do not belong to a delta would be overwritten.
     """
     read_cached(lambda: again().folder, lambda folder: copy_delta(pulled.manifest, folder, to))
     return replace(pulled, folder=to)
@@ -111,7 +111,7 @@ def several(pull: Callable[[T], Pulled], wanted: Sequence[T]) -> list[Pulled | D
     """Pull several deltas, some at the same time.
 
     Returns:
-        What was pulled, or else the error, in the order of `wanted`; the failure of one holds up no other.
+        The pulled delta or else the error, in the order of `wanted`; an error does not stop the others.
     """
 
     def one(each: T) -> Pulled | DeltaHubError:

@@ -1,4 +1,4 @@
-"""What is pushed, with all that can be checked before a source is asked to store anything."""
+"""Preparation of pushes: every check and signature before a source is asked to store anything."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def ready(
     expect: Mapping[str, str | None] | None = None,
     to: str | None = None,
 ) -> Publication:
-    """Check a folder, every file of it, and what it shall be called.
+    """Check a folder, every file in it, and its name and tags.
 
     Args:
         name: ``"[source:]namespace/name"``; by default made from its task and backbone.
         tags: labels and key=value pairs, beside those saved in the checkpoint.
-        expect: what aliases must point to now, None for nothing.
+        expect: alias to the version that it must point to now, None if it must not exist.
         to: the source to publish to.
 
     Returns:
-        What may be published. The source of its reference is where it goes, None for the default one.
+        The publication. The source of its reference is its destination, None for the default one.
 
     Raises:
-        CheckpointError: the folder holds no whole delta.
-        IntegrityError: a file is not the one that was saved.
+        CheckpointError: the folder does not hold a complete delta.
+        IntegrityError: a file differs from the saved one.
         ReferenceSyntaxError: the name, a tag or an alias is not well formed.
     """
     checked = [check_tag(tag) for tag in tags]
@@ -78,7 +78,7 @@ def push_many(
     sign: PrivateKey | None = None,
 ) -> list[Pushed | DeltaHubError]:
     """Publish many checkpoint folders at a source: see `Hub.push_many`."""
-    registry = as_registry(source) if sign else None  # before every file of every folder is read
+    registry = as_registry(source) if sign else None  # refuse before reading every file
     checked: list[Publication | DeltaHubError] = []
     for folder in folders:
         name = None if namespace is None else folder_name(folder, namespace)
@@ -106,10 +106,10 @@ def push_many(
 def sign_all(
     registry: Registry, publications: Sequence[Publication], key: PrivateKey
 ) -> tuple[list[str], dict[str, ConflictError | StorageError]]:
-    """Sign all that is to be pushed, before any of it can be seen, as the versions that the registry would give it now.
+    """Sign publications before they are visible, each as the version that the registry would assign now.
 
     Returns:
-        The version that each is signed as, ``"namespace/name@v3"``, and by digest the errors of those that could not be signed.
+        The version that each is signed as, ``"namespace/name@v3"``, and by digest the errors of failed signatures.
     """
     from deltahub.registry.signatures import add_signatures  # late: few sign
 
@@ -130,7 +130,7 @@ def sign_all(
 def sign_moved(
     registry: Registry, done: Sequence[tuple[Publication, str, Pushed | DeltaHubError]], key: PrivateKey
 ) -> None:
-    """Sign what became another version than it was signed as, because others pushed meanwhile; until then nobody takes it."""
+    """Sign publications that became another version than signed, because of concurrent pushes; until then they are refused."""
     from deltahub.registry.signatures import add_signature  # late: few sign
 
     for it, stated, pushed in done:

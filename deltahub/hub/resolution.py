@@ -1,12 +1,11 @@
-"""What a reference means, wherever it is.
+"""Resolution of references over all sources.
 
-A name without a source is looked for in one source after the other, and the first that has it gives it. A private name is not
-looked for in a public source (`private_names`). A source that does not
-answer ends the search: a delta of that name may be there, and no other source stands in for it. Without the network, a reference
-means what it meant when it was last pulled by that name.
+A name without a source is looked up in one source after the other, and the first that has it wins. A private name is not
+looked up in a public source (`private_names`). A source that does not answer ends the search: it may have a delta of that name, and
+no other source stands in for it. Without the network, a reference has the meaning of its last pull by that name.
 
-A version keeps its digest for ever. A source that gives another content for a version than it gave before is refused; an alias or
-"latest" that means an older version than before is a warning.
+A version keeps its digest for ever. If a source returns other content for a version than before, it is refused; if an alias or
+"latest" moved to an older version than before, a warning is logged.
 """
 
 from __future__ import annotations
@@ -40,34 +39,34 @@ from deltahub.stores.base import Progress
 
 T = TypeVar("T")
 _BACK: Final = "It went back."
-_NEAR: Final = 5  # names of others that a message lists at most
+_NEAR: Final = 5  # the most similar names in a message
 
 
 class Resolver:
-    """Finds what references mean.
+    """Resolver of references.
 
     Args:
         choice: the sources.
-        names: what references meant when they were last pulled.
+        names: the meanings of references at their last pull.
     """
 
     def __init__(self, choice: Choice, names: CachedNames) -> None:
         self._choice = choice
         self._names = names
-        self.signed: Callable[[str | None], object] = lambda _: False  # whether a source asks for signatures
+        self.signed: Callable[[str | None], object] = lambda _: False  # whether a source requires signatures
         self._private = PrivateNames(choice, names)
 
     def ask(self, reference: Reference, ask: Callable[[Source], T], recall: Callable[[Seen], T] | None = None) -> T:
-        """What the source of a delta says of it: the one that is named, or else the first that has it.
+        """Return an answer from the source of a delta: the named one, or else the first that has it.
 
         Args:
             ask: asks one source.
-            recall: makes the answer from what the reference meant when it was last pulled; None if that will not do.
+            recall: makes the answer from the meaning of the reference at its last pull; None if that is not acceptable.
 
         Raises:
-            NotFoundError: no source has it; the message lists where it was looked for and the nearest names.
+            NotFoundError: no source has it; the message lists the searched places and the nearest names.
             NotCachedError: the network may not be used, and it was never pulled by this name.
-            UnreachableError: a source that may have it gives no answer, and it was never pulled by this name.
+            UnreachableError: a source that may have it does not answer, and it was never pulled by this name.
         """
         misses: list[NotFoundError] = []
         asked: list[Source] = []
@@ -97,15 +96,15 @@ class Resolver:
         raise NotFoundError(f"The delta {reference}", _places(misses), _nearest(misses))
 
     def resolve(self, reference: Reference, *, fresh: bool = False) -> Resolved:
-        """The version that a reference means.
+        """Return the version that a reference means.
 
         Args:
-            fresh: what it meant before will not do.
+            fresh: do not fall back to the meaning at its last pull.
 
         Raises:
             NotFoundError: no source has it, or the first that has it lacks the version.
-            IntegrityError: the manifest is damaged, or this version had another content when it was last pulled.
-            ConfigError: it came from a source of the user's before, and only a public one has it now.
+            IntegrityError: the manifest is damaged, or this version had other content when it was last pulled.
+            ConfigError: it came from one of the user's own sources before, and now only a public one has it.
         """
         found = self.ask(reference, lambda source: source.resolve(reference), None if fresh else self._from_cache)
         if reference.source is None:
@@ -114,13 +113,13 @@ class Resolver:
         return found
 
     def remember(self, wanted: Reference | Link, found: Resolved) -> None:
-        """Keep what a reference or a link means now."""
+        """Record the current meaning of a reference or a link."""
         exact = found.reference
         place = exact.shown if isinstance(exact, Link) else self._choice.source(exact.source).place
         self._names.remember(wanted, Seen(exact, found.digest, place))
 
     def _recalled(self, reference: Reference) -> Seen | None:
-        """What a reference meant when it was last pulled, if its source is still one to ask, and the cache has it."""
+        """Return the meaning of a reference at its last pull, if its source is still in use and the delta is cached."""
         seen = self._names.recall(reference)
         if seen is None or self._names.manifest(seen.digest) is None:
             return None
@@ -144,7 +143,7 @@ class Resolver:
         return Resolved(exact, seen.digest, manifest, fetch)
 
     def _compare_origin(self, reference: Reference, found: Resolved) -> None:
-        """Say so if a name comes from elsewhere than before, and refuse it where anybody may have put it."""
+        """Warn if a name comes from another place than before; refuse it if that is a public source where anybody may take the name."""
         exact = _exact(found.reference)
         before = self._names.origin(reference.path)
         place = self._choice.source(exact.source).place
@@ -161,9 +160,9 @@ class Resolver:
         LOGGER.warning("%s Name the source to be sure, or lock it: deltahub lock %s", told, was.at(None))
 
     def _compare_versions(self, reference: Reference, found: Resolved) -> None:
-        """Refuse a version with another content than before; warn of an alias or "latest" that went back.
+        """Refuse a version with other content than before; warn of an alias or "latest" that went back.
 
-        Whoever names a digest has chosen the content, and from then on the version means that.
+        A reference with a digest chooses the content, and from then on the version means that.
         """
         asked, exact = reference.version, _exact(found.reference)
         if asked and is_digest(asked):
@@ -184,7 +183,7 @@ class Resolver:
                 return
 
     def _refuse_earlier_copy(self, exact: Reference, past: Reference) -> None:
-        """Refuse a document that does not know a version which was pulled: signatures do not tell an old document from a new one."""
+        """Refuse a document without a version that was pulled before: signatures do not tell an old document from a new one."""
         document = self._choice.source(exact.source).document(exact.path)
         if past.version not in {*document.versions, *document.removed}:
             remedy = (
@@ -203,12 +202,12 @@ class Resolver:
 
 
 def _exact(reference: object) -> Reference:
-    assert isinstance(reference, Reference)  # only links are kept apart
+    assert isinstance(reference, Reference)  # links are stored separately
     return reference
 
 
 def _went_back(source: Source, before: Seen, found: Resolved) -> str | None:
-    """Say, as a sentence, that a version comes before another one; a hub whose versions are commits is asked for their order."""
+    """Return a sentence if a version precedes the earlier one, else None; a hub with commits is asked for their order."""
     now, past = str(_exact(found.reference).version), str(_exact(before.reference).version)
     if is_version(now) and is_version(past):
         return _BACK if number(now) < number(past) else None
@@ -216,7 +215,7 @@ def _went_back(source: Source, before: Seen, found: Resolved) -> str | None:
         return None
     try:
         entries = [*source.document(_exact(found.reference).path).versions.values()]
-    except DeltaHubError:  # nobody says
+    except DeltaHubError:  # the order is unknown
         return None
     at, was_at = _place(entries, now, found.digest), _place(entries, past, before.digest)
     if at is None:  # on another branch
@@ -227,7 +226,7 @@ def _went_back(source: Source, before: Seen, found: Resolved) -> str | None:
 
 
 def _place(entries: Sequence[Version], commit: str, digest: str) -> int | None:
-    """Which of the versions of a delta, oldest first, a commit is; None if it is none of them."""
+    """Return the position of a commit among a delta's versions, oldest first; None if it is not among them."""
     names = {digest, f"commit:{commit}"}
     found = [place for place, it in enumerate(entries) if it.digest in names or commit_id(it.digest) == commit]
     return found[-1] if found else None

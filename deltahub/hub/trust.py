@@ -1,11 +1,11 @@
-"""Which signatures are asked for: a registry's policy, kept where it cannot be passed by.
+"""Enforcement of signatures: a delta must be signed by a key that the user trusts for its registry.
 
-A delta of a registry with trusted keys is taken only with a good signature by one of them. What was checked is kept in the cache, so
-that it can be checked again without the network; it is checked each time, so that a key that is no longer trusted no longer counts.
+A delta from a registry with trusted keys needs a valid signature by one of them. Verified signatures are kept in the cache, so
+that they can be verified again without the network; this happens each time, so that a key that loses trust no longer counts.
 
-The policy belongs to the place, not to the word for it: a link to its folder, another spelling of its address and another source at the
-same place are under it. It covers a name, too: where a name without a source or a lock file leads elsewhere, and a registry with trusted
-keys has a delta of that name, one of these keys must have signed what is taken.
+The policy applies to the location, not to its name: it covers a link to the registry's folder, another spelling of its address and
+another source at the same location. It covers delta names, too: where a name without a source or a lock file leads elsewhere, and
+a registry with trusted keys has a delta of that name, one of these keys must have signed the delta.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from deltahub.sources.base import Resolved, Source
 from deltahub.sources.choosing import Choice
 from deltahub.sources.registry import RegistrySource
 
-SIGNATURES: Final = "signatures"  # in the cache, as in a registry
-_SHOWN: Final = 3  # names that a message lists
+SIGNATURES: Final = "signatures"  # folder in the cache, as in a registry
+_SHOWN: Final = 3  # names in a message
 
 
 class Policies:
-    """Which keys are trusted for what is taken from where.
+    """The trusted keys of each registry.
 
     Args:
         trust: keys in PEM, by the name or the address of a registry.
         choice: the sources.
-        names: what references meant when they were last pulled.
+        names: the meanings of references at their last pull.
     """
 
     def __init__(self, trust: Mapping[str, Sequence[str]], choice: Choice, names: CachedNames) -> None:
@@ -47,25 +47,25 @@ class Policies:
         self._choice, self._names = choice, names
 
     def of_place(self, name: str | None) -> Sequence[str]:
-        """The keys that are trusted for a source, or for another name of the same place; none if it asks for none."""
+        """Return the trusted keys of a source, or of another one at the same location; empty if it requires no signature."""
         if not self._trust or name is None or name == LINKS:
             return ()
         if name in self._trust:
             return self._trust[name]
         try:
             url = self._url(self._choice.source(name))
-        except DeltaHubError:  # it is off, or gone from the settings: only the cache can have it
+        except DeltaHubError:  # disabled, or removed from the settings: only the cache can have it
             return ()
         return next((keys for other, keys in self._trust.items() if url and self._is_at(other, url)), ())
 
     def of_name(self, found: Resolved, *, ask: bool) -> Iterator[tuple[str, Sequence[str]]]:
-        """The other registries with trusted keys that have a delta of this name, and these keys.
+        """Iterate over the other registries with trusted keys and a delta of this name, each with its keys.
 
         Args:
-            ask: those that may have it are asked; else it counts only where the name came from before.
+            ask: whether to ask the registries; otherwise one counts only if the name came from it before.
 
         Raises:
-            UnreachableError: one that may have it gives no answer.
+            UnreachableError: a registry that may have it does not answer.
         """
         exact = found.reference
         if not isinstance(exact, Reference) or not self._trust or self.of_place(exact.source):
@@ -105,31 +105,31 @@ class Policies:
 
 
 def same_place(one: str, other: str) -> bool:
-    """Whether two addresses are the same registry: the same bucket and prefix on any server, or the same folder by any path."""
+    """Check whether two addresses mean the same registry: one bucket and prefix on any server, or one folder by any path."""
     if S3 in (one[: len(S3)], other[: len(S3)]):
         return one.partition(" at ")[0].rstrip("/") == other.partition(" at ")[0].rstrip("/")
     try:
         return Path(one).samefile(other)
-    except OSError:  # one of them is not there
+    except OSError:  # one of them does not exist
         return os.path.realpath(one) == os.path.realpath(other)
 
 
 def require_signature(
     found: Resolved, keys: Collection[str], ask: Callable[[str], Mapping[str, bytes]], cache: Path, because: str = ""
 ) -> str:
-    """Refuse a delta that none of some keys signed.
+    """Refuse a delta without a valid signature by a trusted key.
 
     Args:
-        keys: those that are trusted, in PEM.
-        ask: gives the signatures of a digest at its source.
-        cache: where checked signatures are kept.
-        because: why these keys are asked for, as a clause, where it is not plain.
+        keys: the trusted keys, in PEM.
+        ask: returns the signatures of a digest at its source.
+        cache: the cache for verified signatures.
+        because: why these keys are required, as a clause, where it is not obvious.
 
     Returns:
         The id of the key that signed it.
 
     Raises:
-        SignatureError: none did.
+        SignatureError: no trusted key signed it.
         ConfigError: signing is not installed.
     """
     trusted = {key.id: key for key in (PublicKey.parse(pem.encode(), "The settings") for pem in keys)}
@@ -144,7 +144,7 @@ def require_signature(
     except DeltaHubError as error:
         why = f"its signatures cannot be read: {error}"
     key_id = trusted_by(manifest, signatures, trusted, version)
-    if key_id is None:  # releases before names were stated
+    if key_id is None:  # signatures of releases that stated no names
         key_id = trusted_by(manifest, signatures, trusted) or trusted_by(manifest, _kept(folder, trusted), trusted)
         if key_id is None:
             why = f"{why or _why(manifest, signatures, trusted, version)}{because and f' ({because})'}"
@@ -188,7 +188,7 @@ def _kept(folder: Path, trusted: Mapping[str, PublicKey]) -> dict[str, bytes]:
 
 
 def _keep(cache: Path, folder: Path, key_id: str, signature: bytes) -> None:
-    """Keep a signature in the cache; one that may only be read does without."""
+    """Keep a signature in the cache, unless the cache is read-only."""
     with contextlib.suppress(OSError):
         make_folder(cache, folder)
         with staging(folder) as stage:

@@ -1,6 +1,6 @@
-"""Amending what is said about a version after its push: message, metrics, description and card.
+"""Amendments to a pushed version: message, metrics, description and card.
 
-The content and its digest stay. Each change is an entry of the log with the value before and after it.
+The content and its digest stay. Each change is a log entry with the value before and after.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _METRIC: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.@/-]{0,127}")
 
 @dataclass(frozen=True)
 class Amendment:
-    """What is to be said about a version from now on; None leaves it as it is.
+    """New values for the details of a version; None leaves a value as it is.
 
     Attributes:
-        message: why this version.
+        message: why this version was pushed.
         metrics: name to value; None removes a metric. Others stay.
-        description: of the version, in a few words.
-        card: Markdown; an empty one shows the pushed card again.
+        description: a few words on the version.
+        card: Markdown; an empty one restores the pushed card.
     """
 
     message: str | None = None
@@ -42,10 +42,10 @@ class Amendment:
     card: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse texts that are too long and metrics that are not numbers.
+        """Validate the texts and the metrics.
 
         Raises:
-            ConfigError: they are.
+            ConfigError: a text is too long, or a metric is not a finite number or has an invalid name.
         """
         for name, text in (("message", self.message), (DESCRIPTION, self.description)):
             if text is not None and len(text) > _LONGEST:
@@ -81,7 +81,7 @@ def amend(
         stamp: the time and the author of the change; None for now and this user.
 
     Returns:
-        The new document, and the number of the version.
+        The new document and the version's number.
 
     Raises:
         NotFoundError: there is no such delta or version.
@@ -125,7 +125,7 @@ def _amended(entry: Version, amendment: Amendment) -> Version:
 
 
 def _facts(entry: Version) -> dict[str, str]:
-    """What can be amended, by the words of the log; of a card its digest, for the text is in the document itself."""
+    """Return the amendable values by their names in the log; for a card its digest, as the document already holds its text."""
     facts = {name: str(value) for name, value in entry.summary.get("metrics", {}).items()}
     texts = {"message": entry.message, DESCRIPTION: entry.summary.get(DESCRIPTION, "")}
     if entry.card is not None:

@@ -1,7 +1,7 @@
-"""Garbage collection: objects that nothing refers to are condemned first, and deleted after a time of grace.
+"""Garbage collection: unreferenced objects are condemned first, and deleted after a grace period.
 
-What a killed push left, and what belonged to removed versions only. A condemned object can be read as before, and a push of
-the same content takes it back. See `sweeping` for why it is safe beside pushes.
+It collects leftovers of interrupted pushes and objects of removed versions. A condemned object stays readable, and a push of the
+same content takes it back. See `sweeping` for why this is safe while pushes run.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _FEW: Final = 1000  # objects whose announcement fits into one piece of the rese
 
 @dataclass(frozen=True)
 class Collected:
-    """What a collection did, or would do.
+    """The result of a collection or of its dry run.
 
     Attributes:
-        freed: bytes that were freed, by the sha256 of each object.
-        waiting: bytes that can be freed after the time of grace, by the same.
-        next: when the first of those that wait may go, ISO 8601 in UTC; None if none waits.
+        freed: sha256 of each deleted object to its size in bytes.
+        waiting: sha256 of each object within its grace period to its size in bytes.
+        next: when the first waiting object may be deleted, ISO 8601 in UTC; None if none waits.
     """
 
     freed: dict[str, int]
@@ -48,15 +48,14 @@ class Collected:
 
 
 def collect(registry: Registry, grace: timedelta = GRACE, *, dry_run: bool = False) -> Collected:
-    """Delete the objects that have been unused for a time of grace, and note those that are unused since now.
+    """Delete the objects unused for the grace period, and condemn the newly unused ones.
 
     Args:
         grace: how long an object must have been known to be unused. The first collection that sees it starts its time.
         dry_run: change nothing.
 
     Raises:
-        IntegrityError: a reference document or a manifest is damaged, so that what it refers to is unknown. Nothing was
-            deleted.
+        IntegrityError: a reference document or a manifest is damaged, so its references are unknown. Nothing was deleted.
         ConflictError: another collection took over.
     """
     marker = Marker(registry)
@@ -138,12 +137,15 @@ def _announce(registry: Registry, plan: _Plan, generation: int, etag: str | None
 
 
 def _sweep(registry: Registry, marker: Marker, sweeper: str, due: Collection[str]) -> set[str]:
-    """Delete what was announced and is still not referred to, and take it off the list; what fails puts it back there."""
+    """Delete the announced objects that are still unreferenced, and clear the announcement.
+
+    If a deletion fails, the remaining objects are condemned again.
+    """
     gone: set[str] = set()
     try:
         _delete(registry, marker.used(), sweeper, due, gone)
     except Exception:
-        with contextlib.suppress(DeltaHubError):  # which is not what went wrong first
+        with contextlib.suppress(DeltaHubError):  # the first error is the one to raise
             _renewed(registry, sweeper, done=True, left=set(due) - gone)
         raise
     _renewed(registry, sweeper, done=True)
@@ -178,13 +180,16 @@ def _write(registry: Registry, state: State, etag: str | None, *, spend: bool = 
 
 
 def _renewed(registry: Registry, sweeper: str, *, done: bool = False, left: Collection[str] = ()) -> Collection[str]:
-    """Show that this collection is alive, or done.
+    """Record that this collection is alive, or done.
 
     Args:
-        left: what stays condemned for the next one.
+        left: objects that stay condemned for the next collection.
 
     Returns:
-        What it may delete still: a push may have taken some of it back.
+        The objects that it may still delete: a push may have taken some back.
+
+    Raises:
+        ConflictError: another collection took over.
     """
     for _ in range(_ATTEMPTS):
         state, etag = read_state(registry.store)
@@ -203,19 +208,21 @@ def _renewed(registry: Registry, sweeper: str, *, done: bool = False, left: Coll
 
 
 class Marker:
-    """Tells what the documents of a registry refer to; what never changes, it reads once.
+    """Finder of the objects that a registry's documents refer to; manifests never change and are read once.
 
     Args:
-        registry: whose.
+        registry: the registry to read.
     """
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._held: dict[str, dict[str, int]] = {}  # the objects of a version and their bytes, by its digest
+        self._held: dict[str, dict[str, int]] = {}  # digest of a version to its objects' sizes in bytes
         self._removed: set[str] = set()
 
     def used(self) -> set[str]:
-        """The sha256 of every object that waits for a version, or that a document refers to, directly or through a manifest.
+        """Return the sha256 of every referenced object.
+
+        An object is referenced if it waits for a version, or if a document refers to it, directly or through a manifest.
 
         Raises:
             IntegrityError: a document or a manifest is damaged.
@@ -226,9 +233,10 @@ class Marker:
         return found
 
     def _used_by(self, path: str) -> set[str]:
-        """The same of one delta. A manifest that is missing is looked for again: its version may just go, or come.
+        """Return the sha256 of every object that one delta refers to.
 
-        Old names are followed: whatever is renamed since the names were listed, each delta is found from the one it had then.
+        A missing manifest is looked for again: its version may have just been removed or added. Old names are followed, so a delta
+        renamed after the names were listed is still found.
         """
         for look in range(_LOOKS):
             document, _ = self._registry.current(path)
@@ -244,10 +252,10 @@ class Marker:
         raise AssertionError("unreachable")
 
     def sizes(self, unused: Collection[str]) -> dict[str, int]:
-        """Bytes of unused objects: as the manifests of removed versions say, or else as they are."""
+        """Return the sizes of unused objects in bytes, from the manifests of removed versions or else from the store."""
         known: dict[str, int] = {}
         for digest in self._removed:
-            with contextlib.suppress(DeltaHubError):  # gone, or never whole
+            with contextlib.suppress(DeltaHubError):  # deleted, or never complete
                 known.update(self._objects(digest))
         return {sha256: known[sha256] if sha256 in known else _measured(self._registry, sha256) for sha256 in unused}
 
@@ -260,7 +268,7 @@ class Marker:
 
 
 def used(registry: Registry) -> set[str]:
-    """The sha256 of every object that a reference document refers to: see `Marker.used`."""
+    """Return the sha256 of every object that the registry refers to: see `Marker.used`."""
     return Marker(registry).used()
 
 

@@ -1,6 +1,6 @@
-"""The message of a commit that pushes a delta to a hub, and the commit's name: what the client and the server must agree on.
+"""The message and id of a commit that pushes a delta to a hub, as the client and the server must agree on them.
 
-The message ends in a trailer with the delta's digest, by which a later push finds it.
+The message ends in a trailer with the delta's digest, so that a later push finds it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ _TRAILER: Final = re.compile(r"^DeltaHub-Digest: (sha256:[0-9a-f]{64})$", re.MUL
 
 
 def commit_id(digest: str) -> str:
-    """Return the id of a version's commit on a hub of DeltaHub: the first 40 digits of its digest, the same on every server."""
+    """Return the id of a version's commit on a DeltaHub hub: the first 40 digits of its digest, the same on every server."""
     return digest.removeprefix("sha256:")[:DIGITS]
 
 
 def with_digest(message: str, digest: str) -> tuple[str, str]:
-    """Return the title and the text of the commit that pushes a delta with a message, which may be empty."""
+    """Return the title and the text of a commit that pushes a delta; the message may be empty."""
     title, _, rest = message.strip().partition("\n")
     return title or _untold(digest), "\n\n".join(filter(None, (rest.strip(), f"DeltaHub-Digest: {digest}")))
 
 
 def digest_in(message: str) -> str | None:
-    """Return the digest that a commit says it pushes; None if it does not say."""
+    """Return the digest in the trailer of a commit message; None if it has none."""
     found = _TRAILER.findall(message)
     return found[-1] if found else None
 

@@ -1,7 +1,7 @@
 """A query as SQL over the index.
 
-Each thing that a query asks can be had in two ways: as the *set* of all deltas that have it, which is short for what few have, or
-as a *test* of one delta after the other, which soon fills a page with what many have. Both mean the same.
+Each condition of a query has two equivalent forms: the *set* of all deltas that meet it, which is fast if few do, and a *test* of
+each delta in turn, which fills a page quickly if many do.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from deltahub.registry.tables import has_trigrams, searchable
 
 Value = str | float
 
-INDEXED: Final = ("time", "name")  # deltas are read in this order without sorting them; they are never NULL
+INDEXED: Final = ("time", "name")  # the table has an index in this order, so no sort is needed; never NULL
 _CONTAINS: Final = "instr((SELECT words FROM texts WHERE texts.id = deltas.id), ?) > 0"
-_RISING: Final = ("name",)  # of these the smallest comes first
+_RISING: Final = ("name",)  # sorted in ascending order
 
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that a query asks.
+    """One condition of a query.
 
     Attributes:
         test: SQL condition on a delta, with `values`.
-        source: SQL query of the ids of all deltas that pass, with `known`; empty if there is no way to them.
-        scan: whether that query looks at every text, which is quicker than a test of each delta, but never short.
+        source: SQL query of the ids of all matching deltas, with `known`; empty if there is no such query.
+        scan: whether that query scans every text: quicker than testing each delta, but slow for any number of matches.
     """
 
     test: str
@@ -39,7 +39,7 @@ class Part:
 
 
 def parts(query: Query) -> list[Part]:
-    """What a query asks, one by one."""
+    """Return the conditions of a query."""
     found: list[Part] = []
     words = searchable(query.text).split()
     phrases = tuple(word for word in words if len(word) > 2 and has_trigrams())
@@ -54,7 +54,7 @@ def parts(query: Query) -> list[Part]:
         found.append(Part(test, (tag,), "SELECT id FROM tags WHERE tag = ?", (tag,)))
     for facet in FACETS:
         value = getattr(query, facet)
-        if value is not None:  # "+": as a test, it must not choose the order in which deltas are read
+        if value is not None:  # "+" keeps SQLite from choosing the index of this column for a test
             known = (_plain(value),)
             found.append(Part(f"+{facet} = ?", known, f"SELECT id FROM deltas WHERE {facet} = ?", known))  # noqa: S608
     if query.hidden:
@@ -68,7 +68,7 @@ def parts(query: Query) -> list[Part]:
 
 
 def fewest(database: sqlite3.Connection, asked: list[Part]) -> int | None:
-    """The part to start from: the one that fewest deltas have; None if no part has a way to them."""
+    """Return the number of the part that fewest deltas match; None if no part has a query of ids."""
     able = [number for number, part in enumerate(asked) if part.source]
     short = [number for number in able if not asked[number].scan] or able[:1]
     if len(short) < 2:
@@ -83,7 +83,7 @@ def fewest(database: sqlite3.Connection, asked: list[Part]) -> int | None:
 
 
 def ids(asked: list[Part], first: int | None) -> tuple[str, list[Value]]:
-    """All parts as an SQL query of the ids of deltas, and its values; a single part needs no look at the deltas themselves."""
+    """Return an SQL query of the matching ids, and its values; a single part does not need the table of deltas."""
     if len(asked) == 1 and first == 0:
         return asked[0].source, list(asked[0].known)
     where, values = joined(asked, first)
@@ -91,10 +91,10 @@ def ids(asked: list[Part], first: int | None) -> tuple[str, list[Value]]:
 
 
 def joined(asked: list[Part], first: int | None) -> tuple[str, list[Value]]:
-    """All parts as one SQL condition over the table of deltas, and its values.
+    """Return all parts as one SQL condition over the table of deltas, and its values.
 
     Args:
-        first: the part to start from; None to test one delta after the other.
+        first: the part to start from; None to test each delta in turn.
     """
     clauses, values = ["1"], list[Value]()
     for number, part in enumerate(asked):
@@ -104,13 +104,13 @@ def joined(asked: list[Part], first: int | None) -> tuple[str, list[Value]]:
 
 
 def conditions(query: Query) -> tuple[str, list[Value]]:
-    """A query as one SQL condition over the table of deltas, and its values."""
+    """Return a query as one SQL condition over the table of deltas, and its values."""
     asked = parts(query)
     return joined(asked, next((number for number, part in enumerate(asked) if part.source), None))
 
 
 def order(query: Query) -> str:
-    """A query's order as an SQL expression; equals are in the order of their names."""
+    """Return a query's order as an SQL expression; ties are ordered by name."""
     direction = "ASC" if (query.sort in _RISING) != query.reverse else "DESC"
     if query.sort in INDEXED:
         return f"{query.sort} {direction}, name"
@@ -119,10 +119,10 @@ def order(query: Query) -> str:
 
 
 def _number(metric: str) -> str:
-    """A metric as an SQL expression; NULL where it is missing or no number. A query takes no name that holds quotes."""
+    """Return a metric as an SQL expression; NULL where it is missing or not a number. A query rejects names with quotes."""
     return f"(SELECT value FROM metrics WHERE metrics.id = deltas.id AND metrics.name = '{metric}')"  # noqa: S608
 
 
 def _plain(text: str) -> str:
-    """A text with '?' for what no text holds."""
+    """Return a text with '?' for each character that UTF-8 cannot encode, as no stored text has one."""
     return text.encode(errors="replace").decode()

@@ -1,11 +1,11 @@
-"""The reference document: all that may change about one delta, in one file that is swapped as a whole.
+"""The reference document: all mutable state of one delta, in one file that is swapped as a whole.
 
 It holds the versions (each a digest that never changes), the aliases (the user's movable names for a version), the tags
-of each version, a tombstone for each version that was removed, and the log of every move. A delta that was renamed leaves a
-document that says where it went. Every change makes a new document; none edits one.
+of each version, a tombstone for each removed version, and the log of every move. A renamed delta leaves a document with its
+new name. Documents are immutable: every change makes a new one.
 
-Whoever works with a server that speaks the protocol of the Hugging Face Hub may have branches: lines of versions beside the main one.
-The newest version of the main line is what "latest" means.
+Clients of a server with the protocol of the Hugging Face Hub may have branches: lines of versions beside the main one.
+The newest version of the main line is the meaning of "latest".
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from deltahub.registry.integrity import AMENDED_VERSION, SCHEMA_VERSION, read_wh
 from deltahub.sealing import sealed
 from deltahub.sized_cache import SizedCache
 
-NOBODY: Final = ""  # the author of what is left of a delta that was forgotten
+NOBODY: Final = ""  # the author in the tombstones of a forgotten delta
 
 
 @dataclass(frozen=True)
 class ReferenceDocument:
-    """Versions, aliases, tags and log of one delta.
+    """The versions, aliases, tags and log of one delta.
 
     Attributes:
         name: ``"namespace/name"``.
         versions: ``"v1"``, ``"v2"``, ... in order.
         aliases: alias to version.
         log: oldest first.
-        removed: the versions that are gone.
-        moved_to: the name that the delta has now, if it was renamed; then there are no versions here.
-        moving: the name that it is about to have; nothing else may change until it has it.
+        removed: the tombstones of removed versions.
+        moved_to: the delta's current name, if it was renamed; then there are no versions here.
+        moving: the rename under way, if any; nothing else may change until it is done.
         branches: the newest version of each line. The main line, ``"main"``, is listed only where it is not the newest of all.
     """
 
@@ -55,7 +55,7 @@ class ReferenceDocument:
         """The newest version of the main line.
 
         Raises:
-            RemovedError: all were removed.
+            RemovedError: all versions were removed.
         """
         if not self.versions:
             last = max(self.removed, key=number)
@@ -63,7 +63,7 @@ class ReferenceDocument:
         return self.branches.get(MAIN) or max(self.versions, key=number)
 
     def history(self, version: str) -> Iterator[str]:
-        """A version and those it came from that are still there, newest first."""
+        """Iterate over a version and its ancestors, newest first, without removed ones."""
         known = sorted({*self.versions, *self.removed}, key=number)
         positions = {name: position for position, name in enumerate(known)}
         step: str | None = version
@@ -75,7 +75,7 @@ class ReferenceDocument:
             step = entry.parent if entry and entry.parent in positions else before
 
     def aliases_of(self, version: str) -> list[str]:
-        """The aliases that point to a version, sorted."""
+        """Return the aliases that point to a version, sorted."""
         return sorted(alias for alias, target in self.aliases.items() if target == version)
 
     def _gone(self, version: str, what: str) -> RemovedError:
@@ -83,11 +83,11 @@ class ReferenceDocument:
         return RemovedError(what, entry.time, entry.author, entry.message, tuple(self.versions))
 
     def resolve(self, version: str | None) -> str:
-        """The version that a version, alias or digest means; None means the newest.
+        """Return the version named by a version, alias, branch or digest; None means the newest.
 
         Raises:
-            NoVersionError: it means none, or more than one.
-            RemovedError: it means one that was removed.
+            NoVersionError: it matches no version, or more than one.
+            RemovedError: it names a removed version.
         """
         if version is None or version == LATEST:
             return self.latest
@@ -118,12 +118,12 @@ class ReferenceDocument:
         return self.resolve(version) if by_content and self.versions else version
 
     def version_for(self, digest: str) -> str:
-        """The version that this content is, or would be if it were pushed now."""
+        """Return the version with this content, or the one that a push of it would create."""
         same = next((name for name, known in self.versions.items() if known.digest == digest), None)
         return same or self._next()
 
     def with_version(self, entry: Version) -> tuple[ReferenceDocument, str]:
-        """Add a version, unless its content is one already; then only its new tags are added.
+        """Add a version; if one already has this content, add only the new tags.
 
         Returns:
             The new document and the version.
@@ -136,12 +136,12 @@ class ReferenceDocument:
         return replace(self, versions={**self.versions, name: entry}, log=(*self.log, move), branches=others), name
 
     def _next(self) -> str:
-        """Return the number of the next version: no version ever had it, and no client of a hub took it for a tag."""
+        """Return the next version number that neither a version, removed or not, nor a tag of a Hub client uses."""
         last = max(map(number, (*self.versions, *self.removed)), default=0)
         return next(name for at in count(last + 1) if (name := f"v{at}") not in self.aliases)
 
     def with_branch(self, branch: str, version: str | None, time: str, author: str) -> ReferenceDocument:
-        """Point a branch to a version, or remove it; the main one is there for ever."""
+        """Point a branch to a version, or remove it; the main branch always exists."""
         before = self.latest if branch == MAIN else self.branches.get(branch)
         if before == version:
             return self
@@ -164,7 +164,7 @@ class ReferenceDocument:
     def with_tags(
         self, version: str, add: Collection[str], remove: Collection[str], time: str, author: str
     ) -> ReferenceDocument:
-        """Add and remove tags of a version; a key=value pair takes the place of the pair with the same key."""
+        """Add and remove tags of a version; a key=value pair replaces the pair with the same key."""
         entry = self.versions[version]
         tags = merged_tags([tag for tag in entry.tags if tag not in remove], add)
         log = self.log
@@ -175,11 +175,11 @@ class ReferenceDocument:
 
     @property
     def amended(self) -> bool:
-        """Whether anything said about a version was amended after its push."""
+        """Whether any version was amended after its push."""
         return any(move.action == "amend" for move in self.log)
 
     def with_amended(self, version: str, entry: Version, moves: Collection[Move]) -> ReferenceDocument:
-        """Replace what is said about a version; its digest stays.
+        """Replace the amendable values of a version; its digest stays.
 
         Args:
             moves: the changes, for the log.
@@ -188,19 +188,19 @@ class ReferenceDocument:
         return replace(self, versions={**self.versions, version: entry}, log=(*self.log, *moves))
 
     def without_version(self, version: str, time: str, author: str, message: str = "") -> ReferenceDocument:
-        """Remove a version, which leaves a tombstone; no alias or branch may point to it."""
+        """Replace a version with a tombstone; no alias or branch may point to it."""
         entry = self.versions[version]
         rest = {name: other for name, other in self.versions.items() if name != version}
         removed = {**self.removed, version: Removed(entry.digest, time, author, message, entry.message)}
         move = Move(time, author, "remove", version, before=entry.digest)
         changed = replace(self, versions=rest, removed=removed, log=(*self.log, move))
-        if self.branches and version == self.latest:  # the newest that is left may be another line's
+        if self.branches and version == self.latest:  # the newest remaining version may belong to another line
             before = next(islice(self.history(version), 1, None), None)
             return changed.with_branch(MAIN, before, time, author) if before else changed
         return changed
 
     def forgotten(self, time: str) -> ReferenceDocument:
-        """Remove everything but the numbers and digests of the versions: for a delta of which nobody may be told any more."""
+        """Remove everything but the numbers and digests of the versions, so that the document discloses nothing else."""
         digests = {name: entry.digest for known in (self.versions, self.removed) for name, entry in known.items()}
         removed = {name: Removed(digests[name], time, NOBODY) for name in sorted(digests, key=number)}
         last = max(removed, key=number)
@@ -209,12 +209,12 @@ class ReferenceDocument:
         )
 
     def remembered(self) -> ReferenceDocument:
-        """The document without what was forgotten of a delta that had this name before."""
+        """Return the document without the tombstones of a forgotten delta that had this name before."""
         removed = {name: entry for name, entry in self.removed.items() if entry.author != NOBODY}
         return replace(self, removed=removed, log=tuple(move for move in self.log if move.author != NOBODY))
 
     def last_alias_move(self) -> Move | None:
-        """The newest move of an alias that was not taken back; None if there is none."""
+        """Return the newest alias move not yet undone; None if there is none."""
         undone = 0
         for move in reversed(self.log):
             if move.action == "undo":
@@ -226,15 +226,15 @@ class ReferenceDocument:
         return None
 
     def with_undone(self, move: Move, time: str, author: str) -> ReferenceDocument:
-        """Take back the move that `last_alias_move` gave."""
+        """Undo the move that `last_alias_move` returned."""
         changed = self.with_alias(move.what, move.before, time, author)
         entry = Move(time, author, "undo", move.what, move.after, move.before)
         return replace(changed, log=(*self.log, entry))
 
     def renamed(self) -> tuple[ReferenceDocument, ReferenceDocument]:
-        """Of a document that is moving: the one under its new name, and what stays under the old one.
+        """Return the document under its new name and the redirect under the old one, for a document with a pending rename.
 
-        Both have the whole log, so that no document is ever the same as an earlier one under its name.
+        Both have the whole log, so that no document ever equals an earlier one under its name.
         """
         assert self.moving
         name = self.moving.to
@@ -243,7 +243,7 @@ class ReferenceDocument:
         return moved, ReferenceDocument(self.name, log=moved.log, moved_to=name)
 
     def to_bytes(self) -> bytes:
-        """The document as it is stored."""
+        """Return the document as it is stored."""
         log = [
             {"time": m.time, "author": m.author, "action": m.action, "what": m.what, "from": m.before, "to": m.after}
             for m in self.log
@@ -271,10 +271,10 @@ class ReferenceDocument:
         """Read a stored document.
 
         Args:
-            name: what it is stored under, ``"namespace/name"``, for messages.
+            name: the name it is stored under, ``"namespace/name"``, for messages.
 
         Raises:
-            IntegrityError: it is no reference document.
+            IntegrityError: it is not a valid reference document.
             CheckpointError: a later deltahub wrote it.
         """
         return _RECENT.get((data, name), lambda: _read(data, name))
@@ -295,9 +295,9 @@ def _read(data: bytes, name: str) -> ReferenceDocument:
 
 
 def _weight(document: ReferenceDocument) -> int:
-    """About how many bytes of memory a document and the bytes it was read from take."""
+    """Return the approximate memory of a document and its stored bytes, in bytes."""
     return 10_000 + 3000 * len(document.versions) + 1000 * (len(document.log) + len(document.removed))
 
 
-# A server is asked for the same few again and again.
+# A server reads the same few documents over and over.
 _RECENT: Final[SizedCache[tuple[bytes, str], ReferenceDocument]] = SizedCache(64 << 20, _weight)

@@ -1,4 +1,4 @@
-"""The entries of a reference document: versions, what stays of removed ones, and moves."""
+"""The entries of a reference document: versions, tombstones of removed ones, and moves."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 
 
 def number(version: str) -> int:
-    """3 of ``"v3"``."""
+    """Return the number of a version: 3 for ``"v3"``."""
     return int(version[1:])
 
 
 def merged_tags(old: Iterable[str], new: Iterable[str]) -> tuple[str, ...]:
-    """All tags, sorted; of the pairs with one key only the last."""
+    """Return all tags, sorted; of several pairs with the same key only the last."""
     return tuple(sorted({tag[: tag.find("=") + 1] or tag: tag for tag in (*old, *new)}.values()))
 
 
 @dataclass(frozen=True)
 class Version:
-    """One immutable version, and what is said about it.
+    """One immutable version and its details.
 
     Attributes:
-        digest: of its manifest.
+        digest: the digest of its manifest.
         time: when it was pushed, ISO 8601 in UTC.
         author: who pushed it.
-        message: why.
+        message: why it was pushed.
         tags: labels and key=value pairs, sorted.
-        summary: what a list shows, so that it need not read the manifest.
+        summary: the values that a list shows, so that a list need not read the manifest.
         parent: the version that it came from, if that is not the one numbered before it.
-        card: Markdown that takes the place of the card that was pushed; None if it was not amended.
+        card: Markdown that replaces the pushed card; None if it was not amended.
     """
 
     digest: str
@@ -42,20 +42,20 @@ class Version:
     card: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry as it is stored."""
+        """Return the entry as it is stored."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Removed:
-    """What stays of a version that was removed, so that its number is never given again.
+    """The tombstone of a removed version, so that its number is never reused.
 
     Attributes:
-        digest: of its manifest.
+        digest: the digest of its manifest.
         time: when it was removed, ISO 8601 in UTC.
         author: who removed it.
-        message: why.
-        pushed_message: the message that it was pushed with.
+        message: why it was removed.
+        pushed_message: the message of its push.
     """
 
     digest: str
@@ -65,7 +65,7 @@ class Removed:
     pushed_message: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The tombstone as it is stored."""
+        """Return the tombstone as it is stored."""
         fields = dict(vars(self))
         if not self.pushed_message:
             del fields["pushed_message"]
@@ -74,11 +74,11 @@ class Removed:
 
 @dataclass(frozen=True)
 class Moving:
-    """A rename that was decided and is not done.
+    """A pending rename.
 
     Attributes:
         to: the new name.
-        over: the etag of what it takes the place of there; None for nothing.
+        over: the etag of the document that it replaces there; None if there is none.
         time: when it was decided, ISO 8601 in UTC.
         author: who decided it.
     """
@@ -95,9 +95,9 @@ class Move:
 
     Attributes:
         action: push, alias, unalias, undo, branch, tag, untag, remove, rename or amend.
-        what: the version, alias, branch or tags concerned; of a rename, the new name.
-        before: what an alias or branch pointed to, the digest of a removed version, the old name, or what was amended.
-        after: what it points to now, the digest of a pushed version, the version that is tagged, the new name, or the amendment.
+        what: the version, alias, branch or tags concerned; for a rename, the new name.
+        before: the former target of an alias or branch, the digest of a removed version, the old name, or the amended value.
+        after: the new target, the digest of a pushed version, the tagged version, the new name, or the amendment.
     """
 
     time: str

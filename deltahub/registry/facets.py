@@ -1,4 +1,4 @@
-"""By what a list can be narrowed further: the most frequent values of each facet among what a query means, counted in the index."""
+"""Facets: the most frequent values of each facet among the search results, counted in the index."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Facet:
     """The values of one facet.
 
     Attributes:
-        name: the field of a query that it sets.
-        values: the most frequent ones, each with the number of deltas that have it; the most frequent first.
-        chosen: what the query asks for.
+        name: the query field that it sets.
+        values: the most frequent values with their number of deltas, the most frequent first.
+        chosen: the values in the query.
     """
 
     name: str
@@ -31,10 +31,10 @@ class Facet:
 def facets(index: Index, query: Query, limit: int = 8) -> list[Facet]:
     """Count the values of each facet.
 
-    What a query asks of a facet does not narrow that facet, so that another value can be chosen instead; tags narrow each other.
+    The query's own value of a facet does not narrow that facet, so that another one can be chosen instead; tags narrow each other.
 
     Args:
-        limit: values of each facet; what the query asks for comes on top of them.
+        limit: values per facet; the values in the query come on top.
     """
 
     def ask(database: sqlite3.Connection) -> list[Facet]:
@@ -46,13 +46,13 @@ def facets(index: Index, query: Query, limit: int = 8) -> list[Facet]:
 def _facet(database: sqlite3.Connection, name: str, query: Query, limit: int) -> Facet:
     if name == "tags":
         where, values = conditions(query)
-        source = "deltas JOIN tags USING (id)" if values else "tags"  # all tags are those of all deltas
+        source = "deltas JOIN tags USING (id)" if values else "tags"  # without conditions, every tag counts
         counted = f"SELECT tag AS value, count(*) AS times FROM {source}"  # noqa: S608  (one of the two)
         chosen = query.tags
     else:
         without: dict[str, Any] = {name: None}
         where, values = conditions(replace(query, **without))
-        counted = f"SELECT {name} AS value, count(*) AS times FROM deltas"  # noqa: S608  (names of its own)
+        counted = f"SELECT {name} AS value, count(*) AS times FROM deltas"  # noqa: S608  (from SHOWN)
         chosen = tuple(filter(None, [getattr(query, name)]))
     rows = database.execute(
         f"{counted} WHERE {where} GROUP BY value HAVING value <> '' ORDER BY times DESC, value LIMIT ?",

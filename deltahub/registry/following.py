@@ -1,4 +1,4 @@
-"""Renaming in a mirror what was renamed where it comes from, so that the mirror has one delta too, with the same history."""
+"""Renames from a mirror's source, repeated in the mirror, so that it too has one delta with the same history."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from deltahub.registry.renaming import rename
 
 
 def beginning(document: ReferenceDocument) -> tuple[str | None, Move]:
-    """The first name of a delta and the first entry of its log, which it has under whatever name and in whatever registry."""
+    """Return a delta's first name and its first log entry, which identify it under any name in any registry."""
     return next((move.before for _, move in _renames(document)), document.name), document.log[0]
 
 
 def made_anew(document: ReferenceDocument) -> bool:
-    """Whether a delta has a name that another one had before, of which only the numbers are left."""
+    """Check whether a delta reuses a name whose former delta was forgotten but for its numbers."""
     return bool(document.log) and document.log[0].action == "remove" and document.log[0].author == NOBODY
 
 
 def known_as(target: Registry, theirs: ReferenceDocument) -> ReferenceDocument | None:
-    """A delta of another registry as this one has it: under its name, or under one that it had before. None if it has none.
+    """Find another registry's delta in this one, under its current name or a former one; None if it is not here.
 
     Args:
         theirs: the other registry's document.
@@ -39,10 +39,10 @@ def known_as(target: Registry, theirs: ReferenceDocument) -> ReferenceDocument |
 
 
 def follow(target: Registry, theirs: ReferenceDocument) -> str:
-    """Rename a delta as it was renamed in another registry, and return its name here.
+    """Repeat the renames of a delta in another registry, and return its name here.
 
     Args:
-        theirs: the other registry's document; the objects of its versions are here.
+        theirs: the other registry's document; the objects of its versions are already here.
 
     Raises:
         InUseError: another delta has the name here.
@@ -53,7 +53,7 @@ def follow(target: Registry, theirs: ReferenceDocument) -> str:
     for place, move in _renames(theirs):
         if mine.name == theirs.name:
             break
-        if move.before != mine.name or not move.after or move in mine.log:  # also by who is further ahead
+        if move.before != mine.name or not move.after or move in mine.log:  # also where this registry is further ahead
             continue
         before = replace(theirs, name=mine.name, log=theirs.log[:place])
         target.update(mine.name, partial(_brought, theirs=before))
@@ -62,7 +62,7 @@ def follow(target: Registry, theirs: ReferenceDocument) -> str:
 
 
 def _brought(mine: ReferenceDocument, theirs: ReferenceDocument) -> ReferenceDocument:
-    """A document brought to where the other registry renamed it, unless it has a history of its own."""
+    """Return the other registry's document as of its rename, unless this one has a history of its own."""
     return theirs if theirs.log[: len(mine.log)] == mine.log else mine
 
 

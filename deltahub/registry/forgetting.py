@@ -1,4 +1,4 @@
-"""Deleting a private delta: nothing that was said of it may be read by whoever has its name next."""
+"""Deletion of a private delta, so that the next owner of its name can read nothing about it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from deltahub.reserve import freeing
 
 
 def forget(registry: Registry, path: str, time: str) -> None:
-    """Delete a delta, and all that its documents say of it but the numbers and digests of its versions.
+    """Delete a delta and all details in its documents except the numbers and digests of its versions.
 
-    A number is never given again, so that whoever remembers a version never gets another one in its place.
+    A number is never reused, so that a remembered version never means another one.
 
     Args:
         path: ``"namespace/name"``.
@@ -34,16 +34,16 @@ def forget(registry: Registry, path: str, time: str) -> None:
 
 
 def reuse_name(registry: Registry, path: str, time: str) -> None:
-    """Let something new have the name that a delta had before it was renamed: the name does not lead to that delta any more.
+    """Free the former name of a renamed delta for something new: the name does not lead to that delta any more.
 
-    The numbers of the delta's versions are not given again under this name either.
+    The numbers of the delta's versions are not reused under this name either.
 
     Args:
         path: ``"namespace/name"``.
         time: ISO 8601 in UTC.
 
     Raises:
-        ConflictError: something has the name already.
+        ConflictError: the name is not an old name, or is already in use.
     """
     found = registry.store.read_tagged(ref_key(path))
     document = ReferenceDocument.from_bytes(found[0], path) if found else None
@@ -55,10 +55,10 @@ def reuse_name(registry: Registry, path: str, time: str) -> None:
 
 
 def _forget_old_name(registry: Registry, name: str, time: str) -> None:
-    """Cut the log of a document that leads to the new name of a delta."""
+    """Cut the log of a document that redirects to the delta's new name."""
     found = registry.store.read_tagged(ref_key(name))
     document = ReferenceDocument.from_bytes(found[0], name) if found else None
     if found and document and document.moved_to:
         rename = Move(time, NOBODY, "rename", document.moved_to, name, document.moved_to)
-        with contextlib.suppress(ConflictError):  # something new has the name by now, whose log is its own
+        with contextlib.suppress(ConflictError):  # something new with its own log has the name by now
             registry.store.swap(ref_key(name), replace(document, log=(rename,)).to_bytes(), found[1])

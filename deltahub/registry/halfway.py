@@ -1,7 +1,7 @@
-"""A rename between its steps, or one that was killed there: the delta stands under both names.
+"""An unfinished rename, under way or interrupted: the delta is stored under both names.
 
-Its old document says first that it is moving, then the new one is written, then the old one says where it went. Until then the
-old document is the delta, and the new one a copy that nobody may build upon.
+First its old document records the move, then the new one is written, then the old one becomes a redirect. Until then the old
+document is the delta, and the new one is a copy that must not be built upon.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from deltahub.registry.document import ReferenceDocument
 
 
 def came_from(document: ReferenceDocument) -> str | None:
-    """The name that a delta had before, if nothing was done to it since it was renamed."""
+    """Return the delta's former name, if nothing changed since its rename."""
     last = document.log[-1] if document.log and not document.moved_to else None
     return last.before if last and last.action == "rename" else None
 
 
 def is_copy(document: ReferenceDocument, original: ReferenceDocument | None) -> bool:
-    """Whether a document is what a rename that is not done wrote under the new name.
+    """Check whether a document is the copy that an unfinished rename wrote under the new name.
 
     Args:
-        original: what is under the name that `came_from` gives.
+        original: the document under the name that `came_from` returns.
     """
     return original is not None and original.moving is not None and original.renamed()[0] == document

@@ -1,7 +1,7 @@
-"""The documents that a hub keeps in the store of its registry, under `hub/`: tokens, records of repositories, uploads under way.
+"""The documents of a hub in its registry's store, under `hub/`: tokens, records of repositories, uploads under way.
 
-Each is sealed, as a reference document is, and says under which key it stands. So a flipped bit is found wherever a document is read, and so
-is a document in the place of another one; neither ever grants anything.
+Each is sealed, like a reference document, and contains its own key. So every read detects a flipped bit, and also a document
+under the wrong key; neither ever grants anything.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Kind:
     """One kind of document.
 
     Attributes:
-        prefix: what all of its keys begin with.
+        prefix: the common prefix of its keys.
         schema: the name of its schema.
-        what: one of them, for messages.
-        remedy: what to do if one is damaged.
+        what: a name for one document, for messages.
+        remedy: the advice if one is damaged.
     """
 
     prefix: str
@@ -36,7 +36,7 @@ class Kind:
     remedy: str
 
     def read(self, store: Store, key: str) -> tuple[dict[str, Any], str] | None:
-        """What a document says, and its etag; None if there is none.
+        """Return a document's content and etag; None if it does not exist.
 
         Raises:
             IntegrityError: it is damaged.
@@ -46,10 +46,10 @@ class Kind:
         return (self.parse(key, found[0]), found[1]) if found else None
 
     def parse(self, key: str, data: bytes) -> dict[str, Any]:
-        """What a document says.
+        """Return a document's content.
 
         Args:
-            key: that it was read from.
+            key: the key that it was read from.
 
         Raises:
             IntegrityError: it is damaged, or belongs under another key.
@@ -65,8 +65,8 @@ class Kind:
         """Swap a document.
 
         Args:
-            values: what it shall say.
-            etag: of the one that is there; None if none is.
+            values: its new content.
+            etag: the etag of the current document; None if there is none.
 
         Raises:
             ConflictError: it changed meanwhile.
@@ -74,7 +74,7 @@ class Kind:
         store.swap(key, sealed({"schema_version": SCHEMA_VERSION, "key": key, **values}), etag)
 
     def damages(self, store: Store) -> Iterator[tuple[str, DeltaHubError]]:
-        """The key of every document that cannot be read, and why."""
+        """Iterate over the keys of all unreadable documents of this kind, each with its error."""
         keys = [key for key, _ in store.keys(self.prefix)]
         for key, error in zip(keys, spread(partial(self._damage, store), keys, store.at_once), strict=True):
             if error:
@@ -128,11 +128,11 @@ KINDS: Final = (TOKENS, REPOSITORIES, UPLOADS, PARTS, KEYS, SESSIONS)
 
 
 def repository_key(path: str) -> str:
-    """Where the record of a repository stands, ``"namespace/name"``."""
+    """Return the key of a repository's record, for the path ``"namespace/name"``."""
     return f"{REPOSITORIES.prefix}{path}.json"
 
 
 def damages(store: Store) -> Iterator[tuple[str, DeltaHubError]]:
-    """The key of every document of a hub that cannot be read, and why."""
+    """Iterate over the keys of all unreadable documents of a hub, each with its error."""
     for kind in KINDS:
         yield from kind.damages(store)

@@ -1,6 +1,6 @@
-"""The search index: a SQLite file brought up to date from the reference documents, and never the truth.
+"""The search index: a SQLite file derived from the reference documents, never the source of truth.
 
-A missing, old or damaged index is made anew.
+A missing, old or damaged index is rebuilt.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from deltahub.stores.waiting import spread
 
 T = TypeVar("T")
 
-INDEXES: Final = "index"  # in the cache: the folder of all of them
+INDEXES: Final = "index"  # folder of all indexes in the cache
 
-_MOST: Final = 2**63 - 1  # what SQLite counts to
-_MANY: Final = 10_000  # hits from which on a page is found sooner one by one
-_DAMAGE: Final = (sqlite3.Error, TypeError, ValueError)  # what reading a damaged index can raise
+_MOST: Final = 2**63 - 1  # SQLite's largest integer
+_MANY: Final = 10_000  # from this many hits on, testing each delta fills a page sooner
+_DAMAGE: Final = (sqlite3.Error, TypeError, ValueError)  # errors of a damaged index
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Listed:
     Attributes:
         name: ``"namespace/name"``.
         version: the newest, e.g. ``"v3"``.
-        digest: of its manifest.
-        tags: of that version.
+        digest: the digest of its manifest.
+        tags: the tags of that version.
         aliases: alias to version.
         time: when it was pushed.
         author: who pushed it.
         summary: delta_type, backbone_class, backbone_checkpoint_name, size (bytes), parameters, metrics.
-        fit: how it fits the backbone that was asked for; None if none was.
+        fit: how it fits the requested backbone; None if none was requested.
     """
 
     name: str
@@ -66,8 +66,8 @@ class Index:
     """The index of one registry.
 
     Args:
-        path: the SQLite file; made when missing.
-        registry: what it indexes.
+        path: the SQLite file; created if missing.
+        registry: the registry to index.
     """
 
     def __init__(self, path: Path, registry: Registry) -> None:
@@ -76,12 +76,12 @@ class Index:
 
     @classmethod
     def of(cls, registry: Registry, folder: Path) -> Index:
-        """The index of a registry in a folder that holds those of several: where a registry is tells them apart."""
+        """Return a registry's index in a folder of several indexes, named after the registry's URL."""
         place = hashlib.sha256(registry.store.url.encode()).hexdigest()[:32]
         return cls(folder / f"{place}.sqlite3", registry)
 
     def refresh(self) -> None:
-        """Bring it up to date, so that the next search need not."""
+        """Bring the index up to date, so that the next search need not."""
         self.read(lambda _: None)
 
     def search(
@@ -92,16 +92,16 @@ class Index:
         backbone: Tensors | None = None,
         told: Told | None = None,
     ) -> tuple[list[Listed], int]:
-        """The deltas that a query means, in its order.
+        """Return the deltas that match a query, in its order.
 
         Args:
-            limit: at most so many; None for all.
-            offset: leave out so many of the first.
-            backbone: the tensors of a backbone that they must fit.
-            told: called with how many deltas were read into the index, and of how many, if there are any to read.
+            limit: the most to return; None for all.
+            offset: how many of the first to skip.
+            backbone: the tensors of a backbone that the deltas must fit.
+            told: called with the numbers of deltas indexed so far and in total, if there are any to index.
 
         Returns:
-            The deltas, and how many there are without the limit.
+            The deltas, and how many match without the limit.
         """
 
         def ask(database: sqlite3.Connection) -> tuple[list[Listed], int]:
@@ -114,7 +114,7 @@ class Index:
             wanted, values = ids(asked, first)
             hits = database.execute(f"{wanted} LIMIT ?", [*values, _MANY]).fetchall()
             total = len(hits)
-            if total < _MANY:  # all of them
+            if total < _MANY:  # the list is complete
                 where, values = "id IN (SELECT value FROM json_each(?))", [json.dumps([hit for (hit,) in hits])]
             else:
                 total = database.execute(f"SELECT count(*) FROM ({wanted})", values).fetchone()[0]  # noqa: S608
@@ -131,7 +131,7 @@ class Index:
     def _decided(
         self, database: sqlite3.Connection, where: str, values: list[Value], backbone: Tensors
     ) -> dict[str | None, Difference]:
-        """How each record of a backbone that the deltas meant have fits; many deltas share one."""
+        """Compare each backbone record of the matching deltas with the backbone; many deltas share a record."""
         rows = database.execute(f"SELECT DISTINCT record FROM deltas WHERE {where}", values)  # noqa: S608
         records: list[str | None] = [record for (record,) in rows]
 
@@ -139,31 +139,31 @@ class Index:
             try:
                 data = self.registry.store.read(object_key(record)) if record else None
                 expected = Fingerprint.from_bytes(data) if data else Fingerprint(())
-            except DeltaHubError:  # gone or damaged: `verify` says so
+            except DeltaHubError:  # missing or damaged: `verify` reports it
                 expected = Fingerprint(())
             return fit(expected, backbone)
 
         return dict(zip(records, spread(decide, records, self.registry.store.at_once), strict=True))
 
     def read(self, ask: Callable[[sqlite3.Connection], T], told: Told | None = None) -> T:
-        """Ask the database something, once it is up to date.
+        """Run a function on the database, once it is up to date.
 
         Args:
-            ask: reads its tables; a damaged database is made anew, and then it is called again.
-            told: as `search` takes it.
+            ask: reads the tables; if the database is damaged, it is rebuilt and this is called again.
+            told: see `search`.
         """
         try:
             return self._read(self.path, ask, told)
         except _DAMAGE as error:
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
-                return self._read(":memory:", ask, told)  # another process needs more time for it
-            # The file holds nothing that cannot be made again.
+                return self._read(":memory:", ask, told)  # another process still holds its lock
+            # Deleting the file loses nothing: it can be rebuilt.
             for path in (self.path, Path(f"{self.path}-journal")):
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
         try:
             return self._read(self.path, ask, told)
-        except _DAMAGE:  # nor can it be made: the cache is full or read-only
+        except _DAMAGE:  # it cannot be rebuilt either: the cache is full or read-only
             return self._read(":memory:", ask, told)
 
     def _read(self, path: Path | str, ask: Callable[[sqlite3.Connection], T], told: Told | None) -> T:

@@ -1,4 +1,4 @@
-"""Whether a stored reference document is whole: by its schema, its checksum, and what it says of itself."""
+"""Integrity checks of a stored reference document: its schema, its checksum and its internal references."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from deltahub.sealing import unsealed
 
 SCHEMA: Final = "reference.v1"
 SCHEMA_VERSION: Final = 1
-# Of a document with an amended version, which earlier releases refuse with the advice to update; there is no version 2.
+# For a document with an amended version, which earlier releases refuse with the advice to update; version 2 does not exist.
 AMENDED_VERSION: Final = 3
 
 
 def read_whole(data: bytes, name: str = "") -> Mapping[str, Any]:
-    """A stored reference document as JSON, by the schema `reference.v1`.
+    """Return a stored reference document as JSON, checked by the schema `reference.v1`.
 
     Args:
-        name: what it is stored under, ``"namespace/name"``, for messages.
+        name: the name it is stored under, ``"namespace/name"``, for messages.
 
     Raises:
-        IntegrityError: it is no reference document.
+        IntegrityError: it is not a valid reference document.
         CheckpointError: a later deltahub wrote it.
     """
     document, wrong = unsealed(data, SCHEMA)
@@ -45,7 +45,7 @@ def _unreadable(name: str, wrong: str, document: Any) -> CheckpointError | Integ
 
 
 def _dangling(document: Mapping[str, Any]) -> str | None:
-    """An alias of a version that is not there, a number given twice, or nothing at all."""
+    """Return the first inconsistency, such as an alias of a missing version or a number used twice; None if there is none."""
     removed, moved = document.get("removed", {}), document.get("moved_to")
     if twice := sorted(removed.keys() & document["versions"].keys()):
         return f"{twice[0]} is there and removed at once"

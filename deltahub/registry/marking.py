@@ -1,6 +1,6 @@
-"""Marking versions: aliases that move, tags, and taking back the last move.
+"""Edits of aliases and tags, and undo of the last alias move.
 
-A race that is lost is run again on what the winner wrote, unless the winner moved the same alias.
+A change that loses a race is applied again to the winner's document, unless the winner moved the same alias.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from deltahub.reserve import freeing
 
 
 class Anything(Enum):
-    """What `expect` is where any value will do."""
+    """The default of `expect`: any value is accepted."""
 
     ANYTHING = "anything"
 
@@ -32,7 +32,7 @@ def set_alias(
     """Point an alias to a version, or remove it with None.
 
     Args:
-        expect: the version that it must point to now, None if it must not be there; by default any.
+        expect: the version that it must point to now, None if it must not exist; by default any.
 
     Raises:
         ConflictError: it points elsewhere, or was moved by somebody else in the meantime. Nothing was changed.
@@ -58,7 +58,7 @@ def set_alias(
         if version is None and now is None:
             known = f"aliases {', '.join(document.aliases) or 'none'}"
             raise NotFoundError(f"The alias {document.name}@{alias}", (known,))
-        if version is not None and target is None:  # what "latest" means is settled when it is first looked up
+        if version is not None and target is None:  # "latest" is resolved once, at the first attempt
             target = document.resolve(version)
         expect = now
         return document.with_alias(alias, target and document.resolve(target), *registry.stamp())
@@ -72,7 +72,7 @@ def set_tags(
     """Add and remove tags of a version.
 
     Raises:
-        NotFoundError: a tag to remove is not there.
+        NotFoundError: a tag to remove does not exist.
     """
     add = [*map(check_tag, add)]
     name = ""
@@ -90,15 +90,15 @@ def set_tags(
 
 
 def undo(registry: Registry, path: str) -> tuple[ReferenceDocument, Move]:
-    """Take back the last move of an alias; once more, the one before.
+    """Undo the last alias move; a second call undoes the one before.
 
     Returns:
-        The new document, and the move that was taken back.
+        The new document and the undone move.
 
     Raises:
         NotFoundError: no move is left.
         RemovedError: the version that the alias pointed to was removed.
-        ConflictError: somebody else moved an alias in the meantime. Nothing was changed.
+        ConflictError: an alias was moved concurrently. Nothing was changed.
     """
     taken: Move | None = None
 

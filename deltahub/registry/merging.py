@@ -1,7 +1,7 @@
-"""Bringing the versions, aliases and tags of one registry's document into another's.
+"""Merging of the versions, aliases and tags of one registry's document into another's.
 
 A version has the same number on both sides. If the other side only has more history, its document is taken as it is, so that
-a mirror is the same to the last byte; else what is new comes in, and its moves are logged.
+a mirror is identical to the last byte; otherwise new entries are added and logged.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ from deltahub.errors import ConflictError
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, number
 
-# Refuses a version of a delta that its registry asks for a signature of and that has none.
+# Refuses an unsigned version whose registry requires a signature.
 Vouched = Callable[[ReferenceDocument, str], None]
 
 
 def merged(mine: ReferenceDocument, theirs: ReferenceDocument, time: str, author: str) -> ReferenceDocument:
-    """A document with all that another one says too.
+    """Merge another registry's document into this one.
 
-    What both say differently is as the other one says, for aliases and pairs of tags. What only this one has stays; what was
-    removed here stays removed.
+    Where aliases or key=value tags differ, the other document wins. Entries only in this one stay; versions removed here stay removed.
 
     Args:
-        theirs: a document of the same delta. Its log may be empty: then it is a part.
-        time: of the change, as `author`.
+        theirs: a document of the same delta. Its log may be empty: then it is partial.
+        time: the time of the change; likewise `author`.
 
     Raises:
-        ConflictError: a version has other content on the other side. Nothing was changed.
+        ConflictError: a version has other content on the other side, or an alias equals a version number. Nothing was changed.
     """
-    if theirs.name != mine.name:  # the delta was renamed here, which its log tells
+    if theirs.name != mine.name:  # the delta was renamed here, which this log already records
         theirs = replace(theirs, name=mine.name, log=())
     for name, entry in theirs.versions.items():
         known = mine.versions.get(name) or mine.removed.get(name)
@@ -59,7 +58,7 @@ def merged(mine: ReferenceDocument, theirs: ReferenceDocument, time: str, author
 
 
 def _with_amendments(mine: ReferenceDocument, theirs: ReferenceDocument, version: str) -> ReferenceDocument:
-    """Return a document with what the other one amended of a version."""
+    """Return a document with the other one's amendments of a version."""
     moves = [m for m in theirs.log if m.action == "amend" and m.what == version and m not in mine.log]
     if not moves:
         return mine
@@ -69,12 +68,12 @@ def _with_amendments(mine: ReferenceDocument, theirs: ReferenceDocument, version
 
 
 def _refuse_numbers(one: ReferenceDocument, other: ReferenceDocument) -> None:
-    """Refuse an alias of one that is the number of a version of the other."""
+    """Refuse an alias in one document that is a version number in the other."""
     for alias in one.aliases.keys() & {*other.versions, *other.removed}:
         raise ConflictError(f"{one.name}@{alias}", f"the alias of {one.aliases[alias]}", f"the version {alias}")
 
 
 def part(document: ReferenceDocument, version: str) -> ReferenceDocument:
-    """One version of a document, with its tags and the aliases that point to it."""
+    """Return a document with one version only, its tags and the aliases that point to it."""
     aliases = dict.fromkeys(document.aliases_of(version), version)
     return ReferenceDocument(document.name, {version: document.versions[version]}, aliases)

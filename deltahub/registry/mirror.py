@@ -1,7 +1,7 @@
-"""Copying deltas from one registry to another: all versions, aliases, tags and history.
+"""Copies of deltas from one registry to another: all versions, aliases, tags and history.
 
-Objects go first, the document of each delta last, as in a push. What is there already is not fetched again, so a copy that was
-interrupted goes on where it stopped. Every byte that is moved is checked on the way.
+Objects go first, the document of each delta last, as in a push. Objects already in the target are not fetched again, so an
+interrupted copy resumes. Every byte is verified on the way.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from deltahub.stores.base import Progress, Source, object_key
 from deltahub.stores.waiting import spread
 
 _OBJECTS = "objects/sha256/"
-_AT_ONCE = 8  # deltas that are copied over a network
+_AT_ONCE = 8  # deltas copied in parallel over a network
 
 
 @dataclass(frozen=True)
 class Copied:
-    """What was copied of one delta.
+    """The result of copying one delta.
 
     Attributes:
         name: ``"namespace/name"``.
-        versions: those that are new in the target.
-        changed: whether anything is.
-        size: bytes that were moved.
+        versions: the versions new to the target.
+        changed: whether the target changed.
+        size: bytes transferred.
     """
 
     name: str
@@ -51,21 +51,21 @@ def copy(
     progress: Progress | None = None,
     vouched: Vouched | None = None,
 ) -> Iterator[Copied]:
-    """Copy deltas, each after the other; over a network several at once.
+    """Copy deltas one by one; over a network several in parallel.
 
     Args:
-        paths: which, ``"namespace/name"``; None for all, names that lead to others too.
-        vouched: refuses a version that the source asks for a signature of and has none; None for a source that asks for none.
+        paths: which to copy, ``"namespace/name"``; None for all, including redirects.
+        vouched: refuses an unsigned version if the source requires signatures; None if it requires none.
 
     Raises:
-        SignatureError: a version that is new to the target is refused. Nothing of that delta is copied.
+        SignatureError: a version new to the target is refused. Nothing of that delta is copied.
         NotFoundError: the source has no such delta.
         ConflictError: a version has other content in the target.
-        IntegrityError: the source is damaged. What was copied before stays.
+        IntegrityError: the source is damaged. Deltas copied before stay.
         ReferenceSyntaxError: a name differs from one in the target in upper and lower case only.
     """
     paths = source.names() if paths is None else [source.document(path).name for path in paths]
-    waiting = source.store.at_once > 1 or target.store.at_once > 1  # for answers, as long as which others can be copied
+    waiting = source.store.at_once > 1 or target.store.at_once > 1  # network latency, during which others can be copied
     job = _Copying(source, target, progress, vouched)
     for done in spread(job.copy, paths, _AT_ONCE if waiting else 1):
         if done is not None:
@@ -74,20 +74,18 @@ def copy(
 
 
 class _Copying:
-    """What the copies of many deltas share."""
+    """The shared state of many copies."""
 
     def __init__(self, source: Registry, target: Registry, progress: Progress | None, vouched: Vouched | None) -> None:
         self._source, self._target, self._progress, self._vouched = source, target, progress, vouched
         self._known = target.known_names()
-        self._names: list[str] = []  # that lead to other deltas
-        self._anew: list[str] = []  # names that another delta had before: it must have its new name in the target first
-        self._copied: set[tuple[str | None, Move]] = set()  # the beginnings of deltas
-        self._present = functools.cache(
-            lambda: _present(target)
-        )  # the objects there; none is listed where none is wanted
+        self._names: list[str] = []  # redirects to other deltas
+        self._anew: list[str] = []  # reused names: the former delta must have its new name in the target first
+        self._copied: set[tuple[str | None, Move]] = set()  # see `beginning`
+        self._present = functools.cache(lambda: _present(target))  # the target's objects, listed only when needed
 
     def copy(self, path: str) -> Copied | None:
-        """Copy a delta; None for what leads to another one, or is gone."""
+        """Copy a delta; return None for a redirect or a deleted delta."""
         theirs, _ = self._source.current(path)
         if theirs is None:  # deleted since it was listed
             return None
@@ -100,7 +98,7 @@ class _Copying:
         return self._copy(replace(theirs, moving=None))
 
     def rest(self) -> Iterator[Copied]:
-        """Copy what was made anew under an old name, then the names that lead to deltas: what a name leads to must be there."""
+        """Copy deltas with reused names, then redirects: the target of a redirect must exist first."""
         for path in self._anew:
             theirs, _ = self._source.current(path)
             if theirs and theirs.name == path:
@@ -126,7 +124,7 @@ class _Copying:
         mine = known_as(target, theirs) or ReferenceDocument(path)
         if made_anew(theirs) and mine.log and beginning(mine) != beginning(theirs):
             raise ConflictError(f"The delta {path}", "the one that was made anew under an old name", "the old one")
-        merged(mine, theirs, *target.stamp())  # whether they can be one is known before anything is moved
+        merged(mine, theirs, *target.stamp())  # a conflict must be found before anything is transferred
         if self._vouched:
             for version in theirs.versions.keys() - mine.versions.keys():
                 self._vouched(theirs, version)
@@ -139,7 +137,7 @@ class _Copying:
 
 
 def _free_name(target: Registry, theirs: ReferenceDocument) -> None:
-    """Let a delta have a name that leads to another one here, if it was made anew under the old name of that one."""
+    """Replace a redirect in the target, if the source reused the name for a new delta."""
     mine = target.stored(theirs.name)
     if made_anew(theirs) and mine and mine.moved_to and known_as(target, theirs) is None:
         found = target.store.read_tagged(ref_key(theirs.name))
@@ -147,7 +145,7 @@ def _free_name(target: Registry, theirs: ReferenceDocument) -> None:
 
 
 def _copy_name(target: Registry, mine: ReferenceDocument, theirs: ReferenceDocument) -> bool:
-    """Copy a name that leads to another one; a delta that has versions here is never replaced by one."""
+    """Copy a redirect; it never replaces a delta with versions here."""
     if mine.moved_to == theirs.moved_to:
         target.store.settle([ref_key(mine.name)])
         return False
@@ -158,7 +156,7 @@ def _copy_name(target: Registry, mine: ReferenceDocument, theirs: ReferenceDocum
 
 
 def _objects(source: Registry, mine: ReferenceDocument, theirs: ReferenceDocument) -> dict[str, Source | FileEntry]:
-    """The objects of the versions that are missing, by their sha256: manifests as bytes, files as entries."""
+    """Return the objects of the missing versions by sha256: manifests as bytes, files as entries."""
     found: dict[str, Source | FileEntry] = {}
     for name, entry in theirs.versions.items():
         if name not in mine.versions and name not in mine.removed:
@@ -177,7 +175,7 @@ def _copy_objects(
     there: set[str],
     progress: Progress | None,
 ) -> int:
-    """Copy what is missing, and then the document; a collection that runs meanwhile takes nothing of it."""
+    """Copy missing objects, then the document, safe from a garbage collection that runs meanwhile."""
     size = 0
     generation = spare(target.store, wanted)
     while True:

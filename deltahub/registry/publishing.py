@@ -1,7 +1,7 @@
-"""Publishing checkpoints: one, or many at once.
+"""Publishing of checkpoints, one or many at once.
 
-Many are published as one is, objects first and documents last, but what is slow is done once for all of them: one look at what may
-be deleted, one sync of all files, one sync of all documents. What goes wrong with one is said of that one; the others are published.
+Many are published like one, objects first and documents last, but the slow steps happen once for all: one check of pending
+deletions, one sync of all files, one sync of all documents. An error is reported for its own checkpoint; the others are published.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Publication:
-    """A checkpoint that is to be published.
+    """A checkpoint to publish.
 
     Attributes:
         reference: its name.
-        manifest: of the checkpoint.
-        folder: where the files of `manifest` lie.
-        tags: of the version.
-        aliases: to point to it.
-        message: why.
-        expect: what aliases must point to now, None for nothing.
+        manifest: its manifest.
+        folder: the folder with the files of `manifest`.
+        tags: the tags of the version.
+        aliases: the aliases to point to it.
+        message: why it is pushed.
+        expect: alias to the version that it must point to now, None if it must not exist.
     """
 
     reference: Reference
@@ -51,11 +51,11 @@ class Publication:
 
 @dataclass(frozen=True)
 class Published:
-    """What became of a publication.
+    """The result of a publication.
 
     Attributes:
         document: the delta's reference document.
-        version: which it is there.
+        version: its version there.
         new: whether its content is a new version.
     """
 
@@ -65,11 +65,11 @@ class Published:
 
 
 class Addition:
-    """What a publication adds to a registry; its change can be run again on what others wrote.
+    """The change that a publication makes to a registry; it can be applied again to a document that others changed.
 
     Args:
-        publication: what is published.
-        time: of the push, as `author`.
+        publication: the checkpoint to publish.
+        time: the time of the push; likewise `author`.
 
     Raises:
         ReferenceSyntaxError: a tag or an alias is not well formed.
@@ -88,10 +88,10 @@ class Addition:
         self._added = Version(self.digest, time, author, message, tags, summary_of(manifest))
 
     def change(self, document: ReferenceDocument) -> ReferenceDocument:
-        """The document with the version and its aliases.
+        """Return the document with the version and its aliases.
 
         Raises:
-            ConflictError: an alias points elsewhere than expected.
+            ConflictError: an alias does not point to the expected version.
         """
         for alias, pointed in (self._publication.expect or {}).items():
             if (now := document.aliases.get(alias)) != document.expected(pointed):
@@ -109,10 +109,10 @@ def publish_many(
     """Publish many checkpoints, those of one delta in their order.
 
     Returns:
-        For each what became of it, or the error that kept it from being published.
+        For each its result, or the error that kept it from being published.
 
     Raises:
-        StorageError: the store failed as a whole. What was published is whole, and all can be published again.
+        StorageError: the store failed as a whole. Published versions are complete, and all can be published again.
     """
     done: dict[int, Published | DeltaHubError] = {}
     additions: dict[int, Addition] = {}
@@ -130,7 +130,7 @@ def publish_many(
         objects.update(addition.objects)
     try:
         generation = store_spared(registry.store, objects, progress) if objects else 0
-    except IntegrityError as error:  # a file changed since it was described: which one, each says for itself
+    except IntegrityError as error:  # a file changed since its manifest was made: publish one by one to find it
         if len(additions) > 1:
             done.update({number: publish_many(registry, [publications[number]])[0] for number in additions})
         else:
@@ -177,7 +177,7 @@ def _add(
 
 
 def _require_files(publication: Publication) -> None:
-    """Refuse a publication whose files are gone before any of the others is held up by it."""
+    """Refuse a publication with missing or changed files before it delays the others."""
     for entry in publication.manifest.files:
         path = publication.folder / entry.path
         try:

@@ -1,4 +1,4 @@
-"""What a search asks for."""
+"""The conditions and order of a search."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from deltahub.schema import parse
 _NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.@/ -]{0,62}[A-Za-z0-9_.@/-])?")
 _METRIC: Final = re.compile(rf"({_NAME.pattern})\s*(>=|<=|!=|==|=|>|<)\s*(\S+)")
 
-SORTS: Final = ("time", "name", "size", "parameters")  # what a list can be sorted by besides metrics
-FACETS: Final = ("delta_type", "author", "backbone", "fingerprint")  # columns: what a delta has one of
+SORTS: Final = ("time", "name", "size", "parameters")  # sort keys besides metrics
+FACETS: Final = ("delta_type", "author", "backbone", "fingerprint")  # columns with one value per delta
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric of the newest version must be; a delta without that metric never fits.
+    """A condition on a metric of the newest version; a delta without the metric never matches.
 
     Attributes:
         name: e.g. ``"accuracy"``.
         comparison: ``"<"``, ``"<="``, ``"="``, ``"!="``, ``">="`` or ``">"``.
-        value: what it is compared with.
+        value: the value to compare with.
     """
 
     name: str
@@ -34,10 +34,10 @@ class Metric:
 
     @classmethod
     def parse(cls, text: str) -> Metric:
-        """Read ``"accuracy>0.9"``.
+        """Parse a condition such as ``"accuracy>0.9"``.
 
         Raises:
-            ConfigError: it is nothing of the kind.
+            ConfigError: it is not a condition on a metric.
         """
         found = _METRIC.fullmatch(text.strip())
         try:
@@ -52,21 +52,21 @@ class Metric:
 
 @dataclass(frozen=True)
 class Query:
-    """What to look for; every field that is set must hold.
+    """A search; every field that is set must match.
 
     Attributes:
         text: words that must all occur in the name, tags, type or backbone.
         tags: tags that the newest version must have.
         delta_type: e.g. ``"lora"``.
         author: who pushed the newest version.
-        metrics: what its metrics must be.
+        metrics: conditions on its metrics.
         sort: ``"time"``, ``"name"``, ``"size"``, ``"parameters"`` or a metric; the newest and the largest come first, those
             without the metric last.
-        reverse: the other way round.
-        backbone: what the backbone is called.
-        fingerprint: of the backbone, 32 hex digits.
-        near: where deltas must fit a backbone, whether those that do not are wanted too.
-        hidden: names that are left out.
+        reverse: whether to reverse the order.
+        backbone: the backbone's name.
+        fingerprint: the backbone's fingerprint, 32 hex digits.
+        near: whether to include deltas that do not fit, in a search for deltas that fit a backbone.
+        hidden: names to leave out.
     """
 
     text: str = ""
@@ -82,10 +82,10 @@ class Query:
     hidden: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a sort key that can be no metric.
+        """Refuse an invalid sort key.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: `sort` is neither a known key nor a possible metric name.
         """
         if not _NAME.fullmatch(self.sort):
             msg = f"{self.sort!r} is nothing to sort by: expected {', '.join(SORTS)} or a metric such as accuracy."

@@ -1,4 +1,4 @@
-"""Reading a registry: reference documents, manifests and files, every byte checked; no lock is taken."""
+"""The read side of a registry: reference documents, manifests and files, every byte checked; no lock is taken."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ class Found:
 
     @property
     def entry(self) -> Version:
-        """What is said about the version."""
+        """The entry of the version in the reference document."""
         return self.document.versions[self.version]
 
 
 class Reader:
-    """Deltas in a store, for reading.
+    """Read access to the deltas in a store.
 
     Args:
-        store: where the bytes are.
-        name: what this registry is called as a source.
+        store: the store with the bytes.
+        name: the name of this registry as a source.
     """
 
     def __init__(self, store: Store, name: str = "local") -> None:
         self.store = store
         self.name = name
-        self._said: set[str] = set()  # renamed deltas that were told of
+        self._said: set[str] = set()  # old names whose rename was already logged
 
     def document(self, path: str) -> ReferenceDocument:
-        """The reference document of a delta.
+        """Return the reference document of a delta.
 
         Args:
             path: ``"namespace/name"``.
 
         Raises:
-            NotFoundError: there is no such delta; the message names the nearest names.
+            NotFoundError: the delta does not exist; the message suggests the nearest names.
         """
         document, _ = self.read(path)
         if document is None:
@@ -68,9 +68,9 @@ class Reader:
         return replace(document, moving=None)
 
     def read(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
-        """The reference document of a delta and its etag, both None if there is none; an old name leads to the new one.
+        """Return the reference document of a delta and its etag, following redirects; both None if it does not exist.
 
-        Until a rename is done its new name leads to the old one, whose document says that it is moving.
+        Until a rename is done, the new name leads to the old one, whose document has `moving` set.
         """
         document, etag = self.current(path)
         if document and not document.moving:
@@ -78,7 +78,7 @@ class Reader:
         return document, etag
 
     def current(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
-        """The same, without a word about a new name."""
+        """Read a document like `read`, without logging a rename."""
         asked = path
         for _ in range(_HOPS):
             document, etag = self._tagged(path)
@@ -97,7 +97,7 @@ class Reader:
         )
 
     def stored(self, path: str) -> ReferenceDocument | None:
-        """The document under a name as it is stored: an old name is not followed. None if there is none.
+        """Return the document stored under a name, without following a redirect; None if there is none.
 
         Raises:
             IntegrityError: it is damaged.
@@ -111,7 +111,7 @@ class Reader:
         if found is None:
             return None, None
         document = ReferenceDocument.from_bytes(found[0], path)
-        if document.name != path:  # also on a disk that takes upper and lower case for the same
+        if document.name != path:  # also on a case-insensitive file system
             raise NotFoundError(path, (self.place,), (document.name,))
         return document, found[1]
 
@@ -123,19 +123,19 @@ class Reader:
             LOGGER.warning("%s was renamed: it is %s now.", asked, name)
 
     def unknown(self, path: str) -> NotFoundError:
-        """The error of a name that is not there, with the nearest names."""
+        """Return the error for an unknown name, with the nearest names."""
         names: list[str] = []
-        with contextlib.suppress(StorageError):  # a namespace that may not be read
+        with contextlib.suppress(StorageError):  # a namespace without read permission
             names = self.names()
         return NotFoundError(path, (self.place,), closest(path, names))
 
     @property
     def place(self) -> str:
-        """The registry's name and where it is, for people."""
+        """The registry's name and location, for people."""
         return self.name if self.name == self.store.url else f"{self.name} ({self.store.url})"
 
     def names(self) -> list[str]:
-        """The names of all deltas, ``"namespace/name"``, sorted."""
+        """Return the names of all deltas, ``"namespace/name"``, sorted."""
         return [key[len(REFS) : -len(".json")] for key, _ in self.store.keys(REFS) if key.endswith(".json")]
 
     def neighbours(self, path: str) -> tuple[str, ...]:
@@ -152,24 +152,24 @@ class Reader:
         return closest(path, names, limit=max(len(names), 1), cutoff=0)
 
     def resolve(self, reference: Reference) -> Found:
-        """The version that a reference means, with its manifest.
+        """Return the version that a reference means, with its manifest.
 
         Raises:
-            NotFoundError: no such delta or version.
+            NotFoundError: the delta or version does not exist.
             IntegrityError: the manifest is damaged.
         """
         return self.found(self.document(reference.path), reference.version)
 
     def found(self, document: ReferenceDocument, asked: str | None) -> Found:
-        """The version of a delta that a version, alias or digest means; None means the newest."""
+        """Return the version of a delta named by a version, alias or digest; None means the newest."""
         version = document.resolve(asked)
         return Found(document, version, self.manifest(document.versions[version].digest))
 
     def manifest(self, digest: str) -> Manifest:
-        """A manifest by its digest.
+        """Return a manifest by its digest.
 
         Raises:
-            IntegrityError: it is damaged or gone.
+            IntegrityError: it is damaged or missing.
         """
         try:
             data = self.store.read(object_key(_digits(digest)))
@@ -179,7 +179,7 @@ class Reader:
         return Manifest.from_bytes(data, digest)
 
     def holds(self, digest: str) -> bool:
-        """Whether the manifest of this digest is stored here intact, whatever refers to it."""
+        """Check whether the manifest of this digest is stored here intact, whether or not anything refers to it."""
         try:
             self.manifest(digest)
         except IntegrityError:
@@ -187,7 +187,7 @@ class Reader:
         return True
 
     def fetch(self, entry: FileEntry, into: Path, progress: Progress | None = None) -> None:
-        """Copy a file to a new place, checked.
+        """Copy a file to a new path and verify it.
 
         Raises:
             IntegrityError: the stored bytes are not the published ones; nothing is left at `into`.
@@ -206,7 +206,7 @@ class Reader:
 
 
 def ref_key(path: str) -> str:
-    """The key of a delta's reference document."""
+    """Return the key of a delta's reference document."""
     return f"{REFS}{path}.json"
 
 

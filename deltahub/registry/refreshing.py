@@ -1,12 +1,12 @@
-"""Bringing the search index up to date: only documents whose stamp changed are read again, and only folders that changed are listed.
+"""Updates of the search index: only changed documents are read again, and only changed folders are listed.
 
-A folder's stamp says that nothing was changed in it only if it is not new itself: a change within the same tick of the disk's
-clock leaves it as it is. So a folder is passed over once it was listed two seconds or more after its stamp was first seen; whose
-clock is right does not matter. What was changed by hand within a file, which leaves the folder as it is, is seen when the folder
-is listed again, after ten minutes at most.
+A folder's stamp proves that nothing changed only if the stamp is not new itself: a change within the same tick of the disk's
+clock leaves the stamp as it is. So a folder is skipped only once it was listed two seconds or more after its stamp was first
+seen; no clock needs to be right. A manual edit within a file leaves the folder's stamp as it is; it is seen when the folder is
+listed again, after ten minutes at most.
 
-All that changed is found before the first document is read, so that whoever waits can be told how much there is to do. Of two processes
-that bring the same index up to date, the second waits for the first and looks anew.
+All changes are found before the first document is read, so that progress can be reported against a total. If two processes
+update the same index, the second waits for the first and looks again.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from deltahub.registry.summary import RECORD, record_of
 from deltahub.registry.tables import forget, remember
 from deltahub.stores.waiting import spread
 
-TICK: Final = 2.0  # seconds: no disk's clock is coarser
-TRUST: Final = 600.0  # seconds for which a folder is passed over
-MANY: Final = 5_000  # documents that take some seconds to read
-_PAGE: Final = 1_000  # documents found after which whoever waits hears of them
+TICK: Final = 2.0  # seconds; no disk's clock is coarser
+TRUST: Final = 600.0  # seconds for which a folder is skipped
+MANY: Final = 5_000  # number of documents that takes some seconds to read
+_PAGE: Final = 1_000  # changed documents between two progress reports
 
-# Called with how many documents were read, and how many are to be read as far as is known.
+# Called with the number of documents read, and the number to read as far as known.
 Told = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class _Looked:
-    """A folder that is not passed over.
+    """A folder that is not skipped.
 
     Attributes:
         folder: with a "/" at its end.
-        row: its stamp, when that was first seen, and when it settles if all its documents can be read; None if it is gone.
+        row: its stamp, when the stamp was first seen, and when it settles if all its documents can be read; None if the folder is gone.
         changed: the documents to read, with their stamps.
         stale: the documents to forget.
     """
@@ -52,20 +52,20 @@ class _Looked:
 
 
 def refresh(database: sqlite3.Connection, registry: Registry, told: Told | None = None) -> None:
-    """Make the index say what the reference documents say; the caller commits.
+    """Bring the index up to date with the reference documents; the caller commits.
 
     Args:
-        told: hears how many documents are to be read, and how many have been; nothing if there are none.
+        told: called with the numbers of documents read and to read; not called if there are none.
 
     Raises:
-        sqlite3.Error: it is damaged or cannot be written, or another process is writing it for longer than is waited for.
+        sqlite3.Error: the index is damaged or not writable, or another process writes it for longer than the timeout.
     """
     before = _commits(database)
     looked = list(_look(database, registry, told))
     if not looked:
         return
     database.execute("BEGIN IMMEDIATE")
-    if _commits(database) != before:  # another process wrote what it found meanwhile
+    if _commits(database) != before:  # another process updated it meanwhile
         looked = list(_look(database, registry, told))
     if stale := [key for each in looked for key in each.stale]:
         forget(database, stale)
@@ -81,13 +81,13 @@ def refresh(database: sqlite3.Connection, registry: Registry, told: Told | None 
 
 
 def _commits(database: sqlite3.Connection) -> int:
-    """What changes when another connection writes the index."""
+    """Return a number that changes when another connection writes the index."""
     found: int = database.execute("PRAGMA data_version").fetchone()[0]
     return found
 
 
 def _look(database: sqlite3.Connection, registry: Registry, told: Told | None) -> Iterator[_Looked]:
-    """The folders in which something changed since they were last listed, or whose stamp has to be kept."""
+    """Iterate over the folders changed since they were last listed, or with a stamp to store."""
     now, total = time.time(), 0
     stamps = _folders(registry)
     rows = {row[0]: row[1:] for row in database.execute("SELECT folder, stamp, seen, settled FROM folders")}
@@ -119,7 +119,7 @@ def _look(database: sqlite3.Connection, registry: Registry, told: Told | None) -
 
 
 def _folders(registry: Registry) -> Mapping[str, str | None]:
-    """The folders that hold documents, each with its stamp; all in one where the store gives no stamps."""
+    """Return the folders of documents, each with its stamp; a single folder for all if the store has no stamps."""
     store = registry.store
     if store.folder_stamp(REFS) is None:
         return {REFS: None}
@@ -128,7 +128,7 @@ def _folders(registry: Registry) -> Mapping[str, str | None]:
 
 
 def _keys(registry: Registry, folder: str) -> Iterator[tuple[str, str]] | None:
-    """The documents in a folder with their stamps; None for a namespace that may not be read, which must not hide the others."""
+    """Return the documents in a folder with their stamps; None for an unreadable namespace, which must not hide the others."""
     listed = registry.store.keys(folder)
     if folder == REFS:
         return listed
@@ -144,13 +144,13 @@ def _keys(registry: Registry, folder: str) -> Iterator[tuple[str, str]] | None:
 
 
 def _documents(database: sqlite3.Connection, folder: str) -> dict[str, str]:
-    """The documents of a folder that the index knows, with their stamps."""
+    """Return the indexed documents of a folder with their stamps."""
     after = f"{folder[:-1]}0"  # "0" is the character after "/"
     return dict(database.execute("SELECT key, stamp FROM documents WHERE key > ? AND key < ?", (folder, after)))
 
 
 def _read(database: sqlite3.Connection, registry: Registry, stamps: Mapping[str, str], told: Told | None) -> set[str]:
-    """Put documents into the index; those that cannot be read are returned."""
+    """Put documents into the index, and return the keys of unreadable ones."""
     if len(stamps) >= MANY:
         from deltahub.log import LOGGER  # late: hardly ever needed
 
@@ -178,7 +178,7 @@ def _read(database: sqlite3.Connection, registry: Registry, stamps: Mapping[str,
             if isinstance(found, DeltaHubError):
                 raise found
             document = _document(key, found[0])
-        except DeltaHubError as error:  # one damaged document, or one that may not be read, must not hide the others
+        except DeltaHubError as error:  # a damaged or unreadable document must not hide the others
             from deltahub.log import LOGGER  # late: hardly ever needed
 
             LOGGER.warning("%s cannot be listed: %s", key, error)
@@ -191,14 +191,14 @@ def _read(database: sqlite3.Connection, registry: Registry, stamps: Mapping[str,
 def _document(key: str, data: bytes) -> ReferenceDocument:
     path = key[len(REFS) : -len(".json")]
     document = ReferenceDocument.from_bytes(data, path)
-    if document.name != path:  # a copied file: no command finds this delta there
+    if document.name != path:  # a copied file: no command finds a delta there
         msg = f"It is the reference document of {document.name}. Remove it, or push to {path} under its own name."
         raise CheckpointError(msg)
     return document
 
 
 def _record(registry: Registry, document: ReferenceDocument) -> str | None:
-    """The sha256 of the newest version's record of its backbone; what says nothing of it is looked at itself, once."""
+    """Return the sha256 of the newest version's backbone record; if the summary lacks it, it is read once from the manifest."""
     if not document.versions:
         return None
     entry = document.versions[document.latest]
@@ -207,5 +207,5 @@ def _record(registry: Registry, document: ReferenceDocument) -> str | None:
         return said if isinstance(said, str) else None
     try:
         return record_of(registry.manifest(entry.digest))
-    except DeltaHubError:  # damaged: `verify` says so
+    except DeltaHubError:  # damaged: `verify` reports it
         return None

@@ -3,8 +3,8 @@
     objects/sha256/<2>/<62>           files and manifests, immutable and shared by all deltas
     refs/<namespace>/<name>.json      the reference document of each delta
 
-A push writes the objects, then swaps the document; a reader goes the other way. Whatever is interrupted leaves at most
-objects that nobody refers to.
+A push writes the objects, then swaps the document; a reader goes the other way. An interruption leaves at most unreferenced
+objects.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from deltahub.registry.twins import Names
 from deltahub.stores.base import Progress, Source, Swap
 from deltahub.stores.waiting import spread
 
-_ATTEMPTS: Final = 20  # of a swap, each after reading what others wrote
+_ATTEMPTS: Final = 20  # of a swap, each after reading the document again
 
 __all__ = ["REFS", "Change", "Found", "Registry", "ref_key"]
 
@@ -38,11 +38,11 @@ Change = Callable[[ReferenceDocument], ReferenceDocument]
 
 
 class Registry(Reader):
-    """Deltas in a store.
+    """Read and write access to the deltas in a store.
 
     Args:
-        store: where the bytes are.
-        name: what this registry is called as a source.
+        store: the store with the bytes.
+        name: the name of this registry as a source.
     """
 
     def publish(
@@ -57,19 +57,19 @@ class Registry(Reader):
         expect: Mapping[str, str | None] | None = None,
         progress: Progress | None = None,
     ) -> tuple[str, bool]:
-        """Publish a checkpoint folder as a new version; the same content again is no new version.
+        """Publish a checkpoint folder as a new version, unless a version already has the same content.
 
         Args:
-            folder: where the files of `manifest` lie.
-            expect: what aliases must point to now, None for nothing; other aliases that are given move from wherever they are.
+            folder: the folder with the files of `manifest`.
+            expect: alias to the version that it must point to now, None if it must not exist; other aliases move from any version.
 
         Returns:
             The version, and whether it is new.
 
         Raises:
-            ReferenceSyntaxError: a delta has this name in other upper and lower case letters.
+            ReferenceSyntaxError: another delta's name differs only in upper and lower case.
             IntegrityError: a file changed since the manifest was made.
-            ConflictError: an alias points elsewhere than expected. No version was added.
+            ConflictError: an alias does not point to the expected version. No version was added.
             StorageError: the store is full or not writable.
         """
         publication = Publication(reference, manifest, folder, tags, aliases, message, expect)
@@ -77,7 +77,7 @@ class Registry(Reader):
         return published.version, published.new
 
     def publish_one(self, publication: Publication, progress: Progress | None = None) -> Published:
-        """The same, and with the document that came of it."""
+        """Publish a checkpoint like `publish`, and return the resulting document too."""
         addition = Addition(publication, *self.stamp())
         path = publication.reference.path
         self.refuse_twin(path)
@@ -93,11 +93,11 @@ class Registry(Reader):
     def add(
         self, objects: Mapping[str, Source], path: str, change: Change, progress: Progress | None = None
     ) -> ReferenceDocument:
-        """Store objects, then swap the document that refers to them; a collection that runs meanwhile takes none of them.
+        """Store objects, then swap the document that refers to them, safe from a garbage collection that runs meanwhile.
 
         Args:
-            objects: as `Store.create` takes them.
-            change: as `update` takes it.
+            objects: see `Store.create`.
+            change: see `update`.
         """
         generation = store_spared(self.store, objects, progress)
         document = self.update(path, change, may_create=True)
@@ -106,15 +106,19 @@ class Registry(Reader):
         return document
 
     def stamp(self) -> tuple[str, str]:
-        """The time and the author of a change that is made now."""
+        """Return the time and the author of a change made now."""
         return stamps.now(), stamps.author()
 
     def update(self, path: str, change: Change, *, may_create: bool = False) -> ReferenceDocument:
-        """Swap a document for a changed one; a lost race is run again on what the winner wrote.
+        """Swap a document for a changed one; after a lost race, apply the change again to the winner's document.
 
         Args:
-            change: makes the new document from the current one; it raises where running it again would be wrong.
-            may_create: whether it may be made from nothing.
+            change: makes the new document from the current one; it raises if applying it again would be wrong.
+            may_create: whether the document may be created.
+
+        Raises:
+            NotFoundError: the document does not exist and may not be created.
+            ConflictError: every attempt lost a race.
         """
         for attempt in range(_ATTEMPTS):
             document, etag = self.settled(path)
@@ -136,7 +140,7 @@ class Registry(Reader):
         raise AssertionError("unreachable")
 
     def settled(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
-        """As `read` gives it, when a rename that is not done has been done: nothing may change before."""
+        """Finish any pending rename, then read the document like `read`; no other change may come first."""
         while True:
             document, etag = self.read(path)
             if document is None or document.moving is None:
@@ -144,10 +148,10 @@ class Registry(Reader):
             self._move(document, etag)
 
     def _move(self, document: ReferenceDocument, etag: str | None) -> None:
-        """Do what is left of a rename; several may do it at once, and it is taken back if the new name is not free.
+        """Finish a rename, or cancel it if the new name is not free; several processes may do so at once.
 
-        What the new document takes the place of was settled when the rename was decided, and no etag comes back. So if it is
-        neither there nor has given way to the new document, then it never will, or somebody else has done the rest.
+        The document to replace under the new name was fixed when the rename was decided, and etags never recur. So if the new name
+        holds neither that document nor the new one, it never will, or another process has finished the rename.
         """
         assert document.moving
         moved, left = document.renamed()
@@ -160,13 +164,13 @@ class Registry(Reader):
             self.store.swap(ref_key(document.name), outcome.to_bytes(), etag)
 
     def update_all(self, changes: Mapping[str, Change]) -> dict[str, ReferenceDocument | DeltaHubError]:
-        """Change many documents at once, each as `update` does; those that are not there are made.
+        """Change many documents at once like `update`; missing ones are created.
 
         Args:
             changes: by path.
 
         Returns:
-            By path the new document, or the error that kept the old one as it was.
+            By path the new document, or the error that kept the old one unchanged.
 
         Raises:
             StorageError: the store failed as a whole. Each document is the old one or the new one.
@@ -196,11 +200,11 @@ class Registry(Reader):
         return done
 
     def known_names(self) -> Names:
-        """The names that `refuse_twin` knows of, for many calls of it."""
+        """Return the names that `refuse_twin` compares with, to share between many calls."""
         return Names(self.store, REFS)
 
     def refuse_twin(self, path: str, names: Names | None = None) -> None:
-        """Raise if a delta has this name in other upper and lower case letters."""
+        """Raise if another delta's name differs only in upper and lower case."""
         if self.store.read_tagged(ref_key(path)) is None:
             (names or self.known_names()).refuse_twin(path)
 

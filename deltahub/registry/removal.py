@@ -1,4 +1,4 @@
-"""Removing a version, of which a tombstone stays."""
+"""Removal of a version, which leaves a tombstone."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from deltahub.reserve import freeing
 def remove(
     registry: Registry, path: str, version: str | None, *, message: str = "", needed: Collection[str] = ()
 ) -> tuple[ReferenceDocument, str]:
-    """Remove a version; its number is never given again, and its files go with the next collection but one.
+    """Remove a version; its number is never reused, and its files go with the next garbage collection but one.
 
     Args:
         path: ``"namespace/name"``.
-        version: which; None for the newest.
-        message: why, for those who ask for it later.
+        version: the version to remove; None for the newest.
+        message: the reason, shown to those who ask for the version later.
         needed: digests that must stay, such as those of a lock file.
 
     Returns:
-        The new document, and the version that was removed.
+        The new document and the removed version.
 
     Raises:
-        InUseError: an alias points to it, or its digest is needed. Nothing was changed.
+        InUseError: an alias or a branch points to it, or its digest is needed. Nothing was changed.
         RemovedError: it was removed already.
     """
     name, full = "", False
@@ -38,9 +38,9 @@ def remove(
     def change(document: ReferenceDocument) -> ReferenceDocument:
         nonlocal name
         name = name or document.resolve(version)
-        if full and name in document.removed:  # it was swapped already when the disk was found to be full
+        if full and name in document.removed:  # the first try swapped it before the disk was found full
             return document
-        document.resolve(name)  # also after a lost race, in which it may have gone
+        document.resolve(name)  # also after a lost race that may have removed it
         what = f"{document.name}@{name}"
         if aliases := document.aliases_of(name):
             remedy = f"Move the alias first, or remove it: deltahub alias {document.name} {aliases[0]} --remove"

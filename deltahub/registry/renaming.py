@@ -1,8 +1,8 @@
-"""Renaming a delta: everything moves to the new name, and the old one says where it went.
+"""Renaming of a delta: everything moves to the new name, and the old one becomes a redirect.
 
-The old document says first that the delta is moving, and from then on whoever wants to change it does the rest of the move first.
-Whatever is interrupted leaves the delta under its old name until then. What a hub knows of it goes ahead, and stays behind too: there is
-no moment, and no name, at which everybody may see what is private.
+First the old document records the move; from then on, every change to the delta finishes the move first. An interruption before
+that leaves the delta under its old name. A hub's record of the repository is copied ahead to the new name and also stays at the old
+one: a private delta is never public, at any time or under any name.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from deltahub.registry.entries import Move, Moving
 from deltahub.registry.hub_documents import REPOSITORIES, repository_key
 from deltahub.registry.registry import Registry, ref_key
 
-_ATTEMPTS: Final = 20  # that are lost to others
+_ATTEMPTS: Final = 20  # lost races before giving up
 
 
 def rename(
     registry: Registry, old: Reference, new: Reference, stamp: tuple[str, str] | None = None
 ) -> ReferenceDocument:
-    """Give a delta another name; the old name leads to it from then on.
+    """Rename a delta; the old name becomes a redirect.
 
     Args:
-        stamp: when and by whom it is done; by default now, by whoever runs this.
+        stamp: the time and author of the rename; by default now and the current user.
 
     Returns:
         The document under the new name.
 
     Raises:
-        NotFoundError: there is no such delta.
-        InUseError: another delta has the new name, or another repository of a hub. Nothing was changed.
-        ReferenceSyntaxError: it differs from another name in upper and lower case only.
-        ConflictError: others kept changing the delta. It has its old name still.
+        NotFoundError: the delta does not exist.
+        InUseError: another delta or another repository of a hub has the new name. Nothing was changed.
+        ReferenceSyntaxError: the new name differs from another one in upper and lower case only.
+        ConflictError: others kept changing the delta. It still has its old name.
     """
     registry.refuse_twin(new.path)
-    decided: tuple[int, Move] | None = None  # where in the log it stands if it was done, and the entry
+    decided: tuple[int, Move] | None = None  # the position and the entry of the rename in the log, once done
     lost = 0
     while True:
         document, etag = registry.settled(old.path)
         if document is None:
             raise NotFoundError(old.path, (registry.place,))
         done = decided and document.log[decided[0] : decided[0] + 1] == decided[1:]
-        if done or document.name == new.path:  # it may have gone further since
+        if done or document.name == new.path:  # it may have changed or been renamed again since
             registry.store.settle([ref_key(old.path), ref_key(new.path)])
             return document
         try:
@@ -60,15 +60,18 @@ def rename(
         except InUseError:
             if registry.settled(old.path)[1] == etag:
                 raise
-            continue  # somebody else renamed it
+            continue  # another process renamed it
         decided = len(document.log), replace(document, moving=moving).renamed()[0].log[-1]
 
 
 def _carry_record(registry: Registry, old: str, new: str, *, back: bool) -> None:
-    """Write what a hub knows of a repository under its new name as well.
+    """Copy a hub's record of a repository to its new name.
 
     Args:
-        back: it had that name before, so that what is known there is of itself.
+        back: whether the delta had that name before, so that the record there is its own.
+
+    Raises:
+        InUseError: another repository has the new name.
     """
     known = REPOSITORIES.read(registry.store, repository_key(old))
     if known is None:
@@ -82,7 +85,11 @@ def _carry_record(registry: Registry, old: str, new: str, *, back: bool) -> None
 
 
 def _free(registry: Registry, name: str, document: ReferenceDocument) -> str | None:
-    """The etag of what may be replaced under the new name: nothing, or a way back."""
+    """Return the etag of a redirect to this delta under the new name, which may be replaced; None if the name is unused.
+
+    Raises:
+        InUseError: the name belongs to another delta or leads to one.
+    """
     found = registry.store.read_tagged(ref_key(name))
     if found is None:
         return None

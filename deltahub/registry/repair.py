@@ -1,4 +1,4 @@
-"""Fetching damaged and missing objects again from another place that has the same bytes."""
+"""Repair of damaged and missing objects with the same bytes from another place."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from deltahub.registry.registry import Registry
 from deltahub.registry.verify import MANIFEST_FILE, Damage, damages, versions
 from deltahub.stores.base import object_key
 
-Supply = Callable[
-    [str, Path], str
-]  # copies an object, by its sha256, to a new file, and returns the sha256 of the copy
+Supply = Callable[[str, Path], str]  # copies an object, by its sha256, to a new file and returns the sha256 of the copy
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """What was repaired of one version, and what could not be.
+    """The result of repairing one version.
 
     Attributes:
         reference: ``"namespace/name@v1"``, or ``"namespace/name"`` if its document cannot be read.
-        repaired: the place that each file came from, by the file's name.
-        damage: what is damaged still, in words; None if nothing is.
+        repaired: file name to the place that its bytes came from.
+        damage: a description of the remaining damage; None if there is none.
     """
 
     reference: str
@@ -38,25 +36,25 @@ def repair(
     paths: Collection[str] | None = None,
     version: str | None = None,
 ) -> Iterator[Repaired]:
-    """Re-hash deltas as `verify` does, and store what is damaged or missing again.
+    """Re-hash deltas as `verify` does, and restore damaged or missing objects.
 
     Args:
-        supplies: where to look for the same bytes, by name, in this order. What they give is checked.
+        supplies: places to look for the same bytes, by name, in this order. Their bytes are verified.
 
     Raises:
-        NotFoundError: a delta or version that was asked for is not there.
+        NotFoundError: a requested delta or version does not exist.
         StorageError: the registry is full or not writable.
     """
     intact: set[str] = set()
     for where, digest in versions(registry, paths, version):
-        if isinstance(digest, DeltaHubError):  # a document changes, so no other one can stand in for it
+        if isinstance(digest, DeltaHubError):  # a document is mutable, so no copy can replace it
             yield Repaired(where, {}, str(digest))
             continue
         repaired: dict[str, str] = {}
         left = damages(registry, digest, intact)
         for damage in left:
             repaired |= _replaced(registry, supplies, damage)
-        if MANIFEST_FILE in repaired:  # only now it is known what else there should be
+        if MANIFEST_FILE in repaired:  # only the manifest lists the other files
             left = damages(registry, digest, intact)
             for damage in left:
                 repaired |= _replaced(registry, supplies, damage)
@@ -65,13 +63,13 @@ def repair(
 
 
 def _replaced(registry: Registry, supplies: Mapping[str, Supply], damage: Damage) -> dict[str, str]:
-    """The file and the place that its bytes came from; nothing if no place has them."""
+    """Replace a damaged object; return the file and the place that its bytes came from, or nothing if no place has them."""
     for name, supply in supplies.items():
         with scratch() as folder:
             copy = folder / "object"
             try:
                 found = supply(damage.sha256, copy)
-            except DeltaHubError:  # it has them not, or cannot be reached
+            except DeltaHubError:  # it lacks the bytes, or is out of reach
                 continue
             if found == damage.sha256:
                 registry.store.create({damage.sha256: copy})
@@ -80,5 +78,5 @@ def _replaced(registry: Registry, supplies: Mapping[str, Supply], damage: Damage
 
 
 def from_registry(other: Registry) -> Supply:
-    """The objects of another registry."""
+    """Return a supply of the objects of another registry."""
     return lambda sha256, into: other.store.fetch(object_key(sha256), into)

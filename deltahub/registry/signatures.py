@@ -1,8 +1,8 @@
-"""Signatures in a registry: `signatures/<64 of the digest>/<64 of the key>.json`, one for each delta and key.
+"""Signatures in a registry: `signatures/<64 of the digest>/<64 of the key>.json`, one file per delta and key.
 
-They are no part of a version: a delta can be signed at any time, by several keys. A file holds the signatures of one key, one a line: each
-states the name and version it is over, and content that has several of them has a signature for each. Nothing here decides whether
-one is good.
+They are not part of a version: a delta can be signed at any time, by several keys. A file holds the signatures of one key, one per
+line: each states the name and version that it covers, and content with several of them has a signature for each. This module
+does not verify signatures.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _ATTEMPTS: Final = 10
 
 
 def signatures(registry: Registry, digest: str) -> dict[str, bytes]:
-    """The signatures of a delta, by the id of the key that they are said to be by; what is too large to be one is passed over.
+    """Return the signatures of a delta, by the id of the key that claims them; oversized files are skipped.
 
     Args:
-        digest: of its manifest.
+        digest: the digest of its manifest.
 
     Raises:
         StorageError: the registry cannot be read.
@@ -39,13 +39,13 @@ def signatures(registry: Registry, digest: str) -> dict[str, bytes]:
             try:
                 if registry.store.size(f"{folder}{name}") <= MOST:
                     found[key_id] = registry.store.read(f"{folder}{name}")
-            except NotFoundError:  # replaced at this moment
+            except NotFoundError:  # replaced just now
                 continue
     return found
 
 
 def add_signature(registry: Registry, digest: str, key_id: str, data: bytes) -> None:
-    """Store a signature beside those by the same key, in place of one that states the same version.
+    """Store a signature beside those by the same key, replacing one that states the same version.
 
     Raises:
         StorageError: the registry is not writable, or the key has signed too many versions with this content.
@@ -59,7 +59,7 @@ def add_signature(registry: Registry, digest: str, key_id: str, data: bytes) -> 
             return
         try:
             registry.store.swap(key, wanted, there[1] if there else None)
-        except ConflictError:  # somebody signs it with the same key at this moment
+        except ConflictError:  # a concurrent signature by the same key
             if attempt == _ATTEMPTS - 1:
                 raise
             continue
@@ -67,7 +67,7 @@ def add_signature(registry: Registry, digest: str, key_id: str, data: bytes) -> 
 
 
 def _together(there: bytes, new: bytes) -> bytes:
-    """Signatures of one key with others added, each in place of one that states the same."""
+    """Merge signatures of one key; a new one replaces one that states the same."""
     lines = {stated(line): line for line in each_of(there) if stated(line) is not None}
     for line in each_of(new):
         lines[stated(line)] = line
@@ -81,10 +81,10 @@ def _together(there: bytes, new: bytes) -> bytes:
 def add_signatures(
     registry: Registry, key_id: str, data: Mapping[str, bytes]
 ) -> dict[str, ConflictError | StorageError]:
-    """Store signatures of many deltas by one key as `add_signature` does, with one sync of all.
+    """Store one key's signatures of many deltas like `add_signature`, with a single sync.
 
     Args:
-        data: the signatures of each, one a line, by the digest of its manifest.
+        data: digest of a delta's manifest to its signatures, one per line.
 
     Returns:
         By digest the error that kept a signature from being stored; the others are durable.
@@ -100,7 +100,7 @@ def add_signatures(
     ]
     failed: dict[str, ConflictError | StorageError] = {}
     for digest, swapped in zip(data, registry.store.swap_all(swaps), strict=True):
-        if isinstance(swapped, ConflictError):  # somebody signs it with the same key at this moment
+        if isinstance(swapped, ConflictError):  # a concurrent signature by the same key
             try:
                 add_signature(registry, digest, key_id, data[digest])
             except (ConflictError, StorageError) as error:
@@ -111,10 +111,10 @@ def add_signatures(
 
 
 def copy_signatures(source: Registry, target: Registry, digests: Collection[str]) -> None:
-    """Copy the signatures of deltas that the target does not have; one of a key and version that is there already stays.
+    """Copy the signatures that the target lacks; an existing one of the same key and version stays.
 
     Raises:
-        StorageError: one registry cannot be read, or the other not written.
+        StorageError: the source cannot be read, or the target cannot be written.
     """
     for digest in dict.fromkeys(digests):
         if theirs := signatures(source, digest):
@@ -122,7 +122,7 @@ def copy_signatures(source: Registry, target: Registry, digests: Collection[str]
 
 
 def merge_signatures(registry: Registry, digest: str, theirs: Mapping[str, bytes]) -> None:
-    """Store the signatures of a delta, by key, that a registry does not have.
+    """Store the signatures of a delta, by key, that a registry lacks.
 
     Raises:
         StorageError: the registry cannot be read or written.

@@ -1,4 +1,4 @@
-"""When and by whom a change is made."""
+"""The time and the author of a change."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import os
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-_AHEAD: Final = timedelta(days=1)  # by which clocks may differ
-_UNSEEN: Final = timedelta(days=100)  # beyond its time of grace, in which nobody collected what was due
+_AHEAD: Final = timedelta(days=1)  # the largest tolerated clock skew
+_UNSEEN: Final = timedelta(days=100)  # the longest plausible wait for a collection after the grace period
 
 
 def now() -> str:
-    """This moment, ISO 8601 in UTC."""
+    """Return the current time, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def counted_from(since: str, now: str, grace: timedelta) -> str:
-    """From when on the time of grace of what was noted at a time counts: from then, or from now if a clock must have been wrong.
+    """Return the start of a grace period: the recorded time, or now if a clock must have been wrong.
 
-    What was noted in the future would wait for years, and what was noted years ago by a wrong clock, or seems so to one, would go
-    at once. Its time begins anew.
+    A time in the future would make the entry wait for years, and one years ago, whichever clock is wrong, would expire it at once.
+    In both cases the period starts anew.
 
     Args:
-        since: when it was noted, ISO 8601 in UTC, as `now` is.
+        since: the recorded time, ISO 8601 in UTC; likewise `now`.
     """
     try:
         waited = datetime.fromisoformat(now) - datetime.fromisoformat(since)
@@ -33,17 +33,17 @@ def counted_from(since: str, now: str, grace: timedelta) -> str:
 
 
 def is_due(since: str, now: str, grace: timedelta) -> bool:
-    """Whether a time of grace is over."""
+    """Check whether a grace period is over."""
     return datetime.fromisoformat(now) - datetime.fromisoformat(since) >= grace
 
 
 def text(typed: str) -> str:
-    """What was typed, with '?' for bytes of it that were no UTF-8."""
+    """Return a typed text with '?' for each byte that was not valid UTF-8."""
     return typed.encode(errors="replace").decode()
 
 
 def author() -> str:
-    """Who changes something: DELTAHUB_AUTHOR, or the user of this machine."""
+    """Return the author of a change: DELTAHUB_AUTHOR, or the user of this machine."""
     if found := os.environ.get("DELTAHUB_AUTHOR"):
         return text(found)
     try:

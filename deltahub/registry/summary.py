@@ -1,4 +1,4 @@
-"""What the reference document says of a version's content, so that a list need not read its manifest."""
+"""The summary of a version in its reference document, so that a list need not read the manifest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CARD_FACTS: Final = "card"  # the front matter of the card that came with a comm
 
 
 def summary_of(manifest: Manifest) -> dict[str, object]:
-    """What a list shows of a version, and the sha256 of its record of the backbone, or None."""
+    """Return the values that a list shows of a version, and the sha256 of its backbone record, or None."""
     keys = ("delta_type", "backbone_class", "backbone_hash")
     known = {key: manifest.config[key] for key in keys if manifest.config.get(key)}
     known["backbone_checkpoint_name"] = backbone_name(manifest.config)
@@ -26,10 +26,10 @@ def summary_of(manifest: Manifest) -> dict[str, object]:
 
 
 def metrics_of(manifest: Manifest, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the metrics of a version in the form of its manifest, with what was amended since.
+    """Return the metrics of a version in the form of its manifest, with later amendments.
 
     Args:
-        summary: of the version; one without metrics, as of a hub, says nothing about them.
+        summary: the summary of the version; one without metrics, as from a hub, leaves those of the manifest.
     """
     now = summary.get("metrics")
     if not isinstance(now, Mapping):
@@ -40,7 +40,7 @@ def metrics_of(manifest: Manifest, summary: Mapping[str, Any]) -> list[dict[str,
 
 
 def _what(config: Mapping[str, Any]) -> str:
-    """What files are, where a list shows the type of a delta: ``"lora"``, ``"peft lora"``, ``"transformers bert"``."""
+    """Return the type of a set of files, to show as the delta type: ``"lora"``, ``"peft lora"``, ``"transformers bert"``."""
     if "delta_type" in config:
         return str(config["delta_type"])
     method = config.get("peft_type") or config.get("method") or config.get("model_type") or ""
@@ -48,5 +48,5 @@ def _what(config: Mapping[str, Any]) -> str:
 
 
 def record_of(manifest: Manifest) -> str | None:
-    """The sha256 of a delta's record of its backbone, which many deltas share; None if it has none."""
+    """Return the sha256 of a delta's backbone record, which many deltas share; None if it has none."""
     return next((entry.sha256 for entry in manifest.files if entry.path == BACKBONE), None)

@@ -1,14 +1,14 @@
-"""How a push and a collection agree, over any store, on which objects stay.
+"""The protocol by which pushes and garbage collections agree, over any store, on which objects stay.
 
-A registry keeps one more document, `gc/state.json`: the objects that nothing refers to, each with the time since when
-(*condemned*), those that a collection is about to delete (*sweeping*), and a generation that every change raises.
+A registry keeps one more document, `gc/state.json`: the unreferenced objects, each with the time since when (*condemned*), those
+that a collection is about to delete (*sweeping*), and a generation that every change increments.
 
-- A collection announces what it sweeps, and only then looks once more at what is referred to.
-- A push takes its objects off the list, stores them, and swaps its reference document; if the generation is another one then,
-  a collection came between, and it stores its objects again before it says that it is done.
+- A collection announces the objects that it sweeps, and only then checks once more which objects are referenced.
+- A push takes its objects off the list, stores them, and swaps its reference document; if the generation has changed by then,
+  a collection came between, and the push stores its objects again before it reports success.
 
-So whichever comes second sees the other: nothing that was acknowledged is lost, however long a push takes, and no clock needs to
-be right. Only a collection that falls silent is taken for dead, after five minutes: no single deletion may take so long.
+So the second always sees the first: no acknowledged push is lost, however long it takes, and no clock needs to be right. Only a
+collection that is silent for five minutes is taken for dead: no single deletion may take so long.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from deltahub.stores.base import Progress, Source, Store
 STATE: Final = "gc/state.json"
 SCHEMA: Final = "collection.v1"
 SILENT: Final = 300.0  # seconds without a change after which a collection is taken for dead
-RENEWED: Final = 20.0  # seconds within which a running one changes the document
-PAUSE: Final = 0.2  # seconds between two looks
+RENEWED: Final = 20.0  # seconds within which a running collection changes the document
+PAUSE: Final = 0.2  # seconds between two reads
 
 
 @dataclass(frozen=True)
 class State:
-    """What a registry knows about the objects that nothing refers to.
+    """The state of garbage collection: the unreferenced objects of a registry.
 
     Attributes:
-        generation: raised by every change.
-        condemned: when an object was first found unused, ISO 8601 in UTC, by its sha256.
-        sweeping: the same of those that are being deleted.
-        sweeper: which collection does so.
+        generation: incremented by every change.
+        condemned: sha256 of an object to when it was first found unused, ISO 8601 in UTC.
+        sweeping: the same for objects being deleted.
+        sweeper: the id of the collection that deletes them.
     """
 
     generation: int = 0
@@ -47,7 +47,7 @@ class State:
 
 
 def read_state(store: Store) -> tuple[State, str | None]:
-    """The state and its etag; an empty one and None if nothing was ever collected.
+    """Return the state and its etag; an empty one and None if nothing was ever collected.
 
     Raises:
         IntegrityError: it is damaged.
@@ -64,7 +64,7 @@ def read_state(store: Store) -> tuple[State, str | None]:
 
 
 def write_state(store: Store, state: State, etag: str | None) -> str:
-    """Swap the state for `state`, whose generation is the next one.
+    """Swap in `state`, whose generation is the next one.
 
     Raises:
         ConflictError: it changed meanwhile.
@@ -80,13 +80,13 @@ def write_state(store: Store, state: State, etag: str | None) -> str:
 
 
 def spare(store: Store, objects: Collection[str]) -> int:
-    """Take objects off the list of what may be deleted; wait for a collection that is deleting one of them.
+    """Take objects off the list of deletions; wait for a collection that is deleting one of them.
 
     Args:
         objects: their sha256.
 
     Returns:
-        The generation in which none of them is listed. Those that were being deleted may be gone.
+        The generation in which none of them is listed. Objects that were being deleted may be gone.
     """
     while True:
         state, etag = settled(store, lambda sweeping: not sweeping.isdisjoint(objects))
@@ -100,10 +100,10 @@ def spare(store: Store, objects: Collection[str]) -> int:
 
 
 def store_spared(store: Store, objects: Mapping[str, Source], progress: Progress | None = None) -> int:
-    """Store objects in a generation in which nobody deletes them.
+    """Store objects in a generation without deletions of them.
 
     Args:
-        objects: as `Store.create` takes them.
+        objects: see `Store.create`.
 
     Returns:
         That generation.
@@ -117,10 +117,10 @@ def store_spared(store: Store, objects: Mapping[str, Source], progress: Progress
 
 
 def settled(store: Store, busy: Callable[[KeysView[str]], bool]) -> tuple[State, str | None]:
-    """The state and its etag, once no collection that is alive is busy.
+    """Return the state and its etag, once no live collection is busy.
 
     Args:
-        busy: whether the objects that are being swept concern the caller.
+        busy: whether the objects being swept concern the caller.
     """
     state, etag = read_state(store)
     since = time.monotonic()

@@ -1,7 +1,7 @@
-"""The tables of the search index, and what they hold of a delta: its newest version.
+"""The tables of the search index, and their contents for a delta: its newest version.
 
 Numbers and facets are columns, so that a list is sorted, filtered and counted without reading a row's JSON. The words of a delta
-are found by their trigrams (FTS5), or one after the other where this Python's SQLite lacks FTS5; what is found is the same.
+are found by their trigrams (FTS5), or by a scan where this Python's SQLite lacks FTS5; the results are the same.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, Final
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 
-_VERSION: Final = 8  # of the tables below; the next one is theirs without FTS5
-_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{1,15})?")  # the value of a tag that is a metric too
-_PATIENCE: Final = 30  # seconds to wait for another process that is writing it
-_PAGES: Final = 65_536  # kB of it that are held in memory at most: what is not, is written and read again and again
+_VERSION: Final = 8  # of the tables below; the next number is for them without FTS5
+_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{1,15})?")  # the value of a tag that counts as a metric
+_PATIENCE: Final = 30  # seconds to wait for another process to write the index
+_PAGES: Final = 65_536  # kB of page cache; a smaller one makes SQLite write and read pages over and over
 _TRIGRAMS: Final = (
     "CREATE VIRTUAL TABLE trigrams USING "
     "fts5(words, content = 'texts', content_rowid = 'id', tokenize = 'trigram case_sensitive 1')"
@@ -52,7 +52,7 @@ CREATE INDEX metrics_of ON metrics (id);
 
 @functools.cache
 def has_trigrams() -> bool:
-    """Whether this Python's SQLite finds words by their trigrams."""
+    """Check whether this Python's SQLite has FTS5 with its trigram tokenizer."""
     with contextlib.closing(sqlite3.connect(":memory:")) as database:
         try:
             database.execute(_TRIGRAMS)
@@ -62,17 +62,17 @@ def has_trigrams() -> bool:
 
 
 def connect(path: Path | str) -> sqlite3.Connection:
-    """Open an index; one that is new, or of other tables, is made empty.
+    """Open an index; a new one, or one with other tables, is created empty.
 
     Raises:
-        sqlite3.Error: it is damaged, or cannot be made.
+        sqlite3.Error: it is damaged, or cannot be created.
     """
     database = sqlite3.connect(path, timeout=_PATIENCE)
     version = _VERSION if has_trigrams() else _VERSION + 1
     try:
         database.execute(f"PRAGMA cache_size = -{_PAGES}")
         if _version(database) != version:
-            database.execute("BEGIN IMMEDIATE")  # another process may make them at the same time
+            database.execute("BEGIN IMMEDIATE")  # another process may create the tables concurrently
             if _version(database) != version:
                 _make(database, version)
             database.commit()
@@ -88,7 +88,7 @@ def _version(database: sqlite3.Connection) -> int:
 
 
 def _make(database: sqlite3.Connection, version: int) -> None:
-    database.execute("DROP TABLE IF EXISTS trigrams")  # first: it has tables of its own
+    database.execute("DROP TABLE IF EXISTS trigrams")  # first, as it owns further tables
     for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
         database.execute(f'DROP TABLE IF EXISTS "{name}"')
     trigrams = [_TRIGRAMS] if has_trigrams() else []
@@ -97,10 +97,10 @@ def _make(database: sqlite3.Connection, version: int) -> None:
 
 
 def forget(database: sqlite3.Connection, keys: Collection[str]) -> None:
-    """Take documents and their deltas out of the index."""
+    """Remove documents and their deltas from the index."""
     wanted = json.dumps(list(keys))
     found = "SELECT id FROM documents WHERE key IN (SELECT value FROM json_each(?))"
-    if has_trigrams():  # it must be told what it forgets
+    if has_trigrams():  # an external-content table needs explicit deletes
         told = (
             f"INSERT INTO trigrams (trigrams, rowid, words) SELECT 'delete', id, words FROM texts WHERE id IN ({found})"  # noqa: S608
         )
@@ -113,10 +113,10 @@ def forget(database: sqlite3.Connection, keys: Collection[str]) -> None:
 def remember(
     database: sqlite3.Connection, key: str, stamp: str, document: ReferenceDocument, record: str | None
 ) -> None:
-    """Put a document into the index; one whose versions were all removed, or that was renamed, is no delta.
+    """Put a document into the index; one without versions, removed or renamed, has no delta.
 
     Args:
-        key: of the document, which is not in the index.
+        key: the key of the document, which is not in the index.
         record: the sha256 of the newest version's `backbone.json`.
     """
     delta = None
@@ -169,7 +169,7 @@ def _metrics(entry: Version) -> dict[str, Any]:
 
 
 def searchable(text: str) -> str:
-    """A text as words are looked for in it: in small letters, with '?' for what no text holds."""
+    """Return a text as search compares it: in lower case, with '?' for each character that UTF-8 cannot encode."""
     return text.lower().replace("\0", " ").encode(errors="replace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Names that differ only in upper and lower case: some disks take them for the same, and people do too."""
+"""Names that differ only in upper and lower case, as case-insensitive file systems and people confuse them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ _SUFFIX = ".json"
 
 
 class Names:
-    """The names in a registry; only the namespaces, and those of the namespaces asked for, are listed, each once.
+    """The names in a registry; only the namespaces, and the names in those asked for, are listed, each once.
 
     Args:
-        store: of the registry.
-        root: what the keys of all reference documents start with.
+        store: the registry's store.
+        root: the common prefix of all reference documents' keys.
     """
 
     def __init__(self, store: Store, root: str) -> None:
         self._store = store
         self._root = root
-        self._listed: dict[str, dict[str, str]] = {}  # what is in a folder as it is written, by its small letters
+        self._listed: dict[str, dict[str, str]] = {}  # folder to its entries by their lower-case names
 
     def refuse_twin(self, path: str) -> None:
-        """Take in the name of a delta that is about to be made.
+        """Add the name of a delta to be created.
 
         Raises:
-            ReferenceSyntaxError: a delta or a namespace has this name in other upper and lower case letters.
+            ReferenceSyntaxError: the name of another delta or namespace differs only in upper and lower case.
         """
         namespace, _, name = path.partition("/")
         file = f"{name}{_SUFFIX}"
@@ -33,12 +33,12 @@ class Names:
         theirs = self._in(f"{known}/").get(file.lower(), "")
         if theirs and f"{known}/{theirs}" != f"{namespace}/{file}":
             raise _twin(path, f"{known}/{theirs.removesuffix(_SUFFIX)}")
-        if known != namespace and self._in(f"{known}/"):  # an empty folder is no namespace
+        if known != namespace and self._in(f"{known}/"):  # an empty folder is not a namespace
             raise _twin(namespace, known)
         self._in(f"{namespace}/")[file.lower()] = file
 
     def twin(self, path: str) -> str | None:
-        """Return the name of a delta as it is written, from one in any upper and lower case; None if there is none."""
+        """Return the stored name of a delta from its name in any upper and lower case; None if there is none."""
         namespace, _, name = path.lower().partition("/")
         folder = self._in("").get(f"{namespace}/", "")
         file = self._in(folder).get(f"{name}{_SUFFIX}") if folder else None

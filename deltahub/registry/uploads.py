@@ -1,9 +1,9 @@
-"""Objects that are stored ahead of the version that will name them.
+"""Objects that are uploaded ahead of the version that refers to them.
 
-Whoever sends a large file to a hub does so before the commit that names it. Until then a record, `hub/uploads/<namespace>/<name>/<sha256>`,
-refers to the object, so that no collection takes it, and says to which delta it was sent: a commit may name nothing else. The commit
-removes the record after it has swapped the reference document, and a collection lists the records before it reads the documents, so that
-it sees one or the other.
+A client sends a large file to a hub before the commit that names it. Until then a record, `hub/uploads/<namespace>/<name>/<sha256>`,
+refers to the object, so that no garbage collection deletes it, and names the delta that it was sent to: a commit may use no other
+upload. The commit removes the record after it has swapped the reference document, and a collection lists the records before it
+reads the documents, so that it sees one or the other.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from deltahub.stores.base import Store
 
 
 def keep(store: Store, path: str, sha256: str, file: Path, author: str) -> None:
-    """Store an object for a delta, and record that it was sent; on return both are durable.
+    """Store an object for a delta, and record the upload; on return both are durable.
 
     Args:
         path: the delta, ``"namespace/name"``.
         sha256: of the file, 64 hex digits.
-        file: where the bytes are.
+        file: the path of the bytes.
 
     Raises:
         IntegrityError: the file has another digest. Nothing was stored.
@@ -43,7 +43,7 @@ def keep(store: Store, path: str, sha256: str, file: Path, author: str) -> None:
 
 
 def size_of(store: Store, path: str, sha256: str) -> int | None:
-    """Bytes of an object that was sent to a delta; None if it was not, or if its record is damaged, so that it is sent again."""
+    """Return the bytes of an object uploaded for a delta; None if it must be uploaded, also after its record was damaged."""
     size: int | None = (_noted(store, UPLOADS, _key(path, sha256)) or {}).get("size")
     return size
 
@@ -55,32 +55,32 @@ def forget(store: Store, path: str, objects: Iterable[str]) -> None:
 
 
 def forget_all(store: Store, path: str) -> None:
-    """Remove the records of everything that was sent to a delta: it is deleted, and whatever has its name next is another one."""
+    """Remove all upload records of a deleted delta, as the next delta with its name is another one."""
     for kind in (UPLOADS, PARTS):
         for key in [key for key, _ in store.keys(f"{kind.prefix}{path}/")]:
             store.delete(key)
 
 
 def keep_part(store: Store, path: str, oid: str, number: int, sha256: str, file: Path, author: str) -> None:
-    """The same of one part of a file that is not whole yet.
+    """Store and record one part of an incomplete file, like `keep`.
 
     Args:
-        oid: the sha256 of the whole.
-        number: of the part, from 1.
-        sha256: of the part.
+        oid: the sha256 of the whole file.
+        number: the part's number, from 1.
+        sha256: the sha256 of the part.
     """
     keep(store, path, sha256, file, author)
     _note(store, PARTS, _part_key(path, oid, number), {"sha256": sha256, "time": stamps.now()})
 
 
 def part(store: Store, path: str, oid: str, number: int) -> str | None:
-    """The sha256 of one part of a file; None if it was not sent, or if its record is damaged, so that it is sent again."""
+    """Return the sha256 of one part of a file; None if it must be uploaded, also after its record was damaged."""
     sha256: str | None = (_noted(store, PARTS, _part_key(path, oid, number)) or {}).get("sha256")
     return sha256
 
 
 def forget_parts(store: Store, path: str, oid: str, parts: Sequence[str]) -> None:
-    """Remove the records of the parts of a file, and of the objects that they are: it is whole now.
+    """Remove the records of the parts of a complete file and of their objects.
 
     Args:
         parts: the sha256 of each, first to last.
@@ -91,12 +91,12 @@ def forget_parts(store: Store, path: str, oid: str, parts: Sequence[str]) -> Non
 
 
 def waiting(store: Store) -> set[str]:
-    """The sha256 of every object that waits for its version."""
+    """Return the sha256 of every object that waits for its version."""
     return {key.rpartition("/")[2] for key, _ in store.keys(UPLOADS.prefix)}
 
 
 def expire(store: Store, grace: timedelta) -> None:
-    """Remove the records of what was sent so long ago that no commit will name it, and damaged ones.
+    """Remove damaged records, and those too old for a commit to name their uploads.
 
     Args:
         grace: how old a record must be.
@@ -118,7 +118,7 @@ def _expire(store: Store, kind: Kind, key: str, record: dict[str, Any], etag: st
     if stamps.is_due(since, now, grace):
         store.delete(key)
     elif since != record["time"]:
-        with contextlib.suppress(ConflictError):  # it is sent again just now
+        with contextlib.suppress(ConflictError):  # it was uploaded again just now
             freeing(store.spend_reserve, lambda: kind.write(store, key, {**record, "time": since}, etag))
 
 
@@ -131,14 +131,14 @@ def _part_key(path: str, oid: str, number: int) -> str:
 
 
 def _note(store: Store, kind: Kind, key: str, record: Mapping[str, Any]) -> None:
-    """Write a record, in place of any that is there."""
-    with contextlib.suppress(ConflictError):  # it was sent twice at once
+    """Write a record, replacing any existing one."""
+    with contextlib.suppress(ConflictError):  # a concurrent upload of the same bytes
         known = store.read_tagged(key)
         kind.write(store, key, record, known[1] if known else None)
 
 
 def _noted(store: Store, kind: Kind, key: str) -> dict[str, Any] | None:
-    """A record; None if there is none, or if it is damaged: then it is as good as none, and what it tells of is sent again."""
+    """Return a record; None if it does not exist or is damaged, so that the bytes are uploaded again."""
     try:
         found = kind.read(store, key)
     except IntegrityError as error:

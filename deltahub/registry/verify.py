@@ -1,4 +1,4 @@
-"""Reading every byte of a registry again and comparing it with what was published."""
+"""Verification of a registry: every byte is read again and compared with the published digest."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from deltahub.registry.registry import REFS, Registry, ref_key
 from deltahub.registry.sweeping import STATE, read_state
 from deltahub.stores.base import object_key
 
-MANIFEST_FILE = "manifest"  # what the manifest is called in a report
+MANIFEST_FILE = "manifest"  # the name of the manifest in a report
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One object of a version that is not what was published.
+    """One damaged or missing object of a version.
 
     Attributes:
         file: its name in the checkpoint, or ``"manifest"``.
-        sha256: what was published, 64 hex digits.
-        found: what is there: ``"sha256:..."`` or ``"nothing"``.
+        sha256: the published digest, 64 hex digits.
+        found: the stored content: ``"sha256:..."``, a number of bytes, or ``"nothing"``.
     """
 
     file: str
@@ -39,15 +39,15 @@ def verify(
     """Re-hash deltas.
 
     Args:
-        paths: which deltas, ``"namespace/name"``; None for all.
-        version: which version of them; None for all.
+        paths: the deltas to verify, ``"namespace/name"``; None for all.
+        version: the version to verify; None for all.
 
     Yields:
-        ``"namespace/name@v1"`` and all that is damaged, in words; None where nothing is. A document that is damaged goes by
-            the name of its delta, or by its own key if it is of no delta.
+        ``"namespace/name@v1"`` and a description of all its damage; None if it is intact. A damaged document is reported under
+            the name of its delta, or under its own key if it belongs to no delta.
 
     Raises:
-        NotFoundError: a delta or version that was asked for is not there.
+        NotFoundError: a requested delta or version does not exist.
     """
     intact: set[str] = set()
     for where, found in versions(registry, paths, version):
@@ -63,7 +63,7 @@ def verify(
 
 
 def _still_there(registry: Registry, where: str) -> bool:
-    """Whether a version was not removed while it was read."""
+    """Check whether a version still exists, as it may have been removed while it was read."""
     path, _, version = where.partition("@")
     try:
         document = registry.stored(path)
@@ -75,7 +75,7 @@ def _still_there(registry: Registry, where: str) -> bool:
 def versions(
     registry: Registry, paths: Collection[str] | None, version: str | None
 ) -> Iterator[tuple[str, str | DeltaHubError]]:
-    """The versions that are asked for, each with its digest; a document that cannot be read with the error."""
+    """Iterate over the requested versions, each with its digest; an unreadable document is yielded with its error."""
     names = registry.names() if paths is None else []
     for path in names if paths is None else paths:
         try:
@@ -87,7 +87,7 @@ def versions(
             continue
         if document is None:  # deleted since it was listed
             continue
-        if document.moved_to:  # an old name: its versions are read under the new one, which may have come since
+        if document.moved_to:  # an old name: its versions are read under the new one, which may be newer than the list
             if document.moved_to not in names and registry.store.read_tagged(ref_key(document.moved_to)):
                 names.append(document.moved_to)
             elif document.moved_to not in names:
@@ -105,7 +105,7 @@ def versions(
 
 
 def _unlisted(registry: Registry, names: Collection[str]) -> Iterator[tuple[str, DeltaHubError]]:
-    """What stands where a reference document should and is none: a folder, or a link that leads nowhere."""
+    """Iterate over non-files in place of a reference document, such as a folder or a broken link, each with its error."""
     for namespace in registry.store.children(REFS):
         for child in registry.store.children(f"{REFS}{namespace}") if namespace.endswith("/") else ():
             path = f"{namespace}{child.removesuffix('/').removesuffix('.json')}"
@@ -124,14 +124,14 @@ def _unlisted(registry: Registry, names: Collection[str]) -> Iterator[tuple[str,
 
 
 def damages(registry: Registry, digest: str, intact: set[str]) -> list[Damage]:
-    """What is damaged of one version.
+    """Return the damaged objects of one version.
 
     Args:
-        digest: of its manifest.
-        intact: the sha256 of objects, which deltas share, that were read already; those that are read are added.
+        digest: the digest of its manifest.
+        intact: the sha256 of objects already verified, as deltas share objects; newly verified ones are added.
 
     Raises:
-        CheckpointError: its manifest is whole, but of a later deltahub.
+        CheckpointError: its manifest is whole, but written by a later deltahub.
         StorageError: the registry cannot be read.
     """
     digits = digest.removeprefix("sha256:")
@@ -154,16 +154,19 @@ def damages(registry: Registry, digest: str, intact: set[str]) -> list[Damage]:
 
 
 def _seen(registry: Registry, sha256: str, size: int | None) -> str:
-    """The digest of what is stored as an object, read piece by piece: it may be larger than the memory.
+    """Return the digest of a stored object, read in chunks, as it may not fit in memory.
 
     Args:
-        size: how many bytes it must have; None for a manifest, which is read as a whole wherever it is used.
+        size: its expected size in bytes; None for a manifest, which is always read as a whole.
+
+    Returns:
+        ``"sha256:..."``, its size if it is too large, or ``"nothing"``.
     """
     key = object_key(sha256)
     with scratch() as folder:
         try:
             found = registry.store.size(key)
-            if found > max(size or 0, WHOLE):  # not what was published, and perhaps a hole that takes hours to read
+            if found > max(size or 0, WHOLE):  # damaged, and perhaps a sparse file that takes hours to read
                 return f"{found} bytes"
             return f"sha256:{registry.store.fetch(key, folder / 'object')}"
         except NotFoundError:

@@ -1,1 +1,1 @@
-"""Stores: places that keep bytes under keys; all that a registry needs to know of a disk or a bucket."""
+"""Stores of bytes under keys, on a disk or in a bucket: the only storage interface of a registry."""

@@ -1,6 +1,6 @@
 """The Store protocol.
 
-Keys are relative paths of plain ASCII with "/" between parts. A store keeps two kinds of things:
+Keys are relative paths of plain ASCII with "/" between parts. A store keeps two kinds of content:
 
 - objects, `objects/sha256/<2>/<62>`, under the digest of their bytes, written once by `create` and never changed;
 - documents, `refs/...`, replaced as a whole by `swap`, a compare-and-swap.
@@ -16,19 +16,19 @@ from typing import Protocol
 from deltahub.errors import ConflictError, IntegrityError, StorageError
 
 Source = Path | bytes
-Progress = Callable[[int], None]  # called with the number of bytes that were just moved
+Progress = Callable[[int], None]  # called with the number of bytes just transferred
 
-Swapped = str | ConflictError | StorageError  # the new etag, or why there is none
+Swapped = str | ConflictError | StorageError  # the new etag, or the error
 
 
 @dataclass(frozen=True)
 class Swap:
-    """One of several documents that are replaced together.
+    """One of several documents to replace together.
 
     Attributes:
-        key: of the document.
+        key: the key of the document.
         data: its new bytes.
-        expected: as `Store.swap` takes it.
+        expected: see `Store.swap`.
     """
 
     key: str
@@ -37,16 +37,16 @@ class Swap:
 
 
 def object_key(sha256: str) -> str:
-    """The key of an object by its sha256, 64 hex digits."""
+    """Return the key of an object by its sha256, 64 hex digits."""
     return f"objects/sha256/{sha256[:2]}/{sha256[2:]}"
 
 
 def require_digest(source: Source, expected: str, found: str) -> None:
-    """Check that what is about to be stored is what was announced.
+    """Check that the bytes to store have the announced digest.
 
     Args:
-        expected: its sha256, 64 hex digits, as it was announced.
-        found: the same of its bytes.
+        expected: the announced sha256, 64 hex digits.
+        found: the sha256 of the bytes.
 
     Raises:
         IntegrityError: they differ.
@@ -59,58 +59,58 @@ def require_digest(source: Source, expected: str, found: str) -> None:
 
 
 def require_size(store: Store, key: str, size: int | None) -> None:
-    """Check that there are as many bytes under a key as there must be, before they are read.
+    """Check the size of the bytes under a key before they are read.
 
     Raises:
-        NotFoundError: there are none.
-        IntegrityError: there are more or fewer.
+        NotFoundError: the key does not exist.
+        IntegrityError: there are more or fewer bytes.
     """
     if size is not None and (found := store.size(key)) != size:
         raise IntegrityError(key, f"{size} bytes", f"{found} bytes")
 
 
 class Store(Protocol):
-    """Where a registry keeps its bytes."""
+    """The storage of a registry's bytes."""
 
     @property
     def url(self) -> str:
-        """Where the store is, for people."""
+        """The location of the store, for people."""
         ...
 
     @property
     def at_once(self) -> int:
-        """How many requests at the same time make sense: 1 where nobody waits for an answer."""
+        """How many concurrent requests are useful; 1 for a store without latency."""
         ...
 
     def read(self, key: str) -> bytes:
-        """The bytes under a key.
+        """Return the bytes under a key.
 
         Raises:
-            NotFoundError: there are none.
+            NotFoundError: the key does not exist.
         """
         ...
 
     def read_tagged(self, key: str) -> tuple[bytes, str] | None:
-        """The bytes under a key and their etag, as `swap` expects it; None if there are none."""
+        """Return the bytes under a key and their etag for `swap`; None if the key does not exist."""
         ...
 
     def size(self, key: str) -> int:
-        """How many bytes are under a key.
+        """Return the number of bytes under a key.
 
         Raises:
-            NotFoundError: there are none.
+            NotFoundError: the key does not exist.
         """
         ...
 
     def chunks(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes under a key piece by piece, about `CHUNK` at a time, so that any size is read in little memory.
+        """Iterate over the bytes under a key in chunks of about `CHUNK`, so that any size is read in little memory.
 
         Args:
             start: the first byte.
-            end: the byte after the last, not beyond what is there; None for all that is there.
+            end: the byte after the last, at most the size; None for all bytes.
 
         Raises:
-            NotFoundError: there are none; raised before the first piece.
+            NotFoundError: the key does not exist; raised before the first chunk.
         """
         ...
 
@@ -118,54 +118,54 @@ class Store(Protocol):
         """Copy the bytes under a key to a new file.
 
         Args:
-            size: how many there must be, if that is known; others are not copied.
+            size: the expected number of bytes, if known; any other number is not copied.
 
         Returns:
-            The sha256 of what was copied, 64 hex digits.
+            The sha256 of the copy, 64 hex digits.
 
         Raises:
-            NotFoundError: there are none.
-            IntegrityError: there are more or fewer than `size`. Nothing was copied.
+            NotFoundError: the key does not exist.
+            IntegrityError: there are more or fewer bytes than `size`. Nothing was copied.
         """
         ...
 
     def create(self, sources: Mapping[str, Source], progress: Progress | None = None) -> None:
         """Store objects; on return all of them are durable.
 
-        An object that is there already keeps its bytes and counts as new; a damaged one is written again.
+        An existing object keeps its bytes and counts as new; a damaged one is written again.
 
         Args:
-            sources: bytes, or the file that holds them, by their sha256 (64 hex digits).
+            sources: sha256 (64 hex digits) to the bytes, or to the file with them.
 
         Raises:
-            IntegrityError: bytes do not have the digest given. Nothing was stored.
-            StorageError: the store is full, not writable or out of reach. Whatever was stored is whole.
+            IntegrityError: bytes do not match their digest. Nothing was stored.
+            StorageError: the store is full, not writable or out of reach. Every object that was stored is whole.
         """
         ...
 
     def swap(self, key: str, data: bytes, expected: str | None) -> str:
-        """Replace a document if it is still the one that was read; on return it is durable.
+        """Replace a document if it has not changed since it was read; on return it is durable.
 
         Args:
-            expected: the etag that the key has now; None if it must not exist yet.
+            expected: the key's current etag; None if the key must not exist yet.
 
         Returns:
             The new etag.
 
         Raises:
-            ConflictError: the key holds something else. Nothing was written.
-            StorageError: the store is full, not writable or out of reach, or knows no compare-and-swap.
+            ConflictError: the key has another etag. Nothing was written.
+            StorageError: the store is full, not writable or out of reach, or has no compare-and-swap.
         """
         ...
 
     def swap_all(self, swaps: Sequence[Swap]) -> list[Swapped]:
-        """Replace many documents, each as `swap` does it; on return those that were replaced are durable.
+        """Replace many documents like `swap`; on return all replaced ones are durable.
 
         Args:
-            swaps: each of another key.
+            swaps: the documents, each under another key.
 
         Returns:
-            For each its new etag, or the error that kept it as it was; the others are replaced all the same.
+            For each its new etag, or the error that kept it unchanged; an error does not stop the others.
 
         Raises:
             StorageError: the store failed as a whole. Each document is the old one or the new one.
@@ -173,29 +173,28 @@ class Store(Protocol):
         ...
 
     def keys(self, prefix: str) -> Iterator[tuple[str, str]]:
-        """Every key that starts with `prefix`, and a stamp that changes whenever its bytes do."""
+        """Iterate over the keys that start with `prefix`, each with a stamp that changes whenever its bytes do."""
         ...
 
     def children(self, folder: str) -> list[str]:
-        """What is directly in a folder: the names of keys, and those of folders with a "/" at their ends; in any order.
+        """Return the names of the keys directly in a folder, and of its subfolders with a "/" at the end; in any order.
 
         Args:
-            folder: with a "/" at its end, such as ``"refs/"``; one that is not there has no children.
+            folder: with a "/" at its end, such as ``"refs/"``; a missing one has no children.
         """
         ...
 
     def folder_stamp(self, folder: str) -> str | None:
-        """A stamp that changes whenever a key directly in a folder is created, replaced or deleted.
+        """Return a stamp that changes whenever a key directly in a folder is created, replaced or deleted.
 
-        It may take the clock of the store to move on: a stamp says nothing of changes made while it was new. None where there
-        is no such stamp.
+        Its resolution is that of the store's clock: a new stamp may miss changes of the same tick. None if the store has no such stamp.
         """
         ...
 
     def settle(self, keys: Iterable[str]) -> None:
-        """Make durable what was found under keys.
+        """Make the content found under keys durable.
 
-        Whoever wrote it may have been killed before it was; who builds on it and says that all is done calls this first.
+        Its writer may have been killed before it was durable; call this before reporting success that relies on it.
 
         Raises:
             StorageError: it cannot be made durable.
@@ -207,7 +206,7 @@ class Store(Protocol):
         ...
 
     def spend_reserve(self) -> bool:
-        """Give up a piece of the space that is set aside for freeing a store that is full: see `deltahub.reserve`.
+        """Release a piece of the space reserved for freeing a full store: see `deltahub.reserve`.
 
         Returns:
             Whether there was one.

@@ -1,6 +1,6 @@
-"""Where in which S3 server a store is, and as whom to go there.
+"""The location of a store in an S3 server, and the clients with its credentials.
 
-What the registry's configuration leaves open comes from where every AWS tool looks: AWS_ACCESS_KEY_ID and its fellows,
+Values missing from the registry's configuration come from the usual AWS sources: AWS_ACCESS_KEY_ID and related variables,
 AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE, ~/.aws/credentials and ~/.aws/config, and last the machine itself.
 """
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from obstore.store import S3Store as Client
 
 SCHEME: Final = "s3://"
-PART: Final = 8 << 20  # bytes that one request sends at most
+PART: Final = 8 << 20  # the most bytes per request
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX: Final = re.compile(r"(?!\.\.?(/|$))[A-Za-z0-9._=-]+(/(?!\.\.?(/|$))[A-Za-z0-9._=-]+)*")
-# What the client would read itself and put into headers as it is.
+# The client would read these itself and put them into headers unchecked.
 _IN_HEADERS: Final = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -39,15 +39,15 @@ _ENDPOINT: Final = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for a server before it counts as out of reach.
+    """Timeouts and retries for a server.
 
     Attributes:
-        connect: seconds for a connection to come about.
-        answer: seconds without a byte of an answer.
-        upload: seconds for one request that sends bytes, `PART` of them at most, to be done.
-        retries: how often a request is repeated after a lost connection, an answer 429 or 5xx.
-        backoff: seconds before the first repetition; each further wait is up to twice as long.
-        total: seconds after which nothing is repeated any more.
+        connect: seconds to wait for a connection.
+        answer: seconds to wait for the next byte of an answer.
+        upload: seconds for a whole request that sends bytes, at most `PART` of them.
+        retries: how often a request is repeated after a lost connection or an answer 429 or 5xx.
+        backoff: seconds before the first retry; each further wait is up to twice as long.
+        total: seconds after which there are no more retries.
     """
 
     connect: float = 5.0
@@ -60,13 +60,13 @@ class Patience:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A place in an S3 server.
+    """A bucket and prefix in an S3 server.
 
     Attributes:
-        name: of the bucket.
-        prefix: what every key starts with, without slashes at its ends; may be empty.
-        endpoint: URL of the server; None for what the environment or the profile says, or else AWS itself.
-        region: the same for the region.
+        name: the name of the bucket.
+        prefix: the common prefix of all keys, without leading or trailing slashes; may be empty.
+        endpoint: URL of the server; None for that of the environment or the profile, or else AWS itself.
+        region: None for that of the environment or the profile.
         profile: of ~/.aws/credentials or ~/.aws/config; None for the environment's keys.
     """
 
@@ -80,10 +80,10 @@ class Bucket:
     def parse(
         cls, url: str, *, endpoint: str | None = None, region: str | None = None, profile: str | None = None
     ) -> Bucket:
-        """Read ``s3://bucket/prefix``.
+        """Parse ``s3://bucket/prefix``.
 
         Raises:
-            ConfigError: it or the endpoint is not well formed, or holds a secret.
+            ConfigError: the URL or the endpoint is not well formed, or contains a secret.
         """
         name, _, prefix = url.removeprefix(SCHEME).partition("/")
         prefix = prefix.strip("/")
@@ -106,22 +106,22 @@ class Bucket:
 
     @property
     def url(self) -> str:
-        """The place, for people: ``"s3://bucket/prefix at https://s3.example.org"``."""
+        """The location, for people: ``"s3://bucket/prefix at https://s3.example.org"``."""
         url = f"{SCHEME}{self.name}/{self.prefix}".rstrip("/")
         return f"{url} at {self.server}" if self.server else url
 
     @property
     def server(self) -> str | None:
-        """The URL of the server as far as the configuration and the environment say; None for AWS."""
+        """The URL of the server in the configuration or the environment; None for AWS."""
         variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
         return self.endpoint or next((found for name in variables if (found := os.environ.get(name, "").strip())), None)
 
 
 def connect(bucket: Bucket, patience: Patience) -> tuple[Client, Client]:
-    """Clients for reading and for writing; neither asks the server anything yet.
+    """Return clients for reading and for writing; neither sends a request yet.
 
     Raises:
-        ConfigError: obstore is not installed, the profile or its certificates cannot be used, or a key holds what no header can.
+        ConfigError: obstore is not installed, the profile or its certificates cannot be used, or a key is not valid in a header.
     """
     try:
         from obstore.store import S3Store as Client  # late: no other store needs it
@@ -147,7 +147,7 @@ def connect(bucket: Bucket, patience: Patience) -> tuple[Client, Client]:
         "backoff": {"init_backoff": _span(patience.backoff), "max_backoff": _span(patience.backoff * 50), "base": 2},
         "retry_timeout": _span(patience.total),
     }
-    # A download may last as long as bytes come; an upload sees none until it is done.
+    # A download may last as long as bytes arrive; an upload receives none until it is done.
     limits: tuple[dict[str, Any], ...] = (
         {"read_timeout": _span(patience.answer), "timeout": _span(86400)},
         {"timeout": _span(patience.upload)},
@@ -167,7 +167,7 @@ def connect(bucket: Bucket, patience: Patience) -> tuple[Client, Client]:
 
 
 def _corrected() -> dict[str, str]:
-    """The client's settings in the environment that have white space at their ends, without it."""
+    """Return the client's settings in the environment that need whitespace stripped at their ends, stripped."""
     given = {name: os.environ.get(name, "") for name in _IN_HEADERS}
     checked = {name: header_value(text, f"The environment variable {name}") for name, text in given.items()}
     return {name.lower(): text for name, text in checked.items() if text != given[name]}

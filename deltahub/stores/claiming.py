@@ -1,11 +1,13 @@
-"""A compare-and-swap on plain files, on every file system that renames: it asks for no lock, so it holds where locks do nothing.
+"""A compare-and-swap on plain files, on every file system with rename.
 
-Whoever wants to replace a document first *claims* it: a folder that holds the new bytes, synced, is renamed to the one place where
-claims on that document lie, which fails while another claim lies there. Then the document is looked at once more, and the file
-is renamed out of the claim over the document. Only who holds the claim can have changed the document in between.
+It needs no lock, so it works where locks have no effect.
 
-A claim may be taken away at any time, since its file has a name that no other has: whoever lost it finds nothing to rename. So
-the claim of a process that was killed is in nobody's way for longer than a moment, and one that was only slow overwrites nothing.
+To replace a document, a process first *claims* it: a folder with the new bytes, synced, is renamed to the one path for claims on
+that document, which fails while another claim exists. Then the document is checked once more, and the file is renamed out of the
+claim over the document. Only the holder of the claim can have changed the document in between.
+
+A claim may be taken away at any time, since its file has a unique name: the process that lost it finds nothing to rename. So
+the claim of a killed process blocks others only for a moment, and a process that was only slow overwrites nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from typing import Final
 
 from deltahub.files import STAGE, staging, write_synced
 
-SILENT: Final = 1.0  # seconds for which one claim may stand; its holder needs less than a thousandth
-_PAUSE: Final = 0.002  # seconds between two looks at it
+SILENT: Final = 1.0  # seconds before a claim is taken away; its holder needs less than a thousandth
+_PAUSE: Final = 0.002  # seconds between two checks of a claim
 _TAKEN: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY})
 
 
@@ -34,13 +36,13 @@ def replace_claimed(
     check: Callable[[], None],
     prepare: Callable[[list[Path]], None] = lambda _: None,
 ) -> None:
-    """Write a document if it is still as it was; of those who do this at once, one does it.
+    """Replace a document if it is unchanged; of several concurrent calls only one succeeds.
 
     Args:
-        target: the document; its folder is there. The caller syncs that folder.
-        claim: where claims on it lie, on the same file system.
-        check: raises if the document is not the one that is to be replaced.
-        prepare: called with the new file and the folder that is about to be the claim, before others see them.
+        target: the document; its folder exists. The caller syncs that folder.
+        claim: the path for claims on it, on the same file system.
+        check: raises if the document has changed.
+        prepare: called with the new file and the folder to become the claim, before others see them.
     """
     while True:
         check()
@@ -53,31 +55,31 @@ def replace_claimed(
 
 
 def replace_staged(target: Path, stage: Path, name: str, claim: Path, check: Callable[[], None]) -> bool:
-    """Make a claim of a folder whose file is written and synced, and rename the file over the document.
+    """Make a claim of a folder with a written and synced file, and rename the file over the document.
 
     Args:
-        target: as `replace_claimed` takes it, and `claim` and `check`.
+        target: see `replace_claimed`; likewise `claim` and `check`.
         stage: the folder, on the same file system; it is gone afterwards.
-        name: of the file in it, which no other claim ever has.
+        name: the file's name in it, unique among all claims.
 
     Returns:
-        Whether it was done. It was not if somebody took the claim away.
+        Whether the document was replaced; False if another process took the claim away.
     """
     _take(stage, claim, check)
     try:
         check()
         os.replace(claim / name, target)
-    except FileNotFoundError:  # somebody took the claim away, after waiting long for it
+    except FileNotFoundError:  # another process took the claim away after a long wait
         return False
     finally:
-        with contextlib.suppress(OSError):  # else the next one waits for a moment
+        with contextlib.suppress(OSError):  # if this fails, the next claim waits for a moment
             (claim / name).unlink(missing_ok=True)
             claim.rmdir()
     return True
 
 
 def _take(stage: Path, claim: Path, check: Callable[[], None]) -> None:
-    """Rename `stage` to `claim`; wait while another one stands there, and take it away when it stands too long."""
+    """Rename `stage` to `claim`; wait while another claim exists, and take it away after `SILENT` seconds."""
     holder: list[str] = []
     since = 0.0
     while not _renamed(stage, claim):
@@ -95,7 +97,7 @@ def _take(stage: Path, claim: Path, check: Callable[[], None]) -> None:
 
 
 def _renamed(stage: Path, claim: Path) -> bool:
-    with contextlib.suppress(OSError):  # an empty one is of somebody who is done
+    with contextlib.suppress(OSError):  # an empty claim is finished
         claim.rmdir()
     try:
         stage.rename(claim)

@@ -1,7 +1,7 @@
-"""A write to a bucket on the condition that a document is still the one that was read.
+"""Conditional writes to a bucket, which succeed only if the document has not changed since it was read.
 
-The condition is `If-Match` with its ETag, or `If-None-Match: *` if there was none. obstore repeats what can be repeated blindly; a
-conditional write whose answer was lost is looked at before it is repeated, for it may have been carried out.
+The condition is `If-Match` with its ETag, or `If-None-Match: *` if there was none. obstore repeats idempotent requests;
+after the answer of a conditional write was lost, the document is read before a retry, as the write may have been done.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from deltahub.stores.bucket import Bucket
 
-_TRIES: Final = 3  # of a write whose answer is lost
+_TRIES: Final = 3  # of a write whose answer was lost
 
 
 def conditional_put(
@@ -31,11 +31,11 @@ def conditional_put(
     """Replace a document, and return its new ETag.
 
     Args:
-        expected: the ETag that it must have; None if there must be none yet.
-        read_tagged: the bytes under a key and their ETag; None if there are none.
+        expected: the ETag that it must have; None if it must not exist yet.
+        read_tagged: returns the bytes under a key and their ETag; None if the key does not exist.
 
     Raises:
-        ConflictError: it is another one.
+        ConflictError: the document has another ETag.
         StorageError: the server refuses, or does not answer.
     """
     import obstore  # late: no other store needs it
@@ -53,8 +53,8 @@ def conditional_put(
                 if last or not lost(error):
                     raise
                 unsure = True
-        found = read_tagged(key)  # by now the server answers again, or this says that it does not
-        if unsure and found and found[0] == data:  # an earlier try was carried out
+        found = read_tagged(key)  # raises if the server still does not answer
+        if unsure and found and found[0] == data:  # an earlier try succeeded
             return found[1]
         if (found[1] if found else None) != expected:
             raise ConflictError(key, expected, found[1] if found else None)

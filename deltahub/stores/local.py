@@ -1,7 +1,7 @@
 """A store in a local or shared folder.
 
-Everything is written beside its place, synced, and renamed into it, so that a reader, who takes no lock, sees the old bytes
-or the new ones. What a crash leaves behind lies in `staging/` and is never read.
+Every file is written to a staging folder, synced, and renamed to its place, so that a reader, who takes no lock, sees the old
+bytes or the new ones. Leftovers of a crash stay in `staging/` and are never read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CLAIMS: Final = "claims"
 
 
 class LocalStore:
-    """A store in a folder, which is made at the first write.
+    """A store in a folder, which is created at the first write.
 
     Args:
         root: the folder.
@@ -55,16 +55,16 @@ class LocalStore:
 
     @property
     def at_once(self) -> int:
-        """One: more do not make a disk faster."""
+        """Always 1: concurrent requests do not make a disk faster."""
         return 1
 
     def read(self, key: str) -> bytes:
-        """The bytes under a key."""
+        """Return the bytes under a key."""
         with reading(self.root, key):
             return read_file(self.root / key)
 
     def read_tagged(self, key: str) -> tuple[bytes, str] | None:
-        """The bytes under a key and their sha256, which is the etag."""
+        """Return the bytes under a key and their sha256, which is the etag."""
         try:
             data = self.read(key)
         except NotFoundError:
@@ -72,12 +72,12 @@ class LocalStore:
         return data, _etag(data)
 
     def size(self, key: str) -> int:
-        """How many bytes are under a key."""
+        """Return the number of bytes under a key."""
         with reading(self.root, key):
             return (self.root / key).stat().st_size
 
     def chunks(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes under a key piece by piece."""
+        """Iterate over the bytes under a key in chunks."""
         with reading(self.root, key):
             reader = open_file(self.root / key)
         with reader:
@@ -93,7 +93,7 @@ class LocalStore:
         """Copy the bytes under a key to a new file."""
         require_size(self, key, size)
         digest, chunks = hashlib.sha256(), self.chunks(key, end=size)
-        first = next(chunks, b"")  # a missing key makes no file
+        first = next(chunks, b"")  # a missing key creates no file
         with into.open("xb") as writer:
             for chunk in itertools.chain([first], chunks):
                 digest.update(chunk)
@@ -132,10 +132,10 @@ class LocalStore:
             syncing.folders(folders)
 
     def swap(self, key: str, data: bytes, expected: str | None) -> str:
-        """Replace a document if it is still the one that was read."""
+        """Replace a document if it has not changed since it was read."""
         target, check = self.root / key, partial(self._require, key, expected)
         with storage_errors("Updating a delta's record", self.root):
-            check()  # before a folder is made
+            check()  # before any folder is created
             self._make_root()
             folders = self._make_folder(target.parent)
             make_folder(self.root, (self.root / CLAIMS / key).parent)
@@ -186,11 +186,11 @@ class LocalStore:
             raise ConflictError(key, expected, found)
 
     def children(self, folder: str) -> list[str]:
-        """The names of keys and folders directly in a folder."""
+        """Return the names of keys and folders directly in a folder."""
         return children(self.root, folder)
 
     def folder_stamp(self, folder: str) -> str | None:
-        """The folder's inode and times of change: every rename into it changes them."""
+        """Return the folder's inode and change times, which every rename into it changes."""
         try:
             stat = (self.root / folder).stat()
         except OSError:
@@ -198,12 +198,12 @@ class LocalStore:
         return f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
 
     def keys(self, prefix: str) -> Iterator[tuple[str, str]]:
-        """Every key that starts with `prefix`; a file's stamp is its inode, size and time of change."""
+        """Iterate over the keys that start with `prefix`; a file's stamp is its inode, size and modification time."""
         found = walk(self.root, prefix.rpartition("/")[0])
         yield from ((key, stamp) for key, stamp in found if key.startswith(prefix))
 
     def settle(self, keys: Iterable[str]) -> None:
-        """Sync the folders of keys: their bytes were synced before they were renamed there."""
+        """Sync the folders of keys: the bytes were synced before they were renamed there."""
         with storage_errors("Storing a delta", self.root):
             sync_folders(folder for key in keys for folder in self._chain((self.root / key).parent))
 
@@ -213,11 +213,11 @@ class LocalStore:
             (self.root / key).unlink(missing_ok=True)
 
     def spend_reserve(self) -> bool:
-        """Give up a piece of what was set aside."""
+        """Release a piece of the reserved space."""
         return spend(self.root)
 
     def _make_root(self) -> None:
-        """Make the folder of the store so that it outlasts a power loss."""
+        """Create the folder of the store durably."""
         with storage_errors("Making a registry", self.root):
             fresh = [path for path in (self.root, *self.root.parents) if not path.exists()]
             make_root(self.root)
@@ -230,12 +230,12 @@ class LocalStore:
             yield stage
 
     def _make_folder(self, folder: Path) -> list[Path]:
-        """Make a folder, and return what must be synced for a file that is renamed into it to outlast a power loss."""
+        """Create a folder, and return the folders to sync after a rename into it."""
         make_folder(self.root, folder)
         return self._chain(folder)
 
     def _chain(self, folder: Path) -> list[Path]:
-        """A folder and those above it: who made them may have been killed before they were synced."""
+        """Return a folder and its parents up to the root: their creators may have been killed before syncing them."""
         above = [folder, *folder.parents]
         return above[: above.index(self.root) + 1]
 
@@ -245,14 +245,14 @@ def _etag(data: bytes) -> str:
 
 
 def _intact(target: Path, sha256: str, source: Source) -> bool:
-    """Whether an object is there and whole; if so it is freshened, so that it counts as new."""
+    """Check whether an object is stored intact; if so, its modification time is updated, so that it counts as new."""
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
     try:
         if sha256_file(target, size)[0] != sha256:
             return False
     except (FileNotFoundError, PermissionError, IntegrityError):
         return False
-    with contextlib.suppress(PermissionError):  # a colleague's may be read but not freshened
+    with contextlib.suppress(PermissionError):  # another user's file may be readable but not writable
         os.utime(target)
     return True
 

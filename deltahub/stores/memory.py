@@ -1,4 +1,4 @@
-"""A store in memory, for tests and for trying things out."""
+"""A store in memory, for tests and experiments."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ class MemoryStore:
 
     @property
     def url(self) -> str:
-        """Where the store is, for people."""
+        """The location of the store, for people."""
         return "memory"
 
     @property
     def at_once(self) -> int:
-        """One: nobody waits."""
+        """Always 1: memory has no latency."""
         return 1
 
     def read(self, key: str) -> bytes:
-        """The bytes under a key."""
+        """Return the bytes under a key."""
         if key not in self._data:
             raise NotFoundError(key, (self.url,))
         return self._data[key]
 
     def read_tagged(self, key: str) -> tuple[bytes, str] | None:
-        """The bytes under a key and their etag."""
+        """Return the bytes under a key and their etag."""
         data = self._data.get(key)
         return None if data is None else (data, _etag(data))
 
     def size(self, key: str) -> int:
-        """How many bytes are under a key."""
+        """Return the number of bytes under a key."""
         return len(self.read(key))
 
     def chunks(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes under a key, in one piece."""
+        """Yield the bytes under a key, in one chunk."""
         if data := self.read(key)[start:end]:
             yield data
 
@@ -69,7 +69,7 @@ class MemoryStore:
             progress(sum(map(len, read.values())))
 
     def swap(self, key: str, data: bytes, expected: str | None) -> str:
-        """Replace a document if it is still the one that was read."""
+        """Replace a document if it has not changed since it was read."""
         with self._lock:
             found = _etag(self._data[key]) if key in self._data else None
             if found != expected:
@@ -78,7 +78,7 @@ class MemoryStore:
         return _etag(data)
 
     def swap_all(self, swaps: Sequence[Swap]) -> list[Swapped]:
-        """Replace many documents, each if it is still the one that was read."""
+        """Replace many documents, each if it has not changed since it was read."""
         done: list[Swapped] = []
         for swap in swaps:
             try:
@@ -88,22 +88,22 @@ class MemoryStore:
         return done
 
     def keys(self, prefix: str) -> Iterator[tuple[str, str]]:
-        """Every key that starts with `prefix`, and its etag."""
+        """Iterate over the keys that start with `prefix`, each with its etag."""
         with self._lock:
             found = sorted((key, _etag(data)) for key, data in self._data.items() if key.startswith(prefix))
         yield from found
 
     def children(self, folder: str) -> list[str]:
-        """The names of keys and folders directly in a folder."""
+        """Return the names of keys and folders directly in a folder."""
         below = (key[len(folder) :].partition("/") for key, _ in self.keys(folder))
         return list(dict.fromkeys(first + slash for first, slash, _ in below))
 
     def folder_stamp(self, folder: str) -> str | None:
-        """None: there is no such stamp."""
+        """Return None: memory has no folder stamps."""
         return None
 
     def settle(self, keys: Iterable[str]) -> None:
-        """Nothing: what is written is there at once."""
+        """Do nothing: every write is complete at once."""
 
     def delete(self, key: str) -> None:
         """Remove a key."""
@@ -111,7 +111,7 @@ class MemoryStore:
             self._data.pop(key, None)
 
     def spend_reserve(self) -> bool:
-        """Nothing is set aside."""
+        """Return False: no space is reserved."""
         return False
 
 

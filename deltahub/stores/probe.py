@@ -1,7 +1,7 @@
-"""Whether an S3 server keeps its word: some accept conditional writes and ignore the condition.
+"""A probe for S3 servers that accept conditional writes and ignore the condition.
 
-On such a server two who push at once would overwrite each other's work, and both would be told that all is well. It is asked
-before the first write, with one small object that is removed again.
+On such a server, of two concurrent pushes one would overwrite the other, and both would report success. The server is probed
+before the first write, with one small object, removed afterwards.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 PROBES: Final = "probe/"
 _TRIES: Final = 3
 
-_weaknesses: dict[tuple[str | None, str], str | None] = {}  # by server and bucket, as long as the process lasts
+_weaknesses: dict[tuple[str | None, str], str | None] = {}  # by server and bucket, for the life of the process
 
 
 def refuse_weak(client: Client, bucket: Bucket) -> None:
-    """Refuse to write to a server that does not keep its word; it is asked once.
+    """Refuse to write to a server without a compare-and-swap; each server is probed once.
 
     Raises:
-        StorageError: it does not, cannot be asked, or may not be written to.
+        StorageError: it has none, is out of reach, or is not writable.
     """
-    place = (client.config.get("endpoint"), bucket.name)  # the server may stand in a profile
+    place = (client.config.get("endpoint"), bucket.name)  # the server may come from a profile
     if place not in _weaknesses:
         with s3_errors("Writing to the registry", bucket):
             _weaknesses[place] = interruptible(lambda: _weakness(client))
@@ -45,10 +45,10 @@ def refuse_weak(client: Client, bucket: Bucket) -> None:
 
 
 def _weakness(client: Client) -> str | None:
-    """What is missing for a real compare-and-swap, as a clause; None if nothing is.
+    """Return a clause on what a real compare-and-swap lacks on this server; None if it lacks nothing.
 
     Raises:
-        obstore.exceptions.BaseError: the server cannot be asked, or may not be written to.
+        obstore.exceptions.BaseError: the server is out of reach or not writable.
     """
     from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError  # late: no other store needs it
 
@@ -56,7 +56,7 @@ def _weakness(client: Client) -> str | None:
         try:
             return _tried(client, f"{PROBES}{uuid.uuid4().hex}")
         except (AlreadyExistsError, PreconditionError):
-            # The condition held. A request that was repeated after a lost answer looks the same, so it is tried anew.
+            # The condition held. A request that was retried after a lost answer looks the same, so the probe starts anew.
             continue
         except GenericError as error:
             if status_of(error) == 501 or code_of(error) == "NotImplemented":
@@ -86,5 +86,5 @@ def _tried(client: Client, key: str) -> str | None:
             return "ignores If-Match"
         return None
     finally:
-        with contextlib.suppress(Exception):  # it is in nobody's way
+        with contextlib.suppress(Exception):  # a leftover probe is harmless
             obstore.delete(client, key)

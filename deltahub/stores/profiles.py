@@ -1,4 +1,4 @@
-"""The profiles of ~/.aws, as every AWS tool reads them: keys, region and server under a name."""
+"""The profiles of ~/.aws, as every AWS tool reads them: credentials, region and endpoint by profile name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deltahub.errors import ConfigError
 from deltahub.nearest import suggest
 from deltahub.secrets import header_value
 
-# What the client itself finds in the environment, before any file.
+# Sources of credentials in the environment that the client itself uses, before any file.
 _ENVIRONMENT: Final = (
     "AWS_ACCESS_KEY_ID",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -27,12 +27,12 @@ _SIGN_IN: Final = ("role_arn", "sso_session", "sso_start_url", "credential_proce
 
 @dataclass(frozen=True)
 class Login:
-    """As whom to go to a server.
+    """The credentials and settings for a server.
 
     Attributes:
         credentials: called for keys; None for those that the client finds in the environment or the machine.
-        region: what the profile says, if anything.
-        endpoint: URL of the server, the same.
+        region: the profile's region, if any.
+        endpoint: the URL of the profile's server, if any.
     """
 
     credentials: Callable[[], Any] | None = None
@@ -41,10 +41,10 @@ class Login:
 
 
 def login(profile: str | None) -> Login:
-    """The keys of a profile; of the environment if none is named; else of the environment's profile, or `default`.
+    """Return the credentials of a profile, or else of the environment, or else of the environment's profile or `default`.
 
     Raises:
-        ConfigError: there is no such profile, it holds no keys, or boto3 is needed to sign in with it.
+        ConfigError: the profile does not exist, holds no keys, or needs boto3 to sign in.
     """
     if profile is None and any(os.environ.get(name) for name in _ENVIRONMENT):
         return Login()
@@ -64,7 +64,7 @@ def login(profile: str | None) -> Login:
 
 
 def ca_bundle(profile: str | None) -> bytes | None:
-    """Read the certificates of a private CA, in PEM: of AWS_CA_BUNDLE, or of the profile's ca_bundle; None if neither names a file.
+    """Read the certificates of a private CA, in PEM, from AWS_CA_BUNDLE or the profile's ca_bundle; None if neither names a file.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -72,7 +72,7 @@ def ca_bundle(profile: str | None) -> bytes | None:
     name = profile or os.environ.get("AWS_PROFILE") or "default"
     path = os.environ.get("AWS_CA_BUNDLE")
     if not path:
-        with contextlib.suppress(ConfigError):  # who needs the profile is told of it
+        with contextlib.suppress(ConfigError):  # `login` reports a broken profile
             path = _profiles().get(name, {}).get("ca_bundle")
     if not path:
         return None
@@ -92,7 +92,7 @@ def _credentials(name: str, settings: Mapping[str, str]) -> Callable[[], Any] | 
             msg = f"The profile {name!r} signs in with {how}, which needs the package boto3: pip install boto3"
             raise ConfigError(msg) from error
         return Boto3CredentialProvider(boto3.session.Session(profile_name=name))
-    if "aws_access_key_id" not in settings:  # it sets a region, say
+    if "aws_access_key_id" not in settings:  # the profile may only set a region
         return None
     access, secret, token = (
         header_value(settings.get(key, ""), f"{key} of the profile {name!r}")
@@ -103,7 +103,7 @@ def _credentials(name: str, settings: Mapping[str, str]) -> Callable[[], Any] | 
 
 
 def _profiles() -> dict[str, dict[str, str]]:
-    """Every profile of both files; where both set a key, the file of credentials does."""
+    """Return every profile of both files; a key in the credentials file overrides the config file."""
     found: dict[str, dict[str, str]] = {}
     for path in (_config_file(), _credentials_file()):
         parser = configparser.RawConfigParser(default_section="")

@@ -1,7 +1,7 @@
 """A store in an S3 bucket, or in any server that speaks S3 with conditional writes.
 
-Objects are sent whole, and appear whole or not at all (`uploading.py`). A document is written on the condition that it is still the
-one that was read (`conditional.py`), and only to a server that keeps such conditions (`probe.py`).
+An object appears whole or not at all (`uploading.py`). A document is written on the condition that it has not changed since it was
+read (`conditional.py`), and only to a server that honours such conditions (`probe.py`).
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from obstore.store import S3Store as Client
 
 
-_AT_ONCE: Final = 4  # big objects on their way
-_SMALL: Final = 1 << 20  # bytes of an object of which as many may be on their way as of requests
-_REQUESTS: Final = 32  # small ones on their way
+_AT_ONCE: Final = 4  # concurrent transfers of large objects
+_SMALL: Final = 1 << 20  # the most bytes of an object that counts as small
+_REQUESTS: Final = 32  # concurrent requests, also for small objects
 
 
 class S3Store:
     """A store in a bucket.
 
     Args:
-        bucket: where it is, and as whom to go there.
-        patience: how long to wait for the server.
+        bucket: its location and credentials.
+        patience: timeouts and retries.
     """
 
     def __init__(self, bucket: Bucket, patience: Patience | None = None) -> None:
@@ -52,10 +52,10 @@ class S3Store:
 
     @property
     def at_once(self) -> int:
-        """As many as hide the way to the server."""
+        """As many as hide the latency of the server."""
         return _REQUESTS
 
-    # Whoever needs obstore asks for a client first: that says what to do if it is not installed.
+    # Methods get a client before they import obstore: without obstore, `connect` raises a helpful error.
 
     @functools.cached_property
     def _clients(self) -> tuple[Client, Client]:
@@ -72,11 +72,11 @@ class S3Store:
     # ----- reading -----
 
     def read(self, key: str) -> bytes:
-        """The bytes under a key."""
+        """Return the bytes under a key."""
         return interruptible(lambda: self._get(key))[0]
 
     def read_tagged(self, key: str) -> tuple[bytes, str] | None:
-        """The bytes under a key and their ETag."""
+        """Return the bytes under a key and their ETag."""
         try:
             return interruptible(lambda: self._get(key))
         except NotFoundError:
@@ -96,12 +96,12 @@ class S3Store:
             raise NotFoundError(key, (self.url,)) from error
 
     def fetch(self, key: str, into: Path, progress: Progress | None = None, size: int | None = None) -> str:
-        """Copy the bytes under a key to a new file; a connection that breaks is taken up where it was."""
+        """Copy the bytes under a key to a new file; a broken connection is resumed."""
         stop = threading.Event()
 
         def copy() -> str:
             digest, chunks, left = hashlib.sha256(), self.chunks(key), size
-            first = next(chunks, b"")  # a missing key makes no file
+            first = next(chunks, b"")  # a missing key creates no file
             with into.open("xb") as file:
                 while first and not stop.is_set():
                     if left is not None and (left := left - len(first)) < 0:
@@ -120,7 +120,7 @@ class S3Store:
             stop.set()
 
     def size(self, key: str) -> int:
-        """How many bytes are under a key."""
+        """Return the number of bytes under a key."""
 
         def asked() -> int:
             client = self._reader
@@ -133,14 +133,14 @@ class S3Store:
             raise NotFoundError(key, (self.url,)) from error
 
     def chunks(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes under a key piece by piece; a connection that breaks is taken up where it was."""
+        """Iterate over the bytes under a key in chunks; a broken connection is resumed."""
         if start == end:
             return
         client = self._reader
         options: GetOptions = {}
         if end is not None:
             options = {"range": (start, end)}
-        elif start:  # of an empty object no server gives a range
+        elif start:  # servers refuse a range of an empty object
             options = {"range": {"offset": start}}
         import obstore
 
@@ -158,7 +158,7 @@ class S3Store:
             raise NotFoundError(key, (self.url,)) from error
 
     def keys(self, prefix: str) -> Iterator[tuple[str, str]]:
-        """Every key that starts with `prefix`, sorted; its stamp is its ETag and time of change."""
+        """Iterate over the keys that start with `prefix`, sorted; a key's stamp is its ETag and modification time."""
 
         def listed() -> list[tuple[str, str]]:
             client = self._reader
@@ -173,7 +173,7 @@ class S3Store:
         yield from ((key, stamp) for key, stamp in interruptible(listed) if key.startswith(prefix))
 
     def children(self, folder: str) -> list[str]:
-        """The names of keys and folders directly in a folder; folders below are not listed."""
+        """Return the names of keys and folders directly in a folder; subfolders are not listed."""
 
         def listed() -> list[str]:
             client = self._reader
@@ -187,7 +187,7 @@ class S3Store:
         return interruptible(listed)
 
     def folder_stamp(self, folder: str) -> str | None:
-        """None: a bucket has no folders."""
+        """Return None: a bucket has no folders."""
         return None
 
     def _reading(self) -> Any:
@@ -196,7 +196,7 @@ class S3Store:
     # ----- writing -----
 
     def create(self, sources: Mapping[str, Source], progress: Progress | None = None) -> None:
-        """Store objects, several at once; each is sent even if it is there, which also heals it and makes it count as new."""
+        """Store objects, several at once; an existing one is sent again, which repairs it and makes it count as new."""
         for sha256, source in sources.items():
             require_digest(source, sha256, digest_of(source))
         refuse_weak(self._writer, self.bucket)
@@ -240,14 +240,14 @@ class S3Store:
         return list(spread(done, swaps, _REQUESTS))
 
     def settle(self, keys: Iterable[str]) -> None:
-        """Nothing: what a server has acknowledged is durable, and it shows nothing else."""
+        """Do nothing: an acknowledged write is durable, and the server shows no others."""
 
     def delete(self, key: str) -> None:
         """Remove a key."""
         interruptible(lambda: self._delete(key))
 
     def spend_reserve(self) -> bool:
-        """Nothing is set aside: a bucket is never full."""
+        """Return False: no space is reserved, as a bucket is never full."""
         return False
 
     def _delete(self, key: str) -> None:

@@ -1,4 +1,4 @@
-"""What an S3 server or the way to it answers, as one sentence with the way out."""
+"""Errors of an S3 server or of the connection to it, as one sentence with a remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROAD: Final = re.compile(
     r"dns error|Connection refused|Connection reset|certificate|TimedOut|timed out|unreachable", re.IGNORECASE
 )
 _MACHINE: Final = (
-    "169.254.169.254"  # where a machine in the cloud gives out credentials: asked when there are no others
+    "169.254.169.254"  # the metadata service of a cloud machine, asked for credentials when there are no others
 )
 
 _NO_CREDENTIALS: Final = (
@@ -43,7 +43,7 @@ _BY_CODE: Final = {
     **dict.fromkeys(("PermanentRedirect", "AuthorizationHeaderMalformed"), _REGION),
     **dict.fromkeys(("InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"), _FULL),
 }
-_DOWN: Final = frozenset({500, 502, 503, 504})  # after several tries it counts as no answer
+_DOWN: Final = frozenset({500, 502, 503, 504})  # after retries, these count as unreachable
 _BY_STATUS: Final = {
     401: _UNKNOWN,
     403: _FORBIDDEN,
@@ -54,11 +54,11 @@ _BY_STATUS: Final = {
 
 @contextlib.contextmanager
 def s3_errors(doing: str, bucket: Bucket, right: str = "write") -> Iterator[None]:
-    """Turn what obstore raises into one sentence; a key that is missing stays a FileNotFoundError.
+    """Turn errors of obstore into one sentence; a missing key stays a FileNotFoundError.
 
     Args:
-        doing: what was going on, e.g. ``"Reading the registry"``.
-        right: what the store was used for, in one word.
+        doing: the action under way, e.g. ``"Reading the registry"``.
+        right: the right that it needs, in one word.
     """
     from obstore.exceptions import BaseError  # late: no other store needs it
 
@@ -73,24 +73,24 @@ def s3_errors(doing: str, bucket: Bucket, right: str = "write") -> Iterator[None
 
 
 def status_of(error: Exception) -> int | None:
-    """The HTTP status of the answer; None if there was no answer."""
+    """Return the HTTP status of the answer; None if there was no answer."""
     found = _STATUS.search(str(error))
     return int(found[1]) if found else None
 
 
 def code_of(error: Exception) -> str:
-    """What the server calls the error, e.g. ``"NoSuchBucket"``; empty if it does not say."""
+    """Return the server's code of the error, e.g. ``"NoSuchBucket"``; empty if it sent none."""
     found = _CODE.search(str(error))
     return found[1] if found else ""
 
 
 def lost(error: Exception) -> bool:
-    """Whether a request may have been carried out though its answer did not arrive."""
+    """Check whether a request may have been carried out though its answer did not arrive."""
     return status_of(error) is None and _MACHINE not in str(error)
 
 
 def repeated(error: Exception) -> bool:
-    """Whether a request was sent again before this answer came, so that an earlier try may have been carried out."""
+    """Check whether a request was retried before this answer, so that an earlier try may have been carried out."""
     return _REPEATED.search(str(error)) is not None
 
 
@@ -112,7 +112,7 @@ def _sentence(error: Exception, doing: str, bucket: Bucket, right: str) -> Stora
 
 
 def _road(text: str) -> str:
-    """What is wrong with the way to the server."""
+    """Return the problem with the connection to the server, in a few words."""
     found = _ROAD.search(text)
     word = found[0].lower() if found else "no connection"
     return "no answer in time" if word in ("timedout", "timed out") else word

@@ -1,4 +1,4 @@
-"""Uploads to a bucket: a small object in one request, a big one in parts, either only if it has the digest announced."""
+"""Uploads to a bucket: small objects in one request, large ones in parts, all only with the announced digest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deltahub.stores.waiting import Stopped
 if TYPE_CHECKING:
     from obstore.store import S3Store as Client
 
-_MOST_PARTS: Final = 10_000  # of one object, says S3
+_MOST_PARTS: Final = 10_000  # of one object, a limit of S3
 _PARTS_AT_ONCE: Final = 2  # of one object
 
 
@@ -29,12 +29,12 @@ def upload(
     progress: Progress | None,
     stop: threading.Event,
 ) -> None:
-    """Send one object.
+    """Upload one object.
 
     Args:
-        sha256: 64 hex digits, of its bytes.
-        stored: the sha256 of what is under a key; None if nothing is.
-        stop: set when nobody waits for it any more.
+        sha256: the sha256 of its bytes, 64 hex digits.
+        stored: returns the sha256 of the bytes under a key; None if the key does not exist.
+        stop: set when the result is no longer needed.
 
     Raises:
         IntegrityError: its bytes have another digest.
@@ -48,7 +48,7 @@ def upload(
         part = max(PART, math.ceil(size / _MOST_PARTS))
         try:
             obstore.put(client, key, parts, use_multipart=True, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
-        except FileNotFoundError:  # so may say who is asked again to put together what is put together
+        except FileNotFoundError:  # a retried completion of a completed upload may answer so
             if stored(key) != sha256:
                 raise
         return
@@ -60,17 +60,17 @@ def upload(
 
 
 def digest_of(source: Source) -> str:
-    """The sha256 of what is to be sent, 64 hex digits."""
+    """Return the sha256 of the bytes to send, 64 hex digits."""
     return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else sha256_file(source)[0]
 
 
 def size_of(source: Source) -> int:
-    """How many bytes it has."""
+    """Return the number of bytes to send."""
     return len(source) if isinstance(source, bytes) else source.stat().st_size
 
 
 def _parts(path: Path, sha256: str, progress: Progress | None, stop: threading.Event) -> Iterator[bytes]:
-    """The bytes of a file; the last of them only if all have the digest, so that a file that changed is never put together."""
+    """Iterate over the bytes of a file; the last chunk only if all have the digest, so that a changed file is never completed."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         ahead = file.read(CHUNK)

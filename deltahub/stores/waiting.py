@@ -17,14 +17,14 @@ Item = TypeVar("Item")
 
 
 class Stopped(BaseException):
-    """Raised within a call that nobody waits for any more."""
+    """An exception raised in a call whose result is no longer needed."""
 
 
 def interruptible(call: Callable[[], T]) -> T:
-    """Make a call on a thread of its own, so that Ctrl-C and signals are heard while it waits for a server.
+    """Run a call in a thread of its own, so that Ctrl-C and signals are handled while it waits for a server.
 
-    The thread is a daemon: a process that was interrupted ends at once, whatever the server does. Signals are heard by the main
-    thread alone, so that a call from any other one is made there.
+    The thread is a daemon: an interrupted process ends at once, whatever the server does. Only the main thread handles signals, so a
+    call from any other thread runs there directly.
     """
     if threading.current_thread() is not threading.main_thread():
         return call()
@@ -49,11 +49,11 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def spread(call: Callable[[Item], T], items: Iterable[Item], at_once: int) -> Iterator[T]:
-    """What a call gives for every item, in their order, with several calls on their way at the same time.
+    """Yield the results of a call for every item, in their order, with several calls running concurrently.
 
     Args:
-        call: if it raises, so does the iterator when it comes to that item; calls on their way are left alone.
-        at_once: how many; with 1 each call is made here, when it is asked for.
+        call: if it raises, so does the iterator when it reaches that item; running calls go on.
+        at_once: how many run concurrently; with 1 each call runs in this thread, when its result is requested.
     """
     if at_once == 1:
         yield from map(call, items)
@@ -84,10 +84,10 @@ def spread(call: Callable[[Item], T], items: Iterable[Item], at_once: int) -> It
 
 
 def each(call: Callable[[Item, threading.Event], None], items: Iterable[Item], at_once: int) -> None:
-    """Make a call for every item, several at once; the first that fails is raised, when the others have ended early.
+    """Run a call for every item, several at once; the first error is raised after the others have ended early.
 
     Args:
-        call: takes an item, and the event that is set when it shall end early.
+        call: takes an item, and the event that is set when it should end early.
         at_once: how many run at the same time.
     """
     from concurrent.futures import as_completed, wait
@@ -95,7 +95,7 @@ def each(call: Callable[[Item, threading.Event], None], items: Iterable[Item], a
     waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
     for item in items:
         waiting.put(item)
-    stop = threading.Event()  # also for those that go on when nobody waits any more
+    stop = threading.Event()  # also for calls still running after an interrupt
 
     def work() -> None:
         while not stop.is_set():
@@ -124,7 +124,7 @@ def _started(call: Callable[[], T]) -> Future[T]:
 
 
 def _promised(call: Callable[[], T]) -> tuple[Future[T], Callable[[], None]]:
-    """What a call will give, and what makes it on whichever thread."""
+    """Return the future of a call, and a function that runs it on any thread."""
     from concurrent.futures import Future  # late: 15 ms that a folder does not need
 
     future: Future[T] = Future()
@@ -132,7 +132,7 @@ def _promised(call: Callable[[], T]) -> tuple[Future[T], Callable[[], None]]:
     def make() -> None:
         try:
             future.set_result(call())
-        except BaseException as error:  # noqa: BLE001  (whoever waits gets it)
+        except BaseException as error:  # noqa: BLE001  (raised by the future)
             future.set_exception(error)
 
     return future, make

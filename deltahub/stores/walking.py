@@ -1,4 +1,4 @@
-"""What there is below a folder that is a store, while others write to it."""
+"""Safe listings of a local store during concurrent writes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Final
 from deltahub.errors import NotFoundError, StorageError
 from deltahub.files import storage_errors
 
-_MISSING: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})  # the last is a link that leads to itself
+_MISSING: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})  # ELOOP: a cyclic link
 
 
 @contextlib.contextmanager
 def reading(root: Path, key: str) -> Iterator[None]:
-    """Turn what the disk says while a key is read into one sentence.
+    """Turn errors of the disk while a key is read into one sentence.
 
     Raises:
-        NotFoundError: there is nothing under the key.
+        NotFoundError: the key does not exist.
         StorageError: it cannot be read.
     """
     try:
@@ -33,10 +33,10 @@ def reading(root: Path, key: str) -> Iterator[None]:
 
 
 def walk(root: Path, key: str) -> Iterator[tuple[str, str]]:
-    """Every file below a folder, in order, with its inode, size and time of change as its stamp.
+    """Iterate over the files below a folder, in order, each with its inode, size and modification time as its stamp.
 
     Raises:
-        StorageError: the folder cannot be read, or a file stands where `root` should be.
+        StorageError: the folder cannot be read, or `root` is a file.
     """
     try:
         with reading(root, key):
@@ -58,7 +58,7 @@ def walk(root: Path, key: str) -> Iterator[tuple[str, str]]:
 
 
 def children(root: Path, folder: str) -> list[str]:
-    """The names of files and folders directly in a folder, the latter with a "/" at their ends; empty if it is not there."""
+    """Return the names of files and folders directly in a folder, the latter with a "/" at the end; empty if it does not exist."""
     try:
         with reading(root, folder), os.scandir(root / folder) as entries:
             return [f"{entry.name}/" if _is_folder(entry) else entry.name for entry in entries]
@@ -70,12 +70,12 @@ def children(root: Path, folder: str) -> list[str]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False
 
 
 def _refuse_file(root: Path) -> None:
-    """A file where the folder or one above it should be is no empty store."""
+    """Raise if the folder or one of its parents is a file, as that is not an empty store."""
     with storage_errors("Reading the registry", root, "read"):
         there = next(path for path in (root, *root.absolute().parents) if path.exists())
         folder = there.is_dir()
