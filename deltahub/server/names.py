@@ -20,7 +20,7 @@ _RESERVED: Final = re.compile(
 _FORBIDDEN: Final = re.compile(r'[<>:"|?*]')  # by Windows
 # Zero-width, but in another Unicode category; and line separators.
 _BLANK: Final = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2028\u2029\u3164\uffa0]")
-_VARIANTS: Final = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # variation selectors of a character, such as an emoji
+_VARIANTS: Final = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # of a character, e.g. an emoji
 LONGEST: Final = 1024  # characters of a path
 _LONGEST_PART: Final = 255  # bytes of a file or folder name, on most systems
 _OWN: Final = ".deltahub-"  # cache files next to those of a delta
