@@ -157,7 +157,7 @@ def move(request: Request, body: dict[str, Any]) -> Response:
     if new == old.path:
         return JSONResponse({})
     there = lookup(state, new)
-    begun = there and not there.document.versions and old.document.versions and there.record == old.record  # resumed
+    begun = there and not there.document.versions and old.document.versions and there.record == old.record  # aborted
     if namespace.lower() in RESERVED or (there and there != old and not begun):
         raise _taken(new)
     _refuse_twin(state, new)

@@ -1,4 +1,4 @@
-"""Lists of a hub: the repos with a delta that a query means."""
+"""Search on a hub: the repos with a delta that match a query."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _HOLDS: Final = {
 def search(
     calls: Calls, query: Query, limit: int | None, offset: int, backbone: Path | None
 ) -> tuple[list[Listed], int]:
-    """The deltas that a query means, in its order, and how many there are without limit and offset.
+    """Return the deltas that match a query in its order, and their number without limit and offset.
 
-    The hub sorts out by library, tags, namespace and one word of the name; the rest is done here.
+    The hub filters by library, tags, namespace and one word of the name; the rest is filtered here.
 
     Raises:
-        ConfigError: a hub does not know what is asked for.
+        ConfigError: a hub does not support the query.
         UnreachableError: there was no answer.
-        StorageError: it refused.
+        StorageError: the hub refused.
     """
     if backbone is not None or query.sort in _UNKNOWN:
         wanted = "which backbone a delta fits" if backbone is not None else f"the {query.sort} of a delta"
@@ -67,14 +67,14 @@ def search(
 
 
 def _models(calls: Calls, asked: Mapping[str, Any]) -> Iterator[Listed]:
-    """The repos that a hub lists, page by page.
+    """Yield the repos listed by a hub, page by page.
 
-    huggingface_hub's own list would ask a hub that cannot be reached six times within half a minute, and log each time.
+    huggingface_hub's own listing would retry an unreachable hub six times within half a minute, and log each attempt.
     """
     from huggingface_hub.hf_api import ModelInfo
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
-    make: Callable[..., ModelInfo] = ModelInfo  # whose __init__ has no types
+    make: Callable[..., ModelInfo] = ModelInfo  # its __init__ has no types
 
     def ask(url: str, params: Mapping[str, Any] | None) -> tuple[list[Listed], str | None]:
         answer = get_session().get(url, params=params, headers=calls.headers(), timeout=TIMEOUT)
@@ -89,7 +89,7 @@ def _models(calls: Calls, asked: Mapping[str, Any]) -> Iterator[Listed]:
     params: Mapping[str, Any] | None = asked
     while url:
         found, url = calls.make(partial(ask, url, params), "Listing deltas", f"A list of {calls.name}")
-        params = None  # the address of the next page says all
+        params = None  # the URL of the next page includes them
         yield from found
 
 
@@ -120,9 +120,9 @@ def _number(value: object) -> float | None:
 
 
 def _listed(info: ModelInfo) -> Listed:
-    """A line of the list: as a hub of DeltaHub says it, or else what a card says.
+    """Return a list entry: from the line of a DeltaHub hub, or else from the card.
 
-    Any other hub says neither the digest nor the size or the parameters, and the version is the commit.
+    Other hubs list neither the digest, the size nor the parameters, and the version is the commit.
     """
     from deltahub.config import known_types
 
@@ -144,7 +144,7 @@ def _listed(info: ModelInfo) -> Listed:
 
 
 def _line(name: str, line: Mapping[str, Any]) -> Listed:
-    """A line as a hub of DeltaHub says it.
+    """Parse a list entry of a DeltaHub hub.
 
     Raises:
         TypeError: it is not one.
@@ -162,7 +162,7 @@ def _line(name: str, line: Mapping[str, Any]) -> Listed:
 
 
 def tags_of(info: ModelInfo) -> tuple[str, ...]:
-    """The tags of a delta, as its page says them."""
+    """Return the tags of a delta from its page."""
     return labels(map(str, (info.card_data.tags if info.card_data else None) or ()))
 
 
