@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 
 import yaml
 
-LARGEST: Final = 64 << 10  # bytes of a card that are parsed
+LARGEST: Final = 64 << 10  # bytes of a card to parse
 _HEAD: Final = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 _DEEPEST: Final = 40  # nesting levels; more would also be slow to parse
 _LARGEST_NUMBER: Final = 1 << 64

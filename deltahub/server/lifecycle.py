@@ -157,7 +157,8 @@ def move(request: Request, body: dict[str, Any]) -> Response:
     if new == old.path:
         return JSONResponse({})
     there = lookup(state, new)
-    begun = there and not there.document.versions and old.document.versions and there.record == old.record  # aborted
+    # A move that was interrupted may be repeated.
+    begun = there and not there.document.versions and old.document.versions and there.record == old.record
     if namespace.lower() in RESERVED or (there and there != old and not begun):
         raise _taken(new)
     _refuse_twin(state, new)

@@ -1,4 +1,4 @@
-"""All files of a small delta in one response, in the order of its manifest, by which a client splits and checks them.
+"""All files of a small delta in one response, in manifest order, so that a client can split and verify them.
 
 Hugging Face clients download file by file; a pull by DeltaHub uses this endpoint when the manifest's response offers it.
 """

@@ -26,7 +26,7 @@ class Record:
     Attributes:
         created: creation time, ISO 8601 in UTC.
         author: who created it.
-        private: whether it is visible only to tokens whose namespaces include it.
+        private: whether it is visible only to tokens valid in its namespace.
     """
 
     created: str

@@ -71,7 +71,7 @@ class Repository:
 
     @property
     def private(self) -> bool:
-        """Whether it is visible only to tokens whose namespaces include it."""
+        """Whether it is visible only to tokens valid in its namespace."""
         return self.record is not None and self.record.private
 
     @property

@@ -64,7 +64,7 @@ def _ref(repository: Repository, kind: str, name: str, version: str) -> dict[str
 
 
 def list_commits(request: Request) -> Response:
-    """List the ancestors of a revision, newest first."""
+    """List the commits in the history of a revision, newest first."""
     repository = open_repository(request)
     version = repository.find(request.path_params["revision"])
     found = [*repository.document.history(version)] if version else []

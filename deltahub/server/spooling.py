@@ -57,7 +57,8 @@ def sweep() -> None:
     except ImportError:
         return
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError), (folder / _LOCK).open("rb") as file:  # of another user, or being created
+        # OSError: the folder is in use, belongs to another user, or is just being created.
+        with contextlib.suppress(OSError), (folder / _LOCK).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)
 

@@ -72,7 +72,7 @@ class Source(Protocol):
             NoVersionError: the delta exists here, but not that version.
             RemovedError: that version was removed.
             IntegrityError: it is damaged here.
-            UnreachableError: there was no answer.
+            UnreachableError: the source did not answer.
             StorageError: access was refused.
         """
         ...
@@ -85,7 +85,7 @@ class Source(Protocol):
 
         Raises:
             NotFoundError: the delta does not exist here.
-            UnreachableError: there was no answer.
+            UnreachableError: the source did not answer.
         """
         ...
 
@@ -96,7 +96,7 @@ class Source(Protocol):
             path: ``"namespace/name"``.
 
         Raises:
-            UnreachableError: there was no answer.
+            UnreachableError: the source did not answer.
         """
         ...
 
@@ -116,7 +116,7 @@ class Source(Protocol):
 
         Raises:
             ConfigError: this source does not support such a search; the message says what it supports.
-            UnreachableError: there was no answer.
+            UnreachableError: the source did not answer.
         """
         ...
 

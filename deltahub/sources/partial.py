@@ -34,7 +34,7 @@ def forget_old(folder: Path) -> None:
 def going_on(folder: Path | None, sha256: str | None, into: Path) -> Iterator[BinaryIO]:
     """Open the download file, containing what an earlier download of the same content got; move it into place at the end.
 
-    Where nothing can be kept, or another process downloads the same file, it writes a separate file from the start.
+    A separate file is written from the start where nothing can be kept, or while another process downloads the same file.
 
     Args:
         folder: for partial files; None to keep nothing.

@@ -58,7 +58,8 @@ def commands(found: Found, hub: str) -> list[Command]:
         ),
     ]
     if method in _WITH_PEFT:
-        values = f" --backbone {backbone}" if method == "layer_norm" else ""  # PEFT needs whole weights
+        # PEFT needs the complete weights, of which a layer_norm delta holds only a part.
+        values = f" --backbone {backbone}" if method == "layer_norm" else ""
         load = f'PeftModel.from_pretrained(model, "{folder}-peft")'
         offered.append(Command("PEFT", (f"{pull} --format peft --to {folder}-peft{values}", load)))
     rank = _vllm_rank(found.manifest)

@@ -37,7 +37,7 @@ def of_the_seen(request: Request, ask: Callable[[tuple[str, ...]], T]) -> T:
     """Query the index for the deltas that the caller may see.
 
     Args:
-        ask: queries it, given the names to hide; repeated if a delta became private meanwhile.
+        ask: queries it, given the names to hide; repeated if further deltas became hidden meanwhile.
 
     Raises:
         Refusal: the caller may not see anything.

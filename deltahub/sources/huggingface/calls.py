@@ -110,7 +110,7 @@ class Calls:
 
         Raises:
             NotFoundError: the hub does not have it, or hides it from this token.
-            UnreachableError: there was no answer.
+            UnreachableError: the hub did not answer.
             StorageError: the hub refused.
         """
         try:

@@ -43,7 +43,7 @@ class Foreign:
     Raises:
         CheckpointError: it contains no readable delta.
         IntegrityError: a file does not match the hub's listing or its config.
-        UnreachableError: there was no answer.
+        UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
 

@@ -36,7 +36,7 @@ def read_head(calls: Calls, repo: str, doing: str) -> Head:
 
     Raises:
         NotFoundError: the repo does not exist, or is hidden from this token.
-        UnreachableError: there was no answer.
+        UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
     answer = read(calls, repo, BRANCH, MANIFEST, doing)

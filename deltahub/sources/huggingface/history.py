@@ -85,7 +85,7 @@ def names(calls: Calls, repo: str, doing: str) -> Names:
 
     Raises:
         NotFoundError: the repo does not exist, or is hidden from this token.
-        UnreachableError: there was no answer.
+        UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
     from huggingface_hub.utils import get_session, hf_raise_for_status
@@ -115,7 +115,7 @@ def history(calls: Calls, repo: str, doing: str, known: Names | None = None) -> 
 
     Raises:
         NotFoundError: the repo does not exist, or is hidden from this token.
-        UnreachableError: there was no answer.
+        UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
     known = known or names(calls, repo, doing)

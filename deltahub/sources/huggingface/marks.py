@@ -12,7 +12,7 @@ from deltahub.registry.entries import number
 from deltahub.sources.huggingface.calls import Calls
 
 _TAKEN: Final = 409
-_ITS_OWN: Final = 400  # status of a hub that assigns the name a meaning of its own
+_ITS_OWN: Final = 400  # status for a name with a special meaning on the hub
 _ATTEMPTS: Final = 20  # per tag, each after rereading the tags
 
 

@@ -72,7 +72,7 @@ class Push:
             ConflictError: an alias does not point where expected, or every attempt lost the race.
             ConfigError: the hub does not accept the card, or an alias is a branch there.
             IntegrityError: a file changed since the manifest was made.
-            UnreachableError: there was no answer.
+            UnreachableError: the hub did not answer.
             StorageError: the hub refused.
         """
         for _ in range(_ATTEMPTS):

@@ -37,7 +37,7 @@ def search(
 
     Raises:
         ConfigError: a hub does not support the query.
-        UnreachableError: there was no answer.
+        UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
     if backbone is not None or query.sort in _UNKNOWN:

@@ -48,7 +48,7 @@ class Snapshot:
 
         Raises:
             IntegrityError: the commit has different bytes under this name; nothing is left at `into`.
-            UnreachableError: there was no answer.
+            UnreachableError: the hub did not answer.
             StorageError: the hub refused.
         """
         found = "no such file"

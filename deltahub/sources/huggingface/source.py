@@ -124,7 +124,7 @@ class HuggingFace:
         Raises:
             NotFoundError: it no longer exists.
             IntegrityError: the hub answers with a different one.
-            UnreachableError: there was no answer.
+            UnreachableError: the hub did not answer.
         """
         snapshot = Snapshot(self.calls, path, commit_id(digest))
         where = f"/api/deltahub/{path}/manifest/{snapshot.commit}"

@@ -53,7 +53,7 @@ def read(calls: Calls, repo: str, revision: str, path: str, doing: str) -> Answe
     Raises:
         IntegrityError: the content does not match.
         NotFoundError: the repo or revision does not exist.
-        UnreachableError: there was no answer.
+        UnreachableError: the hub did not answer.
         StorageError: the hub refused, or the file is not small.
     """
     from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -95,7 +95,7 @@ def copy(
 
     Raises:
         NotFoundError: the commit has no such file.
-        UnreachableError: there was no answer.
+        UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
     what, url = f"{path} of {calls.name}:{repo}@{commit}", _url(calls, repo, commit, path)
@@ -176,7 +176,7 @@ def read_pack(calls: Calls, repo: str, path: str, size: int) -> bytes:
 
     Raises:
         NotFoundError: it is no longer there.
-        UnreachableError: there was no answer.
+        UnreachableError: the hub did not answer.
         StorageError: the hub refused, or sends more bytes.
     """
     what = f"the files of {repo} in {calls.place}"
@@ -196,7 +196,7 @@ def read_manifest(calls: Calls, repo: str, commit: str, path: str) -> Manifest:
 
     Raises:
         IntegrityError: it is not the manifest of that commit.
-        UnreachableError: there was no answer.
+        UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
     what = f"the manifest of {repo} in {calls.place}"

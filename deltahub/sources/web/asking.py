@@ -54,7 +54,7 @@ class Web:
             A response other than a redirect: 2xx, 304, 404, 410 or 416.
 
         Raises:
-            UnreachableError: there is no answer, the server stays busy, or a redirect is not allowed.
+            UnreachableError: the server does not answer, the server stays busy, or a redirect is not allowed.
             StorageError: the server refuses.
         """
         for number in range(self.limits.tries):

@@ -43,7 +43,7 @@ def small(web: Web, url: str, most: int) -> bytes | None:
 
     Raises:
         StorageError: it is larger, or the server refuses.
-        UnreachableError: there is no answer, or the connection keeps breaking.
+        UnreachableError: the server does not answer, or the connection keeps breaking.
     """
     for number in range(web.limits.tries):
         with contextlib.closing(web.get(url)) as response:
@@ -61,7 +61,7 @@ def start(web: Web, url: str, count: int) -> bytes:
 
     Raises:
         NotFoundError: it does not exist.
-        UnreachableError: there is no answer, or the connection keeps breaking.
+        UnreachableError: the server does not answer, or the connection keeps breaking.
     """
     for number in range(web.limits.tries):
         with contextlib.closing(web.get(url, {"Range": f"bytes=0-{count - 1}"})) as response:
@@ -92,7 +92,8 @@ def pieces(response: requests.Response, url: str, most: int) -> Iterator[bytes]:
         raise _too_large(url, length, most)
     received = 0
     try:
-        while piece := response.raw.read1(CHUNK, decode_content=True):  # yields also what arrived before the connection broke
+        # read1 also returns the bytes received before the connection broke.
+        while piece := response.raw.read1(CHUNK, decode_content=True):
             received += len(piece)
             if received > most:
                 raise _too_large(url, received, most)
@@ -127,7 +128,7 @@ class Download:
             NotFoundError: it does not exist.
             IntegrityError: it is larger than expected.
             StorageError: it is larger than permitted.
-            UnreachableError: there is no answer, or the connection keeps breaking.
+            UnreachableError: the server does not answer, or the connection keeps breaking.
         """
         self._take_up()
         try:

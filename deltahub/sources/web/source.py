@@ -53,7 +53,7 @@ class WebSource:
         Raises:
             NotFoundError: there is no delta.
             NotCachedError: the network may not be used, and the link was never pulled.
-            UnreachableError: there is no answer, and the link was never pulled.
+            UnreachableError: the server does not answer, and the link was never pulled.
             IntegrityError: it is damaged, or not the one pinned by the link.
             StorageError: it is too large, or the server refuses.
         """

@@ -47,7 +47,8 @@ class WebBundle:
     """
 
     def __init__(self, web: Web, link: Link, cache: Path, kept: Path, progress: Progress | None = None) -> None:
-        folder = cache / STAGING / f"{STAGE}{uuid.uuid4().hex}"  # left by a killed process, it is removed like any staging folder
+        # A folder left by a killed process is removed like any staging folder.
+        folder = cache / STAGING / f"{STAGE}{uuid.uuid4().hex}"
         make_root(cache)
         make_folder(cache, folder)
         self._cleared = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
