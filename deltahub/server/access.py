@@ -126,7 +126,7 @@ def require_admin(request: HTTPConnection) -> Caller:
     """Check that the caller has scope admin.
 
     Raises:
-        Refusal: the caller has not: 401 without a token, else 403.
+        Refusal: the caller lacks it: 401 without a token, else 403.
     """
     caller = caller_of(request)
     if caller.scope == "admin":

@@ -157,7 +157,7 @@ def move(request: Request, body: dict[str, Any]) -> Response:
     if new == old.path:
         return JSONResponse({})
     there = lookup(state, new)
-    # A move that was interrupted may be repeated.
+    # An interrupted move may be repeated.
     begun = there and not there.document.versions and old.document.versions and there.record == old.record
     if namespace.lower() in RESERVED or (there and there != old and not begun):
         raise _taken(new)

@@ -1,4 +1,4 @@
-"""Cache of rendered cards: each is rendered once, from a bounded queue, by a process that is killed when it takes too long."""
+"""Cache of rendered cards: each is rendered once, from a bounded queue, by a process killed when it takes too long."""
 
 from __future__ import annotations
 
