@@ -1,1 +1,1 @@
-"""`deltahub serve`: the protocol of the Hugging Face Hub, and a web page, over a registry."""
+"""`deltahub serve`: the Hugging Face Hub protocol and web pages over a registry."""

@@ -1,7 +1,8 @@
-"""Who calls, and what they may do.
+"""Callers of the server and their permissions.
 
-The middleware of `deltahub.server.authentication` finds the caller once for each request. The routes ask here before they touch
-anything. Whoever may not see a repository gets the answer for one that does not exist, so that no answer betrays a name.
+The middleware in `deltahub.server.authentication` identifies the caller once per request. The routes check permissions here
+before they touch anything. A caller who may not see a repository gets the same answer as for a missing one, so that no answer
+reveals a name.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from deltahub.server.refusals import REPO_NOT_FOUND, Refusal
 
 Scope = Literal["none", "read", "write", "admin"]
 SCOPES: Final[tuple[Scope, ...]] = ("none", "read", "write", "admin")
-CALLER: Final = "deltahub.caller"  # where the caller stands in an ASGI scope
+CALLER: Final = "deltahub.caller"  # key of the caller in an ASGI scope
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Whoever sent a request.
+    """The sender of a request.
 
     Attributes:
-        name: of the token; empty for a caller without one.
-        scope: ``"read"`` sees, ``"write"`` also pushes, ``"admin"`` may do everything everywhere.
-        namespaces: where the scope holds; None for everywhere. Public repositories are read by everyone whose scope is not ``"none"``.
-        token: the id of the token; empty for a caller without one.
+        name: of the token; empty for a caller without a token.
+        scope: ``"read"`` may read, ``"write"`` may also push, ``"admin"`` may do everything everywhere.
+        namespaces: where the scope applies; None for everywhere. Anyone whose scope is not ``"none"`` may read public
+            repositories.
+        token: id of the token; empty for a caller without a token.
     """
 
     name: str = ""
@@ -36,18 +38,18 @@ class Caller:
 
     @property
     def anonymous(self) -> bool:
-        """Whether no token came with the request."""
+        """Whether the request came without a token."""
         return not self.name
 
     def may_read(self, namespace: str, *, private: bool) -> bool:
-        """Whether the caller may know of a repository, and read it."""
+        """Return whether the caller may see and read a repository."""
         if not private:
             return self.scope != "none"
         trusted = self.scope in ("write", "admin") if self.anonymous else self.scope != "none"
         return trusted and self._holds(namespace)
 
     def may_write(self, namespace: str) -> bool:
-        """Whether the caller may create, change and delete repositories of a namespace."""
+        """Return whether the caller may create, change and delete repositories of a namespace."""
         return self.scope in ("write", "admin") and self._holds(namespace)
 
     def _holds(self, namespace: str) -> bool:
@@ -58,14 +60,14 @@ ANONYMOUS: Final = Caller()
 
 
 def caller_of(request: HTTPConnection) -> Caller:
-    """Who sent a request; someone without any right where no middleware has asked."""
+    """Return the caller of a request; a caller without any permission when no middleware set one."""
     found = request.scope.get(CALLER, ANONYMOUS)
     assert isinstance(found, Caller)
     return found
 
 
 def repository_not_found(request: HTTPConnection, repository: str) -> Refusal:
-    """The one answer for a repository that does not exist, or that the caller may not see.
+    """Return the single answer for a repository that does not exist or that the caller may not see.
 
     Args:
         repository: as the caller named it, e.g. ``"acme/ner"``.
@@ -80,11 +82,11 @@ def require_read(request: HTTPConnection, namespace: str, private: bool, reposit
     """Check that the caller may read a repository.
 
     Args:
-        private: whether the repository is.
+        private: whether the repository is private.
         repository: its name for the message, e.g. ``"acme/ner"``; by default the namespace.
 
     Raises:
-        Refusal: they may not; the same answer as for a repository that does not exist.
+        Refusal: the caller may not read it; same answer as for a missing repository.
     """
     caller = caller_of(request)
     if not caller.may_read(namespace, private=private):
@@ -93,10 +95,10 @@ def require_read(request: HTTPConnection, namespace: str, private: bool, reposit
 
 
 def require_write(request: HTTPConnection, namespace: str) -> Caller:
-    """Check that the caller may create, change and delete in a namespace. Nothing is said of what is in it.
+    """Check that the caller may create, change and delete in a namespace, without revealing its content.
 
     Raises:
-        Refusal: they may not: 401 without a token, else 403.
+        Refusal: the caller may not: 401 without a token, else 403.
     """
     caller = caller_of(request)
     if caller.may_write(namespace):
@@ -107,10 +109,10 @@ def require_write(request: HTTPConnection, namespace: str) -> Caller:
 
 
 def require_writer(request: HTTPConnection) -> Caller:
-    """Check that the caller may create, change and delete in some namespace, before it is known in which.
+    """Check that the caller may write to at least one namespace, before the namespace is known.
 
     Raises:
-        Refusal: they may not: 401 without a token, else 403.
+        Refusal: the caller may not: 401 without a token, else 403.
     """
     caller = caller_of(request)
     if caller.scope in ("write", "admin"):
@@ -121,10 +123,10 @@ def require_writer(request: HTTPConnection) -> Caller:
 
 
 def require_admin(request: HTTPConnection) -> Caller:
-    """Check that the caller may do everything.
+    """Check that the caller has scope admin.
 
     Raises:
-        Refusal: they may not: 401 without a token, else 403.
+        Refusal: the caller lacks it: 401 without a token, else 403.
     """
     caller = caller_of(request)
     if caller.scope == "admin":

@@ -1,4 +1,4 @@
-"""Where requests come from."""
+"""Client addresses of requests."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from starlette.types import Scope
 
 
 def address_of(scope: Scope) -> str:
-    """The address that a request came from; of IPv6 the network of 64 bits, which one customer has to themselves."""
+    """Return the client address of a request; for IPv6 its /64 network, since one customer owns a whole /64."""
     return network_of(scope["client"][0] if scope.get("client") else "")
 
 
 def network_of(host: str) -> str:
-    """An address as it is counted; text that is none stays as it is."""
+    """Return an address in the form used for counting; text that is not an address is returned unchanged."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -1,4 +1,4 @@
-"""How many connections a process takes: altogether, from one address, and a few more that are answered about its health alone."""
+"""Limits on the connections of a process: in total, per address, and a small reserve that serves health checks only."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deltahub.server.authentication import FREE
 from deltahub.server.refusals import Refusal
 
-CONNECTIONS: Final = 1024  # of one process
-_RESERVE: Final = 32  # further ones, for /healthz and /readyz
+CONNECTIONS: Final = 1024  # per process
+_RESERVE: Final = 32  # additional ones, for /healthz and /readyz
 _LOG_EVERY: Final = 60.0  # seconds
 
 
 class Connections:
-    """The connections of a process by the address of their other side.
+    """The open connections of a process, counted by client address.
 
     Args:
-        most: that are served.
-        proxies: addresses and networks of proxies, with commas between, or ``"*"``; one of them may have all connections.
-        clock: seconds that never go back.
+        most: the maximum number of connections served.
+        proxies: comma-separated addresses and networks of proxies, or ``"*"``; a single proxy may use all connections.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Connections:
         """Count a new connection from an address.
 
         Returns:
-            Whether it is served. Else it may ask about the health, and is closed when too many others came after it.
+            Whether it is served. Otherwise it may only ask for health checks, and is closed when too many newer ones arrive.
         """
         total = self._open.total()
         if total < self._most and (self._open[address] < self._share or self._is_proxy(address)):
@@ -56,7 +56,7 @@ class Connections:
         return False
 
     def leave(self, address: str, *, served: bool, transport: asyncio.Transport) -> None:
-        """A connection has ended."""
+        """Remove a connection that has ended."""
         if not served:
             self._reserve.pop(transport, None)
             return
@@ -79,7 +79,7 @@ class Connections:
 
 
 def _holds(proxies: str, address: str) -> bool:
-    """Whether an address is that of a proxy, or in its network."""
+    """Return whether an address equals a proxy's address or is in its network."""
     if proxies in ("*", address):
         return True
     try:
@@ -89,17 +89,17 @@ def _holds(proxies: str, address: str) -> bool:
 
 
 class HealthOnly:
-    """Answers nothing but questions about the health of a process that has as many connections as it takes.
+    """ASGI application that answers only health checks, for a process whose connections are used up.
 
     Args:
-        app: what answers them.
+        app: the application that answers them.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a question about the health on, and refuse anything else."""
+        """Forward health checks; refuse any other request."""
         if scope["type"] == "http" and scope["path"] not in FREE:
             message = (
                 "This hub has as many connections as it takes, or as many of yours. Close some, or repeat in a moment."

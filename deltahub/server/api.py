@@ -1,4 +1,4 @@
-"""All routes of the Hugging Face Hub's protocol."""
+"""All routes of the Hugging Face Hub protocol."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deltahub.server import (
 )
 
 routes: Final = [
-    *courtesies.routes,  # first: what is said of data sets must not be taken for a repository's name
+    *courtesies.routes,  # first: its data set routes must not be matched as a repository's name
     *identity.routes,
     *lifecycle.routes,
     *listing.routes,

@@ -1,4 +1,4 @@
-"""The application: all routes over one registry."""
+"""The ASGI application: all routes over one registry."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from deltahub.server.state import State
 
 
 def build_app(registry: Registry, settings: Settings | None = None) -> Starlette:
-    """The hub over a registry, as an ASGI application.
+    """Build the ASGI application that serves a registry.
 
     Args:
-        registry: what it serves. Several processes may serve the same one.
-        settings: how; by default as is safe on a machine of one's own.
+        registry: the registry to serve. Several processes may serve the same one.
+        settings: of the server; the defaults are safe on a personal machine.
     """
     settings = settings or Settings()
     metrics = Metrics()
@@ -51,7 +51,10 @@ def build_app(registry: Registry, settings: Settings | None = None) -> Starlette
 
 @contextlib.asynccontextmanager
 async def _begin(app: Starlette) -> AsyncIterator[None]:
-    """Tell briefly of connections that cannot be taken; begin to bring the search index up to date, so that the first visitor waits for little or nothing of it."""
+    """Shorten log messages about connections that cannot be accepted, and start indexing for search.
+
+    The index is refreshed in the background, so that the first visitor waits little or not at all.
+    """
     asyncio.get_running_loop().set_exception_handler(AcceptErrors())
     Thread(target=_index, args=[app.state.hub], daemon=True, name="index").start()
     yield

@@ -1,4 +1,4 @@
-"""Middleware that finds out who calls, and holds back who calls too often."""
+"""Authentication and rate limit middleware."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from deltahub.server.settings import Settings
 from deltahub.server.tokens import Token, Tokens, holder, id_of
 from deltahub.stores.base import Store
 
-# The client of the Hugging Face Hub knows a wrong token by these very words.
+# The client of the Hugging Face Hub recognises an invalid token by exactly this text.
 _INVALID: Final = {"X-Error-Message": "Invalid credentials in Authorization header"}
-FREE: Final = ("/healthz", "/readyz")  # whoever watches over the hub asks without a token, and often
-SESSION: Final = "deltahub.session"  # where a request's cookie is in an ASGI scope
+FREE: Final = ("/healthz", "/readyz")  # monitoring asks without a token, and often
+SESSION: Final = "deltahub.session"  # key of a request's session cookie in an ASGI scope
 _AUTHENTICATOR: Final = "deltahub.authenticator"
 
 
 class Authenticator:
-    """Finds the token or the session that a request comes with.
+    """Looks up the token or session of a request.
 
-    Whoever has a good token is let in, however many wrong ones came from the same address: only wrong ones are answered with 429. An
-    address that sent many is looked up in a thread of its own, unless it asks with a token that is known to exist.
+    A valid token is accepted however many invalid ones came from the same address: only invalid ones are answered with 429.
+    Lookups for an address that sent many invalid tokens run in a separate thread, unless the token is already known to exist.
 
     Args:
-        store: where the hub's tokens and sessions are.
-        failures: wrong tokens a minute, from one address for one token, before the answer is 429.
+        store: holds the hub's tokens and sessions.
+        failures: invalid tokens per minute, from one address for one token, before the answer is 429.
     """
 
     def __init__(self, store: Store, failures: int) -> None:
@@ -50,10 +50,10 @@ class Authenticator:
         self._failures = Buckets(failures / 60, failures)
 
     async def token(self, secret: str, address: str) -> Token:
-        """The token that a secret belongs to.
+        """Return the token that a secret belongs to.
 
         Raises:
-            Refusal: it belongs to none that is valid, or the store is out of reach.
+            Refusal: the secret does not belong to a valid token, or the store is unreachable.
         """
         number = id_of(secret)
         with _told_apart():
@@ -62,10 +62,10 @@ class Authenticator:
         return self._checked(token, address, number or "")
 
     async def visitor(self, cookie: str, address: str) -> Caller:
-        """Who signed in: the token's owner, who may only read by it.
+        """Return the owner of a session's token, limited to reading.
 
         Raises:
-            Refusal: the session has ended, its token is not valid any more, or the store is out of reach.
+            Refusal: the session has ended, its token is no longer valid, or the store is unreachable.
         """
         number = sessions.id_of(cookie)
         with _told_apart():
@@ -75,10 +75,10 @@ class Authenticator:
         return replace(self._checked(token, address, number).caller, scope="read")
 
     def end(self, cookie: str) -> None:
-        """End a session; other processes know within seconds.
+        """End a session; other processes notice within seconds.
 
         Raises:
-            StorageError: the store is out of reach.
+            StorageError: the store is unreachable.
         """
         self.sessions.end(cookie)
         self._known_sessions.forget(sessions.id_of(cookie))
@@ -95,12 +95,12 @@ class Authenticator:
 
 
 class Authentication:
-    """Puts the caller into the scope of each request; refuses wrong tokens, and callers who come too often.
+    """Middleware that sets the caller of each request, and refuses invalid tokens and callers over the rate limit.
 
     Args:
-        app: what handles the requests.
-        store: where the hub's tokens are.
-        settings: what callers without a token may do, and how often everyone may come. The counts are this process's own.
+        app: the application that handles the requests.
+        store: holds the hub's tokens.
+        settings: the scope of callers without a token, and the rate limits. Requests are counted per process.
     """
 
     def __init__(self, app: ASGIApp, store: Store, settings: Settings) -> None:
@@ -110,7 +110,7 @@ class Authentication:
         self._requests = Buckets(settings.rate, settings.burst) if settings.rate else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Find the caller, and pass the request on."""
+        """Identify the caller and pass the request on."""
         if scope["type"] != "http" or scope["path"] in FREE:
             await self.app(scope, receive, send)
             return
@@ -142,7 +142,7 @@ class Authentication:
 
 
 def authenticator_of(request: HTTPConnection) -> Authenticator:
-    """What found the caller of a request."""
+    """Return the authenticator that identified the caller of a request."""
     found = request.scope[_AUTHENTICATOR]
     assert isinstance(found, Authenticator)
     return found
@@ -150,7 +150,7 @@ def authenticator_of(request: HTTPConnection) -> Authenticator:
 
 @contextlib.contextmanager
 def _told_apart() -> Iterator[None]:
-    """Answer what keeps a token from being looked up without a word about the hub's own disk."""
+    """Turn lookup errors into refusals that reveal nothing about the hub's disk."""
     try:
         yield
     except DeltaHubError as error:
@@ -163,7 +163,7 @@ def _told_apart() -> Iterator[None]:
 
 
 def _secret(scope: Scope) -> str | None:
-    """The secret that came with a request; None if none did. Unreadable ones are no secret of any token."""
+    """Return the secret sent with a request; None without one. An unreadable secret becomes "", which matches no token."""
     values = Headers(scope=scope).getlist("authorization")
     if not values:
         return None

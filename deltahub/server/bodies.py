@@ -1,4 +1,4 @@
-"""Bodies of requests, and handing work that waits for a disk or a server to a thread."""
+"""Request bodies, and handlers that run blocking work in a thread."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ from deltahub.server.refusals import Refusal
 from deltahub.server.state import state_of
 
 Handler = Callable[[Request, dict[str, Any]], Response]
-Allowed = Callable[[Request], object]  # raises a refusal for a caller whose body need not be read
+Allowed = Callable[[Request], object]  # raises a refusal for a caller whose body must not be read
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
-SMALL: Final = 64 << 10  # bytes of a body that names a few things,
-LARGE: Final = 1 << 20  # and of one that lists many
-_PARSED: Final = 16  # bytes of memory that a byte of JSON may become
-# What the audit log should know of a body: an address alone does not say which repository is created, moved or deleted.
+SMALL: Final = 64 << 10  # bytes, for a body that names a few things
+LARGE: Final = 1 << 20  # bytes, for a body that lists many
+_PARSED: Final = 16  # upper bound of bytes in memory per byte of JSON
+# Body fields for the audit log: the URL alone does not show which repository is created, moved or deleted.
 _NOTED: Final = ("name", "organization", "fromRepo", "toRepo", "tag", "startingPoint", "visibility", "private")
 _LONGEST_NOTE: Final = 200  # characters
-_MOST_FIELDS: Final = 10_000  # of a form
+_MOST_FIELDS: Final = 10_000  # in a form
 
 
 def with_json(handler: Handler, allowed: Allowed, most: int = SMALL) -> Endpoint:
-    """An endpoint whose handler gets the JSON object of the body, and runs in a thread; no body is an empty object.
+    """Return an endpoint whose handler gets the JSON object of the body and runs in a thread.
+
+    An empty body counts as an empty object.
 
     Args:
-        allowed: checks the caller's rights before anything of the body is read.
-        most: bytes that the body may have.
+        allowed: checks the caller's permissions before the body is read.
+        most: maximum size of the body in bytes.
     """
 
     def handle(request: Request, data: bytes) -> Response:
@@ -49,10 +51,10 @@ def with_json(handler: Handler, allowed: Allowed, most: int = SMALL) -> Endpoint
 
 
 def with_fields(handler: Callable[[Request, dict[str, list[str]]], Response], allowed: Allowed) -> Endpoint:
-    """An endpoint whose handler gets the fields of a form, or the lists of a JSON object, and runs in a thread.
+    """Return an endpoint whose handler gets the fields of a form, or the lists of a JSON object, and runs in a thread.
 
     Args:
-        allowed: checks the caller's rights before anything of the body is read.
+        allowed: checks the caller's permissions before the body is read.
     """
 
     def handle(request: Request, data: bytes) -> Response:
@@ -80,12 +82,12 @@ def _with_body(handle: Callable[[Request, bytes], Response], allowed: Allowed, m
 
 
 async def blocks(request: Request) -> AsyncIterator[bytes]:
-    """The body in blocks that are worth a thread's while; the end of an interrupted one is never taken for its end.
+    """Yield the body in blocks large enough to justify a thread each; an interrupted body raises instead of ending early.
 
-    Where requests hold as much memory as they may already, the blocks are smaller.
+    The blocks are smaller while the memory budget for requests is used up.
 
     Raises:
-        Refusal: the client went away.
+        Refusal: the client disconnected.
     """
     held = bytearray()
     with room_in(state_of(request).bodies, request) as room:
@@ -103,10 +105,10 @@ async def blocks(request: Request) -> AsyncIterator[bytes]:
 
 
 async def body_of(request: Request, most: int) -> bytes:
-    """All of a body.
+    """Return the whole body.
 
     Raises:
-        Refusal: it is larger than `most` bytes, there is no room for it now, or the client went away.
+        Refusal: it is larger than `most` bytes, the memory budget is used up, or the client disconnected.
     """
     with room_in(state_of(request).bodies, request) as room:
         return await _read(request, most, room)
@@ -140,10 +142,10 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def text_field(body: dict[str, Any], name: str, default: str | None = None) -> str:
-    """A text of a JSON object.
+    """Return a string field of a JSON object.
 
     Raises:
-        Refusal: it is missing and has no default, or is no text.
+        Refusal: it is missing without a default, or not a string.
     """
     value = body.get(name)
     if value is None and default is not None:

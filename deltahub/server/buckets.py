@@ -1,6 +1,6 @@
-"""Token buckets: how often each of many callers may do something.
+"""Token buckets: a rate limit per caller.
 
-A bucket holds `burst` drops at most and gains `rate` of them a second; what is done takes one. (J. Turner, "New directions in
+A bucket holds at most `burst` tokens and gains `rate` tokens per second; each action takes one. (J. Turner, "New directions in
 communications", IEEE Communications Magazine 24(10), 1986.)
 """
 
@@ -12,32 +12,32 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-_LARGEST: Final = 50_000  # callers; the one that was seen longest ago is forgotten, and starts with a full bucket
+_LARGEST: Final = 50_000  # callers; the least recently seen one is dropped, and starts again with a full bucket
 
 
 class Buckets:
-    """One bucket for each caller.
+    """One token bucket per caller.
 
     Args:
-        rate: drops a second.
-        burst: drops in a full bucket.
-        clock: seconds that never go back.
+        rate: tokens per second.
+        burst: tokens in a full bucket.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.rate, self.burst = rate, burst
         self._clock = clock
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # drops, and when that was
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and the time of that count
 
     def wait(self, key: str) -> int:
-        """Whole seconds until a caller may go on; 0 if they may now. Nothing is taken."""
+        """Return the whole seconds until a caller may proceed, without taking a token; 0 for now."""
         return max(0, math.ceil((1 - self._drops(key)) / self.rate))
 
     def take(self, key: str) -> int:
-        """Take a drop if there is one.
+        """Take a token if one is left.
 
         Returns:
-            0, or the whole seconds until there is one.
+            0, or the whole seconds until one is available.
         """
         if seconds := self.wait(key):
             return seconds

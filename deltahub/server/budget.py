@@ -1,6 +1,6 @@
-"""A bound on the bytes that all requests of one process hold in memory together: bodies that are coming in, lists and answers.
+"""Memory budget for all requests of a process: incoming bodies, lists and answers.
 
-A caller gets a share of it only, so that nobody can take it all by sending many bodies and finishing none.
+A caller gets only a share, so that one cannot use it up with many unfinished bodies.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from deltahub.server.access import caller_of
 from deltahub.server.addresses import address_of
 from deltahub.server.refusals import Refusal
 
-_WAIT: Final = 2  # seconds after which a refused caller should ask again
+_WAIT: Final = 2  # Retry-After in seconds for a refused caller
 
 
 class Budget:
-    """Bytes of memory that callers take and give back. Threads may share one.
+    """Thread-safe memory budget shared by callers.
 
     Args:
         total: bytes for all callers together.
-        share: bytes that one of them may hold.
+        share: bytes that one caller may hold.
     """
 
     def __init__(self, total: int, share: int) -> None:
@@ -34,11 +34,11 @@ class Budget:
 
     @property
     def held(self) -> int:
-        """Bytes that are taken now."""
+        """Bytes in use now."""
         return self._held.total()
 
     def take(self, caller: str, count: int) -> bool:
-        """Take bytes for a caller; whether there was room for them."""
+        """Reserve bytes for a caller; return whether they were available."""
         with self._lock:
             if self._held[caller] + count > self._share or self._held.total() + count > self._total:
                 return False
@@ -46,7 +46,7 @@ class Budget:
             return True
 
     def give_back(self, caller: str, count: int) -> None:
-        """Give back what was taken."""
+        """Return reserved bytes to the budget."""
         with self._lock:
             self._held[caller] -= count
             if not self._held[caller]:
@@ -54,11 +54,11 @@ class Budget:
 
 
 class Room:
-    """The bytes that one request holds; all are given back at the end of a `with` block.
+    """The bytes reserved by one request; a `with` block releases them at its end.
 
     Args:
-        budget: that they are taken from.
-        caller: who holds them.
+        budget: the budget they are taken from.
+        caller: the caller they count for.
     """
 
     def __init__(self, budget: Budget, caller: str) -> None:
@@ -74,7 +74,7 @@ class Room:
         self.release()
 
     def fits(self, size: int) -> bool:
-        """Hold `size` bytes from now on, more or fewer than before; whether there was room for more."""
+        """Set the reservation to `size` bytes; return whether they were available."""
         if size > self._size and not self._budget.take(self._caller, size - self._size):
             return False
         if size < self._size:
@@ -83,10 +83,10 @@ class Room:
         return True
 
     def resize(self, size: int) -> None:
-        """Hold `size` bytes from now on.
+        """Set the reservation to `size` bytes.
 
         Raises:
-            Refusal: there is no room for more now.
+            Refusal: the budget has too little left.
         """
         if not self.fits(size):
             message = (
@@ -95,10 +95,10 @@ class Room:
             raise Refusal(503, message, headers={"Retry-After": str(_WAIT)})
 
     def release(self) -> None:
-        """Give everything back."""
+        """Release all bytes."""
         self.fits(0)
 
 
 def room_in(budget: Budget, request: Request) -> Room:
-    """Room for what a request holds, counted for its caller: the token, or the address without one."""
+    """Return a reservation for a request, counted for its token, or for its address without a token."""
     return Room(budget, caller_of(request).name or address_of(request.scope))

@@ -1,6 +1,6 @@
-"""What a commit makes of a branch: the files after it, and the version that holds them.
+"""The effect of a commit on a branch: the resulting files, and the version that holds them.
 
-Nothing is written before all of it has been checked, and the version comes about only if the branch still ends where it did.
+Nothing is written before everything has been checked, and the version is created only if the branch head has not changed.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from deltahub.server.repositories import Repository, is_delta
 from deltahub.server.revisions import stamp_of
 from deltahub.stores.base import Source
 
-_MOST_FILES: Final = 25_000  # of a version
+_MOST_FILES: Final = 25_000  # per version
 _PARENT: Final = re.compile(r"[0-9a-f]{7,40}")
 
 
 class Moved(Exception):
-    """Somebody else committed to the branch meanwhile."""
+    """The branch head changed concurrently."""
 
 
 class Change:
-    """One commit on top of what its branch holds now.
+    """One commit on top of the current head of its branch.
 
     Args:
         request: whose commit it is, and when it came.
@@ -58,17 +58,17 @@ class Change:
         self._stamp = stamp_of(request)
         self._base = repository.branches().get(branch)
         self._before = repository.commit(self._base)
-        self._files: dict[str, Path] = {}  # those that came with the commit, by their sha256
-        self._uploaded: set[str] = set()  # those that were sent before
+        self._files: dict[str, Path] = {}  # files sent within the commit, by sha256
+        self._uploaded: set[str] = set()  # sha256 of files uploaded beforehand
 
     def make(self) -> str:
-        """Make the version, and return the id of its commit.
+        """Create the version and return its commit id.
 
-        What was pushed before is the version that it was, and only gets the new tags: the registry decides by the digest.
+        A delta pushed before keeps its version and only gets the new tags: the digest decides, as in the registry.
 
         Raises:
-            Refusal: the commit cannot be.
-            Moved: the branch ends elsewhere by now.
+            Refusal: the commit is not valid.
+            Moved: the branch head changed concurrently.
         """
         self._require_parent()
         tree = self._tree()
@@ -96,7 +96,7 @@ class Change:
         return commit_id(manifest.digest)
 
     def _pushed_before(self, manifest: Manifest, tree: Mapping[str, FileEntry]) -> str | None:
-        """The version that already holds the delta whose push this commit is; None for what is new, or not a push."""
+        """Return the version that already holds the pushed delta; None for new content, or when the commit is not a push."""
         digest = digest_in(self._operations.description)
         there = tree[MANIFEST].sha256 if MANIFEST in tree else None
         if digest is None or digest not in (manifest.digest, f"sha256:{there}"):
@@ -128,7 +128,7 @@ class Change:
             raise Refusal(412, message)
 
     def _tree(self) -> dict[str, FileEntry]:
-        """The files after the commit, by path."""
+        """Return the files after the commit, by path."""
         tree = {entry.path: entry for entry in self._before.manifest.files}
         for operation in self._operations.listed:
             if isinstance(operation, Deleted):
@@ -158,7 +158,7 @@ class Change:
             del tree[path]
 
     def _named(self, path: str, operation: Named) -> FileEntry:
-        """A file whose bytes the repository has already, or was sent before."""
+        """Return the entry of a file whose bytes the repository already has or that was uploaded before."""
         size = uploads.size_of(self._store, self._repository.path, operation.sha256)
         if size is not None:
             self._uploaded.add(operation.sha256)
@@ -179,7 +179,7 @@ class Change:
             return file.read(end - start)
 
     def _tags(self, manifest: Manifest, page: FileEntry | None) -> tuple[str, ...]:
-        """The tags of the version: those saved in it, and those of the page that was committed with a delta."""
+        """Return the tags of the version: those of its metadata, and those of the card committed with a delta."""
         told = list(manifest.config.get("metadata", {}).get("tags", ()))
         if is_delta(manifest) and page:
             general = {"deltahub", manifest.config["delta_type"]}
@@ -188,7 +188,7 @@ class Change:
         for tag in told:
             try:
                 tags.append(check_tag(tag))
-            except ReferenceSyntaxError:  # it stays where it is
+            except ReferenceSyntaxError:  # such a tag stays in the metadata or card
                 continue
         return merged_tags((), tags)
 
@@ -199,7 +199,7 @@ class Change:
     def _version(self, manifest: Manifest, tags: tuple[str, ...]) -> Version:
         time, author = self._stamp
         message = f"{self._operations.summary}\n\n{self._operations.description}".strip()
-        if digest_in(message) == manifest.digest:  # the version says it itself
+        if digest_in(message) == manifest.digest:  # the version records the digest itself
             message = without_digest(message)
         summary: dict[str, Any] = dict(summary_of(manifest))
         card = next((self._state.card_of(entry, self._read) for entry in manifest.files if entry.path == CARD), {})
@@ -208,10 +208,10 @@ class Change:
         return Version(manifest.digest, time, author, stamps.text(message), tags, summary)
 
     def _changed(self, document: ReferenceDocument, added: Version) -> ReferenceDocument:
-        """The document with the version at the end of its branch.
+        """Return the document with the version as the head of its branch.
 
         Raises:
-            Moved: the branch ends elsewhere by now, or a version that files were taken from is gone.
+            Moved: the branch head changed, or a version that files were taken from was removed.
         """
         repository = replace(self._repository, document=document)
         main = document.latest if document.versions else None

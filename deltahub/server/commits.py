@@ -1,4 +1,4 @@
-"""Commits: a set of operations that becomes one version, or does not happen at all; `changes.py` makes the version."""
+"""The commit endpoint: operations become one version, or nothing happens; `changes.py` creates the version."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from deltahub.server.refusals import REVISION_NOT_FOUND, Refusal
 from deltahub.server.repositories import Repository, open_repository
 from deltahub.server.state import state_of
 
-_ATTEMPTS: Final = 20  # each on top of what others committed meanwhile
+_ATTEMPTS: Final = 20  # each on top of concurrent commits
 _HEADS: Final = "refs/heads/"
 
 
 async def commit(request: Request) -> Response:
-    """Take a commit as it comes, then make a version of it.
+    """Receive a commit and create a version from it.
 
     Raises:
-        Refusal: it is not well formed, names what was not uploaded, or its branch ends elsewhere than it says.
+        Refusal: it is malformed, names files that were not uploaded, or its parent is not the branch head.
     """
     await run_in_threadpool(_require_branch, request)
     with scratch() as folder, room_in(state_of(request).bodies, request) as room:
@@ -46,10 +46,10 @@ async def commit(request: Request) -> Response:
 
 
 def _require_branch(request: Request) -> tuple[Repository, str]:
-    """The repository and the branch that a commit goes to.
+    """Return the repository and branch that a commit goes to.
 
     Raises:
-        Refusal: there is none that the caller may change.
+        Refusal: it does not exist, or the caller may not change it.
     """
     repository = open_repository(request, write=True)
     if request.query_params.get("create_pr"):

@@ -1,4 +1,4 @@
-"""Answers whose bytes count as held until they are on their way, however slowly they are read."""
+"""Responses whose bytes count towards the memory budget until they are sent, however slowly the client reads."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from deltahub.server.state import state_of
 
 
 class WholeResponse(Response):
-    """An answer that is done when its reader has taken it, not when it waits in the connection's buffer."""
+    """A response that finishes when the client has read it, not when it is in the connection's buffer."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer; the server takes its last message, which is empty, when there is room for it in the buffer."""
+        """Send the response; the server accepts the last, empty message only when its buffer has room."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class WholeJSONResponse(WholeResponse, JSONResponse):
-    """The same, of JSON."""
+    """A `WholeResponse` with JSON content."""
 
 
 def counted(request: Request, size: int, make: Callable[[], Response]) -> Response:
-    """An answer whose bytes are taken from the hub's memory for answers for as long as it is being sent.
+    """Return a response whose bytes count towards the memory budget for answers while it is sent.
 
     Args:
         size: bytes that it holds.
-        make: makes it, once there is room.
+        make: creates it once the bytes are reserved.
 
     Raises:
-        Refusal: there is no room now.
+        Refusal: the budget has too little left.
     """
     room = room_in(state_of(request).answers, request)
     room.resize(size)

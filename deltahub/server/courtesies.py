@@ -1,4 +1,4 @@
-"""Small things that clients of the Hub ask for, and clear words on what this hub does not hold."""
+"""Endpoints that Hub clients expect, and 404 answers for unsupported features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deltahub.server.repositories import open_repository
 
 
 def validate_yaml(request: Request, body: dict[str, Any]) -> Response:
-    """Say what is wrong with the front matter of a card."""
+    """Report errors in the front matter of a card."""
     try:
         front_matter(text_field(body, "content"))
     except ValueError as error:
@@ -27,11 +27,11 @@ def validate_yaml(request: Request, body: dict[str, Any]) -> Response:
 
 
 def anyone(request: Request) -> None:
-    """Let a caller without any right ask too: clients of the Hub send no token along with a card."""
+    """Allow callers without any permission: Hub clients validate a card without a token."""
 
 
 def auth_check(request: Request) -> Response:
-    """Whether the caller may read a repository, or with ``/write`` change it."""
+    """Answer whether the caller may read a repository, or with ``/write`` change it."""
     action = request.path_params.get("action", "")
     if action not in ("", "write"):
         raise Refusal(404, f"{action!r} is no right that can be asked for: expected write.")
@@ -42,18 +42,18 @@ def auth_check(request: Request) -> Response:
 
 
 def no_such_kind(request: Request) -> Response:
-    """Refuse what is asked of data sets and spaces."""
+    """Refuse requests for data sets, spaces and kernels."""
     message = "This hub holds models only, no datasets, spaces or kernels. Leave --repo-type and repo_type out."
     raise Refusal(404, message, REPO_NOT_FOUND)
 
 
 def no_namespace(request: Request) -> Response:
-    """Say that there is no repository of a name without a namespace."""
+    """Answer that a name without a namespace does not exist."""
     raise repository_not_found(request, request.path_params.get("repository", "This address"))
 
 
 def no_xet(request: Request) -> Response:
-    """Refuse a client that wants to send files to a Xet store."""
+    """Refuse a client that wants to upload to a Xet store."""
     message = (
         "This hub has no Xet storage. Set HF_HUB_DISABLE_XET=1 for this client, or ask whoever runs the hub to start it with "
         "--upload-mode regular, which every client can."
@@ -62,7 +62,7 @@ def no_xet(request: Request) -> Response:
 
 
 def no_discussions(request: Request) -> Response:
-    """Refuse what is asked of pull requests and discussions."""
+    """Refuse requests for pull requests and discussions."""
     raise Refusal(404, "This hub has no pull requests or discussions. Commit to a branch instead.")
 
 
@@ -85,7 +85,7 @@ routes: Final = [
         )
     ),
 ]
-# After all others: names without a namespace, which tools try for models that only huggingface.co has.
+# After all others: names without a namespace, which tools request for models of huggingface.co.
 last: Final = [
     Route("/api/models/{repository:part}", no_namespace, methods=_ALL),
     Route("/api/models/{repository:part}/{rest:rest}", no_namespace, methods=_ALL),

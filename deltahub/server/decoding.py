@@ -1,4 +1,4 @@
-"""The content of a file that comes in base64 within a commit, decoded to the disk letter by letter."""
+"""Base64 content of a file within a commit, decoded to disk incrementally."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from deltahub.server.refusals import Refusal
 
 
 class Content:
-    """The content of one file, decoded to the disk as it comes.
+    """The content of one file, decoded to disk as it arrives.
 
     Args:
-        file: where it is put; nothing may be there yet.
-        largest: bytes that it may have.
+        file: the target path; must not exist yet.
+        largest: maximum size in bytes.
 
     Attributes:
-        size: bytes so far.
+        size: bytes decoded so far.
     """
 
     def __init__(self, file: Path, largest: int) -> None:
         self.file, self._largest = file, largest
         self.size = 0
         self._digest = hashlib.sha256()
-        self._rest = b""  # fewer than four letters
+        self._rest = b""  # fewer than four characters
         self._writer: BinaryIO = file.open("xb")
 
     def feed(self, letters: bytes) -> None:
-        """Take the next letters of the text.
+        """Decode the next characters.
 
         Raises:
-            Refusal: they are no base64, or too many.
+            Refusal: they are not base64, or the file is too large.
         """
-        text = self._rest + letters.replace(b"\\/", b"/")  # as some write a slash in JSON
+        text = self._rest + letters.replace(b"\\/", b"/")  # some JSON encoders escape the slash
         whole = len(text) - len(text) % 4
         self._rest = text[whole:]
         if not whole:
@@ -52,10 +52,10 @@ class Content:
         self._writer.write(data)
 
     def finish(self) -> None:
-        """Close the file, when all of the text came.
+        """Close the file after the last character.
 
         Raises:
-            Refusal: it ends too early.
+            Refusal: the content is truncated.
         """
         self.close()
         if self._rest:
@@ -67,5 +67,5 @@ class Content:
 
     @property
     def sha256(self) -> str:
-        """Of the bytes so far, 64 hex digits."""
+        """SHA-256 of the bytes so far, as 64 hex digits."""
         return self._digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The files that a process may have open at once: each connection is one."""
+"""The limit of open files of a process: each connection needs one."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import logging
 import time
 from typing import Any, Final
 
-_OTHERS: Final = 512  # files of the store, logs, what is coming in
+_OTHERS: Final = 512  # files of the store, logs, incoming uploads
 _LOG_EVERY: Final = 60.0  # seconds
 _LOGGER: Final = logging.getLogger("deltahub.server")
 
 
 def connections_for(wanted: int) -> int:
-    """The connections that this process can take, once its limit of open files is as high as it may be.
+    """Raise the limit of open files as far as allowed; return the number of connections it permits.
 
     Args:
-        wanted: connections, if there are files enough.
+        wanted: connections, if the limit permits.
     """
     try:
         import resource
@@ -39,13 +39,13 @@ def connections_for(wanted: int) -> int:
 
 
 class AcceptErrors:
-    """Tells in one line a minute that connections wait because no more files can be opened; asyncio has a traceback for each try."""
+    """Logs at most once a minute that connections wait for file descriptors; asyncio logs a traceback for each attempt."""
 
     def __init__(self) -> None:
         self._told = -_LOG_EVERY
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Handle an error that no task handles: see `asyncio.loop.set_exception_handler`."""
+        """Handle an error outside any task: see `asyncio.loop.set_exception_handler`."""
         if "socket.accept()" not in str(context.get("message")):
             loop.default_exception_handler(context)
             return

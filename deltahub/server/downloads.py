@@ -1,7 +1,7 @@
-"""Files of a commit, whole or in part: ``/namespace/name/resolve/revision/path``.
+"""Downloads of a commit's files, whole or by range: ``/namespace/name/resolve/revision/path``.
 
-Bytes are read from the store piece by piece. The last piece of a whole file is held back until its digest is known to be right, so that
-damaged bytes never arrive as a complete answer.
+Bytes are streamed from the store. The last chunk of a whole file is held back until its digest is verified, so that damaged bytes
+never arrive as a complete answer.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from deltahub.server.state import State, state_of
 from deltahub.stores.base import object_key
 
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
-_AT_ONCE: Final = 2 << 20  # bytes that are held in memory: each step to a thread and back costs as much as reading them
-_STREAMED: Final = 3 * CHUNK  # bytes that are held of a larger file: one block to check, one to send, one on its way
+_AT_ONCE: Final = 2 << 20  # bytes in memory: each switch to a thread and back costs as much as reading them
+_STREAMED: Final = 3 * CHUNK  # bytes in memory for a larger file: one block to check, one to send, one in transit
 _REVALIDATE: Final = "private, no-cache"  # a branch may move
 
 
 def resolve(request: Request) -> Response:
-    """A file, or with ``Range`` a part of it. A delta has its manifest among its files, though no list shows it.
+    """Serve a file, or with ``Range`` a part. The manifest of a delta is served too, though no list shows it.
 
     Raises:
-        Refusal: there is no such file, or the range lies outside it.
+        Refusal: the file does not exist, or the range is outside it.
     """
     repository = open_repository(request)
     commit = repository.at(request.path_params["revision"])
     path = request.path_params["path"]
     entry = next((entry for entry in commit.manifest.files if entry.path == path), None)
-    if entry is None and path == MANIFEST and is_delta(commit.manifest):  # an object of the store like any file
+    if entry is None and path == MANIFEST and is_delta(commit.manifest):  # stored as an object like any file
         entry = FileEntry(path, commit.manifest.digest.removeprefix("sha256:"), len(commit.manifest.to_bytes()))
     offered = manifest_offer(repository.path, commit.id) if path == MANIFEST and commit.entry else {}
     if entry is None:
@@ -66,7 +66,7 @@ def resolve(request: Request) -> Response:
         headers |= offer(repository.path, commit.id, commit.manifest) | offered
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    if request.method == "HEAD":  # the size of the whole, whatever part was asked for
+    if request.method == "HEAD":  # the size of the whole file, whatever range was requested
         return Response(headers={**headers, "Content-Length": str(entry.size)}, media_type=_media_type(path))
     span = _span(request, entry, etag)
     if span is None:
@@ -76,7 +76,7 @@ def resolve(request: Request) -> Response:
 
 
 def whole(request: Request, entry: FileEntry) -> Response:
-    """A stored file."""
+    """Serve a whole stored file."""
     return _answer(
         request, _checked(state_of(request), entry), 200, entry.size, {"ETag": f'"{entry.sha256}"'}, entry.path
     )
@@ -90,17 +90,17 @@ def _answer(
     def make() -> Response:
         if size <= _AT_ONCE:
             return WholeResponse(b"".join(pieces), status, headers, _media_type(path))
-        first = next(pieces)  # so that what cannot be read at all gets an answer that says so
+        first = next(pieces)  # so that an unreadable file gets an error answer
         return StreamingResponse(chain([first], pieces), status, headers, _media_type(path))
 
     return counted(request, min(size, _STREAMED), make)
 
 
 def _span(request: Request, entry: FileEntry, etag: str) -> tuple[int, int] | None:
-    """The first byte that is asked for and the one after the last; None for the whole file."""
+    """Return the requested byte range (end exclusive); None for the whole file."""
     found = _RANGE.fullmatch(request.headers.get("range", "").strip())
     if not found or not (found[1] or found[2]) or request.headers.get("if-range", etag) != etag:
-        return None  # several ranges at once too: whoever asks must be ready for the whole
+        return None  # also for several ranges: a client must accept the whole file
     if found[1]:
         start, end = int(found[1]), min(int(found[2] or entry.size - 1) + 1, entry.size)
     else:
@@ -119,7 +119,7 @@ def _pieces(state: State, entry: FileEntry, start: int = 0, end: int | None = No
 
 
 def _checked(state: State, entry: FileEntry) -> Iterator[bytes]:
-    """All bytes of a file; the last piece only if all have the digest."""
+    """Yield all bytes of a file; the last chunk only if the digest matches."""
     digest, size, held = hashlib.sha256(), 0, b""
     for piece in _pieces(state, entry):
         if held:
@@ -138,7 +138,7 @@ def _damaged(entry: FileEntry, found: str) -> IntegrityError:
 
 
 def _media_type(path: str) -> str:
-    """What a browser may take a file for: text and JSON, but never anything that it would run."""
+    """Return a media type safe for browsers: text or JSON, never anything they would execute."""
     kind = mimetypes.guess_type(path)[0] or ""
     if path.endswith((".md", ".txt", ".yaml", ".yml", ".csv")):
         return "text/plain; charset=utf-8"

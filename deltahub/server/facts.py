@@ -1,4 +1,4 @@
-"""What is said of a repository as a model of the Hugging Face Hub."""
+"""Model information of a repository, as the Hugging Face Hub returns it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deltahub.registry.index import Listed
 from deltahub.server.frontmatter import texts
 from deltahub.server.trees import blob_id, lfs_facts, moment
 
-DELTA: Final = "deltahub"  # the key of what only DeltaHub reads
+DELTA: Final = "deltahub"  # the key of fields that only DeltaHub reads
 CARD_KEYS: Final = (
     "library_name",
     "pipeline_tag",
@@ -26,24 +26,24 @@ _TAGGED: Final = {
     "license": "license",
     "base_model": "base_model",
     "datasets": "dataset",
-}  # card key to prefix of a tag
+}  # card key to tag prefix
 _LIBRARIES: Final = {"peft": "peft", "transformers": "transformers", "opendelta": "opendelta", "files": None}
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a repository at one commit.
+    """Information about a repository at one commit.
 
     Attributes:
         path: its name, ``"namespace/name"``.
         sha: id of the commit.
-        created: when the repository was made, ISO 8601 in UTC.
-        modified: when the commit was.
-        private: whether only some may see it.
+        created: creation time of the repository, ISO 8601 in UTC.
+        modified: time of the commit.
+        private: whether the repository is private.
         tags: of the version.
-        summary: what its document says of the version's content.
-        card: the front matter of its card, as far as it is known.
-        listed: the line that a list of the registry has for it; None if nothing was committed, or no list is made.
+        summary: the document's summary of the version's content.
+        card: the known part of the card's front matter.
+        listed: its entry in the registry's list; None before the first commit, or outside lists.
     """
 
     path: str
@@ -65,12 +65,12 @@ class Facts:
 
     @property
     def pipeline(self) -> str | None:
-        """The task, as the card says."""
+        """The task according to the card."""
         given = self.card.get("pipeline_tag")
         return given if isinstance(given, str) else None
 
     def all_tags(self) -> list[str]:
-        """Everything that a list can be filtered by."""
+        """Return everything that a list can be filtered by."""
         card = dict(self.card)
         base = self.summary.get("backbone_checkpoint_name")
         if base and not card.get("base_model"):
@@ -83,20 +83,20 @@ class Facts:
         return list(dict.fromkeys([*own, *texts(card.get("language")), *prefixed]))
 
     def _relation(self, card: Mapping[str, Any]) -> str | None:
-        """What a repository is to its base model, as the Hub has it in tags; None for what neither says it nor is a delta."""
+        """Return the relation to the base model as in Hub tags; None if the card gives none and it is not a delta."""
         if isinstance(given := card.get("base_model_relation"), str):
             return given
         is_adapter = self.summary.get("delta_type") and self.summary.get("format") in (None, "peft", "opendelta")
         return "adapter" if is_adapter or self.library == "peft" else None
 
     def card_data(self, card: Mapping[str, Any]) -> dict[str, Any]:
-        """A card's front matter with the tags of the version, which a client of the Hub looks for there."""
+        """Return a card's front matter with the version's tags, where Hub clients look for them."""
         own = texts(card.get("tags"))
         added = [tag for tag in self.tags if tag not in own]
         return {**card, "tags": [*own, *added]} if added else dict(card)
 
     def to_dict(self) -> dict[str, Any]:
-        """The facts as a client of the Hub reads them."""
+        """Return the JSON that Hub clients read."""
         return {
             "_id": self.path,
             "id": self.path,
@@ -118,7 +118,7 @@ class Facts:
 
 
 def siblings(files: Iterable[FileEntry], *, blobs: bool = False) -> list[dict[str, Any]]:
-    """The files of a commit, by name alone or with their sizes and digests."""
+    """Return the files of a commit, by name alone or with sizes and digests."""
     if not blobs:
         return [{"rfilename": entry.path} for entry in files]
     return [
@@ -133,7 +133,7 @@ def siblings(files: Iterable[FileEntry], *, blobs: bool = False) -> list[dict[st
 
 
 def expanded(facts: Mapping[str, Any], wanted: Collection[str]) -> dict[str, Any]:
-    """Only what a client asks for by ``expand``; everything if it asks for nothing."""
+    """Keep only the fields requested by ``expand``; all without a request."""
     if not wanted:
         return dict(facts)
     return {key: value for key, value in facts.items() if key in {*wanted, "_id", "id", "modelId"}}

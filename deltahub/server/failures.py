@@ -1,4 +1,4 @@
-"""Errors of the registry as answers: what status and code each of them has on the wire."""
+"""Mapping of registry errors to HTTP status codes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _UNAVAILABLE: Final = (
 
 
 def answer_failure(request: Request, error: Exception) -> Response:
-    """Starlette's exception handler for errors of the registry. What tells of the hub's own disk goes to the log alone."""
+    """Handle registry errors for Starlette; details of the hub's disk go to the log only."""
     assert isinstance(error, DeltaHubError)
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     if status < 500:
@@ -52,7 +52,7 @@ def answer_failure(request: Request, error: Exception) -> Response:
 
 
 async def answer_http(request: Request, error: Exception) -> Response:
-    """Starlette's exception handler for what no route takes."""
+    """Handle Starlette's HTTP errors, such as requests that match no route."""
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
     message = error.detail

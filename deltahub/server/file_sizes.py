@@ -1,4 +1,4 @@
-"""The files of a version by their digest, in 40 bytes for each: which version holds a file is asked of every version of a repository."""
+"""Sizes of a version's files by digest, 40 bytes per file, to find which versions of a repository hold a file."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Final
 
 from deltahub.manifest import FileEntry
 
-_DIGEST: Final = 32  # bytes of a sha256
-_SIZE: Final = 8  # bytes of a number of bytes
+_DIGEST: Final = 32  # bytes of a SHA-256
+_SIZE: Final = 8  # bytes of the stored file size
 _RECORD: Final = _DIGEST + _SIZE
 _LARGEST: Final = (1 << 8 * _SIZE) - 1
 
 
 class FileSizes:
-    """Bytes of each of a set of files, found by its sha256.
+    """Sizes of a set of files, looked up by sha256.
 
     Args:
         files: the files.
@@ -27,11 +27,11 @@ class FileSizes:
 
     @property
     def weight(self) -> int:
-        """About how many bytes of memory it takes."""
+        """Approximate memory use in bytes."""
         return len(self._records) + 200
 
     def get(self, sha256: str) -> int | None:
-        """Bytes of the file with a digest, 64 hex digits; None if none has it."""
+        """Return the size in bytes of the file with a digest (64 hex digits); None if it is not in the set."""
         digest = bytes.fromhex(sha256)
         count = len(self._records) // _RECORD
         at = bisect.bisect_left(range(count), digest, key=self._digest)

@@ -1,7 +1,7 @@
-"""The front matter of a model card: what the author says of a model, as YAML between two lines of ``---``.
+"""Front matter of a model card: metadata by the author as YAML between two lines of ``---``.
 
-What comes out is what JSON and any client can hold. YAML can mean more: a few lines with aliases are gigabytes, a number may have more
-digits than can be printed, and a text half a character.
+The result contains only values that JSON and any client can represent. YAML allows more: a few lines with aliases can expand to
+gigabytes, a number may have more digits than can be printed, and a text may hold half of a surrogate pair.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any, ClassVar, Final
 
 import yaml
 
-LARGEST: Final = 64 << 10  # bytes of a card that are looked at
+LARGEST: Final = 64 << 10  # bytes of a card to parse
 _HEAD: Final = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
-_DEEPEST: Final = 40  # lists and mappings within each other; more would also be slow to read
+_DEEPEST: Final = 40  # nesting levels; more would also be slow to parse
 _LARGEST_NUMBER: Final = 1 << 64
-# The parser in C takes milliseconds where the other one takes seconds, with a thread of the hub and Python's lock.
+# The C parser takes milliseconds where the Python one takes seconds while holding a thread of the hub and the GIL.
 _SAFE: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BOOLEAN: Final = "tag:yaml.org,2002:bool"
 
 
 class _Loader(_SAFE):  # type: ignore[misc]
-    """Takes only true and false for truth values, as YAML 1.2 does: ``no`` is Norwegian, not false."""
+    """YAML loader that accepts only true and false as booleans, as YAML 1.2 does: ``no`` is Norwegian, not false."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, pattern) for tag, pattern in known if tag != _BOOLEAN]
@@ -34,26 +34,26 @@ _Loader.add_implicit_resolver(_BOOLEAN, re.compile(r"true|True|TRUE|false|False|
 
 
 def front_matter(card: str) -> dict[str, Any]:
-    """What a card says, as JSON can hold it; empty if it has no front matter.
+    """Return the front matter of a card as JSON-compatible values; empty without front matter.
 
     Raises:
-        ValueError: it is no YAML, or no mapping.
+        ValueError: it is not valid YAML, or not a mapping.
     """
     found = _HEAD.match(card[:LARGEST])
     return read_yaml(found[1]) if found else {}
 
 
 def read_yaml(text: str) -> dict[str, Any]:
-    """The keys and values of a YAML text, as JSON can hold them.
+    """Parse a YAML mapping into JSON-compatible values.
 
     Raises:
-        ValueError: it is no YAML that is read here, or no mapping.
+        ValueError: the text is not YAML accepted here, or not a mapping.
     """
     try:
         _refuse_bombs(text)
         value = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
         found = _plain({} if value is None else value)
-    except Exception as error:  # the values of a SafeLoader fail in ways of their own: KeyError, IndexError, ...
+    except Exception as error:  # constructors of a SafeLoader raise various types: KeyError, IndexError, ...
         msg = " ".join(str(error).split())[:300] or "a value is not what its tag says"
         raise ValueError(msg) from error
     if not isinstance(found, dict):
@@ -63,7 +63,7 @@ def read_yaml(text: str) -> dict[str, Any]:
 
 
 def _refuse_bombs(text: str) -> None:
-    """Check that a text stands for no more than it holds, before anything is built of it."""
+    """Reject aliases and deep nesting before any value is constructed."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
@@ -80,7 +80,7 @@ def _plain(value: Any) -> Any:
         return {_text(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | set):
         return [_plain(entry) for entry in value]
-    if isinstance(value, float) and value - value != 0:  # infinite, or no number
+    if isinstance(value, float) and value - value != 0:  # infinite or NaN
         return str(value)
     if isinstance(value, int) and abs(value) >= _LARGEST_NUMBER:
         return hex(value)
@@ -94,6 +94,6 @@ def _text(value: Any) -> str:
 
 
 def texts(value: Any) -> list[str]:
-    """A text, or the texts of a list."""
+    """Return a string, or the strings of a list, as a list."""
     found = value if isinstance(value, list) else [value]
     return [entry for entry in found if isinstance(entry, str) and entry]

@@ -1,15 +1,15 @@
-"""What stands between the network and the routes, outermost first.
+"""The middleware stack, outermost first.
 
-    AsSent            paths stay quoted                         paths.py
-    SecurityHeaders   no answer is misused by a browser         shield.py
+    AsSent            keeps paths quoted                        paths.py
+    SecurityHeaders   headers against misuse by browsers        shield.py
     Observing         access log, audit log, metrics            observing.py
-    OwnNames          by which names the hub may be called      shield.py
+    OwnNames          allow-list of host names                  shield.py
     Limits            sizes of head and body, slow bodies       limits.py
-    Browsers          a sign-in that lasts, errors as pages     pages/browsers.py
-    OwnPages          no change for pages of other sites        shield.py
-    Authentication    who calls, and how often                  authentication.py
+    Browsers          session cookies, errors as pages          pages/browsers.py
+    OwnPages          CSRF protection                           shield.py
+    Authentication    caller and rate limit                     authentication.py
 
-All of it is plain ASGI, so that bodies and answers stream through.
+All are plain ASGI, so that bodies and responses are streamed.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from deltahub.stores.base import Store
 
 
 def guards(store: Store, settings: Settings, metrics: Metrics) -> list[Middleware]:
-    """All middleware of a hub.
+    """Return all middleware of a hub.
 
     Args:
-        store: where its tokens and sessions are.
-        settings: its limits and rights.
-        metrics: its counts.
+        store: holds its tokens and sessions.
+        settings: its limits and permissions.
+        metrics: its counters.
     """
     return [
         Middleware(AsSent),

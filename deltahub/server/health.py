@@ -1,4 +1,4 @@
-"""Whether the hub is alive and ready, and its counts."""
+"""Endpoints for liveness, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from deltahub.server.refusals import Refusal
 from deltahub.server.state import state_of
 from deltahub.stores.base import Store
 
-_PATIENCE: Final = 5.0  # seconds for the store to answer
-_BELIEVED: Final = 2.0  # seconds for which an answer is believed
+_PATIENCE: Final = 5.0  # timeout of the store in seconds
+_BELIEVED: Final = 2.0  # TTL of an answer in seconds
 
 
 async def alive(request: Request) -> Response:
-    """The process runs."""
+    """Answer that the process is running."""
     return PlainTextResponse("alive\n")
 
 
 class Readiness:
-    """Whether the store of a hub answers. It is asked by one thread, and its answer is believed for a moment.
+    """Readiness check of the hub's store, run by a single thread and cached briefly.
 
     Args:
         store: of the hub's registry.
@@ -43,7 +43,7 @@ class Readiness:
         self._until = 0.0
 
     async def check(self) -> bool:
-        """Whether the store answered within the last seconds, or does so within the next few."""
+        """Return whether the store answered within the last seconds, or does so within the timeout."""
         now = time.monotonic()
         if self._asked is None or (self._asked.done() and self._until <= now):
             self._asked = self._thread.submit(self._ask)
@@ -64,10 +64,10 @@ class Readiness:
 
 
 async def ready(request: Request) -> Response:
-    """The process can reach its registry.
+    """Answer whether the process can reach its registry.
 
     Raises:
-        Refusal: it cannot, now.
+        Refusal: it cannot.
     """
     readiness = request.app.state.readiness
     assert isinstance(readiness, Readiness)
@@ -77,7 +77,7 @@ async def ready(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """The counts, for Prometheus.
+    """Serve the metrics for Prometheus.
 
     Raises:
         Refusal: the caller may not see them.

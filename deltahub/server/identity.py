@@ -1,4 +1,4 @@
-"""Who the caller is."""
+"""The endpoint that identifies the caller."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from deltahub.server.refusals import Refusal
 
 
 def whoami(request: Request) -> Response:
-    """The caller's name, and the namespaces they may write to.
+    """Return the caller's name and the namespaces they may write to.
 
     Raises:
-        Refusal: no token came with the request.
+        Refusal: the request came without a token.
     """
     caller = caller_of(request)
     if caller.anonymous:

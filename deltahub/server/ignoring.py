@@ -1,7 +1,7 @@
-"""Which files of an upload are left out: by the repository's ``.gitignore``, and by rules for secrets that nobody means to publish.
+"""Files excluded from an upload: by the repository's ``.gitignore``, and by rules for secrets.
 
-A client asks before it sends the files of a folder, and leaves out what is ignored. The rules for secrets come first, so that a
-``.gitignore`` with ``!.env`` lets the file in; an upload of one file by its name is asked for, and only the ``.gitignore`` is held against it.
+A client asks before it sends the files of a folder and skips ignored ones. The rules for secrets come first, so that ``!.env`` in
+a ``.gitignore`` lets that file in. A single file uploaded by name is intended, so only the ``.gitignore`` applies to it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathspec import GitIgnoreSpec
 from deltahub.server.refusals import Refusal
 
 GITIGNORE: Final = ".gitignore"
-LARGEST: Final = 64 << 10  # bytes of a .gitignore that is followed
+LARGEST: Final = 64 << 10  # bytes of a .gitignore
 _MOST_RULES: Final = 1000
 _SECRETS: Final = (
     *(".env", ".env.*", "!.env.example", "!.env.sample", "!.env.template"),
@@ -24,14 +24,14 @@ _SECRETS: Final = (
 
 
 def ignore_rules(gitignore: str, *, named: bool) -> GitIgnoreSpec:
-    """Return the rules by which files are left out, matched in linear time.
+    """Return the exclusion rules, matched in linear time.
 
     Args:
         gitignore: the text of the ``.gitignore``.
-        named: whether the one file of the upload was named, rather than found in a folder.
+        named: whether the upload is a single file given by name, not found in a folder.
 
     Raises:
-        Refusal: the text is too large, or holds a rule that git does not know.
+        Refusal: the text is too large, or contains a rule that git does not know.
     """
     lines = gitignore.splitlines()
     if len(gitignore.encode(errors="replace")) > LARGEST or len(lines) > _MOST_RULES:

@@ -1,4 +1,4 @@
-"""What a hub writes down: a line of JSON for each request, and for each change; never a secret."""
+"""Logs of the hub: a JSON line per request and per change, without secrets."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from deltahub.registry import stamps
 
 ACCESS: Final = logging.getLogger("deltahub.server.access")
 AUDIT: Final = logging.getLogger("deltahub.server.audit")
-FACTS: Final = "facts"  # the attribute of a record that holds its fields
+FACTS: Final = "facts"  # attribute of a log record that holds its fields
 
 
 class JsonLines(logging.Formatter):
-    """One line of JSON for each record, with a record's facts as fields, and all secrets blacked out."""
+    """Formatter that writes each record as a line of JSON, with its facts as fields and secrets redacted."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Format a record as a line of JSON."""
         fields: dict[str, Any] = {"time": stamps.now(), "level": record.levelname.lower(), "log": record.name}
         facts = getattr(record, FACTS, None)
         fields |= facts if isinstance(facts, dict) else {"message": record.getMessage()}
@@ -31,19 +31,19 @@ class JsonLines(logging.Formatter):
 
 
 class Appending(logging.FileHandler):
-    """A log to which several processes append: each line is written at once."""
+    """Log file that several processes append to: each line is written at once."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, mode="a", encoding="utf-8", delay=False)
 
 
 def set_up(access: Path | None = None, audit: Path | None = None, *, quiet: bool = False) -> None:
-    """Send the logs of this process where they belong.
+    """Configure the log handlers of this process.
 
     Args:
-        access: a file for requests; by default stderr.
-        audit: a file for changes; by default stderr.
-        quiet: write requests that went well nowhere, unless there is a file for them.
+        access: file for requests; by default stderr.
+        audit: file for changes; by default stderr.
+        quiet: do not log successful requests, unless they go to a file.
     """
     plain = logging.StreamHandler(sys.stderr)
     for name in ("deltahub", "uvicorn"):

@@ -1,4 +1,4 @@
-"""Documents about callers that a process knows: a request costs no read of the store, and a revocation is seen within seconds."""
+"""Cache of caller documents: requests need no store read, and a revocation takes effect within seconds."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Generic, TypeVar
 
-LIFETIME: Final = 2.0  # seconds for which what was read is believed
-_LARGEST: Final = 10_000  # ids, known and unknown ones, so that nobody can fill the memory with made-up ones
+LIFETIME: Final = 2.0  # cache TTL in seconds
+_LARGEST: Final = 10_000  # ids, existing or not, so that made-up ones cannot fill the memory
 _THREADS: Final = 8
 T = TypeVar("T")
 
 
 class Lookups:
-    """The threads that look callers up. They do nothing else, so that no other work that waits for the store holds up a caller.
+    """Thread pools for caller lookups only, so that other work that waits for the store cannot delay them.
 
-    Addresses that sent many wrong tokens share one thread of their own: what they make up holds up nobody else either.
+    Addresses that sent many invalid tokens share one separate thread: their made-up tokens cannot delay other callers.
     """
 
     def __init__(self) -> None:
@@ -27,12 +27,12 @@ class Lookups:
 
 
 class Known(Generic[T]):
-    """A view of documents by their id that is seconds old at most.
+    """Read-through cache of documents by id, at most seconds old.
 
     Args:
-        find: reads the document of an id; None if there is none.
-        lookups: the threads in which it is read.
-        clock: seconds that never go back.
+        find: reads the document of an id; None if it does not exist.
+        lookups: the thread pools that run `find`.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -40,17 +40,17 @@ class Known(Generic[T]):
     ) -> None:
         self._read_now, self._lookups, self._clock = find, lookups, clock
         self._read: OrderedDict[str, tuple[float, asyncio.Future[T | None]]] = OrderedDict()
-        self._there: OrderedDict[str, None] = OrderedDict()  # ids that were found at least once
+        self._there: OrderedDict[str, None] = OrderedDict()  # ids found at least once
 
     async def find(self, number: str, *, suspect: bool = False) -> T | None:
-        """The document of an id; None if there is none.
+        """Return the document of an id; None if it does not exist.
 
         Args:
-            suspect: whether the address that asks sent many wrong ones; then only ids that were found before are looked up at once.
+            suspect: whether the client address sent many invalid ids; then only ids found before use the usual thread pool.
 
         Raises:
             IntegrityError: the document is damaged.
-            StorageError: the store is out of reach; nobody is let in on what was known before.
+            StorageError: the store is unreachable; an expired cache entry admits no caller.
         """
         now = self._clock()
         known = self._read.get(number)
@@ -60,14 +60,14 @@ class Known(Generic[T]):
             future = asyncio.get_running_loop().run_in_executor(pool, self._read_now, number)
             known = self._read[number] = (now + LIFETIME, future)
         _touch(self._read, number)
-        found = await asyncio.shield(known[1])  # others wait for the same read
+        found = await asyncio.shield(known[1])  # concurrent callers share one read
         if found is not None:
             self._there.setdefault(number)
             _touch(self._there, number)
         return found
 
     def forget(self, number: str) -> None:
-        """Read the document of an id anew when it is asked for next."""
+        """Drop the cached document of an id."""
         self._read.pop(number, None)
 
 

@@ -1,7 +1,7 @@
-"""Large files, sent ahead of the commit that names them: the batch call of git-lfs, and the check afterwards.
+"""Large files, uploaded before the commit that names them: the batch and verify calls of git-lfs.
 
-Where a file is not in the repository yet, the answer holds signed addresses for its bytes: one, or for a large file one for each part. Whether
-another repository has the bytes is never told.
+For a file not yet in the repository, the answer holds signed URLs for its bytes: one, or one per part of a large file. The answer
+never reveals whether another repository has the bytes.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from deltahub.server.signatures import DOWNLOAD
 from deltahub.server.state import state_of
 
 MULTIPART: Final = "multipart"
-MULTIPART_FROM = 256 << 20  # bytes of a file that is sent in parts
-PART = 32 << 20  # bytes of a part, at least
+MULTIPART_FROM = 256 << 20  # bytes from which a file is sent in parts
+PART = 32 << 20  # minimum bytes of a part
 _MOST_PARTS: Final = 1000
-_MOST_OBJECTS: Final = 1000  # of a batch
+_MOST_OBJECTS: Final = 1000  # per batch
 LFS: Final = f"{REPOSITORY}.git/info/lfs"
 _MEDIA: Final = "application/vnd.git-lfs+json"
 
 
 def _may_ask(request: Request) -> None:
-    """Check that the caller has any right here; only the body says which one is needed."""
+    """Check that the caller has any permission; the required one depends on the body."""
     if caller_of(request).scope == "none":
         raise repository_not_found(request, f"{request.path_params['namespace']}/{request.path_params['name']}")
 
 
 def batch(request: Request, body: dict[str, Any]) -> Response:
-    """Say where to send each file, or to get it from."""
+    """Answer where to upload or download each file."""
     operation = text_field(body, "operation")
     if operation not in ("upload", "download"):
         raise Refusal(400, f"operation must be upload or download, got {operation[:40]!r}.")
@@ -82,7 +82,7 @@ def _answer(request: Request, repository: Repository, item: Any, *, upload: bool
 
 
 class _Addresses:
-    """Signed addresses for one file."""
+    """Signed URLs for one file."""
 
     def __init__(self, request: Request, repository: Repository, oid: str, size: int) -> None:
         self._signer, self._size = repository.state.signer, size
@@ -120,10 +120,10 @@ def _error(code: int, message: str) -> dict[str, Any]:
 
 
 def verify(request: Request, body: dict[str, Any]) -> Response:
-    """Whether a file has arrived.
+    """Answer whether a file has been uploaded.
 
     Raises:
-        Refusal: it has not, or has another size.
+        Refusal: it has not, or its size differs.
     """
     repository = open_repository(request, write=True)
     oid = text_field(body, "oid")

@@ -1,4 +1,4 @@
-"""Creating, deleting, moving and hiding repositories."""
+"""Endpoints that create, delete, move and hide repositories."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from deltahub.server.repositories import (
 from deltahub.server.revisions import stamp_of
 from deltahub.server.state import State, state_of
 
-# First parts of addresses that mean something else.
+# First segments of URLs with another meaning.
 RESERVED: Final = frozenset(
     {"api", "datasets", "spaces", "kernels", "models", "buckets", "papers", "collections", "static"}
 )
 
 
 def create(request: Request, body: dict[str, Any]) -> Response:
-    """Create a repository without a version. Where another one had the name before, it does not lead to that one any more.
+    """Create a repository without a version. A previous redirect from its name ends.
 
     Raises:
-        Refusal: it is there already, or cannot be created.
+        Refusal: it exists already, or cannot be created.
     """
     refuse_other_types(body.get("type"))
     path = f"{_namespace(request, body)}/{text_field(body, 'name')}"
@@ -65,7 +65,7 @@ def create(request: Request, body: dict[str, Any]) -> Response:
     made = Record(time, author, private)
 
     def change(record: Record | None) -> Record:
-        if record is not None and not reused:  # an old name has a record still: see `deltahub.registry.renaming`
+        if record is not None and not reused:  # an old name still has a record: see `deltahub.registry.renaming`
             raise Refusal(409, f"{path} exists already.")
         return made
 
@@ -84,7 +84,7 @@ def _exists(path: str, url: str) -> Response:
 
 
 def _namespace(request: Request, body: dict[str, Any]) -> str:
-    """Where a repository that is named without a namespace goes: the only one that the caller may write to, or their own name."""
+    """Return the namespace of a request; by default the only one the caller may write to, or the caller's own name."""
     if body.get("organization") not in (None, ""):
         return text_field(body, "organization")
     caller = caller_of(request)
@@ -93,7 +93,7 @@ def _namespace(request: Request, body: dict[str, Any]) -> str:
 
 
 def _refuse_twin(state: State, path: str) -> None:
-    """Refuse a name that differs from another one in upper and lower case only."""
+    """Refuse a name that differs from an existing one only in upper and lower case."""
     state.registry.refuse_twin(path)
     if twin := next((name for name in state.records.names() if name != path and name.lower() == path.lower()), None):
         msg = f"{path!r} and {twin!r}, which exists, differ only in upper and lower case. Use the existing writing."
@@ -101,19 +101,19 @@ def _refuse_twin(state: State, path: str) -> None:
 
 
 def refuse_other_types(kind: Any) -> None:
-    """Check that a repository is one of models.
+    """Check that a repository is of type model.
 
     Raises:
-        Refusal: it is of data sets or spaces, which this hub does not hold.
+        Refusal: it is of another type, which this hub does not support.
     """
     if kind not in (None, "model"):
         raise Refusal(400, f"This hub holds repositories of the type model, not {kind!r}. Leave the type out.")
 
 
 def delete(request: Request, body: dict[str, Any]) -> Response:
-    """Delete a repository: its versions leave tombstones, and their files go with the next collections of the registry.
+    """Delete a repository: its versions leave tombstones, and garbage collection removes their files later.
 
-    Of a private one nothing is left but the numbers of its versions, so that whoever has its name next shows nothing of it.
+    A private one leaves only the numbers of its versions, so that the next owner of the name reveals nothing about it.
     """
     refuse_other_types(body.get("type"))
     path = f"{_namespace(request, body)}/{text_field(body, 'name')}"
@@ -132,18 +132,18 @@ def delete(request: Request, body: dict[str, Any]) -> Response:
         return document
 
     registry = repository.state.registry
-    uploads.forget_all(registry.store, repository.path)  # first: it frees space, and nothing can be committed any more
+    uploads.forget_all(registry.store, repository.path)  # first: it frees space, and prevents further commits
     if repository.document.versions and repository.private:
         forget(registry, repository.path, time)
     elif repository.document.versions:
         freeing(registry.store.spend_reserve, lambda: registry.update(repository.path, change))
-    uploads.forget_all(registry.store, repository.path)  # again: some may have come meanwhile
+    uploads.forget_all(registry.store, repository.path)  # again: uploads may have arrived meanwhile
     repository.state.records.delete(repository.path)
     return JSONResponse({})
 
 
 def move(request: Request, body: dict[str, Any]) -> Response:
-    """Give a repository another name; the old one leads to it. What is private is so under both names all the time.
+    """Rename a repository; the old name redirects to it. A private one stays private under both names throughout.
 
     Raises:
         Refusal: the new name is taken.
@@ -157,7 +157,8 @@ def move(request: Request, body: dict[str, Any]) -> Response:
     if new == old.path:
         return JSONResponse({})
     there = lookup(state, new)
-    begun = there and not there.document.versions and old.document.versions and there.record == old.record  # and killed
+    # An interrupted move may be repeated.
+    begun = there and not there.document.versions and old.document.versions and there.record == old.record
     if namespace.lower() in RESERVED or (there and there != old and not begun):
         raise _taken(new)
     _refuse_twin(state, new)
@@ -189,7 +190,7 @@ def settings(request: Request, body: dict[str, Any]) -> Response:
     """Make a repository private or public.
 
     Raises:
-        Refusal: something else is to be changed.
+        Refusal: the request changes an unsupported setting.
     """
     repository = open_repository(request, write=True)
     wanted: bool | None = body.get("private") if isinstance(body.get("private"), bool) else None

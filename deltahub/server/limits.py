@@ -1,4 +1,4 @@
-"""Middleware that bounds what one request may cost: its headers, its body, and the time that the body takes to come."""
+"""Middleware that limits the cost of a request: its headers, its body, and the time to receive the body."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from deltahub.server.refusals import Refusal
 from deltahub.server.settings import Settings
 
 _PRINTABLE: Final = re.compile(rb"[!-~]*")
-# Bodies that go to the disk as they come; any other is held in memory, so no name of a repository may pass for one of these.
+# Bodies streamed to disk; all others are held in memory, so a repository name must not be able to match these.
 _FILE: Final = re.compile(r"/[^/]+/[^/]+\.git/info/lfs/objects/.+")
 _COMMIT: Final = re.compile(r"/api/models/[^/]+/[^/]+/commit/[^/]+")
-_LONGEST_PATH: Final = 8192  # bytes, with the query
-_SLOWEST: Final = 1024.0  # bytes a second that a body must bring on average
+_LONGEST_PATH: Final = 8192  # bytes, including the query
+_SLOWEST: Final = 1024.0  # minimum average bytes per second of a body
 
 
 class Limits:
-    """Refuses requests that are too large, or too slow.
+    """Middleware that refuses requests that are too large or too slow.
 
     Args:
-        app: what handles the requests.
+        app: the application that handles the requests.
         settings: `max_file`, `max_commit`, `max_body`, `max_header_count` and `idle`.
     """
 
@@ -33,7 +33,7 @@ class Limits:
         self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check the head of a request, and pass it on with a body that is counted while it comes."""
+        """Check the head of a request, and pass it on with a body counted while it arrives."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -47,7 +47,7 @@ class Limits:
         await self.app(scope, body.receive, send)
 
     def _most(self, scope: Scope) -> int:
-        """Bytes that the body of a request may have."""
+        """Return the maximum body size of a request in bytes."""
         if scope["method"] == "PUT" and _FILE.fullmatch(scope["path"]):
             return self._settings.max_file
         if scope["method"] == "POST" and _COMMIT.fullmatch(scope["path"]):
@@ -73,7 +73,7 @@ class Limits:
 
 
 class _Body:
-    """What arrives of a body: counted, and given up on when hardly anything comes."""
+    """A request body that is counted as it arrives, and times out when hardly anything comes."""
 
     def __init__(self, receive: Receive, most: int, idle: float) -> None:
         self._receive = receive
@@ -84,7 +84,7 @@ class _Body:
 
     async def receive(self) -> Message:
         if not self._more:
-            return await self._receive()  # this waits for the end of the connection, however long the answer takes
+            return await self._receive()  # waits for the end of the connection, however long the answer takes
         loop = asyncio.get_running_loop()
         self._start = self._start or loop.time()
         latest = self._start + self._idle + self._count / _SLOWEST
@@ -108,10 +108,10 @@ _CLOSE: Final = {"Connection": "close"}
 
 
 def too_large(most: int, headers: Mapping[str, str] | None = None) -> Refusal:
-    """The answer to a body of more bytes than may come.
+    """Return the answer to a body that is too large.
 
-    A connection that is closed while its client is sending is reset, and the client never sees the answer. So what it said that it
-    would send is thrown away, for as long as a head may take.
+    Closing a connection while its client is sending resets it, and the client never sees the answer. So the rest of the announced
+    body is discarded, for as long as a head may take.
     """
     message = f"The request is larger than the {most:,} bytes that this hub takes at this address. Send less at once."
     return Refusal(413, message, headers=headers)

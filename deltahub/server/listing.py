@@ -1,4 +1,4 @@
-"""The list of all repositories, and what is known of one."""
+"""The list of all repositories, and the information on a single one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ORDERS: Final = {"createdAt": "created", "lastModified": "modified"}
 
 
 def list_models(request: Request) -> Response:
-    """The repositories that the caller may see and that a query means, the newest first, page by page."""
+    """List the visible repositories that match a query, newest first, in pages."""
     state, query = state_of(request), request.query_params
     if asked := query.get(DELTA):
         return list_deltas(request, Query.from_json(asked))
@@ -46,7 +46,7 @@ def list_models(request: Request) -> Response:
         shown.append(_shown(request, state, facts))
         files += len(shown[-1].get("siblings", ()))
         if files > _MOST_FILES:
-            count = len(shown)  # the next page goes on
+            count = len(shown)  # continued on the next page
             break
     return paging.page(request, shown, start=start, count=count, total=len(found))
 
@@ -63,10 +63,10 @@ def list_deltas(request: Request, query: Query) -> Response:
 
 
 def my_repositories(request: Request) -> Response:
-    """The repositories that the caller may change, or those of one namespace, each with the size of its newest version.
+    """List the repositories that the caller may change, or those of a namespace, with the size of the newest version.
 
     Raises:
-        Refusal: no token came with the request.
+        Refusal: the request came without a token.
     """
     caller, namespace = caller_of(request), request.path_params.get("namespace")
     if caller.anonymous:
@@ -92,7 +92,7 @@ def _mine(facts: Facts, caller: Caller, namespace: str | None) -> bool:
 
 
 def _all(request: Request, state: State) -> Iterator[Facts]:
-    """All that the caller may see and whose name or content has the words that are searched for."""
+    """Yield the repositories that the caller may see and that match the search words by name or content."""
     caller, records = caller_of(request), state.records.all()
     search = request.query_params.get("search", "")
     _refuse_long(search)
@@ -162,7 +162,7 @@ def _shown(request: Request, state: State, facts: Facts) -> dict[str, Any]:
 
 
 def facts_of(repository: Repository, commit: Commit) -> Facts:
-    """What is known of a repository at one of its commits, its card read."""
+    """Return the information on a repository at a commit, including its card."""
     entry = commit.entry
     card = next((repository.state.card(e.sha256, e.size) for e in commit.manifest.files if e.path == CARD), {})
     summary = {key: value for key, value in entry.summary.items() if key != "card"} if entry else {}
@@ -172,7 +172,7 @@ def facts_of(repository: Repository, commit: Commit) -> Facts:
 
 
 def model_info(request: Request) -> Response:
-    """What is known of one repository, at the end of its main branch or at a revision."""
+    """Answer with the information on a repository, at the head of its main branch or at a revision."""
     repository = open_repository(request)
     commit = repository.at(request.path_params.get("revision", "main"))
     facts = facts_of(repository, commit)

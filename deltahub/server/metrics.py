@@ -1,7 +1,7 @@
-"""Counts for Prometheus: requests, how long they took, and bytes.
+"""Prometheus metrics: requests, their duration, and bytes.
 
-Several processes of one hub count together if `PROMETHEUS_MULTIPROC_DIR` names a folder before they start, which `deltahub serve --workers`
-sees to.
+Several processes of a hub share their counters if `PROMETHEUS_MULTIPROC_DIR` names a folder before they start; `deltahub serve
+--workers` sets it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 
 
 class Metrics:
-    """The counts of one application. Routes are counted by their pattern, so that no name of a repository is in them."""
+    """Counters of one application. Routes are labelled by their pattern, so that no repository name appears."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -46,7 +46,7 @@ class Metrics:
         self.sent.inc(sent)
 
     def page(self) -> tuple[bytes, str]:
-        """All counts in Prometheus's text format, and its media type."""
+        """Return all metrics in Prometheus's text format, and its media type."""
         registry = self.registry
         if os.environ.get(SHARED):
             registry = CollectorRegistry()

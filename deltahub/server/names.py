@@ -1,7 +1,7 @@
-"""Check which paths files may have in a repository: those that every system can write to its disk again.
+"""Validation of file paths in a repository: only those that every operating system can write to disk.
 
-Windows reserves characters, names and endings; Windows and macOS take names for one that differ in upper and lower case, and macOS those
-that differ in how accents are composed; and nobody can tell names apart that differ in characters without width.
+Windows reserves characters, names and endings. Windows and macOS treat names that differ only in case as equal; macOS also those
+that differ only in how accents are composed. Names that differ only in zero-width characters look the same.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from deltahub.server.refusals import Refusal
 _PATH: Final = re.compile(r"[^/\\\x00-\x1f\x7f]{1,255}(/[^/\\\x00-\x1f\x7f]{1,255}){0,31}")
 _RESERVED: Final = re.compile(
     r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\xb9\xb2\xb3])\s*(\..*)?"
-)  # devices of Windows
+)  # Windows devices
 _FORBIDDEN: Final = re.compile(r'[<>:"|?*]')  # by Windows
-# Without width, though not of a category that says so; and those that end a line.
+# Zero-width, but in another Unicode category; and line separators.
 _BLANK: Final = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2028\u2029\u3164\uffa0]")
-_VARIANTS: Final = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # of a character, such as of an emoji
-LONGEST: Final = 1024  # letters of a path
-_LONGEST_PART: Final = 255  # bytes of the name of a file or folder, on most systems
-_OWN: Final = ".deltahub-"  # files of the cache beside those of a delta
+_VARIANTS: Final = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # of a character, e.g. an emoji
+LONGEST: Final = 1024  # characters of a path
+_LONGEST_PART: Final = 255  # bytes of a file or folder name, on most systems
+_OWN: Final = ".deltahub-"  # cache files next to those of a delta
 
 
 def check_path(path: str) -> str:
-    """Return `path` if a file of a repository can have it.
+    """Return `path` if it is valid for a file of a repository.
 
     Raises:
-        Refusal: it cannot.
+        Refusal: it is not.
     """
     parts = path.split("/")
     well_formed = len(path) <= LONGEST and _PATH.fullmatch(path) and not {".", ".."}.intersection(parts)
@@ -52,7 +52,7 @@ def _refusal(path: str, why: str) -> Refusal:
 
 
 def _unwritable(part: str) -> str | None:
-    """Return why some systems cannot write a name, or show it as another one; None if all can."""
+    """Return why some systems cannot write a name, or display it differently; None if all can."""
     if found := _FORBIDDEN.search(part):
         return f"Windows writes no file with {found[0]!r} in its name"
     if _RESERVED.fullmatch(part):
@@ -69,19 +69,19 @@ def _unwritable(part: str) -> str | None:
 def _encodes(path: str) -> bool:
     try:
         path.encode()
-    except UnicodeEncodeError:  # half a character
+    except UnicodeEncodeError:  # half of a surrogate pair
         return False
     return True
 
 
 def refuse_clashes(paths: Iterable[str]) -> None:
-    """Check that no file has the path of a folder, and that no two paths are one on some systems.
+    """Check that no file has the path of a folder, and that no two paths are equal on some system.
 
     Raises:
         Refusal: one has, or two are.
     """
     files = set(paths)
-    written: dict[str, str] = {}  # files and folders as they are written, by what they are on every system
+    written: dict[str, str] = {}  # files and folders as written, by their folded path
     for path in sorted(files):
         parts = path.split("/")
         for depth in range(1, len(parts) + 1):
@@ -97,12 +97,12 @@ def refuse_clashes(paths: Iterable[str]) -> None:
 
 
 def _folded(path: str) -> str:
-    """Return what a path has in common with all that are the same one on some system."""
+    """Return a key shared by all paths that are equal on some system."""
     if path.isascii():
         return path.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", _VARIANTS.sub("", path)).casefold())
 
 
 def below(folder: str, files: Mapping[str, object]) -> list[str]:
-    """The paths of files in a folder, and in the folders in it."""
+    """Return the paths of all files below a folder."""
     return [path for path in files if path.startswith(f"{folder.rstrip('/')}/")]

@@ -1,4 +1,4 @@
-"""Middleware that writes down and counts every request, and who changed what."""
+"""Middleware for the access log, the audit log and metrics."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from deltahub.server.journal import ACCESS, AUDIT, FACTS
 from deltahub.server.metrics import Metrics
 from deltahub.server.refusals import Refusal
 
-NOTES: Final = "deltahub.notes"  # where a route leaves what the audit log should know
-_NO_ANSWER: Final = 499  # its reader went away
-_LONGEST: Final = 200  # characters of what a client says about itself
+NOTES: Final = "deltahub.notes"  # key of a route's facts for the audit log
+_NO_ANSWER: Final = 499  # the client disconnected
+_LONGEST: Final = 200  # characters of the user agent
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-# Routes that change nothing, though requests come with POST. The route tells: the path holds names that users chose.
+# POST routes that change nothing, matched by route: the path holds names chosen by users.
 _ASKING: Final = ("/preupload/", "/paths-info/", "/validate-yaml", "/objects/batch", "/verify")
 
 
 def note(request: HTTPConnection, **facts: object) -> None:
-    """Leave facts for the audit log, e.g. the repository that was changed and its new commit."""
+    """Record facts for the audit log, e.g. the changed repository and its new commit."""
     request.scope.setdefault(NOTES, {}).update(facts)
 
 
 class Observing:
-    """Writes the access log and the audit log, and counts requests. It stands outside of what may refuse a request.
+    """Middleware that writes the access and audit logs and counts requests, outside any middleware that may refuse one.
 
     Args:
-        app: what handles the requests.
-        metrics: the counts.
+        app: the application that handles the requests.
+        metrics: the counters.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -43,7 +43,7 @@ class Observing:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and write down what became of it."""
+        """Pass a request on, and log its outcome."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -56,7 +56,7 @@ class Observing:
             except Exception:
                 logging.getLogger("deltahub.server").exception("Request %s failed", seen.id)
                 if seen.status != _NO_ANSWER:
-                    raise  # it was half answered: the connection is closed
+                    raise  # the response has started: the connection is closed
                 message = f"The hub failed. Its log says why, under request {seen.id}."
                 await Refusal(500, message).answer()(scope, seen.receive, seen.send)
             finally:
@@ -82,7 +82,7 @@ class Observing:
 
 
 class _Seen:
-    """What passes by of one request and its answer."""
+    """Counts and status of one request and its response."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send

@@ -1,7 +1,7 @@
-"""The body of a commit: one JSON object a line, in which the content of small files stands in base64.
+"""Parser for the body of a commit: one JSON object per line, with small files in base64.
 
-A line may be as large as the files of the commit. So lines are read as they come, and what stands behind ``"content":`` is decoded to a
-file on the way; only what is left of a line, a path and a few words, is held in memory.
+A line may be as large as the files of the commit. So lines are parsed incrementally, and the value of ``"content":`` is decoded
+to a file as it arrives; only the rest of a line, a path and a few words, is held in memory.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from deltahub.server.decoding import Content
 from deltahub.server.names import LONGEST
 from deltahub.server.refusals import Refusal
 
-_CONTENT: Final = re.compile(rb'"content"\s*:\s*"')  # in JSON, these letters cannot stand inside of a text
-_LONGEST_LINE: Final = 256 << 10  # bytes of a line without content
-_OVERLAP: Final = 64  # bytes in which what _CONTENT finds may have begun
-_MOST: Final = 25_000  # operations of a commit
-_MOST_WORDS: Final = 8 << 20  # bytes of all lines without content
-_OPERATION: Final = 1000  # bytes of memory that an operation takes beside its line, about
+_CONTENT: Final = re.compile(rb'"content"\s*:\s*"')  # in JSON, these bytes cannot occur inside a string
+_LONGEST_LINE: Final = 256 << 10  # bytes of a line without its content
+_OVERLAP: Final = 64  # bytes in which a match of _CONTENT may have begun
+_MOST: Final = 25_000  # operations per commit
+_MOST_WORDS: Final = 8 << 20  # bytes of all lines without their content
+_OPERATION: Final = 1000  # approximate bytes of memory per operation, besides its line
 
 
 @dataclass(frozen=True)
 class Added:
-    """A file that came with the commit.
+    """A file sent within the commit.
 
     Attributes:
         path: its name in the repository.
         sha256: 64 hex digits.
-        size: bytes.
-        file: where it was put.
+        size: in bytes.
+        file: the local file with its content.
     """
 
     path: str
@@ -43,12 +43,12 @@ class Added:
 
 @dataclass(frozen=True)
 class Named:
-    """A file that was uploaded before, or is in the repository already.
+    """A file uploaded before, or already in the repository.
 
     Attributes:
         path: its name in the repository.
         sha256: 64 hex digits.
-        size: bytes, if the commit says so.
+        size: in bytes; None if the commit does not give it.
     """
 
     path: str
@@ -58,7 +58,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Deleted:
-    """A file or a folder that goes.
+    """A file or folder to delete.
 
     Attributes:
         path: its name in the repository.
@@ -74,12 +74,12 @@ Operation = Added | Named | Deleted
 
 @dataclass
 class Operations:
-    """What a commit does, in its order, and what it says of itself.
+    """The operations of a commit in order, and its message.
 
     Attributes:
         summary: its title.
         description: the rest of its message.
-        parent: the commit that the branch must end at, or the beginning of its id; None for any.
+        parent: required head of the branch, as a commit id or its beginning; None for any.
         listed: the operations.
     """
 
@@ -90,31 +90,31 @@ class Operations:
 
 
 class Parser:
-    """Reads the body of a commit, block by block.
+    """Incremental parser for the body of a commit.
 
     Args:
-        spool: a folder for the files that come with it.
-        largest: bytes that one of them may have.
+        spool: a folder for the files sent within it.
+        largest: maximum size of a file in bytes.
     """
 
     def __init__(self, spool: Path, largest: int) -> None:
         self.found = Operations()
         self._spool, self._largest = spool, largest
-        self._line = bytearray()  # the current one without its content
-        self._content: Content | None = None  # the one that is being read
-        self._read: Content | None = None  # the one that was read in the current line
+        self._line = bytearray()  # the current line without its content
+        self._content: Content | None = None  # the content being read
+        self._read: Content | None = None  # the content already read in the current line
         self._files = self._lines = self._searched = self._words = 0
 
     @property
     def held(self) -> int:
-        """About how many bytes of memory the commit takes so far."""
+        """Approximate bytes of memory that the commit takes so far."""
         return len(self._line) + self._words + _OPERATION * len(self.found.listed)
 
     def feed(self, block: bytes) -> None:
-        """Take the next bytes of the body.
+        """Parse the next bytes of the body.
 
         Raises:
-            Refusal: they are no commit.
+            Refusal: they are not a valid commit.
         """
         position = 0
         while position < len(block):
@@ -128,7 +128,7 @@ class Parser:
             return len(block)
         self._content.finish()
         self._content, self._read, self._searched = None, self._content, len(self._line)
-        return end  # the quote ends the empty text that is left of it
+        return end  # the quote ends the empty string left in the line
 
     def _feed_line(self, block: bytes, position: int) -> int:
         end = block.find(b"\n", position)
@@ -150,10 +150,10 @@ class Parser:
         return end + 1
 
     def finish(self) -> Operations:
-        """The commit, when all of its body came.
+        """Return the commit after the end of its body.
 
         Raises:
-            Refusal: it is none.
+            Refusal: it is incomplete or not a commit.
         """
         if self._content:
             self._content.close()
@@ -164,7 +164,7 @@ class Parser:
         return self.found
 
     def close(self) -> None:
-        """Close what is open, when the body is given up."""
+        """Close an open file when the body is abandoned."""
         if self._content:
             self._content.close()
 
@@ -194,7 +194,7 @@ class Parser:
             self.found.parent = _text(value, "parentCommit") or None
             return
         path = _text(value, "path")
-        if len(path) > LONGEST:  # here already: many of them are held at once
+        if len(path) > LONGEST:  # checked early: many paths are held at once
             raise Refusal(400, f"A path of the commit has {len(path):,} letters; {LONGEST:,} are the most.")
         if key == "file":
             if content is None or value.get("encoding", "base64") != "base64" or "content" not in value:
@@ -218,7 +218,7 @@ def _named(path: str, value: dict[str, Any]) -> Named:
 
 
 def is_oid(value: Any) -> bool:
-    """Whether something is a sha256, 64 hex digits."""
+    """Return whether a value is a SHA-256 of 64 hex digits."""
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 

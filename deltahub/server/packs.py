@@ -1,6 +1,6 @@
-"""All files of a small delta in one answer, in the order of its manifest: whoever has that can part and check them.
+"""All files of a small delta in one response, in manifest order, so that a client can split and verify them.
 
-Clients of Hugging Face ask for each file; a pull by DeltaHub asks for this where the answer with the manifest offers it.
+Hugging Face clients download file by file; a pull by DeltaHub uses this endpoint when the manifest's response offers it.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from deltahub.server.repositories import is_delta, open_repository
 from deltahub.server.state import state_of
 from deltahub.stores.base import object_key
 
-OFFER: Final = "X-DeltaHub-Pack"  # the header that offers it, with where it is
+OFFER: Final = "X-DeltaHub-Pack"  # header that offers the pack, with its path
 MANIFEST_OFFER: Final = "X-DeltaHub-Manifest"
-_LARGEST: Final = 1 << 20  # bytes; of more, parts are fetched at the same time and after a break where they broke off
+_LARGEST: Final = 1 << 20  # bytes; larger files are better fetched in parallel, and resumed after an interruption
 
 
 def offer(repository: str, commit: str, manifest: Manifest) -> dict[str, str]:
-    """The header that offers the pack of a commit; none if it is too large for one."""
+    """Return the header that offers the pack of a commit; empty if the commit is not a delta or too large."""
     if not is_delta(manifest) or manifest.size > _LARGEST:
         return {}
     return {OFFER: f"/api/deltahub/{repository}/pack/{commit}"}
 
 
 def manifest_offer(repository: str, commit: str) -> dict[str, str]:
-    """Return the header that says where the manifest of a commit is, whatever kind of files it holds."""
+    """Return the header that gives the path of a commit's manifest, for any kind of files."""
     return {MANIFEST_OFFER: f"/api/deltahub/{repository}/manifest/{commit}"}
 
 
 def manifest(request: Request) -> Response:
-    """Answer with the manifest of a commit, as the registry keeps it."""
+    """Answer with the manifest of a commit, as stored in the registry."""
     commit = open_repository(request).at(request.path_params["revision"])
     if commit.entry is None:
         raise Refusal(404, "Nothing was committed yet.", ENTRY_NOT_FOUND, {"X-Repo-Commit": commit.id})
@@ -49,10 +49,10 @@ def manifest(request: Request) -> Response:
 
 
 def pack(request: Request) -> Response:
-    """The files of a commit, one after the other.
+    """Serve the files of a commit, concatenated.
 
     Raises:
-        Refusal: they are no delta, or too large.
+        Refusal: they are not a delta, or too large.
     """
     repository = open_repository(request)
     commit = repository.at(request.path_params["revision"])

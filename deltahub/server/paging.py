@@ -1,4 +1,4 @@
-"""Long lists, page by page: each answer names the address of the next page in its header ``Link``."""
+"""Pagination: each response gives the URL of the next page in its header ``Link``."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from deltahub.server.counted import WholeJSONResponse
 from deltahub.server.refusals import Refusal
 from deltahub.server.state import state_of
 
-PAGE = 1000  # entries of a page
+PAGE = 1000  # entries per page
 
 
 def window(request: Request, most: int | None = None) -> tuple[int, int]:
-    """Which entries of a list are asked for: how many to leave out, and how many to answer at most.
+    """Return the requested window of a list: the number of entries to skip, and the maximum number to return.
 
     Args:
-        most: entries of a page, by default `PAGE`.
+        most: entries per page, by default `PAGE`.
 
     Raises:
-        Refusal: the query says no number.
+        Refusal: a query parameter is not a number.
     """
     most = most or PAGE
     return number(request, "cursor", 0), min(number(request, "limit", most), most)
 
 
 def number(request: Request, name: str, default: int) -> int:
-    """A number of the query.
+    """Return a number from the query.
 
     Raises:
-        Refusal: it is none, or negative.
+        Refusal: it is not a number, or negative.
     """
     text = request.query_params.get(name)
     if text is None:
@@ -44,18 +44,18 @@ def number(request: Request, name: str, default: int) -> int:
 
 
 def page(request: Request, entries: Sequence[Any], *, start: int, count: int, total: int) -> Response:
-    """One page of a list as an answer.
+    """Return one page of a list as a response.
 
     Args:
-        entries: those of this page.
-        start: how many come before them.
-        count: how many were asked for.
-        total: how many there are on all pages.
+        entries: of this page.
+        start: number of entries before them.
+        count: number of entries requested.
+        total: number of entries on all pages.
     """
     following = start + count
     if following >= total or not count:
         return WholeJSONResponse(entries)
     query = [(key, value) for key, value in parse_qsl(request.url.query, keep_blank_values=True) if key != "cursor"]
-    path = request.scope["path"]  # as it was sent, so still quoted
+    path = request.scope["path"]  # as sent, so still quoted
     url = f"{state_of(request).base_url(request)}{path}?{urlencode([*query, ('cursor', str(following))])}"
     return WholeJSONResponse(entries, headers={"Link": f'<{url}>; rel="next"'})

@@ -1,7 +1,7 @@
-"""Paths of requests, matched as they were sent.
+"""Request paths, matched as sent.
 
-Clients quote a revision or a file name as one segment: ``exp/lora`` arrives as ``exp%2Flora``. So routes are matched before
-anything is unquoted, and each parameter is unquoted by itself.
+Clients quote a revision or file name as one segment: ``exp/lora`` arrives as ``exp%2Flora``. So routes are matched before
+unquoting, and each parameter is unquoted separately.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deltahub.server.refusals import Refusal
 
-# Where the routes of a repository are; whoever builds them imports this module, and so knows the parameters' kinds.
+# Route prefixes of a repository; modules that use them import this one, which registers the parameter types.
 REPOSITORY: Final = "/{namespace:part}/{name:part}"
 MODEL: Final = f"/api/models{REPOSITORY}"
-_LONGEST: Final = 4096  # of one parameter
+_LONGEST: Final = 4096  # characters of a parameter
 
 
 def _unquoted(value: str) -> str:
-    """A parameter as it was meant.
+    """Return a path parameter unquoted.
 
     Raises:
-        Refusal: it is no text, or holds what no name does.
+        Refusal: it is not UTF-8, too long, or contains control characters.
     """
     try:
         text = unquote(value, errors="strict")
@@ -36,7 +36,7 @@ def _unquoted(value: str) -> str:
 
 
 class _Part(Convertor[str]):
-    """One segment, in which a quoted slash stays part of the name."""
+    """Path converter for one segment; a quoted slash stays part of the name."""
 
     regex = "[^/]+"
 
@@ -48,7 +48,7 @@ class _Part(Convertor[str]):
 
 
 class _Rest(Convertor[str]):
-    """All that is left, such as the path of a file."""
+    """Path converter for the rest of a path, such as the path of a file."""
 
     regex = ".*"
 
@@ -60,7 +60,7 @@ class _Rest(Convertor[str]):
 
 
 def register() -> None:
-    """Let routes have parameters ``{name:part}`` and ``{path:rest}``."""
+    """Register the parameter types ``{name:part}`` and ``{path:rest}``."""
     register_url_convertor("part", _Part())
     register_url_convertor("rest", _Rest())
 
@@ -69,10 +69,10 @@ register()
 
 
 class AsSent:
-    """Middleware that lets routes see a request's path as it was sent.
+    """Middleware that routes requests by their path as sent.
 
     Args:
-        app: what handles the requests.
+        app: the application that handles the requests.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -1,7 +1,7 @@
-"""Telling whether bytes are a pickle, of any protocol, without unpickling them.
+"""Detection of pickles of any protocol without unpickling them.
 
-Protocols 0 and 1 begin with no mark of their own, and any text begins with letters that are opcodes. So the opcodes are followed as
-Python's unpickler would, by their lengths and by what they take from the stack: a text ends in an error there after a few letters.
+Protocols 0 and 1 have no magic bytes, and any text begins with characters that are opcodes. So the opcodes are followed as
+Python's unpickler would, by their lengths and stack effects: a text fails after a few characters.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-_MOST: Final = 100_000  # opcodes that are followed; what goes on longer as a pickle does is one
-_FEWEST: Final = 3  # opcodes of a pickle without calls: shorter ones say nothing, and short texts look like them
+_MOST: Final = 100_000  # opcodes to follow; bytes still valid after so many are taken for a pickle
+_FEWEST: Final = 3  # opcodes of a pickle without calls: shorter ones are harmless, and short texts look like them
 _BLOCK: Final = 1 << 16
 _NAME: Final = re.compile(r"[\w.]+(\[\w.]+)?")
 _WHOLE: Final = re.compile(rb"\s*[+-]?\w+\s*")
 _REAL: Final = re.compile(rb"\s*[+-]?[\w.]+([eE][+-]?\w+)?\s*")
 _QUOTED: Final = re.compile(rb"""(['"]).*\1\s*""", re.DOTALL)
 _ANY: Final = re.compile(rb".*", re.DOTALL)
-# Opcode: its argument, a line.
+# Opcode: pattern of its argument, a line.
 _LINES: Final = {
     b"I": _WHOLE,
     b"L": _WHOLE,
@@ -29,7 +29,7 @@ _LINES: Final = {
     b"g": _WHOLE,
     b"p": _WHOLE,
 }
-# Opcode: bytes of its argument, values that it takes from the stack, values that it puts there.
+# Opcode: bytes of its argument, values popped, values pushed.
 _PLAIN: Final[dict[bytes, tuple[int, int, int]]] = {
     **dict.fromkeys((b"I", b"L", b"F", b"S", b"V", b"P", b"g", b"c"), (0, 0, 1)),
     b"p": (0, 1, 1),
@@ -47,26 +47,26 @@ _PLAIN: Final[dict[bytes, tuple[int, int, int]]] = {
     b"\x80": (1, 0, 0),
     b"\x95": (8, 0, 0),
 }
-# Opcode: bytes of the length of its argument.
+# Opcode: bytes of its argument's length field.
 _LONG: Final = {
     **dict.fromkeys((b"T", b"X", b"B", b"\x8b"), 4),
     **dict.fromkeys((b"U", b"C", b"\x8a", b"\x8c"), 1),
     **dict.fromkeys((b"\x8d", b"\x8e", b"\x96"), 8),
 }
-_CALLS: Final = {b"R": 2, b"\x81": 2, b"\x92": 3, b"b": 2}  # values that they take
+_CALLS: Final = {b"R": 2, b"\x81": 2, b"\x92": 3, b"b": 2}  # values popped
 _IMPORTS: Final = {b"c", b"\x93", b"\x82", b"\x83", b"\x84"}
-_KEEPS, _RECALLS = {b"p", b"q", b"r", b"\x94"}, {b"g", b"h", b"j"}  # in the memo, and from it
-# Opcode that takes all values since a mark, and the mark: values that it puts there.
+_KEEPS, _RECALLS = {b"p", b"q", b"r", b"\x94"}, {b"g", b"h", b"j"}  # stores to and loads from the memo
+# Opcode that pops all values down to a mark, and the mark: values pushed.
 _TO_MARK: Final = {b"t": 1, b"l": 1, b"d": 1, b"\x91": 1, b"0": 0, b"1": 0, b"e": 0, b"u": 0, b"\x90": 0}
 _STOP: Final = b"."
 
 
 class _End(Exception):
-    """The bytes are over, or are not a pickle."""
+    """The bytes end, or are not a pickle."""
 
 
 class _Bytes:
-    """Bytes that are read block by block, in steps."""
+    """Sequential reader that fetches bytes in blocks."""
 
     def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
         self.at, self._size, self._read = 0, size, read
@@ -92,7 +92,7 @@ class _Bytes:
             raise _End
 
     def line(self) -> bytes:
-        """Take the bytes before the next end of a line, of which only the first `_BLOCK` matter."""
+        """Return the bytes before the next newline; of a long line only the first `_BLOCK` are needed."""
         start = b""
         while not self.over:
             block = self.take(min(_BLOCK, self._size - self.at))
@@ -104,41 +104,41 @@ class _Bytes:
         raise _End
 
     def name(self) -> None:
-        """Take a line that is the name of a module, or of something in one.
+        """Skip a line that is the name of a module, or of an attribute.
 
         Raises:
-            _End: nothing has this name.
+            _End: it is not a valid name.
         """
         if not _NAME.fullmatch(self.line().decode(errors="replace").strip("\r")):
             raise _End
 
 
 class _Machine:
-    """Follows opcodes: how many values there are, and whether something was imported that may be called.
+    """Simulation of the pickle machine: stack sizes, and whether anything callable was imported.
 
     Args:
-        source: the bytes, of which the opcode was taken already.
+        source: the bytes, positioned after the opcode.
     """
 
     def __init__(self, source: _Bytes) -> None:
         self._source = source
-        self._stack = [0]  # how many values there are since each mark, the first being the bottom
+        self._stack = [0]  # values above each mark; the first is the bottom of the stack
         self._imported = self._kept = False
 
     def restart(self) -> None:
-        """Begin the next pickle, after the end of one.
+        """Begin the next pickle after a STOP.
 
         Raises:
-            _End: it ended without a value.
+            _End: the previous one ended without a value.
         """
         self._take(1)
         self._stack = [0]
 
     def calls(self, opcode: bytes) -> bool:
-        """Follow one opcode; return whether it calls something.
+        """Execute one opcode; return whether it calls an imported object.
 
         Raises:
-            _End: it cannot be done.
+            _End: the opcode is not valid here.
         """
         if opcode == b"i":
             self._names()
@@ -202,10 +202,10 @@ class _Machine:
 
 
 def is_pickle(size: int, read: Callable[[int, int], bytes]) -> bool:
-    """Return whether the bytes are a pickle, or one after the other, or would call something when they are unpickled.
+    """Return whether the bytes are one or more pickles, or would call something when unpickled.
 
     Args:
-        size: how many bytes there are.
+        size: number of bytes.
         read: reads a range of them.
     """
     source = _Bytes(size, read)

@@ -1,7 +1,7 @@
-"""Pickles, which run code when they are opened, are not taken unless a namespace allows them.
+"""Rejection of pickles, which run code when opened, unless a namespace allows them.
 
-They are known by the endings of their names and by their content, whatever they are called: pickles of any protocol, archives that hold
-one, arrays of objects, and all of these compressed. No byte is ever unpickled here: see `deltahub.server.pickle_opcodes`.
+They are recognised by file extension and by content, whatever their name: pickles of any protocol, archives that contain one,
+object arrays, and all of these compressed. Nothing is ever unpickled here: see `deltahub.server.pickle_opcodes`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from deltahub.server.refusals import Refusal
 from deltahub.server.settings import Settings
 
 HEAD: Final = 512  # bytes from the beginning of a file that clients send ahead
-Read = Callable[[int, int], bytes]  # the bytes from the first to before the second
+Read = Callable[[int, int], bytes]  # reads the bytes of a range, end exclusive
 _ENDINGS: Final = re.compile(
     r"(?i)\.(bin|pt|pth|pkl|pickle|ckpt|joblib|dill|pt2|p|mar|nemo)(\.(gz|bz2|xz|zst|lz4|br|zip))?$"
 )
@@ -36,7 +36,7 @@ _LONGEST_HEADER: Final = 1 << 20  # bytes of the header of an array
 _UNPACKED: Final = 1 << 20  # bytes of compressed content that are looked into
 _BY_BYTE: Final = 64 << 10  # bytes of it that are unpacked one by one
 _MOST_MEMBERS: Final = 20_000  # of an archive
-_MOST_READ: Final = 256 << 20  # bytes of an archive that are read to look into it
+_MOST_READ: Final = 256 << 20  # bytes of an archive to read at most
 _MOST_UNPACKED: Final = 256 << 20  # bytes of all files of a compressed tar archive
 # Compressed in ways that cannot be looked into here, by how they begin. Brotli has no mark: nothing opens it by its content.
 _CLOSED: Final = (
@@ -64,15 +64,15 @@ _UNPACKERS: Final[tuple[tuple[bytes, Callable[[], Any]], ...]] = (
 
 
 class _Unclear(Exception):
-    """An archive that cannot be looked into."""
+    """The archive cannot be inspected."""
 
 
 def looks_pickled(path: str, head: bytes) -> str | None:
-    """Return why a file is taken for a pickle, as a clause; None if it is not, as far as its name and first bytes tell.
+    """Return why the name or first bytes of a file look like a pickle, as a clause; None if they do not.
 
     Args:
         path: its name in the repository.
-        head: its first bytes, `HEAD` of them or all; none if they are not known yet.
+        head: its first `HEAD` bytes, or all; empty if not known yet.
     """
     if found := _ENDINGS.search(path):
         return f"its name ends in {found[0]}"
@@ -80,7 +80,7 @@ def looks_pickled(path: str, head: bytes) -> str | None:
         return f"its name ends in {found[0]}, and this hub cannot look into what is compressed so"
     if _PROTOCOL.match(head):
         return "it begins as a pickle does"
-    if head.startswith(_ZIP) and _ZIPPED.match(head, 30):  # where the name of the first file in a zip is
+    if head.startswith(_ZIP) and _ZIPPED.match(head, 30):  # position of the first file name in a zip
         return "it begins as a file of torch.save does"
     if head.startswith(_ARRAY) and _holds_objects(len(head), lambda start, end: head[start:end], whole=False):
         return "it is an array of pickled objects"
@@ -88,12 +88,12 @@ def looks_pickled(path: str, head: bytes) -> str | None:
 
 
 def pickle_within(size: int, read: Read, *, deep: bool = True) -> str | None:
-    """Return why the content of a file is taken for a pickle, as a clause; None if it is not.
+    """Return why the content of a file is considered a pickle, as a clause; None if it is not.
 
     Args:
         size: bytes of the file.
         read: reads a range of it.
-        deep: whether archives and compressed files are looked into.
+        deep: whether to look into archives and compressed files.
     """
     head = read(0, min(size, HEAD)) if size else b""
     if found := looks_pickled("", head):
@@ -128,24 +128,24 @@ def _inside(head: bytes, size: int, read: Read) -> str | None:
 
 
 def refuse_pickle(settings: Settings, namespace: str, path: str, head: bytes = b"") -> None:
-    """Check that a file may be uploaded, by its name and first bytes.
+    """Check by its name and first bytes that a file may be uploaded.
 
     Args:
-        settings: which namespaces take pickles.
-        head: the file's first bytes, as far as they are known.
+        settings: which namespaces accept pickles.
+        head: the known first bytes of the file.
 
     Raises:
-        Refusal: it is a pickle, and the namespace takes none.
+        Refusal: it is a pickle, and the namespace does not accept pickles.
     """
     if not settings.allows_pickle(namespace):
         _refuse(namespace, path, looks_pickled(path, head))
 
 
 def refuse_pickle_within(settings: Settings, namespace: str, path: str, size: int, read: Read) -> None:
-    """Check that a file may be in a version, by its name and all of its content.
+    """Check by its name and whole content that a file may be in a version.
 
     Raises:
-        Refusal: it is a pickle, and the namespace takes none.
+        Refusal: it is a pickle, and the namespace does not accept pickles.
     """
     if not settings.allows_pickle(namespace):
         _refuse(namespace, path, looks_pickled(path, b"") or pickle_within(size, read))
@@ -162,14 +162,14 @@ def _refuse(namespace: str, path: str, why: str | None) -> None:
     raise Refusal(403, message)
 
 
-# ----- arrays of numpy -----
+# ----- numpy arrays -----
 
 
 def _holds_objects(size: int, read: Read, *, whole: bool = True) -> bool:
-    """Return whether the type of an array has objects in it, at any depth; one whose header is not of numpy counts as such.
+    """Return whether an array's dtype contains objects at any depth; an invalid numpy header counts as such.
 
     Args:
-        whole: whether `read` gives all of the file; a header that is cut off tells nothing.
+        whole: whether `read` covers the whole file; a truncated header is inconclusive.
     """
     start = read(0, min(size, 12))
     wide = start[6:7] > b"\x01"
@@ -185,10 +185,10 @@ def _holds_objects(size: int, read: Read, *, whole: bool = True) -> bool:
 
 
 def _is_object(kind: Any) -> bool:
-    """Return whether a type, as numpy writes it into headers, is an object or has one."""
+    """Return whether a dtype, as numpy writes it into headers, is or contains an object."""
     if isinstance(kind, str):
         return bool(re.search(r"(^|[|<>=,(\d\s])O|object", kind))
-    if isinstance(kind, list):  # fields: name, type and perhaps shape
+    if isinstance(kind, list):  # fields: name, type and possibly shape
         return any(_is_object(field[1]) for field in kind)
     return _is_object(kind[0])  # a type and its shape
 
@@ -197,7 +197,7 @@ def _is_object(kind: Any) -> bool:
 
 
 class _File(io.RawIOBase):
-    """A file for the archive modules, which may read only so much of it."""
+    """File object for the archive modules, with a limit on the bytes read."""
 
     def __init__(self, size: int, read: Read) -> None:
         self._size, self._read, self._at, self._left = size, read, 0, _MOST_READ
@@ -230,7 +230,7 @@ class _File(io.RawIOBase):
 
 
 def _in_archive(members: Callable[[Any], Iterator[tuple[str, bytes]]], size: int, read: Read) -> str | None:
-    """Return why an archive is taken for a pickle: by the names of its members, and by how they begin."""
+    """Return why an archive is considered a pickle, by the names and first bytes of its members."""
     with io.BufferedReader(_File(size, read), 1 << 16) as file:
         try:
             for number, (name, content) in enumerate(members(file)):
@@ -259,7 +259,7 @@ def _zip_members(file: Any) -> Iterator[tuple[str, bytes]]:
 
 
 def _tar_members(file: Any, mode: Literal["r:", "r|*"]) -> Iterator[tuple[str, bytes]]:
-    """Yield the names and first bytes of the files of an archive; a compressed one has to be read through."""
+    """Yield the names and first bytes of an archive's files; a compressed archive is read sequentially."""
     unpacked = 0
     with tarfile.open(fileobj=file, mode=mode) as archive:
         for entry in archive:

@@ -1,4 +1,4 @@
-"""How the client shall send each file of a commit, and which it need not send at all."""
+"""Upload mode of each file of a commit, and files that need not be sent."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from deltahub.server.pickles import refuse_pickle
 from deltahub.server.refusals import Refusal
 from deltahub.server.repositories import Repository, may_change, open_repository
 
-SMALL: Final = 1 << 20  # bytes up to which a file goes into the commit itself where large ones do not
-_MOST: Final = 1000  # files of one call
+SMALL: Final = 1 << 20  # bytes up to which a file is sent inside the commit, in mode lfs
+_MOST: Final = 1000  # files per call
 
 
 def preupload(request: Request, body: dict[str, Any]) -> Response:
-    """Answer for each file how it is to be sent, and what the repository has in its place.
+    """Answer how each file is to be sent, and which content the repository has at its path.
 
-    Clients with Xet installed can send a file only inside of the commit to a hub without Xet, and do not say that they have it. So that
-    is what they are told, unless whoever runs the hub knows better.
+    To a hub without Xet, clients with Xet installed can send a file only inside the commit, and do not reveal that they have Xet.
+    So that is the default mode; the operator of the hub can choose another.
     """
     repository = open_repository(request, write=True)
     files = body.get("files")
@@ -42,7 +42,7 @@ def preupload(request: Request, body: dict[str, Any]) -> Response:
 
 
 def _gitignore(repository: Repository, known: Mapping[str, FileEntry], body: Mapping[str, Any]) -> str:
-    """Return the text of the .gitignore that the client sends along, or else of the one in the repository."""
+    """Return the text of the .gitignore sent by the client, else of the one in the repository."""
     if isinstance(sent := body.get("gitIgnore"), str):
         return sent
     entry = known.get(GITIGNORE)
@@ -72,7 +72,7 @@ def _told(repository: Repository, known: Mapping[str, FileEntry], rules: GitIgno
         raise Refusal(413, message)
     answer: dict[str, Any] = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
     entry = known.get(path)
-    if entry and entry.size == size:  # of any other size, it is another file for certain
+    if entry and entry.size == size:  # a file of another size certainly differs
         answer["oid"] = entry.sha256 if lfs else repository.state.git_oid(entry.sha256, entry.size)
     return answer
 

@@ -1,7 +1,8 @@
-"""The bytes of large files, at signed addresses: whole, or in parts that are put together at the end.
+"""Uploads of large files to signed URLs: whole, or in parts assembled at the end.
 
-Bytes go to a file in the temporary folder first. They are stored when all have come and their digest is the one announced. A part is an object of
-its own, which any process of the hub finds again; `deltahub.registry.uploads` keeps it from collections until the file is whole.
+Bytes are first written to a file in the temporary folder, and stored once all have arrived and their digest matches the announced
+one. A part is an object of its own, which any process of the hub can find; `deltahub.registry.uploads` keeps garbage collection
+from removing it before the file is complete.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _FACTS: Final = ("repository", "oid", "size", "token", "born", "action")
 
 
 class _Spool:
-    """A file that grows, and its digest."""
+    """A growing file and its digest."""
 
     def __init__(self, file: Path, most: int) -> None:
         self.file, self.size = file, 0
@@ -59,10 +60,10 @@ class _Spool:
 
 
 def _require(request: Request, action: str, *more: str) -> dict[str, str]:
-    """What a signed address is good for, as long as its token and its repository are.
+    """Return the verified parameters of a signed URL, while its token and repository are valid.
 
     Raises:
-        Refusal: it is good for nothing, for something else, or no more.
+        Refusal: the URL is not valid, is for something else, or has expired.
     """
     parameters, query = request.path_params, dict(request.query_params)
     facts = {name: query.get(name, "") for name in (*_FACTS, *more)}
@@ -75,10 +76,10 @@ def _require(request: Request, action: str, *more: str) -> dict[str, str]:
 
 
 def _require_rights(request: Request, facts: Mapping[str, str]) -> None:
-    """Check that the caller for whom an address was made may still use it.
+    """Check that the caller for whom a URL was signed may still use it.
 
     Raises:
-        Refusal: the token is not valid any more, or may not do this any more, or the repository is gone or is another one.
+        Refusal: the token is no longer valid or lacks the permission, or the repository is gone or replaced.
     """
     request.scope[CALLER] = _signer_of(state_of(request), facts["token"])
     reads = facts["action"] == "download"
@@ -101,10 +102,10 @@ def _signer_of(state: State, token: str) -> Caller:
 
 @contextlib.asynccontextmanager
 async def _received(request: Request, size: int) -> AsyncIterator[_Spool]:
-    """The body in a file, gone afterwards.
+    """Receive the body into a temporary file.
 
     Raises:
-        Refusal: it has another size.
+        Refusal: its size is not the announced one.
     """
     with scratch() as folder:
         spool = _Spool(folder / "upload", size)
@@ -119,10 +120,10 @@ async def _received(request: Request, size: int) -> AsyncIterator[_Spool]:
 
 
 async def put_whole(request: Request) -> Response:
-    """Take a file in one piece.
+    """Receive a whole file.
 
     Raises:
-        Refusal: its digest is another one.
+        Refusal: its digest is not the announced one.
     """
     facts = await run_in_threadpool(_require, request, "upload")
     async with _received(request, int(facts["size"])) as spool:
@@ -132,7 +133,7 @@ async def put_whole(request: Request) -> Response:
 
 
 async def put_part(request: Request) -> Response:
-    """Take one part of a file."""
+    """Receive one part of a file."""
     facts = await run_in_threadpool(_require, request, "part", "part", "bytes")
     async with _received(request, int(facts["bytes"])) as spool:
         store, number = state_of(request).registry.store, int(facts["part"])
@@ -146,10 +147,10 @@ def _may_complete(request: Request) -> None:
 
 
 def complete(request: Request, body: dict[str, Any]) -> Response:
-    """Put the parts of a file together.
+    """Assemble the parts of a file.
 
     Raises:
-        Refusal: one is missing, or the digest of the whole is another one.
+        Refusal: a part is missing, or the digest of the whole is not the announced one.
     """
     facts = _require(request, "complete", "parts")
     state, count = state_of(request), int(facts["parts"])
@@ -193,7 +194,7 @@ def _part(state: State, facts: dict[str, str], number: int) -> str:
 
 
 def get_whole(request: Request) -> Response:
-    """A file of the repository, as the batch call said."""
+    """Serve a file of the repository at a URL from the batch call."""
     facts = _require(request, "download")
     return whole(request, FileEntry(facts["oid"], facts["oid"], int(facts["size"])))
 

@@ -1,7 +1,7 @@
-"""What a hub knows of a repository beside its versions: that it was created, by whom, and whether it is private.
+"""Records of repositories beside their versions: creation time, author and visibility.
 
-The records lie in the registry's own store, under `hub/repos/`, so that every process of a hub sees the same. What was pushed straight to
-the registry has none: it is public.
+They are stored in the registry's own store, under `hub/repos/`, so that all processes of a hub share them. A delta pushed
+straight to the registry has no record: it is public.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _ATTEMPTS: Final = 20
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of one repository.
+    """Record of one repository.
 
     Attributes:
-        created: when it was created, ISO 8601 in UTC.
+        created: creation time, ISO 8601 in UTC.
         author: who created it.
-        private: whether only those may see it whose token holds in its namespace.
+        private: whether it is visible only to tokens valid in its namespace.
     """
 
     created: str
@@ -35,7 +35,7 @@ class Record:
 
 
 def may_be_private(record: Record | None) -> bool:
-    """Whether a repository with this record is hidden in lists: so is one whose record is damaged."""
+    """Return whether lists must hide a repository with this record; True also for a damaged record."""
     return record is None or record.private
 
 
@@ -52,7 +52,7 @@ class Records:
         self._hidden: tuple[Mapping[str, Record | None], frozenset[str]] = ({}, frozenset())
 
     def find(self, path: str) -> Record | None:
-        """The record of a repository, ``"namespace/name"``; None if there is none.
+        """Return the record of a repository, ``"namespace/name"``; None if it does not exist.
 
         Raises:
             IntegrityError: it is damaged.
@@ -64,25 +64,25 @@ class Records:
         return (Record(**found[0]), found[1]) if found else (None, None)
 
     def all(self) -> dict[str, Record | None]:
-        """Every record by its repository, None if it is damaged; only those that changed since the last time are read."""
+        """Return every record by repository, None for a damaged one; only records changed since the last call are read."""
         return {_path(key): record for key, record in self._watched.current().items()}
 
     def private(self) -> frozenset[str]:
-        """The names of all private repositories, and of those whose record is damaged: they may be."""
+        """Return the names of all private repositories, including those with a damaged record: they may be private."""
         current = self._watched.current()
         if self._hidden[0] is not current:
             self._hidden = (current, frozenset(_path(key) for key, record in current.items() if may_be_private(record)))
         return self._hidden[1]
 
     def names(self) -> list[str]:
-        """Every repository that has a record, ``"namespace/name"``, sorted."""
+        """Return the sorted names, ``"namespace/name"``, of all repositories with a record."""
         return sorted(_path(key) for key, _ in self._store.keys(REPOSITORIES.prefix) if key.endswith(".json"))
 
     def change(self, path: str, change: Callable[[Record | None], Record]) -> Record:
-        """Swap a record for a changed one; a lost race is run again on what the winner wrote.
+        """Change a record by compare-and-swap; a lost race is retried on the winner's record.
 
         Args:
-            change: makes the new record from the current one, None if there is none.
+            change: maps the current record, None if it does not exist, to the new one.
         """
         for attempt in range(_ATTEMPTS):
             record, etag = self._tagged(path)
@@ -108,7 +108,7 @@ def _path(key: str) -> str:
 
 
 def _listed(key: str, data: bytes) -> Record | None:
-    """A record; None if it is damaged: one must not hide all others."""
+    """Parse a record; return None for a damaged one, which must not hide all others."""
     try:
         return Record(**REPOSITORIES.parse(key, data))
     except IntegrityError as error:

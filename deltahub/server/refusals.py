@@ -1,7 +1,7 @@
-"""Requests that are refused, and the answers that say so.
+"""Refusals of requests and their error responses.
 
-The client of the Hugging Face Hub tells errors apart by the header ``X-Error-Code`` and shows ``X-Error-Message``; everybody else reads
-the JSON body, ``{"error": message}``.
+The client of the Hugging Face Hub distinguishes errors by the header ``X-Error-Code`` and shows ``X-Error-Message``; all other
+clients read the JSON body, ``{"error": message}``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Refusal(Exception):
     """A request that is answered with an error.
 
     Attributes:
-        status: of the answer, 400 to 599.
+        status: of the response, 400 to 599.
         message: what was expected, what was found and what to do.
-        code: for ``X-Error-Code``, e.g. ``"RepoNotFound"``; None for none.
-        headers: more headers of the answer.
+        code: for ``X-Error-Code``, e.g. ``"RepoNotFound"``; None to omit it.
+        headers: additional headers of the response.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Refusal(Exception):
         return self.message
 
     def answer(self) -> Response:
-        """The refusal as an answer: a JSON body, and the headers that the Hub's client reads."""
+        """Return the error response: a JSON body, and the headers that the Hub's client reads."""
         headers = {"X-Error-Message": header_text(self.message)}
         if self.code:
             headers["X-Error-Code"] = self.code
@@ -46,12 +46,12 @@ class Refusal(Exception):
 
 
 def header_text(text: str) -> str:
-    """Text as the value of a header: one line of printable ASCII, so that no name in it can add a header."""
+    """Return text as a header value: one line of printable ASCII, which prevents header injection."""
     plain = text.encode("ascii", "backslashreplace").decode("ascii")
     return "".join(char if char.isprintable() else " " for char in plain)[:_LONGEST_HEADER].strip()
 
 
 async def answer_refusal(request: Request, refusal: Exception) -> Response:
-    """Starlette's exception handler for refusals."""
+    """Handle refusals for Starlette."""
     assert isinstance(refusal, Refusal)
     return refusal.answer()

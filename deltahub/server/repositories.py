@@ -39,7 +39,7 @@ FIRST_COMMIT: Final = "initial commit"  # its message
 
 @dataclass(frozen=True)
 class Commit:
-    """One version on the wire.
+    """A version in the Hub's protocol.
 
     Attributes:
         id: 40 hex digits.
@@ -76,17 +76,17 @@ class Repository:
 
     @property
     def private(self) -> bool:
-        """Whether only those see it whose token holds in its namespace."""
+        """Whether it is visible only to tokens valid in its namespace."""
         return self.record is not None and self.record.private
 
     @property
     def born(self) -> str:
-        """When a hub created it, which a successor of the same name does not share; empty for what was pushed straight to the registry."""
+        """Creation time by a hub, which distinguishes it from a successor of the same name; empty if pushed straight to the registry."""
         return self.record.created if self.record else ""
 
     @property
     def created(self) -> str:
-        """When it was created, ISO 8601 in UTC."""
+        """Creation time, ISO 8601 in UTC."""
         if self.record:
             return self.record.created
         return next(iter(self.document.versions.values())).time
@@ -95,7 +95,7 @@ class Repository:
         """The version that a branch, tag, version, or the beginning of a commit's id means; None for a new repository's first commit.
 
         Raises:
-            Refusal: it means none.
+            Refusal: the revision does not exist.
         """
         name = next((revision.removeprefix(prefix) for prefix in _PREFIXES if revision.startswith(prefix)), revision)
         document = self.document
@@ -108,7 +108,7 @@ class Repository:
         names = {*document.branches, *document.aliases}
         if _COMMIT.fullmatch(name) and (
             len(name) >= DIGITS or name not in names
-        ):  # a whole id means one commit for ever
+        ):  # a full id always means the same commit
             found = [key for key, entry in document.versions.items() if entry.digest[7:].startswith(name)]
             if len(found) == 1:
                 return found[0]
@@ -129,10 +129,10 @@ class Repository:
         return Commit(commit_id(entry.digest), version, self.state.manifest(entry.digest), entry)
 
     def at(self, revision: str) -> Commit:
-        """The commit that a revision means.
+        """Return the commit of a revision.
 
         Raises:
-            Refusal: it means none.
+            Refusal: the revision does not exist.
         """
         return self.commit(self.find(revision))
 
@@ -147,7 +147,7 @@ class Repository:
         return {MAIN: self.document.latest, **self.document.branches}
 
     def holds(self, sha256: str) -> int | None:
-        """Bytes of a file of any version with this digest; None if no version has one."""
+        """Return the size in bytes of a file with this digest in any version; None if no version has it."""
         for entry in reversed(list(self.document.versions.values())):
             if (size := self.state.file_sizes(entry.digest).get(sha256)) is not None:
                 return size
@@ -159,29 +159,29 @@ def _no_revision(path: str, revision: str, why: str) -> Refusal:
 
 
 def open_repository(request: Request, *, write: bool = False) -> Repository:
-    """The repository that a request names with its parameters `namespace` and `name`.
+    """Return the repository named by the path parameters `namespace` and `name`.
 
     Args:
-        write: whether it is to be changed.
+        write: whether it will be changed.
 
     Raises:
-        Refusal: there is none, or the caller may not see or change it.
+        Refusal: it does not exist, or the caller may not see or change it.
     """
     asked = f"{request.path_params['namespace']}/{request.path_params['name']}"
     return find_repository(request, asked, write=write)
 
 
 def may_change(request: Request) -> None:
-    """Check that the caller may change what is in the namespace of the address; nothing is read.
+    """Check that the caller may write to the namespace of the URL; nothing is read.
 
     Raises:
-        Refusal: they may not.
+        Refusal: the caller may not.
     """
     require_write(request, request.path_params["namespace"])
 
 
 def find_repository(request: Request, asked: str, *, write: bool = False) -> Repository:
-    """The repository of a name, ``"namespace/name"``: see `open_repository`."""
+    """Return the repository with a name, ``"namespace/name"``: see `open_repository`."""
     state = state_of(request)
     namespace = asked.partition("/")[0]
     if write:
@@ -191,7 +191,7 @@ def find_repository(request: Request, asked: str, *, write: bool = False) -> Rep
         found = lookup_any_case(state, asked)
     except (ReferenceSyntaxError, NotFoundError):
         found = None
-    except IntegrityError:  # it may be private, and whoever may not know of it must not learn that it is there
+    except IntegrityError:  # it may be private, and a caller without permission must not learn that it exists
         require_read(request, namespace, asked in state.records.private(), asked)
         raise
     if found is None:
@@ -204,8 +204,8 @@ def find_repository(request: Request, asked: str, *, write: bool = False) -> Rep
 
 
 def lookup_any_case(state: State, path: str) -> Repository | None:
-    """Look a repository up by its name in any upper and lower case, as the Hub does; as it is written goes first."""
-    with contextlib.suppress(NotFoundError):  # on a disk that takes upper and lower case for the same
+    """Look a repository up by name ignoring case, as the Hub does; an exact match takes precedence."""
+    with contextlib.suppress(NotFoundError):  # on a case-insensitive disk
         if found := lookup(state, path):
             return found
     twin = state.registry.known_names().twin(path)
@@ -215,15 +215,15 @@ def lookup_any_case(state: State, path: str) -> Repository | None:
 
 
 def is_old_name(path: str, repository: Repository) -> bool:
-    """Return whether a repository was asked for by a name that it had before it was renamed."""
+    """Return whether a repository was requested by a name from before it was renamed."""
     return path.lower() != repository.path.lower()
 
 
 def lookup(state: State, path: str) -> Repository | None:
-    """A repository by its name, whoever asks; None if there is none.
+    """Return a repository by name, regardless of the caller; None if it does not exist.
 
-    What is private has its record before its first version, and until its last version is gone: so the record is read before the
-    document, and where there was none, again after it.
+    A private repository has its record before its first version, and until its last version is gone. So the record is read before
+    the document and, if it was missing, again afterwards.
     """
     record = state.records.find(path)
     document, _ = state.registry.read(path)
@@ -237,10 +237,10 @@ def lookup(state: State, path: str) -> Repository | None:
 
 
 def checked(path: str) -> str:
-    """Return a repository's name if it is well formed, ``"namespace/name"``.
+    """Return a repository's name if it has the form ``"namespace/name"``.
 
     Raises:
-        ReferenceSyntaxError: it is not.
+        ReferenceSyntaxError: it has not.
     """
     namespace, slash, name = path.partition("/")
     if not slash:
@@ -252,5 +252,5 @@ def checked(path: str) -> str:
 
 
 def is_delta(manifest: Manifest) -> bool:
-    """Whether a version is a delta of DeltaHub and nothing else."""
+    """Return whether a version is a DeltaHub delta, not a set of arbitrary files."""
     return manifest.kind != FILES

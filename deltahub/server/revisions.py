@@ -1,6 +1,6 @@
 """Branches, tags and the history of commits.
 
-A commit is a version of the delta, a tag is an alias, a branch is a line of versions: see `deltahub.registry.document`.
+A commit is a version of the delta, a tag is an alias, and a branch is a line of versions: see `deltahub.registry.document`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from deltahub.server.refusals import REVISION_NOT_FOUND, Refusal
 from deltahub.server.repositories import EMPTY, FIRST_COMMIT, Repository, may_change, open_repository
 from deltahub.server.trees import moment
 
-_ENTRY: Final = 2000  # bytes of memory that an entry of a reference document takes while it is sent, about
+_ENTRY: Final = 2000  # approximate bytes of memory per entry of a reference document while it is sent
 
 
 def stamp_of(request: Request) -> tuple[str, str]:
-    """The time and the author of a change that a request makes."""
+    """Return the time and author of a change made by a request."""
     return stamps.now(), caller_of(request).name or "anonymous"
 
 
@@ -72,7 +72,7 @@ def _ref(repository: Repository, kind: str, name: str, version: str | None) -> d
 
 
 def list_commits(request: Request) -> Response:
-    """The commits that a revision came from, newest first."""
+    """List the commits in the history of a revision, newest first."""
     repository = open_repository(request)
     version = repository.find(request.path_params["revision"])
     found = [*repository.document.history(version)] if version else [None]
@@ -98,10 +98,10 @@ def _described(repository: Repository, version: str | None) -> dict[str, Any]:
 
 
 def create_tag(request: Request, body: dict[str, Any]) -> Response:
-    """Point a new alias to a revision. A version has its number for a tag already.
+    """Point a new alias to a revision. A version's own number already counts as its tag.
 
     Raises:
-        Refusal: there is a tag or branch of this name, or it is the number of another version.
+        Refusal: a tag or branch has this name, or it is the number of another version.
     """
     repository = open_repository(request, write=True)
     tag = check_git_tag(text_field(body, "tag"))
@@ -122,7 +122,7 @@ def delete_tag(request: Request) -> Response:
     """Remove an alias.
 
     Raises:
-        Refusal: there is none of this name.
+        Refusal: it does not exist.
     """
     repository = open_repository(request, write=True)
     tag = request.path_params["revision"]
@@ -144,7 +144,7 @@ def create_branch(request: Request, body: dict[str, Any]) -> Response:
     """Begin a branch at a revision.
 
     Raises:
-        Refusal: there is a branch or tag of this name.
+        Refusal: a branch or tag has this name.
     """
     repository = open_repository(request, write=True)
     branch = request.path_params["revision"]
@@ -165,7 +165,7 @@ def delete_branch(request: Request) -> Response:
     """Remove a branch; its versions stay.
 
     Raises:
-        Refusal: there is none of this name, or it is the main one.
+        Refusal: it does not exist, or is the main branch.
     """
     repository = open_repository(request, write=True)
     branch = request.path_params["revision"]
@@ -184,7 +184,7 @@ def delete_branch(request: Request) -> Response:
 
 
 def squash(request: Request, body: dict[str, Any]) -> Response:
-    """Forget the history of a branch: its older versions are removed, but for those with a tag and the history of other branches."""
+    """Squash the history of a branch: remove its older versions, except tagged ones and those of other branches."""
     repository = open_repository(request, write=True)
     branch = request.path_params["revision"]
     if branch not in repository.branches():

@@ -1,4 +1,4 @@
-"""Running a hub: one process or several on one socket, until a signal ends them."""
+"""Running a hub: one or several processes on one socket, until a signal ends them."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ from deltahub.server.served import open_registry
 from deltahub.server.settings import Settings
 from deltahub.server.spooling import hold, spool
 
-_RUN: Final = "DELTAHUB_SERVE"  # how a process learns what it serves; no secret is in it
+_RUN: Final = "DELTAHUB_SERVE"  # passes the run to worker processes; contains no secret
 _BACKLOG: Final = 2048
 _HEADER_BYTES: Final = 32 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One hub that runs.
+    """Configuration of a running hub.
 
     Attributes:
-        registry: the source it serves, by its name, or the place of a registry: a folder or ``"s3://bucket/prefix"``.
+        registry: name of the source to serve, or location of a registry: a folder or ``"s3://bucket/prefix"``.
         settings: as JSON.
-        workers: processes.
-        certificate: file of the TLS certificate and its chain; None for plain HTTP.
-        key: file of its private key; None if it is in the certificate's file.
-        proxies: addresses of proxies whose word on a caller's address counts, with commas between; None for none.
-        grace: seconds that requests under way get to finish when the hub is told to end.
+        workers: number of processes.
+        certificate: file with the TLS certificate and its chain; None for plain HTTP.
+        key: file with its private key; None if it is in the certificate's file.
+        proxies: comma-separated addresses of proxies trusted to report a client's address; None for no proxy.
+        grace: seconds for active requests to finish at shutdown.
         access: file of the access log; None for stderr.
         audit: file of the audit log; None for stderr.
-        quiet: log no requests that went well on stderr.
-        folder: for what is coming in; `run` makes it.
+        quiet: do not log successful requests to stderr.
+        folder: for incoming uploads; `run` creates it.
     """
 
     registry: str
@@ -66,10 +66,10 @@ class Run:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections.
+    """Open a listening socket.
 
     Raises:
-        ConfigError: the address is not this machine's, or the port is taken or not allowed.
+        ConfigError: the address does not belong to this machine, or the port is taken or not allowed.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -82,10 +82,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def check_tls(certificate: str, key: str | None) -> None:
-    """Check that TLS files can be used.
+    """Check that TLS files are usable.
 
     Raises:
-        ConfigError: they are not there, not readable, no PEM files, or do not belong together.
+        ConfigError: they are missing, unreadable, not PEM files, or do not match.
     """
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
@@ -96,7 +96,7 @@ def check_tls(certificate: str, key: str | None) -> None:
 
 
 def run(hub: Run, listener: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C; requests under way are finished first."""
+    """Serve until SIGTERM or Ctrl-C; active requests are finished first."""
     config = _config(hub)
     with spool() as folder:
         os.environ[_RUN] = json.dumps({**asdict(hub), "folder": str(folder)})
@@ -108,13 +108,13 @@ def run(hub: Run, listener: socket.socket) -> None:
         server = uvicorn.Server(config)
         try:
             server.run(sockets=[listener])
-        except (KeyboardInterrupt, SystemExit):  # uvicorn repeats the signal that ended it
+        except (KeyboardInterrupt, SystemExit):  # uvicorn re-raises the signal that ended it
             if not server.should_exit:
                 raise
 
 
 def application() -> Starlette:
-    """The application of one process, as `run` described it.
+    """Build the application of one process from the configuration passed by `run`.
 
     Raises:
         DeltaHubError: its registry cannot be opened.
@@ -125,7 +125,7 @@ def application() -> Starlette:
     _end_with_parent()
     GuardedProtocol.admission = Connections(connections_for(CONNECTIONS), hub.proxies)
     app = build_app(open_registry(hub.registry), Settings.from_json(hub.settings))
-    app.state.holder = holder  # for as long as the process serves
+    app.state.holder = holder  # keeps the lock while the process serves
     return app
 
 
@@ -145,14 +145,14 @@ def _config(hub: Run) -> uvicorn.Config:
         ssl_certfile=hub.certificate,
         ssl_keyfile=hub.key,
         h11_max_incomplete_event_size=_HEADER_BYTES,
-        timeout_keep_alive=30,  # longer than clients wait between the files of one pull
+        timeout_keep_alive=30,  # longer than clients pause between the files of one pull
         timeout_graceful_shutdown=int(hub.grace),
         backlog=_BACKLOG,
     )
 
 
 def _end_with_parent() -> None:
-    """End a worker whose parent was killed: it would hold the port, and nobody would restart it."""
+    """End a worker whose parent was killed: it would keep the port without anything to restart it."""
     if parent := multiprocessing.parent_process():
 
         def wait() -> None:

@@ -1,4 +1,4 @@
-"""Which registry a hub serves."""
+"""The registry that a hub serves."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from deltahub.settings import Settings
 
 
 def open_registry(name: str) -> Registry:
-    """A registry by its name as a source, or by its place; nothing is asked there yet.
+    """Return a registry by its source name or location, without contacting it.
 
     Args:
         name: a source of this user, e.g. ``"local"``, or a folder or ``"s3://bucket/prefix"``.
 
     Raises:
         NotFoundError: no source has this name.
-        ConfigError: the source is a hub itself, or the place is not well formed.
+        ConfigError: the source is itself a hub, or the location is malformed.
     """
     if is_place(name):
         return Registry(Configured.checked("served", name).store(), "served")

@@ -1,7 +1,7 @@
-"""Sessions of browsers: a random number in a cookie that stands for a token, for reading, until its owner signs out.
+"""Browser sessions: a random number in a cookie that grants a token's read access until its owner signs out.
 
-The documents are in the registry's own store, under `hub/sessions/`, so that every process of a hub knows every session. A document's key
-is the sha256 of the number in the cookie: whoever reads the store cannot use it.
+The documents are in the registry's own store, under `hub/sessions/`, so that all processes of a hub share them. A document's key
+is the sha256 of the number in the cookie: read access to the store does not give a usable cookie.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ LIFETIME: Final = timedelta(days=30)
 
 @dataclass(frozen=True)
 class Session:
-    """One sign-in.
+    """A sign-in.
 
     Attributes:
-        token: the id of the token that it stands for.
-        created: when it began, ISO 8601 in UTC.
-        expires: when it ends.
+        token: the id of its token.
+        created: start time, ISO 8601 in UTC.
+        expires: end time.
     """
 
     token: str
@@ -47,16 +47,16 @@ class Sessions:
         self._store = store
 
     def create(self, token: str) -> str:
-        """Begin a session, and remove those that have ended.
+        """Create a session, and remove expired ones.
 
         Args:
             token: the id of a token.
 
         Returns:
-            What the cookie holds; nothing else holds it.
+            The content of the cookie; it is not stored anywhere else.
 
         Raises:
-            StorageError: the store is out of reach or read-only.
+            StorageError: the store is unreachable or read-only.
         """
         self._sweep()
         secret = secrets.token_urlsafe(32)
@@ -65,30 +65,30 @@ class Sessions:
         return secret
 
     def find(self, number: str) -> Session | None:
-        """The session with an id, unless it has ended; None if there is none.
+        """Return the session with an id; None if it does not exist or has expired.
 
         Raises:
             IntegrityError: its document is damaged.
-            StorageError: the store is out of reach.
+            StorageError: the store is unreachable.
         """
         found = SESSIONS.read(self._store, _key(number))
         session = Session(**found[0]) if found else None
         return session if session and session.expires > stamps.now() else None
 
     def end(self, secret: str) -> None:
-        """End a session; one that is not there is fine."""
+        """End a session; a missing one is fine."""
         self._store.delete(_key(id_of(secret)))
 
     def _sweep(self) -> None:
         for key in [key for key, _ in self._store.keys(SESSIONS.prefix)]:
-            with contextlib.suppress(DeltaHubError):  # a damaged one is told of by `deltahub verify`
+            with contextlib.suppress(DeltaHubError):  # `deltahub verify` reports a damaged one
                 found = SESSIONS.read(self._store, key)
                 if found and found[0]["expires"] <= stamps.now():
                     self._store.delete(key)
 
 
 def id_of(secret: str) -> str:
-    """The id of the session that a cookie means."""
+    """Return the session id of a cookie."""
     return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
 
 

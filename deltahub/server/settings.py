@@ -1,6 +1,6 @@
-"""How a hub is run: what everyone may do, what is accepted, and how much of it.
+"""Settings of a hub: permissions, accepted content, and limits.
 
-Processes of one hub get the same settings: they travel as JSON, and hold no secret.
+All processes of a hub get the same settings, passed as JSON without secrets.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from deltahub.server.access import SCOPES, Scope
 
 UploadMode = Literal["regular", "lfs"]
 MODES: Final[tuple[UploadMode, ...]] = ("regular", "lfs")
-_WORDS: Final = 4096  # bytes of a commit beside one file, about
-EVERYWHERE = "*"  # as a namespace: all of them
+_WORDS: Final = 4096  # approximate bytes of a commit besides one file
+EVERYWHERE = "*"  # as a namespace: all namespaces
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All settings of a hub; every value has a default that is safe on a machine of one's own.
+    """All settings of a hub; every default is safe on a personal machine.
 
     Attributes:
-        public_url: how clients reach the hub, e.g. ``"https://hub.acme.org"``; None for the address in each request.
-        hosts: names by which requests may call the hub; empty for any.
-        anonymous: what callers without a token may do: ``"none"``, ``"read"`` (public repositories), ``"write"``.
-        upload_mode: how clients of the Hub send files: ``"regular"`` inside the commit, which every client can, or ``"lfs"``.
-        max_file: bytes of one file.
-        max_commit: bytes of a commit, with the files inside it.
-        max_body: bytes of any other request; fewer where a request names only a few things.
-        buffered: bytes of bodies that all requests of a process hold in memory together; a caller may hold a quarter.
-        max_header_count: headers of a request.
-        rate: requests a second that one token, or one address without a token, may send on average; 0 for no limit.
+        public_url: URL of the hub for clients, e.g. ``"https://hub.acme.org"``; None for the URL of each request.
+        hosts: allow-list of host names; empty for any.
+        anonymous: scope of callers without a token: ``"none"``, ``"read"`` (public repositories) or ``"write"``.
+        upload_mode: how Hub clients send files: ``"regular"`` inside the commit, which every client supports, or ``"lfs"``.
+        max_file: maximum bytes of a file.
+        max_commit: maximum bytes of a commit, including the files inside it.
+        max_body: maximum bytes of any other body; less for requests that name only a few things.
+        buffered: bytes of bodies held in memory by all requests of a process; a caller may hold a quarter.
+        max_header_count: maximum number of headers in a request.
+        rate: average requests per second for one token, or one address without a token; 0 for no limit.
         burst: requests that may come at once.
-        failures: wrong tokens that one address may send in a minute.
-        idle: seconds for which a request or an answer may stand still.
-        open_metrics: whether /metrics needs no token of scope admin.
-        pickle_namespaces: where pickle files are accepted; ``"*"`` for everywhere.
+        failures: invalid tokens per minute from one address.
+        idle: timeout in seconds for a request or response without progress.
+        open_metrics: whether /metrics works without a token of scope admin.
+        pickle_namespaces: namespaces that accept pickle files; ``"*"`` for all.
     """
 
     public_url: str | None = None
@@ -80,20 +80,20 @@ class Settings:
 
     @property
     def largest_in_commit(self) -> int:
-        """Bytes of a file that fits into a commit, where it is sent in base64."""
+        """Maximum bytes of a file inside a commit, where it is sent in base64."""
         return max(0, self.max_commit // 4 * 3 - _WORDS)
 
     def allows_pickle(self, namespace: str) -> bool:
-        """Whether pickle files are accepted in a namespace."""
+        """Return whether a namespace accepts pickle files."""
         return bool({namespace, EVERYWHERE} & set(self.pickle_namespaces))
 
     def to_json(self) -> str:
-        """The settings as text, for another process."""
+        """Return the settings as JSON, for another process."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
-        """The settings that another process wrote."""
+        """Parse the settings written by another process."""
         found: Mapping[str, Any] = json.loads(text)
         lists = {name for name, kind in get_type_hints(cls).items() if kind == tuple[str, ...]}
         known = {field.name for field in fields(cls)}

@@ -1,6 +1,4 @@
-"""Middleware for browsers: names by which the hub may be called, pages from which it may be changed, and headers that keep its answers from
-being misused.
-"""
+"""Middleware for browsers: host allow-list, CSRF protection and security headers."""
 
 from __future__ import annotations
 
@@ -13,9 +11,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deltahub.server.refusals import Refusal
 from deltahub.server.settings import Settings
 
-# Files that users pushed are never taken for pages of the hub; the pages themselves set a policy of their own.
+# Pushed files must never be rendered as pages of the hub; the pages themselves set their own policy.
 _HEADERS: Final = {
-    "Cache-Control": "private, no-cache",  # what one caller may see is kept for no other
+    "Cache-Control": "private, no-cache",  # no shared cache may keep what one caller may see
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -28,17 +26,17 @@ _HSTS: Final = "max-age=31536000"
 
 
 class SecurityHeaders:
-    """Adds security headers to all answers that have none of their own.
+    """Middleware that adds security headers to all responses that do not set them.
 
     Args:
-        app: what handles the requests.
+        app: the application that handles the requests.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
+        """Pass a request on, and add the headers to its response."""
 
         async def shielded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -53,11 +51,11 @@ class SecurityHeaders:
 
 
 class OwnNames:
-    """Refuses requests under foreign names, as they come after DNS rebinding.
+    """Middleware that refuses unknown host names, which protects against DNS rebinding.
 
     Args:
-        app: what handles the requests.
-        settings: `hosts`, the names of this hub; none for any.
+        app: the application that handles the requests.
+        settings: `hosts`, the names of this hub; empty for any.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -65,7 +63,7 @@ class OwnNames:
         self._hosts = frozenset(name.lower() for name in settings.hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on if it calls the hub by one of its names."""
+        """Pass a request on if its host name is allowed."""
         if scope["type"] == "http" and self._hosts and _host(scope) not in self._hosts:
             message = (
                 f"This hub is not called {_host(scope)!r}. Use one of its names: {', '.join(sorted(self._hosts))}."
@@ -76,13 +74,13 @@ class OwnNames:
 
 
 class OwnPages:
-    """Refuses what the page of another site lets a browser change: a hub where nobody needs a token trusts whoever reaches it.
+    """CSRF middleware: refuses changes requested by pages of other sites, since a hub may trust callers without a token.
 
-    Requests with a token of their own are not the browser's doing: no other site's page can add one.
+    Requests with a token in a header pass: a page of another site cannot add one.
 
     Args:
-        app: what handles the requests.
-        settings: `public_url`, another name of this hub's own pages.
+        app: the application that handles the requests.
+        settings: `public_url`, another origin of this hub's own pages.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -90,7 +88,7 @@ class OwnPages:
         self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on if it reads, or comes from no other site."""
+        """Pass a request on if it only reads, or is not cross-site."""
         if scope["type"] == "http" and scope["method"] not in _SAFE and self._is_foreign(Headers(scope=scope)):
             message = "This was sent from another site. Open the hub's own page and repeat it there, or send a token."
             await Refusal(403, message).answer()(scope, receive, send)
@@ -102,7 +100,7 @@ class OwnPages:
 
 
 def is_foreign(headers: Headers, public_url: str | None) -> bool:
-    """Whether a browser says that a request was made by a page of another site; other programs say nothing."""
+    """Return whether the browser reports a cross-site request; other clients report nothing."""
     origin = headers.get("origin")
     if origin is None:
         return headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
@@ -114,7 +112,7 @@ def is_foreign(headers: Headers, public_url: str | None) -> bool:
 
 
 def _host(scope: Scope) -> str:
-    """The name in the Host header, without a port, in lower case."""
+    """Return the host name of the Host header in lower case, without a port."""
     try:
         return (urlsplit(f"//{Headers(scope=scope).get('host', '')}").hostname or "").lower()
     except ValueError:

@@ -1,6 +1,6 @@
-"""Addresses that are good for one upload or download by whoever has them, for a time: clients send no token along with the bytes.
+"""Signed URLs that authorise one upload or download for a limited time: clients send the bytes without a token.
 
-The key lies in the registry's own store, so that every process of a hub takes the addresses of every other.
+The key is in the registry's own store, so that every process of a hub accepts the URLs signed by another.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from deltahub.registry.hub_documents import KEYS
 from deltahub.server.refusals import Refusal
 from deltahub.stores.base import Store
 
-LIFETIME: Final = 6 * 3600  # seconds, for large files over slow lines,
-DOWNLOAD: Final = 600  # and for reading, which begins at once
+LIFETIME: Final = 6 * 3600  # seconds, for large uploads over slow connections
+DOWNLOAD: Final = 600  # seconds, for downloads, which begin at once
 _KEY: Final = f"{KEYS.prefix}uploads.json"
 
 
 class Signer:
-    """Signs addresses, and checks them.
+    """Signs and verifies URLs.
 
     Args:
         store: of the hub's registry.
@@ -38,14 +38,14 @@ class Signer:
 
     @cached_property
     def _key(self) -> bytes:
-        """The key that all processes share; made by whichever needs it first.
+        """HMAC key shared by all processes; the first that needs it creates it.
 
         Raises:
-            IntegrityError: it is damaged. Nothing is signed, and no address is good.
+            IntegrityError: it is damaged. No URL can be signed or verified.
         """
         found = KEYS.read(self._store, _KEY)
         if found is None:
-            with contextlib.suppress(ConflictError):  # another process was faster
+            with contextlib.suppress(ConflictError):  # another process created it first
                 KEYS.write(self._store, _KEY, {"secret": secrets.token_hex(32)}, None)
             found = KEYS.read(self._store, _KEY)
         if found is None:
@@ -56,25 +56,25 @@ class Signer:
         return hmac.new(self._key, canonical_json(dict(facts)), hashlib.sha256).hexdigest()
 
     def signed(self, url: str, facts: Mapping[str, str], lifetime: int | None = None) -> str:
-        """An address that carries its own permission.
+        """Return a signed URL.
 
         Args:
             url: without a query.
-            facts: what it is good for.
-            lifetime: seconds for which it is good; by default `LIFETIME`.
+            facts: the operation that it permits.
+            lifetime: seconds until it expires; by default `LIFETIME`.
         """
         query = {**facts, "expires": str(int(time.time()) + (LIFETIME if lifetime is None else lifetime))}
         return f"{url}?{urlencode({**query, 'signature': self._signature(query)})}"
 
     def require(self, query: Mapping[str, str], facts: Mapping[str, str]) -> None:
-        """Check that an address was signed here for this, and is not too old.
+        """Check that a URL was signed by this hub for this operation, and has not expired.
 
         Args:
-            query: of the address.
-            facts: what it is used for.
+            query: of the URL.
+            facts: the operation it is used for.
 
         Raises:
-            Refusal: it was not, or is.
+            Refusal: the signature does not match, or the URL has expired.
         """
         expires, given = query.get("expires", ""), query.get("signature", "").encode()
         if not hmac.compare_digest(self._signature({**facts, "expires": expires}).encode(), given):

@@ -1,7 +1,7 @@
-"""Where uploads lie while they come: a folder of each hub's own, in the system's temporary folder (TMPDIR moves it).
+"""Temporary files of incoming uploads: a folder per hub in the system's temporary folder (TMPDIR changes it).
 
-A hub that is killed leaves its folder behind, with whatever was coming in. The next hub on this machine removes it: every process of a
-hub holds a lock on its folder, and one that nobody holds belongs to nobody any more.
+A killed hub leaves its folder with unfinished uploads. The next hub on this machine removes it: every process of a hub holds a
+lock on its folder, so an unlocked folder is abandoned.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LOCK: Final = "in-use"
 
 @contextlib.contextmanager
 def spool() -> Iterator[Path]:
-    """A new folder, in which this process and those that it starts put temporary files; gone afterwards.
+    """Create a folder for the temporary files of this process and its children; remove it afterwards.
 
     Raises:
         OSError: the system's temporary folder is full or not writable.
@@ -30,7 +30,7 @@ def spool() -> Iterator[Path]:
     fresh = Path(tempfile.mkdtemp(prefix="deltahub-new-"))
     (fresh / _LOCK).touch()
     holder = hold(fresh)
-    folder = fresh.rename(fresh.with_name(PREFIX + fresh.name))  # only now may others try its lock
+    folder = fresh.rename(fresh.with_name(PREFIX + fresh.name))  # not visible to `sweep` before it is locked
     try:
         _move(str(folder))
         yield folder
@@ -41,7 +41,7 @@ def spool() -> Iterator[Path]:
 
 
 def hold(folder: Path) -> IO[bytes]:
-    """Say that this process uses a folder, until it closes what it gets or ends."""
+    """Hold the lock on a folder until the returned file is closed or the process ends."""
     file = (folder / _LOCK).open("rb")
     with contextlib.suppress(ImportError):  # not on Windows, where nothing is swept
         import fcntl
@@ -51,13 +51,14 @@ def hold(folder: Path) -> IO[bytes]:
 
 
 def sweep() -> None:
-    """Remove the folders of hubs that were killed."""
+    """Remove the folders of killed hubs."""
     try:
         import fcntl
     except ImportError:
         return
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError), (folder / _LOCK).open("rb") as file:  # another user's, or just being made
+        # OSError: the folder is in use, belongs to another user, or is just being created.
+        with contextlib.suppress(OSError), (folder / _LOCK).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)
 
@@ -67,4 +68,4 @@ def _move(folder: str | None) -> None:
         os.environ.pop("TMPDIR", None)
     else:
         os.environ["TMPDIR"] = folder
-    tempfile.tempdir = None  # it is looked up again
+    tempfile.tempdir = None  # looked up again

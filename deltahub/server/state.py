@@ -1,4 +1,4 @@
-"""What all requests of one process share."""
+"""State shared by all requests of a process."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from deltahub.server.turns import Turns
 from deltahub.sized_cache import SizedCache
 from deltahub.stores.base import object_key
 
-_MOST_KEPT: Final = 64 << 20  # bytes of manifests, and of the sizes of files, that are kept in memory
+_MOST_KEPT: Final = 64 << 20  # bytes of manifests and of file sizes cached in memory
 
 
 class State:
-    """The registry, the settings, and what was read of the registry and can never change.
+    """The registry, the settings, and caches of immutable registry content.
 
     Args:
-        registry: what is served.
-        settings: how.
+        registry: the registry to serve.
+        settings: of the server.
     """
 
     def __init__(self, registry: Registry, settings: Settings) -> None:
@@ -49,20 +49,20 @@ class State:
         self.git_oid = lru_cache(maxsize=100_000)(self._git_oid)
 
     def manifest(self, digest: str) -> Manifest:
-        """The manifest of a version, by its digest."""
+        """Return the manifest of a version by its digest."""
         return self._manifests.get(digest, lambda: self.registry.manifest(digest))
 
     def file_sizes(self, digest: str) -> FileSizes:
-        """Bytes of each file of a version, by its sha256."""
+        """Return the sizes of a version's files by sha256."""
         return self._sizes.get(digest, lambda: FileSizes(self.registry.manifest(digest).files))
 
     def _card(self, sha256: str, size: int) -> dict[str, Any]:
-        """What a card says in its front matter; nothing if that cannot be read."""
+        """Return the front matter of a stored card; empty if it cannot be parsed."""
         return self.card_of(FileEntry("", sha256, size), self.read)
 
     @staticmethod
     def card_of(entry: FileEntry, read: Read) -> dict[str, Any]:
-        """The same of a card that lies anywhere."""
+        """Return the front matter of a card read by `read`; empty if it cannot be parsed."""
         try:
             head = read(entry, 0, min(entry.size, LARGEST)) if entry.size else b""
             return front_matter(head.decode(errors="replace"))
@@ -70,23 +70,23 @@ class State:
             return {}
 
     def _git_oid(self, sha256: str, size: int) -> str:
-        """What git calls a file: the sha1 of its size and bytes, 40 hex digits. The whole file is read for it, once."""
+        """Return git's blob id of a file: the sha1 of its size and bytes, 40 hex digits. Reads the whole file, once."""
         digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
         for chunk in self.registry.store.chunks(object_key(sha256)):
             digest.update(chunk)
         return digest.hexdigest()
 
     def read(self, entry: FileEntry, start: int, end: int) -> bytes:
-        """A range of a stored file."""
+        """Return a range of a stored file."""
         return b"".join(self.registry.store.chunks(object_key(entry.sha256), start, end))
 
     def base_url(self, request: HTTPConnection) -> str:
-        """How the caller reaches the hub, without a slash at the end."""
+        """Return the hub's URL as the caller reaches it, without a trailing slash."""
         return (self.settings.public_url or f"{request.url.scheme}://{request.url.netloc}").rstrip("/")
 
 
 def state_of(request: HTTPConnection) -> State:
-    """The state of the application that handles a request."""
+    """Return the state of the application that handles a request."""
     found = request.app.state.hub
     assert isinstance(found, State)
     return found

@@ -2,9 +2,9 @@
 
     dhub_<16 hex digits>_<43 letters and digits>
 
-The digits say under which key a token's document stands, so that none has to be searched for; the rest is 256 random bits, of which the
-document holds the sha256 alone. The documents lie in the registry's own store, under `hub/tokens/`, so that every process of a hub knows
-every token.
+The hex digits are the token's id and give the key of its document, so that no search is needed; the rest is 256 random bits, of
+which the document holds only the sha256. The documents are in the registry's own store, under `hub/tokens/`, so that all
+processes of a hub share them.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ _NOBODY: Final = hashlib.sha256(b"").hexdigest()
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """What is known of one token, all but its secret.
+    """A token without its secret.
 
     Attributes:
-        id: 16 hex digits, part of the secret but none itself.
-        name: who or what uses it; it stands in logs, and as the author of what is pushed with it.
+        id: 16 hex digits, part of the secret but not secret itself.
+        name: who or what uses it; appears in logs, and as the author of what is pushed with it.
         scope: ``"read"``, ``"write"`` or ``"admin"``.
-        namespaces: where the scope holds, sorted; None for everywhere.
-        created: when it was made, ISO 8601 in UTC.
-        expires: from when on it is refused; None for never.
-        revoked: when it was revoked; None if it was not.
+        namespaces: where the scope applies, sorted; None for everywhere.
+        created: creation time, ISO 8601 in UTC.
+        expires: time from which it is refused; None for never.
+        revoked: time of its revocation; None if it was not revoked.
         sha256: of the secret.
     """
 
@@ -60,15 +60,15 @@ class Token:
 
     @property
     def caller(self) -> Caller:
-        """Whoever sends it."""
+        """The caller that the token authenticates."""
         return Caller(self.name, self.scope, None if self.namespaces is None else frozenset(self.namespaces), self.id)
 
     def matches(self, secret: str) -> bool:
-        """Whether a secret is this token's, in a time that does not depend on where they differ."""
+        """Return whether a secret belongs to this token, in constant time."""
         return hmac.compare_digest(hashed(secret), self.sha256)
 
     def fault(self, now: str) -> str | None:
-        """Why the token is refused at a time, as a clause; None if it is not."""
+        """Return why the token is refused at a time, as a clause; None if it is valid."""
         if self.revoked:
             return "it was revoked"
         if self.expires and self.expires <= now:
@@ -89,18 +89,18 @@ class Tokens:
     def create(
         self, name: str, scope: Scope, namespaces: Iterable[str] = (), expires: timedelta | None = None
     ) -> tuple[Token, str]:
-        """Make a token.
+        """Create a token.
 
         Args:
-            namespaces: where it may be used; none for everywhere.
-            expires: after how long it is refused.
+            namespaces: where it may be used; empty for everywhere.
+            expires: lifetime; None for no end.
 
         Returns:
-            The token, and its secret, which nothing but this answer holds.
+            The token and its secret, which is not stored anywhere.
 
         Raises:
-            ReferenceSyntaxError: the name or a namespace is not well formed.
-            ConfigError: a token that is in use has the name, or the scope is unknown or cannot be limited to namespaces.
+            ReferenceSyntaxError: the name or a namespace is malformed.
+            ConfigError: a valid token has the name, or the scope is unknown or cannot be limited to namespaces.
         """
         check_name(name, "token's name")
         where = tuple(sorted({check_name(namespace, "namespace") for namespace in namespaces}))
@@ -131,7 +131,7 @@ class Tokens:
         return token, secret
 
     def all(self) -> list[Token]:
-        """Every token, also those that are refused now, by name; a damaged one, which lets nobody in, hides no other."""
+        """Return all tokens sorted by name, including refused ones; a damaged one, which never authenticates, is skipped."""
         found = []
         for key, _ in self._store.keys(TOKENS.prefix):
             try:
@@ -139,18 +139,18 @@ class Tokens:
             except IntegrityError as error:
                 logging.getLogger("deltahub").warning("A token cannot be listed: %s", error)
                 continue
-            if tagged:  # else it was deleted since it was listed
+            if tagged:  # else it was deleted since the listing
                 found.append(tagged[0])
         return sorted(found, key=lambda token: (token.name, token.created))
 
     def revoke(self, name: str) -> list[Token]:
-        """Revoke a token for good, by its name or id.
+        """Revoke a token permanently, by its name or id.
 
         Returns:
-            What was revoked.
+            The revoked tokens.
 
         Raises:
-            NotFoundError: no token in use has the name or id.
+            NotFoundError: no unrevoked token has the name or id.
         """
         tokens = [token for token in self.all() if not token.revoked]
         chosen = [token for token in tokens if name in (token.name, token.id)]
@@ -170,11 +170,11 @@ class Tokens:
         return revoked
 
     def find(self, number: str) -> Token | None:
-        """The token with an id; None if there is none.
+        """Return the token with an id; None if it does not exist.
 
         Raises:
             IntegrityError: its document is damaged.
-            StorageError: the store is out of reach.
+            StorageError: the store is unreachable.
         """
         found = self._tagged(_key(number))
         return found[0] if found else None
@@ -189,18 +189,18 @@ class Tokens:
 
 
 def id_of(secret: str) -> str | None:
-    """The id within a secret; None if it is no secret of a token."""
+    """Return the token id within a secret; None if it is not a token's secret."""
     found = _SECRET.fullmatch(secret)
     return found[1] if found else None
 
 
 def hashed(secret: str) -> str:
-    """What is kept of a secret. It is random, so that a plain hash of it cannot be guessed back."""
+    """Return the stored hash of a secret. The secret is random, so a plain hash cannot be reversed by guessing."""
     return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
 
 
 def holder(token: Token | None, secret: str) -> Token | None:
-    """The token if the secret is its own; the work is the same where there is no token."""
+    """Return the token if the secret matches; a missing token takes the same time."""
     same = token.matches(secret) if token else hmac.compare_digest(hashed(secret), _NOBODY)
     return token if same else None
 

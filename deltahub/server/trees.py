@@ -1,4 +1,4 @@
-"""The files of a commit: lists of folders, and what is known of single paths."""
+"""Endpoints for a commit's files: folder listings, and information on single paths."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from deltahub.server.paths import MODEL
 from deltahub.server.refusals import ENTRY_NOT_FOUND, Refusal
 from deltahub.server.repositories import Commit, Repository, open_repository
 
-LISTED: Final = 1000  # bytes of memory that a file of a list takes, about
-_EXPANDED: Final = 100  # entries of a page that says of each when it was changed last
-_MOST_PATHS: Final = 1000  # that are asked for at once
-_LOOKED_AT: Final = 250_000  # files of older commits that are compared for one answer
+LISTED: Final = 1000  # approximate bytes of memory per listed file
+_EXPANDED: Final = 100  # entries per page with the last commit of each
+_MOST_PATHS: Final = 1000  # per request
+_LOOKED_AT: Final = 250_000  # files of older commits compared per response
 
 
 def pointer_size(entry: FileEntry) -> int:
-    """Bytes of the text that git keeps in place of a file under LFS."""
+    """Return the size in bytes of the LFS pointer that git keeps in place of a file."""
     return len(_pointer(entry))
 
 
@@ -35,16 +35,16 @@ def _pointer(entry: FileEntry) -> bytes:
 
 
 def blob_id(entry: FileEntry) -> str:
-    """What git calls a file under LFS: the sha1 of its pointer. No byte of the file is read for it."""
+    """Return git's blob id of a file under LFS: the sha1 of its pointer. The file itself is not read."""
     pointer = _pointer(entry)
     return hashlib.sha1(b"blob %d\0" % len(pointer) + pointer, usedforsecurity=False).hexdigest()
 
 
 def lfs_facts(entry: FileEntry, key: str) -> dict[str, Any]:
-    """What is said of a file under LFS; every file is one here, so that clients learn the sha256 that the registry keeps.
+    """Return the LFS fields of a file; all files have them here, so that clients learn the registry's sha256.
 
     Args:
-        key: what the sha256 is called.
+        key: name of the field with the sha256.
     """
     return {key: entry.sha256, "size": entry.size, "pointerSize": pointer_size(entry)}
 
@@ -61,7 +61,7 @@ def _folder(path: str, inside: Iterable[FileEntry]) -> dict[str, Any]:
 
 
 def _folders(files: Iterable[FileEntry]) -> dict[str, list[FileEntry]]:
-    """All folders, with all files that are somewhere below each."""
+    """Return all folders, each with every file below it."""
     found: dict[str, list[FileEntry]] = {}
     for entry in files:
         end = entry.path.find("/")
@@ -72,10 +72,10 @@ def _folders(files: Iterable[FileEntry]) -> dict[str, list[FileEntry]]:
 
 
 def list_tree(request: Request) -> Response:
-    """The files and folders in a folder of a commit, or with ``recursive`` all below it, sorted by path.
+    """List the files and folders in a folder of a commit, or with ``recursive`` all below it, sorted by path.
 
     Raises:
-        Refusal: there is no such folder.
+        Refusal: the folder does not exist.
     """
     repository = open_repository(request)
     commit = repository.at(request.path_params["revision"])
@@ -91,10 +91,10 @@ def list_tree(request: Request) -> Response:
 def _tree_page(
     request: Request, repository: Repository, commit: Commit, prefix: str, below: Sequence[FileEntry]
 ) -> Response:
-    """One page of a list of files and folders.
+    """Return one page of a list of files and folders.
 
     Args:
-        prefix: the path of the folder, with "/" at its end; empty for all.
+        prefix: the path of the folder, ending with "/"; empty for the root.
         below: the files below it.
     """
     found = _listed(below, prefix, deep=_flag(request, "recursive"))
@@ -113,7 +113,7 @@ def _flag(request: Request, name: str) -> bool:
 
 
 def _listed(below: Iterable[FileEntry], prefix: str, *, deep: bool) -> list[FileEntry | str]:
-    """Files as entries and folders as paths, sorted by path."""
+    """Return files as entries and folders as paths, sorted by path."""
     found: dict[str, FileEntry | str] = {}
     for entry in below:
         parts = entry.path[len(prefix) :].split("/")
@@ -126,7 +126,7 @@ def _listed(below: Iterable[FileEntry], prefix: str, *, deep: bool) -> list[File
 
 
 def _add_last_commits(repository: Repository, commit: Commit, shown: list[dict[str, Any]]) -> None:
-    """Say of each entry in which commit it became what it is; of those that are older than can be looked at, nothing is said."""
+    """Add to each entry the commit that last changed it; omitted where that is further back than is searched."""
     if commit.version is None:
         return
     pending: dict[str, dict[str, Any]] = {entry["path"]: entry for entry in shown}
@@ -148,11 +148,11 @@ def _add_last_commits(repository: Repository, commit: Commit, shown: list[dict[s
 
 
 def _content(files: Iterable[FileEntry], paths: Iterable[str]) -> Mapping[str, frozenset[tuple[str, str]]]:
-    """What lies at or below each path."""
+    """Return the files at or below each path, as pairs of path and sha256."""
     found: dict[str, list[tuple[str, str]]] = {path: [] for path in paths}
     for entry in files:
         end = len(entry.path)
-        while end >= 0:  # the file itself, and the folders that it is in
+        while end >= 0:  # the file itself, and its parent folders
             if entry.path[:end] in found:
                 found[entry.path[:end]].append((entry.path, entry.sha256))
             end = entry.path.rfind("/", 0, end)
@@ -166,15 +166,15 @@ def _said(commit: Commit) -> dict[str, Any]:
 
 
 def moment(time: str) -> str:
-    """A time as clients of the Hub read it: with milliseconds."""
+    """Return a time in the form Hub clients expect: with milliseconds."""
     return time if "." in time else time.replace("Z", ".000Z")
 
 
 def paths_info(request: Request, fields: dict[str, list[str]]) -> Response:
-    """What is known of single paths of a commit; unknown ones are left out.
+    """Answer with information on single paths of a commit; unknown paths are left out.
 
     Raises:
-        Refusal: too many are asked for.
+        Refusal: too many paths are requested.
     """
     repository = open_repository(request)
     commit = repository.at(request.path_params["revision"])

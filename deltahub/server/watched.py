@@ -1,8 +1,8 @@
-"""Documents below a prefix of a store, kept in memory: a look whether anything changed costs next to nothing.
+"""In-memory copy of documents below a prefix of a store; checking for changes costs next to nothing.
 
-Only folders that changed are listed, and only documents that changed are read. A folder's stamp says that nothing was changed in it only
-if it is not new itself, as in `deltahub.registry.refreshing`: so a folder is passed over once it was listed two seconds or more after its
-stamp was first seen.
+Only changed folders are listed, and only changed documents are read. An unchanged folder stamp proves that nothing changed only
+if the stamp is not recent, as in `deltahub.registry.refreshing`: so a folder is skipped once it was listed two seconds or more
+after its stamp was first seen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass
 class _Folder(Generic[T]):
-    """What is known of one folder: its stamp, since when, whether it can be passed over, and its documents with their stamps."""
+    """A folder: its stamp, when the stamp was first seen, whether it can be skipped, and its documents with their stamps."""
 
     stamp: str | None
     seen: float
@@ -34,10 +34,10 @@ class Watched(Generic[T]):
     """All documents below a prefix.
 
     Args:
-        store: where they are.
-        prefix: with a "/" at its end; the documents are in folders below it.
-        read: makes what is kept of a document, from its key and bytes.
-        clock: seconds that never go back.
+        store: holds the documents.
+        prefix: ends with "/"; the documents are in folders below it.
+        read: converts a document, given its key and bytes, to the value kept.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Watched(Generic[T]):
         self._current: Mapping[str, T] = MappingProxyType({})
 
     def current(self) -> Mapping[str, T]:
-        """Every document by its key, sorted; the same object again if nothing changed."""
+        """Return every document by key, sorted; the same object while nothing changes."""
         with self._lock:
             stamps = self._stamps()
             changed = self._folders.keys() != stamps.keys()
@@ -62,14 +62,14 @@ class Watched(Generic[T]):
             return self._current
 
     def _stamps(self) -> dict[str, str | None]:
-        """The folders, each with its stamp; all in one where the store gives no stamps."""
+        """Return the folders with their stamps; a single one with stamp None if the store has no stamps."""
         if self._store.folder_stamp(self._prefix) is None:
             return {self._prefix: None}
         names = (name for name in self._store.children(self._prefix) if name.endswith("/"))
         return {f"{self._prefix}{name}": self._store.folder_stamp(f"{self._prefix}{name}") for name in names}
 
     def _refresh(self, name: str, stamp: str | None) -> bool:
-        """Bring a folder up to date; whether anything in it changed."""
+        """Update a folder; return whether anything in it changed."""
         folder, now = self._folders[name], self._clock()
         same = stamp is not None and stamp == folder.stamp
         if same and folder.settled:

@@ -1,1 +1,1 @@
-"""Where deltas come from: registries, hubs that speak the Hugging Face protocol, and URLs."""
+"""Sources of deltas: registries, hubs that speak the Hugging Face protocol, and URLs."""

@@ -1,7 +1,7 @@
-"""The Source protocol: what the hub asks of every place that deltas come from and go to.
+"""The Source protocol: the interface of every place that deltas are pulled from and pushed to.
 
-A source names itself in all that it answers. What it does not have is NotFoundError; what keeps it from answering is
-UnreachableError, so that no other source stands in for one that is silent.
+A source gives its name in all results. A missing delta raises NotFoundError. A source that cannot answer raises UnreachableError,
+so that no other source is used in its place.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from deltahub.registry.refreshing import Told
 from deltahub.stores.base import Progress
 
 Fetch = Callable[[FileEntry, Path, Progress | None], None]
-# The digest and manifest of an exact reference that was pulled before and is in the cache; None if it is not.
+# Returns digest and manifest of an exact reference that is cached; None if it is not.
 Known = Callable[[Reference], tuple[str, Manifest] | None]
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """The one version that a reference means at a source.
+    """The version that a reference resolves to at a source.
 
     Attributes:
-        reference: source, name and version, or a link; exact: it means the same for ever.
+        reference: source, name and version, or a link; exact: its meaning never changes.
         digest: of its manifest.
         manifest: its manifest.
-        fetch: copies one file of the manifest to a new place, checked against its sha256 and size; a file that fails leaves
-            nothing there. Safe to call from several threads at once.
+        fetch: copies one file of the manifest to a new path and verifies its sha256 and size; on failure no file is left there.
+            Thread-safe.
     """
 
     reference: Reference | Link
@@ -49,56 +49,56 @@ class Resolved:
 
 
 class Source(Protocol):
-    """A place that deltas come from and, where it can be written, go to."""
+    """A place to pull deltas from and, if it is writable, to push them to."""
 
     @property
     def name(self) -> str:
-        """What it is called in references, e.g. ``"hf"``."""
+        """Its name in references, e.g. ``"hf"``."""
         ...
 
     @property
     def place(self) -> str:
-        """Its name and where it is, for people: ``"team (s3://acme/deltas)"``. It holds no secret."""
+        """Its name and location for people: ``"team (s3://acme/deltas)"``, without secrets."""
         ...
 
     @property
     def remote(self) -> bool:
-        """Whether asking it needs the network."""
+        """Whether it needs the network."""
         ...
 
     def resolve(self, reference: Reference) -> Resolved:
-        """The version that a reference means, with its manifest.
+        """Return the version that a reference means, with its manifest.
 
         Raises:
-            NotFoundError: no such delta here, or none that these credentials may see.
-            NoVersionError: the delta is here, but not that version.
+            NotFoundError: the delta does not exist here, or these credentials may not see it.
+            NoVersionError: the delta exists here, but not that version.
             RemovedError: that version was removed.
             IntegrityError: it is damaged here.
-            UnreachableError: there was no answer.
-            StorageError: it refused to answer.
+            UnreachableError: the source did not answer.
+            StorageError: access was refused.
         """
         ...
 
     def document(self, path: str) -> ReferenceDocument:
-        """All that is said about one delta: versions oldest first, aliases, tags, and the log of moves.
+        """Return the document of a delta: versions oldest first, aliases, tags, and the log of changes.
 
         Args:
             path: ``"namespace/name"``.
 
         Raises:
-            NotFoundError: no such delta here.
-            UnreachableError: there was no answer.
+            NotFoundError: the delta does not exist here.
+            UnreachableError: the source did not answer.
         """
         ...
 
     def neighbours(self, path: str) -> tuple[str, ...]:
-        """Return the names of deltas in a namespace, or in one of nearly its name, those most like a name first.
+        """Return the names of deltas in a namespace, or in one with a similar name, the most similar names first.
 
         Args:
             path: ``"namespace/name"``.
 
         Raises:
-            UnreachableError: there was no answer.
+            UnreachableError: the source did not answer.
         """
         ...
 
@@ -110,32 +110,32 @@ class Source(Protocol):
         backbone: Path | None = None,
         told: Told | None = None,
     ) -> tuple[list[Listed], int]:
-        """The deltas that a query means, in its order, and how many there are without limit and offset.
+        """Return the deltas that match a query in its order, and their number without limit and offset.
 
         Args:
             backbone: the folder of a backbone that they must fit.
-            told: called with how many deltas were read, and of how many, where a list of them has to be made first.
+            told: progress callback with the number of deltas read and in total, while an index has to be built.
 
         Raises:
-            ConfigError: this source cannot be searched that way; the message says what it can do.
-            UnreachableError: there was no answer.
+            ConfigError: this source does not support such a search; the message says what it supports.
+            UnreachableError: the source did not answer.
         """
         ...
 
     def publish(
         self, publication: Publication, *, private: bool | None = None, progress: Progress | None = None
     ) -> Pushed:
-        """Publish a checkpoint folder as a new version; the same content again is no new version.
+        """Publish a checkpoint folder as a new version; unchanged content creates none.
 
         Args:
-            publication: the folder, its files checked, and what it is called, all of it well formed.
-            private: whether a delta that is new here is seen by its owners only; None for what is usual here.
+            publication: the folder with verified files, and its valid name, aliases and tags.
+            private: whether a new delta is visible to its owners only; None for the default of the source.
 
         Raises:
-            ConfigError: this source cannot be written, or cannot do what is asked.
-            ConflictError: an alias points elsewhere than expected, or somebody else pushed first. Nothing was published.
+            ConfigError: this source is not writable, or does not support the request.
+            ConflictError: an alias does not point where expected, or there was a concurrent push. Nothing was published.
             IntegrityError: a file changed since the manifest was made.
-            StorageError: it is full, not writable or out of reach.
+            StorageError: it is full, not writable or unreachable.
         """
         ...
 
@@ -158,5 +158,5 @@ class Source(Protocol):
 
 
 def pause(seconds: float) -> None:
-    """Wait, before a server is asked again."""
+    """Wait before a server is contacted again."""
     time.sleep(seconds)

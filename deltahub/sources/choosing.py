@@ -1,4 +1,4 @@
-"""Which source is asked: the one that is named, or those in which a name without a source is looked for."""
+"""Selection of sources: the named one, or those searched for a name without a source."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from deltahub.sources.base import Source
 
 @dataclass(frozen=True)
 class Rules:
-    """Which sources are asked.
+    """Rules for the selection of sources.
 
     Attributes:
-        default: the source that is meant where one must be and none is named.
-        disabled: names of sources that are off.
-        public: names of sources in which anybody can take a free name.
-        hubs: names of sources that are asked through the client of Hugging Face.
-        bound: the sources that a namespace is looked for in, by the namespace in lower case; all others are looked for in all.
-        places: the names of registries by their address.
+        default: the source used where one is needed and none is named.
+        disabled: names of disabled sources.
+        public: names of sources where anyone can register a free name.
+        hubs: names of sources accessed through the Hugging Face client.
+        bound: sources that a namespace, in lower case, is limited to; any other namespace is searched in all sources.
+        places: names of registries by address.
     """
 
     default: str
@@ -36,7 +36,7 @@ class Rules:
 
     @classmethod
     def of(cls, settings: Settings) -> Rules:
-        """The rules that a user has set up."""
+        """Return the rules configured by a user."""
         entries = settings.sources
         bound: dict[str, tuple[str, ...]] = {}
         for entry in entries:
@@ -48,7 +48,7 @@ class Rules:
             tuple(entry.name for entry in entries if entry.public),
             tuple(entry.name for entry in entries if entry.kind == HUB),
             bound,
-            # Of a bucket on a server that only its entry names, the address alone says too little.
+            # For a bucket on the custom server of an entry, the address alone is ambiguous.
             {entry.url: entry.name for entry in entries if entry.kind != HUB and entry.endpoint is None},
         )
 
@@ -57,10 +57,10 @@ class Choice:
     """The sources of a hub.
 
     Args:
-        sources: by name, in the order in which a name without a source is looked up; those that are off too.
-        rules: which of them are asked.
-        open_place: opens the registry at an address that is no source of the user's.
-        local_only: use no network, whatever the environment says.
+        sources: by name, in lookup order, including disabled ones.
+        rules: the selection rules.
+        open_place: opens the registry at an address that is not a configured source.
+        local_only: use no network, regardless of the environment.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class Choice:
         self._local_only = local_only
 
     def source(self, name: str | None) -> Source:
-        """A source by its name, or the registry at an address; the default one for None.
+        """Return a source by name, or the registry at an address; the default source for None.
 
         Raises:
             NotFoundError: no source has this name.
-            ConfigError: it is off.
+            ConfigError: it is disabled.
         """
         name = name or self.rules.default
         if is_place(name):
@@ -96,10 +96,10 @@ class Choice:
         return self.sources[name]
 
     def reachable(self, name: str | None) -> Source:
-        """The same, for what cannot be answered from the cache.
+        """Return a source for a request that the cache cannot answer.
 
         Raises:
-            UnreachableError: it needs the network, and that may not be used.
+            UnreachableError: it needs the network, which may not be used.
         """
         source = self.source(name)
         if why := self.forbidden(source):
@@ -108,14 +108,14 @@ class Choice:
         return source
 
     def on(self) -> Iterator[Source]:
-        """All sources that are on, in their order."""
+        """Return all enabled sources in lookup order."""
         return (source for name, source in self.sources.items() if name not in self.rules.disabled)
 
     def names(self, namespace: str) -> tuple[str, ...]:
-        """The sources in which a name without a source is looked for, in their order.
+        """Return the enabled sources searched for a name without a source, in lookup order.
 
         Raises:
-            ConfigError: all that could have it are off.
+            ConfigError: all sources of the namespace are disabled.
         """
         bound = self.rules.bound.get(namespace.lower(), tuple(self.sources))
         on = tuple(name for name in self.sources if name in bound and name not in self.rules.disabled)
@@ -128,7 +128,7 @@ class Choice:
         return on
 
     def candidates(self, reference: Reference) -> Iterator[Source]:
-        """The sources to ask for a delta, in this order."""
+        """Yield the sources to try for a delta, in order."""
         if reference.source:
             yield self.source(reference.source)
             return
@@ -136,17 +136,17 @@ class Choice:
             yield self.sources[name]
 
     def needs_network(self, name: str | None) -> bool:
-        """Whether what comes from a source comes over the network."""
+        """Return whether deltas from a source come over the network."""
         return name == LINKS or (name is not None and name in self.sources and self.sources[name].remote)
 
     def forbidden(self, source: Source) -> str | None:
-        """What keeps the network that a source needs from being used, as a clause; None if it may be asked."""
+        """Return why a source may not be used without network access, as a clause; None if it may be used."""
         return self.forbidden_network(hub=source.name in self.rules.hubs) if source.remote else None
 
     def forbidden_network(self, *, hub: bool = False) -> str | None:
-        """The same for the network itself.
+        """Return why the network may not be used, as a clause; None if it may be used.
 
         Args:
-            hub: whether it is used through the client of Hugging Face.
+            hub: whether it is used through the Hugging Face client.
         """
         return "local_files_only is set" if self._local_only else offline.forbidden(hub=hub)

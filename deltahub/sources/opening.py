@@ -1,4 +1,4 @@
-"""Opening the sources that a user has set up, each when it is first needed; none of them is asked anything yet."""
+"""Lazy opening of the configured sources; opening one sends no request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Opener = Callable[[], Source]
 
 
 class Sources(Mapping[str, Source]):
-    """Sources by name, in the order in which a name without a source is looked up.
+    """Sources by name in lookup order, each opened on first use.
 
     Args:
         openers: open each source.
@@ -38,30 +38,30 @@ class Sources(Mapping[str, Source]):
 
 
 def open_source(entry: Configured, indexes: Path, known: Known, kept: Path | None = None) -> Source:
-    """One source.
+    """Open a source.
 
     Args:
-        indexes: the folder in which search indexes are kept.
-        kept: the folder in which what interrupted downloads got is kept; None to keep nothing.
-        known: tells what need not be asked for again.
+        indexes: the folder for search indexes.
+        kept: the folder for interrupted downloads; None to discard them.
+        known: looks up manifests in the cache.
 
     Raises:
-        ConfigError: its address is not well formed.
+        ConfigError: its address is malformed.
     """
     if entry.kind != HUB:
         return RegistrySource(Registry(entry.store(), entry.name), indexes, known)
-    from deltahub.sources.huggingface.source import HuggingFace  # late: only who asks a hub needs it
+    from deltahub.sources.huggingface.source import HuggingFace  # imported lazily: only hubs need it
 
-    if entry.name == HF:  # its address and token are those of Hugging Face's own client
+    if entry.name == HF:  # address and token come from the Hugging Face client's settings
         return HuggingFace(entry.name, known=known, kept=kept)
     return HuggingFace(entry.name, endpoint=entry.url, token_variable=entry.token_variable, known=known, kept=kept)
 
 
 def registry_at(address: str, indexes: Path, known: Known) -> RegistrySource:
-    """A registry that is no source of the user's, by its folder or ``s3://bucket/prefix``; that is its name, too.
+    """Open a registry that is not a configured source, by folder or ``s3://bucket/prefix``, which is also its name.
 
     Raises:
-        ConfigError: the address is not well formed.
+        ConfigError: the address is malformed.
     """
     place = place_of(address)
     return RegistrySource(Registry(Configured(place, place).store(), place), indexes, known)

@@ -1,7 +1,7 @@
-"""What interrupted downloads got, in the folder `partial/` of a cache: the next download of the same goes on there.
+"""Interrupted downloads in the folder `partial/` of a cache, resumed by the next download of the same file.
 
-It stays for a week. What is called `<sha256>.part` is the start of a file with that digest; its bytes are written there as they come,
-so that they are there however the process ended.
+They are kept for a week. `<sha256>.part` is the start of the file with that digest; bytes are written to it as they arrive, so
+that they survive however the process ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KEPT: Final = 7 * 86400.0  # seconds
 
 
 def forget_old(folder: Path) -> None:
-    """Remove what was kept for a week; what is of the future by more was made by a clock that was wrong."""
+    """Remove partial files older than a week, or dated more than a week in the future by a wrong clock."""
     for old in folder.glob("*.*"):
         with contextlib.suppress(OSError):
             if abs(time.time() - old.stat().st_mtime) > _KEPT:
@@ -32,17 +32,17 @@ def forget_old(folder: Path) -> None:
 
 @contextlib.contextmanager
 def going_on(folder: Path | None, sha256: str | None, into: Path) -> Iterator[BinaryIO]:
-    """Open the file to download to, with what an earlier download of the same content got; it is moved to its place at the end.
+    """Open the download file, containing what an earlier download of the same content got; move it into place at the end.
 
-    Of several processes that download the same, and where nothing can be kept, each writes a file of its own.
+    A separate file is written from the start where nothing can be kept, or while another process downloads the same file.
 
     Args:
-        folder: in which it is kept; None to keep nothing.
-        sha256: that the whole must have, 64 hex digits; None if it is unknown. The caller checks it.
-        into: its place, which is new.
+        folder: for partial files; None to keep nothing.
+        sha256: expected digest of the whole file, 64 hex digits; None if unknown. The caller verifies it.
+        into: the target path, which does not exist yet.
 
     Yields:
-        The file, open for reading and writing. What is there may be wrong.
+        The file, open for reading and writing. Its present content may be wrong.
     """
     with contextlib.ExitStack() as held:
         part = _part(held, folder, sha256) if folder and sha256 else None
@@ -62,8 +62,8 @@ def going_on(folder: Path | None, sha256: str | None, into: Path) -> Iterator[Bi
 
 
 def _part(held: contextlib.ExitStack, folder: Path, sha256: str) -> Path | None:
-    """The file that is kept, which nobody else writes as long as `held` lasts; None if there can be none."""
-    import filelock  # late: 30 ms that only downloads need
+    """Return the partial file, locked while `held` lasts; None if it cannot be used."""
+    import filelock  # imported lazily: takes 30 ms, and only downloads need it
 
     part, lock = folder / f"{sha256}.part", folder / f"{sha256}.lock"
     try:
@@ -74,7 +74,7 @@ def _part(held: contextlib.ExitStack, folder: Path, sha256: str) -> Path | None:
         held.callback(lambda: lock.unlink(missing_ok=True))
         new = not part.exists()
         os.close(os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666))
-        open_file(part).close()  # it is no pipe and no device
+        open_file(part).close()  # it is not a pipe or device
         if new:
             take_after(folder.parent, [part])
     except (OSError, DeltaHubError, NotImplementedError):

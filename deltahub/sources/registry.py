@@ -31,8 +31,8 @@ class RegistrySource:
 
     Args:
         registry: the registry; its name is the source's.
-        indexes: the folder in which its search index is kept.
-        known: manifests that need not be read from it again.
+        indexes: the folder for its search index.
+        known: looks up manifests that need not be read again.
     """
 
     def __init__(self, registry: Registry, indexes: Path, known: Known | None = None) -> None:
@@ -47,16 +47,16 @@ class RegistrySource:
 
     @property
     def place(self) -> str:
-        """The registry's name and where it is, for people."""
+        """The registry's name and location, for people."""
         return self.registry.place
 
     @property
     def remote(self) -> bool:
-        """Whether it is in a bucket: folders are read without a network of ours, though they may be on one."""
+        """Whether it is in a bucket; a folder on a network drive does not count."""
         return self.registry.store.url.startswith("s3://")
 
     def resolve(self, reference: Reference) -> Resolved:
-        """See `Source.resolve`; the document is read anew, so that an alias that moved is seen."""
+        """See `Source.resolve`; the document is always read again, so that moved aliases are noticed."""
         document = self.registry.document(reference.path)
         version = document.resolve(reference.version)
         exact = reference.exact(self.name, document.name, version)
@@ -84,7 +84,7 @@ class RegistrySource:
         """See `Source.search`.
 
         Raises:
-            CheckpointError: the folder holds no backbone.
+            CheckpointError: the folder does not contain a backbone.
         """
         index = Index.of(self.registry, self._indexes)
         if backbone is None:
@@ -103,7 +103,7 @@ class RegistrySource:
     def publish_many(
         self, publications: Sequence[Publication], progress: Progress | None = None
     ) -> list[Pushed | DeltaHubError]:
-        """Publish many checkpoint folders at once: for each what became of it, or the error that kept it from it.
+        """Publish many checkpoint folders at once; return the result or error of each.
 
         Raises:
             StorageError: the registry failed as a whole. All can be published again.

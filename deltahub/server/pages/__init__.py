@@ -1,1 +1,1 @@
-"""The pages of a hub: rendered here, usable without a script and without a network beyond the hub."""
+"""Web pages of a hub, rendered on the server; they need no script and no network beyond the hub."""

@@ -1,4 +1,4 @@
-"""The files that pages need: styles, scripts and the icon."""
+"""Static files of the pages: styles, scripts and the icon."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _KINDS: Final = {
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
-_FOR_EVER: Final = {"Cache-Control": "public, max-age=31536000, immutable"}  # another content has another address
+_FOR_EVER: Final = {"Cache-Control": "public, max-age=31536000, immutable"}  # the URL depends on the content
 
 
 def static_file(request: Request) -> Response:
-    """One of the files."""
+    """Serve a static file."""
     name = request.path_params["file"]
     ending = name.rpartition(".")[2]
     if name not in static_files() or ending not in _KINDS:

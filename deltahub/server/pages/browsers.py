@@ -1,6 +1,6 @@
-"""What browsers need beyond the API: a sign-in that they keep, and errors as pages.
+"""Browser support beyond the API: session cookies, and errors as pages.
 
-The cookie of a session stands for its token only where a request changes nothing, so no other site can use it to change anything.
+A session cookie counts only for requests that change nothing, so another site cannot use it to change anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from deltahub.server.pages.rendering import own_address, page, redirect
 from deltahub.server.state import state_of
 
 COOKIE: Final = "deltahub_session"
-_HOST: Final = "__Host-"  # before the name of a cookie that no other host and no plain HTTP can set or get
+_HOST: Final = "__Host-"  # prefix of a cookie that other hosts and plain HTTP can neither set nor read
 SIGN_IN: Final = "/-/sign-in"
 _SAFE: Final = ("GET", "HEAD")
 _LARGEST: Final = 64 << 10  # bytes of an error's body
@@ -29,17 +29,17 @@ _FAILED: Final = "The hub failed while it made this page. Its log says why; ask 
 
 
 class Browsers:
-    """Middleware around everything else that answers requests.
+    """Middleware around all that answers requests.
 
     Args:
-        app: what handles the requests.
+        app: the application that handles the requests.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the caller be known by the cookie, and answer in the caller's form."""
+        """Authenticate the caller by the session cookie, and show errors as pages to browsers."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -57,7 +57,7 @@ class Browsers:
 
 
 class _Answer:
-    """Passes an answer on; keeps an error back until it is whole, to show it as a page."""
+    """Response wrapper that forwards messages, but buffers an error to show it as a page."""
 
     def __init__(self, scope: Scope, send: Send, *, by_cookie: bool, as_page: bool) -> None:
         self._scope, self._send = scope, send
@@ -68,7 +68,7 @@ class _Answer:
         self._body = b""
 
     async def send(self, message: Message) -> None:
-        """Take one message of the answer."""
+        """Forward or buffer one message of the response."""
         if message["type"] == "http.response.start":
             headers = Headers(raw=message["headers"])
             is_json = headers.get("content-type", "").startswith("application/json")
@@ -82,12 +82,12 @@ class _Answer:
         await self._send(message)
 
     async def finish(self, receive: Receive) -> None:
-        """Send what was kept back, as a page."""
+        """Send a buffered error as a page."""
         if self._kept is None:
             return
         request, status = HTTPConnection(self._scope), self._kept["status"]
         headers = Headers(raw=self._kept["headers"])
-        if self._by_cookie and status == 401 and "www-authenticate" in headers:  # the token is not valid any more
+        if self._by_cookie and status == 401 and "www-authenticate" in headers:  # the token is no longer valid
             refused = redirect(request, f"{SIGN_IN}?refused=1&next={quote(own_address(request), safe='')}")
             drop_session(request, refused)
             await refused(self._scope, receive, self._send)
@@ -106,13 +106,13 @@ def _message(body: bytes) -> str:
 
 
 def _wants_page(scope: Scope) -> bool:
-    """Whether the caller is someone who reads, and asks for no part of the API."""
+    """Return whether the client is a browser that does not call the API."""
     accepted = Headers(scope=scope).get("accept", "")
     return "text/html" in accepted and not scope["path"].startswith("/api/")
 
 
 def _use_session(scope: Scope) -> bool:
-    """Let the session of a request that changes nothing stand for its token.
+    """Let a session cookie authenticate a request that changes nothing.
 
     Returns:
         Whether it does.
@@ -128,7 +128,7 @@ def _use_session(scope: Scope) -> bool:
 
 
 def session_of(request: HTTPConnection) -> str:
-    """What the cookie of a session holds; empty if there is none."""
+    """Return the content of the session cookie; empty without one."""
     try:
         found = SimpleCookie(request.headers.get("cookie", "")).get(_name(request))
     except CookieError:
@@ -137,18 +137,18 @@ def session_of(request: HTTPConnection) -> str:
 
 
 def keep_session(request: HTTPConnection, answer: Response, secret: str, seconds: int) -> None:
-    """Let a browser keep a session, for this host alone and for no script."""
+    """Set the session cookie, for this host only and hidden from scripts."""
     name, secure = _name(request), is_secure(request)
     answer.set_cookie(name, secret, max_age=seconds, httponly=True, samesite="strict", secure=secure)
 
 
 def drop_session(request: HTTPConnection, answer: Response) -> None:
-    """Let a browser forget its session."""
+    """Delete the session cookie."""
     answer.delete_cookie(_name(request), httponly=True, samesite="strict", secure=is_secure(request))
 
 
 def is_secure(request: HTTPConnection) -> bool:
-    """Whether callers reach the hub over TLS."""
+    """Return whether clients reach the hub over TLS."""
     return state_of(request).base_url(request).startswith("https:")
 
 

@@ -1,7 +1,7 @@
-"""A model card as safe HTML.
+"""Rendering of a model card to safe HTML.
 
-Markdown is rendered without raw HTML, then cleaned by a list of what may stay, so that neither step alone stands between a card and
-the reader. Pictures from elsewhere become links: reading a card tells nobody.
+Markdown is rendered without raw HTML, then sanitised with an allow-list, so that safety does not depend on one step alone.
+External images become links: reading a card sends no request to another host.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from markupsafe import Markup
 
 from deltahub.server import frontmatter
 
-LARGEST: Final = 128 << 10  # bytes of a card that is rendered
-_FIRST_HEADING: Final = 3  # of the page around it, the card is a part of a section
+LARGEST: Final = 128 << 10  # bytes of a card to render
+_FIRST_HEADING: Final = 3  # the card is part of a section of the page
 _LAST_HEADING: Final = 6
-# Letters of the addresses and titles of all links: one line can define an address that thousands of short links stand for.
+# Characters of all link addresses and titles: one line can define an address used by thousands of short links.
 _LONGEST_LINKS: Final = LARGEST
 _SCHEMES: Final = frozenset({"http", "https", "mailto"})
 _ALLOWED: Final = {
@@ -45,12 +45,12 @@ _ALLOWED: Final = {
 
 @dataclass(frozen=True)
 class Card:
-    """A card to show.
+    """A rendered card.
 
     Attributes:
-        html: the text, safe to show.
-        facts: the front matter, key and value as text, in its order.
-        wrong: what is wrong with the front matter; empty if nothing is.
+        html: the text as safe HTML.
+        facts: the front matter in order, keys and values as text.
+        wrong: error in the front matter; empty if it is valid.
     """
 
     html: Markup
@@ -59,13 +59,13 @@ class Card:
 
 
 def render_card(text: str, links: str, pictures: str, files: frozenset[str] = frozenset()) -> Card:
-    """Render a card. A long one can take minutes: `cards.py` has it done in a process of its own.
+    """Render a card. A long one can take minutes: `cards.py` runs this in a separate process.
 
     Args:
-        text: Markdown, perhaps after front matter between lines of ``---``.
-        links: what relative links are relative to, e.g. ``"/acme/ner/blob/v3/"``.
-        pictures: what pictures are relative to, e.g. ``"/acme/ner/resolve/v3/"``.
-        files: the paths of the files that pictures may show.
+        text: Markdown, optionally after front matter between lines of ``---``.
+        links: base of relative links, e.g. ``"/acme/ner/blob/v3/"``.
+        pictures: base of images, e.g. ``"/acme/ner/resolve/v3/"``.
+        files: paths of the files that images may show.
     """
     head, body = split_front_matter(text)
     facts, wrong = front_matter(head)
@@ -85,11 +85,11 @@ def render_card(text: str, links: str, pictures: str, files: frozenset[str] = fr
         url_schemes=set(_SCHEMES),
         link_rel="nofollow noopener noreferrer",
     )
-    return Card(Markup(clean), facts, wrong)  # noqa: S704  (nh3 has cleaned it)
+    return Card(Markup(clean), facts, wrong)  # noqa: S704  (sanitised by nh3)
 
 
 def split_front_matter(text: str) -> tuple[str, str]:
-    """The YAML between the first lines of ``---``, and the rest."""
+    """Split a card into the YAML between the first lines of ``---``, and the rest."""
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     if not text.startswith("---\n"):
         return "", text
@@ -100,7 +100,7 @@ def split_front_matter(text: str) -> tuple[str, str]:
 
 
 def front_matter(head: str) -> tuple[tuple[tuple[str, str], ...], str]:
-    """The facts of a front matter as text, and what is wrong with it."""
+    """Return the front matter as pairs of text, and the error in it."""
     if not head.strip():
         return (), ""
     if len(head) > frontmatter.LARGEST:
@@ -121,7 +121,7 @@ def _as_text(value: Any) -> str:
 
 
 def _fit_headings(tokens: Sequence[Token]) -> None:
-    """Let headings begin below those of the page and skip no level; one without text is no heading."""
+    """Make headings begin below the page's own and skip no level; turn empty ones into paragraphs."""
     last = _FIRST_HEADING - 1
     for at, token in enumerate(tokens):
         if token.type != "heading_open":
@@ -134,11 +134,11 @@ def _fit_headings(tokens: Sequence[Token]) -> None:
 
 
 def address(target: str, files: str) -> str | None:
-    """Where a link of a card leads; None if it must not lead there.
+    """Return the target of a card's link; None if it is not allowed.
 
     Args:
-        target: as the card says.
-        files: what a relative one is relative to.
+        target: as in the card.
+        files: base of relative links.
     """
     try:
         parts = urlsplit(target)
@@ -174,7 +174,7 @@ def _image(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: An
 
 
 def _within(env: dict[str, Any], target: str, files: str, title: str = "") -> str | None:
-    """Where a link leads, as long as those of the card are not too long altogether: see `address`."""
+    """Return the target of a link while the total length of all links is within the limit: see `address`."""
     env["left"] -= len(target) + len(title)
     return address(target, files) if env["left"] >= 0 else None
 

@@ -1,4 +1,4 @@
-"""The way to the process that renders cards; see `card_worker`."""
+"""Client of the process that renders cards; see `card_worker`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import sys
 import threading
 from typing import Final
 
-_PATIENCE: Final = 30.0  # seconds for one card and the start of the process, on a machine that has much else to do
+_PATIENCE: Final = 30.0  # seconds for one card and the start of the process, on a busy machine
 _LARGEST: Final = 4 << 20  # bytes of an answer
-_KEPT: Final = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT")  # of the environment; no secret comes along
+_KEPT: Final = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT")  # environment variables; secrets are not passed on
 
 
 class CardProcess:
-    """A process that begins with the first card, and again after it was ended. One thread at a time may use it."""
+    """Worker process, started with the first card and restarted after it ended. Not thread-safe."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
     def render(self, line: bytes) -> bytes | None:
-        """The answer to a line; None if it took too much time or memory."""
-        for _ in range(2):  # one that ended because nothing was asked of it takes no line
+        """Return the answer to a line; None if it took too much time or memory."""
+        for _ in range(2):  # a process that ended while idle accepts no line
             process = self._running()
             end = threading.Timer(_PATIENCE, process.kill)
             end.start()
@@ -50,7 +50,7 @@ class CardProcess:
             process.kill()
             for pipe in (process.stdin, process.stdout):
                 if pipe:
-                    with contextlib.suppress(OSError):  # what was not written goes nowhere
+                    with contextlib.suppress(OSError):  # unwritten data is discarded
                         pipe.close()
             process.wait()
 

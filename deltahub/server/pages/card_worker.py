@@ -1,6 +1,6 @@
-"""The process that renders cards: one JSON object a line in, one out. Whatever a card costs, it costs no other process.
+"""Worker process that renders cards, one JSON object per line in and out, isolating the hub from their cost.
 
-A card that takes more CPU time than it may ends the process; so do more memory than it may, and a while without a card.
+Exceeding the limit of CPU time or memory, or a period without cards, ends the process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _IDLE: Final = 300  # seconds without a card
 
 
 def main() -> None:
-    """Render cards until there are no more."""
+    """Render cards until the input ends."""
     _limit_memory()
     while True:
         _set_alarm(_IDLE)
@@ -45,7 +45,7 @@ def _limit_memory() -> None:
 
 def _set_alarm(seconds: int) -> None:
     if hasattr(signal, "alarm"):
-        signal.alarm(seconds)  # nothing handles the signal, so it ends the process
+        signal.alarm(seconds)  # the signal is not handled, so it ends the process
 
 
 def _set_timer(seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Cards that are rendered: each once, in a queue that has an end, by a process that is ended when one takes too long."""
+"""Cache of rendered cards: each is rendered once, from a bounded queue, by a process killed when it takes too long."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from deltahub.sized_cache import SizedCache
 _WAITING: Final = 16  # cards in the queue
 _PATIENCE: Final = 10.0  # seconds that a page waits for its card
 _KEPT: Final = 16 << 20  # bytes of rendered cards
-_REFUSED: Final = 10_000  # cards of which it is known that they take too long
-_MOST_FILES: Final = 1000  # that a card can show as pictures
+_REFUSED: Final = 10_000  # cards known to take too long
+_MOST_FILES: Final = 1000  # available as images in a card
 SLOW: Final = "The card takes too long to be rendered, so it is not shown here. Download README.md to read it."
 BUSY: Final = "The card is not rendered yet, for many others are. Reload the page in a moment."
 
-Key = tuple[str, bytes]  # the sha256 of a card, and of the names of the files beside it
+Key = tuple[str, bytes]  # sha256 of a card, and of the names of the files next to it
 
 
 class Cards:
-    """Rendered cards by their digest. Versions with the same card and the same names of files share one.
+    """Rendered cards by digest. Versions with the same card and the same file names share one.
 
     Args:
-        seconds: CPU time that one card may take.
+        seconds: CPU time limit per card.
     """
 
     def __init__(self, seconds: float = 2.0) -> None:
@@ -45,26 +45,26 @@ class Cards:
         self._known: SizedCache[Key, Card] = SizedCache(_KEPT, lambda card: 1000 + 2 * len(card.html))
         self._queue: dict[Key, Future[Card | None]] = {}
         self._slow: OrderedDict[str, None] = OrderedDict()
-        mark = secrets.token_hex(16)  # no card can hold it, so that it can be replaced in what is rendered
+        mark = secrets.token_hex(16)  # unguessable for a card, so that it can be replaced in the rendered text
         self._links, self._pictures = f"/{mark}/links/", f"/{mark}/pictures/"
         atexit.register(self._process.close)
 
     def close(self) -> None:
-        """End the process; no card may be asked for any more."""
+        """End the process; no further cards may be requested."""
         atexit.unregister(self._process.close)
         self._thread.shutdown()
         self._process.close()
 
     async def rendered(self, digest: str, text: str, files: Iterable[str]) -> Card | str:
-        """A card, or the sentence that stands in its place.
+        """Return a rendered card, or the sentence to show instead.
 
         Args:
             digest: its sha256.
-            text: Markdown, perhaps after front matter.
-            files: the names of the files beside it, for pictures.
+            text: Markdown, optionally after front matter.
+            files: names of the files next to it, for images.
 
         Returns:
-            The card; its links are to be completed by `placed`.
+            The card; `placed` completes its links.
         """
         names = sorted(files)[:_MOST_FILES]
         key = (digest, sha256("\0".join(names).encode("utf-8", "replace")).digest())
@@ -78,15 +78,15 @@ class Cards:
             return BUSY
 
     def placed(self, card: Card, repository: str, revision: str) -> Card:
-        """A card whose links lead to the files of a version.
+        """Return a card whose links point to the files of a version.
 
         Args:
-            repository: its address, e.g. ``"/acme/ner"``.
+            repository: its path, e.g. ``"/acme/ner"``.
             revision: e.g. ``"v3"``.
         """
         html = str(card.html).replace(self._links, f"{repository}/blob/{revision}/")
         html = html.replace(self._pictures, f"{repository}/resolve/{revision}/")
-        return replace(card, html=Markup(html))  # noqa: S704  (it was cleaned, and the addresses are the hub's)
+        return replace(card, html=Markup(html))  # noqa: S704  (sanitised before; the URLs are the hub's)
 
     def _ask(self, key: Key, text: str, names: list[str]) -> Card | str | Future[Card | None]:
         with self._lock:
@@ -113,7 +113,7 @@ class Cards:
             if answer := self._process.render(json.dumps(asked).encode()):
                 found = json.loads(answer)
                 facts = tuple((name, value) for name, value in found["facts"])
-                card = Card(Markup(found["html"]), facts, found["wrong"])  # noqa: S704  (the process has cleaned it)
+                card = Card(Markup(found["html"]), facts, found["wrong"])  # noqa: S704  (sanitised by the process)
                 self._known.get(key, lambda: card)
         finally:
             with self._lock:

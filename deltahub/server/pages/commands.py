@@ -1,4 +1,4 @@
-"""Commands that use a delta, ready to be copied; only those that apply to it."""
+"""Commands for using a delta, ready to copy; only those that apply to it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from deltahub.manifest import Manifest
 from deltahub.naming import backbone_name
 from deltahub.registry.registry import Found
 
-_PEFT: Final = "adapter_config.json"  # the file by which PEFT knows its own
+_PEFT: Final = "adapter_config.json"  # the file that identifies a PEFT adapter
 _WITH_PEFT: Final = ("lora", "ia3", "layer_norm", "soft_prompt")
-_RANKS: Final = (16, 32, 64, 128, 256, 320, 512)  # of vLLM, whose --max-lora-rank is the first unless it is told
+_RANKS: Final = (16, 32, 64, 128, 256, 320, 512)  # allowed by vLLM, whose default --max-lora-rank is the first
 
 
 @dataclass(frozen=True)
 class Command:
-    """Something to copy.
+    """A command to copy.
 
     Attributes:
-        title: what it is for.
-        texts: what to copy, one after the other.
+        title: its purpose.
+        texts: the lines to copy, in order.
     """
 
     title: str
@@ -29,14 +29,14 @@ class Command:
 
 
 def commands(found: Found, hub: str) -> list[Command]:
-    """What can be done with a version.
+    """Return the commands that apply to a version.
 
     Args:
-        hub: the hub's address, e.g. ``"https://hub.acme.org"``.
+        hub: the hub's URL, e.g. ``"https://hub.acme.org"``.
     """
     name, version = found.document.name, found.version
     folder = f"./{name.partition('/')[2]}"
-    # Quoted: whoever copies a command must not run what somebody wrote into a config.
+    # Quoted against shell injection: the name comes from a config written by another user.
     backbone = shlex.quote(" ".join(backbone_name(found.manifest.config).split()) or "BACKBONE")
     download = f"HF_ENDPOINT={hub} hf download {name} --revision {version} --local-dir {folder}"
     if any(entry.path == _PEFT for entry in found.manifest.files):
@@ -58,7 +58,8 @@ def commands(found: Found, hub: str) -> list[Command]:
         ),
     ]
     if method in _WITH_PEFT:
-        values = f" --backbone {backbone}" if method == "layer_norm" else ""  # its values are a part of what PEFT wants
+        # PEFT needs the complete weights, of which a layer_norm delta holds only a part.
+        values = f" --backbone {backbone}" if method == "layer_norm" else ""
         load = f'PeftModel.from_pretrained(model, "{folder}-peft")'
         offered.append(Command("PEFT", (f"{pull} --format peft --to {folder}-peft{values}", load)))
     rank = _vllm_rank(found.manifest)
@@ -69,10 +70,10 @@ def commands(found: Found, hub: str) -> list[Command]:
 
 
 def _vllm_rank(manifest: Manifest) -> int | None:
-    """The largest rank that vLLM must be ready for; None if it cannot serve the delta: it takes plain LoRA and nothing beside it."""
+    """Return the smallest --max-lora-rank that fits the delta; None if vLLM, which supports only plain LoRA, cannot serve it."""
     config, counts = manifest.config, manifest.parameters
     rank = config.get("lora_r", 8)
-    patterns = config.get("rank_pattern") or config.get("alpha_pattern")  # vLLM takes one rank and one scale
+    patterns = config.get("rank_pattern") or config.get("alpha_pattern")  # vLLM supports a single rank and scale
     if config.get("delta_type") != "lora" or config.get("use_dora") or patterns or counts["total"] != counts["delta"]:
         return None
     return next((most for most in _RANKS if isinstance(rank, int) and rank <= most), None)

@@ -1,4 +1,4 @@
-"""Two versions side by side: config, metrics, tensors and norms. They may be of one delta or of two."""
+"""Comparison page of two versions of one or two deltas: config, metrics, tensors and norms."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from deltahub.server.pages.rendering import page
 from deltahub.server.refusals import Refusal
 
 _PLOTS: Final = 12
-_ROWS: Final = 500  # of each table
+_ROWS: Final = 500  # per table
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table with two sides; a side is None where it has nothing of the name."""
+    """A line of the comparison; a side without the name is None."""
 
     name: str
     left: Any
@@ -42,7 +42,7 @@ class Row:
 
 
 def comparison(request: Request) -> Response:
-    """The comparison of the versions that the address names, or the form that asks for them."""
+    """Show the comparison of the versions in the query, or the form that asks for them."""
     asked = {side: request.query_params.get(side, "").strip() for side in ("left", "right")}
     if not all(asked.values()):
         return page(request, "compare.html", asked=asked, left=None, right=None)
@@ -78,7 +78,7 @@ def _rows(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Row]:
 
 
 def _config(manifest: Manifest) -> dict[str, Any]:
-    """The config as flat keys, without what is None."""
+    """Return the config with flattened keys, without None values."""
     flat: dict[str, Any] = {}
     for key, value in manifest.config.items():
         if isinstance(value, dict):
@@ -97,7 +97,7 @@ def _tensors(manifest: Manifest) -> dict[str, str]:
 
 
 def _norms(request: Request, left: Found, right: Found) -> dict[str, Any]:
-    """The plots and the table of norms."""
+    """Return the plots and the table of norms."""
     sides = [norms_of(request, side) for side in (left, right)]
     missing = next((side.missing for side in sides if side.missing), "")
     if missing:

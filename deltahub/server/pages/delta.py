@@ -1,4 +1,4 @@
-"""The page of a delta: its card beside its facts, config, metrics, files, and how to use it."""
+"""The page of a delta: card, metadata, config, metrics, files and commands."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from deltahub.server.repositories import Repository
 from deltahub.server.state import state_of
 
 _CARDS: Final = Cards()
-_FILES: Final = 500  # that are listed
-_ALIKE: Final = 8  # deltas of the same backbone that are listed
+_FILES: Final = 500  # listed at most
+_ALIKE: Final = 8  # listed deltas of the same backbone
 _BOOKKEEPING: Final = frozenset(
     {
         "metadata",
@@ -44,12 +44,12 @@ _BOOKKEEPING: Final = frozenset(
 
 @dataclass(frozen=True)
 class _Opened:
-    """A version that a page shows.
+    """A version opened for display.
 
     Attributes:
-        card: its card, as it was pushed; empty if it cannot be shown.
+        card: its card as pushed; empty if it cannot be shown.
         digest: the sha256 of the card.
-        without: why there is none, as a sentence.
+        without: why the card is missing, as a sentence.
     """
 
     repository: Repository
@@ -60,7 +60,7 @@ class _Opened:
 
 
 async def delta(request: Request) -> Response:
-    """One version of a delta; the newest if the address names none."""
+    """Show a version of a delta; by default the newest."""
     opened = await run_in_threadpool(_opened, request)
     if isinstance(opened, Response):
         return opened
@@ -74,7 +74,7 @@ async def delta(request: Request) -> Response:
 def _opened(request: Request) -> _Opened | Response:
     repository = repository_of(request)
     asked = f"{request.path_params['namespace']}/{request.path_params['name']}"
-    if repository.path != asked:  # it was renamed
+    if repository.path != asked:  # renamed
         return redirect(request, f"/{repository.path}", 302)
     found = version_of(repository, request.path_params.get("revision", MAIN))
     if amended := found.entry.card:
@@ -122,14 +122,14 @@ def _page(request: Request, opened: _Opened, card: Card | str) -> Response:
 
 
 def commit(request: Request) -> Response:
-    """The address that clients of the Hub print after a commit."""
+    """Redirect the URL that Hub clients print after a commit."""
     repository = repository_of(request)
     version = version_of(repository, request.path_params["revision"]).version
     return redirect(request, f"/{repository.path}/tree/{version}", 302)
 
 
 def _facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What its author says of a delta."""
+    """Return the metadata given by the author of a delta."""
     metadata = config.get("metadata")
     kept = metadata if isinstance(metadata, dict) else {}
     return {key.replace("_", " "): value for key, value in kept.items() if key not in ("tags", "test_result")}
@@ -141,7 +141,7 @@ def _parents(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _alike(request: Request, found: Found) -> dict[str, Any]:
-    """Other deltas that were trained on the very same backbone."""
+    """Return other deltas trained on exactly the same backbone."""
     fingerprint = found.manifest.config.get("backbone_hash")
     if not isinstance(fingerprint, str) or not fingerprint:
         return {"fingerprint": "", "lines": [], "total": 0}

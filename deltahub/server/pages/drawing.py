@@ -1,4 +1,4 @@
-"""The lines of a plot as coordinates; the template draws them as SVG."""
+"""Coordinates of plot lines; the template draws them as SVG."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from deltahub.server.pages.norms import ModuleNorm
 
 WIDTH: Final = 460.0
 HEIGHT: Final = 210.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 10.0, 34.0  # room for the numbers at the axes
-_MOST_TICKS: Final = 12  # at the x axis
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 10.0, 34.0  # margins for the axis labels
+_MOST_TICKS: Final = 12  # on the x axis
 
 Points = Mapping[int, float]  # block to norm
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line.
+    """A line of a plot.
 
     Attributes:
-        name: what it shows.
-        style: 0 to 7: its colour and mark.
+        name: label.
+        style: 0 to 7, for its colour and marker.
         points: ``"x,y x,y"``.
-        dots: the same as pairs, with the norm in words.
-        dashed: whether it is the second of two that are compared.
+        dots: the same as (x, y, label) triples; the label gives the block and norm.
+        dashed: whether it is the second line of a comparison.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Plot:
     Attributes:
         lines: in the order of the legend.
         x_ticks: position and label.
-        y_ticks: the same.
-        said: what it shows, in a sentence.
+        y_ticks: position and label.
+        said: description of the plot as a sentence.
     """
 
     lines: tuple[Line, ...]
@@ -56,27 +56,27 @@ class Plot:
 
     @property
     def floor(self) -> float:
-        """Where the x axis lies."""
+        """Position of the x axis."""
         return HEIGHT - _BOTTOM
 
     @property
     def wall(self) -> float:
-        """Where the y axis lies."""
+        """Position of the y axis."""
         return _LEFT
 
     @property
     def end(self) -> float:
-        """Where the x axis ends."""
+        """End of the x axis."""
         return WIDTH - _RIGHT
 
 
 def plot(series: Sequence[tuple[str, Points]], *, compared: bool = False, top: float | None = None) -> Plot:
-    """Draw lines over one pair of axes.
+    """Compute the lines and ticks of a plot.
 
     Args:
-        series: names with their points; a norm that is not finite is left out.
+        series: names with their points; norms that are not finite are left out.
         compared: whether the second line is the other side of a comparison, and dashed.
-        top: the largest norm of several plots that share their scale.
+        top: the largest norm of several plots with a common scale.
     """
     shown = [(name, {at: norm for at, norm in points.items() if math.isfinite(norm)}) for name, points in series]
     blocks = sorted({at for _, points in shown for at in points})
@@ -107,7 +107,7 @@ def plot(series: Sequence[tuple[str, Points]], *, compared: bool = False, top: f
 
 
 def by_series(norms: Iterable[ModuleNorm]) -> dict[str, dict[int, float]]:
-    """The norms of modules in blocks, by what is the same module in every block."""
+    """Return the norms of modules in blocks, grouped by modules that are the same in every block."""
     found: dict[str, dict[int, float]] = {}
     for norm in norms:
         if norm.block is not None:
@@ -116,11 +116,11 @@ def by_series(norms: Iterable[ModuleNorm]) -> dict[str, dict[int, float]]:
 
 
 def ticks(highest: float) -> list[float]:
-    """Round numbers from 0 to at least `highest`, four to seven of them."""
+    """Return evenly spaced round numbers from 0 to at least `highest`."""
     if not highest > 0 or not math.isfinite(highest):
         return [0.0, 1.0]
     power = 10.0 ** math.floor(math.log10(highest))
-    if power == 0.0:  # denormal
+    if power == 0.0:  # subnormal
         return [0.0, highest]
     step = next(power * share for share in (0.2, 0.25, 0.5, 1.0, 2.0) if highest <= power * share * 5)
     count = math.ceil(highest / step - 1e-9)
@@ -128,7 +128,7 @@ def ticks(highest: float) -> list[float]:
 
 
 def brief(number: float) -> str:
-    """A number with three digits that matter."""
+    """Return a number with three significant digits."""
     return f"{number:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""A file of a delta: text as text, tensors as a table, anything else as a link. Nothing of it ever runs."""
+"""A file of a delta: text as text, tensors as a table, anything else as a link. Nothing is ever executed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from starlette.responses import Response
 from deltahub.server.pages.reading import content_of, file_of, repository_of, version_of
 from deltahub.server.pages.rendering import page
 
-LARGEST: Final = 256 << 10  # bytes of a text that is shown
+LARGEST: Final = 256 << 10  # bytes of a text to show
 _TENSORS: Final = 2000
 
 
 def file(request: Request) -> Response:
-    """One file of one version."""
+    """Show one file of a version."""
     repository = repository_of(request)
     found = version_of(repository, request.path_params["revision"])
     entry = file_of(found, request.path_params["path"])

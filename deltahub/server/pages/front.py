@@ -1,4 +1,4 @@
-"""The front page: search, filters, sorting and paging, all of it in the address."""
+"""The front page: search, filters, sorting and paging, with the whole state in the URL."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from deltahub.server.pages.rendering import page, query
 from deltahub.server.state import state_of
 
 PER_PAGE: Final = 25
-_METRICS: Final = 3  # that a line shows
-_MOST_TAGS: Final = 32  # that are looked for at once
-_LONGEST: Final = 200  # letters of what is searched for
+_METRICS: Final = 3  # per line
+_MOST_TAGS: Final = 32  # per search
+_LONGEST: Final = 200  # characters of a search
 SORTS: Final = (
     ("time", "Newest"),
     ("name", "Name"),
@@ -29,7 +29,7 @@ SORTS: Final = (
     ("parameters", "Most parameters"),
 )
 _TITLES: Final = {"delta_type": "Method", "backbone": "Backbone", "tags": "Tags", "author": "Author"}
-_KEYS: Final = {"delta_type": "type", "backbone": "backbone", "tags": "tag", "author": "author"}  # in the address
+_KEYS: Final = {"delta_type": "type", "backbone": "backbone", "tags": "tag", "author": "author"}  # query parameters
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Choice:
     """One value of a facet, as a link.
 
     Attributes:
-        id: keeps the focus in place when the list is loaded anew.
-        href: the list with the value chosen, or without it if it is.
+        id: keeps the focus in place when the list is reloaded.
+        href: the list with the value selected, or without it if it is selected already.
     """
 
     id: str
@@ -66,7 +66,7 @@ class Line:
 
 
 def front(request: Request) -> Response:
-    """The list of the newest versions of all deltas that the caller may see."""
+    """Show the newest versions of all deltas that the caller may see."""
     asked, at = _asked(request)
     index = state_of(request).index
 
@@ -100,7 +100,7 @@ def front(request: Request) -> Response:
 
 
 def _asked(request: Request) -> tuple[Query, int]:
-    """What the address asks for, and the page of it. What cannot be asked for is left out."""
+    """Return the query and page number given by the URL; invalid parts are ignored."""
     given = request.query_params
     asked = Query(
         text=given.get("q", "").strip()[:_LONGEST],
@@ -110,14 +110,14 @@ def _asked(request: Request) -> tuple[Query, int]:
         backbone=given.get("backbone") or None,
         fingerprint=given.get("fingerprint") or None,
     )
-    with contextlib.suppress(ConfigError):  # nothing to sort by
+    with contextlib.suppress(ConfigError):  # an invalid sort key
         asked = replace(asked, sort=given.get("sort") or "time")
     number = given.get("page", "1")
     return asked, max(1, int(number)) if number.isdecimal() and len(number) < 9 else 1
 
 
 def _address(asked: Query, at: int = 1) -> str:
-    """The front page with a query, as a link."""
+    """Return the URL of the front page with a query."""
     return "/" + query(
         q=asked.text,
         type=asked.delta_type,
@@ -150,7 +150,7 @@ def _with(asked: Query, name: str, value: str | None) -> Query:
 
 
 def _chips(asked: Query) -> list[dict[str, str]]:
-    """What narrows the list, each with the list without it."""
+    """Return the active filters, each with a link to the list without it."""
     chips = [{"title": "words", "value": asked.text, "href": _address(replace(asked, text=""))}] if asked.text else []
     for name in ("delta_type", "backbone", "author", "fingerprint"):
         if value := getattr(asked, name):
@@ -163,14 +163,14 @@ def _chips(asked: Query) -> list[dict[str, str]]:
 
 
 def _pairs(asked: Query) -> list[tuple[str, str]]:
-    """What the search form sends along besides the words and the order."""
+    """Return the hidden fields of the search form: the query without its text and order."""
     named = [("type", asked.delta_type), ("backbone", asked.backbone), ("author", asked.author)]
     found = [(name, value) for name, value in (*named, ("fingerprint", asked.fingerprint)) if value]
     return [*found, *(("tag", tag) for tag in asked.tags)]
 
 
 def _metric_sorts(asked: Query, lines: list[Listed]) -> list[tuple[str, str]]:
-    """The metrics of what is shown, and the one in force, to sort by."""
+    """Return the sort options for metrics: the current one, and those of the listed deltas."""
     named = {str(name): None for line in lines for name in _metrics(line)}
     if asked.sort not in dict(SORTS):
         named = {asked.sort: None, **named}

@@ -1,4 +1,4 @@
-"""How much a delta changes each module: a plot over the blocks, and all numbers as a table."""
+"""The layers page: the change of each module as a plot over the blocks, and as a table."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from deltahub.server.pages.rendering import page, size
 from deltahub.server.state import state_of
 from deltahub.sized_cache import SizedCache
 
-LARGEST: Final = 64 << 20  # bytes of weights that are read for a plot
-LINES: Final = 8  # in a plot; the others are in the table
+LARGEST: Final = 64 << 20  # bytes of weights to read for a plot
+LINES: Final = 8  # per plot; the others are in the table
 _ROWS: Final = 2000  # of the table
-_KEPT: Final = 32 << 20  # bytes of norms that are kept
-_LONGEST_HEADER: Final = 4 << 20  # bytes of the table of tensors in a safetensors file: some 30,000 of them
-_TURN: Final = "-/norms"  # no repository is called so
+_KEPT: Final = 32 << 20  # bytes of cached norms
+_LONGEST_HEADER: Final = 4 << 20  # bytes of a safetensors header: about 30,000 tensors
+_TURN: Final = "-/norms"  # not a valid repository name
 
 Handler = Callable[[Request], Response]
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -37,7 +37,7 @@ class Norms:
     """The norms of a version.
 
     Attributes:
-        modules: in the order of their addresses.
+        modules: sorted by address.
         missing: why there are none, as a sentence.
     """
 
@@ -45,12 +45,12 @@ class Norms:
     missing: str = ""
 
 
-# By the digests of the weights and of the manifest, in which the scale is.
+# Keyed by the digests of the weights and of the manifest, which contains the scale.
 _NORMS: Final[SizedCache[tuple[str, str], Norms]] = SizedCache(_KEPT, lambda norms: 1000 + 500 * len(norms.modules))
 
 
 def in_turn(handler: Handler) -> Endpoint:
-    """An endpoint that reads norms, one request after the other; who waits holds no thread."""
+    """Return an endpoint that reads norms for one request at a time; waiting takes no thread."""
 
     async def endpoint(request: Request) -> Response:
         async with state_of(request).turns.of(_TURN):
@@ -60,7 +60,7 @@ def in_turn(handler: Handler) -> Endpoint:
 
 
 def layers(request: Request) -> Response:
-    """The layers of one version."""
+    """Show the layers of one version."""
     repository = repository_of(request)
     found = version_of(repository, request.path_params["revision"])
     norms = norms_of(request, found)
@@ -82,7 +82,7 @@ def layers(request: Request) -> Response:
 
 
 def norms_of(request: Request, found: Found) -> Norms:
-    """The norms of a version, read once. Pages that ask for them wait for their turn (`in_turn`), so that memory stays bounded."""
+    """Return the norms of a version, read once and cached. Callers must use `in_turn`, which bounds the memory."""
     entry = weights_of(found.manifest)
     if entry is None:
         return Norms(missing="This version holds no safetensors file, so there are no norms to show.")
@@ -93,7 +93,7 @@ def norms_of(request: Request, found: Found) -> Norms:
 
 
 def weights_of(manifest: Manifest) -> FileEntry | None:
-    """The file with the tensors; the largest if there are several."""
+    """Return the file with the tensors; the largest if there are several."""
     files = [entry for entry in manifest.files if entry.path.endswith(".safetensors")]
     return next((entry for entry in files if entry.path == WEIGHTS), max(files, key=lambda f: f.size, default=None))
 

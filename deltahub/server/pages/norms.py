@@ -1,7 +1,8 @@
-"""How much a delta changes each module: one norm per module, read from its tensors without torch.
+"""Norm of the change per module, computed from a delta's tensors without torch.
 
-A low-rank pair counts as what it adds to a weight, ``||s B A||`` (Frobenius); anything else as the norm of all its values. The
-product is not made: ``||B A||^2 = sum((B'B) * (A A'))``, which are small; only where the product is smaller still, it is.
+A low-rank pair counts as the update of the weight, ``||s B A||`` (Frobenius); any other module as the norm of all its values. The
+product itself is avoided: ``||B A||^2 = sum((B'B) * (A A'))`` needs only small matrices; it is computed only where it is even
+smaller.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ _PLAIN: Final = {
     "U8": "u1",
     "BOOL": "?",
 }
-_LOW_RANK: Final = re.compile(r"(?P<before>.*?)\.?lora_(?P<side>[AB])(?:\.[^.]+)*")  # PEFT ends it with ".weight"
+_LOW_RANK: Final = re.compile(r"(?P<before>.*?)\.?lora_(?P<side>[AB])(?:\.[^.]+)*")  # PEFT appends ".weight"
 _MATRIX: Final = 2  # dimensions
 
 
 @dataclass(frozen=True)
 class ModuleNorm:
-    """What is known of one module.
+    """The norm of one module.
 
     Attributes:
         address: of the module in the backbone, e.g. ``"encoder.layer.3.attention.self.query"``.
@@ -50,29 +51,29 @@ class ModuleNorm:
 
     @property
     def block(self) -> int | None:
-        """The number of the block that the module is in; None if it is in none."""
+        """The number of the module's block; None outside blocks."""
         found = next((part for part in self.address.split(".") if part.isdecimal() and len(part) < 6), None)
         return None if found is None else int(found)
 
     @property
     def series(self) -> str:
-        """The address with ``*`` for the number of the block: modules that are the same in every block share it."""
+        """The address with ``*`` for the block number: shared by modules that are the same in every block."""
         parts = self.address.split(".")
         at = next((i for i, part in enumerate(parts) if part.isdecimal() and len(part) < 6), None)
         return self.address if at is None else ".".join((*parts[:at], "*", *parts[at + 1 :]))
 
 
 def module_norms(data: bytes, config: Mapping[str, Any]) -> tuple[ModuleNorm, ...]:
-    """The norms of a delta's modules, in the order of their addresses, numbers as numbers.
+    """Compute the norms of a delta's modules, sorted by address with numbers in numeric order.
 
     Args:
         data: a safetensors file.
         config: of the delta, for the scale of a low-rank update.
 
     Raises:
-        CheckpointError: it is none, or holds a dtype that cannot be read here.
+        CheckpointError: the data is not a safetensors file, or has an unsupported dtype.
     """
-    from safetensors import SafetensorError, deserialize  # late: most pages show no plot
+    from safetensors import SafetensorError, deserialize  # imported lazily: most pages show no plot
 
     try:
         tensors = deserialize(data)  # type: ignore[no-untyped-call]
@@ -88,7 +89,7 @@ def module_norms(data: bytes, config: Mapping[str, Any]) -> tuple[ModuleNorm, ..
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """The module that a tensor belongs to, and the rest of its name."""
+    """Split a tensor name into its module and the rest."""
     module, part, parameter = f".{name}".partition(DELTA_PART)
     if part:
         return module.removeprefix("."), parameter
@@ -100,7 +101,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def scale_of(config: Mapping[str, Any], module: str = "") -> float:
-    """What the low-rank update of a module is multiplied by; 1 if the config does not say."""
+    """Return the factor of a module's low-rank update; 1 if the config does not give it."""
     rank = _own(config.get("rank_pattern"), module, config.get("lora_r") or config.get("r"))
     alpha = _own(config.get("alpha_pattern"), module, config.get("lora_alpha"))
     if not isinstance(rank, int | float) or not isinstance(alpha, int | float) or rank <= 0:
@@ -109,7 +110,7 @@ def scale_of(config: Mapping[str, Any], module: str = "") -> float:
 
 
 def _own(patterns: Any, module: str, default: Any) -> Any:
-    """The value of an option for a module: patterns hold names of modules or their ends; regular expressions are not run here."""
+    """Return the value of an option for a module: patterns are module names or suffixes; regular expressions are not run here."""
     ends = patterns if isinstance(patterns, Mapping) else {}
     return next((value for end, value in ends.items() if f".{module}".endswith(f".{end}")), default)
 
@@ -137,7 +138,7 @@ def _norm(address: str, parts: Mapping[str, Any], scale: float) -> ModuleNorm:
 
 
 def _pairs(parts: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """The (A, B) of each low-rank update, (r, n_in) and (n_out, r)."""
+    """Yield (A, B) of each low-rank update, with shapes (r, n_in) and (n_out, r)."""
     for name, down in parts.items():
         found = _LOW_RANK.fullmatch(name)
         if not found or found["side"] != "A":
@@ -151,9 +152,9 @@ def _pairs(parts: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
 def _product(pair: tuple[Any, Any]) -> float:
     import numpy as np
 
-    with np.errstate(all="ignore"):  # values that are not finite give a norm that is not
+    with np.errstate(all="ignore"):  # values that are not finite give such a norm
         down, up = (values.astype(np.float64) for values in pair)
-        if down.shape[0] ** 2 > up.shape[0] * down.shape[1]:  # no low rank: what it adds is the smaller matrix
+        if down.shape[0] ** 2 > up.shape[0] * down.shape[1]:  # not low rank: the update is the smaller matrix
             return _square(up @ down)
         return max(0.0, float(np.sum((up.T @ up) * (down @ down.T))))
 
@@ -167,10 +168,10 @@ def _square(values: Any) -> float:
 
 
 def _sum(squares: Iterable[float]) -> float:
-    """Their sum; NaN stays NaN, which `math.sqrt` takes."""
+    """Return the sum; NaN stays NaN, which `math.sqrt` accepts."""
     return sum(squares, 0.0)
 
 
 def _natural(address: str) -> list[tuple[int, int, str]]:
-    """Sorts layer.10 after layer.9."""
+    """Return a sort key that puts layer.10 after layer.9."""
     return [(0, int(part), "") if part.isdecimal() and len(part) < 19 else (1, 0, part) for part in address.split(".")]

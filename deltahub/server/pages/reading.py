@@ -1,4 +1,4 @@
-"""What a page shows of the registry, for those who may see it."""
+"""Registry content shown on pages, limited to what the caller may see."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 def hidden_from(request: Request) -> tuple[str, ...]:
-    """The names of all deltas that the caller may not see.
+    """Return the names of all deltas that the caller may not see.
 
     Raises:
-        Refusal: there is nothing that they may see.
+        Refusal: the caller may not see anything.
     """
     caller = caller_of(request)
     if caller.scope == "none":
@@ -34,13 +34,13 @@ def hidden_from(request: Request) -> tuple[str, ...]:
 
 
 def of_the_seen(request: Request, ask: Callable[[tuple[str, ...]], T]) -> T:
-    """What the index says of the deltas that the caller may see.
+    """Query the index for the deltas that the caller may see.
 
     Args:
-        ask: asks it, given the names to leave out; again if one that is private was made while it was asked.
+        ask: queries it, given the names to hide; repeated if further deltas became hidden meanwhile.
 
     Raises:
-        Refusal: there is nothing that they may see.
+        Refusal: the caller may not see anything.
     """
     hidden = hidden_from(request)
     while True:
@@ -51,13 +51,13 @@ def of_the_seen(request: Request, ask: Callable[[tuple[str, ...]], T]) -> T:
 
 
 def repository_of(request: Request, path: str | None = None) -> Repository:
-    """The repository that the address names; it holds at least one version.
+    """Return the repository of the URL, which has at least one version.
 
     Args:
-        path: another one, ``"namespace/name"``.
+        path: another repository, ``"namespace/name"``.
 
     Raises:
-        Refusal: there is none that the caller may see, or it is empty.
+        Refusal: the caller may not see it, or it is missing or empty.
     """
     repository = find_repository(request, path) if path else open_repository(request)
     if not repository.document.versions:
@@ -66,13 +66,13 @@ def repository_of(request: Request, path: str | None = None) -> Repository:
 
 
 def version_of(repository: Repository, asked: str) -> Found:
-    """A version with its manifest.
+    """Return a version with its manifest.
 
     Args:
         asked: a version, alias, branch, commit or digest.
 
     Raises:
-        Refusal: there is no such version.
+        Refusal: the version does not exist.
         IntegrityError: its manifest is damaged.
     """
     commit = repository.at(asked)
@@ -81,10 +81,10 @@ def version_of(repository: Repository, asked: str) -> Found:
 
 
 def file_of(found: Found, path: str) -> FileEntry:
-    """A file of a version.
+    """Return a file of a version.
 
     Raises:
-        Refusal: there is none of this name.
+        Refusal: the version has no such file.
     """
     for entry in found.manifest.files:
         if entry.path == path:
@@ -93,11 +93,11 @@ def file_of(found: Found, path: str) -> FileEntry:
 
 
 def content_of(request: Request, entry: FileEntry) -> bytes:
-    """The bytes of a file, checked; ask for its size before.
+    """Read and verify a file; check its size first.
 
     Raises:
-        NotFoundError: they are gone.
-        IntegrityError: they are not those that were pushed.
+        NotFoundError: it is missing.
+        IntegrityError: its bytes do not match the digest.
     """
     data = state_of(request).registry.store.read(object_key(entry.sha256))
     found = hashlib.sha256(data).hexdigest()

@@ -1,4 +1,4 @@
-"""Templates, and the headers that every page has."""
+"""Rendering of templates, and the headers of all pages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HEADERS: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
-    "Referrer-Policy": "same-origin",  # not "no-referrer": then forms would name no origin, by which they are checked
+    "Referrer-Policy": "same-origin",  # not "no-referrer": forms would then send no origin, which is needed to check them
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
@@ -43,11 +43,11 @@ _AGES: Final = ((60, "second"), (60, "minute"), (24, "hour"), (30, "day"), (12, 
 
 
 def page(request: HTTPConnection, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """A page.
+    """Render a page.
 
     Args:
-        template: its file in `templates/`.
-        values: what the template shows.
+        template: file name in `templates/`.
+        values: variables of the template.
     """
     theme = request.cookies.get(THEME_COOKIE, "")
     text = (
@@ -66,40 +66,40 @@ def page(request: HTTPConnection, template: str, status: int = 200, **values: An
 
 
 def redirect(request: HTTPConnection, address: str, status: int = 303) -> RedirectResponse:
-    """Send a browser to another page.
+    """Redirect a browser to another page.
 
     Args:
-        address: of the page within the hub, as in templates.
+        address: path of the page within the hub, as in templates.
     """
     return RedirectResponse(_prefix(request) + address, status, HEADERS)
 
 
 def _prefix(request: HTTPConnection) -> str:
-    """Return the path of the hub on its server, as its public address has it; empty for a server of its own."""
+    """Return the path prefix of the hub's public URL; empty if it has none."""
     return urlsplit(state_of(request).settings.public_url or "").path.rstrip("/")
 
 
 def _below(prefix: str, text: str) -> str:
-    """Return a page whose links, forms and files are below a path: templates write all of them from the root."""
+    """Return a page with a path prefix added to all links, forms and files, which templates write from the root."""
     if not prefix:
         return text
     return _TAG.sub(lambda tag: _ROOTED.sub(rf"\1{prefix}/", tag[0]), text)
 
 
 def own_address(request: HTTPConnection) -> str:
-    """Path and query of a request, as a link within the hub."""
+    """Return path and query of a request, as a link within the hub."""
     return f"/{request.url.path.lstrip('/')}" + (f"?{request.url.query}" if request.url.query else "")
 
 
 @cache
 def static_files() -> Mapping[str, tuple[bytes, str]]:
-    """The files that pages need, by name, with the start of their sha256."""
+    """Return the static files of the pages by name, each with the start of its sha256."""
     paths = sorted(path for folder in (STATIC, STATIC / "vendor") for path in folder.iterdir() if path.is_file())
     return {path.name: (data := path.read_bytes(), hashlib.sha256(data).hexdigest()[:12]) for path in paths}
 
 
 def static_address(name: str) -> str:
-    """Where a file is served; the address changes with its content, so that browsers may keep it."""
+    """Return the URL of a static file; it changes with the content, so that browsers may cache it."""
     return f"/-/static/{name}?v={static_files()[name][1]}"
 
 
@@ -118,18 +118,18 @@ def _environment() -> Environment:
 
 
 def part(text: str) -> str:
-    """Text as one part of a path."""
+    """Quote text as one segment of a path."""
     return quote(text, safe="")
 
 
 def query(**values: Any) -> str:
-    """A query string without what is empty; lists repeat their key."""
+    """Return a query string without empty values; lists repeat their key."""
     kept = {key: value for key, value in values.items() if value not in (None, "", [], (), False)}
     return f"?{urlencode(kept, doseq=True)}" if kept else ""
 
 
 def size(count: float) -> str:
-    """Bytes in the largest unit that leaves a number of at least 1."""
+    """Format bytes in the largest unit that gives at least 1."""
     value, unit = float(count), 0
     while value >= 999.5 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1
@@ -137,7 +137,7 @@ def size(count: float) -> str:
 
 
 def age(time: str, now: datetime | None = None) -> str:
-    """How long ago a time was, in its largest unit: ``"3 days ago"``; a text that is no time stays as it is."""
+    """Format the time since a moment in its largest unit: ``"3 days ago"``; return invalid times unchanged."""
     try:
         then = datetime.fromisoformat(time)
     except ValueError:
@@ -155,18 +155,18 @@ def age(time: str, now: datetime | None = None) -> str:
 
 
 def number(value: Any) -> str:
-    """A metric or a count, short."""
+    """Format a metric or count briefly."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return seen(str(value))
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def said(value: Any) -> str:
-    """A value of a config as text."""
+    """Format a config value as text."""
     return seen(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
 
 
 def seen(text: str) -> str:
-    """Text in which every character can be seen: those that are invisible, or turn the direction of others, as their numbers."""
+    """Escape invisible characters and those that change the direction of text."""
     lines = str(text).replace("\r\n", "\n")
     return "".join(char if char.isprintable() or char in "\n\t" else f"\\u{ord(char):04x}" for char in lines)

@@ -1,7 +1,7 @@
-"""The addresses of the pages.
+"""URLs of the pages.
 
-They are those of the Hugging Face Hub where it has the same page, so that the links that its clients print lead somewhere. What has no
-place there is below ``/-/``, which no namespace can be called.
+They equal those of the Hugging Face Hub for corresponding pages, so that links printed by its clients work. Other pages are below
+``/-/``, which is not a valid namespace.
 """
 
 from __future__ import annotations

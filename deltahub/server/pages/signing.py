@@ -1,6 +1,7 @@
-"""Signing in with a token, signing out, and the choice of light or dark: all that can be sent from the pages.
+"""Sign-in with a token, sign-out, and the choice of theme: the only forms of the pages.
 
-Of the registry, nothing but the documents of sessions is touched. A form is taken from this hub's own pages alone, by the origin that the browser names.
+They write nothing to the registry but session documents. A form is accepted only from this hub's own pages, by the browser's
+Origin header (CSRF).
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ _WRONG: Final = 401
 
 
 def sign_in_form(request: Request) -> Response:
-    """The form for a token."""
+    """Show the form for a token."""
     refused = "refused" in request.query_params
     return page(request, "sign_in.html", refused=refused, next=own_path(request.query_params.get("next", "")))
 
 
 async def sign_in(request: Request) -> Response:
-    """Begin a session for a token, in a cookie that no script can read and no other site can send."""
+    """Start a session for a token, in a cookie that is hidden from scripts and not sent by other sites."""
     form = await _own_form(request)
     token = form.get("token", "").strip()
     if not _TOKEN.fullmatch(token):
@@ -59,7 +60,7 @@ async def sign_in(request: Request) -> Response:
 
 
 async def sign_out(request: Request) -> Response:
-    """End the session, wherever its cookie may be by now."""
+    """End the session on the server, so that copies of its cookie are useless too."""
     await _own_form(request)
     if secret := session_of(request):
         await run_in_threadpool(authenticator_of(request).end, secret)
@@ -69,7 +70,7 @@ async def sign_out(request: Request) -> Response:
 
 
 async def choose_theme(request: Request) -> Response:
-    """Keep the choice of light or dark; anything else follows the reader's system."""
+    """Store the choice of light or dark; any other value follows the browser's setting."""
     form = await _own_form(request)
     answer = redirect(request, own_path(form.get("next", "")))
     if form.get("theme") in THEMES:
@@ -80,16 +81,16 @@ async def choose_theme(request: Request) -> Response:
 
 
 def own_path(text: str) -> str:
-    """A path on this hub; the front page for anything that leads elsewhere."""
+    """Return a path on this hub; the front page for any other target, to prevent open redirects."""
     sound = re.fullmatch(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]*", text)
     return text if sound else "/"
 
 
 async def _own_form(request: Request) -> dict[str, str]:
-    """The fields of a form.
+    """Return the fields of a form.
 
     Raises:
-        Refusal: it was sent from elsewhere, or is too large.
+        Refusal: it is cross-site, or too large.
     """
     if not _is_own(request):
         raise Refusal(403, "This form was sent from another site. Open the hub's own page and repeat it there.")

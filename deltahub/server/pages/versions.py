@@ -1,4 +1,4 @@
-"""All versions of a delta: those that are there, those that were removed, where each alias points, and the log of every move."""
+"""The versions page of a delta: existing and removed versions, aliases, and the log of changes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from deltahub.registry.entries import number
 from deltahub.server.pages.reading import repository_of
 from deltahub.server.pages.rendering import page
 
-_SHOWN: Final = 100  # versions, and moves, unless all are asked for,
-_MOST: Final = 5000  # and then
+_SHOWN: Final = 100  # versions and log entries by default
+_MOST: Final = 5000  # with ``?all``
 
 
 def versions(request: Request) -> Response:
-    """The history of a delta, newest first."""
+    """Show the history of a delta, newest first."""
     repository = repository_of(request)
     document = repository.document
     everything = "all" in request.query_params

@@ -1,4 +1,4 @@
-"""Deltas on the Hugging Face Hub, and on every hub that speaks its protocol."""
+"""Deltas on the Hugging Face Hub and on any hub that speaks its protocol."""
 
 from deltahub.sources.huggingface.source import HF, HuggingFace
 

@@ -1,7 +1,7 @@
-"""Calls to one hub of the Hugging Face protocol, through huggingface_hub's own client.
+"""Calls to a hub of the Hugging Face protocol, through huggingface_hub's own client.
 
-The address and the token are read at every call, so that one process can speak to several hubs and a login takes effect at
-once. What fails is made again while that may help, and is then one sentence.
+The address and token are read at every call, so that one process can use several hubs and a login takes effect at once. Failed
+calls are retried where that may help; the final error is a single sentence.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ COMMIT: Final = "x-repo-commit"  # the header that says which commit an answer i
 
 
 class Calls:
-    """One hub, as one user.
+    """Client of one hub, for one user.
 
     Args:
-        name: what the source is called.
-        endpoint: its address; None for HF_ENDPOINT, or else the Hugging Face Hub.
+        name: of the source.
+        endpoint: its URL; None for HF_ENDPOINT, or else the Hugging Face Hub.
         token: the user's token there; False for none.
-        token_variable: the environment variable that holds it otherwise; None for the token of `hf auth login` or HF_TOKEN.
+        token_variable: the environment variable with the token otherwise; None for the token of `hf auth login` or HF_TOKEN.
         pause: waits for a number of seconds.
         longest: seconds for one answer as a whole.
     """
@@ -61,21 +61,21 @@ class Calls:
 
     @property
     def endpoint(self) -> str:
-        """The hub's address, without a "/" at its end."""
+        """The hub's URL without a trailing "/"."""
         return (self._endpoint or os.environ.get("HF_ENDPOINT", "").strip() or HUGGING_FACE).rstrip("/")
 
     @property
     def place(self) -> str:
-        """The source's name and where it is, for people: without a user and password in the address."""
+        """The source's name and URL for people, without user and password."""
         scheme, _, rest = self.endpoint.rpartition("://")
         return f"{self.name} ({scheme}://{rest.rpartition('@')[2]})"
 
     @property
     def token(self) -> str | Literal[False]:
-        """The token that is sent now, without the line end that a secret made from a file has; False if there is none.
+        """The token to send, without the trailing newline of a secret read from a file; False for none.
 
         Raises:
-            ConfigError: it holds what no token can.
+            ConfigError: it contains characters that a token cannot have.
         """
         if self._token is not None:
             found, where = self._token or "", f"The token given for the source {self.name}"
@@ -101,7 +101,7 @@ class Calls:
         return HfApi(endpoint=self.endpoint, token=self.token, library_name="deltahub", library_version=VERSION)
 
     def headers(self) -> dict[str, str]:
-        """The headers of a request of our own."""
+        """Return the headers for requests sent without huggingface_hub's client."""
         from huggingface_hub.utils import build_hf_headers
 
         headers = build_hf_headers(token=self.token, library_name="deltahub", library_version=VERSION)

@@ -1,4 +1,4 @@
-"""What a hub of the Hugging Face protocol answers when it refuses, as one sentence with the way out."""
+"""Error messages for refusals of a Hugging Face hub: one sentence and a remedy."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from deltahub.errors import ConfigError, DeltaHubError, NotFoundError, NoVersion
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})  # statuses after which a call may be made again
+BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})  # statuses after which a call may be repeated
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A call to a hub, for what is said when it fails.
+    """A call to a hub, described for error messages.
 
     Attributes:
-        doing: what was going on, e.g. ``"Pulling acme/ner"``.
-        what: the delta that it was about.
+        doing: the operation, e.g. ``"Pulling acme/ner"``.
+        what: the delta it is about.
         place: the source, for people.
         token: whether a token was sent.
-        log_in: how to have another token sent, as a clause.
+        log_in: how to send another token, as a clause.
     """
 
     doing: str
@@ -33,18 +33,18 @@ class Asked:
 
     @property
     def failed(self) -> str:
-        """How a sentence begins."""
+        """The beginning of an error message."""
         return f"{self.doing} failed in {self.place}"
 
 
 def sentence(error: Exception, asked: Asked) -> DeltaHubError | None:
-    """An error of huggingface_hub as one of ours; None for one that says nothing about the hub."""
-    import httpx2  # late, as all of huggingface_hub: only who asks a hub needs it
+    """Convert an error of huggingface_hub to one of DeltaHub's; return None if it is not about the hub."""
+    import httpx2  # imported lazily, like huggingface_hub: only hubs need it
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError):
         return _missing(error, asked) or _refused(error, asked)
-    if isinstance(error, httpx2.RequestError):  # no answer, one that cannot be decoded, or a circle of redirects
+    if isinstance(error, httpx2.RequestError):  # no answer, an undecodable one, or a redirect loop
         reason = "no answer in time" if isinstance(error, httpx2.TimeoutException) else str(error).rstrip(".")
         return UnreachableError(f"{asked.failed} ({reason}). Check the network and the address, and repeat.")
     if isinstance(error, TimeoutError):  # of our own: the answer as a whole
@@ -58,7 +58,7 @@ def sentence(error: Exception, asked: Asked) -> DeltaHubError | None:
 
 
 def _missing(error: HfHubHTTPError, asked: Asked) -> DeltaHubError | None:
-    """What the hub does not have, or does not show; None for any other answer."""
+    """Convert the answer for a missing or hidden repo, revision or file; return None for any other error."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):

@@ -1,7 +1,7 @@
-"""Repos that hold a delta but no manifest, because other programs made them.
+"""Repos that contain a delta but no manifest, because other programs made them.
 
-Their files are checked against what the hub lists: the sha256 of what is in LFS, git's sha1 of the rest. Only the files of the
-delta are fetched, whatever else is there; for their manifest they must be read, so they are fetched at once.
+Files are verified against the hub's listing: by sha256 for files in LFS, by git's sha1 for others. Only the files of the delta
+are downloaded, whatever else the repo contains; the manifest needs their content, so they are downloaded at once.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 OPENDELTA: Final = "config.json"
-_OTHERS: Final = (  # config and weights of what others save, the better format first
+_OTHERS: Final = (  # config and weights as saved by other programs, the better format first
     ("adapter_config.json", "adapter_model.safetensors"),
     ("adapter_config.json", "adapter_model.bin"),
     (OPENDELTA, PICKLE),
 )
-_SHOWN: Final = 5  # names of files in a message
+_SHOWN: Final = 5  # file names in a message
 
 
 class Foreign:
-    """The delta of a commit that no manifest describes; its files are in a temporary folder as long as this lives.
+    """The delta of a commit without a manifest; its files are in a temporary folder during the object's lifetime.
 
     Args:
         snapshot: the commit.
 
     Raises:
-        CheckpointError: there is no delta that can be read.
-        IntegrityError: a file is not the one that the hub lists, or that its config vouches for.
-        UnreachableError: there was no answer.
+        CheckpointError: it contains no readable delta.
+        IntegrityError: a file does not match the hub's listing or its config.
+        UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
 
@@ -57,7 +57,7 @@ class Foreign:
             self.manifest = self._manifest()
 
     def fetch(self, entry: FileEntry, into: Path, progress: Progress | None = None) -> None:
-        """Copy a file to a new place, checked.
+        """Copy and verify a file.
 
         Raises:
             IntegrityError: it was changed in the temporary folder.
@@ -101,7 +101,7 @@ class Foreign:
             raise IntegrityError(what, error.expected, error.found, error.remedy) from error
 
     def _saved_by_others(self, names: tuple[str, str]) -> Manifest | None:
-        """The manifest of a delta in the format of others; None if a `config.json` is that of a whole model."""
+        """Return the manifest of a delta in another program's format; None if `config.json` belongs to a whole model."""
         config, weights = names
         self._take(config)
         if config == OPENDELTA and "delta_type" not in self._said(config):
@@ -120,7 +120,7 @@ class Foreign:
         return found if isinstance(found, dict) else {}
 
     def _take(self, name: str) -> None:
-        """Fetch a file into the temporary folder and hold it against what the hub lists."""
+        """Download a file into the temporary folder, and verify it against the hub's listing."""
         listed, at, path = self._listed[name], self._snapshot, self._folder / name
         wanted = listed.lfs.sha256 if listed.lfs else None
         sha256 = copy(at.calls, at.repo, at.commit, name, path, listed.size or 0, None, at.kept, wanted)

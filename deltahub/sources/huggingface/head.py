@@ -1,4 +1,4 @@
-"""What is at the head of a repo's main branch: what a push builds on."""
+"""The head of a repo's main branch, on which a push builds."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from deltahub.sources.huggingface.transfer import read
 
 @dataclass(frozen=True)
 class Head:
-    """The head of a repo.
+    """The head of a repo's main branch.
 
     Attributes:
         commit: 40 hex digits.
         manifest: of the delta there; None if none was pushed.
-        page: the README; None if there is none.
-        card: the card of that delta as it was saved; None if it has none.
+        page: the README; None if it does not exist.
+        card: the card of that delta as saved; None if it has none.
     """
 
     commit: str
@@ -32,11 +32,11 @@ class Head:
 
 
 def read_head(calls: Calls, repo: str, doing: str) -> Head:
-    """Read the head of a repo: two requests, and a third if people changed the page.
+    """Read the head of a repo: two requests, and a third if the page was edited.
 
     Raises:
-        NotFoundError: there is no such repo, or not for this token.
-        UnreachableError: there was no answer.
+        NotFoundError: the repo does not exist, or is hidden from this token.
+        UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
     answer = read(calls, repo, BRANCH, MANIFEST, doing)

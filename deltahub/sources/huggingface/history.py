@@ -1,7 +1,7 @@
-"""What a repo says of its versions: its commits and tags, as the reference document of a registry would say it.
+"""The history of a repo: its commits and git tags, as the reference document of a registry.
 
-A push of DeltaHub makes one commit, whose message ends in the digest of what was pushed, and a git tag `v1`, `v2`, ... for it.
-Other git tags are aliases. A repo without such tags has its commits for versions, numbered from the oldest.
+A push of DeltaHub creates one commit, whose message ends with the digest of the pushed content, and a git tag `v1`, `v2`, ... for
+it. Other git tags are aliases. In a repo without such tags the commits are the versions, numbered from the oldest.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import GitCommitInfo
 
 BRANCH: Final = "main"
-DOCUMENT: Final = "deltahub"  # the key by which a hub of DeltaHub adds its reference document to its list of refs
+DOCUMENT: Final = "deltahub"  # key of the reference document that a DeltaHub hub adds to its list of refs
 
 
 @dataclass(frozen=True)
 class Names:
-    """What the git tags and branches of a repo point to.
+    """Targets of a repo's git tags and branches.
 
     Attributes:
         tags: git tag to commit.
@@ -42,10 +42,10 @@ class Names:
 
 @dataclass(frozen=True)
 class History:
-    """The commits of a repo's main branch, and its names for commits.
+    """The commits of a repo's main branch, and its refs.
 
     Attributes:
-        commits: oldest first; none where the names have a document, which says all of them.
+        commits: oldest first; empty if the refs have a document, which contains the same information.
         names: its git tags and branches.
     """
 
@@ -54,7 +54,7 @@ class History:
 
     @property
     def numbers(self) -> dict[str, str]:
-        """Version to commit, oldest first; of several numbers of one commit the first, for the others are aliases."""
+        """Version to commit, oldest first; of several numbers for a commit the first counts, and the others are aliases."""
         tags, document = self.names.tags, self.names.document
         if document:
             return {version: commit_id(entry.digest) for version, entry in document.versions.items()}
@@ -65,10 +65,10 @@ class History:
         return found or {f"v{index}": it.commit_id for index, it in enumerate(self.commits, 1)}
 
     def pushed(self, digest: str) -> list[str]:
-        """The commits that say that a push of this content made them, oldest first.
+        """Return the commits recorded as a push of this content, oldest first.
 
         Args:
-            digest: or the beginning of one.
+            digest: the digest, or its beginning.
         """
         if document := self.names.document:
             entries = document.versions.values()
@@ -81,16 +81,16 @@ class History:
 
 
 def names(calls: Calls, repo: str, doing: str) -> Names:
-    """Ask for the git tags and branches of a repo: one request.
+    """Request the git tags and branches of a repo, in one request.
 
     Raises:
-        NotFoundError: there is no such repo, or not for this token.
-        UnreachableError: there was no answer.
+        NotFoundError: the repo does not exist, or is hidden from this token.
+        UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
-    def ask() -> Any:  # huggingface_hub's own call drops what a hub of DeltaHub adds
+    def ask() -> Any:  # huggingface_hub's own call drops the additions of a DeltaHub hub
         answer = get_session().get(f"{calls.endpoint}/api/models/{repo}/refs", headers=calls.headers(), timeout=TIMEOUT)
         hf_raise_for_status(answer)
         return answer.json()
@@ -112,14 +112,14 @@ def _document(repo: str, added: Any) -> ReferenceDocument:
 
 
 def history(calls: Calls, repo: str, doing: str, known: Names | None = None) -> History:
-    """Ask for the history of a repo: one request for its names, and one for every page of commits if those do not say it.
+    """Request the history of a repo: one request for its refs and, unless they have a document, one per page of commits.
 
     Args:
-        known: the names, if they were asked for just now.
+        known: the refs, if they were requested already.
 
     Raises:
-        NotFoundError: there is no such repo, or not for this token.
-        UnreachableError: there was no answer.
+        NotFoundError: the repo does not exist, or is hidden from this token.
+        UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
     known = known or names(calls, repo, doing)
@@ -130,7 +130,7 @@ def history(calls: Calls, repo: str, doing: str, known: Names | None = None) -> 
 
 
 def document(name: str, known: History, tags: tuple[str, ...] = ()) -> ReferenceDocument:
-    """Return the history as a reference document: the hub's own, if it has one.
+    """Return the history as a reference document; the hub's own, if it has one.
 
     Args:
         name: ``"namespace/name"``.
@@ -151,7 +151,7 @@ def document(name: str, known: History, tags: tuple[str, ...] = ()) -> Reference
 
 
 def _version(commit: str, said: GitCommitInfo | None) -> Version:
-    """What is known of one commit; without a digest it is called by its commit."""
+    """Return the version entry of a commit; without a digest, the commit id takes its place."""
     if said is None:  # on another branch
         return Version(f"commit:{commit}", "", "")
     message = without_digest(f"{said.title}\n\n{said.message}")

@@ -1,4 +1,4 @@
-"""Versions and aliases as git tags of a repo. The hub sets and deletes them, each at once, and cannot move one."""
+"""Versions and aliases as git tags of a repo. The hub can create and delete a tag atomically, but not move one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from deltahub.registry.entries import number
 from deltahub.sources.huggingface.calls import Calls
 
 _TAKEN: Final = 409
-_ITS_OWN: Final = 400  # how a hub refuses a name that has a meaning of its own there
-_ATTEMPTS: Final = 20  # of a tag, each after reading what others set
+_ITS_OWN: Final = 400  # status for a name with a special meaning on the hub
+_ATTEMPTS: Final = 20  # per tag, each after rereading the tags
 
 
 class GitTags:
@@ -22,8 +22,8 @@ class GitTags:
     Args:
         calls: to its hub.
         repo: ``"namespace/name"``.
-        doing: what is going on, for messages.
-        known: git tag to commit, as they were read last.
+        doing: the operation, for messages.
+        known: git tag to commit, as last read.
     """
 
     def __init__(self, calls: Calls, repo: str, doing: str, known: Mapping[str, str]) -> None:
@@ -33,10 +33,10 @@ class GitTags:
     def number(self, commit: str) -> None:
         """Give a commit a version, the next git tag of v1, v2, ..., if it has none.
 
-        A hub that numbers its commits itself refuses such tags, and that is fine.
+        A hub that numbers its commits itself refuses such tags, which is accepted.
 
         Raises:
-            ConflictError: others took the next number, again and again.
+            ConflictError: the next number was taken concurrently at every attempt.
         """
         version = "v1"
         for _ in range(_ATTEMPTS):
@@ -49,10 +49,10 @@ class GitTags:
         raise ConflictError(f"The next version of {self._what}", version, "one of somebody else at every try")
 
     def point(self, alias: str, commit: str) -> None:
-        """Point an alias to a commit; one that points elsewhere is deleted and set again.
+        """Point an alias to a commit; an existing tag for another commit is deleted and created again.
 
         Raises:
-            ConflictError: others move it too, again and again.
+            ConflictError: it was moved concurrently at every attempt.
         """
         for _ in range(_ATTEMPTS):
             if self._known.get(alias) == commit:
@@ -64,7 +64,7 @@ class GitTags:
         raise ConflictError(f"The alias {alias!r} of {self._what}", commit, self._known.get(alias))
 
     def _set(self, tag: str, commit: str, unless: int = 0) -> bool:
-        """Set a tag; False if it is set already, and then all are read again.
+        """Create a tag; if it exists already, reread all tags and return False.
 
         Args:
             unless: the status with which the hub may refuse it.
@@ -90,6 +90,6 @@ class GitTags:
         return False
 
     def _delete(self, tag: str) -> None:
-        with contextlib.suppress(NotFoundError):  # somebody else moves it too
+        with contextlib.suppress(NotFoundError):  # another client moves it too
             self._calls.make(lambda: self._calls.api.delete_tag(self._repo, tag=tag), self._doing, self._what)
         del self._known[tag]

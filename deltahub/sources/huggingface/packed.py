@@ -1,4 +1,4 @@
-"""A small delta whose files a hub offers in one answer: they are parted by the manifest, and each is checked as ever."""
+"""A small delta whose files a hub serves in one response: split by the manifest, and each file verified as usual."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from deltahub.stores.base import Progress
 
 
 class Packed:
-    """The files of a commit, fetched together when the first of them is wanted.
+    """The files of a commit, downloaded together on first use.
 
     Args:
-        snapshot: the commit, from which any file that is not right is fetched by itself.
+        snapshot: the commit; a file that fails verification is downloaded from it separately.
         manifest: of the delta.
-        path: where the hub offers the files.
+        path: where the hub serves the files.
     """
 
     def __init__(self, snapshot: Snapshot, manifest: Manifest, path: str) -> None:

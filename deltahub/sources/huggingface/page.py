@@ -1,7 +1,7 @@
-"""The page of a repo, `README.md`: the delta's card with the tags of its pushes, and what people changed on the hub.
+"""The page of a repo, `README.md`: the delta's card with the tags of its pushes, and edits made on the hub.
 
-A new version's card is merged with the page as git merges files: from the card that the last push brought, what one side
-changed is taken from that side. Where both did, the facts in the front matter are the new version's, and the text is the people's.
+The card of a new version is merged with the page in a three-way merge, with the card of the last push as the base. Where both
+sides changed, the new version's front matter wins, and the page's text.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Card:
 
     @classmethod
     def read(cls, data: bytes | None) -> Card:
-        """Read a card; front matter that cannot be read counts as text."""
+        """Parse a card; invalid front matter counts as text."""
         from huggingface_hub import RepoCard
 
         text = (data or b"").decode(errors="replace")
@@ -40,24 +40,24 @@ class Card:
             return cls({}, text)
         try:
             card: Any = RepoCard(text)
-        except Exception:  # noqa: BLE001  (of the parser's own kinds, or any: whatever somebody wrote there)
+        except Exception:  # noqa: BLE001  (the parser raises errors of its own and others, for any user content)
             return cls({}, text)
         facts = card.data.to_dict()
-        if (language := facts.get("language")) is not None:  # YAML 1.1 takes Norwegian for false
+        if (language := facts.get("language")) is not None:  # YAML 1.1 parses "no", Norwegian, as false
             facts["language"] = (
                 [_language(it) for it in language] if isinstance(language, list) else _language(language)
             )
         return cls(facts, card.text)
 
     def to_bytes(self) -> bytes:
-        """The card as a file."""
+        """Return the card as the content of a file."""
         from huggingface_hub import CardData
 
         return f"---\n{CardData(**self.facts).to_yaml()}\n---\n{self.text}".encode()
 
 
 def whole(card: bytes | None, config: Mapping[str, Any]) -> Card:
-    """A checkpoint's card, with the front matter that it leaves out.
+    """Return a checkpoint's card, completed with default front matter.
 
     Args:
         card: the file; None if the checkpoint has none.
@@ -68,14 +68,14 @@ def whole(card: bytes | None, config: Mapping[str, Any]) -> Card:
 
 
 def page(card: bytes | None, new: Card, tags: Collection[str], theirs: bytes | None, before: Card) -> bytes:
-    """Make the page for a new version.
+    """Create the page for a new version.
 
     Args:
         card: the version's own card; None if it has none.
-        new: the same, whole.
-        tags: labels and key=value pairs that it shall be found by.
-        theirs: the page as it is now; None if there is none.
-        before: the card that the last push brought, whole; empty if it is not known.
+        new: the same, with complete front matter.
+        tags: labels and key=value pairs for search.
+        theirs: the current page; None if it does not exist.
+        before: the card of the last push, with complete front matter; empty if unknown.
     """
     now = Card.read(theirs)
     facts = {
@@ -90,18 +90,18 @@ def page(card: bytes | None, new: Card, tags: Collection[str], theirs: bytes | N
     text = new.text if now.text.strip() in ("", before.text.strip()) else now.text
     for data in (card, theirs):
         if data and Card.read(data) == Card(facts, text):
-            return data  # as it was written, to the last blank
+            return data  # byte for byte as written
     return Card(facts, text).to_bytes()
 
 
 def tags_of(card: Card) -> list[str]:
-    """The tags in a card's front matter."""
+    """Return the tags in a card's front matter."""
     value = card.facts.get(_TAGS)
     return [str(item) for item in value] if isinstance(value, list) else [value] if isinstance(value, str) else []
 
 
 def labels(tags: Iterable[str]) -> tuple[str, ...]:
-    """Tags but for those that every delta of its kind has, sorted."""
+    """Return the tags sorted, without those common to every delta of its kind."""
     return tuple(sorted({*tags} - {LIBRARY, *known_types()}))
 
 
@@ -110,5 +110,5 @@ def _language(said: Any) -> Any:
 
 
 def _chosen(new: Any, now: Any, before: Any) -> Any:
-    """One fact out of three: what changed since `before`, and the new version's if both did."""
+    """Merge one front matter key: take the side that changed since `before`, and the new version's if both did."""
     return now if new == before else new

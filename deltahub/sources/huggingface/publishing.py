@@ -1,7 +1,7 @@
-"""A push: one commit on top of the one that was read, then git tags for the version and the aliases.
+"""A push: one commit on top of the head just read, then git tags for the version and the aliases.
 
-Whoever loses the race for a commit reads what the winner left and builds on that, so both versions are in the history. A push
-that is cut short has no commit, or the whole one; the next push of the same content finds it and sets the tags.
+After a lost race for the commit, the push is repeated on top of the winner's, so both versions are in the history. An interrupted
+push leaves no commit, or the complete one; the next push of the same content finds it and sets the tags.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
     CommitOperation = CommitOperationAdd | CommitOperationDelete
 
-_ATTEMPTS: Final = 20  # of a commit, each after reading what others wrote
+_ATTEMPTS: Final = 20  # per commit, each after rereading the head
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a push left in a repo.
+    """The result of a push.
 
     Attributes:
         commit: that holds the delta, 40 hex digits.
-        new: whether a push made it now.
+        new: whether this push created it.
         tags: of the page of the commit.
     """
 
@@ -55,9 +55,9 @@ class Push:
 
     Args:
         calls: to the hub.
-        publication: what is pushed. Its aliases become git tags, and the first line of its message the title of the commit; what it
-            expects of an alias is a version or a commit.
-        private: whether a repo that is made for it is seen by its owners only; None for the hub's own rule.
+        publication: the delta. Its aliases become git tags, and the first line of its message the title of the commit; the
+            expected target of an alias is a version or a commit.
+        private: whether a newly created repo is visible to its owners only; None for the hub's default.
     """
 
     def __init__(self, calls: Calls, publication: Publication, *, private: bool | None = None) -> None:
@@ -66,13 +66,13 @@ class Push:
         self.doing, self.what = f"Pushing {self.repo}", f"{calls.name}:{self.repo}"
 
     def run(self) -> Published:
-        """Push.
+        """Push the delta.
 
         Raises:
-            ConflictError: an alias points elsewhere than expected, or others were faster again and again.
-            ConfigError: the hub does not take the card, or an alias is a branch there.
+            ConflictError: an alias does not point where expected, or every attempt lost the race.
+            ConfigError: the hub does not accept the card, or an alias is a branch there.
             IntegrityError: a file changed since the manifest was made.
-            UnreachableError: there was no answer.
+            UnreachableError: the hub did not answer.
             StorageError: the hub refused.
         """
         for _ in range(_ATTEMPTS):
@@ -83,17 +83,17 @@ class Push:
             if published:
                 commit, new, tags = published
                 marks = GitTags(self.calls, self.repo, self.doing, known.tags)
-                if not known.document:  # a hub of DeltaHub numbers its versions itself
+                if not known.document:  # a DeltaHub hub numbers its versions itself
                     marks.number(commit)
                 for alias in self.publication.aliases:
                     marks.point(alias, commit)
                 return Published(commit, new, tags)
         raise ConflictError(self.what, head.commit, "a new commit at every try")
 
-    # ----- what is there -----
+    # ----- existing content -----
 
     def _head(self) -> Head:
-        """The head of the repo, which is made if it is not there."""
+        """Return the head of the repo; create the repo if it does not exist."""
         try:
             return read_head(self.calls, self.repo, self.doing)
         except NotFoundError:
@@ -122,9 +122,9 @@ class Push:
         return known.tags.get(version, version)
 
     def _older(self, head: Head, known: Names) -> tuple[str, bool, tuple[str, ...]] | None:
-        """The commit that holds this very content already, if an older one than the head does; its page stays as it is.
+        """Return an older commit than the head with exactly this content, if any; its page stays unchanged.
 
-        A hub of DeltaHub adds new tags to an older version, as any registry does, so it gets the commit if there are some.
+        A DeltaHub hub adds new tags to an older version, as any registry does, so with new tags it gets the commit.
         """
         digest = self.manifest.digest
         if head.manifest is not None and head.manifest.digest == digest:
@@ -142,7 +142,7 @@ class Push:
     # ----- the commit -----
 
     def _commit(self, head: Head, known: Names) -> tuple[str, bool, tuple[str, ...]] | None:
-        """Commit what is not there yet; None if somebody else was faster."""
+        """Commit the changes; return None if another commit came first."""
         from huggingface_hub.errors import HfHubHTTPError
 
         own = self.folder / CARD if any(entry.path == CARD for entry in self.manifest.files) else None
@@ -182,12 +182,12 @@ class Push:
         return made, new, tags if new else self._tags_at(made)
 
     def _tags_at(self, commit: str) -> tuple[str, ...]:
-        """The tags that the hub knows; one of our own keeps them apart from the page."""
+        """Return the tags known to the hub; a DeltaHub hub stores them separately from the page."""
         info = self.calls.make(lambda: self.calls.api.model_info(self.repo, revision=commit), self.doing, self.what)
         return tags_in(info)
 
     def _operations(self, content: bytes, card: bytes | None, gone: set[str]) -> list[CommitOperation]:
-        """What the commit adds and deletes, made anew for every try: the client marks what it has sent."""
+        """Return the operations of the commit, built again for every attempt: the client marks those already sent."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         adds = [
@@ -210,10 +210,10 @@ class Push:
         return [*adds, *(CommitOperationDelete(path, is_folder=False) for path in sorted(gone))]
 
     def _upload(self, operations: Sequence[CommitOperation]) -> None:
-        """Send the large files before the commit; no .gitignore of the repo is followed, for then parts of the delta would be missing.
+        """Upload the large files before the commit; the repo's .gitignore is not applied, since it could exclude parts of the delta.
 
         Raises:
-            ConfigError: the hub leaves files out all the same.
+            ConfigError: the hub excludes files nevertheless.
         """
         from huggingface_hub import CommitOperationAdd
 
@@ -224,7 +224,7 @@ class Push:
             raise ConfigError(msg)
 
     def _gone(self, head: Head) -> set[str]:
-        """The files of the last version that this one does not have, as far as they are still there."""
+        """Return the files of the last version that this one lacks, as far as they still exist."""
         new = {entry.path for entry in self.manifest.files}
         old = {entry.path for entry in head.manifest.files} if head.manifest else set()
         gone = (old | {OWN_CARD}) - new - {CARD} if CARD in old - new else old - new
@@ -238,7 +238,7 @@ class Push:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of huggingface_hub: ours tells all that there is to tell."""
+    """Hide the progress bars of huggingface_hub, which DeltaHub's own replace."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     before = are_progress_bars_disabled()

@@ -1,4 +1,4 @@
-"""Lists of a hub: the repos with a delta that a query means."""
+"""Search on a hub: the repos with a delta that match a query."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _HOLDS: Final = {
 def search(
     calls: Calls, query: Query, limit: int | None, offset: int, backbone: Path | None
 ) -> tuple[list[Listed], int]:
-    """The deltas that a query means, in its order, and how many there are without limit and offset.
+    """Return the deltas that match a query in its order, and their number without limit and offset.
 
     A hub of DeltaHub answers as its registry does. Any other sorts out by library, tags, namespace and one word of the name; the rest is
     done here.
 
     Raises:
-        ConfigError: a hub does not know what is asked for.
-        UnreachableError: there was no answer.
-        StorageError: it refused.
+        ConfigError: a hub does not support the query.
+        UnreachableError: the hub did not answer.
+        StorageError: the hub refused.
     """
     lines = _models(calls, _asked(query))
     if next(lines):
@@ -94,12 +94,12 @@ def _ordered(listed: Iterable[Listed], query: Query) -> list[Listed]:
 def _models(calls: Calls, asked: Mapping[str, Any]) -> Iterator[Listed | bool]:
     """Yield whether a hub answers as its registry does, and then the repos that it lists, page by page.
 
-    huggingface_hub's own list would ask a hub that cannot be reached six times within half a minute, and log each time.
+    huggingface_hub's own listing would retry an unreachable hub six times within half a minute, and log each attempt.
     """
     from huggingface_hub.hf_api import ModelInfo
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
-    make: Callable[..., ModelInfo] = ModelInfo  # whose __init__ has no types
+    make: Callable[..., ModelInfo] = ModelInfo  # its __init__ has no types
 
     def ask(url: str, params: Mapping[str, Any] | None) -> tuple[bool, list[Listed], str | None]:
         answer = get_session().get(url, params=params, headers=calls.headers(), timeout=TIMEOUT)
@@ -150,9 +150,9 @@ def _number(value: object) -> float | None:
 
 
 def _listed(info: ModelInfo) -> Listed:
-    """A line of the list: as a hub of DeltaHub says it, or else what a card says.
+    """Return a list entry: from the line of a DeltaHub hub, or else from the card.
 
-    Any other hub says neither the digest nor the size or the parameters, and the version is the commit.
+    Other hubs list neither the digest, the size nor the parameters, and the version is the commit.
     """
     from deltahub.config import known_types
 
@@ -174,7 +174,7 @@ def _listed(info: ModelInfo) -> Listed:
 
 
 def _line(name: str, line: Mapping[str, Any]) -> Listed:
-    """A line as a hub of DeltaHub says it.
+    """Parse a list entry of a DeltaHub hub.
 
     Raises:
         TypeError: it is not one.
@@ -192,7 +192,7 @@ def _line(name: str, line: Mapping[str, Any]) -> Listed:
 
 
 def tags_of(info: ModelInfo) -> tuple[str, ...]:
-    """The tags of a delta, as its page says them."""
+    """Return the tags of a delta from its page."""
     return labels(map(str, (info.card_data.tags if info.card_data else None) or ()))
 
 

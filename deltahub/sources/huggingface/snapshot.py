@@ -1,8 +1,8 @@
-"""One commit of a repo: the manifest that DeltaHub left there, and its files, every byte of them checked.
+"""One commit of a repo: the manifest stored by DeltaHub and the files, with every byte verified.
 
 manifest.json      the manifest; its sha256 is the delta's identity
-README.md          the repo's page: the delta's card, as people may have edited it on the hub
-delta_card.md      the delta's card as it was saved, byte for byte
+README.md          the repo's page: the delta's card, possibly edited on the hub
+delta_card.md      the delta's card as saved, byte for byte
 ...                the other files of the checkpoint under their own names
 """
 
@@ -24,7 +24,7 @@ from deltahub.sources.huggingface.calls import Calls
 from deltahub.sources.huggingface.transfer import copy
 from deltahub.stores.base import Progress
 
-_OURS: Final = frozenset({"schema_version", "kind", "files", "tensors"})  # in a manifest.json that is DeltaHub's
+_OURS: Final = frozenset({"schema_version", "kind", "files", "tensors"})  # keys of a manifest.json made by DeltaHub
 
 
 class Snapshot:
@@ -34,7 +34,7 @@ class Snapshot:
         calls: to its hub.
         repo: ``"namespace/name"``.
         commit: 40 hex digits.
-        kept: the folder in which what was got of a file is kept if its download is interrupted; None to keep nothing.
+        kept: the folder for partial files of interrupted downloads; None to discard them.
     """
 
     def __init__(self, calls: Calls, repo: str, commit: str, kept: Path | None = None) -> None:
@@ -44,11 +44,11 @@ class Snapshot:
         return f"{self.calls.name}:{self.repo}@{self.commit}"
 
     def fetch(self, entry: FileEntry, into: Path, progress: Progress | None = None) -> None:
-        """Copy a file to a new place, checked; from huggingface_hub's own cache if that has it whole.
+        """Copy and verify a file; from huggingface_hub's own cache if it is complete there.
 
         Raises:
-            IntegrityError: the commit has other bytes under this name; nothing is left at `into`.
-            UnreachableError: there was no answer.
+            IntegrityError: the commit has different bytes under this name; nothing is left at `into`.
+            UnreachableError: the hub did not answer.
             StorageError: the hub refused.
         """
         found = "no such file"
@@ -57,7 +57,7 @@ class Snapshot:
             try:
                 for sha256 in self._copies(path, entry, into, None if card else progress):
                     if sha256 == entry.sha256:
-                        if card and progress:  # not before: the page may be another one
+                        if card and progress:  # not earlier: the page may differ from the card
                             progress(entry.size)
                         return
                     into.unlink()
@@ -72,9 +72,9 @@ class Snapshot:
         raise IntegrityError(what, f"sha256:{entry.sha256}", found, remedy)
 
     def _copies(self, path: str, entry: FileEntry, into: Path, progress: Progress | None) -> Iterator[str]:
-        """Copy from one place after the other, as long as more are wanted, and give the sha256 of each copy."""
+        """Copy the file from one place after another, on demand, and yield the sha256 of each copy."""
         if held := held_by_huggingface(self.repo, self.commit, path):
-            with contextlib.suppress(OSError):  # gone or not readable: the hub has it too
+            with contextlib.suppress(OSError):  # missing or unreadable: the hub has it too
                 sha256, _ = copy_hashed(held, into)
                 if sha256 == entry.sha256 and progress:
                     progress(entry.size)
@@ -85,7 +85,7 @@ class Snapshot:
 
 
 def held_by_huggingface(repo: str, commit: str, path: str) -> Path | None:
-    """Where huggingface_hub's own cache has a file; nothing is written there."""
+    """Return the path of a file in huggingface_hub's own cache; nothing is written there."""
     from huggingface_hub import try_to_load_from_cache
 
     folder = os.environ.get("HF_HUB_CACHE")
@@ -96,10 +96,10 @@ def held_by_huggingface(repo: str, commit: str, path: str) -> Path | None:
 
 
 def manifest_in(data: bytes | None) -> Manifest | None:
-    """The manifest in a `manifest.json`; None if there is none, or another program's.
+    """Parse a `manifest.json`; return None if it is missing, or another program's.
 
     Raises:
-        CheckpointError: a later DeltaHub wrote it, or it is malformed.
+        CheckpointError: it is malformed, or written by a later DeltaHub.
     """
     if data is None:
         return None

@@ -1,7 +1,7 @@
-"""A hub of the Hugging Face protocol as a source: the Hugging Face Hub, or a hub of one's own.
+"""A hub of the Hugging Face protocol as a source: the Hugging Face Hub or a self-hosted one.
 
 A delta is a repo, a version is a commit, and an exact reference names the commit. `latest` is the head of the main branch; a
-version may also be a branch, a git tag, or the digest of what was pushed.
+version may also be a branch, a git tag, or the digest of the pushed content.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class HuggingFace:
     """Deltas in the repos of a hub.
 
     Args:
-        name: what the source is called.
-        endpoint: address of the hub; None for HF_ENDPOINT, or else the Hugging Face Hub.
+        name: of the source.
+        endpoint: URL of the hub; None for HF_ENDPOINT, or else the Hugging Face Hub.
         token: the user's token there; False for none.
         token_variable: the environment variable that holds it otherwise; None for the one of `hf auth login` or HF_TOKEN, which
             belongs to the hub that HF_ENDPOINT names.
@@ -76,12 +76,12 @@ class HuggingFace:
 
     @property
     def name(self) -> str:
-        """What the source is called."""
+        """The name of the source."""
         return self.calls.name
 
     @property
     def place(self) -> str:
-        """The source's name and the hub's address, for people."""
+        """The source's name and the hub's URL, for people."""
         return self.calls.place
 
     @property
@@ -90,9 +90,9 @@ class HuggingFace:
         return True
 
     def resolve(self, reference: Reference) -> Resolved:
-        """See `Source.resolve`: one request, and none for a commit that was pulled before.
+        """See `Source.resolve`: one request, or none for a commit pulled before.
 
-        A repo without a manifest is listed, and its delta is fetched at once, to make one.
+        A repo without a manifest is listed, and its delta downloaded at once to build one.
         """
         path, asked = reference.path, reference.version
         if asked and _COMMIT.fullmatch(asked) and (found := self._before(path, asked)):
@@ -111,7 +111,7 @@ class HuggingFace:
         return self._resolved(snapshot, manifest, Packed(snapshot, manifest, answer.pack) if answer.pack else None)
 
     def _without_manifest(self, snapshot: Snapshot, offered: str | None) -> Resolved:
-        """A commit in which no push of DeltaHub left a manifest: the delta in it, or on a hub of DeltaHub else all of its files."""
+        """Resolve a commit without a manifest: to the delta it contains, or on a DeltaHub hub else to all of its files."""
         try:
             foreign = Foreign(snapshot)
         except CheckpointError:
@@ -121,22 +121,22 @@ class HuggingFace:
         return self._resolved(snapshot, foreign.manifest, foreign)
 
     def version(self, path: str, digest: str) -> Resolved:
-        """Return a version of a hub of DeltaHub with all of its files, by its digest.
+        """Return a version of a DeltaHub hub with all of its files, by its digest.
 
         Args:
             path: ``"namespace/name"``.
 
         Raises:
-            NotFoundError: it is not there any more.
-            IntegrityError: the hub answers with another one.
-            UnreachableError: there was no answer.
+            NotFoundError: it no longer exists.
+            IntegrityError: the hub answers with a different one.
+            UnreachableError: the hub did not answer.
         """
         snapshot = Snapshot(self.calls, path, commit_id(digest))
         where = f"/api/deltahub/{path}/manifest/{snapshot.commit}"
         return self._resolved(snapshot, read_manifest(self.calls, path, snapshot.commit, where))
 
     def document(self, path: str) -> ReferenceDocument:
-        """See `Source.document`; see `history` for what counts as a version. Tags are known of the newest one."""
+        """See `Source.document`, and `history` for what counts as a version. Only the newest version has tags."""
         doing = f"Looking up {path}"
         known = history(self.calls, path, doing)
         if found := known.names.document:
@@ -163,16 +163,16 @@ class HuggingFace:
         backbone: Path | None = None,
         told: Told | None = None,
     ) -> tuple[list[Listed], int]:
-        """See `Source.search`; the hub searches itself, so there is nothing to tell."""
+        """See `Source.search`; the hub itself searches, so there is no progress to report."""
         return search(self.calls, query, limit, offset, backbone)
 
     def publish(
         self, publication: Publication, *, private: bool | None = None, progress: Progress | None = None
     ) -> Pushed:
-        """See `Source.publish`; a repo that is not there is made.
+        """See `Source.publish`; a missing repo is created.
 
         Args:
-            private: whether a repo that is made is seen by its owners only; None for the hub's own rule.
+            private: whether a newly created repo is visible to its owners only; None for the hub's default.
         """
         done = Push(self.calls, publication, private=private).run()
         reference, manifest = publication.reference, publication.manifest
@@ -186,7 +186,7 @@ class HuggingFace:
         return amend(self.calls, path, names(self.calls, path, f"Looking up {path}"), version, amendment)
 
     def _before(self, path: str, commit: str) -> Resolved | None:
-        """A commit that was pulled before."""
+        """Return a commit pulled before, if it is cached."""
         found = self._known(Reference.parse(f"{self.name}:{path}@{commit}")) if self._known else None
         return self._resolved(Snapshot(self.calls, path, commit, self._kept), found[1]) if found else None
 
@@ -195,7 +195,7 @@ class HuggingFace:
         return Resolved(exact, manifest.digest, manifest, (files or snapshot).fetch)
 
     def _revision(self, path: str, asked: str | None) -> str:
-        """The git revision that a version means."""
+        """Return the git revision of a version."""
         if asked is None or asked == LATEST:
             return BRANCH
         if not is_digest(asked):

@@ -1,4 +1,4 @@
-"""Bytes out of a repo: one request for one file, which also tells the commit that they are from."""
+"""Downloads from a repo: one request per file, which also gives the commit."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from httpx2 import Response
 
 _HEX: Final = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
-_GIT: Final = 40  # digits of a sha1
+_GIT: Final = 40  # hex digits of a sha1
 _PACK: Final = "x-deltahub-pack"
 _MANIFEST: Final = "x-deltahub-manifest"
-_SMALL: Final = 64 << 20  # bytes of a manifest or a card at most
+_SMALL: Final = 64 << 20  # maximum bytes of a manifest or card
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a repo holds under a path.
+    """A small file at a revision.
 
     Attributes:
-        commit: that the revision means, 40 hex digits.
-        data: the file; None if there is none under this path.
-        pack: where all files of a small delta are one answer, a path on the hub; None if it does not say.
-        manifest: where the manifest of the commit is, whatever it holds, a path on the hub; None if it does not say.
+        commit: the commit of the revision, 40 hex digits.
+        data: the content; None if the path does not exist.
+        pack: path on the hub of a response with all files of a small delta; None if the hub gives none.
+        manifest: path on the hub of the commit's manifest, for any kind of files; None if the hub gives none.
     """
 
     commit: str
@@ -47,15 +47,15 @@ class Answer:
 
 
 def read(calls: Calls, repo: str, revision: str, path: str, doing: str) -> Answer:
-    """Read a small file at a revision, and what commit that is: one request.
+    """Read a small file at a revision, and the commit of the revision, in one request.
 
-    It is held against its etag, which is git's sha1 of it, or its sha256 if it is in LFS.
+    The content is verified against the ETag, which is git's sha1 of it, or its sha256 if it is in LFS.
 
     Raises:
-        IntegrityError: these are other bytes.
-        NotFoundError: there is no such repo or revision.
-        UnreachableError: there was no answer.
-        StorageError: the hub refused, or the file is not small at all.
+        IntegrityError: the content does not match.
+        NotFoundError: the repo or revision does not exist.
+        UnreachableError: the hub did not answer.
+        StorageError: the hub refused, or the file is not small.
     """
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -84,19 +84,19 @@ def copy(
     kept: Path | None = None,
     sha256: str | None = None,
 ) -> str:
-    """Copy a file of a commit to a new place; a copy that breaks off goes on where it was, in another process too.
+    """Download a file of a commit; an interrupted download is resumed, also by another process.
 
     Args:
-        size: how many bytes it has; more are not taken.
-        kept: the folder in which what was got is kept; None to keep nothing.
-        sha256: that it should have, 64 hex digits; None if it is unknown.
+        size: its size in bytes; further bytes are not accepted.
+        kept: the folder for partial files; None to discard them.
+        sha256: the expected digest, 64 hex digits; None if unknown.
 
     Returns:
-        The sha256 of what was copied, 64 hex digits. The caller checks it.
+        The sha256 of the downloaded bytes, 64 hex digits. The caller verifies it.
 
     Raises:
         NotFoundError: the commit has no such file.
-        UnreachableError: there was no answer.
+        UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
     what, url = f"{path} of {calls.name}:{repo}@{commit}", _url(calls, repo, commit, path)
@@ -109,7 +109,7 @@ def copy(
             with _opened(calls, url, rest) as response:
                 if response.headers.get("content-range", "").partition("-")[0] != f"bytes {taken.done}":
                     taken.restart()
-                for chunk in response.iter_bytes():  # as they come, so that none is lost with the connection
+                for chunk in response.iter_bytes():  # unbuffered, so that none are lost with the connection
                     if not taken.add(chunk):
                         return
                     if time.monotonic() > end:
@@ -126,12 +126,12 @@ def copy(
 
 
 class _Copy:
-    """A file that is being written.
+    """A file being downloaded.
 
     Args:
         file: open for reading and writing, at its start.
-        size: bytes at most.
-        progress: hears of every byte once, also of those that are fetched twice.
+        size: maximum bytes.
+        progress: counts every byte once, even if downloaded twice.
     """
 
     def __init__(self, file: BinaryIO, size: int, progress: Progress | None) -> None:
@@ -139,10 +139,10 @@ class _Copy:
         self.digest, self.done, self.told = hashlib.sha256(), 0, 0
 
     def take_up(self) -> int:
-        """Count what is in the file already, unless there is more than there should be.
+        """Read and hash the bytes already in the file; discard them if there are too many.
 
         Returns:
-            How many bytes that is.
+            Their number.
         """
         while self.done <= self.size and (chunk := self.file.read(CHUNK)):
             self.digest.update(chunk)
@@ -153,13 +153,13 @@ class _Copy:
         return self.done
 
     def restart(self) -> None:
-        """Forget what was written."""
+        """Discard the bytes written so far."""
         self.file.seek(0)
         self.file.truncate()
         self.digest, self.done = hashlib.sha256(), 0
 
     def add(self, chunk: bytes) -> bool:
-        """Write more; False once there are more bytes than there should be, so that the digest cannot be right."""
+        """Write a chunk; return False once the file exceeds its size, so that its digest cannot match."""
         self.file.write(chunk)
         self.digest.update(chunk)
         self.done += len(chunk)
@@ -173,16 +173,16 @@ class _Copy:
 
 
 def read_pack(calls: Calls, repo: str, path: str, size: int) -> bytes:
-    """Read all files of a small delta at once.
+    """Download all files of a small delta at once.
 
     Args:
-        path: where the hub offers them; it is looked for on the hub itself only.
+        path: given by the hub; requested from the hub itself only.
         size: of all files together.
 
     Raises:
-        NotFoundError: there are none any more.
-        UnreachableError: there was no answer.
-        StorageError: the hub refused, or sends more.
+        NotFoundError: it is no longer there.
+        UnreachableError: the hub did not answer.
+        StorageError: the hub refused, or sends more bytes.
     """
     what = f"the files of {repo} in {calls.place}"
 
@@ -194,14 +194,14 @@ def read_pack(calls: Calls, repo: str, path: str, size: int) -> bytes:
 
 
 def read_manifest(calls: Calls, repo: str, commit: str, path: str) -> Manifest:
-    """Read the manifest of a commit of a hub of DeltaHub, which is called by the manifest's digest.
+    """Read the manifest of a commit on a DeltaHub hub, where the commit id derives from the manifest's digest.
 
     Args:
-        path: where the hub offers it; it is looked for on the hub itself only.
+        path: given by the hub; requested from the hub itself only.
 
     Raises:
-        IntegrityError: it is not the one of that commit.
-        UnreachableError: there was no answer.
+        IntegrityError: it is not the manifest of that commit.
+        UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
     what = f"the manifest of {repo} in {calls.place}"
@@ -240,13 +240,13 @@ def _opened(calls: Calls, url: str, extra: Mapping[str, str] | None = None) -> I
     headers = {**calls.headers(), **(extra or {})}
     with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
         if response.is_error:
-            response.read()  # for the sentence: a stream that is not read has no text
+            response.read()  # for the error message: an unread stream has no text
         hf_raise_for_status(response)
         yield response
 
 
 def git_blob(data: bytes) -> str:
-    """What git calls a file with these bytes: 40 hex digits."""
+    """Return git's blob id of a file with these bytes: 40 hex digits."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
@@ -260,7 +260,7 @@ def _require_etag(response: Response, data: bytes, what: str) -> None:
 
 
 def _commit(response: Response) -> str:
-    """The commit that an answer is from; a file elsewhere is led to by one that says it."""
+    """Return the commit of a response; for a file stored elsewhere, of the redirect to it."""
     for answer in (response, *reversed(response.history)):
         if commit := answer.headers.get(COMMIT):
             return str(commit)

@@ -1,4 +1,4 @@
-"""Calls that a server puts off, or that break off, are made again: for as long as it says, or a little longer each time."""
+"""Retries with back-off for calls that a hub rejects or that fail, honouring Retry-After."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ T = TypeVar("T")
 
 _TRIES: Final = 5
 _TRIES_TO_CONNECT: Final = 2
-_LONGEST: Final = 900.0  # seconds that one call may wait in all: three windows of five minutes
+_LONGEST: Final = 900.0  # total seconds that one call may wait: three windows of five minutes
 
 
 def patiently(call: Callable[[], T], doing: str, place: str, pause: Callable[[float], None]) -> T:
-    """Make a call, and make it again when the server is busy, puts it off, or cannot be reached.
+    """Make a call, with retries while the server is busy, limits the rate or is unreachable.
 
     Args:
         call: may be made more than once.
-        doing: what is going on, for the message.
+        doing: the operation, for the log message.
         pause: waits for a number of seconds.
     """
     import httpx2
@@ -40,7 +40,7 @@ def patiently(call: Callable[[], T], doing: str, place: str, pause: Callable[[fl
                 raise
             reason, problem = f"it answered {status}", error
         except httpx2.TransportError as error:
-            nobody = isinstance(error, httpx2.ConnectError)  # no such host, or nobody listens: soon given up
+            nobody = isinstance(error, httpx2.ConnectError)  # unknown host or refused connection: fails fast
             if tries == (_TRIES_TO_CONNECT if nobody else _TRIES):
                 raise
             seconds, reason, problem = None, "the connection broke", error  # type: ignore[assignment]
@@ -53,19 +53,19 @@ def patiently(call: Callable[[], T], doing: str, place: str, pause: Callable[[fl
 
 
 def told(headers: Mapping[str, str]) -> float | None:
-    """How many seconds a server says to wait; None if it does not say.
+    """Return the seconds that a server asks to wait; None if it does not.
 
-    It says so in `Retry-After`, as a number or a date, or in `ratelimit` as the Hugging Face Hub does: ``"api";r=0;t=55``.
+    They come from `Retry-After`, a number or a date, or from `ratelimit` as sent by the Hugging Face Hub: ``"api";r=0;t=55``.
     """
     from huggingface_hub.utils import parse_ratelimit_headers
 
     limit = parse_ratelimit_headers(headers)
     if limit is not None and limit.remaining == 0:
-        return limit.reset_in_seconds + 1.0  # a part of a second is cut off there
+        return limit.reset_in_seconds + 1.0  # fractions of a second are truncated there
     after = headers.get("retry-after", "").strip()
     if after.isdigit():
         return max(1.0, float(after))
     try:
         return max(1.0, (parsedate_to_datetime(after) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):  # not a date; or one without a zone
+    except (TypeError, ValueError):  # not a date, or one without a time zone
         return None

@@ -1,1 +1,1 @@
-"""Deltas behind http(s) links."""
+"""Deltas at http(s) URLs."""

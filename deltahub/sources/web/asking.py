@@ -1,4 +1,4 @@
-"""Requests to web servers: redirects that lead nowhere worse, and patience with servers that are busy."""
+"""HTTP client for links: safe redirects, and retries with back-off."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from deltahub.version import VERSION
 
 _BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MOVED: Final = frozenset({301, 302, 303, 307, 308})
-_DIALS: Final = 2  # tries after which a server that cannot be connected to counts as gone
+_DIALS: Final = 2  # attempts before a server that accepts no connection counts as unreachable
 _PORTS: Final = {"http": 80, "https": 443}
 
 
 class Web:
-    """Asks web servers for what one link needs.
+    """HTTP client for the requests of one link.
 
     Args:
-        limits: how long to wait, and how often to ask.
+        limits: timeouts and numbers of attempts.
         pause: waits for a number of seconds.
     """
 
@@ -41,22 +41,22 @@ class Web:
         self.limits = limits
         self._pause = pause
         self._session = requests.Session()
-        # One setting for everything: hubs and buckets take it too. REQUESTS_CA_BUNDLE goes before it, as ever.
+        # Same setting as for hubs and buckets. REQUESTS_CA_BUNDLE takes precedence, as usual.
         self._session.verify = os.environ.get("SSL_CERT_FILE") or True
         guard = Guard()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, GuardedAdapter(guard))
 
     def get(self, url: str, headers: Mapping[str, str] | None = None) -> requests.Response:
-        """Ask for what is at an address; the body is not read yet, and the caller closes the answer.
+        """Send a GET request; the body is not read yet, and the caller closes the response.
 
-        A server that is busy or out of reach is asked again, after as long as it says.
+        Requests to a busy or unreachable server are retried with back-off, honouring Retry-After.
 
         Returns:
-            An answer that is no redirect: 2xx, 304, 404, 410 or 416.
+            A response other than a redirect: 2xx, 304, 404, 410 or 416.
 
         Raises:
-            UnreachableError: there is no answer, or the server is busy all the time, or it leads where nobody should go.
+            UnreachableError: the server does not answer, the server stays busy, or a redirect is not allowed.
             StorageError: the server refuses.
         """
         for number in range(self.limits.tries):
@@ -78,14 +78,14 @@ class Web:
                 return response
             response.close()
             raise _refused(url, response.status_code)
-        raise AssertionError  # the last try returns or raises
+        raise AssertionError  # the last attempt returns or raises
 
     def wait(self, number: int, asked: str | None, what: str, why: str) -> None:
-        """Wait before the next try.
+        """Wait before the next attempt.
 
         Args:
-            number: how many tries were waited after before.
-            asked: the server's Retry-After, if it said one.
+            number: number of waits before this one.
+            asked: the server's Retry-After header, if any.
         """
         seconds = min(max(self.limits.backoff * 2**number, _seconds(asked)), self.limits.longest)
         LOGGER.warning("%s %s; asking again in %.0f s.", what, why, seconds)
@@ -119,7 +119,7 @@ class Web:
 
 
 def _next(start: str, here: str, place: str) -> str:
-    """The address that a redirect leads to, if it may be followed."""
+    """Return the target of a redirect, if it may be followed."""
     there = urljoin(here, place).partition("#")[0]
     scheme = urlsplit(there).scheme.lower()
     if scheme not in _PORTS or (urlsplit(here).scheme.lower() == "https" and scheme != "https"):
@@ -132,13 +132,13 @@ def _next(start: str, here: str, place: str) -> str:
 
 
 def _never_connected(error: Exception) -> bool:
-    """Whether there was no connection at all: nobody listens there, the name is unknown, or the network is gone."""
+    """Return whether no connection was made: refused, unknown host name, or no network."""
     reason = getattr(error.args[0], "reason", None) if error.args else None
     return isinstance(reason, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError)
 
 
 def no_answer(url: str, error: Exception) -> DeltaHubError:
-    """The error for a server that gives no answer."""
+    """Return the error for a server that does not answer."""
     if isinstance(error, requests.exceptions.SSLError):
         reason = "its certificate is not trusted; SSL_CERT_FILE names those of your own"
     elif isinstance(error, requests.exceptions.ProxyError):
@@ -172,7 +172,7 @@ def _refused(url: str, status: int) -> StorageError:
 
 
 def _seconds(asked: str | None) -> float:
-    """The seconds of a Retry-After: a number, or a date."""
+    """Parse a Retry-After header, a number or a date, to seconds."""
     if not asked:
         return 0.0
     try:

@@ -1,7 +1,7 @@
-"""Files from web servers: in pieces, no larger than they may be, and going on where they broke off.
+"""Downloads from web servers: streamed, limited in size, and resumable.
 
-A download goes on only where the server says by a strong ETag that the file is still the same (RFC 9110, If-Range); else it begins
-anew. What a download got that failed for good is kept for a week and taken up by the next.
+A download resumes only if a strong ETag proves that the file is unchanged (RFC 9110, If-Range); otherwise it starts again. The
+bytes of a failed download are kept for a week for the next one.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from deltahub.sources.partial import forget_old
 from deltahub.sources.web.asking import Web, no_answer, too_slow
 from deltahub.stores.base import Progress
 
-_LONGEST_ETAG: Final = 64  # bytes; as hex it is part of a file's name
+_LONGEST_ETAG: Final = 64  # bytes; in hex it is part of a file name
 _FIRST: Final = re.compile(r"bytes ([0-9]+)-")
 _GONE: Final = (404, 410)
 _PART: Final = (206, 416)
 
 
 class BrokenError(Exception):
-    """An answer broke off."""
+    """The response ended early."""
 
 
 def small(web: Web, url: str, most: int) -> bytes | None:
-    """What is at an address; None if there is nothing.
+    """Return the content of a URL; None if it does not exist.
 
     Args:
-        most: bytes that it may have.
+        most: maximum size in bytes.
 
     Raises:
-        StorageError: it has more, or the server refuses.
-        UnreachableError: there is no answer, or it breaks off again and again.
+        StorageError: it is larger, or the server refuses.
+        UnreachableError: the server does not answer, or the connection keeps breaking.
     """
     for number in range(web.limits.tries):
         with contextlib.closing(web.get(url)) as response:
@@ -54,15 +54,15 @@ def small(web: Web, url: str, most: int) -> bytes | None:
                 return b"".join(pieces(response, url, most, web.limits.whole))
             except BrokenError as error:
                 _wait(web, number, url, error)
-    raise AssertionError  # the last try returns or raises
+    raise AssertionError  # the last attempt returns or raises
 
 
 def start(web: Web, url: str, count: int) -> bytes:
-    """The first bytes of what is at an address; fewer if it has no more.
+    """Return the first bytes of a URL's content; fewer if it is shorter.
 
     Raises:
-        NotFoundError: there is nothing.
-        UnreachableError: there is no answer, or it breaks off again and again.
+        NotFoundError: it does not exist.
+        UnreachableError: the server does not answer, or the connection keeps breaking.
     """
     for number in range(web.limits.tries):
         with contextlib.closing(web.get(url, {"Range": f"bytes=0-{count - 1}"})) as response:
@@ -77,7 +77,7 @@ def start(web: Web, url: str, count: int) -> bytes:
                 return bytes(data[:count])
             except BrokenError as error:
                 _wait(web, number, url, error)
-    raise AssertionError  # the last try returns or raises
+    raise AssertionError  # the last attempt returns or raises
 
 
 def pieces(response: requests.Response, url: str, most: int, seconds: float) -> Iterator[bytes]:
@@ -97,7 +97,8 @@ def pieces(response: requests.Response, url: str, most: int, seconds: float) -> 
         raise _too_large(url, length, most)
     received, end = 0, time.monotonic() + seconds
     try:
-        while piece := response.raw.read1(CHUNK, decode_content=True):  # what came before it broke off comes, too
+        # read1 also returns the bytes received before the connection broke.
+        while piece := response.raw.read1(CHUNK, decode_content=True):
             received += len(piece)
             if received > most:
                 raise _too_large(url, received, most)
@@ -113,28 +114,28 @@ def pieces(response: requests.Response, url: str, most: int, seconds: float) -> 
 
 
 class Download:
-    """One file that is copied from an address.
+    """Download of one file.
 
     Args:
-        into: where to; a new file.
-        kept: the folder in which what was got is kept if it fails for good.
-        size: the bytes that it must have, if that is known.
+        into: the target path; must not exist yet.
+        kept: the folder for partial files of failed downloads.
+        size: expected size in bytes, if known.
     """
 
     def __init__(self, web: Web, url: str, into: Path, kept: Path, size: int | None = None) -> None:
         self._web, self._url, self._into, self._size = web, url, into, size
         self._kept = kept
         self._key = hashlib.sha256(url.encode()).hexdigest()[:32]
-        self._etag: str | None = None  # of what was got, if it is strong
+        self._etag: str | None = None  # strong ETag of the bytes received; None if there is none
 
     def run(self, progress: Progress | None = None) -> None:
-        """Copy it; one that fails leaves nothing at its place.
+        """Download the file; on failure nothing is left at the target path.
 
         Raises:
-            NotFoundError: there is nothing.
-            IntegrityError: it has more bytes than it must.
-            StorageError: it has more bytes than may be taken.
-            UnreachableError: there is no answer, or it breaks off again and again.
+            NotFoundError: it does not exist.
+            IntegrityError: it is larger than expected.
+            StorageError: it is larger than permitted.
+            UnreachableError: the server does not answer, or the connection keeps breaking.
         """
         self._take_up()
         try:
@@ -148,10 +149,10 @@ class Download:
                 self._keep()
             self._into.unlink(missing_ok=True)
             raise
-        raise AssertionError  # the last try returns or raises
+        raise AssertionError  # the last attempt returns or raises
 
     def _go_on(self, progress: Progress | None) -> None:
-        """Get what is missing."""
+        """Download the missing bytes."""
         there = self._into.stat().st_size if self._etag and self._into.exists() else 0
         headers = {"Range": f"bytes={there}-", "If-Range": str(self._etag)} if there else {}
         with contextlib.closing(self._web.get(self._url, headers)) as response:
@@ -159,7 +160,7 @@ class Download:
                 raise NotFoundError(shown(self._url), (shown(self._url),))
             etag = response.headers.get("ETag", "")
             if response.status_code in _PART and not (there and _first(response) == there and etag == self._etag):
-                self._etag = None  # not the part that was asked for, or of another file: begin anew
+                self._etag = None  # not the requested range, or of another file: start again
                 raise BrokenError("another part than was asked for")
             if response.status_code not in _PART:
                 there = 0
@@ -179,7 +180,7 @@ class Download:
                 raise IntegrityError(shown(self._url), expected, found, "Ask its owner to publish it again.") from error
 
     def _take_up(self) -> None:
-        """Go on with what an earlier download got; only one process can take it."""
+        """Resume an earlier download; only one process can claim it."""
         with contextlib.suppress(OSError, ValueError):
             forget_old(self._kept)
             for found in self._kept.glob(f"{self._key}.*"):
@@ -210,13 +211,13 @@ def _too_large(url: str, found: int, most: int) -> _TooLargeError:
 
 
 def _first(response: requests.Response) -> int | None:
-    """The place of the first byte of a part."""
+    """Return the position of the first byte of a partial response."""
     found = _FIRST.match(response.headers.get("Content-Range", ""))
     return int(found[1]) if found else None
 
 
 def _wait(web: Web, number: int, url: str, error: BrokenError) -> None:
-    """Wait before the next try; after the last one, give up.
+    """Wait before the next attempt; give up after the last one.
 
     Raises:
         UnreachableError: it was the last one.

@@ -1,4 +1,4 @@
-"""A checkpoint folder behind a link, as any web server shows it: no list of its files is needed."""
+"""A checkpoint folder at a URL, on any web server: no directory listing is needed."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from deltahub.tensorheader import tensor_entries
 
 _CONFIG: Final = 8 << 20  # bytes at most
 _CARD: Final = 4 << 20
-_HEADER: Final = 64 << 10  # bytes that most headers fit into
+_HEADER: Final = 64 << 10  # bytes; enough for most headers
 _REMEDY: Final = "It was changed since it was saved, or is being changed. Ask its owner to publish it again."
 
 
 class WebFolder:
-    """The folder that a link leads to; its config and its card are read at once, and of its tensors only the header.
+    """The folder at a link; its config and card are read at once, and only the header of its tensors.
 
     Args:
-        kept: where what was got of a file is kept if it breaks off.
+        kept: the folder for partial files of failed downloads.
 
     Raises:
-        NotFoundError: no config is there.
-        CheckpointError: it is no config, or not of a whole delta.
-        IntegrityError: the weights are other ones than the config lists.
+        NotFoundError: the config does not exist.
+        CheckpointError: it is not a config, or not of a whole delta.
+        IntegrityError: the weights are not those listed in the config.
         StorageError: it is too large.
     """
 
@@ -56,10 +56,10 @@ class WebFolder:
         self.manifest = self._described(document, listed)
 
     def fetch(self, entry: FileEntry, into: Path, progress: Progress | None) -> None:
-        """Copy one file to a new place, checked.
+        """Download and verify one file.
 
         Raises:
-            IntegrityError: it is another one than the config lists; nothing is left there.
+            IntegrityError: it is not the file listed in the config; nothing is left at the target path.
         """
         if entry.path in self._small:
             into.write_bytes(self._small[entry.path])
@@ -111,7 +111,7 @@ class WebFolder:
 
 
 def _repo(url: str) -> tuple[str, ...]:
-    """The reference of a repo on the Hugging Face Hub whose page somebody took for a folder."""
+    """Return the reference of a Hugging Face repo, whose page URL was mistaken for a folder."""
     parts = urlsplit(url)
     words = parts.path.strip("/").split("/")
     return (f"hf:{words[0]}/{words[1]}",) if parts.hostname == "huggingface.co" and len(words) >= 2 else ()

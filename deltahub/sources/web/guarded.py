@@ -1,8 +1,8 @@
-"""Connections that are looked at before anything is said on them.
+"""SSRF guard: checks the address of each connection before sending a request.
 
-A link that starts on a public server must not lead into the network behind the user's firewall: whoever wrote the redirect could
-make this machine ask what only it can reach. What counts is the address that was really connected to, for a name can mean one address
-when it is checked and another when it is used. Through a proxy only the proxy knows that; then the host's name is looked at.
+A link that starts on a public server must not redirect into the network behind the user's firewall: the author of the redirect
+could make this machine request what only it can reach. The guard checks the address actually connected to, since a name may
+resolve differently when checked and when used. Behind a proxy only the proxy knows the address; then the host name is checked.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
 
 _TRANSLATED: Final = ipaddress.ip_network(
     "64:ff9b::/96"
-)  # a gateway takes it to the IPv4 address at its end (RFC 6052)
+)  # a gateway translates it to the IPv4 address in its last 32 bits (RFC 6052)
 _LOCAL_NAMES: Final = ("localhost", ".localhost", ".local", ".internal", ".home.arpa")
 
 
 class PrivateAddressError(Exception):
-    """A redirect led to an address that is not public. No OSError, which urllib3 would take for a lost connection."""
+    """A redirect led to a private address. Not an OSError, which urllib3 would treat as a lost connection."""
 
 
 class Guard:
-    """Remembers whether a link started on a public server, and lets it lead to nothing else then."""
+    """Records whether a link starts on a public server, and then allows only public addresses."""
 
     def __init__(self) -> None:
-        self.public: bool | None = None  # not known before the first connection
+        self.public: bool | None = None  # unknown before the first connection
 
     def check(self, address: str) -> None:
-        """Take note of the first address, and refuse a later one that is less public.
+        """Record the first address, and refuse a private one after a public one.
 
         Args:
             address: an IP address.
 
         Raises:
-            PrivateAddressError: the link started on a public server, and this is none.
+            PrivateAddressError: the link started on a public server, and this address is private.
         """
         public = is_public(address)
         if self.public is None:
@@ -57,7 +57,7 @@ class Guard:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address can be reached from everywhere: not loopback, link-local, private or reserved."""
+    """Return whether an IP address is globally reachable: not loopback, link-local, private or reserved."""
     found = ipaddress.ip_address(address.partition("%")[0])
     inner = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
     if found in _TRANSLATED:
@@ -66,20 +66,20 @@ def is_public(address: str) -> bool:
 
 
 def looks_public(host: str) -> bool:
-    """Whether a host's name or address, as far as it tells, is public; a name is not looked up."""
+    """Return whether a host name or address appears to be public, without a DNS lookup."""
     bare = host.strip("[]").rstrip(".").lower()
     try:
         return is_public(bare)
     except ValueError:
         if re.fullmatch(
             r"(0x[0-9a-f]*|[0-9]+)", bare.rpartition(".")[2]
-        ):  # an address in another writing, such as 127.1
+        ):  # an address in another notation, such as 127.1
             return False
         return not (bare in _LOCAL_NAMES or bare.endswith(_LOCAL_NAMES[1:]) or "." not in bare)
 
 
 class GuardedAdapter(HTTPAdapter):
-    """Makes connections that a guard has looked at.
+    """Transport adapter whose connections are checked by a guard.
 
     Args:
         guard: of one link.
@@ -90,7 +90,7 @@ class GuardedAdapter(HTTPAdapter):
         super().__init__()
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
-        """Use connections that are looked at, where no proxy is between."""
+        """Use guarded connections where no proxy is used."""
         super().init_poolmanager(*arguments, **options)
         self.poolmanager.pool_classes_by_scheme = _pools(self._guard)
 
@@ -103,7 +103,7 @@ class GuardedAdapter(HTTPAdapter):
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> Response:
-        """Send a request; behind a proxy, look at the host's name first."""
+        """Send a request; behind a proxy, check the host name first."""
         url = request.url or ""
         if select_proxy(url, dict(proxies or {})):
             public = looks_public(urlsplit(url).hostname or "")

@@ -1,4 +1,4 @@
-"""How much is taken from a web server, and how long it is waited for."""
+"""Limits on downloads from web servers: sizes, timeouts and attempts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _SIZE: Final = re.compile(r"([0-9]{1,15}) ?([KMGT]?B)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Limits:
-    """What is waited for and taken at most.
+    """Limits on downloads.
 
     Attributes:
-        file: bytes of one file; of a bundle, of all of it.
+        file: bytes of one file, or of a whole bundle.
         total: bytes of all files of one delta.
-        redirects: how often a server may send on to another address.
-        tries: how often one request is made.
-        connect: seconds for a connection to come about.
+        redirects: maximum number of redirects.
+        tries: maximum number of attempts per request.
+        connect: connection timeout in seconds.
         answer: seconds without a byte.
         whole: seconds for an answer that is read into memory, and for the head of one that is copied.
         backoff: seconds before the second try; each further wait is twice as long.
@@ -48,10 +48,10 @@ class Limits:
 
     @classmethod
     def read(cls) -> Self:
-        """As `DELTAHUB_MAX_FILE` and `DELTAHUB_MAX_DOWNLOAD` say, or else the usual ones.
+        """Read the limits from `DELTAHUB_MAX_FILE` and `DELTAHUB_MAX_DOWNLOAD`, with defaults.
 
         Raises:
-            ConfigError: one of them is no size.
+            ConfigError: a value is not a size.
         """
         return cls(file=_size(FILE_VARIABLE, cls.file), total=_size(TOTAL_VARIABLE, cls.total))
 

@@ -1,4 +1,4 @@
-"""Links as a source: what is behind an http(s) address."""
+"""Links as a source: deltas at http(s) URLs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from deltahub.stores.base import Progress
 
 
 class WebSource:
-    """Deltas behind links.
+    """Deltas at URLs.
 
     Args:
-        cache: where they are kept.
-        names: what links meant when they were last pulled.
-        forbidden: what keeps the network from being used, as a clause; None if it may be used.
-        limits: how much is taken and waited for; by default as the environment says.
+        cache: holds pulled deltas.
+        names: records what links resolved to when last pulled.
+        forbidden: why the network may not be used, as a clause; None if it may be used.
+        limits: sizes, timeouts and attempts; by default from the environment.
         pause: waits for a number of seconds.
     """
 
@@ -44,17 +44,17 @@ class WebSource:
         self._limits, self._pause = limits, pause
 
     def resolve(self, link: Link, *, fresh: bool = False, progress: Progress | None = None) -> Resolved:
-        """What is behind a link; one that is pinned and in the cache is asked nobody for.
+        """Resolve a link; a pinned and cached one needs no network.
 
         Args:
-            fresh: what is in the cache will not do.
-            progress: told of the bytes of a bundle, which has to be fetched to know.
+            fresh: ignore the cache.
+            progress: receives the bytes of a bundle, which must be downloaded to resolve the link.
 
         Raises:
-            NotFoundError: no delta is there.
-            NotCachedError: the network may not be used, and it was never pulled by this link.
-            UnreachableError: there is no answer, and it was never pulled by this link.
-            IntegrityError: it is damaged, or another one than the link pins.
+            NotFoundError: there is no delta.
+            NotCachedError: the network may not be used, and the link was never pulled.
+            UnreachableError: the server does not answer, and the link was never pulled.
+            IntegrityError: it is damaged, or not the one pinned by the link.
             StorageError: it is too large, or the server refuses.
         """
         seen = None if fresh else self._recalled(link)
@@ -91,19 +91,19 @@ class WebSource:
         return Resolved(link.pinned(digest), digest, found.manifest, found.fetch)
 
     def _held_bundle(self, web: Web, link: Link) -> Resolved | None:
-        """The delta of a bundle that the cache has, by the start of the bundle; all of it need not be fetched then."""
+        """Return the cached delta of a bundle, identified by the start of the bundle, without downloading the rest."""
         digest = digest_in(web, link)
         manifest = self._names.manifest(digest) if link.pin in (None, digest.removeprefix("sha256:")) else None
         return self._held(link, digest, manifest) if manifest else None
 
     def _recalled(self, link: Link) -> Resolved | None:
-        """What a link meant when it was last pulled, if the cache has it."""
+        """Return what a link resolved to when last pulled, if it is cached."""
         seen: Seen | None = self._names.recall(link)
         manifest = self._names.manifest(seen.digest) if seen else None
         return self._held(link, seen.digest, manifest) if seen and manifest else None
 
     def _held(self, link: Link, digest: str, manifest: Manifest) -> Resolved:
-        """A delta in the cache; only if it is damaged there, it is fetched again."""
+        """Return a cached delta; it is downloaded again only if the cached copy is damaged."""
 
         def fetch(entry: FileEntry, into: Path, progress: Progress | None) -> None:
             if self._forbidden:

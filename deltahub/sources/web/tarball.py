@@ -1,4 +1,4 @@
-"""A bundle behind a link: read as a bundle on the disk is, so that no tar trick has a way in."""
+"""A bundle at a URL, imported with the same checks against malicious tar files as a local bundle."""
 
 from __future__ import annotations
 
@@ -29,25 +29,26 @@ from deltahub.stores.local import LocalStore
 
 ENDING: Final = ".tar"
 LARGEST_INDEX: Final = 64 << 20  # bytes
-_INDEX: Final = 64 << 10  # bytes that most indexes fit into
+_INDEX: Final = 64 << 10  # bytes; enough for most indexes
 
 
 class WebBundle:
-    """One delta of a bundle, which is fetched and checked at once, to the last byte.
+    """One delta of a bundle; the whole bundle is downloaded and verified at once.
 
     Args:
-        cache: the folder of the cache; what is fetched lies there until nobody needs this any more.
-        kept: where what was got is kept if it breaks off.
+        cache: the cache folder; the download stays there while this object is in use.
+        kept: the folder for partial files of failed downloads.
 
     Raises:
-        NotFoundError: nothing is there, or the bundle does not have the delta.
-        IntegrityError: it is no whole bundle.
-        ReferenceSyntaxError: it has several deltas, and the link names none of them.
+        NotFoundError: the bundle does not exist, or does not contain the delta.
+        IntegrityError: it is not a complete bundle.
+        ReferenceSyntaxError: it contains several deltas, and the link names none.
         StorageError: it is too large.
     """
 
     def __init__(self, web: Web, link: Link, cache: Path, kept: Path, progress: Progress | None = None) -> None:
-        folder = cache / STAGING / f"{STAGE}{uuid.uuid4().hex}"  # what a killed process leaves goes as any stage does
+        # A folder left by a killed process is removed like any staging folder.
+        folder = cache / STAGING / f"{STAGE}{uuid.uuid4().hex}"
         make_root(cache)
         make_folder(cache, folder)
         self._cleared = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -66,23 +67,23 @@ class WebBundle:
         self.manifest: Manifest = self._registry.manifest(document.versions[version].digest)
 
     def fetch(self, entry: FileEntry, into: Path, progress: Progress | None) -> None:
-        """Copy one file to a new place, checked; its bytes were counted when the bundle was fetched."""
+        """Copy and verify one file; progress already counted its bytes when the bundle was downloaded."""
         self._registry.fetch(entry, into)
 
 
 def digest_in(web: Web, link: Link) -> str:
-    """The digest of the delta that a link means, by the index that a bundle starts with; the rest is not fetched.
+    """Return the digest of a link's delta from the index at the start of a bundle, without downloading the rest.
 
     Raises:
-        NotFoundError: nothing is there, or the bundle does not have the delta.
-        IntegrityError: it starts with no index.
-        ReferenceSyntaxError: it has several deltas, and the link names none of them.
+        NotFoundError: the bundle does not exist, or does not contain the delta.
+        IntegrityError: it does not start with an index.
+        ReferenceSyntaxError: it contains several deltas, and the link names none.
     """
     data = start(web, link.url, _INDEX)
     try:
         size = tarfile.TarInfo.frombuf(data[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape").size
     except tarfile.TarError:
-        size = 0  # the index says what is wrong
+        size = 0  # `read_index` reports the error
     whole = tarfile.BLOCKSIZE + size + -size % tarfile.BLOCKSIZE
     if len(data) < whole <= LARGEST_INDEX:
         data = start(web, link.url, whole)
@@ -92,7 +93,7 @@ def digest_in(web: Web, link: Link) -> str:
 
 
 def _wanted(link: Link, held: Sequence[ReferenceDocument]) -> ReferenceDocument:
-    """The delta of a bundle that a link means."""
+    """Return the delta of a bundle that a link names."""
     if link.inside is None:
         if len(held) == 1:
             return held[0]
