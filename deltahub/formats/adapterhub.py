@@ -17,7 +17,7 @@ def refuse(folder: Path) -> None:
     """Refuse a folder written by the `adapters` library; do nothing for any other folder.
 
     Raises:
-            ConfigError: the folder holds such an adapter.
+        ConfigError: the folder holds such an adapter.
     """
     try:
         document = parse(read_limited(folder / CONFIG, LARGEST_CONFIG))

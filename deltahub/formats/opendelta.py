@@ -36,7 +36,7 @@ from deltahub.schema import load_schema
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "pytorch_model.bin"
-_TENSORS_EVERYWHERE: Final = ("lora", "adapter", "low_rank_adapter")  # each module has tensors of its own
+_TENSORS_EVERYWHERE: Final = ("lora", "adapter", "low_rank_adapter")  # each module has its own tensors
 
 
 def is_checkpoint(folder: Path) -> bool:

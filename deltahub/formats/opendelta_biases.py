@@ -64,7 +64,7 @@ class SharedBiases:
         """Return whether a delta's value of a bias is the saved one; None if the delta has no value."""
         layer, _, leaf = name.rpartition(".")
         if name in self.own and self.own[name].shape != saved.shape:
-            return None  # refused where the delta is filled
+            return None  # filling the delta refuses it
         if name in self.own and torch.equal(self.own[name].detach().to(saved), saved):
             return None  # not trained
         if entry.config.delta_type == "bitfit" and leaf == "bias" and layer in entry.insertions and name in self.own:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 _WAYS: Final = r"(?P<leaf>(?:down|up)_proj\.(?:weight|bias))"
-# Pattern of the delta's name, and of its parameters, by delta type.
+# Patterns of the delta's name and of its parameters, by delta type.
 _PATTERNS: Final = {
     "lora": ("lora", r"(?P<leaf>lora_[AB])"),
     "adapter": ("adapter", rf"modulelist\.{_WAYS}"),
     "bitfit": ("bitfit", r"(?P<leaf>bias)"),
     "low_rank_adapter": ("low_rank_adapter", r"(?P<leaf>(?:down|up)_sampler\.(?:W_left|W_right|b))"),
     "compacter": (
-        "compactor",  # so it is spelt
+        "compactor",  # OpenDelta's spelling
         r"(?P<leaf>(?:down|up)_sampler\.(?:phm_rule|phm_rule_left|phm_rule_right|W|W_left|W_right|b))",
     ),
     "parallel_adapter": ("parallel_adapter", rf"modulelist\.{_WAYS}"),
@@ -39,9 +39,9 @@ def _compiled(called: str, leaf: str) -> re.Pattern[str]:
 
 DELTA_TYPES: Final = tuple(_PATTERNS)
 _LEAVES: Final = {delta_type: _compiled(*patterns) for delta_type, patterns in _PATTERNS.items()}
-# The network that makes the prefixes of all modules.
+# The network that generates the prefixes of all modules.
 _NETWORK: Final = re.compile(r"(?P<module>.+)\.(?P<leaf>reparams)(?:_(?P<number>\d+))?\.(?P<rest>.+)")
-# Their tensors do not tell every module that they act on.
+# Types whose tensors do not name every module they act on.
 SILENT_MODULES: Final = frozenset({"parallel_adapter", "prefix", "soft_prompt"})
 
 
