@@ -1,4 +1,7 @@
-"""PEFT's task type for a model. PEFT's model class for a task passes on certain inputs, which the backbone's forward must accept."""
+"""PEFT's task type for a model.
+
+PEFT's model class for a task passes on certain inputs, which the backbone's forward must accept.
+"""
 
 from __future__ import annotations
 
