@@ -1,6 +1,6 @@
 """DeltaHub: make, keep, find and load deltas, the small trained parts that turn one backbone into a model for one task.
 
-Names are imported when they are first used, so that `import deltahub` and the command line need no torch.
+Names are imported on first use, so that `import deltahub` and the command line need no torch.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Name-based addressing: which modules a pattern means.
+"""Name-based addressing of modules by patterns.
 
     "query"                       the last parts of a name: `encoder.layer.0.attention.self.query`, not `my_query`
     "0.attention.self.query"      as many parts as needed to tell modules apart
     "[r]layer\\.[0-5]\\.output"     a regular expression that must end where the name ends and start at a part
 
-A name is what `named_modules()` gives. The rules are those of OpenDelta (Ding et al. 2022, https://arxiv.org/abs/2203.06904)
+Names are those of `named_modules()`. The rules are those of OpenDelta (Ding et al. 2022, https://arxiv.org/abs/2203.06904)
 with one difference: a pattern that matches nothing is an error.
 """
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Address:
-    """One pattern, ready to be held against names.
+    """One pattern to match against names.
 
     Args:
         pattern: a name's last parts, or ``[r]`` and a regular expression.
@@ -33,28 +33,28 @@ class Address:
     pattern: str
 
     def matches(self, name: str) -> bool:
-        """Whether `name` is meant by this address.
+        """Return whether the address matches `name`.
 
         Args:
             name: a dotted module name, e.g. ``"encoder.layer.0.attention"``.
 
         Raises:
-            AddressError: the regular expression cannot be read, or not be matched in linear time.
+            AddressError: the regular expression is invalid, or cannot be matched in linear time.
         """
         if self.pattern.startswith(REGEX_MARK):
-            # Only the leftmost match counts, as in the original: "[r][0-5]\.attention" leaves out "10.attention".
+            # Only the leftmost match counts, as in OpenDelta: "[r][0-5]\.attention" does not match "10.attention".
             found = linear(self.pattern.removeprefix(REGEX_MARK), REGEX_MARK).search(name)
             return found is not None and found[0] < found[1] and _is_tail(name, *found)
         return self.pattern != "" and name.endswith(self.pattern) and _is_tail(name, len(name) - len(self.pattern))
 
 
 def value_for(patterns: Mapping[str, T], name: str, default: T) -> T:
-    """The value that addresses have for a module: that of its whole name, else of the first address that means it.
+    """Look up a module's value by address: the value of its full name, else of the first address that matches it.
 
     Args:
         patterns: address to value.
-        name: of the module.
-        default: the value if no address means it.
+        name: the name of the module.
+        default: the value if no address matches.
     """
     if name in patterns:
         return patterns[name]
@@ -62,15 +62,15 @@ def value_for(patterns: Mapping[str, T], name: str, default: T) -> T:
 
 
 def _is_tail(name: str, start: int, end: int | None = None) -> bool:
-    """Whether `name[start:end]` reaches the end of the name and begins at a part."""
+    """Return whether `name[start:end]` reaches the end of the name and begins at a part."""
     return (end is None or end == len(name)) and (start == 0 or name[start - 1] == ".")
 
 
 def check_patterns(patterns: Iterable[str]) -> None:
-    """Refuse regular expressions that cannot be matched, or too many of them.
+    """Refuse regular expressions that cannot be matched, or too many regular expressions.
 
     Raises:
-        AddressError: there is one, or they are too many.
+        AddressError: one cannot be matched, or there are too many.
     """
     expressions = [pattern.removeprefix(REGEX_MARK) for pattern in patterns if pattern.startswith(REGEX_MARK)]
     if len(expressions) > MOST:
@@ -81,24 +81,24 @@ def check_patterns(patterns: Iterable[str]) -> None:
 
 
 def matches_any(name: str, patterns: Iterable[str]) -> bool:
-    """Whether one of the patterns means `name`."""
+    """Return whether one of the patterns matches `name`."""
     return any(Address(pattern).matches(name) for pattern in patterns)
 
 
 def lies_within(name: str, patterns: Iterable[str]) -> bool:
-    """Whether `name`, or a module that contains it, is meant by one of the patterns."""
+    """Return whether one of the patterns matches `name` or a module that contains it."""
     return any(_lies_within(name, pattern) for pattern in patterns)
 
 
 def _lies_within(name: str, pattern: str) -> bool:
     if not pattern.startswith(REGEX_MARK):
-        return pattern != "" and f".{pattern}." in f".{name}."  # the parts of the pattern, somewhere in the name
+        return pattern != "" and f".{pattern}." in f".{name}."  # the parts of the pattern, anywhere in the name
     ends = [index for index, char in enumerate(name) if char == "."]
     return any(Address(pattern).matches(name[:end]) for end in (*ends, len(name)))
 
 
 def nearest_names(pattern: str, names: Iterable[str], limit: int = 5) -> tuple[str, ...]:
-    """The names, cut to as many parts as `pattern` has, that look most like it; best first."""
+    """Return the names most similar to `pattern`, cut to its number of parts; best first."""
     wanted = pattern.removeprefix(REGEX_MARK)
     parts = wanted.count(".") + 1
     tails = dict.fromkeys(".".join(name.split(".")[-parts:]) for name in names if name)

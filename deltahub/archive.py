@@ -1,10 +1,10 @@
-"""The file format of a bundle: a tar archive that is the same, to the last byte, whenever its content is.
+"""The file format of a bundle: a tar archive, byte for byte the same whenever its content is.
 
     bundle-<sha256>.json              the deltas, and the digest and size of every object; named by its own digest
     objects/sha256/<2>/<62>           the objects, sorted
 
-Any tar program can list and unpack it. Reading takes no other layout than the one that writing gives: each header is compared
-with the only one that may stand there, so a path, link, device or second file that does not belong has no way in.
+Any tar program can list and unpack it. Reading accepts only the layout that writing produces: each header is compared with the
+only valid one at its position, which excludes foreign paths, links, devices and duplicate files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from deltahub.stores.base import object_key
 
 SCHEMA: Final = "bundle.v1"
 _INDEX: Final = re.compile(r"bundle-([0-9a-f]{64})\.json")
-_MOST: Final = 64 << 20  # bytes of an index
+_MOST: Final = 64 << 20  # maximum bytes of an index
 _REMEDY: Final = "Nothing was stored. Export it again where it came from."
 
 
@@ -36,7 +36,7 @@ class Member:
 
     Attributes:
         sha256: 64 hex digits.
-        size: bytes.
+        size: size in bytes.
     """
 
     sha256: str
@@ -48,9 +48,9 @@ class Signed:
     """One signature in a bundle.
 
     Attributes:
-        digest: of the manifest that it is over.
-        key: the id of the key that it is by, 64 hex digits.
-        signature: its bytes, which are JSON, as text.
+        digest: the digest of the signed manifest.
+        key: the id of the signing key, 64 hex digits.
+        signature: the signature's JSON as text.
     """
 
     digest: str
@@ -69,7 +69,7 @@ def write(
 
     Args:
         deltas: the reference documents, as JSON.
-        fetch: gives the checked bytes of an object as a file, which is deleted afterwards.
+        fetch: returns a file with the verified bytes of an object; the file is deleted afterwards.
         signed: the signatures of the deltas.
     """
     members = sorted(members, key=lambda member: member.sha256)
@@ -95,10 +95,10 @@ def unpack(path: Path, folder: Path) -> tuple[list[Any], dict[str, Member], list
         folder: an empty folder.
 
     Returns:
-        The reference documents as JSON, the objects by their sha256, and the signatures, of which nothing is known yet.
+        The reference documents as JSON, the objects by their sha256, and the signatures, not yet verified.
 
     Raises:
-        IntegrityError: it is not as `write` writes it.
+        IntegrityError: the file is not as `write` writes it.
         CheckpointError: a later deltahub wrote it.
     """
     with path.open("rb") as file:
@@ -126,13 +126,13 @@ def unpack(path: Path, folder: Path) -> tuple[list[Any], dict[str, Member], list
 
 
 def read_index(file: BinaryIO, path: Path | str) -> dict[str, Any]:
-    """Read and check the index that a bundle starts with: `deltas`, the reference documents, and `objects`.
+    """Read and check the index at the start of a bundle: `deltas`, the reference documents, and `objects`.
 
     Args:
-        path: what the bundle is called, for messages.
+        path: the name of the bundle, for messages.
 
     Raises:
-        IntegrityError: it is not as `write` writes it.
+        IntegrityError: the index is not as `write` writes it.
         CheckpointError: a later deltahub wrote it.
     """
     try:
@@ -199,7 +199,7 @@ def _read(file: BinaryIO, path: Path | str, count: int) -> bytes:
 
 
 def _length(sizes: Iterable[int]) -> int:
-    """Bytes of an archive with files of these sizes: a header each, whole blocks, two empty ones, a whole record."""
+    """Compute the bytes of an archive with files of these sizes: a header each, whole blocks, two empty ones, a whole record."""
     blocks = sum(1 + -(-size // tarfile.BLOCKSIZE) for size in sizes) + 2
     return -(-blocks * tarfile.BLOCKSIZE // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 

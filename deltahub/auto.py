@@ -1,4 +1,4 @@
-"""AutoDeltaConfig and AutoDeltaModel: the right class for a delta, by what its config says."""
+"""AutoDeltaConfig and AutoDeltaModel: the class for a delta, chosen by its config."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from deltahub.saveload import SaveLoadMixin
 
 
 def class_for(delta_type: str) -> type[DeltaBase]:
-    """The delta model of a type.
+    """Return the delta model class of a type.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the type is unknown.
     """
     classes = delta_classes()
     if delta_type not in classes:
@@ -39,7 +39,7 @@ def _read_document(folder: Path) -> dict[str, Any]:
 
 
 class AutoDeltaConfig:
-    """Makes the config that fits a delta type; not to be instantiated."""
+    """Factory for the config of a delta type; not to be instantiated."""
 
     def __init__(self) -> None:
         msg = "AutoDeltaConfig is not instantiated; use AutoDeltaConfig.from_dict or .from_finetuned."
@@ -65,7 +65,7 @@ class AutoDeltaConfig:
 
     @staticmethod
     def from_finetuned(finetuned_delta_path: str | os.PathLike[str], **options: Any) -> DeltaConfig:
-        """The config of a saved delta.
+        """Return the config of a saved delta.
 
         Args:
             finetuned_delta_path: a folder or a reference.
@@ -76,7 +76,7 @@ class AutoDeltaConfig:
 
 
 class AutoDeltaModel(SaveLoadMixin):
-    """Makes or loads the delta model that fits; not to be instantiated."""
+    """Factory that makes or loads the delta model of a type; not to be instantiated."""
 
     def __init__(self) -> None:
         msg = "AutoDeltaModel is not instantiated; use AutoDeltaModel.from_config or .from_finetuned."

@@ -1,11 +1,11 @@
-"""What a delta knows about its backbone: one leaf per tensor, one hash over all, and the difference in words.
+"""The record of a delta's backbone: one leaf per tensor, one hash over all, and a description of differences.
 
     hash = md5 of canonical JSON of the sorted list of [name, dtype, shape, leaf]
     leaf = xxh3-128 of the tensor's bytes (row-major, little-endian)
 
-The list covers the backbone tensors that the delta leaves alone: parameters and persistent buffers, and whatever else a module
-saves with its state. Version 1 of the record covered of buffers only those of floating-point numbers. The hash is the same in both
-versions where the list is, so that deltas are found by it whichever version saved them. It travels with the delta as `backbone.json`, so that a
+The list covers the backbone tensors that the delta does not change: parameters, persistent buffers, and anything else a module
+saves with its state. Version 1 of the record covered only floating-point buffers. Both versions give the same hash for the same
+list, so a search by hash finds deltas of either version. The record travels with the delta as `backbone.json`, so that a
 mismatch can say which tensors differ and how. `deltahub.engine.fingerprint` makes it from a model.
 """
 
@@ -42,7 +42,7 @@ class Leaf:
     Attributes:
         name: its name in `state_dict()`.
         dtype: e.g. ``"float32"``.
-        shape: sizes.
+        shape: its sizes.
         hash: xxh3-128 of its bytes, 32 hex digits.
     """
 
@@ -54,11 +54,11 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Difference:
-    """How two backbones differ.
+    """The difference between two backbones.
 
     Attributes:
-        level: one of the words at the top of this module.
-        detail: the tensors that differ, in words; empty if none.
+        level: one of the constants at the top of this module, such as `EXACT`.
+        detail: a description of the tensors that differ; empty if none.
     """
 
     level: str
@@ -67,11 +67,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The identity of a backbone, or of the part of it that a delta leaves alone.
+    """The identity of a backbone, or of the part that a delta does not change.
 
     Attributes:
         leaves: one per tensor, sorted by name.
-        version: of the record: 1 leaves out buffers of integers.
+        version: the version of the record: 1 leaves out integer buffers.
     """
 
     leaves: tuple[Leaf, ...]
@@ -79,12 +79,12 @@ class Fingerprint:
 
     @cached_property
     def hash(self) -> str:
-        """32 hex digits; equal for equal tensors under equal names."""
+        """A hash of 32 hex digits; equal for equal tensors under equal names."""
         rows = [[leaf.name, leaf.dtype, list(leaf.shape), leaf.hash] for leaf in sorted(self.leaves)]
         return hashlib.md5(canonical_json(rows), usedforsecurity=False).hexdigest()
 
     def to_bytes(self) -> bytes:
-        """The content of `backbone.json`: one line per tensor."""
+        """Return the content of `backbone.json`: one line per tensor."""
         rows = [json.dumps([leaf.name, leaf.dtype, list(leaf.shape), leaf.hash]) for leaf in sorted(self.leaves)]
         head = f'{{"format_version": {self.version}, "algorithm": "{ALGORITHM}", "hash": "{self.hash}", "tensors": [\n'
         return (head + ",\n".join(rows) + "\n]}\n").encode()
@@ -94,7 +94,7 @@ class Fingerprint:
         """Read `backbone.json`.
 
         Raises:
-            CheckpointError: it is malformed, or its hash is not that of its list.
+            CheckpointError: it is malformed, or its hash does not match its list.
         """
         try:
             document = parse(data)
@@ -112,7 +112,7 @@ class Fingerprint:
         raise CheckpointError(msg)
 
     def compare(self, found: Fingerprint) -> Difference:
-        """How the backbone `found` differs from this one, which was expected."""
+        """Describe how the backbone `found` differs from this, the expected one."""
         if self.hash == found.hash:
             return Difference(EXACT)
         ours = {leaf.name: leaf for leaf in self.leaves}
@@ -138,7 +138,7 @@ class Fingerprint:
             same_weights: False to accept other values or another precision under the same names and shapes.
 
         Raises:
-            FingerprintMismatch: it is another backbone.
+            FingerprintMismatch: `found` is another backbone.
         """
         difference = self.compare(found)
         if difference.level == EXACT:
@@ -162,7 +162,7 @@ def _compare_names(expected: Fingerprint, found: Fingerprint) -> Difference:
 
 
 def _only_rows_differ(ours: dict[str, Leaf], theirs: dict[str, Leaf], names: Iterable[str]) -> bool:
-    """Whether the same number of rows, a vocabulary, was added to or taken from every tensor named."""
+    """Return whether the same number of rows, a vocabulary, was added to or removed from every given tensor."""
     pairs = [(ours[name].shape, theirs[name].shape) for name in names]
     same_columns = all(len(a) == len(b) and len(a) in (1, 2) and a[1:] == b[1:] for a, b in pairs)
     two_dimensional = any(len(a) == 2 for a, _ in pairs)

@@ -1,7 +1,7 @@
 """Bundles: deltas in one file, for machines without a network.
 
-An import stores nothing before all of the file was checked: its layout, every digest, every name, and that each version fits
-what the registry has.
+An import checks the whole file before it stores anything: its layout, every digest, every name, and that each version is
+compatible with the registry's.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from deltahub.stores.base import Source, object_key
 
 @dataclass(frozen=True)
 class Bundled:
-    """One delta that went into a bundle or came out of it.
+    """One delta in an exported or imported bundle.
 
     Attributes:
         name: ``"namespace/name"``.
-        versions: of it, in order.
-        new: those that the registry did not have; of an export, none.
+        versions: its versions in order.
+        new: the versions that the registry did not have; empty after an export.
     """
 
     name: str
@@ -50,14 +50,14 @@ def export_bundle(
     """Write deltas into one file; the same deltas give the same bytes.
 
     Args:
-        wanted: each delta and the registry that has it; a version goes with its tags and the aliases that point to it.
+        wanted: each delta and its registry; a version is exported with its tags and the aliases that point to it.
         path: the file, which is replaced as a whole.
-        history: take all versions, aliases and moves of each delta.
-        vouched: gives for a registry what refuses a version that it asks for a signature of and has none; None for nothing.
+        history: export all versions, aliases and moves of each delta.
+        vouched: returns for a registry a check that raises for a version without a required signature; None for no check.
 
     Raises:
         SignatureError: a version is refused. Nothing was written.
-        NotFoundError: a registry has no such delta or version, or all versions of it were removed.
+        NotFoundError: a registry has no such delta or version, or all its versions were removed.
         IntegrityError: a registry is damaged. Nothing was written.
         ConfigError: two registries have different deltas under one name.
     """
@@ -115,7 +115,7 @@ def import_bundle(path: Path, registry: Registry) -> list[Bundled]:
     """Store the deltas of a bundle in a registry: files, versions under their numbers, aliases and tags.
 
     Raises:
-        IntegrityError: the file is no whole bundle. Nothing was stored.
+        IntegrityError: the file is not a complete bundle. Nothing was stored.
         ReferenceSyntaxError: a name, tag or alias in it is not well formed. Nothing was stored.
         ConflictError: the registry has other content under the same version. Nothing was stored.
         StorageError: the file cannot be read, or the registry is full or not writable.
@@ -159,7 +159,7 @@ def _with(theirs: ReferenceDocument, registry: Registry) -> Change:
 def _checked(
     path: Path, delta: Any, members: dict[str, Member], folder: Path
 ) -> tuple[ReferenceDocument, dict[str, Source]]:
-    """A delta's document and its objects, with all that can be wrong about them looked at."""
+    """Check a delta's document completely and return it with its objects."""
     document = ReferenceDocument.from_bytes(canonical_json(delta))
     reference = Reference.parse(document.name)
     if reference.path != document.name or not document.versions:

@@ -1,4 +1,4 @@
-"""The model card: `README.md` with the front matter that the Hugging Face Hub reads."""
+"""The model card: `README.md` with the front matter for the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deltahub.naming import backbone_name
 
 
 def model_card(document: Mapping[str, Any], counts: Mapping[str, int]) -> str:
-    """Write the card of a checkpoint.
+    """Build the card of a checkpoint.
 
     Args:
         document: its config with metadata.
@@ -24,7 +24,7 @@ def model_card(document: Mapping[str, Any], counts: Mapping[str, int]) -> str:
 
 
 def front_matter(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What the Hugging Face Hub reads of a card: library, base model, license, data, tags and results.
+    """Build a card's front matter for the Hugging Face Hub: library, base model, license, data, tags and results.
 
     Args:
         document: the config of a checkpoint with metadata.
@@ -35,7 +35,7 @@ def front_matter(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _data(document: Mapping[str, Any]) -> ModelCardData:
     metadata = document.get("metadata", {})
-    base = metadata.get("backbone_model") or document.get("backbone_checkpoint_name")  # no class name
+    base = metadata.get("backbone_model") or document.get("backbone_checkpoint_name")  # never a class name
     base, results = (base if _is_id(base) else None), _eval_results(metadata)
     return ModelCardData(
         library_name="deltahub",
@@ -57,7 +57,7 @@ def _title(document: Mapping[str, Any]) -> str:
 
 
 def _is_id(name: str | None) -> bool:
-    """Whether a name can be that of a repo: the Hub takes no card that names a folder or a sentence as one."""
+    """Return whether a name is valid for a repo: the Hub refuses a card that gives a folder or a sentence as one."""
     try:
         validate_repo_id(name or "")
     except HFValidationError:

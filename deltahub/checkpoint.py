@@ -1,11 +1,11 @@
 """The checkpoint folder: a delta's config, tensors and backbone record as files.
 
-    delta_config.json     what the delta is, and the sha256 of the files beside it; written last, so it vouches for them
+    delta_config.json     the delta's options, and the sha256 of the other files; written last, so it vouches for them
     delta.safetensors     tensors, `<address>.deltas.<parameter>` or the name of an unfrozen backbone tensor
-    backbone.json         the backbone tensors that the delta leaves alone, one leaf each
+    backbone.json         the backbone tensors that the delta does not change, one leaf each
     README.md             the model card
 
-The folder may be shared with a backbone's own files, as a trainer's output folder is. Reading the config, the tensor
+The folder may also hold a backbone's own files, as a trainer's output folder does. Reading the config, the tensor
 table and the digests needs no torch.
 """
 
@@ -47,12 +47,12 @@ CONFIG: Final = "delta_config.json"
 WEIGHTS: Final = "delta.safetensors"
 BACKBONE: Final = "backbone.json"
 CARD: Final = "README.md"
-PICKLE: Final = "pytorch_model.bin"  # what OpenDelta wrote
-LARGEST_CONFIG: Final = 8 << 20  # bytes of a config that is read
-_LARGEST: Final = 256 << 20  # and of any other file but the tensors
-RESUMED: Final = "resumed"  # how a delta came of another: trained on from it,
-CONVERTED: Final = "converted"  # or read from a checkpoint in the format of others
-_OTHERS: Final = (  # what lies in a folder that is no delta, by a file of it, the more telling one last
+PICKLE: Final = "pytorch_model.bin"  # OpenDelta's file
+LARGEST_CONFIG: Final = 8 << 20  # maximum bytes of a config to read
+_LARGEST: Final = 256 << 20  # maximum bytes of any other file except the tensors
+RESUMED: Final = "resumed"  # relation to the parent delta: training was resumed,
+CONVERTED: Final = "converted"  # or the delta was converted from another format
+_OTHERS: Final = (  # content of a folder without a delta, by the name of a file in it; the last match wins
     ("config.json", "a model, which from_pretrained of transformers loads"),
     ("adapter_config.json", "an adapter in the format of PEFT, which PeftModel.from_pretrained loads"),
 )
@@ -62,14 +62,14 @@ Saver = Callable[[Mapping[str, "Tensor"], Path], None]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A delta on disk whose bytes have been checked.
+    """A delta on disk with verified bytes.
 
     Attributes:
-        folder: where it lies.
+        folder: its folder.
         document: the content of `delta_config.json`.
-        fingerprint: the backbone tensors it leaves alone; None if the checkpoint does not say.
+        fingerprint: the backbone tensors that the delta does not change; None if the checkpoint has no record.
         tensors: name to tensor, on the CPU.
-        parent: what a delta that is trained on from here says of it, as an entry of `parents` in its config.
+        parent: the entry for this delta in the `parents` of a delta trained on from it.
     """
 
     folder: Path
@@ -80,7 +80,7 @@ class Checkpoint:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether `folder` holds a delta that DeltaHub saved."""
+    """Return whether `folder` holds a delta saved by DeltaHub."""
     return (folder / CONFIG).is_file()
 
 
@@ -88,12 +88,12 @@ def read_document(folder: Path, expected: str | None = None) -> dict[str, Any]:
     """Read and validate `delta_config.json`.
 
     Args:
-        expected: its sha256, 64 hex digits, if that is known; checked on the bytes that are used.
+        expected: its sha256, 64 hex digits, if known; checked on the bytes that are used.
 
     Raises:
-        IntegrityError: it has another sha256.
-        CheckpointError: there is none, or it is not JSON.
-        ConfigError: it says something that can never work.
+        IntegrityError: the file has another sha256.
+        CheckpointError: the file is missing or not JSON.
+        ConfigError: a value is invalid.
     """
     path = folder / CONFIG
     if not folder.exists():
@@ -121,11 +121,11 @@ def parse_document(data: bytes, path: str) -> dict[str, Any]:
     """Read and validate the content of `delta_config.json`.
 
     Args:
-        path: where it is, for messages.
+        path: the path of the file, for messages.
 
     Raises:
-        CheckpointError: it is not JSON.
-        ConfigError: it says something that can never work.
+        CheckpointError: the content is not JSON.
+        ConfigError: a value is invalid.
     """
     try:
         document = parse(data)
@@ -144,11 +144,11 @@ def parse_document(data: bytes, path: str) -> dict[str, Any]:
 def verified_bytes(folder: Path, name: str, document: Mapping[str, Any]) -> bytes:
     """Read one file of a checkpoint and check it against the size and the digest in `document`.
 
-    The size is compared, and of a safetensors file the header read, before the rest: only then is there memory for it.
+    The size, and the header of a safetensors file, are checked first: no memory is allocated for the rest before that.
 
     Raises:
         CheckpointError: the file is missing or malformed, or the config does not vouch for it.
-        IntegrityError: its bytes are other ones.
+        IntegrityError: the file's bytes differ.
     """
     entry = document.get("files", {}).get(name)
     if entry is None:
@@ -167,7 +167,7 @@ def verified_bytes(folder: Path, name: str, document: Mapping[str, Any]) -> byte
         try:
             data = usable_bytes(file, str(path)) if name == WEIGHTS else file.read(size)
         except CheckpointError:
-            if size <= _LARGEST:  # a malformed file is most often a damaged one
+            if size <= _LARGEST:  # a malformed file is usually a damaged one
                 file.seek(0)
                 _require_same(path, entry, hashlib.file_digest(file, "sha256").hexdigest(), size)
             raise
@@ -190,16 +190,16 @@ def _damaged(path: Path, expected: str, found: str) -> IntegrityError:
 
 
 def read(folder: Path, *, with_backbone: bool = True, config_sha256: str | None = None) -> Checkpoint:
-    """Read a delta; every byte is checked before it is used.
+    """Read a delta, checking every byte before it is used.
 
     Args:
-        with_backbone: whether the backbone's record is wanted too.
-        config_sha256: as `read_document` takes it; the config vouches for the other files.
+        with_backbone: whether to read the backbone's record too.
+        config_sha256: the expected sha256 for `read_document`; the config vouches for the other files.
 
     Raises:
         CheckpointError: a file is missing or malformed.
-        ConfigError: the config can never work.
-        IntegrityError: a file is not the one that was saved.
+        ConfigError: a value in the config is invalid.
+        IntegrityError: a file differs from the one saved.
     """
     document = read_document(folder, config_sha256)
     weights = verified_bytes(folder, WEIGHTS, document)
@@ -212,17 +212,17 @@ def read(folder: Path, *, with_backbone: bool = True, config_sha256: str | None 
 
 
 def tensors_in(data: bytes, what: str) -> dict[str, Tensor]:
-    """The tensors in the bytes of a safetensors file, sorted by name, on the CPU.
+    """Parse the bytes of a safetensors file into tensors on the CPU, sorted by name.
 
-    safetensors gives them in another order in each process, and the processes of a sharded backbone must agree on one.
+    safetensors returns another order in each process, and the processes of a sharded backbone must use the same order.
 
     Args:
-        what: the file, for messages.
+        what: the name of the file, for messages.
 
     Raises:
-        CheckpointError: it is not a safetensors file.
+        CheckpointError: the bytes are not a safetensors file.
     """
-    import safetensors.torch  # late: the rest of this module serves readers without torch
+    import safetensors.torch  # late import: the rest of this module works without torch
 
     try:
         return dict(sorted(safetensors.torch.load(data).items()))
@@ -232,12 +232,12 @@ def tensors_in(data: bytes, what: str) -> dict[str, Tensor]:
 
 
 def describe(folder: Path) -> Manifest:
-    """Check a checkpoint folder and make its manifest, without torch.
+    """Check a checkpoint folder and build its manifest, without torch.
 
     Raises:
         CheckpointError: a file is missing or malformed.
-        ConfigError: the config can never work.
-        IntegrityError: a file is not the one that was saved.
+        ConfigError: a value in the config is invalid.
+        IntegrityError: a file differs from the one saved.
     """
     document = read_document(folder)
     if WEIGHTS not in document.get("files", {}):
@@ -250,7 +250,7 @@ def describe(folder: Path) -> Manifest:
         if not path.is_file():
             msg = f"{path} is missing, though {CONFIG} lists it. Fetch or save the delta again."
             raise CheckpointError(msg)
-        if (size := path.stat().st_size) != entry.size:  # before it is read whole
+        if (size := path.stat().st_size) != entry.size:  # before hashing the whole file
             raise _damaged(path, f"{entry.size} bytes", f"{size} bytes")
         if (
             entry.path == WEIGHTS and size > _LARGEST
@@ -263,12 +263,12 @@ def describe(folder: Path) -> Manifest:
 
 
 def _listed(document: Mapping[str, Any]) -> list[FileEntry]:
-    """The files that a config vouches for."""
+    """Return the files that a config vouches for."""
     return [FileEntry(name, entry["sha256"], entry["size"]) for name, entry in document["files"].items()]
 
 
 def _manifest(folder: Path, document: Mapping[str, Any], checked: list[FileEntry]) -> Manifest:
-    """The manifest of a checkpoint whose listed files have been checked; only what is small is read."""
+    """Build the manifest of a checkpoint whose listed files are checked already; only small files are read."""
     names = {CONFIG, *([CARD] if (folder / CARD).is_file() else [])} - {entry.path for entry in checked}
     small = {name: read_limited(folder / name, _LARGEST) for name in names}
     entries = [*checked, *(FileEntry(n, hashlib.sha256(data).hexdigest(), len(data)) for n, data in small.items())]
@@ -276,9 +276,9 @@ def _manifest(folder: Path, document: Mapping[str, Any], checked: list[FileEntry
 
 
 def _refuse_foreign_card(folder: Path) -> None:
-    """Refuse a card that is a link out of the folder: no digest vouches for it, so any file could be published."""
+    """Refuse a card that links out of the folder: no digest vouches for it, so it could publish any file."""
     card = folder / CARD
-    target = Path(os.path.realpath(card))  # unlike resolve(), not an error where links go in a circle
+    target = Path(os.path.realpath(card))  # unlike resolve(), no error for circular links
     if card.is_symlink() and not target.is_relative_to(folder.resolve()):
         msg = f"{card} is a link to {target}, outside the folder. Copy the file there, or remove the link."
         raise CheckpointError(msg)
@@ -292,17 +292,17 @@ def write(
     card: str,
     save_function: Saver,
 ) -> None:
-    """Save a delta: stage every file, sync, then move them in place with the config last.
+    """Save a delta: stage every file, sync, then move them into place with the config last.
 
-    A README that was there before the first delta is left alone. A crash leaves the old delta, the new one, or a folder
-    whose config does not vouch for its weights and is refused.
+    A README that existed before the first delta is kept. A crash leaves the old delta, the new one, or a folder
+    whose config does not vouch for its weights, which is refused.
 
     Args:
         save_function: writes the tensors to a path, as a safetensors file.
 
     Raises:
-        CheckpointError: `save_function` wrote something else.
-        StorageError: the disk is full or not writable; the folder is as it was.
+        CheckpointError: `save_function` did not write a safetensors file.
+        StorageError: the disk is full or not writable; the folder is unchanged.
     """
     with storage_errors("Saving the delta", folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -310,7 +310,7 @@ def write(
             save_function(tensors, stage / WEIGHTS)
             require_usable(tensor_table(stage / WEIGHTS), str(folder / WEIGHTS))
             write_synced(stage / BACKBONE, fingerprint.to_bytes())
-            shutil.copymode(stage / BACKBONE, stage / WEIGHTS)  # safetensors lets nobody else read what it writes
+            shutil.copymode(stage / BACKBONE, stage / WEIGHTS)  # safetensors makes its files private
             sync_file(stage / WEIGHTS)
             write_synced(stage / CARD, card.encode())
             digests = {name: sha256_file(stage / name) for name in (WEIGHTS, BACKBONE)}
@@ -319,7 +319,7 @@ def write(
             check_document(whole)
             text = json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
             write_synced(stage / CONFIG, f"{text}\n".encode())
-            theirs = (folder / CARD).exists() and not is_checkpoint(folder)  # the README of what lies beside the delta
+            theirs = (folder / CARD).exists() and not is_checkpoint(folder)  # a README that describes the other files
             move_all(
                 stage, folder, [name for name in (WEIGHTS, BACKBONE, CARD, CONFIG) if not (theirs and name == CARD)]
             )

@@ -1,7 +1,7 @@
 """Delta configs: frozen, strict, and described by `schemas/delta_config.v1.json`.
 
-A config class has one field for each option of its method. Every value is held against the schema when the config is
-made, so that a config that exists is a config that can work.
+A config class has one field for each option of its method. Every value is checked against the schema when a config is created,
+so every existing config is valid.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaConfig:
-    """What all deltas have in common: where they sit, and which backbone they belong to.
+    """Options common to all deltas: their modules and their backbone.
 
     Args:
-        modified_modules: addresses of the modules that hold the delta (`deltahub.address`); None for the method's own.
-        exclude_modules: addresses of modules that, with all inside them, are left out; None for the method's own.
-        unfrozen_modules: what `freeze_module` leaves trainable; ``"deltas"`` stands for the delta's own parameters.
+        modified_modules: addresses of the modules to put the delta on (`deltahub.address`); None for the method's default.
+        exclude_modules: addresses of modules to leave out with everything inside; None for the method's default.
+        unfrozen_modules: the modules that `freeze_module` leaves trainable; ``"deltas"`` means the delta's own parameters.
         common_structure: True to read addresses as common names, False as real names, None as whichever matches.
         backbone_class: class name of the backbone, e.g. ``"BertModel"``.
         backbone_checkpoint_name: name of the backbone's checkpoint, e.g. ``"bert-base-uncased"``.
-        backbone_hash: fingerprint of the backbone's tensors that the delta leaves alone (32 hex digits).
+        backbone_hash: fingerprint of the backbone's tensors that the delta does not change (32 hex digits).
 
     Raises:
-        ConfigError: an option has a value that can never work.
+        ConfigError: the value of an option is invalid.
         AddressError: a regular expression among the addresses cannot be matched (`deltahub.patterns`).
     """
 
@@ -75,20 +75,20 @@ class DeltaConfig:
                 check_patterns(value)
 
     def to_dict(self) -> dict[str, Any]:
-        """The delta type and every option, as JSON types."""
+        """Return the delta type and every option, as JSON types."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         lists = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
         return {"delta_type": self.delta_type, **lists}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any], **overrides: Any) -> Self:
-        """Read a config from JSON types; keys that describe the checkpoint as a whole are skipped.
+        """Read a config from JSON types, ignoring keys that describe the checkpoint as a whole.
 
         Args:
             overrides: options that replace those of `document`.
 
         Raises:
-            ConfigError: a key is unknown, or a value can never work.
+            ConfigError: a key is unknown, or a value is invalid.
         """
         if (given := document.get("delta_type", cls.delta_type)) != cls.delta_type:
             msg = (
@@ -115,12 +115,12 @@ def _as_names(key: str, value: Any) -> Names | None:
 
 
 def known_types() -> tuple[str, ...]:
-    """The delta types that a checkpoint can hold."""
+    """Return the delta types that a checkpoint can hold."""
     return tuple(load_schema(SCHEMA)["properties"]["delta_type"]["enum"])
 
 
 def refuse_unknown(options: Mapping[str, Any], known: set[str], what: str) -> None:
-    """Raise `ConfigError` for the first option that is not known, naming the nearest one that is."""
+    """Raise `ConfigError` for the first unknown option, suggesting the nearest known one."""
     for key in options:
         if key not in known:
             msg = f"{what} has no option {shown(key)}: {suggest(key, known)}"
@@ -128,10 +128,10 @@ def refuse_unknown(options: Mapping[str, Any], known: set[str], what: str) -> No
 
 
 def check_document(document: Mapping[str, Any]) -> None:
-    """Hold a whole `delta_config.json` against the schema.
+    """Check a whole `delta_config.json` against the schema.
 
     Raises:
-        ConfigError: the delta type or a key is unknown, or a value can never work.
+        ConfigError: the delta type or a key is unknown, or a value is invalid.
     """
     schema = load_schema(SCHEMA)
     version = document.get("format_version")
@@ -155,7 +155,7 @@ _FILE: Final = ("size",)  # the counts of an entry in "files"
 
 
 def _odd_numbers(document: Mapping[str, Any], counts: Collection[str], place: str = "") -> Iterator[str]:
-    """What JSON Schema lets pass: 8.0 for a count, and at any depth what JSON has no word for."""
+    """Yield the faults that JSON Schema accepts: 8.0 for a count, and NaN or infinity at any depth."""
     for key, value in document.items():
         if isinstance(value, Mapping):
             yield from _odd_numbers(value, _FILE if place == "files." else (), f"{place}{key}.")

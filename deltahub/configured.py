@@ -1,6 +1,6 @@
-"""One source that a user has set up: what it is called, what it is, and where.
+"""One source set up by the user: its name, its kind, and its address.
 
-No secret is kept: only where to go, and the name of a profile or of an environment variable.
+No secret is stored: only the address, and the name of a profile or of an environment variable.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class Configured:
     """One source.
 
     Attributes:
-        name: what it is called in references.
-        url: the folder of a registry, absolute, or ``"s3://bucket/prefix"``, or the address of a hub.
-        endpoint: of a registry in a bucket: URL of the S3 server; None for what the environment says, or else AWS.
-        region: of the bucket; the same.
-        profile: of ~/.aws that has the keys; None for the environment's.
+        name: its name in references.
+        url: the absolute folder of a registry, or ``"s3://bucket/prefix"``, or the address of a hub.
+        endpoint: for a registry in a bucket: URL of the S3 server; None for the environment's, or else AWS.
+        region: the region of the bucket; None as for `endpoint`.
+        profile: the profile in ~/.aws with the keys; None for the environment's.
         kind: ``"registry"`` or ``"hub"``, a server that speaks the Hugging Face protocol.
-        token_env: of a hub: the environment variable that holds the token, if not `token_variable`.
-        namespaces: that are looked for here only, when a name is given without a source.
-        trust: of a registry: public keys in PEM, one of which must have signed what is taken from it; none to ask for none.
+        token_env: for a hub: the environment variable with the token, if not `token_variable`.
+        namespaces: namespaces looked up only here when a name is given without a source.
+        trust: for a registry: public keys in PEM, one of which must have signed every delta taken from it; empty to require none.
     """
 
     name: str
@@ -58,16 +58,16 @@ class Configured:
 
     @classmethod
     def checked(cls, name: str, url: str, *, namespaces: Collection[str] = (), **where: str | None) -> Configured:
-        """A source that a user describes.
+        """Create a source from the user's settings.
 
         Args:
-            url: a folder, which is made at the first push, ``"s3://bucket/prefix"``, or the http(s) address of a hub.
-            namespaces: that shall be looked for here only.
+            url: a folder, created at the first push, ``"s3://bucket/prefix"``, or the http(s) address of a hub.
+            namespaces: namespaces to look up only here.
             where: endpoint, region and profile, for a bucket; token_env, for a hub.
 
         Raises:
             ReferenceSyntaxError: the name cannot be a source, or a namespace is not well formed.
-            ConfigError: the name has a meaning of its own, or the rest is not well formed or holds a secret.
+            ConfigError: the name is reserved, or another value is not well formed or holds a secret.
         """
         if check_source(name) in _RESERVED:
             msg = f"{name!r} has a meaning of its own as a source. Choose another name."
@@ -88,25 +88,25 @@ class Configured:
 
     @property
     def token_variable(self) -> str:
-        """The environment variable that holds a hub's token, e.g. ``"DELTAHUB_TOKEN_TEAM"``."""
+        """The environment variable with a hub's token, e.g. ``"DELTAHUB_TOKEN_TEAM"``."""
         return self.token_env or f"DELTAHUB_TOKEN_{self.name.upper().replace('-', '_')}"
 
     def store(self) -> Store:
-        """Where a registry keeps its bytes; nothing is asked there yet.
+        """Return the store of a registry's bytes, without accessing it yet.
 
         Raises:
             ConfigError: the address is not well formed.
         """
         if not self.url.startswith(S3):
             return LocalStore(Path(self.url))
-        from deltahub.stores.bucket import Bucket  # late: only who has a bucket needs it
+        from deltahub.stores.bucket import Bucket  # late import: only needed for buckets
         from deltahub.stores.s3 import S3Store
 
         return S3Store(Bucket.parse(self.url, endpoint=self.endpoint, region=self.region, profile=self.profile))
 
     @property
     def public(self) -> bool:
-        """Whether anybody can take a free name there; `hf` counts as one wherever HF_ENDPOINT moves it, for it may be a mirror."""
+        """Whether anyone can register a free name there; `hf` counts as public wherever HF_ENDPOINT points, since it may be a mirror."""
         return self.kind == HUB and (self.name == HF or (urlsplit(self.url).hostname or "") in _PUBLIC)
 
     @property
@@ -116,22 +116,22 @@ class Configured:
 
     @property
     def place(self) -> str:
-        """Where it is, for people."""
+        """The address for display."""
         return self.url if self.kind == HUB else self.store().url
 
     def to_document(self) -> dict[str, Any]:
-        """What is written of it: what is not said is left out."""
+        """Return the JSON form of the source, without empty values."""
         document = {key: value for key, value in asdict(self).items() if value and (key, value) != ("kind", REGISTRY)}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in document.items()}
 
     @classmethod
     def from_document(cls, document: Any) -> Configured:
-        """What was written of a source.
+        """Read the JSON form of a source.
 
         Raises:
-            ReferenceSyntaxError: its name cannot be a source.
-            TypeError: it holds something else than text, or an unknown key.
-            ValueError: its kind is unknown.
+            ReferenceSyntaxError: the name cannot be a source.
+            TypeError: a value is not text, or a key is unknown.
+            ValueError: the kind is unknown.
         """
         lists = {key: tuple(document.get(key, ())) for key in ("namespaces", "trust")}
         entry = cls(**{**document, **lists})
@@ -147,21 +147,21 @@ class Configured:
 
 
 def place_of(url: str) -> str:
-    """A registry's address as it is kept: a folder absolute, with its ``~`` filled in.
+    """Normalise a registry's address: an absolute folder, with its ``~`` expanded.
 
     Raises:
-        ConfigError: it is neither a folder nor ``s3://bucket/prefix``.
+        ConfigError: the address is neither a folder nor ``s3://bucket/prefix``.
     """
     if url.startswith(S3):
         return f"{S3}{url.removeprefix(S3).rstrip('/')}"
     if "://" in url:
         msg = f"{url!r} is no place of a registry: expected a folder, or s3://bucket/prefix."
         raise ConfigError(msg)
-    return str(Path(os.path.abspath(Path(url).expanduser())))  # noqa: PTH100  (a link stays a link)
+    return str(Path(os.path.abspath(Path(url).expanduser())))  # noqa: PTH100  (keeps symbolic links)
 
 
 def is_place(text: str) -> bool:
-    """Whether a text is where a registry is, a folder or ``s3://bucket/prefix``, rather than what a source is called."""
+    """Return whether a text is a registry's address, a folder or ``s3://bucket/prefix``, rather than a source's name."""
     return text.startswith((S3, ".", "/", "~")) or Path(text).is_absolute()
 
 

@@ -1,8 +1,8 @@
-"""What a set of files is: the manifest of one that lies anywhere, such as in a store, made without reading more than headers.
+"""Manifests of files in any store, built by reading only headers.
 
-A whole delta gets the manifest that a push of its folder makes, so that it has the same digest however it came; what a push to a hub
-puts beside it, the manifest and a page made of its card, is left out. Whatever else it is, an adapter in the format of others, a
-backbone, or a delta of which a part is missing, is of the kind "files".
+A complete delta gets the manifest that a push of its folder makes, so that its digest is the same either way; the files that a push to
+a hub adds, the manifest and a page made from the card, are left out. Everything else, such as an adapter in another format, a
+backbone, or an incomplete delta, is of the kind "files".
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from deltahub.manifest import DELTA, FILES, FileEntry, Manifest, TensorEntry, ma
 from deltahub.schema import parse
 from deltahub.tensorheader import tensor_entries
 
-Read = Callable[[FileEntry, int, int], bytes]  # of a file, the bytes from the first to before the second
-WHOLE: Final = "deltahub"  # the format of a delta beside other files,
-INCOMPLETE: Final = "part of a delta"  # and of one that lacks some of its own
-MANIFEST: Final = "manifest.json"  # of a delta in a repo of a hub,
-OWN_CARD: Final = "delta_card.md"  # and its card, where the README is the page of the repo, which people edit
-_MOST_TENSORS: Final = 50_000  # that a manifest lists
-_LONGEST_HEADER: Final = 16 << 20  # bytes of a safetensors file's header that is read
+Read = Callable[[FileEntry, int, int], bytes]  # reads the bytes of a file from the first position to before the second
+WHOLE: Final = "deltahub"  # the format of a delta beside other files
+INCOMPLETE: Final = "part of a delta"  # the format of an incomplete delta
+MANIFEST: Final = "manifest.json"  # the manifest of a delta in a hub's repo
+OWN_CARD: Final = "delta_card.md"  # the delta's card, where the README is the repo's page, which people edit
+_MOST_TENSORS: Final = 50_000  # maximum number of tensors in a manifest
+_LONGEST_HEADER: Final = 16 << 20  # maximum bytes of a safetensors header to read
 _SHARD: Final = ".safetensors"
 
 
 def describe_files(entries: Iterable[FileEntry], read: Read) -> Manifest:
-    """The manifest of a set of files.
+    """Build the manifest of a set of files.
 
     Args:
-        entries: the files, whose bytes have the digests given.
-        read: reads a range of one of them.
+        entries: the files, with the digests of their bytes.
+        read: reads a range of a file.
     """
     files = {entry.path: entry for entry in sorted(entries, key=lambda entry: entry.path)}
     config = _told(files, read)
     if CONFIG in files:
         try:
             return _published(files, read) or _delta(files, read)
-        except DeltaHubError:  # whoever loads it is told why
+        except DeltaHubError:  # loading reports the error
             config = {"format": INCOMPLETE}
     tensors = _tensors(files, read)
     total = sum(math.prod(tensor.shape) for tensor in tensors)
@@ -49,10 +49,10 @@ def describe_files(entries: Iterable[FileEntry], read: Read) -> Manifest:
 
 
 def _published(files: Mapping[str, FileEntry], read: Read) -> Manifest | None:
-    """The manifest that lies among the files, if it is that of the delta beside it and all else belongs to them.
+    """Return the manifest among the files, if it belongs to the delta beside it and no other files are there.
 
     Raises:
-        DeltaHubError: there is no whole delta.
+        DeltaHubError: there is no complete delta.
     """
     if MANIFEST not in files:
         return None
@@ -66,7 +66,7 @@ def _published(files: Mapping[str, FileEntry], read: Read) -> Manifest | None:
 
 
 def _delta(files: Mapping[str, FileEntry], read: Read) -> Manifest:
-    """The manifest of files among which there is a whole delta.
+    """Build the manifest of files that contain a complete delta.
 
     Raises:
         DeltaHubError: there is none; the message says why.
@@ -85,7 +85,7 @@ def _delta(files: Mapping[str, FileEntry], read: Read) -> Manifest:
             msg = f"{name} is not the file that {CONFIG} lists. Save the delta again, and add all of its files."
             raise CheckpointError(msg)
     found = manifest_of(document, files.values(), _table(files[WEIGHTS], read))
-    if files.keys() - listed.keys() - {CONFIG, CARD}:  # it lies beside files of something else
+    if files.keys() - listed.keys() - {CONFIG, CARD}:  # there are files of something else too
         return replace(found, config={**found.config, "format": WHOLE}, kind=FILES)
     return found
 
@@ -102,7 +102,7 @@ def _whole(entry: FileEntry, read: Read) -> bytes:
 
 
 def _told(files: Mapping[str, FileEntry], read: Read) -> dict[str, Any]:
-    """What files say of themselves: their format and, as far as it is known, method, model type and base model."""
+    """Detect the format of the files and, as far as known, method, model type and base model."""
     adapter = _object(files, "adapter_config.json", read)
     if isinstance(adapter.get("peft_type"), str):
         known = {"base_model": adapter.get("base_model_name_or_path"), "task_type": adapter.get("task_type")}
@@ -119,7 +119,7 @@ def _told(files: Mapping[str, FileEntry], read: Read) -> dict[str, Any]:
 
 
 def _object(files: Mapping[str, FileEntry], name: str, read: Read) -> dict[str, Any]:
-    """A JSON object of that name; empty if there is none."""
+    """Read a file with a JSON object; return an empty dict if there is none."""
     if name not in files:
         return {}
     try:
@@ -130,7 +130,7 @@ def _object(files: Mapping[str, FileEntry], name: str, read: Read) -> dict[str, 
 
 
 def _tensors(files: Mapping[str, FileEntry], read: Read) -> tuple[TensorEntry, ...]:
-    """The tensors of all safetensors files that are no folder's, each name once, sorted; none if there are too many."""
+    """Collect the tensors of all safetensors files at the top level, each name once, sorted; none if there are too many."""
     found: dict[str, TensorEntry] = {}
     for entry in files.values():
         if "/" not in entry.path and entry.path.endswith(_SHARD):

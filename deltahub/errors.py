@@ -1,31 +1,31 @@
-"""Every error that DeltaHub raises on purpose.
+"""The exceptions that DeltaHub raises on purpose.
 
     DeltaHubError
-    ├── ConfigError               an option is unknown, has the wrong type or can never work
+    ├── ConfigError               an option is unknown, has the wrong type or an invalid value
     ├── AddressError              a module name cannot be used
     │   ├── NoMatchError          a pattern matches no module
     │   └── TargetError           a module cannot hold this delta
-    ├── NothingChosenError        the page on which modules are chosen was closed or cancelled
-    ├── MergeError                a delta cannot be written into the backbone's weights, or is in them already
-    ├── RouteError                rows of a batch cannot go through the deltas asked for
+    ├── NothingChosenError        the picker page was closed or cancelled
+    ├── MergeError                a delta cannot be merged into the backbone's weights, or is merged already
+    ├── RouteError                rows of a batch cannot go through the requested deltas
     ├── CheckpointError           a folder is not a delta, or its tensors do not fit
-    │   └── PickleRefusedError    the weights are a pickle and nobody allowed that
+    │   └── PickleRefusedError    the weights are a pickle, and the caller did not allow it
     ├── IntegrityError            bytes are not the ones that were published
-    │   └── SignatureError        none of the keys that are trusted signed a delta
+    │   └── SignatureError        a delta has no valid signature by a trusted key
     ├── FingerprintMismatch       the backbone is not the one the delta was trained on
     ├── ReferenceSyntaxError      a name, version, alias or tag is not well formed
     ├── NotFoundError             nothing is known under a reference
-    │   ├── RemovedError          what was known under it was removed on purpose
-    │   ├── NoVersionError        the delta is there, but no such version of it
-    │   ├── NotLockedError        the lock file does not say what it means
-    │   └── NotCachedError        the network may not be used, and this machine does not have it
-    ├── InUseError                something else still needs what is to be removed or replaced
-    ├── ConflictError             something is not as expected, such as after somebody else changed it
-    └── StorageError              the disk is full, read-only or out of reach
-        ├── MissingFileError      a file that was named does not exist
+    │   ├── RemovedError          the version was removed on purpose
+    │   ├── NoVersionError        the delta exists, but not this version
+    │   ├── NotLockedError        the lock file does not contain the reference
+    │   └── NotCachedError        the network may not be used, and the delta is not on this machine
+    ├── InUseError                something else still needs the object to be removed or replaced
+    ├── ConflictError             the state is not as expected, for example after a concurrent change
+    └── StorageError              the disk is full, read-only or unreachable
+        ├── MissingFileError      a named file does not exist
         └── UnreachableError      a server gave no answer
 
-A message says what was expected, what was found and what to do. All fields are in `args`, so every error pickles.
+Each message states the expected value, the found value and a remedy. All fields are in `args`, so every error pickles.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from deltahub.plain_text import visible
 
 
 class DeltaHubError(Exception):
-    """Base of every error that this library raises on purpose.
+    """Base class of every error that this library raises on purpose.
 
-    Its text is safe to print: a message quotes names and answers of others, and control characters in them are escaped.
+    Its text is safe to print: control characters in quoted names and answers of servers are escaped.
     """
 
     def __str__(self) -> str:
         return visible(self._sentence())
 
     def _sentence(self) -> str:
-        """The message, with the words of others as they are."""
+        """Return the message before escaping."""
         return str(self.args[0]) if len(self.args) == 1 else super().__str__()
 
 
 class ConfigError(DeltaHubError, ValueError):
-    """An option is unknown, has the wrong type or has a value that can never work."""
+    """An option is unknown, has the wrong type or an invalid value."""
 
 
 class AddressError(DeltaHubError, ValueError):
@@ -60,7 +60,7 @@ class NoMatchError(AddressError):
 
     Attributes:
         pattern: the pattern as given.
-        nearest: names that look like it, best first.
+        nearest: similar names, best first.
     """
 
     def __init__(self, pattern: str, nearest: tuple[str, ...], hint: str = "") -> None:
@@ -79,10 +79,10 @@ class TargetError(AddressError):
 
 
 class NothingChosenError(DeltaHubError):
-    """Modules were to be chosen on a page, and none were.
+    """The user chose no modules on the picker page.
 
     Attributes:
-        why: what happened, e.g. ``"its page was closed"``.
+        why: the reason, e.g. ``"its page was closed"``.
     """
 
     def __init__(self, why: str) -> None:
@@ -97,15 +97,15 @@ class NothingChosenError(DeltaHubError):
 
 
 class MergeError(DeltaHubError):
-    """A delta cannot be written into the backbone's weights, or is written into them already."""
+    """A delta cannot be merged into the backbone's weights, or is merged already."""
 
 
 class RouteError(DeltaHubError, ValueError):
-    """The rows of a batch cannot go through the deltas that were asked for."""
+    """The rows of a batch cannot go through the requested deltas."""
 
 
 class CheckpointError(DeltaHubError):
-    """A folder is not a delta checkpoint, or its tensors do not fit the delta that its config describes."""
+    """A folder is not a delta checkpoint, or its tensors do not fit the delta in its config."""
 
 
 class PickleRefusedError(CheckpointError):
@@ -116,9 +116,9 @@ class IntegrityError(DeltaHubError):
     """The bytes found are not the bytes that were saved or published.
 
     Attributes:
-        what: the file or object, as a user would name it.
-        expected: what was recorded, e.g. ``"sha256:9f2c..."`` or ``"5242880 bytes"``.
-        found: the same of what is there.
+        what: the file or object, in the user's terms.
+        expected: the recorded value, e.g. ``"sha256:9f2c..."`` or ``"5242880 bytes"``.
+        found: the actual value.
     """
 
     def __init__(self, what: str, expected: str, found: str, remedy: str = "") -> None:
@@ -131,12 +131,12 @@ class IntegrityError(DeltaHubError):
 
 
 class SignatureError(IntegrityError):
-    """A delta is not taken: signatures are asked for, and none of the keys that are trusted signed it.
+    """The delta has no valid signature by a trusted key, and one is required.
 
     Attributes:
         what: the delta.
-        why: what is there instead, as a clause.
-        trusted: the ids of the keys that are trusted.
+        why: the reason, as a clause.
+        trusted: the ids of the trusted keys.
     """
 
     def __init__(self, what: str, why: str, trusted: tuple[str, ...] = ()) -> None:
@@ -150,13 +150,13 @@ class SignatureError(IntegrityError):
 
 
 class FingerprintMismatch(DeltaHubError):
-    """The backbone given is not the one that this delta was trained on.
+    """The given backbone is not the one that this delta was trained on.
 
     Attributes:
-        level: how far apart they are, e.g. ``"same structure, other weights"``.
-        difference: the tensors that differ, in words.
-        expected: fingerprint recorded with the delta.
-        found: fingerprint of the backbone given.
+        level: the kind of difference, e.g. ``"same structure, other weights"``.
+        difference: a description of the tensors that differ.
+        expected: the fingerprint recorded with the delta.
+        found: the fingerprint of the given backbone.
     """
 
     def __init__(self, level: str, difference: str, expected: str, found: str) -> None:
@@ -173,7 +173,7 @@ class FingerprintMismatch(DeltaHubError):
 
     @property
     def soft(self) -> bool:
-        """Whether only values differ: every tensor has its name and shape."""
+        """Whether only values differ: every tensor has the expected name and shape."""
         return self.level in ("same structure, other weights", "other precision")
 
 
@@ -185,9 +185,9 @@ class NotFoundError(DeltaHubError, LookupError):
     """Nothing is known under a reference.
 
     Attributes:
-        what: what was asked for.
+        what: the requested reference.
         looked_in: the places searched, in order.
-        nearest: names that look like it, best first.
+        nearest: similar names, best first.
     """
 
     def __init__(self, what: str, looked_in: tuple[str, ...] = (), nearest: tuple[str, ...] = ()) -> None:
@@ -201,14 +201,14 @@ class NotFoundError(DeltaHubError, LookupError):
 
 
 class RemovedError(NotFoundError):
-    """A version was there and was removed on purpose.
+    """A version existed and was removed on purpose.
 
     Attributes:
         what: the version.
-        time: when it was removed, ISO 8601 in UTC.
-        author: who removed it.
-        message: why, if they said so.
-        left: the versions that are still there.
+        time: the time of the removal, ISO 8601 in UTC.
+        author: the author of the removal.
+        message: the reason; empty if the author gave none.
+        left: the remaining versions.
     """
 
     def __init__(self, what: str, time: str, author: str, message: str = "", left: tuple[str, ...] = ()) -> None:
@@ -223,16 +223,16 @@ class RemovedError(NotFoundError):
 
 
 class NoVersionError(NotFoundError):
-    """A delta is there, but not the version, alias or digest that was asked for; no other source is asked for it."""
+    """A delta exists, but not the requested version, alias or digest; no other source is searched for it."""
 
 
 class NotLockedError(NotFoundError):
-    """A reference is not in the lock file that is in force.
+    """A reference is not in the lock file in use.
 
     Attributes:
         what: the reference.
         lock: the lock file.
-        locked: what it holds under the same name, or else all its references.
+        locked: its references with the same name, or else all its references.
     """
 
     def __init__(self, what: str, lock: str, locked: tuple[str, ...] = ()) -> None:
@@ -249,14 +249,14 @@ class NotLockedError(NotFoundError):
 
 
 class NotCachedError(NotFoundError):
-    """The network may not be used, and what was asked for is not on this machine.
+    """The network may not be used, and the requested delta is not on this machine.
 
     Attributes:
         what: the reference.
-        looked_in: the places that were asked.
-        nearest: what this machine has under nearby names, as references that load.
-        pull: the reference to pull beforehand where there is a network.
-        why: what keeps the network out, e.g. ``"DELTAHUB_OFFLINE is set"``.
+        looked_in: the places searched.
+        nearest: deltas on this machine with similar names, as references that load.
+        pull: the reference to pull beforehand with a network.
+        why: the reason for not using the network, e.g. ``"DELTAHUB_OFFLINE is set"``.
     """
 
     def __init__(self, what: str, looked_in: tuple[str, ...], nearest: tuple[str, ...], pull: str, why: str) -> None:
@@ -271,12 +271,12 @@ class NotCachedError(NotFoundError):
 
 
 class InUseError(DeltaHubError):
-    """Something else still needs what was to be removed or replaced; nothing was changed.
+    """Something else still needs the object to be removed or replaced; nothing was changed.
 
     Attributes:
-        what: what was to go.
-        user: what needs it, as a clause.
-        remedy: how to go on.
+        what: the object to be removed or replaced.
+        user: its user, as a clause.
+        remedy: how to proceed.
     """
 
     def __init__(self, what: str, user: str, remedy: str) -> None:
@@ -288,7 +288,7 @@ class InUseError(DeltaHubError):
 
 
 class ConflictError(DeltaHubError):
-    """Something is not as it was expected, such as after somebody else changed it first; nothing was overwritten."""
+    """The state is not as expected, for example after a concurrent change; nothing was overwritten."""
 
     def __init__(self, what: str, expected: str | None, found: str | None) -> None:
         super().__init__(what, expected, found)
@@ -302,15 +302,15 @@ class ConflictError(DeltaHubError):
 
 
 class StorageError(DeltaHubError, OSError):
-    """The disk is full, read-only or out of reach; nothing was half written."""
+    """The disk is full, read-only or unreachable; no partial write is left."""
 
     def _sentence(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
 class MissingFileError(StorageError):
-    """A file that was named, such as a key or a lock file, does not exist."""
+    """A named file, such as a key or a lock file, does not exist."""
 
 
 class UnreachableError(StorageError):
-    """A server gave no answer: the network is gone, its name is unknown, it refuses connections or takes too long."""
+    """A server gave no answer: the network is down, the name is unknown, the connection is refused or times out."""

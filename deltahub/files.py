@@ -1,4 +1,4 @@
-"""Bytes on disk: hashing, staged writes that appear whole or not at all, syncing, locks."""
+"""Files on disk: hashing, atomic staged writes, syncing, locks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from typing import Final
 from deltahub.errors import CheckpointError, IntegrityError, MissingFileError, StorageError
 
 CHUNK: Final = 1 << 20  # bytes read or written at a time
-WHOLE: Final = 256 << 20  # bytes of a file that is read as a whole at most
-_STALE: Final = 86400.0  # seconds after which nobody can still be writing
-STAGE: Final = ".deltahub-"  # and 32 hex digits: a user's own folders beside it are never taken for one
-REPLACED: Final = "replaced"  # in a stage: what is being replaced, in case it must come back
+WHOLE: Final = 256 << 20  # maximum bytes of a file read as a whole
+_STALE: Final = 86400.0  # seconds after which a stage cannot be in use any more
+STAGE: Final = ".deltahub-"  # followed by 32 hex digits, so a user's own folders are never mistaken for a stage
+REPLACED: Final = "replaced"  # in a stage: the replaced files, kept for a rollback
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_FOLDER_SYNC: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})  # CIFS and mounts of buckets
 _FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -37,14 +37,14 @@ _KINDS: Final = {
 
 
 def open_file(path: Path, size: int | None = None, most: int | None = None) -> io.BufferedReader:
-    """Open a file for reading; a pipe, which may never answer, and a device, which may never end, are refused at once.
+    """Open a file for reading; refuse a pipe, which may block, and a device, which may never end.
 
     Args:
-        size: the bytes that it must have; a file of another size need not be read.
-        most: the bytes that it may have.
+        size: the required bytes; a file of another size is refused before it is read.
+        most: the maximum bytes.
 
     Raises:
-        IntegrityError: it is not a regular file, or has another size.
+        IntegrityError: the path is not a regular file, or the file has another size.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -69,7 +69,7 @@ def _require_file(path: Path, found: os.stat_result, size: int | None, most: int
 
 
 def read_file(path: Path, most: int = WHOLE) -> bytes:
-    """Read a whole file, as `open_file` opens it."""
+    """Read a whole file, opened with `open_file`."""
     with open_file(path, most=most) as file:
         return file.read()
 
@@ -78,7 +78,7 @@ def sha256_file(path: Path, size: int | None = None) -> tuple[str, int]:
     """Hash a file.
 
     Args:
-        size: as `open_file` takes it.
+        size: the required bytes, as in `open_file`.
 
     Returns:
         The sha256 as 64 hex digits, and the size in bytes.
@@ -89,11 +89,11 @@ def sha256_file(path: Path, size: int | None = None) -> tuple[str, int]:
 
 
 def read_limited(path: Path, limit: int) -> bytes:
-    """Read a file whole, if it is a regular file of at most `limit` bytes.
+    """Read a whole regular file of at most `limit` bytes.
 
     Raises:
-        CheckpointError: it cannot be read, or is larger; nothing of it was read.
-        IntegrityError: it is something else than a file.
+        CheckpointError: the file cannot be read, or is larger; nothing was read.
+        IntegrityError: the path is not a regular file.
     """
     with regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -105,11 +105,11 @@ def read_limited(path: Path, limit: int) -> bytes:
 
 @contextlib.contextmanager
 def regular(path: Path) -> Iterator[io.BufferedReader]:
-    """Open a file of a checkpoint as `open_file` does.
+    """Open a file of a checkpoint with `open_file`.
 
     Raises:
-        CheckpointError: it cannot be read.
-        IntegrityError: it is something else than a file.
+        CheckpointError: the file cannot be read.
+        IntegrityError: the path is not a regular file.
     """
     try:
         file = open_file(path)
@@ -131,11 +131,11 @@ def write_synced(path: Path, data: bytes) -> None:
 def copy_hashed(
     source: Path, target: Path, size: int | None = None, progress: Callable[[int], None] | None = None
 ) -> tuple[str, int]:
-    """Copy a file into a new one and hash what was read on the way.
+    """Copy a file into a new one, hashing the bytes on the way.
 
     Args:
-        size: as `open_file` takes it.
-        progress: called with the number of bytes of each piece that was copied.
+        size: the required bytes, as in `open_file`.
+        progress: called with the number of bytes of each copied chunk.
 
     Returns:
         The sha256 as 64 hex digits, and the size in bytes. Nothing is synced.
@@ -158,8 +158,8 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folders(folders: Iterable[Path]) -> None:
-    """Flush the entries of folders to disk, so that renames into them outlast a power loss."""
-    if os.name == "nt":  # a folder cannot be opened there; NTFS journals its entries
+    """Flush the entries of folders to disk, so that renames into them survive a power loss."""
+    if os.name == "nt":  # Windows cannot open a folder; NTFS journals its entries
         return
     for folder in dict.fromkeys(folders):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -174,9 +174,9 @@ def sync_folders(folders: Iterable[Path]) -> None:
 
 @contextlib.contextmanager
 def staging(parent: Path) -> Iterator[Path]:
-    """A new empty folder inside `parent`, gone afterwards with all that was not moved out of it.
+    """Create an empty folder inside `parent`, and remove it afterwards with everything left in it.
 
-    What a killed process left there a day ago or longer goes too, but for files that it was about to replace.
+    Leftovers of a killed process are removed after a day, except files that it was about to replace.
     """
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / f"{STAGE}{uuid.uuid4().hex}"
@@ -189,10 +189,10 @@ def staging(parent: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(parent: Path, now: float) -> None:
-    """Remove what killed processes left.
+    """Remove leftovers of killed processes.
 
     Args:
-        now: by the clock of the disk, which may not be that of this machine. What is of the future was made by a clock that was wrong.
+        now: the time by the clock of the disk, which may differ from this machine's. A time in the future comes from a wrong clock.
     """
     for leftover in parent.glob(f"{STAGE}*"):
         with contextlib.suppress(OSError):
@@ -203,10 +203,10 @@ def _remove_leftovers(parent: Path, now: float) -> None:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """An empty folder in the system's temporary folder (TMPDIR moves it), gone afterwards.
+    """Create an empty folder in the system's temporary folder (set by TMPDIR), and remove it afterwards.
 
     Raises:
-        StorageError: it is full or not writable.
+        StorageError: the disk is full or not writable.
     """
     place = Path(tempfile.gettempdir())
     with storage_errors("Using the temporary folder", place), tempfile.TemporaryDirectory(prefix="deltahub-") as folder:
@@ -214,9 +214,9 @@ def scratch() -> Iterator[Path]:
 
 
 def move_all(stage: Path, folder: Path, names: Sequence[str]) -> None:
-    """Move files from `stage` over those in `folder`, in order; if one cannot be moved, all are put back as they were.
+    """Move files from `stage` over those in `folder`, in order; if a move fails, roll all of them back.
 
-    A crash half way leaves what was replaced in `stage`.
+    A crash half way leaves the replaced files in `stage`.
     """
     replaced = stage / REPLACED
     replaced.mkdir()
@@ -240,7 +240,7 @@ def move_all(stage: Path, folder: Path, names: Sequence[str]) -> None:
 def _keep(path: Path, copy: Path) -> None:
     try:
         os.link(path, copy)
-    except OSError:  # not every file system has hard links
+    except OSError:  # not every file system supports hard links
         shutil.copy2(path, copy)
 
 
@@ -252,9 +252,9 @@ def locked(path: Path, timeout: float = 30.0) -> Iterator[None]:
         timeout: seconds to wait for another holder.
 
     Raises:
-        StorageError: it was held all the time.
+        StorageError: the lock was not released in time.
     """
-    import filelock  # late: 30 ms that only writers need
+    import filelock  # late import: 30 ms, needed only by writers
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -266,22 +266,22 @@ def locked(path: Path, timeout: float = 30.0) -> Iterator[None]:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether it was for want of space that something failed, as `storage_errors` tells it."""
+    """Return whether an error means a full disk, including one wrapped by `storage_errors`."""
     cause = error.__cause__ or error
     return isinstance(cause, OSError) and cause.errno in _FULL
 
 
 @contextlib.contextmanager
 def storage_errors(doing: str, place: Path, right: str = "write") -> Iterator[None]:
-    """Turn a full, read-only or unreachable disk into one sentence.
+    """Convert errors of a full, read-only or unreachable disk to a one-sentence StorageError.
 
     Args:
-        doing: what was going on, e.g. ``"publishing DeltaHub/sst2"``.
-        place: the folder that was used.
-        right: what it was used for, in one word.
+        doing: the operation, e.g. ``"publishing DeltaHub/sst2"``.
+        place: the folder in use.
+        right: the kind of access, in one word.
 
     Raises:
-        MissingFileError: a file that was to be read does not exist.
+        MissingFileError: a file to read does not exist.
         StorageError: any other failure of the disk.
     """
     try:

@@ -1,8 +1,8 @@
-"""Which deltas fit a backbone: the names, kinds and shapes of its tensors, read from the headers of its files, no weights.
+"""The fit of a delta to a backbone, judged by the names, dtypes and shapes in the headers of its files, without weights.
 
-A delta fits if every backbone tensor that it leaves alone is there in the same shape. Whether the values are the same is only
-known when it is loaded. A model with a head and the model without it differ in one part at the start of every name, e.g. `bert.`;
-of tied tensors, only one may be in the files.
+A delta fits if the backbone has every tensor that the delta does not change, in the same shape. The values are compared only on
+loading. A model with a head and the model without it differ in one part at the start of every name, e.g. `bert.`; of tied tensors,
+the files may contain only one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from deltahub.tensorheader import tensor_table
 Tensors = Mapping[str, TensorEntry]
 
 SAME_STRUCTURE: Final = "same structure"
-FITS: Final = (SAME_STRUCTURE, OTHER_PRECISION)  # the levels that are no obstacle
+FITS: Final = (SAME_STRUCTURE, OTHER_PRECISION)  # the levels that allow loading
 _DTYPES: Final = {
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
@@ -33,7 +33,7 @@ _DTYPES: Final = {
 
 
 def backbone_folder(backbone: str) -> Path:
-    """The folder of a backbone, given itself or a model id that is in the cache of huggingface_hub; nothing is downloaded.
+    """Return the folder of a backbone, given the folder or a model id in huggingface_hub's cache; nothing is downloaded.
 
     Raises:
         CheckpointError: there is neither.
@@ -41,7 +41,7 @@ def backbone_folder(backbone: str) -> Path:
     folder = Path(backbone).expanduser()
     if folder.is_dir():
         return folder
-    from huggingface_hub import snapshot_download  # late: 100 ms that a folder does not need
+    from huggingface_hub import snapshot_download  # late import: 100 ms, not needed for a folder
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
@@ -55,7 +55,7 @@ def backbone_folder(backbone: str) -> Path:
 
 
 def backbone_tensors(folder: Path) -> Tensors:
-    """The tensors in all safetensors files of a backbone's folder, by name.
+    """Read the tensors in all safetensors files of a backbone's folder, by name.
 
     Raises:
         CheckpointError: there are none, or one cannot be read.
@@ -68,14 +68,14 @@ def backbone_tensors(folder: Path) -> Tensors:
 
 
 def fit(expected: Fingerprint, found: Tensors) -> Difference:
-    """How a delta fits a backbone, as far as headers tell.
+    """Compare a delta with a backbone, as far as headers allow.
 
     Args:
         expected: the delta's record of its backbone.
         found: the tensors of the backbone's files.
 
     Returns:
-        ``"same structure"``, ``"other precision"``, ``"resized embeddings"`` or ``"incompatible"``, and what differs.
+        ``"same structure"``, ``"other precision"``, ``"resized embeddings"`` or ``"incompatible"``, with a description.
     """
     if not expected.leaves:
         return Difference(INCOMPATIBLE, "the delta says nothing of its backbone")
@@ -94,18 +94,18 @@ def _missing(expected: Fingerprint, found: Tensors, rename: Callable[[str], str]
 
 
 def _tied(leaf: Leaf, there: Mapping[Leaf, TensorEntry], found: Tensors) -> bool:
-    """Whether a matrix that is missing has the bytes of another one; vectors of zeros are equal by chance."""
+    """Return whether a missing matrix has the bytes of another one; vectors of zeros would be equal by chance."""
     same = any((other.shape, other.hash) == (leaf.shape, leaf.hash) for other in there)
     return len(leaf.shape) > 1 and leaf.name not in found and same
 
 
 def _as_found(leaf: Leaf, entry: TensorEntry) -> Leaf:
-    """A tensor of the files as a leaf; its values are taken for the same."""
+    """Convert a tensor of the files to a leaf; its values are assumed equal."""
     return replace(leaf, shape=entry.shape, dtype=_DTYPES.get(entry.dtype, entry.dtype))
 
 
 def _renamings(expected: Fingerprint, found: Tensors) -> Iterator[tuple[Callable[[str], str], str]]:
-    """What the files may call the delta's tensors, and how that is said."""
+    """Yield possible renamings from the delta's names to the files' names, each with a description."""
     yield partial(_without, ""), ""
     for first in sorted({name.partition(".")[0] for name in found}):
         yield f"{first}.".__add__, f"; in the files under {first}."

@@ -1,12 +1,12 @@
-"""Links: deltas named by where they lie on the web.
+"""Links: deltas named by their address on the web.
 
-    https://example.org/deltas/ner/                      a folder that save_finetuned wrote, as a web server shows it
+    https://example.org/deltas/ner/                      a folder written by save_finetuned, as listed by a web server
     https://example.org/deltas/ner/delta_config.json     the same
     https://example.org/deltas.tar                       a bundle with one delta
     https://example.org/deltas.tar#acme/ner@v2           one of the deltas in a bundle
-    ...#sha256=3f9a...                                   only if it is this: the digest of the delta, or of the file named
+    ...#sha256=3f9a...                                   pinned to the digest of the delta, or of the named file
 
-A link is shown without its user, its query and its fragment: they may hold secrets.
+A link is displayed without its user, query and fragment, which may hold secrets.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 from deltahub.errors import ReferenceSyntaxError
 from deltahub.reference import Reference
 
-SOURCE: Final = "url"  # what links are called as a source
+SOURCE: Final = "url"  # the source name of links
 _SCHEMES: Final = ("http://", "https://")
 _PIN: Final = re.compile(r"[0-9a-f]{64}")
 _FORM: Final = (
@@ -32,9 +32,9 @@ class Link:
     """One delta on the web.
 
     Attributes:
-        url: without a fragment.
-        inside: which delta of a bundle; None for its only one.
-        pin: sha256 that the delta's digest or the named file must have, 64 hex digits; None for anything.
+        url: the address without a fragment.
+        inside: the delta in a bundle; None for its only one.
+        pin: the required sha256 of the delta's digest or the named file, 64 hex digits; None for no check.
     """
 
     url: str
@@ -43,15 +43,15 @@ class Link:
 
     @classmethod
     def parse(cls, text: str) -> Link:
-        """Read a link.
+        """Parse a link.
 
         Raises:
-            ReferenceSyntaxError: the text is none; the message shows no secret of it.
+            ReferenceSyntaxError: the text is not a link; the message contains no secret.
         """
         url, _, fragment = text.partition("#")
         try:
             parts = urlsplit(url)
-            parts.port  # noqa: B018  (a port that is no number is found here)
+            parts.port  # noqa: B018  (raises for an invalid port)
         except ValueError as error:
             msg = f"This is no link ({error}): expected {_FORM}."
             raise ReferenceSyntaxError(msg) from error
@@ -73,26 +73,26 @@ class Link:
 
     @property
     def shown(self) -> str:
-        """The address without what may be secret."""
+        """The address without parts that may be secret."""
         return shown(self.url)
 
     @property
     def source(self) -> str:
-        """What links are called as a source."""
+        """The source name of links."""
         return SOURCE
 
     @property
     def version(self) -> str | None:
-        """The version inside a bundle, if one is named."""
+        """The version inside a bundle, if the link names one."""
         return self.inside.version if self.inside else None
 
     @property
     def path(self) -> str:
-        """What it is called, for people."""
+        """The name for display."""
         return self.inside.path if self.inside else self.shown
 
     def pinned(self, digest: str) -> Link:
-        """The same, for the delta of this digest only."""
+        """Return the same link, pinned to a digest."""
         return replace(self, pin=digest.removeprefix("sha256:"))
 
     def __str__(self) -> str:
@@ -102,19 +102,19 @@ class Link:
 
 
 def shown(url: str) -> str:
-    """An address without its user, query and fragment, which may be secret."""
+    """Remove the user, query and fragment of an address, which may be secret."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", "")) + ("?..." if parts.query else "")
 
 
 def is_link(text: str) -> bool:
-    """Whether a text names a delta on the web."""
+    """Return whether a text is a link."""
     return text.lower().startswith(_SCHEMES)
 
 
 def asked(text: str) -> Reference | Link:
-    """What a user asks for: a reference, or a link.
+    """Parse a user's input as a reference or a link.
 
     Raises:
         ReferenceSyntaxError: it is neither.

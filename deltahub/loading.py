@@ -1,4 +1,4 @@
-"""Loading a delta: find, check, plan, and only then change the backbone."""
+"""Loading of deltas: find, check, plan, and only then change the backbone."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def read_any(
     with_backbone: bool = True,
     config_sha256: str | None = None,
 ) -> Checkpoint:
-    """Read a delta that DeltaHub or OpenDelta saved, or an adapter of PEFT.
+    """Read a delta saved by DeltaHub or OpenDelta, or an adapter of PEFT.
 
     Args:
-        backbone: the model it is for; the files of others do not tell all without it.
+        backbone: the model of the delta; files of other libraries cannot be read without it.
         allow_pickle: whether a pickle may be opened, with `weights_only=True`.
-        with_backbone: whether the backbone's record is wanted too.
-        config_sha256: of the config of a delta that DeltaHub saved; nothing else is read then.
+        with_backbone: whether to read the backbone's record too.
+        config_sha256: the expected sha256 of the config of a delta saved by DeltaHub; excludes other formats.
 
     Raises:
-        CheckpointError: the folder holds neither, or is damaged.
-        ConfigError: it holds an adapter of a kind that is not supported.
-        PickleRefusedError: it holds a pickle, and that is not allowed.
+        CheckpointError: the folder holds no such delta, or is damaged.
+        ConfigError: the folder holds an adapter of an unsupported kind.
+        PickleRefusedError: the folder holds a pickle, and `allow_pickle` is false.
     """
     if config_sha256 is None and not checkpoint.is_checkpoint(folder):
         if opendelta.is_checkpoint(folder):
@@ -68,7 +68,7 @@ def read_any(
 
 
 def _read(folder: Path, **how: Any) -> tuple[Checkpoint, Mapping[str, str]]:
-    """What lies in a folder, and what a delta that is trained on from it says of it."""
+    """Read a folder's delta and its entry in the `parents` of a delta trained on from it."""
     with checked(folder) as (place, config_sha256):
         saved, name = read_any(place, config_sha256=config_sha256, **how), pulled_as(folder)
     saved = replace(saved, folder=folder)
@@ -89,8 +89,8 @@ def load(
     """Put a saved delta on a backbone: see `SaveLoadMixin.from_finetuned`.
 
     Args:
-        class_for: the delta model's class for a delta type.
-        where: how to find it, as `hub.locate` takes it.
+        class_for: returns the delta model's class for a delta type.
+        where: arguments for `hub.locate`.
         options: `allow_pickle`, `name`, `dtype`, and config options that replace the saved ones.
     """
     if check_hash not in (True, False, STRUCTURE):
@@ -108,7 +108,7 @@ def load(
     )
     cls = class_for(saved.document["delta_type"])
     config = config or cls.config_class.from_dict(saved.document, **changes)
-    # Tensors that are given are copied: the delta's own must not change with the caller's.
+    # Copy given tensors, so that the delta's own do not change with the caller's.
     tensors = saved.tensors if tensors is None else {key: t.detach().clone() for key, t in tensors.items()}
 
     if dtype is not None:
@@ -127,15 +127,15 @@ def load(
     remember(backbone, ledger.serial)
     trained = {name for name, record in overrides(backbone) if record.values}
     for parameter_name, parameter in own_parameters(backbone):
-        parameter.requires_grad_(parameter_name in trained)  # what no delta has trained stays the backbone's
+        parameter.requires_grad_(parameter_name in trained)  # untrained tensors remain the backbone's
     count = sum(len(other.entries) for _, _, other in ledgers_in(backbone))
-    if count == 1 and _trains(backbone):  # with others on it, somebody may be training one of them
+    if count == 1 and _trains(backbone):  # other deltas on it may be in training
         backbone.eval()
     return delta
 
 
 def _check_release(saved: Checkpoint, modules: Iterable[str], backbone: nn.Module) -> None:
-    """Refuse a LoRA of a release that left out the scale of an embedding: the same tensors mean something else now."""
+    """Refuse a LoRA of a release that left out the scale of an embedding: its tensors have another meaning now."""
     if saved.document["delta_type"] != "lora" or not saved.document.get("deltahub_version", "").startswith("0.1."):
         return
     for name in modules:
@@ -150,7 +150,7 @@ def _check_release(saved: Checkpoint, modules: Iterable[str], backbone: nn.Modul
 
 
 def _trains(module: nn.Module) -> bool:
-    """Whether anything in a module is in training mode; setting a mode costs ten times as much as looking."""
+    """Return whether any part of a module is in training mode; setting a mode costs ten times as much as checking."""
     return module.training or any(child is not None and _trains(child) for child in module._modules.values())
 
 

@@ -3,9 +3,9 @@
     {"schema_version": 1,
      "deltas": {"acme/ner@champion": {"name": "acme/ner", "source": "team", "version": "v3", "digest": "sha256:..."}}}
 
-It is sorted and has one fact a line, so that a change to it reads well in a review. With `DELTAHUB_LOCK` set to its path, pulls
-and `from_finetuned` take exactly what it says: an alias that moved changes nothing, and a delta of the same name in another
-source never takes its place.
+It is sorted, with one fact per line, so that its changes are easy to review. With `DELTAHUB_LOCK` set to its path, pulls
+and `from_finetuned` use exactly the pinned versions: a moved alias changes nothing, and a delta of the same name in another
+source is never used instead.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ SCHEMA: Final = "lock.v1"
 
 @dataclass(frozen=True)
 class Pin:
-    """What one reference means.
+    """The meaning of one reference.
 
     Attributes:
         name: ``"namespace/name"``.
-        source: the registry it comes from.
+        source: its registry.
         version: ``"v3"``.
-        digest: of its manifest.
+        digest: the digest of its manifest.
     """
 
     name: str
@@ -52,8 +52,8 @@ class Lock:
     """A lock file.
 
     Attributes:
-        path: where it is or will be.
-        pins: by the reference as it was asked for, without its source.
+        path: the path of the file, which need not exist.
+        pins: pins by reference, as requested but without the source.
     """
 
     path: Path
@@ -64,8 +64,8 @@ class Lock:
         """Read a lock file.
 
         Raises:
-            CheckpointError: it is none.
-            StorageError: it is not there or may not be read.
+            CheckpointError: the file is not a valid lock file.
+            StorageError: the file does not exist or may not be read.
         """
         with storage_errors("Reading the lock file", path, "read"):
             data = path.read_bytes()
@@ -82,7 +82,7 @@ class Lock:
         return cls(path, {key: Pin(**pin) for key, pin in document["deltas"].items()})
 
     def write(self) -> None:
-        """Write it, whole or not at all.
+        """Write the file atomically.
 
         Raises:
             StorageError: the folder is full or not writable.
@@ -96,14 +96,14 @@ class Lock:
 
     @property
     def digests(self) -> set[str]:
-        """The digests of all that is pinned."""
+        """The digests of all pins."""
         return {pin.digest for pin in self.pins.values()}
 
     def find(self, reference: Reference) -> Pin:
-        """What a reference means: as it was locked, or by the version or digest that was locked.
+        """Return the pin of a reference: by the locked reference, or by its locked version or digest.
 
         Raises:
-            NotLockedError: it is not in the lock file.
+            NotLockedError: the reference is not in the lock file.
         """
         known = [pin for pin in self.pins.values() if pin.name == reference.path]
         asked = reference.version
@@ -121,6 +121,6 @@ def _starts(pin: Pin, asked: str | None) -> bool:
 
 
 def active() -> Lock | None:
-    """The lock file that `DELTAHUB_LOCK` names, if it is set."""
+    """Read the lock file at `DELTAHUB_LOCK`, if it is set."""
     path = os.environ.get(VARIABLE)
     return Lock.read(Path(path).expanduser()) if path else None

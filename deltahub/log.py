@@ -1,4 +1,4 @@
-"""The library's logger: what it quotes of others is made visible text before any handler gets it."""
+"""The library's logger: invisible characters in quoted text are escaped before any handler gets a record."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Manifests: what one version of a delta is, down to the last byte.
+"""Manifests: the exact content of one version of a delta.
 
-A manifest lists the files of a checkpoint by digest and what a reader wants to know before fetching them. Its own sha256
-over canonical JSON is the delta's identity, so it holds nothing that changes from push to push: no time, author, tag or alias.
+A manifest lists the files of a checkpoint by digest, and the facts a reader needs before fetching them. Its own sha256
+over canonical JSON is the delta's identity, so it holds nothing that changes between pushes: no time, author, tag or alias.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ SCHEMA: Final = "manifest.v1"
 SCHEMA_VERSION: Final = 1
 DELTA: Final = "delta"
 FILES: Final = "files"
-DELTA_PART: Final = ".deltas."  # in a tensor's name after a ".": what stands after it is the delta's own
+DELTA_PART: Final = ".deltas."  # in a tensor's name after a ".": the rest is a parameter of the delta
 
 
 def canonical_json(document: Any) -> bytes:
-    """JSON with sorted keys and no blanks: equal documents give equal bytes."""
+    """Serialise JSON with sorted keys and no blanks, so that equal documents give equal bytes."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode()
 
 
 def digest_of(data: bytes) -> str:
-    """``"sha256:"`` and 64 hex digits."""
+    """Return ``"sha256:"`` and 64 hex digits."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
@@ -40,9 +40,9 @@ class FileEntry:
     """One file of a checkpoint.
 
     Attributes:
-        path: name within the checkpoint folder; where it holds no delta, folders may come before it, parted by "/".
+        path: name within the checkpoint folder; without a delta it may include folders, separated by "/".
         sha256: 64 hex digits.
-        size: bytes.
+        size: size in bytes.
     """
 
     path: str
@@ -56,8 +56,8 @@ class TensorEntry:
 
     Attributes:
         name: ``"<address>.deltas.<parameter>"``, or the name of an unfrozen backbone tensor.
-        dtype: as safetensors writes it, e.g. ``"F32"``.
-        shape: sizes.
+        dtype: as in safetensors, e.g. ``"F32"``.
+        shape: its sizes.
     """
 
     name: str
@@ -70,12 +70,12 @@ class Manifest:
     """One immutable version of a delta.
 
     Attributes:
-        config: the delta's config without the checkpoint's own bookkeeping; of files, what they are as far as they tell.
+        config: the delta's config without the checkpoint's own bookkeeping; for kind ``"files"``, the detected format.
         files: every file, sorted by path.
         tensors: every tensor, sorted by name.
-        parameters: numbers of values: ``total`` in the checkpoint, ``delta`` of them not the backbone's own.
+        parameters: numbers of values: ``total`` in the checkpoint, and ``delta``, those that are not the backbone's own.
         metrics: test results in the form of huggingface_hub's EvalResult.
-        kind: ``"delta"``, or ``"files"`` for whatever else a hub holds: an adapter in the format of others, a backbone.
+        kind: ``"delta"``, or ``"files"`` for anything else in a hub: an adapter in another format, a backbone.
     """
 
     config: Mapping[str, Any]
@@ -87,11 +87,11 @@ class Manifest:
 
     @property
     def weight(self) -> int:
-        """About how many bytes of memory it takes."""
+        """The approximate memory use in bytes."""
         return 10_000 + 500 * (len(self.files) + len(self.tensors))
 
     def to_bytes(self) -> bytes:
-        """The manifest as it is stored."""
+        """Return the manifest as stored."""
         lists = {"files": [*map(vars, self.files)], "tensors": [*map(vars, self.tensors)]}  # asdict copies every value
         return canonical_json({"schema_version": SCHEMA_VERSION, **vars(self), **lists})
 
@@ -102,7 +102,7 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """Bytes of all files together."""
+        """The total size of all files in bytes."""
         return sum(entry.size for entry in self.files)
 
     @classmethod
@@ -110,11 +110,11 @@ class Manifest:
         """Read a stored manifest.
 
         Args:
-            expected: the digest that `data` must have.
+            expected: the required digest of `data`.
 
         Raises:
-            IntegrityError: it has another.
-            CheckpointError: it is no manifest that this version can read.
+            IntegrityError: the digest differs.
+            CheckpointError: this version cannot read the manifest.
         """
         if (found := digest_of(data)) != expected:
             raise IntegrityError("A manifest", expected, found, "Run `deltahub verify` on its registry.")
@@ -140,16 +140,16 @@ def _read(data: bytes, digest: str) -> Manifest:
     )
 
 
-# A pull reads the same one from its source and from the cache, and the next pull of it once more.
+# A pull reads the same manifest from its source and from the cache, and the next pull reads it again.
 _RECENT: Final[SizedCache[str, Manifest]] = SizedCache(16 << 20, lambda manifest: manifest.weight)
 
 
 def manifest_of(document: Mapping[str, Any], entries: Iterable[FileEntry], table: tuple[TensorEntry, ...]) -> Manifest:
-    """The manifest of a checkpoint.
+    """Build the manifest of a checkpoint.
 
     Args:
-        document: its config, valid.
-        entries: its files, those that the config lists as it lists them.
+        document: its config, already validated.
+        entries: its files; those in the config, with the config's digests.
         table: its tensors, sorted by name.
     """
     counts = {entry.name: math.prod(entry.shape) for entry in table}
@@ -166,7 +166,7 @@ def manifest_of(document: Mapping[str, Any], entries: Iterable[FileEntry], table
 
 
 def _metrics(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The test results as huggingface_hub's EvalResult names them."""
+    """Convert test results to the form of huggingface_hub's EvalResult."""
     results = dict(metadata.get("test_result", {}))
     if "test_performance" in metadata:
         name = (metadata.get("test_metrics") or ["performance"])[0]

@@ -1,4 +1,4 @@
-"""What people say about a delta: task, data, results, usage. It is saved with the config and shown on the model card.
+"""Author's metadata for a delta: task, data, results, usage. It is saved with the config and shown on the model card.
 
 The keys are those of OpenDelta's center_args, so that its scripts run unchanged.
 """
@@ -15,7 +15,7 @@ from deltahub.nearest import suggest
 from deltahub.reference import check_tag
 from deltahub.schema import load_schema
 
-# Other names under which training scripts keep the same facts.
+# Other names for the same facts in training scripts.
 _ALIASES: Final = {
     "train_task": "train_tasks",
     "task_name": "train_tasks",
@@ -26,7 +26,7 @@ _ALIASES: Final = {
     "test_dataset": "test_datasets",
     "test_metric": "test_metrics",
 }
-_IGNORED: Final = frozenset({"delta_type", "checkpoint_size", "trainable_ratio"})  # the checkpoint itself tells these
+_IGNORED: Final = frozenset({"delta_type", "checkpoint_size", "trainable_ratio"})  # in the checkpoint already
 
 
 def gather(
@@ -40,12 +40,12 @@ def gather(
     """Collect the metadata of a checkpoint.
 
     Args:
-        center_args: what is known, by the keys of the config schema's metadata.
-        center_args_pool: more of the same, such as a script's arguments; unknown keys are passed over.
+        center_args: the known facts, with the keys of the config schema's metadata.
+        center_args_pool: more facts, such as a script's arguments; unknown keys are ignored.
         list_tags: labels.
         dict_tags: key=value tags.
         test_result: metric name to value, or one number.
-        usage: how to use the delta, in words.
+        usage: instructions for using the delta.
 
     Raises:
         ConfigError: `center_args` has an unknown key, or a test result is not a finite number.
@@ -74,7 +74,7 @@ def gather(
 
 
 def _fitting(schema: Mapping[str, Any], value: Any) -> Any:
-    """A single text as a list where the schema wants a list."""
+    """Wrap a single text in a list if the schema requires a list."""
     wants_list = schema.get("type") == "array" or schema.get("$ref", "").endswith("/texts")
     if wants_list and isinstance(value, str):
         return [value]
@@ -84,7 +84,7 @@ def _fitting(schema: Mapping[str, Any], value: Any) -> Any:
 
 
 def _metric(name: str, value: Any) -> float:
-    """Return the value of a metric as a number of Python's own."""
+    """Return the value of a metric as a Python number."""
     number = _plain(value)
     if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
         msg = f"test_result[{name!r}] is {value!r}; expected a finite number."
@@ -93,5 +93,5 @@ def _metric(name: str, value: Any) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy or torch as Python's own, which JSON can hold."""
+    """Convert a number of numpy or torch to a Python number, which JSON supports."""
     return value.item() if hasattr(value, "item") else value

@@ -1,4 +1,4 @@
-"""The name that a delta gets when nobody gives it one: its task and its backbone, e.g. ``DeltaHub/sst2-t5-base``."""
+"""The default name of a delta, made from its task and its backbone, e.g. ``DeltaHub/sst2-t5-base``."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from deltahub.reference import default_namespace
 
 
 def backbone_name(config: Mapping[str, Any]) -> str:
-    """What to call the backbone of a checkpoint: as its author says, else its folder's name, else its class."""
+    """Return the name of a checkpoint's backbone: the author's, else its folder's, else its class."""
     given = config.get("metadata", {}).get("backbone_model")
     known = config.get("backbone_checkpoint_name") or config.get("base_model") or config.get("backbone_class")
     return str(given or known or "")
 
 
 def default_name(config: Mapping[str, Any], tags: Collection[str] = ()) -> str:
-    """Make a name from a checkpoint.
+    """Build a name from a checkpoint.
 
     Args:
         config: its config with metadata.
-        tags: tags it is pushed with; ``task=...`` or else the first label can tell the task.
+        tags: tags of the push; ``task=...`` or else the first label can provide the task.
 
     Returns:
-        ``"namespace/task-backbone"``; the delta type stands in for an unknown task.
+        ``"namespace/task-backbone"``, with the delta type if the task is unknown.
     """
     metadata = config.get("metadata", {})
     if "name" in metadata:
@@ -41,13 +41,13 @@ def default_name(config: Mapping[str, Any], tags: Collection[str] = ()) -> str:
 
 
 def folder_name(folder: Path, namespace: str) -> str:
-    """The name of a delta after the folder that it lies in: ``"namespace/folder"``."""
+    """Name a delta after its folder: ``"namespace/folder"``."""
     return f"{namespace}/{_plain(folder.resolve().name)}"
 
 
 def _plain(text: str) -> str:
-    """The letters and digits of `text` that a name can have, in the same order."""
+    """Reduce `text` to the characters allowed in a name."""
     kept = re.sub(r"[^A-Za-z0-9._]+", "-", text)
     kept = re.sub(r"\.{2,}", ".", kept)
     kept = kept[:96].strip("-._") or "delta"
-    return re.sub(r"[.-]*\.(git|ipynb|json|lock)$", r"-\1", kept, flags=re.IGNORECASE)  # endings that are reserved
+    return re.sub(r"[.-]*\.(git|ipynb|json|lock)$", r"-\1", kept, flags=re.IGNORECASE)  # reserved endings

@@ -1,4 +1,4 @@
-"""Known words that look like one that is not known, for messages that say what was perhaps meant."""
+"""Suggestions of known words similar to an unknown one, for "did you mean" messages."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from itertools import takewhile
 
 
 def closest(word: str, known: Iterable[str], limit: int = 5, cutoff: float = 0.5) -> tuple[str, ...]:
-    """The known words most like `word`, best first.
+    """Return the known words most similar to `word`, best first.
 
     Args:
-        limit: at most so many.
-        cutoff: how alike they must be, from 0 to 1.
+        limit: the maximum number of words.
+        cutoff: the required similarity, from 0 to 1.
     """
-    from difflib import get_close_matches  # late: needed only when something is wrong
+    from difflib import get_close_matches  # late import: needed only for errors
 
     return tuple(get_close_matches(word, list(dict.fromkeys(known)), n=limit, cutoff=cutoff))
 
@@ -39,7 +39,7 @@ def _shared(word: str, other: str) -> int:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """A half-sentence that names the known word most like `word`, or else all of them."""
+    """Return a clause with the known word most similar to `word`, or else with all known words."""
     known = sorted(known)
     close = closest(word, known, limit=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(known)}."

@@ -1,4 +1,4 @@
-"""Whether the network may be used."""
+"""Environment switches that forbid the use of the network."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _ON: Final = frozenset({"1", "on", "yes", "true"})
 
 
 def forbidden(*, hub: bool = False) -> str | None:
-    """What keeps DeltaHub from using the network, as a clause; None if it may be used.
+    """Return the reason not to use the network, as a clause; None if it may be used.
 
-    `DELTAHUB_OFFLINE` decides if it is set, or else `HF_HUB_OFFLINE`. What asks through the client of Hugging Face obeys both, for
-    that client does.
+    `DELTAHUB_OFFLINE` decides if it is set, or else `HF_HUB_OFFLINE`. Requests through the client of Hugging Face obey both, because
+    that client obeys its own variable.
 
     Args:
-        hub: whether that client is to be used.
+        hub: whether the client of Hugging Face is used.
     """
     own, theirs = os.environ.get(VARIABLE), _on(_HUGGING_FACE)
     if _on(VARIABLE):

@@ -1,4 +1,4 @@
-"""What a push and a pull did."""
+"""Results of a push and of a pull."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from deltahub.reference import Reference
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did.
+    """The result of a push.
 
     Attributes:
         reference: the delta, with its source and version.
-        digest: of its manifest.
+        digest: the digest of its manifest.
         new: whether the content is a new version.
-        size: bytes of its files.
-        tags: of the version, all of them.
+        size: the size of its files in bytes.
+        tags: all tags of the version.
     """
 
     reference: Reference
@@ -31,12 +31,12 @@ class Pushed:
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull brought.
+    """The result of a pull.
 
     Attributes:
-        reference: the delta, with the source it came from and its version, or the link with its digest.
-        digest: of its manifest.
-        folder: where its checked files are.
+        reference: the delta, with its source and version, or the link with its digest.
+        digest: the digest of its manifest.
+        folder: the folder with its verified files.
         manifest: its manifest.
     """
 

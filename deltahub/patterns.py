@@ -1,7 +1,7 @@
 r"""Regular expressions from files, matched in linear time by RE2.
 
-The syntax is what Python's `re` and RE2 share and read alike. Lookaround, backreferences, possessive and conditional groups are refused: an
-engine that has them can be kept busy for ever by a pattern of 20 characters.
+The supported syntax has the same meaning in Python's `re` and in RE2. Lookaround, backreferences, possessive and conditional groups
+are refused: in an engine that supports them, a pattern of 20 characters can run for ever.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Final, Protocol
 
 from deltahub.errors import AddressError
 
-LONGEST: Final = 1000  # characters of a pattern
-MOST: Final = 32  # patterns in one list; each is matched against every module
-_LARGEST_PROGRAM: Final = 2000  # instructions that RE2 makes of a pattern
-_MEMORY: Final = 1 << 19  # bytes that RE2 may use for a pattern
-# Read in another way by RE2 than by Python, without an error in either: counts without a lower bound, POSIX classes.
+LONGEST: Final = 1000  # maximum characters of a pattern
+MOST: Final = 32  # maximum patterns in one list; each is matched against every module
+_LARGEST_PROGRAM: Final = 2000  # maximum instructions of RE2's compiled pattern
+_MEMORY: Final = 1 << 19  # maximum bytes of memory for RE2 per pattern
+# Syntax that RE2 and Python read differently, without an error in either: counts without a lower bound, POSIX classes.
 _AMBIGUOUS: Final = re.compile(r"\{,|\[:")
 
 
 class UnsupportedPatternError(AddressError):
-    """Python can read a pattern, and RE2 cannot, or not alike, or it is too large."""
+    """A pattern is valid in Python, but RE2 cannot read it or reads it differently, or it is too large."""
 
 
 class Match(Protocol):
-    """The part of a text that a pattern matches."""
+    """The part of a text matched by a pattern."""
 
     def start(self) -> int: ...  # noqa: D102
     def end(self) -> int: ...  # noqa: D102
@@ -34,18 +34,18 @@ class Match(Protocol):
 
 
 class Pattern(Protocol):
-    """A compiled pattern, as `re` and `re2` have it."""
+    """A compiled pattern of `re` or `re2`."""
 
     def search(self, text: str) -> Match | None: ...  # noqa: D102
     def fullmatch(self, text: str) -> Match | None: ...  # noqa: D102
 
 
 class LinearPattern:
-    """A regular expression whose matching takes time in proportion to the text.
+    """A regular expression matched in time proportional to the text.
 
     Args:
         text: the expression.
-        mark: what stands before it where it was written, for messages.
+        mark: its prefix in the source text, for messages.
 
     Raises:
         AddressError: Python or RE2 cannot read it, they read it differently, or it is too large.
@@ -57,7 +57,7 @@ class LinearPattern:
             raise _refused(called, f"it has {len(text)} characters, and {LONGEST} is the limit. Write several patterns")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # "[[" and the like; RE2 refuses what is ambiguous
+                warnings.simplefilter("ignore", FutureWarning)  # "[[" and the like; RE2 refuses ambiguous ones
                 re.compile(text)
         except (re.error, OverflowError, RecursionError) as error:
             remedy = f"Correct what follows {mark!r}." if mark else "Correct it."
@@ -68,7 +68,7 @@ class LinearPattern:
         self._compiled = _compile(text, called)
 
     def search(self, name: str) -> tuple[int, int] | None:
-        """Find the leftmost match in a module's name: where it starts and ends; None if there is none."""
+        """Find the leftmost match in a module's name; return its start and end, or None."""
         match = self._compiled.search(_plain(name))
         return None if match is None else (match.start(), match.end())
 
@@ -79,7 +79,7 @@ class LinearPattern:
 
 @lru_cache(maxsize=2048)
 def linear(text: str, mark: str = "") -> LinearPattern:
-    """Compile a pattern, or take it from the cache.
+    """Compile a pattern, or return it from the cache.
 
     Raises:
         AddressError: see `LinearPattern`.
@@ -88,7 +88,7 @@ def linear(text: str, mark: str = "") -> LinearPattern:
 
 
 def _compile(text: str, called: str) -> Pattern:
-    import re2  # late: most deltas have no pattern
+    import re2  # late import: most deltas have no pattern
 
     options = re2.Options()
     options.log_errors, options.max_mem = False, _MEMORY
@@ -108,7 +108,7 @@ def _compile(text: str, called: str) -> Pattern:
 
 
 def _plain(name: str) -> str:
-    """Refuse names on which the two engines differ: what is a letter, and where a line ends."""
+    """Refuse names for which the two engines differ in letters or line ends, and return other names unchanged."""
     if name.isascii() and name.isprintable():
         return name
     msg = f"The module name {name!r} is not plain ASCII, and patterns match only such names. Name the modules instead."

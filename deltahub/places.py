@@ -1,8 +1,8 @@
-"""Where this user's data lies.
+"""The folders of this user's data.
 
-| variable | what it moves | without it |
+| variable | moves | default |
 | --- | --- | --- |
-| DELTAHUB_HOME | the local registry, and the settings with it | the user's data folder, the user's settings folder |
+| DELTAHUB_HOME | the local registry and the settings | the user's data folder, the user's settings folder |
 | DELTAHUB_CACHE | the cache of pulled deltas | `cache` in DELTAHUB_HOME, or else the user's cache folder |
 """
 
@@ -17,7 +17,7 @@ from deltahub.errors import StorageError
 
 
 def home() -> Path:
-    """The folder of the user's own data."""
+    """Return the folder of the user's own data."""
     if folder := os.environ.get("DELTAHUB_HOME"):
         return Path(folder).expanduser()
     import platformdirs
@@ -26,7 +26,7 @@ def home() -> Path:
 
 
 def cache_home() -> Path:
-    """The folder of what can be fetched again."""
+    """Return the folder of data that can be fetched again."""
     if folder := os.environ.get("DELTAHUB_CACHE"):
         return Path(folder).expanduser()
     if os.environ.get("DELTAHUB_HOME"):
@@ -37,7 +37,7 @@ def cache_home() -> Path:
 
 
 def config_home() -> Path:
-    """The folder of the user's settings."""
+    """Return the folder of the user's settings."""
     if os.environ.get("DELTAHUB_HOME"):
         return home()
     import platformdirs
@@ -46,7 +46,7 @@ def config_home() -> Path:
 
 
 def _own(place: Callable[..., Path]) -> Path:
-    """Return one of this user's folders; a user without a home has none."""
+    """Return one of this user's folders; raise StorageError for a user without a home."""
     folder: Path | None = None
     with contextlib.suppress(RuntimeError):
         folder = place("deltahub", appauthor=False)

@@ -1,17 +1,17 @@
-"""Text that others wrote, before it reaches a terminal or a log: invisible characters escaped, secrets blacked out."""
+"""Sanitising of untrusted text for terminals and logs: invisible characters are escaped, secrets redacted."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-# Controls of a terminal (C0 but line feed and tab, DEL, C1), line separators, and characters that are invisible or turn the
-# direction of others. The joiners U+200C and U+200D stay: words of some languages need them.
+# Control characters (C0 except line feed and tab, DEL, C1), line separators, and characters that are invisible or change the
+# text direction. The joiners U+200C and U+200D are kept: words of some languages need them.
 _INVISIBLE: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 
-# Tokens of hubs, of this kind and of Hugging Face's; credentials in headers; signatures and passwords in addresses.
+# Tokens of DeltaHub's and Hugging Face's hubs; credentials in headers; signatures and passwords in addresses.
 _SECRETS: Final = (
     (re.compile(r"\b(dhub_[0-9a-f]{16}|hf)_[A-Za-z0-9_-]{16,}"), r"\1_***"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,}"), r"\1 ***"),
@@ -29,7 +29,7 @@ def visible(text: str) -> str:
     r"""Escape control and invisible characters as ``\u001b``, which JSON reads as the same character.
 
     Args:
-        text: any text; its line feeds and tabs stay.
+        text: any text; its line feeds and tabs are kept.
     """
     return _INVISIBLE.sub(_escaped, text)
 
@@ -40,12 +40,12 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def redacted(text: str) -> str:
-    """Black out the secrets that a log line may hold by accident."""
+    """Redact secrets that a log line may contain by accident."""
     for pattern, shown in _SECRETS:
         text = pattern.sub(shown, text)
     return text
 
 
 def without_secrets(text: str) -> str:
-    """Black out all that may be secret in a traceback: `redacted`, and the user and the query values of every address."""
+    """Redact everything in a traceback that may be secret: as `redacted`, and the user and query values of every address."""
     return _QUERY.sub(r"\1***", _USER.sub("***@", redacted(text)))

@@ -1,1 +1,1 @@
-"""Reading and writing the checkpoint formats of others."""
+"""Readers and writers for the checkpoint formats of other libraries."""

@@ -1,4 +1,4 @@
-"""Adapters of AdapterHub's `adapters` library: recognised, so that they are refused by their name."""
+"""Detection of adapters saved by AdapterHub's `adapters` library, to refuse them with a clear message."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CONFIG: Final = "adapter_config.json"
 
 
 def refuse(folder: Path) -> None:
-    """Refuse a folder that the `adapters` library wrote; do nothing for any other.
+    """Refuse a folder written by the `adapters` library; do nothing for any other folder.
 
     Raises:
-        ConfigError: it holds such an adapter.
+        ConfigError: the folder holds such an adapter.
     """
     try:
         document = parse(read_limited(folder / CONFIG, LARGEST_CONFIG))

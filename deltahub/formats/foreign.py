@@ -1,4 +1,4 @@
-"""Files of others, read with care: JSON configs checked by a schema, and tensors that a delta can be computed with."""
+"""Safe reading of files of other libraries: JSON configs checked by a schema, and tensors a delta can be computed with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _USABLE: Final = frozenset(
 
 
 def says(path: Path, key: str) -> bool:
-    """Tell whether a file is a JSON object with a key; a file that cannot be read is not."""
+    """Return whether a file is a JSON object with a key; an unreadable file is not."""
     try:
         document = parse(read_limited(path, LARGEST_CONFIG))
     except (DeltaHubError, ValueError):
@@ -38,11 +38,11 @@ def read_config(path: Path, schema: str) -> dict[str, Any]:
     """Read a config and check its values.
 
     Args:
-        schema: the name of a schema of an object.
+        schema: the name of a schema for a JSON object.
 
     Raises:
         CheckpointError: the file is missing, too large or not JSON.
-        ConfigError: a value has another type than its maker writes, or is beyond what can work.
+        ConfigError: a value has another type than its library writes, or is out of the usable range.
     """
     try:
         document = parse(read_limited(path, LARGEST_CONFIG))
@@ -57,20 +57,20 @@ def read_config(path: Path, schema: str) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file, by name; its header is checked first.
+    """Read the tensors of a safetensors file by name, after checking its header.
 
     Raises:
-        CheckpointError: it is not a safetensors file, or holds tensors that no delta has.
+        CheckpointError: the file is not a safetensors file, or holds tensors that no delta has.
     """
     with regular(path) as file:
         return tensors_in(usable_bytes(file, str(path)), str(path))
 
 
 def require_plain(saved: object, path: Path) -> dict[str, Tensor]:
-    """Check what a pickle held, and give it as tensors by name.
+    """Check the content of a pickle and return it as tensors by name.
 
     Raises:
-        CheckpointError: it is something else than dense tensors with values, by name, of dtypes that a delta is computed in.
+        CheckpointError: the content is not a mapping of names to dense tensors with values, in dtypes that a delta is computed in.
     """
     if not isinstance(saved, Mapping) or not all(isinstance(tensor, Tensor) for tensor in saved.values()):
         msg = f"{path} holds something else than tensors by name. Save the delta again."

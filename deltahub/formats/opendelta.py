@@ -1,7 +1,7 @@
-"""Reading OpenDelta's checkpoints: `config.json` and the pickle `pytorch_model.bin`.
+"""Reader for OpenDelta's checkpoints: `config.json` and the pickle `pytorch_model.bin`.
 
-The tensors' names say where each delta sits (`...query.lora.lora_A`), so they, not the config's addresses, decide: some
-releases wrote addresses that later ones no longer understand. Facts on the format are in docs/migrating-from-opendelta.md.
+The names of the tensors contain the module of each delta (`...query.lora.lora_A`), so they decide, not the config's addresses: some
+releases wrote addresses that later ones no longer understand. The format is described in docs/migrating-from-opendelta.md.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from deltahub.schema import load_schema
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "pytorch_model.bin"
-_TENSORS_EVERYWHERE: Final = ("lora", "adapter", "low_rank_adapter")  # each module has tensors of its own
+_TENSORS_EVERYWHERE: Final = ("lora", "adapter", "low_rank_adapter")  # each module has its own tensors
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether `folder` holds a delta that OpenDelta saved."""
+    """Return whether `folder` holds a delta saved by OpenDelta."""
     return (folder / WEIGHTS).is_file() and says(folder / CONFIG, "delta_type")
 
 
@@ -49,13 +49,13 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
     """Read an OpenDelta checkpoint.
 
     Args:
-        backbone: the model it is for: it tells trained backbone tensors from those of the delta.
+        backbone: the model of the delta, used to tell trained backbone tensors from those of the delta.
         allow_pickle: whether `pytorch_model.bin` may be opened, with `weights_only=True`.
 
     Raises:
-        PickleRefusedError: it may not.
-        CheckpointError: it does not fit the backbone.
-        ConfigError: this version does not know its delta type.
+        PickleRefusedError: `allow_pickle` is false.
+        CheckpointError: the checkpoint does not fit the backbone.
+        ConfigError: this version does not support the delta type.
     """
     config = read_config(folder / CONFIG, "opendelta_config.v1")
     delta_type = config["delta_type"]
@@ -73,7 +73,7 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
 
 
 def _document(config: Mapping[str, Any], addresses: Mapping[str, Any]) -> dict[str, Any]:
-    """The config in DeltaHub's form."""
+    """Convert the config to DeltaHub's form."""
     own = load_schema(SCHEMA)["definitions"][config["delta_type"]]["properties"]
     kept = {
         *own,
@@ -94,7 +94,7 @@ def _document(config: Mapping[str, Any], addresses: Mapping[str, Any]) -> dict[s
 
 
 def _addresses(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the delta sits: by the names of its tensors, which every release wrote alike, where they tell all of it."""
+    """Return the modules of the delta, by the names of its tensors (alike in every release) where those name every module."""
     if config["delta_type"] == "soft_prompt":
         return {}
     if config["delta_type"] in SILENT_MODULES:
@@ -105,7 +105,7 @@ def _addresses(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict
 
 
 def _habits(config: Mapping[str, Any], backbone: nn.Module) -> dict[str, Any]:
-    """What transformers did in the original's days and does no more."""
+    """Return options for behaviour of transformers in OpenDelta's days that later releases changed."""
     classes = {cls.__name__ for _, module in own_modules(backbone) for cls in type(module).__mro__}
     return {"bare_embeddings": True} if config["delta_type"] == "soft_prompt" and "DistilBertModel" in classes else {}
 
@@ -127,10 +127,10 @@ def _check_places(tensors: Mapping[str, Tensor], config: Mapping[str, Any], back
 
 
 def _meant(config: Mapping[str, Any], backbone: nn.Module) -> set[str]:
-    """Return the modules that the config puts the delta on; none if its addresses do not tell."""
+    """Return the modules that the config puts the delta on; none if its addresses do not determine them."""
     if config["delta_type"] not in _TENSORS_EVERYWHERE or not config.get("modified_modules"):
         return set()
-    if not str(config.get("opendelta_version", "")).startswith("0.3."):  # earlier ones meant other modules by a name
+    if not str(config.get("opendelta_version", "")).startswith("0.3."):  # earlier releases gave a name other modules
         return set()
     try:
         common, exclude = bool(config.get("common_structure")), config.get("exclude_modules") or ()
@@ -142,7 +142,7 @@ def _meant(config: Mapping[str, Any], backbone: nn.Module) -> set[str]:
 def _translate(
     saved: Mapping[str, Tensor], config: Mapping[str, Any], backbone: nn.Module
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors under DeltaHub's names, without those that are no part of this delta."""
+    """Yield the tensors under DeltaHub's names, without those of other deltas."""
     delta_type = config["delta_type"]
     carried = Counter(m for e in entries_of(backbone) if e.config.delta_type == delta_type for m in e.insertions)
     places = chosen(saved, config, carried)
@@ -182,7 +182,7 @@ def _translate(
 
 
 def _sum(offset: Tensor | None, more: Tensor, name: str) -> Tensor:
-    """Add what a checkpoint says twice of one bias; nothing is stretched to the other's shape."""
+    """Add two values that a checkpoint holds for one bias, without broadcasting."""
     if not more.is_floating_point():
         msg = f"{name} is {more.dtype}, and a bias is a float. Save the delta again."
         raise CheckpointError(msg)
@@ -195,26 +195,26 @@ def _sum(offset: Tensor | None, more: Tensor, name: str) -> Tensor:
 
 
 def _module(name: str, delta_type: str, backbone: nn.Module) -> str:
-    """Where a delta of a module sits here: a prefix in the attention itself, not in a module around it."""
+    """Return the module to put the delta on: for a prefix, the attention itself, not a module around it."""
     if delta_type != "prefix":
         return name
     return next((inner for inner in attentions(backbone) if f"{inner}.".startswith(f"{name}.")), name)
 
 
 def _is_trained_bias(name: str, saved: Mapping[str, Tensor]) -> bool:
-    """Whether a saved bias was trained by BitFit, and not with its weight as part of an unfrozen module."""
+    """Return whether a saved bias was trained by BitFit, and not with its weight as part of an unfrozen module."""
     return name.endswith(".bias") and f"{name.removesuffix('bias')}weight" not in saved
 
 
 def opendelta_hash(model: nn.Module, text: str | None = None) -> str:
-    """OpenDelta's `backbone_hash`: md5 of the model's text without blanks, then of its parameters' bytes in order.
+    """Compute OpenDelta's `backbone_hash`: md5 of the model's text without blanks, then of its parameters' bytes in order.
 
-    It is taken with the deltas attached, and the text depends on the releases of torch and transformers, so a hash from
-    elsewhere can be checked only with the text that belongs to it.
+    The hash includes the attached deltas, and the text depends on the releases of torch and transformers, so a hash from
+    elsewhere can be checked only with its own text.
 
     Args:
         model: the backbone with its delta.
-        text: `str(model)` where the hash was taken; by default as it is here.
+        text: `str(model)` where the hash was computed; by default the text of `model` here.
     """
     plain = re.sub(r"[\n \t]", "", str(model) if text is None else text)
     digest = hashlib.md5(plain.encode(), usedforsecurity=False)

@@ -1,7 +1,7 @@
-"""Trained biases that checkpoints of OpenDelta share.
+"""Trained biases shared by several OpenDelta checkpoints.
 
-OpenDelta's BitFit trains the backbone's biases in place, and a checkpoint holds everything that trained, of every delta that was on the
-backbone. So the checkpoints of BitFit and of a LoRA beside it both hold the biases, which must not be added twice.
+OpenDelta's BitFit trains the backbone's biases in place, and a checkpoint holds every trained value of every delta on the backbone.
+So the checkpoints of BitFit and of a LoRA beside it both hold the biases, which must not be added twice.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def starting_value(own: Tensor, saved: Tensor) -> Tensor:
 
 
 class SharedBiases:
-    """The trained biases that deltas on a backbone have already.
+    """The trained biases of the deltas already on a backbone.
 
     Args:
-        delta_type: of the delta that is read. Two BitFits are alternatives, each with biases of its own.
+        delta_type: the type of the delta being read. Two BitFits are alternatives, each with its own biases.
         own: the backbone's own values by name.
     """
 
@@ -35,13 +35,13 @@ class SharedBiases:
         self.found: dict[str, str] = {}
 
     def holds(self, name: str, saved: Tensor, *, alone: bool) -> bool:
-        """Whether a delta on the backbone already has the saved value of a tensor, equal to the bit.
+        """Return whether a delta on the backbone already has the saved value of a tensor, bit for bit.
 
         Args:
             alone: whether the checkpoint holds a bias without the weight of its layer, as BitFit trains it.
 
         Raises:
-            CheckpointError: a delta has trained the same bias to another value, so that both would be added up.
+            CheckpointError: a delta has trained the same bias to another value, so both would be added up.
         """
         for entry in self.entries:
             held = self._held(entry, name, saved)
@@ -59,17 +59,17 @@ class SharedBiases:
         return False
 
     def report(self) -> None:
-        """Say which tensors were left out."""
+        """Log which tensors were left out."""
         if self.found:
             name, delta = next(iter(self.found.items()))
             text = "%d trained biases are left out: %r on the backbone has them already (%s, ...) and brings them."
             LOGGER.warning(text, len(self.found), delta, name)
 
     def _held(self, entry: Entry, name: str, saved: Tensor) -> bool | None:
-        """Whether a delta's value of a bias is the saved one; None where it has none."""
+        """Return whether a delta's value of a bias is the saved one; None if the delta has no value."""
         layer, _, leaf = name.rpartition(".")
         if name in self.own and self.own[name].shape != saved.shape:
-            return None  # refused where the delta is filled
+            return None  # filling the delta refuses it
         if name in self.own and torch.equal(self.own[name].detach().to(saved), saved):
             return None  # not trained
         if entry.config.delta_type == "bitfit" and leaf == "bias" and layer in entry.insertions and name in self.own:

@@ -1,7 +1,7 @@
-"""What OpenDelta calls a delta's tensors: `<module>.<delta>[_<number>].<parameter>`.
+"""Names of a delta's tensors in OpenDelta: `<module>.<delta>[_<number>].<parameter>`.
 
-The number tells deltas of one type on one module apart: the second is `lora_1`, the third of a name with a "_" is cut at the
-first, so `low_rank_adapter`, `low_rank_adapter_1`, `low_2`.
+The number separates deltas of one type on one module: the second is `lora_1`; the third with a "_" in its name is cut at the
+first "_", so `low_rank_adapter`, `low_rank_adapter_1`, `low_2`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 _WAYS: Final = r"(?P<leaf>(?:down|up)_proj\.(?:weight|bias))"
-# Pattern of the delta's name, and of its parameters, by delta type.
+# Patterns of the delta's name and of its parameters, by delta type.
 _PATTERNS: Final = {
     "lora": ("lora", r"(?P<leaf>lora_[AB])"),
     "adapter": ("adapter", rf"modulelist\.{_WAYS}"),
     "bitfit": ("bitfit", r"(?P<leaf>bias)"),
     "low_rank_adapter": ("low_rank_adapter", r"(?P<leaf>(?:down|up)_sampler\.(?:W_left|W_right|b))"),
     "compacter": (
-        "compactor",  # so it is spelt
+        "compactor",  # OpenDelta's spelling
         r"(?P<leaf>(?:down|up)_sampler\.(?:phm_rule|phm_rule_left|phm_rule_right|W|W_left|W_right|b))",
     ),
     "parallel_adapter": ("parallel_adapter", rf"modulelist\.{_WAYS}"),
@@ -39,20 +39,20 @@ def _compiled(called: str, leaf: str) -> re.Pattern[str]:
 
 DELTA_TYPES: Final = tuple(_PATTERNS)
 _LEAVES: Final = {delta_type: _compiled(*patterns) for delta_type, patterns in _PATTERNS.items()}
-# The network that makes the prefixes of all modules.
+# The network that generates the prefixes of all modules.
 _NETWORK: Final = re.compile(r"(?P<module>.+)\.(?P<leaf>reparams)(?:_(?P<number>\d+))?\.(?P<rest>.+)")
-# Their tensors do not tell every module that they act on.
+# Types whose tensors do not name every module they act on.
 SILENT_MODULES: Final = frozenset({"parallel_adapter", "prefix", "soft_prompt"})
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a tensor's name says.
+    """The parts of a tensor's name.
 
     Attributes:
-        module: the module that it was put on, by its real name; ``""`` for the backbone.
-        number: which delta of its type there: "", "1", "2", ...
-        leaf: its name within the delta, here as there.
+        module: the real name of the module with the delta; ``""`` for the backbone.
+        number: which delta of its type on that module: "", "1", "2", ...
+        leaf: the name within the delta, the same in OpenDelta and DeltaHub.
     """
 
     module: str
@@ -61,7 +61,7 @@ class Place:
 
 
 def place_of(delta_type: str, name: str) -> Place | None:
-    """Where a tensor of a delta type belongs; None for a tensor of something else."""
+    """Parse the name of a tensor of a delta type; return None for any other tensor."""
     if delta_type == "prefix" and (match := _NETWORK.fullmatch(name)):
         return Place(match["module"], match["number"] or "", f"reparams.{match['rest']}")
     if match := _LEAVES[delta_type].fullmatch(name):
@@ -70,15 +70,15 @@ def place_of(delta_type: str, name: str) -> Place | None:
 
 
 def belongs_to_a_delta(name: str) -> bool:
-    """Whether a tensor's name is one of a delta's, of whatever type."""
+    """Return whether a tensor's name belongs to a delta of any type."""
     return any(place_of(delta_type, name) for delta_type in _LEAVES)
 
 
 def chosen(saved: Mapping[str, Tensor], config: Mapping[str, Any], carried: Mapping[str, int]) -> dict[str, Place]:
-    """The tensors of the delta that a config describes, where several of its type were on a backbone together.
+    """Choose the tensors of the delta that a config describes, where several of its type were on a backbone together.
 
-    A checkpoint holds all that were. Its own is the one whose size its config tells; failing that, they are told apart
-    as OpenDelta does it, by how many the module carries already.
+    A checkpoint holds the tensors of every delta. Its own delta is the one with the sizes of its config; failing that, they are
+    told apart as OpenDelta does it, by the number of deltas the module carries already.
 
     Args:
         saved: all tensors of the checkpoint.
@@ -96,7 +96,7 @@ def chosen(saved: Mapping[str, Tensor], config: Mapping[str, Any], carried: Mapp
 
 
 def _single(found: dict[str, dict[str, dict[str, Tensor]]]) -> dict[str, dict[str, dict[str, Tensor]]]:
-    """What stands for itself: a parallel adapter can be saved twice, at both ends of its stretch."""
+    """Remove duplicates: a parallel adapter can be saved twice, at both ends of its span of modules."""
     seen: list[dict[str, Tensor]] = []
     kept: dict[str, dict[str, dict[str, Tensor]]] = {}
     for module, deltas in found.items():
@@ -118,7 +118,7 @@ def _number(deltas: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any
 
 
 def _fits(leaves: Mapping[str, Tensor], config: Mapping[str, Any]) -> bool:
-    """Whether a delta's tensors are as large as its config says."""
+    """Return whether a delta's tensors have the sizes of its config."""
     told = {
         "lora_A": config.get("lora_r"),
         "down_proj.weight": config.get("bottleneck_dim"),

@@ -1,7 +1,7 @@
-"""Writing deltas as PEFT's adapters: `adapter_config.json` and `adapter_model.safetensors`.
+"""Writer for PEFT adapters: `adapter_config.json` and `adapter_model.safetensors`.
 
-The adapter gives the outputs that the delta gives, to a rounding: that is tested against PEFT itself. What PEFT has no form for is
-refused with the reason. Which tensor becomes which is in `deltahub.formats.peft_mapping`.
+The adapter gives the outputs of the delta, up to rounding; this is tested against PEFT itself. A delta without a PEFT equivalent is
+refused with the reason. `deltahub.formats.peft_mapping` maps the tensors.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from deltahub.hub.locating import locate
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
-_VLLM_RANK: Final = 16  # --max-lora-rank of vLLM, if it is told nothing
-_NEEDS_NO_HEAD: Final = {"SEQ_2_SEQ_LM", "CAUSAL_LM"}  # for the others PEFT expects the head in the file
+_VLLM_RANK: Final = 16  # default of vLLM's --max-lora-rank
+_NEEDS_NO_HEAD: Final = {"SEQ_2_SEQ_LM", "CAUSAL_LM"}  # for the other tasks PEFT expects the head in the file
 
 
 def export_peft(
@@ -44,20 +44,20 @@ def export_peft(
 
     Args:
         path: a folder, or a reference to pull.
-        to: the folder to write, which is new or holds an adapter.
-        backbone: its backbone: the folder, a model id in Hugging Face's cache, or the model. Only some deltas need it: those on parts
-            of fused layers, whose rows it tells; LayerNorm tuning, to whose weights the delta's are added; trained layers of which
-            the delta holds only a part, or that may share their weights; and all for which the names of layers do not tell enough.
-        cache_dir: another place for what is pulled.
+        to: the folder to write: new, or with an adapter to replace.
+        backbone: the delta's backbone: the folder, a model id in Hugging Face's cache, or the model. Only some deltas need it: those on
+            parts of fused layers, to find their rows; LayerNorm tuning, whose values are added to the backbone's weights; trained layers
+            that the delta holds only in part, or that may share their weights; and all whose layers cannot be identified by name alone.
+        cache_dir: the cache for pulled deltas, if not the default one.
 
     Returns:
         The folder written.
 
     Raises:
-        ConfigError: PEFT has no form for this delta, or the backbone is needed; the message says which.
+        ConfigError: PEFT has no equivalent of this delta, or the backbone is needed; the message says which.
         CheckpointError: the delta or the backbone cannot be read, or `to` holds something else.
-        FingerprintMismatch: the backbone is another one.
-        StorageError: the disk is full or not writable; nothing was half written.
+        FingerprintMismatch: the backbone is not the one of the delta.
+        StorageError: the disk is full or not writable; no partial adapter is left.
     """
     folder = Path(to).expanduser()
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
@@ -86,14 +86,14 @@ def _read(folder: Path) -> Checkpoint:
 
 
 def _card(config: Mapping[str, Any], digest: str) -> str:
-    """A card that says which backbone the adapter is for and which delta it is of: no key of the config may."""
+    """Build a model card with the adapter's backbone and the digest of its delta, which the config has no keys for."""
     base = config["base_model_name_or_path"]
     front = f"base_model: {json.dumps(base)}\nlibrary_name: peft\n" if base else "library_name: peft\n"
     return f"---\n{front}---\n\nWritten by deltahub from the delta {digest}.\n"
 
 
 def _common(document: Mapping[str, Any], found: Exported, backbone: Backbone) -> dict[str, Any]:
-    """The keys of every adapter's config."""
+    """Return the config keys common to all adapters."""
     task = task_of(backbone.class_name, backbone.model_class)
     if task not in _NEEDS_NO_HEAD and not found.needs_task:
         task = None
@@ -115,12 +115,12 @@ def _name(document: Mapping[str, Any]) -> str:
 
 
 def serving_notes(folder: Path) -> list[str]:
-    """What a server makes of an adapter other than PEFT does, in sentences; empty if vLLM and LoRAX serve it as it is.
+    """Describe how servers other than PEFT treat an adapter, in sentences; empty if vLLM and LoRAX serve it as it is.
 
-    vLLM refuses what it does not know. LoRAX passes it over without a word, so that its answers are others.
+    vLLM refuses unknown options. LoRAX ignores them silently and so gives other outputs.
 
     Args:
-        folder: of the adapter.
+        folder: the folder of the adapter.
     """
     config = json.loads((folder / CONFIG).read_bytes())
     if config["peft_type"] != "LORA":
@@ -147,5 +147,5 @@ def serving_notes(folder: Path) -> list[str]:
 
 
 def _next_rank(rank: int) -> int:
-    """The smallest value that vLLM's option takes and that is enough."""
+    """Return the smallest sufficient value that vLLM's option accepts."""
     return next((size for size in (32, 64, 128, 256, 320, 512) if size >= rank), rank)

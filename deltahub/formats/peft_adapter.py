@@ -1,4 +1,4 @@
-"""What an adapter of PEFT is made of, and what every way of making one needs."""
+"""The parts of a PEFT adapter, and helpers shared by the writers of all methods."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 
 from deltahub.engine.structure.layouts import Part
 
-MODEL: Final = "base_model.model."  # before the name of each tensor of the backbone
-PROMPTED: Final = "base_model."  # the same beside a prompt, for which PEFT wraps the backbone once, not twice
+MODEL: Final = "base_model.model."  # prefix of each backbone tensor's name
+PROMPTED: Final = "base_model."  # the prefix beside a prompt: PEFT then wraps the backbone once, not twice
 
 
 @dataclass
 class Exported:
-    """An adapter.
+    """A PEFT adapter.
 
     Attributes:
-        peft_type: what PEFT calls the method.
-        options: keys of its config beyond those that all methods have.
-        tensors: by the names in the file.
-        modules_to_save: modules of the backbone that it replaces.
-        needs_task: whether PEFT applies the method only by task.
+        peft_type: PEFT's name of the method.
+        options: config keys beyond those common to all methods.
+        tensors: tensors by their names in the file.
+        modules_to_save: modules of the backbone that the adapter replaces.
+        needs_task: whether PEFT supports the method only with a task type.
     """
 
     peft_type: str
@@ -34,12 +34,12 @@ class Exported:
 
 
 def named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as the file names them, given as the backbone does."""
+    """Add PEFT's prefix to names of backbone tensors."""
     return {f"{MODEL}{name}": tensor for name, tensor in tensors.items()}
 
 
 def by_part(leaves: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors on a fused layer by part."""
+    """Group the tensors on a fused layer by part."""
     parts: dict[str, dict[str, Tensor]] = {}
     for leaf, tensor in leaves.items():
         label, _, key = leaf.partition(".")
@@ -48,5 +48,5 @@ def by_part(leaves: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def whole_width(share: int, part: Part) -> int:
-    """The width of a layer one of whose parts has the width `share`."""
+    """Compute the width of a whole layer from the width `share` of one part."""
     return share * part.of // (part.stop - part.start)

@@ -1,8 +1,8 @@
-"""The backbone of a delta that is written for PEFT: its modules, its tensors, and which of them are one.
+"""The backbone of a delta to write for PEFT: its modules, its tensors, and which tensors are shared.
 
-Given the backbone, as a folder or a model, all of this is known. Without it the delta's record has names, shapes and hashes, and a
-stand-in, a model of the same class with that class's default sizes, has the kinds of modules and which tensors can be shared. Where
-neither is certain, the backbone is asked for.
+A given backbone, as a folder or a model, answers everything. Without it the delta's record has names, shapes and hashes, and a
+stand-in, a model of the same class with the default sizes of the class, has the kinds of modules and the tensors that can be shared.
+Where neither is certain, an error asks for the backbone.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ ASK: Final = "Pass its folder or model id, or the model: backbone=... in Python,
 
 @dataclass(frozen=True)
 class Backbone:
-    """A backbone as far as it is known.
+    """The known facts about a backbone.
 
     Attributes:
-        class_name: of the model.
-        shapes: of its tensors, by name; of tensors that are one, under one name.
-        values: its tensors.
-        named: the backbone as it was given; empty if it was not, or not by its name.
-        model: the backbone, maybe without values; None if it was not given.
+        class_name: the class of the model.
+        shapes: the shapes of its tensors, by name; shared tensors have one name.
+        values: the values of its tensors.
+        named: the model id as given; empty if no backbone was given, or not by id.
+        model: the backbone, possibly without values; None if it was not given.
     """
 
     class_name: str
@@ -56,7 +56,7 @@ class Backbone:
 
     @classmethod
     def of(cls, saved: Checkpoint, backbone: str | nn.Module | None) -> Backbone:
-        """Collect what a checkpoint and, if given, its backbone tell.
+        """Collect the facts in a checkpoint and, if given, in its backbone.
 
         Raises:
             CheckpointError: the backbone is not found.
@@ -74,7 +74,7 @@ class Backbone:
 
     @cached_property
     def stand_in(self) -> nn.Module | None:
-        """A model of the same class, on the meta device, with all tensors tied that the class can tie."""
+        """A model of the same class on the meta device, with every tie between tensors that the class supports."""
         return stand_in(self.class_name)
 
     @property
@@ -84,14 +84,14 @@ class Backbone:
 
     @property
     def model_class(self) -> type[nn.Module] | None:
-        """The class of the model, where it is known."""
+        """The class of the model, if known."""
         return None if self.known is None else type(self.known)
 
     # ----- modules -----
 
     @cached_property
     def modules(self) -> list[str]:
-        """The names of all modules, under each name that a shared one has."""
+        """The names of all modules; a shared module has several."""
         if self.model is not None:
             return [name for name, _ in paths(self.model) if name]
         found = {within for name in self.shapes for within in _ancestors(name)}
@@ -101,16 +101,16 @@ class Backbone:
 
     @cached_property
     def _by_name(self) -> dict[str, nn.Module]:
-        """The modules that are known by name; those of a stand-in, which may have fewer blocks, with * for numbers."""
+        """The known modules by name; for a stand-in, which may have fewer blocks, with * for numbers."""
         if self.model is not None:
             return dict(paths(self.model))
         return {} if self.stand_in is None else {_numberless(name): module for name, module in paths(self.stand_in)}
 
     def module(self, name: str) -> nn.Module | None:
-        """A module, or one of the stand-in that has its kind; None if it is not known.
+        """Return a module, or the stand-in's module of the same kind; None if it is not known.
 
         Raises:
-            CheckpointError: the backbone that was given has none of that name.
+            CheckpointError: the given backbone has no module of that name.
         """
         found = self._by_name.get(name if self.model is not None else _numberless(name))
         if found is None and self.model is not None:
@@ -119,10 +119,10 @@ class Backbone:
         return found
 
     def refuse_shared(self, modules: Collection[str]) -> None:
-        """Refuse modules that several others hold: PEFT puts its layer into one place, and a delta acts in all.
+        """Refuse modules with several parents: PEFT puts its layer into one place, while a delta acts in all.
 
         Raises:
-            ConfigError: the message names the first.
+            ConfigError: a module is shared; the message names the first.
         """
         places: dict[int, int] = {}
         for parent in () if self.known is None else self.known.modules():
@@ -135,15 +135,15 @@ class Backbone:
                 raise ConfigError(msg)
 
     def widths(self, module: str) -> tuple[int, int] | None:
-        """The input and output width of a linear layer or transformers' Conv1D; None where its weight has another form."""
+        """Return the input and output width of a linear layer or transformers' Conv1D; None for weights of another form."""
         shape, bias = self.shapes.get(f"{module}.weight", ()), self.shapes.get(f"{module}.bias")
         if len(shape) != 2 or (bias is not None and bias[0] not in shape):
-            return None  # quantised, say
+            return None  # quantised, for example
         rows, columns = shape
         return (rows, columns) if self.is_turned(module) else (columns, rows)
 
     def is_turned(self, module: str) -> bool:
-        """Whether a layer is a Conv1D, which keeps its weight as ``(n_in, n_out)`` and always has a bias."""
+        """Return whether a layer is a Conv1D, which keeps its weight as ``(n_in, n_out)`` and always has a bias."""
         shape, bias = self.shapes.get(f"{module}.weight", ()), self.shapes.get(f"{module}.bias")
         if len(shape) != 2 or bias is None:
             return False
@@ -153,12 +153,12 @@ class Backbone:
         return found is not None and is_conv1d(found)
 
     def is_embedding(self, module: str, n_in: int, n_out: int) -> bool:
-        """Whether a layer that a delta takes to map `n_in` to `n_out` is an embedding, whose weight is ``(n_in, n_out)``.
+        """Return whether the layer under an update from `n_in` to `n_out` is an embedding, with a weight ``(n_in, n_out)``.
 
         Raises:
-            ConfigError: PEFT has no LoRA for this kind of layer, or the backbone has to tell.
+            ConfigError: PEFT has no LoRA for this kind of layer, or the backbone is needed.
         """
-        shape = self.shapes.get(f"{module}.weight")  # a layer that shares its weight may have none under its own name
+        shape = self.shapes.get(f"{module}.weight")  # None for a weight shared under another name
         may_be = shape in ((n_in, n_out), None) and f"{module}.bias" not in self.shapes
         if self.model is None and not may_be:
             return False
@@ -170,11 +170,11 @@ class Backbone:
         return isinstance(found, nn.Embedding)
 
     def parts(self, module: str, labels: Collection[str]) -> dict[str, Part]:
-        """The parts of a fused layer, by label.
+        """Return the parts of a fused layer, by label.
 
         Raises:
             ConfigError: no backbone was given.
-            CheckpointError: the backbone given has no such parts.
+            CheckpointError: the given backbone has no such parts.
         """
         if self.model is None:
             msg = (
@@ -193,13 +193,13 @@ class Backbone:
         return found
 
     def meant(self, pattern: str, document: Mapping[str, Any], modules: Collection[str]) -> set[str]:
-        """Those of some modules that an address of a delta means.
+        """Return the modules, out of `modules`, that an address of a delta matches.
 
         Args:
-            document: the delta's config, which says whether common names count and what is left out.
+            document: the delta's config, with `common_structure` and `exclude_modules`.
 
         Raises:
-            ConfigError: the backbone has to tell.
+            ConfigError: the backbone is needed.
         """
         common = document.get("common_structure")
         if self.model is None and common is not True and MARK not in pattern.removeprefix("[r]"):
@@ -221,10 +221,10 @@ class Backbone:
     # ----- tensors -----
 
     def names_of(self, name: str) -> set[str]:
-        """Every name of a tensor: more than one where modules share it.
+        """Return every name of a tensor: several if modules share it.
 
         Raises:
-            ConfigError: the backbone has to tell.
+            ConfigError: the backbone is needed.
         """
         if self.model is not None:
             return self._shared.get(name, {name})
@@ -236,7 +236,7 @@ class Backbone:
 
     @cached_property
     def _shared(self) -> dict[str, set[str]]:
-        """Name of a tensor to all its names; in a stand-in with * for numbers."""
+        """Name of a tensor to all its names; for a stand-in with * for numbers."""
         if self.known is None:
             return {}
         groups: dict[int, set[str]] = {}
@@ -245,10 +245,10 @@ class Backbone:
         return {name: group for group in groups.values() for name in group}
 
     def keys(self, module: str) -> list[str]:
-        """The tensors inside a module, by whole name.
+        """Return the full names of the tensors inside a module.
 
         Raises:
-            ConfigError: the backbone has to tell.
+            ConfigError: the backbone is needed.
         """
         found = self.module(module)
         inside = [f"{module}.{name}" for name, _ in tensors(found)] if found is not None else []
@@ -261,12 +261,12 @@ class Backbone:
         return recorded
 
     def value(self, name: str) -> Tensor:
-        """A tensor as the delta trained it, else as the backbone has it.
+        """Return a tensor as the delta trained it, else as the backbone has it.
 
         Raises:
             ConfigError: no backbone was given.
             CheckpointError: the backbone has no such tensor.
-            FingerprintMismatch: its values are others than those the delta was trained on.
+            FingerprintMismatch: its values differ from those the delta was trained on.
         """
         if self.model is None and name not in self.values.trained:
             msg = f"PEFT keeps {name.rpartition('.')[0]} as a whole, and the delta does not hold all of it. {ASK}"
@@ -283,21 +283,21 @@ def _check_kind(name: str, module: nn.Module) -> None:
     weight = getattr(module, "weight", None)
     quantised = not (
         isinstance(weight, nn.Parameter) and weight.is_floating_point()
-    )  # PEFT knows these, or says that it does not
+    )  # PEFT supports these, or refuses them itself
     if not (quantised or isinstance(module, (nn.Linear, nn.Embedding)) or is_conv1d(module)):
         msg = f"{name} is a {kind}; PEFT has a LoRA for Linear, Conv1D and Embedding layers. Load the delta with deltahub."
         raise ConfigError(msg)
 
 
 def _scale_fault(embedding: nn.Embedding) -> str:
-    """Why PEFT does not scale a LoRA on an embedding as the embedding does its rows: a clause, empty if it does."""
+    """Explain, in a clause, why PEFT would not scale a LoRA on an embedding as the embedding scales its rows; empty if it does."""
     scale: object = embed_scale(embedding)
     one = scale is None or isinstance(scale, (int, float)) or (isinstance(scale, Tensor) and scale.numel() == 1)
     return "" if one else "its embed_scale is not one number"
 
 
 def paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module without those of deltas, under each name that it has."""
+    """Yield every module except those of deltas, under each of its names."""
     yield "", model
     for key, child in model._modules.items():
         if child is not None and not isinstance(child, Site):
@@ -306,7 +306,7 @@ def paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What `state_dict` of a model without deltas holds, under each name."""
+    """Yield the tensors in the `state_dict` of a model without its deltas, under each name."""
     for name, module in paths(model):
         kept = {key: t for key, t in module._buffers.items() if key not in module._non_persistent_buffers_set}
         for key, tensor in {**module._parameters, **kept}.items():

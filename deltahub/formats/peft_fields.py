@@ -1,7 +1,7 @@
-"""The fields of PEFT's configs that are understood; an adapter with any other that is set is refused.
+"""The supported fields of PEFT's configs; an adapter with any other field set is refused.
 
-A field is *used* by the reader, or *inert*: it cannot change what a saved adapter computes, whatever its value. Every other field,
-of whichever release of PEFT, must be off: null, false or empty.
+A field is *used* by the reader, or *inert*: its value cannot change the outputs of a saved adapter. Every other field,
+in any release of PEFT, must be off: null, false or empty.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _KNOWN: Final[Mapping[str, frozenset[str]]] = {
     | {
         "alpha_pattern",
         "bias",
-        "corda_config",  # of an initialisation, and so below: `init_lora_weights` says which one was used
+        "corda_config",  # for an initialisation, as are those below: `init_lora_weights` says which one was used
         "ensure_weight_tying",
         "eva_config",
-        "fan_in_fan_out",  # PEFT itself takes the layer's word, not the config's
+        "fan_in_fan_out",  # PEFT itself looks at the layer, not at the config
         "init_lora_weights",
         "layers_pattern",
         "layers_to_transform",
@@ -44,9 +44,9 @@ _KNOWN: Final[Mapping[str, frozenset[str]]] = {
         "lora_alpha",
         "lora_dropout",
         "lora_ga_config",
-        "megatron_core",  # used with `megatron_config` only
-        "merge_weights",  # of PEFT 0.1 to 0.3: how eval() ran
-        "qalora_group_size",  # used with `use_qalora` only
+        "megatron_core",  # used only with `megatron_config`
+        "merge_weights",  # in PEFT 0.1 to 0.3: how eval() ran
+        "qalora_group_size",  # used only with `use_qalora`
         "r",
         "rank_pattern",
         "use_dora",
@@ -56,11 +56,11 @@ _KNOWN: Final[Mapping[str, frozenset[str]]] = {
     "LN_TUNING": _COMMON,
     "PROMPT_TUNING": _COMMON
     | {
-        "num_attention_heads",  # of prefix tuning, as the next one
+        "num_attention_heads",  # for prefix tuning, as is the next one
         "num_layers",
         "num_transformer_submodules",
         "num_virtual_tokens",
-        "prompt_tuning_init",  # from what the prompt was first drawn, as the next three
+        "prompt_tuning_init",  # how the prompt was initialised, as are the next three
         "prompt_tuning_init_text",
         "token_dim",
         "tokenizer_kwargs",
@@ -79,7 +79,7 @@ _REASONS: Final[Mapping[str, str]] = {
 _COUNTS: Final = ("r", "layers_to_transform", "num_virtual_tokens", "num_transformer_submodules")
 # Initialisations that leave the backbone as it is: only the first values of A and B, which training replaced.
 _HARMLESS_STARTS: Final = ("gaussian", "eva", "orthogonal")
-REBUILT_STARTS: Final = ("pissa", "olora")  # `peft_initial` computes again what they took out of the backbone
+REBUILT_STARTS: Final = ("pissa", "olora")  # `peft_initial` recomputes what they subtracted from the backbone
 _LOST_STARTS: Final[Mapping[str, str]] = {
     "pissa_niter": "its SVD is a random approximation",
     "corda": "it needs the data that it was computed from",
@@ -89,10 +89,10 @@ _LOST_STARTS: Final[Mapping[str, str]] = {
 
 
 def check_fields(config: Mapping[str, Any]) -> None:
-    """Refuse a config of PEFT that says anything the reader does not take into account.
+    """Refuse a config of PEFT with any field set that the reader does not support.
 
     Raises:
-        ConfigError: a field is set that is not understood; the message says which, and the way out.
+        ConfigError: a field is set that is not supported; the message says which, and the way out.
     """
     kind = config["peft_type"]
     if kind not in _KNOWN:
@@ -116,7 +116,7 @@ def check_fields(config: Mapping[str, Any]) -> None:
 
 
 def _check_start(start: Any) -> None:
-    """Refuse an initialisation that changed the backbone's weights in a way that cannot be computed again."""
+    """Refuse an initialisation that changed the backbone's weights and cannot be recomputed."""
     if start in (True, False, None) or start in (*_HARMLESS_STARTS, *REBUILT_STARTS):
         return
     name = str(start).partition("_niter")[0] + ("_niter" if "_niter" in str(start) else "")

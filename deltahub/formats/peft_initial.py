@@ -1,9 +1,9 @@
-"""What PiSSA and OLoRA took out of the backbone's weights, computed again as PEFT does when it loads such an adapter.
+"""The initial updates that PiSSA and OLoRA subtracted from the backbone's weights, recomputed as PEFT does on loading.
 
     PiSSA   W = U S V^T,   B0 A0 = U_r S_r V_r^T / s     Meng et al. 2024, https://arxiv.org/abs/2404.02948
     OLoRA   W = Q R,       B0 A0 = Q_r R_r               Büyükakyüz 2024, https://arxiv.org/abs/2406.01775
 
-PEFT runs W - s B0 A0 + s B A, which is a plain LoRA of the ranks of both on W: A' = [A; A0], B' = [B, -B0].
+PEFT computes W - s B0 A0 + s B A, which is a plain LoRA on W with the sum of both ranks: A' = [A; A0], B' = [B, -B0].
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor
 
 from deltahub.errors import ConfigError
 
-_RELATIVE_GAP: Final = 1e-6  # below, float32 does not tell the directions that were taken from those that were not
+_RELATIVE_GAP: Final = 1e-6  # below this gap, float32 cannot separate the subtracted directions from the rest
 
 
 @torch.no_grad()
 def initial_update(start: str, module: str, weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
-    """A0 and B0 of a layer.
+    """Compute A0 and B0 of a layer.
 
     Args:
         start: ``"pissa"`` or ``"olora"``.
         module: the layer's name, for messages.
-        weight: of the backbone, ``(n_out, n_in)``.
-        rank: of the adapter.
+        weight: the backbone's weight, ``(n_out, n_in)``.
+        rank: the rank of the adapter.
         scale: s.
 
     Returns:

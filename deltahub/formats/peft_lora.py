@@ -1,4 +1,4 @@
-"""LoRA and DoRA as PEFT has them."""
+"""Conversion of a delta's LoRA and DoRA to PEFT's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deltahub.formats.peft_backbone import Backbone
 from deltahub.formats.peft_naming import target_names
 
 _MAMBAS: Final = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
-_MAMBA_READS: Final = frozenset({"conv1d", "out_proj"})  # whose weights kernels read themselves
+_MAMBA_READS: Final = frozenset({"conv1d", "out_proj"})  # fused kernels read the weights of these layers directly
 _EXPERTS: Final = frozenset({"down_proj", "gate", "gate_proj", "up_proj", "w1", "w2", "w3"})
 _LORA: Final[Mapping[str, Any]] = {
     "alpha_pattern": {},
@@ -31,14 +31,14 @@ _LORA: Final[Mapping[str, Any]] = {
 
 
 def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], backbone: Backbone) -> Exported:
-    """The adapter of a LoRA.
+    """Convert a LoRA to an adapter.
 
     Args:
         document: the delta's config.
-        shares: its tensors by module.
+        shares: the delta's tensors by module.
 
     Raises:
-        ConfigError: PEFT has no form for it, or the backbone is needed.
+        ConfigError: PEFT has no equivalent, or the backbone is needed.
     """
     _refuse_names(set(shares), backbone)
     rank, alpha = int(document.get("lora_r", 8)), float(document.get("lora_alpha", 16))
@@ -53,7 +53,7 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
     updates: dict[str, int] = {}
     for module, leaves in shares.items():
         down, up = _joined(module, fused[module], backbone) if module in fused else (leaves["lora_A"], leaves["lora_B"])
-        extra = 0 if ranks or alphas else whole - down.shape[0]  # one rank for all, where there is one, can be served
+        extra = 0 if ranks or alphas else whole - down.shape[0]  # servers want one rank for all layers
         updates[module] = down.shape[0]
         down, up = (
             (torch.nn.functional.pad(down, (0, 0, 0, extra)), torch.nn.functional.pad(up, (0, extra)))
@@ -67,7 +67,7 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
         tensors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
         if use_dora:
             tensors[f"{module}.lora_magnitude_vector"] = leaves["lora_magnitude_vector"]
-    if whole != rank:  # the scale of before, whatever the rank is now
+    if whole != rank:  # keep the scale, whatever the new rank
         alpha, use_rslora = alpha / (math.sqrt(rank) if use_rslora else rank) * whole, False
     options = {
         **_LORA,
@@ -87,13 +87,13 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
 def _patterns(
     document: Mapping[str, Any], updates: Mapping[str, int], whole: int, alpha: float, *, use_rslora: bool
 ) -> dict[str, Any]:
-    """The ranks and scales of single modules, as PEFT takes them.
+    """Return `rank_pattern` and `alpha_pattern` in PEFT's form.
 
     Args:
         updates: the rank of each module in the file.
-        whole: the rank of all others.
-        alpha: that of all others.
-        use_rslora: whether the file says so; the delta's own config may, and the file not.
+        whole: the rank of all other modules.
+        alpha: the alpha of all other modules.
+        use_rslora: the value in the file; the delta's own config may set it where the file does not.
     """
     found: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}
     for module, size in updates.items():
@@ -101,7 +101,7 @@ def _patterns(
         own = value_for(document.get("alpha_pattern") or {}, module, float(document.get("lora_alpha", 16)))
         scale = own / (math.sqrt(rank) if document.get("use_rslora") else rank)
         own = scale * (math.sqrt(size) if use_rslora else size)
-        # A pattern means the ends of names too, unless it says that the name begins with it.
+        # A pattern also matches ends of names, unless "^" anchors it to the start.
         pattern = f"{'^' * any(other.endswith(f'.{module}') for other in updates)}{re.escape(module)}"
         if size != whole:
             found["rank_pattern"][pattern] = size
@@ -111,7 +111,7 @@ def _patterns(
 
 
 def _joined(module: str, shares: Mapping[str, Mapping[str, Tensor]], backbone: Backbone) -> tuple[Tensor, Tensor]:
-    """Updates of some parts of a layer as one of the whole: ``(k r, n_in)`` and ``(n_out, k r)``."""
+    """Join the updates of some parts of a layer into one of the whole layer: ``(k r, n_in)`` and ``(n_out, k r)``."""
     parts = backbone.parts(module, shares)
     first = next(iter(shares))
     n_out = whole_width(shares[first]["lora_B"].shape[0], parts[first])
@@ -123,10 +123,10 @@ def _joined(module: str, shares: Mapping[str, Mapping[str, Tensor]], backbone: B
 
 
 def _refuse_unscaled(document: Mapping[str, Any], module: str, backbone: Backbone) -> None:
-    """Refuse a LoRA of a release that left out the scale of an embedding, which PEFT does not.
+    """Refuse a LoRA of a release that left out the scale of an embedding, which PEFT applies.
 
     Raises:
-        ConfigError: the message names the embedding.
+        ConfigError: the LoRA is of such a release; the message names the embedding.
     """
     found = backbone.module(module)
     if str(document.get("deltahub_version", "")).startswith("0.1.") and getattr(found, "embed_scale", None) is not None:
@@ -138,10 +138,10 @@ def _refuse_unscaled(document: Mapping[str, Any], module: str, backbone: Backbon
 
 
 def _refuse_names(modules: set[str], backbone: Backbone) -> None:
-    """Refuse layers whose names PEFT does not take, or takes for others, in some families of models.
+    """Refuse layers whose names PEFT rejects, or mistakes for others, in some families of models.
 
     Raises:
-        ConfigError: the message names the first.
+        ConfigError: there is such a layer; the message names the first.
     """
     config = getattr(backbone.known, "config", None)
     family = str(getattr(config, "model_type", ""))
@@ -155,7 +155,7 @@ def _refuse_names(modules: set[str], backbone: Backbone) -> None:
 
 
 def _has_moved_experts(family: str) -> bool:
-    """Whether PEFT takes the names of a family's layers for those of releases in which each expert had its own."""
+    """Return whether PEFT takes a family's layer names for those of earlier releases, where each expert had its own layers."""
     from transformers import conversion_mapping
 
     table = getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {})

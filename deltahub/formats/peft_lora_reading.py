@@ -1,6 +1,6 @@
-"""PEFT's LoRA and DoRA as DeltaHub has them: each module keeps its own rank and scale, so that it trains on as in PEFT.
+"""Conversion of PEFT's LoRA and DoRA to deltas; each module keeps its own rank and scale, so training continues as in PEFT.
 
-A weight that the adapter replaces in one module alone, of several that share it, becomes a LoRA of full rank there:
+A weight replaced in only one of several modules that share it becomes a full-rank LoRA on that module:
 
     embedding   W' - W = B A,   A = (W' - W)^T, B = 1          head   A = 1, B = W' - W          s = 1
 """
@@ -45,15 +45,15 @@ class _Update:
 def lora(
     config: Mapping[str, Any], leaves: Leaves, names: Names, alone: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The options and tensors of a LoRA.
+    """Convert a LoRA or DoRA to options and tensors of a delta.
 
     Args:
-        config: PEFT's.
+        config: PEFT's config.
         leaves: tensors by plain name of the module and ``"A"``, ``"B"`` or ``"lora_magnitude_vector"``.
-        alone: new weights of single modules that share theirs with others.
+        alone: new weights of single modules whose weight is shared in the backbone.
 
     Raises:
-        CheckpointError: a tensor is missing, or its rank is another than the config's.
+        CheckpointError: a tensor is missing, or its rank differs from the config's.
         ConfigError: DeltaHub has no LoRA of this kind.
     """
     modules = sorted({module for module, _ in leaves})
@@ -89,12 +89,12 @@ def lora(
 
 
 def _most_common(updates: Mapping[str, _Update]) -> tuple[int, float]:
-    """The rank and the alpha that most modules have."""
+    """Return the most common rank and alpha."""
     return Counter((len(update.down), update.alpha) for update in updates.values()).most_common(1)[0][0]
 
 
 def _update(config: Mapping[str, Any], leaves: Leaves, module: str, names: Names) -> _Update:
-    """The update of one module, with the sign that PEFT gives it and what its initialisation took out of the backbone."""
+    """Read the update of one module, including what the initialisation subtracted from the backbone."""
     if (module, "A") not in leaves or (module, "B") not in leaves:
         msg = f"The adapter has only one of A and B for {module}. Fetch it again."
         raise CheckpointError(msg)
@@ -106,7 +106,7 @@ def _update(config: Mapping[str, Any], leaves: Leaves, module: str, names: Names
     alpha = float(by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
     start = config.get("init_lora_weights")
     rebuilt = start in REBUILT_STARTS
-    # Where the rank is more than the layer's width, these two begin with what there is.
+    # These two initialisations limit the rank to the layer's smaller width.
     expected = min(rank, down.shape[1], up.shape[0]) if rebuilt else rank
     if (len(down), up.shape[1]) != (expected, expected):
         msg = f"The adapter's A and B for {module} have rank {len(down)} and {up.shape[1]}; its config says {rank}. Fetch it again."
@@ -120,7 +120,7 @@ def _update(config: Mapping[str, Any], leaves: Leaves, module: str, names: Names
 def _with_initial(
     start: str, module: str, down: Tensor, up: Tensor, scale: float, names: Names
 ) -> tuple[Tensor, Tensor]:
-    """A and B on the plain weight, of one that was trained on what `start` left of it."""
+    """Convert A and B trained on the weight left by the initialisation `start` to A and B on the plain weight."""
     layer = names.modules[module]
     if isinstance(layer, nn.Embedding) or (start == "olora" and is_turned(layer)):
         msg = f"The adapter was initialised with {start} on {module}, a {type(layer).__name__}, on which PEFT's own does not work. Load it with PEFT."
@@ -139,7 +139,7 @@ def _with_initial(
 def _replacement(
     module: str, weight: Tensor, names: Names, updates: Mapping[str, _Update], *, use_dora: bool
 ) -> _Update:
-    """A weight of one module alone as a LoRA of full rank."""
+    """Express a new weight of one module alone as a LoRA of full rank."""
     layer = names.modules[module]
     plain = type(layer).forward in (nn.Linear.forward, nn.Embedding.forward)
     if use_dora or module in updates or not plain or getattr(layer, "max_norm", None) is not None:

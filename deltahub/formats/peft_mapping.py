@@ -1,14 +1,14 @@
-"""Which tensors and options of PEFT say the same as those of a delta.
+"""Conversion of a delta's tensors and options to their PEFT equivalents.
 
     LoRA         A, B by other names; s = alpha / r. On parts of a fused layer: one update of rank k r for k parts,
-                 A = [A_1; A_2], B = the blocks B_1, B_2 in the rows and columns of their part, s as it was
+             A = [A_1; A_2], B = the blocks B_1, B_2 in the rows and columns of their part, s unchanged
     DoRA         the magnitudes by another name
-    IA3          a vector as a column (at the output) or a row (at the input); a fused layer's other parts are 1
+    IA3          a vector as a column (at the output) or a row (at the input); 1 for the other parts of a fused layer
     LayerNorm    the sum of the backbone's values and the delta's
     soft prompt  the embeddings by another name
     others       the backbone's tensors that the delta trained: `modules_to_save`, or biases of adapted layers
 
-PEFT itself is the source of these forms; each is tested against it.
+These forms are taken from PEFT itself; each is tested against it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _NO_FORM: Final = {
 
 
 def exported(checkpoint: Checkpoint, backbone: Backbone) -> Exported:
-    """Make the adapter that says the same as a delta.
+    """Convert a delta to an equivalent adapter.
 
     Raises:
         ConfigError: there is none, or the backbone is needed.
@@ -54,7 +54,7 @@ def exported(checkpoint: Checkpoint, backbone: Backbone) -> Exported:
     if kind not in makers:
         msg = f"This {kind} cannot be written for PEFT: {_NO_FORM.get(kind, 'PEFT has no such method')}. Load it with deltahub."
         raise ConfigError(msg)
-    tensors = sorted(checkpoint.tensors.items())  # a safetensors file has no order
+    tensors = sorted(checkpoint.tensors.items())  # a safetensors file is unordered
     shares: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors:
         if is_delta_name(name):
@@ -92,7 +92,7 @@ def _ia3(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
     targets, inputs = whole_names(shares, {*backbone.modules, *shares}), whole_names(inner, shares)
     if isinstance(targets, str) or (
         inner and saved(inputs, shares) != inner
-    ):  # of both kinds alike, or PEFT wants a subset
+    ):  # matches both kinds alike, or PEFT requires a subset
         targets, inputs = as_pattern(shares), as_pattern(inner)
     options = {
         "exclude_modules": None,
@@ -107,10 +107,10 @@ def _ia3(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
 def _rescaled_at_input(
     document: Mapping[str, Any], shares: Mapping[str, Mapping[str, Tensor]], backbone: Backbone
 ) -> set[str]:
-    """The layers that are rescaled at their input. The width of a vector tells, unless the layer is square.
+    """Return the layers rescaled at their input. The width of the vector decides, unless the layer is square.
 
     Raises:
-        ConfigError: the backbone has to tell.
+        ConfigError: the backbone is needed.
     """
     whole = {module: len(leaves["ia3_l"]) for module, leaves in shares.items() if "ia3_l" in leaves}
     sizes = {module: backbone.widths(module) or (width, width) for module, width in whole.items()}
@@ -123,7 +123,7 @@ def _rescaled_at_input(
 
 
 def _spread(module: str, shares: Mapping[str, Mapping[str, Tensor]], backbone: Backbone) -> Tensor:
-    """Factors of some parts of a layer as those of the whole, 1 elsewhere."""
+    """Expand the factors of some parts of a layer to the whole layer, with 1 elsewhere."""
     parts = backbone.parts(module, shares)
     first = next(iter(shares))
     width = whole_width(len(shares[first]["ia3_l"]), parts[first])
@@ -152,9 +152,9 @@ def _soft_prompt(document: Mapping[str, Any], shares: Mapping[str, dict[str, Ten
         raise ConfigError(msg)
     soft = next(leaves["soft_embeds"] for leaves in shares.values() if "soft_embeds" in leaves)
     options = {
-        "num_attention_heads": 1,  # a prompt has neither heads nor layers, and PEFT refuses a model that does not tell them
+        "num_attention_heads": 1,  # a prompt has neither heads nor layers, and PEFT refuses a model without these numbers
         "num_layers": 1,
-        "num_transformer_submodules": 1,  # the encoder, or the one stack that there is
+        "num_transformer_submodules": 1,  # the encoder, or the only stack
         "num_virtual_tokens": soft.shape[0],
         "prompt_tuning_init": "RANDOM",
         "prompt_tuning_init_text": None,

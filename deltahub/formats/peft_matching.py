@@ -1,12 +1,12 @@
-r"""PEFT's rules for which modules a config means.
+r"""PEFT's rules for matching names in its config to modules.
 
-    target_modules, exclude_modules       a list: whole names and ends of names at a dot; a string: a regular expression for whole names
+    target_modules, exclude_modules       a list: full names and ends of names at a dot; a string: a regular expression for full names
     feedforward_modules                   a list: any ends of names; a string as above
-    modules_to_save                       a list: any ends of names, so that "classifier" means pre_classifier too
-    rank_pattern, alpha_pattern           regular expressions for whole names and ends of names at a dot
-    layers_to_transform, layers_pattern   numbers of layers, and a regular expression for the list that they are in
+    modules_to_save                       a list: any ends of names, so "classifier" also matches pre_classifier
+    rank_pattern, alpha_pattern           regular expressions for full names and ends of names at a dot
+    layers_to_transform, layers_pattern   numbers of layers, and a regular expression for the list that contains them
 
-All regular expressions are matched in linear time; one that cannot be is a ConfigError.
+All regular expressions are matched in linear time; one that does not allow it is a ConfigError.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 from deltahub.errors import AddressError, ConfigError
 from deltahub.patterns import LinearPattern, linear
 
-# The heads that PEFT copies and saves with an adapter for a task, by ends of names, whether or not its config names them.
+# The heads, by ends of names, that PEFT copies and saves with an adapter for a task even if its config does not name them.
 HEADS: Final[Mapping[str, tuple[str, ...]]] = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
@@ -26,7 +26,7 @@ HEADS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def meant(targets: str | Iterable[str], names: Iterable[str]) -> set[str]:
-    """The modules that `target_modules` or `exclude_modules` means."""
+    """Return the modules matched by `target_modules` or `exclude_modules`."""
     if isinstance(targets, str):
         return {name for name in names if _compiled(targets).fullmatch(name)}
     ends = frozenset(targets)  # a mixture of experts has thousands
@@ -34,27 +34,27 @@ def meant(targets: str | Iterable[str], names: Iterable[str]) -> set[str]:
 
 
 def saved(targets: Iterable[str], names: Iterable[str]) -> set[str]:
-    """The modules that `modules_to_save` means."""
+    """Return the modules matched by `modules_to_save`."""
     ends = tuple(targets)
     return {name for name in names if name.endswith(ends)}
 
 
 def at_input(targets: str | Iterable[str], names: Iterable[str]) -> set[str]:
-    """The modules that `feedforward_modules` means: IA3 rescales them at their input."""
+    """Return the modules matched by `feedforward_modules`, which IA3 rescales at their input."""
     return meant(targets, names) if isinstance(targets, str) else saved(targets, names)
 
 
 def left_out(targets: Iterable[str], names: Iterable[str]) -> set[str]:
-    """The modules on which PEFT puts no adapter because of `modules_to_save`, in which it reads patterns here."""
+    """Return the modules that PEFT gives no adapter because of `modules_to_save`, whose names it treats as patterns here."""
     patterns = [_compiled(rf"(?:.*\.)?{target}(?:\..*)?") for target in targets]
     return {name for name in names if any(pattern.fullmatch(name) for pattern in patterns)}
 
 
 def is_in_layers(name: str, layers: int | Iterable[int], patterns: str | Iterable[str]) -> bool:
-    """Whether a module is in one of the layers of `layers_to_transform`.
+    """Return whether a module is in one of the layers of `layers_to_transform`.
 
     Args:
-        patterns: `layers_pattern`.
+        patterns: the value of `layers_pattern`.
     """
     patterns = (patterns,) if isinstance(patterns, str) else patterns
     lists = [rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\..*" for pattern in patterns] or [
@@ -65,7 +65,7 @@ def is_in_layers(name: str, layers: int | Iterable[int], patterns: str | Iterabl
 
 
 def by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    """The value that `rank_pattern` or `alpha_pattern` has for a module: that of the first pattern that matches."""
+    """Return a module's value in `rank_pattern` or `alpha_pattern`: that of the first matching pattern."""
     for pattern, value in (patterns or {}).items():
         if _compiled(rf"(?:.*\.)?(?:{pattern})").fullmatch(name):
             return value
@@ -73,7 +73,7 @@ def by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> A
 
 
 def _ends(name: str) -> Iterator[str]:
-    """A name and what is left of it after each dot."""
+    """Yield a name and its rest after each dot."""
     while True:
         yield name
         _, dot, name = name.partition(".")

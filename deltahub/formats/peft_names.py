@@ -1,9 +1,9 @@
-"""From the keys of PEFT's files to modules and tensors of a backbone.
+"""Mapping of the keys in PEFT's files to modules and tensors of a backbone.
 
 base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight            as PEFT saves it
-module.base_model.model.[...]q_proj.lora_A.default.weight                 from the state dict of a training run (DDP, FSDP, DeepSpeed)
+module.base_model.model.[...]q_proj.lora_A.default.weight                 in the state dict of a training run (DDP, FSDP, DeepSpeed)
 base_model.model._orig_mod.[...]                                          from a compiled model
-base_model.model.language_model.model.layers.0.[...]                      from transformers 4, whose modules had other names
+base_model.model.language_model.model.layers.0.[...]                      from transformers 4, with older module names
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Leaves = dict[tuple[str, str], Tensor]
 
 
 def plain(name: str) -> str:
-    """A name without the parts that wrappers of modules put into it."""
+    """Remove the parts that module wrappers add to a name."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
@@ -49,8 +49,8 @@ class Names:
     Attributes:
         backbone: the model.
         modules: plain name to module.
-        real: plain name of a module to the one it has.
-        tensors: plain name of a tensor, any of those that a tied one has, to the first name that it has.
+        real: plain name of a module to its name in the backbone.
+        tensors: plain name of a tensor, any of the names of a tied one, to its first name in the backbone.
     """
 
     backbone: nn.Module
@@ -60,7 +60,7 @@ class Names:
 
     @classmethod
     def of(cls, backbone: nn.Module) -> Names:
-        """The names in a backbone; deltas on it do not count."""
+        """Collect the names in a backbone; its deltas do not count."""
         names = cls(backbone)
         for name, module in own_modules(backbone):
             names.modules[plain(name)], names.real[plain(name)] = module, name
@@ -73,11 +73,11 @@ class Names:
         return names
 
     def others(self, name: str) -> set[str]:
-        """The plain names of a tensor, given as the first one."""
+        """Return all plain names of a tensor, given its first name."""
         return {other for other, first in self.tensors.items() if first == name}
 
     def tied_with_embeddings(self) -> set[str]:
-        """The modules that share the weight of the input embeddings, and those."""
+        """Return the input embeddings and the modules that share their weight."""
         get = getattr(self.backbone, "get_input_embeddings", None)
         embeddings = get() if callable(get) else None
         own = next((name for name, module in self.modules.items() if module is embeddings), None)
@@ -86,7 +86,7 @@ class Names:
 
     @cached_property
     def _rename(self) -> Callable[[str], tuple[str, str | None]]:
-        """The way of transformers to turn a tensor's name of release 4 into today's; beside it, the experts that it was fused from."""
+        """Transformers' function to turn a tensor's name of release 4 into today's name and the pattern of experts fused into it."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -96,11 +96,11 @@ class Names:
         return lambda name: rename_source_key(name, renamings, converters)
 
     def module(self, name: str) -> str:
-        """The plain name of a module here.
+        """Return the plain name of a module in this backbone.
 
         Raises:
-            CheckpointError: the backbone has none.
-            ConfigError: it is part of a mixture of experts.
+            CheckpointError: the backbone has no such module.
+            ConfigError: the module is part of a mixture of experts.
         """
         if name in self.modules:
             return name
@@ -118,9 +118,9 @@ class Names:
         raise CheckpointError(msg)
 
     def tensor(self, name: str) -> str | None:
-        """The plain name here of a tensor that an adapter replaces; None if there is none."""
+        """Return the plain name in this backbone of a tensor that an adapter replaces; None if the backbone has none."""
         names = [name.replace(".base_layer.", ".").replace(_SAVED_MODULE, ".")]
-        if _SAVED_MODULE in name:  # the adapter's name follows
+        if _SAVED_MODULE in name:  # followed by the adapter's name
             module, _, rest = name.partition(_SAVED_MODULE)
             names.append(f"{module}.{rest.partition('.')[2]}")
         return next((name for name in names if name in self.tensors), None) or next(
@@ -135,17 +135,17 @@ def sort_tensors(saved: Mapping[str, Tensor], kind: str, names: Names) -> tuple[
         kind: PEFT's name of the method.
 
     Returns:
-        the method's by plain name of the module and ``"A"``, ``"B"``, ``"weight"`` and so on; the others by the plain name that they have
-        in the backbone, as far as they are there.
+        The method's tensors by plain name of the module and ``"A"``, ``"B"``, ``"weight"`` and so on; the others by their plain name
+        in the backbone.
 
     Raises:
-        CheckpointError: a module or tensor is not in the backbone, or there are two tensors for one place.
+        CheckpointError: a module or tensor is not in the backbone, or a place has two tensors.
         ConfigError: a module is part of a mixture of experts.
     """
     leaves: Leaves = {}
     own: dict[str, Tensor] = {}
     for key, tensor in saved.items():
-        if ".original_module." in key:  # of a layer that is replaced; with bias="all" PEFT saves its bias too
+        if ".original_module." in key:  # from a replaced layer; with bias="all" PEFT saves its bias too
             continue
         name = _bare(key, kind, names)
         if match := _LEAVES[kind].fullmatch(name):
@@ -175,7 +175,7 @@ def _own_name(name: str, tensor: Tensor, names: Names) -> str:
 
 
 def _bare(key: str, kind: str, names: Names) -> str:
-    """A key without what PEFT and wrappers put before the backbone's own name; prompts are wrapped once, the others twice."""
+    """Remove the prefixes of PEFT and of wrappers from a key; prompts are wrapped once, other methods twice."""
     name = plain(key)
     while name.startswith("module."):
         name = name.removeprefix("module.")

@@ -1,7 +1,7 @@
-"""Names for PEFT that mean the modules of a delta and no others, by its rules (`peft_matching`).
+"""Names in a PEFT config that match the modules of a delta and no others, by PEFT's rules (`peft_matching`).
 
-Each choice is held against the names of all modules before it is written: ends of names as people write them where they mean
-these modules alone, else whole names, else a regular expression.
+Each choice is checked against the names of all modules: ends of names, as people write them, if they match
+these modules alone, else full names, else a regular expression.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Names = list[str] | str
 
 
 def target_names(modules: Collection[str], every: Collection[str]) -> Names:
-    """The shortest `target_modules` that means some modules alone.
+    """Return the shortest `target_modules` that matches only the given modules.
 
     Args:
         every: the names of all modules.
@@ -27,18 +27,18 @@ def target_names(modules: Collection[str], every: Collection[str]) -> Names:
 
 
 def whole_names(modules: Collection[str], every: Collection[str]) -> Names:
-    """The whole names of some modules; a regular expression where one of them is also the end of another module's."""
+    """Return the full names of some modules; a regular expression if one of them is also the end of another module's name."""
     names = sorted(modules)
     return names if meant(names, every) <= set(names) else as_pattern(names)
 
 
 def as_pattern(modules: Collection[str]) -> str:
-    """A regular expression for the whole names of some modules."""
+    """Build a regular expression for the full names of some modules."""
     return "|".join(map(re.escape, sorted(modules)))
 
 
 def outermost(modules: Iterable[str]) -> list[str]:
-    """The modules without those inside another one of them, sorted."""
+    """Return the modules without those nested in another one, sorted."""
     kept: list[str] = []
     for module in sorted(modules):
         if not any(module.startswith(f"{outer}.") for outer in kept):

@@ -1,7 +1,7 @@
-"""Reading PEFT's adapters: LoRA, IA3, LayerNorm tuning and soft prompts become the deltas that say the same.
+"""Reader for PEFT's adapters: LoRA, IA3, LayerNorm tuning and soft prompts become equivalent deltas.
 
-The inverse of `deltahub.formats.peft_mapping`. Every field of the config must be understood (`peft_fields`), and every tensor that it
-announces must be there and find its place: what has none is an error, not a tensor that does nothing.
+The inverse of `deltahub.formats.peft_mapping`. Every field of the config must be supported (`peft_fields`), and every tensor that
+it announces must be present and fit a module: an unmatched tensor is an error, so that none is silently ignored.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PICKLE: Final = "adapter_model.bin"
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter that PEFT saved."""
+    """Return whether a folder holds an adapter saved by PEFT."""
     return says(folder / CONFIG, "peft_type")
 
 
@@ -43,13 +43,13 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
     """Read an adapter of PEFT.
 
     Args:
-        backbone: the model it is for, which tells its own tensors from those of the adapter.
+        backbone: the model of the adapter, used to tell its own tensors from the adapter's.
         allow_pickle: whether `adapter_model.bin` may be opened, with `weights_only=True`.
 
     Raises:
-        PickleRefusedError: its weights are a pickle, and that is not allowed.
-        ConfigError: it says something that no delta says.
-        CheckpointError: it is damaged, lacks tensors, or does not fit the backbone.
+        PickleRefusedError: the weights are a pickle, and `allow_pickle` is false.
+        ConfigError: the adapter has something without an equivalent in a delta.
+        CheckpointError: the adapter is damaged, lacks tensors, or does not fit the backbone.
     """
     config = read_config(folder / CONFIG, "peft_adapter.v1")
     check_fields(config)
@@ -85,7 +85,7 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
 
 
 def _as_trained(tensor: Tensor) -> Tensor:
-    """Cast a tensor of the adapter as PEFT does when it loads one: half precision is computed and trained in float32."""
+    """Cast a tensor of the adapter as PEFT does on loading: half precision is computed and trained in float32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -103,10 +103,10 @@ def _tensors(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> tuple[
 
 
 def _check_places(leaves: Leaves, config: Mapping[str, Any], names: Names, weights: Path) -> None:
-    """Refuse a file whose tensors are not on the modules that its config names.
+    """Refuse a file with tensors on other modules than its config names.
 
     Raises:
-        CheckpointError: the message names the first module.
+        CheckpointError: a module does not match; the message names the first.
     """
     modules = {module for module, _ in leaves}
     if not modules:
@@ -127,7 +127,7 @@ def _check_places(leaves: Leaves, config: Mapping[str, Any], names: Names, weigh
 
 
 def _compare_names(config: Mapping[str, Any], backbone: nn.Module) -> None:
-    """Say so if an adapter was trained on a backbone of another name: PEFT's files tell no more than that."""
+    """Warn if an adapter was trained on a backbone of another name, the only hint in PEFT's files."""
     wanted = str(config.get("base_model_name_or_path") or "").rstrip("/").rpartition("/")[2]
     found = str(getattr(getattr(backbone, "config", None), "_name_or_path", "") or "").rstrip("/").rpartition("/")[2]
     if wanted and found and wanted != found:
@@ -156,7 +156,7 @@ def _ia3(config: Mapping[str, Any], leaves: Leaves, names: Names, alone: Alone) 
 
 
 def _is_row(vector: Tensor, module: str, config: Mapping[str, Any]) -> bool:
-    """Whether a module is rescaled at its input: then PEFT keeps a row, ``(1, n_in)``, else a column."""
+    """Return whether a module is rescaled at its input: then PEFT keeps a row, ``(1, n_in)``, else a column."""
     if vector.shape[0] != vector.shape[1]:
         return vector.shape[0] == 1
     return module in at_input(config.get("feedforward_modules") or (), [module])
@@ -189,7 +189,7 @@ def _soft_prompt(config: Mapping[str, Any], leaves: Leaves, names: Names, alone:
     if len(prompt) != (total := count * int(config.get("num_transformer_submodules") or 1)):
         msg = f"The adapter's prompt has {len(prompt)} tokens, and its config says {total}. Fetch it again."
         raise CheckpointError(msg)
-    soft = prompt[:count]  # what follows is for a decoder, and PEFT never uses it
+    soft = prompt[:count]  # the rest is for a decoder, and PEFT never uses it
     options = {"delta_type": "soft_prompt", "soft_token_num": count, "token_init": False, "common_structure": None}
     return options, {delta_key(home, "soft_embeds"): soft}
 

@@ -1,7 +1,7 @@
-"""The backbone's tensors that a delta trained, for PEFT: `modules_to_save`, and biases of layers with a LoRA.
+"""Conversion to PEFT of the backbone's tensors that a delta trained: `modules_to_save`, and biases of layers with a LoRA.
 
-PEFT puts a copy in the place of each module that `modules_to_save` means, and wants all of the copy in the file. So what the delta
-left alone of such a module is the backbone's. A tensor that several modules share is written for each of them: each gets a copy.
+PEFT replaces each module in `modules_to_save` by a copy, and needs the whole copy in the file. So the untrained tensors of such a
+module are taken from the backbone. A tensor shared by several modules is written for each of them, because each gets a copy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from deltahub.formats.peft_backbone import Backbone
 from deltahub.formats.peft_matching import saved
 from deltahub.formats.peft_naming import outermost
 
-# What PEFT adds to the tree of modules, where names in modules_to_save could mean it too.
+# Names that PEFT adds to the tree of modules, which names in modules_to_save could match too.
 _ADDED: Final = (
     "base_layer",
     "default",
@@ -42,8 +42,8 @@ def add_trained(
     """Add the backbone's tensors that a delta trained.
 
     Args:
-        adapted: the modules that the delta acts on.
-        heads: what PEFT saves with every adapter for this task.
+        adapted: the modules with the delta.
+        heads: the modules that PEFT saves with every adapter for this task.
 
     Raises:
         ConfigError: PEFT cannot replace one of them, or the backbone is needed.
@@ -64,12 +64,12 @@ def add_trained(
     _check_hits(hits, names, adapted)
     prefix = PROMPTED if found.needs_task else MODEL
     for name in (key for module in sorted(hits) for key in backbone.keys(module)):
-        found.tensors[f"{prefix}{name}"] = backbone.value(name).clone()  # each of several that are one
+        found.tensors[f"{prefix}{name}"] = backbone.value(name).clone()  # a copy each, where modules share a tensor
     found.modules_to_save = names
 
 
 def _owners(name: str, adapted: set[str], backbone: Backbone) -> set[str]:
-    """The modules that hold a tensor."""
+    """Return the modules that hold a tensor."""
     owners = {module.rpartition(".")[0] for module in backbone.names_of(name)}
     if "" in owners:
         msg = f"The delta trained {name}, which belongs to no layer, and PEFT cannot replace that. {_REMEDY}"
@@ -97,7 +97,7 @@ def _refuse_embeddings(replaced: set[str], backbone: Backbone) -> None:
 
 
 def _check_hits(hits: set[str], names: Collection[str], adapted: set[str]) -> None:
-    """Refuse names that mean modules which PEFT cannot save beside the others."""
+    """Refuse names that match modules which PEFT cannot save beside the others."""
     for hit in sorted(hits):
         if met := sorted(module for module in adapted if _within(module, hit) or _within(hit, module)):
             msg = f"PEFT would save {hit} as a whole, and the delta adapts {met[0]}. {_REMEDY}"

@@ -1,4 +1,4 @@
-"""Which modules of a backbone a config of PEFT names, so that what a file lacks is noticed."""
+"""The modules of a backbone that a PEFT config targets, to notice tensors missing from a file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from deltahub.patterns import UnsupportedPatternError
 
 
 def targeted(config: Mapping[str, Any], modules: Mapping[str, nn.Module], backbone: nn.Module) -> set[str] | None:
-    """The modules that `target_modules` names, less those that other fields leave out; None if the config does not say.
+    """Return the modules targeted by `target_modules` and not excluded by other fields; None if the config does not name any.
 
-    A warning says so where it says it by a pattern that cannot be matched in linear time: then the tensors alone tell.
+    If a pattern cannot be matched in linear time, log a warning and return None: then only the tensors show the modules.
 
     Args:
-        modules: the backbone's, by name.
+        modules: the backbone's modules by name.
 
     Raises:
         ConfigError: a pattern is not a regular expression.
@@ -54,24 +54,24 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _output(backbone: nn.Module) -> nn.Module | None:
-    """The layer that "all-linear" leaves out."""
+    """Return the output layer, which "all-linear" leaves out."""
     get = getattr(backbone, "get_output_embeddings", None)
     return get() if callable(get) else None
 
 
 def names_to_save(config: Mapping[str, Any]) -> list[str]:
-    """The ends of the names of modules that PEFT replaces as a whole."""
+    """Return the ends of the names of modules that PEFT replaces as a whole."""
     given = config.get("modules_to_save") or ()
     return [*([given] if isinstance(given, str) else given), *HEADS.get(str(config.get("task_type")), ())]
 
 
 def to_save(config: Mapping[str, Any], modules: Collection[str]) -> set[str]:
-    """The modules that PEFT replaces as a whole."""
+    """Return the modules that PEFT replaces as a whole."""
     return saved(names_to_save(config), modules)
 
 
 def unmatched(config: Mapping[str, Any], modules: Collection[str]) -> list[str]:
-    """The names in `modules_to_save` that mean no module; a task's heads may be absent."""
+    """Return the names in `modules_to_save` that match no module; a task's heads may be absent."""
     optional = {head for heads in HEADS.values() for head in heads}
     names = set(names_to_save(config)) - optional
     return sorted(name for name in names if not saved([name], modules))

@@ -1,4 +1,7 @@
-"""What PEFT calls the task of a model. Its model for a task passes on certain inputs, which the backbone's forward has to take."""
+"""PEFT's task type for a model.
+
+PEFT's model class for a task passes on certain inputs, which the backbone's forward must accept.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import nn
 
 from deltahub.errors import ConfigError
 
-# How classes of transformers end, and what PEFT calls their task.
+# Endings of transformers' class names, and PEFT's task types.
 _TASKS: Final = {
     "ForSequenceClassification": "SEQ_CLS",
     "ForTokenClassification": "TOKEN_CLS",
@@ -23,7 +26,7 @@ _DECODER: Final = {"decoder_input_ids", "decoder_inputs_embeds"}
 
 
 def task_of(class_name: str, model_class: type[nn.Module] | None) -> str | None:
-    """What PEFT calls the task of a class, if PEFT's model for it can call this one.
+    """Return PEFT's task type for a class, if PEFT's model for that task can call the class.
 
     Args:
         model_class: the class; None if it is not known.
@@ -38,10 +41,10 @@ def task_of(class_name: str, model_class: type[nn.Module] | None) -> str | None:
 
 
 def prompt_task(class_name: str, model_class: type[nn.Module] | None) -> str:
-    """The task of a class that takes prompts.
+    """Return PEFT's task type for a class with a prompt.
 
     Raises:
-        ConfigError: PEFT has no prompts for it.
+        ConfigError: PEFT has no prompts for the class.
     """
     task = task_of(class_name, model_class)
     if task is None:

@@ -1,8 +1,8 @@
 """The backbone's tensors that an adapter of PEFT replaces: `modules_to_save`, trained biases, saved embeddings.
 
-PEFT puts a copy in the place of each module of `modules_to_save`. Where such a module shares its weight with another, as an embedding
-does with lm_head, only that module gets the new value, unless all that share it are saved with equal values (`ensure_weight_tying`).
-Any other tensor in the file is written into the backbone itself, for all that share it.
+PEFT replaces each module in `modules_to_save` by a copy. If such a module shares its weight with another, as an embedding does
+with lm_head, only that module gets the new value, unless all modules with the weight are saved with equal values
+(`ensure_weight_tying`). Any other tensor in the file is written into the backbone itself, for all modules that share it.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from deltahub.errors import CheckpointError
 from deltahub.formats.peft_names import Names
 from deltahub.formats.peft_targets import names_to_save, to_save, unmatched
 
-_EMBEDDINGS: Final = ("embed_tokens", "lm_head")  # the names for which PEFT has `ensure_weight_tying`
+_EMBEDDINGS: Final = ("embed_tokens", "lm_head")  # the names that `ensure_weight_tying` applies to in PEFT
 
 
 def own_values(backbone: nn.Module) -> dict[str, Tensor]:
-    """The backbone's own values by name, whatever deltas on it have put in their place."""
+    """Return the backbone's own values by name, without the changes by deltas on it."""
     return {**running_statistics(backbone), **dict(backbone_values(backbone))}
 
 
 def trained(
     own: Mapping[str, Tensor], config: Mapping[str, Any], names: Names
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors that an adapter replaces; those that equal the backbone's are left out.
+    """Return the tensors that an adapter replaces, without those equal to the backbone's.
 
     Args:
-        own: what the file holds of the backbone, by plain name.
+        own: the backbone's tensors in the file, by plain name.
 
     Returns:
-        the tensors for all that share them, by their name in the backbone; the weights of one module alone, by the module's plain name.
+        The tensors for all modules that share them, by their name in the backbone; the weights of one module alone, by the module's
+        plain name.
 
     Raises:
-        CheckpointError: a tensor has another shape than the backbone's, is missing, or has two values.
+        CheckpointError: a tensor differs in shape from the backbone's, is missing, or has two values.
     """
     saved = _saved(config, names)
     _check_whole(own, saved, config, names)
@@ -74,10 +75,10 @@ def trained(
 def trainable(
     own: Mapping[str, Tensor], replaced: Mapping[str, Tensor], config: Mapping[str, Any], names: Names
 ) -> list[str]:
-    """What PEFT trains of the backbone: modules that are saved as a whole, changed or not, and biases.
+    """Return the parts of the backbone that PEFT trains: modules saved as a whole, changed or not, and biases.
 
     Args:
-        replaced: the tensors that all who share them get, by their name in the backbone.
+        replaced: the tensors replaced for all modules that share them, by their name in the backbone.
     """
     saved = _saved(config, names)
     biased = config.get("bias") in ("all", "lora_only")
@@ -93,7 +94,7 @@ def trainable(
 
 
 def _only_here(name: str, own: Mapping[str, Tensor], others: set[str], saved: set[str]) -> bool:
-    """Whether PEFT gives a value to one module alone, of those that share it in the backbone."""
+    """Return whether PEFT gives a value to only one of the modules that share it in the backbone."""
     within = {other for other in others if any(other.startswith(f"{module}.") for module in saved)}
     if name not in within or len(others) == 1:
         return False
@@ -101,24 +102,24 @@ def _only_here(name: str, own: Mapping[str, Tensor], others: set[str], saved: se
 
 
 def _saved(config: Mapping[str, Any], names: Names) -> set[str]:
-    """The modules that PEFT replaces as a whole, with those that it ties to a replaced embedding."""
+    """Return the modules that PEFT replaces as a whole, with those that it ties to a replaced embedding."""
     saved = to_save(config, names.modules)
     tied = config.get("ensure_weight_tying") and any(end.split(".")[-1] in _EMBEDDINGS for end in names_to_save(config))
     return saved | names.tied_with_embeddings() if tied else saved
 
 
 def _check_whole(own: Mapping[str, Tensor], saved: set[str], config: Mapping[str, Any], names: Names) -> None:
-    """Refuse a file that lacks tensors which its config says it trains.
+    """Refuse a file without all the tensors that its config says it trains.
 
     Raises:
-        CheckpointError: the message names the first.
+        CheckpointError: a tensor is missing; the message names the first.
     """
     if absent := unmatched(config, names.modules):
         msg = f"The adapter's config saves {absent[0]}, which this {type(names.backbone).__name__} does not have. Load its own backbone."
         raise CheckpointError(msg)
     expected = {name for name in names.tensors if any(name.startswith(f"{module}.") for module in saved)}
     if config.get("bias") == "all":
-        found = {names.tensors[name] for name in own}  # by any of the names that share one
+        found = {names.tensors[name] for name in own}  # by any of its shared names
         parameters = {name for name, _ in own_parameters(names.backbone)}
         expected |= {
             name for name, first in names.tensors.items() if name.endswith(".bias") and first in parameters - found

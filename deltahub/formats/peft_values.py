@@ -1,4 +1,4 @@
-"""The values of a backbone's tensors, read one by one where its files name them as the model does, else by loading it."""
+"""The values of a backbone's tensors, read one by one if its files use the model's names, else by loading the model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Values:
     """Tensors by name.
 
     Attributes:
-        leaves: the record of each tensor that the delta leaves alone.
-        trained: what the delta puts in the place of others.
-        folder: of the backbone; None if it was not given so.
+        leaves: the record of each tensor that the delta does not change.
+        trained: the delta's values for the other tensors.
+        folder: the folder of the backbone; None if it was not given as a folder.
         model: the backbone, without values if there is a folder.
     """
 
@@ -37,12 +37,12 @@ class Values:
         """Read a tensor, in the precision in which the delta was trained on it.
 
         Args:
-            name: in messages.
-            names: all its names.
+            name: the name to use in messages.
+            names: all names of the tensor.
 
         Raises:
             CheckpointError: the backbone has no such tensor.
-            FingerprintMismatch: it is another one than the delta was trained on.
+            FingerprintMismatch: the tensor differs from the one the delta was trained on.
         """
         for key in names:
             if key in self.trained:
@@ -59,13 +59,13 @@ class Values:
         return found if leaf is None else _checked(name, found, leaf)
 
     def _read(self, name: str) -> Tensor | None:
-        """A tensor of the model that was given, or of a file that names it so."""
+        """Read a tensor from the given model, or from the file with a tensor of that name."""
         if self.folder is None:
             live = self._live.get(name)
             return None if live is None else live.detach().cpu()
         for path in sorted(self.folder.glob("*.safetensors")):
             with safetensors.safe_open(path, framework="pt") as file:
-                if name in file.keys():  # noqa: SIM118  (no dict)
+                if name in file.keys():  # noqa: SIM118  (not a dict)
                     tensor: Tensor = file.get_tensor(name)
                     return tensor
         return None
@@ -77,7 +77,7 @@ class Values:
 
     @cached_property
     def _loaded(self) -> dict[str, Tensor]:
-        """The backbone as transformers loads it, which knows the names in files of old releases; without what is not in them."""
+        """The backbone as loaded by transformers, which maps names of old releases; without tensors missing from its files."""
         load: Any = getattr(type(self.model), "from_pretrained", None)
         if self.folder is None or load is None:
             return {}
@@ -92,10 +92,10 @@ class Values:
 
 
 def _checked(name: str, tensor: Tensor, leaf: Leaf) -> Tensor:
-    """A tensor in the precision of its record.
+    """Return a tensor in the precision of its record.
 
     Raises:
-        FingerprintMismatch: its shape or its values are others.
+        FingerprintMismatch: its shape or its values differ.
     """
     dtype = getattr(torch, leaf.dtype, None)
     cast = tensor.to(dtype) if isinstance(dtype, torch.dtype) else tensor

@@ -1,4 +1,4 @@
-"""Tensors in a file of torch.save, read without running code."""
+"""Reader for tensors in a file of torch.save, without running code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deltahub.errors import CheckpointError, PickleRefusedError
 from deltahub.files import open_file
 from deltahub.formats.foreign import require_plain
 
-# What torch.load raises on files that it did not write.
+# Exceptions of torch.load for files that it did not write.
 _DAMAGE: Final = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, BadZipFile),
     *(AttributeError, LookupError, MemoryError, TypeError),
@@ -24,14 +24,14 @@ _DAMAGE: Final = (
 
 
 def read_pickle(path: Path, *, allowed: bool) -> Mapping[str, Tensor]:
-    """The tensors in a pickle, by name.
+    """Read the tensors in a pickle, by name.
 
     Args:
-        allowed: whether it may be opened, with `weights_only=True`.
+        allowed: whether the pickle may be opened, with `weights_only=True`.
 
     Raises:
-        PickleRefusedError: it may not.
-        CheckpointError: it is damaged, or holds more than tensors.
+        PickleRefusedError: `allowed` is false.
+        CheckpointError: the pickle is damaged, or holds more than tensors.
     """
     if not allowed:
         msg = (

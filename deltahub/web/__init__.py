@@ -1,1 +1,1 @@
-"""Pages: a model's tree as a file, and the page on which its modules are chosen."""
+"""Web pages: a model's tree as an HTML file, and the picker page to choose modules."""

@@ -1,4 +1,4 @@
-"""Let a person choose modules on a page, and wait for it."""
+"""Opening the picker page and waiting for the user's choice of modules."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from deltahub.web.preview import Choice
 from deltahub.web.server import HOST, PickerServer
 from deltahub.web.session import Session
 
-USUAL_PORT: Final = 8888  # OpenDelta's
+USUAL_PORT: Final = 8888  # OpenDelta's port
 _PORTS: Final = range(1, 1 << 16)
 
 
 def config_chosen(
     method: Method, backbone: nn.Module, config: DeltaConfig, interactive_modify: bool | int
 ) -> DeltaConfig:
-    """A config whose modules were chosen on a page.
+    """Complete a config with modules chosen on a page.
 
     Args:
-        interactive_modify: a port of this machine; True for 8888, or any other if that is taken.
+        interactive_modify: a local port; True for 8888, or any free port if that is taken.
 
     Raises:
-        ConfigError: `modified_modules` is given too, or the port cannot be had.
+        ConfigError: `modified_modules` is given too, or the port is not available.
         NothingChosenError: the page was closed or cancelled.
     """
     if config.modified_modules is not None:
         msg = f"modified_modules={list(config.modified_modules)} says already what interactive_modify would ask: pass one."
         raise ConfigError(msg)
     choice = choose(backbone, {config.delta_type: (method, config)}, interactive_modify)
-    print(choice.line, flush=True)  # noqa: T201  (what OpenDelta prints too: to be copied into a script)
+    print(choice.line, flush=True)  # noqa: T201  (OpenDelta prints it too, to be copied into a script)
     return replace(config, modified_modules=choice.exact, common_structure=False)
 
 
@@ -48,15 +48,15 @@ def choose(
     port: bool | int = True,
     say: Callable[[str], None] | None = None,
 ) -> Choice:
-    """Open a page, say where it is, and wait until somebody has chosen.
+    """Open a page, announce its address, and wait until the user has chosen.
 
     Args:
-        deltas: the delta types to choose for, each with its options; the first is proposed.
-        port: a port of this machine; True for 8888, or any other if that is taken.
-        say: told where the page is; by default it is printed on stderr.
+        deltas: the delta types to choose for, each with its options; the first is the default.
+        port: a local port; True for 8888, or any free port if that is taken.
+        say: called with a line that has the page's address; by default it is printed on stderr.
 
     Raises:
-        ConfigError: the port cannot be had.
+        ConfigError: the port is not available.
         NothingChosenError: the page was closed or cancelled.
     """
     session = Session(backbone, deltas)
@@ -67,7 +67,7 @@ def choose(
             (say or _on_stderr)(f"Choose modules on {server.url} (Ctrl-C ends it)")
             return session.wait()
         finally:
-            session.over.set()  # lets go of pages that are still open
+            session.over.set()  # releases pages that are still open
             server.shutdown()
             thread.join()
 

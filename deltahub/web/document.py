@@ -1,4 +1,4 @@
-"""A model's tree as one HTML file that needs nothing else: no script, no network; it opens, closes, prints, follows dark mode."""
+"""A model's tree as one self-contained HTML file: no script, no network; it folds, prints and follows dark mode."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ _PAGE: Final = """<!doctype html>
 
 
 def document(title: str, facts: Mapping[str, int], nodes: Sequence[Node], common_name: Callable[[str], str]) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        title: what to call the model.
-        facts: numbers of parameters, by what they are.
-        nodes: the modules, as `fold` gives them.
-        common_name: gives a module's common name, ending in "@", by its real name.
+        title: the name of the model.
+        facts: numbers of parameters by label.
+        nodes: the modules, as returned by `fold`.
+        common_name: returns a module's common name, ending in "@", for its real name.
     """
     style = "".join((STATIC / name).read_text("utf-8") for name in ("palette.css", "document.css"))
     told = " · ".join(f"<b>{number:,}</b> {_text(what)}" for what, number in facts.items() if number)
@@ -58,7 +58,7 @@ def document(title: str, facts: Mapping[str, int], nodes: Sequence[Node], common
 
 
 def _lines(node: Node, prefix: str, common_name: Callable[[str], str]) -> Iterator[str]:
-    path = f"{prefix}{node.names[0]}"  # what is folded has equal names below, so the first speaks for all
+    path = f"{prefix}{node.names[0]}"  # folded modules have equal names below, so the first represents all
     row = " ".join(_row(node, [common_name(f"{prefix}{name}") for name in node.names]))
     if not node.children:
         yield f'<p class="module">{row}</p>'
@@ -83,7 +83,7 @@ def _row(node: Node, commons: Sequence[str]) -> Iterator[str]:
 
 
 def short_name(common: str) -> str:
-    """A common name from the last block number on, as it is mostly written: ``"attn.q"``."""
+    """Shorten a common name to the part after the last block number, its usual form: ``"attn.q"``."""
     parts = common.split(".")
     start = next((at for at in range(len(parts), 0, -1) if MARK not in parts[at - 1]), 0)
     return ".".join(part.removesuffix(MARK) for part in parts[start:])

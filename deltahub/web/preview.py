@@ -1,4 +1,4 @@
-"""What a choice of modules would come to: the delta is planned on the meta device, and the backbone is not touched."""
+"""Previews of a choice of modules: the delta is planned on the meta device, and the backbone is not touched."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from deltahub.web.tree import first_names
 
 @dataclass(frozen=True)
 class Choice:
-    """Modules that somebody chose.
+    """Modules chosen by the user.
 
     Attributes:
-        delta_type: for which delta.
+        delta_type: the type of delta to put on them.
         names: their real names, in the order of the backbone.
-        addresses: the shortest addresses that mean exactly these.
-        exact: an address for each that means it in this backbone and nothing else, whatever the others are.
+        addresses: the shortest addresses that match exactly these modules.
+        exact: for each module an address that matches it alone in this backbone, whatever the other addresses are.
     """
 
     delta_type: str
@@ -34,7 +34,7 @@ class Choice:
 
     @property
     def line(self) -> str:
-        """What to pass to get the same modules again."""
+        """The argument to pass to get the same modules again."""
         return f"modified_modules=[{', '.join(map(_quoted, self.addresses))}]"
 
 
@@ -43,11 +43,11 @@ def _quoted(address: str) -> str:
 
 
 class Preview:
-    """Answers what choices would come to.
+    """Computes previews of choices.
 
     Args:
         backbone: the model.
-        deltas: the delta types to choose for, each with its options; its modified_modules do not count.
+        deltas: the delta types to choose for, each with its options; its modified_modules are ignored.
     """
 
     def __init__(self, backbone: nn.Module, deltas: Mapping[str, tuple[Method, DeltaConfig]]) -> None:
@@ -56,7 +56,7 @@ class Preview:
         self._every = [name for name, _ in own_modules(backbone) if name]
 
     def choice(self, names: Sequence[str], delta_type: str) -> Choice:
-        """The modules of these names, each once.
+        """Build the choice of the modules with the given names, without duplicates.
 
         Raises:
             ConfigError: a name or the type is unknown.
@@ -74,11 +74,11 @@ class Preview:
         return Choice(delta_type, tuple(ordered), *repeated)
 
     def answer(self, choice: Choice) -> dict[str, Any]:
-        """What the page shows of a choice.
+        """Return the preview of a choice as JSON for the page.
 
         Returns:
-            line (what to pass), chosen (how many modules), and either refusal (a sentence) or places (patterns and how
-            many modules each means), modules (how many the delta acts on) and parameters (how many it trains).
+            line (the argument to pass), chosen (number of modules), and either refusal (a sentence) or places (patterns with the
+            number of modules each matches), modules (how many the delta acts on) and parameters (how many it trains).
         """
         told: dict[str, Any] = {"line": choice.line, "chosen": len(choice.names)}
         if not choice.names:

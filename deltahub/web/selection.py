@@ -1,4 +1,4 @@
-"""From the modules that somebody chose to addresses: the fewest and shortest that mean exactly these."""
+"""Conversion of chosen modules to addresses: the fewest and shortest that match exactly these modules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from deltahub.address import REGEX_MARK, Address
 
 
 def exact_addresses(chosen: Iterable[str], every: Collection[str]) -> list[str]:
-    """Each module's whole name; where another module's name ends with it, a regular expression that means it alone.
+    """Return each module's full name; if another module's name ends with it, a regular expression that matches it alone.
 
     Args:
         chosen: real names of modules.
@@ -20,7 +20,7 @@ def exact_addresses(chosen: Iterable[str], every: Collection[str]) -> list[str]:
 
 
 def short_addresses(chosen: Collection[str], every: Collection[str]) -> list[str]:
-    """The fewest addresses by last parts that mean the chosen modules and no others, in the order of the backbone.
+    """Return the fewest addresses by last parts that match the chosen modules and no others, in the order of the backbone.
 
     All ``query`` of twelve blocks are ``["query"]``; those of two blocks are
     ``["0.attention.self.query", "1.attention.self.query"]``.
@@ -38,7 +38,7 @@ def short_addresses(chosen: Collection[str], every: Collection[str]) -> list[str
 
 
 def patterns_of(names: Iterable[str]) -> list[tuple[str, int]]:
-    """Names for people, block numbers together: ``("encoder.layer.0-11.attention", 12)``, with how many each means."""
+    """Combine names that differ in block numbers, for display, with counts: ``("encoder.layer.0-11.attention", 12)``."""
     found: dict[str, list[list[int]]] = {}
     for name in names:
         numbers = [int(part) for part in name.split(".") if part.isdecimal()]
@@ -56,13 +56,13 @@ def _filled(pattern: str, numbers: list[list[int]]) -> str:
 
 
 def _tails(name: str) -> list[str]:
-    """The last parts of a name, one more each time."""
+    """Return the endings of a name at dots, shortest first."""
     parts = name.split(".")
     return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
 
 
 def _ends(every: Iterable[str]) -> dict[str, set[str]]:
-    """What each last parts of any name mean."""
+    """Map each ending of any name to the names that have it."""
     ends: dict[str, set[str]] = {}
     for name in every:
         for tail in _tails(name):

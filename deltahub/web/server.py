@@ -1,11 +1,11 @@
-"""The picker's server: this machine only, one secret address, a handful of answers.
+"""HTTP server of the picker: local only, with a secret token in its address and a few endpoints.
 
-    GET   /<token>/            the page                POST  /<token>/preview    what a choice would come to
+    GET   /<token>/            the page                POST  /<token>/preview    preview a choice
     GET   /<token>/<file>      its script and styles   POST  /<token>/submit     end with a choice
-    GET   /<token>/tree        the backbone's tree     POST  /<token>/cancel     end without one
-    GET   /<token>/open        open for as long as the page is
+    GET   /<token>/tree        the backbone's tree     POST  /<token>/cancel     end without a choice
+    GET   /<token>/open        stays open as long as the page does
 
-Whoever does not know the token, or comes from a page of another origin, or by a name that is not this machine's own (as after DNS
+A request without the token, from a page of another origin (CSRF), or with a host name other than this machine's own (as after DNS
 rebinding) gets 403.
 """
 
@@ -26,7 +26,7 @@ from deltahub.web.document import STATIC
 from deltahub.web.session import Session
 
 HOST: Final = "127.0.0.1"
-LARGEST: Final = 4 << 20  # bytes of a request: the names of a hundred thousand modules
+LARGEST: Final = 4 << 20  # maximum bytes of a request: the names of a hundred thousand modules
 _OWN_NAMES: Final = ("127.0.0.1", "localhost")
 _FILES: Final = {
     "": ("picker.html", "text/html; charset=utf-8"),
@@ -45,17 +45,17 @@ _HEADERS: Final = {
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",  # the address is the secret
+    "Referrer-Policy": "no-referrer",  # the address is a secret
     "X-Content-Type-Options": "nosniff",
 }
 
 
 class PickerServer(ThreadingHTTPServer):
-    """Serves one session until it is closed.
+    """HTTP server for one session.
 
     Args:
-        session: what is chosen.
-        port: a port of this machine; 0 for any that is free.
+        session: the session to serve.
+        port: a local port; 0 for any free one.
 
     Raises:
         OSError: the port is taken or not allowed.
@@ -63,7 +63,7 @@ class PickerServer(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
-    allow_reuse_address = os.name != "nt"  # there it would let two servers share a port
+    allow_reuse_address = os.name != "nt"  # on Windows it would let two servers share a port
 
     def __init__(self, session: Session, port: int = 0) -> None:
         self.session = session
@@ -72,17 +72,17 @@ class PickerServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """The page's address; whoever knows it can choose."""
+        """The page's address; it grants access to the choice."""
         return f"http://{HOST}:{self.server_address[1]}/{self.token}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Report what went wrong, unless a page went away in the middle of an answer."""
+        """Report an error, unless the page closed the connection during a response."""
         if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
 
 
 class _Refused(Exception):
-    """A request that gets no answer but a status."""
+    """A request answered with an error status only."""
 
     def __init__(self, status: HTTPStatus, why: str) -> None:
         super().__init__(why)
@@ -93,14 +93,14 @@ class _Handler(BaseHTTPRequestHandler):
     server: PickerServer
     server_version = "DeltaHub"
     sys_version = ""
-    timeout = 30.0  # seconds that a request may take to arrive
+    timeout = 30.0  # seconds to receive a request
 
     def do_GET(self) -> None:
-        """The page, its files, the tree, and the line that stays open."""
+        """Send the page, its files, the tree, or the stream that stays open."""
         self._guarded(self._get)
 
     def do_POST(self) -> None:
-        """Preview, submit or cancel."""
+        """Run a preview, submit or cancel."""
         self._guarded(self._post)
 
     def _guarded(self, answer: Callable[[str], None]) -> None:
@@ -112,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json({"refusal": str(error)}, HTTPStatus.BAD_REQUEST)
 
     def _wanted(self) -> str:
-        """What is asked for, below the token."""
+        """Check the host, the origin and the token, and return the path below the token."""
         host = self.headers.get("Host", "")
         origin = self.headers.get("Origin")
         if urlsplit(f"//{host}").hostname not in _OWN_NAMES or origin not in (None, f"http://{host}"):
@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(HTTPStatus.NOT_FOUND, "There is nothing here.")
 
     def _choice(self) -> tuple[list[str], str]:
-        """The names and the delta type that a request holds."""
+        """Read the names and the delta type from a request's body."""
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise _Refused(HTTPStatus.LENGTH_REQUIRED, "A request must say how long it is.")
@@ -161,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         return names, str(delta_type)
 
     def _stay_open(self) -> None:
-        """Stay until the page goes away, which closes its line at once, or the session is over."""
+        """Hold the connection until the page closes it or the session is over."""
         session = self.server.session
         with session.page():
             self._start(HTTPStatus.OK, "text/event-stream")
@@ -191,5 +191,5 @@ class _Handler(BaseHTTPRequestHandler):
         for header, value in _HEADERS.items():
             self.send_header(header, value)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (the base's name)
-        """Say nothing: the terminal belongs to whoever waits."""
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (the base class's name)
+        """Log nothing: the terminal belongs to the waiting program."""

@@ -1,4 +1,4 @@
-"""One choice from beginning to end: a page asks, previews, and submits or cancels; whoever waits for it gets the answer."""
+"""One picker session: a page asks for previews, and submits or cancels; the waiting thread gets the choice."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from deltahub.errors import NothingChosenError
 from deltahub.web.preview import Choice, Preview
 from deltahub.web.tree import tree_json
 
-GRACE: Final = 5.0  # seconds in which a page may come back after it is gone, as when it is reloaded
-_LOOK: Final = 0.2  # seconds between two looks at whether all pages are gone
+GRACE: Final = 5.0  # seconds for a closed page to return, as on reload
+_LOOK: Final = 0.2  # polling interval in seconds for closed pages
 Reply = Callable[[dict[str, Any]], None]
 
 
 def _nobody(answer: dict[str, Any]) -> None:
-    """Where no page is left to be answered."""
+    """Discard a reply when no page is left to receive it."""
 
 
 class Session:
-    """Holds what is chosen; its methods may be called from several threads.
+    """The state of one choice; its methods are thread-safe.
 
     Args:
         backbone: the model to choose from.
-        deltas: the delta types to choose for, each with its options; the first is proposed.
-        grace: seconds that a page may be away before the session counts as left.
+        deltas: the delta types to choose for, each with its options; the first is the default.
+        grace: seconds without an open page before the session counts as abandoned.
     """
 
     def __init__(
@@ -41,19 +41,19 @@ class Session:
         self.tree = {**tree_json(backbone), "types": list(deltas)}
         self._preview = Preview(backbone, deltas)
         self._grace = grace
-        self._planning = threading.Lock()  # one preview at a time: each works on the whole model
-        self._state = threading.Lock()  # guards all that follows
+        self._planning = threading.Lock()  # one preview at a time: each uses the whole model
+        self._state = threading.Lock()  # guards all attributes below
         self._pages = 0
-        self._gone_at: float | None = None  # when the last page went away
-        self._decided = False  # the first word counts
+        self._gone_at: float | None = None  # when the last page closed
+        self._decided = False  # the first submit or cancel wins
         self._choice: Choice | None = None
         self._why = ""
 
     def preview(self, names: Sequence[str], delta_type: str) -> dict[str, Any]:
-        """What a choice would come to, as `Preview.answer` gives it.
+        """Return the preview of a choice, as `Preview.answer` does.
 
         Raises:
-            ConfigError: the names or the type are none that the page can know.
+            ConfigError: the names or the type are not in the page's tree.
         """
         with self._planning:
             return self._preview.answer(self._preview.choice(names, delta_type))
@@ -62,10 +62,10 @@ class Session:
         """End the session with a choice, unless it is refused.
 
         Args:
-            reply: told the answer, as `preview` gives it.
+            reply: called with the answer, as returned by `preview`.
 
         Raises:
-            ConfigError: the names or the type are none that the page can know.
+            ConfigError: the names or the type are not in the page's tree.
         """
         with self._planning:
             choice = self._preview.choice(names, delta_type)
@@ -79,13 +79,13 @@ class Session:
         """End the session without a choice.
 
         Args:
-            reply: told an empty answer, or a refusal if the session has ended already.
+            reply: called with an empty answer, or with a refusal if the session has ended already.
         """
         self._end(None, "the choice was cancelled on its page", {}, reply)
 
     @contextmanager
     def page(self) -> Iterator[None]:
-        """Counts as one open page."""
+        """Count one open page while the context is open."""
         with self._state:
             self._pages += 1
         try:
@@ -96,10 +96,10 @@ class Session:
                 self._gone_at = time.monotonic()
 
     def wait(self) -> Choice:
-        """Wait for the end.
+        """Wait for the end of the session and return the choice.
 
         Raises:
-            NothingChosenError: it was cancelled, or all its pages were closed.
+            NothingChosenError: the page was cancelled, or all pages were closed.
         """
         while not self.over.wait(_LOOK):
             if self._is_left():
@@ -118,7 +118,7 @@ class Session:
             first, self._decided = not self._decided, True
             if first:
                 self._choice, self._why = choice, why
-        try:  # the answer goes out before the end: the program may be over right after it
+        try:  # reply before the end: the program may exit right after it
             reply(answer if first else {"refusal": "This choice has ended already."})
         finally:
             if first:

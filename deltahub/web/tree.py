@@ -1,4 +1,4 @@
-"""The backbone's tree as JSON, for a page on which modules are chosen."""
+"""The backbone's tree as JSON, for the picker page."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from deltahub.web.document import short_name
 
 
 def tree_json(backbone: nn.Module) -> dict[str, Any]:
-    """What the page draws.
+    """Return the data that the page displays.
 
     Returns:
-        title, total (its own parameters and those of deltas, each tensor once), children (as `fold` gives them, with
-        their sizes) and common: real name to short common name, of every module that has one.
+        title, total (the backbone's own parameters and those of deltas, each tensor once), children (as returned by `fold`, with
+        their sizes) and common: real name to short common name, for every module with a common name.
     """
     structure = StructureMap.of(backbone)
     commons = {name: structure.common_name(name) for name, _ in own_modules(backbone)}
@@ -42,7 +42,7 @@ def _node_json(node: Node) -> dict[str, Any]:
 
 
 def first_names(backbone: nn.Module) -> dict[str, str]:
-    """The name by which addresses know each module, by every name it has: a shared module answers to its first only."""
+    """Map every name of each module to the first, which addresses use: a shared module is matched by its first name only."""
     first = {id(module): name for name, module in own_modules(backbone)}
     every = backbone.named_modules(remove_duplicate=False)
     return {name: first[id(module)] for name, module in every if name and id(module) in first}
