@@ -76,7 +76,7 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
         found = {n for n in names if owners[n]} if pattern == CHILD else _covered(pattern, names, structure)
         kept |= found
         if pattern == CHILD or any(owners[name] in (delta, "") for name in found):
-            patterns.append(re.sub(rf"\b{CHILD}\.{delta}\b", CHILD, pattern))  # a delta loaded under another name still means itself
+            patterns.append(re.sub(rf"\b{CHILD}\.{delta}\b", CHILD, pattern))  # it means itself under any name
     if away := sorted(
         name for name in kept if not owners[name] and named[name].is_meta and f"{prefix}{name}" in offloaded(backbone)
     ):
