@@ -1,1 +1,1 @@
-"""The delta engine: how deltas are placed in a backbone, found, trained and taken out again."""
+"""The delta engine: inserting deltas into a backbone, finding, training and removing them."""

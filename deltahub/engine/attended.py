@@ -1,4 +1,4 @@
-"""The attentions of a backbone that a prefix can extend, and how wide their keys and values are."""
+"""Attention modules that a prefix can extend, and the widths of their keys and values."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _SHOWN: Final = ("bart", "bert", "clip", "gemma3", "gpt2", "llama", "mistral", "
 
 
 class _AllSeen(Exception):
-    """Every width that was asked for is known; the rest of the forward pass is not needed."""
+    """Signal that every requested width is known, so that the rest of the forward pass can be skipped."""
 
 
 def attentions(backbone: nn.Module) -> dict[str, nn.Module]:
-    """The modules that go through transformers' attention interface, by name, in the order of the backbone.
+    """Return the modules that use transformers' attention interface, by name, in backbone order.
 
     Raises:
-        TargetError: there is none.
+        TargetError: the backbone has no such module.
     """
     found = {name: module for name, module in own_modules(backbone) if goes_through_interface(module)}
     if not found:
@@ -49,7 +49,7 @@ def attentions(backbone: nn.Module) -> dict[str, nn.Module]:
 
 
 def _families() -> str:
-    """Model types of the installed transformers that have such attentions: a few, and how many more."""
+    """List model types of the installed transformers with such attentions: a few by name, and the number of others."""
     import transformers
 
     folder = Path(transformers.__file__).parent / "models"
@@ -60,14 +60,14 @@ def _families() -> str:
 
 
 def key_value_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, Widths]:
-    """How wide the keys and the values of attentions are, all heads together.
+    """Return the widths of the keys and values of attentions, all heads together.
 
     Args:
         modules: attentions of the backbone by name.
 
     Raises:
-        TargetError: the backbone's attention cannot be extended; or a module does not tell its widths, and a pseudo forward
-            does not either.
+        TargetError: the backbone's attention cannot be extended, or neither a module's attributes nor a pseudo forward pass
+            reveals its widths.
     """
     install()
     for name, module in modules.items():
@@ -79,11 +79,11 @@ def key_value_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> d
 
 
 def _told(module: nn.Module) -> Widths | None:
-    """The widths of an attention whose layers, heads and width of a head agree."""
+    """Return the widths of an attention whose layers, head count and head width agree, else None."""
     code = inspect.unwrap(type(module).forward).__code__
     whole = _number(module, _HEADS) * _number(module, _HEAD_WIDTHS)
     if not whole or {"repeat_kv", "repeat_interleave"} & {*code.co_names}:
-        return None  # where it repeats heads itself, it has more of them by the time it is called
+        return None  # it repeats heads itself, so the interface receives more of them
     layers = {key: shape[1] for key, layer in module._modules.items() if layer and (shape := linear_width(layer))}
     apart = any(layers.get(key) == layers.get(value) == whole for key, value in _PAIRS)
     fused = any(layers.get(key) == 3 * whole for key in _FUSED)
@@ -91,12 +91,12 @@ def _told(module: nn.Module) -> Widths | None:
 
 
 def _number(module: nn.Module, names: tuple[str, ...]) -> int:
-    """The first of some attributes that the module or its config has, else 0."""
+    """Return the first of these attributes that is an integer on the module or its config, else 0."""
     for name in names:
         for place in (module, getattr(module, "config", None)):
             try:
                 number = getattr(place, name, None)
-            except Exception:  # noqa: BLE001, S112  # a config refuses to tell what differs from layer to layer
+            except Exception:  # noqa: BLE001, S112  # some configs raise for values that differ between layers
                 continue
             if isinstance(number, int):
                 return number
@@ -104,14 +104,14 @@ def _number(module: nn.Module, names: tuple[str, ...]) -> int:
 
 
 class _Recorder(Insertion):
-    """Notes the widths that an attention is called with."""
+    """Insertion that records the widths an attention is called with."""
 
     def __init__(self, name: str, seen: dict[str, Widths], wanted: int) -> None:
         super().__init__()
         self.name, self.seen, self.wanted = name, seen, wanted
 
     def attend(self, target: nn.Module, call: AttentionCall) -> AttentionCall:
-        """Note, and change nothing."""
+        """Record the widths and change nothing; end the forward pass once all are known."""
         width, value_width = (states.shape[1] * states.shape[-1] for states in (call.key, call.value))
         self.seen.setdefault(self.name, (width, value_width))
         if len(self.seen) == self.wanted:
@@ -137,12 +137,12 @@ def _probe(backbone: nn.Module, names: list[str]) -> dict[str, Widths]:
 
 
 def _failures(backbone: nn.Module, clone: nn.Module) -> Iterator[Exception]:
-    """Run a copy on one set of inputs after the other until every width is known, and tell what went wrong."""
+    """Run the copy on one set of inputs after another until every width is known, and yield the errors."""
     for inputs in possible_inputs(backbone):
         try:
             with torch.no_grad():
                 clone(**inputs)
         except _AllSeen:
             return
-        except Exception as error:  # noqa: BLE001  # a model may fail in any way on inputs that mean nothing
+        except Exception as error:  # noqa: BLE001  # a model can raise anything on dummy inputs
             yield error

@@ -1,10 +1,10 @@
-"""Attention that deltas can extend: what a module hands to transformers' attention interface goes through its site first.
+"""Attention that deltas can extend: calls to transformers' attention interface pass through the module's site first.
 
     attention(q, k, v, mask)    becomes    attention(q, [prefix; k], [prefix; v], [visible; mask])
 
-Every attention that asks `AttentionInterface.get_interface` for its function (most architectures of transformers) gets one
-that looks for a site at the module before it runs. No model's code or config is changed, and what a delta adds never reaches
-the cache of keys and values, so generation with and without a cache gives the same.
+Every attention that gets its function from `AttentionInterface.get_interface` (most architectures of transformers) receives
+one that looks for a site on the module before it runs. No model's code or config is changed, and what a delta adds never
+reaches the KV cache, so generation gives the same result with and without a cache.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _NONE: Final[dict[str, Any]] = {}
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """What an attention attends to.
+    """The inputs of one attention call.
 
     Attributes:
         module: the attention.
         query: ``(batch, heads, queries, head_dim)``.
-        key: ``(batch, kv_heads, keys, head_dim)``, with what a cache holds.
+        key: ``(batch, kv_heads, keys, head_dim)``, including cached keys.
         value: ``(batch, kv_heads, keys, value_dim)``.
-        attention_mask: True or 0 where a key is visible, ``(batch or 1, heads or 1, queries or 1, keys)``; None for all.
+        attention_mask: True or 0 where a key is visible, ``(batch or 1, heads or 1, queries or 1, keys)``; None if all are.
         position_bias: added to the scores, ``(batch or 1, heads, queries, keys)``, in models that have one.
-        causal: whether the kernel hides what follows a query by itself as long as there is no mask.
-        rows: the rows of the batch that are meant, ``(batch,)`` of bool; None for all.
-        places: how many of the keys are prefixes by now.
+        causal: whether the kernel applies a causal mask itself as long as no mask is given.
+        rows: rows of the batch to change, ``(batch,)`` of bool; None for all.
+        places: number of keys that are prefixes so far.
     """
 
     module: nn.Module
@@ -55,7 +55,7 @@ class AttentionCall:
     places: int = 0
 
     def for_rows(self, rows: Tensor | None) -> Self:
-        """The same call, in which only some rows of the batch are to be changed.
+        """Return the same call, restricted to changes of some rows of the batch.
 
         Args:
             rows: ``(batch,)`` of bool; None for all.
@@ -63,15 +63,15 @@ class AttentionCall:
         return replace(self, rows=rows)
 
     def with_prefix(self, key: Tensor, value: Tensor) -> Self:
-        """The call with keys and values before all others, visible to every query of the rows that are meant.
+        """Return the call with a prefix before its keys and values, visible to every query of the selected rows.
 
         Args:
             key: ``(places, kv_heads * head_dim)``, the heads side by side.
             value: ``(places, kv_heads * value_dim)``.
 
         Raises:
-            TargetError: the attention has other heads.
-            RouteError: `rows` is not as long as the batch.
+            TargetError: the prefix does not have the width of the attention's heads.
+            RouteError: the length of `rows` is not the batch size.
         """
         if self.rows is not None and len(self.rows) != self.key.shape[0]:
             msg = (
@@ -104,7 +104,7 @@ class AttentionCall:
         if mask is None:
             if not self.causal and self.rows is None:
                 return None
-            # Only sdpa hides anything by itself, and it knows masks of bool; what eager adds must be numbers.
+            # Only sdpa masks by itself, and it accepts bool masks; eager adds the mask to the scores, so it must be numeric.
             mask = self.query.new_zeros(1, 1, queries, keys)
             mask = torch.ones_like(mask, dtype=torch.bool).tril() if self.causal else mask
         if mask.shape[-1] == 1:
@@ -127,20 +127,20 @@ class AttentionCall:
             past = places + self._seen()
             near = self.module.compute_bias(bias.shape[2], places, device=bias.device, past_seen_tokens=past)  # type: ignore[operator]
             return torch.cat([near.to(bias).expand(*bias.shape[:-1], places), bias], dim=-1)
-        # T5 lends the first layer's bias to the others. In OpenDelta a layer with a prefix goes without, and trained
-        # prefixes rely on it.
+        # T5 passes the first layer's bias to the other layers. OpenDelta drops it in layers with a prefix, and trained
+        # prefixes rely on that.
         kept = None if self.rows is None else self.rows.to(bias.device).view(-1, 1, 1, 1)
         bias = torch.zeros_like(bias) if kept is None else torch.where(kept, torch.zeros_like(bias), bias)
         return F.pad(bias, (places, 0))
 
     def _seen(self) -> int | Tensor:
-        """How many tokens came before the first query: a static cache has more keys than that."""
+        """Return the number of tokens before the first query; a static cache has more keys than that."""
         mask, queries, keys = self.attention_mask, self.query.shape[2], self.key.shape[2] - self.places
         if mask is None:
-            return keys - queries if queries == 1 else 0  # as sdpa takes it: several queries start where the keys do
+            return keys - queries if queries == 1 else 0  # as sdpa aligns them: several queries start at the first key
         if queries == keys or mask.dim() != 4 or mask.shape[2] != queries:
             return keys - queries
-        last = mask[:, :, -1, -keys:]  # of all that any row's last query sees, the last is the query itself
+        last = mask[:, :, -1, -keys:]  # the last key visible to any row's last query is the query's own
         visible = last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
         return (visible * torch.arange(1, keys + 1, device=mask.device)).amax() - queries
 
@@ -150,8 +150,8 @@ def _visible(mask: Tensor) -> float:
 
 
 def install() -> None:
-    """Let sites act in every attention that goes through transformers' interface; again and again is once."""
-    from transformers.modeling_utils import AttentionInterface  # late: seconds, and not every backbone needs it
+    """Let sites act in every attention that uses transformers' interface; idempotent."""
+    from transformers.modeling_utils import AttentionInterface  # late: takes seconds, and not every backbone needs it
 
     own = AttentionInterface.get_interface
     if hasattr(own, _MARK):
@@ -193,16 +193,16 @@ def _attend(
 
 
 def _is_causal(module: nn.Module, options: dict[str, Any]) -> bool:
-    """What sdpa takes to be true of a call without a mask: see `sdpa_attention_forward` in transformers."""
+    """Return whether sdpa treats a call without a mask as causal: see `sdpa_attention_forward` in transformers."""
     told = options.get("is_causal")
     return bool(getattr(module, "is_causal", True) if told is None else told)
 
 
 def check_implementation(implementation: str | None, name: str) -> None:
-    """Refuse an attention whose kernel takes no mask that could be extended.
+    """Raise unless an attention's kernel takes a mask that can be extended.
 
     Raises:
-        TargetError: it is one.
+        TargetError: it does not.
     """
     if implementation not in (None, *IMPLEMENTATIONS):
         msg = (
@@ -213,8 +213,8 @@ def check_implementation(implementation: str | None, name: str) -> None:
 
 
 def goes_through_interface(module: nn.Module) -> bool:
-    """Whether a module's forward asks transformers' attention interface for its function, and runs no other."""
+    """Return whether a module's forward gets its function from transformers' attention interface, and runs no other."""
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
     if code is None or not {"ALL_ATTENTION_FUNCTIONS", "get_interface"} <= {*code.co_names}:
         return False
-    return not getattr(module, "reorder_and_upcast_attn", False)  # GPT-2 then computes attention by itself
+    return not getattr(module, "reorder_and_upcast_attn", False)  # GPT-2 then computes attention itself

@@ -1,7 +1,7 @@
 """DeltaBase: the handle of one delta on one backbone.
 
-A handle is no module: the parameters it speaks of live in the backbone, each in the `deltas` child of the module it
-acts on. `deltas_of(backbone)` finds the handles again, on the backbone or on any copy of it.
+A handle is not a module: its parameters live in the backbone, each in the `deltas` child of the module it acts on.
+`deltas_of(backbone)` recreates the handles, on the backbone or on any copy.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ _TYPES: dict[str, type[DeltaBase]] = {}
 
 
 class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin):
-    """What all delta types share; subclass it with a config class and `new_insertion` to make another.
+    """The base class of all delta types; a subclass needs a config class and `new_insertion`.
 
     Args:
         backbone_model: the model to modify. Its own parameters keep their names, values and places.
-        config: where the delta sits and how it is made.
-        name: the delta's name on this backbone; by default its type, and a number if that is taken.
-        interactive_modify: True, or a port of this machine, to choose the modules on a page; the call waits for it.
+        config: where the delta is inserted and how it is built.
+        name: the delta's name on this backbone; by default its type, with a number if that is taken.
+        interactive_modify: True, or a local port, to choose the modules on a web page; the call waits for the choice.
         backend: kept for OpenDelta's signature; only ``"hf"``.
-        insertions: ready insertions by module name, instead of fresh ones.
-        dtype: of fresh parameters; by default float32, or that of the layer where it is wider. ``backbone_model.dtype`` halves their
-            memory on a backbone in half precision. What comes out of a layer has the layer's own dtype in any case.
+        insertions: existing insertions by module name, used instead of new ones.
+        dtype: dtype of new parameters; by default float32, or the layer's dtype if wider. ``backbone_model.dtype`` halves their
+            memory on a backbone in half precision. A layer's output keeps the layer's dtype in any case.
 
     Raises:
         NoMatchError: an address matches nothing.
         TargetError: a module cannot hold this delta.
-        ConfigError: an option can never work.
-        NothingChosenError: the page on which modules were to be chosen was closed or cancelled.
+        ConfigError: an option is invalid.
+        NothingChosenError: the page for choosing modules was closed or cancelled.
     """
 
     delta_type: ClassVar[str] = ""
@@ -81,7 +81,7 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
         if name is not None:
             check_name(backbone_model, name)
         if interactive_modify is not False:
-            from deltahub.web.choosing import config_chosen  # late: a server that few calls need
+            from deltahub.web.choosing import config_chosen  # imported late: few calls need this server
 
             config = config_chosen(type(self), backbone_model, config, interactive_modify)
         config = completed(type(self), config, backbone_model)
@@ -96,36 +96,36 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
         ledger.entries[name] = self._entry
         note_compiled(module_at(backbone_model, address) for address in insertions)
 
-    # ----- making -----
+    # ----- construction -----
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
-        """The modules to act on for the modules addressed; a method may refuse some, or choose layers inside them."""
+        """Return the modules to act on for the addressed modules; a method may refuse some, or choose layers inside them."""
         return targets
 
     @classmethod
     def plan(cls, backbone: nn.Module, config: Any) -> list[Target]:
-        """The modules to act on, in the order of the backbone: those that the config's addresses mean."""
+        """Return the modules to act on, as the config's addresses match them, in backbone order."""
         return addressed(cls, backbone, config)
 
     @classmethod
     def new_insertions(
         cls, backbone: nn.Module, config: Any, targets: Sequence[Target], like: Like
     ) -> Mapping[str, Insertion]:
-        """Make what acts at every target, by module name; by default each from `new_insertion`, apart from the others.
+        """Build the insertion of every target, by module name; by default each on its own with `new_insertion`.
 
         Args:
-            like: gives, for a module, a tensor with the dtype and device that its delta should have.
+            like: returns, for a module, a tensor with the dtype and device for its delta.
         """
         return one_each(cls, backbone, config, targets, like)
 
     @classmethod
     def new_insertion(cls, config: Any, target: Target, width: int, like: Tensor) -> Insertion:
-        """Make what acts at one target.
+        """Build the insertion of one target.
 
         Args:
-            width: size of the target's output, or of the part of it that is meant.
-            like: a tensor with the dtype and device that new parameters should have.
+            width: size of the target's output, or of the addressed part.
+            like: a tensor with the dtype and device for new parameters.
         """
         raise NotImplementedError
 
@@ -144,12 +144,12 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
 
         Args:
             config: a config, or its JSON form.
-            insertions: ready insertions by module name, instead of fresh ones.
-            dtype: of fresh parameters, as the class takes it.
-            options: options that replace those of `config`.
+            insertions: existing insertions by module name, used instead of new ones.
+            dtype: dtype of new parameters, as for the class.
+            options: options that override those of `config`.
 
         Raises:
-            ConfigError: the config is of another type, an option is unknown, or a value can never work.
+            ConfigError: the config is for another type, an option is unknown, or a value is invalid.
         """
         document = config.to_dict() if isinstance(config, DeltaConfig) else config
         delta = cls.__new__(cls)
@@ -157,7 +157,7 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
         DeltaBase.__init__(delta, backbone_model, own, name=name, insertions=insertions, dtype=dtype)
         return delta
 
-    # ----- what it is -----
+    # ----- state -----
 
     @property
     def name(self) -> str:
@@ -166,17 +166,17 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
 
     @property
     def config(self) -> DeltaConfig:
-        """How the delta was made."""
+        """The delta's configuration."""
         return self._entry.config
 
     @property
     def insertions(self) -> Mapping[str, Insertion]:
-        """What the delta inserted, by real module name."""
+        """The delta's insertions by real module name."""
         return self._entry.insertions
 
     @property
     def attached(self) -> bool:
-        """Whether the delta acts."""
+        """Whether the delta is active."""
         return self._entry.attached
 
     @property
@@ -184,22 +184,22 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
         return ledger_holding(self.backbone_model, self._entry)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The delta's own parameters, named as in a checkpoint: ``<address>.deltas.<parameter>``."""
+        """Yield the delta's own parameters, named as in a checkpoint: ``<address>.deltas.<parameter>``."""
         for address, insertion in self.insertions.items():
             for key, parameter in insertion.named_parameters():
                 yield delta_key(address, key), parameter
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The delta's own parameters."""
+        """Iterate over the delta's own parameters."""
         return (parameter for _, parameter in self.named_parameters())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors that the delta consists of: its own, and those of the backbone that it trains or replaced.
+        """Return all tensors of the delta: its own, and those of the backbone that it trains or replaced.
 
-        Before `freeze_module` every trainable tensor of the backbone counts as trained, as in OpenDelta. Where the backbone
-        is sharded these are DTensors.
+        Before `freeze_module`, every trainable tensor of the backbone counts as trained, as in OpenDelta. On a sharded backbone,
+        these are DTensors.
         """
-        ledger_holding(self.backbone_model, self._entry)  # or an error: the delta was removed
+        ledger_holding(self.backbone_model, self._entry)  # raises if the delta was removed
         reshard(self.backbone_model)
         own = {
             delta_key(address, key): tensor.detach()
@@ -216,7 +216,7 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
         return {**own, **values, **trained}
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
-        """Never: a delta has no forward of its own.
+        """Raise an error: a delta has no forward of its own.
 
         Raises:
             RuntimeError: always.
@@ -233,9 +233,10 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
 
 
 def deltas_of(backbone: nn.Module) -> dict[str, DeltaBase]:
-    """The handles of all deltas on a backbone and on parts of it, by name, in the order they were added; also on a copy of it.
+    """Return the handles of all deltas on a backbone and its parts, by name, in the order they were added.
 
-    Where a delta on a part has the name of another, the name of the part stands before it: ``"encoder.lora"``.
+    It also works on a copy of the backbone. If a delta on a part has the name of another one, the part's name comes first:
+    ``"encoder.lora"``.
     """
     entries = [
         (e, part, address)
@@ -251,5 +252,5 @@ def deltas_of(backbone: nn.Module) -> dict[str, DeltaBase]:
 
 
 def delta_classes() -> Mapping[str, type[DeltaBase]]:
-    """The delta types that have been imported, by name."""
+    """Return the imported delta types by name."""
     return _TYPES

@@ -1,4 +1,4 @@
-"""Putting saved tensors into a delta, strictly: every tensor is used, and every parameter is filled."""
+"""Strict loading of saved tensors into a delta: every tensor is used, and every parameter is filled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SMALL: Final = 256 << 20  # bytes of a file that any backbone's delta may have
 
 
 def replaced_names(tensors: Collection[str]) -> tuple[str, ...]:
-    """The names among a checkpoint's tensors that are the backbone's own."""
+    """Return the names of the backbone's own tensors in a checkpoint."""
     return tuple(name for name in tensors if not is_delta_name(name))
 
 
@@ -89,10 +89,10 @@ def fill(insertions: Mapping[str, Insertion], backbone: nn.Module, tensors: Mapp
 
 
 def refuse_without_values(tensors: Mapping[str, Tensor], names: Collection[str]) -> None:
-    """Refuse tensors of a backbone that are on the meta device, where a value that is given to them would be lost.
+    """Raise if any of these backbone tensors is on the meta device, where a loaded value would be lost.
 
     Raises:
-        CheckpointError: there is one.
+        CheckpointError: one is.
     """
     for name in names:
         if name in tensors and tensors[name].is_meta:
@@ -111,10 +111,10 @@ def _refuse_quantised(tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Hold a checkpoint's tensors against those that a delta has.
+    """Check a checkpoint's tensors against those of a delta.
 
     Raises:
-        CheckpointError: they do not fit; the message names the first few that do not, and how.
+        CheckpointError: they do not fit; the message lists the first few mismatches.
     """
     wrong = [f"{name} is missing" for name in expected if name not in found]
     wrong += [f"{name} is not part of this delta" for name in found if name not in expected]
@@ -133,7 +133,7 @@ def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> No
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """A clause for each tensor that holds a NaN or an infinity."""
+    """Return a clause for each tensor that holds a NaN or an infinity."""
     return [
         f"{name} holds values that are not finite"
         for name, tensor in tensors.items()
@@ -142,5 +142,5 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # One sum tells at once for almost every tensor; only float64 values can be finite and overflow it.
+    # One sum settles almost every tensor; only float64 values can be finite and overflow it.
     return math.isfinite(tensor.sum(dtype=torch.float64).item()) or bool(torch.isfinite(tensor).all())

@@ -1,6 +1,6 @@
-"""Taking the fingerprint of a model: xxh3-128 of each tensor's bytes, without a copy where the bytes lie in CPU memory.
+"""The fingerprint of a model: xxh3-128 of each tensor's bytes, without a copy of contiguous tensors in CPU memory.
 
-The definition is in `deltahub.backbone`. Tensors elsewhere, or not contiguous, pass through a buffer of 16 MB.
+The definition is in `deltahub.backbone`. Other tensors pass through a buffer of 16 MB.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def fingerprint(
     without: Collection[str] = (),
     version: int = VERSION,
 ) -> Fingerprint:
-    """The fingerprint of a backbone's own parameters and persistent buffers; deltas do not count.
+    """Compute the fingerprint of a backbone's own parameters and persistent buffers; deltas do not count.
 
     Args:
         without: names of tensors to leave out: those that a delta replaces.
@@ -43,7 +43,7 @@ def fingerprint(
         if name not in without and (version > 1 or _in_version_1(tensor)):
             fetch = elsewhere.get(name)
             value = own[name] if name in own else tensor if fetch is None else fetch()
-            # A value that was put aside before the backbone was cast counts as cast with it.
+            # A value saved before the backbone was cast counts as cast with it.
             leaves += _leaves(name, whole(value).to(tensor.dtype), version)
     for name, tensor in _other_state(backbone) if version > 1 else ():
         leaves += _leaves(name, tensor, version)
@@ -51,7 +51,7 @@ def fingerprint(
 
 
 def missing_from_version_1(backbone: nn.Module, without: Collection[str] = ()) -> list[str]:
-    """Name the tensors that version 1 leaves out."""
+    """Return the names of the tensors that version 1 leaves out."""
     buffers = [name for name, tensor in backbone_tensors(backbone) if not _in_version_1(tensor)]
     return [name for name in (*buffers, *(name for name, _ in _other_state(backbone))) if name not in without]
 
@@ -61,18 +61,18 @@ def _in_version_1(tensor: Tensor) -> bool:
 
 
 def backbone_values(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The backbone's own value of each of its tensors, whatever deltas have put in its place or merged into it."""
+    """Yield the backbone's own value of each tensor, even where deltas replaced it or were merged into it."""
     own = own_values(backbone)
     for name, tensor in backbone_tensors(backbone):
-        # A value that was put aside before the backbone was moved or cast counts as moved and cast with it.
+        # A value saved before the backbone was moved or cast counts as moved and cast with it.
         yield name, own[name].to(tensor.device, tensor.dtype) if name in own else tensor
 
 
 def backbone_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """A backbone's own parameters and persistent buffers; tied tensors once, under their first name."""
+    """Yield a backbone's own parameters and persistent buffers; tied tensors once, under their first name."""
     tied: Any = getattr(backbone, "all_tied_weights_keys", None) or {}
     for name, parameter in own_parameters(backbone):
-        if not (parameter.is_meta and name in tied):  # accelerate takes tied tensors apart that it offloads
+        if not (parameter.is_meta and name in tied):  # accelerate unties the tensors it offloads
             yield name, parameter
     seen: set[Tensor] = set()
     for prefix, module in own_modules(backbone):
@@ -85,7 +85,7 @@ def backbone_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _other_state(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that modules save beside parameters and buffers: bitsandbytes keeps the scales of its codes so."""
+    """Yield the tensors that modules save besides parameters and buffers, such as the scales of bitsandbytes' codes."""
     for prefix, module in own_modules(backbone):
         if type(module)._save_to_state_dict is nn.Module._save_to_state_dict:
             continue
@@ -97,7 +97,7 @@ def _other_state(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _leaves(name: str, tensor: Tensor, version: int) -> Iterator[Leaf]:
-    """One leaf, or one for each part of a tensor that is made of others, as torchao's are."""
+    """Yield one leaf, or one for each part of a tensor composed of others, such as torchao's."""
     wrapper: Any = tensor
     if version > 1 and is_traceable_wrapper_subclass(wrapper):
         for part in wrapper.__tensor_flatten__()[0]:
@@ -116,13 +116,13 @@ def _leaf(name: str, tensor: Tensor) -> Leaf:
 def _hash(tensor: Tensor) -> str:
     state = xxhash.xxh3_128()
     for piece in _pieces(tensor):
-        row = piece.as_strided((piece.numel(),), (1,))  # not reshape: one element alone may have any stride
-        state.update(row.view(torch.uint8).numpy().data)  # as bytes: NumPy knows no bfloat16
+        row = piece.as_strided((piece.numel(),), (1,))  # not reshape: a single element may have any stride
+        state.update(row.view(torch.uint8).numpy().data)  # as bytes: NumPy does not support bfloat16
     return state.hexdigest()
 
 
 def _pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """The values in row-major order, as contiguous CPU tensors."""
+    """Yield the values in row-major order, as contiguous CPU tensors."""
     if tensor.numel() == 0:
         return
     if tensor.device.type == "cpu" and tensor.is_contiguous():

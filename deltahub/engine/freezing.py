@@ -1,4 +1,4 @@
-"""Which parameters train."""
+"""The choice of parameters that train."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selection:
-    """The parameters that a freeze lets train, found before anything changes.
+    """The parameters that a freeze leaves trainable, found before anything changes.
 
     Attributes:
-        parameters: every parameter to treat, by its name within the part treated.
-        kept: identities of those to train.
-        patterns: the addresses that mean the delta or the backbone: those that a checkpoint of the delta can keep.
+        parameters: every parameter to treat, by its name within the treated part.
+        kept: ids of those to train.
+        patterns: the addresses that match the delta or the backbone, which a checkpoint of the delta can keep.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -41,7 +41,7 @@ class Selection:
     patterns: tuple[str, ...]
 
     def names(self, backbone: nn.Module) -> set[str]:
-        """The names of the backbone's own parameters among those to train."""
+        """Return the names of the backbone's own parameters among those to train."""
         return {name for name, parameter in own_parameters(backbone) if id(parameter) in self.kept}
 
     def apply(self) -> None:
@@ -56,7 +56,7 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
 
     Args:
         module: the part of the backbone to treat; None for all of it.
-        exclude: addresses; ``"deltas"`` stands for the delta's own parameters, ``"deltas.NAME"`` for another's.
+        exclude: addresses; ``"deltas"`` means the delta's own parameters, ``"deltas.NAME"`` another delta's.
         delta: the delta's name.
 
     Raises:
@@ -64,7 +64,7 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
         ConfigError: a parameter is offloaded, or cannot be trained.
     """
     prefix = prefix_of(backbone, module)
-    every = backbone.named_parameters(remove_duplicate=False)  # a tied tensor can be meant by any of its names
+    every = backbone.named_parameters(remove_duplicate=False)  # any name of a tied tensor can match
     plain = ((plain_name(name), parameter) for name, parameter in chain(every, _switched_off(backbone)))
     named = {name[len(prefix) :]: parameter for name, parameter in plain if name.startswith(prefix)}
     owners = {name: delta_of(name) for name in named}
@@ -77,7 +77,7 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
         found = {n for n in names if owners[n]} if pattern == CHILD else _covered(pattern, names, structure)
         kept |= found
         if pattern == CHILD or any(owners[name] in (delta, "") for name in found):
-            patterns.append(re.sub(rf"\b{CHILD}\.{delta}\b", CHILD, pattern))  # under another name it is still its own
+            patterns.append(re.sub(rf"\b{CHILD}\.{delta}\b", CHILD, pattern))  # it means itself under any name
     if away := sorted(
         name for name in kept if not owners[name] and named[name].is_meta and f"{prefix}{name}" in offloaded(backbone)
     ):
@@ -92,7 +92,7 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
 
 
 def _switched_off(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of insertions that do not act: one that comes back later must not train unasked."""
+    """Yield the parameters of inactive insertions: one attached again later must not train unasked."""
     for address, module in own_modules(backbone):
         site = module._modules.get(CHILD)
         if isinstance(site, Site):
@@ -102,12 +102,12 @@ def _switched_off(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _names(pattern: str, delta: str) -> bool:
-    """Whether an address names a delta: an address of a module inside the backbone does not mean other deltas there."""
+    """Return whether an address names a delta: the address of a module does not mean other deltas inside it."""
     return bool(delta) and re.search(rf"\b{CHILD}\.{delta}\b", pattern.replace("\\", "")) is not None
 
 
 def _covered(pattern: str, names: Collection[str], structure: StructureMap) -> set[str]:
-    """The parameters that a pattern means, itself or through a module around them; real names come first."""
+    """Return the parameters that a pattern matches, directly or through a module around them; real names come first."""
     real = {name for name in names if MARK not in pattern and lies_within(name, (pattern,))}
     found = real or {name for name in names if lies_within(structure.common_name(name), (pattern, marked(pattern)))}
     if not found:
@@ -117,12 +117,12 @@ def _covered(pattern: str, names: Collection[str], structure: StructureMap) -> s
 
 
 def trainable(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The backbone's own parameters that require a gradient."""
+    """Return the backbone's own parameters that require a gradient, by name."""
     return ((name, parameter) for name, parameter in own_parameters(backbone) if parameter.requires_grad)
 
 
 def running_statistics(backbone: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-    """What batch norms change in training though nothing of theirs is trainable: kept with the delta, as a head is.
+    """Return the running statistics of batch norms: they change in training without a gradient, and are kept like a head.
 
     Args:
         prefix: only those whose names begin with it.
@@ -136,7 +136,7 @@ def running_statistics(backbone: nn.Module, prefix: str = "") -> dict[str, Tenso
 
 
 def prefix_of(backbone: nn.Module, module: nn.Module | None) -> str:
-    """What the names of a module's parameters begin with inside the backbone: ``"encoder.layer.0."``.
+    """Return the prefix of a module's parameter names inside the backbone: ``"encoder.layer.0."``.
 
     Raises:
         AddressError: the module is not part of the backbone.
@@ -151,7 +151,7 @@ def prefix_of(backbone: nn.Module, module: nn.Module | None) -> str:
 
 
 class FreezeMixin:
-    """Choosing what trains along with a delta; the delta models inherit it."""
+    """The part of a delta model that chooses what trains along with the delta."""
 
     backbone_model: nn.Module
 
@@ -164,13 +164,15 @@ class FreezeMixin:
     def freeze_module(
         self, module: nn.Module | None = None, exclude: Sequence[str] | None = None, set_state_dict: bool = True
     ) -> None:
-        """Freeze all but what is named, other deltas too, and let `state_dict()` of the backbone hold only what is trainable.
+        """Freeze everything except the named parameters, other deltas included.
+
+        By default, `state_dict()` of the backbone then holds only what is trainable.
 
         Args:
-            module: freeze inside this module of the backbone only; names are then relative to it.
-            exclude: addresses of what stays trainable, real or common; ``"deltas"`` stands for the parameters of this delta,
-                and ``"deltas.NAME"`` for those of another one. By default the config's `unfrozen_modules`.
-            set_state_dict: whether `state_dict()` of the backbone leaves out what is frozen.
+            module: freeze only inside this module of the backbone; names are then relative to it.
+            exclude: addresses of what stays trainable, real or common; ``"deltas"`` means the parameters of this delta,
+                and ``"deltas.NAME"`` those of another one. By default the config's `unfrozen_modules`.
+            set_state_dict: whether `state_dict()` of the backbone leaves out frozen tensors.
 
         Raises:
             NoMatchError: a name matches nothing.
@@ -178,7 +180,7 @@ class FreezeMixin:
             MergeError: deltas are merged.
             RouteError: a route is open.
         """
-        ledger = self._ledger  # or an error: the delta was removed
+        ledger = self._ledger  # raises if the delta was removed
         refuse_merged(self.backbone_model)
         refuse_routed(self.backbone_model)
         names = tuple((self._entry.config.unfrozen_modules if exclude is None else exclude) or ())

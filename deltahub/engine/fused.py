@@ -13,10 +13,10 @@ from deltahub.engine.weights import SomeRows, as_kept, linear_bias, linear_weigh
 
 
 class FusedInsertion(Insertion):
-    """One insertion for each part that is meant; every other part passes through.
+    """An insertion that holds one insertion for each selected part of a layer; the other parts pass through.
 
     Args:
-        parts: the parts, all of one layer, with what acts on each.
+        parts: the parts, all of one layer, with the insertion of each.
     """
 
     def __init__(self, parts: Mapping[Part, Insertion]) -> None:
@@ -27,20 +27,20 @@ class FusedInsertion(Insertion):
             self.add_module(part.label, insertion)
 
     def at(self, part: Part) -> Insertion:
-        """What acts on a part."""
+        """Return the insertion of a part."""
         return cast("Insertion", self._modules[part.label])
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Change the meant rows of `output`, a tensor with shape ``(..., width)``."""
+        """Change the selected features of `output`, a tensor with shape ``(..., width)``."""
         for part in self.parts:
-            rows = cast("nn.Module", SomeRows(target, part))  # the part's weights, for what reads them
+            rows = cast("nn.Module", SomeRows(target, part))  # the part's weights, for insertions that read them
             share = self.at(part).after(rows, args, kwargs, part.read(output))
             output = part.written(output, share)
         return output
 
     @classmethod
     def after_rows(cls, members: tuple[Self, ...], target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """All rows at once where every member acts on the same parts in one way that allows it."""
+        """Process all rows at once if every member acts on the same parts and the insertions of each part can be stacked."""
         if any(one.parts != members[0].parts for one in members):
             return NotImplemented
         for part in members[0].parts:
@@ -55,7 +55,7 @@ class FusedInsertion(Insertion):
         return output
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
-        """The target's weight, and its bias if that changes, with every part's own rows merged."""
+        """Return the target's weight, and its bias if that changes, with every part's own rows merged."""
         weight, bias = linear_weight(target), linear_bias(target)
         whole: dict[str, Tensor] = {}
         for part in self.parts:

@@ -1,4 +1,4 @@
-"""What a backbone's deltas must not be asked for at the moment."""
+"""Checks that the current state of a backbone allows an operation on its deltas."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from deltahub.errors import ConfigError, MergeError, RouteError
 
 
 def check_name(backbone: nn.Module, name: str) -> None:
-    """Refuse a name that another delta on this backbone cannot have.
+    """Raise unless a new delta on this backbone can have this name.
 
     Raises:
-        ConfigError: it is taken, or no identifier.
+        ConfigError: the name is taken, or is not an identifier.
     """
     if name in names_on(backbone):
         msg = f"A delta called {name!r} is on this backbone already; choose another name."
@@ -27,7 +27,7 @@ def check_name(backbone: nn.Module, name: str) -> None:
 
 
 def refuse_merged(backbone: nn.Module) -> None:
-    """Refuse to change the deltas of a backbone while some are in its weights.
+    """Raise if deltas are merged into a backbone's weights.
 
     Raises:
         MergeError: some are.
@@ -38,10 +38,10 @@ def refuse_merged(backbone: nn.Module) -> None:
 
 
 def refuse_merged_tensors(backbone: nn.Module, names: Collection[str]) -> None:
-    """Refuse to train backbone tensors that deltas are merged into.
+    """Raise if deltas are merged into backbone tensors that are to train.
 
     Raises:
-        MergeError: there is one.
+        MergeError: one is.
     """
     if merged := sorted(name for name, record in overrides(backbone) if record.merged and name in names):
         msg = f"A delta is merged into {merged[0]}, so it cannot be trained. Call unmerge() first."
@@ -49,7 +49,7 @@ def refuse_merged_tensors(backbone: nn.Module, names: Collection[str]) -> None:
 
 
 def refuse_busy(sites: Iterable[Site]) -> None:
-    """Refuse to change what acts at modules where deltas of any handle are merged or routed.
+    """Raise if deltas of any handle are merged or routed at these sites.
 
     Raises:
         MergeError: some are merged.
@@ -76,10 +76,10 @@ def _routed() -> RouteError:
 
 
 def refuse_routed(backbone: nn.Module) -> None:
-    """Refuse to change the deltas of a backbone while rows of a batch are on their way through some.
+    """Raise if a route is open on a backbone, which sends rows of a batch through its deltas.
 
     Raises:
-        RouteError: a route is open.
+        RouteError: one is.
     """
     ledger = backbone.__dict__.get(ATTRIBUTE)
     if isinstance(ledger, Ledger) and ledger.route is not None:

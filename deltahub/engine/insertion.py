@@ -1,4 +1,4 @@
-"""What one delta does at one module: the base class of every method's working part, and what it needs to do it."""
+"""The base class of insertions, each the work of one delta at one module, and helpers for them."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ Kwargs = dict[str, Any]
 
 
 class Insertion(nn.Module):
-    """What one delta does at one target. Override what it does: `before`, `after` or `attend`.
+    """The work of one delta at one target; a subclass overrides `before`, `after` or `attend`.
 
     Attributes:
-        keeps_length: whether rows of a batch can pass through it one by one: what goes in and out keeps its shape.
-        reads_weight: whether what it does depends on the target's own weights, which a merge of another delta changes.
+        keeps_length: whether it keeps the shapes of its inputs and outputs, so that rows of a batch can pass through it one by one.
+        reads_weight: whether its work depends on the target's own weights, which a merge of another delta changes.
     """
 
     keeps_length: ClassVar[bool] = True
     reads_weight: bool = False
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # An insertion is not called as a module, so a hook of accelerate would take its tensors away and never bring them back.
+        # An insertion is not called as a module, so an accelerate hook would offload its tensors and never load them back.
         if name == "_hf_hook" and getattr(value, "offload", False):
             msg = "accelerate is about to offload a delta, which would then not act. Offload the backbone before deltas are added."
             raise ConfigError(msg)
         super().__setattr__(name, value)
 
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """Change what the target is called with."""
+        """Change the arguments of the target."""
         return args, kwargs
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Change what the target returns.
+        """Change the output of the target.
 
         Args:
             target: the module that holds the insertion.
-            args: what it was called with, after every `before`.
-            kwargs: the same by name.
-            output: what it returned, after every earlier `after`.
+            args: its positional arguments, after every `before`.
+            kwargs: its keyword arguments, after every `before`.
+            output: its output, after every earlier `after`.
         """
         return output
 
     def attend(self, target: nn.Module, call: Any) -> Any:
-        """Change what an attention attends to.
+        """Change the inputs of an attention.
 
         Args:
             target: the attention module.
@@ -56,13 +56,13 @@ class Insertion(nn.Module):
         return call
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
-        """What the target's own parameters would be if they did this insertion's work.
+        """Return the target's parameters with the insertion's work merged into them.
 
         Returns:
-            Parameter name to its new value, in float32 or wider.
+            Parameter name to new value, in float32 or wider.
 
         Raises:
-            MergeError: no values of them would.
+            MergeError: no parameter values have the same effect.
         """
         raise MergeError(f"what a {type(self).__name__} does cannot be written into a layer's weights")
 
@@ -75,32 +75,32 @@ class Insertion(nn.Module):
         kwargs: Kwargs,
         output: Any,
     ) -> Any:
-        """Do the `after` of several insertions of this very class at once, each for rows of its own, where that is quicker.
+        """Run the `after` of several insertions of this very class at once, each on its own rows, where that is faster.
 
-        A derived class does not inherit it: its `after` may do something else.
+        It is not used for a subclass, whose `after` may do something else.
 
         Args:
-            members: for each row of the batch what acts on it, all at `target`; one may act on several.
+            members: for each row of the batch the insertion that acts on it, all at `target`; one may act on several rows.
 
         Returns:
-            The changed output, or NotImplemented where the rows have to go one member at a time.
+            The changed output, or NotImplemented if the members have to run one at a time.
         """
         return NotImplemented
 
 
 def overrides(insertion: Insertion, method: str) -> bool:
-    """Whether an insertion does anything in one of its methods."""
+    """Return whether an insertion overrides one of the base class's methods."""
     return getattr(type(insertion), method) is not getattr(Insertion, method)
 
 
 def stackable(insertion: Insertion) -> Hashable:
-    """Equal for insertions that `after_rows` may take at once."""
+    """Return a key that is equal for insertions that `after_rows` can process at once."""
     kind = type(insertion)
     return cast("Hashable", kind) if "after_rows" in vars(kind) else id(insertion)
 
 
 def first_input(args: Args, kwargs: Kwargs) -> Any:
-    """The first argument of a call, by position or by name: for a layer, its input tensor."""
+    """Return the first argument of a call, positional or by name: for a layer, its input tensor."""
     if args:
         return args[0]
     return kwargs["hidden_states"] if "hidden_states" in kwargs else next(iter(kwargs.values()))

@@ -1,7 +1,7 @@
-"""The ledger: which deltas a backbone carries, kept on the backbone itself so that a copy carries its own.
+"""The ledger: the record of a backbone's deltas, stored on the backbone itself so that a copy carries its own.
 
-A backbone can be a part of another one, and both can carry deltas: each has its ledger. The values of backbone tensors that deltas train,
-a classifier head say, are kept at the tensors (`engine/overrides.py`), where both find them.
+A backbone can be a part of another one, and both can carry deltas: each has its own ledger. The values of backbone tensors
+that deltas train, such as a classifier head, are stored at the tensors (`engine/overrides.py`), where both ledgers find them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from deltahub.engine.trainable import give_back
 from deltahub.errors import TargetError
 
 ATTRIBUTE: Final = "_deltahub_ledger"
-_SERIALS: Final = itertools.count(time.time_ns())  # above those of earlier processes, which a pickle brings along
+_SERIALS: Final = itertools.count(time.time_ns())  # above those of earlier processes, which a pickle restores
 
 
 @dataclass
@@ -37,12 +37,12 @@ class Entry:
     Attributes:
         name: its name on this backbone, unique there.
         handle: the class of its handle, a DeltaBase.
-        config: how it was made.
+        config: its configuration.
         insertions: real module name to insertion.
-        replaced: names and shapes of the backbone tensors of which this delta has a value of its own.
-        attached: whether it acts.
-        parents: what it was made from, as `delta_config.json` says it.
-        serial: tells deltas apart where names do not, and which was added later.
+        replaced: names and shapes of the backbone tensors for which this delta has its own value.
+        attached: whether it is active.
+        parents: the deltas it was made from, as in `delta_config.json`.
+        serial: tells apart deltas with equal names, and orders deltas by when they were added.
     """
 
     name: str
@@ -61,9 +61,9 @@ class Ledger:
 
     Attributes:
         entries: by name.
-        only_trainable: whether `state_dict()` of the backbone leaves out what is frozen.
-        filter_asked: whether `freeze_module` asked for that; it holds while a delta is attached.
-        merged: deltas that are written into the weights, in the order that was done (`engine/merging.py`).
+        only_trainable: whether `state_dict()` of the backbone leaves out frozen tensors.
+        filter_asked: whether `freeze_module` requested that; it holds while a delta is attached.
+        merged: deltas merged into the weights, in merge order (`engine/merging.py`).
         changed: names of the tensors that merges have changed.
         serial: tells ledgers on parts of one model apart.
         route: what sends rows of a batch through deltas of their own while a block lasts (`engine/routing/route.py`).
@@ -80,10 +80,10 @@ class Ledger:
     ran: int = 0
 
     def replace(self, backbone: nn.Module, entry: Entry, values: Mapping[str, Tensor | None]) -> None:
-        """Make backbone tensors an entry's own.
+        """Give an entry its own values of backbone tensors.
 
         Args:
-            values: by tensor name; None to go on from the value that the entry or else the backbone has now.
+            values: by tensor name; None to start from the current value of the entry, or else of the backbone.
         """
         for name, record in opened(backbone, values).items():
             live = tensor_called(backbone, name)
@@ -91,8 +91,8 @@ class Ledger:
             entry.replaced[name] = tuple(live.shape)
 
     def release(self, backbone: nn.Module, entry: Entry, names: Collection[str]) -> None:
-        """Forget replaced tensors of an entry that have the backbone's own value."""
-        for name in sorted(names):  # gathered in one order by all processes of a sharded backbone
+        """Forget those of an entry's values that equal the backbone's own."""
+        for name in sorted(names):  # sorted: all processes of a sharded backbone gather in one order
             record, live = _record(backbone, entry, name), tensor_called(backbone, name)
             value = whole(record.value(entry.serial, live))
             if torch.equal(value, whole(record.own(live)).to(value)):  # the backbone may have been moved or cast since
@@ -101,13 +101,13 @@ class Ledger:
         tidy(backbone)
 
     def switch(self, backbone: nn.Module, entry: Entry, on: bool) -> None:
-        """Let an entry's values of backbone tensors act or not."""
+        """Activate or deactivate an entry's values of backbone tensors."""
         entry.attached = on
         for name in sorted(entry.replaced):
             _record(backbone, entry, name).switch(entry.serial, on, tensor_called(backbone, name))
 
     def forget(self, backbone: nn.Module, entry: Entry) -> None:
-        """Drop a detached entry, and what was kept only for it."""
+        """Remove a detached entry, and everything kept only for it."""
         del self.entries[entry.name]
         for name in entry.replaced:
             _record(backbone, entry, name).drop(entry.serial, tensor_called(backbone, name))
@@ -118,7 +118,7 @@ class Ledger:
 
 
 def check_tensors(backbone: nn.Module, entry: Entry) -> None:
-    """Refuse a backbone whose tensors are no longer those that an entry replaced.
+    """Raise if the backbone tensors that an entry replaced have been exchanged.
 
     Raises:
         TargetError: one is another tensor or has another shape.
@@ -130,7 +130,7 @@ def check_tensors(backbone: nn.Module, entry: Entry) -> None:
 
 
 def value_of(backbone: nn.Module, entry: Entry, name: str) -> Tensor:
-    """An entry's value of a backbone tensor."""
+    """Return an entry's value of a backbone tensor."""
     return _record(backbone, entry, name).value(entry.serial, tensor_called(backbone, name))
 
 
@@ -150,7 +150,7 @@ def _exchanged(backbone: nn.Module, entry: Entry, name: str) -> TargetError:
 
 
 def names_on(backbone: nn.Module) -> set[str]:
-    """The names of all deltas on a backbone, on parts of it, and at its modules for a model around it."""
+    """Return the names of all deltas on a backbone, on its parts, and at its modules for a model around it."""
     names: set[str] = set()
     for _, module in own_modules(backbone):
         if ATTRIBUTE in module.__dict__:
@@ -161,14 +161,14 @@ def names_on(backbone: nn.Module) -> set[str]:
 
 
 def free_name(backbone: nn.Module, wanted: str) -> str:
-    """`wanted`, or `wanted` and a number if a delta has that name already."""
+    """Return `wanted`, with a number appended if a delta already has that name."""
     taken = names_on(backbone)
     names = (f"{wanted}_{number}" if number else wanted for number in range(len(taken) + 1))
     return next(name for name in names if name not in taken)
 
 
 def ledgers_in(backbone: nn.Module) -> Iterator[tuple[str, nn.Module, Ledger]]:
-    """The ledgers of a backbone and of the parts of it that carry deltas of their own, by the name of the part."""
+    """Yield the ledgers of a backbone and of its parts with their own deltas, with the name of each part and the part."""
     for address, module in own_modules(backbone):
         ledger = module.__dict__.get(ATTRIBUTE)
         if isinstance(ledger, Ledger):
@@ -176,13 +176,13 @@ def ledgers_in(backbone: nn.Module) -> Iterator[tuple[str, nn.Module, Ledger]]:
 
 
 def entries_of(backbone: nn.Module) -> list[Entry]:
-    """The deltas on a backbone in the order they were added; the backbone is only read."""
+    """Return the deltas on a backbone in the order they were added; the backbone is only read."""
     ledger = backbone.__dict__.get(ATTRIBUTE)
     return list(ledger.entries.values()) if isinstance(ledger, Ledger) else []
 
 
 def ledger_of(backbone: nn.Module) -> Ledger:
-    """The ledger of a backbone, made when there is none."""
+    """Return the ledger of a backbone, creating it if there is none."""
     ledger = backbone.__dict__.get(ATTRIBUTE)
     if not isinstance(ledger, Ledger):
         ledger = Ledger()
@@ -194,10 +194,10 @@ def ledger_of(backbone: nn.Module) -> Ledger:
 
 
 def ledger_holding(backbone: nn.Module, entry: Entry) -> Ledger:
-    """The ledger that an entry stands in.
+    """Return the ledger that contains an entry.
 
     Raises:
-        TargetError: it stands in none any more.
+        TargetError: the entry has been removed.
     """
     ledger = backbone.__dict__.get(ATTRIBUTE)
     if not isinstance(ledger, Ledger) or ledger.entries.get(entry.name) is not entry:
@@ -207,7 +207,7 @@ def ledger_holding(backbone: nn.Module, entry: Entry) -> Ledger:
 
 
 def drop_ledger(backbone: nn.Module) -> None:
-    """Leave no trace of deltas on a backbone that carries none any more."""
+    """Remove every trace of deltas from a backbone that no longer carries any."""
     if ATTRIBUTE not in backbone.__dict__:
         return
     delattr(backbone, ATTRIBUTE)
@@ -257,8 +257,8 @@ def _keep_trainable(module: nn.Module, state_dict: dict[str, Any], prefix: str, 
         del state_dict[key]
 
 
-# The other half: a state dict without anything that is frozen is whole, for a Trainer that resumes, say. One with some
-# of it is still taken for a whole model's, and what it lacks is missed.
+# The counterpart: a state dict without any frozen tensor counts as complete, e.g. for a Trainer that resumes. One with
+# some of them still counts as that of a whole model, so the others are reported as missing.
 def _miss_only_trainable(module: nn.Module, keys: Any) -> None:
     ledger = module.__dict__.get(ATTRIBUTE)
     if not isinstance(ledger, Ledger) or not ledger.only_trainable:
@@ -267,7 +267,7 @@ def _miss_only_trainable(module: nn.Module, keys: Any) -> None:
     frozen = [name for name, _ in module.named_parameters(remove_duplicate=False) if plain_name(name) not in kept]
     buffers = [name for name, _ in module.named_buffers() if plain_name(name) not in kept]
     for first in [key for key in missing if frozen and key.endswith(frozen[0])]:
-        prefix = first.removesuffix(frozen[0])  # of the backbone inside a wrapper, which no hook is told
+        prefix = first.removesuffix(frozen[0])  # of the backbone inside a wrapper, which hooks do not receive
         if missing.issuperset(prefix + name for name in frozen):
             missing.difference_update(prefix + name for name in (*frozen, *buffers))
             keys.missing_keys[:] = [key for key in keys.missing_keys if key in missing]
@@ -278,4 +278,4 @@ def _kept_names(module: nn.Module) -> set[str]:
     kept = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
     kept |= {name for name, _ in module.named_buffers() if is_delta_name(name)}
     acting = {name for name, record in overrides(module) if record.owner is not None}
-    return {plain_name(name) for name in kept} | acting  # running statistics too, which train without a gradient
+    return {plain_name(name) for name in kept} | acting  # including running statistics, which change without a gradient

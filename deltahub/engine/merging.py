@@ -1,4 +1,4 @@
-"""Writing deltas into the backbone's weights and taking them out again.
+"""Merging deltas into the backbone's weights, and unmerging them.
 
     W' = W + (alpha / r) B A        computed in float32 or wider, then rounded to the weight's own precision
 
@@ -39,22 +39,22 @@ from deltahub.log import LOGGER
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did.
+    """The result of a merge.
 
     Attributes:
-        rounding: name of each backbone tensor that was changed, and the largest error that rounding made in it.
+        rounding: name of each changed backbone tensor, with the largest rounding error in it.
     """
 
     rounding: Mapping[str, float]
 
     @property
     def max_error(self) -> float:
-        """The largest rounding error of all."""
+        """The largest rounding error of all tensors."""
         return max(self.rounding.values(), default=0.0)
 
 
 class MergeMixin:
-    """Merging of a delta; the delta models inherit it."""
+    """The part of a delta model that merges and unmerges the delta."""
 
     backbone_model: nn.Module
 
@@ -65,23 +65,23 @@ class MergeMixin:
 
     @property
     def merged(self) -> bool:
-        """Whether the delta is written into the backbone's weights."""
+        """Whether the delta is merged into the backbone's weights."""
         return self._entry.name in ledger_holding(self.backbone_model, self._entry).merged
 
     def merge(self) -> MergeReport:
-        """Write the delta into the backbone's weights, so that it costs nothing in a forward pass.
+        """Merge the delta into the backbone's weights, so that it costs nothing in a forward pass.
 
         The original bytes are kept in memory for `unmerge`. Until then no delta can be added, attached or detached.
 
         Returns:
-            Which tensors changed, and how far each is from its exact value after rounding.
+            The changed tensors, with the distance of each from its exact value after rounding.
 
         Raises:
-            MergeError: it is merged already or detached, its method cannot be merged, a weight is tied to another
+            MergeError: the delta is merged already or detached, its method cannot be merged, a weight is tied to another
                 module's, or another delta acts before it in the same place. Nothing was changed.
         """
         refuse_routed(self.backbone_model)
-        ledger_holding(self.backbone_model, self._entry)  # or an error: the delta was removed
+        ledger_holding(self.backbone_model, self._entry)  # raises if the delta was removed
         self.check_places()
         silent = uncalled(self.backbone_model, self._entry.name, self._entry.insertions)
         report = _merge(self.backbone_model, self._entry, silent)
@@ -89,10 +89,10 @@ class MergeMixin:
         return report
 
     def unmerge(self) -> None:
-        """Take the delta out of the weights; with the last one, every byte is what it was.
+        """Take the delta out of the weights; after the last one, every byte is as before the first merge.
 
         Raises:
-            MergeError: it is not merged, or another delta was merged on top of it. Nothing was changed.
+            MergeError: the delta is not merged, or another delta was merged on top of it. Nothing was changed.
         """
         ledger = ledger_holding(self.backbone_model, self._entry)
         if not self.merged:
@@ -103,7 +103,7 @@ class MergeMixin:
         self.check_places()
         reshard(self.backbone_model)
         _restore(self.backbone_model, ledger)
-        for name in names:  # again in their order, from the original bytes
+        for name in names:  # merged again in their order, from the original bytes
             _merge(self.backbone_model, ledger.entries[name])
 
 
@@ -141,11 +141,11 @@ def _check_mergeable(ledger: Ledger, entry: Entry) -> None:
 def _write(
     backbone: nn.Module, name: str, addresses: Sequence[str], changed: set[str], silent: Collection[str]
 ) -> MergeReport:
-    """Write the insertions of a delta at some modules into the weights, after every check.
+    """Merge a delta's insertions at some modules into the weights, after all checks.
 
     Args:
-        changed: the tensors that the same handle, or the same export, merged something into before; new ones are added.
-        silent: the modules at which the delta has never acted, and must not begin to.
+        changed: tensors that the same handle or export has merged into before; new ones are added.
+        silent: modules where the delta has never acted, and must not begin to.
     """
     planned = dict(_plan(backbone, name, addresses, changed, silent))
     rounding = {}
@@ -166,7 +166,7 @@ def _write(
 def _plan(
     backbone: nn.Module, delta: str, addresses: Sequence[str], changed: Collection[str], silent: Collection[str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The new value of each tensor; whatever speaks against the merge is raised here."""
+    """Yield the new value of each tensor, and raise if anything prevents the merge."""
     owners = _owners(backbone)
     for address in addresses:
         target = module_at(backbone, address)
@@ -196,12 +196,12 @@ def _plan(
 
 
 def _check_alone(address: str, site: Site, name: str) -> None:
-    """Merged work is done first, inside the layer, so nothing that acts there may have to come before it."""
+    """Raise if another delta has to come before this one: merged work runs first, inside the layer."""
     insertion, active = site.slots[name], list(site._modules)
     others = [other for other in active if other != name]
     earlier = active[: active.index(name)]
     in_the_way = others if acts_in(insertion, "before") else [o for o in earlier if acts_in(site.slots[o], "after")]
-    # What reads the weights would read another delta's work in them.
+    # An insertion that reads the weights would also read the merged work of another delta.
     beside = [*others, *site.merged]
     in_the_way += [other for other in beside if insertion.reads_weight or site.slots[other].reads_weight]
     if in_the_way:
@@ -241,7 +241,7 @@ def _check_unclaimed(name: str, record: Override | None, changed: Collection[str
 
 
 def _owners(backbone: nn.Module) -> dict[int, list[str]]:
-    """The names that each of the backbone's own parameters goes by."""
+    """Return all names of each of the backbone's own parameters, by the parameter's id."""
     found: dict[int, list[str]] = {}
     for name, module in own_modules(backbone):
         for key, parameter in module._parameters.items():
@@ -268,13 +268,13 @@ def _restore(backbone: nn.Module, ledger: Ledger) -> None:
 
 
 def merged_copy(backbone: nn.Module) -> Any:
-    """A copy of a backbone with every attached delta written into its weights, and no trace of deltas: for export.
+    """Return a copy of a backbone with every attached delta merged and no trace of deltas, for export.
 
     Args:
-        backbone: a backbone with deltas, on itself, on parts of it or on a model around it; it is left as it is.
+        backbone: a backbone with deltas on itself, on its parts or on a model around it; it is not changed.
 
     Returns:
-        A model of the backbone's own class, as plain as it was before the first delta.
+        A model of the backbone's own class, as plain as before the first delta.
 
     Raises:
         MergeError: an attached delta cannot be merged.

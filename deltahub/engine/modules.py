@@ -1,6 +1,6 @@
-"""The backbone's own modules and parameters by name: what deltas have put into it is left out.
+"""The backbone's own modules and parameters by name, without those of deltas.
 
-A part of it that torch.compile has wrapped has the name that it had before.
+A part that torch.compile has wrapped keeps the name it had before.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from deltahub.engine.site import Site, uncompiled
 
 
 def own_modules(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The backbone and every module inside it by name, each once, without those of deltas, which are not even looked at."""
+    """Iterate over the backbone and all its modules by name, each once; the modules of deltas are not even visited."""
     seen: set[int] = set()
 
     def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -30,7 +30,7 @@ def own_modules(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def own_parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The backbone's own parameters by name, each once, without those of deltas."""
+    """Yield the backbone's own parameters by name, each once, without those of deltas."""
     seen: set[int] = set()
     for name, module in own_modules(backbone):
         for key, parameter in module._parameters.items():
@@ -40,7 +40,7 @@ def own_parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def module_at(backbone: nn.Module, address: str) -> nn.Module:
-    """A module by its real name, which is known to exist; `get_submodule` checks each step and costs ten times as much."""
+    """Return the module with a known real name; `get_submodule` checks each step and costs ten times as much."""
     module = backbone
     for part in address.split(".") if address else ():
         module = uncompiled(cast("nn.Module", module._modules[part]))
@@ -48,5 +48,5 @@ def module_at(backbone: nn.Module, address: str) -> nn.Module:
 
 
 def plain_name(name: str) -> str:
-    """A name in a backbone without the wrappers that torch.compile puts around modules."""
+    """Remove the names of torch.compile's wrappers from a name in a backbone."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod") if "_orig_mod" in name else name

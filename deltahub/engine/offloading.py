@@ -1,7 +1,7 @@
-"""Backbones of which accelerate keeps a part elsewhere: such a tensor is on the meta device between calls.
+"""Backbones that accelerate offloads in part: an offloaded tensor is on the meta device between calls.
 
-accelerate leaves a hook on each module that owns one. It fetches the values from its `weights_map` to its `execution_device` before the
-module's forward, and drops them after it.
+accelerate puts a hook on each module that owns such a tensor. The hook fetches the values from its `weights_map` to its
+`execution_device` before the module's forward, and drops them afterwards.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deltahub.errors import ConfigError
 
 
 def resident(module: nn.Module, key: str) -> Any:
-    """A module's own tensor with its values: fetched if it is offloaded, and None if the module has none of that name."""
+    """Return a module's own tensor with its values, fetched if offloaded; None if the module has no such tensor."""
     tensor = getattr(module, key, None)
     hook = _hook(module)
     if hook is None or not (isinstance(tensor, Tensor) and tensor.is_meta):
@@ -28,7 +28,7 @@ def resident(module: nn.Module, key: str) -> Any:
 
 
 def offloaded(backbone: nn.Module) -> dict[str, Callable[[], Tensor]]:
-    """The offloaded tensors of a backbone by name, each with what fetches its values."""
+    """Return the offloaded tensors of a backbone by name, each as a function that fetches its values."""
     return {
         f"{name}.{key}" if name else key: partial(resident, module, key)
         for name, module in own_modules(backbone)
@@ -39,7 +39,7 @@ def offloaded(backbone: nn.Module) -> dict[str, Callable[[], Tensor]]:
 
 
 def device_of(module: nn.Module, backbone: nn.Module) -> torch.device:
-    """The device that a module computes on: that of its first tensor, of whatever dtype, or else that of the backbone's."""
+    """Return the device a module computes on: that of its first tensor, of any dtype, or else of the backbone's."""
     for _, owner in chain(own_modules(module), own_modules(backbone)):
         for _, tensor in _own_tensors(owner):
             hook = _hook(owner) if tensor.is_meta else None
@@ -48,10 +48,10 @@ def device_of(module: nn.Module, backbone: nn.Module) -> torch.device:
 
 
 def refuse_offloaded_as_a_whole(backbone: nn.Module) -> None:
-    """Refuse modules whose hook fetches the tensors of all modules inside them, among which it would not find a delta's.
+    """Raise if the hook of a module fetches the tensors of all modules inside it, where it would not find a delta's.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: one does.
     """
     for name, module in own_modules(backbone):
         if (hook := _hook(module)) is not None and hook.place_submodules:
@@ -63,7 +63,7 @@ def refuse_offloaded_as_a_whole(backbone: nn.Module) -> None:
 
 
 def without_hooks(clone: nn.Module) -> nn.Module:
-    """A copy of a backbone without accelerate's hooks, which move tensors that have values."""
+    """Remove accelerate's hooks, which move tensors with values, from a copy of a backbone, and return the copy."""
     for module in clone.modules():
         if "_old_forward" in module.__dict__:
             module.forward = module.__dict__.pop("_old_forward")
@@ -72,12 +72,12 @@ def without_hooks(clone: nn.Module) -> nn.Module:
 
 
 def hooks(backbone: nn.Module) -> Iterator[Any]:
-    """The hooks that accelerate has left on the backbone's modules."""
+    """Iterate over accelerate's hooks on the backbone's modules."""
     return (hook for module in backbone.modules() if (hook := module.__dict__.get("_hf_hook")) is not None)
 
 
 def _hook(module: nn.Module) -> Any:
-    """The hook that offloads a module's tensors, alone or among several."""
+    """Return the hook that offloads a module's tensors, alone or among several, or None."""
     hook = getattr(module, "__dict__", {}).get("_hf_hook")
     if hook is None:
         return None

@@ -1,7 +1,7 @@
-"""Backbone tensors of which deltas have values of their own: a trained classifier head, for example.
+"""Backbone tensors for which deltas have their own values, for example a trained classifier head.
 
-The record of such a tensor is kept at every module that holds it. So a handle on a part of a model and one on the whole find the same
-record, and a copy of either has its own. The live tensor holds the value that acts; the record holds the others.
+The record of such a tensor is stored at every module that holds it. So a handle on a part of a model and one on the whole
+find the same record, and a copy of either has its own. The live tensor holds the active value; the record holds the others.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Override:
     """The values of one backbone tensor.
 
     Attributes:
-        base: the backbone's own value while the live tensor holds another; None while it is the live one, so that a change of
-            the backbone is the backbone's.
-        values: by the delta's serial number; None for the delta whose value is the live one.
-        attached: serial numbers of the deltas that act.
+        base: the backbone's own value while the live tensor holds another; None while the own value is live, so that changes
+            to the backbone's tensor count as the backbone's.
+        values: by the delta's serial number; None for the delta whose value is live.
+        attached: serial numbers of the active deltas.
     """
 
     base: Tensor | None = None
@@ -36,7 +36,7 @@ class Override:
 
     @property
     def owner(self) -> int | None:
-        """The delta whose value is the live one; None for the backbone's own or a merged one."""
+        """The serial number of the delta whose value is live; None for the backbone's own or a merged one."""
         return next((serial for serial, value in self.values.items() if value is None), None)
 
     @property
@@ -45,20 +45,20 @@ class Override:
         return self.base is not None and self.owner is None
 
     def value(self, serial: int, live: Tensor) -> Tensor:
-        """The value of a delta."""
+        """Return the value of a delta."""
         value = self.values[serial]
         return live.detach() if value is None else value
 
     def own(self, live: Tensor) -> Tensor:
-        """The backbone's own value."""
+        """Return the backbone's own value."""
         return live.detach() if self.base is None else self.base
 
     @torch.no_grad()
     def claim(self, serial: int, value: Tensor | None, live: Tensor, *, attached: bool) -> None:
-        """Make the tensor a delta's own.
+        """Give a delta its own value of the tensor.
 
         Args:
-            value: None to go on from the value that the delta has, or else from the live one.
+            value: None to start from the current value of the delta, or else of the live tensor.
         """
         if serial in self.values and self.values[serial] is None:
             if value is not None:
@@ -68,7 +68,7 @@ class Override:
         self.switch(serial, attached, live)
 
     def switch(self, serial: int, on: bool, live: Tensor) -> None:
-        """Let a delta's value act or not."""
+        """Activate or deactivate a delta's value."""
         (self.attached.add if on else self.attached.discard)(serial)
         self._settle(live)
 
@@ -79,7 +79,7 @@ class Override:
 
     @torch.no_grad()
     def _settle(self, live: Tensor) -> None:
-        """Give the live tensor the value of the last attached delta, else the backbone's own."""
+        """Set the live tensor to the value of the last attached delta, or else the backbone's own."""
         current, wanted = self.owner, max(self.attached, default=None)
         if wanted == current:
             return
@@ -87,7 +87,7 @@ class Override:
         if current is not None:
             self.values[current] = live.detach().clone()
         value = own if wanted is None else self.values[wanted]
-        assert value is not None  # only the current owner has none
+        assert value is not None  # only the current owner's value is not stored
         assign(live, value)
         self.base = None if wanted is None else own
         if wanted is not None:
@@ -95,26 +95,26 @@ class Override:
 
 
 def overrides(backbone: nn.Module) -> Iterator[tuple[str, Override]]:
-    """The records of a backbone by tensor name, a tied tensor's under each of its names."""
+    """Yield the records of a backbone by tensor name; that of a tied tensor under each of its names."""
     for address, module in own_modules(backbone):
         for key, record in module.__dict__.get(ATTRIBUTE, {}).items():
             yield (f"{address}.{key}" if address else key), record
 
 
 def override_of(backbone: nn.Module, name: str) -> Override | None:
-    """The record of a tensor, if it has one."""
+    """Return the record of a tensor, or None."""
     address, _, key = name.rpartition(".")
     record: Override | None = module_at(backbone, address).__dict__.get(ATTRIBUTE, {}).get(key)
     return record
 
 
 def own_values(backbone: nn.Module) -> dict[str, Tensor]:
-    """The backbone's own values of the tensors whose live value is a delta's, by name."""
+    """Return the backbone's own values of the tensors that hold another value now, by name."""
     return {name: record.base for name, record in overrides(backbone) if record.base is not None}
 
 
 def opened(backbone: nn.Module, names: Collection[str]) -> dict[str, Override]:
-    """The records of some tensors, made where there are none."""
+    """Return the records of some tensors, creating those that are missing."""
     wanted = {id(tensor_called(backbone, name)): name for name in names}
     holders: dict[str, list[tuple[nn.Module, str]]] = {}
     for _, module in own_modules(backbone) if wanted else ():
@@ -131,7 +131,7 @@ def opened(backbone: nn.Module, names: Collection[str]) -> dict[str, Override]:
 
 
 def tidy(backbone: nn.Module) -> None:
-    """Remove the records that are empty."""
+    """Remove the empty records."""
     for _, module in own_modules(backbone):
         if ATTRIBUTE in module.__dict__:
             records = module.__dict__[ATTRIBUTE]
@@ -149,7 +149,7 @@ def forget_values(backbone: nn.Module) -> None:
 
 
 def tensor_called(backbone: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer by its name."""
+    """Return a parameter or buffer by its name."""
     prefix, _, key = name.rpartition(".")
     tensor = getattr(module_at(backbone, prefix), key)
     assert isinstance(tensor, Tensor)

@@ -1,4 +1,4 @@
-"""Inputs of the right kind for one forward pass of any model of transformers, as tensors without values."""
+"""Dummy inputs for one forward pass of any transformers model, as tensors without values."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 
 
 def pseudo_inputs(backbone: nn.Module, batch: int = 1, length: int = 2) -> dict[str, Tensor]:
-    """Inputs for one forward pass on the meta device.
+    """Return inputs for one forward pass, on the meta device.
 
     Args:
-        batch: how many rows.
-        length: how many tokens a text has.
+        batch: number of rows.
+        length: number of tokens of a text.
 
     Returns:
-        Argument name to a meta tensor: the model's main input, and all that its forward cannot do without.
+        Argument name to a meta tensor: the model's main input, and everything that its forward requires.
     """
     return next(possible_inputs(backbone, batch, length))
 
 
 def possible_inputs(backbone: nn.Module, batch: int = 1, length: int = 2) -> Iterator[dict[str, Tensor]]:
-    """Several sets of inputs, the likeliest first: with few of the arguments that the model takes, with others, with all."""
+    """Yield several sets of inputs, the likeliest first: with few of the model's arguments, with others, with all."""
     maker = _Maker(backbone, batch, length)
     main = maker.main
     few = [main, *(name for name in maker.required if name != main)]
@@ -69,7 +69,7 @@ class _Maker:
         return made | {"input_ids": ids(self, False)} if not made and self.open else made
 
     def told(self, *names: str, default: int) -> int:
-        """A number by the first name that the config, or a config inside it, knows."""
+        """Return the first number found under one of these names in the config or a config inside it."""
         for name in names:
             for config in self.configs():
                 value = getattr(config, name, None)
@@ -82,12 +82,12 @@ class _Maker:
         return default
 
     def configs(self) -> list[Any]:
-        """The config and those inside it."""
+        """Return the config and the configs inside it."""
         inner = [value for value in vars(self.config or object).values() if hasattr(value, "model_type")]
         return [self.config, *inner]
 
     def image(self) -> tuple[int, int, int]:
-        """Channels, height and width."""
+        """Return channels, height and width."""
         sides = next((s for c in self.configs() if (s := getattr(c, "image_size", None)) is not None), None)
         side = self.told("image_size", "input_size", "img_size", default=224)
         height, width = sides if isinstance(sides, (list, tuple)) and len(sides) == 2 else (side, side)
@@ -99,12 +99,12 @@ def _empty(*shape: int) -> Tensor:
 
 
 def ids(maker: _Maker, turned: bool) -> Tensor:
-    """Token numbers ``(batch, length)``."""
+    """Return token ids, ``(batch, length)``."""
     return torch.zeros(maker.batch, maker.length, dtype=torch.long, device="meta")
 
 
 def _pixels(maker: _Maker, turned: bool) -> Tensor:
-    """``(batch, channels, height, width)``; with frames where turned, as a model of videos has them."""
+    """Return images, ``(batch, channels, height, width)``; if turned, with frames, as a video model expects."""
     frames = maker.told("num_frames", "frames_per_clip", "video_size", default=2)
     return _empty(maker.batch, *((frames,) if turned else ()), *maker.image())
 
@@ -118,7 +118,7 @@ def _videos(maker: _Maker, turned: bool) -> Tensor:
 
 
 def _wave(maker: _Maker, turned: bool) -> Tensor:
-    """Samples ``(batch, time)``, or a spectrogram ``(batch, time, bins)``; turned, with a channel: ``(batch, 1, time)``."""
+    """Return samples ``(batch, time)``, or a spectrogram ``(batch, time, bins)``; if turned, with a channel: ``(batch, 1, time)``."""
     bins = maker.told("num_mel_bins", default=0)
     if bins and (frames := maker.told("max_length", default=0)):
         return _empty(maker.batch, frames, bins)
@@ -126,7 +126,7 @@ def _wave(maker: _Maker, turned: bool) -> Tensor:
 
 
 def _features(maker: _Maker, turned: bool) -> Tensor:
-    """A spectrogram ``(batch, bins, frames)``; turned, ``(batch, frames, bins)``."""
+    """Return a spectrogram ``(batch, bins, frames)``; if turned, ``(batch, frames, bins)``."""
     bins = maker.told("num_mel_bins", "feature_size", "input_feat_per_channel", "input_dim", "n_mels", default=80)
     bins = maker.told("feature_projection_input_dim", default=bins)
     frames = 2 * maker.told("max_source_positions", default=100)

@@ -1,6 +1,6 @@
-"""Widths of modules: read off the module where it tells them, else seen in a pseudo forward on the meta device.
+"""Widths of modules: read from their attributes, or else observed in a pseudo forward pass on the meta device.
 
-The pseudo forward runs a copy of the backbone without values, so it costs no memory, no randomness and no time to speak of.
+The pseudo forward pass runs a copy of the backbone without values, so it costs no memory, no randomness and hardly any time.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from deltahub.engine.structure.names import StructureMap
 from deltahub.engine.structure.tree import linear_width
 from deltahub.errors import TargetError
 
-# The ways of transformers to run attentions and experts that never ask for a value, which a tensor without any would refuse.
+# The implementations of attention and experts in transformers that never read a value, which a meta tensor cannot give.
 _BLIND: Final = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}
 
 
 class _AllSeen(Exception):
-    """Every width that was asked for is known; the rest of the forward pass is not needed."""
+    """Signal that every requested width is known, so that the rest of the forward pass can be skipped."""
 
 
 def linear_shape(name: str, module: nn.Module) -> tuple[int, int]:
-    """The input and output width of a linear layer, a Conv1D of transformers, or an embedding.
+    """Return the input and output width of a linear layer, a Conv1D of transformers, or an embedding.
 
     Returns:
         ``(n_in, n_out)``; an embedding counts its rows as inputs.
 
     Raises:
-        TargetError: the module is nothing of that kind; the message names a linear layer inside it.
+        TargetError: the module is none of these; the message names a linear layer inside it.
     """
     if isinstance(module, nn.Embedding):
         return module.num_embeddings, module.embedding_dim
@@ -56,7 +56,7 @@ def linear_shape(name: str, module: nn.Module) -> tuple[int, int]:
 
 
 def _hint(name: str, module: nn.Module) -> str:
-    """Say which module to address instead of one without a width, where there is one that is called."""
+    """Return advice on what to address instead of a module without a width: a called layer inside it, if there is one."""
     if isinstance(module, nn.MultiheadAttention):
         return " It reads its weights itself and calls no layer inside it. Leave it out, or put an adapter on it."
     if isinstance(module, _ConvNd):
@@ -68,7 +68,7 @@ def _hint(name: str, module: nn.Module) -> str:
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """Whether a module is transformers' Conv1D: a linear layer whose weight is ``(n_in, n_out)``."""
+    """Return whether a module is transformers' Conv1D: a linear layer whose weight is ``(n_in, n_out)``."""
     weight = getattr(module, "weight", None)
     named = any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
     return named and isinstance(weight, Tensor) and weight.dim() == 2
@@ -81,7 +81,7 @@ def _shape(module: nn.Module) -> tuple[int, ...]:
 
 
 def channel_dimension(module: nn.Module) -> int | None:
-    """Which dimension of a layer's output counts its channels, where that is not the last one, else None."""
+    """Return the channel dimension of a layer's output if that is not the last one, else None."""
     if isinstance(module, _ConvNd):
         return -1 - len(module.kernel_size)
     if isinstance(module, _InstanceNorm):
@@ -90,7 +90,7 @@ def channel_dimension(module: nn.Module) -> int | None:
 
 
 def told_width(module: nn.Module) -> int | None:
-    """The width of a module's output where its attributes tell it, else None."""
+    """Return the width of a module's output if its attributes reveal it, else None."""
     if isinstance(module, nn.Embedding):
         return module.embedding_dim
     if is_conv1d(module):
@@ -109,13 +109,13 @@ def told_width(module: nn.Module) -> int | None:
 
 
 def output_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, int]:
-    """The width of the hidden state that each module returns: the last size of its output.
+    """Return the width of the hidden state that each module returns: the last size of its output.
 
     Args:
         modules: modules of the backbone by name.
 
     Raises:
-        TargetError: a module does not tell, and the pseudo forward did not reach it.
+        TargetError: a module does not reveal its width, and the pseudo forward pass did not reach it.
     """
     told = {name: told_width(module) for name, module in modules.items()}
     if None in told.values():
@@ -126,13 +126,13 @@ def output_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> dict
 
 
 def input_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, int]:
-    """The width of the hidden state that each module is called with: the last size of its first input.
+    """Return the width of the hidden state that each module receives: the last size of its first input.
 
     Args:
         modules: modules of the backbone by name.
 
     Raises:
-        TargetError: a module does not tell, and the pseudo forward did not reach it.
+        TargetError: a module does not reveal its width, and the pseudo forward pass did not reach it.
     """
     structure = StructureMap.of(backbone)
     told: dict[str, int | None] = {}
@@ -146,7 +146,7 @@ def input_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> dict[
 
 
 def _first_inside(structure: StructureMap, name: str, module: nn.Module) -> tuple[int, int] | None:
-    """The shape of the first layer of an attention or feed-forward, by its common name."""
+    """Return the shape of the first layer of an attention or feed-forward, found by its common name."""
     common = structure.common_name(name)
     first = {f"{common}.{part}{MARK}" for part in ("q", "q,k,v", "qkv", "w1", "gate", "gate,w1", "w1,gate")}
     inside = (
@@ -158,10 +158,10 @@ def _first_inside(structure: StructureMap, name: str, module: nn.Module) -> tupl
 
 
 def _told_inside(backbone: nn.Module, names: Collection[str], within: str = "") -> dict[str, int]:
-    """The widths of attentions and feed-forwards: that of their last layer, by its common name.
+    """Return the widths of attentions and feed-forwards: those of their last layers, found by common name.
 
     Args:
-        within: what stands before that name: with ``attn@.`` the widths are those of blocks.
+        within: prefix of that common name: ``attn@.`` gives the widths of blocks.
     """
     structure, modules = StructureMap.of(backbone), dict(own_modules(backbone))
     found = {name: structure.guess.widths[name] for name in names if name in structure.guess.widths}
@@ -200,9 +200,9 @@ def _probe(backbone: nn.Module, names: Collection[str], *, of_inputs: bool = Fal
     failure = _run(clone, backbone)
     refused = isinstance(failure, TargetError)
     if len(seen) < len(names) and failure and not refused:
-        _run(clone.bfloat16(), backbone)  # kernels of some mixtures of experts know no other precision
+        _run(clone.bfloat16(), backbone)  # some kernels of mixtures of experts support only this precision
     missing = [name for name in names if name not in seen]
-    if missing and not refused:  # a block adds what it computes to what it is given
+    if missing and not refused:  # a block adds its result to its input
         seen |= _told_inside(backbone, missing, f"attn{MARK}.")
     if missing := [name for name in names if name not in seen]:
         why = f"failed: {failure}" if failure else "never called it"
@@ -215,7 +215,7 @@ def _probe(backbone: nn.Module, names: Collection[str], *, of_inputs: bool = Fal
 
 
 def _run(clone: nn.Module, backbone: nn.Module) -> Exception | None:
-    """Try every set of inputs until all is seen; returns the first failure."""
+    """Try each set of inputs until every width is seen, and return the first failure."""
     failure: Exception | None = None
     precision = next((p.dtype for p in clone.parameters() if p.is_floating_point()), None)
     for inputs in possible_inputs(backbone):
@@ -223,15 +223,15 @@ def _run(clone: nn.Module, backbone: nn.Module) -> Exception | None:
         try:
             with torch.no_grad():
                 clone(**cast)
-        except (_AllSeen, TargetError) as done:  # or a module returns what holds no hidden state
+        except (_AllSeen, TargetError) as done:  # TargetError: an output holds no hidden state
             return done if isinstance(done, TargetError) else None
-        except Exception as error:  # noqa: BLE001  # a model may fail in any way on inputs that mean nothing
+        except Exception as error:  # noqa: BLE001  # a model can raise anything on dummy inputs
             failure = failure or error
     return failure
 
 
 def meta_copy(backbone: nn.Module) -> nn.Module:
-    """A copy of a backbone whose tensors have shapes but no values."""
+    """Return a copy of a backbone whose tensors have shapes but no values."""
     memo: dict[int, Any] = {}
     for parameter in backbone.parameters():
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)

@@ -1,7 +1,7 @@
-"""Backbones that FSDP2 spreads over processes: each holds a part of every tensor, and all of them put it together.
+"""Backbones sharded by FSDP2: each process holds a part of every tensor.
 
-Whatever gathers or scatters a tensor is collective: every process calls it, in the same order. Elsewhere nothing here does
-anything.
+Functions that gather or scatter a tensor are collective: every process calls them, in the same order. On a backbone that is
+not sharded, they involve no other process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from deltahub.errors import ConfigError
 
 
 def reshard(backbone: nn.Module) -> None:
-    """Leave the parameters of a sharded backbone in their parts; after a forward they may be copies that are thrown away.
+    """Return the parameters of a sharded backbone to their parts; after a forward they may be temporary copies.
 
     Raises:
         ConfigError: FullyShardedDataParallel has flattened them, so that no tensor has its own shape.
@@ -36,7 +36,7 @@ def reshard(backbone: nn.Module) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor with all its values on this process."""
+    """Return a tensor with all its values on this process."""
     full: Any = getattr(tensor, "full_tensor", None)
     if full is None:
         return tensor
@@ -45,7 +45,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def assign(live: Tensor, value: Tensor) -> None:
-    """Copy values into a tensor, which may be sharded where the values are not."""
+    """Copy values into a tensor, which may be sharded even if the values are not."""
     if hasattr(live, "full_tensor") and not hasattr(value, "full_tensor"):
         from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -55,10 +55,10 @@ def assign(live: Tensor, value: Tensor) -> None:
 
 
 def done_once(backbone: nn.Module, action: Callable[[], None]) -> None:
-    """Do something once: here, or where the backbone is sharded, on the first process while the others wait.
+    """Run an action once: here, or on the first process of a sharded backbone while the others wait.
 
     Raises:
-        Exception: what `action` raised, on every process.
+        Exception: the exception of `action`, on every process.
     """
     if not _sharded_modules(backbone):
         action()
@@ -67,7 +67,7 @@ def done_once(backbone: nn.Module, action: Callable[[], None]) -> None:
     if torch.distributed.get_rank() == 0:
         try:
             action()
-        except Exception as error:  # noqa: BLE001  # whatever it is: the others wait for it
+        except Exception as error:  # noqa: BLE001  # any error is passed on: the others wait for the outcome
             outcome = [error]
     torch.distributed.broadcast_object_list(outcome)
     if outcome[0] is not None:

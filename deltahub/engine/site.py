@@ -1,12 +1,13 @@
-"""Where deltas meet a backbone: one `Site` per target module, called by two stateless hooks.
+"""The places where deltas meet a backbone: one `Site` per target module, called by two stateless hooks.
 
-The hooks are top-level functions and all state is a child of the target, so a backbone with deltas copies, pickles,
-replicates and compiles like any other module, and its own names stay put. Deltas come off in any order.
+The hooks are top-level functions and all state is in a child of the target, so a backbone with deltas copies, pickles,
+replicates and compiles like any other module, and its own names do not change. Deltas can be removed in any order.
 
     before:  last added first      target.forward      after:  first added first
 
-torch.compile looks at no hooks before it runs a graph again, but at the type of a module's `_parameters`: while a module has a site, that
-type says which hooks there are, so that a graph that was made without them is not taken, be it of this module or of another like it.
+torch.compile does not check hooks before it reuses a graph, but it checks the type of a module's `_parameters`. While a
+module has a site, that type encodes which hooks there are, so that a graph made without them is not reused, neither for
+this module nor for another like it.
 
 A graph cannot note that a target is called each time it runs, so that is noted while it is traced. Later it may serve modules of another
 block or model; these have the class and the name of those that it was traced with.
@@ -36,19 +37,19 @@ _ANY: Final = (nn.Module, "")  # a target that this torch does not tell
 
 
 class SiteParameters(dict[str, Any]):
-    """The parameters of a module that has a site, and neither hook."""
+    """Parameters of a module with a site and neither hook."""
 
 
 class BeforeParameters(SiteParameters):
-    """The parameters of a module with a hook before its forward."""
+    """Parameters of a module with a hook before its forward."""
 
 
 class AfterParameters(SiteParameters):
-    """The parameters of a module with a hook after its forward."""
+    """Parameters of a module with a hook after its forward."""
 
 
 class BothParameters(SiteParameters):
-    """The parameters of a module with a hook before and one after its forward."""
+    """Parameters of a module with a hook before and a hook after its forward."""
 
 
 _MARKS: Final[dict[tuple[bool, bool], type[dict[str, Any]]]] = {
@@ -60,32 +61,32 @@ _MARKS: Final[dict[tuple[bool, bool], type[dict[str, Any]]]] = {
 
 
 class Detour(Protocol):
-    """Runs the insertions of a site in another way than all on every row (`engine/routing/route.py`)."""
+    """An alternative to running all insertions of a site on every row (`engine/routing/route.py`)."""
 
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """Instead of every `before`."""
+        """Replace every `before`."""
         ...
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Instead of every `after`."""
+        """Replace every `after`."""
         ...
 
     def attend(self, target: nn.Module, call: Any) -> Any:
-        """Instead of every `attend`."""
+        """Replace every `attend`."""
         ...
 
 
 class Site(nn.Module):
     """The insertions at one target, by delta name, in the order they were added.
 
-    An insertion that is off keeps its slot but leaves the module tree: `parameters()`, `state_dict()` and a forward pass
-    do not see it. No step here looks at insertions that are off, so its cost does not grow with how many are loaded.
+    An inactive insertion keeps its slot but leaves the module tree: `parameters()`, `state_dict()` and a forward pass do not
+    see it. No step here visits inactive insertions, so its cost does not grow with the number of loaded ones.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.slots: dict[str, Insertion] = {}  # a plain dict: what it holds is not in the module tree
-        self.order: dict[str, int] = {}  # slot numbers, kept while an insertion is off
+        self.slots: dict[str, Insertion] = {}  # a plain dict, to keep its values out of the module tree
+        self.order: dict[str, int] = {}  # slot numbers, kept while an insertion is inactive
         self.befores: tuple[Insertion, ...] = ()
         self.afters: tuple[Insertion, ...] = ()
         self.attends: tuple[Insertion, ...] = ()
@@ -96,7 +97,7 @@ class Site(nn.Module):
         self.merged: list[str] = []  # those written into the target's weights, in the order that was done
 
     def put(self, name: str, insertion: Insertion) -> None:
-        """Add an insertion and turn it on."""
+        """Add an insertion and activate it."""
         self.called, self.called_before = False, self.called or self.called_before
         self.order[name] = 1 + next(reversed(self.order.values()), -1)
         self.slots[name] = insertion
@@ -109,7 +110,7 @@ class Site(nn.Module):
             self.attends = (*self.attends, insertion)
 
     def turn(self, name: str, on: bool) -> None:
-        """Turn the insertion called `name` on or off."""
+        """Activate or deactivate the insertion called `name`."""
         if on == (name in self._modules):
             return
         insertion = self.slots[name]
@@ -123,12 +124,12 @@ class Site(nn.Module):
         self.attends = tuple(i for i in self.attends if i is not insertion)
 
     def drop(self, name: str) -> None:
-        """Forget an insertion."""
+        """Remove an insertion."""
         self.turn(name, on=False)
         del self.slots[name], self.order[name]
 
     def _sort(self, added: Insertion) -> None:
-        """Bring what is on into its slots again, in those lists that `added` belongs to."""
+        """Put the active insertions back in slot order, in those lists that `added` belongs to."""
         active = {name: self.slots[name] for name in sorted(self._modules, key=self.order.__getitem__)}
         self._modules.clear()
         self._modules.update(active)
@@ -142,10 +143,10 @@ class Site(nn.Module):
 
 
 def check_target(name: str, module: nn.Module) -> None:
-    """Refuse a module that is never called itself, or has no room for a delta.
+    """Raise if a module is never called itself, or has no room for a delta.
 
     Raises:
-        TargetError: it is a container, or read by its parent, or `deltas` is its own; the message says what to do.
+        TargetError: it is a container, its parent reads its weights, or it has its own `deltas`; the message suggests a remedy.
     """
     if CHILD not in module._modules and hasattr(module, CHILD):
         raise _no_room(name, getattr(module, CHILD))
@@ -162,7 +163,7 @@ def check_target(name: str, module: nn.Module) -> None:
 
 
 def refuse_own_deltas(modules: Mapping[str, nn.Module]) -> None:
-    """Refuse a backbone with a module or tensor called `deltas`, which would be taken for a delta's.
+    """Raise if a backbone has its own module or tensor called `deltas`, which would be taken for a delta's.
 
     Raises:
         TargetError: it has one.
@@ -193,7 +194,7 @@ def insert(target: nn.Module, name: str, insertion: Insertion, address: str = ""
 
 
 def _mark(target: nn.Module) -> None:
-    """Let the type of a module's `_parameters` say which hooks of ours it has; a type of somebody else's stays."""
+    """Encode in the type of a module's `_parameters` which of our hooks it has; a foreign type stays."""
     held = target._parameters
     if type(held) is dict or isinstance(held, SiteParameters):
         hooks = _before in target._forward_pre_hooks.values(), _after in target._forward_hooks.values()
@@ -209,7 +210,11 @@ def _site_at(target: nn.Module) -> Site:
 
 
 def open_site(target: nn.Module) -> bool:
-    """Have a module ask the `detour` of its site after each forward, for `close_site` to undo; False if it does already."""
+    """Make a module ask the `detour` of its site after each forward, until `close_site` undoes it.
+
+    Returns:
+        False if the module already asked its site after each forward.
+    """
     if _after in target._forward_hooks.values():
         return False
     _site_at(target)
@@ -227,7 +232,7 @@ def close_site(target: nn.Module) -> None:
 
 
 def eject(target: nn.Module, name: str) -> None:
-    """Undo `insert`; hooks that no other insertion needs go too, and with the last insertion the site."""
+    """Undo `insert`, and remove the hooks that no other insertion needs, and the site with its last insertion."""
     site = site_of(target)
     site.drop(name)
     if not any(overrides(insertion, "before") for insertion in site.slots.values()):
@@ -261,25 +266,25 @@ def _note_traced(target: nn.Module | None) -> None:
 
 
 def delta_key(address: str, key: str) -> str:
-    """The name that a delta's tensor has in a checkpoint; the backbone itself has the address ``""``."""
+    """Return the name of a delta's tensor in a checkpoint; the backbone itself has the address ``""``."""
     return f"{address}.{CHILD}.{key}" if address else f"{CHILD}.{key}"
 
 
 def site_of(target: nn.Module) -> Site:
-    """The site of a module that holds deltas."""
+    """Return the site of a module that holds deltas."""
     site = target._modules[CHILD]
     assert isinstance(site, Site)
     return site
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """The module that torch.compile has wrapped, or else the module itself: the wrapper is part of no name."""
+    """Return the module inside torch.compile's wrapper, or else the module itself; names do not include the wrapper."""
     inner = module._modules.get("_orig_mod")
     return inner if inner is not None and type(module).__name__ == "OptimizedModule" else module
 
 
 def holds(backbone: nn.Module, address: str, name: str, insertion: Insertion) -> bool:
-    """Whether an insertion is still in its place: its target may have been replaced by another module."""
+    """Return whether an insertion is still in its place: its target may have been replaced by another module."""
     module: nn.Module | None = backbone
     for part in address.split(".") if address else ():
         child = None if module is None else module._modules.get(part)
@@ -288,7 +293,7 @@ def holds(backbone: nn.Module, address: str, name: str, insertion: Insertion) ->
     return isinstance(site, Site) and site.slots.get(name) is insertion
 
 
-# `_modules[...]`, not `target.deltas`: nn.Module.__getattr__ is half the cost of a call here.
+# `_modules[...]`, not `target.deltas`: nn.Module.__getattr__ would be half the cost of a call.
 def _before(target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
     site: Any = target._modules[CHILD]
     if is_dynamo_compiling():
@@ -317,10 +322,10 @@ def _after(target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
 
 
 def is_delta_name(name: str) -> bool:
-    """Whether a parameter or module of this name belongs to a delta rather than to the backbone."""
+    """Return whether a parameter or module of this name belongs to a delta rather than to the backbone."""
     return CHILD in name and f".{CHILD}." in f".{name}."
 
 
 def delta_of(name: str) -> str:
-    """The name of the delta that a parameter or module of this name belongs to; empty for the backbone's own."""
+    """Return the name of the delta that a parameter or module of this name belongs to; empty for the backbone's own."""
     return f".{name}.".partition(f".{CHILD}.")[2].partition(".")[0]

@@ -1,4 +1,4 @@
-"""A backbone's modules from its folder's config alone: shapes without values."""
+"""A backbone's modules built from the config in its folder alone: shapes without values."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from deltahub.errors import CheckpointError
 
 
 def skeleton(folder: Path, class_name: str = "") -> nn.Module:
-    """Build the model that a folder's `config.json` describes, on the meta device; no weights are read.
+    """Build the model that a folder's `config.json` describes, on the meta device, without reading weights.
 
     Args:
-        class_name: the class to build if it is one of transformers for this config; else the one that the config names.
+        class_name: the class to build if it is a transformers class for this config; else the class that the config names.
 
     Raises:
-        CheckpointError: there is no config that transformers understands.
+        CheckpointError: the folder has no config that transformers understands.
     """
     import transformers
 
@@ -45,10 +45,10 @@ def skeleton(folder: Path, class_name: str = "") -> nn.Module:
 
 
 def stand_in(class_name: str) -> nn.Module | None:
-    """Build a model of a class of transformers with its default config, on the meta device, as tied as the class can be.
+    """Build a model of a transformers class with its default config, on the meta device, with tied weights where possible.
 
     Returns:
-        None if transformers has no such class, or it has no default config.
+        None if transformers has no such class, or the class has no default config.
     """
     import transformers
 
@@ -62,16 +62,16 @@ def stand_in(class_name: str) -> nn.Module | None:
             part.tie_word_embeddings = True
         with torch.device("meta"):
             model: nn.Module = model_class(config)
-    except Exception:  # noqa: BLE001  # a class whose config has no defaults can fail in any way
+    except Exception:  # noqa: BLE001  # a class whose config has no defaults can raise anything
         return None
     return model
 
 
 def common_names(backbone: nn.Module) -> dict[str, tuple[list[str], int]]:
-    """The common names of a backbone's modules, block numbers written as ``*``.
+    """Return the common names of a backbone's modules, with ``*`` for block numbers.
 
     Returns:
-        Common name to the real names that have it, and how many modules they are.
+        Common name to the real names that have it, and the number of these modules.
     """
     structure = StructureMap.of(backbone)
     found: dict[str, tuple[list[str], int]] = {}

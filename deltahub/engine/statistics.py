@@ -1,4 +1,4 @@
-"""What a delta can tell of itself: how much of the model it is, and whether it acts at all."""
+"""Reports on a delta: its share of the model's parameters, and the modules where it does not act."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ReportMixin:
-    """Statistics and tests of a delta; the delta models inherit it."""
+    """The part of a delta model that reports statistics and tests whether the delta acts."""
 
     backbone_model: nn.Module
 
@@ -27,7 +27,7 @@ class ReportMixin:
         def insertions(self) -> Mapping[str, Insertion]: ...  # noqa: D102
 
     def get_statistics(self, module: nn.Module | None = None) -> dict[str, float]:
-        """Numbers of parameters and shares of the total, and CUDA memory in GB.
+        """Count parameters, compute shares of the total, and measure CUDA memory in GB.
 
         Returns:
             total_parameters, trainable_parameters, trainable_ratio, delta_parameters, delta_ratio (fractions of the
@@ -43,27 +43,27 @@ class ReportMixin:
         visualization: bool = True,
         cuda_memory: bool = True,
     ) -> None:
-        """Print the backbone as a tree with its deltas, and how much of it is trained."""
+        """Print the backbone with its deltas as a tree, and its share of trained parameters."""
         root = module if module is not None else self.backbone_model
         report(root, delta_ratio, trainable_ratio, visualization, cuda_memory)
 
     def probe(self, *args: Any, **kwargs: Any) -> list[str]:
-        """Call the backbone once and name the modules of this delta that were not called, where it cannot act.
+        """Call the backbone once and return the modules of this delta that were not called, where it cannot act.
 
-        A module is passed over when code reads its weights itself, as T5 does with `shared`.
+        A module is bypassed when code reads its weights directly, as T5 does with `shared`.
 
         Args:
-            args: what to call the backbone with.
-            kwargs: the same by name, e.g. ``**tokenizer("one sentence", return_tensors="pt")``.
+            args: positional arguments for the backbone.
+            kwargs: keyword arguments, e.g. ``**tokenizer("one sentence", return_tensors="pt")``.
 
         Returns:
-            Real module names; empty if the delta acts everywhere it was put.
+            Real module names; empty if the delta acts at each of its modules.
         """
         return not_called(self.backbone_model, self.insertions, args, kwargs)
 
 
 def count(model: nn.Module) -> dict[str, float]:
-    """Numbers of parameters, each tensor once, and CUDA memory in GB."""
+    """Count parameters, each tensor once, and measure CUDA memory in GB."""
     named = list(model.named_parameters())
     total = sum(p.numel() for _, p in named)
     trained = sum(p.numel() for _, p in named if p.requires_grad)
@@ -85,7 +85,7 @@ def count(model: nn.Module) -> dict[str, float]:
 def not_called(
     model: nn.Module, addresses: Iterable[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[str]:
-    """The modules of a model, by name, that a call of it does not call."""
+    """Return the modules of a model, by name, that a call of the model does not call."""
     silent = dict.fromkeys(addresses)
     handles = []
     for address in silent.copy():

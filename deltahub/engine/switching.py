@@ -1,4 +1,4 @@
-"""Turning deltas on and off: switching costs what the delta itself is, however many others are loaded."""
+"""Attaching and detaching deltas: the cost depends on the delta itself, not on the number of others that are loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class SwitchMixin:
-    """Attaching, detaching and removing a delta; the delta models inherit it."""
+    """The part of a delta model that attaches, detaches and removes the delta."""
 
     backbone_model: nn.Module
 
@@ -38,11 +38,11 @@ class SwitchMixin:
         def _ledger(self) -> Ledger: ...
 
     def attach(self, module: nn.Module | None = None, reset_state_dict: bool = True) -> None:
-        """Let the delta act again, in its old place among the others.
+        """Activate the delta again, in its old place among the others.
 
         Args:
-            module: only what lies inside this module of the backbone; by default everything.
-            reset_state_dict: whether `state_dict()` of the backbone leaves out what is frozen again, if
+            module: only insertions inside this module of the backbone; by default all.
+            reset_state_dict: whether `state_dict()` of the backbone leaves out frozen tensors again, if
                 `freeze_module` had it do so.
         """
         self._turn(True, module)
@@ -50,20 +50,20 @@ class SwitchMixin:
             self._ledger.only_trainable = self._ledger.filter_asked
 
     def detach(self, module: nn.Module | None = None, reset_state_dict: bool = True) -> None:
-        """Take the delta out; without other deltas, the backbone is bit for bit what it was.
+        """Deactivate the delta; without other deltas, the backbone is bit for bit what it was.
 
         Args:
-            module: only what lies inside this module of the backbone; by default everything.
-            reset_state_dict: whether `state_dict()` of the backbone is whole again once no delta is attached.
+            module: only insertions inside this module of the backbone; by default all.
+            reset_state_dict: whether `state_dict()` of the backbone is complete again once no delta is attached.
         """
         self._turn(False, module)
         if reset_state_dict and not any(entry.attached for entry in entries_of(self.backbone_model)):
             self._ledger.only_trainable = False
 
     def remove(self) -> None:
-        """Take the delta off for good; with the last one, the backbone is as if there had never been any.
+        """Remove the delta for good; after the last one, the backbone is as if there had never been any.
 
-        The handle can still be asked for its `state_dict()` before, not after.
+        Call `state_dict()` of the handle before, not after.
 
         Raises:
             MergeError: deltas are merged.
@@ -75,7 +75,7 @@ class SwitchMixin:
         note_compiled(module_at(self.backbone_model, address) for address in self.insertions)
 
     def _turn(self, on: bool, module: nn.Module | None) -> None:
-        ledger = self._ledger  # or an error: the delta was removed
+        ledger = self._ledger  # raises if the delta was removed
         refuse_merged(self.backbone_model)
         refuse_routed(self.backbone_model)
         prefix = prefix_of(self.backbone_model, module)
@@ -92,7 +92,7 @@ class SwitchMixin:
             ledger.switch(self.backbone_model, self._entry, on)
 
     def check_places(self) -> None:
-        """Hold the backbone against what the delta was put on.
+        """Check that the modules and tensors that the delta was put on are still in the backbone.
 
         Raises:
             TargetError: a module that holds the delta, or a tensor that it replaced, has been exchanged since.

@@ -1,6 +1,7 @@
-"""Which parameters trained before deltas froze them, to be given back when the last delta is removed.
+"""The record of which parameters trained before deltas froze them, restored when the last delta is removed.
 
-It is kept at each module with those who froze it, so that deltas on a part of a model and on the whole can go in any order.
+It is stored at each module with the ledgers that froze it, so that deltas on a part of a model and on the whole can be
+removed in any order.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Before:
 
     Attributes:
         trained: keys of those that trained.
-        holders: serial numbers of the ledgers whose deltas froze it.
+        holders: serial numbers of the ledgers whose deltas froze the module.
     """
 
     trained: frozenset[str]
@@ -29,7 +30,7 @@ class Before:
 
 
 def remember(backbone: nn.Module, holder: int) -> None:
-    """Keep which parameters train, where that is not kept already."""
+    """Record which parameters train, unless that is recorded already."""
     for _, module in own_modules(backbone):
         if module._parameters and ATTRIBUTE not in module.__dict__:
             keys = (
@@ -43,7 +44,7 @@ def remember(backbone: nn.Module, holder: int) -> None:
 
 
 def give_back(backbone: nn.Module, holder: int) -> None:
-    """Let what trained before train again, where nobody else has frozen it."""
+    """Let the parameters train again that trained before, unless another ledger has frozen them."""
     for _, module in own_modules(backbone):
         before = module.__dict__.get(ATTRIBUTE)
         if before is None:
@@ -57,6 +58,6 @@ def give_back(backbone: nn.Module, holder: int) -> None:
 
 
 def forget_trainable(backbone: nn.Module) -> None:
-    """Remove what is kept; the parameters stay as they are."""
+    """Remove the records; the parameters stay as they are."""
     for _, module in own_modules(backbone):
         module.__dict__.pop(ATTRIBUTE, None)

@@ -1,10 +1,10 @@
-"""The weight of a linear layer, whichever way round it is kept.
+"""The weight of a linear layer, whichever way round it is stored.
 
     Linear          weight: (n_out, n_in)
     Conv1D          weight: (n_in, n_out)       transformers' own, as in GPT-2
     Embedding       weight: (rows, width)       a linear layer of one-hot inputs, so (n_in, n_out) as well
 
-Everything here is a view; nothing is copied or changed.
+Nothing here changes a weight, and nothing is copied except selected rows and offloaded weights.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ from deltahub.engine.shapes import is_conv1d
 
 
 def is_turned(layer: nn.Module) -> bool:
-    """Whether a layer keeps its weight as ``(n_in, n_out)``."""
+    """Return whether a layer stores its weight as ``(n_in, n_out)``."""
     return isinstance(layer, nn.Embedding) or is_conv1d(layer)
 
 
 def linear_weight(layer: nn.Module) -> Tensor:
-    """The weight of a layer as ``(n_out, n_in)``: the parameter itself or a view of it; of `SomeRows`, a copy of them."""
+    """Return a layer's weight as ``(n_out, n_in)``: the parameter itself or a view; for `SomeRows`, a copy of the rows."""
     weight = cast("Tensor", resident(layer, "weight"))
     return weight.T if is_turned(layer) else weight
 
 
 def linear_bias(layer: nn.Module) -> Tensor | None:
-    """The bias of a layer, ``(n_out,)``, if it has one."""
+    """Return a layer's bias, ``(n_out,)``, or None."""
     return cast("Tensor | None", resident(layer, "bias"))
 
 
 def as_kept(layer: nn.Module, weight: Tensor) -> Tensor:
-    """A weight ``(n_out, n_in)`` the way round that a layer keeps it."""
+    """Return a weight ``(n_out, n_in)`` the way round that a layer stores it."""
     return weight.T if is_turned(layer) else weight
 
 
 class Rows(Protocol):
-    """Says which rows are meant: a `layouts.Part`."""
+    """A selection of rows: a `layouts.Part`."""
 
     def rows(self, whole: int) -> Tensor:
-        """The numbers of the rows among `whole`."""
+        """Return the numbers of the selected rows among `whole`."""
         ...
 
 
 class SomeRows:
-    """Some output rows of a linear layer, to be read as a linear layer; nothing is copied before it is asked for.
+    """Some output rows of a linear layer, readable as a linear layer; nothing is copied until it is accessed.
 
     Args:
         layer: the whole layer.
-        part: which rows.
+        part: the selection of rows.
     """
 
     __slots__ = ("layer", "part")

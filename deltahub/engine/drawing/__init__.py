@@ -1,1 +1,1 @@
-"""Pictures of a model: the folded tree, for the terminal, as SVG and for the page."""
+"""Drawings of a model: the folded module tree, for the terminal, as SVG and for the web page."""

@@ -1,6 +1,6 @@
-"""The modules of a model as a tree in which equal neighbours stand together, so that twelve blocks are read once.
+"""A model's modules as a tree with equal siblings folded, so that twelve equal blocks are shown once.
 
-Two modules are equal if all below their own names is: parameters with their shapes and roles, and children.
+Two modules are equal if their contents are: parameters with shapes and roles, and children.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 from deltahub.engine.site import is_delta_name
 
 Role = Literal["trained", "frozen", "delta"]
-Naming = Callable[[str], str | None]  # a module's real name to what it is called in the tree, or None to leave it out
+Naming = Callable[[str], str | None]  # maps a module's real name to its name in the tree, or to None to leave it out
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Leaf:
     """A parameter.
 
     Attributes:
-        role: ``"delta"`` if it belongs to one, else whether it requires a gradient.
+        role: ``"delta"`` for a delta's parameter, else whether it requires a gradient.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Leaf:
 
     @property
     def size(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements."""
         return prod(self.shape)
 
 
@@ -43,9 +43,9 @@ class Node:
     """A module, or several equal ones.
 
     Attributes:
-        names: what each is called within its parent.
+        names: the name of each within its parent.
         kinds: the class of each.
-        parameters: those that each holds itself.
+        parameters: the parameters that each holds directly.
         children: the modules inside each.
         delta: whether it belongs to a delta.
     """
@@ -58,23 +58,23 @@ class Node:
 
     @cached_property
     def below(self) -> tuple[object, ...]:
-        """What two modules must share to be folded."""
+        """The contents that two modules must share to be folded."""
         inner = tuple((tuple(child.names), tuple(child.kinds), child.below) for child in self.children)
         return tuple(self.parameters), inner
 
     @cached_property
     def size(self) -> int:
-        """Numbers in all parameters of one of the modules; a tensor that two of them share counts twice."""
+        """Number of elements in all parameters of one of the modules; a tensor shared by two parameters counts twice."""
         own = sum(leaf.size for leaf in self.parameters)
         return own + sum(child.size * len(child.names) for child in self.children)
 
 
 def fold(model: nn.Module, *, keep_empty: bool = False, naming: Naming | None = None) -> list[Node]:
-    """The modules inside a model as a folded tree.
+    """Return the modules inside a model as a folded tree.
 
     Args:
         keep_empty: keep modules without parameters.
-        naming: what to call them; by default what their parents call them. The children of one that is left out
+        naming: names for the tree; by default the names within the parents. The children of a module that is left out
             take its place.
     """
     return list(_children(model, "", keep_empty, naming or _own_name))
@@ -87,7 +87,7 @@ def _own_name(path: str) -> str:
 def _children(module: nn.Module, prefix: str, keep_empty: bool, naming: Naming) -> list[Node]:
     nodes: list[Node] = []
     for node in _each(module, prefix, keep_empty, naming):
-        bare = not (node.parameters or node.children)  # nothing to tell two of them apart by
+        bare = not (node.parameters or node.children)  # without contents, all such modules would be equal
         twin = None if bare else next((other for other in nodes if other.below == node.below), None)
         if twin is None:
             nodes.append(node)
@@ -117,7 +117,7 @@ def _leaves(module: nn.Module, path: str) -> Iterator[Leaf]:
 
 
 def together(names: Iterable[str]) -> str:
-    """Names of equal modules in short: ``"0-3,5-5"`` for block numbers, else the names with commas."""
+    """Abbreviate the names of equal modules: ``"0-3,5-5"`` for block numbers, else the names with commas."""
     names = list(names)
     if not all(name.isdecimal() for name in names):
         return ",".join(names)
@@ -127,12 +127,12 @@ def together(names: Iterable[str]) -> str:
 
 
 def printable(name: str) -> str:
-    """A name without characters that drive a terminal or that no page can hold."""
+    """Replace the characters of a name that control a terminal or that no page can hold."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
 
 
 def short_count(number: int) -> str:
-    """A count for people, in three digits: ``"768"``, ``"591K"``, ``"85.1M"``, ``"6.74B"``."""
+    """Format a count with three digits: ``"768"``, ``"591K"``, ``"85.1M"``, ``"6.74B"``."""
     value, unit = float(number), ""
     for larger in ("K", "M", "B"):
         if value < 999.5:

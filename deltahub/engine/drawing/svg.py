@@ -1,4 +1,4 @@
-"""What a terminal would show, as an SVG that needs no font and nothing else from elsewhere."""
+"""Terminal output as an SVG that needs no font and no other external resource."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Final
 from rich.console import Console, RenderableType
 from rich.terminal_theme import TerminalTheme
 
-_WIDEST: Final = 10_000  # columns; what is drawn takes as many as it needs
+_WIDEST: Final = 10_000  # columns; a drawing takes only as many as it needs
 _THEME: Final = TerminalTheme(
-    (22, 24, 33),  # ground
+    (22, 24, 33),  # background
     (205, 211, 226),  # text
     [
         (22, 24, 33),  # black
@@ -23,7 +23,7 @@ _THEME: Final = TerminalTheme(
         (240, 243, 250),  # white
     ],
 )
-# rich fills this in; each line of text carries its own width, so that any monospace font will do.
+# Filled in by rich; each line of text carries its own width, so any monospace font works.
 _FORMAT: Final = """<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg" role="img">
 <style>
 .{unique_id}-matrix {{ font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;
@@ -47,10 +47,10 @@ _FORMAT: Final = """<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org
 
 
 def svg_of(picture: RenderableType, title: str) -> str:
-    """Draw anything that rich can print, as wide as its longest line.
+    """Draw anything that rich can print, as wide as its longest line, and return the SVG.
 
     Args:
-        title: what stands above it.
+        title: the heading above the picture.
     """
     measure = Console(width=_WIDEST, file=StringIO(), color_system=None)
     lines = measure.render_lines(picture, pad=False)

@@ -1,4 +1,4 @@
-"""The structure graph: a model as a tree in which equal neighbours are folded into one.
+"""The structure graph: a model as a tree with equal siblings folded into one.
 
     root
     └── encoder (BertEncoder)
@@ -35,7 +35,7 @@ LEGEND: Final = (
 
 
 class Visualization:
-    """Draws a model.
+    """A drawing of a model.
 
     Args:
         plm: the model, with or without deltas.
@@ -56,17 +56,17 @@ class Visualization:
         *,
         counts: bool = False,
     ) -> Tree:
-        """The model as a tree.
+        """Return the model as a tree.
 
         Args:
-            rootname: what to call the model itself.
+            rootname: name of the root, the model itself.
             expand_params: give every parameter a line of its own.
             keep_non_params: keep modules without parameters.
-            common_structure: call modules by their common names, where they have one.
+            common_structure: use the common names of modules that have one.
             mapping: the common names; by default those of `StructureMap.of`.
-            only_common: with common names, leave out the modules that have none; what is inside them takes their place.
-            printTree: print it as well.
-            counts: say how many parameters each module has.
+            only_common: with common names, leave out the modules without one; their children take their place.
+            printTree: print the tree as well.
+            counts: show the number of parameters of each module.
         """
         naming = _common(mapping or StructureMap.of(self.plm), only_common) if common_structure else None
         tree = Tree(f"[white]{escape(printable(rootname))}")
@@ -77,23 +77,23 @@ class Visualization:
         return tree
 
     def save_svg(self, path: str | os.PathLike[str], rootname: str | None = None) -> None:
-        """Save the tree, with counts and a legend, as a picture that shows alike everywhere.
+        """Save the tree, with counts and a legend, as an SVG that looks the same everywhere.
 
         Args:
-            path: where to, e.g. ``"model.svg"``; a file there is replaced.
-            rootname: what to call the model; by default its class.
+            path: target file, e.g. ``"model.svg"``; an existing file is overwritten.
+            rootname: name of the root; by default the model's class.
         """
         name = rootname or type(self.plm).__name__
         picture = Group(self.structure_graph(name, printTree=False, counts=True), "", LEGEND)
-        svg = svg_of(picture, printable(name)).replace("#af00ff", "#c792ff")  # legible on the picture's dark ground
+        svg = svg_of(picture, printable(name)).replace("#af00ff", "#c792ff")  # legible on the picture's dark background
         Path(path).write_text(svg, "utf-8")
 
     def save_html(self, path: str | os.PathLike[str], rootname: str | None = None) -> None:
-        """Save the tree, with counts and a legend, as a page of its own whose parts open and close.
+        """Save the tree, with counts and a legend, as a standalone page with parts that open and close.
 
         Args:
-            path: where to, e.g. ``"model.html"``; a file there is replaced.
-            rootname: what to call the model; by default its class.
+            path: target file, e.g. ``"model.html"``; an existing file is overwritten.
+            rootname: name of the root; by default the model's class.
         """
         parameters = list(self.plm.named_parameters())
         total = sum(p.numel() for _, p in parameters)

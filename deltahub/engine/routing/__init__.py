@@ -1,1 +1,1 @@
-"""Each row of a batch through a delta of its own."""
+"""Routing: each row of a batch through its own delta."""

@@ -1,4 +1,4 @@
-"""Whether the first dimension of what a module returns counts the rows of the batch."""
+"""The test whether the first dimension of a module's output counts the rows of the batch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _BATCH, _LENGTH = 3, 5
 
 
 def rows_first(backbone: nn.Module, addresses: Collection[str]) -> set[str]:
-    """Those modules that are seen to return one hidden state for each row, in a pseudo forward of a few rows on the meta device.
+    """Return the modules that return one hidden state per row, as seen in a pseudo forward pass of a few rows.
 
-    A module that it does not reach is not among them.
+    The pass runs on the meta device. A module that it does not reach is not included.
     """
     clone = meta_copy(backbone).eval()
     seen: dict[str, bool] = {}
@@ -40,6 +40,6 @@ def rows_first(backbone: nn.Module, addresses: Collection[str]) -> set[str]:
             with torch.no_grad():
                 clone(**inputs)
             break
-        except Exception:  # noqa: BLE001, S112  # a model may fail in any way on inputs that mean nothing; the next may do
+        except Exception:  # noqa: BLE001, S112  # a model can raise anything on dummy inputs; the next set may work
             continue
     return {address for address, first in seen.items() if first}

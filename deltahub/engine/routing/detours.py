@@ -1,4 +1,4 @@
-"""What a module with deltas does while a route is open: each insertion, and each head, on its own rows of the batch."""
+"""The work of a module with deltas while a route is open: each insertion, and each head, acts on its own rows."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from deltahub.errors import RouteError
 
 
 class Batch(Protocol):
-    """What a route knows of the batch.
+    """The route's knowledge of the batch.
 
     Attributes:
         backbone: the backbone.
-        rows: for each row its delta, or None.
-        sizes: how many rows a tensor may have: one for each row, or several side by side.
+        rows: the delta of each row, or None.
+        sizes: the numbers of rows a tensor may have: one for each row, or several side by side.
     """
 
     backbone: nn.Module
@@ -31,13 +31,13 @@ class Batch(Protocol):
     sizes: tuple[int, ...]
 
     def check(self, address: str, hidden: Any, *, certain: bool = False) -> int:
-        """The number of rows of a hidden state at a module."""
+        """Return the number of rows of a hidden state at a module."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What happens at one module to a batch of one size; None where nothing does."""
+    """The work at one module for one batch size; None or empty where there is none."""
 
     before: Split | None
     after: tuple[Split, ...]
@@ -45,12 +45,12 @@ class _Plan:
 
 
 class DetourByRows:
-    """Runs the insertions of one site, each on its own rows.
+    """A detour that runs each insertion of one site on its own rows.
 
     Args:
         opened: the route.
         address: the module's name.
-        heads: for each row the weights that the module needs for it, or None where it holds the right ones.
+        heads: for each row the weights that the module needs, or None if it holds the right ones.
 
     Raises:
         RouteError: a delta reads weights that differ between rows.
@@ -80,14 +80,14 @@ class DetourByRows:
         return type(None), ()
 
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """See `Site`: each `before` on its rows of what the target is called with."""
+        """Run each `before` on its rows of the target's arguments."""
         if not self.enters:
             return args, kwargs
         plan = self.plans[self.route.check(self.address, first_input(args, kwargs))]
         return plan.before.before(target, args, kwargs) if plan.before else (args, kwargs)
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """See `Site`: each head and each `after` on its rows of what the target returns."""
+        """Run each head and each `after` on its rows of the target's output."""
         if not self.leaves:
             return output
         for split in self.plans[self.route.check(self.address, hidden_of(output))].after:
@@ -95,7 +95,7 @@ class DetourByRows:
         return output
 
     def attend(self, target: nn.Module, call: Any) -> Any:
-        """See `Site`: each `attend` on its rows."""
+        """Run each `attend` on its rows."""
         if not self.attends:
             return call
         for insertion, rows in self.plans[self.route.check(self.address, call.query, certain=True)].attend:

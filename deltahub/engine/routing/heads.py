@@ -1,4 +1,4 @@
-"""Heads of several deltas in one batch: backbone tensors of which each delta has a value of its own.
+"""Heads of several deltas in one batch: backbone tensors for which each delta has its own value.
 
 The backbone holds one of these values at a time. Here a layer that owns such a tensor computes some rows again, with the
 value that they need; the backbone's parameters stay as they are.
@@ -52,9 +52,9 @@ class Head:
     """A layer with the weights of one delta, or the backbone's own.
 
     Attributes:
-        compute: what the layer does with its input and given weights.
-        weights: by parameter name, those that differ from what the layer holds.
-        trained: a parameter whose gradient would be lost, and whose: tensor name and delta names.
+        compute: computes the layer's output from its input and given weights.
+        weights: by parameter name, those that differ from the layer's live ones.
+        trained: a parameter whose gradient would be lost: tensor name, its delta, and the owner of the live value.
     """
 
     compute: Callable[[Any, Tensor, _Weights], Tensor]
@@ -62,7 +62,7 @@ class Head:
     trained: tuple[str, str, str] | None
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """What the layer returns for its input with these weights.
+        """Return the layer's output for its input and these weights.
 
         Raises:
             RouteError: the weights are to train.
@@ -83,16 +83,16 @@ class Head:
 def heads_of(
     backbone: nn.Module, ledger: Ledger, rows: Sequence[Entry | None]
 ) -> Iterator[tuple[str, nn.Module, tuple[Head | None, ...]]]:
-    """The layers whose weights differ between the rows or from what they hold.
+    """Yield the layers whose weights differ between rows, or from their live weights.
 
     Args:
         rows: for each row its delta, or None for the bare backbone.
 
-    Returns:
-        Name, layer, and for each row its head, or None where the layer holds the right weights.
+    Yields:
+        Name, layer, and for each row its head, or None if the layer holds the right weights.
 
     Raises:
-        RouteError: a module that is no such layer owns such a tensor.
+        RouteError: such a tensor belongs to a module that cannot compute rows with other weights.
     """
     deltas = {entry.serial: entry.name for entry in ledger.entries.values()}
     for address, module in own_modules(backbone):
@@ -121,14 +121,14 @@ def _head(
     owners: Sequence[int | None],
     deltas: Mapping[int, str],
 ) -> Head | None:
-    """A module with the values of some deltas, by their serial numbers; None where it holds them."""
+    """Build the head of a module from the values of some deltas, by serial number; None if the module holds them."""
     weights: dict[str, Tensor] = {}
     trained = None
     for (key, record), owner in zip(records.items(), owners, strict=True):
         if owner == record.owner:
             continue
         value = record.base if owner is None else record.values[owner]
-        assert value is not None  # only the value that acts is not kept
+        assert value is not None  # only the live value is not stored
         weights[key] = value
         if owner is not None:
             holder = "the backbone" if record.owner is None else deltas.get(record.owner, "a delta of another handle")
@@ -139,10 +139,10 @@ def _head(
 def _compute(
     address: str, module: nn.Module, records: Mapping[str, Override]
 ) -> Callable[[Any, Tensor, _Weights], Tensor]:
-    """How to compute a module with other weights.
+    """Return the function that computes a module with other weights.
 
     Raises:
-        RouteError: it is not known.
+        RouteError: there is none for this module.
     """
     own_forward = type(module).forward
     if not records.keys() & module._buffers.keys():

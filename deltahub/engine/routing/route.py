@@ -1,10 +1,10 @@
-"""Each row of a batch through a delta of its own.
+"""Routing: each row of a batch through its own delta.
 
     with deltahub.route(backbone, [en, fr, None, en]):      rows 0 and 3: en, row 1: fr, row 2: the bare backbone
         backbone(**batch)
 
-While a route is open, the sites of the backbone have a `detour` that lets each delta see only its rows (`engine/routing/rows.py`). It
-is an attribute of the site, not of the thread: gradient checkpointing computes parts again in threads of autograd's own.
+While a route is open, the sites of the backbone have a `detour` that shows each delta only its rows (`engine/routing/rows.py`).
+It is an attribute of the site, not of the thread: gradient checkpointing recomputes parts in autograd's own threads.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _OPENING: Final = threading.Lock()
 
 @contextmanager
 def route(backbone: nn.Module, rows: Sequence[DeltaBase | str | None], *, beams: int = 1) -> Iterator[None]:
-    """Send each row of a batch through a delta of its own, for as long as the block lasts.
+    """Send each row of a batch through its own delta, for the duration of the block.
 
-    Only these deltas act, each on its rows; whatever else is attached is silent. Heads that deltas trained are routed too.
-    The backward pass of a backbone with gradient checkpointing belongs inside the block: it computes parts again.
+    Only these deltas act, each on its rows; other attached deltas are inactive. Heads trained by deltas are routed too.
+    With gradient checkpointing, the backward pass belongs inside the block as well, because it recomputes parts.
 
     Args:
         backbone: the backbone that the deltas are on.
         rows: for each row of the batch a delta or its name, or None for the bare backbone.
-        beams: how many sequences `generate` keeps for each row (`num_beams`, or `num_return_sequences`): a batch of
-            ``len(rows) * beams`` is then taken as that, a row's sequences side by side.
+        beams: number of sequences that `generate` keeps for each row (`num_beams`, or `num_return_sequences`): a batch of
+            ``len(rows) * beams`` is accepted too, with the sequences of a row side by side.
 
     Raises:
-        RouteError: a delta is not on this backbone, detached, merged, or changes the length of a sequence; the batch has
+        RouteError: a delta is not on this backbone, is detached or merged, or changes the length of a sequence; the batch has
             another number of rows; a module mixes rows; or a route is open already.
     """
     ledger = backbone.__dict__.get(ATTRIBUTE)
@@ -101,7 +101,7 @@ def _entry(ledger: Ledger, delta: DeltaBase | str) -> Entry:
 
 
 class _Route:
-    """What is open on a backbone; a copy of the backbone has none."""
+    """An open route on a backbone; a copy of the backbone has none."""
 
     def __init__(self, backbone: nn.Module, rows: tuple[Entry | None, ...], beams: int) -> None:
         self.backbone = backbone
@@ -109,13 +109,13 @@ class _Route:
         self.sizes: tuple[int, ...] = (len(rows), len(rows) * beams)
         self.sites: list[Site] = []
         self.opened: list[nn.Module] = []
-        self.sure: set[str] | None = None  # modules that return rows first, once somebody had to ask
+        self.sure: set[str] | None = None  # modules that return rows first, computed when first needed
 
     def __reduce__(self) -> Any:
         return type(None), ()
 
     def enter(self, ledger: Ledger) -> None:
-        """Set a detour at every module where a delta acts or has weights of its own."""
+        """Set a detour at every module where a delta acts or has its own weights."""
         self._refuse_others(ledger)
         heads = {address: (module, chosen) for address, module, chosen in heads_of(self.backbone, ledger, self.rows)}
         for module, _ in heads.values():
@@ -129,7 +129,7 @@ class _Route:
                 self.sites.append(site)
 
     def _refuse_others(self, ledger: Ledger) -> None:
-        """Refuse deltas of other handles: on every row they would act, whatever the rows are given."""
+        """Raise if deltas of other handles are active: they would act on every row, regardless of the route."""
         for address, module in own_modules(self.backbone):
             site = module._modules.get(CHILD)
             for name, insertion in site._modules.items() if isinstance(site, Site) else ():
@@ -149,13 +149,13 @@ class _Route:
             close_site(module)
 
     def check(self, address: str, hidden: Any, *, certain: bool = False) -> int:
-        """The number of rows of a hidden state.
+        """Return the number of rows of a hidden state.
 
         Args:
             certain: whether rows are known to come first.
 
         Raises:
-            RouteError: it is another than the route's, or it is not certain that they come first.
+            RouteError: the number is not one of the route's, or it is not certain that rows come first.
         """
         where = address or "the backbone"
         if not isinstance(hidden, Tensor) or hidden.dim() == 0:

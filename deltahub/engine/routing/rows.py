@@ -1,7 +1,7 @@
-"""A batch taken apart by rows, so that each insertion sees its own, and put together again out of place.
+"""Splitting a batch by rows, so that each insertion sees its own, and joining it again out of place.
 
-The rows 0 to 5 become the parts 0 3 | 1 | 2 4 5 with what acts on each: a, b, nothing. Joined they are 0 3 1 2 4 5, and then
-brought into order. Gradients flow through all of it.
+The rows 0 to 5 become the parts 0 3 | 1 | 2 4 5 with their insertions: a, b, none. Joined they are 0 3 1 2 4 5, and are then
+put back in order. Gradients flow through every step.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from deltahub.errors import RouteError
 
 
 class Treatment(Protocol):
-    """What acts on rows after a module: an insertion, or a head's own weights (`engine/routing/heads.py`)."""
+    """The work on rows after a module: an insertion, or a head's own weights (`engine/routing/heads.py`)."""
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Change what the target returns."""
+        """Change the output of the target."""
         ...
 
 
@@ -32,7 +32,7 @@ class Share:
 
     Attributes:
         rows: their numbers, ``(n,)`` integers.
-        acting: for each of them what acts on it, the same at several or not; empty where nothing acts.
+        acting: what acts on each row, possibly the same on several; empty where nothing acts.
     """
 
     rows: Tensor
@@ -44,9 +44,9 @@ class Split:
     """All rows of a batch in parts.
 
     Attributes:
-        size: how many rows the batch has.
+        size: number of rows in the batch.
         parts: at least one.
-        order: for each row its place among the parts, put one after another; None where that is its number.
+        order: for each row its position in the concatenated parts; None if that is its number.
     """
 
     size: int
@@ -55,11 +55,11 @@ class Split:
 
     @classmethod
     def of(cls, acting: Sequence[Any], device: torch.device, key: Callable[[Any], Hashable] = id) -> Split:
-        """Split by what acts on each row.
+        """Split rows by what acts on each.
 
         Args:
-            acting: for each row, or None where nothing does.
-            key: equal for those that can act at once, as `Insertion.after_rows` does.
+            acting: what acts on each row, or None.
+            key: returns equal keys for those that can act at once, as in `Insertion.after_rows`.
         """
         groups: dict[Hashable, list[int]] = {}
         for row, one in enumerate(acting):
@@ -74,7 +74,7 @@ class Split:
         return cls(len(acting), tuple(parts), order)
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Let each part's rows of an output be changed by what acts on them."""
+        """Change the rows of each part in an output by what acts on them."""
 
         def change(hidden: Tensor) -> Tensor:
             taken, changed = [], []
@@ -89,7 +89,7 @@ class Split:
         return map_hidden(output, change)
 
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """Let each part's rows of what a module is called with be changed by what acts on them."""
+        """Change the rows of each part in a module's arguments by what acts on them."""
         taken = [(self._take(args, part.rows), self._take(kwargs, part.rows)) for part in self.parts]
         changed = [
             part.acting[0].before(target, *given) if part.acting else given
@@ -111,7 +111,7 @@ class Split:
         return at_once
 
     def _take(self, value: Any, rows: Tensor) -> Any:
-        """Some rows of every tensor that has one for each row of the batch; what else there is stays whole."""
+        """Select rows of every tensor that has one for each row of the batch; other values stay whole."""
         if isinstance(value, Tensor):
             mine = value.dim() > 0 and value.shape[0] == self.size and len(self.parts) > 1
             return value.index_select(0, rows.to(value.device)) if mine else value
@@ -120,7 +120,7 @@ class Split:
         return {key: self._take(item, rows) for key, item in value.items()} if type(value) is dict else value
 
     def _join(self, whole: Any, taken: Sequence[Any], changed: Sequence[Any], target: nn.Module) -> Any:
-        """Put the parts of a value together again; what no part changed stays the object that it was."""
+        """Join the parts of a value; a value that no part changed stays the same object."""
         if all(one is other for one, other in zip(taken, changed, strict=True)):
             return whole
         if isinstance(whole, Tensor):
@@ -142,7 +142,7 @@ class Split:
 
 
 def hidden_of(output: Any) -> Any:
-    """The hidden state of an output: see `map_hidden`."""
+    """Return the hidden state of an output: see `map_hidden`."""
     if isinstance(output, Tensor) or not output:
         return output
     return output[0] if isinstance(output, tuple) else next(iter(output.values()))

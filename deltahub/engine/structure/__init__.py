@@ -1,1 +1,1 @@
-"""The common names of modules: written down for the main families, inferred for every other transformer."""
+"""The common names of modules: explicit for the main families, inferred for every other transformer."""

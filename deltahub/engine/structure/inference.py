@@ -3,10 +3,10 @@
     block          the element of a list of modules around an attention or a feed-forward
     attention      a module with one layer each for query and key or value, by their usual names
     feed-forward   the layers of a block that widen its hidden state and narrow it again, by their usual names
-    layer norms    those of a block, and those behind the last block
+    layer norms    those of a block, and those after the last block
 
-A wrong name is worse than none: a layer whose place is not certain keeps its real name, and an address that finds nothing
-says which layers a block has.
+A wrong name is worse than none: a layer whose role is not certain keeps its real name, and the error for an address that
+matches nothing lists the layers of a block.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from deltahub.engine.structure.tree import Tree, ancestors, is_norm
 
 @dataclass
 class Inferred:
-    """Common names that were inferred, each in "@" writing.
+    """Inferred common names, each in "@" notation.
 
     Attributes:
         names: real name to common name.
         parts: real name of a fused layer to its parts.
-        groups: real name to the common name of a group that it is a member of.
-        aliases: real name to further common names of it.
-        experts: real names of mixtures of experts whose matrices are no modules; their aliases name these.
+        groups: real name to the common name of its group.
+        aliases: real name to its further common names.
+        experts: real names of mixtures of experts whose matrices are not modules; their aliases name these.
         blocks: real names of the blocks.
-        widths: real name of an attention, a norm or a mixture of experts to the size of the hidden state that it returns.
-        widths_in: the same for the hidden state that it is called with.
+        widths: real name of an attention, a norm or a mixture of experts to the size of the hidden state it returns.
+        widths_in: the same for the hidden state it receives.
     """
 
     names: dict[str, str] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Inferred:
     widths_in: dict[str, int] = field(default_factory=dict)
 
     def common_name(self, name: str) -> str:
-        """The common name of a module: that of the nearest ancestor with one, and the rest of its own."""
+        """Return the common name of a module: that of the nearest ancestor with one, and the rest of the real name."""
         for above in (name, *ancestors(name)):
             if above in self.names:
                 return self.names[above] + name[len(above) :]
@@ -56,7 +56,7 @@ class Inferred:
 
 
 def infer(modules: Mapping[str, nn.Module]) -> Inferred:
-    """Name what is certain among some modules of a backbone.
+    """Infer the names that are certain among some modules of a backbone.
 
     Args:
         modules: real name to module, parents before children.
@@ -88,7 +88,7 @@ def _forwards(tree: Tree, block: str, attentions: Sequence[Attention]) -> Iterat
 
 
 def _blocks_without_attention(tree: Tree, known: set[str]) -> Iterator[str]:
-    """Outermost elements of lists that lie apart from the blocks that are known."""
+    """Yield the outermost elements of lists that are neither in nor around the known blocks."""
     around = {above for block in known for above in ancestors(block)}
     taken = set(known)
     for name in tree.modules:
@@ -99,7 +99,7 @@ def _blocks_without_attention(tree: Tree, known: set[str]) -> Iterator[str]:
 
 
 def _element_around(holder: str) -> str:
-    """The innermost element of a list that a feed-forward is in, or is, other than one of several experts."""
+    """Return the innermost list element that contains or is a feed-forward, other than one of several experts."""
     elements = [name for name in (holder, *ancestors(holder)) if name.rpartition(".")[2].isdigit()]
     return next((n for n in elements if not EXPERTS.search(n.split(".")[-2] if "." in n else "")), elements[-1])
 
@@ -130,7 +130,7 @@ def _name_block(
 
 
 def _causal(tree: Tree, by_block: Mapping[str, Sequence[Attention]]) -> dict[str, set[bool]]:
-    """What the attentions in each list of blocks say on whether they look ahead."""
+    """Return for each list of blocks the values of `is_causal` of its attentions."""
     found: dict[str, set[bool]] = {}
     for block, attentions in by_block.items():
         told = (tree.modules[attention.core].__dict__.get("is_causal") for attention in attentions)
@@ -139,7 +139,7 @@ def _causal(tree: Tree, by_block: Mapping[str, Sequence[Attention]]) -> dict[str
 
 
 def _name_path(tree: Tree, found: Inferred, block: str, causal: set[bool]) -> str:
-    """Name a block, the list that it is in, and the encoder or decoder around; returns the block's common name."""
+    """Name a block, the list that contains it, and the encoder or decoder around it; return the block's common name."""
     container, _, number = block.rpartition(".")
     path = container.rpartition(".")[0]
     known = ("encoder", "decoder")
@@ -186,7 +186,7 @@ def _name_attention(tree: Tree, found: Inferred, base: str, attention: Attention
             parts = fused_parts(tree.modules[attention.core], role, tree.linears[layer][1])
             label = ",".join(part.label for part in parts)
             if sum(part.stop - part.start for part in parts) != (parts[0].of if parts else 0) or not parts:
-                label = "kv" if "q" in attention.roles else "qkv"  # the whole is more than its parts, or has none
+                label = "kv" if "q" in attention.roles else "qkv"  # it has more than these parts, or none
             if parts:
                 found.parts[layer] = parts
         found.names[layer] = f"{whole}.{label}{MARK}"
@@ -212,7 +212,7 @@ def _name_forward(tree: Tree, found: Inferred, base: str, block: str, forward: F
 
 
 def _name_apart(tree: Tree, found: Inferred, block: str, layer: str, whole: str) -> None:
-    """A feed-forward without a module of its own: its layers are a group, and so are modules around only them."""
+    """Name a feed-forward without its own module: its layers form a group, and modules around only them get its name."""
     around = [name for name in ancestors(layer) if name.startswith(f"{block}.")]
     if not around:
         found.groups[layer] = whole
@@ -227,7 +227,7 @@ def _name_embeddings(tree: Tree, found: Inferred) -> None:
     root = tree.modules.get("")
     try:
         embeddings = root.get_input_embeddings()  # type: ignore[union-attr, operator]
-    except Exception:  # noqa: BLE001  # a model may have none, and say so in any way
+    except Exception:  # noqa: BLE001  # a model without embeddings can raise anything
         return
     name = next((name for name, module in tree.modules.items() if module is embeddings), "")
     if name and isinstance(embeddings, nn.Embedding):
@@ -235,7 +235,7 @@ def _name_embeddings(tree: Tree, found: Inferred) -> None:
 
 
 def found_in(modules: Mapping[str, nn.Module], guess: Inferred) -> str:
-    """A sentence on which linear layers the first block of a backbone has, for one whose address found nothing."""
+    """Describe the linear layers of a backbone's first block, for an address that matched nothing."""
     tree = Tree.of(modules)
     lists = [name for name in tree.inside if name.rpartition(".")[2].isdigit()]
     block = next(iter(guess.blocks), None) or next(iter(lists), None)

@@ -1,14 +1,14 @@
-"""Fused layers: which rows of one linear layer are the query, the key and the value, or the gate and the first matrix.
+"""Fused layers: the rows of one linear layer that are query, key and value, or gate and first matrix.
 
-Every layout is "some groups, and in each group the parts in turn":
+Every layout consists of groups, with the parts in turn in each group:
 
     GPT-2, in turn        groups=1      q q q q | k k k k | v v v v
     Phi-3, grouped query  groups=1      q q q q | k | v
     GPT-NeoX, by head     groups=heads  q k v | q k v | q k v | q k v
     Falcon 40B            groups=kv     q q k v | q q k v
 
-The table holds classes whose forward was seen to split so; `tests/engine/test_inference.py` holds models against it. A
-fused layer of any other class has a name as a whole only.
+The table holds classes whose forward was seen to split so; `tests/engine/test_inference.py` checks it against models. A
+fused layer of any other class has a name only as a whole.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from torch import Tensor, nn
 class Part:
     """A share of a fused module's output, e.g. the q rows of a q,k,v projection.
 
-    The output, of width ``groups * of * unit``, is seen as ``(..., groups, of, unit)``; the part is ``[..., start:stop, :]``.
+    The output, of width ``groups * of * unit``, is viewed as ``(..., groups, of, unit)``; the part is ``[..., start:stop, :]``.
 
     Attributes:
         label: its common name, e.g. ``"q"``.
         start: first unit of the part in each group.
         stop: the unit after its last.
-        of: how many units a group has.
-        groups: how many groups there are.
+        of: number of units in a group.
+        groups: number of groups.
     """
 
     label: str
@@ -42,20 +42,20 @@ class Part:
     groups: int = 1
 
     def width(self, whole: int) -> int:
-        """How many of the layer's `whole` rows are the part's."""
+        """Return how many of the layer's `whole` rows belong to the part."""
         return whole // self.of * (self.stop - self.start)
 
     def rows(self, whole: int) -> Tensor:
-        """The numbers of these rows, in the order in which the model reads them."""
+        """Return the numbers of these rows, in the order the model reads them."""
         view = torch.arange(whole).view(self.groups, self.of, -1)
         return view[:, self.start : self.stop].flatten()
 
     def read(self, output: Tensor) -> Tensor:
-        """The part of an output with shape ``(..., whole)``."""
+        """Return the part of an output with shape ``(..., whole)``."""
         return self._grouped(output)[..., self.start : self.stop, :].flatten(-3)
 
     def written(self, output: Tensor, share: Tensor) -> Tensor:
-        """The output with another part in place of its own."""
+        """Return the output with this part replaced."""
         grouped = self._grouped(output)
         changed = share.reshape(*grouped.shape[:-2], self.stop - self.start, grouped.shape[-1])
         pieces = (grouped[..., : self.start, :], changed, grouped[..., self.stop :, :])
@@ -66,7 +66,7 @@ class Part:
 
 
 def in_turn(labels: str, sizes: tuple[int, ...] = (), groups: int = 1) -> tuple[Part, ...]:
-    """The parts of a layer, by their labels with commas and their sizes in each group; by default all are equal."""
+    """Build the parts of a layer from comma-separated labels and the sizes in each group; by default all are equal."""
     names = labels.split(",")
     sizes = sizes or (1,) * len(names)
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
@@ -75,7 +75,7 @@ def in_turn(labels: str, sizes: tuple[int, ...] = (), groups: int = 1) -> tuple[
 
 
 def _heads(core: nn.Module, *names: str) -> int:
-    """A number that an attention carries itself or in its config, by the first name that it goes by."""
+    """Return a number that an attention or its config has, by the first of these names that exists."""
     for holder in (core, getattr(core, "config", None)):
         for name in names:
             if isinstance(told := getattr(holder, name, None), int) and not isinstance(told, bool):
@@ -88,48 +88,51 @@ _KV_HEADS: Final = ("num_key_value_heads", "num_kv_heads", "kv_n_heads", "kv_hea
 
 
 def _thirds(core: nn.Module) -> tuple[Part, ...]:
-    """q, then k, then v; where the layer is of a cross-attention with a q layer of its own, k, then v."""
+    """Return q, then k, then v; in a cross-attention with its own q layer, k, then v."""
     crossing = "q_attn" in core._modules
     return in_turn("k,v" if crossing else "q,k,v")
 
 
 def _halves(core: nn.Module) -> tuple[Part, ...]:
-    """k, then v."""
+    """Return k, then v."""
     return in_turn("k,v")
 
 
 def _by_head(core: nn.Module) -> tuple[Part, ...]:
-    """q, k and v of the first head, then of the second."""
+    """Return q, k and v of the first head, then of the second, and so on."""
     return in_turn("q,k,v", groups=_heads(core, *_HEADS))
 
 
 def _grouped_query(core: nn.Module) -> tuple[Part, ...]:
-    """All heads of q, then the fewer ones of k, then those of v."""
+    """Return all heads of q, then the fewer heads of k, then those of v."""
     heads, fewer = _heads(core, *_HEADS), _heads(core, *_KV_HEADS)
     return in_turn("q,k,v", (heads, fewer, fewer))
 
 
 def _by_group(core: nn.Module) -> tuple[Part, ...]:
-    """Falcon: the query heads of the first key head, that key head and its value head, then the next."""
+    """Return the layout of Falcon: the query heads of the first key head, that key head and its value head, then the next."""
     heads, groups = _heads(core, *_HEADS), _heads(core, "num_kv_heads")
     return in_turn("q,k,v", (heads // groups, 1, 1), groups)
 
 
 def _multi_query(core: nn.Module) -> tuple[Part, ...]:
-    """GPT-BigCode: all heads of q and one each of k and v; without multi-query, by head."""
+    """Return the layout of GPT-BigCode: all heads of q and one each of k and v; without multi-query, by head."""
     heads = _heads(core, "num_heads")
-    if "q_attn" in core._modules:  # of a cross-attention
+    if "q_attn" in core._modules:  # in a cross-attention
         return ()
     return in_turn("q,k,v", (heads, 1, 1)) if getattr(core, "multi_query", False) else in_turn("q,k,v", groups=heads)
 
 
 def _four_shards(core: nn.Module) -> tuple[Part, ...]:
-    """CodeGen: the shards of the four processors that trained it, each q, v, k."""
+    """Return the layout of CodeGen: the shards of the four processors that trained it, each q, v, k."""
     return in_turn("q,v,k", groups=4)
 
 
 def _latent(core: nn.Module) -> tuple[Part, ...]:
-    """Multi-head latent attention: in each head the part of k without positions, then v. The rest of k comes from elsewhere."""
+    """Return the layout of multi-head latent attention: in each head the part of k without positions, then v.
+
+    The rest of k comes from elsewhere.
+    """
     keys, values = _heads(core, "qk_nope_head_dim"), _heads(core, "v_head_dim")
     return in_turn(",v", (keys, values), _heads(core, *_HEADS))
 
@@ -185,7 +188,7 @@ _LAYOUTS: Final[Mapping[str, Layout]] = {
         _halves,
     ),
 }
-# Classes called by a word that others use for something else: the module that defines them tells them apart.
+# Classes with ambiguous names, told apart by the module that defines them.
 _LAYOUTS_BY_MODULE: Final[Mapping[tuple[str, str], Layout]] = {
     ("Attention", "modeling_openai"): _thirds,
     ("VisionAttention", "modeling_qwen2_vl"): _thirds,
@@ -193,12 +196,12 @@ _LAYOUTS_BY_MODULE: Final[Mapping[tuple[str, str], Layout]] = {
 
 
 def fused_parts(core: nn.Module, key: str, width: int) -> tuple[Part, ...]:
-    """The parts of a fused layer of an attention, empty where they are not certain.
+    """Return the parts of a fused layer of an attention; empty if they are not certain.
 
     Args:
         core: the attention.
-        key: what it calls the layer.
-        width: of the layer's output.
+        key: the attention's name for the layer.
+        width: width of the layer's output.
     """
     if key == "kv_b_proj":
         layout: Layout | None = _latent
@@ -207,13 +210,16 @@ def fused_parts(core: nn.Module, key: str, width: int) -> tuple[Part, ...]:
         layout = next(filter(None, (_LAYOUTS.get(b[0]) or _LAYOUTS_BY_MODULE.get(b) for b in bases)), None)
     try:
         parts = layout(core) if layout else ()
-    except (LookupError, RuntimeError):  # the attention does not tell its heads, or its config only layer by layer
+    except (LookupError, RuntimeError):  # the attention has no head count, or its config has one per layer
         return ()
     return parts if all(width % (part.groups * part.of) == 0 for part in parts) else ()
 
 
 def gate_parts(holder: nn.Module) -> tuple[Part, ...]:
-    """The parts of a layer that is gate and first in one, empty where they are not certain; the gate is what is activated."""
+    """Return the parts of a layer that combines gate and first matrix; empty if they are not certain.
+
+    The gate is the part that is activated.
+    """
     names = {base.__name__ for base in type(holder).__mro__}
     if names & _GATE_FIRST:
         return in_turn("gate,w1")

@@ -1,4 +1,4 @@
-"""What architectures call the parts of a transformer block, and how fused layers are laid out, class by class."""
+"""The names that architectures give to the parts of a transformer block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# The last element of the name of a linear layer inside an attention.
+# Last elements of the names of linear layers inside an attention.
 ROLES: Final[dict[str, frozenset[str]]] = {
     "q": _words(
         "q q_proj project_q projection_query query query_proj q_lin wq Wq to_q linear_q q_linear q_head q_b_proj query_layer proj_q lin_q fc_q"
@@ -32,12 +32,12 @@ FUSED: Final = _words(
 )
 CROSS: Final = re.compile(r"cross|enc_?dec|encoder_attn|encoder_decoder|image_attn|img_attn|src_attn", re.IGNORECASE)
 
-# The module that holds a feed-forward, or one of its layers.
+# Last elements of the names of modules that hold a feed-forward, or one of its layers.
 FEED_FORWARD: Final = re.compile(
     r"(^|_)(mlp|mlps|ff|ffn|ffns|feed_forward\w*|feedforward\w*|pffn|fc|densereludense|macaron_ff\w*)(_?\d)?$|^ffn_?\w*$|^mlp_\w*$|^(block_sparse_|sparse_)?moe(_block|_layer)?$",
     re.IGNORECASE,
 )
-# Names of the layers of a feed-forward, each relative to the module that holds them: first, second, gate.
+# Names of the layers of a feed-forward, relative to the module that holds them: first, second, gate.
 FORWARDS: Final[tuple[tuple[str, str, str | None], ...]] = (
     ("up_proj", "down_proj", "gate_proj"),
     ("w3", "w2", "w1"),

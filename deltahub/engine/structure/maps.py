@@ -14,20 +14,20 @@ MARK: Final = "@"
 
 @dataclass
 class Names:
-    """One element of the real names that a map knows."""
+    """One element of the real names in a map."""
 
     value: str | None = None
     children: dict[str, Names] = field(default_factory=dict)
 
     def add(self, path: str, value: str) -> None:
-        """Let a real name, ``*`` for each number in it, have a common name."""
+        """Map a real name, with ``*`` for each number in it, to a common name."""
         node = self
         for element in path.split("."):
             node = node.children.setdefault(element, Names())
         node.value = value
 
     def deepest(self, path: str) -> tuple[str, int]:
-        """The common name of the nearest mapped ancestor, numbers filled in, and how many elements of `path` it covers."""
+        """Return the common name of the nearest mapped ancestor, numbers filled in, and how many elements of `path` it covers."""
         node, numbers, best = self, [], ("", 0)
         for depth, element in enumerate(path.split("."), 1):
             if (child := node.children.get(element)) is None and element.isdigit():
@@ -45,7 +45,7 @@ class Names:
 
 @lru_cache(maxsize=1)
 def explicit_maps() -> dict[str, tuple[Names, Names]]:
-    """Class name to its named modules and its groups."""
+    """Return, by class name, the named modules and the groups of each class."""
     found: dict[str, tuple[Names, Names]] = {}
     for path in sorted(MAPS.glob("*.json")):
         for table in json.loads(path.read_text("utf-8"))["maps"]:
@@ -60,11 +60,11 @@ def explicit_maps() -> dict[str, tuple[Names, Names]]:
 
 
 def explicit_map(cls: type) -> tuple[Names, Names] | None:
-    """The map for a class or one that it inherits from, if there is one."""
+    """Return the map of a class or of one that it inherits from, or None."""
     maps = explicit_maps()
     return next((maps[base.__name__] for base in cls.__mro__ if base.__name__ in maps), None)
 
 
 def mapped_classes() -> tuple[str, ...]:
-    """The classes that have an explicit structure map."""
+    """Return the classes that have an explicit structure map."""
     return tuple(sorted(explicit_maps()))

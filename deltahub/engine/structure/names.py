@@ -3,8 +3,8 @@
     encoder.layer.0.attention.self.query    BERT          encoder.block.0.attn.q
     h.0.attn.c_attn                         GPT-2         decoder.block.0.attn.q,k,v    (one module, three parts)
 
-The main families have explicit maps (`engine/structure/maps.py`), found by class name anywhere inside a backbone; all else is
-inferred from the modules (`engine/structure/inference.py`). Common names are written plain (`attn.q`) or as OpenDelta writes them,
+The main families have explicit maps (`engine/structure/maps.py`), found by class name anywhere inside a backbone; other names
+are inferred from the modules (`engine/structure/inference.py`). Common names are written plain (`attn.q`) or as in OpenDelta,
 with an "@" after each mapped element (`attn@.q@`).
 """
 
@@ -22,7 +22,7 @@ from deltahub.engine.structure.maps import MARK, Names, explicit_map
 
 
 def marked(pattern: str) -> str:
-    """A plain common name in "@" writing."""
+    """Return a plain common name in "@" notation."""
     if MARK in pattern or pattern.startswith("[r]"):
         return pattern
     return ".".join(element if element.isdigit() else f"{element}{MARK}" for element in pattern.split("."))
@@ -34,8 +34,8 @@ class StructureMap:
 
     Attributes:
         roots: prefix of each module that has an explicit map (``""`` or ``"bert."``), with the tables of that map.
-        guess: what was inferred of the modules outside them.
-        known: names that were looked up before, by real name.
+        guess: the names inferred for the modules outside them.
+        known: cache of names that were looked up before, by real name.
     """
 
     roots: tuple[tuple[str, tuple[Names, Names]], ...] = ()
@@ -44,7 +44,7 @@ class StructureMap:
 
     @property
     def inferred(self) -> bool:
-        """Whether the names, or some of them, were inferred from the modules rather than written down."""
+        """Whether the names, or some of them, were inferred from the modules rather than taken from a map."""
         return bool(self.guess.names)
 
     @classmethod
@@ -64,7 +64,7 @@ class StructureMap:
         return cls(tuple(roots), infer(rest))
 
     def common_name(self, name: str) -> str:
-        """The common name of a module in "@" writing; its own name where no map knows it."""
+        """Return the common name of a module in "@" notation, or its own name if no map has it."""
         return self.variants(name)[0][0]
 
     def _looked_up(self, name: str) -> str:
@@ -77,7 +77,7 @@ class StructureMap:
         return self.guess.common_name(name)
 
     def group_name(self, name: str) -> str | None:
-        """The common name of the group that a module is a member of, e.g. ``ff@`` for OPT's fc1 and fc2."""
+        """Return the common name of a module's group, e.g. ``ff@`` for OPT's fc1 and fc2, or None."""
         for prefix, (_, groups) in self.roots:
             if name.startswith(prefix):
                 common, covered = groups.deepest(name[len(prefix) :])
@@ -86,7 +86,7 @@ class StructureMap:
         return self.guess.groups.get(name)
 
     def variants(self, name: str) -> tuple[tuple[str, Part | None], ...]:
-        """Every common name of a module: its own, its group's, and those of its parts if it is fused."""
+        """Return every common name of a module: its own, its group's, its aliases, and those of its parts if it is fused."""
         found = self.known.get(name)
         if found is None:
             found = self.known[name] = tuple(self._spelled(name))

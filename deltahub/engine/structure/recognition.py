@@ -1,4 +1,4 @@
-"""What makes an attention an attention and a feed-forward a feed-forward: names of layers, held against their widths."""
+"""The recognition of attentions and feed-forwards, by the names and the widths of their layers."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from deltahub.engine.structure.tree import (
 
 @dataclass(frozen=True)
 class Attention:
-    """An attention that was recognised.
+    """A recognised attention.
 
     Attributes:
-        core: the module that has the layers of query and key or value.
-        whole: that, or the module around it that has the output projection too.
-        block: the block that it belongs to.
+        core: the module with the layers of query and key or value.
+        whole: the core, or the module around it that has the output projection too.
+        block: the block that contains it.
         roles: ``q``, ``k``, ``v``, ``proj`` or the key of a fused layer, to the name of the layer.
-        width: size of the hidden state that it returns, if known.
-        width_in: size of the hidden state that it is called with, if known.
+        width: size of the hidden state it returns, if known.
+        width_in: size of the hidden state it receives, if known.
         cross: whether its keys come from elsewhere.
     """
 
@@ -50,7 +50,7 @@ class Attention:
 
 
 def attention_at(tree: Tree, core: str) -> Attention | None:
-    """The attention whose layers are the children of a module, if it is one inside a block."""
+    """Return the attention with the children of a module as its layers, if the module is one inside a block, else None."""
     module = tree.modules[core]
     if not module._modules or linear_width(module) is not None or NOT_ATTENTION.search(core.rpartition(".")[2]):
         return None
@@ -68,13 +68,13 @@ def attention_at(tree: Tree, core: str) -> Attention | None:
         whole, roles["proj"] = found
     first = next((roles[key] for key in ("q", *FUSED) if key in roles), None)
     width = tree.linears[roles["proj"]][1] if "proj" in roles else tree.linears[first][0] if first else None
-    latent = first is not None and first.endswith("_b_proj")  # its input has been narrowed by another layer
+    latent = first is not None and first.endswith("_b_proj")  # another layer has narrowed its input
     width_in = width if latent or first is None else tree.linears[first][0]
     return Attention(core, whole, block, roles, width, width_in, _is_cross(tree, core, block, roles))
 
 
 def _roles(tree: Tree, core: str) -> dict[str, str]:
-    """Role to layer; empty where the layers are not those of one attention, or are never called themselves."""
+    """Map roles to layers; empty if the layers are not those of one attention, or are never called themselves."""
     if reads_weights_itself(tree.modules[core]):
         return {}
     found: dict[str, list[str]] = {}
@@ -93,7 +93,7 @@ def _roles(tree: Tree, core: str) -> dict[str, str]:
 
 
 def _projection_outside(tree: Tree, core: str, block: str, roles: Mapping[str, str]) -> tuple[str, str] | None:
-    """The module around a core that has its output projection, as BERT's attention has around its self."""
+    """Return the module around a core that has its output projection, as in BERT, and the name of the projection."""
     parent = core.rpartition(".")[0]
     outside = [name for name in tree.inside.get(parent, ()) if not name.startswith(f"{core}.")]
     if parent == block or len(outside) != 1:
@@ -113,13 +113,13 @@ def _is_cross(tree: Tree, core: str, block: str, roles: Mapping[str, str]) -> bo
 
 
 def _block_around(tree: Tree, core: str) -> str | None:
-    """The nearest element of a list that holds more than the attention, else the nearest element of a list."""
+    """Return the nearest list element that holds more than the attention, else the nearest list element."""
     elements = [name for name in (core, *ancestors(core)) if name.rpartition(".")[2].isdigit()]
     return next((name for name in elements if _holds_more(tree, name, core)), elements[0] if elements else None)
 
 
 def _holds_more(tree: Tree, element: str, core: str) -> bool:
-    """Whether an element of a list has matrices besides those of an attention and its output projection."""
+    """Return whether a list element has matrices besides those of an attention and its output projection."""
     parent = core.rpartition(".")[0]
     skip = core if element in {core, parent} else parent
     return any(
@@ -131,10 +131,10 @@ def _holds_more(tree: Tree, element: str, core: str) -> bool:
 
 @dataclass(frozen=True)
 class Forward:
-    """A feed-forward that was recognised.
+    """A recognised feed-forward.
 
     Attributes:
-        holder: the module that has its layers; the block itself where there is none.
+        holder: the module with its layers; the block itself if there is none.
         layers: ``w1``, ``w2``, ``gate`` or ``gate,w1`` (one layer for both) to the name of the layer.
         experts: whether it is a mixture of experts whose matrices are not linear layers.
     """
@@ -145,10 +145,10 @@ class Forward:
 
 
 def forwards_in(tree: Tree, block: str, apart: set[str], width: int | None) -> Iterator[Forward]:
-    """The feed-forwards of a block.
+    """Yield the feed-forwards of a block.
 
     Args:
-        apart: modules that are not looked into: its attentions.
+        apart: modules to skip: the attentions of the block.
         width: size of the hidden state, if known.
     """
     pending = [block]
@@ -189,7 +189,7 @@ def _forward_at(tree: Tree, holder: str, is_block: bool, width: int | None) -> F
 
 
 def _fits(tree: Tree, layers: Mapping[str, str], width: int | None) -> bool:
-    """Whether layers exist, and widen the hidden state and narrow it again."""
+    """Return whether layers exist, and widen the hidden state and narrow it again."""
     shapes = {role: tree.linears.get(name) for role, name in layers.items()}
     second = shapes.pop("w2")
     if second is None or (width is not None and second[1] != width):

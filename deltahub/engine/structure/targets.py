@@ -1,4 +1,4 @@
-"""The modules, or parts of them, that addresses mean: by real names, or by common ones (`engine/structure/names.py`)."""
+"""The modules, or parts of modules, that addresses match: by real or by common names (`engine/structure/names.py`)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from deltahub.errors import NoMatchError
 
 @dataclass(frozen=True)
 class Target:
-    """A module that an address means, or some parts of it.
+    """A module that an address matches, or some of its parts.
 
     Attributes:
         name: its real name.
         module: the module.
-        parts: the parts meant; empty for the whole module.
-        stands_in: whether it is a mixture of experts that was addressed as one of the layers it has no modules for.
+        parts: the matched parts; empty for the whole module.
+        stands_in: whether it is a mixture of experts, addressed as one of the layers for which it has no modules.
     """
 
     name: str
@@ -41,16 +41,16 @@ def find_targets(
     common_structure: bool | None = None,
     optional: Collection[str] = (),
 ) -> list[Target]:
-    """The modules that addresses mean, in the order of the backbone.
+    """Return the modules that addresses match, in backbone order.
 
     Args:
         patterns: addresses (`deltahub.address`) by real or common name.
-        exclude: addresses of modules that, with all inside them, are left out.
+        exclude: addresses of modules to leave out, with everything inside them.
         common_structure: True for common names only, False for real names only, None for whichever matches.
-        optional: patterns that may match nothing as long as another one does: a method's defaults.
+        optional: patterns that may match nothing as long as another one matches: a method's defaults.
 
     Raises:
-        NoMatchError: a pattern matches nothing; the message names the nearest names.
+        NoMatchError: a pattern matches nothing; the message lists the nearest names.
         TargetError: a part of the backbone itself is called `deltas`.
     """
     structure = StructureMap.of(backbone)
@@ -60,7 +60,7 @@ def find_targets(
     hits: dict[str, set[Part | None]] = {}
     left_out = [*exclude, *map(marked, exclude)]
     missed = []
-    tails: dict[str, list[str]] = {}  # thousands of whole names are not each held against thousands of modules
+    tails: dict[str, list[str]] = {}  # saves matching thousands of full names against thousands of modules
     for name in modules:
         tails.setdefault(name.rpartition(".")[2], []).append(name)
     for pattern in dict.fromkeys(patterns):
@@ -82,7 +82,7 @@ def find_targets(
 
 
 def undivided(pattern: str) -> str | None:
-    """The name of a fused layer whose parts cannot be told apart, where a default pattern means one of them."""
+    """Return the name of the fused layer with unknown parts that a default pattern for q or v falls back to, else None."""
     head, dot, last = pattern.rpartition(".")
     return f"{head}{dot}qkv{MARK}" if last in {f"q{MARK}", f"v{MARK}"} else None
 
@@ -93,7 +93,7 @@ def _target(name: str, module: nn.Module, found: set[Part | None], stands_in: bo
 
 
 def without_excluded(backbone: nn.Module, targets: Sequence[Target], exclude: Sequence[str]) -> list[Target]:
-    """Those targets that no pattern of `exclude` leaves out: a method may have chosen layers inside what was addressed.
+    """Drop the targets that `exclude` matches: a method may have chosen layers inside the addressed modules.
 
     Raises:
         NoMatchError: none is left.
@@ -116,10 +116,10 @@ def _match(
     common_structure: bool | None,
     ending: Collection[str] | None = None,
 ) -> list[tuple[str, Part | None]]:
-    """The modules, or parts of them, that a pattern means.
+    """Return the modules, or parts of modules, that a pattern matches.
 
     Args:
-        ending: the names that can end like the pattern, where they are known; all others are not looked at as real names.
+        ending: the names that can end like the pattern, if known; only these are checked as real names.
     """
     address = Address(pattern)
     if not common_structure and MARK not in pattern:
@@ -139,7 +139,7 @@ def _match(
 
 
 def _matches_plain(address: Address, common: str) -> bool:
-    """Whether a pattern without "@" means a common name, whose own last element is one, not only those before it."""
+    """Return whether a pattern without "@" matches a common name whose last element is common, not only earlier ones."""
     is_common = common.rstrip("0123456789.").endswith(MARK)
     return is_common and address.matches(common.replace(MARK, ""))
 

@@ -1,4 +1,4 @@
-"""The modules of a backbone with what inference asks of them again and again: which are linear, and what lies where."""
+"""The modules of a backbone, indexed for inference: which are linear, and which are inside which."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Shape = tuple[int, int]
 
 
 def linear_width(module: nn.Module) -> Shape | None:
-    """Input and output width of a layer that multiplies by one matrix, else None."""
+    """Return the input and output width of a layer that multiplies by one matrix, else None."""
     held = module.__dict__
     n_in, n_out = held.get("in_features"), held.get("out_features")
     if isinstance(n_in, int) and isinstance(n_out, int) and "weight" in module._parameters:
@@ -24,7 +24,7 @@ def linear_width(module: nn.Module) -> Shape | None:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a layer norm of any make that has something to train."""
+    """Return whether a module is a layer norm of any kind with trainable parameters."""
     kind = type(module).__name__
     other = ("Batch", "Group", "Instance", "NoNorm")  # MobileBERT's NoNorm only scales
     return (
@@ -35,26 +35,26 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def calls_attention_interface(module: nn.Module) -> bool:
-    """Whether a module's forward goes through transformers' attention interface."""
+    """Return whether a module's forward goes through transformers' attention interface."""
     code = getattr(type(module).forward, "__code__", None)
     return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 
 def reads_weights_itself(module: nn.Module) -> bool:
-    """Whether an attention hands the weights of its layers to PyTorch's, so that the layers are never called."""
+    """Return whether an attention passes the weights of its layers to PyTorch's, so that the layers are never called."""
     own = (getattr(member, "__code__", None) for member in vars(type(module)).values())
     return any(code is not None and "multi_head_attention_forward" in code.co_names for code in own)
 
 
 def ancestors(name: str) -> Iterator[str]:
-    """The names around a name, nearest first, without the root."""
+    """Yield the names around a name, nearest first, without the root."""
     while name := name.rpartition(".")[0]:
         yield name
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Modules to recognise.
+    """An index of the modules to recognise.
 
     Attributes:
         modules: real name to module, parents before children.
@@ -68,7 +68,7 @@ class Tree:
 
     @classmethod
     def of(cls, modules: Mapping[str, nn.Module]) -> Tree:
-        """Look at every module once."""
+        """Build the index in one pass over the modules."""
         linears: dict[str, Shape] = {}
         inside: dict[str, list[str]] = {}
         for name, module in modules.items():
@@ -79,25 +79,25 @@ class Tree:
         return cls(modules, linears, inside)
 
     def children(self, name: str) -> Iterator[tuple[str, str]]:
-        """Key and full name of each child."""
+        """Yield the key and the full name of each child."""
         for key in self.modules[name]._modules:
             full = f"{name}.{key}" if name else key
             if full in self.modules:
                 yield key, full
 
     def under(self, name: str) -> Iterator[str]:
-        """The names of all modules inside one, parents first."""
+        """Yield the names of all modules inside a module, parents first."""
         for _, child in self.children(name):
             yield child
             yield from self.under(child)
 
     def sole_linear(self, name: str) -> str | None:
-        """A module itself if it is linear, or the one linear layer inside it."""
+        """Return the module itself if it is linear, or the only linear layer inside it, else None."""
         if name in self.linears:
             return name
         inner = self.inside.get(name, ())
         return inner[0] if len(inner) == 1 else None
 
     def has_matrix(self, name: str) -> bool:
-        """Whether a module has a tensor of its own with two dimensions or more."""
+        """Return whether a module itself has a tensor with two dimensions or more."""
         return any(p is not None and p.dim() > 1 for p in self.modules[name]._parameters.values())
