@@ -36,6 +36,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many test processes run at once as keep the cores busy
 
+# A disk takes milliseconds for every sync, of which there are tens of thousands; what outlasts a power loss has tests of its own.
+_MEMORY, _ENOUGH = Path("/dev/shm"), 2 << 30
+if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ENOUGH:
+    os.environ["TMPDIR"] = str(_MEMORY)
+    tempfile.tempdir = None  # it is asked for anew
+
 _NOBODY = 65534
 
 # How long an example takes depends on what else the machine is doing, and decides nothing.
