@@ -24,7 +24,7 @@ from deltahub.engine.structure.targets import Target
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig(DeltaConfig):
-    """The size and the activation of the bottleneck.
+    """Options of adapters: the size and the activation of the bottleneck.
 
     Args:
         bottleneck_dim: width of the bottleneck, at least 1.
@@ -38,7 +38,7 @@ class AdapterConfig(DeltaConfig):
 
 
 class Bottleneck(Insertion):
-    """Adds ``up(act(down(h)))`` to the hidden state that a module returns.
+    """An insertion that adds ``up(act(down(h)))`` to the hidden state of a module's output.
 
     Args:
         like: a tensor with the dtype and device of the new parameters.
@@ -52,7 +52,7 @@ class Bottleneck(Insertion):
         self.up_proj = small_linear(config.bottleneck_dim, width, like)
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Hidden state with shape ``(..., width)``; what else the module returns passes through."""
+        """Change the hidden state, ``(..., width)``; other outputs of the module pass through."""
         return map_hidden(output, self._change)
 
     def _change(self, hidden: Tensor) -> Tensor:
@@ -61,20 +61,20 @@ class Bottleneck(Insertion):
 
 
 class AdapterModel(DeltaBase):
-    """Adapters after every module that is addressed; by default the output projections of attention and feed-forward.
+    """Adapters after every addressed module; by default the output projections of attention and feed-forward.
 
     Args:
         backbone_model: the model to modify.
         bottleneck_dim: width of the bottleneck, at least 1.
         non_linearity: the activation: see `AdapterConfig`.
-        modified_modules: addresses of modules that return a hidden state, alone or as the first of several things.
-        exclude_modules: addresses of what is left out.
-        unfrozen_modules: what `freeze_module` leaves trainable.
+        modified_modules: addresses of modules that return a hidden state, alone or as the first of several outputs.
+        exclude_modules: addresses of modules to leave out.
+        unfrozen_modules: addresses of what `freeze_module` leaves trainable.
         common_structure: True for common names only, False for real names only, None for whichever matches.
-        interactive_modify: True, or a port of this machine, to choose the modules on a page.
+        interactive_modify: True, or a local port, to choose the modules on a web page.
         backend: only ``"hf"``.
         name: the delta's name on this backbone.
-        dtype: of the parameters; by default float32, or the layer's where it is wider.
+        dtype: dtype of the parameters; by default float32, or the layer's if wider.
     """
 
     delta_type = "adapter"
@@ -112,11 +112,11 @@ class AdapterModel(DeltaBase):
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
-        """Only modules whose hidden state has its width in the last dimension."""
+        """Check that the hidden state of each module has its width in the last dimension."""
         refuse_channels_first(targets)
         return targets
 
     @classmethod
     def new_insertion(cls, config: AdapterConfig, target: Target, width: int, like: Tensor) -> Bottleneck:
-        """A fresh bottleneck for one module."""
+        """Build a new bottleneck for one module."""
         return Bottleneck(like, width, config)

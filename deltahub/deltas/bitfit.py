@@ -2,8 +2,8 @@
 
     y = f(x) + b'        b': (width,), 0 at the start
 
-For a layer with a bias b, training b' is training b: the two add up. A layer without one gets one. The backbone's own
-bias stays as it is, so the delta comes off without a trace.
+For a layer with a bias b, training b' is equivalent to training b, because the two add up. A layer without a bias gets one.
+The backbone's own bias stays as it is, so the delta can be removed without a trace.
 
 Ben Zaken et al. 2021, "BitFit: Simple Parameter-efficient Fine-tuning", https://arxiv.org/abs/2106.10199
 """
@@ -30,18 +30,18 @@ from deltahub.errors import MergeError, TargetError
 
 @dataclass(frozen=True, kw_only=True)
 class BitFitConfig(DeltaConfig):
-    """BitFit has no options of its own."""
+    """Options of BitFit, which has none of its own."""
 
     delta_type: ClassVar[str] = "bitfit"
 
 
 class BiasOffset(Insertion):
-    """Adds a bias to the hidden state that a layer returns.
+    """An insertion that adds a bias to the hidden state of a layer's output.
 
     Args:
         like: a tensor with the dtype and device of the new parameter.
         width: size of the bias.
-        channel: the dimension of the output that the bias belongs to; a convolution's is not the last.
+        channel: the dimension of the output that the bias belongs to; for a convolution it is not the last.
     """
 
     def __init__(self, like: Tensor, width: int, channel: int = -1) -> None:
@@ -50,7 +50,7 @@ class BiasOffset(Insertion):
         self.bias = nn.Parameter(like.new_zeros(width))
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Hidden state with shape ``(..., width)``, or ``(..., width, *spatial)`` after a convolution or batch norm."""
+        """Change the hidden state, ``(..., width)``, or ``(..., width, *spatial)`` after a convolution or batch norm."""
         return map_hidden(output, self._change)
 
     def _change(self, hidden: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class BiasOffset(Insertion):
         return added(hidden, self.bias.view(-1, *[1] * after))
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
-        """The layer's bias with the new one added."""
+        """Return the layer's bias with the new one added."""
         bias = getattr(target, "bias", None)
         if not isinstance(bias, Tensor) or bias.shape != self.bias.shape:
             raise MergeError("it has no bias of its own to add to")
@@ -69,18 +69,18 @@ class BiasOffset(Insertion):
 
 
 class BitFitModel(DeltaBase):
-    """Trained biases in every layer that is addressed, and in every layer with a bias inside a module that is.
+    """Trained biases in every addressed layer, and in every layer with a bias inside an addressed module.
 
     Args:
         backbone_model: the model to modify.
         modified_modules: addresses of layers, or of modules that contain some.
-        exclude_modules: addresses of what is left out.
-        unfrozen_modules: what `freeze_module` leaves trainable.
+        exclude_modules: addresses of modules to leave out.
+        unfrozen_modules: addresses of what `freeze_module` leaves trainable.
         common_structure: True for common names only, False for real names only, None for whichever matches.
-        interactive_modify: True, or a port of this machine, to choose the modules on a page.
+        interactive_modify: True, or a local port, to choose the modules on a web page.
         backend: only ``"hf"``.
         name: the delta's name on this backbone.
-        dtype: of the parameters; by default float32, or the layer's where it is wider.
+        dtype: dtype of the parameters; by default float32, or the layer's if wider.
     """
 
     delta_type = "bitfit"
@@ -114,7 +114,7 @@ class BitFitModel(DeltaBase):
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
-        """The layers addressed, and the layers inside the modules addressed, each once."""
+        """Return the addressed layers, and the layers inside the addressed modules, each once."""
         chosen: dict[str, Target] = {}
         for target in targets:
             found = list(_layers(target))
@@ -127,22 +127,22 @@ class BitFitModel(DeltaBase):
 
     @classmethod
     def new_insertion(cls, config: BitFitConfig, target: Target, width: int, like: Tensor) -> BiasOffset:
-        """A fresh bias for one layer."""
+        """Build a new bias for one layer."""
         channel = channel_dimension(target.module)
         return BiasOffset(like, width, -1 if channel is None else channel)
 
 
 def _layers(target: Target) -> Iterator[Target]:
     if not any(name != CHILD for name, _ in target.module.named_children()):
-        yield target  # a leaf gets a bias whatever it is
+        yield target  # a leaf module of any kind gets a bias
         return
     found = False
     for name, module in target.module.named_modules():
         bias = getattr(module, "bias", None)
-        # a causal mask can be called bias too, and a bias of two dimensions is not one value for each channel
+        # a causal mask can be called bias too, and a bias with two dimensions does not have one value per channel
         biased = isinstance(bias, Tensor) and bias.is_floating_point() and bias.dim() == 1
         if (biased or isinstance(module, nn.Linear) or is_conv1d(module)) and not is_delta_name(name):
             found = True
             yield Target(f"{target.name}.{name}" if name else target.name, module)
     if not found and next(target.module.parameters(), None) is not None:
-        yield target  # experts that are one tensor each: what they return gets the bias
+        yield target  # experts stored as one tensor each: the bias is added to their output

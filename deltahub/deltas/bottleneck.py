@@ -1,4 +1,4 @@
-"""What the methods with a bottleneck share: activations, fresh layers, and where a bottleneck has no place."""
+"""Helpers for the methods with a bottleneck: activations, new layers, and checks of where one fits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from deltahub.engine.shapes import channel_dimension
 from deltahub.engine.structure.targets import Target
 from deltahub.errors import ConfigError, TargetError
 
-_STANDARD_DEVIATION: Final = 0.01  # of fresh weights; biases are zero, so that an adapter starts close to doing nothing
+_STANDARD_DEVIATION: Final = 0.01  # of new weights; biases are zero, so an adapter starts close to the identity
 
 
 def activation(name: str) -> nn.Module:
-    """An activation by the name that OpenDelta or transformers has for it.
+    """Return an activation by its name in OpenDelta or transformers.
 
     Raises:
-        ConfigError: neither knows it.
+        ConfigError: neither has it.
     """
     known: dict[str, nn.Module] = {
         "relu": nn.ReLU(),
@@ -40,7 +40,7 @@ def activation(name: str) -> nn.Module:
 
 
 def small_linear(n_in: int, n_out: int, like: Tensor) -> nn.Linear:
-    """A linear layer with small random weights and no bias to begin with, of the dtype and device of `like`."""
+    """Return a linear layer with small random weights and zero bias, with the dtype and device of `like`."""
     layer = nn.Linear(n_in, n_out, dtype=like.dtype, device="meta").to_empty(device=like.device)
     if not like.is_meta:
         nn.init.normal_(layer.weight, std=_STANDARD_DEVIATION)
@@ -49,10 +49,10 @@ def small_linear(n_in: int, n_out: int, like: Tensor) -> nn.Linear:
 
 
 def reduced(width: int, factor: int, where: str) -> int:
-    """The width of a bottleneck that is `factor` times narrower than what it stands on.
+    """Return the width of a bottleneck, `factor` times narrower than its input.
 
     Raises:
-        ConfigError: nothing would be left of it.
+        ConfigError: the factor is larger than the width.
     """
     if width < factor:
         msg = f"reduction_factor {factor} leaves nothing of the width {width} of {where}: it must be at most {width}."
@@ -61,10 +61,10 @@ def reduced(width: int, factor: int, where: str) -> int:
 
 
 def refuse_channels_first(targets: Iterable[Target]) -> None:
-    """Refuse layers whose width is not the last dimension of what they return.
+    """Raise if a layer's channels are not the last dimension of its output.
 
     Raises:
-        TargetError: there is one.
+        TargetError: those of one are not.
     """
     for target in targets:
         if channel_dimension(target.module) is not None:

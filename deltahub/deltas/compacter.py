@@ -30,24 +30,24 @@ from deltahub.engine.structure.targets import Target
 
 @dataclass(frozen=True, kw_only=True)
 class CompacterConfig(DeltaConfig):
-    """The size of the bottleneck, and how its matrices are put together.
+    """Options of Compacter: the size of the bottleneck, and the composition of its matrices.
 
     Args:
         reduction_factor: how many times narrower than the hidden state the bottleneck is.
         non_linearity: see `AdapterConfig`.
-        phm_c_init: how the rules are drawn: ``"normal"`` (deviation 0.01) or ``"uniform"`` (from -0.01 to 0.01).
+        phm_c_init: distribution of the initial rules: ``"normal"`` (deviation 0.01) or ``"uniform"`` (from -0.01 to 0.01).
         hypercomplex_division: n, the number of Kronecker products; it divides every width.
         learn_phm: whether the rules train.
-        hypercomplex_nonlinearity: how the B_i are drawn: ``"glorot-uniform"``, ``"glorot-normal"`` or ``"normal"``.
+        hypercomplex_nonlinearity: initialisation of the B_i: ``"glorot-uniform"``, ``"glorot-normal"`` or ``"normal"``.
         shared_phm_rule: whether all layers share one set of rules.
         factorized_phm: whether each B_i is a product of two matrices of rank `phm_rank`.
-        shared_W_phm: whether all layers share the B_i, one set for the ways down and one for the ways up.
+        shared_W_phm: whether all layers share the B_i, one set for the down projections and one for the up projections.
         factorized_phm_rule: whether each rule is a product of two vectors.
         phm_rank: rank of a factorised B_i.
-        phm_init_range: standard deviation of the B_i where they are drawn ``"normal"``.
-        kronecker_prod: kept for OpenDelta's signature: it chose between two ways to the same result.
-        use_bias_up_sampler: whether the way up has a bias.
-        use_bias_down_sampler: whether the way down has a bias.
+        phm_init_range: standard deviation of the B_i if their initialisation is ``"normal"``.
+        kronecker_prod: kept for OpenDelta's signature, where it chose between two ways to the same result.
+        use_bias_up_sampler: whether the up projection has a bias.
+        use_bias_down_sampler: whether the down projection has a bias.
     """
 
     reduction_factor: int = 16
@@ -70,7 +70,7 @@ class CompacterConfig(DeltaConfig):
 
 
 class HypercomplexBottleneck(Insertion):
-    """Adds ``up(act(down(h)))`` to the hidden state that a module returns.
+    """An insertion that adds ``up(act(down(h)))`` to the hidden state of a module's output.
 
     Args:
         like: a tensor with the dtype and device of the new parameters.
@@ -86,7 +86,7 @@ class HypercomplexBottleneck(Insertion):
         self.up_sampler = HypercomplexLinear(like, bottleneck, width, config, config.use_bias_up_sampler, where)
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Hidden state with shape ``(..., width)``; what else the module returns passes through."""
+        """Change the hidden state, ``(..., width)``; other outputs of the module pass through."""
         return map_hidden(output, self._change)
 
     def _change(self, hidden: Tensor) -> Tensor:
@@ -95,20 +95,20 @@ class HypercomplexBottleneck(Insertion):
 
 
 class CompacterModel(DeltaBase):
-    """Compacters after every module that is addressed; by default the output projections of attention and feed-forward.
+    """Compacters after every addressed module; by default the output projections of attention and feed-forward.
 
     Args:
         backbone_model: the model to modify.
-        modified_modules: addresses of modules that return a hidden state, alone or as the first of several things.
-        exclude_modules: addresses of what is left out.
-        unfrozen_modules: what `freeze_module` leaves trainable.
+        modified_modules: addresses of modules that return a hidden state, alone or as the first of several outputs.
+        exclude_modules: addresses of modules to leave out.
+        unfrozen_modules: addresses of what `freeze_module` leaves trainable.
         common_structure: True for common names only, False for real names only, None for whichever matches.
-        interactive_modify: True, or a port, to choose the modules on a web page.
+        interactive_modify: True, or a local port, to choose the modules on a web page.
         backend: only ``"hf"``.
         name: the delta's name on this backbone.
-        dtype: of the parameters; by default float32, or the layer's where it is wider.
+        dtype: dtype of the parameters; by default float32, or the layer's if wider.
 
-    What comes between these are the options of `CompacterConfig`.
+    The other arguments are the options of `CompacterConfig`.
     """
 
     delta_type = "compacter"
@@ -172,13 +172,13 @@ class CompacterModel(DeltaBase):
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
-        """Only modules whose hidden state has its width in the last dimension."""
+        """Check that the hidden state of each module has its width in the last dimension."""
         refuse_channels_first(targets)
         return targets
 
     @classmethod
     def new_insertion(cls, config: CompacterConfig, target: Target, width: int, like: Tensor) -> HypercomplexBottleneck:
-        """A fresh compacter for one module."""
+        """Build a new compacter for one module."""
         bottleneck = reduced(width, config.reduction_factor, target.name)
         return HypercomplexBottleneck(like, width, bottleneck, config, target.name)
 
@@ -186,10 +186,10 @@ class CompacterModel(DeltaBase):
     def new_insertions(
         cls, backbone: nn.Module, config: CompacterConfig, targets: Sequence[Target], like: Like
     ) -> Mapping[str, Insertion]:
-        """One for each module; what is shared is the first one's, and the others refer to it.
+        """Build a compacter for each module; the first one owns shared tensors, and the others refer to it.
 
         Raises:
-            ConfigError: weights are to be shared by modules of different widths.
+            ConfigError: modules of different widths would have to share weights.
         """
         made = super().new_insertions(backbone, config, targets, like)
         first, *others = (layer for insertion in made.values() for layer in _bottlenecks(insertion))

@@ -23,7 +23,7 @@ class Options(Protocol):
 
     @property
     def phm_c_init(self) -> str:
-        """How the rules are drawn."""
+        """The distribution of the initial rules."""
 
     @property
     def learn_phm(self) -> bool:
@@ -31,34 +31,34 @@ class Options(Protocol):
 
     @property
     def hypercomplex_nonlinearity(self) -> str:
-        """How the weights are drawn."""
+        """The initialisation of the weights."""
 
     @property
     def factorized_phm(self) -> bool:
-        """Whether the weights are products of thin ones."""
+        """Whether the weights are products of thin matrices."""
 
     @property
     def factorized_phm_rule(self) -> bool:
-        """Whether the rules are."""
+        """Whether the rules are products of thin matrices."""
 
     @property
     def phm_rank(self) -> int:
-        """Rank of factorised weights."""
+        """The rank of factorised weights."""
 
     @property
     def phm_init_range(self) -> float:
-        """Deviation of weights that are drawn normally."""
+        """The standard deviation of normally distributed initial weights."""
 
 
 class HypercomplexLinear(nn.Module):
-    """Linear layer from Kronecker products; rules and weights may be those of another layer.
+    """A linear layer built from Kronecker products; rules and weights may be those of another layer.
 
     Args:
         like: a tensor with the dtype and device of the new parameters.
         n_in: width of the input.
         n_out: width of the output.
-        bias: whether it has one.
-        where: the name of the module that it belongs to, for errors.
+        bias: whether the layer has a bias.
+        where: name of the module that the layer belongs to, for errors.
 
     Raises:
         ConfigError: n does not divide a width.
@@ -74,7 +74,7 @@ class HypercomplexLinear(nn.Module):
                     f"reduction_factor and a hypercomplex_division such that {n_in} and {n_out} are multiples of it."
                 )
                 raise ConfigError(msg)
-        # A tuple hides what belongs to another layer from this one's parameters.
+        # A tuple keeps the parameters of another layer out of this one's.
         self.rule_owner: tuple[HypercomplexLinear, ...] = ()
         self.weight_owner: tuple[HypercomplexLinear, ...] = ()
         rules = {"phm_rule": (n, n, n)}
@@ -95,7 +95,7 @@ class HypercomplexLinear(nn.Module):
     def _add_rule(self, name: str, rule: Tensor, config: Options) -> None:
         if config.learn_phm:
             setattr(self, name, nn.Parameter(rule))
-        else:  # a buffer is saved but never trained, whatever freeze_module says
+        else:  # a buffer is saved but never trained, regardless of freeze_module
             self.register_buffer(name, rule)
 
     @torch.no_grad()
@@ -112,16 +112,16 @@ class HypercomplexLinear(nn.Module):
                     draw[config.hypercomplex_nonlinearity](matrix, gain=math.sqrt(2))
 
     def share_rules(self, owner: HypercomplexLinear) -> None:
-        """Use another layer's rules from now on."""
+        """Use the rules of another layer from now on."""
         self.rule_owner = (owner,)
         for name in self.rules:
             delattr(self, name)
 
     def share_weights(self, owner: HypercomplexLinear) -> None:
-        """Use another layer's W from now on.
+        """Use the W of another layer from now on.
 
         Raises:
-            ConfigError: it is of another shape.
+            ConfigError: its shape differs.
         """
         for name in self.weights:
             own, theirs = getattr(self, name).shape, getattr(owner, name).shape
@@ -136,13 +136,13 @@ class HypercomplexLinear(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that it computes in."""
+        """The precision of the layer's weights."""
         holder = self.weight_owner[0] if self.weight_owner else self
         weight: Tensor = getattr(holder, self.weights[0])
         return weight.dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """Input tensor with shape ``(..., n_in)``, output ``(..., n_out)``, in the precision of the input."""
+        """Map an input tensor, ``(..., n_in)``, to an output, ``(..., n_out)``, in the precision of the input."""
         rule = self._product(self.rules, self.rule_owner, x.dtype)  # (n, n, n)
         weight = self._product(self.weights, self.weight_owner, x.dtype)  # (n, n_in / n, n_out / n)
         n, p, q = rule.shape[1], weight.shape[1], weight.shape[2]

@@ -28,10 +28,10 @@ from deltahub.errors import MergeError, NoMatchError, TargetError
 
 @dataclass(frozen=True, kw_only=True)
 class IA3Config(DeltaConfig):
-    """Which layers are rescaled at their input.
+    """Options of IA3: the layers that are rescaled at their input.
 
     Args:
-        feedforward_modules: addresses of those among the modified modules whose input is rescaled, not their output.
+        feedforward_modules: addresses of those modified modules whose input is rescaled, not their output.
     """
 
     feedforward_modules: tuple[str, ...] = ("ff@.w2@",)
@@ -44,11 +44,11 @@ class IA3Config(DeltaConfig):
 
 
 class ScaledOutput(Insertion):
-    """Multiplies what a linear layer returns.
+    """An insertion that multiplies the output of a linear layer.
 
     Args:
         like: a tensor with the dtype and device of the new parameter.
-        width: size of what is multiplied.
+        width: size of the multiplied tensor's last dimension.
     """
 
     def __init__(self, like: Tensor, width: int) -> None:
@@ -56,11 +56,11 @@ class ScaledOutput(Insertion):
         self.ia3_l = nn.Parameter(like.new_ones(width))
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Output tensor with shape ``(..., width)``."""
+        """Scale the output tensor, ``(..., width)``."""
         return (output * self.ia3_l).to(output.dtype)
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
-        """Each row of the weight, and each value of the bias, times its factor."""
+        """Return the weight with each row, and the bias with each value, multiplied by its factor."""
         if fault := linear_fault(target):
             raise MergeError(fault)
         weight, bias = linear_weight(target), linear_bias(target)
@@ -71,10 +71,10 @@ class ScaledOutput(Insertion):
 
 
 class ScaledInput(ScaledOutput):
-    """Multiplies what a linear layer is given."""
+    """An insertion that multiplies the input of a linear layer."""
 
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """Input tensor with shape ``(..., width)``."""
+        """Scale the input tensor, ``(..., width)``."""
         x = first_input(args, kwargs)
         x = (x * self.ia3_l).to(x.dtype)
         return ((x, *args[1:]), kwargs) if args else ((), {**kwargs, next(iter(kwargs)): x})
@@ -82,7 +82,7 @@ class ScaledInput(ScaledOutput):
     after = Insertion.after
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
-        """Each column of the weight times its factor."""
+        """Return the weight with each column multiplied by its factor."""
         if fault := linear_fault(target):
             raise MergeError(fault)
         weight = linear_weight(target)
@@ -91,18 +91,18 @@ class ScaledInput(ScaledOutput):
 
 
 class IA3Model(DeltaBase):
-    """IA3; by default at the k and v projections of self-attention and the second matrix of the feed-forward.
+    """IA3 vectors; by default at the k and v projections of self-attention and the second matrix of the feed-forward.
 
     Args:
         backbone_model: the model to modify.
         modified_modules: addresses of linear layers.
-        feedforward_modules: addresses of those among them whose input is rescaled; by default the feed-forward's.
-        exclude_modules: addresses of what is left out.
-        unfrozen_modules: what `freeze_module` leaves trainable.
+        feedforward_modules: addresses of those layers whose input is rescaled; by default the feed-forward's.
+        exclude_modules: addresses of modules to leave out.
+        unfrozen_modules: addresses of what `freeze_module` leaves trainable.
         common_structure: True for common names only, False for real names only, None for whichever matches.
-        interactive_modify: True, or a port, to choose the modules on a web page.
+        interactive_modify: True, or a local port, to choose the modules on a web page.
         name: the delta's name on this backbone.
-        dtype: of the parameters; by default float32, or the layer's where it is wider.
+        dtype: dtype of the parameters; by default float32, or the layer's if wider.
     """
 
     delta_type = "ia3"
@@ -136,7 +136,7 @@ class IA3Model(DeltaBase):
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
-        """Only linear layers will do; where others are addressed as well, experts that have none are left out."""
+        """Check that all modules are linear layers; experts without any are left out if other modules are addressed too."""
         targets = [target for target in targets if not target.stands_in] or targets
         for target in targets:
             linear_shape(target.name, target.module)
@@ -152,7 +152,7 @@ class IA3Model(DeltaBase):
     def new_insertions(
         cls, backbone: nn.Module, config: IA3Config, targets: Sequence[Target], like: Like
     ) -> Mapping[str, Insertion]:
-        """One vector for each layer: at the input of the feed-forward's, at the output of the others."""
+        """Build one vector for each layer: at the input of the feed-forward's, at the output of the others."""
         inner = _inputs_of(cls, backbone, config)
         outer = [target for target in targets if target.name not in inner]
         made = dict(super().new_insertions(backbone, config, outer, like))
@@ -164,12 +164,12 @@ class IA3Model(DeltaBase):
 
     @classmethod
     def new_insertion(cls, config: IA3Config, target: Target, width: int, like: Tensor) -> ScaledOutput:
-        """A fresh vector for one layer, or for some rows of a fused one."""
+        """Build a new vector for one layer, or for some rows of a fused one."""
         return ScaledOutput(like, width)
 
 
 def _inputs_of(method: type[DeltaBase], backbone: nn.Module, config: IA3Config) -> set[str]:
-    """The layers whose input is rescaled; the addresses of the default may match none."""
+    """Return the layers whose input is rescaled; the default addresses may match none."""
     found: set[str] = set()
     for pattern in config.feedforward_modules:
         try:

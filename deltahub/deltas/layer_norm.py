@@ -29,34 +29,34 @@ from deltahub.errors import TargetError
 
 @dataclass(frozen=True, kw_only=True)
 class LayerNormConfig(DeltaConfig):
-    """LayerNorm tuning has no options of its own."""
+    """Options of LayerNorm tuning, which has none of its own."""
 
     delta_type: ClassVar[str] = "layer_norm"
 
 
 class NormOffset(Insertion):
-    """Trained offsets of a normalisation layer's scale and shift.
+    """An insertion with trained offsets of a normalisation layer's scale and shift.
 
     Args:
         like: a tensor with the dtype and device of the new parameters.
-        layer: the layer.
+        layer: the normalisation layer.
     """
 
     def __init__(self, like: Tensor, layer: nn.Module) -> None:
         super().__init__()
         form = norm_form(layer)
-        assert form is not None  # `choose` takes no other
+        assert form is not None  # `choose` accepts no other
         self.form = form
         self.weight = nn.Parameter(like.new_zeros(_weight(layer).shape))
         self.bias = nn.Parameter(like.new_zeros(_weight(layer).shape)) if _bias(layer) is not None else None
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Output tensor with shape ``(..., width)``."""
+        """Add the effect of the offsets to the output tensor, ``(..., width)``."""
         n = self.form.normalised(first_input(args, kwargs))
         return added(output, n * self.weight if self.bias is None else n * self.weight + self.bias)
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
-        """The layer's own scale and shift with the offsets added."""
+        """Return the layer's own scale and shift with the offsets added."""
         own = {"weight": (_weight(target), self.weight), "bias": (_bias(target), self.bias)}
         return {
             key: value.to(torch.promote_types(value.dtype, torch.float32)) + offset
@@ -74,17 +74,17 @@ def _bias(layer: nn.Module) -> Tensor | None:
 
 
 class LayerNormModel(DeltaBase):
-    """Trained normalisation layers: those addressed, and those inside the modules addressed; by default all of the blocks.
+    """Trained normalisation layers: the addressed ones, and those inside addressed modules; by default all in the blocks.
 
     Args:
         backbone_model: the model to modify.
         modified_modules: addresses of LayerNorms and RMSNorms, or of modules that contain some.
-        exclude_modules: addresses of what is left out.
-        unfrozen_modules: what `freeze_module` leaves trainable.
+        exclude_modules: addresses of modules to leave out.
+        unfrozen_modules: addresses of what `freeze_module` leaves trainable.
         common_structure: True for common names only, False for real names only, None for whichever matches.
-        interactive_modify: True, or a port, to choose the modules on a web page.
+        interactive_modify: True, or a local port, to choose the modules on a web page.
         name: the delta's name on this backbone.
-        dtype: of the parameters; by default float32, or the layer's where it is wider.
+        dtype: dtype of the parameters; by default float32, or the layer's if wider.
     """
 
     delta_type = "layer_norm"
@@ -115,7 +115,7 @@ class LayerNormModel(DeltaBase):
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
-        """The norms addressed, and the norms inside the modules addressed, each once."""
+        """Return the addressed norms, and the norms inside the addressed modules, each once."""
         chosen: dict[str, Target] = {}
         for target in targets:
             found = list(_norms(target))
@@ -131,7 +131,7 @@ class LayerNormModel(DeltaBase):
 
     @classmethod
     def new_insertion(cls, config: LayerNormConfig, target: Target, width: int, like: Tensor) -> NormOffset:
-        """Fresh offsets for one norm."""
+        """Build new offsets for one norm."""
         return NormOffset(like, target.module)
 
 

@@ -32,15 +32,15 @@ from deltahub.nearest import closest
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig(DeltaConfig):
-    """How large the update is, and how it is scaled.
+    """Options of LoRA: the size and the scale of the update.
 
     Args:
         lora_r: rank of the update, at least 1.
         lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
-        lora_dropout: share of the input that is dropped in training, from 0 to less than 1.
+        lora_dropout: share of the input dropped in training, from 0 to less than 1.
         use_rslora: scale by ``lora_alpha / sqrt(lora_r)`` instead.
         use_dora: decompose the weight into magnitude and direction (`deltas/low_rank.py`).
-        rank_pattern: ranks of single modules, by real address, in place of `lora_r`; the first address that means a module counts.
+        rank_pattern: ranks of single modules, by real address, instead of `lora_r`; the first address that matches a module counts.
         alpha_pattern: the same for `lora_alpha`.
     """
 
@@ -55,17 +55,17 @@ class LoraConfig(DeltaConfig):
     delta_type: ClassVar[str] = "lora"
 
     def to_dict(self) -> dict[str, Any]:
-        """The delta type and every option, as JSON types; patterns only where there are any, as in files of before they existed."""
+        """Return the delta type and every option, as JSON types; empty patterns are left out, as in files older than patterns."""
         document = super().to_dict()
         return {key: value for key, value in document.items() if value or key not in ("rank_pattern", "alpha_pattern")}
 
     @property
     def scale(self) -> float:
-        """What the update is multiplied by, where no pattern says otherwise."""
+        """The factor of the update where no pattern sets another."""
         return self._scale(self.lora_r, self.lora_alpha)
 
     def sizes(self, module: str) -> tuple[int, float]:
-        """The rank of a module's update, and what it is multiplied by."""
+        """Return the rank and the factor of a module's update."""
         rank = value_for(self.rank_pattern, module, self.lora_r)
         return rank, self._scale(rank, value_for(self.alpha_pattern, module, self.lora_alpha))
 
@@ -74,25 +74,25 @@ class LoraConfig(DeltaConfig):
 
 
 class LoraModel(DeltaBase):
-    """LoRA at every linear layer that is addressed; by default the q and v projections of self-attention.
+    """LoRA at every addressed linear layer; by default the q and v projections of self-attention.
 
     Args:
         backbone_model: the model to modify.
         lora_r: rank of the update, at least 1.
         lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
-        lora_dropout: share of the input that is dropped in training.
+        lora_dropout: share of the input dropped in training.
         modified_modules: addresses of linear layers, Conv1D layers or embeddings.
-        unfrozen_modules: what `freeze_module` leaves trainable.
-        exclude_modules: addresses of what is left out.
+        unfrozen_modules: addresses of what `freeze_module` leaves trainable.
+        exclude_modules: addresses of modules to leave out.
         common_structure: True for common names only, False for real names only, None for whichever matches.
-        interactive_modify: True, or a port of this machine, to choose the modules on a page.
+        interactive_modify: True, or a local port, to choose the modules on a web page.
         backend: only ``"hf"``.
         use_rslora: scale by ``lora_alpha / sqrt(lora_r)`` instead.
         use_dora: decompose the weight into magnitude and direction.
-        rank_pattern: ranks of single modules, by real address, in place of `lora_r`.
+        rank_pattern: ranks of single modules, by real address, instead of `lora_r`.
         alpha_pattern: the same for `lora_alpha`.
         name: the delta's name on this backbone.
-        dtype: of the parameters; by default float32, or the layer's where it is wider.
+        dtype: dtype of the parameters; by default float32, or the layer's if wider.
     """
 
     delta_type = "lora"
@@ -140,7 +140,7 @@ class LoraModel(DeltaBase):
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
-        """Only linear layers will do."""
+        """Check that each module is a linear layer or embedding that can hold a LoRA."""
         for target in targets:
             linear_shape(target.name, target.module)
             module = target.module
@@ -153,10 +153,10 @@ class LoraModel(DeltaBase):
     def new_insertions(
         cls, backbone: nn.Module, config: Any, targets: Sequence[Target], like: Callable[[nn.Module], Tensor]
     ) -> Mapping[str, Insertion]:
-        """An update for each target.
+        """Build an update for each target.
 
         Raises:
-            NoMatchError: an address of a pattern means none of them.
+            NoMatchError: an address of a pattern matches none of them.
         """
         names = [target.name for target in targets]
         for pattern in (*config.rank_pattern, *config.alpha_pattern):
@@ -166,7 +166,7 @@ class LoraModel(DeltaBase):
 
     @classmethod
     def new_insertion(cls, config: LoraConfig, target: Target, width: int, like: Tensor) -> LowRankUpdate:
-        """A fresh update for one layer, or for `width` rows of a fused one."""
+        """Build a new update for one layer, or for `width` rows of a fused one."""
         n_in, _ = linear_shape(target.name, target.module)
         sizes = (*config.sizes(target.name), config.lora_dropout)
         if not config.use_dora:

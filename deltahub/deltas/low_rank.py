@@ -1,4 +1,4 @@
-"""Low-rank updates of a linear layer: what LoRA and DoRA do at one module.
+"""Low-rank updates of a linear layer: the work of LoRA and DoRA at one module.
 
     LoRA    y = W x + s B A x                               A: (r, n_in), B: (n_out, r)
     DoRA    y = m * (W + s B A) x / ||W + s B A||           m, ||.||: (n_out,), the norm of each row; m = ||W|| at the start
@@ -28,15 +28,15 @@ from deltahub.errors import MergeError
 
 
 class LowRankUpdate(Insertion):
-    """Adds ``scale * B A x`` to the output of a linear layer.
+    """An insertion that adds ``scale * B A x`` to the output of a linear layer.
 
     Args:
         like: a tensor with the dtype and device of the new parameters.
         n_in: width of the input.
         n_out: width of the output.
         rank: width in between.
-        scale: what the update is multiplied by.
-        dropout: share of the input that is dropped in training.
+        scale: factor of the update.
+        dropout: share of the input dropped in training.
     """
 
     def __init__(self, like: Tensor, n_in: int, n_out: int, rank: int, scale: float, dropout: float = 0.0) -> None:
@@ -49,30 +49,33 @@ class LowRankUpdate(Insertion):
             self.reset()
 
     def reset(self) -> None:
-        """Draw A as a linear layer's weight is drawn; B stays zero."""
+        """Initialise A like a linear layer's weight; B stays zero."""
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def low_rank(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """``A x`` in a given precision: input tensor with shape ``(..., n_in)``, output ``(..., r)``."""
+        """Compute ``A x`` in a given precision: input tensor with shape ``(..., n_in)``, output ``(..., r)``."""
         x = x.to(dtype)
         return F.linear(x if self.dropout is None else self.dropout(x), self.lora_A.to(dtype))
 
     def precision(self, output: Tensor) -> torch.dtype:
-        """The wider of the precisions of the parameters and of a hidden state."""
+        """Return the wider of the precisions of the parameters and of a hidden state."""
         return torch.promote_types(output.dtype, self.lora_A.dtype)
 
     def update(self, x: Tensor, output: Tensor) -> Tensor:
-        """``s B A x`` in the wider of the precisions of the parameters and of `output`, ``(..., n_out)``."""
+        """Compute ``s B A x``, ``(..., n_out)``, in the wider of the precisions of the parameters and of `output`."""
         dtype = self.precision(output)
         return self.scale * F.linear(self.low_rank(x, dtype), self.lora_B.to(dtype))
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Output tensor with shape ``(..., n_out)``."""
+        """Add the update to the output tensor, ``(..., n_out)``."""
         return added(output, self.update(first_input(args, kwargs), output))
 
     @classmethod
     def after_rows(cls, members: tuple[Self, ...], target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Two stacked products for all rows, ``(rows, length, n_in)`` to ``(rows, length, n_out)``; lower ranks are padded."""
+        """Compute all rows with two stacked products; lower ranks are padded.
+
+        The input has shape ``(rows, length, n_in)``, the output ``(rows, length, n_out)``.
+        """
         if any(one.dropout is not None and one.training for one in members):
             return NotImplemented
         # `_parameters[...]`, not attributes: for many rows nn.Module.__getattr__ would be a fifth of the cost.
@@ -92,15 +95,15 @@ class LowRankUpdate(Insertion):
         return added(output, update.view(output.shape))
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
-        """The layer's weight with the update added."""
+        """Return the layer's weight with the update added."""
         return {"weight": as_kept(target, self._sum(target))}
 
     def merge_fault(self, target: nn.Module) -> str:
-        """Why the layer's weight cannot do this work: a clause, empty if it can."""
+        """Return why the update cannot be merged into the layer's weight: a clause, empty if it can."""
         return linear_fault(target)
 
     def _sum(self, target: nn.Module) -> Tensor:
-        """``W + s B A`` as ``(n_out, n_in)``, in float32 or wider."""
+        """Return ``W + s B A`` as ``(n_out, n_in)``, in float32 or wider."""
         if self.dropout is not None and self.training:
             raise MergeError("its dropout is on in training mode, so call eval() on the backbone before")
         if fault := self.merge_fault(target):
@@ -111,18 +114,18 @@ class LowRankUpdate(Insertion):
 
 
 class LowRankRows(LowRankUpdate):
-    """The same for an embedding, whose inputs are row numbers; A starts at zero, as in the authors' own code.
+    """A low-rank update of an embedding, whose inputs are row numbers; A starts at zero, as in the authors' own code.
 
-    An embedding that multiplies its rows by an `embed_scale` does so with the update too: it belongs to the weight.
+    If an embedding multiplies its rows by an `embed_scale`, the update is multiplied too, because it belongs to the weight.
     """
 
     def reset(self) -> None:
-        """Draw B; A is zero."""
+        """Initialise B with normally distributed values; A is zero."""
         nn.init.zeros_(self.lora_A)
         nn.init.normal_(self.lora_B)
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Input tensor of indices with shape ``(...)``, output ``(..., n_out)``."""
+        """Add the update of the input's indices, ``(...)``, to the output tensor, ``(..., n_out)``."""
         table = cast("nn.Embedding", target)
         options = {"padding_idx": table.padding_idx, "scale_grad_by_freq": table.scale_grad_by_freq}
         rows = F.embedding(first_input(args, kwargs), self.lora_A.T, **options)  # type: ignore[arg-type]
@@ -133,7 +136,7 @@ class LowRankRows(LowRankUpdate):
         return added(output, update)
 
     def merge_fault(self, target: nn.Module) -> str:
-        """Why the table cannot do this work: a clause, empty if it can."""
+        """Return why the update cannot be merged into the table: a clause, empty if it can."""
         return reading_fault(target) or lookup_fault(cast("nn.Embedding", target))
 
 
@@ -141,7 +144,7 @@ class DecomposedUpdate(LowRankUpdate):
     """DoRA: a low-rank update of a weight's direction, and a trained magnitude of each row.
 
     Args:
-        layer: the linear layer, whose rows give the first magnitudes.
+        layer: the linear layer, whose rows give the initial magnitudes.
     """
 
     reads_weight = True
@@ -155,25 +158,25 @@ class DecomposedUpdate(LowRankUpdate):
 
     @torch.no_grad()
     def _norm(self, layer: nn.Module) -> Tensor:
-        """The norm of each row of ``W + s B A``, ``(n_out,)``."""
+        """Return the norm of each row of ``W + s B A``, ``(n_out,)``."""
         weight = widened(linear_weight(layer), self.lora_A)
         update = (self.lora_B.to(weight.dtype) @ self.lora_A.to(weight.dtype)).to(weight.dtype)  # autocast narrows it
         norm: Tensor = torch.linalg.vector_norm(weight + self.scale * update, dim=1)
         return norm
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Output tensor with shape ``(..., n_out)``; the part of it that `target` made is scaled, its bias is not."""
+        """Change the output tensor, ``(..., n_out)``: the linear part computed by `target` is scaled, its bias is not."""
         gain = self.lora_magnitude_vector / self._norm(target)
         x, bias, dtype = first_input(args, kwargs), linear_bias(target), self.precision(output)
         linear = output if bias is None else output - bias
-        if self.dropout is not None and self.training:  # as in PEFT, the rescaled part sees the same dropped input
+        if self.dropout is not None and self.training:  # as in PEFT, the rescaled part has the same dropout
             x = self.dropout(x.to(dtype))
             linear = F.linear(x, linear_weight(target).to(dtype))
         low = F.linear(x.to(dtype), self.lora_A.to(dtype))
         return added(output, (gain - 1) * linear + gain * self.scale * F.linear(low, self.lora_B.to(dtype)))
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
-        """The layer's weight with its new direction and magnitude."""
+        """Return the layer's weight with its new direction and magnitude."""
         whole = self._sum(target)
         gain = self.lora_magnitude_vector.to(whole.dtype) / torch.linalg.vector_norm(whole, dim=1)
         return {"weight": as_kept(target, gain[:, None] * whole)}

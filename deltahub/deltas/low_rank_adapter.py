@@ -26,7 +26,7 @@ from deltahub.engine.structure.targets import Target
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankAdapterConfig(DeltaConfig):
-    """The size, the rank and the activation of the bottleneck.
+    """Options of low-rank adapters: the size, the rank and the activation of the bottleneck.
 
     Args:
         reduction_factor: how many times narrower than the hidden state the bottleneck is.
@@ -44,7 +44,7 @@ class LowRankAdapterConfig(DeltaConfig):
 
 
 class LowRankLinear(nn.Module):
-    """``x W_left W_right + b``.
+    """A linear layer with a low-rank weight: ``x W_left W_right + b``.
 
     Args:
         like: a tensor with the dtype and device of the new parameters.
@@ -63,12 +63,12 @@ class LowRankLinear(nn.Module):
             draw(self.W_right, gain=math.sqrt(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Input tensor with shape ``(..., n_in)``, output ``(..., n_out)``, in the precision of the input."""
+        """Map an input tensor, ``(..., n_in)``, to an output, ``(..., n_out)``, in the precision of the input."""
         return (x @ self.W_left.to(x.dtype)) @ self.W_right.to(x.dtype) + self.b.to(x.dtype)
 
 
 class LowRankBottleneck(Insertion):
-    """Adds ``up(act(down(h)))`` to the hidden state that a module returns.
+    """An insertion that adds ``up(act(down(h)))`` to the hidden state of a module's output.
 
     Args:
         like: a tensor with the dtype and device of the new parameters.
@@ -83,7 +83,7 @@ class LowRankBottleneck(Insertion):
         self.up_sampler = LowRankLinear(like, bottleneck, width, config)
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Hidden state with shape ``(..., width)``; what else the module returns passes through."""
+        """Change the hidden state, ``(..., width)``; other outputs of the module pass through."""
         return map_hidden(output, self._change)
 
     def _change(self, hidden: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class LowRankBottleneck(Insertion):
 
 
 class LowRankAdapterModel(DeltaBase):
-    """Low-rank adapters after every module that is addressed; by default the output projections of attention and feed-forward.
+    """Low-rank adapters after every addressed module; by default the output projections of attention and feed-forward.
 
     Args:
         backbone_model: the model to modify.
@@ -100,14 +100,14 @@ class LowRankAdapterModel(DeltaBase):
         non_linearity: the activation: see `AdapterConfig`.
         low_rank_w_init: ``"glorot-uniform"`` or ``"glorot-normal"``.
         low_rank_rank: rank of each of the two matrices.
-        modified_modules: addresses of modules that return a hidden state, alone or as the first of several things.
-        exclude_modules: addresses of what is left out.
-        unfrozen_modules: what `freeze_module` leaves trainable.
+        modified_modules: addresses of modules that return a hidden state, alone or as the first of several outputs.
+        exclude_modules: addresses of modules to leave out.
+        unfrozen_modules: addresses of what `freeze_module` leaves trainable.
         common_structure: True for common names only, False for real names only, None for whichever matches.
-        interactive_modify: True, or a port, to choose the modules on a web page.
+        interactive_modify: True, or a local port, to choose the modules on a web page.
         backend: only ``"hf"``.
         name: the delta's name on this backbone.
-        dtype: of the parameters; by default float32, or the layer's where it is wider.
+        dtype: dtype of the parameters; by default float32, or the layer's if wider.
     """
 
     delta_type = "low_rank_adapter"
@@ -149,11 +149,11 @@ class LowRankAdapterModel(DeltaBase):
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
-        """Only modules whose hidden state has its width in the last dimension."""
+        """Check that the hidden state of each module has its width in the last dimension."""
         refuse_channels_first(targets)
         return targets
 
     @classmethod
     def new_insertion(cls, config: LowRankAdapterConfig, target: Target, width: int, like: Tensor) -> LowRankBottleneck:
-        """A fresh low-rank bottleneck for one module."""
+        """Build a new low-rank bottleneck for one module."""
         return LowRankBottleneck(like, width, reduced(width, config.reduction_factor, target.name), config)

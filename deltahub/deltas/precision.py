@@ -1,4 +1,4 @@
-"""Computing in the wider of two precisions, a parameter's and a hidden state's, and returning the hidden state's."""
+"""Helpers that compute in the wider precision of a parameter and a hidden state, and return the hidden state's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def widened(x: Tensor, parameter: Tensor) -> Tensor:
-    """Cast a hidden state to the precision in which it meets a parameter."""
+    """Cast a hidden state to the wider of its own and a parameter's precision."""
     return x.to(torch.promote_types(x.dtype, parameter.dtype))
 
 

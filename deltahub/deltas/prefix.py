@@ -2,7 +2,7 @@
 
     attention(q, [P_k; k], [P_v; v])        P_k: (n, kv_heads * head_dim), P_v: (n, kv_heads * value_dim), n places
 
-By default one small network makes the prefixes of all layers; layer i takes its own rows of W_2 and b_2:
+By default one small network computes the prefixes of all layers; layer i takes its own rows of W_2 and b_2:
 
     [P_k; P_v] = W_2 tanh(W_1 E + b_1) + b_2        E: (n, embed_dim), W_1: (mid_dim, embed_dim), W_2: (all widths, mid_dim)
 
@@ -32,13 +32,13 @@ from deltahub.errors import ConfigError, TargetError
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixConfig(DeltaConfig):
-    """How long the prefix is, and what makes it.
+    """Options of prefix tuning: the length of the prefix, and how it is computed.
 
     Args:
         prefix_token_num: places of the prefix, at least 1.
-        reparameterize: whether one network makes the prefixes of all layers; otherwise they are parameters themselves.
+        reparameterize: whether one network computes the prefixes of all layers; otherwise they are parameters themselves.
         embed_dim: width of the network's input, at least 1.
-        mid_dim: width of its middle, at least 1.
+        mid_dim: width of the network's hidden layer, at least 1.
     """
 
     prefix_token_num: int = 6
@@ -50,7 +50,7 @@ class PrefixConfig(DeltaConfig):
 
 
 class Prefix(Insertion):
-    """Keys and values before those of one attention."""
+    """The base class of insertions that put keys and values before those of one attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,23 +58,23 @@ class Prefix(Insertion):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        install()  # it may be a fresh process
+        install()  # this may be a new process
 
     def attend(self, target: nn.Module, call: AttentionCall) -> AttentionCall:
-        """Every query sees the prefix, wherever it stands and whatever the mask hides."""
+        """Add the prefix, visible to every query regardless of its position and of the mask."""
         return call.with_prefix(*self.key_and_value(call.key.dtype))
 
     def key_and_value(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """What stands before keys and values: ``(n, kv_heads * head_dim)`` and ``(n, kv_heads * value_dim)``."""
+        """Return the prefix of the keys, ``(n, kv_heads * head_dim)``, and of the values, ``(n, kv_heads * value_dim)``."""
         raise NotImplementedError
 
 
 class PlainPrefix(Prefix):
-    """A prefix that is two parameters.
+    """A prefix stored as two parameters.
 
     Args:
         like: a tensor with the dtype and device of the new parameters.
-        widths: of keys and values, all heads together.
+        widths: widths of keys and values, all heads together.
     """
 
     def __init__(self, like: Tensor, widths: Widths, config: PrefixConfig) -> None:
@@ -86,16 +86,16 @@ class PlainPrefix(Prefix):
             nn.init.normal_(self.past_value)
 
     def key_and_value(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The parameters."""
+        """Return the parameters."""
         return self.past_key, self.past_value
 
 
 class PrefixNetwork(nn.Module):
-    """Makes the prefixes of all layers.
+    """The network that computes the prefixes of all layers.
 
     Args:
         like: a tensor with the dtype and device of the new parameters.
-        width: of all keys and values of all layers together.
+        width: total width of all keys and values of all layers.
     """
 
     def __init__(self, like: Tensor, width: int, config: PrefixConfig) -> None:
@@ -109,7 +109,7 @@ class PrefixNetwork(nn.Module):
         )
 
     def rows(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Some features of every place, ``(n, stop - start)``, computed in at least a given precision; no others are computed."""
+        """Compute only some features of every place, ``(n, stop - start)``, in at least the given precision."""
         last: Any = self.control_trans[2]
         if hasattr(last.weight, "full_tensor"):
             msg = (
@@ -123,44 +123,44 @@ class PrefixNetwork(nn.Module):
 
 
 class MadePrefix(Prefix):
-    """A prefix that a network makes; the network is a part of the first layer's, and the others only know it.
+    """A prefix computed by a network, which is a submodule in the first layer; the other layers only refer to it.
 
     Args:
-        network: what makes it.
-        start: the first of its features that are this layer's: its keys, then its values.
-        owner: whether the network is a part of this one.
+        network: the network.
+        start: the first of its features for this layer: its keys, then its values.
+        owner: whether the network is a submodule of this insertion.
     """
 
     def __init__(self, network: PrefixNetwork, start: int, widths: Widths, *, owner: bool) -> None:
         super().__init__()
-        self.shared = (network,)  # in a tuple no submodule, so it is saved, trained and counted once
+        self.shared = (network,)  # in a tuple it is not a submodule, so it is saved, trained and counted once
         self.start = start
         self.widths = widths
         if owner:
             self.reparams = network
 
     def key_and_value(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """This layer's features of the network."""
+        """Return this layer's features of the network."""
         made = self.shared[0].rows(self.start, self.start + sum(self.widths), dtype)
         return made[:, : self.widths[0]], made[:, self.widths[0] :]
 
 
 class PrefixModel(DeltaBase):
-    """A prefix in every attention that is addressed; by default in self-attention.
+    """A prefix in every addressed attention; by default in self-attention.
 
     Args:
         backbone_model: the model to modify.
         prefix_token_num: places of the prefix, at least 1.
-        reparameterize: whether one network makes the prefixes of all layers.
+        reparameterize: whether one network computes the prefixes of all layers.
         embed_dim: width of the network's input.
-        mid_dim: width of its middle.
+        mid_dim: width of the network's hidden layer.
         modified_modules: addresses of attentions, or of modules with attentions inside.
-        exclude_modules: addresses of what is left out.
-        unfrozen_modules: what `freeze_module` leaves trainable.
+        exclude_modules: addresses of modules to leave out.
+        unfrozen_modules: addresses of what `freeze_module` leaves trainable.
         common_structure: True for common names only, False for real names only, None for whichever matches.
-        interactive_modify: True, or a port of this machine, to choose the modules on a page.
+        interactive_modify: True, or a local port, to choose the modules on a web page.
         name: the delta's name on this backbone.
-        dtype: of the parameters; by default float32, or the layer's where it is wider.
+        dtype: dtype of the parameters; by default float32, or the layer's if wider.
     """
 
     delta_type = "prefix"
@@ -199,7 +199,7 @@ class PrefixModel(DeltaBase):
 
     @classmethod
     def plan(cls, backbone: nn.Module, config: PrefixConfig) -> list[Target]:
-        """The attentions addressed, and those inside the modules addressed."""
+        """Return the addressed attentions, and those inside the addressed modules."""
         every = attentions(backbone)
         meant: set[str] = set()
         for target in super().plan(backbone, config):
@@ -218,7 +218,7 @@ class PrefixModel(DeltaBase):
     def new_insertions(
         cls, backbone: nn.Module, config: PrefixConfig, targets: Sequence[Target], like: Like
     ) -> Mapping[str, Insertion]:
-        """A fresh prefix for every attention."""
+        """Build a new prefix for every attention."""
         widths = key_value_widths(backbone, {target.name: target.module for target in targets})
         if not config.reparameterize:
             return {target.name: PlainPrefix(like(target.module), widths[target.name], config) for target in targets}

@@ -34,13 +34,13 @@ _EXPAND_IDS: Final = {"attention_mask": 1, "token_type_ids": 0}
 
 @dataclass(frozen=True, kw_only=True)
 class SoftPromptConfig(DeltaConfig):
-    """How many soft tokens there are, how they start, and what grows with the text.
+    """Options of prompt tuning: the number of soft tokens, their initial values, and the arguments that grow with the text.
 
     Args:
-        soft_token_num: soft tokens, at least 1.
-        init_range: they start between ``-init_range`` and ``init_range``, where `token_init` is False.
+        soft_token_num: number of soft tokens, at least 1.
+        init_range: the initial values are between ``-init_range`` and ``init_range`` if `token_init` is False.
         token_init: whether they start as the embeddings of the first tokens of the vocabulary.
-        other_expand_ids: what has an entry for each token, and its value for soft tokens.
+        other_expand_ids: arguments with an entry for each token, and their value for soft tokens.
         bare_embeddings: whether the model leaves out positions and normalisation, as DistilBERT did for soft tokens in
             OpenDelta's days; only its checkpoints need that.
     """
@@ -61,17 +61,17 @@ class SoftPromptModel(DeltaBase):
 
     Args:
         backbone_model: the model to modify.
-        soft_token_num: soft tokens, at least 1.
-        init_range: they start between ``-init_range`` and ``init_range``, where `token_init` is False.
+        soft_token_num: number of soft tokens, at least 1.
+        init_range: the initial values are between ``-init_range`` and ``init_range`` if `token_init` is False.
         token_init: whether they start as the embeddings of the first tokens of the vocabulary.
-        other_expand_ids: what has an entry for each token, and its value for soft tokens.
-        modified_modules: None: it is the text that is modified.
+        other_expand_ids: arguments with an entry for each token, and their value for soft tokens.
+        modified_modules: None: the text is modified, not modules.
         exclude_modules: kept for OpenDelta's signature.
-        unfrozen_modules: what `freeze_module` leaves trainable.
+        unfrozen_modules: addresses of what `freeze_module` leaves trainable.
         common_structure: kept for OpenDelta's signature.
         interactive_modify: False: there are no modules to choose.
         name: the delta's name on this backbone.
-        dtype: of the parameters; by default float32, or the layer's where it is wider.
+        dtype: dtype of the parameters; by default float32, or the layer's if wider.
     """
 
     delta_type = "soft_prompt"
@@ -111,7 +111,10 @@ class SoftPromptModel(DeltaBase):
 
     @classmethod
     def plan(cls, backbone: nn.Module, config: SoftPromptConfig) -> list[Target]:
-        """The backbone itself, and its encoder if it has a decoder too; the last one gets the soft tokens."""
+        """Return the backbone itself, and its encoder if it has a decoder too; the last one gets the soft tokens.
+
+        With `bare_embeddings`, the module of its token embeddings comes first.
+        """
         if config.modified_modules:
             raise _no_choice("modified_modules", list(config.modified_modules))
         modules = dict(own_modules(backbone))
@@ -136,7 +139,7 @@ class SoftPromptModel(DeltaBase):
     def new_insertions(
         cls, backbone: nn.Module, config: SoftPromptConfig, targets: Sequence[Target], like: Like
     ) -> Mapping[str, Insertion]:
-        """Soft tokens at the last target, and at the one around it what lets a decoder see them."""
+        """Build soft tokens at the last target, and at the one around it an insertion that lets a decoder see them."""
         *around, home = targets[1:] if config.bare_embeddings else targets
         bare = {t.name: BareEmbeddings(t.module) for t in targets[:1] if config.bare_embeddings}
         weight = _embedding_weight(home.module).detach()
@@ -156,14 +159,14 @@ def _draw(soft: Tensor, weight: Tensor, config: SoftPromptConfig) -> None:
 
 
 def _embedding_weight(target: nn.Module) -> Tensor:
-    """The weight of a model's token embeddings, ``(vocabulary, hidden)``.
+    """Return the weight of a model's token embeddings, ``(vocabulary, hidden)``.
 
     Raises:
-        TargetError: it has none, or takes no embeddings in their place.
+        TargetError: the model has none, or takes no embeddings instead of tokens.
     """
     takes = "inputs_embeds" in inspect.signature(type(target).forward).parameters
     embeddings: Any = None
-    with suppress(NotImplementedError):  # some encoders inherit the question without an answer
+    with suppress(NotImplementedError):  # some encoders inherit the method without an implementation
         embeddings = target.get_input_embeddings() if takes else None  # type: ignore[operator]
     weight = None if embeddings is None else resident(embeddings, "weight")
     if not isinstance(weight, Tensor) or weight.dim() != 2:

@@ -1,6 +1,6 @@
-"""Soft tokens at work: what a model is called with grows by them, and nothing of the caller's is changed in place.
+"""Insertions that put soft tokens before a model's input; no argument of the caller is changed in place.
 
-input_ids (batch, tokens)    becomes    inputs_embeds (batch, n + tokens, hidden)    and what goes with it grows too
+input_ids (batch, tokens)    becomes    inputs_embeds (batch, n + tokens, hidden)    and related arguments grow too
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from deltahub.engine.modules import module_at, own_modules
 from deltahub.errors import ConfigError
 
 MASK: Final = "attention_mask"
-_LABELS: Final = {"labels": -100}  # what transformers' losses leave out
+_LABELS: Final = {"labels": -100}  # ignored by transformers' losses
 _PLACES: Final = ("start_positions", "end_positions")  # labels that are positions
 _TABLES: Final = {"wpe", "position_embeddings", "position_embedding", "embed_positions", "positions_embed"}
 _AGAIN: Final = (
@@ -27,12 +27,12 @@ _AGAIN: Final = (
 
 
 class Growing(Insertion):
-    """Changes what a model is called with, argument by argument.
+    """The base class of insertions that change a model's arguments one by one.
 
     Args:
         target: the model.
-        places: how many soft tokens there are.
-        fills: what has an entry for each token, and its value for soft tokens.
+        places: number of soft tokens.
+        fills: arguments with an entry for each token, and their value for soft tokens.
     """
 
     keeps_length = False
@@ -44,22 +44,22 @@ class Growing(Insertion):
         self.fills = {MASK: 1, **fills}
 
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """Everything is passed on by name."""
+        """Pass all arguments on by name, as `grown` returns them."""
         return (), self.grown(target, dict(zip(self.names, args, strict=False)) | kwargs)
 
     def grown(self, target: nn.Module, given: Kwargs) -> Kwargs:
-        """What the model is called with instead."""
+        """Return the changed arguments."""
         raise NotImplementedError
 
     def longer_mask(self, given: Kwargs, tokens: int, *, twice: bool = True) -> Kwargs:
-        """The mask over soft tokens and text, if there is one.
+        """Return the mask over soft tokens and text, if there is one.
 
         Args:
-            tokens: length of the text, with what a cache holds of it.
-            twice: whether it may have grown already, in the model around this one.
+            tokens: length of the text, including cached tokens.
+            twice: whether the mask may have grown already, in the model around this one.
 
         Raises:
-            ConfigError: it is over something else.
+            ConfigError: the mask covers something else.
         """
         mask = given.get(MASK)
         if mask is None:
@@ -77,15 +77,15 @@ class Growing(Insertion):
 
 
 class SoftTokens(Growing):
-    """Soft tokens before the text that a decoder or an encoder is called with.
+    """Soft tokens before the text given to a decoder or an encoder.
 
     Args:
-        soft: their embeddings at the start, ``(n, hidden)``.
+        soft: their initial embeddings, ``(n, hidden)``.
         target: the model.
-        fills: what else has an entry for each token, and its value for soft tokens.
+        fills: other arguments with an entry for each token, and their value for soft tokens.
 
     Raises:
-        ConfigError: they leave no position for a text.
+        ConfigError: the soft tokens leave no position for a text.
     """
 
     def __init__(self, soft: Tensor, target: nn.Module, fills: Mapping[str, int]) -> None:
@@ -95,7 +95,7 @@ class SoftTokens(Growing):
         self._check_limit(1, 0)
 
     def grown(self, target: nn.Module, given: Kwargs) -> Kwargs:
-        """Put the soft tokens in front, unless a cache holds them already."""
+        """Put the soft tokens in front, unless a cache already holds them."""
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         text: Any = ids if embeds is None else embeds
         if text is None:
@@ -140,10 +140,10 @@ class SoftTokens(Growing):
 
 
 class LongerMask(Growing):
-    """Lets a decoder see the soft tokens in its encoder's output; it has no parameters."""
+    """An insertion without parameters that lets a decoder see the soft tokens in its encoder's output."""
 
     def grown(self, target: nn.Module, given: Kwargs) -> Kwargs:
-        """Let the mask grow that encoder and cross-attention share."""
+        """Extend the mask that encoder and cross-attention share."""
         encoded = given.get("encoder_outputs")
         text: Any = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
         if encoded is not None:
@@ -152,9 +152,9 @@ class LongerMask(Growing):
 
 
 class BareEmbeddings(Insertion):
-    """Passes the embeddings that a module of embeddings is given on as they are, without positions and normalisation.
+    """An insertion that returns the embeddings given to an embedding module unchanged, without positions and normalisation.
 
-    DistilBERT did so up to transformers 4, and soft tokens that were trained on it count on that.
+    DistilBERT did so up to transformers 4, and soft tokens trained on it rely on that.
     """
 
     keeps_length = False
@@ -164,22 +164,22 @@ class BareEmbeddings(Insertion):
         self.place = [*inspect.signature(type(target).forward).parameters].index("inputs_embeds") - 1
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """The embeddings, ``(batch, tokens, hidden)``, where they were given, else what was made of the text."""
+        """Return the given embeddings, ``(batch, tokens, hidden)``, if there are any, else the output for the text."""
         given = args[self.place] if len(args) > self.place else kwargs.get("inputs_embeds")
         return output if given is None else given
 
 
 def home_of_embeddings(target: nn.Module) -> str:
-    """The name of the module that a model's token embeddings are in; ``""`` for the model itself."""
+    """Return the name of the module that contains a model's token embeddings; ``""`` for the model itself."""
     embeddings = target.get_input_embeddings()  # type: ignore[operator]
     return next((name.rpartition(".")[0] for name, module in own_modules(target) if module is embeddings), "")
 
 
 def _cached(given: Kwargs) -> int:
-    """How many positions, soft tokens among them, a cache holds.
+    """Return the number of positions in a cache, soft tokens included.
 
     Raises:
-        ConfigError: it does not grow, or does not tell.
+        ConfigError: the cache does not grow, or does not reveal its length.
     """
     if given.get("cache_params") is not None:
         msg = (
@@ -199,10 +199,10 @@ def _cached(given: Kwargs) -> int:
 
 
 def _check_end(positions: Tensor, end: int) -> None:
-    """Refuse a text that does not go on where the cache ends: generate() counts soft tokens in a cache as text.
+    """Raise if a text does not continue where the cache ends: generate() counts cached soft tokens as text.
 
     Raises:
-        ConfigError: it does not. Without a mask there is no padding, so positions tell.
+        ConfigError: it does not. Without a mask there is no padding, so positions reveal it.
     """
     if positions.dim() == 2 and not torch.compiler.is_compiling() and int(positions.max()) + 1 != end:
         msg = f"The text must go on to position {end - 1} after what the cache holds, got {int(positions.max())}. {_AGAIN}"
@@ -210,12 +210,12 @@ def _check_end(positions: Tensor, end: int) -> None:
 
 
 def _learned_positions(target: nn.Module) -> int | None:
-    """How many positions a model can look up, where it has a table of them beside its token embeddings.
+    """Return the number of positions in a model's table beside its token embeddings, or None if it has no table.
 
-    Rotary and relative positions have no end, whatever length the config says that they were trained on.
+    Rotary and relative positions have no limit, regardless of the trained length in the config.
     """
     for key, table in module_at(target, home_of_embeddings(target))._modules.items():
         if key in _TABLES and isinstance(table, nn.Embedding):
             skipped = 0 if table.padding_idx is None else table.padding_idx + 1  # RoBERTa counts from there
-            return table.num_embeddings - skipped - int(getattr(table, "offset", 0))  # OPT and BART too
+            return table.num_embeddings - skipped - int(getattr(table, "offset", 0))  # OPT and BART skip some too
     return None
