@@ -2,7 +2,8 @@
 
     python examples/language_model.py      the whole story
 
-`DEMO_STEPS=2` makes a short run, whose figures say nothing. Everything is written below `.cache/`; your own registry is not
+`DEMO_STEPS=2` makes a short run, whose figures say nothing; so does a tiny model whose folder `DEMO_BACKBONE` names, on the lines of
+the file that `DEMO_TEXTS` names. Everything is written below `.cache/`; your own registry is not
 touched. Needs the extra `examples`.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -39,10 +41,13 @@ UNREACHABLE: Final = 69  # EX_UNAVAILABLE: the backbone or the tweets could not 
 
 
 def tweets() -> tuple[list[str], list[str]]:
-    """Tweets to train on, and tweets to measure by."""
+    """Tweets to train on, and tweets to measure by; or the first and the last lines of the file that `DEMO_TEXTS` names."""
+    count = TRAINING_STEPS * BATCH_SIZE
+    if texts := os.environ.get("DEMO_TEXTS"):
+        lines = Path(texts).read_text(encoding="utf-8").splitlines()
+        return lines[:count], lines[-HELD_OUT:]
     splits = load_splits("tweets")
-    training, held_out = splits.train[: TRAINING_STEPS * BATCH_SIZE], splits.test[:HELD_OUT]
-    return [example.text for example in training], [example.text for example in held_out]
+    return [example.text for example in splits.train[:count]], [example.text for example in splits.test[:HELD_OUT]]
 
 
 def train(backbone: nn.Module, texts: Sequence[str]) -> LoraModel:

