@@ -98,7 +98,7 @@ class IA3Model(DeltaBase):
         modified_modules: addresses of linear layers.
         feedforward_modules: addresses of those layers whose input is rescaled; by default the feed-forward's.
         exclude_modules: addresses of modules to leave out.
-        unfrozen_modules: addresses of what `freeze_module` leaves trainable.
+        unfrozen_modules: addresses of parameters that `freeze_module` leaves trainable.
         common_structure: True for common names only, False for real names only, None for whichever matches.
         interactive_modify: True, or a local port, to choose the modules on a web page.
         name: the delta's name on this backbone.
