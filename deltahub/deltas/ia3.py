@@ -1,4 +1,4 @@
-"""IA3: learned vectors rescale keys, values and the inner activations of the feed-forward.
+"""IA3: learned vectors that rescale keys, values and the inner activations of the feed-forward.
 
     k' = l_k * k      v' = l_v * v      y = W_2 (l_ff * h)        l: (width,), 1 at the start
 

@@ -41,7 +41,7 @@ def linear_shape(name: str, module: nn.Module) -> tuple[int, int]:
         ``(n_in, n_out)``; an embedding counts its rows as inputs.
 
     Raises:
-        TargetError: the module is none of these; the message names a linear layer inside it.
+        TargetError: the module is none of these; the message names a linear layer inside it, if there is one.
     """
     if isinstance(module, nn.Embedding):
         return module.num_embeddings, module.embedding_dim
