@@ -69,7 +69,7 @@ class AdapterModel(DeltaBase):
         non_linearity: the activation: see `AdapterConfig`.
         modified_modules: addresses of modules that return a hidden state, alone or as the first of several outputs.
         exclude_modules: addresses of modules to leave out.
-        unfrozen_modules: addresses of what `freeze_module` leaves trainable.
+        unfrozen_modules: addresses of parameters that `freeze_module` leaves trainable.
         common_structure: True for common names only, False for real names only, None for whichever matches.
         interactive_modify: True, or a local port, to choose the modules on a web page.
         backend: only ``"hf"``.

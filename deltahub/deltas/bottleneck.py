@@ -64,7 +64,7 @@ def refuse_channels_first(targets: Iterable[Target]) -> None:
     """Raise if a layer's channels are not the last dimension of its output.
 
     Raises:
-        TargetError: those of one are not.
+        TargetError: a layer has them in another dimension.
     """
     for target in targets:
         if channel_dimension(target.module) is not None:

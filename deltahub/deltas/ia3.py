@@ -1,4 +1,4 @@
-"""IA3: learned vectors rescale keys, values and the inner activations of the feed-forward.
+"""IA3: learned vectors that rescale keys, values and the inner activations of the feed-forward.
 
     k' = l_k * k      v' = l_v * v      y = W_2 (l_ff * h)        l: (width,), 1 at the start
 
@@ -98,7 +98,7 @@ class IA3Model(DeltaBase):
         modified_modules: addresses of linear layers.
         feedforward_modules: addresses of those layers whose input is rescaled; by default the feed-forward's.
         exclude_modules: addresses of modules to leave out.
-        unfrozen_modules: addresses of what `freeze_module` leaves trainable.
+        unfrozen_modules: addresses of parameters that `freeze_module` leaves trainable.
         common_structure: True for common names only, False for real names only, None for whichever matches.
         interactive_modify: True, or a local port, to choose the modules on a web page.
         name: the delta's name on this backbone.

@@ -80,7 +80,7 @@ class LayerNormModel(DeltaBase):
         backbone_model: the model to modify.
         modified_modules: addresses of LayerNorms and RMSNorms, or of modules that contain some.
         exclude_modules: addresses of modules to leave out.
-        unfrozen_modules: addresses of what `freeze_module` leaves trainable.
+        unfrozen_modules: addresses of parameters that `freeze_module` leaves trainable.
         common_structure: True for common names only, False for real names only, None for whichever matches.
         interactive_modify: True, or a local port, to choose the modules on a web page.
         name: the delta's name on this backbone.

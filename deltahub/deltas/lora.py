@@ -82,7 +82,7 @@ class LoraModel(DeltaBase):
         lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
         lora_dropout: share of the input dropped in training.
         modified_modules: addresses of linear layers, Conv1D layers or embeddings.
-        unfrozen_modules: addresses of what `freeze_module` leaves trainable.
+        unfrozen_modules: addresses of parameters that `freeze_module` leaves trainable.
         exclude_modules: addresses of modules to leave out.
         common_structure: True for common names only, False for real names only, None for whichever matches.
         interactive_modify: True, or a local port, to choose the modules on a web page.

@@ -127,7 +127,7 @@ class MadePrefix(Prefix):
 
     Args:
         network: the network.
-        start: the first of its features for this layer: its keys, then its values.
+        start: index of this layer's first feature: its keys come first, then its values.
         owner: whether the network is a submodule of this insertion.
     """
 
@@ -156,7 +156,7 @@ class PrefixModel(DeltaBase):
         mid_dim: width of the network's hidden layer.
         modified_modules: addresses of attentions, or of modules with attentions inside.
         exclude_modules: addresses of modules to leave out.
-        unfrozen_modules: addresses of what `freeze_module` leaves trainable.
+        unfrozen_modules: addresses of parameters that `freeze_module` leaves trainable.
         common_structure: True for common names only, False for real names only, None for whichever matches.
         interactive_modify: True, or a local port, to choose the modules on a web page.
         name: the delta's name on this backbone.

@@ -67,7 +67,7 @@ class SoftPromptModel(DeltaBase):
         other_expand_ids: arguments with an entry for each token, and their value for soft tokens.
         modified_modules: None: the text is modified, not modules.
         exclude_modules: kept for OpenDelta's signature.
-        unfrozen_modules: addresses of what `freeze_module` leaves trainable.
+        unfrozen_modules: addresses of parameters that `freeze_module` leaves trainable.
         common_structure: kept for OpenDelta's signature.
         interactive_modify: False: there are no modules to choose.
         name: the delta's name on this backbone.

@@ -29,7 +29,7 @@ _SHOWN: Final = ("bart", "bert", "clip", "gemma3", "gpt2", "llama", "mistral", "
 
 
 class _AllSeen(Exception):
-    """Signal that every requested width is known, so that the rest of the forward pass can be skipped."""
+    """The signal that every requested width is known, so that the rest of the forward pass can be skipped."""
 
 
 def attentions(backbone: nn.Module) -> dict[str, nn.Module]:

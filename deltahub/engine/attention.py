@@ -55,7 +55,7 @@ class AttentionCall:
     places: int = 0
 
     def for_rows(self, rows: Tensor | None) -> Self:
-        """Return the same call, restricted to changes of some rows of the batch.
+        """Return the same call with changes restricted to some rows of the batch.
 
         Args:
             rows: ``(batch,)`` of bool; None for all.

@@ -105,7 +105,7 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
 
     @classmethod
     def plan(cls, backbone: nn.Module, config: Any) -> list[Target]:
-        """Return the modules to act on, as the config's addresses match them, in backbone order."""
+        """Return the modules to act on, in backbone order: those that the config's addresses match."""
         return addressed(cls, backbone, config)
 
     @classmethod

@@ -77,7 +77,7 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
         found = {n for n in names if owners[n]} if pattern == CHILD else _covered(pattern, names, structure)
         kept |= found
         if pattern == CHILD or any(owners[name] in (delta, "") for name in found):
-            patterns.append(re.sub(rf"\b{CHILD}\.{delta}\b", CHILD, pattern))  # it means itself under any name
+            patterns.append(re.sub(rf"\b{CHILD}\.{delta}\b", CHILD, pattern))  # valid under any name of the delta
     if away := sorted(
         name for name in kept if not owners[name] and named[name].is_meta and f"{prefix}{name}" in offloaded(backbone)
     ):
@@ -170,7 +170,7 @@ class FreezeMixin:
 
         Args:
             module: freeze only inside this module of the backbone; names are then relative to it.
-            exclude: addresses of what stays trainable, real or common; ``"deltas"`` means the parameters of this delta,
+            exclude: addresses of parameters that stay trainable, real or common; ``"deltas"`` means the parameters of this delta,
                 and ``"deltas.NAME"`` those of another one. By default the config's `unfrozen_modules`.
             set_state_dict: whether `state_dict()` of the backbone leaves out frozen tensors.
 

@@ -38,10 +38,10 @@ def refuse_merged(backbone: nn.Module) -> None:
 
 
 def refuse_merged_tensors(backbone: nn.Module, names: Collection[str]) -> None:
-    """Raise if deltas are merged into backbone tensors that are to train.
+    """Raise if deltas are merged into backbone tensors that would have to train.
 
     Raises:
-        MergeError: one is.
+        MergeError: one is affected.
     """
     if merged := sorted(name for name, record in overrides(backbone) if record.merged and name in names):
         msg = f"A delta is merged into {merged[0]}, so it cannot be trained. Call unmerge() first."

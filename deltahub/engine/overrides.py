@@ -114,7 +114,7 @@ def own_values(backbone: nn.Module) -> dict[str, Tensor]:
 
 
 def opened(backbone: nn.Module, names: Collection[str]) -> dict[str, Override]:
-    """Return the records of some tensors, creating those that are missing."""
+    """Return the records of some tensors, creating missing ones."""
     wanted = {id(tensor_called(backbone, name)): name for name in names}
     holders: dict[str, list[tuple[nn.Module, str]]] = {}
     for _, module in own_modules(backbone) if wanted else ():

@@ -31,7 +31,7 @@ _BLIND: Final = {"_attn_implementation": "eager", "_experts_implementation": "ba
 
 
 class _AllSeen(Exception):
-    """Signal that every requested width is known, so that the rest of the forward pass can be skipped."""
+    """The signal that every requested width is known, so that the rest of the forward pass can be skipped."""
 
 
 def linear_shape(name: str, module: nn.Module) -> tuple[int, int]:
@@ -41,7 +41,7 @@ def linear_shape(name: str, module: nn.Module) -> tuple[int, int]:
         ``(n_in, n_out)``; an embedding counts its rows as inputs.
 
     Raises:
-        TargetError: the module is none of these; the message names a linear layer inside it.
+        TargetError: the module is none of these; the message names a linear layer inside it, if there is one.
     """
     if isinstance(module, nn.Embedding):
         return module.num_embeddings, module.embedding_dim
@@ -202,7 +202,7 @@ def _probe(backbone: nn.Module, names: Collection[str], *, of_inputs: bool = Fal
     if len(seen) < len(names) and failure and not refused:
         _run(clone.bfloat16(), backbone)  # some kernels of mixtures of experts support only this precision
     missing = [name for name in names if name not in seen]
-    if missing and not refused:  # a block adds its result to its input
+    if missing and not refused:  # a block adds its attention's output to its input, so their widths agree
         seen |= _told_inside(backbone, missing, f"attn{MARK}.")
     if missing := [name for name in names if name not in seen]:
         why = f"failed: {failure}" if failure else "never called it"

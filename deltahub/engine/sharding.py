@@ -17,7 +17,7 @@ from deltahub.errors import ConfigError
 
 
 def reshard(backbone: nn.Module) -> None:
-    """Return the parameters of a sharded backbone to their parts; after a forward they may be temporary copies.
+    """Reshard the parameters of a sharded backbone, which may be temporary copies after a forward pass.
 
     Raises:
         ConfigError: FullyShardedDataParallel has flattened them, so that no tensor has its own shape.

@@ -43,7 +43,7 @@ class ReportMixin:
         visualization: bool = True,
         cuda_memory: bool = True,
     ) -> None:
-        """Print the backbone with its deltas as a tree, and its share of trained parameters."""
+        """Print the backbone with its deltas as a tree, and its statistics."""
         root = module if module is not None else self.backbone_model
         report(root, delta_ratio, trainable_ratio, visualization, cuda_memory)
 

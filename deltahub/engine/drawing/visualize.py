@@ -60,7 +60,7 @@ class Visualization:
 
         Args:
             rootname: name of the root, the model itself.
-            expand_params: give every parameter a line of its own.
+            expand_params: show every parameter on a separate line.
             keep_non_params: keep modules without parameters.
             common_structure: use the common names of modules that have one.
             mapping: the common names; by default those of `StructureMap.of`.

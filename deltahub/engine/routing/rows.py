@@ -55,10 +55,10 @@ class Split:
 
     @classmethod
     def of(cls, acting: Sequence[Any], device: torch.device, key: Callable[[Any], Hashable] = id) -> Split:
-        """Split rows by what acts on each.
+        """Split the rows by what acts on them.
 
         Args:
-            acting: what acts on each row, or None.
+            acting: for each row what acts on it, or None.
             key: returns equal keys for those that can act at once, as in `Insertion.after_rows`.
         """
         groups: dict[Hashable, list[int]] = {}
@@ -74,7 +74,7 @@ class Split:
         return cls(len(acting), tuple(parts), order)
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Change the rows of each part in an output by what acts on them."""
+        """Apply what acts on each part to its rows of an output."""
 
         def change(hidden: Tensor) -> Tensor:
             taken, changed = [], []
@@ -89,7 +89,7 @@ class Split:
         return map_hidden(output, change)
 
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """Change the rows of each part in a module's arguments by what acts on them."""
+        """Apply what acts on each part to its rows of a module's arguments."""
         taken = [(self._take(args, part.rows), self._take(kwargs, part.rows)) for part in self.parts]
         changed = [
             part.acting[0].before(target, *given) if part.acting else given

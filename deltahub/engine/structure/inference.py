@@ -56,7 +56,7 @@ class Inferred:
 
 
 def infer(modules: Mapping[str, nn.Module]) -> Inferred:
-    """Infer the names that are certain among some modules of a backbone.
+    """Infer the certain names among some modules of a backbone.
 
     Args:
         modules: real name to module, parents before children.
@@ -186,7 +186,7 @@ def _name_attention(tree: Tree, found: Inferred, base: str, attention: Attention
             parts = fused_parts(tree.modules[attention.core], role, tree.linears[layer][1])
             label = ",".join(part.label for part in parts)
             if sum(part.stop - part.start for part in parts) != (parts[0].of if parts else 0) or not parts:
-                label = "kv" if "q" in attention.roles else "qkv"  # it has more than these parts, or none
+                label = "kv" if "q" in attention.roles else "qkv"  # the layer has more than its known parts, or none
             if parts:
                 found.parts[layer] = parts
         found.names[layer] = f"{whole}.{label}{MARK}"

@@ -44,7 +44,7 @@ class StructureMap:
 
     @property
     def inferred(self) -> bool:
-        """Whether the names, or some of them, were inferred from the modules rather than taken from a map."""
+        """Whether at least some names were inferred from the modules rather than taken from a map."""
         return bool(self.guess.names)
 
     @classmethod
