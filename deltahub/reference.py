@@ -1,15 +1,15 @@
-"""References: how a delta is named.
+"""References: the names of deltas.
 
     [source:]namespace/name[@version]
 
     DeltaHub/sst2-t5-base              the newest version, from the first source that has it
-    local:DeltaHub/sst2-t5-base@v3     one version of one source
-    acme/ner@champion                  what an alias points to; acme/ner@release/1.0 too
+    local:DeltaHub/sst2-t5-base@v3     one version in one source
+    acme/ner@champion                  the version of an alias; acme/ner@release/1.0 too
     acme/ner@sha256:3f9a51c0ffee       one content, by 12 or more digits of its digest
-    s3://bucket/deltas:acme/ner        in a registry that has no name as a source; so is /mnt/deltas:acme/ner
+    s3://bucket/deltas:acme/ner        in a registry without a name as a source; so is /mnt/deltas:acme/ner
 
-Namespaces and names are plain ASCII, so that no two of them can look alike; the rules are those of the Hugging Face Hub,
-so that a name that is good here is good there. A name without a namespace is in `DeltaHub`, or in `DELTAHUB_NAMESPACE`.
+Namespaces and names are plain ASCII, so that no two can look alike. They follow the rules of the Hugging Face Hub, so a name valid
+here is valid there. A name without a namespace is in `DeltaHub`, or in `DELTAHUB_NAMESPACE`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from deltahub.errors import ReferenceSyntaxError
 
 DEFAULT_NAMESPACE: Final = "DeltaHub"
 LATEST: Final = "latest"
-MAIN: Final = "main"  # the line of versions that "latest" is the end of
+MAIN: Final = "main"  # the line of versions that ends at "latest"
 
 _NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _PLACED: Final = re.compile(r"(?P<place>(?:s3://|[./~]).*?):(?P<rest>[^:@]+(?:@.*)?)", re.DOTALL)
 _SOURCE: Final = re.compile(r"[a-z][a-z0-9-]{1,31}")
 _VERSION: Final = re.compile(r"v[1-9][0-9]{0,8}")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{12,64}")
-_MARK: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._#+@=,-]{0,94}[A-Za-z0-9_#+@=,])?")  # between the "/" of an alias
+_MARK: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._#+@=,-]{0,94}[A-Za-z0-9_#+@=,])?")  # a part of an alias
 _LONGEST_MARK: Final = 200
 _LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,126}[A-Za-z0-9._/])?")  # "sst2-" removes a tag
 _VALUE: Final = re.compile(r"[A-Za-z0-9._/+:-](?:[A-Za-z0-9 ._/+:-]{0,126}[A-Za-z0-9._/+:])?")
@@ -38,7 +38,7 @@ _VALUE: Final = re.compile(r"[A-Za-z0-9._/+:-](?:[A-Za-z0-9 ._/+:-]{0,126}[A-Za-
 
 @dataclass(frozen=True)
 class Reference:
-    """A delta's name, and perhaps where to look and which version.
+    """A delta's name, with an optional source and version.
 
     Attributes:
         namespace: the team or person, e.g. ``"DeltaHub"``.
@@ -54,12 +54,12 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Read a reference.
+        """Parse a reference.
 
         Raises:
-            ReferenceSyntaxError: the text is no reference; the message says which part and why.
+            ReferenceSyntaxError: the text is not a reference; the message says which part and why.
         """
-        if text.lower().startswith(("http://", "https://")):  # not shown: it may hold a secret
+        if text.lower().startswith(("http://", "https://")):  # not shown, since it may hold a secret
             msg = (
                 "A link names no delta of a source, which is wanted here: [source:]namespace/name[@version]. "
                 "Pull it, and push its folder to a registry to give it a name."
@@ -90,19 +90,19 @@ class Reference:
 
     @property
     def path(self) -> str:
-        """The name in its namespace: ``"DeltaHub/sst2-t5-base"``."""
+        """The name with its namespace: ``"DeltaHub/sst2-t5-base"``."""
         return f"{self.namespace}/{self.name}"
 
     def at(self, version: str | None) -> Reference:
-        """The same delta at another version."""
+        """Return the same delta at another version."""
         return replace(self, version=version)
 
     def anywhere(self) -> Reference:
-        """The same without its source."""
+        """Return the same reference without its source."""
         return replace(self, source=None)
 
     def exact(self, source: str, path: str, version: str) -> Reference:
-        """The version of this delta that was found, where, and under which name."""
+        """Return the reference of a located version: its source, its name there, and its number."""
         namespace, _, name = path.partition("/")
         return Reference(namespace, name, source, version)
 
@@ -113,25 +113,25 @@ class Reference:
 
 
 def default_namespace() -> str:
-    """The namespace of names that are given without one."""
+    """Return the namespace for names given without one."""
     return os.environ.get("DELTAHUB_NAMESPACE") or DEFAULT_NAMESPACE
 
 
 def is_path(text: str) -> bool:
-    """Whether `text` is the path of a folder, and not a name in the registry of that folder."""
+    """Return whether `text` is the path of a folder, and not a name in the registry of that folder."""
     return text.startswith((".", "/", "~")) and not is_placed(text)
 
 
 def is_placed(text: str) -> bool:
-    """Whether `text` names a delta in a registry by the registry's folder or s3:// address."""
+    """Return whether `text` names a delta in a registry by the registry's folder or s3:// address."""
     return _PLACED.fullmatch(text) is not None
 
 
 def check_name(text: str, what: str = "name") -> str:
-    """Return `text` if it can be a namespace or a name.
+    """Return `text` if it is a valid namespace or name.
 
     Raises:
-        ReferenceSyntaxError: it cannot.
+        ReferenceSyntaxError: it is not valid.
     """
     rule = "up to 96 letters, digits, '-', '_' and '.' (plain ASCII), starting and ending with a letter or digit"
     _check(text, _NAME, what, rule)
@@ -146,20 +146,20 @@ def _refuse_reserved(text: str, what: str) -> None:
 
 
 def check_source(text: str) -> str:
-    """Return `text` if a source can have this name.
+    """Return `text` if it is a valid name of a source.
 
     Raises:
-        ReferenceSyntaxError: it cannot.
+        ReferenceSyntaxError: it is not valid.
     """
     _check(text, _SOURCE, "source", "2 to 32 lower-case letters, digits and '-', starting with a letter, e.g. 'local'")
     return text
 
 
 def check_version(text: str) -> str:
-    """Return `text` if it can be a version, an alias or a digest.
+    """Return `text` if it is a valid version, alias or digest.
 
     Raises:
-        ReferenceSyntaxError: it cannot.
+        ReferenceSyntaxError: it is not valid.
     """
     if _DIGEST.fullmatch(text) or _VERSION.fullmatch(text):
         return text
@@ -170,10 +170,10 @@ def check_version(text: str) -> str:
 
 
 def check_alias(text: str) -> str:
-    """Return `text` if a user may move an alias of this name: a git tag of plain ASCII, such as ``"release/1.0+cpu"``.
+    """Return `text` if it is valid for a user's alias: a git tag of plain ASCII, such as ``"release/1.0+cpu"``.
 
     Raises:
-        ReferenceSyntaxError: it is not well formed, or means something else already.
+        ReferenceSyntaxError: it is not well formed, or is reserved.
     """
     if re.fullmatch(r"v[0-9]+", text.lower()):
         msg = f"{text!r} cannot be an alias: 'v1', 'v2', ... are numbers of versions and have a meaning of their own."
@@ -182,10 +182,10 @@ def check_alias(text: str) -> str:
 
 
 def check_git_tag(text: str) -> str:
-    """Return `text` if a client of a hub may set a tag of this name, which may be the number of a version.
+    """Return `text` if a hub's client may set a tag of this name; unlike an alias, it may be a version number.
 
     Raises:
-        ReferenceSyntaxError: it is not well formed, or means something else already.
+        ReferenceSyntaxError: it is not well formed, or is reserved.
     """
     lower = text.lower()
     if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", lower):
@@ -210,10 +210,10 @@ def _check_mark(text: str, what: str) -> str:
 
 
 def check_tag(text: str) -> str:
-    """Return `text` if it can be a tag: a label such as ``sst2`` or a pair such as ``task=sst2``.
+    """Return `text` if it is a valid tag: a label such as ``sst2`` or a pair such as ``task=sst2``.
 
     Raises:
-        ReferenceSyntaxError: it cannot.
+        ReferenceSyntaxError: it is not valid.
     """
     key, equals, value = text.partition("=")
     rule = "a label or key=value of letters, digits and ._/- (plain ASCII, 128 at most, not ending with '-')"
@@ -243,10 +243,10 @@ def _not_formed(text: str, what: str, expected: str) -> ReferenceSyntaxError:
 
 
 def is_version(text: str) -> bool:
-    """Whether `text` names a version by number, e.g. ``"v3"``."""
+    """Return whether `text` is a version number, e.g. ``"v3"``."""
     return _VERSION.fullmatch(text) is not None
 
 
 def is_digest(text: str) -> bool:
-    """Whether `text` is a content digest or a prefix of one."""
+    """Return whether `text` is a content digest or a prefix of one."""
     return _DIGEST.fullmatch(text) is not None

@@ -1,4 +1,4 @@
-"""Space that a registry or a cache sets aside for the moment when its disk is full: what frees it must write a little first.
+"""Disk space reserved in a registry or a cache, because even operations that free a full disk must first write a little.
 
     reserve/0 ... reserve/7        128 kB each
 
@@ -20,15 +20,15 @@ from deltahub.files import is_full
 from deltahub.rights import make_folder, take_after
 
 RESERVE: Final = "reserve"
-PIECES: Final = 8  # each is also a file less where their number is what is limited
-_SIZE: Final = 128 << 10  # bytes of one
-_AMPLE: Final = 16 << 20  # free bytes below which nothing is set aside: it would take back what was just given up
+PIECES: Final = 8  # each is also a spare file where the number of files is limited
+_SIZE: Final = 128 << 10  # bytes of one piece
+_AMPLE: Final = 16 << 20  # no reservation with fewer free bytes: it would take back space just given up
 
 T = TypeVar("T")
 
 
 def set_aside(root: Path) -> None:
-    """Set aside what is missing, where there is ample space."""
+    """Reserve the missing pieces, if there is ample space."""
     folder = root / RESERVE
     with contextlib.suppress(OSError):
         there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -44,7 +44,7 @@ def set_aside(root: Path) -> None:
 def _allocate(path: Path) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        if hasattr(os, "posix_fallocate"):  # zeros would take no space where the file system compresses
+        if hasattr(os, "posix_fallocate"):  # zeros would take no space on a compressing file system
             os.posix_fallocate(descriptor, 0, _SIZE)
         else:
             os.write(descriptor, bytes(_SIZE))
@@ -59,7 +59,7 @@ def spend(root: Path) -> bool:
     """Give up one piece.
 
     Returns:
-        Whether there was one.
+        Whether there was a piece.
     """
     for name in map(str, range(PIECES)):
         with contextlib.suppress(OSError):
@@ -69,11 +69,11 @@ def spend(root: Path) -> bool:
 
 
 def freeing(spend_one: Callable[[], bool], change: Callable[[], T]) -> T:
-    """Make a change that helps to free a disk; while the disk is full, give up what was set aside, and make it again.
+    """Run a change that frees disk space; while the disk is full, give up a reserved piece and retry.
 
     Args:
-        spend_one: gives up one piece, and says whether there was one.
-        change: can be made again after it failed.
+        spend_one: gives up one piece, and returns whether there was one.
+        change: a change that can be retried after a failure.
     """
     while True:
         try:

@@ -1,7 +1,7 @@
-"""Rights in a folder that several users share: what is made in it takes after its root, as with git's core.sharedRepository.
+"""File permissions in a folder shared by several users: new files inherit from its root, as with git's core.sharedRepository.
 
-A root that its group may write makes all below it writable for the group, whatever the umask of the user who makes it; a root
-that only its owner may read keeps all below it private. On a mount without such rights (CIFS, NTFS, s3fs) nothing is set.
+A group-writable root makes everything below it group-writable, whatever the umask of the user; a root that only its owner may read
+keeps everything below it private. On a mount without such permissions (CIFS, NTFS, s3fs) nothing is set.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def make_root(root: Path) -> None:
-    """Make the root of a registry or a cache; in a folder that a group shares (setgid, and the group may write) it is shared, too."""
+    """Create the root of a registry or a cache; inside a folder shared by a group (setgid, group-writable), it is shared too."""
     fresh = [path for path in (root, *root.parents) if not path.exists()]
     root.mkdir(parents=True, exist_ok=True)
     for path in reversed(fresh):
@@ -25,7 +25,7 @@ def make_root(root: Path) -> None:
 
 
 def make_folder(root: Path, folder: Path) -> None:
-    """Make a folder below a root, and those above it that are missing; each takes after the root."""
+    """Create a folder below a root, with missing parents; each inherits the permissions of the root."""
     if folder.is_dir():
         return
     fresh = [path for path in (folder, *folder.parents) if path.is_relative_to(root) and not path.exists()]
@@ -34,10 +34,10 @@ def make_folder(root: Path, folder: Path) -> None:
 
 
 def take_after(root: Path, paths: Iterable[Path], *, read_only: bool = False) -> None:
-    """Give new files and folders the group and the rights of a root, as far as this user and the file system can.
+    """Give new files and folders the group and the permissions of a root, as far as the user and the file system allow.
 
     Args:
-        read_only: nobody may write the files.
+        read_only: whether to make the files read-only.
     """
     with contextlib.suppress(OSError):
         wanted = root.stat()
@@ -50,11 +50,11 @@ def _take_after(wanted: os.stat_result, path: Path, *, read_only: bool) -> None:
     if stat.S_ISDIR(found.st_mode):
         mode = wanted.st_mode & 0o777
         if wanted.st_mode & (stat.S_ISGID | stat.S_IWGRP):
-            mode |= stat.S_ISGID  # so that what others make in it is the group's, too
+            mode |= stat.S_ISGID  # so that files made in it by other users belong to the group too
     else:
         mode = wanted.st_mode & (0o444 if read_only else 0o666)
     if os.name != "nt" and found.st_gid != wanted.st_gid and wanted.st_mode & stat.S_IRWXG:
-        with contextlib.suppress(OSError):  # before the mode: a change of the group may take setgid away
+        with contextlib.suppress(OSError):  # before chmod: a change of the group may clear setgid
             os.chown(path, -1, wanted.st_gid)
     if stat.S_IMODE(found.st_mode) != mode:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Saving and loading deltas: what every delta model can do, in the words of OpenDelta."""
+"""Saving and loading for all delta models, with OpenDelta's method names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class SaveLoadMixin(TensorFileMixin):
-    """Saving to and loading from a folder or a reference; the delta models inherit it."""
+    """Methods of delta models for saving to a folder and loading from a folder or a reference."""
 
     backbone_model: nn.Module
     _entry: Entry
@@ -57,28 +57,28 @@ class SaveLoadMixin(TensorFileMixin):
         test_result: Mapping[str, Any] | float | None = None,
         usage: str = "",
     ) -> None:
-        """Save the delta as a folder that appears whole or not at all.
+        """Save the delta as a folder, atomically.
 
-        Where FSDP2 shards the backbone, every process calls this: together they gather the tensors, and the first writes.
+        If FSDP2 shards the backbone, every process must call this: they gather the tensors together, and the first one writes.
 
         Args:
-            finetuned_delta_path: the folder; files of others in it are left alone.
+            finetuned_delta_path: the folder; other files in it are kept.
             save_config: False to write only the tensors, as `save_checkpoint` does.
             state_dict: the tensors to save, by default the delta's own `state_dict()`.
             save_function: writes tensors to a path as a safetensors file.
             push_to_dc: also push it to the default registry.
             center_args: facts for the model card: name, train_tasks, train_datasets, test_performance, license, ...
-            center_args_pool: more of them; keys that mean nothing here are passed over.
+            center_args_pool: more facts; unknown keys are ignored.
             list_tags: labels to find it by.
             dict_tags: key=value tags to find it by.
-            delay_push: do not push, print the command that will.
+            delay_push: print the command that pushes it, instead of pushing.
             test_result: metric to value, or one number.
-            usage: how to use it, for the model card.
+            usage: instructions for use, for the model card.
 
         Raises:
             CheckpointError: a tensor is not finite, the path is a file, or tensors alone would break a delta there.
-            TargetError: a module that holds the delta was replaced since.
-            StorageError: the disk is full or not writable; nothing was half written.
+            TargetError: a module with the delta has been replaced since.
+            StorageError: the disk is full or not writable; no partial delta is left.
         """
         folder = Path(finetuned_delta_path).expanduser()
         if folder.is_file():
@@ -101,7 +101,7 @@ class SaveLoadMixin(TensorFileMixin):
         def write() -> None:
             self._write(folder, tensors, identity, facts, save_function)
             if delay_push:
-                print(f"deltahub push {shlex.quote(str(folder))}")  # noqa: T201  (the seed prints the command to run later)
+                print(f"deltahub push {shlex.quote(str(folder))}")  # noqa: T201  (OpenDelta prints the command to run later)
             elif push_to_dc:
                 from deltahub.hub.hub import Hub
 
@@ -134,7 +134,7 @@ class SaveLoadMixin(TensorFileMixin):
         LOGGER.info("The delta has been saved in %s (%d tensors)", folder, len(tensors))
 
     def _warn_of_uncalled(self) -> None:
-        """Name the modules at which the delta has never acted, so that nothing was trained there."""
+        """Warn about modules where the delta has never acted, so that nothing was trained there."""
         if silent := uncalled(self.backbone_model, self._entry.name, self._entry.insertions):
             LOGGER.warning(
                 "%r has never acted on %s%s: the backbone ran without calling it, so nothing was trained there. Leave such modules "
@@ -145,7 +145,7 @@ class SaveLoadMixin(TensorFileMixin):
             )
 
     def _warn_if_whole(self, tensors: Mapping[str, Tensor]) -> None:
-        """Say so when nothing was frozen: the whole backbone is about to be saved as a delta."""
+        """Warn if nothing is frozen: the whole backbone would be saved as a delta."""
         own = [name for name, _ in own_parameters(self.backbone_model)]
         if own and all(name in tensors for name in own):
             LOGGER.warning(
@@ -170,28 +170,29 @@ class SaveLoadMixin(TensorFileMixin):
         """Put a saved delta on a backbone, which must be the one that it was trained on.
 
         Order: find, check every byte, check the config, check the backbone, plan every insertion, then insert and fill.
-        Whatever is refused leaves the backbone as it was. Afterwards the backbone is frozen but for what belongs to
+        A refusal leaves the backbone unchanged. Afterwards the backbone is frozen except for the parameters of
         deltas, and in eval mode unless it carried a delta before, which may be in training.
 
         Args:
             finetuned_delta_path: a folder, a reference such as ``"DeltaHub/sst2-t5-base@champion"``, or a link.
             backbone_model: the model to put it on.
             delta_config: a config to use instead of the saved one.
-            cache_dir: another place for what is pulled.
+            cache_dir: the cache for pulled deltas, if not the default one.
             state_dict: tensors to use instead of the saved ones.
             force_download: fetch it again even if it is in the cache.
-            check_hash: True to require the very backbone, ``"structure"`` to accept other values under the same names
-                and shapes, False not to check.
-            local_files_only: use nothing that is not on this machine.
+            check_hash: True to require exactly the same backbone, ``"structure"`` to accept other values under the same names
+                and shapes, False for no check.
+            local_files_only: use only files on this machine.
             kwargs: `allow_pickle` to read OpenDelta's `pytorch_model.bin`; `name` for the delta's name on the backbone;
-                `dtype` for its parameters, by default the saved ones', and float32 for PEFT's; and options that replace those of the config.
+                `dtype` for its parameters, by default that of the saved tensors, and float32 for PEFT's; and options that replace
+                those of the config.
 
         Raises:
             NotFoundError: no source has it.
             IntegrityError: its bytes are not the ones that were saved or published.
             FingerprintMismatch: the backbone is another one.
             CheckpointError: its tensors do not fit.
-            ConfigError: its config, or an option given here, can never work.
+            ConfigError: a value in its config, or an option given here, is invalid.
         """
         if model_args:
             msg = f"from_finetuned takes no further positional arguments, got {model_args!r}. Pass them by name."
@@ -214,7 +215,7 @@ class SaveLoadMixin(TensorFileMixin):
 
     @classmethod
     def _class_for(cls, delta_type: str) -> type[Any]:
-        """The class that loads a delta type: this one, if it is its own."""
+        """Return this class if it loads the delta type; raise ConfigError otherwise."""
         own = getattr(cls, "delta_type", "")
         if own != delta_type:
             msg = f"{cls.__name__} loads deltas of type {own!r}, and this one is {delta_type!r}. Use AutoDeltaModel."
@@ -230,13 +231,13 @@ def _check_savable(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _revision(backbone: nn.Module) -> dict[str, str]:
-    """The commit that transformers took the backbone from, where it says."""
+    """Return the backbone's commit from transformers, if known."""
     commit = getattr(getattr(backbone, "config", None), "_commit_hash", None)
     return {"backbone_revision": commit} if isinstance(commit, str) and commit else {}
 
 
 def installed(package: str) -> str:
-    """The version of an installed package; ``"unknown"`` for one that runs from its source."""
+    """Return the version of an installed package; ``"unknown"`` if it runs from its source."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Holding a document against its JSON Schema; the schemas are the one description of what DeltaHub writes."""
+"""Validation of JSON documents; the schemas are the only description of the files that DeltaHub writes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-_DEPTH: Final = 64  # objects and arrays inside each other
+_DEPTH: Final = 64  # maximum nesting of objects and arrays
 _DEEP: Final = "it nests too deeply"
 _MARKED: Final = "it begins with a byte-order mark; save it as UTF-8 without one"
 _DIGITS: Final = 300  # of a whole number: every float can hold so many
 _LONG_NUMBER: Final = re.compile(rb"\d{301}")  # it may stand in a text
 
-_PLACE: Final = 200  # characters of a message that a file may fill
+_PLACE: Final = 200  # maximum characters of a file's text in a message
 _BOUNDS: Final = {
     "minimum": "at least",
     "maximum": "at most",
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 
 
 def parse(data: bytes) -> Any:
-    """Read JSON that may be damaged or hostile.
+    """Parse JSON that may be damaged or hostile.
 
     Args:
         data: UTF-8 without a byte-order mark, which RFC 8259 forbids and other readers refuse.
 
     Raises:
-        ValueError: it is not JSON, nests too deeply, has a name twice in one object, or a number that no float
-            holds, or half a character.
+        ValueError: it is not JSON, nests too deeply, has a duplicate key, a number out of the range of a float,
+            or half a surrogate pair.
     """
     if data.startswith(BOM_UTF8):
         raise ValueError(_MARKED)
@@ -62,7 +62,7 @@ def parse(data: bytes) -> Any:
         raise ValueError(_DEEP) from None
     _refuse_deep(document)
     if b"\\u" in data:
-        json.dumps(document, ensure_ascii=False).encode()  # an escaped half of a surrogate pair has no bytes
+        json.dumps(document, ensure_ascii=False).encode()  # half a surrogate pair cannot be encoded
     return document
 
 
@@ -106,8 +106,8 @@ def _refuse_deep(document: Any) -> None:
 
 @cache
 def load_schema(name: str) -> dict[str, Any]:
-    """The schema called `name`, e.g. ``"manifest.v1"``."""
-    from importlib.resources import files  # late: a list of deltas needs no schema
+    """Load the schema called `name`, e.g. ``"manifest.v1"``."""
+    from importlib.resources import files  # late import: a list of deltas needs no schema
 
     schema: dict[str, Any] = json.loads(files("deltahub.schemas").joinpath(f"{name}.json").read_text("utf-8"))
     return schema
@@ -115,14 +115,14 @@ def load_schema(name: str) -> dict[str, Any]:
 
 @cache
 def _validator(name: str) -> Callable[[Any], Any]:
-    import fastjsonschema  # late: commands that validate nothing start without it
+    import fastjsonschema  # late import: only for commands that validate
 
     validate: Callable[[Any], Any] = fastjsonschema.compile(load_schema(name))
     return validate
 
 
 def problem(document: object, name: str) -> str | None:
-    """The first thing that is wrong with a document, as a clause; None if nothing is.
+    """Return the first problem of a document, as a clause; None if it is valid.
 
     Args:
         document: parsed JSON.
@@ -138,7 +138,7 @@ def problem(document: object, name: str) -> str | None:
 
 
 def shown(value: object) -> str:
-    """Write a value of a file into a message: cut where it is long or deep."""
+    """Format a value from a file for a message, shortened if it is long or deep."""
     return _SHOWN.repr(value)
 
 

@@ -1,7 +1,7 @@
-"""Documents that carry a checksum of themselves, so that no change of their bytes goes unseen.
+"""JSON documents with their own checksum, so that any change of their bytes is detected.
 
-An object is known by its digest; a document changes, so its digest stands in it: the sha256 of its bytes without the checksum's own.
-Whoever edits a document by hand breaks it.
+An object is addressed by its digest; a document is mutable, so it contains its digest: the sha256 of its bytes without the checksum's
+own. Editing a document by hand breaks it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from deltahub.schema import parse, problem
 
 
 def sealed(document: Mapping[str, Any]) -> bytes:
-    """A document as it is stored.
+    """Serialise a document with its checksum.
 
     Args:
-        document: JSON without ``"checksum"``, with a later key, none of whose values before that is a mapping with an empty
+        document: JSON without ``"checksum"``, with a key that sorts after it; no value before that key may be a mapping with an empty
             ``"checksum"``.
     """
     empty = canonical_json({**document, "checksum": ""})
@@ -27,11 +27,11 @@ def sealed(document: Mapping[str, Any]) -> bytes:
 
 
 def unsealed(data: bytes, schema: str) -> tuple[Any, str | None]:
-    """A stored document as JSON, and what is wrong with it, as a clause; None if nothing is.
+    """Parse a stored document; return it with the first problem, as a clause, or None if it is valid.
 
     Args:
         data: its bytes.
-        schema: the name of its schema, which demands a ``"checksum"``.
+        schema: the name of its schema, which requires a ``"checksum"``.
     """
     try:
         document = parse(data)
@@ -41,7 +41,7 @@ def unsealed(data: bytes, schema: str) -> tuple[Any, str | None]:
 
 
 def _broken(data: bytes, document: Mapping[str, Any]) -> str | None:
-    """What is wrong with the checksum that stands in a document, as a clause; None if nothing is."""
+    """Check the checksum in a document; return the problem as a clause, or None."""
     recorded = document["checksum"]
     found = hashlib.sha256(data.replace(_member(recorded), b"", 1)).hexdigest()
     return None if found == recorded else f"bytes that do not have the checksum {recorded} that stands in them"

@@ -1,4 +1,4 @@
-"""Tokens and keys as users give them, checked before they are sent."""
+"""Checks of users' tokens and keys before they are sent."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from deltahub.errors import ConfigError
 
 
 def header_value(text: str, where: str) -> str:
-    """A secret as it can be sent in the header of a request: without the white space at its ends.
+    """Return a secret as the value of a request header, with surrounding white space stripped.
 
     Args:
-        where: it comes from, as the subject of a sentence, e.g. ``"The environment variable HF_TOKEN"``.
+        where: the origin of the secret, as the subject of a sentence, e.g. ``"The environment variable HF_TOKEN"``.
 
     Raises:
-        ConfigError: it holds what no header can; the message does not show it.
+        ConfigError: it has characters that a header cannot hold; the message does not show it.
     """
     value = text.strip()
     if strange := next((char for char in value if not "!" <= char <= "~"), None):

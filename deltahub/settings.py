@@ -1,7 +1,7 @@
-"""Where deltas come from, as this user has set it up: registries and hubs, their order, which are off, and the default.
+"""The user's sources of deltas: registries and hubs, their order, disabled ones, and the default.
 
-It stands in `registries.json` among the user's settings. A name without a source is looked for in the local registry first, then
-in the sources in the order in which they were added, last in the Hugging Face Hub, unless another order was chosen.
+They are stored in `registries.json` among the user's settings. A name without a source is looked up in the local registry first,
+then in the sources in the order they were added, last in the Hugging Face Hub, unless another order is set.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Settings:
     """All sources of a user.
 
     Attributes:
-        known: those that were added, by name, in the order in which they were added.
-        default: the one that is pushed to and listed when none is named.
-        order: names in the order in which they are searched; those that are missing follow in the usual order.
-        disabled: names of those that are off.
+        known: the added sources by name, in the order they were added.
+        default: the source for pushes and lists when none is named.
+        order: names in search order; missing names follow in the usual order.
+        disabled: names of disabled sources.
     """
 
     known: Mapping[str, Configured] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Settings:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all sources, in the order in which they are searched: those that anybody can write to go last."""
+        """The names of all sources in search order; public sources, open to anyone's names, come last."""
         listed = (*self.order, *(name for name in (LOCAL, *self.known, HF) if name not in self.order))
         return tuple(sorted(listed, key=self._public))
 
@@ -53,7 +53,7 @@ class Settings:
 
     @property
     def sources(self) -> tuple[Configured, ...]:
-        """All sources, in the order in which they are searched, those that are off too."""
+        """All sources in search order, including disabled ones."""
         built_in = {
             LOCAL: Configured(LOCAL, str(home() / "registry")),
             HF: Configured(HF, (os.environ.get("HF_ENDPOINT", "").strip() or HUGGING_FACE).rstrip("/"), kind=HUB),
@@ -62,7 +62,7 @@ class Settings:
 
     @classmethod
     def read(cls) -> Settings:
-        """What the user's settings say; the built-in sources if there are none.
+        """Read the user's settings; without a file, return the built-in sources.
 
         Raises:
             ConfigError: the file is damaged.
@@ -99,7 +99,7 @@ class Settings:
         return cls(known, default, order, disabled)
 
     def to_document(self) -> dict[str, Any]:
-        """What is written, by the schema registries.v1."""
+        """Return the settings as JSON, by the schema registries.v1."""
         registries = [entry.to_document() for entry in self.known.values()]
         document: dict[str, Any] = {"format_version": FORMAT_VERSION, "default": self.default, "registries": registries}
         chosen = {"order": list(self.order), "disabled": list(self.disabled)}
@@ -108,7 +108,7 @@ class Settings:
     # ----- changes -----
 
     def add(self, entry: Configured) -> Settings:
-        """These and one more, the last to be searched but for the public one.
+        """Return settings with one more source, searched last except for the public ones.
 
         Raises:
             ConfigError: another source has the name.
@@ -122,11 +122,11 @@ class Settings:
         return replace(self, known={**self.known, entry.name: entry})
 
     def remove(self, name: str) -> Settings:
-        """These without one; its deltas stay where they are.
+        """Return settings without a source; its deltas are kept.
 
         Raises:
-            NotFoundError: there is none of this name.
-            ConfigError: it is built in.
+            NotFoundError: the source is unknown.
+            ConfigError: the source is built in.
         """
         if name == LOCAL:
             msg = "The local registry cannot be removed. DELTAHUB_HOME moves it, and `deltahub source disable local` turns it off."
@@ -143,11 +143,11 @@ class Settings:
         )
 
     def make_default(self, name: str) -> Settings:
-        """These with another default.
+        """Return settings with another default.
 
         Raises:
-            NotFoundError: there is none of this name.
-            ConfigError: it is off.
+            NotFoundError: the source is unknown.
+            ConfigError: the source is disabled.
         """
         self.require(name)
         if name in self.disabled:
@@ -155,11 +155,11 @@ class Settings:
         return replace(self, default=name)
 
     def reorder(self, names: tuple[str, ...]) -> Settings:
-        """These searched in another order; sources that are not named follow in the usual one.
+        """Return settings with another search order; sources not named follow in the usual order.
 
         Raises:
-            NotFoundError: there is none of a name.
-            ConfigError: a name is there twice, or a source that anybody can write to would go before others.
+            NotFoundError: a source is unknown.
+            ConfigError: a name is given twice, or a public source would come before others.
         """
         for name in names:
             self.require(name)
@@ -177,20 +177,20 @@ class Settings:
         return changed
 
     def enable(self, name: str) -> Settings:
-        """These with one on.
+        """Return settings with a source enabled.
 
         Raises:
-            NotFoundError: there is none of this name.
+            NotFoundError: the source is unknown.
         """
         self.require(name)
         return replace(self, disabled=tuple(key for key in self.disabled if key != name))
 
     def disable(self, name: str) -> Settings:
-        """These with one off: it is neither searched nor may it be named.
+        """Return settings with a source disabled: it is not searched and cannot be named.
 
         Raises:
-            NotFoundError: there is none of this name.
-            ConfigError: it is the default.
+            NotFoundError: the source is unknown.
+            ConfigError: the source is the default.
         """
         self.require(name)
         if name == self.default:
@@ -202,21 +202,21 @@ class Settings:
         """Check that a source is known.
 
         Raises:
-            NotFoundError: it is not; the message names the nearest names.
+            NotFoundError: it is unknown; the message suggests the nearest names.
         """
         if name not in self.names:
             raise unknown_source(name, self.names)
 
 
 def change(how: Callable[[Settings], Settings]) -> Settings:
-    """Change the user's settings: read, change, and write as a whole, while no other process does.
+    """Change the user's settings under a lock: read, change, and write atomically.
 
     Returns:
-        The changed ones.
+        The changed settings.
 
     Raises:
         ConfigError: the file is damaged.
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
     """
     folder = config_home()
     with storage_errors("Writing the settings", folder), locked(folder / f"{FILE}.lock"):
@@ -232,12 +232,12 @@ def change(how: Callable[[Settings], Settings]) -> Settings:
 
 
 def unknown_source(name: str, known: tuple[str, ...]) -> NotFoundError:
-    """The error for a source that nobody has set up."""
+    """Build the error for an unknown source."""
     return NotFoundError(f"The source {name!r}", (f"known sources {', '.join(known)}",), closest(name, known))
 
 
 def disabled_source(name: str) -> ConfigError:
-    """The error for a source that is off."""
+    """Build the error for a disabled source."""
     return ConfigError(f"The source {name!r} is off. Turn it on: deltahub source enable {name}")
 
 

@@ -30,7 +30,7 @@ def push(
 
 
 def pull(reference: str, *, to: str | os.PathLike[str] | None = None, force: bool = False) -> Pulled:
-    """Bring a delta into the cache, every byte checked: see `Hub.pull`."""
+    """Fetch a delta into the cache and verify every byte: see `Hub.pull`."""
     return Hub.open().pull(asked(reference), to=Path(to) if to else None, force=force)
 
 
@@ -74,22 +74,22 @@ def list_deltas(
     limit: int | None = None,
     offset: int = 0,
 ) -> list[Listed]:
-    """The deltas of a registry, newest first unless sorted otherwise.
+    """List the deltas of a registry, newest first unless sorted otherwise.
 
     Args:
         query: words that must all occur in the name, tags, type or backbone.
-        tags: tags that the newest version must have.
+        tags: required tags of the newest version.
         delta_type: e.g. ``"lora"``.
-        author: who pushed the newest version.
+        author: the author of the newest version.
         metrics: conditions such as ``"accuracy>0.9"``.
         sort: ``"time"``, ``"name"``, ``"size"``, ``"parameters"`` or a metric.
-        reverse: the other way round.
+        reverse: reverse the order.
         source: the registry; by default the default one.
-        limit: at most so many; None for all.
-        offset: leave out so many of the first.
+        limit: the maximum number of results; None for all.
+        offset: the number of results to skip.
 
     Raises:
-        ConfigError: a condition or what to sort by cannot be read.
+        ConfigError: a condition or the sort key is invalid.
     """
     wanted = tuple(map(Metric.parse, metrics))
     asked = Query(query, tuple(tags), delta_type, author, wanted, sort, reverse)

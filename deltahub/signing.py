@@ -1,10 +1,11 @@
-"""Signatures: that whoever holds a private key vouches for a delta, all of it, by the bytes of its manifest.
+"""Signatures: the holder of a private key vouches for a whole delta by signing the bytes of its manifest.
 
-What is signed is a folder with the manifest alone in it, as `acme/ner/v3/manifest.json`: the path states the name and the version that the
-key vouches for, so the same content counts under no other. The manifest lists every file by its sha256, and those are checked whenever a
-delta is read, so a signature of a few hundred bytes covers files of any size. It is a Sigstore bundle as OpenSSF's model-signing makes it,
-with a key and without any service: it can be checked without DeltaHub too (docs/signing.md). Earlier releases signed `manifest.json` at
-the top of the folder, which states no name; such a signature is still checked. Several signatures by one key are one a line.
+The signed content is a folder with only the manifest, as `acme/ner/v3/manifest.json`: the path states the name and the version that the
+key vouches for, so the signature is not valid for the same content under another name. The manifest lists every file by its sha256, which
+is checked on every read, so a signature of a few hundred bytes covers files of any size. It is a Sigstore bundle in the form of OpenSSF's
+model-signing, with a key and without any service, so it can also be checked without DeltaHub (docs/signing.md). Earlier releases signed
+`manifest.json` at the top of the folder, which states no name; such a signature is still checked. Several signatures by one key are
+stored one per line.
 
 Keys are elliptic (P-256, P-384 or P-521), in PEM files as openssl writes them.
 """
@@ -29,19 +30,19 @@ from deltahub.manifest import digest_of
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-PASSWORD: Final = "DELTAHUB_SIGN_PASSWORD"  # noqa: S105  (the variable's name) of an encrypted private key
-MOST: Final = 64 << 10  # bytes of the signatures of one key over one delta
+PASSWORD: Final = "DELTAHUB_SIGN_PASSWORD"  # noqa: S105  (the variable's name) for an encrypted private key
+MOST: Final = 64 << 10  # maximum bytes of the signatures of one key for one delta
 _SIGNED: Final = "manifest.json"
 _VERSION: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*@v[0-9]+)?")
-_FOLDER: Final = "delta"  # whose name the signature holds
+_FOLDER: Final = "delta"  # the signature contains this name
 
 
 @dataclass(frozen=True)
 class PublicKey:
-    """A key that signatures are checked with.
+    """A key to verify signatures with.
 
     Attributes:
-        pem: in PEM.
+        pem: the key in PEM.
         id: sha256 of its DER form, 64 hex digits.
     """
 
@@ -53,8 +54,8 @@ class PublicKey:
         """Read a public key.
 
         Raises:
-            ConfigError: the file holds none.
-            StorageError: it cannot be read.
+            ConfigError: the file does not hold a public key.
+            StorageError: the file cannot be read.
         """
         with storage_errors("Reading the key", path, "read"):
             data = path.read_bytes()
@@ -62,13 +63,13 @@ class PublicKey:
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> PublicKey:
-        """The key in PEM bytes.
+        """Parse a public key from PEM bytes.
 
         Args:
-            where: they come from, for the message.
+            where: the origin of the bytes, for the message.
 
         Raises:
-            ConfigError: they hold none.
+            ConfigError: the bytes are not a supported public key.
         """
         if b"PRIVATE KEY" in data:
             msg = (
@@ -90,14 +91,14 @@ class PublicKey:
 
 
 class PrivateKey:
-    """A key that deltas are signed with.
+    """A key to sign deltas with.
 
     Args:
-        path: its PEM file; if it is encrypted, the environment variable `DELTAHUB_SIGN_PASSWORD` has its password.
+        path: its PEM file; for an encrypted key, the environment variable `DELTAHUB_SIGN_PASSWORD` holds the password.
 
     Raises:
-        ConfigError: the file holds none, or the password is missing or wrong; or signing is not installed.
-        StorageError: it cannot be read.
+        ConfigError: the file does not hold a private key, or the password is missing or wrong; or signing is not installed.
+        StorageError: the file cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -117,7 +118,7 @@ class PrivateKey:
             raise ConfigError(msg)
         try:
             key = load_pem_private_key(data, self._password if b"ENCRYPTED" in data else None)
-        except (ValueError, TypeError) as error:  # the messages of the library may hold parts of a key
+        except (ValueError, TypeError) as error:  # the library's messages may contain parts of a key
             msg = f"{path} holds no private key in PEM that can be read with the password given. Check both."
             raise ConfigError(msg) from error
         if not isinstance(key, EllipticCurvePrivateKey):
@@ -130,8 +131,8 @@ class PrivateKey:
         """Sign a delta.
 
         Args:
-            manifest: its manifest as it is stored.
-            version: that it is vouched for as, ``"namespace/name@v3"``; empty for a signature that states none.
+            manifest: the stored bytes of its manifest.
+            version: the version to vouch for, ``"namespace/name@v3"``; empty for a signature that states none.
         """
         signing = _installed().signing
         with _laid_out(manifest, version) as folder:
@@ -142,14 +143,14 @@ class PrivateKey:
 
 
 def check(manifest: bytes, signature: bytes, key: PublicKey, version: str | None = None) -> None:
-    """Check one signature.
+    """Verify one signature.
 
     Args:
-        manifest: of the delta, as it is stored.
-        version: that it must state, ``"namespace/name@v3"``; empty for a signature that states none, None for what it states.
+        manifest: the stored bytes of the delta's manifest.
+        version: the version that the signature must state, ``"namespace/name@v3"``; empty for none, None for any.
 
     Raises:
-        IntegrityError: it is not one by this key over this delta.
+        IntegrityError: it is not a signature by this key for this delta.
         ConfigError: signing is not installed.
     """
     verifying = _installed().verifying
@@ -163,7 +164,7 @@ def check(manifest: bytes, signature: bytes, key: PublicKey, version: str | None
         config = verifying.Config().use_elliptic_key_verifier(public_key=folder.parent / "key.pub")
         try:
             config.verify(folder, folder.parent / "signature.json")
-        except Exception as error:  # whatever a hostile signature makes of the library
+        except Exception as error:  # a hostile signature may cause any error in the library
             found = f"another one ({type(error).__name__})"
             raise IntegrityError(what, f"one by the key {key.id[:16]} over this delta", found, remedy) from error
 
@@ -171,12 +172,12 @@ def check(manifest: bytes, signature: bytes, key: PublicKey, version: str | None
 def trusted_by(
     manifest: bytes, signatures: Mapping[str, bytes], keys: Mapping[str, PublicKey], version: str = ""
 ) -> str | None:
-    """The id of the first trusted key that signed a delta; None if none did.
+    """Return the id of the first trusted key that signed a delta; None if there is none.
 
     Args:
-        signatures: by the id of the key that they are said to be by; those of one key are one a line.
-        keys: those that are trusted, by id.
-        version: that the signature must state, as `check` takes it.
+        signatures: signatures by the id of their claimed key; several by one key are one per line.
+        keys: the trusted keys by id.
+        version: the version that the signature must state, as in `check`.
     """
     for key_id in sorted(signatures.keys() & keys.keys()):
         for signature in each_of(signatures[key_id]):
@@ -186,7 +187,7 @@ def trusted_by(
 
 
 def holds(manifest: bytes, signature: bytes, key: PublicKey, version: str = "") -> bool:
-    """Whether a signature is one by a key over a delta under a version, as `check` takes them."""
+    """Return whether a signature is valid for a key, a delta and a version, as in `check`."""
     try:
         check(manifest, signature, key, version)
     except IntegrityError:
@@ -195,14 +196,14 @@ def holds(manifest: bytes, signature: bytes, key: PublicKey, version: str = "") 
 
 
 def each_of(data: bytes) -> list[bytes]:
-    """The signatures of one key, as they are stored: one a line."""
+    """Split the stored signatures of one key, one per line."""
     return [line for line in data.split(b"\n") if line.strip()] or [data]
 
 
 def stated(signature: bytes) -> str | None:
-    """The version that a signature says it is over, ``"namespace/name@v3"``; empty for none, None for what is no signature.
+    """Return the version that a signature states, ``"namespace/name@v3"``; empty for none, None if it is not a signature.
 
-    Nothing is checked here.
+    The signature is not verified here.
     """
     try:
         payload = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
@@ -211,7 +212,7 @@ def stated(signature: bytes) -> str | None:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     found = f"{'/'.join(path)}@{version}" if version else ""
-    return found if _VERSION.fullmatch(found) else None  # a path that leads elsewhere is none
+    return found if _VERSION.fullmatch(found) else None  # a path that leads elsewhere is not a version
 
 
 @contextmanager

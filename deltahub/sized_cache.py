@@ -1,4 +1,4 @@
-"""A cache that is bounded by the memory its values take, not by their number."""
+"""A cache bounded by the memory of its values, not by their number."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ V = TypeVar("V")
 
 
 class SizedCache(Generic[K, V]):
-    """Values by key; those used longest ago are forgotten when all together take too much memory.
+    """Values by key, with eviction of the least recently used ones when their total size is too large.
 
-    Threads may share one. Two that miss the same key at once both make its value.
+    It is thread-safe. Two threads that miss the same key at once both make its value.
 
     Args:
-        most: bytes that all values may take together. A value that takes more alone is not kept.
-        weigh: about how many bytes a value takes.
+        most: maximum total bytes of all values. A larger single value is not kept.
+        weigh: returns the approximate bytes of a value.
     """
 
     def __init__(self, most: int, weigh: Callable[[V], int]) -> None:
@@ -28,7 +28,7 @@ class SizedCache(Generic[K, V]):
         self.size = 0
 
     def peek(self, key: K) -> V | None:
-        """The value of a key; None if it is not there."""
+        """Return the value of a key; None if it is missing."""
         with self._lock:
             if key not in self._values:
                 return None
@@ -36,7 +36,7 @@ class SizedCache(Generic[K, V]):
             return self._values[key][0]
 
     def get(self, key: K, make: Callable[[], V]) -> V:
-        """The value of a key, made if it is not there; what `make` raises is not kept."""
+        """Return the value of a key, made on a miss; an exception of `make` is not cached."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)

@@ -1,8 +1,8 @@
-"""Making many new files durable at once.
+"""Syncing of many new files to disk at once.
 
-A file is synced by `fsync`, one after the other. Linux can also sync a whole file system by one call, `syncfs`, which for many
-small files is far cheaper: it waits for the disk once. It is used where it is known to report what went wrong and to reach the
-disk: on Linux since 5.8, and not over a network or a file system in user space.
+`fsync` syncs one file after the other. On Linux, one call of `syncfs` syncs a whole file system, which is far cheaper for many
+small files: it waits for the disk once. It is used only where it reliably reports errors and reaches the disk: on Linux since
+5.8, and not over a network or on a file system in user space.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Final, Self
 
 from deltahub.files import sync_file, sync_folders
 
-MANY: Final = 32  # files from which on one call is cheaper, though it also writes what others left unwritten
-_SINCE: Final = (5, 8)  # of Linux: before, errors of writing were not reported
+MANY: Final = 32  # from this many files on one call is cheaper, though it also writes other programs' unwritten data
+_SINCE: Final = (5, 8)  # Linux version; earlier ones did not report write errors
 _KNOWN: Final = frozenset(  # the f_type of statfs(2)
     {
         0xEF53,  # ext2, ext3, ext4
@@ -34,9 +34,9 @@ class Syncing:
     """Syncs new files and renames.
 
     Args:
-        folder: on the file system concerned. It is opened before anything is written, so that every error of writing
+        folder: a folder on the file system. It is opened before anything is written, so that every write error
             from then on is reported.
-        count: how many files there will be.
+        count: the expected number of files.
     """
 
     def __init__(self, folder: Path, count: int) -> None:
@@ -47,13 +47,13 @@ class Syncing:
                 self._close()
 
     def __enter__(self) -> Self:
-        """Nothing more."""
+        """Return the object itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close what was opened."""
+        """Close the folder."""
         self._close()
 
     def files(self, paths: Collection[Path]) -> None:
@@ -69,7 +69,7 @@ class Syncing:
             sync_file(path)
 
     def folders(self, paths: Collection[Path]) -> None:
-        """Flush the entries of folders to disk, so that renames into them outlast a power loss.
+        """Flush the entries of folders to disk, so that renames into them survive a power loss.
 
         Raises:
             OSError: they cannot be written.
@@ -86,15 +86,15 @@ class Syncing:
 
 
 def syncfs(descriptor: int) -> None:
-    """Flush all of a file system to disk: `syncfs(2)`.
+    """Flush a whole file system to disk: `syncfs(2)`.
 
     Args:
-        descriptor: of an open file or folder on it.
+        descriptor: an open file or folder on it.
 
     Raises:
-        OSError: something that was written since the descriptor was opened could not be.
+        OSError: a write since the descriptor was opened has failed.
     """
-    import ctypes  # late: only who writes many files needs it
+    import ctypes  # late import: needed only when writing many files
 
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syncfs(descriptor):
@@ -103,7 +103,7 @@ def syncfs(descriptor: int) -> None:
 
 
 def file_system(descriptor: int) -> int:
-    """The kind of file system that an open file or folder is on: `f_type` of `fstatfs(2)`; 0 if that is unknown."""
+    """Return the file system type of an open file or folder: `f_type` of `fstatfs(2)`; 0 if unknown."""
     import ctypes
 
     buffer = ctypes.create_string_buffer(512)  # struct statfs starts with f_type, a long, and is smaller
@@ -112,6 +112,6 @@ def file_system(descriptor: int) -> int:
 
 
 def _release() -> tuple[int, ...]:
-    """The first two numbers of the kernel's version."""
+    """Return the first two numbers of the kernel's version."""
     parts = os.uname().release.split(".")[:2]
     return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in parts)

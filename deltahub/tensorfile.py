@@ -1,4 +1,4 @@
-"""A delta's tensors alone, without its config: one file, or a dict in memory."""
+"""A delta's tensors without its config: one file, or a dict in memory."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The default `load_func`."""
+    """Read a safetensors file; the default `load_func`."""
     with regular(path) as file:
         return tensors_in(usable_bytes(file, str(path)), str(path))
 
 
 class TensorFileMixin:
-    """Saving and loading a delta's tensors; the delta models inherit it."""
+    """Methods of delta models for saving and loading a delta's tensors."""
 
     backbone_model: nn.Module
 
@@ -50,7 +50,7 @@ class TensorFileMixin:
 
     def _gathered(self, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         tensors = self.state_dict() if state_dict is None else state_dict
-        return {name: whole(tensor) for name, tensor in sorted(tensors.items())}  # in one order on every process
+        return {name: whole(tensor) for name, tensor in sorted(tensors.items())}  # in the same order on every process
 
     def save_checkpoint(
         self,
@@ -58,7 +58,7 @@ class TensorFileMixin:
         save_func: Saver = save_safetensors,
         state_dict: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Save only the tensors, to one file that appears whole or not at all; folders on the way are made.
+        """Save only the tensors, atomically to one file; missing folders are created.
 
         Args:
             path: the file.
@@ -82,7 +82,7 @@ class TensorFileMixin:
         load_func: Callable[[str], Mapping[str, Tensor]] | None = None,
         backbone_model: nn.Module | None = None,
     ) -> None:
-        """Load tensors that `save_checkpoint` saved into this delta, strictly.
+        """Load tensors saved by `save_checkpoint` into this delta, strictly.
 
         Args:
             path: the file.
@@ -100,7 +100,7 @@ class TensorFileMixin:
         """Copy tensors into this delta, strictly.
 
         Args:
-            tensors: what `state_dict()` gave, here or elsewhere.
+            tensors: a result of `state_dict()`, from here or elsewhere.
 
         Raises:
             CheckpointError: the tensors do not fit; nothing was changed.

@@ -1,8 +1,8 @@
-"""The header of a safetensors file, read from wherever the file is: its tensors, without a value of them.
+"""The header of a safetensors file in any store: its tensors, without their values.
 
 The file starts with the header's length, 8 bytes, and the header, a JSON object; the values follow without a gap.
 
-A backbone's file may hold tensors of any kind. Those of a delta are values to compute with: `require_usable` refuses others.
+A backbone's file may hold tensors of any dtype. A delta's tensors are used in computations, so `require_usable` refuses others.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from deltahub.files import regular
 from deltahub.manifest import TensorEntry
 from deltahub.schema import parse
 
-Read = Callable[[int, int], bytes]  # the bytes from the first to before the second
-LONGEST: Final = 100_000_000  # bytes of a header, says safetensors
+Read = Callable[[int, int], bytes]  # returns the bytes from the first position to before the second
+LONGEST: Final = 100_000_000  # maximum bytes of a header in safetensors
 _PREFIX: Final = 8
-_LONGEST_NAME: Final = 1024  # characters of a tensor's name
-_MOST_SIZES: Final = 64  # of a shape, as in torch
+_LONGEST_NAME: Final = 1024  # maximum characters of a tensor's name
+_MOST_SIZES: Final = 64  # maximum dimensions, as in torch
 _F8: Final = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
-_BITS: Final = {  # of one value
+_BITS: Final = {  # bits per value
     **dict.fromkeys(("F4",), 4),
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     **dict.fromkeys(("BOOL", "I8", "U8", *_F8), 8),
@@ -36,7 +36,7 @@ _USABLE: Final = _BITS.keys() - {"F4", "F6_E2M3", "F6_E3M2", "U16", "U32", "U64"
 
 
 def tensor_table(path: Path) -> tuple[TensorEntry, ...]:
-    """The names, dtypes and shapes in a safetensors file, sorted by name; no values are read.
+    """Read the names, dtypes and shapes in a safetensors file, sorted by name, without its values.
 
     Raises:
         CheckpointError: it is not a safetensors file.
@@ -46,10 +46,10 @@ def tensor_table(path: Path) -> tuple[TensorEntry, ...]:
 
 
 def table_of(file: BinaryIO, what: str) -> tuple[TensorEntry, ...]:
-    """The same of an open file; it is read from its start, and left somewhere else.
+    """Read the tensor table of an open file from its start; its position changes.
 
     Args:
-        what: the file, for messages.
+        what: the name of the file, for messages.
 
     Raises:
         CheckpointError: it is not a safetensors file.
@@ -63,10 +63,10 @@ def table_of(file: BinaryIO, what: str) -> tuple[TensorEntry, ...]:
 
 
 def usable_bytes(file: BinaryIO, what: str) -> bytes:
-    """Read an open safetensors file of a delta whole, once its header is checked: only then is there memory for it.
+    """Read a whole open safetensors file of a delta, after checking its header: no memory is allocated before.
 
     Args:
-        what: the file, for messages.
+        what: the name of the file, for messages.
 
     Raises:
         CheckpointError: it is not a safetensors file, holds tensors that no delta has, or is larger than the memory.
@@ -85,10 +85,10 @@ def require_usable(entries: Iterable[TensorEntry], what: str) -> None:
 
     Args:
         entries: the tensors of a delta.
-        what: their file, for messages.
+        what: the name of their file, for messages.
 
     Raises:
-        CheckpointError: there is one; the message names it.
+        CheckpointError: there is such a tensor; the message names it.
     """
     entries = list(entries)
     if not entries:
@@ -107,16 +107,16 @@ def require_usable(entries: Iterable[TensorEntry], what: str) -> None:
 
 
 def tensor_entries(read: Read, size: int, what: str, longest: int = LONGEST) -> tuple[TensorEntry, ...]:
-    """The names, dtypes and shapes of a file's tensors, sorted by name.
+    """Read the names, dtypes and shapes of a file's tensors, sorted by name.
 
     Args:
         read: reads a range of the file.
-        size: of the file, in bytes.
-        what: the file, for messages.
-        longest: bytes that its header may have.
+        size: the size of the file in bytes.
+        what: the name of the file, for messages.
+        longest: maximum bytes of its header.
 
     Raises:
-        CheckpointError: it is not a safetensors file, or it was cut.
+        CheckpointError: it is not a safetensors file, or it is truncated.
     """
     length = int.from_bytes(read(0, _PREFIX), "little") if size >= _PREFIX else size
     end = _PREFIX + length
@@ -155,7 +155,7 @@ def _are_texts(metadata: object) -> bool:
 
 
 def _span(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
-    """Where a tensor's values are, which is as long as its shape says."""
+    """Return the position of a tensor's values, after comparing their length with its shape."""
     if len(name) > _LONGEST_NAME:
         msg = f"a name has {len(name)} characters, and {_LONGEST_NAME} is the limit"
         raise ValueError(msg)
@@ -163,7 +163,7 @@ def _span(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
     if not isinstance(entry["dtype"], str):
         msg = f"{name} has the dtype {entry['dtype']!r:.80}"
         raise TypeError(msg)
-    width = _BITS.get(entry["dtype"])  # a later release of the format may know more
+    width = _BITS.get(entry["dtype"])  # None for a dtype of a later release of the format
     bits = math.prod(_sizes(entry["shape"])) * (width or 0)
     if width and bits != (last - first) * 8:
         msg = f"{name} has {bits // 8} bytes by its shape and {last - first} by its place"
