@@ -80,10 +80,18 @@ def nothing_compiled() -> Iterator[None]:
         sys.modules["torch"].compiler.reset()
 
 
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folders that are not there yet. Pytest's own are numbered by a look at all that are there, thousands of times."""
+    folder = tmp_path_factory.mktemp("homes")
+    return (folder / f"{number}" for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_folders(homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test sees this user's registry, cache or settings."""
-    home = tmp_path_factory.mktemp("home")
+    home = next(homes)
+    home.mkdir()
     for variable, folder in (
         ("HOME", "user"),
         ("DELTAHUB_HOME", "deltahub"),
@@ -103,6 +111,8 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
         monkeypatch.delenv(variable, raising=False)
     for variable in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(variable)
+    yield
+    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture

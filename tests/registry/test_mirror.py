@@ -175,6 +175,7 @@ class Stepping(MemoryStore):
         yield from super().keys(prefix)
 
 
+@pytest.mark.parametrize("new_registry", ["memory"], indirect=True)  # it is the target that stops
 def test_a_copy_that_stops_anywhere_goes_on_when_it_is_repeated(source):
     whole = Stepping()
     list(copy(source, Registry(whole)))
@@ -192,6 +193,7 @@ def test_a_copy_that_stops_anywhere_goes_on_when_it_is_repeated(source):
         assert intact(target), step
 
 
+@pytest.mark.parametrize("new_registry", ["memory"], indirect=True)  # it is the target that is collected
 def test_a_collection_at_any_moment_of_a_copy_takes_none_of_its_objects(source, monkeypatch):
     from datetime import timedelta
 
