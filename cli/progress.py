@@ -12,7 +12,7 @@ _EVERY: Final = 10.0  # seconds between two lines; shorter work prints none
 
 
 class PlainProgress:
-    """Prints the progress of an operation; it is thread-safe.
+    """The progress of an operation, printed as plain lines; it is thread-safe.
 
     Args:
         what: the operation, e.g. ``"Pushing"``.

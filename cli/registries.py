@@ -73,7 +73,7 @@ def trust(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Set the keys that must have signed a registry's deltas to pull or load them; without keys, show them.
+    """Set the keys, one of which must have signed a registry's delta to pull or load it; without keys, show them.
 
     [dim]deltahub registry trust team release.pub backup.pub[/dim]
 

@@ -81,7 +81,7 @@ def usable_bytes(file: BinaryIO, what: str) -> bytes:
 
 
 def require_usable(entries: Iterable[TensorEntry], what: str) -> None:
-    """Refuse tensors unusable in a delta: empty ones, dtypes of fewer than 8 bits, 8-bit floats, or unknown dtypes.
+    """Refuse tensors unusable in a delta: empty ones, dtypes of fewer than 8 bits, 8-bit floats, U16, U32, U64, or unknown dtypes.
 
     Args:
         entries: the tensors of a delta.
