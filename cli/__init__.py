@@ -1,1 +1,1 @@
-"""The command line of DeltaHub."""
+"""DeltaHub's command line."""

@@ -1,4 +1,4 @@
-"""bundle export and import."""
+"""Commands `bundle export` and `bundle import`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def import_(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Store the deltas of a bundle in a registry; all of the file is checked before anything is stored.
+    """Store the deltas of a bundle in a registry, after checking the whole file.
 
     [dim]deltahub bundle import deltas.tar[/dim]
     """

@@ -1,4 +1,4 @@
-"""cache list, show, prune, verify and path; pin and unpin are in `pins`."""
+"""Commands `cache list`, `show`, `prune`, `verify` and `path`; `pin` and `unpin` are in `pins`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def list_(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """List what is in the cache, with what it was pulled as.
+    """List the deltas in the cache, with the references they were pulled as.
 
     [dim]deltahub cache list[/dim]
 
@@ -98,7 +98,7 @@ def _list_hf(*, as_json: bool, quiet: bool) -> None:
 
 @app.command()
 def show(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """Show one delta in the cache and check every byte of it.
+    """Show one delta in the cache and verify every byte.
 
     [dim]deltahub cache show acme/sst2-bert[/dim]
 
@@ -149,7 +149,7 @@ def prune(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Remove deltas that were not used for some time; they can be pulled again. What is pinned stays.
+    """Remove deltas not used for some time; they can be pulled again. Pinned deltas are kept.
 
     [dim]deltahub cache prune --older 30d[/dim]
 
@@ -183,7 +183,7 @@ def verify(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Read every byte in the cache again; what is damaged is fetched anew with --repair, or when it is next used.
+    """Verify every byte in the cache; damaged deltas are fetched again with --repair, or on their next use.
 
     [dim]deltahub cache verify[/dim]
 
@@ -221,7 +221,7 @@ def verify(
 
 
 def _repair(hub: Hub, entry: Cached) -> str | None:
-    """Fetch a delta again from where it was pulled; why that did not help, or None if it did."""
+    """Pull a delta again from its source; return the reason if that did not help, else None."""
     from deltahub.errors import DeltaHubError
     from deltahub.reference import Reference
 
@@ -238,7 +238,7 @@ app.command()(unpin)
 
 @app.command()
 def path(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """Print the folder of the cache; DELTAHUB_CACHE moves it.
+    """Print the folder of the cache, which DELTAHUB_CACHE sets.
 
     [dim]deltahub cache path[/dim]
     """

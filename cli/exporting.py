@@ -1,4 +1,4 @@
-"""What `pull --format` writes: deltas in the formats of others."""
+"""The formats of `pull --format`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """A format that a delta can be written in."""
+    """An output format for a delta."""
 
     DELTAHUB = "deltahub"
     PEFT = "peft"
@@ -36,10 +36,10 @@ BackboneOpt = Annotated[
 
 
 def check_export(form: Format, to: Path | None, backbone: str | None) -> None:
-    """Refuse options that do not go together.
+    """Refuse options that cannot be combined.
 
     Raises:
-        BadParameter: they do not.
+        BadParameter: the options cannot be combined.
     """
     if form is Format.PEFT and to is None:
         raise typer.BadParameter("--format peft writes a folder: say which with --to DIR.")
@@ -48,7 +48,7 @@ def check_export(form: Format, to: Path | None, backbone: str | None) -> None:
 
 
 def write_peft(out: Output, pulled: Pulled, to: Path, backbone: str | None) -> None:
-    """Write a delta that was pulled as an adapter, and say who can load it."""
+    """Write a pulled delta as an adapter, and print how to load it."""
     from deltahub.formats.peft import WEIGHTS, export_peft, serving_notes
 
     folder = export_peft(pulled.folder, to, backbone=backbone)

@@ -1,4 +1,4 @@
-"""inspect."""
+"""Command `inspect`."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def inspect(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Look into a backbone or a delta without reading its weights.
+    """Inspect a backbone or a delta without reading its weights.
 
-    A backbone is shown as a tree, with the common names that addresses may use; a delta by its config and tensors.
+    A backbone is shown as a tree, with the common names usable in addresses; a delta by its config and tensors.
 
     [dim]deltahub inspect ./bert-base-uncased[/dim]
 
@@ -125,7 +125,7 @@ def _choose(model: nn.Module, port: int | None, out: Output) -> None:
     from deltahub.engine.delta import delta_classes
     from deltahub.web.choosing import choose
 
-    known = sorted(delta_classes().items(), key=lambda item: item[0] != "lora")  # the first is proposed
+    known = sorted(delta_classes().items(), key=lambda item: item[0] != "lora")  # the first is the default
     deltas = {name: (kind, kind.config_class()) for name, kind in known if kind.default_modified_modules}
     choice = choose(model, deltas, True if port is None else port)
     data = {"delta_type": choice.delta_type, "modified_modules": choice.addresses, "modules": choice.names}

@@ -1,4 +1,4 @@
-"""lock and sync."""
+"""Commands `lock` and `sync`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from .options import JsonOpt, QuietOpt
 from .output import Output, print_json, size_text
 
-_FILE = "deltahub.lock"  # also the name in deltahub.lockfile, which a help page need not import
+_FILE = "deltahub.lock"  # same as in deltahub.lockfile, without importing it for a help page
 
 
 def lock(
@@ -22,9 +22,9 @@ def lock(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Pin deltas to what they are now: source, version and digest of each, in a file for your repository.
+    """Pin deltas to their current source, version and digest, in a file for your repository.
 
-    With DELTAHUB_LOCK set to that file, `pull` and `from_finetuned` take exactly what it says.
+    With DELTAHUB_LOCK set to that file, `pull` and `from_finetuned` use exactly the pinned versions.
 
     [dim]deltahub lock acme/ner@champion DeltaHub/sst2-t5-base -o deltahub.lock[/dim]
 
@@ -40,7 +40,7 @@ def lock(
     known = Lock.read(output).pins if output.exists() or not refs else {}
     if refs:
         wanted = [Reference.parse(ref) for ref in refs]
-    else:  # again, each from the source that it came from
+    else:  # pin again, each from the same source
         wanted = [Reference.parse(f"{pin.source}:{key}") for key, pin in known.items()]
     found = {str(reference.anywhere()): hub.pin(reference) for reference in wanted}
     pins = {**known, **found} if add else found
@@ -65,10 +65,10 @@ def sync(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Bring everything that a lock file pins into the cache, every byte checked.
+    """Pull every delta pinned in a lock file into the cache, verifying every byte.
 
-    The cache is shared by all projects of this user. With --prune whatever this file does not pin is removed from it, after
-    everything that it pins is there; what `deltahub cache pin` protects stays.
+    The cache is shared by all projects of this user. With --prune, all deltas not pinned in this file are removed from it, once
+    all the pinned ones are there; deltas protected by `deltahub cache pin` are kept.
 
     [dim]deltahub sync deltahub.lock[/dim]
 

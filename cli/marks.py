@@ -1,4 +1,4 @@
-"""tag, alias and undo."""
+"""Commands `tag`, `alias` and `undo`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def alias(
 ) -> None:
     """Point an alias to a version, by default the newest; every move is kept in the log.
 
-    With --remove and a version, the alias is removed only if it points there. If somebody else moves it at the same time,
+    With --remove and a version, the alias is removed only if it points there. On a concurrent move by another user,
     nothing is changed and the exit code is 4.
 
     [dim]deltahub alias DeltaHub/sst2-t5-base@v3 champion[/dim]
@@ -82,7 +82,7 @@ def undo(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Take back the last move of an alias; once more, the one before. The log keeps all of them.
+    """Undo the last move of an alias; run it again to undo the one before. The log keeps every move.
 
     [dim]deltahub undo DeltaHub/sst2-t5-base[/dim]
     """

@@ -1,4 +1,4 @@
-"""copy."""
+"""Command `copy`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def copy(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Copy deltas from one registry, or a hub of DeltaHub, to another registry: all versions, aliases, tags and history, every byte checked.
+    """Copy deltas from one registry, or a hub of DeltaHub, to another registry: all versions, aliases, tags and history, every byte verified.
 
-    What is there already is not moved again, so a copy that was interrupted goes on where it stopped.
+    Existing content is not copied again, so an interrupted copy resumes where it stopped.
 
     [dim]deltahub copy local team[/dim]
 

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ ExpectOpt = Annotated[
 
 
 def expected(version: str) -> str | None:
-    """The version that `--expect` names; None where it says that the alias must not be there."""
+    """Return the version given to `--expect`; None for "none", an alias that must not exist."""
     return None if version == "none" else version
 
 
 def split_tags(tags: Sequence[str] | None) -> list[str]:
-    """The tags of `--tags a,b --tags c`."""
+    """Return the tags of `--tags a,b --tags c`."""
     return [tag.strip() for text in tags or () for tag in text.split(",") if tag.strip()]
 
 
@@ -53,13 +53,13 @@ _BYTES = {
 
 
 def size_in_bytes(size: str, option: str) -> int:
-    """The bytes of a size such as ``"10GB"``.
+    """Convert a size such as ``"10GB"`` to bytes.
 
     Args:
-        option: where it was given, for the message.
+        option: the name of the option, for the message.
 
     Raises:
-        BadParameter: it is none.
+        BadParameter: the size is not valid.
     """
     found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([KMGT]?I?B)", size.upper())
     if found is None or found[2] not in _BYTES:
@@ -72,13 +72,13 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def seconds(age: str, option: str) -> float:
-    """The seconds of an age such as ``"30d"``.
+    """Convert an age such as ``"30d"`` to seconds.
 
     Args:
-        option: where it was given, for the message.
+        option: the name of the option, for the message.
 
     Raises:
-        BadParameter: it is none.
+        BadParameter: the age is not valid.
     """
     found = re.fullmatch(r"([0-9]{1,6})([smhdw])", age)
     if found is None:

@@ -1,4 +1,4 @@
-"""What commands print: results on stdout as tables, lines with tabs or JSON, everything else on stderr."""
+"""Output of commands: results on stdout as tables, lines with tabs or JSON, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .progress import PlainProgress
 
 _Told = Callable[[int], None]
 _Counted = Callable[[int, int], None]
-_SHORTEST: Final = 4  # columns that a cell of a narrow table keeps
-_SHORT: Final = 0.5  # seconds for which nobody needs to be told to wait
-_FRAME: Final = 0.1  # seconds between two changes of a bar
+_SHORTEST: Final = 4  # minimum width of a cell in a narrow table
+_SHORT: Final = 0.5  # seconds before progress is shown
+_FRAME: Final = 0.1  # seconds between two updates of a bar
 
 
 class Output:
-    """Where one command prints.
+    """The output of one command.
 
     Args:
         as_json: print results as JSON.
@@ -37,9 +37,9 @@ class Output:
         """Print one result.
 
         Args:
-            data: what `--json` prints.
-            line: what is printed otherwise, alone with `--quiet`.
-            hints: what more to say, on stderr.
+            data: the result for `--json`.
+            line: the result as text, printed alone with `--quiet`.
+            hints: further lines for stderr.
         """
         if self.as_json:
             print_json(data)
@@ -50,7 +50,7 @@ class Output:
                 say(hint, err=True)
 
     def nothing(self, line: str, *hints: str) -> None:
-        """Say on stderr that there is nothing to print."""
+        """Print on stderr that there is no result."""
         if not self.quiet:
             for text in (line, *hints):
                 say(text, err=True)
@@ -58,13 +58,13 @@ class Output:
     def rows(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, key: int | None = 0, wrap: bool = False
     ) -> None:
-        """Print a table; into a pipe the rows alone, with tabs between; with `--quiet` the key column only.
+        """Print a table; into a pipe the rows alone, separated by tabs; with `--quiet` the key column only.
 
         Args:
             columns: headings; none is shown if all are empty.
-            key: the column that is printed with `--quiet`; None for whole rows.
+            key: the column printed with `--quiet`; None for whole rows.
             wrap: on a narrow terminal break long cells between words, which suits sentences; by default they end in an
-                ellipsis, the widest first. The first column is never cut: where it leaves no room, rows are whole lines.
+                ellipsis, the widest first. The first column is never cut: if it leaves no room, each row is one plain line.
         """
         rows = [[_one_line(cell) for cell in row] for row in rows]
         if self.quiet or not sys.stdout.isatty():
@@ -81,7 +81,7 @@ class Output:
                 table.add_column(column, overflow="fold", no_wrap=number == 0)
         else:
             widths = _widths(columns, rows, console.width)
-            if widths is None:  # names leave the rest no room
+            if widths is None:  # the first column leaves no room for the rest
                 for row in rows:
                     say("  ".join(row))
                 return
@@ -93,21 +93,21 @@ class Output:
 
     @contextmanager
     def progress(self, what: str, total: int | None) -> Iterator[_Told | None]:
-        """Show on stderr how many bytes have been moved: a bar on a terminal, elsewhere a line now and then.
+        """Show on stderr how many bytes have been transferred: a bar on a terminal, otherwise an occasional line.
 
         Args:
-            what: what is going on.
-            total: bytes in all, if known.
+            what: the operation.
+            total: total bytes, if known.
         """
         with self.transfer(what, total) as (_, progress):
             yield progress
 
     @contextmanager
     def transfer(self, what: str, total: int | None = None) -> Iterator[tuple[_Told, _Told] | tuple[None, None]]:
-        """Show one progress for everything that is moved, of which more may turn out to be needed on the way.
+        """Show one progress for all transfers, whose total may grow on the way.
 
         Returns:
-            What to call with bytes that are expected, and with bytes that have been moved; from any thread.
+            Two functions, for additional expected bytes and for transferred bytes; both are thread-safe.
         """
         if self.quiet or self.as_json:
             yield None, None
@@ -134,14 +134,14 @@ class Output:
 
     @contextmanager
     def counting(self, what: str, things: str) -> Iterator[_Counted | None]:
-        """Show on stderr how many things are done, unless it is quick: a bar on a terminal, elsewhere a line now and then.
+        """Show on stderr how many items are done, unless it is quick: a bar on a terminal, otherwise an occasional line.
 
         Args:
-            what: what is going on.
-            things: what is counted.
+            what: the operation.
+            things: the plural of the counted items.
 
         Returns:
-            What to call with how many are done, and of how many.
+            A function to call with the number of items done and the total.
         """
         if self.quiet or self.as_json:
             yield None
@@ -175,7 +175,7 @@ def _bar(what: str, things: str, showing: ExitStack) -> _Counted:
 
 
 def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], available: int) -> list[int] | None:
-    """Return the width of each column where a line has room for `available` letters; None if the first leaves no room."""
+    """Return the width of each column for lines of `available` cells; None if the first column leaves no room."""
     from rich.cells import cell_len
 
     widths = [max(map(cell_len, (name, *(row[at] for row in rows)))) for at, name in enumerate(columns)]
@@ -190,25 +190,25 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], available: in
 
 
 class VisibleStream:
-    """A text stream in which control characters are escaped, whoever writes to it: logging, warnings and other packages too.
+    """A text stream that escapes control characters from every writer, including logging, warnings and other packages.
 
-    What rich prints passes by, for it colours and moves the cursor: cells and messages are made visible before it gets them.
+    Rich bypasses it, since it colours text and moves the cursor: cells and messages are escaped before rich gets them.
 
     Args:
-        stream: where the text goes.
+        stream: the underlying stream.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self.rich_proxied_file = stream  # where rich looks for the stream behind another one
+        self.rich_proxied_file = stream  # rich looks here for the underlying stream
 
     def __getattr__(self, name: str) -> Any:
-        if name == "buffer":  # bytes would pass by unseen
+        if name == "buffer":  # bytes would bypass the escaping
             raise AttributeError(name)
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write text; a carriage return that begins it stays, as a bar of progress needs it."""
+        """Write text; keep a leading carriage return, which a progress bar needs."""
         start = "\r" if text.startswith("\r") else ""
         self._stream.write(start + visible(text.removeprefix(start)))
         return len(text)
@@ -220,12 +220,12 @@ class VisibleStream:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print a line, on stdout or stderr, with the control characters in it escaped: others may have written some of it."""
+    """Print a line on stdout or stderr, with control characters escaped: it may contain untrusted text."""
     print(visible(text), file=sys.stderr if err else sys.stdout)
 
 
 def print_json(data: Any) -> None:
-    """Print JSON for programs, escaped where stdout cannot hold a character."""
+    """Print JSON for programs, with characters escaped that stdout cannot encode."""
     text = json.dumps(data, indent=2, ensure_ascii=False, default=str)
     try:
         text.encode(sys.stdout.encoding)
@@ -235,12 +235,12 @@ def print_json(data: Any) -> None:
 
 
 def _one_line(cell: str) -> str:
-    """A cell without line breaks, tabs or the control characters that drive a terminal: others wrote what it shows."""
+    """Replace line breaks, tabs and control characters in a cell with spaces: its text is untrusted."""
     return "".join(char if char.isprintable() else " " for char in cell)
 
 
 def size_text(count: float) -> str:
-    """Bytes for people: ``"1.2 MB"``."""
+    """Format bytes for display: ``"1.2 MB"``."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""cache pin and unpin."""
+"""Commands `cache pin` and `cache unpin`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HeldArg = Annotated[
 
 
 def pin(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """Keep a delta in the cache whatever is pruned; it is pulled if it is not there.
+    """Protect a delta in the cache from pruning; a missing one is pulled first.
 
     [dim]deltahub cache pin acme/sst2-bert@champion[/dim]
 
@@ -26,7 +26,7 @@ def pin(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     from deltahub.reference import Reference, is_digest
 
     hub = Hub.open()
-    if is_digest(ref):  # only what is in the cache has no other name
+    if is_digest(ref):  # a digest can only be looked up in the cache
         held = caretaking.find(hub.cache, ref)
         exact, digest = held.origin, held.digest
         caretaking.pin(hub.cache, digest, exact, lambda: caretaking.find(hub.cache, digest))
@@ -39,7 +39,7 @@ def pin(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 
 
 def unpin(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """Let a delta go with the others again when the cache is pruned.
+    """Allow pruning a pinned delta from the cache again.
 
     [dim]deltahub cache unpin acme/sst2-bert[/dim]
     """

@@ -1,4 +1,4 @@
-"""Progress for logs and pipes: a plain line now and then instead of a bar."""
+"""Progress for logs and pipes: an occasional plain line instead of a bar."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from threading import Lock
 from time import monotonic
 from typing import Final
 
-_EVERY: Final = 10.0  # seconds between two lines; work that takes less prints none
+_EVERY: Final = 10.0  # seconds between two lines; shorter work prints none
 
 
 class PlainProgress:
-    """Prints how far long work has come, from any thread.
+    """The progress of an operation, printed as plain lines; it is thread-safe.
 
     Args:
-        what: the work, e.g. ``"Pushing"``.
-        amount: how an amount of it reads, e.g. ``"1.2 MB"``.
-        total: how much there is in all, if known.
+        what: the operation, e.g. ``"Pushing"``.
+        amount: formats an amount, e.g. ``"1.2 MB"``.
+        total: the total amount, if known.
         unit: added at the end of a line, if amounts are bare numbers.
     """
 
@@ -32,12 +32,12 @@ class PlainProgress:
             self._total += count
 
     def advance(self, count: int) -> None:
-        """Add to what is done."""
+        """Add to the amount done."""
         with self._lock:
             self._show(self._done + count)
 
     def reach(self, done: int, total: int) -> None:
-        """Set what is done and the total."""
+        """Set the amount done and the total."""
         with self._lock:
             self._total = total
             self._show(done)

@@ -1,4 +1,4 @@
-"""push: one delta, or many at once."""
+"""Command `push`, for one delta or many."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def push(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Publish saved deltas as new versions; the same content again is no new version.
+    """Publish saved deltas as new versions; unchanged content makes no new version.
 
-    Every file is checked against the digests that were saved with it. Many at once are far faster than one by one; if one
+    Every file is checked against the digests saved with it. Pushing many at once is far faster than one by one; if one
     cannot be published, the others are. With --expect nothing is published if the alias points elsewhere, and the exit code is 4.
 
     [dim]deltahub push ./ckpt --tags sst2[/dim]
@@ -155,7 +155,7 @@ def _push_one(
 
 
 def _key(path: Path | None) -> PrivateKey | None:
-    """The key to sign with, read before anything is published."""
+    """Read the signing key before anything is published."""
     if path is None:
         return None
     from deltahub.signing import PrivateKey
@@ -172,13 +172,13 @@ def _push_many(
     key: PrivateKey | None,
     out: Output,
 ) -> None:
-    """Push all and print what became of each; the first that failed decides the exit code."""
+    """Push all and print the result of each; the first failure determines the exit code."""
     from deltahub.checkpoint import read_document
     from deltahub.errors import DeltaHubError
     from deltahub.hub.hub import Hub
 
     for folder in folders:
-        read_document(folder)  # a mistyped folder stops all; damage within one does not
+        read_document(folder)  # a mistyped folder stops all pushes; damage inside a folder only its own
     with out.progress("Pushing", _size(folders)) as progress:
         results = Hub.open().push_many(
             folders, namespace, tags=split_tags(tags), message=message, to=to, progress=progress, sign=key
@@ -220,7 +220,7 @@ def _data(folder: Path, result: Pushed | DeltaHubError, key: PrivateKey | None) 
 
 
 def _size(folders: Sequence[Path]) -> int:
-    """Bytes of the deltas' own files; a trainer's folder holds others too."""
+    """Return the bytes of the deltas' own files; a trainer's folder holds others too."""
     from deltahub.checkpoint import BACKBONE, CARD, CONFIG, WEIGHTS
 
     files = [folder / name for folder in folders for name in (CONFIG, WEIGHTS, BACKBONE, CARD)]

@@ -1,4 +1,4 @@
-"""registry add, list, remove and default."""
+"""Commands `registry add`, `trust`, `list`, `remove` and `default`."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def add(
 ) -> None:
     """Add a registry: NAME:namespace/name is then a delta in it.
 
-    Names without a source are looked for in the local registry first, then in the others in the order in which they were added;
-    `deltahub source order` changes that. Keys are never written down: they come from the environment, or from a profile of ~/.aws.
+    Names without a source are looked up in the local registry first, then in the others in the order they were added;
+    `deltahub source order` changes that. Keys are never stored: they come from the environment, or from a profile of ~/.aws.
 
     [dim]deltahub registry add team /mnt/team/deltas[/dim]
 
@@ -73,7 +73,7 @@ def trust(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Say whose signature a delta of a registry must have to be pulled or loaded; without keys, show them.
+    """Set the keys, one of which must have signed a registry's delta to pull or load it; without keys, show them.
 
     [dim]deltahub registry trust team release.pub backup.pub[/dim]
 
@@ -102,7 +102,7 @@ def trust(
 
 
 def _added(settings: Settings, name: str) -> Configured:
-    """A registry that the user added."""
+    """Return a registry added by the user."""
     settings.require(name)
     if name not in settings.known or settings.known[name].kind != "registry":
         raise typer.BadParameter(
@@ -113,7 +113,7 @@ def _added(settings: Settings, name: str) -> Configured:
 
 @app.command("list")
 def list_(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """List the registries in the order in which they are searched.
+    """List the registries in search order.
 
     [dim]deltahub registry list[/dim]
     """
@@ -139,7 +139,7 @@ def list_(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 
 @app.command()
 def remove(name: NameArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """Forget a registry; its deltas stay where they are.
+    """Remove a registry from the settings; its deltas are kept.
 
     [dim]deltahub registry remove team[/dim]
     """
@@ -154,7 +154,7 @@ def default(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Choose where to push, and what to list, when no registry is named; at first that is the local one.
+    """Set the registry for pushes and lists when none is named; initially it is the local one.
 
     [dim]deltahub registry default team[/dim]
     """

@@ -1,4 +1,4 @@
-"""rm, rename and gc."""
+"""Commands `rm`, `rename` and `gc`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def rm(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Remove one version of a delta; whoever asks for it is told when and by whom.
+    """Remove one version of a delta; later requests for it report when and by whom it was removed.
 
-    Its number is never given again. A version that an alias points to is not removed, nor one that a lock file pins: those given
-    with --lock, and the one that DELTAHUB_LOCK names.
+    Its number is never reused. A version is not removed if an alias points to it or a lock file pins it; the lock files are
+    those given with --lock, and the one in DELTAHUB_LOCK.
 
     [dim]deltahub rm DeltaHub/sst2-t5-base@v2 -m "trained on the test set"[/dim]
     """
@@ -58,7 +58,7 @@ def rename(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Give a delta another name; the old one leads to it from then on.
+    """Rename a delta; the old name then redirects to the new one.
 
     [dim]deltahub rename DeltaHub/sst2-t5-base acme/sentiment[/dim]
     """
@@ -89,9 +89,9 @@ def gc(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Delete what no version needs: what removed versions and killed pushes left.
+    """Delete data that no version needs: leftovers of removed versions and of interrupted pushes.
 
-    The first run that finds something unused starts its time of grace; a later one deletes it. It is safe beside pushes.
+    The first run that finds unused data starts its grace period; a later run deletes it. It is safe during pushes.
 
     [dim]deltahub gc --dry-run[/dim]
 

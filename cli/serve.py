@@ -1,4 +1,4 @@
-"""serve, and its tokens."""
+"""Command `serve`, with the commands for its tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ app.add_typer(tokens.app, name="token")
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _PACKAGES: Final = ("starlette", "uvicorn", "jinja2", "nh3", "markdown_it", "prometheus_client")
-_RATE: Final = 100.0  # requests a second, for hubs that others can reach
+_RATE: Final = 100.0  # rate limit in requests per second, for hubs that other machines can reach
 
 RegistryOpt = Annotated[
     str, typer.Option("--registry", metavar="NAME|URL", help="A source, a folder, or s3://bucket/prefix.")
@@ -163,7 +163,7 @@ def _settings(
     rate: float | None,
     allow_pickle: Sequence[str] | None,
 ) -> Settings:
-    """The settings that the options mean; a hub that only this machine reaches is more open than one that others reach."""
+    """Build the server's settings from the options; the defaults are less strict if only this machine can reach the hub."""
     from deltahub.server.access import SCOPES
     from deltahub.server.settings import MODES, Settings
 
@@ -182,7 +182,7 @@ def _settings(
 
 
 def _opened(registry: str) -> tuple[str, bool]:
-    """Where a registry is, for people, and whether anybody has a token for it; each process opens it for itself."""
+    """Return a registry's address for display, and whether it has an unrevoked token; each process opens the registry itself."""
     from deltahub.server.served import open_registry
     from deltahub.server.tokens import Tokens
 
@@ -205,7 +205,7 @@ def _require_packages() -> None:
     """Check that the extra is installed.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is not installed.
     """
     from importlib.util import find_spec
 
@@ -217,7 +217,7 @@ def _require_packages() -> None:
 
 
 def _names(host: str, public_url: str | None) -> tuple[str, ...]:
-    """What a hub that only this machine reaches may be called: a page elsewhere cannot reach it under a name of its own."""
+    """Return the host names allowed for a hub that only this machine can reach, so that a foreign page cannot use its own name."""
     public = urlsplit(public_url).hostname if public_url else None
     return tuple(sorted({host, *_LOOPBACK, *([public] if public else [])}))
 
@@ -228,7 +228,7 @@ def _shown(host: str) -> str:
 
 
 def _say(out: Output, address: str, place: str, tokens_known: bool, settings: Settings, *, in_clear: bool) -> None:
-    """Say where the hub is, and what its owner should know."""
+    """Print the hub's address, and warnings for its owner."""
     hints = [f"Clients of the Hugging Face Hub use it with HF_ENDPOINT={address}"]
     if not tokens_known and settings.anonymous != "write":
         hints.append("Nobody may push yet: deltahub serve token create --name NAME --scope write")
@@ -239,4 +239,4 @@ def _say(out: Output, address: str, place: str, tokens_known: bool, settings: Se
             "Tokens and files travel unencrypted: add --tls-cert and --tls-key, or put a proxy with TLS before the hub."
         )
     out.result({"url": address, "registry": place}, f"{place} is served at {address}", *hints)
-    sys.stdout.flush()  # a pipe would hold it back for as long as the hub runs
+    sys.stdout.flush()  # a pipe would buffer it as long as the hub runs

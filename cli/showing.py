@@ -1,4 +1,4 @@
-"""show and log."""
+"""Commands `show` and `log`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """Show everything that is known about a delta; of a folder, what `deltahub inspect` shows.
+    """Show all facts about a delta; for a folder, the same as `deltahub inspect`.
 
     [dim]deltahub show DeltaHub/sst2-t5-base@champion[/dim]
     """
@@ -85,13 +85,13 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 
 
 def _pointed(document: ReferenceDocument, version: str) -> str:
-    """A version and the aliases that point to it."""
+    """Format a version with the aliases that point to it."""
     aliases = sorted(alias for alias, target in document.aliases.items() if target == version)
     return f"{version} ({', '.join(aliases)})" if aliases else version
 
 
 def _told(document: ReferenceDocument, version: str, digest: str) -> tuple[str, Version]:
-    """What a source says of a version: by its number, or on a hub by its content or commit."""
+    """Find a source's entry for a version: by its number, or on a hub by its content or commit."""
     from deltahub.registry.entries import Version
 
     known = document.versions
@@ -102,7 +102,7 @@ def _told(document: ReferenceDocument, version: str, digest: str) -> tuple[str, 
 
 
 def _content(manifest: Manifest) -> list[tuple[str, str]]:
-    """What a version holds, in words."""
+    """Describe the content of a version."""
     from deltahub.manifest import FILES
     from deltahub.naming import backbone_name
     from deltahub.registry.summary import summary_of
@@ -125,13 +125,13 @@ def _content(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _parent(parent: Mapping[str, str]) -> str:
-    """What a delta was made from, in words."""
+    """Describe a parent of a delta."""
     origin = " ".join(parent[key] for key in ("format", "name", "digest") if key in parent)
     return f"{parent['relation']} from {origin}"
 
 
 def _tools(config: Mapping[str, Any]) -> Iterator[str]:
-    """The releases that saved a delta, as far as it says."""
+    """Yield the releases that saved a delta, as far as recorded."""
     for tool in ("deltahub", "transformers", "torch"):
         if version := config.get(f"{tool}_version"):
             yield f"{tool} {version}"
@@ -152,7 +152,7 @@ def log(
 
     reference = Reference.parse(name)
     _, document = Hub.open().document(reference)
-    if reference.version:  # the log is of all versions, but one that is asked for must have existed
+    if reference.version:  # the log covers all versions, but a requested one must have existed
         with contextlib.suppress(RemovedError):
             document.resolve(reference.version)
     if json:
@@ -166,12 +166,12 @@ def log(
 
 
 def _brief(what: str | None) -> str:
-    """What something pointed to; of a digest as much as tells it from others."""
+    """Shorten a digest to its first digits; return any other target unchanged."""
     return what[:19] if what and what.startswith("sha256:") else what or "-"
 
 
 def _why(document: ReferenceDocument, move: Move) -> str:
-    """The message of a push or of a removal."""
+    """Return the message of a push or of a removal."""
     kept, gone = document.versions.get(move.what), document.removed.get(move.what)
     if move.action == "push":
         return kept.message if kept else gone.pushed_message if gone else ""

@@ -1,4 +1,4 @@
-"""sign, and what push, pull and verify say of signatures."""
+"""Command `sign`, and the signature options and reports of push, pull and verify."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TrustOpt = Annotated[
 
 
 def sign(ref: RefArg, key: KeyArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """Vouch for a delta: sign its manifest, which names every file by its digest.
+    """Sign a delta's manifest, which lists every file by its digest, to vouch for the delta.
 
     [dim]deltahub sign acme/sst2-bert@v3 --key release.pem[/dim]
     """
@@ -54,13 +54,13 @@ def sign(ref: RefArg, key: KeyArg, json: JsonOpt = False, quiet: QuietOpt = Fals
 
 
 def trusted(require: bool, keys: Sequence[Path] | None, sources: Sequence[str | None] = ()) -> tuple[str, ...]:
-    """The public keys that the options of pull name, in PEM.
+    """Read the public keys given to the options of pull, in PEM.
 
     Args:
-        sources: where the deltas are taken from, as far as it is said.
+        sources: the sources of the deltas, where given.
 
     Raises:
-        BadParameter: signatures are asked for, and nothing says whose.
+        BadParameter: signatures are required, but no trusted keys are known.
     """
     from deltahub.signing import PublicKey
 
@@ -78,11 +78,11 @@ def trusted(require: bool, keys: Sequence[Path] | None, sources: Sequence[str | 
 
 
 def still_to_sign(source: str | None, ref: str, key: PrivateKey | None) -> str | None:
-    """What has to be said of a push to a source that asks for a signature by another key; None if it asks for none.
+    """Return a hint after a push to a source that requires a signature by another key; None if no hint is needed.
 
     Args:
-        ref: what was pushed.
-        key: it was signed with.
+        ref: the pushed delta.
+        key: the key it was signed with.
     """
     from deltahub.settings import Settings
 
@@ -93,15 +93,15 @@ def still_to_sign(source: str | None, ref: str, key: PrivateKey | None) -> str |
 
 
 def signatures_of(checked: Sequence[tuple[str | None, str]]) -> dict[tuple[str | None, str], list[dict[str, str]]]:
-    """What is known of the signatures of versions in registries.
+    """Check the signatures of versions in registries.
 
     Args:
-        checked: the source of each, and its name there, ``"namespace/name@v1"``.
+        checked: the source of each version, and its name there, ``"namespace/name@v1"``.
 
     Returns:
-        For those that are signed, by the same, the ``key`` of each signature and its ``state``: ``"good"``, ``"bad"``,
-        ``"signed under another name"`` if it is good for another name or version only, or ``"unknown key"`` if nobody said that the
-        key is trusted.
+        For signed versions, by the same pair, the ``key`` of each signature and its ``state``: ``"good"``, ``"bad"``,
+        ``"signed under another name"`` if it is valid only for another name or version, or ``"unknown key"`` if the key is not
+        trusted.
     """
     from deltahub.errors import DeltaHubError
     from deltahub.hub.hub import Hub
@@ -124,7 +124,7 @@ def signatures_of(checked: Sequence[tuple[str | None, str]]) -> dict[tuple[str |
                     {"key": key_id, "state": _state(manifest, key_id, data, keys, where)}
                     for key_id, data in signatures(registry, digest).items()
                 ]
-            except (DeltaHubError, LookupError):  # its damage is said already, or it was removed meanwhile
+            except (DeltaHubError, LookupError):  # the damage is reported already, or the version was just removed
                 continue
             if states:
                 found[source, where] = states

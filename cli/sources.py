@@ -1,4 +1,4 @@
-"""source list, add, remove, order, enable and disable."""
+"""Commands `source list`, `add`, `remove`, `order`, `enable` and `disable`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NamespacesOpt = Annotated[
 
 @app.command("list")
 def list_(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """List all sources in the order in which a name without a source is looked for.
+    """List all sources in the search order for names without a source.
 
     [dim]deltahub source list[/dim]
     """
@@ -94,8 +94,8 @@ def add(
 ) -> None:
     """Add a source: NAME:namespace/name is then a delta in it.
 
-    A name without a source is looked for in the sources in their order, and the first that has it gives it. Namespaces that belong to
-    a source are looked for in no other, so that nobody elsewhere can take a free name there. Keys and tokens are never written down.
+    A name without a source is looked up in the sources in their order, and the first match is used. Namespaces bound to a source are
+    not looked up in any other, so that others cannot register a free name there. Keys and tokens are never stored.
 
     [dim]deltahub source add team s3://acme/deltas --namespaces acme,acme-lab[/dim]
 
@@ -116,7 +116,7 @@ def add(
 
 
 def add_checked(entry: Configured, out: Output, *, unchecked: bool) -> None:
-    """Add a source, after a look whether it can be read."""
+    """Add a source after checking that it can be read."""
     from dataclasses import asdict
 
     from deltahub.settings import change
@@ -136,7 +136,7 @@ def add_checked(entry: Configured, out: Output, *, unchecked: bool) -> None:
 
 
 def _count(entry: Configured) -> int:
-    """How many deltas a source has."""
+    """Count the deltas of a source."""
     from deltahub.configured import HUB
     from deltahub.registry.registry import Registry
 
@@ -152,7 +152,7 @@ def _count(entry: Configured) -> int:
 
 @app.command()
 def remove(name: NameArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """Forget a source; its deltas stay where they are.
+    """Remove a source from the settings; its deltas are kept.
 
     [dim]deltahub source remove team[/dim]
     """
@@ -174,9 +174,9 @@ def order(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Choose the order in which sources are searched; those that are not named follow in the order they have.
+    """Set the search order of sources; sources not named follow in their current order.
 
-    A source in which anybody can take a name, as on the Hugging Face Hub, stays behind all others.
+    A public source, where anyone can register a name, such as the Hugging Face Hub, always comes after all others.
 
     [dim]deltahub source order team local[/dim]
     """
@@ -188,7 +188,7 @@ def order(
 
 @app.command()
 def disable(name: NameArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """Turn a source off: it is neither searched nor may it be named, until it is turned on again.
+    """Disable a source: it is not searched and cannot be named, until it is enabled again.
 
     [dim]deltahub source disable hf[/dim]
     """
@@ -200,7 +200,7 @@ def disable(name: NameArg, json: JsonOpt = False, quiet: QuietOpt = False) -> No
 
 @app.command()
 def enable(name: NameArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """Turn a source on again.
+    """Enable a source again.
 
     [dim]deltahub source enable hf[/dim]
     """

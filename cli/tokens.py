@@ -1,4 +1,4 @@
-"""serve token create, list and revoke."""
+"""Commands `serve token create`, `list` and `revoke`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def create(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Make a token and print its secret, which is shown this once.
+    """Create a token and print its secret, which is shown only once.
 
     [dim]deltahub serve token create --name ci --scope write --namespace acme --expires 30d[/dim]
 
@@ -72,7 +72,7 @@ _MAY = {"read": "read", "write": "read and write", "admin": "do everything"}
 
 @app.command("list")
 def list_(registry: RegistryOpt = "local", json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """List tokens, also those that expired or were revoked.
+    """List tokens, including expired and revoked ones.
 
     [dim]deltahub serve token list[/dim]
     """
@@ -114,7 +114,7 @@ def revoke(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Revoke a token for good: within seconds every process of the hub refuses it.
+    """Revoke a token permanently: every process of the hub refuses it within seconds.
 
     [dim]deltahub serve token revoke ci[/dim]
     """

@@ -1,4 +1,4 @@
-"""verify."""
+"""Command `verify`."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def verify(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Read every byte again and compare it with what was published or saved.
+    """Verify every byte against what was published or saved.
 
-    Objects are read piece by piece, so they may be larger than the memory.
+    Objects are read in chunks, so they may be larger than the memory.
 
     [dim]deltahub verify[/dim]
 
@@ -87,7 +87,7 @@ def verify(
 def _signatures(
     results: list[Repaired], target: str | None, source: str | None, *, every: bool
 ) -> dict[str, list[dict[str, str]]]:
-    """The signatures of what was checked and is whole, by its reference."""
+    """Return the signatures of the intact results, by reference."""
     from deltahub.reference import Reference
 
     one = source or (Reference.parse(target).source if target else None)
@@ -106,7 +106,7 @@ def _folder(folder: Path) -> list[Repaired]:
 
     try:
         describe(folder)
-    except IntegrityError as error:  # what was asked for, not what went wrong
+    except IntegrityError as error:  # the result of the command, not a failure
         return [Repaired(str(folder), {}, str(error))]
     return [Repaired(str(folder), {}, None)]
 

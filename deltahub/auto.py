@@ -47,14 +47,14 @@ class AutoDeltaConfig:
 
     @staticmethod
     def from_dict(config_dict: Mapping[str, Any], **options: Any) -> DeltaConfig:
-        """Make a config from JSON types.
+        """Build a config from JSON types.
 
         Args:
             config_dict: options, and ``"delta_type"``.
             options: options that replace those of `config_dict`.
 
         Raises:
-            ConfigError: the delta type or an option is unknown, or a value can never work.
+            ConfigError: the delta type or an option is unknown, or a value is invalid.
         """
         document = {**config_dict, **options}
         if "delta_type" not in document:

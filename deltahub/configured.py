@@ -32,7 +32,7 @@ _OF_BUCKETS: Final = ("endpoint", "region", "profile")
 
 @dataclass(frozen=True)
 class Configured:
-    """One source.
+    """One source of the user.
 
     Attributes:
         name: its name in references.

@@ -1,4 +1,4 @@
-"""The fit of a delta to a backbone, judged by the names, dtypes and shapes in the headers of its files, without weights.
+"""The fit of a delta to a backbone, judged by the names, dtypes and shapes in its files' headers, without weights.
 
 A delta fits if the backbone has every tensor that the delta does not change, in the same shape. The values are compared only on
 loading. A model with a head and the model without it differ in one part at the start of every name, e.g. `bert.`; of tied tensors,

@@ -1,4 +1,4 @@
-"""Disk space reserved in a registry or a cache, because even operations that free a full disk must first write a little.
+"""Disk space reserved in a registry or a cache, because operations that free a full disk write a little first.
 
     reserve/0 ... reserve/7        128 kB each
 

@@ -1,4 +1,6 @@
-"""File permissions in a folder shared by several users: new files inherit from its root, as with git's core.sharedRepository.
+"""File permissions in a folder shared by several users: new files inherit them from its root.
+
+This is like git's core.sharedRepository.
 
 A group-writable root makes everything below it group-writable, whatever the umask of the user; a root that only its owner may read
 keeps everything below it private. On a mount without such permissions (CIFS, NTFS, s3fs) nothing is set.

@@ -31,7 +31,7 @@ _KNOWN: Final = frozenset(  # the f_type of statfs(2)
 
 
 class Syncing:
-    """Syncs new files and renames.
+    """A sync of new files and renames to disk.
 
     Args:
         folder: a folder on the file system. It is opened before anything is written, so that every write error

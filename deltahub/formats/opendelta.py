@@ -130,7 +130,7 @@ def _meant(config: Mapping[str, Any], backbone: nn.Module) -> set[str]:
     """Return the modules that the config puts the delta on; none if its addresses do not determine them."""
     if config["delta_type"] not in _TENSORS_EVERYWHERE or not config.get("modified_modules"):
         return set()
-    if not str(config.get("opendelta_version", "")).startswith("0.3."):  # earlier releases gave a name other modules
+    if not str(config.get("opendelta_version", "")).startswith("0.3."):  # before, names matched other modules
         return set()
     try:
         common, exclude = bool(config.get("common_structure")), config.get("exclude_modules") or ()

@@ -17,7 +17,7 @@ from deltahub.formats.peft_backbone import Backbone
 from deltahub.formats.peft_naming import target_names
 
 _MAMBAS: Final = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
-_MAMBA_READS: Final = frozenset({"conv1d", "out_proj"})  # fused kernels read the weights of these layers directly
+_MAMBA_READS: Final = frozenset({"conv1d", "out_proj"})  # kernels read the weights of these layers directly
 _EXPERTS: Final = frozenset({"down_proj", "gate", "gate_proj", "up_proj", "w1", "w2", "w3"})
 _LORA: Final[Mapping[str, Any]] = {
     "alpha_pattern": {},

@@ -1,4 +1,6 @@
-"""Conversion of PEFT's LoRA and DoRA to deltas; each module keeps its own rank and scale, so training continues as in PEFT.
+"""Conversion of PEFT's LoRA and DoRA to deltas.
+
+Each module keeps its own rank and scale, so training continues as in PEFT.
 
 A weight replaced in only one of several modules that share it becomes a full-rank LoRA on that module:
 

@@ -1,4 +1,4 @@
-"""Conversion to PEFT of the backbone's tensors that a delta trained: `modules_to_save`, and biases of layers with a LoRA.
+"""Conversion of trained backbone tensors to PEFT: `modules_to_save`, and biases of layers with a LoRA.
 
 PEFT replaces each module in `modules_to_save` by a copy, and needs the whole copy in the file. So the untrained tensors of such a
 module are taken from the backbone. A tensor shared by several modules is written for each of them, because each gets a copy.

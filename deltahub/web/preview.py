@@ -43,7 +43,7 @@ def _quoted(address: str) -> str:
 
 
 class Preview:
-    """Computes previews of choices.
+    """Previews of choices of modules.
 
     Args:
         backbone: the model.
