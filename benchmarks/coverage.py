@@ -28,8 +28,8 @@ from coverage_table import print_summary, write_table
 from torch import Tensor, nn
 
 from deltahub import AutoDeltaModel
-from deltahub.engine.delta import delta_classes
 from deltahub.engine.structure.names import StructureMap
+from deltahub.handle.base import delta_classes
 
 SECONDS: Final = 90  # for one model
 MEMORY: Final = 14 << 30

@@ -22,8 +22,8 @@ from huggingface_hub.utils import disable_progress_bars
 from measure import OUT, report
 
 from deltahub.cache.cache import Cache
-from deltahub.cache.names import CachedNames
-from deltahub.card import front_matter
+from deltahub.cache.remembered import CachedNames
+from deltahub.checkpoint.card import front_matter
 from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry

@@ -22,15 +22,15 @@ from pathlib import Path
 from measure import OUT
 from registry_many import small_deltas
 
-from deltahub import checkpoint
+from deltahub.checkpoint import checkpoint
 from deltahub.reference import Reference
-from deltahub.registry.collection import collect
-from deltahub.registry.index import Index
-from deltahub.registry.marking import set_alias
+from deltahub.registry.edits import set_alias
+from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
-from deltahub.registry.publishing import Publication
-from deltahub.registry.query import Query
+from deltahub.registry.publish import Publication
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.index import Index
+from deltahub.registry.search.query import Query
 from deltahub.stores.memory import MemoryStore
 from deltahub.stores.s3 import S3Store
 

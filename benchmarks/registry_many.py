@@ -21,8 +21,8 @@ from measure import OUT, markdown
 from safetensors.numpy import save_file
 
 import deltahub
-from deltahub import checkpoint
-from deltahub.backbone import Fingerprint, Leaf
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.backbone_record import Fingerprint, Leaf
 from deltahub.hub.hub import Hub
 
 PROGRAM = str(Path(sys.executable).parent / "deltahub")

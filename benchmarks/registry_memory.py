@@ -17,7 +17,7 @@ from pathlib import Path
 from measure import OUT
 from registry_many import PROGRAM, environment, small_deltas
 
-from deltahub.files import sha256_file
+from deltahub.files.atomic import sha256_file
 
 
 def big_delta(folder: Path, gigabytes: float) -> Path:

@@ -27,16 +27,16 @@ from measure import OUT, interleaved, markdown
 from safetensors.numpy import save_file
 
 import deltahub
-from deltahub import checkpoint
-from deltahub.backbone import Fingerprint, Leaf
-from deltahub.fitting import backbone_tensors
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.backbone_fit import backbone_tensors
+from deltahub.checkpoint.backbone_record import Fingerprint, Leaf
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Version, merged_tags
-from deltahub.registry.facets import facets
-from deltahub.registry.index import Index
-from deltahub.registry.query import Query
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.facets import facets
+from deltahub.registry.search.index import Index
+from deltahub.registry.search.query import Query
 from deltahub.stores.local import LocalStore
 
 BACKBONES = 40

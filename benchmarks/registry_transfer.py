@@ -29,7 +29,7 @@ from registry_many import environment, new_hub
 from transfer import new_delta, plain_copy
 
 import deltahub
-from deltahub.files import sha256_file
+from deltahub.files.atomic import sha256_file
 from deltahub.reference import Reference
 
 BIN = Path(sys.executable).parent

@@ -10,7 +10,7 @@ from pathlib import Path
 from measure import OUT, processes, report
 
 import deltahub
-from deltahub.manifest import FileEntry, Manifest
+from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.stores.local import LocalStore

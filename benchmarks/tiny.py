@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.models.auto import configuration_auto, modeling_auto
 
-from deltahub.engine.pseudo import possible_inputs
+from deltahub.engine.dummy_inputs import possible_inputs
 
 _ZERO: Final = ("dropout", "drop_rate", "drop_path", "dropout_prob", "layerdrop", "dropout_rate")
 _WIDTH_LISTS: Final = (

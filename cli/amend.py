@@ -42,7 +42,7 @@ def amend(
     """
     from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
-    from deltahub.registry.amending import DESCRIPTION, Amendment
+    from deltahub.registry.amend import DESCRIPTION, Amendment
 
     reference = Reference.parse(ref)
     if message is None and not metric and description is None and card is None:
@@ -76,7 +76,7 @@ def _metrics(pairs: Sequence[str]) -> dict[str, float | None]:
 
 def _card(path: Path) -> str:
     from deltahub.errors import CheckpointError
-    from deltahub.files import read_file
+    from deltahub.files.atomic import read_file
 
     data = read_file(path, _LARGEST)
     try:

@@ -13,7 +13,7 @@ from .output import Output, print_json, say, size_text
 from .pins import HeldArg, pin, unpin
 
 if TYPE_CHECKING:
-    from deltahub.cache.caretaking import Cached
+    from deltahub.cache.maintenance import Cached
     from deltahub.hub.hub import Hub
 
 app = typer.Typer(no_args_is_help=True, help="Look after the deltas that were pulled to this machine.")
@@ -50,10 +50,10 @@ def list_(
     if hf:
         _list_hf(as_json=json, quiet=quiet)
         return
-    from deltahub.cache import caretaking
+    from deltahub.cache import maintenance
     from deltahub.hub.hub import Hub
 
-    entries = list(caretaking.entries(Hub.open().cache))
+    entries = list(maintenance.entries(Hub.open().cache))
     if json:
         print_json([_facts(entry) for entry in entries])
         return
@@ -106,11 +106,11 @@ def show(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     """
     from dataclasses import asdict
 
-    from deltahub.cache import caretaking
+    from deltahub.cache import maintenance
     from deltahub.hub.hub import Hub
 
     cache = Hub.open().cache
-    entry = caretaking.find(cache, ref)
+    entry = maintenance.find(cache, ref)
     damage, manifest = cache.damage(entry.digest), cache.manifest(entry.digest)
     files = [asdict(file) for file in manifest.files] if manifest else []
     if json:
@@ -155,11 +155,11 @@ def prune(
 
     [dim]deltahub cache prune --max 10GB --dry-run[/dim]
     """
-    from deltahub.cache import caretaking
+    from deltahub.cache import maintenance
     from deltahub.hub.hub import Hub
 
     age = older if older is not None or most is not None else "30d"
-    removed = caretaking.prune(
+    removed = maintenance.prune(
         Hub.open().cache,
         older=None if age is None else seconds(age, "--older"),
         most=None if most is None else size_in_bytes(most, "--max"),
@@ -189,11 +189,11 @@ def verify(
 
     [dim]deltahub cache verify --repair[/dim]
     """
-    from deltahub.cache import caretaking
+    from deltahub.cache import maintenance
     from deltahub.hub.hub import Hub
 
     hub = Hub.open()
-    entries = [caretaking.find(hub.cache, ref)] if ref else list(caretaking.entries(hub.cache))
+    entries = [maintenance.find(hub.cache, ref)] if ref else list(maintenance.entries(hub.cache))
     results = [(entry, hub.cache.damage(entry.digest)) for entry in entries]
     damaged = [(entry, damage) for entry, damage in results if damage]
     out = Output(as_json=json, quiet=quiet)
@@ -242,6 +242,6 @@ def path(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 
     [dim]deltahub cache path[/dim]
     """
-    from deltahub.places import cache_home
+    from deltahub.settings.environment import cache_home
 
     Output(as_json=json, quiet=quiet).result({"path": str(cache_home())}, str(cache_home()))

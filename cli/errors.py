@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from deltahub import errors
-from deltahub.plain_text import redacted, visible, without_secrets
+from deltahub.text.visible import redacted, visible, without_secrets
 
 from .output import print_json, say
 

@@ -41,7 +41,7 @@ def inspect(
 
     [dim]deltahub inspect ./ckpt[/dim]
     """
-    from deltahub.checkpoint import is_checkpoint
+    from deltahub.checkpoint.checkpoint import is_checkpoint
     from deltahub.errors import CheckpointError
 
     out = Output(as_json=json, quiet=quiet)
@@ -73,7 +73,7 @@ def inspect(
 
 def inspect_delta(folder: Path, out: Output) -> None:
     """Print the config and the tensors of a saved delta."""
-    from deltahub.checkpoint import describe
+    from deltahub.checkpoint.checkpoint import describe
 
     manifest = describe(folder)
     if out.as_json:
@@ -122,8 +122,8 @@ def _save(model: nn.Module, svg: Path | None, html: Path | None, out: Output) ->
 
 def _choose(model: nn.Module, port: int | None, out: Output) -> None:
     import deltahub.deltas  # noqa: F401  (registers the delta types)
-    from deltahub.engine.delta import delta_classes
-    from deltahub.web.choosing import choose
+    from deltahub.handle.base import delta_classes
+    from deltahub.picker.choosing import choose
 
     known = sorted(delta_classes().items(), key=lambda item: item[0] != "lora")  # the first is the default
     deltas = {name: (kind, kind.config_class()) for name, kind in known if kind.default_modified_modules}

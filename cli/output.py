@@ -10,7 +10,7 @@ from threading import Lock
 from time import monotonic
 from typing import Any, Final, TextIO
 
-from deltahub.plain_text import visible
+from deltahub.text.visible import visible
 
 from .progress import PlainProgress
 

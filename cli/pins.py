@@ -21,19 +21,19 @@ def pin(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 
     [dim]deltahub cache pin sha256:3f9a51c0ffee[/dim]
     """
-    from deltahub.cache import caretaking
+    from deltahub.cache import maintenance
     from deltahub.hub.hub import Hub
     from deltahub.reference import Reference, is_digest
 
     hub = Hub.open()
     if is_digest(ref):  # a digest can only be looked up in the cache
-        held = caretaking.find(hub.cache, ref)
+        held = maintenance.find(hub.cache, ref)
         exact, digest = held.origin, held.digest
-        caretaking.pin(hub.cache, digest, exact, lambda: caretaking.find(hub.cache, digest))
+        maintenance.pin(hub.cache, digest, exact, lambda: maintenance.find(hub.cache, digest))
     else:
         pulled = hub.pull(Reference.parse(ref))
         exact, digest = str(pulled.reference), pulled.digest
-        caretaking.pin(hub.cache, digest, exact, lambda: hub.pull(pulled.reference))
+        maintenance.pin(hub.cache, digest, exact, lambda: hub.pull(pulled.reference))
     data = {"reference": exact, "digest": digest, "pinned": True}
     Output(as_json=json, quiet=quiet).result(data, exact, f"{digest[:19]} stays until: deltahub cache unpin {exact}")
 
@@ -43,12 +43,12 @@ def unpin(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 
     [dim]deltahub cache unpin acme/sst2-bert[/dim]
     """
-    from deltahub.cache import caretaking
+    from deltahub.cache import maintenance
     from deltahub.hub.hub import Hub
 
     cache = Hub.open().cache
-    entry = caretaking.find(cache, ref)
-    was = caretaking.unpin(cache, entry.digest)
+    entry = maintenance.find(cache, ref)
+    was = maintenance.unpin(cache, entry.digest)
     data = {"reference": entry.pinned or entry.origin, "digest": entry.digest, "pinned": False, "was_pinned": was}
     Output(as_json=json, quiet=quiet).result(
         data, entry.pinned or entry.origin, *([] if was else ["It was not pinned."])

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from . import tokens
+from . import serve_token
 from .options import JsonOpt, seconds, size_in_bytes
 from .output import Output
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from deltahub.server.settings import Settings
 
 app = typer.Typer(help="Serve a registry to every client of the Hugging Face Hub, and as a web page.")
-app.add_typer(tokens.app, name="token")
+app.add_typer(serve_token.app, name="token")
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _PACKAGES: Final = ("starlette", "uvicorn", "jinja2", "nh3", "markdown_it", "prometheus_client")
@@ -183,7 +183,7 @@ def _settings(
 
 def _opened(registry: str) -> tuple[str, bool]:
     """Return a registry's address for display, and whether it has an unrevoked token; each process opens the registry itself."""
-    from deltahub.server.served import open_registry
+    from deltahub.server.served_registry import open_registry
     from deltahub.server.tokens import Tokens
 
     found = open_registry(registry)

@@ -11,7 +11,7 @@ import typer
 from .errors import DAMAGED
 from .options import JsonOpt, QuietOpt, SourceOpt
 from .output import Output, print_json, say
-from .signing import signatures_of
+from .sign import signatures_of
 
 if TYPE_CHECKING:
     from deltahub.registry.repair import Repaired
@@ -100,7 +100,7 @@ def _signatures(
 
 
 def _folder(folder: Path) -> list[Repaired]:
-    from deltahub.checkpoint import describe
+    from deltahub.checkpoint.checkpoint import describe
     from deltahub.errors import IntegrityError
     from deltahub.registry.repair import Repaired
 

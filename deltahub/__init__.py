@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 from deltahub.version import VERSION
 
 if TYPE_CHECKING:
+    from deltahub.api import amend as amend
+    from deltahub.api import list_deltas as list_deltas
+    from deltahub.api import pull as pull
+    from deltahub.api import push as push
     from deltahub.auto import AutoDeltaConfig as AutoDeltaConfig
     from deltahub.auto import AutoDeltaModel as AutoDeltaModel
-    from deltahub.config import BaseDeltaConfig as BaseDeltaConfig
-    from deltahub.config import DeltaConfig as DeltaConfig
+    from deltahub.checkpoint.config import BaseDeltaConfig as BaseDeltaConfig
+    from deltahub.checkpoint.config import DeltaConfig as DeltaConfig
     from deltahub.deltas import AdapterConfig as AdapterConfig
     from deltahub.deltas import AdapterModel as AdapterModel
     from deltahub.deltas import BitFitConfig as BitFitConfig
@@ -35,18 +39,14 @@ if TYPE_CHECKING:
     from deltahub.deltas import PrefixModel as PrefixModel
     from deltahub.deltas import SoftPromptConfig as SoftPromptConfig
     from deltahub.deltas import SoftPromptModel as SoftPromptModel
-    from deltahub.engine.delta import DeltaBase as DeltaBase
-    from deltahub.engine.delta import deltas_of as deltas_of
     from deltahub.engine.drawing.visualize import Visualization as Visualization
-    from deltahub.engine.merging import merged_copy as merged_copy
-    from deltahub.engine.routing.route import route as route
     from deltahub.engine.structure.names import CommonStructureMap as CommonStructureMap
-    from deltahub.formats.peft import export_peft as export_peft
-    from deltahub.saveload import SaveLoadMixin as SaveLoadMixin
-    from deltahub.shortcuts import amend as amend
-    from deltahub.shortcuts import list_deltas as list_deltas
-    from deltahub.shortcuts import pull as pull
-    from deltahub.shortcuts import push as push
+    from deltahub.formats.peft.export import export_peft as export_peft
+    from deltahub.handle.base import DeltaBase as DeltaBase
+    from deltahub.handle.base import deltas_of as deltas_of
+    from deltahub.handle.merging import merged_copy as merged_copy
+    from deltahub.handle.routing import route as route
+    from deltahub.handle.saving import SaveLoadMixin as SaveLoadMixin
 
 __version__ = VERSION
 

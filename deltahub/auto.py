@@ -10,14 +10,14 @@ from typing import Any
 from torch import nn
 
 import deltahub.deltas  # noqa: F401  (registers the delta types)
-from deltahub import checkpoint
 from deltahub.cache.reading import checked, read_cached
-from deltahub.config import DeltaConfig
-from deltahub.engine.delta import DeltaBase, delta_classes
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.config import DeltaConfig
 from deltahub.errors import ConfigError
+from deltahub.handle.base import DeltaBase, delta_classes
+from deltahub.handle.saving import SaveLoadMixin
 from deltahub.hub.locating import locate
-from deltahub.nearest import suggest
-from deltahub.saveload import SaveLoadMixin
+from deltahub.text.suggestions import suggest
 
 
 def class_for(delta_type: str) -> type[DeltaBase]:

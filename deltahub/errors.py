@@ -30,7 +30,7 @@ Each message states the expected value, the found value and a remedy. All fields
 
 from __future__ import annotations
 
-from deltahub.plain_text import visible
+from deltahub.text.visible import visible
 
 
 class DeltaHubError(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from deltahub.plain_text import visible
+from deltahub.text.visible import visible
 
 
 class _VisibleRecords(logging.Filter):

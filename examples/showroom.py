@@ -14,12 +14,12 @@ from typing import Any, Final
 import numpy as np
 from safetensors.numpy import save_file
 
-from deltahub import checkpoint
-from deltahub.backbone import Fingerprint, Leaf
-from deltahub.card import model_card
-from deltahub.places import home
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.backbone_record import Fingerprint, Leaf
+from deltahub.checkpoint.card import model_card
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
+from deltahub.settings.environment import home
 from deltahub.stores.local import LocalStore
 
 

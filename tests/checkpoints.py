@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from deltahub import checkpoint
-from deltahub.backbone import Fingerprint, Leaf
 from deltahub.cache.cache import Cache
-from deltahub.files import copy_hashed
-from deltahub.manifest import FileEntry
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.backbone_record import Fingerprint, Leaf
+from deltahub.checkpoint.manifest import FileEntry
+from deltahub.files.atomic import copy_hashed
 
 LEAVES = (
     Leaf("embed.weight", "float32", (10, 4), "0" * 32),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltahub.address import Address, lies_within, matches_any, nearest_names
+from deltahub.checkpoint.address import Address, lies_within, matches_any, nearest_names
 from deltahub.errors import AddressError
 
 TABLE = json.loads((Path(__file__).parent / "fixtures/opendelta/_tables/addressing.json").read_text("utf-8"))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltahub.backbone import (
+from deltahub.checkpoint.backbone_record import (
     EXACT,
     INCOMPATIBLE,
     OTHER_PRECISION,

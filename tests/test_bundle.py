@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from deltahub import checkpoint
-from deltahub.bundle import export_bundle, import_bundle
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.manifest import canonical_json
 from deltahub.errors import (
     CheckpointError,
     ConfigError,
@@ -24,14 +24,14 @@ from deltahub.errors import (
     RemovedError,
     StorageError,
 )
-from deltahub.manifest import canonical_json
 from deltahub.reference import Reference
+from deltahub.registry.bundle import export_bundle, import_bundle
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.edits import set_alias, set_tags
 from deltahub.registry.entries import Moving
-from deltahub.registry.marking import set_alias, set_tags
 from deltahub.registry.registry import Registry
 from deltahub.registry.removal import remove
-from deltahub.registry.renaming import rename
+from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore

@@ -14,20 +14,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from deltahub import checkpoint
-from deltahub.checkpoint import (
-    BACKBONE,
-    CARD,
-    CONFIG,
-    WEIGHTS,
-    describe,
-    is_checkpoint,
-    read,
-    read_document,
-)
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.checkpoint import BACKBONE, CARD, CONFIG, WEIGHTS, describe, is_checkpoint, read, read_document
+from deltahub.checkpoint.manifest import TensorEntry
+from deltahub.checkpoint.safetensors_header import tensor_table
 from deltahub.errors import CheckpointError, ConfigError, DeltaHubError, IntegrityError, StorageError
-from deltahub.manifest import TensorEntry
-from deltahub.tensorheader import tensor_table
 from tests import checkpoints
 from tests.checkpoints import content_of, save_checkpoint
 from tests.faults import FORBIDDEN, FULL, INTERRUPT

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltahub.config import check_document, known_types
+from deltahub.checkpoint.config import check_document, known_types
 from deltahub.deltas import AdapterConfig, BitFitConfig, LoraConfig
 from deltahub.errors import ConfigError
 

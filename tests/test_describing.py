@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save, save_file
 
-from deltahub import checkpoint
-from deltahub.describing import INCOMPLETE, describe_files
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.from_files import INCOMPLETE, describe_files
+from deltahub.checkpoint.manifest import FileEntry, Manifest, TensorEntry
+from deltahub.checkpoint.safetensors_header import tensor_entries, tensor_table
 from deltahub.errors import CheckpointError
-from deltahub.files import sha256_file
-from deltahub.manifest import FileEntry, Manifest, TensorEntry
-from deltahub.tensorheader import tensor_entries, tensor_table
+from deltahub.files.atomic import sha256_file
 
 DTYPES = st.sampled_from([np.float32, np.float16, np.int64, np.int8, np.bool_, np.float64])
 

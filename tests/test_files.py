@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from deltahub.errors import IntegrityError, StorageError
-from deltahub.files import (
+from deltahub.files.atomic import (
     CHUNK,
     copy_hashed,
     locked,

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from deltahub.backbone import INCOMPATIBLE, OTHER_PRECISION, RESIZED, Difference, Fingerprint, Leaf
+from deltahub.checkpoint.backbone_fit import SAME_STRUCTURE, backbone_folder, backbone_tensors, fit
+from deltahub.checkpoint.backbone_record import INCOMPATIBLE, OTHER_PRECISION, RESIZED, Difference, Fingerprint, Leaf
+from deltahub.checkpoint.manifest import TensorEntry
 from deltahub.errors import CheckpointError
-from deltahub.fitting import SAME_STRUCTURE, backbone_folder, backbone_tensors, fit
-from deltahub.manifest import TensorEntry
-from deltahub.registry.index import Index
-from deltahub.registry.query import Query
+from deltahub.registry.search.index import Index
+from deltahub.registry.search.query import Query
 from deltahub.stores.base import object_key
 from tests.checkpoints import LEAVES
 

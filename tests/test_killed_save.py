@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deltahub.checkpoint import describe, is_checkpoint
+from deltahub.checkpoint.checkpoint import describe, is_checkpoint
 from deltahub.errors import IntegrityError
 from tests.checkpoints import save_checkpoint
 

@@ -107,7 +107,7 @@ def test_a_backbone_with_other_codes_is_another_backbone(tmp_path):
 
 
 def test_a_delta_of_before_says_which_tensors_its_record_does_not_cover(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("deltahub.saveload.fingerprint", partial(fingerprint, version=1))
+    monkeypatch.setattr("deltahub.handle.saving.fingerprint", partial(fingerprint, version=1))
     delta = LoraModel(Quantised(), lora_r=1, modified_modules=["linear"])
     delta.freeze_module()
     delta.save_finetuned(tmp_path)

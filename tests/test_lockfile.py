@@ -7,14 +7,14 @@ import json
 
 import pytest
 
-from deltahub.cache import caretaking
+from deltahub.cache import maintenance
 from deltahub.cache.cache import Cache
 from deltahub.errors import CheckpointError, IntegrityError, NotLockedError, RemovedError, StorageError
 from deltahub.hub.hub import Hub
 from deltahub.hub.locating import locate
-from deltahub.lockfile import VARIABLE, Lock
+from deltahub.hub.lockfile import VARIABLE, Lock
 from deltahub.reference import Reference
-from deltahub.registry.marking import set_alias
+from deltahub.registry.edits import set_alias
 from deltahub.registry.registry import Registry
 from deltahub.registry.removal import remove
 from deltahub.stores.memory import MemoryStore
@@ -104,7 +104,7 @@ def test_what_was_locked_and_removed_says_so(lock, two):
     two.push(two.pull(NER).folder, "acme/ner", to="team")
     set_alias(two.registry("team"), "acme/ner", "champion", None)
     remove(two.registry("team"), "acme/ner", "v2")
-    caretaking.prune(two.cache, older=0)
+    maintenance.prune(two.cache, older=0)
     with pytest.raises(RemovedError):
         two.pull(NER)
 
@@ -122,8 +122,8 @@ def test_syncing_brings_all_that_is_locked_and_keeping_it_removes_the_rest(lock,
     (pulled,) = two.sync(lock)
 
     assert pulled.digest == lock.pins["acme/ner@champion"].digest
-    assert [entry.digest for entry in caretaking.keep(two.cache, lock.digests)] == [other.digest]
-    assert [entry.digest for entry in caretaking.entries(two.cache)] == [pulled.digest]
+    assert [entry.digest for entry in maintenance.keep(two.cache, lock.digests)] == [other.digest]
+    assert [entry.digest for entry in maintenance.entries(two.cache)] == [pulled.digest]
 
 
 @pytest.mark.parametrize(

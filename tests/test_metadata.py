@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from deltahub.config import check_document
+from deltahub.checkpoint.config import check_document
+from deltahub.checkpoint.metadata import gather
 from deltahub.errors import ConfigError, ReferenceSyntaxError
-from deltahub.metadata import gather
 
 
 def gathered(center_args=(), pool=(), list_tags=(), dict_tags=(), test_result=None, usage=""):

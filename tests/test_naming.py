@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from deltahub.naming import default_name
+from deltahub.checkpoint.default_name import default_name
 from deltahub.reference import Reference
 
 CONFIG = {"delta_type": "lora", "backbone_checkpoint_name": "t5-base", "backbone_class": "T5Model"}

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltahub import LoraConfig
-from deltahub.address import Address
+from deltahub.checkpoint.address import Address
 from deltahub.errors import AddressError, ConfigError
-from deltahub.patterns import LONGEST, MOST, LinearPattern
+from deltahub.text.patterns import LONGEST, MOST, LinearPattern
 
 NAMES = ("a", "b1", "ab.0", "a.b.ab", "10.a_b", "b.aab.1", "A.b")
 atoms = st.sampled_from(

@@ -5,7 +5,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from deltahub.places import cache_home, home
+from deltahub.settings.environment import cache_home, home
 
 
 @pytest.mark.parametrize("home_is", ["", None])

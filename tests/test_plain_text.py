@@ -12,10 +12,10 @@ from deltahub_cli.output import VisibleStream
 
 from deltahub.errors import ConfigError, NotFoundError, RemovedError
 from deltahub.log import LOGGER
-from deltahub.plain_text import visible
-from deltahub.secrets import header_value
 from deltahub.sources.huggingface.calls import Calls
 from deltahub.stores.bucket import Bucket, Patience, connect
+from deltahub.text.credentials import header_value
+from deltahub.text.visible import visible
 
 HOSTILE = "\x1b]0;title\x07\x9b2J\r\u202ename\U000e0041\x7f"
 

@@ -8,9 +8,10 @@ from importlib.metadata import version
 
 import pytest
 
-from deltahub import AutoDeltaModel, LoraModel, checkpoint, deltas_of
-from deltahub.checkpoint import describe
-from deltahub.config import check_document
+from deltahub import AutoDeltaModel, LoraModel, deltas_of
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.checkpoint import describe
+from deltahub.checkpoint.config import check_document
 from deltahub.errors import ConfigError
 from deltahub.hub.hub import Hub
 from deltahub.reference import Reference

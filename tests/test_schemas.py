@@ -7,9 +7,9 @@ from pathlib import Path
 import fastjsonschema
 import pytest
 
-from deltahub.config import CHECKPOINT_KEYS, DeltaConfig, known_types
-from deltahub.engine.delta import delta_classes
-from deltahub.schema import load_schema, problem
+from deltahub.checkpoint.config import CHECKPOINT_KEYS, DeltaConfig, known_types
+from deltahub.files.documents import load_schema, problem
+from deltahub.handle.base import delta_classes
 
 ROOT = Path(__file__).parents[1]
 STRUCTURES = sorted((ROOT / "deltahub" / "structures").glob("*.json"))

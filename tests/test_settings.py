@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from deltahub.configured import LOCAL, Configured
 from deltahub.errors import ConfigError, NotFoundError, ReferenceSyntaxError, StorageError
+from deltahub.files.documents import problem
 from deltahub.hub.hub import Hub
-from deltahub.places import config_home
 from deltahub.reference import Reference
-from deltahub.schema import problem
-from deltahub.settings import FILE, Settings, change
+from deltahub.settings.environment import config_home
+from deltahub.settings.source_entry import LOCAL, Configured
+from deltahub.settings.user import FILE, Settings, change
 from deltahub.stores.local import LocalStore
 from deltahub.stores.s3 import S3Store
 from tests.faults import FORBIDDEN, FULL, INTERRUPT

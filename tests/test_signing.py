@@ -8,15 +8,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from deltahub.bundle import export_bundle, import_bundle
-from deltahub.cache import caretaking
+from deltahub.cache import maintenance
 from deltahub.cache.cache import Cache
-from deltahub.checkpoint import describe
+from deltahub.checkpoint.checkpoint import describe
 from deltahub.errors import ConfigError, ConflictError, IntegrityError, SignatureError
 from deltahub.hub.hub import Hub
-from deltahub.lockfile import Lock
+from deltahub.hub.lockfile import Lock
 from deltahub.reference import Reference
-from deltahub.registry.collection import collect
+from deltahub.registry.bundle import export_bundle, import_bundle
+from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
 from deltahub.registry.registry import Registry
 from deltahub.registry.removal import remove
@@ -178,7 +178,7 @@ def test_an_unsigned_delta_is_refused_and_nothing_of_it_is_fetched(team, tmp_pat
         f"team:acme/ner@v1 is refused: expected a signature by {key.public.id[:16]}, and it is not signed. "
         "Ask whoever holds such a key to check and sign it: deltahub sign REF --key KEY"
     )
-    assert list(caretaking.entries(hub.cache)) == []
+    assert list(maintenance.entries(hub.cache)) == []
 
 
 def test_a_signature_by_another_key_is_not_enough(team, tmp_path, key, other, checkpoint_folder):

@@ -1,10 +1,10 @@
 """The cache: every pulled delta, as a folder under the digest of its manifest.
 
     deltas/<2>/<62>/               the files of one version, its manifest, and the reference it was pulled by
-    pins/<64>.json                 deltas kept however old they are (`deltahub.cache.caretaking`)
+    pins/<64>.json                 deltas kept however old they are (`deltahub.cache.maintenance`)
     reading/                       deltas kept while they are read (`deltahub.cache.reading`)
     partial/                       the received parts of interrupted downloads (`deltahub.sources.partial`)
-    reserve/                       space to free a full disk with (`deltahub.reserve`)
+    reserve/                       space to free a full disk with (`deltahub.files.reserve`)
 
 A delta is verified before each use, so the cache needs no syncing: files damaged by a crash are fetched again. Nothing relies on
 a lock: a delta is added and removed by one rename, and a reader that misses one fetches it again.
@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError, NotFoundError
-from deltahub.files import copy_hashed, move_all, read_file, sha256_file, staging, storage_errors
-from deltahub.manifest import FileEntry, Manifest
-from deltahub.reserve import set_aside
-from deltahub.rights import make_folder, make_root, take_after
-from deltahub.stores.waiting import each
+from deltahub.files.atomic import copy_hashed, move_all, read_file, sha256_file, staging, storage_errors
+from deltahub.files.permissions import make_folder, make_root, take_after
+from deltahub.files.reserve import set_aside
+from deltahub.stores.threads import each
 
 MANIFEST: Final = ".deltahub-manifest.json"  # beside the files of a delta, none of which may have this name
 ORIGIN: Final = ".deltahub-origin.json"  # the reference it was pulled by, for people
@@ -195,7 +195,7 @@ def copy_delta(manifest: Manifest, folder: Path, to: Path) -> None:
         CheckpointError: files that do not belong to a delta would be overwritten.
         IntegrityError: a file in the cache is missing or damaged.
     """
-    from deltahub.checkpoint import CONFIG
+    from deltahub.checkpoint.checkpoint import CONFIG
 
     with storage_errors("Copying the delta", to):
         taken = [entry.path for entry in manifest.files if (to / entry.path).exists()]

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from deltahub.cache.cache import DELTAS, MANIFEST, copy_delta
-from deltahub.checkpoint import CONFIG
+from deltahub.checkpoint.checkpoint import CONFIG
+from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import CheckpointError, IntegrityError
-from deltahub.files import read_file, scratch
-from deltahub.manifest import Manifest
-from deltahub.rights import make_folder
+from deltahub.files.atomic import read_file, scratch
+from deltahub.files.permissions import make_folder
 
 READING: Final = "reading"
 _HOLDS: Final = 3600.0  # seconds

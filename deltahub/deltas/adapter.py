@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltahub.config import DeltaConfig
-from deltahub.deltas.bottleneck import activation, refuse_channels_first, small_linear
+from deltahub.checkpoint.config import DeltaConfig
+from deltahub.deltas.adapter_layers import activation, refuse_channels_first, small_linear
 from deltahub.deltas.precision import added, linear, widened
-from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
 from deltahub.engine.structure.targets import Target
+from deltahub.handle.base import DeltaBase
 
 
 @dataclass(frozen=True, kw_only=True)

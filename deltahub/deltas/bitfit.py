@@ -17,15 +17,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltahub.config import DeltaConfig
+from deltahub.checkpoint.config import DeltaConfig
 from deltahub.deltas.precision import added
-from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
 from deltahub.engine.layers import bias_fault
 from deltahub.engine.shapes import channel_dimension, is_conv1d
 from deltahub.engine.site import CHILD, is_delta_name
 from deltahub.engine.structure.targets import Target
 from deltahub.errors import MergeError, TargetError
+from deltahub.handle.base import DeltaBase
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,15 +17,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltahub.config import DeltaConfig
-from deltahub.deltas.bottleneck import activation, reduced, refuse_channels_first
+from deltahub.checkpoint.config import DeltaConfig
+from deltahub.deltas.adapter_layers import activation, reduced, refuse_channels_first
 from deltahub.deltas.hypercomplex import HypercomplexLinear
 from deltahub.deltas.precision import added
 from deltahub.engine.building import Like
-from deltahub.engine.delta import DeltaBase
 from deltahub.engine.fused import FusedInsertion
 from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
 from deltahub.engine.structure.targets import Target
+from deltahub.handle.base import DeltaBase
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,15 +15,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltahub.config import DeltaConfig
+from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.building import Like, addressed
-from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
 from deltahub.engine.layers import linear_fault, update_fault
 from deltahub.engine.shapes import linear_shape
 from deltahub.engine.structure.targets import Target
 from deltahub.engine.weights import as_kept, linear_bias, linear_weight
 from deltahub.errors import MergeError, NoMatchError, TargetError
+from deltahub.handle.base import DeltaBase
 
 
 @dataclass(frozen=True, kw_only=True)

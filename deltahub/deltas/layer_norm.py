@@ -16,15 +16,15 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from deltahub.config import DeltaConfig
+from deltahub.checkpoint.config import DeltaConfig
 from deltahub.deltas.precision import added
-from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
 from deltahub.engine.layers import norm_form
 from deltahub.engine.modules import own_modules
 from deltahub.engine.offloading import resident
 from deltahub.engine.structure.targets import Target
 from deltahub.errors import TargetError
+from deltahub.handle.base import DeltaBase
 
 
 @dataclass(frozen=True, kw_only=True)

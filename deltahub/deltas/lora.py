@@ -18,16 +18,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltahub.address import Address, value_for
-from deltahub.config import DeltaConfig
-from deltahub.deltas.low_rank import DecomposedUpdate, LowRankRows, LowRankUpdate
-from deltahub.engine.delta import DeltaBase
+from deltahub.checkpoint.address import Address, value_for
+from deltahub.checkpoint.config import DeltaConfig
+from deltahub.deltas.low_rank_update import DecomposedUpdate, LowRankRows, LowRankUpdate
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.layers import linear_fault, lookup_fault, update_fault
 from deltahub.engine.shapes import linear_shape
 from deltahub.engine.structure.targets import Target
 from deltahub.errors import NoMatchError, TargetError
-from deltahub.nearest import closest
+from deltahub.handle.base import DeltaBase
+from deltahub.text.suggestions import closest
 
 
 @dataclass(frozen=True, kw_only=True)

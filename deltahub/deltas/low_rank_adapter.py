@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltahub.config import DeltaConfig
-from deltahub.deltas.bottleneck import activation, reduced, refuse_channels_first
+from deltahub.checkpoint.config import DeltaConfig
+from deltahub.deltas.adapter_layers import activation, reduced, refuse_channels_first
 from deltahub.deltas.precision import added, widened
-from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
 from deltahub.engine.structure.targets import Target
+from deltahub.handle.base import DeltaBase
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,16 +18,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltahub.config import DeltaConfig
-from deltahub.deltas.bottleneck import activation, refuse_channels_first, small_linear
+from deltahub.checkpoint.config import DeltaConfig
+from deltahub.deltas.adapter_layers import activation, refuse_channels_first, small_linear
 from deltahub.deltas.precision import added, linear, widened
 from deltahub.engine.building import Like, addressed
-from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input, map_hidden
 from deltahub.engine.modules import own_modules
 from deltahub.engine.shapes import input_widths, output_widths
 from deltahub.engine.structure.targets import Target
 from deltahub.errors import ConfigError, NoMatchError, TargetError
+from deltahub.handle.base import DeltaBase
 
 
 @dataclass(frozen=True, kw_only=True)

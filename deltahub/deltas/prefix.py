@@ -19,15 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltahub.config import DeltaConfig
+from deltahub.checkpoint.config import DeltaConfig
 from deltahub.deltas.precision import linear
-from deltahub.engine.attended import Widths, attentions, key_value_widths
 from deltahub.engine.attention import AttentionCall, install
+from deltahub.engine.attention_layers import Widths, attentions, key_value_widths
 from deltahub.engine.building import Like
-from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.structure.targets import Target, without_excluded
 from deltahub.errors import ConfigError, TargetError
+from deltahub.handle.base import DeltaBase
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,16 +18,16 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import Tensor, nn
 
-from deltahub.config import DeltaConfig
+from deltahub.checkpoint.config import DeltaConfig
 from deltahub.deltas.soft_tokens import BareEmbeddings, LongerMask, SoftTokens, home_of_embeddings
 from deltahub.engine.building import Like
-from deltahub.engine.delta import DeltaBase
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.modules import own_modules
 from deltahub.engine.offloading import resident
 from deltahub.engine.site import refuse_own_deltas
 from deltahub.engine.structure.targets import Target
 from deltahub.errors import ConfigError, TargetError
+from deltahub.handle.base import DeltaBase
 
 _EXPAND_IDS: Final = {"attention_mask": 1, "token_type_ids": 0}
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from deltahub.config import DeltaConfig
+from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.bypassed import is_bypassed
 from deltahub.engine.fused import FusedInsertion
 from deltahub.engine.insertion import Insertion, overrides

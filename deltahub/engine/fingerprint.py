@@ -1,6 +1,6 @@
 """The fingerprint of a model: xxh3-128 of each tensor's bytes, without a copy of contiguous tensors in CPU memory.
 
-The definition is in `deltahub.backbone`. Other tensors pass through a buffer of 16 MB.
+The definition is in `deltahub.checkpoint.backbone_record`. Other tensors pass through a buffer of 16 MB.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import xxhash
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from deltahub.backbone import VERSION, Fingerprint, Leaf
+from deltahub.checkpoint.backbone_record import VERSION, Fingerprint, Leaf
 from deltahub.engine.modules import own_modules, own_parameters
 from deltahub.engine.offloading import offloaded
 from deltahub.engine.overrides import own_values
@@ -32,7 +32,7 @@ def fingerprint(
 
     Args:
         without: names of tensors to leave out: those that a delta replaces.
-        version: 1 to cover only what records of that version cover (`deltahub.backbone`).
+        version: 1 to cover only what records of that version cover (`deltahub.checkpoint.backbone_record`).
 
     Raises:
         DeltaHubError: a tensor is on the meta device and has no bytes.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
-from deltahub.config import DeltaConfig
+from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.modules import own_modules, plain_name
 from deltahub.engine.overrides import Override, opened, override_of, overrides, tensor_called, tidy

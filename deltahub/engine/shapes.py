@@ -16,10 +16,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from deltahub.engine.dummy_inputs import possible_inputs
 from deltahub.engine.insertion import first_input, map_hidden
 from deltahub.engine.modules import own_modules
 from deltahub.engine.offloading import hooks, without_hooks
-from deltahub.engine.pseudo import possible_inputs
 from deltahub.engine.site import uncompiled
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap

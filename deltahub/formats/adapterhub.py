@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from deltahub.checkpoint import LARGEST_CONFIG
+from deltahub.checkpoint.checkpoint import LARGEST_CONFIG
 from deltahub.errors import ConfigError, DeltaHubError
-from deltahub.files import read_limited
-from deltahub.schema import parse
+from deltahub.files.atomic import read_limited
+from deltahub.files.documents import parse
 
 CONFIG: Final = "adapter_config.json"
 

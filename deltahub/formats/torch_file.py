@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from deltahub.errors import CheckpointError, PickleRefusedError
-from deltahub.files import open_file
-from deltahub.formats.foreign import require_plain
+from deltahub.files.atomic import open_file
+from deltahub.formats.files import require_plain
 
 # Exceptions of torch.load for files that it did not write.
 _DAMAGE: Final = (

@@ -9,25 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltahub.cache.cache import Cache
-from deltahub.cache.names import CachedNames
+from deltahub.cache.remembered import CachedNames
 from deltahub.errors import DeltaHubError
+from deltahub.hub.lockfile import Lock, Pin, active
 from deltahub.hub.lookup import Lookup, as_registry
 from deltahub.hub.pinning import pin_of, pinned, require_pin
-from deltahub.hub.pulling import FILES_AT_ONCE, Transfer, bring, check_replaceable, copy_out, several
-from deltahub.hub.pushing import push_many, ready, sign_all, sign_moved
+from deltahub.hub.pull import FILES_AT_ONCE, Transfer, bring, check_replaceable, copy_out, several
+from deltahub.hub.push import push_many, ready, sign_all, sign_moved
 from deltahub.link import Link
-from deltahub.lockfile import Lock, Pin, active
-from deltahub.outcomes import Pulled, Pushed
-from deltahub.places import cache_home
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.index import INDEXES
-from deltahub.registry.merging import Vouched
+from deltahub.registry.reconcile import Vouched
 from deltahub.registry.registry import Registry
-from deltahub.settings import Settings
+from deltahub.registry.search.index import INDEXES
+from deltahub.settings.environment import cache_home
+from deltahub.settings.user import Settings
 from deltahub.sources.base import Resolved, Source
-from deltahub.sources.choosing import Rules
+from deltahub.sources.catalog import Rules
 from deltahub.sources.opening import Sources, open_source
+from deltahub.sources.outcomes import Pulled, Pushed
 from deltahub.sources.partial import PARTIAL
 from deltahub.sources.registry import RegistrySource
 from deltahub.stores.base import Progress

@@ -7,22 +7,22 @@ from functools import partial
 from pathlib import Path
 
 from deltahub.cache.cache import Cache
-from deltahub.cache.names import CachedNames
+from deltahub.cache.remembered import CachedNames
 from deltahub.errors import ConfigError
-from deltahub.hub.pulling import Transfer
-from deltahub.hub.resolution import Resolver
+from deltahub.hub.pull import Transfer
+from deltahub.hub.resolver import Resolver
 from deltahub.link import Link
 from deltahub.reference import Reference
-from deltahub.registry.amending import Amendment
+from deltahub.registry.amend import Amendment
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
-from deltahub.registry.index import INDEXES, Listed
-from deltahub.registry.query import Query
-from deltahub.registry.refreshing import Told
 from deltahub.registry.registry import Registry
 from deltahub.registry.repair import Supply, from_registry
+from deltahub.registry.search.index import INDEXES, Listed
+from deltahub.registry.search.query import Query
+from deltahub.registry.search.refresh import Told
 from deltahub.sources.base import Known, Resolved, Source
-from deltahub.sources.choosing import Choice, Rules
+from deltahub.sources.catalog import Choice, Rules
 from deltahub.sources.opening import Sources, registry_at
 from deltahub.sources.registry import RegistrySource
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import ConfigError, IntegrityError
+from deltahub.hub.lockfile import Lock, Pin
 from deltahub.link import Link
-from deltahub.lockfile import Lock, Pin
-from deltahub.manifest import FileEntry, Manifest
 from deltahub.reference import Reference
 from deltahub.sources.base import Resolved
 from deltahub.stores.base import Progress

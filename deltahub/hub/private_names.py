@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from deltahub.cache.names import CachedNames
+from deltahub.cache.remembered import CachedNames
 from deltahub.errors import NotFoundError
-from deltahub.nearest import mistyped
 from deltahub.reference import Reference
 from deltahub.sources.base import Source
-from deltahub.sources.choosing import Choice
+from deltahub.sources.catalog import Choice
+from deltahub.text.suggestions import mistyped
 
 _NEAR = 5  # the most names in a message
 

@@ -16,17 +16,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from deltahub.cache.names import CachedNames
-from deltahub.configured import S3, is_place, place_of
+from deltahub.cache.remembered import CachedNames
 from deltahub.errors import DeltaHubError, NotFoundError, SignatureError, UnreachableError
-from deltahub.files import read_file, staging
+from deltahub.files.atomic import read_file, staging
+from deltahub.files.permissions import make_folder, take_after
 from deltahub.link import SOURCE as LINKS
 from deltahub.log import LOGGER
 from deltahub.reference import Reference
-from deltahub.rights import make_folder, take_after
+from deltahub.settings.source_entry import S3, is_place, place_of
 from deltahub.signing import PublicKey, each_of, holds, stated, trusted_by
 from deltahub.sources.base import Resolved, Source
-from deltahub.sources.choosing import Choice
+from deltahub.sources.catalog import Choice
 from deltahub.sources.registry import RegistrySource
 
 SIGNATURES: Final = "signatures"  # folder in the cache, as in a registry

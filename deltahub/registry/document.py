@@ -16,12 +16,12 @@ from itertools import count, islice
 from typing import Any, Final
 
 from deltahub.errors import NoVersionError, RemovedError
-from deltahub.nearest import closest
+from deltahub.files.checksums import sealed
+from deltahub.files.sized_cache import SizedCache
 from deltahub.reference import LATEST, MAIN, is_digest
+from deltahub.registry.document_check import AMENDED_VERSION, SCHEMA_VERSION, read_whole
 from deltahub.registry.entries import Move, Moving, Removed, Version, merged_tags, number
-from deltahub.registry.integrity import AMENDED_VERSION, SCHEMA_VERSION, read_whole
-from deltahub.sealing import sealed
-from deltahub.sized_cache import SizedCache
+from deltahub.text.suggestions import closest
 
 NOBODY: Final = ""  # the author in the tombstones of a forgotten delta
 

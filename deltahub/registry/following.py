@@ -9,7 +9,7 @@ from deltahub.reference import Reference
 from deltahub.registry.document import NOBODY, ReferenceDocument
 from deltahub.registry.entries import Move
 from deltahub.registry.registry import Registry
-from deltahub.registry.renaming import rename
+from deltahub.registry.rename import rename
 
 
 def beginning(document: ReferenceDocument) -> tuple[str | None, Move]:

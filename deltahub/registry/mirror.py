@@ -10,18 +10,18 @@ import functools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
+from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import ConflictError
-from deltahub.files import scratch
-from deltahub.manifest import FileEntry, Manifest
+from deltahub.files.atomic import scratch
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move
 from deltahub.registry.following import beginning, follow, known_as, made_anew
-from deltahub.registry.merging import Vouched, merged
+from deltahub.registry.gc_state import spare
+from deltahub.registry.reconcile import Vouched, merged
 from deltahub.registry.registry import Registry, ref_key
 from deltahub.registry.signatures import copy_signatures
-from deltahub.registry.sweeping import spare
 from deltahub.stores.base import Progress, Source, object_key
-from deltahub.stores.waiting import spread
+from deltahub.stores.threads import spread
 
 _OBJECTS = "objects/sha256/"
 _AT_ONCE = 8  # deltas copied in parallel over a network

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import IntegrityError, NotFoundError, StorageError
-from deltahub.manifest import FileEntry, Manifest
-from deltahub.nearest import closest, mistyped
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.halfway import came_from, is_copy
 from deltahub.stores.base import Progress, Store, object_key
+from deltahub.text.suggestions import closest, mistyped
 
 REFS: Final = "refs/"
 _HOPS: Final = 16  # from name to name, for what was renamed more than once

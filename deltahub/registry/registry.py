@@ -16,17 +16,17 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import ConflictError, DeltaHubError
-from deltahub.manifest import Manifest
 from deltahub.reference import Reference
 from deltahub.registry import stamps
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.publishing import Addition, Publication, Published, publish_many
+from deltahub.registry.gc_state import spare, store_spared
+from deltahub.registry.publish import Addition, Publication, Published, publish_many
 from deltahub.registry.reading import REFS, Found, Reader, ref_key
-from deltahub.registry.sweeping import spare, store_spared
 from deltahub.registry.twins import Names
 from deltahub.stores.base import Progress, Source, Swap
-from deltahub.stores.waiting import spread
+from deltahub.stores.threads import spread
 
 _ATTEMPTS: Final = 20  # of a swap, each after reading the document again
 

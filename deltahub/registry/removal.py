@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from deltahub.errors import InUseError
+from deltahub.files.reserve import freeing
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.registry import Registry
-from deltahub.reserve import freeing
 
 
 def remove(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltahub.errors import DeltaHubError
-from deltahub.files import scratch
+from deltahub.files.atomic import scratch
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import MANIFEST_FILE, Damage, damages, versions
 from deltahub.stores.base import object_key

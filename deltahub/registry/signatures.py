@@ -15,7 +15,7 @@ from deltahub.errors import ConflictError, NotFoundError, StorageError
 from deltahub.registry.registry import Registry
 from deltahub.signing import MOST, each_of, stated
 from deltahub.stores.base import Swap
-from deltahub.stores.waiting import spread
+from deltahub.stores.threads import spread
 
 PREFIX: Final = "signatures/"
 _KEY_ID: Final = re.compile(r"[0-9a-f]{64}")

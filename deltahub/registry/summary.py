@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from deltahub.checkpoint import BACKBONE
-from deltahub.manifest import FILES, Manifest
-from deltahub.naming import backbone_name
+from deltahub.checkpoint.checkpoint import BACKBONE
+from deltahub.checkpoint.default_name import backbone_name
+from deltahub.checkpoint.manifest import FILES, Manifest
 
 RECORD: Final = "backbone_record"
 CARD_FACTS: Final = "card"  # the front matter of the card that came with a commit to a hub

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from deltahub.errors import ConflictError, IntegrityError
+from deltahub.files.reserve import freeing
 from deltahub.log import LOGGER
 from deltahub.registry import stamps
-from deltahub.registry.hub_documents import PARTS, UPLOADS, Kind
-from deltahub.registry.sweeping import spare, store_spared
-from deltahub.reserve import freeing
+from deltahub.registry.gc_state import spare, store_spared
+from deltahub.registry.hub_records import PARTS, UPLOADS, Kind
 from deltahub.stores.base import Store
 
 

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from deltahub.errors import DeltaHubError, IntegrityError, NotFoundError
-from deltahub.files import WHOLE, scratch
-from deltahub.registry import hub_documents
+from deltahub.files.atomic import WHOLE, scratch
+from deltahub.registry import hub_records
+from deltahub.registry.gc_state import STATE, read_state
 from deltahub.registry.registry import REFS, Registry, ref_key
-from deltahub.registry.sweeping import STATE, read_state
 from deltahub.stores.base import object_key
 
 MANIFEST_FILE = "manifest"  # the name of the manifest in a report
@@ -101,7 +101,7 @@ def versions(
             read_state(registry.store)
         except DeltaHubError as error:
             yield STATE, error
-        yield from hub_documents.damages(registry.store)
+        yield from hub_records.damages(registry.store)
 
 
 def _unlisted(registry: Registry, names: Collection[str]) -> Iterator[tuple[str, DeltaHubError]]:

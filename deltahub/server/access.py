@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from starlette.requests import HTTPConnection
 
-from deltahub.server.refusals import REPO_NOT_FOUND, Refusal
+from deltahub.server.errors import REPO_NOT_FOUND, Refusal
 
 Scope = Literal["none", "read", "write", "admin"]
 SCOPES: Final[tuple[Scope, ...]] = ("none", "read", "write", "admin")

@@ -13,7 +13,7 @@ from typing import Final
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deltahub.server.authentication import FREE
-from deltahub.server.refusals import Refusal
+from deltahub.server.errors import Refusal
 
 CONNECTIONS: Final = 1024  # per process
 _RESERVE: Final = 32  # additional ones, for /healthz and /readyz

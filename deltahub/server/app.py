@@ -13,13 +13,13 @@ from starlette.exceptions import HTTPException
 
 from deltahub.errors import DeltaHubError
 from deltahub.registry.registry import Registry
-from deltahub.server import api, health
 from deltahub.server.descriptors import AcceptErrors
+from deltahub.server.errors import Refusal, answer_refusal
 from deltahub.server.failures import answer_failure, answer_http
-from deltahub.server.guards import guards
 from deltahub.server.metrics import Metrics
+from deltahub.server.middleware import guards
 from deltahub.server.pages.routes import routes as page_routes
-from deltahub.server.refusals import Refusal, answer_refusal
+from deltahub.server.routes import api, health
 from deltahub.server.settings import Settings
 from deltahub.server.state import State
 

@@ -17,10 +17,10 @@ from deltahub.registry import stamps
 from deltahub.server import sessions
 from deltahub.server.access import CALLER, Caller
 from deltahub.server.addresses import address_of
-from deltahub.server.buckets import Buckets
-from deltahub.server.known import Known, Lookups
-from deltahub.server.refusals import Refusal
+from deltahub.server.errors import Refusal
+from deltahub.server.rate_limit import Buckets
 from deltahub.server.settings import Settings
+from deltahub.server.token_cache import Known, Lookups
 from deltahub.server.tokens import Token, Tokens, holder, id_of
 from deltahub.stores.base import Store
 

@@ -10,13 +10,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from deltahub.files import CHUNK
-from deltahub.schema import parse
+from deltahub.files.atomic import CHUNK
+from deltahub.files.documents import parse
 from deltahub.server.budget import Room, room_in
+from deltahub.server.errors import Refusal
 from deltahub.server.limits import too_large
-from deltahub.server.observing import note
-from deltahub.server.refusals import Refusal
 from deltahub.server.state import state_of
+from deltahub.server.telemetry import note
 
 Handler = Callable[[Request, dict[str, Any]], Response]
 Allowed = Callable[[Request], object]  # raises a refusal for a caller whose body must not be read

@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from deltahub.server.access import caller_of
 from deltahub.server.addresses import address_of
-from deltahub.server.refusals import Refusal
+from deltahub.server.errors import Refusal
 
 _WAIT: Final = 2  # Retry-After in seconds for a refused caller
 

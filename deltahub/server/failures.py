@@ -21,7 +21,7 @@ from deltahub.errors import (
     ReferenceSyntaxError,
     StorageError,
 )
-from deltahub.server.refusals import Refusal
+from deltahub.server.errors import Refusal
 
 _STATUS: Final[tuple[tuple[type[DeltaHubError], int], ...]] = (
     (NotFoundError, 404),

@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Iterable
 from typing import Final
 
-from deltahub.manifest import FileEntry
+from deltahub.checkpoint.manifest import FileEntry
 
 _DIGEST: Final = 32  # bytes of a SHA-256
 _SIZE: Final = 8  # bytes of the stored file size

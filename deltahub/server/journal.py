@@ -9,8 +9,8 @@ import traceback
 from pathlib import Path
 from typing import Any, Final
 
-from deltahub.plain_text import redacted
 from deltahub.registry import stamps
+from deltahub.text.visible import redacted
 
 ACCESS: Final = logging.getLogger("deltahub.server.access")
 AUDIT: Final = logging.getLogger("deltahub.server.audit")

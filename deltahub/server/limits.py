@@ -9,7 +9,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deltahub.server.refusals import Refusal
+from deltahub.server.errors import Refusal
 from deltahub.server.settings import Settings
 
 _PRINTABLE: Final = re.compile(rb"[!-~]*")

@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deltahub.server.counted import WholeJSONResponse
-from deltahub.server.refusals import Refusal
+from deltahub.server.counted_responses import WholeJSONResponse
+from deltahub.server.errors import Refusal
 from deltahub.server.state import state_of
 
 PAGE = 1000  # entries per page

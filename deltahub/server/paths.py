@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deltahub.server.refusals import Refusal
+from deltahub.server.errors import Refusal
 
 # Route prefixes of a repository; modules that use them import this one, which registers the parameter types.
 REPOSITORY: Final = "/{namespace:part}/{name:part}"

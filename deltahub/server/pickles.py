@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final, Literal
 
+from deltahub.server.errors import Refusal
 from deltahub.server.pickle_opcodes import is_pickle
-from deltahub.server.refusals import Refusal
 from deltahub.server.settings import Settings
 
 HEAD: Final = 512  # bytes from the beginning of a file that clients send ahead

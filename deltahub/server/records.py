@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from deltahub.errors import ConflictError, IntegrityError
-from deltahub.registry.hub_documents import REPOSITORIES, repository_key
-from deltahub.server.watched import Watched
+from deltahub.registry.hub_records import REPOSITORIES, repository_key
+from deltahub.server.document_cache import Watched
 from deltahub.stores.base import Store
 
 _ATTEMPTS: Final = 20

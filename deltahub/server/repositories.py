@@ -13,16 +13,16 @@ from typing import Final
 
 from starlette.requests import Request
 
-from deltahub.describing import describe_files
+from deltahub.checkpoint.from_files import describe_files
+from deltahub.checkpoint.manifest import FILES, FileEntry, Manifest
 from deltahub.errors import IntegrityError, NotFoundError, ReferenceSyntaxError, RemovedError
-from deltahub.manifest import FILES, FileEntry, Manifest
 from deltahub.reference import MAIN, check_name
 from deltahub.registry.commit_message import DIGITS, commit_id
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.server.access import repository_not_found, require_read, require_write
+from deltahub.server.errors import REVISION_NOT_FOUND, Refusal
 from deltahub.server.records import Record
-from deltahub.server.refusals import REVISION_NOT_FOUND, Refusal
 from deltahub.server.state import State, state_of
 
 _PREFIXES: Final = ("refs/heads/", "refs/tags/")

@@ -21,13 +21,13 @@ from uvicorn.supervisors import Multiprocess
 from deltahub.errors import ConfigError
 from deltahub.server.admission import CONNECTIONS, Connections
 from deltahub.server.app import build_app
+from deltahub.server.connections import GuardedProtocol
 from deltahub.server.descriptors import connections_for
 from deltahub.server.journal import set_up
 from deltahub.server.metrics import SHARED
-from deltahub.server.protocol import GuardedProtocol
-from deltahub.server.served import open_registry
+from deltahub.server.served_registry import open_registry
 from deltahub.server.settings import Settings
-from deltahub.server.spooling import hold, spool
+from deltahub.server.spool import hold, spool
 
 _RUN: Final = "DELTAHUB_SERVE"  # passes the run to worker processes; contains no secret
 _BACKLOG: Final = 2048

@@ -15,7 +15,7 @@ from typing import Final
 
 from deltahub.errors import DeltaHubError
 from deltahub.registry import stamps
-from deltahub.registry.hub_documents import SESSIONS
+from deltahub.registry.hub_records import SESSIONS
 from deltahub.stores.base import Store
 
 LIFETIME: Final = timedelta(days=30)

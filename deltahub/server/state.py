@@ -8,19 +8,19 @@ from typing import Any, Final
 
 from starlette.requests import HTTPConnection
 
-from deltahub.describing import Read
-from deltahub.manifest import FileEntry, Manifest
-from deltahub.places import cache_home
-from deltahub.registry.index import INDEXES, Index
+from deltahub.checkpoint.from_files import Read
+from deltahub.checkpoint.manifest import FileEntry, Manifest
+from deltahub.files.sized_cache import SizedCache
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.index import INDEXES, Index
 from deltahub.server.budget import Budget
 from deltahub.server.file_sizes import FileSizes
 from deltahub.server.frontmatter import LARGEST, front_matter
 from deltahub.server.records import Records
+from deltahub.server.repository_locks import Turns
 from deltahub.server.settings import Settings
-from deltahub.server.signatures import Signer
-from deltahub.server.turns import Turns
-from deltahub.sized_cache import SizedCache
+from deltahub.server.upload_urls import Signer
+from deltahub.settings.environment import cache_home
 from deltahub.stores.base import object_key
 
 _MOST_KEPT: Final = 64 << 20  # bytes of manifests and of file sizes cached in memory

@@ -21,13 +21,13 @@ from functools import partial
 from typing import Final
 
 from deltahub.errors import ConfigError, IntegrityError, NotFoundError
-from deltahub.nearest import closest
+from deltahub.files.reserve import freeing
 from deltahub.reference import check_name
 from deltahub.registry import stamps
-from deltahub.registry.hub_documents import TOKENS
-from deltahub.reserve import freeing
+from deltahub.registry.hub_records import TOKENS
 from deltahub.server.access import Caller, Scope
 from deltahub.stores.base import Store
+from deltahub.text.suggestions import closest
 
 _SECRET: Final = re.compile(r"dhub_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 _GRANTED: Final = ("read", "write", "admin")

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.link import Link
-from deltahub.manifest import FileEntry, Manifest
-from deltahub.outcomes import Pushed
 from deltahub.reference import Reference
-from deltahub.registry.amending import Amendment
+from deltahub.registry.amend import Amendment
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
-from deltahub.registry.index import Listed
-from deltahub.registry.publishing import Publication
-from deltahub.registry.query import Query
-from deltahub.registry.refreshing import Told
+from deltahub.registry.publish import Publication
+from deltahub.registry.search.index import Listed
+from deltahub.registry.search.query import Query
+from deltahub.registry.search.refresh import Told
+from deltahub.sources.outcomes import Pushed
 from deltahub.stores.base import Progress
 
 Fetch = Callable[[FileEntry, Path, Progress | None], None]

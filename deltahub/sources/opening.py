@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from deltahub.configured import HF, HUB, Configured, place_of
 from deltahub.registry.registry import Registry
+from deltahub.settings.source_entry import HF, HUB, Configured, place_of
 from deltahub.sources.base import Known, Source
 from deltahub.sources.registry import RegistrySource
 

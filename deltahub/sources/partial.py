@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from deltahub.errors import DeltaHubError
-from deltahub.files import open_file
-from deltahub.rights import make_folder, make_root, take_after
+from deltahub.files.atomic import open_file
+from deltahub.files.permissions import make_folder, make_root, take_after
 
 PARTIAL: Final = "partial"  # in the cache
 _KEPT: Final = 7 * 86400.0  # seconds

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltahub.checkpoint.backbone_fit import backbone_tensors
+from deltahub.checkpoint.manifest import FileEntry
 from deltahub.errors import ConfigError, DeltaHubError
-from deltahub.fitting import backbone_tensors
-from deltahub.manifest import FileEntry
-from deltahub.outcomes import Pushed
 from deltahub.reference import Reference
-from deltahub.registry.amending import Amendment, amend
+from deltahub.registry.amend import Amendment, amend
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
-from deltahub.registry.index import Index, Listed
-from deltahub.registry.publishing import Publication, Published
-from deltahub.registry.query import Query
-from deltahub.registry.refreshing import Told
+from deltahub.registry.publish import Publication, Published
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.index import Index, Listed
+from deltahub.registry.search.query import Query
+from deltahub.registry.search.refresh import Told
 from deltahub.sources.base import Resolved
+from deltahub.sources.outcomes import Pushed
 from deltahub.stores.base import Progress
 
 if TYPE_CHECKING:

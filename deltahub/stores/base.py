@@ -206,7 +206,7 @@ class Store(Protocol):
         ...
 
     def spend_reserve(self) -> bool:
-        """Release a piece of the space reserved for freeing a full store: see `deltahub.reserve`.
+        """Release a piece of the space reserved for freeing a full store: see `deltahub.files.reserve`.
 
         Returns:
             Whether there was one.

@@ -13,8 +13,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.errors import ConfigError
-from deltahub.secrets import header_value
 from deltahub.stores import profiles
+from deltahub.text.credentials import header_value
 
 if TYPE_CHECKING:
     from obstore.store import S3Store as Client

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from deltahub.errors import ConflictError, IntegrityError, NotFoundError, StorageError
-from deltahub.files import (
+from deltahub.files.atomic import (
     CHUNK,
     copy_hashed,
     open_file,
@@ -27,12 +27,12 @@ from deltahub.files import (
     storage_errors,
     sync_folders,
 )
-from deltahub.reserve import set_aside, spend
-from deltahub.rights import make_folder, make_root, take_after
+from deltahub.files.durable import Syncing
+from deltahub.files.permissions import make_folder, make_root, take_after
+from deltahub.files.reserve import set_aside, spend
 from deltahub.stores.base import Progress, Source, Swap, Swapped, object_key, require_digest, require_size
-from deltahub.stores.claiming import replace_claimed, replace_staged
-from deltahub.stores.walking import children, reading, walk
-from deltahub.syncing import Syncing
+from deltahub.stores.local_listing import children, reading, walk
+from deltahub.stores.local_swap import replace_claimed, replace_staged
 
 STAGING: Final = "staging"
 CLAIMS: Final = "claims"

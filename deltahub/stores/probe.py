@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.errors import StorageError
 from deltahub.stores.s3_errors import code_of, lost, s3_errors, status_of
-from deltahub.stores.waiting import interruptible
+from deltahub.stores.threads import interruptible
 
 if TYPE_CHECKING:
     from obstore.store import S3Store as Client

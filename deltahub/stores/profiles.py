@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from deltahub.errors import ConfigError
-from deltahub.nearest import suggest
-from deltahub.secrets import header_value
+from deltahub.text.credentials import header_value
+from deltahub.text.suggestions import suggest
 
 # Sources of credentials in the environment that the client itself uses, before any file.
 _ENVIRONMENT: Final = (

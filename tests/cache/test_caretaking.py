@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from deltahub.cache import caretaking
+from deltahub.cache import maintenance
 from deltahub.cache.cache import ORIGIN, Cache
-from deltahub.cache.caretaking import PINS, entries, find, pin, pins, prune, unpin
+from deltahub.cache.maintenance import PINS, entries, find, pin, pins, prune, unpin
 from deltahub.errors import NotFoundError, ReferenceSyntaxError, StorageError
 from tests.checkpoints import Fetched, content_of
 from tests.faults import FORBIDDEN, FULL, INTERRUPT, Faults
@@ -179,7 +179,7 @@ def test_what_is_pinned_stays_whatever_is_pruned(cache, aged):
 
     assert pins(cache) == {kept: "local:acme/ner@v1"}
     assert gone(prune(cache, older=0, most=0)) == [other]
-    assert caretaking.keep(cache, []) == []
+    assert maintenance.keep(cache, []) == []
     assert held(cache) == {kept}
     assert unpin(cache, kept)
     assert not unpin(cache, kept)
@@ -229,7 +229,7 @@ def test_what_was_used_or_pinned_since_it_was_listed_stays(cache, source, monkey
     if moment == "before":
         doomed = list(entries(cache))
         want(doomed[0].folder)
-        assert caretaking._remove(cache, doomed) == []
+        assert maintenance._remove(cache, doomed) == []
     else:
 
         def step(old, new):
@@ -248,7 +248,7 @@ def test_what_another_process_pruned_is_no_error(cache, aged):
     doomed = list(entries(cache))
     shutil.rmtree(doomed[0].folder)
 
-    assert caretaking._remove(cache, doomed) == []
+    assert maintenance._remove(cache, doomed) == []
 
 
 def test_a_delta_that_a_killed_prune_moved_aside_is_gone_for_readers_and_later_for_good(cache, source):

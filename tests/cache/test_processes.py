@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from deltahub.cache import caretaking
+from deltahub.cache import maintenance
 from deltahub.cache.cache import Cache
-from deltahub.checkpoint import describe
+from deltahub.checkpoint.checkpoint import describe
 from tests.checkpoints import Fetched
 
 READER = """
@@ -48,7 +48,7 @@ def test_readers_read_whole_deltas_while_others_prune_them(tmp_path, new_checkpo
     folders = [new_checkpoint(value=float(number)) for number in range(3)]
     cache, stop = Cache(tmp_path / "cache"), tmp_path / "stop"
     pinned = Fetched(new_checkpoint(value=9.0))
-    caretaking.pin(cache, pinned.digest, "acme/pinned", lambda: pinned.into(cache))
+    maintenance.pin(cache, pinned.digest, "acme/pinned", lambda: pinned.into(cache))
     pruners = [start(PRUNER, cache.root, stop) for _ in range(2)]
     for pruner in pruners:
         assert pruner.stdout.readline() == "ready\n"

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from deltahub.cache import caretaking
+from deltahub.cache import maintenance
 from deltahub.cache.cache import Cache
 from deltahub.cache.reading import READING, read_cached
 from deltahub.errors import CheckpointError, IntegrityError
@@ -28,12 +28,12 @@ def test_a_reader_whose_delta_is_removed_under_it_gets_it_again_and_keeps_it(cac
     pruned = []
 
     def read(folder):
-        pruned.append(caretaking.prune(cache, older=0))
+        pruned.append(maintenance.prune(cache, older=0))
         return (folder / "README.md").read_bytes()
 
     assert read_cached(lambda: source.into(cache), read) == (source.folder / "README.md").read_bytes()
     assert [len(removed) for removed in pruned] == [1, 0]
-    assert len(caretaking.prune(cache, older=0)) == 1  # it is done
+    assert len(maintenance.prune(cache, older=0)) == 1  # it is done
     assert list((cache.root / READING).iterdir()) == []
 
 
@@ -97,8 +97,8 @@ def test_what_a_killed_reader_left_holds_for_an_hour(cache, source):
     mark = cache.root / READING / f"{source.digest[7:]}.{'0' * 32}"
     mark.parent.mkdir()
     mark.touch()
-    assert caretaking.prune(cache, older=0) == []
+    assert maintenance.prune(cache, older=0) == []
 
     os.utime(mark, (1, 1))
-    assert [entry.digest for entry in caretaking.prune(cache, older=0)] == [source.digest]
+    assert [entry.digest for entry in maintenance.prune(cache, older=0)] == [source.digest]
     assert not mark.exists()

@@ -9,7 +9,7 @@ from deltahub_cli.errors import DAMAGED
 from deltahub_cli.options import size_in_bytes
 from typer import BadParameter
 
-from deltahub.places import cache_home
+from deltahub.settings.environment import cache_home
 from tests.checkpoints import content_of, save_checkpoint
 
 

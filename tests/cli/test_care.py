@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deltahub.places import home
+from deltahub.settings.environment import home
 
 
 @pytest.fixture

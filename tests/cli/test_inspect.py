@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 
-from deltahub.web import choosing
+from deltahub.picker import choosing
 
 BERT = {
     "model_type": "bert",

@@ -6,8 +6,8 @@ import pytest
 
 from deltahub.cache.cache import Cache
 from deltahub.hub.hub import Hub
-from deltahub.places import cache_home, home
 from deltahub.registry.registry import Registry
+from deltahub.settings.environment import cache_home, home
 from deltahub.stores.local import LocalStore
 
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from deltahub.hub.hub import Hub
-from deltahub.hub.pushing import push_many
+from deltahub.hub.push import push_many
 from deltahub.signing import PrivateKey
 from tests.keys import new_key, public_of
 

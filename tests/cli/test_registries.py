@@ -11,8 +11,8 @@ import threading
 
 import pytest
 
-from deltahub.places import config_home
-from deltahub.settings import FILE
+from deltahub.settings.environment import config_home
+from deltahub.settings.user import FILE
 from tests.checkpoints import content_of, save_checkpoint
 from tests.s3_proxy import Exchange
 from tests.s3_servers import ADMIN, READER

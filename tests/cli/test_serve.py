@@ -2,8 +2,8 @@
 
 import pytest
 
-from deltahub.places import home
 from deltahub.server.tokens import Tokens, id_of
+from deltahub.settings.environment import home
 from deltahub.stores.local import LocalStore
 
 

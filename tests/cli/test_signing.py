@@ -5,8 +5,8 @@ import json
 import pytest
 from deltahub_cli.errors import DAMAGED
 
-from deltahub.places import config_home, home
 from deltahub.registry.signatures import PREFIX
+from deltahub.settings.environment import config_home, home
 from tests.checkpoints import save_checkpoint
 from tests.keys import new_key, public_of
 

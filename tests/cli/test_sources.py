@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from deltahub.places import config_home
-from deltahub.settings import FILE
+from deltahub.settings.environment import config_home
+from deltahub.settings.user import FILE
 from tests.checkpoints import content_of, save_checkpoint
 from tests.sources.web_server import serving
 

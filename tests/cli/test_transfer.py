@@ -237,7 +237,7 @@ def test_a_file_that_is_named_and_not_there_is_not_found(run, ckpt, words):
 
 
 def test_the_bar_of_a_push_moves_within_a_file(hub, checkpoint_folder, monkeypatch):
-    monkeypatch.setattr("deltahub.files.CHUNK", 100)
+    monkeypatch.setattr("deltahub.files.atomic.CHUNK", 100)
     moved: list[int] = []
     hub.push(checkpoint_folder, "me/x", progress=moved.append)
     assert len(moved) > 5

@@ -9,9 +9,9 @@ import torch
 
 import deltahub.deltas  # noqa: F401  (registers the types)
 from deltahub import AutoDeltaModel, deltas_of
-from deltahub.engine.delta import delta_classes
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import ConfigError
+from deltahub.handle.base import delta_classes
 from tests.backbones import BACKBONES, bert, equal, forward, logits_of, stir, tensors_of, train, untouched
 
 TYPES = sorted(delta_classes())

@@ -4,7 +4,7 @@ import torch
 
 import deltahub.deltas  # noqa: F401  (registers the types)
 from deltahub import AutoDeltaModel, deltas_of, route
-from deltahub.engine.delta import delta_classes
+from deltahub.handle.base import delta_classes
 from tests.backbones import inputs_for, stir
 from tests.deltas.test_contract import OPTIONS
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from deltahub import AdapterModel, AutoDeltaModel, BitFitModel, IA3Model, LoraModel
 from deltahub.engine.bypassed import is_bypassed
-from deltahub.engine.merging import merged_copy
 from deltahub.errors import MergeError, TargetError
+from deltahub.handle.merging import merged_copy
 from tests.backbones import stir
 
 

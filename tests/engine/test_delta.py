@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from deltahub import AdapterModel, AutoDeltaModel, BitFitModel, LoraConfig, LoraModel, deltas_of
-from deltahub.engine.delta import DeltaBase
 from deltahub.errors import ConfigError, NoMatchError, TargetError
+from deltahub.handle.base import DeltaBase
 from tests.backbones import bert, equal, forward, gpt2, logits_of, stir, t5, tensors_of, untouched
 
 

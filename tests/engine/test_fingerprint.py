@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 
 from deltahub import LoraModel
-from deltahub.backbone import Fingerprint
+from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.engine.fingerprint import backbone_tensors, fingerprint
 from deltahub.engine.overrides import opened
 from deltahub.errors import CheckpointError, DeltaHubError, FingerprintMismatch

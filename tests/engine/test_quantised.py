@@ -10,8 +10,8 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from deltahub import AutoDeltaModel, BitFitModel, IA3Model, LayerNormModel, LoraModel
 from deltahub.engine.fingerprint import fingerprint
-from deltahub.engine.merging import merged_copy
 from deltahub.errors import CheckpointError, ConfigError, MergeError, TargetError
+from deltahub.handle.merging import merged_copy
 from tests.backbones import stir
 
 WIDTH = 64

@@ -4,7 +4,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from deltahub import AdapterModel, LoraModel
-from deltahub.engine.pseudo import possible_inputs, pseudo_inputs
+from deltahub.engine.dummy_inputs import possible_inputs, pseudo_inputs
 from deltahub.engine.shapes import is_conv1d, linear_shape, meta_copy, output_widths, told_width
 from deltahub.errors import TargetError
 from tests.backbones import BACKBONES, bert, gpt2, original, t5, untouched, vit

@@ -8,20 +8,21 @@ from datetime import timedelta
 from pathlib import Path
 from unittest.mock import patch
 
-from deltahub import checkpoint, syncing
-from deltahub.bundle import export_bundle, import_bundle
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import DeltaHubError
-from deltahub.manifest import Manifest
+from deltahub.files import durable
 from deltahub.reference import Reference
-from deltahub.registry.amending import Amendment, amend
-from deltahub.registry.collection import collect
+from deltahub.registry.amend import Amendment, amend
+from deltahub.registry.bundle import export_bundle, import_bundle
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.marking import set_alias, set_tags, undo
+from deltahub.registry.edits import set_alias, set_tags, undo
+from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
-from deltahub.registry.publishing import Publication
+from deltahub.registry.publish import Publication
 from deltahub.registry.registry import Registry
 from deltahub.registry.removal import remove
-from deltahub.registry.renaming import rename
+from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
 from deltahub.stores.base import Store
 from deltahub.stores.memory import MemoryStore
@@ -74,7 +75,7 @@ def push_many(registry: Registry, world: World, many: int) -> None:
     """Publish a version of one delta and a new delta in one call; from `many` files on one sync is for all."""
     added = Publication(NER, world.manifests[3], world.folders[3], aliases=["prod"])
     made = Publication(NLI, world.manifests[1], world.folders[1])
-    with patch.object(syncing, "MANY", many):
+    with patch.object(durable, "MANY", many):
         for result in registry.publish_many([added, made]):
             if isinstance(result, DeltaHubError):
                 raise result

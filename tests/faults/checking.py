@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from deltahub.registry.collection import collect, used
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, merged_tags
+from deltahub.registry.gc import collect, used
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key

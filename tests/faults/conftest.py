@@ -20,8 +20,8 @@ from tests.faults.injection import Faults
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is always the same moment, and nobody waits for those who were killed."""
     monkeypatch.setattr("deltahub.registry.stamps.now", lambda: "2026-01-02T03:04:05Z")
-    monkeypatch.setattr("deltahub.registry.sweeping.SILENT", 0.0)
-    monkeypatch.setattr("deltahub.stores.claiming.SILENT", 0.0)
+    monkeypatch.setattr("deltahub.registry.gc_state.SILENT", 0.0)
+    monkeypatch.setattr("deltahub.stores.local_swap.SILENT", 0.0)
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def small_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a registry sets aside is there and small: it would be written again with each of the many disks."""
-    monkeypatch.setattr("deltahub.reserve._SIZE", 16)
+    monkeypatch.setattr("deltahub.files.reserve._SIZE", 16)
 
 
 @pytest.fixture

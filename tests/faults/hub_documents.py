@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
-from deltahub.files import sha256_file
+from deltahub.files.atomic import sha256_file
 from deltahub.registry import uploads
-from deltahub.registry.hub_documents import Kind
+from deltahub.registry.hub_records import Kind
 from deltahub.server.records import Record, Records
 from deltahub.server.sessions import Sessions
-from deltahub.server.signatures import Signer
 from deltahub.server.tokens import Tokens
+from deltahub.server.upload_urls import Signer
 from deltahub.stores.base import Store
 
 PART: Final = ("acme/plan", "1" * 64, 1)  # the delta, the sha256 of the whole file, and the number of the part

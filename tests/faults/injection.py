@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import pytest
 
-from deltahub import syncing
+from deltahub.files import durable
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 FORBIDDEN = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -77,7 +77,7 @@ class Faults:
         with self._patch.context() as patch:
             for name in self._names:
                 patch.setattr(os, name, self._breakable(getattr(os, name)))
-            patch.setattr(syncing, "syncfs", self._breakable(syncing.syncfs))
+            patch.setattr(durable, "syncfs", self._breakable(durable.syncfs))
             patch.setattr(io, "open", self._open(io.open))
             yield
 

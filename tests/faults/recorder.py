@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import pytest
 
-from deltahub import syncing
+from deltahub.files import durable
 from tests.faults.disk import Disk, Operation
 
 
@@ -37,7 +37,7 @@ class Recorder:
             for name, move in (("rename", Disk.rename), ("replace", Disk.rename), ("link", Disk.link)):
                 patched.setattr(os, name, self._two(getattr(os, name), move))
             patched.setattr(os, "fsync", self._fsync(os.fsync))
-            patched.setattr(syncing, "syncfs", self._syncfs(syncing.syncfs))
+            patched.setattr(durable, "syncfs", self._syncfs(durable.syncfs))
             patched.setattr(io, "open", self._open(io.open))
             yield
 

@@ -27,14 +27,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from deltahub import checkpoint
+from deltahub.checkpoint import checkpoint
 from deltahub.errors import DeltaHubError
 from deltahub.reference import Reference
-from deltahub.registry.collection import collect
-from deltahub.registry.marking import set_alias, set_tags
+from deltahub.registry.edits import set_alias, set_tags
+from deltahub.registry.gc import collect
 from deltahub.registry.registry import Registry
 from deltahub.registry.removal import remove
-from deltahub.registry.renaming import rename
+from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
 from deltahub.stores.bucket import Bucket
 from deltahub.stores.local import LocalStore

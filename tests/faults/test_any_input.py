@@ -13,16 +13,16 @@ import safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deltahub import checkpoint
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.manifest import FileEntry, Manifest, TensorEntry, canonical_json, digest_of
+from deltahub.checkpoint.safetensors_header import tensor_entries
 from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError, ReferenceSyntaxError
-from deltahub.manifest import FileEntry, Manifest, TensorEntry, canonical_json, digest_of
+from deltahub.files.checksums import sealed
 from deltahub.reference import Reference, check_alias, check_tag
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
-from deltahub.registry.sweeping import STATE, State, read_state, write_state
-from deltahub.sealing import sealed
+from deltahub.registry.gc_state import STATE, State, read_state, write_state
 from deltahub.stores.memory import MemoryStore
-from deltahub.tensorheader import tensor_entries
 from tests.checkpoints import save_checkpoint
 
 EXAMPLES = int(os.environ.get("DELTAHUB_EXAMPLES", "40"))  # of each

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from deltahub import checkpoint
+from deltahub.checkpoint import checkpoint
+from deltahub.registry.gc_state import STATE, State, write_state
 from deltahub.registry.registry import Registry
-from deltahub.registry.sweeping import STATE, State, write_state
 from deltahub.registry.verify import verify
 from deltahub.stores.local import LocalStore
 from tests.checkpoints import content_of

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from deltahub import syncing
 from deltahub.cache.cache import Cache
+from deltahub.files import durable
 from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
-from deltahub.registry.publishing import Publication
+from deltahub.registry.publish import Publication
 from deltahub.registry.registry import Registry
 from deltahub.registry.signatures import signatures
 from deltahub.signing import PrivateKey
@@ -164,8 +164,8 @@ def test_the_first_push_of_all_makes_a_registry_that_outlasts(machine, world):
 
 @pytest.mark.parametrize(("many", "syncs"), [(2, 6), (1000, 0)], ids=["one sync", "a sync for each"])
 def test_what_outlasts_of_many_that_were_pushed_signed_is_signed(machine, world, tmp_path, monkeypatch, many, syncs):
-    monkeypatch.setattr(syncing, "MANY", many)
-    monkeypatch.setattr(syncing, "file_system", lambda _: 0xEF53)
+    monkeypatch.setattr(durable, "MANY", many)
+    monkeypatch.setattr(durable, "file_system", lambda _: 0xEF53)
     root = machine.place()
     world.fill(LocalStore(root))
     key, disk, recorder = PrivateKey(new_key(tmp_path / "key.pem")), Disk.of(root), Recorder(root)
@@ -181,8 +181,8 @@ def test_what_outlasts_of_many_that_were_pushed_signed_is_signed(machine, world,
 
 
 def test_many_pushes_at_once_that_share_a_sync_outlast_too(machine, world, monkeypatch):
-    monkeypatch.setattr(syncing, "MANY", 2)
-    monkeypatch.setattr(syncing, "file_system", lambda _: 0xEF53)
+    monkeypatch.setattr(durable, "MANY", 2)
+    monkeypatch.setattr(durable, "file_system", lambda _: 0xEF53)
     root = machine.place()
     registry = world.fill(LocalStore(root))
     before, disk, recorder = state_of(registry), Disk.of(root), Recorder(root)

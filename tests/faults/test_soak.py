@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from deltahub import checkpoint
+from deltahub.checkpoint import checkpoint
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.marking import set_alias
+from deltahub.registry.edits import set_alias
 from deltahub.registry.registry import Registry, ref_key
 from deltahub.stores.base import object_key
 from deltahub.stores.memory import MemoryStore

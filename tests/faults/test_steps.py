@@ -8,10 +8,10 @@ import shutil
 
 import pytest
 
-from deltahub.bundle import export_bundle
 from deltahub.cache.cache import Cache
 from deltahub.errors import DeltaHubError, StorageError
 from deltahub.hub.hub import Hub
+from deltahub.registry.bundle import export_bundle
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
 from deltahub.stores.local import LocalStore

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from deltahub import AutoDeltaModel, LoraModel, checkpoint, export_peft
+from deltahub import AutoDeltaModel, LoraModel, export_peft
+from deltahub.checkpoint import checkpoint
 from deltahub.engine.filling import refuse_larger
 from deltahub.errors import CheckpointError, ConfigError, DeltaHubError, IntegrityError
-from deltahub.formats.foreign import read_config
-from deltahub.loading import read_any
+from deltahub.formats.files import read_config
+from deltahub.handle.loading import read_any
 from tests.backbones import bert
 
 QUERY = "bert.encoder.layer.0.attention.self.query"

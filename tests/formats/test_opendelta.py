@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from deltahub import AutoDeltaModel, deltas_of
 from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
-from deltahub.formats.opendelta import is_checkpoint, opendelta_hash
+from deltahub.formats.opendelta.reading import is_checkpoint, opendelta_hash
 from tests.backbones import OPENDELTA, equal, tensors_of, untouched
 
 # The original never saved the random rules of this one, so nobody can load it.

@@ -3,7 +3,7 @@ import json
 import torch
 from torch import nn
 
-from deltahub.formats.opendelta import opendelta_hash
+from deltahub.formats.opendelta.reading import opendelta_hash
 from tests.backbones import OPENDELTA
 
 MD5 = json.loads((OPENDELTA / "_tables" / "md5.json").read_text())

@@ -23,9 +23,9 @@ from deltahub import (
     SoftPromptModel,
     export_peft,
 )
-from deltahub.checkpoint import describe
+from deltahub.checkpoint.checkpoint import describe
 from deltahub.errors import CheckpointError, ConfigError, FingerprintMismatch
-from deltahub.formats.peft import serving_notes
+from deltahub.formats.peft.export import serving_notes
 from deltahub.hub.hub import Hub
 from tests.backbones import bert, gpt2, llama, logits_of, stir, t5, train
 from tests.checkpoints import content_of

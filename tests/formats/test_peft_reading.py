@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from deltahub import AutoDeltaModel, export_peft
-from deltahub.checkpoint import describe
+from deltahub.checkpoint.checkpoint import describe
 from tests.backbones import bert, bert_mlm, equal, gpt2, llama, logits_of, t5, tensors_of
 
 # PEFT asks transformers for what it renames.

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from deltahub import AutoDeltaModel
 from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
-from deltahub.formats.peft_fields import check_fields
+from deltahub.formats.peft.fields import check_fields
 from tests.backbones import bert, llama, logits_of, untouched
 
 # PEFT asks transformers for what it renames.

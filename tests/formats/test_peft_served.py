@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from deltahub import AutoDeltaModel, LoraModel, export_peft
 from deltahub.cache.cache import Cache
-from deltahub.checkpoint import describe
-from deltahub.describing import describe_files
-from deltahub.files import sha256_file
+from deltahub.checkpoint.checkpoint import describe
+from deltahub.checkpoint.from_files import describe_files
+from deltahub.checkpoint.manifest import FileEntry
+from deltahub.files.atomic import sha256_file
 from deltahub.hub.hub import Hub
-from deltahub.manifest import FileEntry
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.stores.local import LocalStore

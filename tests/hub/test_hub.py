@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 import deltahub
-from deltahub import checkpoint
 from deltahub.cache.cache import Cache
+from deltahub.checkpoint import checkpoint
 from deltahub.errors import (
     CheckpointError,
     IntegrityError,
@@ -20,8 +20,8 @@ from deltahub.errors import (
 from deltahub.hub.hub import Hub
 from deltahub.hub.locating import locate
 from deltahub.reference import Reference
-from deltahub.registry.query import Query
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.query import Query
 from deltahub.stores.base import object_key
 from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import content_of

@@ -10,16 +10,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from deltahub import checkpoint
-from deltahub.bundle import export_bundle, import_bundle
+from deltahub.checkpoint import checkpoint
 from deltahub.errors import InUseError, NotFoundError
 from deltahub.reference import Reference
-from deltahub.registry.collection import collect, used
-from deltahub.registry.marking import set_alias, undo
+from deltahub.registry.bundle import export_bundle, import_bundle
+from deltahub.registry.edits import set_alias, undo
+from deltahub.registry.gc import collect, used
 from deltahub.registry.mirror import copy
 from deltahub.registry.registry import Registry
 from deltahub.registry.removal import remove
-from deltahub.registry.renaming import rename
+from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key
 from deltahub.stores.memory import MemoryStore

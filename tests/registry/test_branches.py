@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from deltahub.errors import IntegrityError, InUseError
+from deltahub.files.checksums import sealed
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.merging import merged
+from deltahub.registry.reconcile import merged
 from deltahub.registry.removal import remove
-from deltahub.sealing import sealed
 from tests.registry.test_document import NOON, document, version
 
 
@@ -72,7 +72,7 @@ def test_when_its_end_is_removed_the_main_line_falls_back_to_its_own_history():
 
 
 def test_the_end_of_a_branch_is_not_removed(registry, new_checkpoint):
-    from deltahub.checkpoint import describe
+    from deltahub.checkpoint.checkpoint import describe
 
     for value in (1.0, 2.0):
         folder = new_checkpoint(value=value)

@@ -13,14 +13,14 @@ import pytest
 
 from deltahub.errors import ConflictError, IntegrityError, StorageError
 from deltahub.reference import Reference
-from deltahub.registry import collection, sweeping
-from deltahub.registry.collection import collect, used
-from deltahub.registry.marking import set_alias
+from deltahub.registry import gc, gc_state
+from deltahub.registry.edits import set_alias
+from deltahub.registry.gc import collect, used
+from deltahub.registry.gc_state import STATE, State, read_state, write_state
 from deltahub.registry.registry import REFS, Registry
 from deltahub.registry.removal import remove
-from deltahub.registry.sweeping import STATE, State, read_state, write_state
 from deltahub.registry.verify import verify
-from deltahub.stores import claiming
+from deltahub.stores import local_swap
 from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
@@ -42,7 +42,7 @@ def waiting(monkeypatch):
     """Sets how pushes and collections wait."""
 
     def by(**functions):
-        for module in (sweeping, collection):
+        for module in (gc_state, gc):
             monkeypatch.setattr(module, "time", clock(**functions))
 
     return by
@@ -166,7 +166,7 @@ def test_a_disk_too_full_to_note_every_unused_object_is_freed_a_few_at_a_time(tm
     day(20)
     remove(registry, "acme/ner", "v3")
     left = len(objects(registry))
-    write, announced = claiming.write_synced, []
+    write, announced = local_swap.write_synced, []
 
     def limited(path, data):  # as if a deletion freed nothing before the last but one
         if len(objects(registry)) > left - 4 and data.count(b"2026-01-") > 2:
@@ -174,8 +174,8 @@ def test_a_disk_too_full_to_note_every_unused_object_is_freed_a_few_at_a_time(tm
         write(path, data)
         announced.append(data.count(b"2026-01-"))
 
-    monkeypatch.setattr(claiming, "write_synced", limited)
-    monkeypatch.setattr(collection, "_FEW", 2)
+    monkeypatch.setattr(local_swap, "write_synced", limited)
+    monkeypatch.setattr(gc, "_FEW", 2)
     done = collect(registry)
     assert (len(done.freed), len(done.waiting)) == (6, left - 6)
     assert max(announced[:4]) == 2
@@ -432,13 +432,13 @@ def test_a_push_waits_for_a_running_collection_and_takes_over_from_a_dead_one(an
 
     waiting(sleep=sleep, monotonic=lambda: passed)
     assert publish(anywhere) == "v1"
-    assert waits == 3 + sweeping.SILENT / 10
+    assert waits == 3 + gc_state.SILENT / 10
     assert "Waiting for a collection in " in caplog.text
     assert read_state(anywhere.store)[0].sweeping == {}
 
 
 def test_pushes_and_collections_in_many_threads_lose_nothing(anywhere, publish, new_checkpoint, monkeypatch):
-    monkeypatch.setattr(sweeping, "PAUSE", 0.001)
+    monkeypatch.setattr(gc_state, "PAUSE", 0.001)
     errors: list[BaseException] = []
     start = threading.Barrier(3)
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltahub.errors import CheckpointError, IntegrityError, NotFoundError
+from deltahub.files.checksums import sealed
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Moving, Version
-from deltahub.sealing import sealed
 
 GOLDEN = Path(__file__).parents[1] / "golden/reference.v1.json"
 NOON = "2026-01-02T12:00:00Z"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from deltahub.checkpoint import describe
+from deltahub.checkpoint.checkpoint import describe
 from deltahub.reference import Reference
-from deltahub.registry.facets import facets
-from deltahub.registry.index import Index
-from deltahub.registry.query import Query
+from deltahub.registry.search.facets import facets
+from deltahub.registry.search.index import Index
+from deltahub.registry.search.query import Query
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import sqlite3
 
 import pytest
 
-from deltahub.registry import refreshing, tables
-from deltahub.registry.index import Index
-from deltahub.registry.marking import set_tags
-from deltahub.registry.query import Query
+from deltahub.registry.edits import set_tags
 from deltahub.registry.registry import Registry
+from deltahub.registry.search import refresh, tables
+from deltahub.registry.search.index import Index
+from deltahub.registry.search.query import Query
 
 NAMES = ["acme/ner", "acme/nli", "zoo/ner"]
 
@@ -54,7 +54,7 @@ def test_over_any_store_whoever_waits_hears_of_each_delta_that_is_read(anywhere,
 
 
 def test_while_they_are_listed_the_number_of_deltas_grows(full, tmp_path, monkeypatch):
-    monkeypatch.setattr(refreshing, "_PAGE", 1)
+    monkeypatch.setattr(refresh, "_PAGE", 1)
     heard = []
     names(Index(tmp_path / "index.sqlite3", full), lambda *said: heard.append(said))
     assert heard == [(0, 1), (0, 2), (0, 3), (0, 3), (1, 3), (2, 3)]
@@ -62,7 +62,7 @@ def test_while_they_are_listed_the_number_of_deltas_grows(full, tmp_path, monkey
 
 @pytest.mark.parametrize(("many", "said"), [(3, ["Reading 3 deltas of {} into the search index"]), (4, [])])
 def test_many_deltas_to_read_are_logged(full, tmp_path, monkeypatch, caplog, many, said):
-    monkeypatch.setattr(refreshing, "MANY", many)
+    monkeypatch.setattr(refresh, "MANY", many)
     caplog.set_level(logging.INFO, "deltahub")
     names(Index(tmp_path / "index.sqlite3", full))
     assert [line.message.partition(";")[0] for line in caplog.records] == [text.format(full.place) for text in said]

@@ -7,7 +7,7 @@ import pytest
 from deltahub.errors import ConflictError, InUseError
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
-from deltahub.registry.renaming import rename
+from deltahub.registry.rename import rename
 from deltahub.stores.memory import MemoryStore
 
 NER, NLI = Reference("acme", "ner"), Reference("acme", "nli")

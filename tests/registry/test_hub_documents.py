@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deltahub.errors import IntegrityError
-from deltahub.registry.hub_documents import KINDS
+from deltahub.registry.hub_records import KINDS
 from deltahub.registry.verify import verify
 from deltahub.stores.memory import MemoryStore
 from tests.faults.hub_documents import flipped, keep_one_of_each, key_of, replace

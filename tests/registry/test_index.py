@@ -12,15 +12,15 @@ import threading
 
 import pytest
 
-from deltahub import checkpoint
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.manifest import canonical_json
 from deltahub.errors import NotFoundError
-from deltahub.manifest import canonical_json
+from deltahub.files.checksums import sealed
 from deltahub.reference import Reference
-from deltahub.registry.index import Index
-from deltahub.registry.marking import set_alias, set_tags
-from deltahub.registry.query import Query
+from deltahub.registry.edits import set_alias, set_tags
 from deltahub.registry.registry import Registry
-from deltahub.sealing import sealed
+from deltahub.registry.search.index import Index
+from deltahub.registry.search.query import Query
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ def test_a_page_of_what_many_deltas_have_is_the_same_as_of_what_few_have(index, 
         push(f"acme/d{number}", tags=[f"odd={number % 2}"])
     queries = [Query("acme", sort=sort, tags=tags) for sort in ("time", "name", "size") for tags in ((), ("odd=1",))]
     pages = [index.search(query, limit=2, offset=1) for query in queries]
-    monkeypatch.setattr("deltahub.registry.index._MANY", 0)
+    monkeypatch.setattr("deltahub.registry.search.index._MANY", 0)
     assert [index.search(query, limit=2, offset=1) for query in queries] == pages
     assert [total for _, total in pages] == [5, 2] * 3
 

@@ -15,7 +15,7 @@ from deltahub.errors import DeltaHubError
 from deltahub.reference import Reference
 from deltahub.registry.entries import Version
 from deltahub.registry.registry import Registry
-from deltahub.registry.renaming import rename
+from deltahub.registry.rename import rename
 from deltahub.stores.memory import MemoryStore
 
 NER, NLI = Reference.parse("acme/ner"), Reference.parse("acme/nli")

@@ -10,18 +10,18 @@ from itertools import count
 
 import pytest
 
-from deltahub import checkpoint
+from deltahub.checkpoint import checkpoint
 from deltahub.errors import DeltaHubError
 from deltahub.reference import Reference
-from deltahub.registry import collection, sweeping
-from deltahub.registry.collection import collect, used
+from deltahub.registry import gc, gc_state
+from deltahub.registry.edits import set_alias, undo
 from deltahub.registry.following import beginning
-from deltahub.registry.marking import set_alias, undo
+from deltahub.registry.gc import collect, used
 from deltahub.registry.mirror import copy
-from deltahub.registry.publishing import Publication, Published
+from deltahub.registry.publish import Publication, Published
 from deltahub.registry.registry import Registry
 from deltahub.registry.removal import remove
-from deltahub.registry.renaming import rename
+from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key
 from tests.checkpoints import save_checkpoint
@@ -90,7 +90,7 @@ def deltas(registry):
 def test_whatever_is_done_at_once_nothing_is_lost_or_there_twice(first, contents, monkeypatch):
     for seed in range(first, first + 40):
         turns, numbers = Turns(seed), count()
-        for module in (sweeping, collection):
+        for module in (gc_state, gc):
             monkeypatch.setattr(module, "time", clock(sleep=lambda _, turns=turns: turns.step(), monotonic=lambda: 0.0))
         registry, mirror = Registry(Stepping(turns)), Registry(Stepping(turns))
         for each in (registry, mirror):

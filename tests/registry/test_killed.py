@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from deltahub.bundle import export_bundle
-from deltahub.lockfile import Lock, Pin
+from deltahub.hub.lockfile import Lock, Pin
 from deltahub.reference import Reference
+from deltahub.registry.bundle import export_bundle
 from deltahub.registry.registry import Registry
 from deltahub.registry.repair import from_registry, repair
 from deltahub.registry.verify import verify
@@ -25,7 +25,7 @@ NER = Reference("acme", "ner")
 def still(monkeypatch) -> None:
     """It is always the same time, so that an action repeated is the same; and a dead collection need not be waited for."""
     monkeypatch.setattr("deltahub.registry.stamps.now", lambda: "2026-01-02T03:04:05Z")
-    monkeypatch.setattr("deltahub.registry.sweeping.SILENT", 0.0)
+    monkeypatch.setattr("deltahub.registry.gc_state.SILENT", 0.0)
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from datetime import timedelta
 
 import pytest
 
-from deltahub.registry.collection import collect
-from deltahub.registry.index import Index
+from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
-from deltahub.registry.query import Query
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.index import Index
+from deltahub.registry.search.query import Query
 from deltahub.stores.memory import MemoryStore
 
 COUNT = 6

@@ -7,11 +7,12 @@ import os
 
 import pytest
 
-from deltahub import checkpoint, syncing
+from deltahub.checkpoint import checkpoint
 from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, ReferenceSyntaxError, StorageError
+from deltahub.files import durable
 from deltahub.reference import Reference
-from deltahub.registry.collection import used
-from deltahub.registry.publishing import Publication, Published
+from deltahub.registry.gc import used
+from deltahub.registry.publish import Publication, Published
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key
@@ -24,8 +25,8 @@ from tests.faults import FULL, INTERRUPT
 def still(monkeypatch) -> None:
     """It is always the same time; few files count as many; a dead writer need not be waited for."""
     monkeypatch.setattr("deltahub.registry.stamps.now", lambda: "2026-01-02T03:04:05Z")
-    monkeypatch.setattr("deltahub.stores.claiming.SILENT", 0.0)
-    monkeypatch.setattr(syncing, "MANY", 4)
+    monkeypatch.setattr("deltahub.stores.local_swap.SILENT", 0.0)
+    monkeypatch.setattr(durable, "MANY", 4)
 
 
 @pytest.fixture
@@ -174,7 +175,7 @@ def test_a_lost_race_is_run_again_on_what_the_winner_wrote(publication):
 
 
 def test_a_delta_that_was_renamed_takes_what_is_pushed_under_both_names(anywhere, publication):
-    from deltahub.registry.renaming import rename
+    from deltahub.registry.rename import rename
 
     anywhere.publish_many([publication("acme/a", 1)])
     rename(anywhere, Reference("acme", "a"), Reference("acme", "b"))
@@ -232,7 +233,7 @@ class Sweeping(MemoryStore):
     victim = ""
 
     def swap_all(self, swaps):
-        from deltahub.registry.sweeping import State, read_state, write_state
+        from deltahub.registry.gc_state import State, read_state, write_state
 
         state, etag = read_state(self)
         write_state(self, State(state.generation + 1), etag)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from deltahub import checkpoint
+from deltahub.checkpoint import checkpoint
 from deltahub.errors import ConfigError
 from deltahub.reference import Reference
-from deltahub.registry.index import Index
-from deltahub.registry.query import Metric, Query
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.index import Index
+from deltahub.registry.search.query import Metric, Query
 
 RESULTS = {
     "a/none": None,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from deltahub.registry import refreshing
-from deltahub.registry.index import Index
-from deltahub.registry.marking import set_tags
-from deltahub.registry.query import Query
+from deltahub.registry.edits import set_tags
+from deltahub.registry.search import refresh
+from deltahub.registry.search.index import Index
+from deltahub.registry.search.query import Query
 
 
 class Clock:
@@ -23,7 +23,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(refreshing, "time", clock)
+    monkeypatch.setattr(refresh, "time", clock)
     return clock
 
 
@@ -48,7 +48,7 @@ def settle(index, clock, listed) -> None:
     """Until all folders are passed over."""
     for _ in range(3):
         names(index)
-        clock.now += refreshing.TICK
+        clock.now += refresh.TICK
     listed.clear()
 
 
@@ -76,7 +76,7 @@ def test_a_change_within_the_same_tick_of_the_disks_clock_is_seen(registry, publ
         names(index)
         publish(registry, f"acme/d{number}")
         assert f"acme/d{number}" in names(index)
-    clock.now += refreshing.TICK
+    clock.now += refresh.TICK
     assert len(names(index)) == 4
     listed.clear()
     assert len(names(index)) == 4
@@ -99,7 +99,7 @@ def test_a_change_by_hand_within_a_file_is_seen_in_the_end(registry, publish, in
     stamp = path.parent.stat().st_mtime_ns
     path.write_bytes(registry.document("acme/ner").with_tags("v1", ["new"], ["old"], "now", "ada").to_bytes())
     assert path.parent.stat().st_mtime_ns == stamp
-    clock.now += refreshing.TRUST
+    clock.now += refresh.TRUST
     assert names(index, tags=("new",)) == ["acme/ner"]
 
 

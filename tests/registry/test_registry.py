@@ -9,10 +9,10 @@ import threading
 
 import pytest
 
-from deltahub import checkpoint
+from deltahub.checkpoint import checkpoint
 from deltahub.errors import IntegrityError, NotFoundError, ReferenceSyntaxError, StorageError
 from deltahub.reference import Reference
-from deltahub.registry.marking import set_alias, set_tags
+from deltahub.registry.edits import set_alias, set_tags
 from deltahub.registry.registry import REFS, Registry
 from deltahub.registry.verify import verify
 from deltahub.stores.local import LocalStore

@@ -8,12 +8,12 @@ import pytest
 
 from deltahub.errors import ConflictError
 from deltahub.reference import Reference
-from deltahub.registry.collection import used
-from deltahub.registry.forgetting import reuse_name
-from deltahub.registry.marking import set_alias
+from deltahub.registry.edits import set_alias
+from deltahub.registry.gc import used
 from deltahub.registry.mirror import copy
+from deltahub.registry.purge import reuse_name
 from deltahub.registry.registry import REFS, Registry
-from deltahub.registry.renaming import rename
+from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
 from deltahub.stores.memory import MemoryStore
 

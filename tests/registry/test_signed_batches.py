@@ -7,12 +7,12 @@ from datetime import timedelta
 
 import pytest
 
-from deltahub import syncing
 from deltahub.cache.cache import Cache
-from deltahub.checkpoint import describe
+from deltahub.checkpoint.checkpoint import describe
 from deltahub.errors import ConfigError, ConflictError, IntegrityError, SignatureError, StorageError
+from deltahub.files import durable
 from deltahub.hub.hub import Hub
-from deltahub.registry.collection import collect
+from deltahub.registry.gc import collect
 from deltahub.registry.reading import REFS
 from deltahub.registry.registry import Registry
 from deltahub.registry.signatures import add_signature, add_signatures, signatures
@@ -189,8 +189,8 @@ def test_a_collection_keeps_the_signatures_of_a_batch(anywhere, tmp_path, key, f
 def test_many_that_are_killed_at_any_step_are_signed_wherever_they_can_be_seen(
     tmp_path, key, folders, faults, monkeypatch
 ):
-    monkeypatch.setattr(syncing, "MANY", 2)
-    monkeypatch.setattr("deltahub.stores.claiming.SILENT", 0.0)
+    monkeypatch.setattr(durable, "MANY", 2)
+    monkeypatch.setattr("deltahub.stores.local_swap.SILENT", 0.0)
     signature = {describe(folder).to_bytes(): key.sign(describe(folder).to_bytes()) for folder in folders[:2]}
     monkeypatch.setattr(
         key, "sign", lambda manifest, _: signature[manifest]

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from deltahub import checkpoint
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.manifest import FileEntry
 from deltahub.errors import IntegrityError, NotFoundError
-from deltahub.manifest import FileEntry
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
-from deltahub.registry.renaming import rename
+from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore

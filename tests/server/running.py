@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from deltahub.server.protocol import GuardedProtocol
+from deltahub.server.connections import GuardedProtocol
 
 LONG = 60.0  # seconds after which a server that was told to end never will
 

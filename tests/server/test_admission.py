@@ -11,8 +11,8 @@ import pytest
 
 from deltahub.server import admission
 from deltahub.server.admission import Connections
+from deltahub.server.connections import GuardedProtocol
 from deltahub.server.descriptors import connections_for
-from deltahub.server.protocol import GuardedProtocol
 from deltahub.stores.memory import MemoryStore
 from tests.server.guarded import guarded
 from tests.server.running import listening

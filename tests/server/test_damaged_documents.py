@@ -13,15 +13,15 @@ from starlette.testclient import TestClient
 
 from deltahub.errors import IntegrityError
 from deltahub.registry import uploads
-from deltahub.registry.collection import collect
-from deltahub.registry.hub_documents import KEYS, PARTS, REPOSITORIES, TOKENS, UPLOADS, damages
+from deltahub.registry.gc import collect
+from deltahub.registry.hub_records import KEYS, PARTS, REPOSITORIES, TOKENS, UPLOADS, damages
 from deltahub.registry.registry import Registry
-from deltahub.server import known as known_module
+from deltahub.server import token_cache as known_module
 from deltahub.server.app import build_app
-from deltahub.server.refusals import Refusal
+from deltahub.server.errors import Refusal
 from deltahub.server.settings import Settings
-from deltahub.server.signatures import Signer
 from deltahub.server.tokens import Tokens
+from deltahub.server.upload_urls import Signer
 from deltahub.stores.memory import MemoryStore
 from tests.faults.hub_documents import PART, flipped, keep_one_of_each, key_of, replace
 from tests.server.clients import commit_body

@@ -11,16 +11,16 @@ import pytest
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from deltahub.manifest import FileEntry
+from deltahub.checkpoint.manifest import FileEntry
+from deltahub.files.sized_cache import SizedCache
 from deltahub.registry.registry import Registry
 from deltahub.server.app import build_app
 from deltahub.server.budget import Budget, Room
+from deltahub.server.errors import Refusal
 from deltahub.server.file_sizes import FileSizes
-from deltahub.server.operations import Parser
-from deltahub.server.refusals import Refusal
+from deltahub.server.routes.operations import Parser
 from deltahub.server.settings import Settings
 from deltahub.server.tokens import Tokens
-from deltahub.sized_cache import SizedCache
 from deltahub.stores.memory import MemoryStore
 from tests.server.clients import commit_body
 from tests.server.raw import Wire, scope_of
@@ -189,7 +189,7 @@ def test_a_share_of_a_budget_is_the_most_that_one_caller_holds():
 
 
 def test_the_words_of_a_commit_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr("deltahub.server.operations._MOST_WORDS", 1000)
+    monkeypatch.setattr("deltahub.server.routes.operations._MOST_WORDS", 1000)
     parser = Parser(tmp_path, 1000)
     line = json.dumps({"key": "deletedFile", "value": {"path": "a" * 200}}).encode() + b"\n"
     parser.feed(line)

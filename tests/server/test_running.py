@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from deltahub.configured import Configured
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
 from deltahub.server.journal import ACCESS
 from deltahub.server.tokens import Tokens
-from deltahub.settings import change
+from deltahub.settings.source_entry import Configured
+from deltahub.settings.user import change
 from deltahub.stores.local import LocalStore
 from tests.server.clients import Client
 from tests.server.processes import COMMAND, serving

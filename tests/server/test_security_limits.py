@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 
 from deltahub.registry.registry import Registry
 from deltahub.server.app import build_app
-from deltahub.server.protocol import GuardedProtocol
-from deltahub.server.refusals import Refusal, header_text
+from deltahub.server.connections import GuardedProtocol
+from deltahub.server.errors import Refusal, header_text
 from deltahub.server.settings import Settings
 from deltahub.stores.memory import MemoryStore
 from tests.server.guarded import guarded

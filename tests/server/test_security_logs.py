@@ -10,15 +10,16 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
-from deltahub.plain_text import redacted
 from deltahub.registry.registry import Registry
-from deltahub.server import health, journal
+from deltahub.server import journal
 from deltahub.server.app import build_app
 from deltahub.server.descriptors import AcceptErrors
 from deltahub.server.journal import ACCESS, AUDIT, FACTS, JsonLines, set_up
+from deltahub.server.routes import health
 from deltahub.server.settings import Settings
 from deltahub.server.tokens import Tokens
 from deltahub.stores.memory import MemoryStore
+from deltahub.text.visible import redacted
 from tests.server.clients import commit_body
 from tests.server.guarded import guarded
 

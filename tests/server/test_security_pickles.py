@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.numpy import save
 
+from deltahub.server.errors import Refusal
 from deltahub.server.pickles import HEAD, looks_pickled, pickle_within, refuse_pickle
-from deltahub.server.refusals import Refusal
 from deltahub.server.settings import Settings
 
 

@@ -14,9 +14,9 @@ from starlette.testclient import TestClient
 
 from deltahub.errors import InUseError
 from deltahub.reference import Reference
-from deltahub.registry.index import Index
 from deltahub.registry.registry import Registry
-from deltahub.registry.renaming import rename
+from deltahub.registry.rename import rename
+from deltahub.registry.search.index import Index
 from deltahub.server.app import build_app
 from deltahub.server.records import Records
 from deltahub.server.settings import Settings

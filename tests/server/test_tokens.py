@@ -10,7 +10,7 @@ import pytest
 
 from deltahub.errors import ConfigError, IntegrityError, NotFoundError, ReferenceSyntaxError
 from deltahub.registry import stamps
-from deltahub.registry.hub_documents import TOKENS
+from deltahub.registry.hub_records import TOKENS
 from deltahub.server import tokens as module
 from deltahub.server.tokens import Tokens, hashed, holder, id_of
 from deltahub.stores.local import LocalStore

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from deltahub.registry.refreshing import TICK
+from deltahub.registry.search.refresh import TICK
+from deltahub.server.document_cache import Watched
 from deltahub.server.records import Record, Records
-from deltahub.server.watched import Watched
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from deltahub.cache.cache import Cache
-from deltahub.cache.names import CachedNames
-from deltahub.hub.pulling import bring
+from deltahub.cache.remembered import CachedNames
+from deltahub.hub.pull import bring
 from deltahub.link import Link
 from deltahub.sources.web.limits import Limits
 from deltahub.sources.web.source import WebSource

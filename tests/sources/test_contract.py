@@ -11,14 +11,15 @@ import huggingface_hub
 import pytest
 import torch
 
-from deltahub import AutoDeltaModel, LoraModel, checkpoint
-from deltahub.bundle import export_bundle
-from deltahub.configured import Configured
+from deltahub import AutoDeltaModel, LoraModel
+from deltahub.checkpoint import checkpoint
 from deltahub.errors import CheckpointError, DeltaHubError, NotFoundError
 from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
+from deltahub.registry.bundle import export_bundle
 from deltahub.registry.registry import Registry
-from deltahub.settings import change
+from deltahub.settings.source_entry import Configured
+from deltahub.settings.user import change
 from deltahub.stores.base import object_key
 from deltahub.stores.bucket import Bucket
 from deltahub.stores.local import LocalStore

@@ -6,13 +6,14 @@ import logging
 
 import pytest
 
-from deltahub import checkpoint, offline
-from deltahub.cache.names import NAMES, CachedNames, Seen
+from deltahub.cache.remembered import NAMES, CachedNames, Seen
+from deltahub.checkpoint import checkpoint
 from deltahub.errors import NotCachedError, NotFoundError, UnreachableError
 from deltahub.link import Link
 from deltahub.reference import Reference
-from deltahub.registry.marking import set_alias
-from deltahub.registry.query import Query
+from deltahub.registry.edits import set_alias
+from deltahub.registry.search.query import Query
+from deltahub.settings import offline
 from tests.checkpoints import content_of
 from tests.sources.test_resolution import NER, World
 

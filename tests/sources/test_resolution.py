@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from deltahub import checkpoint
 from deltahub.cache.cache import Cache
+from deltahub.checkpoint import checkpoint
 from deltahub.errors import (
     ConfigError,
     DeltaHubError,
@@ -18,14 +18,14 @@ from deltahub.errors import (
     UnreachableError,
 )
 from deltahub.hub.hub import Hub
+from deltahub.hub.lockfile import VARIABLE, Lock
 from deltahub.link import Link
-from deltahub.lockfile import VARIABLE, Lock
 from deltahub.reference import Reference
-from deltahub.registry.query import Query
 from deltahub.registry.registry import Registry
 from deltahub.registry.removal import remove
-from deltahub.registry.renaming import rename
-from deltahub.sources.choosing import Rules
+from deltahub.registry.rename import rename
+from deltahub.registry.search.query import Query
+from deltahub.sources.catalog import Rules
 from deltahub.stores.local import LocalStore
 from tests.checkpoints import content_of
 from tests.sources.remote import Remote

@@ -9,8 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from deltahub import checkpoint
-from deltahub.bundle import export_bundle
+from deltahub.checkpoint import checkpoint
 from deltahub.errors import (
     CheckpointError,
     ConfigError,
@@ -23,9 +22,10 @@ from deltahub.errors import (
 )
 from deltahub.link import Link
 from deltahub.reference import Reference
+from deltahub.registry.bundle import export_bundle
 from deltahub.registry.registry import Registry
 from deltahub.sources.partial import PARTIAL
-from deltahub.sources.web import guarded
+from deltahub.sources.web import public_only
 from deltahub.sources.web.limits import Limits
 from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import content_of
@@ -148,7 +148,7 @@ def test_a_link_with_the_digest_of_a_delta_that_was_pulled_asks_nobody(web, publ
     url = published()
     found = web.source().resolve(Link.parse(url))
     web.pull(url)
-    from deltahub.cache.names import Seen
+    from deltahub.cache.remembered import Seen
 
     web.names.remember(Link.parse(url), Seen(found.reference, found.digest, url))
     asked = len(site.asked)
@@ -462,7 +462,7 @@ def test_a_secure_address_never_leads_to_one_that_is_not(web, place, monkeypatch
 def test_a_link_on_a_public_server_never_leads_behind_the_firewall(web, published, site, monkeypatch, new_checkpoint):
     url = published()
     public = urlsplit(site.url).hostname
-    monkeypatch.setattr(guarded, "is_public", lambda address: address == public)
+    monkeypatch.setattr(public_only, "is_public", lambda address: address == public)
     with serving(site.root, "127.0.0.2") as inner:
         site.answers(f"a/{checkpoint.CONFIG}", _to(f"{inner.url}/ner/{checkpoint.CONFIG}"))
         with pytest.raises(UnreachableError, match=r"leads from a public server to 127\.0\.0\.2, which is not public"):
@@ -499,7 +499,7 @@ def test_a_link_on_a_public_server_never_leads_behind_the_firewall(web, publishe
     ],
 )
 def test_an_address_is_public_if_everybody_can_reach_it(address, public):
-    assert guarded.is_public(address) is public
+    assert public_only.is_public(address) is public
 
 
 @pytest.mark.parametrize(
@@ -517,7 +517,7 @@ def test_an_address_is_public_if_everybody_can_reach_it(address, public):
     ],
 )
 def test_behind_a_proxy_the_name_of_a_host_tells(host, public):
-    assert guarded.looks_public(host) is public
+    assert public_only.looks_public(host) is public
 
 
 def test_through_a_proxy_a_public_link_leads_to_no_private_name(web, monkeypatch, site):

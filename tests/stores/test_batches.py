@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from deltahub import syncing
 from deltahub.errors import ConflictError, StorageError
+from deltahub.files import durable
 from deltahub.stores.base import Swap, object_key
 from deltahub.stores.local import LocalStore
 from tests.checkpoints import content_of
@@ -22,7 +22,7 @@ KEYS = [f"refs/{name}.json" for name in ("acme/a", "acme/b", "zoo/a")]
 @pytest.fixture(params=["whole", "each"])
 def together(request, monkeypatch) -> None:
     """Few files count as many, or many as few."""
-    monkeypatch.setattr(syncing, "MANY", 2 if request.param == "whole" else 10**9)
+    monkeypatch.setattr(durable, "MANY", 2 if request.param == "whole" else 10**9)
 
 
 def test_many_documents_are_replaced_at_once(store):
@@ -126,7 +126,7 @@ def test_a_batch_that_fails_at_any_step_leaves_each_document_old_or_new(tmp_path
 def test_a_batch_that_is_killed_at_any_step_leaves_each_document_old_or_new_and_in_nobodys_way(
     tmp_path, faults, monkeypatch
 ):
-    monkeypatch.setattr("deltahub.stores.claiming.SILENT", 0.0)
+    monkeypatch.setattr("deltahub.stores.local_swap.SILENT", 0.0)
     keys = KEYS[:2]
 
     def swaps(store, data):
@@ -166,12 +166,12 @@ def test_many_objects_whose_storing_fails_at_any_step_are_whole_or_not_there(tmp
 
 def test_many_files_are_synced_by_one_call_where_that_is_known_to_reach_the_disk(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(syncing, "MANY", 2)
-    monkeypatch.setattr(syncing, "syncfs", calls.append)
+    monkeypatch.setattr(durable, "MANY", 2)
+    monkeypatch.setattr(durable, "syncfs", calls.append)
     monkeypatch.setattr(os, "fsync", lambda _: calls.append("fsync"))
     store = LocalStore(tmp_path / "store")
-    monkeypatch.setattr(syncing, "file_system", lambda _: 0xEF53)
-    monkeypatch.setattr(syncing, "_release", lambda: (5, 8))
+    monkeypatch.setattr(durable, "file_system", lambda _: 0xEF53)
+    monkeypatch.setattr(durable, "_release", lambda: (5, 8))
     store.swap_all([Swap(key, b"1", None) for key in KEYS])
     assert calls.pop(0) == "fsync"  # of the folder in which the store was made
     assert len(calls) == 2
@@ -181,11 +181,11 @@ def test_many_files_are_synced_by_one_call_where_that_is_known_to_reach_the_disk
 @pytest.mark.parametrize(("kind", "release"), [(0x6969, (6, 1)), (0xEF53, (5, 7))], ids=["network", "old Linux"])
 def test_elsewhere_each_file_and_each_folder_is_synced(tmp_path, monkeypatch, kind, release):
     calls = []
-    monkeypatch.setattr(syncing, "MANY", 2)
-    monkeypatch.setattr(syncing, "syncfs", lambda _: calls.append("syncfs"))
+    monkeypatch.setattr(durable, "MANY", 2)
+    monkeypatch.setattr(durable, "syncfs", lambda _: calls.append("syncfs"))
     monkeypatch.setattr(os, "fsync", calls.append)
-    monkeypatch.setattr(syncing, "file_system", lambda _: kind)
-    monkeypatch.setattr(syncing, "_release", lambda: release)
+    monkeypatch.setattr(durable, "file_system", lambda _: kind)
+    monkeypatch.setattr(durable, "_release", lambda: release)
     LocalStore(tmp_path / "store").swap_all([Swap(key, b"1", None) for key in KEYS])
     assert "syncfs" not in calls
     assert len(calls) >= len(KEYS) + 2

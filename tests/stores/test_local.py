@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from deltahub.errors import NotFoundError, StorageError
-from deltahub.reserve import freeing
+from deltahub.files.reserve import freeing
 from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
 from tests.checkpoints import content_of

@@ -15,7 +15,7 @@ import pytest
 
 from deltahub.cache.cache import Cache
 from deltahub.errors import ConflictError, IntegrityError, StorageError
-from deltahub.files import sha256_file
+from deltahub.files.atomic import sha256_file
 from deltahub.hub.hub import Hub
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from deltahub.stores.waiting import each, interruptible, spread
+from deltahub.stores.threads import each, interruptible, spread
 
 
 def test_a_call_gives_back_what_it_gives_or_raises():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import deltahub.deltas  # noqa: F401  (registers the types)
 from deltahub import AutoDeltaModel, DeltaBase
-from deltahub.engine.delta import delta_classes
+from deltahub.handle.base import delta_classes
 from tests.backbones import bert, equal
 
 # Every registered type is in the matrix; the options are small, and variants of a type stand beside it.

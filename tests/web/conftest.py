@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from deltahub.web import choosing
-from deltahub.web.session import Session
+from deltahub.picker import choosing
+from deltahub.picker.session import Session
 from tests.browsers import LONG
 
 

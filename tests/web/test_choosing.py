@@ -6,8 +6,8 @@ import torch
 
 from deltahub import AdapterModel, LoraModel
 from deltahub.errors import ConfigError, NothingChosenError
-from deltahub.web import choosing
-from deltahub.web.session import Session
+from deltahub.picker import choosing
+from deltahub.picker.session import Session
 from tests.backbones import bert, inputs_for, logits_of, untouched
 
 QUERIES = [f"bert.encoder.layer.{i}.attention.self.query" for i in (0, 1)]

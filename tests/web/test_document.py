@@ -6,8 +6,8 @@ import pytest
 from torch import nn
 
 from deltahub import LoraModel, Visualization
+from deltahub.engine.drawing.html import short_name
 from deltahub.engine.structure.names import StructureMap
-from deltahub.web.document import short_name
 from tests.backbones import BACKBONES, bert, untouched
 
 EVIL = '</summary><script>alert("&")</script>'

@@ -9,7 +9,7 @@ from torch import nn
 from deltahub import LoraModel, Visualization
 from deltahub.deltas import AdapterConfig, AdapterModel, LoraConfig
 from deltahub.errors import NothingChosenError
-from deltahub.web.choosing import choose
+from deltahub.picker.choosing import choose
 from tests.backbones import bert, t5
 
 SELF = "bert.encoder.layer.{}.attention.self.{}"

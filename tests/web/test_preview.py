@@ -3,10 +3,10 @@ from torch import nn
 
 from deltahub import AdapterModel, LoraModel
 from deltahub.deltas import AdapterConfig, BitFitModel, LoraConfig, ParallelAdapterConfig, ParallelAdapterModel
-from deltahub.engine.delta import delta_classes
 from deltahub.errors import ConfigError
-from deltahub.web.preview import Preview
-from deltahub.web.tree import first_names, tree_json
+from deltahub.handle.base import delta_classes
+from deltahub.picker.preview import Preview
+from deltahub.picker.tree import first_names, tree_json
 from tests.backbones import BACKBONES, bert, gpt2, untouched
 
 QUERIES = [f"bert.encoder.layer.{i}.attention.self.query" for i in (0, 1)]

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltahub.address import matches_any
-from deltahub.web.selection import exact_addresses, patterns_of, short_addresses
+from deltahub.checkpoint.address import matches_any
+from deltahub.picker.selection import exact_addresses, patterns_of, short_addresses
 
 BLOCKS = [f"encoder.layer.{i}.{part}" for i in range(3) for part in ("query", "value", "out.dense")]
 EVERY = [*BLOCKS, "pooler.dense", "head.encoder.layer.0.query"]

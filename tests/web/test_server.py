@@ -10,8 +10,8 @@ import pytest
 from deltahub import LoraModel
 from deltahub.deltas import LoraConfig
 from deltahub.errors import NothingChosenError
-from deltahub.web.server import LARGEST, PickerServer
-from deltahub.web.session import Session
+from deltahub.picker.server import LARGEST, PickerServer
+from deltahub.picker.session import Session
 from tests.backbones import bert
 
 QUERY = "bert.encoder.layer.0.attention.self.query"

@@ -21,11 +21,11 @@ from rich.tree import Tree
 from torch import nn
 
 from deltahub.engine.drawing.folding import Leaf, Naming, Node, fold, printable, short_count, together
+from deltahub.engine.drawing.html import document
 from deltahub.engine.drawing.svg import svg_of
 from deltahub.engine.site import is_delta_name
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap
-from deltahub.web.document import document
 
 _COLORS: Final = {"trained": "cyan", "frozen": "grey50", "delta": "rgb(175,0,255)"}
 LEGEND: Final = (

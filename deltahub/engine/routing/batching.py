@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from deltahub.engine.dummy_inputs import possible_inputs
 from deltahub.engine.insertion import map_hidden
-from deltahub.engine.pseudo import possible_inputs
 from deltahub.engine.shapes import meta_copy
 
 _BATCH, _LENGTH = 3, 5

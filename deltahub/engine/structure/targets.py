@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from deltahub.address import REGEX_MARK, Address, lies_within, nearest_names
+from deltahub.checkpoint.address import REGEX_MARK, Address, lies_within, nearest_names
 from deltahub.engine.modules import own_modules
 from deltahub.engine.site import refuse_own_deltas
 from deltahub.engine.structure.inference import found_in
@@ -44,7 +44,7 @@ def find_targets(
     """Return the modules that addresses match, in backbone order.
 
     Args:
-        patterns: addresses (`deltahub.address`) by real or common name.
+        patterns: addresses (`deltahub.checkpoint.address`) by real or common name.
         exclude: addresses of modules to leave out, with everything inside them.
         common_structure: True for common names only, False for real names only, None for whichever matches.
         optional: patterns that may match nothing as long as another one matches: a method's defaults.

@@ -7,8 +7,8 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deltahub.server.errors import Refusal
 from deltahub.server.pages.rendering import static_files
-from deltahub.server.refusals import Refusal
 
 _KINDS: Final = {
     "css": "text/css; charset=utf-8",

@@ -16,9 +16,9 @@ from typing import Final
 
 from markupsafe import Markup
 
+from deltahub.files.sized_cache import SizedCache
 from deltahub.server.pages.card import Card
 from deltahub.server.pages.card_process import CardProcess
-from deltahub.sized_cache import SizedCache
 
 _WAITING: Final = 16  # cards in the queue
 _PATIENCE: Final = 10.0  # seconds that a page waits for its card

@@ -6,8 +6,8 @@ import shlex
 from dataclasses import dataclass
 from typing import Final
 
-from deltahub.manifest import Manifest
-from deltahub.naming import backbone_name
+from deltahub.checkpoint.default_name import backbone_name
+from deltahub.checkpoint.manifest import Manifest
 from deltahub.registry.registry import Found
 
 _PEFT: Final = "adapter_config.json"  # the file that identifies a PEFT adapter

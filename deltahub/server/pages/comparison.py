@@ -10,14 +10,14 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deltahub.manifest import Manifest
+from deltahub.checkpoint.manifest import Manifest
 from deltahub.reference import MAIN
 from deltahub.registry.registry import Found
-from deltahub.server.pages.drawing import by_series, plot
+from deltahub.server.errors import Refusal
 from deltahub.server.pages.layers import norms_of, weights_of
-from deltahub.server.pages.reading import repository_of, version_of
+from deltahub.server.pages.lookups import repository_of, version_of
+from deltahub.server.pages.plots import by_series, plot
 from deltahub.server.pages.rendering import page
-from deltahub.server.refusals import Refusal
 
 _PLOTS: Final = 12
 _ROWS: Final = 500  # per table

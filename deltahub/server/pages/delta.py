@@ -11,17 +11,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deltahub.checkpoint import CARD
+from deltahub.checkpoint.checkpoint import CARD
+from deltahub.checkpoint.default_name import backbone_name
 from deltahub.errors import IntegrityError, NotFoundError
-from deltahub.naming import backbone_name
 from deltahub.reference import MAIN
-from deltahub.registry.query import Query
 from deltahub.registry.registry import Found
+from deltahub.registry.search.query import Query
 from deltahub.registry.summary import metrics_of
 from deltahub.server.pages.card import LARGEST, Card
 from deltahub.server.pages.cards import Cards
 from deltahub.server.pages.commands import commands
-from deltahub.server.pages.reading import content_of, of_the_seen, repository_of, version_of
+from deltahub.server.pages.lookups import content_of, of_the_seen, repository_of, version_of
 from deltahub.server.pages.rendering import page, redirect
 from deltahub.server.repositories import Repository
 from deltahub.server.state import state_of

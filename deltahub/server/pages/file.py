@@ -7,7 +7,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deltahub.server.pages.reading import content_of, file_of, repository_of, version_of
+from deltahub.server.pages.lookups import content_of, file_of, repository_of, version_of
 from deltahub.server.pages.rendering import page
 
 LARGEST: Final = 256 << 10  # bytes of a text to show

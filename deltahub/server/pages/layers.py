@@ -10,16 +10,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deltahub.checkpoint import WEIGHTS
+from deltahub.checkpoint.checkpoint import WEIGHTS
+from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import CheckpointError, IntegrityError, NotFoundError
-from deltahub.manifest import FileEntry, Manifest
+from deltahub.files.sized_cache import SizedCache
 from deltahub.registry.registry import Found
-from deltahub.server.pages.drawing import by_series, plot
+from deltahub.server.pages.lookups import content_of, repository_of, version_of
 from deltahub.server.pages.norms import ModuleNorm, module_norms
-from deltahub.server.pages.reading import content_of, repository_of, version_of
+from deltahub.server.pages.plots import by_series, plot
 from deltahub.server.pages.rendering import page, size
 from deltahub.server.state import state_of
-from deltahub.sized_cache import SizedCache
 
 LARGEST: Final = 64 << 20  # bytes of weights to read for a plot
 LINES: Final = 8  # per plot; the others are in the table

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from deltahub.checkpoint.manifest import DELTA_PART
 from deltahub.errors import CheckpointError
-from deltahub.manifest import DELTA_PART
 
 UPDATE: Final = "added to the weight"
 VALUES: Final = "of the values"

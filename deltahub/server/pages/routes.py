@@ -16,7 +16,7 @@ from deltahub.server.pages.delta import commit, delta
 from deltahub.server.pages.file import file
 from deltahub.server.pages.front import front
 from deltahub.server.pages.layers import in_turn, layers
-from deltahub.server.pages.signing import choose_theme, sign_in, sign_in_form, sign_out
+from deltahub.server.pages.sign_in import choose_theme, sign_in, sign_in_form, sign_out
 from deltahub.server.pages.versions import versions
 from deltahub.server.paths import register
 

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deltahub.registry.entries import number
-from deltahub.server.pages.reading import repository_of
+from deltahub.server.pages.lookups import repository_of
 from deltahub.server.pages.rendering import page
 
 _SHOWN: Final = 100  # versions and log entries by default

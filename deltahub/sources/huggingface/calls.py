@@ -11,11 +11,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
-from deltahub.secrets import header_value
 from deltahub.sources.base import pause
 from deltahub.sources.huggingface.failures import Asked, sentence
-from deltahub.sources.huggingface.waiting import patiently
-from deltahub.stores.waiting import within
+from deltahub.sources.huggingface.retries import patiently
+from deltahub.stores.threads import within
+from deltahub.text.credentials import header_value
 from deltahub.version import VERSION
 
 if TYPE_CHECKING:

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from deltahub.backbone import Fingerprint
-from deltahub.checkpoint import BACKBONE
+from deltahub.checkpoint.backbone_fit import FITS, Tensors, fit
+from deltahub.checkpoint.backbone_record import Fingerprint
+from deltahub.checkpoint.checkpoint import BACKBONE
 from deltahub.errors import DeltaHubError, UnreachableError
-from deltahub.fitting import FITS, Tensors, fit
 from deltahub.registry.commit_message import commit_id
-from deltahub.registry.index import Listed
+from deltahub.registry.search.index import Listed
 from deltahub.registry.summary import RECORD
 from deltahub.sources.huggingface.calls import Calls
-from deltahub.sources.huggingface.transfer import read
-from deltahub.stores.waiting import spread
+from deltahub.sources.huggingface.download import read
+from deltahub.stores.threads import spread
 
 _AT_ONCE: Final = 4
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from deltahub.checkpoint import CARD
-from deltahub.describing import MANIFEST, OWN_CARD
-from deltahub.manifest import Manifest
+from deltahub.checkpoint.checkpoint import CARD
+from deltahub.checkpoint.from_files import MANIFEST, OWN_CARD
+from deltahub.checkpoint.manifest import Manifest
 from deltahub.sources.huggingface.calls import Calls
+from deltahub.sources.huggingface.download import read
 from deltahub.sources.huggingface.history import BRANCH
 from deltahub.sources.huggingface.snapshot import manifest_in
-from deltahub.sources.huggingface.transfer import read
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import threading
 from itertools import accumulate
 from pathlib import Path
 
+from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import NotFoundError, StorageError
-from deltahub.manifest import FileEntry, Manifest
+from deltahub.sources.huggingface.download import read_pack
 from deltahub.sources.huggingface.snapshot import Snapshot
-from deltahub.sources.huggingface.transfer import read_pack
 from deltahub.stores.base import Progress
 
 

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from deltahub.card import front_matter
-from deltahub.config import known_types
+from deltahub.checkpoint.card import front_matter
+from deltahub.checkpoint.config import known_types
 from deltahub.registry.entries import merged_tags
 
 LIBRARY: Final = "deltahub"

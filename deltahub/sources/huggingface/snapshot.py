@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from deltahub.checkpoint import CARD
-from deltahub.describing import OWN_CARD
+from deltahub.checkpoint.checkpoint import CARD
+from deltahub.checkpoint.from_files import OWN_CARD
+from deltahub.checkpoint.manifest import FileEntry, Manifest, digest_of
 from deltahub.errors import IntegrityError, NotFoundError
-from deltahub.files import copy_hashed
-from deltahub.manifest import FileEntry, Manifest, digest_of
-from deltahub.schema import parse
+from deltahub.files.atomic import copy_hashed
+from deltahub.files.documents import parse
 from deltahub.sources.huggingface.calls import Calls
-from deltahub.sources.huggingface.transfer import copy
+from deltahub.sources.huggingface.download import copy
 from deltahub.stores.base import Progress
 
 _OURS: Final = frozenset({"schema_version", "kind", "files", "tensors"})  # keys of a manifest.json made by DeltaHub

@@ -11,31 +11,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from deltahub.describing import MANIFEST
+from deltahub.checkpoint.from_files import MANIFEST
+from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import CheckpointError, NotFoundError, NoVersionError
-from deltahub.manifest import Manifest
-from deltahub.nearest import closest, mistyped
-from deltahub.outcomes import Pushed
 from deltahub.reference import LATEST, Reference, is_digest
-from deltahub.registry.amending import Amendment
+from deltahub.registry.amend import Amendment
 from deltahub.registry.commit_message import commit_id
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
-from deltahub.registry.index import Listed
-from deltahub.registry.publishing import Publication
-from deltahub.registry.query import Query
-from deltahub.registry.refreshing import Told
+from deltahub.registry.publish import Publication
+from deltahub.registry.search.index import Listed
+from deltahub.registry.search.query import Query
+from deltahub.registry.search.refresh import Told
 from deltahub.sources.base import Resolved, pause
-from deltahub.sources.huggingface.amending import amend
+from deltahub.sources.huggingface.amend import amend
 from deltahub.sources.huggingface.calls import ANSWER, Calls, Token
-from deltahub.sources.huggingface.foreign import Foreign
+from deltahub.sources.huggingface.download import read, read_manifest
 from deltahub.sources.huggingface.history import BRANCH, document, history, names
 from deltahub.sources.huggingface.packed import Packed
-from deltahub.sources.huggingface.publishing import Push
-from deltahub.sources.huggingface.searching import search, tags_of
+from deltahub.sources.huggingface.push import Push
+from deltahub.sources.huggingface.search import search, tags_of
 from deltahub.sources.huggingface.snapshot import Snapshot, manifest_in
-from deltahub.sources.huggingface.transfer import read, read_manifest
+from deltahub.sources.huggingface.unmanifested import Foreign
+from deltahub.sources.outcomes import Pushed
 from deltahub.stores.base import Progress
+from deltahub.text.suggestions import closest, mistyped
 
 if TYPE_CHECKING:
     from deltahub.sources.base import Known

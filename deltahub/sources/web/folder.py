@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
-from deltahub.checkpoint import CARD, CONFIG, WEIGHTS, parse_document
+from deltahub.checkpoint.checkpoint import CARD, CONFIG, WEIGHTS, parse_document
+from deltahub.checkpoint.manifest import FileEntry, Manifest, manifest_of
+from deltahub.checkpoint.safetensors_header import tensor_entries
 from deltahub.errors import CheckpointError, IntegrityError, NotFoundError, StorageError
-from deltahub.files import sha256_file
+from deltahub.files.atomic import sha256_file
 from deltahub.link import Link, shown
-from deltahub.manifest import FileEntry, Manifest, manifest_of
-from deltahub.sources.web.asking import Web
-from deltahub.sources.web.downloading import Download, small, start
+from deltahub.sources.web.client import Web
+from deltahub.sources.web.download import Download, small, start
 from deltahub.stores.base import Progress
-from deltahub.tensorheader import tensor_entries
 
 _CONFIG: Final = 8 << 20  # bytes at most
 _CARD: Final = 4 << 20

@@ -7,17 +7,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from deltahub.cache.cache import Cache
-from deltahub.cache.names import CachedNames, Seen
+from deltahub.cache.remembered import CachedNames, Seen
+from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import IntegrityError, NotCachedError, UnreachableError
 from deltahub.link import Link
 from deltahub.log import LOGGER
-from deltahub.manifest import FileEntry, Manifest
 from deltahub.sources.base import Resolved, pause
 from deltahub.sources.partial import PARTIAL
-from deltahub.sources.web.asking import Web
+from deltahub.sources.web.bundle import ENDING, WebBundle, digest_in
+from deltahub.sources.web.client import Web
 from deltahub.sources.web.folder import WebFolder
 from deltahub.sources.web.limits import Limits
-from deltahub.sources.web.tarball import ENDING, WebBundle, digest_in
 from deltahub.stores.base import Progress
 
 

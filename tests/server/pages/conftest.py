@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import requests
 
-from deltahub.checkpoint import describe
+from deltahub.checkpoint.checkpoint import describe
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.server.app import build_app

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from deltahub import checkpoint
-from deltahub.backbone import Fingerprint, Leaf
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.backbone_record import Fingerprint, Leaf
 
 WIDTH = 6
 RANK = 2

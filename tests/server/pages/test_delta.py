@@ -12,10 +12,10 @@ from html import unescape
 
 import pytest
 
-from deltahub.manifest import FileEntry, Manifest, TensorEntry
+from deltahub.checkpoint.manifest import FileEntry, Manifest, TensorEntry
 from deltahub.reference import Reference
 from deltahub.registry.removal import remove
-from deltahub.registry.renaming import rename
+from deltahub.registry.rename import rename
 from deltahub.server.pages import card
 from deltahub.server.pages import file as file_page
 from deltahub.server.records import Record, Records

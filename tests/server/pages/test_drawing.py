@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltahub.server.pages.drawing import HEIGHT, WIDTH, by_series, plot, ticks
 from deltahub.server.pages.norms import VALUES, ModuleNorm
+from deltahub.server.pages.plots import HEIGHT, WIDTH, by_series, plot, ticks
 
 
 def test_modules_that_are_the_same_in_every_block_are_one_line():

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from deltahub.manifest import FileEntry, Manifest
+from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.reference import Reference
 from tests.server.pages.test_card import EVIL
 

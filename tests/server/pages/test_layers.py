@@ -10,7 +10,7 @@ import pytest
 
 from deltahub.reference import Reference
 from deltahub.server.pages import layers
-from deltahub.server.pages.drawing import brief
+from deltahub.server.pages.plots import brief
 from deltahub.stores.base import object_key
 from tests.server.pages.deltas import RANK, WIDTH
 

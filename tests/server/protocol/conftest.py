@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from deltahub.registry.registry import Registry
-from deltahub.server import lfs
+from deltahub.server.routes import lfs
 from deltahub.server.settings import Settings
 from deltahub.stores.local import LocalStore
 from deltahub.stores.s3 import S3Store
@@ -48,7 +48,7 @@ def served(
         store = LocalStore(tmp_path / "served")
     if way in ("lfs", "multipart"):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("deltahub.server.preupload.SMALL", 1000)
+        monkeypatch.setattr("deltahub.server.routes.preupload.SMALL", 1000)
     if way == "multipart":
         monkeypatch.setattr(lfs, "MULTIPART_FROM", 100_000)
         monkeypatch.setattr(lfs, "PART", 100_000)

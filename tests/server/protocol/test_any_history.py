@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from deltahub.checkpoint import describe
+from deltahub.checkpoint.checkpoint import describe
 from deltahub.reference import Reference
-from deltahub.registry.collection import collect
+from deltahub.registry.gc import collect
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
 from deltahub.server.settings import Settings

@@ -11,16 +11,16 @@ import pytest
 from huggingface_hub import snapshot_download
 from safetensors.numpy import save_file
 
-from deltahub import checkpoint
-from deltahub.bundle import export_bundle, import_bundle
 from deltahub.cache.cache import Cache
+from deltahub.checkpoint import checkpoint
 from deltahub.errors import CheckpointError
 from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
-from deltahub.registry.collection import collect
+from deltahub.registry.bundle import export_bundle, import_bundle
+from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
-from deltahub.registry.query import Query
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.query import Query
 from deltahub.registry.verify import verify
 from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import content_of

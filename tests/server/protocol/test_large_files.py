@@ -10,8 +10,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import requests
 
-from deltahub.registry.collection import collect
-from deltahub.server import lfs, signatures
+from deltahub.registry.gc import collect
+from deltahub.server import upload_urls
+from deltahub.server.routes import lfs
 from deltahub.server.tokens import Tokens
 
 REPO = "acme/sst2"
@@ -117,7 +118,7 @@ def test_an_address_is_good_for_what_it_was_signed_for_and_nothing_else(caller):
 
 
 def test_an_address_expires(caller, monkeypatch):
-    monkeypatch.setattr(signatures, "LIFETIME", -1)
+    monkeypatch.setattr(upload_urls, "LIFETIME", -1)
     answer = put(caller.address()["href"])
 
     assert (answer.status_code, "has expired" in answer.json()["error"]) == (403, True)

@@ -8,7 +8,8 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from deltahub.reference import Reference
-from deltahub.server import paging, trees
+from deltahub.server import paging
+from deltahub.server.routes import trees
 
 
 def card(**facts: str) -> bytes:
@@ -100,7 +101,7 @@ def test_a_user_lists_what_they_may_change(hub, many, user):
 
 
 def test_what_was_pushed_straight_to_the_registry_is_listed_too(hub, api, new_checkpoint):
-    from deltahub.checkpoint import describe
+    from deltahub.checkpoint.checkpoint import describe
 
     folder = new_checkpoint()
     hub.registry.publish(Reference("acme", "pushed"), describe(folder), folder, tags=["sst2"])
@@ -151,13 +152,13 @@ def test_of_a_commit_that_is_too_far_back_nothing_is_said_rather_than_a_wrong_on
 def test_a_page_of_models_with_their_files_ends_where_it_names_many(api, wide, monkeypatch):
     api.create_repo("acme/other")
     api.create_commit("acme/other", [CommitOperationAdd("a.txt", b"a")], commit_message="a")
-    monkeypatch.setattr("deltahub.server.listing._MOST_FILES", 1)
+    monkeypatch.setattr("deltahub.server.routes.listing._MOST_FILES", 1)
     found = {model.id: len(model.siblings) for model in api.list_models(full=True)}
     assert found == {"acme/wide": 20, "acme/other": 1}
 
 
 def test_a_version_has_no_more_files_than_can_be_listed(api, wide, monkeypatch):
-    monkeypatch.setattr("deltahub.server.changes._MOST_FILES", 20)
+    monkeypatch.setattr("deltahub.server.routes.changes._MOST_FILES", 20)
     api.create_commit(wide, [CommitOperationAdd("0.txt", b"new")], commit_message="as many")
     with pytest.raises(HfHubHTTPError, match="20 are the most"):
         api.create_commit(wide, [CommitOperationAdd("more.txt", b"new")], commit_message="more")

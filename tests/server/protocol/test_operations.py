@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltahub.server.operations import Added, Deleted, Named, Parser
-from deltahub.server.refusals import Refusal
+from deltahub.server.errors import Refusal
+from deltahub.server.routes.operations import Added, Deleted, Named, Parser
 
 OID = "0" * 64
 HEADER = {"key": "header", "value": {"summary": "s", "description": "d", "parentCommit": "0123456"}}

@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 
 from deltahub.cache.cache import Cache
-from deltahub.cache.names import CachedNames
+from deltahub.cache.remembered import CachedNames
 from deltahub.hub.hub import Hub
 from deltahub.registry.registry import Registry
 from deltahub.sources.huggingface import HuggingFace

@@ -18,11 +18,11 @@ from deltahub.errors import (
     StorageError,
     UnreachableError,
 )
-from deltahub.hub.pulling import Transfer
-from deltahub.registry.amending import Amendment
-from deltahub.registry.query import Query
-from deltahub.sources.huggingface import HuggingFace, transfer
-from deltahub.sources.huggingface.waiting import told
+from deltahub.hub.pull import Transfer
+from deltahub.registry.amend import Amendment
+from deltahub.registry.search.query import Query
+from deltahub.sources.huggingface import HuggingFace, download
+from deltahub.sources.huggingface.retries import told
 from tests import s3_proxy
 from tests.checkpoints import content_of
 from tests.sources.huggingface.test_push_and_pull import api, delta_files, ref
@@ -135,7 +135,7 @@ def test_what_a_pull_got_is_kept_when_it_is_stopped_and_checked_when_it_is_taken
     user().push(checkpoint_folder, f"hf:{repo}")
     data = (checkpoint_folder / "delta.safetensors").read_bytes()
     kept = tmp_path / "partial"
-    add, stopped = transfer._Copy.add, user(kept=kept)
+    add, stopped = download._Copy.add, user(kept=kept)
 
     def stop(copy, chunk):
         if copy.size != len(data):
@@ -144,7 +144,7 @@ def test_what_a_pull_got_is_kept_when_it_is_stopped_and_checked_when_it_is_taken
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(transfer._Copy, "add", stop)
+        patch.setattr(download._Copy, "add", stop)
         with pytest.raises(KeyboardInterrupt):
             stopped.pull(ref(repo))
     part = kept / f"{hashlib.sha256(data).hexdigest()}.part"
@@ -370,7 +370,7 @@ def test_a_hub_that_does_not_say_how_long_is_asked_again_a_little_later_each_tim
         lambda hf: hf.search(Query()),
         lambda hf: hf.resolve(ref("acme/ner")),
         lambda hf: hf.calls.make(lambda: hf.calls.api.model_info("acme/ner"), "Asking", "acme/ner"),
-        lambda hf: transfer.copy(hf.calls, "acme/ner", "0" * 40, "a.bin", hf.into, 1000, None),
+        lambda hf: download.copy(hf.calls, "acme/ner", "0" * 40, "a.bin", hf.into, 1000, None),
     ],
     ids=["refs", "list", "file", "client of the Hub", "download"],
 )

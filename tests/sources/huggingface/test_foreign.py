@@ -12,7 +12,8 @@ import torch
 from huggingface_hub import CommitOperationAdd
 from safetensors.numpy import save
 
-from deltahub import AutoDeltaModel, checkpoint
+from deltahub import AutoDeltaModel
+from deltahub.checkpoint import checkpoint
 from deltahub.errors import CheckpointError, IntegrityError
 from deltahub.hub.hub import Hub
 from deltahub.sources.huggingface.page import Card

@@ -9,9 +9,9 @@ import pytest
 from deltahub_cli.main import app_for
 from typer.testing import CliRunner
 
-from deltahub.card import front_matter
+from deltahub.checkpoint.card import front_matter
 from deltahub.errors import ConfigError
-from deltahub.registry.query import Metric, Query
+from deltahub.registry.search.query import Metric, Query
 from deltahub.sources.huggingface.page import Card
 from tests.checkpoints import DOCUMENT
 from tests.sources.huggingface.test_foreign import upload

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from deltahub.checkpoint import describe
+from deltahub.checkpoint.checkpoint import describe
 from deltahub.errors import NotFoundError, StorageError
-from deltahub.hub.copying import copy_from_hub
-from deltahub.registry.amending import Amendment
+from deltahub.hub.copy import copy_from_hub
+from deltahub.registry.amend import Amendment
 from deltahub.registry.commit_message import commit_id
-from deltahub.registry.marking import set_tags
-from deltahub.registry.query import Metric, Query
+from deltahub.registry.edits import set_tags
 from deltahub.registry.registry import Registry
 from deltahub.registry.removal import remove
+from deltahub.registry.search.query import Metric, Query
 from deltahub.registry.verify import verify
 from deltahub.sources.registry import RegistrySource
 from deltahub.stores.memory import MemoryStore
@@ -87,7 +87,7 @@ def test_an_older_version_of_the_registry_pushed_through_the_hub_stays_that_vers
     hub, server, repo, registered, older_client, monkeypatch
 ):
     if older_client:  # which does not see that the version is there, and commits it
-        monkeypatch.setattr("deltahub.sources.huggingface.publishing.Push._older", lambda *_: None)
+        monkeypatch.setattr("deltahub.sources.huggingface.push.Push._older", lambda *_: None)
     again = hub.push(registered[0], f"hf:{repo}", tags=["best"], aliases=["stable"])
     document = server.registry.document(repo)
 
@@ -312,7 +312,7 @@ def test_what_is_not_right_among_the_files_is_fetched_by_itself(user, repo, chec
 
 
 def test_a_large_delta_is_not_offered_in_one_answer(user, repo, checkpoint_folder, proxy, monkeypatch):
-    monkeypatch.setattr("deltahub.server.packs._LARGEST", 100)
+    monkeypatch.setattr("deltahub.server.routes.packs._LARGEST", 100)
     user().push(checkpoint_folder, f"hf:{repo}")
     proxy.seen.clear()
     user().pull(ref(repo))

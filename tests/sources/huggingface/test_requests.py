@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from deltahub import AutoDeltaModel, LoraModel
-from deltahub.card import front_matter
-from deltahub.checkpoint import WEIGHTS
+from deltahub.checkpoint.card import front_matter
+from deltahub.checkpoint.checkpoint import WEIGHTS
 from deltahub.errors import NotCachedError
 from deltahub.hub.hub import Hub
 from deltahub.sources.huggingface.page import Card

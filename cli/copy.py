@@ -1,0 +1,66 @@
+"""Command `copy`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from .options import JsonOpt, QuietOpt
+from .output import Output, print_json, say, size_text
+
+
+def copy(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="The registry to copy from, or a hub of DeltaHub.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="The registry to copy to.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="Which deltas; all if left out.")
+    ] = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Copy deltas from one registry, or a hub of DeltaHub, to another registry: all versions, aliases, tags and history, every byte verified.
+
+    Existing content is not copied again, so an interrupted copy resumes where it stopped.
+
+    [dim]deltahub copy local team[/dim]
+
+    [dim]deltahub copy team local acme/ner[/dim]
+    """
+    from deltahub.hub.copy import copy_from_hub
+    from deltahub.hub.hub import Hub
+    from deltahub.reference import Reference
+    from deltahub.registry.mirror import copy as mirror
+    from deltahub.sources.huggingface import HuggingFace
+
+    hub = Hub.open()
+    if source == target:
+        raise typer.BadParameter(f"{source} cannot be copied to itself; name two registries.")
+    out = Output(as_json=json, quiet=quiet)
+    paths = [Reference.parse(name).path for name in names] if names else None
+    with out.progress("Copying", None) as progress:
+        origin = hub.source(source)
+        copying = (
+            copy_from_hub(origin, hub.registry(target), paths, progress)
+            if isinstance(origin, HuggingFace)
+            else mirror(held := hub.registry(source), hub.registry(target), paths, progress, hub.vouched(held))
+        )
+        done = list(copying)
+    if json:
+        print_json([asdict(copied) for copied in done])
+        return
+    changed = [copied for copied in done if copied.changed]
+    if changed:
+        rows = [
+            (copied.name, " ".join(copied.versions) or "aliases, tags or its name", size_text(copied.size))
+            for copied in changed
+        ]
+        out.rows(("name", "new", "moved"), rows)
+    if not quiet:
+        size = size_text(sum(copied.size for copied in done))
+        say(
+            f"{len(done)} looked at, {len(changed)} changed, {size} moved; "
+            f"{target} has all of {'them' if paths else source} now.",
+            err=True,
+        )

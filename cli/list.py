@@ -1,0 +1,176 @@
+"""list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import JsonOpt, QuietOpt, SourceOpt, TagsOpt, split_tags
+from .output import Output, print_json, size_text
+
+if TYPE_CHECKING:
+    from deltahub.registry.search.index import Listed
+    from deltahub.registry.search.query import Query
+
+_DIGITS = 12  # of a commit
+COLUMNS = ("time", "name", "size", "parameters")  # what a list may be sorted by, beside metrics
+_SHOWN = 50  # rows of a table, unless told otherwise
+
+
+TypeOpt = Annotated[str | None, typer.Option("--type", help="lora, adapter, bitfit, ...")]
+MetricOpt = Annotated[
+    list[str] | None, typer.Option("--metric", metavar="COND", help="E.g. 'accuracy>0.9'; may be repeated.")
+]
+FitsOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--fits", metavar="BACKBONE", help="Only those for this backbone: a folder, or a model in Hugging Face's cache."
+    ),
+]
+NearOpt = Annotated[bool, typer.Option("--near", help="With --fits: also those that do not fit, and why.")]
+SortOpt = Annotated[str, typer.Option("--sort", metavar="KEY", help="time, name, size, parameters or a metric.")]
+LimitOpt = Annotated[
+    int | None, typer.Option("--limit", min=0, help=f"At most so many; 0 for all. [default: {_SHOWN}, all as JSON]")
+]
+
+
+def list_(
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="Words that must all occur.")] = "",
+    tag: TagsOpt = None,
+    delta_type: TypeOpt = None,
+    author: Annotated[str | None, typer.Option("--author", help="Who pushed it.")] = None,
+    metric: MetricOpt = None,
+    fits: FitsOpt = None,
+    near: NearOpt = False,
+    sort: SortOpt = "time",
+    reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
+    source: SourceOpt = None,
+    limit: LimitOpt = None,
+    offset: Annotated[int, typer.Option("--offset", min=0, help="Leave out so many of the first.")] = 0,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """List deltas, newest first unless sorted otherwise.
+
+    [dim]deltahub list sst2 --type lora[/dim]
+
+    [dim]deltahub list --tag task=sst2 --tag lang=en --json[/dim]
+
+    [dim]deltahub list --metric 'accuracy>0.9' --sort accuracy --limit 20 --offset 20[/dim]
+
+    [dim]deltahub list --fits ./bert-base-uncased[/dim]
+
+    [dim]deltahub list --fits google-bert/bert-base-uncased --near --json[/dim]
+    """
+    from deltahub.hub.hub import Hub
+    from deltahub.registry.search.query import Metric, Query
+
+    _check(delta_type, fits, near=near)
+    metrics = tuple(map(Metric.parse, metric or ()))
+    asked = Query(query, tuple(split_tags(tag)), delta_type, author, metrics, sort, reverse, near=near)
+    backbone = _backbone(fits) if fits else None
+    shown = limit if limit is not None else (0 if json or quiet else _SHOWN)
+    out = Output(as_json=json, quiet=quiet)
+    with out.counting("Indexing", "deltas") as told:
+        found, total = Hub.open().search(asked, source, shown or None, offset, backbone, told)
+    if json:
+        print_json([_data(entry) for entry in found])
+    elif found:
+        _print_table(out, found, total, asked, offset)
+    elif total:
+        out.nothing(f"There are {total:,}, so none from number {offset + 1:,} on. Use a smaller --offset.")
+    else:
+        out.nothing("No delta is known that fits.", _looser(asked, fits))
+
+
+def _print_table(out: Output, found: Sequence[Listed], total: int, asked: Query, offset: int) -> None:
+    """Print one page of the result, and on stderr how to see the rest.
+
+    Args:
+        total: how many there are in all.
+        offset: how many come before this page.
+    """
+    fit = ["fit"] if found[0].fit else []
+    columns = ("name", "version", *fit, "type", "metrics", "tags", "backbone", "size", "pushed")
+    out.rows(columns, [_row(entry) for entry in found])
+    if (
+        asked.sort not in COLUMNS
+        and not offset
+        and not any(asked.sort in it.summary.get("metrics", {}) for it in found)
+    ):
+        out.nothing(f"None of them has the metric {asked.sort!r} to be sorted by.")
+    last = offset + len(found)
+    if total > len(found):
+        which = f"{offset + 1} to {last}" if offset else f"{len(found)}"
+        more = f"--offset {last} shows the next; " if last < total else ""
+        out.nothing(f"{which} of {total:,}; {more}--limit 0 shows all.")
+
+
+def _looser(asked: Query, fits: str | None) -> str:
+    """What to do when nothing was found."""
+    if fits:
+        return (
+            "Those that are for other backbones, and why not for this one: --near"
+            if not asked.near
+            else "Ask for less."
+        )
+    narrowed = asked.text or asked.tags or asked.delta_type or asked.author or asked.metrics
+    return "All that there are: deltahub list" if narrowed else "Push one with: deltahub push ./ckpt"
+
+
+def _check(delta_type: str | None, fits: str | None, *, near: bool) -> None:
+    """Refuse options that mean nothing.
+
+    Raises:
+        BadParameter: the type is unknown, or an option lacks another one.
+    """
+    from deltahub.checkpoint.config import known_types
+    from deltahub.text.suggestions import suggest
+
+    if near and fits is None:
+        msg = "--near needs --fits BACKBONE."
+        raise typer.BadParameter(msg, param_hint="--near")
+    if delta_type is not None and delta_type not in known_types():
+        msg = f"unknown: {delta_type!r}; {suggest(delta_type, known_types())}"
+        raise typer.BadParameter(msg, param_hint="--type")
+
+
+def _backbone(text: str) -> Path:
+    from deltahub.checkpoint.backbone_fit import backbone_folder
+
+    return backbone_folder(text)
+
+
+def _data(entry: Listed) -> dict[str, Any]:
+    """A delta as JSON; how it fits only if that was asked."""
+    data = {"reference": f"{entry.name}@{entry.version}", **asdict(entry)}
+    if entry.fit is None:
+        del data["fit"]
+    return data
+
+
+def _row(entry: Listed) -> tuple[str, ...]:
+    """A delta as a line of the table."""
+    aliases = sorted(alias for alias, version in entry.aliases.items() if version == entry.version)
+    return (
+        entry.name,
+        " ".join([entry.version[:_DIGITS], *aliases]),
+        *([f"{entry.fit.level}: {entry.fit.detail}"] if entry.fit else []),
+        str(entry.summary.get("delta_type", "")),
+        metrics_text(entry.summary.get("metrics", {})),
+        " ".join(entry.tags),
+        str(entry.summary.get("backbone_checkpoint_name", "")),
+        size_text(entry.summary["size"]) if "size" in entry.summary else "",
+        entry.time[:10],
+    )
+
+
+def metrics_text(metrics: dict[str, Any]) -> str:
+    """Metrics for people: ``"accuracy=0.94 f1=0.9"``."""
+    return " ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in metrics.items()
+    )

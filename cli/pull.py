@@ -1,0 +1,148 @@
+"""pull."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import exit_code
+from .export import BackboneOpt, Format, FormatOpt, check_export, write_peft
+from .options import JsonOpt, QuietOpt
+from .output import Output, print_json, say, size_text
+from .sign import RequireOpt, TrustOpt, trusted
+
+if TYPE_CHECKING:
+    from deltahub.errors import DeltaHubError
+    from deltahub.link import Link
+    from deltahub.reference import Reference
+    from deltahub.sources.outcomes import Pulled
+
+
+RefsArg = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="REF...", help="Deltas: [source:]namespace/name[@version, alias or sha256:...], or an https:// link."
+    ),
+]
+ToOpt = Annotated[
+    Path | None, typer.Option("--to", metavar="DIR", help="Also copy the files of one delta into this folder.")
+]
+FromOpt = Annotated[
+    str | None,
+    typer.Option("--from", metavar="SOURCE", help="A source, or a registry's folder or s3://bucket/prefix."),
+]
+ForceOpt = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Fetch it again even if it is in the cache, and overwrite a delta in DIR that was never pushed."
+    ),
+]
+
+
+def pull(
+    refs: RefsArg,
+    to: ToOpt = None,
+    source: FromOpt = None,
+    force: ForceOpt = False,
+    form: FormatOpt = Format.DELTAHUB,
+    backbone: BackboneOpt = None,
+    require: RequireOpt = False,
+    trust: TrustOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Bring deltas into the cache, every byte checked, and print their folders.
+
+    Several are fetched at the same time; if one fails, the others are brought all the same.
+
+    [dim]deltahub pull DeltaHub/sst2-t5-base[/dim]
+
+    [dim]deltahub pull acme/sst2-bert@champion --to ./ckpt[/dim]
+
+    [dim]deltahub pull acme/ner acme/sst2-bert --from s3://acme/deltas[/dim]
+
+    [dim]deltahub pull acme/sst2-bert --format peft --to ./adapter[/dim]
+
+    [dim]deltahub pull acme/sst2-bert --require-signature --trust acme.pub[/dim]
+
+    [dim]deltahub pull https://example.org/deltas/ner.tar#sha256=3f9a...[/dim]
+    """
+    from deltahub.hub.hub import Hub
+    from deltahub.hub.pull import Transfer
+    from deltahub.link import asked
+
+    if to and len(refs) > 1:
+        raise typer.BadParameter("--to takes the files of one delta. Pull them one by one, or leave it out.")
+    check_export(form, to, backbone)
+    out = Output(as_json=json, quiet=quiet)
+    hub = Hub.open()
+    wanted = [_at(asked(ref), source) for ref in refs]
+    keys = trusted(require, trust, [one.source for one in wanted])
+    if len(wanted) > 1:
+        with out.transfer("Pulling") as told:
+            results = hub.pull_all(wanted, force=force, transfer=Transfer(*told), trust=keys)
+        _print_all(out, refs, results)
+        return
+    copied = None if form is Format.PEFT else to
+    with out.transfer("Pulling") as told:
+        pulled = hub.pull(wanted[0], to=copied, force=force, transfer=Transfer(*told), trust=keys)
+    if form is Format.PEFT and to is not None:
+        write_peft(out, pulled, to, backbone)
+    else:
+        _print_one(out, pulled)
+
+
+def _print_one(out: Output, pulled: Pulled) -> None:
+    """Print where a delta is, and how to load it."""
+    out.result(
+        _facts(pulled),
+        str(pulled.folder),
+        f"{pulled.reference}, {size_text(pulled.manifest.size)}, {pulled.digest[:19]}, every byte checked",
+        f'Load it with: AutoDeltaModel.from_finetuned("{pulled.reference}", backbone_model=model)',
+    )
+
+
+def _at(wanted: Reference | Link, source: str | None) -> Reference | Link:
+    """The same at a source."""
+    from deltahub.reference import Reference
+
+    if source is None:
+        return wanted
+    if not isinstance(wanted, Reference) or wanted.source not in (None, source):
+        raise typer.BadParameter(f"{wanted} says where it is, and --from says {source}. Leave out one of the two.")
+    return replace(wanted, source=source)
+
+
+def _facts(pulled: Pulled) -> dict[str, Any]:
+    return {
+        "reference": str(pulled.reference),
+        "version": pulled.reference.version,
+        "digest": pulled.digest,
+        "folder": str(pulled.folder),
+        "size": pulled.manifest.size,
+    }
+
+
+def _print_all(out: Output, refs: list[str], results: Sequence[Pulled | DeltaHubError]) -> None:
+    """Print what came of several pulls; the first that failed decides the exit code."""
+    failed = [(ref, error) for ref, error in zip(refs, results, strict=True) if isinstance(error, Exception)]
+    pulled = [one for one in results if not isinstance(one, Exception)]
+    if out.as_json:
+        print_json(
+            [
+                {"asked": ref, "error": str(one)} if isinstance(one, Exception) else {"asked": ref, **_facts(one)}
+                for ref, one in zip(refs, results, strict=True)
+            ]
+        )
+    elif pulled:
+        rows = [(str(one.folder), str(one.reference), size_text(one.manifest.size), one.digest[:19]) for one in pulled]
+        out.rows(("folder", "reference", "size", "digest"), rows)
+    for _, error in failed:
+        say(f"Error: {error}", err=True)
+    if failed:
+        say(f"{len(pulled)} of {len(refs)} pulled.", err=True)
+        raise typer.Exit(exit_code(failed[0][1]))

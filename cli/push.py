@@ -1,0 +1,227 @@
+"""Command `push`, for one delta or many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import exit_code
+from .options import ExpectOpt, JsonOpt, QuietOpt, TagsOpt, expected, split_tags
+from .output import Output, print_json, say, size_text
+from .sign import SignOpt, still_to_sign
+
+if TYPE_CHECKING:
+    from deltahub.errors import DeltaHubError
+    from deltahub.signing import PrivateKey
+    from deltahub.sources.outcomes import Pushed
+
+
+def push(
+    folders: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FOLDER... | FOLDER NAME",
+            help="Folders that save_finetuned wrote. NAME: [source:]namespace/name, made from task and backbone if left "
+            "out. The registry numbers versions itself: v1, v2, ...; name one with --alias.",
+        ),
+    ],
+    tags: TagsOpt = None,
+    alias: Annotated[list[str] | None, typer.Option("--alias", "-a", help="A movable name to point here.")] = None,
+    expect: ExpectOpt = None,
+    message: Annotated[str, typer.Option("--message", "-m", help="Why this version.")] = "",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", metavar="SOURCE", help="The source to push to, or a registry's folder or s3://bucket/prefix."
+        ),
+    ] = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", metavar="NAMESPACE", help="Name each delta after its folder, in here.")
+    ] = None,
+    sign: SignOpt = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="On a hub: let only its owners see it, if it is new there.")
+    ] = False,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Publish saved deltas as new versions; unchanged content makes no new version.
+
+    Every file is checked against the digests saved with it. Pushing many at once is far faster than one by one; if one
+    cannot be published, the others are. With --expect nothing is published if the alias points elsewhere, and the exit code is 4.
+
+    [dim]deltahub push ./ckpt --tags sst2[/dim]
+
+    [dim]deltahub push ./ckpt acme/sst2-bert --tags task=sst2,lang=en --alias champion -m "2 epochs"[/dim]
+
+    [dim]deltahub push ./ckpt acme/sst2-bert --alias prod --expect v3[/dim]
+
+    [dim]deltahub push ./ckpt team:acme/sst2-bert[/dim]
+
+    [dim]deltahub push ./ckpt hf:acme/sst2-bert --private[/dim]
+
+    [dim]deltahub push ./runs/* --namespace acme[/dim]
+    """
+    if expect is not None and not alias:
+        raise typer.BadParameter(
+            "--expect says where an alias must point now. Name it with --alias, or leave --expect out."
+        )
+    known = None if expect is None else dict.fromkeys(alias or (), expected(expect))
+    name, out = _name(folders, namespace), Output(as_json=json, quiet=quiet)
+    if name is None and (len(folders) > 1 or namespace is not None):
+        if alias or private:
+            option = "--alias" if alias else "--private"
+            raise typer.BadParameter(f"{option} is for one delta. Push them one by one, or leave it out.")
+        _push_many([Path(folder) for folder in folders], namespace, tags, message, to, _key(sign), out)
+        return
+    _push_one(Path(folders[0]), name, tags, alias, known, message, to, _key(sign), private or None, out)
+
+
+def _name(folders: Sequence[str], namespace: str | None) -> str | None:
+    """Return the second of two arguments if it is a name; None if all arguments are folders."""
+    from deltahub.checkpoint.checkpoint import is_checkpoint
+    from deltahub.reference import is_placed
+
+    if len(folders) != 2 or namespace is not None:
+        return None
+    second = folders[1]
+    if is_placed(second):
+        return second
+    if second.startswith((".", "/", "~")) or second.endswith("/"):
+        return None
+    parent = Path(second).parent
+    if is_checkpoint(Path(second)):
+        problem = "can be a name and is a folder with a delta"
+    elif parent != Path() and parent.is_dir():
+        problem = f"can be a name, and there is a folder {parent} in which no {Path(second).name} holds a delta"
+    else:
+        return second
+    msg = (
+        f"{second} {problem}. To push both folders write ./{second}, or name "
+        f"them after their folders with --namespace; to give the first that name write SOURCE:{second}."
+    )
+    raise typer.BadParameter(msg)
+
+
+def _push_one(
+    folder: Path,
+    name: str | None,
+    tags: list[str] | None,
+    alias: list[str] | None,
+    expect: Mapping[str, str | None] | None,
+    message: str,
+    to: str | None,
+    key: PrivateKey | None,
+    private: bool | None,
+    out: Output,
+) -> None:
+    from deltahub.hub.hub import Hub
+    from deltahub.settings.source_entry import LOCAL
+
+    with out.progress("Pushing", _size([folder])) as progress:
+        pushed = Hub.open().push(
+            folder,
+            name,
+            tags=split_tags(tags),
+            aliases=alias or (),
+            message=message,
+            to=to,
+            expect=expect,
+            progress=progress,
+            sign=key,
+            private=private,
+        )
+    data = {
+        "reference": str(pushed.reference),
+        "version": pushed.reference.version,
+        "digest": pushed.digest,
+        "new": pushed.new,
+        "size": pushed.size,
+        "tags": pushed.tags,
+        "signed_by": key.public.id if key else None,
+    }
+    named = pushed.reference.at(None)
+    kind = "New version" if pushed.new else "Already there, its message unchanged" if message else "Already there"
+    out.result(
+        data,
+        str(pushed.reference),
+        f"{kind}, {size_text(pushed.size)}, {pushed.digest[:19]}, tags: {', '.join(pushed.tags) or 'none'}",
+        still_to_sign(pushed.reference.source, str(pushed.reference), key)
+        or f"Fetch it with: deltahub pull {named.path if named.source == LOCAL else named}",
+    )
+
+
+def _key(path: Path | None) -> PrivateKey | None:
+    """Read the signing key before anything is published."""
+    if path is None:
+        return None
+    from deltahub.signing import PrivateKey
+
+    return PrivateKey(path)
+
+
+def _push_many(
+    folders: Sequence[Path],
+    namespace: str | None,
+    tags: list[str] | None,
+    message: str,
+    to: str | None,
+    key: PrivateKey | None,
+    out: Output,
+) -> None:
+    """Push all and print the result of each; the first failure determines the exit code."""
+    from deltahub.checkpoint.checkpoint import read_document
+    from deltahub.errors import DeltaHubError
+    from deltahub.hub.hub import Hub
+
+    for folder in folders:
+        read_document(folder)  # a mistyped folder stops all pushes; damage inside a folder only its own
+    with out.progress("Pushing", _size(folders)) as progress:
+        results = Hub.open().push_many(
+            folders, namespace, tags=split_tags(tags), message=message, to=to, progress=progress, sign=key
+        )
+    pairs = list(zip(folders, results, strict=True))
+    failed = [(folder, result) for folder, result in pairs if isinstance(result, DeltaHubError)]
+    if out.as_json:
+        print_json([_data(folder, result, key) for folder, result in pairs])
+    else:
+        pushed = [(folder, result) for folder, result in pairs if not isinstance(result, DeltaHubError)]
+        rows = [
+            (str(it.reference), "new" if it.new else "there", size_text(it.size), it.digest[:19], str(folder))
+            for folder, it in pushed
+        ]
+        if rows:
+            out.rows(("reference", "version", "size", "digest", "folder"), rows)
+            if not out.quiet and (hint := still_to_sign(pushed[0][1].reference.source, "REF", key)):
+                say(hint, err=True)
+    for folder, error in failed:
+        say(f"Error: {folder}: {error}", err=True)
+    if failed:
+        say(f"{len(pairs) - len(failed)} of {len(pairs)} pushed.", err=True)
+        raise typer.Exit(exit_code(failed[0][1]))
+
+
+def _data(folder: Path, result: Pushed | DeltaHubError, key: PrivateKey | None) -> dict[str, Any]:
+    if isinstance(result, Exception):
+        return {"folder": str(folder), "error": str(result)}
+    return {
+        "folder": str(folder),
+        "reference": str(result.reference),
+        "version": result.reference.version,
+        "digest": result.digest,
+        "new": result.new,
+        "size": result.size,
+        "tags": result.tags,
+        "signed_by": key.public.id if key else None,
+    }
+
+
+def _size(folders: Sequence[Path]) -> int:
+    """Return the bytes of the deltas' own files; a trainer's folder holds others too."""
+    from deltahub.checkpoint.checkpoint import BACKBONE, CARD, CONFIG, WEIGHTS
+
+    files = [folder / name for folder in folders for name in (CONFIG, WEIGHTS, BACKBONE, CARD)]
+    return sum(path.stat().st_size for path in files if path.is_file())

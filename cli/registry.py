@@ -1,0 +1,164 @@
+"""Commands `registry add`, `trust`, `list`, `remove` and `default`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import JsonOpt, QuietOpt
+from .output import Output, print_json
+from .sign import RequireOpt, TrustOpt, trusted
+
+if TYPE_CHECKING:
+    from deltahub.settings.source_entry import Configured
+    from deltahub.settings.user import Settings
+from .source import EndpointOpt, NameArg, ProfileOpt, RegionOpt, UncheckedOpt, add_checked, forget
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Say which registries there are beside the local one: folders, and buckets of S3 servers.",
+)
+
+
+@app.command()
+def add(
+    name: NameArg,
+    url: Annotated[str, typer.Argument(metavar="URL", help="A folder, or s3://bucket/prefix.")],
+    endpoint: EndpointOpt = None,
+    region: RegionOpt = None,
+    profile: ProfileOpt = None,
+    unchecked: UncheckedOpt = False,
+    require: RequireOpt = False,
+    trust: TrustOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Add a registry: NAME:namespace/name is then a delta in it.
+
+    Names without a source are looked up in the local registry first, then in the others in the order they were added;
+    `deltahub source order` changes that. Keys are never stored: they come from the environment, or from a profile of ~/.aws.
+
+    [dim]deltahub registry add team /mnt/team/deltas[/dim]
+
+    [dim]deltahub registry add team /mnt/team/deltas --require-signature --trust release.pub[/dim]
+
+    [dim]deltahub registry add team s3://acme/deltas --endpoint https://s3.acme.org --profile acme[/dim]
+    """
+    from deltahub.errors import ConfigError
+    from deltahub.settings.source_entry import HUB, Configured
+
+    if require != bool(trust):
+        raise typer.BadParameter(
+            "--require-signature and --trust KEY.pub belong together: the one asks, the other says whose."
+        )
+    entry = Configured.checked(name, url, endpoint=endpoint, region=region, profile=profile)
+    entry = replace(entry, trust=trusted(require, trust))
+    if entry.kind == HUB:
+        msg = f"{url} is a hub and no registry. Add it with: deltahub source add {name} {url}"
+        raise ConfigError(msg)
+    add_checked(entry, Output(as_json=json, quiet=quiet), unchecked=unchecked)
+
+
+@app.command()
+def trust(
+    name: NameArg,
+    keys: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[KEY.pub]...", help="Public keys in PEM, in place of those trusted so far."),
+    ] = None,
+    nobody: Annotated[bool, typer.Option("--ask-for-none", help="Take deltas without signatures again.")] = False,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Set the keys, one of which must have signed a registry's delta to pull or load it; without keys, show them.
+
+    [dim]deltahub registry trust team release.pub backup.pub[/dim]
+
+    [dim]deltahub registry trust team --ask-for-none[/dim]
+    """
+    from deltahub.settings.user import Settings, change
+    from deltahub.signing import PublicKey
+
+    if nobody and keys:
+        raise typer.BadParameter("--ask-for-none takes no keys. Leave out one of the two.")
+    pems = trusted(False, keys)
+
+    def changed(settings: Settings) -> Settings:
+        entry = _added(settings, name)
+        return replace(settings, known={**settings.known, name: replace(entry, trust=pems)})
+
+    settings = change(changed) if keys or nobody else Settings.read()
+    entry: Configured = _added(settings, name)
+    ids = [PublicKey.parse(pem.encode(), "The settings").id for pem in entry.trust]
+    said = (
+        f"{name} takes what is signed by {' or '.join(key_id[:16] for key_id in ids)}"
+        if ids
+        else f"{name} asks for no signature"
+    )
+    Output(as_json=json, quiet=quiet).result({"name": name, "keys": ids, "require_signature": bool(ids)}, said)
+
+
+def _added(settings: Settings, name: str) -> Configured:
+    """Return a registry added by the user."""
+    settings.require(name)
+    if name not in settings.known or settings.known[name].kind != "registry":
+        raise typer.BadParameter(
+            f"{name} is none of the registries that were added, which alone can ask for signatures."
+        )
+    return settings.known[name]
+
+
+@app.command("list")
+def list_(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
+    """List the registries in search order.
+
+    [dim]deltahub registry list[/dim]
+    """
+    from deltahub.settings.source_entry import REGISTRY
+    from deltahub.settings.user import Settings
+
+    settings = Settings.read()
+    known = [entry for entry in settings.sources if entry.kind == REGISTRY]
+    if json:
+        print_json([{**asdict(entry), "default": entry.name == settings.default} for entry in known])
+        return
+    rows = [
+        (
+            entry.name,
+            "default" if entry.name == settings.default else "",
+            entry.store().url,
+            " ".join(f"{key}={value}" for key in ("region", "profile") if (value := getattr(entry, key))),
+        )
+        for entry in known
+    ]
+    Output(as_json=json, quiet=quiet).rows(("name", "", "where", "as"), rows)
+
+
+@app.command()
+def remove(name: NameArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
+    """Remove a registry from the settings; its deltas are kept.
+
+    [dim]deltahub registry remove team[/dim]
+    """
+    forget(name, Output(as_json=json, quiet=quiet))
+
+
+@app.command()
+def default(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="The registry; without it, which one it is.")
+    ] = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Set the registry for pushes and lists when none is named; initially it is the local one.
+
+    [dim]deltahub registry default team[/dim]
+    """
+    from deltahub.settings.user import Settings, change
+
+    registries = change(lambda known: known.make_default(name)) if name else Settings.read()
+    Output(as_json=json, quiet=quiet).result({"default": registries.default}, registries.default)

@@ -1,0 +1,119 @@
+"""Commands `rm`, `rename` and `gc`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import JsonOpt, QuietOpt, RefArg, SourceOpt, seconds
+from .output import Output, size_text
+
+
+def rm(
+    ref: RefArg,
+    message: Annotated[str, typer.Option("--message", "-m", help="Why, for those who ask for it later.")] = "",
+    lock: Annotated[
+        list[Path] | None, typer.Option("--lock", metavar="FILE", help="Refuse if this lock file pins it.")
+    ] = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Remove one version of a delta; later requests for it report when and by whom it was removed.
+
+    Its number is never reused. A version is not removed if an alias points to it or a lock file pins it; the lock files are
+    those given with --lock, and the one in DELTAHUB_LOCK.
+
+    [dim]deltahub rm DeltaHub/sst2-t5-base@v2 -m "trained on the test set"[/dim]
+    """
+    from deltahub.errors import ReferenceSyntaxError
+    from deltahub.hub.hub import Hub
+    from deltahub.hub.lockfile import Lock, active
+    from deltahub.reference import Reference
+    from deltahub.registry.removal import remove
+
+    reference = Reference.parse(ref)
+    if reference.version is None:
+        msg = f"Say which version of {reference.path} is to go, e.g. {reference.path}@v1; `deltahub log` lists them."
+        raise ReferenceSyntaxError(msg)
+    locks = [Lock.read(path) for path in lock or ()]
+    needed = {digest for each in (*locks, active()) if each for digest in each.digests}
+    registry, document = Hub.open().held(reference)
+    document, version = remove(registry, document.name, reference.version, message=message, needed=needed)
+    exact = f"{registry.name}:{document.name}@{version}"
+    out = Output(as_json=json, quiet=quiet)
+    data = {
+        "reference": exact,
+        "removed": exact,
+        "digest": document.removed[version].digest,
+        "left": list(document.versions),
+    }
+    out.result(data, f"{exact} is removed", f"Still there: {' '.join(document.versions) or 'no version'}")
+
+
+def rename(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="A delta: [source:]namespace/name.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Its new namespace/name.")],
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Rename a delta; the old name then redirects to the new one.
+
+    [dim]deltahub rename DeltaHub/sst2-t5-base acme/sentiment[/dim]
+    """
+    from deltahub.errors import ReferenceSyntaxError
+    from deltahub.hub.hub import Hub
+    from deltahub.reference import Reference
+    from deltahub.registry.rename import rename as give_name
+
+    before, after = Reference.parse(old), Reference.parse(new)
+    if before.version or after.version:
+        raise ReferenceSyntaxError("All versions of a delta have one name. Leave out '@...'.")
+    registry, document = Hub.open().held(before)
+    if after.source not in (None, registry.name):
+        msg = f"{old} is in {registry.name}, and a name stays in its registry. Leave out {after.source!r}, or copy it there."
+        raise ReferenceSyntaxError(msg)
+    give_name(registry, Reference.parse(document.name), after)
+    exact = f"{registry.name}:{after.path}"
+    same = document.name == after.path
+    told = "It has that name already." if same else f"{document.name} leads to it from now on."
+    out = Output(as_json=json, quiet=quiet)
+    out.result({"reference": exact, "before": document.name}, exact, told)
+
+
+def gc(
+    source: SourceOpt = None,
+    grace: Annotated[str, typer.Option("--grace", metavar="AGE", help="How long unused: 12h, 14d, 4w.")] = "14d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Delete data that no version needs: leftovers of removed versions and of interrupted pushes.
+
+    The first run that finds unused data starts its grace period; a later run deletes it. It is safe during pushes.
+
+    [dim]deltahub gc --dry-run[/dim]
+
+    [dim]deltahub gc --grace 14d[/dim]
+    """
+    from datetime import timedelta
+
+    from deltahub.hub.hub import Hub
+    from deltahub.registry.gc import collect
+
+    wait = timedelta(seconds=seconds(grace, "--grace"))
+    done = collect(Hub.open().registry(source), wait, dry_run=dry_run)
+    freed, waiting = sum(done.freed.values()), sum(done.waiting.values())
+    word = "would be deleted" if dry_run else "deleted"
+    data = {
+        "deleted": sorted(done.freed),
+        "freed": freed,
+        "waiting": sorted(done.waiting),
+        "waiting_size": waiting,
+        "next": done.next,
+        "dry_run": dry_run,
+    }
+    later = f"{len(done.waiting)} more, {size_text(waiting)}, are unused; the first may go from {done.next}."
+    out = Output(as_json=json, quiet=quiet)
+    out.result(data, f"{len(done.freed)} {word}, {size_text(freed)} freed.", *([later] if done.waiting else []))

@@ -1,0 +1,178 @@
+"""Commands `show` and `log`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deltahub.reference import is_path
+
+from .inspect import inspect_delta
+from .list import metrics_text
+from .options import JsonOpt, QuietOpt, RefArg
+from .output import Output, print_json, size_text
+
+if TYPE_CHECKING:
+    from deltahub.checkpoint.manifest import Manifest
+    from deltahub.registry.document import ReferenceDocument
+    from deltahub.registry.entries import Move, Version
+
+
+def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
+    """Show all facts about a delta; for a folder, the same as `deltahub inspect`.
+
+    [dim]deltahub show DeltaHub/sst2-t5-base@champion[/dim]
+    """
+    if is_path(ref):
+        inspect_delta(Path(ref), Output(as_json=json, quiet=quiet))
+        return
+    from deltahub.hub.hub import Hub
+    from deltahub.reference import Reference
+    from deltahub.registry.summary import metrics_of
+
+    hub = Hub.open()
+    found = hub.resolve(Reference.parse(ref))
+    manifest, exact = found.manifest, found.reference
+    document = hub.source(exact.source).document(exact.path)
+    version = str(exact.version)
+    number, entry = _told(document, version, found.digest)
+    data: dict[str, Any] = {
+        "reference": str(exact),
+        "name": document.name,
+        "source": exact.source,
+        "version": version,
+        "digest": found.digest,
+        "size": manifest.size,
+        "time": entry.time,
+        "author": entry.author,
+        "message": entry.message,
+        "tags": entry.tags,
+        "aliases": dict(document.aliases),
+        "versions": {name: known.digest for name, known in document.versions.items()},
+        "removed": {name: asdict(gone) for name, gone in document.removed.items()},
+        "kind": manifest.kind,
+        "config": dict(manifest.config),
+        "parameters": dict(manifest.parameters),
+        "metrics": metrics_of(manifest, entry.summary),
+        "description": entry.summary.get("description", ""),
+        "card": entry.card,
+        "files": [asdict(file) for file in manifest.files],
+        "tensors": [asdict(tensor) for tensor in manifest.tensors],
+    }
+    if json:
+        print_json(data)
+        return
+    out = Output(as_json=json, quiet=quiet)
+    pointing = sorted(alias for alias, target in document.aliases.items() if target == number)
+    facts = [
+        ("delta", str(exact)),
+        ("digest", found.digest),
+        ("pushed", f"{entry.time} by {entry.author}{f': {entry.message}' if entry.message else ''}"),
+        ("aliases", " ".join(pointing) or "none"),
+        ("tags", " ".join(entry.tags) or "none"),
+        ("versions", " ".join(_pointed(document, name) for name in document.versions)),
+        *_content(manifest),
+        ("metrics", metrics_text({m["metric_type"]: m["metric_value"] for m in data["metrics"]}) or "none"),
+        *([("description", data["description"])] if data["description"] else []),
+    ]
+    out.rows(("", ""), facts, key=None)
+    out.rows(("file", "size", "sha256"), [(f.path, size_text(f.size), f.sha256) for f in manifest.files], key=None)
+
+
+def _pointed(document: ReferenceDocument, version: str) -> str:
+    """Format a version with the aliases that point to it."""
+    aliases = sorted(alias for alias, target in document.aliases.items() if target == version)
+    return f"{version} ({', '.join(aliases)})" if aliases else version
+
+
+def _told(document: ReferenceDocument, version: str, digest: str) -> tuple[str, Version]:
+    """Find a source's entry for a version: by its number, or on a hub by its content or commit."""
+    from deltahub.registry.entries import Version
+
+    known = document.versions
+    if version in known:
+        return version, known[version]
+    same = [name for name, entry in known.items() if entry.digest in (digest, f"commit:{version}")]
+    return (same[-1], known[same[-1]]) if same else ("", Version(digest, "", "unknown"))
+
+
+def _content(manifest: Manifest) -> list[tuple[str, str]]:
+    """Describe the content of a version."""
+    from deltahub.checkpoint.default_name import backbone_name
+    from deltahub.checkpoint.manifest import FILES
+    from deltahub.registry.summary import summary_of
+
+    config = manifest.config
+    if manifest.kind == FILES:
+        kind, total = str(summary_of(manifest)["delta_type"]), manifest.parameters["total"]
+        return [("files", kind), ("base model", backbone_name(config) or "unknown"), ("parameters", f"{total:,}")]
+    return [
+        ("method", str(config["delta_type"])),
+        ("modules", " ".join(config.get("modified_modules") or ())),
+        ("backbone", f"{backbone_name(config) or '?'} ({config.get('backbone_class') or '?'})"),
+        ("revision", str(config.get("backbone_revision", "unknown"))),
+        ("fingerprint", str(config.get("backbone_hash"))),
+        ("made from", "; ".join(_parent(parent) for parent in config.get("parents", ())) or "nothing else"),
+        ("license", str(config.get("metadata", {}).get("license", "unknown"))),
+        ("saved with", " ".join(_tools(config))),
+        ("parameters", f"{manifest.parameters['delta']:,} of the delta, {manifest.parameters['total']:,} in all"),
+    ]
+
+
+def _parent(parent: Mapping[str, str]) -> str:
+    """Describe a parent of a delta."""
+    origin = " ".join(parent[key] for key in ("format", "name", "digest") if key in parent)
+    return f"{parent['relation']} from {origin}"
+
+
+def _tools(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the releases that saved a delta, as far as recorded."""
+    for tool in ("deltahub", "transformers", "torch"):
+        if version := config.get(f"{tool}_version"):
+            yield f"{tool} {version}"
+
+
+def log(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A delta: [source:]namespace/name.")],
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Show the history of a delta, oldest first: pushes, and every move of an alias or tag.
+
+    [dim]deltahub log DeltaHub/sst2-t5-base[/dim]
+    """
+    from deltahub.errors import RemovedError
+    from deltahub.hub.hub import Hub
+    from deltahub.reference import Reference
+
+    reference = Reference.parse(name)
+    _, document = Hub.open().document(reference)
+    if reference.version:  # the log covers all versions, but a requested one must have existed
+        with contextlib.suppress(RemovedError):
+            document.resolve(reference.version)
+    if json:
+        print_json([{**asdict(move), "message": _why(document, move)} for move in document.log])
+        return
+    rows = [
+        (m.time, m.author, m.action, m.what, f"{_brief(m.before)} -> {_brief(m.after)}", _why(document, m))
+        for m in document.log
+    ]
+    Output(as_json=json, quiet=quiet).rows(("time", "author", "action", "what", "change", "why"), rows, key=None)
+
+
+def _brief(what: str | None) -> str:
+    """Shorten a digest to its first digits; return any other target unchanged."""
+    return what[:19] if what and what.startswith("sha256:") else what or "-"
+
+
+def _why(document: ReferenceDocument, move: Move) -> str:
+    """Return the message of a push or of a removal."""
+    kept, gone = document.versions.get(move.what), document.removed.get(move.what)
+    if move.action == "push":
+        return kept.message if kept else gone.pushed_message if gone else ""
+    return gone.message if move.action == "remove" and gone else ""

@@ -1,0 +1,96 @@
+"""The calls of `import deltahub`: push, pull, amend and list over the hub of this user."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from deltahub.hub.hub import Hub
+from deltahub.link import asked
+from deltahub.reference import Reference
+from deltahub.registry.amend import Amendment
+from deltahub.registry.search.index import Listed
+from deltahub.registry.search.query import Metric, Query
+from deltahub.sources.outcomes import Pulled, Pushed
+
+
+def push(
+    folder: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    tags: Collection[str] = (),
+    aliases: Collection[str] = (),
+    message: str = "",
+    to: str | None = None,
+    expect: Mapping[str, str | None] | None = None,
+) -> Pushed:
+    """Publish a checkpoint folder: see `Hub.push`."""
+    return Hub.open().push(Path(folder), name, tags=tags, aliases=aliases, message=message, to=to, expect=expect)
+
+
+def pull(reference: str, *, to: str | os.PathLike[str] | None = None, force: bool = False) -> Pulled:
+    """Fetch a delta into the cache and verify every byte: see `Hub.pull`."""
+    return Hub.open().pull(asked(reference), to=Path(to) if to else None, force=force)
+
+
+def amend(
+    reference: str,
+    *,
+    message: str | None = None,
+    metrics: Mapping[str, float | None] | None = None,
+    description: str | None = None,
+    card: str | None = None,
+) -> Reference:
+    """Change what is said about a version after its push, in a registry or a hub of DeltaHub; its content and digest stay.
+
+    Args:
+        reference: by default the newest version.
+        message: why this version.
+        metrics: name to value; None removes a metric. Others stay.
+        description: of the version, in a few words.
+        card: Markdown; an empty one shows the pushed card again.
+
+    Returns:
+        The version, with its source.
+
+    Raises:
+        NotFoundError: no source has it.
+        ConfigError: a text is too long, a metric is not a number, or the source keeps no such changes.
+    """
+    return Hub.open().amend(Reference.parse(reference), Amendment(message, metrics or {}, description, card))[0]
+
+
+def list_deltas(
+    query: str = "",
+    *,
+    tags: Collection[str] = (),
+    delta_type: str | None = None,
+    author: str | None = None,
+    metrics: Collection[str] = (),
+    sort: str = "time",
+    reverse: bool = False,
+    source: str | None = None,
+    limit: int | None = None,
+    offset: int = 0,
+) -> list[Listed]:
+    """List the deltas of a registry, newest first unless sorted otherwise.
+
+    Args:
+        query: words that must all occur in the name, tags, type or backbone.
+        tags: required tags of the newest version.
+        delta_type: e.g. ``"lora"``.
+        author: the author of the newest version.
+        metrics: conditions such as ``"accuracy>0.9"``.
+        sort: ``"time"``, ``"name"``, ``"size"``, ``"parameters"`` or a metric.
+        reverse: reverse the order.
+        source: the registry; by default the default one.
+        limit: the maximum number of results; None for all.
+        offset: the number of results to skip.
+
+    Raises:
+        ConfigError: a condition or the sort key is invalid.
+    """
+    wanted = tuple(map(Metric.parse, metrics))
+    asked = Query(query, tuple(tags), delta_type, author, wanted, sort, reverse)
+    return Hub.open().search(asked, source, limit, offset)[0]

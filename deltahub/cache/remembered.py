@@ -1,0 +1,161 @@
+"""The meanings of pulled names, so that they load again without the network.
+
+    names/<namespace>/<name>/<16>.json     in the cache: a pulled reference, its exact reference, and its digest
+    names/.links/<16>.json                 the same for a link
+
+An exact reference means the same for ever; for a movable one, such as an alias, the file has its last seen meaning. Each has a file
+of its own, replaced as a whole, so that any number of processes may write. A missing or damaged file only loses its own entry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from deltahub.cache.cache import MANIFEST, Cache
+from deltahub.checkpoint.manifest import Manifest
+from deltahub.errors import DeltaHubError
+from deltahub.files.atomic import read_file
+from deltahub.link import Link, asked
+from deltahub.reference import Reference
+from deltahub.text.suggestions import closest
+
+NAMES: Final = "names"
+_LINKS: Final = ".links"
+_ANY: Final = "@*"  # after a name: the version pulled last
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The meaning of a reference.
+
+    Attributes:
+        reference: the exact reference, which means the same for ever.
+        digest: the digest of its manifest.
+        place: the source and its location, as in `Source.place`.
+    """
+
+    reference: Reference | Link
+    digest: str
+    place: str
+
+
+class CachedNames:
+    """The names by which the deltas in a cache were pulled."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    def recall(self, wanted: Reference | Link) -> Seen | None:
+        """Return the meaning of a reference at its last pull; None if it was never pulled or its record is lost."""
+        return self._read(self._file(wanted, _key(wanted)), _key(wanted))
+
+    def origin(self, path: str) -> Seen | None:
+        """Return the meaning of a name at its last pull without a source, at any version; None if it was never pulled so."""
+        reference = Reference.parse(path)
+        return self._read(self._file(reference, f"{path}{_ANY}"), f"{path}{_ANY}")
+
+    def remember(self, wanted: Reference | Link, seen: Seen) -> None:
+        """Record the current meaning of a reference; without write permission, record nothing."""
+        names = [(wanted, _key(wanted)), (seen.reference, _key(seen.reference))]
+        if isinstance(wanted, Reference) and wanted.source is None:
+            names.append((wanted, f"{wanted.path}{_ANY}"))
+        for name, key in names:
+            file = self._file(name, key)
+            known = self._read(file, key)
+            if known is None or _facts(known) != _facts(seen):
+                with contextlib.suppress(OSError), self._cache.stage() as stage:
+                    document = {"asked": key, "is": str(seen.reference), "digest": seen.digest, "place": seen.place}
+                    (stage / "name").write_text(json.dumps(document), "utf-8")
+                    self._cache.place_file(stage / "name", file)
+
+    def known(self, exact: Reference) -> tuple[str, Manifest] | None:
+        """Return the digest and manifest of an exact reference, if it was pulled before and is cached."""
+        seen = self.recall(exact)
+        manifest = self.manifest(seen.digest) if seen else None
+        return (seen.digest, manifest) if seen and manifest else None
+
+    def manifest(self, digest: str) -> Manifest | None:
+        """Return the manifest of a cached delta without checking its files; None if it is missing or damaged."""
+        try:
+            return Manifest.from_bytes(read_file(self._cache.folder(digest) / MANIFEST), digest)
+        except (OSError, DeltaHubError):
+            return None
+
+    def by_digest(self) -> dict[str, set[str]]:
+        """Return the exact references that each digest was pulled by."""
+        found: dict[str, set[str]] = {}
+        for file in (self._cache.root / NAMES).glob("*/*/*.json"):
+            if seen := _seen(_document(file)):
+                found.setdefault(seen.digest, set()).add(str(seen.reference))
+        return found
+
+    def knows(self, path: str) -> bool:
+        """Check whether a delta of this name was ever pulled, from any source."""
+        return (self._cache.root / NAMES / path).is_dir()
+
+    def namespaces(self) -> set[str]:
+        """The namespaces in which anything was pulled, from whichever source."""
+        return {folder.name for folder in (self._cache.root / NAMES).glob("[!.]*")}
+
+    def sources(self, namespace: str) -> frozenset[str]:
+        """Return the sources from which anything in a namespace was pulled, ignoring case."""
+        root = self._cache.root / NAMES
+        spaces = [folder for folder in root.glob("[!.]*") if folder.name.lower() == namespace.lower()]
+        seen = (_seen(_document(file)) for folder in spaces for file in folder.glob("*/*.json"))
+        references = (one.reference for one in seen if one)
+        return frozenset(one.source for one in references if isinstance(one, Reference) and one.source)
+
+    def near(self, path: str) -> tuple[str, ...]:
+        """Return references that load from the cache and resemble a name, best first."""
+        root = self._cache.root / NAMES
+        held = {f"{folder.parent.name}/{folder.name}" for folder in root.glob("[!.]*/*")}
+        names = (path,) if path in held else closest(path, sorted(held), limit=3, cutoff=0.7)
+        return tuple(key for name in names for key in sorted(self._loading((root / name).glob("*.json"))))
+
+    def _loading(self, files: Iterable[Path]) -> Iterable[str]:
+        for file in files:
+            document = _document(file)
+            seen = _seen(document)
+            if seen and not document["asked"].endswith(_ANY) and self.manifest(seen.digest):
+                yield document["asked"]
+
+    def _file(self, wanted: Reference | Link, key: str) -> Path:
+        folder = _LINKS if isinstance(wanted, Link) else wanted.path
+        return self._cache.root / NAMES / folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+    def _read(self, file: Path, key: str) -> Seen | None:
+        document = _document(file)
+        # On a case-insensitive file system, the file may belong to another name.
+        return _seen(document) if document.get("asked") == key else None
+
+
+def _key(wanted: Reference | Link) -> str:
+    """Return the key for a name; for a link, the shown form without secrets and a hash of its URL."""
+    if isinstance(wanted, Reference):
+        return str(wanted)
+    return f"{wanted}#{hashlib.sha256(wanted.url.encode()).hexdigest()}"
+
+
+def _facts(seen: Seen) -> tuple[str, str, str]:
+    return str(seen.reference), seen.digest, seen.place
+
+
+def _document(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(read_file(file))
+    except (DeltaHubError, OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _seen(document: dict[str, Any]) -> Seen | None:
+    try:
+        return Seen(asked(document["is"]), str(document["digest"]), str(document["place"]))
+    except (DeltaHubError, LookupError, TypeError, AttributeError):
+        return None

@@ -1,0 +1,117 @@
+"""The fit of a delta to a backbone, judged by the names, dtypes and shapes in its files' headers, without weights.
+
+A delta fits if the backbone has every tensor that the delta does not change, in the same shape. The values are compared only on
+loading. A model with a head and the model without it differ in one part at the start of every name, e.g. `bert.`; of tied tensors,
+the files may contain only one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from deltahub.checkpoint.backbone_record import EXACT, INCOMPATIBLE, OTHER_PRECISION, Difference, Fingerprint, Leaf
+from deltahub.checkpoint.manifest import TensorEntry
+from deltahub.checkpoint.safetensors_header import tensor_table
+from deltahub.errors import CheckpointError
+
+Tensors = Mapping[str, TensorEntry]
+
+SAME_STRUCTURE: Final = "same structure"
+FITS: Final = (SAME_STRUCTURE, OTHER_PRECISION)  # the levels that allow loading
+_DTYPES: Final = {
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "BF16": "bfloat16",
+    "BOOL": "bool",
+    **{f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)},
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+}
+
+
+def backbone_folder(backbone: str) -> Path:
+    """Return the folder of a backbone, given the folder or a model id in huggingface_hub's cache; nothing is downloaded.
+
+    Raises:
+        CheckpointError: there is neither.
+    """
+    folder = Path(backbone).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download  # late import: 100 ms, not needed for a folder
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(backbone, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError) as error:
+        msg = (
+            f"{backbone} is neither the folder of a backbone nor a model in the cache of Hugging Face. Point to a folder that "
+            "save_pretrained wrote, or fetch the model first: hf download MODEL"
+        )
+        raise CheckpointError(msg) from error
+
+
+def backbone_tensors(folder: Path) -> Tensors:
+    """Read the tensors in all safetensors files of a backbone's folder, by name.
+
+    Raises:
+        CheckpointError: there are none, or one cannot be read.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        msg = f"{folder} holds no *.safetensors file; expected the folder of a backbone, as save_pretrained writes it."
+        raise CheckpointError(msg)
+    return {entry.name: entry for path in files for entry in tensor_table(path)}
+
+
+def fit(expected: Fingerprint, found: Tensors) -> Difference:
+    """Compare a delta with a backbone, as far as headers allow.
+
+    Args:
+        expected: the delta's record of its backbone.
+        found: the tensors of the backbone's files.
+
+    Returns:
+        ``"same structure"``, ``"other precision"``, ``"resized embeddings"`` or ``"incompatible"``, with a description.
+    """
+    if not expected.leaves:
+        return Difference(INCOMPATIBLE, "the delta says nothing of its backbone")
+    rename, prefix = min(_renamings(expected, found), key=lambda one: _missing(expected, found, one[0]))
+    there = {leaf: found[rename(leaf.name)] for leaf in expected.leaves if rename(leaf.name) in found}
+    wanted = Fingerprint(tuple(leaf for leaf in expected.leaves if leaf in there or not _tied(leaf, there, found)))
+    seen = Fingerprint(tuple(_as_found(leaf, entry) for leaf, entry in there.items()))
+    difference = wanted.compare(seen)
+    if difference.level == EXACT:
+        difference = Difference(SAME_STRUCTURE, "the values are compared when it is loaded")
+    return replace(difference, detail=f"{difference.detail}{prefix}")
+
+
+def _missing(expected: Fingerprint, found: Tensors, rename: Callable[[str], str]) -> int:
+    return sum(rename(leaf.name) not in found for leaf in expected.leaves)
+
+
+def _tied(leaf: Leaf, there: Mapping[Leaf, TensorEntry], found: Tensors) -> bool:
+    """Return whether a missing matrix has the bytes of another one; vectors of zeros would be equal by chance."""
+    same = any((other.shape, other.hash) == (leaf.shape, leaf.hash) for other in there)
+    return len(leaf.shape) > 1 and leaf.name not in found and same
+
+
+def _as_found(leaf: Leaf, entry: TensorEntry) -> Leaf:
+    """Convert a tensor of the files to a leaf; its values are assumed equal."""
+    return replace(leaf, shape=entry.shape, dtype=_DTYPES.get(entry.dtype, entry.dtype))
+
+
+def _renamings(expected: Fingerprint, found: Tensors) -> Iterator[tuple[Callable[[str], str], str]]:
+    """Yield possible renamings from the delta's names to the files' names, each with a description."""
+    yield partial(_without, ""), ""
+    for first in sorted({name.partition(".")[0] for name in found}):
+        yield f"{first}.".__add__, f"; in the files under {first}."
+    for first in sorted({leaf.name.partition(".")[0] for leaf in expected.leaves}):
+        yield partial(_without, f"{first}."), f"; in the files not under {first}."
+
+
+def _without(prefix: str, name: str) -> str:
+    return name.removeprefix(prefix)

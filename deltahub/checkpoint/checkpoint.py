@@ -1,0 +1,326 @@
+"""The checkpoint folder: a delta's config, tensors and backbone record as files.
+
+    delta_config.json     the delta's options, and the sha256 of the other files; written last, so it vouches for them
+    delta.safetensors     tensors, `<address>.deltas.<parameter>` or the name of an unfrozen backbone tensor
+    backbone.json         the backbone tensors that the delta does not change, one leaf each
+    README.md             the model card
+
+The folder may also hold a backbone's own files, as a trainer's output folder does. Reading the config, the tensor
+table and the digests needs no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from deltahub.checkpoint.backbone_record import Fingerprint
+from deltahub.checkpoint.config import check_document
+from deltahub.checkpoint.manifest import FileEntry, Manifest, manifest_of
+from deltahub.checkpoint.safetensors_header import require_usable, tensor_table, usable_bytes
+from deltahub.errors import CheckpointError, IntegrityError
+from deltahub.files.atomic import (
+    REPLACED,
+    STAGE,
+    move_all,
+    read_limited,
+    regular,
+    sha256_file,
+    staging,
+    storage_errors,
+    sync_file,
+    sync_folders,
+    write_synced,
+)
+from deltahub.files.documents import parse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG: Final = "delta_config.json"
+WEIGHTS: Final = "delta.safetensors"
+BACKBONE: Final = "backbone.json"
+CARD: Final = "README.md"
+PICKLE: Final = "pytorch_model.bin"  # OpenDelta's file
+LARGEST_CONFIG: Final = 8 << 20  # maximum bytes of a config to read
+_LARGEST: Final = 256 << 20  # maximum bytes of any other file except the tensors
+RESUMED: Final = "resumed"  # relation to the parent delta: training was resumed,
+CONVERTED: Final = "converted"  # or the delta was converted from another format
+_OTHERS: Final = (  # content of a folder without a delta, by the name of a file in it; the last match wins
+    ("config.json", "a model, which from_pretrained of transformers loads"),
+    ("adapter_config.json", "an adapter in the format of PEFT, which PeftModel.from_pretrained loads"),
+)
+
+Saver = Callable[[Mapping[str, "Tensor"], Path], None]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A delta on disk with verified bytes.
+
+    Attributes:
+        folder: its folder.
+        document: the content of `delta_config.json`.
+        fingerprint: the backbone tensors that the delta does not change; None if the checkpoint has no record.
+        tensors: name to tensor, on the CPU.
+        parent: the entry for this delta in the `parents` of a delta trained on from it.
+    """
+
+    folder: Path
+    document: Mapping[str, Any]
+    fingerprint: Fingerprint | None
+    tensors: Mapping[str, Tensor]
+    parent: Mapping[str, str]
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether `folder` holds a delta saved by DeltaHub."""
+    return (folder / CONFIG).is_file()
+
+
+def read_document(folder: Path, expected: str | None = None) -> dict[str, Any]:
+    """Read and validate `delta_config.json`.
+
+    Args:
+        expected: its sha256, 64 hex digits, if known; checked on the bytes that are used.
+
+    Raises:
+        IntegrityError: the file has another sha256.
+        CheckpointError: the file is missing or not JSON.
+        ConfigError: a value is invalid.
+    """
+    path = folder / CONFIG
+    if not folder.exists():
+        msg = f"There is no folder {folder}. Check the path; it is the one that save_finetuned wrote."
+        raise CheckpointError(msg)
+    if not path.is_file():
+        remedy = "Point to the folder that save_finetuned wrote."
+        for name, what in _OTHERS:
+            if (folder / name).is_file():
+                remedy = f"It holds {what}."
+        if (folder / PICKLE).is_file():
+            remedy = (
+                f"Its {PICKLE} is a pickle, which is neither pushed nor opened unasked: if you trust its author, load it "
+                "with AutoDeltaModel.from_finetuned(..., allow_pickle=True) and save_finetuned() it as safetensors."
+            )
+        msg = f"{folder} holds no delta: {CONFIG} is missing. {remedy}"
+        raise CheckpointError(msg)
+    data = read_limited(path, LARGEST_CONFIG)
+    if expected and (found := hashlib.sha256(data).hexdigest()) != expected:
+        raise IntegrityError(str(path), f"sha256:{expected}", f"sha256:{found}", "Fetch the delta again.")
+    return parse_document(data, str(path))
+
+
+def parse_document(data: bytes, path: str) -> dict[str, Any]:
+    """Read and validate the content of `delta_config.json`.
+
+    Args:
+        path: the path of the file, for messages.
+
+    Raises:
+        CheckpointError: the content is not JSON.
+        ConfigError: a value is invalid.
+    """
+    try:
+        document = parse(data)
+    except ValueError as error:
+        msg = f"{path} is not JSON ({error}). Restore it, or save the delta again."
+        raise CheckpointError(msg) from error
+    if not isinstance(document, dict):
+        msg = (
+            f"{path} holds {document!r:.40}, expected an object with the delta's options. Restore it, or save it again."
+        )
+        raise CheckpointError(msg)
+    check_document(document)
+    return document
+
+
+def verified_bytes(folder: Path, name: str, document: Mapping[str, Any]) -> bytes:
+    """Read one file of a checkpoint and check it against the size and the digest in `document`.
+
+    The size, and the header of a safetensors file, are checked first: no memory is allocated for the rest before that.
+
+    Raises:
+        CheckpointError: the file is missing or malformed, or the config does not vouch for it.
+        IntegrityError: the file's bytes differ.
+    """
+    entry = document.get("files", {}).get(name)
+    if entry is None:
+        msg = f"{folder / CONFIG} lists no digest for {name}, so its bytes cannot be checked. Save the delta again."
+        raise CheckpointError(msg)
+    path = folder / name
+    if not path.is_file():
+        msg = f"{path} is missing, though {CONFIG} lists it. Fetch or save the delta again."
+        raise CheckpointError(msg)
+    with regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) != entry["size"]:
+            raise _damaged(path, f"{entry['size']} bytes", f"{size} bytes")
+        if name != WEIGHTS and size > _LARGEST:
+            msg = f"{path} has {size} bytes, and {_LARGEST} is the limit. Fetch or save the delta again."
+            raise CheckpointError(msg)
+        try:
+            data = usable_bytes(file, str(path)) if name == WEIGHTS else file.read(size)
+        except CheckpointError:
+            if size <= _LARGEST:  # a malformed file is usually a damaged one
+                file.seek(0)
+                _require_same(path, entry, hashlib.file_digest(file, "sha256").hexdigest(), size)
+            raise
+    _require_same(path, entry, hashlib.sha256(data).hexdigest(), len(data))
+    return data
+
+
+def _require_same(path: Path, entry: Mapping[str, Any], sha256: str, size: int) -> None:
+    if size != entry["size"]:
+        raise _damaged(path, f"{entry['size']} bytes", f"{size} bytes")
+    if sha256 != entry["sha256"]:
+        raise _damaged(path, f"sha256:{entry['sha256']}", f"sha256:{sha256}")
+
+
+def _damaged(path: Path, expected: str, found: str) -> IntegrityError:
+    remedy = "The file was cut, changed, or an interrupted save left it. Fetch or save the delta again."
+    if before := next(path.parent.glob(f"{STAGE}*/{REPLACED}"), None):
+        remedy += f" What an interrupted save was about to replace is in {before}."
+    return IntegrityError(str(path), expected, found, remedy)
+
+
+def read(folder: Path, *, with_backbone: bool = True, config_sha256: str | None = None) -> Checkpoint:
+    """Read a delta, checking every byte before it is used.
+
+    Args:
+        with_backbone: whether to read the backbone's record too.
+        config_sha256: the expected sha256 for `read_document`; the config vouches for the other files.
+
+    Raises:
+        CheckpointError: a file is missing or malformed.
+        ConfigError: a value in the config is invalid.
+        IntegrityError: a file differs from the one saved.
+    """
+    document = read_document(folder, config_sha256)
+    weights = verified_bytes(folder, WEIGHTS, document)
+    fingerprint = None
+    if with_backbone and BACKBONE in document["files"]:
+        fingerprint = Fingerprint.from_bytes(verified_bytes(folder, BACKBONE, document))
+    tensors = tensors_in(weights, str(folder / WEIGHTS))
+    parent = {"relation": RESUMED, "digest": _manifest(folder, document, _listed(document)).digest}
+    return Checkpoint(folder, document, fingerprint, tensors, parent)
+
+
+def tensors_in(data: bytes, what: str) -> dict[str, Tensor]:
+    """Parse the bytes of a safetensors file into tensors on the CPU, sorted by name.
+
+    safetensors returns another order in each process, and the processes of a sharded backbone must use the same order.
+
+    Args:
+        what: the name of the file, for messages.
+
+    Raises:
+        CheckpointError: the bytes are not a safetensors file.
+    """
+    import safetensors.torch  # late import: the rest of this module works without torch
+
+    try:
+        return dict(sorted(safetensors.torch.load(data).items()))
+    except (safetensors.SafetensorError, KeyError) as error:
+        msg = f"{what} is not a safetensors file ({error}). Fetch or save the delta again."
+        raise CheckpointError(msg) from error
+
+
+def describe(folder: Path) -> Manifest:
+    """Check a checkpoint folder and build its manifest, without torch.
+
+    Raises:
+        CheckpointError: a file is missing or malformed.
+        ConfigError: a value in the config is invalid.
+        IntegrityError: a file differs from the one saved.
+    """
+    document = read_document(folder)
+    if WEIGHTS not in document.get("files", {}):
+        msg = f"{folder / CONFIG} lists no {WEIGHTS}, so its bytes cannot be checked. Save the delta again."
+        raise CheckpointError(msg)
+    _refuse_foreign_card(folder)
+    listed = _listed(document)
+    for entry in listed:
+        path = folder / entry.path
+        if not path.is_file():
+            msg = f"{path} is missing, though {CONFIG} lists it. Fetch or save the delta again."
+            raise CheckpointError(msg)
+        if (size := path.stat().st_size) != entry.size:  # before hashing the whole file
+            raise _damaged(path, f"{entry.size} bytes", f"{size} bytes")
+        if (
+            entry.path == WEIGHTS and size > _LARGEST
+        ):  # a small one that is malformed is most often damaged: the digest says so
+            require_usable(tensor_table(path), str(path))
+        _require_same(path, document["files"][entry.path], *sha256_file(path))
+    found = _manifest(folder, document, listed)
+    require_usable(found.tensors, str(folder / WEIGHTS))
+    return found
+
+
+def _listed(document: Mapping[str, Any]) -> list[FileEntry]:
+    """Return the files that a config vouches for."""
+    return [FileEntry(name, entry["sha256"], entry["size"]) for name, entry in document["files"].items()]
+
+
+def _manifest(folder: Path, document: Mapping[str, Any], checked: list[FileEntry]) -> Manifest:
+    """Build the manifest of a checkpoint whose listed files are checked already; only small files are read."""
+    names = {CONFIG, *([CARD] if (folder / CARD).is_file() else [])} - {entry.path for entry in checked}
+    small = {name: read_limited(folder / name, _LARGEST) for name in names}
+    entries = [*checked, *(FileEntry(n, hashlib.sha256(data).hexdigest(), len(data)) for n, data in small.items())]
+    return manifest_of(document, entries, tensor_table(folder / WEIGHTS))
+
+
+def _refuse_foreign_card(folder: Path) -> None:
+    """Refuse a card that links out of the folder: no digest vouches for it, so it could publish any file."""
+    card = folder / CARD
+    target = Path(os.path.realpath(card))  # unlike resolve(), no error for circular links
+    if card.is_symlink() and not target.is_relative_to(folder.resolve()):
+        msg = f"{card} is a link to {target}, outside the folder. Copy the file there, or remove the link."
+        raise CheckpointError(msg)
+
+
+def write(
+    folder: Path,
+    document: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    fingerprint: Fingerprint,
+    card: str,
+    save_function: Saver,
+) -> None:
+    """Save a delta: stage every file, sync, then move them into place with the config last.
+
+    A README that existed before the first delta is kept. A crash leaves the old delta, the new one, or a folder
+    whose config does not vouch for its weights, which is refused.
+
+    Args:
+        save_function: writes the tensors to a path, as a safetensors file.
+
+    Raises:
+        CheckpointError: `save_function` did not write a safetensors file.
+        StorageError: the disk is full or not writable; the folder is unchanged.
+    """
+    with storage_errors("Saving the delta", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with staging(folder) as stage:
+            save_function(tensors, stage / WEIGHTS)
+            require_usable(tensor_table(stage / WEIGHTS), str(folder / WEIGHTS))
+            write_synced(stage / BACKBONE, fingerprint.to_bytes())
+            shutil.copymode(stage / BACKBONE, stage / WEIGHTS)  # safetensors makes its files private
+            sync_file(stage / WEIGHTS)
+            write_synced(stage / CARD, card.encode())
+            digests = {name: sha256_file(stage / name) for name in (WEIGHTS, BACKBONE)}
+            files = {name: {"sha256": sha256, "size": size} for name, (sha256, size) in digests.items()}
+            whole = {**document, "files": files}
+            check_document(whole)
+            text = json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+            write_synced(stage / CONFIG, f"{text}\n".encode())
+            theirs = (folder / CARD).exists() and not is_checkpoint(folder)  # a README that describes the other files
+            move_all(
+                stage, folder, [name for name in (WEIGHTS, BACKBONE, CARD, CONFIG) if not (theirs and name == CARD)]
+            )
+            sync_folders([folder, folder.parent])

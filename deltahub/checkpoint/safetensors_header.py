@@ -1,0 +1,185 @@
+"""The header of a safetensors file in any store: its tensors, without their values.
+
+The file starts with the header's length, 8 bytes, and the header, a JSON object; the values follow without a gap.
+
+A backbone's file may hold tensors of any dtype. A delta's tensors are used in computations, so `require_usable` refuses others.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from deltahub.checkpoint.manifest import TensorEntry
+from deltahub.errors import CheckpointError
+from deltahub.files.atomic import regular
+from deltahub.files.documents import parse
+
+Read = Callable[[int, int], bytes]  # returns the bytes from the first position to before the second
+LONGEST: Final = 100_000_000  # maximum bytes of a header in safetensors
+_PREFIX: Final = 8
+_LONGEST_NAME: Final = 1024  # maximum characters of a tensor's name
+_MOST_SIZES: Final = 64  # maximum dimensions, as in torch
+_F8: Final = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+_BITS: Final = {  # bits per value
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "I8", "U8", *_F8), 8),
+    **dict.fromkeys(("BF16", "F16", "I16", "U16"), 16),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("C64", "F64", "I64", "U64"), 64),
+}
+_USABLE: Final = _BITS.keys() - {"F4", "F6_E2M3", "F6_E3M2", "U16", "U32", "U64", *_F8}  # torch cannot add U16
+
+
+def tensor_table(path: Path) -> tuple[TensorEntry, ...]:
+    """Read the names, dtypes and shapes in a safetensors file, sorted by name, without its values.
+
+    Raises:
+        CheckpointError: it is not a safetensors file.
+    """
+    with regular(path) as file:
+        return table_of(file, str(path))
+
+
+def table_of(file: BinaryIO, what: str) -> tuple[TensorEntry, ...]:
+    """Read the tensor table of an open file from its start; its position changes.
+
+    Args:
+        what: the name of the file, for messages.
+
+    Raises:
+        CheckpointError: it is not a safetensors file.
+    """
+
+    def read(start: int, end: int) -> bytes:
+        file.seek(start)
+        return file.read(end - start)
+
+    return tensor_entries(read, file.seek(0, os.SEEK_END), what)
+
+
+def usable_bytes(file: BinaryIO, what: str) -> bytes:
+    """Read a whole open safetensors file of a delta, after checking its header: no memory is allocated before.
+
+    Args:
+        what: the name of the file, for messages.
+
+    Raises:
+        CheckpointError: it is not a safetensors file, holds tensors that no delta has, or is larger than the memory.
+    """
+    require_usable(table_of(file, what), what)
+    file.seek(0)
+    try:
+        return file.read()
+    except MemoryError as error:
+        msg = f"{what} is larger than the memory that is free. Load it on a larger machine."
+        raise CheckpointError(msg) from error
+
+
+def require_usable(entries: Iterable[TensorEntry], what: str) -> None:
+    """Refuse a file without tensors, and tensors that no delta has: without values, or of fewer than 8 bits, a float of 8 bits, or an unknown dtype.
+
+    Args:
+        entries: the tensors of a delta.
+        what: the name of their file, for messages.
+
+    Raises:
+        CheckpointError: there is such a tensor; the message names it.
+    """
+    entries = list(entries)
+    if not entries:
+        msg = f"{what} holds no tensor. Save the delta again."
+        raise CheckpointError(msg)
+    for entry in entries:
+        if entry.dtype not in _USABLE:
+            msg = (
+                f"{what} holds {entry.name:.200} as {entry.dtype:.40}, which a delta is not computed in. Expected F32, BF16, F16 or F64: "
+                "convert the tensors to one of them, and save the delta again."
+            )
+            raise CheckpointError(msg)
+        if 0 in entry.shape:
+            msg = f"{what} holds {entry.name:.200}, which is empty: its shape is {list(entry.shape)}. Save it again."
+            raise CheckpointError(msg)
+
+
+def tensor_entries(read: Read, size: int, what: str, longest: int = LONGEST) -> tuple[TensorEntry, ...]:
+    """Read the names, dtypes and shapes of a file's tensors, sorted by name.
+
+    Args:
+        read: reads a range of the file.
+        size: the size of the file in bytes.
+        what: the name of the file, for messages.
+        longest: maximum bytes of its header.
+
+    Raises:
+        CheckpointError: it is not a safetensors file, or it is truncated.
+    """
+    length = int.from_bytes(read(0, _PREFIX), "little") if size >= _PREFIX else size
+    end = _PREFIX + length
+    if length > longest:
+        raise _malformed(what, f"its header has {length} bytes, and {longest} are read at most")
+    if end > size:
+        raise _malformed(what, "it is too short for its header")
+    try:
+        header = parse(head := read(_PREFIX, end))
+    except ValueError as error:
+        raise _malformed(what, f"its header is not JSON: {error}") from error
+    if not isinstance(header, dict) or not head.startswith(b"{"):
+        raise _malformed(what, "its header is not a JSON object")
+    if not _are_texts(header.get("__metadata__", {})):
+        raise _malformed(what, "its metadata are not texts by name")
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    try:
+        spans = sorted(_span(name, entry) for name, entry in tensors.items())
+        found = tuple(
+            TensorEntry(name, entry["dtype"], _sizes(entry["shape"])) for name, entry in sorted(tensors.items())
+        )
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise _malformed(what, f"its header does not describe tensors ({error!r:.200})") from error
+    position = 0
+    for first, last in spans:
+        if first != position or last < first:
+            raise _malformed(what, "its tensors do not follow each other")
+        position = last
+    if end + position != size:
+        raise _malformed(what, f"expected {end + position} bytes, found {size}")
+    return found
+
+
+def _are_texts(metadata: object) -> bool:
+    return isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+
+
+def _span(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the position of a tensor's values, after comparing their length with its shape."""
+    if len(name) > _LONGEST_NAME:
+        msg = f"a name has {len(name)} characters, and {_LONGEST_NAME} is the limit"
+        raise ValueError(msg)
+    first, last = _sizes(entry["data_offsets"])
+    if not isinstance(entry["dtype"], str):
+        msg = f"{name} has the dtype {entry['dtype']!r:.80}"
+        raise TypeError(msg)
+    width = _BITS.get(entry["dtype"])  # None for a dtype of a later release of the format
+    bits = math.prod(_sizes(entry["shape"])) * (width or 0)
+    if width and bits != (last - first) * 8:
+        msg = f"{name} has {bits // 8} bytes by its shape and {last - first} by its place"
+        raise ValueError(msg)
+    return first, last
+
+
+def _sizes(found: object) -> tuple[int, ...]:
+    if not isinstance(found, list) or not all(type(size) is int and size >= 0 for size in found):
+        msg = f"{found!r:.80} is not a list of sizes"
+        raise ValueError(msg)
+    if len(found) > _MOST_SIZES:
+        msg = f"a shape has {len(found)} sizes, and {_MOST_SIZES} is the limit"
+        raise ValueError(msg)
+    return tuple(found)
+
+
+def _malformed(what: str, reason: str) -> CheckpointError:
+    return CheckpointError(f"{what} is not a safetensors file ({reason}). Fetch or save it again.")

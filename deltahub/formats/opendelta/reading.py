@@ -1,0 +1,223 @@
+"""Reader for OpenDelta's checkpoints: `config.json` and the pickle `pytorch_model.bin`.
+
+The names of the tensors contain the module of each delta (`...query.lora.lora_A`), so they decide, not the config's addresses: some
+releases wrote addresses that later ones no longer understand. The format is described in docs/migrating-from-opendelta.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from deltahub.checkpoint.checkpoint import CONVERTED, Checkpoint
+from deltahub.checkpoint.config import SCHEMA, check_document
+from deltahub.engine.attention_layers import attentions
+from deltahub.engine.filling import refuse_larger
+from deltahub.engine.fingerprint import backbone_values
+from deltahub.engine.ledger import entries_of
+from deltahub.engine.modules import own_modules, plain_name
+from deltahub.engine.site import CHILD, delta_key, is_delta_name
+from deltahub.engine.structure.targets import find_targets
+from deltahub.errors import AddressError, CheckpointError, ConfigError
+from deltahub.files.atomic import sha256_file
+from deltahub.files.documents import load_schema
+from deltahub.formats.files import read_config, says
+from deltahub.formats.opendelta.biases import SharedBiases, starting_value
+from deltahub.formats.opendelta.tensor_names import DELTA_TYPES, SILENT_MODULES, belongs_to_a_delta, chosen
+from deltahub.formats.torch_file import read_pickle
+from deltahub.log import LOGGER
+from deltahub.text.suggestions import suggest
+
+CONFIG: Final = "config.json"
+WEIGHTS: Final = "pytorch_model.bin"
+_TENSORS_EVERYWHERE: Final = ("lora", "adapter", "low_rank_adapter")  # each module has its own tensors
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether `folder` holds a delta saved by OpenDelta."""
+    return (folder / WEIGHTS).is_file() and says(folder / CONFIG, "delta_type")
+
+
+def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint:
+    """Read an OpenDelta checkpoint.
+
+    Args:
+        backbone: the model of the delta, used to tell trained backbone tensors from those of the delta.
+        allow_pickle: whether `pytorch_model.bin` may be opened, with `weights_only=True`.
+
+    Raises:
+        PickleRefusedError: `allow_pickle` is false.
+        CheckpointError: the checkpoint does not fit the backbone.
+        ConfigError: this version does not support the delta type.
+    """
+    config = read_config(folder / CONFIG, "opendelta_config.v1")
+    delta_type = config["delta_type"]
+    if delta_type not in DELTA_TYPES:
+        known = suggest(delta_type, DELTA_TYPES)
+        msg = f"{folder} is an OpenDelta checkpoint of type {delta_type!r}, which this version does not load: {known}"
+        raise ConfigError(msg)
+    refuse_larger(folder / WEIGHTS, backbone)
+    saved = read_pickle(folder / WEIGHTS, allowed=allow_pickle)
+    tensors = dict(_translate(saved, config, backbone))
+    _check_places(tensors, config, backbone, folder)
+    document = _document(config, _addresses(tensors, config) | _habits(config, backbone))
+    parent = {"relation": CONVERTED, "digest": f"sha256:{sha256_file(folder / WEIGHTS)[0]}", "format": "opendelta"}
+    return Checkpoint(folder, document, None, tensors, parent)
+
+
+def _document(config: Mapping[str, Any], addresses: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the config to DeltaHub's form."""
+    own = load_schema(SCHEMA)["definitions"][config["delta_type"]]["properties"]
+    kept = {
+        *own,
+        "unfrozen_modules",
+        "backbone_class",
+        "backbone_checkpoint_name",
+        "transformers_version",
+        "delta_type",
+    }
+    document = {
+        **{key: value for key, value in config.items() if key in kept and value is not None},
+        "format_version": 1,
+        "exclude_modules": [],
+        **addresses,
+    }
+    check_document(document)
+    return document
+
+
+def _addresses(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the modules of the delta, by the names of its tensors (alike in every release) where those name every module."""
+    if config["delta_type"] == "soft_prompt":
+        return {}
+    if config["delta_type"] in SILENT_MODULES:
+        common = bool(config.get("common_structure"))
+        return {"modified_modules": config.get("modified_modules"), "common_structure": common}
+    modules = [name.partition(f".{CHILD}.")[0] for name in tensors if is_delta_name(name)]
+    return {"modified_modules": list(dict.fromkeys(modules)), "common_structure": False}
+
+
+def _habits(config: Mapping[str, Any], backbone: nn.Module) -> dict[str, Any]:
+    """Return options for behaviour of transformers in OpenDelta's days that later releases changed."""
+    classes = {cls.__name__ for _, module in own_modules(backbone) for cls in type(module).__mro__}
+    return {"bare_embeddings": True} if config["delta_type"] == "soft_prompt" and "DistilBertModel" in classes else {}
+
+
+def _check_places(tensors: Mapping[str, Tensor], config: Mapping[str, Any], backbone: nn.Module, folder: Path) -> None:
+    wanted = {f".{name}".partition(f".{CHILD}.")[0].removeprefix(".") for name in tensors if is_delta_name(name)}
+    if not wanted:
+        msg = f"{folder / WEIGHTS} holds no tensor of a delta, though {CONFIG} says there is one. Save it again."
+        raise CheckpointError(msg)
+    if missing := sorted(wanted - {name for name, _ in own_modules(backbone)}):
+        msg = f"The delta sits on {missing[0]}, which this {type(backbone).__name__} does not have. Load its own backbone."
+        raise CheckpointError(msg)
+    if wanted < (meant := _meant(config, backbone)):
+        msg = (
+            f"{folder / WEIGHTS} holds no tensors for {min(meant - wanted)} ({len(meant - wanted)} of {len(meant)} modules), "
+            f"on which {CONFIG} puts the delta. Copy the checkpoint again from where it was saved."
+        )
+        raise CheckpointError(msg)
+
+
+def _meant(config: Mapping[str, Any], backbone: nn.Module) -> set[str]:
+    """Return the modules that the config puts the delta on; none if its addresses do not determine them."""
+    if config["delta_type"] not in _TENSORS_EVERYWHERE or not config.get("modified_modules"):
+        return set()
+    if not str(config.get("opendelta_version", "")).startswith("0.3."):  # before, names matched other modules
+        return set()
+    try:
+        common, exclude = bool(config.get("common_structure")), config.get("exclude_modules") or ()
+        return {target.name for target in find_targets(backbone, config["modified_modules"], exclude, common)}
+    except AddressError:
+        return set()
+
+
+def _translate(
+    saved: Mapping[str, Tensor], config: Mapping[str, Any], backbone: nn.Module
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors under DeltaHub's names, without those of other deltas."""
+    delta_type = config["delta_type"]
+    carried = Counter(m for e in entries_of(backbone) if e.config.delta_type == delta_type for m in e.insertions)
+    places = chosen(saved, config, carried)
+    own = dict(backbone_values(backbone))
+    aliases = {plain_name(name) for name, _ in backbone.named_parameters(remove_duplicate=False)} - own.keys()
+    shared = SharedBiases(backbone, delta_type, own)
+    offsets: dict[str, Tensor] = {}
+    others: list[str] = []
+    for name, tensor in saved.items():
+        if place := places.get(name):
+            target = delta_key(_module(place.module, delta_type, backbone), place.leaf)
+            if delta_type == "bitfit":
+                offsets[target] = _sum(offsets.get(target), tensor, name)
+            else:
+                yield target, tensor
+        elif delta_type == "bitfit" and _is_trained_bias(name, saved):
+            target = delta_key(name.removesuffix(".bias"), "bias")
+            offset = _sum(-starting_value(own[name], tensor), tensor, name) if name in own else tensor
+            if shared.holds(name, tensor, alone=True):
+                offset = torch.zeros_like(offset)
+            offsets[target] = _sum(offsets.get(target), offset, name)
+        elif name in own:
+            if not shared.holds(name, tensor, alone=_is_trained_bias(name, saved)):
+                yield name, tensor
+        elif name in aliases or not tensor.is_floating_point():
+            continue  # a second name of a tied tensor, or a constant such as position_ids
+        elif belongs_to_a_delta(name):
+            others.append(name)
+        else:
+            msg = f"{name} is neither part of a {delta_type} nor of this {type(backbone).__name__}. Load its own backbone."
+            raise CheckpointError(msg)
+    yield from offsets.items()
+    shared.report()
+    if others:
+        where = "of other deltas that were on the backbone, to be loaded from their own checkpoints"
+        LOGGER.warning("%d tensors are left out: they are %s (%s, ...).", len(others), where, others[0])
+
+
+def _sum(offset: Tensor | None, more: Tensor, name: str) -> Tensor:
+    """Add two values that a checkpoint holds for one bias, without broadcasting."""
+    if not more.is_floating_point():
+        msg = f"{name} is {more.dtype}, and a bias is a float. Save the delta again."
+        raise CheckpointError(msg)
+    if offset is None:
+        return more
+    if offset.shape != more.shape:
+        msg = f"{name} is {list(offset.shape)} in one place and {list(more.shape)} in another. Load its own backbone."
+        raise CheckpointError(msg)
+    return offset + more
+
+
+def _module(name: str, delta_type: str, backbone: nn.Module) -> str:
+    """Return the module to put the delta on: for a prefix, the attention itself, not a module around it."""
+    if delta_type != "prefix":
+        return name
+    return next((inner for inner in attentions(backbone) if f"{inner}.".startswith(f"{name}.")), name)
+
+
+def _is_trained_bias(name: str, saved: Mapping[str, Tensor]) -> bool:
+    """Return whether a saved bias was trained by BitFit, and not with its weight as part of an unfrozen module."""
+    return name.endswith(".bias") and f"{name.removesuffix('bias')}weight" not in saved
+
+
+def opendelta_hash(model: nn.Module, text: str | None = None) -> str:
+    """Compute OpenDelta's `backbone_hash`: md5 of the model's text without blanks, then of its parameters' bytes in order.
+
+    The hash includes the attached deltas, and the text depends on the releases of torch and transformers, so a hash from
+    elsewhere can be checked only with its own text.
+
+    Args:
+        model: the backbone with its delta.
+        text: `str(model)` where the hash was computed; by default the text of `model` here.
+    """
+    plain = re.sub(r"[\n \t]", "", str(model) if text is None else text)
+    digest = hashlib.md5(plain.encode(), usedforsecurity=False)
+    for parameter in model.parameters():
+        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

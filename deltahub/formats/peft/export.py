@@ -1,0 +1,151 @@
+"""Writer for PEFT adapters: `adapter_config.json` and `adapter_model.safetensors`.
+
+The adapter gives the outputs of the delta, up to rounding; this is tested against PEFT itself. A delta without a PEFT equivalent is
+refused with the reason. `deltahub.formats.peft.method_export` maps the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors.torch
+from torch import nn
+
+from deltahub.cache.reading import checked, read_cached
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.checkpoint import CARD, Checkpoint
+from deltahub.errors import CheckpointError
+from deltahub.files.atomic import move_all, staging, storage_errors, sync_folders, write_synced
+from deltahub.formats.peft.adapter import Exported
+from deltahub.formats.peft.backbone import Backbone
+from deltahub.formats.peft.method_export import exported
+from deltahub.formats.peft.task_type import task_of
+from deltahub.hub.locating import locate
+
+CONFIG: Final = "adapter_config.json"
+WEIGHTS: Final = "adapter_model.safetensors"
+_VLLM_RANK: Final = 16  # default of vLLM's --max-lora-rank
+_NEEDS_NO_HEAD: Final = {"SEQ_2_SEQ_LM", "CAUSAL_LM"}  # for the other tasks PEFT expects the head in the file
+
+
+def export_peft(
+    path: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    *,
+    backbone: str | os.PathLike[str] | nn.Module | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Write a delta as an adapter that `peft.PeftModel.from_pretrained`, vLLM and LoRAX load.
+
+    Args:
+        path: a folder, or a reference to pull.
+        to: the folder to write: new, or with an adapter to replace.
+        backbone: the delta's backbone: the folder, a model id in Hugging Face's cache, or the model. Only some deltas need it: those on
+            parts of fused layers, to find their rows; LayerNorm tuning, whose values are added to the backbone's weights; trained layers
+            that the delta holds only in part, or that may share their weights; and all whose layers cannot be identified by name alone.
+        cache_dir: the cache for pulled deltas, if not the default one.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        ConfigError: PEFT has no equivalent of this delta, or the backbone is needed; the message says which.
+        CheckpointError: the delta or the backbone cannot be read, or `to` holds something else.
+        FingerprintMismatch: the backbone is not the one of the delta.
+        StorageError: the disk is full or not writable; no partial adapter is left.
+    """
+    folder = Path(to).expanduser()
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        msg = f"{folder} holds something else than an adapter of PEFT. Choose a new folder."
+        raise CheckpointError(msg)
+    saved = read_cached(lambda: locate(path, cache_dir), _read)
+    given = backbone if backbone is None or isinstance(backbone, nn.Module) else os.fspath(backbone)
+    known = Backbone.of(saved, given)
+    found = exported(saved, known)
+    config = {**_common(saved.document, found, known), **found.options}
+    with storage_errors("Writing the adapter", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with staging(folder) as stage:
+            tensors = {name: tensor.contiguous() for name, tensor in sorted(found.tensors.items())}
+            write_synced(stage / WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"}))
+            write_synced(stage / CARD, _card(config, saved.parent["digest"]).encode())
+            write_synced(stage / CONFIG, f"{json.dumps(config, indent=2, sort_keys=True)}\n".encode())
+            move_all(stage, folder, [WEIGHTS, CARD, CONFIG])
+        sync_folders([folder, folder.parent])
+    return folder
+
+
+def _read(folder: Path) -> Checkpoint:
+    with checked(folder) as (place, config_sha256):
+        return replace(checkpoint.read(place, config_sha256=config_sha256), folder=folder)
+
+
+def _card(config: Mapping[str, Any], digest: str) -> str:
+    """Build a model card with the adapter's backbone and the digest of its delta, which the config has no keys for."""
+    base = config["base_model_name_or_path"]
+    front = f"base_model: {json.dumps(base)}\nlibrary_name: peft\n" if base else "library_name: peft\n"
+    return f"---\n{front}---\n\nWritten by deltahub from the delta {digest}.\n"
+
+
+def _common(document: Mapping[str, Any], found: Exported, backbone: Backbone) -> dict[str, Any]:
+    """Return the config keys common to all adapters."""
+    task = task_of(backbone.class_name, backbone.model_class)
+    if task not in _NEEDS_NO_HEAD and not found.needs_task:
+        task = None
+    mapping = {"base_model_class": backbone.class_name, "parent_library": "transformers"}
+    return {
+        "auto_mapping": None if task or backbone.model_class is None else mapping,
+        "base_model_name_or_path": backbone.named or _name(document),
+        "inference_mode": True,
+        "modules_to_save": found.modules_to_save or None,
+        "peft_type": found.peft_type,
+        "revision": document.get("backbone_revision"),
+        "task_type": task,
+    }
+
+
+def _name(document: Mapping[str, Any]) -> str:
+    given = document.get("metadata", {}).get("backbone_model")
+    return str(given or document.get("backbone_checkpoint_name") or "")
+
+
+def serving_notes(folder: Path) -> list[str]:
+    """Describe how servers other than PEFT treat an adapter, in sentences; empty if vLLM and LoRAX serve it as it is.
+
+    vLLM refuses unknown options. LoRAX ignores them silently and so gives other outputs.
+
+    Args:
+        folder: the folder of the adapter.
+    """
+    config = json.loads((folder / CONFIG).read_bytes())
+    if config["peft_type"] != "LORA":
+        return [f"vLLM and LoRAX serve LoRA only; this is {config['peft_type']}, for PEFT itself."]
+    beyond = []
+    if config["modules_to_save"]:
+        beyond.append(f"replaces {', '.join(config['modules_to_save'])}")
+    if config["bias"] != "none":
+        beyond.append("replaces biases")
+    if config["use_dora"]:
+        beyond.append("is DoRA")
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        beyond.append("has ranks or scales of its own in some layers")
+    if beyond:
+        return [f"vLLM refuses it, and LoRAX would leave out a part: it also {' and '.join(beyond)}."]
+    if isinstance(config["target_modules"], str):
+        return ["Not for vLLM or LoRAX, which take names of layers; no list of names means these layers alone."]
+    notes = []
+    if config["r"] > _VLLM_RANK:
+        notes.append(f"Start vLLM with --max-lora-rank {_next_rank(config['r'])}: its rank is {config['r']}.")
+    if any("." in name for name in config["target_modules"]):
+        notes.append("Not for LoRAX, which leaves out a LoRA on some layers of a kind; this one is not on all of them.")
+    return notes
+
+
+def _next_rank(rank: int) -> int:
+    """Return the smallest sufficient value that vLLM's option accepts."""
+    return next((size for size in (32, 64, 128, 256, 320, 512) if size >= rank), rank)

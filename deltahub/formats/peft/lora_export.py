@@ -1,0 +1,162 @@
+"""Conversion of a delta's LoRA and DoRA to PEFT's."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from deltahub.checkpoint.address import value_for
+from deltahub.errors import ConfigError
+from deltahub.formats.peft.adapter import Exported, by_part, named, whole_width
+from deltahub.formats.peft.backbone import Backbone
+from deltahub.formats.peft.target_names import target_names
+
+_MAMBAS: Final = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+_MAMBA_READS: Final = frozenset({"conv1d", "out_proj"})  # kernels read the weights of these layers directly
+_EXPERTS: Final = frozenset({"down_proj", "gate", "gate_proj", "up_proj", "w1", "w2", "w3"})
+_LORA: Final[Mapping[str, Any]] = {
+    "alpha_pattern": {},
+    "exclude_modules": None,
+    "init_lora_weights": True,
+    "layers_pattern": None,
+    "layers_to_transform": None,
+    "lora_bias": False,
+    "rank_pattern": {},
+}
+
+
+def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], backbone: Backbone) -> Exported:
+    """Convert a LoRA to an adapter.
+
+    Args:
+        document: the delta's config.
+        shares: the delta's tensors by module.
+
+    Raises:
+        ConfigError: PEFT has no equivalent, or the backbone is needed.
+    """
+    _refuse_names(set(shares), backbone)
+    rank, alpha = int(document.get("lora_r", 8)), float(document.get("lora_alpha", 16))
+    use_dora, use_rslora = bool(document.get("use_dora")), bool(document.get("use_rslora"))
+    fused = {module: by_part(leaves) for module, leaves in shares.items() if "lora_A" not in leaves}
+    tensors: dict[str, Tensor] = {}
+    if fused and use_dora:
+        msg = f"PEFT has no DoRA on a part of a layer, and this one acts on {next(iter(fused))} so. Load it with deltahub."
+        raise ConfigError(msg)
+    ranks, alphas = document.get("rank_pattern") or {}, document.get("alpha_pattern") or {}
+    whole = max((len(parts) for parts in fused.values()), default=1) * rank
+    updates: dict[str, int] = {}
+    for module, leaves in shares.items():
+        down, up = _joined(module, fused[module], backbone) if module in fused else (leaves["lora_A"], leaves["lora_B"])
+        extra = 0 if ranks or alphas else whole - down.shape[0]  # servers want one rank for all layers
+        updates[module] = down.shape[0]
+        down, up = (
+            (torch.nn.functional.pad(down, (0, 0, 0, extra)), torch.nn.functional.pad(up, (0, extra)))
+            if extra
+            else (down, up)
+        )
+        if backbone.is_embedding(module, down.shape[1], up.shape[0]):
+            _refuse_unscaled(document, module, backbone)
+            tensors |= {f"{module}.lora_embedding_A": down, f"{module}.lora_embedding_B": up}
+            continue
+        tensors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+        if use_dora:
+            tensors[f"{module}.lora_magnitude_vector"] = leaves["lora_magnitude_vector"]
+    if whole != rank:  # keep the scale, whatever the new rank
+        alpha, use_rslora = alpha / (math.sqrt(rank) if use_rslora else rank) * whole, False
+    options = {
+        **_LORA,
+        **(_patterns(document, updates, whole, alpha, use_rslora=use_rslora) if ranks or alphas else {}),
+        "bias": "none",
+        "fan_in_fan_out": any(map(backbone.is_turned, shares)),
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "lora_dropout": float(document.get("lora_dropout", 0.0)),
+        "r": whole,
+        "target_modules": target_names(shares, {*backbone.modules, *shares}),
+        "use_dora": use_dora,
+        "use_rslora": use_rslora,
+    }
+    return Exported("LORA", options, named(tensors))
+
+
+def _patterns(
+    document: Mapping[str, Any], updates: Mapping[str, int], whole: int, alpha: float, *, use_rslora: bool
+) -> dict[str, Any]:
+    """Return `rank_pattern` and `alpha_pattern` in PEFT's form.
+
+    Args:
+        updates: the rank of each module in the file.
+        whole: the rank of all other modules.
+        alpha: the alpha of all other modules.
+        use_rslora: the value in the file; the delta's own config may set it where the file does not.
+    """
+    found: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}
+    for module, size in updates.items():
+        rank = value_for(document.get("rank_pattern") or {}, module, int(document.get("lora_r", 8)))
+        own = value_for(document.get("alpha_pattern") or {}, module, float(document.get("lora_alpha", 16)))
+        scale = own / (math.sqrt(rank) if document.get("use_rslora") else rank)
+        own = scale * (math.sqrt(size) if use_rslora else size)
+        # A pattern also matches ends of names, unless "^" anchors it to the start.
+        pattern = f"{'^' * any(other.endswith(f'.{module}') for other in updates)}{re.escape(module)}"
+        if size != whole:
+            found["rank_pattern"][pattern] = size
+        if own != alpha:
+            found["alpha_pattern"][pattern] = own
+    return found
+
+
+def _joined(module: str, shares: Mapping[str, Mapping[str, Tensor]], backbone: Backbone) -> tuple[Tensor, Tensor]:
+    """Join the updates of some parts of a layer into one of the whole layer: ``(k r, n_in)`` and ``(n_out, k r)``."""
+    parts = backbone.parts(module, shares)
+    first = next(iter(shares))
+    n_out = whole_width(shares[first]["lora_B"].shape[0], parts[first])
+    up = torch.block_diag(*(share["lora_B"] for share in shares.values()))  # type: ignore[no-untyped-call]
+    rows = torch.cat([parts[label].rows(n_out) for label in shares])
+    placed = up.new_zeros(n_out, up.shape[1])
+    placed[rows] = up
+    return torch.cat([share["lora_A"] for share in shares.values()]), placed
+
+
+def _refuse_unscaled(document: Mapping[str, Any], module: str, backbone: Backbone) -> None:
+    """Refuse a LoRA of a release that left out the scale of an embedding, which PEFT applies.
+
+    Raises:
+        ConfigError: the LoRA is of such a release; the message names the embedding.
+    """
+    found = backbone.module(module)
+    if str(document.get("deltahub_version", "")).startswith("0.1.") and getattr(found, "embed_scale", None) is not None:
+        msg = (
+            f"The delta is of deltahub {document['deltahub_version']}, which did not multiply the LoRA on {module} by that embedding's scale, "
+            "as PEFT does. Train it again, or load it with the release that saved it."
+        )
+        raise ConfigError(msg)
+
+
+def _refuse_names(modules: set[str], backbone: Backbone) -> None:
+    """Refuse layers whose names PEFT rejects, or mistakes for others, in some families of models.
+
+    Raises:
+        ConfigError: there is such a layer; the message names the first.
+    """
+    config = getattr(backbone.known, "config", None)
+    family = str(getattr(config, "model_type", ""))
+    refused = _MAMBA_READS if family in _MAMBAS else _EXPERTS if _has_moved_experts(family) else frozenset()
+    if taken := sorted(module for module in modules if module.rpartition(".")[2] in refused):
+        msg = f"PEFT has no LoRA on {taken[0]} of a {backbone.class_name}, whose name means something else to it. Load it with deltahub."
+        raise ConfigError(msg)
+    if refused is _EXPERTS and isinstance(target_names(modules, {*backbone.modules, *modules}), str):
+        msg = f"PEFT has no names that mean {min(modules)} of a {backbone.class_name} alone. Load it with deltahub."
+        raise ConfigError(msg)
+
+
+def _has_moved_experts(family: str) -> bool:
+    """Return whether PEFT takes a family's layer names for those of earlier releases, where each expert had its own layers."""
+    from transformers import conversion_mapping
+
+    table = getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {})
+    return family == "mixtral" or table.get(family) in ("mixtral", "qwen2_moe")

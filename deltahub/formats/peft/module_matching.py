@@ -1,0 +1,89 @@
+r"""PEFT's rules for matching names in its config to modules.
+
+    target_modules, exclude_modules       a list: full names and ends of names at a dot; a string: a regular expression for full names
+    feedforward_modules                   a list: any ends of names; a string as above
+    modules_to_save                       a list: any ends of names, so "classifier" also matches pre_classifier
+    rank_pattern, alpha_pattern           regular expressions for full names and ends of names at a dot
+    layers_to_transform, layers_pattern   numbers of layers, and a regular expression for the list that contains them
+
+All regular expressions are matched in linear time; one that does not allow it is a ConfigError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from deltahub.errors import AddressError, ConfigError
+from deltahub.text.patterns import LinearPattern, linear
+
+# The heads, by ends of names, that PEFT copies and saves with an adapter for a task even if its config does not name them.
+HEADS: Final[Mapping[str, tuple[str, ...]]] = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+
+
+def meant(targets: str | Iterable[str], names: Iterable[str]) -> set[str]:
+    """Return the modules matched by `target_modules` or `exclude_modules`."""
+    if isinstance(targets, str):
+        return {name for name in names if _compiled(targets).fullmatch(name)}
+    ends = frozenset(targets)  # a mixture of experts has thousands
+    return {name for name in names if any(end in ends for end in _ends(name))}
+
+
+def saved(targets: Iterable[str], names: Iterable[str]) -> set[str]:
+    """Return the modules matched by `modules_to_save`."""
+    ends = tuple(targets)
+    return {name for name in names if name.endswith(ends)}
+
+
+def at_input(targets: str | Iterable[str], names: Iterable[str]) -> set[str]:
+    """Return the modules matched by `feedforward_modules`, which IA3 rescales at their input."""
+    return meant(targets, names) if isinstance(targets, str) else saved(targets, names)
+
+
+def left_out(targets: Iterable[str], names: Iterable[str]) -> set[str]:
+    """Return the modules that PEFT gives no adapter because of `modules_to_save`, whose names it treats as patterns here."""
+    patterns = [_compiled(rf"(?:.*\.)?{target}(?:\..*)?") for target in targets]
+    return {name for name in names if any(pattern.fullmatch(name) for pattern in patterns)}
+
+
+def is_in_layers(name: str, layers: int | Iterable[int], patterns: str | Iterable[str]) -> bool:
+    """Return whether a module is in one of the layers of `layers_to_transform`.
+
+    Args:
+        patterns: the value of `layers_pattern`.
+    """
+    patterns = (patterns,) if isinstance(patterns, str) else patterns
+    lists = [rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\..*" for pattern in patterns] or [
+        r".*?\.[^.]*\.(?P<layer>\d+)\..*"
+    ]
+    match = next((match for match in (_compiled(text).fullmatch(name) for text in lists) if match), None)
+    return match is not None and int(match.group("layer")) in ([layers] if isinstance(layers, int) else layers)
+
+
+def by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+    """Return a module's value in `rank_pattern` or `alpha_pattern`: that of the first matching pattern."""
+    for pattern, value in (patterns or {}).items():
+        if _compiled(rf"(?:.*\.)?(?:{pattern})").fullmatch(name):
+            return value
+    return default
+
+
+def _ends(name: str) -> Iterator[str]:
+    """Yield a name and its rest after each dot."""
+    while True:
+        yield name
+        _, dot, name = name.partition(".")
+        if not dot:
+            return
+
+
+def _compiled(pattern: str) -> LinearPattern:
+    try:
+        return linear(pattern)
+    except AddressError as error:
+        msg = f"The adapter's config has a pattern that cannot be used. {error} Load it with PEFT."
+        raise ConfigError(msg) from error

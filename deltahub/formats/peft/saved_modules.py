@@ -1,0 +1,133 @@
+"""The backbone's tensors that an adapter of PEFT replaces: `modules_to_save`, trained biases, saved embeddings.
+
+PEFT replaces each module in `modules_to_save` by a copy. If such a module shares its weight with another, as an embedding does
+with lm_head, only that module gets the new value, unless all modules with the weight are saved with equal values
+(`ensure_weight_tying`). Any other tensor in the file is written into the backbone itself, for all modules that share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from deltahub.engine.fingerprint import backbone_values
+from deltahub.engine.modules import own_parameters
+from deltahub.errors import CheckpointError
+from deltahub.formats.peft.targets import names_to_save, to_save, unmatched
+from deltahub.formats.peft.tensor_names import Names
+from deltahub.handle.freezing import running_statistics
+
+_EMBEDDINGS: Final = ("embed_tokens", "lm_head")  # the names that `ensure_weight_tying` applies to in PEFT
+
+
+def own_values(backbone: nn.Module) -> dict[str, Tensor]:
+    """Return the backbone's own values by name, without the changes by deltas on it."""
+    return {**running_statistics(backbone), **dict(backbone_values(backbone))}
+
+
+def trained(
+    own: Mapping[str, Tensor], config: Mapping[str, Any], names: Names
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the tensors that an adapter replaces, without those equal to the backbone's.
+
+    Args:
+        own: the backbone's tensors in the file, by plain name.
+
+    Returns:
+        The tensors for all modules that share them, by their name in the backbone; the weights of one module alone, by the module's
+        plain name.
+
+    Raises:
+        CheckpointError: a tensor differs in shape from the backbone's, is missing, or has two values.
+    """
+    saved = _saved(config, names)
+    _check_whole(own, saved, config, names)
+    there = own_values(names.backbone)
+    everywhere: dict[str, Tensor] = {}
+    alone: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        first = names.tensors[name]
+        live = there[first].detach().cpu()
+        if live.shape != tensor.shape:
+            msg = (
+                f"{name} {list(tensor.shape)} is no part of the method, and is {list(live.shape)} there in this "
+                f"{type(names.backbone).__name__}. Load its own backbone."
+            )
+            raise CheckpointError(msg)
+        changed = not torch.equal(live.to(tensor.dtype), tensor)
+        others = names.others(first)
+        if not changed and len(others) == 1:
+            continue
+        if _only_here(name, own, others, saved):
+            if changed:
+                alone[name.rpartition(".")[0]] = tensor
+        elif not torch.equal(everywhere.setdefault(first, tensor), tensor):
+            msg = f"{name} is one with {', '.join(sorted(others - {name}))} in this backbone, and the adapter holds two values. Load it with PEFT."
+            raise CheckpointError(msg)
+    return {
+        name: t for name, t in everywhere.items() if not torch.equal(there[name].detach().cpu().to(t.dtype), t)
+    }, alone
+
+
+def trainable(
+    own: Mapping[str, Tensor], replaced: Mapping[str, Tensor], config: Mapping[str, Any], names: Names
+) -> list[str]:
+    """Return the parts of the backbone that PEFT trains: modules saved as a whole, changed or not, and biases.
+
+    Args:
+        replaced: the tensors replaced for all modules that share them, by their name in the backbone.
+    """
+    saved = _saved(config, names)
+    biased = config.get("bias") in ("all", "lora_only")
+    found = set()
+    for name in own:
+        first = names.tensors[name]
+        module = next((module for module in sorted(saved) if name.startswith(f"{module}.")), None)
+        if module is not None and (first in replaced or len(names.others(first)) == 1):
+            found.add(names.real[module])
+        elif module is None and biased and name.endswith(".bias"):
+            found.add(first)
+    return sorted(found)
+
+
+def _only_here(name: str, own: Mapping[str, Tensor], others: set[str], saved: set[str]) -> bool:
+    """Return whether PEFT gives a value to only one of the modules that share it in the backbone."""
+    within = {other for other in others if any(other.startswith(f"{module}.") for module in saved)}
+    if name not in within or len(others) == 1:
+        return False
+    return within != others or any(other not in own or not torch.equal(own[other], own[name]) for other in others)
+
+
+def _saved(config: Mapping[str, Any], names: Names) -> set[str]:
+    """Return the modules that PEFT replaces as a whole, with those that it ties to a replaced embedding."""
+    saved = to_save(config, names.modules)
+    tied = config.get("ensure_weight_tying") and any(end.split(".")[-1] in _EMBEDDINGS for end in names_to_save(config))
+    return saved | names.tied_with_embeddings() if tied else saved
+
+
+def _check_whole(own: Mapping[str, Tensor], saved: set[str], config: Mapping[str, Any], names: Names) -> None:
+    """Refuse a file without all the tensors that its config says it trains.
+
+    Raises:
+        CheckpointError: a tensor is missing; the message names the first.
+    """
+    if absent := unmatched(config, names.modules):
+        msg = f"The adapter's config saves {absent[0]}, which this {type(names.backbone).__name__} does not have. Load its own backbone."
+        raise CheckpointError(msg)
+    expected = {name for name in names.tensors if any(name.startswith(f"{module}.") for module in saved)}
+    if config.get("bias") == "all":
+        found = {names.tensors[name] for name in own}  # by any of its shared names
+        parameters = {name for name, _ in own_parameters(names.backbone)}
+        expected |= {
+            name for name, first in names.tensors.items() if name.endswith(".bias") and first in parameters - found
+        }
+    if missing := sorted(expected - own.keys()):
+        msg = f"The adapter's file lacks {missing[0]}, which its config says it trains{_more(missing)}. Fetch it again."
+        raise CheckpointError(msg)
+
+
+def _more(missing: list[str]) -> str:
+    return f", and {len(missing) - 1} more" if len(missing) > 1 else ""

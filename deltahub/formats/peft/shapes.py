@@ -1,0 +1,68 @@
+"""A delta's tensors held against its config before they are written for PEFT: no backbone need be there to refuse what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from torch import Tensor
+
+from deltahub.checkpoint.address import value_for
+from deltahub.engine.filling import not_finite
+from deltahub.errors import CheckpointError
+from deltahub.formats.peft.adapter import by_part
+
+_VECTOR: Final[tuple[int | None, ...]] = (None,)
+
+Shapes = Mapping[str, tuple[int | None, ...]]  # by parameter; None for a width that only the backbone tells
+
+
+def check_shapes(document: Mapping[str, Any], shares: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Refuse a delta whose tensors are not those that its config announces.
+
+    Args:
+        document: the delta's config.
+        shares: its tensors by module.
+
+    Raises:
+        CheckpointError: the message names the first tensor that does not fit.
+    """
+    wrong = [clause for module, leaves in shares.items() for clause in _faults(document, module, leaves)]
+    if not shares:
+        wrong = ["there is none of the delta itself"]
+    if wrong:
+        msg = f"The tensors do not fit the delta's config: {wrong[0]}. Save the delta again."
+        raise CheckpointError(msg)
+
+
+def _faults(document: Mapping[str, Any], module: str, leaves: Mapping[str, Tensor]) -> list[str]:
+    """A clause for each tensor on a module that is missing, unexpected, or has another shape or values that do not count."""
+    shapes = _shapes(document, module)
+    required = shapes.keys() if document["delta_type"] != "layer_norm" else {"weight"}
+    wrong = []
+    for label, share in (by_part(leaves) if all("." in leaf for leaf in leaves) else {"": leaves}).items():
+        place = f"{module}.{label}".strip(".")
+        wrong += [f"{place} has no {key}" for key in sorted(required - share.keys())]
+        wrong += [f"{place} has {key!r}, which is not part of it" for key in share.keys() - shapes.keys()]
+        for key in share.keys() & shapes.keys():
+            found = tuple(share[key].shape)
+            if len(found) != len(shapes[key]) or any(
+                size not in (None, have) for size, have in zip(shapes[key], found, strict=True)
+            ):
+                wanted = ", ".join("..." if size is None else str(size) for size in shapes[key])
+                wrong.append(f"{key} of {place} is {list(found)}, expected [{wanted}]")
+            elif not share[key].is_floating_point():
+                wrong.append(f"{key} of {place} is {share[key].dtype}, expected floats")
+    return wrong or not_finite({f"{module}.{key}": tensor for key, tensor in leaves.items()})
+
+
+def _shapes(document: Mapping[str, Any], module: str) -> Shapes:
+    """The shapes of a method's tensors on a module, or on each part of a fused one."""
+    kind = document["delta_type"]
+    if kind == "lora":
+        rank = value_for(document.get("rank_pattern") or {}, module, int(document.get("lora_r", 8)))
+        pair: Shapes = {"lora_A": (rank, None), "lora_B": (None, rank)}
+        return {**pair, "lora_magnitude_vector": _VECTOR} if document.get("use_dora") else pair
+    if kind == "soft_prompt":
+        return {"soft_embeds": (document.get("soft_token_num"), None)}
+    return {"ia3_l": _VECTOR} if kind == "ia3" else {"weight": _VECTOR, "bias": _VECTOR}

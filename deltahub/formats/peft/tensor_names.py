@@ -1,0 +1,185 @@
+"""Mapping of the keys in PEFT's files to modules and tensors of a backbone.
+
+base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight            as PEFT saves it
+module.base_model.model.[...]q_proj.lora_A.default.weight                 in the state dict of a training run (DDP, FSDP, DeepSpeed)
+base_model.model._orig_mod.[...]                                          from a compiled model
+base_model.model.language_model.model.layers.0.[...]                      from transformers 4, with older module names
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from deltahub.engine.fingerprint import backbone_tensors
+from deltahub.engine.modules import own_modules
+from deltahub.engine.site import is_delta_name
+from deltahub.errors import CheckpointError, ConfigError
+from deltahub.handle.freezing import running_statistics
+
+_WRAPPERS: Final = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_ADAPTER: Final = r"(?:\.(?!(?:weight|bias)$)(?P<adapter>[^.]+))?"
+_LEAVES: Final = {
+    "LORA": re.compile(
+        rf"(?P<module>.+)\.(?:lora_(?:embedding_)?(?P<side>[AB])|(?P<whole>lora_magnitude_vector)){_ADAPTER}(?:\.weight)?"
+    ),
+    "IA3": re.compile(rf"(?P<module>.+)\.(?P<whole>ia3_l){_ADAPTER}"),
+    "LN_TUNING": re.compile(rf"(?P<module>.+)\.ln_tuning_layers{_ADAPTER}\.(?P<side>weight|bias)"),
+    "PROMPT_TUNING": re.compile(r"(?P<module>)(?P<whole>prompt_embeddings)(?P<adapter>)"),
+}
+_SAVED_MODULE: Final = ".modules_to_save."
+Leaves = dict[tuple[str, str], Tensor]
+
+
+def plain(name: str) -> str:
+    """Remove the parts that module wrappers add to a name."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+@dataclass
+class Names:
+    """The names in a backbone, free of wrappers.
+
+    Attributes:
+        backbone: the model.
+        modules: plain name to module.
+        real: plain name of a module to its name in the backbone.
+        tensors: plain name of a tensor, any of the names of a tied one, to its first name in the backbone.
+    """
+
+    backbone: nn.Module
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    real: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, backbone: nn.Module) -> Names:
+        """Collect the names in a backbone; its deltas do not count."""
+        names = cls(backbone)
+        for name, module in own_modules(backbone):
+            names.modules[plain(name)], names.real[plain(name)] = module, name
+        first: dict[int, str] = {}
+        for name, tensor in (*running_statistics(backbone).items(), *backbone_tensors(backbone)):
+            names.tensors[plain(name)] = first[id(tensor)] = name
+        for name, parameter in backbone.named_parameters(remove_duplicate=False):
+            if not is_delta_name(name) and id(parameter) in first:
+                names.tensors[plain(name)] = first[id(parameter)]
+        return names
+
+    def others(self, name: str) -> set[str]:
+        """Return all plain names of a tensor, given its first name."""
+        return {other for other, first in self.tensors.items() if first == name}
+
+    def tied_with_embeddings(self) -> set[str]:
+        """Return the input embeddings and the modules that share their weight."""
+        get = getattr(self.backbone, "get_input_embeddings", None)
+        embeddings = get() if callable(get) else None
+        own = next((name for name, module in self.modules.items() if module is embeddings), None)
+        shared = self.others(self.tensors[f"{own}.weight"]) if f"{own}.weight" in self.tensors else set()
+        return {name.removesuffix(".weight") for name in shared}
+
+    @cached_property
+    def _rename(self) -> Callable[[str], tuple[str, str | None]]:
+        """Transformers' function to turn a tensor's name of release 4 into today's name and the pattern of experts fused into it."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        steps = get_model_conversion_mapping(self.backbone)  # type: ignore[arg-type]  # any module with a config will do
+        renamings = [step for step in steps if isinstance(step, WeightRenaming)]
+        converters = [step for step in steps if isinstance(step, WeightConverter)]
+        return lambda name: rename_source_key(name, renamings, converters)
+
+    def module(self, name: str) -> str:
+        """Return the plain name of a module in this backbone.
+
+        Raises:
+            CheckpointError: the backbone has no such module.
+            ConfigError: the module is part of a mixture of experts.
+        """
+        if name in self.modules:
+            return name
+        renamed, fused = self._rename(f"{name}.weight")
+        if (found := renamed.removesuffix(".weight")) in self.modules and not fused:
+            return found
+        kind = type(self.backbone).__name__
+        if fused or ".experts" in name:
+            msg = (
+                f"The adapter acts on {name}, which is of experts of a mixture (MoE): this {kind} keeps those as one parameter, on which no "
+                "LoRA acts. Load it with PEFT."
+            )
+            raise ConfigError(msg)
+        msg = f"The adapter sits on {name}, which this {kind} does not have. Load its own backbone."
+        raise CheckpointError(msg)
+
+    def tensor(self, name: str) -> str | None:
+        """Return the plain name in this backbone of a tensor that an adapter replaces; None if the backbone has none."""
+        names = [name.replace(".base_layer.", ".").replace(_SAVED_MODULE, ".")]
+        if _SAVED_MODULE in name:  # followed by the adapter's name
+            module, _, rest = name.partition(_SAVED_MODULE)
+            names.append(f"{module}.{rest.partition('.')[2]}")
+        return next((name for name in names if name in self.tensors), None) or next(
+            (renamed for renamed, fused in map(self._rename, names) if renamed in self.tensors and not fused), None
+        )
+
+
+def sort_tensors(saved: Mapping[str, Tensor], kind: str, names: Names) -> tuple[Leaves, dict[str, Tensor]]:
+    """Sort a file's tensors into those of the method and those that replace the backbone's own.
+
+    Args:
+        kind: PEFT's name of the method.
+
+    Returns:
+        The method's tensors by plain name of the module and ``"A"``, ``"B"``, ``"weight"`` and so on; the others by their plain name
+        in the backbone.
+
+    Raises:
+        CheckpointError: a module or tensor is not in the backbone, or a place has two tensors.
+        ConfigError: a module is part of a mixture of experts.
+    """
+    leaves: Leaves = {}
+    own: dict[str, Tensor] = {}
+    for key, tensor in saved.items():
+        if ".original_module." in key:  # from a replaced layer; with bias="all" PEFT saves its bias too
+            continue
+        name = _bare(key, kind, names)
+        if match := _LEAVES[kind].fullmatch(name):
+            parts = match.groupdict()
+            place = (names.module(match["module"]), parts.get("side") or parts["whole"])
+            if place in leaves:
+                msg = f"The adapter holds two tensors for {place[0]}, as {key} and another: of several adapters? Save one of them alone."
+                raise CheckpointError(msg)
+            leaves[place] = tensor
+        else:
+            found = _own_name(name, tensor, names)
+            if not torch.equal(own.setdefault(found, tensor), tensor):
+                msg = f"The adapter holds two values of {found}. Save it again."
+                raise CheckpointError(msg)
+    return leaves, own
+
+
+def _own_name(name: str, tensor: Tensor, names: Names) -> str:
+    found = names.tensor(name)
+    if found is None:
+        msg = (
+            f"{name} {list(tensor.shape)} is no part of the method, and is not there in this {type(names.backbone).__name__}. "
+            "Load its own backbone."
+        )
+        raise CheckpointError(msg)
+    return found
+
+
+def _bare(key: str, kind: str, names: Names) -> str:
+    """Remove the prefixes of PEFT and of wrappers from a key; prompts are wrapped once, other methods twice."""
+    name = plain(key)
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    name = name.removeprefix("base_model." if kind == "PROMPT_TUNING" else "base_model.model.")
+    while name.startswith("module.") and "module" not in names.modules:
+        name = name.removeprefix("module.")
+    return name

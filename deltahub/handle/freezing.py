@@ -1,0 +1,201 @@
+"""The choice of parameters that train."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from deltahub.checkpoint.address import lies_within, nearest_names
+from deltahub.engine.guards import refuse_merged, refuse_merged_tensors, refuse_routed
+from deltahub.engine.layers import training_fault
+from deltahub.engine.modules import own_modules, own_parameters, plain_name
+from deltahub.engine.offloading import offloaded
+from deltahub.engine.sharding import reshard
+from deltahub.engine.site import CHILD, Site, delta_key, delta_of, uncompiled
+from deltahub.engine.structure.maps import MARK
+from deltahub.engine.structure.names import StructureMap, marked
+from deltahub.engine.trainable import remember
+from deltahub.errors import AddressError, ConfigError, NoMatchError
+
+if TYPE_CHECKING:
+    from deltahub.engine.ledger import Entry, Ledger
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The parameters that a freeze leaves trainable, found before anything changes.
+
+    Attributes:
+        parameters: every parameter to treat, by its name within the treated part.
+        kept: ids of those to train.
+        patterns: the addresses that match the delta or the backbone, which a checkpoint of the delta can keep.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    kept: frozenset[int]
+    patterns: tuple[str, ...]
+
+    def names(self, backbone: nn.Module) -> set[str]:
+        """Return the names of the backbone's own parameters among those to train."""
+        return {name for name, parameter in own_parameters(backbone) if id(parameter) in self.kept}
+
+    def apply(self) -> None:
+        """Make exactly the selected parameters trainable."""
+        for parameter in self.parameters.values():
+            numeric = parameter.is_floating_point() or parameter.is_complex()
+            parameter.requires_grad_(id(parameter) in self.kept and numeric)
+
+
+def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str], delta: str) -> Selection:
+    """Find the parameters that stay trainable.
+
+    Args:
+        module: the part of the backbone to treat; None for all of it.
+        exclude: addresses; ``"deltas"`` means the delta's own parameters, ``"deltas.NAME"`` another delta's.
+        delta: the delta's name.
+
+    Raises:
+        NoMatchError: a name matches nothing. Nothing was changed.
+        ConfigError: a parameter is offloaded, or cannot be trained.
+    """
+    prefix = prefix_of(backbone, module)
+    every = backbone.named_parameters(remove_duplicate=False)  # any name of a tied tensor can match
+    plain = ((plain_name(name), parameter) for name, parameter in chain(every, _switched_off(backbone)))
+    named = {name[len(prefix) :]: parameter for name, parameter in plain if name.startswith(prefix)}
+    owners = {name: delta_of(name) for name in named}
+    structure = StructureMap.of(module if module is not None else backbone)
+    kept: set[str] = set()
+    patterns = []
+    for pattern in exclude:
+        means = {delta, "", *(other for other in owners.values() if _names(pattern, other))}
+        names = [name for name, owner in owners.items() if owner in means]
+        found = {n for n in names if owners[n]} if pattern == CHILD else _covered(pattern, names, structure)
+        kept |= found
+        if pattern == CHILD or any(owners[name] in (delta, "") for name in found):
+            patterns.append(re.sub(rf"\b{CHILD}\.{delta}\b", CHILD, pattern))  # valid under any name of the delta
+    if away := sorted(
+        name for name in kept if not owners[name] and named[name].is_meta and f"{prefix}{name}" in offloaded(backbone)
+    ):
+        msg = f"{away[0]} is offloaded, so its gradients would be lost. Keep what trains on a device: see device_map of from_pretrained."
+        raise ConfigError(msg)
+    for name in sorted(kept):
+        if not owners[name] and (fault := training_fault(named[name])):
+            msg = f"{prefix}{name} cannot be trained: {fault}. Name only what trains beside it, or put a delta on the layer."
+            raise ConfigError(msg)
+    meant = frozenset(id(named[name]) for name in kept)
+    return Selection(named, meant, tuple(dict.fromkeys(patterns)))
+
+
+def _switched_off(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters of inactive insertions: one attached again later must not train unasked."""
+    for address, module in own_modules(backbone):
+        site = module._modules.get(CHILD)
+        if isinstance(site, Site):
+            for name in site.slots.keys() - site._modules.keys():
+                for key, parameter in site.slots[name].named_parameters():
+                    yield delta_key(address, f"{name}.{key}"), parameter
+
+
+def _names(pattern: str, delta: str) -> bool:
+    """Return whether an address names a delta: the address of a module does not mean other deltas inside it."""
+    return bool(delta) and re.search(rf"\b{CHILD}\.{delta}\b", pattern.replace("\\", "")) is not None
+
+
+def _covered(pattern: str, names: Collection[str], structure: StructureMap) -> set[str]:
+    """Return the parameters that a pattern matches, directly or through a module around them; real names come first."""
+    real = {name for name in names if MARK not in pattern and lies_within(name, (pattern,))}
+    found = real or {name for name in names if lies_within(structure.common_name(name), (pattern, marked(pattern)))}
+    if not found:
+        modules = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
+        raise NoMatchError(pattern, nearest_names(pattern, sorted(modules)), "It was to stay trainable.")
+    return found
+
+
+def trainable(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Return the backbone's own parameters that require a gradient, by name."""
+    return ((name, parameter) for name, parameter in own_parameters(backbone) if parameter.requires_grad)
+
+
+def running_statistics(backbone: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """Return the running statistics of batch norms: they change in training without a gradient, and are kept like a head.
+
+    Args:
+        prefix: only those whose names begin with it.
+    """
+    return {
+        f"{name}.{key}" if name else key: buffer
+        for name, module in own_modules(backbone)
+        if isinstance(module, nn.modules.batchnorm._NormBase) and f"{name}.".startswith(prefix)
+        for key, buffer in module.named_buffers(recurse=False)
+    }
+
+
+def prefix_of(backbone: nn.Module, module: nn.Module | None) -> str:
+    """Return the prefix of a module's parameter names inside the backbone: ``"encoder.layer.0."``.
+
+    Raises:
+        AddressError: the module is not part of the backbone.
+    """
+    if module is None or module is backbone:
+        return ""
+    for name, candidate in own_modules(backbone):
+        if candidate is uncompiled(module):
+            return f"{name}."
+    msg = f"This {type(module).__name__} is not part of the backbone; pass one of its modules."
+    raise AddressError(msg)
+
+
+class FreezeMixin:
+    """The part of a delta model that chooses what trains along with the delta."""
+
+    backbone_model: nn.Module
+
+    if TYPE_CHECKING:
+        _entry: Entry
+
+        @property
+        def _ledger(self) -> Ledger: ...
+
+    def freeze_module(
+        self, module: nn.Module | None = None, exclude: Sequence[str] | None = None, set_state_dict: bool = True
+    ) -> None:
+        """Freeze everything except the named parameters, other deltas included.
+
+        By default, `state_dict()` of the backbone then holds only what is trainable.
+
+        Args:
+            module: freeze only inside this module of the backbone; names are then relative to it.
+            exclude: addresses of parameters that stay trainable, real or common; ``"deltas"`` means the parameters of this delta,
+                and ``"deltas.NAME"`` those of another one. By default the config's `unfrozen_modules`.
+            set_state_dict: whether `state_dict()` of the backbone leaves out frozen tensors.
+
+        Raises:
+            NoMatchError: a name matches nothing.
+            ConfigError: the delta is detached, and more than deltas is to train; or a parameter named is quantised.
+            MergeError: deltas are merged.
+            RouteError: a route is open.
+        """
+        ledger = self._ledger  # raises if the delta was removed
+        refuse_merged(self.backbone_model)
+        refuse_routed(self.backbone_model)
+        names = tuple((self._entry.config.unfrozen_modules if exclude is None else exclude) or ())
+        if not self._entry.attached and any(name != CHILD for name in names):
+            msg = f"{self._entry.name!r} is detached, so what is trained of the backbone would not be its own. attach() it first."
+            raise ConfigError(msg)
+        prefix = prefix_of(self.backbone_model, module)
+        selection = select(self.backbone_model, module, names, self._entry.name)
+        kept = selection.names(self.backbone_model) | running_statistics(self.backbone_model, prefix).keys()
+        refuse_merged_tensors(self.backbone_model, kept)
+        reshard(self.backbone_model)
+        remember(self.backbone_model, ledger.serial)
+        selection.apply()
+        stale = [name for name in self._entry.replaced if name.startswith(prefix) and name not in kept]
+        ledger.release(self.backbone_model, self._entry, stale)
+        ledger.replace(self.backbone_model, self._entry, dict.fromkeys(sorted(kept)))
+        self._entry.config = replace(self._entry.config, unfrozen_modules=selection.patterns)
+        ledger.only_trainable = ledger.filter_asked = set_state_dict

@@ -1,0 +1,183 @@
+"""Loading of deltas: find, check, plan, and only then change the backbone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from torch import Tensor, nn
+
+from deltahub.cache.cache import pulled_as
+from deltahub.cache.reading import checked, read_cached
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.checkpoint import Checkpoint
+from deltahub.engine.building import build, check_dtype, completed
+from deltahub.engine.compiling import refuse_closed
+from deltahub.engine.filling import fill, refuse_larger, replaced_names
+from deltahub.engine.fingerprint import fingerprint, missing_from_version_1
+from deltahub.engine.layers import embed_scale
+from deltahub.engine.ledger import ledger_of, ledgers_in
+from deltahub.engine.modules import own_parameters
+from deltahub.engine.overrides import overrides
+from deltahub.engine.site import is_delta_name
+from deltahub.engine.trainable import remember
+from deltahub.errors import CheckpointError, ConfigError
+from deltahub.formats import adapterhub
+from deltahub.formats.opendelta import reading as opendelta
+from deltahub.formats.peft import reading as peft_reading
+from deltahub.hub.locating import locate
+from deltahub.log import LOGGER
+
+if TYPE_CHECKING:
+    from deltahub.checkpoint.config import DeltaConfig
+
+STRUCTURE: Final = "structure"
+
+
+def read_any(
+    folder: Path,
+    backbone: nn.Module,
+    *,
+    allow_pickle: bool,
+    with_backbone: bool = True,
+    config_sha256: str | None = None,
+) -> Checkpoint:
+    """Read a delta saved by DeltaHub or OpenDelta, or an adapter of PEFT.
+
+    Args:
+        backbone: the model of the delta; files of other libraries cannot be read without it.
+        allow_pickle: whether a pickle may be opened, with `weights_only=True`.
+        with_backbone: whether to read the backbone's record too.
+        config_sha256: the expected sha256 of the config of a delta saved by DeltaHub; excludes other formats.
+
+    Raises:
+        CheckpointError: the folder holds no such delta, or is damaged.
+        ConfigError: the folder holds an adapter of an unsupported kind.
+        PickleRefusedError: the folder holds a pickle, and `allow_pickle` is false.
+    """
+    if config_sha256 is None and not checkpoint.is_checkpoint(folder):
+        if opendelta.is_checkpoint(folder):
+            return opendelta.read(folder, backbone, allow_pickle=allow_pickle)
+        if peft_reading.is_adapter(folder):
+            return peft_reading.read(folder, backbone, allow_pickle=allow_pickle)
+        adapterhub.refuse(folder)
+    refuse_larger(folder / checkpoint.WEIGHTS, backbone)
+    return checkpoint.read(folder, with_backbone=with_backbone, config_sha256=config_sha256)
+
+
+def _read(folder: Path, **how: Any) -> tuple[Checkpoint, Mapping[str, str]]:
+    """Read a folder's delta and its entry in the `parents` of a delta trained on from it."""
+    with checked(folder) as (place, config_sha256):
+        saved, name = read_any(place, config_sha256=config_sha256, **how), pulled_as(folder)
+    saved = replace(saved, folder=folder)
+    return saved, {**saved.parent, "name": name} if name else saved.parent
+
+
+def load(
+    class_for: Callable[[str], Any],
+    path: str | os.PathLike[str],
+    backbone: nn.Module,
+    *,
+    config: DeltaConfig | None,
+    tensors: Mapping[str, Tensor] | None,
+    check_hash: bool | str,
+    where: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Any:
+    """Put a saved delta on a backbone: see `SaveLoadMixin.from_finetuned`.
+
+    Args:
+        class_for: returns the delta model's class for a delta type.
+        where: arguments for `hub.locate`.
+        options: `allow_pickle`, `name`, `dtype`, and config options that replace the saved ones.
+    """
+    if check_hash not in (True, False, STRUCTURE):
+        msg = f'check_hash must be True, False or "structure", got {check_hash!r}.'
+        raise ConfigError(msg)
+    refuse_closed(backbone)
+    changes = dict(options)
+    allow_pickle, name = bool(changes.pop("allow_pickle", False)), changes.pop("name", None)
+    if (dtype := changes.pop("dtype", None)) is not None:
+        check_dtype(dtype)
+
+    saved, parent = read_cached(
+        partial(locate, path, **where),
+        partial(_read, backbone=backbone, allow_pickle=allow_pickle, with_backbone=check_hash is not False),
+    )
+    cls = class_for(saved.document["delta_type"])
+    config = config or cls.config_class.from_dict(saved.document, **changes)
+    # Copy given tensors, so that the delta's own do not change with the caller's.
+    tensors = saved.tensors if tensors is None else {key: t.detach().clone() for key, t in tensors.items()}
+
+    if dtype is not None:
+        tensors = {
+            key: t.to(dtype) if is_delta_name(key) and t.is_floating_point() else t for key, t in tensors.items()
+        }
+    _check_backbone(saved, backbone, replaced_names(saved.tensors), check_hash)
+    insertions = build(cls, backbone, completed(cls, config, backbone), empty=True)
+    _check_release(saved, insertions, backbone)
+    replaced = fill(insertions, backbone, tensors)
+
+    delta = cls.from_config(config, backbone, name=name, insertions=insertions)
+    ledger = ledger_of(backbone)
+    ledger.entries[delta.name].parents = (parent,)
+    ledger.replace(backbone, ledger.entries[delta.name], dict(replaced))
+    remember(backbone, ledger.serial)
+    trained = {name for name, record in overrides(backbone) if record.values}
+    for parameter_name, parameter in own_parameters(backbone):
+        parameter.requires_grad_(parameter_name in trained)  # untrained tensors remain the backbone's
+    count = sum(len(other.entries) for _, _, other in ledgers_in(backbone))
+    if count == 1 and _trains(backbone):  # other deltas on it may be in training
+        backbone.eval()
+    return delta
+
+
+def _check_release(saved: Checkpoint, modules: Iterable[str], backbone: nn.Module) -> None:
+    """Refuse a LoRA of a release that left out the scale of an embedding: its tensors have another meaning now."""
+    if saved.document["delta_type"] != "lora" or not saved.document.get("deltahub_version", "").startswith("0.1."):
+        return
+    for name in modules:
+        scale = embed_scale(backbone.get_submodule(name))
+        if scale is not None and float(scale) != 1:
+            msg = (
+                f"{saved.folder} was saved by deltahub {saved.document['deltahub_version']}, which did not multiply the "
+                f"LoRA on {name} by that embedding's scale of {float(scale):.6g}, as later releases and PEFT do. Train "
+                "it again, or load it with the release that saved it."
+            )
+            raise CheckpointError(msg)
+
+
+def _trains(module: nn.Module) -> bool:
+    """Return whether any part of a module is in training mode; setting a mode costs ten times as much as checking."""
+    return module.training or any(child is not None and _trains(child) for child in module._modules.values())
+
+
+def _check_backbone(saved: Checkpoint, backbone: nn.Module, replaced: tuple[str, ...], check_hash: bool | str) -> None:
+    if check_hash is False:
+        LOGGER.warning(
+            "The backbone was not checked (check_hash=False): the delta may have been trained on another one."
+        )
+        return
+    if saved.fingerprint is None:
+        if saved.document.get("backbone_hash") is None and checkpoint.is_checkpoint(saved.folder):
+            msg = (
+                f"{saved.folder} does not say which backbone it belongs to. Pass check_hash=False to attach it anyway."
+            )
+            raise CheckpointError(msg)
+        LOGGER.warning(
+            "%s was saved without a list of its backbone's tensors, so only their shapes are checked.", saved.folder
+        )
+        return
+    version = saved.fingerprint.version
+    if version == 1 and (names := missing_from_version_1(backbone, replaced)):
+        LOGGER.warning(
+            "%s was saved by an earlier release, whose record of the backbone does not cover buffers of integers: "
+            "%s (%d in all) could not be compared. Save the delta again to cover them.",
+            *(saved.folder, names[0], len(names)),
+        )
+    found = fingerprint(backbone, replaced, version)
+    saved.fingerprint.require(found, same_weights=check_hash is True)

@@ -1,0 +1,244 @@
+"""Saving and loading for all delta models, with OpenDelta's method names."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from torch import Tensor, nn
+
+from deltahub.checkpoint import checkpoint, metadata
+from deltahub.engine.filling import not_finite, refuse_without_values, replaced_names
+from deltahub.engine.fingerprint import fingerprint
+from deltahub.engine.modules import own_parameters
+from deltahub.engine.sharding import done_once
+from deltahub.engine.site import is_delta_name
+from deltahub.engine.uncalled import uncalled
+from deltahub.errors import CheckpointError, ConfigError
+from deltahub.handle.loading import load
+from deltahub.handle.tensor_file import Saver, TensorFileMixin, save_safetensors
+from deltahub.log import LOGGER
+from deltahub.version import VERSION
+
+if TYPE_CHECKING:
+    from deltahub.checkpoint.backbone_record import Fingerprint
+    from deltahub.checkpoint.config import DeltaConfig
+    from deltahub.engine.ledger import Entry
+
+
+class SaveLoadMixin(TensorFileMixin):
+    """Methods of delta models for saving to a folder and loading from a folder or a reference."""
+
+    backbone_model: nn.Module
+    _entry: Entry
+
+    if TYPE_CHECKING:
+
+        @property
+        def config(self) -> DeltaConfig: ...  # noqa: D102
+        def check_places(self) -> None: ...  # noqa: D102
+
+    def save_finetuned(
+        self,
+        finetuned_delta_path: str | os.PathLike[str] = "./delta_checkpoints/",
+        save_config: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        save_function: Saver = save_safetensors,
+        push_to_dc: bool = False,
+        center_args: Mapping[str, Any] = {},
+        center_args_pool: Mapping[str, Any] = {},
+        list_tags: Sequence[str] = [],
+        dict_tags: Mapping[str, Any] = {},
+        delay_push: bool = False,
+        test_result: Mapping[str, Any] | float | None = None,
+        usage: str = "",
+    ) -> None:
+        """Save the delta as a folder, atomically.
+
+        If FSDP2 shards the backbone, every process must call this: they gather the tensors together, and the first one writes.
+
+        Args:
+            finetuned_delta_path: the folder; other files in it are kept.
+            save_config: False to write only the tensors, as `save_checkpoint` does.
+            state_dict: the tensors to save, by default the delta's own `state_dict()`.
+            save_function: writes tensors to a path as a safetensors file.
+            push_to_dc: also push it to the default registry.
+            center_args: facts for the model card: name, train_tasks, train_datasets, test_performance, license, ...
+            center_args_pool: more facts; unknown keys are ignored.
+            list_tags: labels to find it by.
+            dict_tags: key=value tags to find it by.
+            delay_push: print the command that pushes it, instead of pushing.
+            test_result: metric to value, or one number.
+            usage: instructions for use, for the model card.
+
+        Raises:
+            CheckpointError: a tensor is not finite, the path is a file, or tensors alone would break a delta there.
+            TargetError: a module with the delta has been replaced since.
+            StorageError: the disk is full or not writable; no partial delta is left.
+        """
+        folder = Path(finetuned_delta_path).expanduser()
+        if folder.is_file():
+            msg = f"{folder} is a file; expected a folder to save into. Choose another path."
+            raise CheckpointError(msg)
+        facts = metadata.gather(center_args, center_args_pool, list_tags, dict_tags, test_result, usage)
+        self.check_places()
+        self._warn_of_uncalled()
+        tensors = self._gathered(state_dict)
+        _check_savable(tensors)
+        self._warn_if_whole(tensors)
+        if not save_config:
+            if checkpoint.is_checkpoint(folder):
+                msg = f"{folder} holds a delta, whose config vouches for its tensors. Save tensors alone to another folder."
+                raise CheckpointError(msg)
+            self.save_checkpoint(folder / checkpoint.WEIGHTS, save_function, tensors)
+            return
+        identity = fingerprint(self.backbone_model, replaced_names(tensors))
+
+        def write() -> None:
+            self._write(folder, tensors, identity, facts, save_function)
+            if delay_push:
+                print(f"deltahub push {shlex.quote(str(folder))}")  # noqa: T201  (OpenDelta prints the command to run later)
+            elif push_to_dc:
+                from deltahub.hub.hub import Hub
+
+                pushed = Hub.open().push(folder)
+                LOGGER.info("Pushed %s", pushed.reference)
+
+        done_once(self.backbone_model, write)
+
+    def _write(
+        self, folder: Path, tensors: Mapping[str, Tensor], identity: Fingerprint, facts: dict[str, Any], save: Saver
+    ) -> None:
+        from deltahub.checkpoint.card import model_card
+
+        counts = {
+            "delta": sum(tensor.numel() for name, tensor in tensors.items() if is_delta_name(name)),
+            "total": sum(tensor.numel() for tensor in tensors.values()),
+        }
+        document = {
+            "format_version": 1,
+            "deltahub_version": VERSION,
+            "transformers_version": installed("transformers"),
+            "torch_version": installed("torch"),
+            **self.config.to_dict(),
+            "backbone_hash": identity.hash,
+            **_revision(self.backbone_model),
+            "parents": list(self._entry.parents),
+            "metadata": facts,
+        }
+        checkpoint.write(folder, document, tensors, identity, model_card(document, counts), save)
+        LOGGER.info("The delta has been saved in %s (%d tensors)", folder, len(tensors))
+
+    def _warn_of_uncalled(self) -> None:
+        """Warn about modules where the delta has never acted, so that nothing was trained there."""
+        if silent := uncalled(self.backbone_model, self._entry.name, self._entry.insertions):
+            LOGGER.warning(
+                "%r has never acted on %s%s: the backbone ran without calling it, so nothing was trained there. Leave such modules "
+                "out (exclude_modules) unless other inputs reach them.",
+                self._entry.name,
+                ", ".join(silent[:3]),
+                f" and {len(silent) - 3} more" if len(silent) > 3 else "",
+            )
+
+    def _warn_if_whole(self, tensors: Mapping[str, Tensor]) -> None:
+        """Warn if nothing is frozen: the whole backbone would be saved as a delta."""
+        own = [name for name, _ in own_parameters(self.backbone_model)]
+        if own and all(name in tensors for name in own):
+            LOGGER.warning(
+                "Every parameter of the backbone is trainable, so all of them are saved with the delta. "
+                "Call freeze_module(exclude=['deltas', ...]) before training to save only what is trained."
+            )
+
+    @classmethod
+    def from_finetuned(
+        cls,
+        finetuned_delta_path: str | os.PathLike[str],
+        backbone_model: nn.Module,
+        delta_config: DeltaConfig | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        *model_args: Any,
+        force_download: bool = False,
+        check_hash: bool | str = True,
+        local_files_only: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """Put a saved delta on a backbone, which must be the one that it was trained on.
+
+        Order: find, check every byte, check the config, check the backbone, plan every insertion, then insert and fill.
+        A refusal leaves the backbone unchanged. Afterwards the backbone is frozen except for the parameters of
+        deltas, and in eval mode unless it carried a delta before, which may be in training.
+
+        Args:
+            finetuned_delta_path: a folder, a reference such as ``"DeltaHub/sst2-t5-base@champion"``, or a link.
+            backbone_model: the model to put it on.
+            delta_config: a config to use instead of the saved one.
+            cache_dir: the cache for pulled deltas, if not the default one.
+            state_dict: tensors to use instead of the saved ones.
+            force_download: fetch it again even if it is in the cache.
+            check_hash: True to require exactly the same backbone, ``"structure"`` to accept other values under the same names
+                and shapes, False for no check.
+            local_files_only: use only files on this machine.
+            kwargs: `allow_pickle` to read OpenDelta's `pytorch_model.bin`; `name` for the delta's name on the backbone;
+                `dtype` for its parameters, by default that of the saved tensors, and float32 for PEFT's; and options that replace
+                those of the config.
+
+        Raises:
+            NotFoundError: no source has it.
+            IntegrityError: its bytes are not the ones that were saved or published.
+            FingerprintMismatch: the backbone is another one.
+            CheckpointError: its tensors do not fit.
+            ConfigError: a value in its config, or an option given here, is invalid.
+        """
+        if model_args:
+            msg = f"from_finetuned takes no further positional arguments, got {model_args!r}. Pass them by name."
+            raise ConfigError(msg)
+        if not isinstance(backbone_model, nn.Module):
+            found = type(backbone_model).__name__  # type: ignore[unreachable]
+            msg = f"backbone_model is of type {found}; expected a model of PyTorch. Load it first, e.g. with from_pretrained."
+            raise ConfigError(msg)
+        delta = load(
+            cls._class_for,
+            finetuned_delta_path,
+            backbone_model,
+            config=delta_config,
+            tensors=state_dict,
+            check_hash=check_hash,
+            where={"cache_dir": cache_dir, "force": force_download, "local_files_only": local_files_only},
+            options=kwargs,
+        )
+        return cast("Self", delta)
+
+    @classmethod
+    def _class_for(cls, delta_type: str) -> type[Any]:
+        """Return this class if it loads the delta type; raise ConfigError otherwise."""
+        own = getattr(cls, "delta_type", "")
+        if own != delta_type:
+            msg = f"{cls.__name__} loads deltas of type {own!r}, and this one is {delta_type!r}. Use AutoDeltaModel."
+            raise ConfigError(msg)
+        return cls
+
+
+def _check_savable(tensors: Mapping[str, Tensor]) -> None:
+    refuse_without_values(tensors, tensors)
+    if wrong := not_finite(tensors):
+        msg = f"The delta was not saved: {'; '.join(wrong[:3])}. Training diverged; go back to an earlier state."
+        raise CheckpointError(msg)
+
+
+def _revision(backbone: nn.Module) -> dict[str, str]:
+    """Return the backbone's commit from transformers, if known."""
+    commit = getattr(getattr(backbone, "config", None), "_commit_hash", None)
+    return {"backbone_revision": commit} if isinstance(commit, str) and commit else {}
+
+
+def installed(package: str) -> str:
+    """Return the version of an installed package; ``"unknown"`` if it runs from its source."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

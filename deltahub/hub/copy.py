@@ -1,0 +1,87 @@
+"""Copies of deltas from a DeltaHub hub into a registry: all versions, aliases, tags and history, all bytes verified."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+
+from deltahub.errors import ConfigError, ConflictError, IntegrityError, NotFoundError
+from deltahub.files.atomic import scratch
+from deltahub.registry.amend import DESCRIPTION
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version
+from deltahub.registry.mirror import Copied
+from deltahub.registry.reconcile import merged
+from deltahub.registry.registry import Registry
+from deltahub.registry.search.query import Query
+from deltahub.registry.summary import CARD_FACTS, summary_of
+from deltahub.sources.huggingface import HuggingFace
+from deltahub.sources.huggingface.history import names
+from deltahub.stores.base import Progress, Source
+
+
+def copy_from_hub(
+    source: HuggingFace, target: Registry, paths: Collection[str] | None = None, progress: Progress | None = None
+) -> Iterator[Copied]:
+    """Copy deltas one by one; existing objects are not fetched again, so an interrupted copy resumes.
+
+    Args:
+        paths: which to copy, ``"namespace/name"``; None for all deltas that the hub lists.
+
+    Raises:
+        ConfigError: it is another hub of the protocol, which has no history in a form for a registry.
+        ConflictError: a version has other content in the target, or the name leads to another delta there.
+        IntegrityError: the hub sends other bytes. Deltas copied before stay.
+        NotFoundError: the hub has no such delta.
+    """
+    known = target.known_names()
+    for path in paths if paths is not None else [entry.name for entry in source.search(Query(sort="name"))[0]]:
+        theirs = names(source.calls, path, f"Copying {path}").document
+        if theirs is None:
+            msg = (
+                f"{source.place} is not a hub of DeltaHub, so it does not say the whole history of {path}. Pull what you want of it, and "
+                "push it to the registry."
+            )
+            raise ConfigError(msg)
+        if not (theirs.versions or theirs.removed):
+            raise NotFoundError(
+                f"{source.name}:{path}", (f"{source.place}: a new repo to which nothing was pushed yet",)
+            )
+        target.refuse_twin(theirs.name, known)
+        yield _copy(source, target, theirs, progress)
+
+
+def _copy(source: HuggingFace, target: Registry, theirs: ReferenceDocument, progress: Progress | None) -> Copied:
+    path = theirs.name
+    mine = target.current(path)[0] or ReferenceDocument(path)
+    if mine.name != path:
+        raise ConflictError(f"The name {path}", "a delta of that name", f"an old name of {mine.name}")
+    merged(mine, theirs, *target.stamp())  # a conflict must be found before anything is transferred
+    versions: dict[str, Version] = {}
+    objects: dict[str, Source] = {}
+    with scratch() as folder:
+        for name, entry in theirs.versions.items():
+            if name in mine.versions or name in mine.removed:
+                known = mine.versions.get(name)
+                versions[name] = _with_summary(entry, known.summary) if known else entry
+                continue
+            found = source.version(path, entry.digest)
+            if found.digest != entry.digest:
+                raise IntegrityError(f"{path}@{name} in {source.place}", entry.digest, found.digest)
+            for file in found.manifest.files:
+                if file.sha256 not in objects:
+                    objects[file.sha256] = folder / file.sha256
+                    found.fetch(file, folder / file.sha256, progress)
+            objects[entry.digest.removeprefix("sha256:")] = found.manifest.to_bytes()
+            versions[name] = _with_summary(entry, summary_of(found.manifest))
+        whole = replace(theirs, versions=versions)
+        size = sum(len(data) if isinstance(data, bytes) else data.stat().st_size for data in objects.values())
+        changed = target.add(objects, path, lambda now: merged(now, whole, *target.stamp()))
+    new = tuple(name for name in versions if name not in mine.versions and name not in mine.removed)
+    return Copied(path, new, changed != mine, size)
+
+
+def _with_summary(entry: Version, summary: Mapping[str, object]) -> Version:
+    """Return a version as its hub says it, which leaves out of the summary what its manifest says."""
+    pushed = {key: value for key, value in summary.items() if key not in (DESCRIPTION, CARD_FACTS)}
+    return replace(entry, summary={**pushed, **entry.summary})

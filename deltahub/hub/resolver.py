@@ -1,0 +1,261 @@
+"""Resolution of references over all sources.
+
+A name without a source is looked up in one source after the other, and the first that has it wins. A private name is not
+looked up in a public source (`private_names`). A source that does not answer ends the search: it may have a delta of that name, and
+no other source stands in for it. Without the network, a reference has the meaning of its last pull by that name.
+
+A version keeps its digest for ever. If a source returns other content for a version than before, it is refused; if an alias or
+"latest" moved to an older version than before, a warning is logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, TypeVar
+
+from deltahub.cache.remembered import CachedNames, Seen
+from deltahub.checkpoint.manifest import FileEntry
+from deltahub.errors import (
+    ConfigError,
+    DeltaHubError,
+    IntegrityError,
+    NotCachedError,
+    NotFoundError,
+    NoVersionError,
+    RemovedError,
+    UnreachableError,
+)
+from deltahub.hub.private_names import PrivateNames
+from deltahub.link import Link
+from deltahub.log import LOGGER
+from deltahub.reference import Reference, is_digest, is_version
+from deltahub.registry.commit_message import commit_id
+from deltahub.registry.entries import Version, number
+from deltahub.sources.base import Resolved, Source
+from deltahub.sources.catalog import Choice
+from deltahub.stores.base import Progress
+
+T = TypeVar("T")
+_BACK: Final = "It went back."
+_NEAR: Final = 5  # the most similar names in a message
+
+
+class Resolver:
+    """Resolver of references.
+
+    Args:
+        choice: the sources.
+        names: the meanings of references at their last pull.
+    """
+
+    def __init__(self, choice: Choice, names: CachedNames) -> None:
+        self._choice = choice
+        self._names = names
+        self.signed: Callable[[str | None], object] = lambda _: False  # whether a source requires signatures
+        self._private = PrivateNames(choice, names)
+
+    def ask(self, reference: Reference, ask: Callable[[Source], T], recall: Callable[[Seen], T] | None = None) -> T:
+        """Return an answer from the source of a delta: the named one, or else the first that has it.
+
+        Args:
+            ask: asks one source.
+            recall: makes the answer from the meaning of the reference at its last pull; None if that is not acceptable.
+
+        Raises:
+            NotFoundError: no source has it; the message lists the searched places and the nearest names.
+            NotCachedError: the network may not be used, and it was never pulled by this name.
+            UnreachableError: a source that may have it does not answer, and it was never pulled by this name.
+        """
+        misses: list[NotFoundError] = []
+        asked: list[Source] = []
+        for source in self._choice.candidates(reference):
+            if why := self._choice.forbidden(source):
+                if recall and (seen := self._recalled(reference)):
+                    LOGGER.info("%s, so %s is what it was when last pulled: %s", why, reference, seen.reference)
+                    return recall(seen)
+                raise self._not_cached(reference, source, why, misses)
+            if withheld := self._private.withheld(reference, source, asked):
+                misses.append(withheld)
+                continue
+            try:
+                return ask(source)
+            except UnreachableError as error:
+                if recall and (seen := self._recalled(reference)):
+                    LOGGER.warning(
+                        "%s Until then %s is what it was when last pulled: %s", error, reference, seen.reference
+                    )
+                    return recall(seen)
+                raise _stopped(reference, source, error, _nearest(misses)) from error
+            except (NoVersionError, RemovedError):
+                raise
+            except NotFoundError as error:
+                misses.append(error)
+                asked.append(source)
+        raise NotFoundError(f"The delta {reference}", _places(misses), _nearest(misses))
+
+    def resolve(self, reference: Reference, *, fresh: bool = False) -> Resolved:
+        """Return the version that a reference means.
+
+        Args:
+            fresh: do not fall back to the meaning at its last pull.
+
+        Raises:
+            NotFoundError: no source has it, or the first that has it lacks the version.
+            IntegrityError: the manifest is damaged, or this version had other content when it was last pulled.
+            ConfigError: it came from one of the user's own sources before, and now only a public one has it.
+        """
+        found = self.ask(reference, lambda source: source.resolve(reference), None if fresh else self._from_cache)
+        if reference.source is None:
+            self._compare_origin(reference, found)
+        self._compare_versions(reference, found)
+        return found
+
+    def remember(self, wanted: Reference | Link, found: Resolved) -> None:
+        """Record the current meaning of a reference or a link."""
+        exact = found.reference
+        place = exact.shown if isinstance(exact, Link) else self._choice.source(exact.source).place
+        self._names.remember(wanted, Seen(exact, found.digest, place))
+
+    def _recalled(self, reference: Reference) -> Seen | None:
+        """Return the meaning of a reference at its last pull, if its source is still in use and the delta is cached."""
+        seen = self._names.recall(reference)
+        if seen is None or self._names.manifest(seen.digest) is None:
+            return None
+        name = _exact(seen.reference).source
+        if reference.source is None and name not in self._choice.names(reference.namespace):
+            return None
+        return seen if self._choice.source(name).place == seen.place else None
+
+    def _from_cache(self, seen: Seen) -> Resolved:
+        manifest = self._names.manifest(seen.digest)
+        assert manifest is not None
+        exact = _exact(seen.reference)
+
+        def fetch(entry: FileEntry, into: Path, progress: Progress | None) -> None:
+            source = self._choice.source(exact.source)
+            if why := self._choice.forbidden(source):
+                raise self._not_cached(exact, source, f"It is damaged in the cache. {why}", [])
+            msg = f"{exact} is damaged in the cache, and {source.place} gives no answer. Repeat later."
+            raise UnreachableError(msg)
+
+        return Resolved(exact, seen.digest, manifest, fetch)
+
+    def _compare_origin(self, reference: Reference, found: Resolved) -> None:
+        """Warn if a name comes from another place than before; refuse it if that is a public source where anybody may take the name."""
+        exact = _exact(found.reference)
+        before = self._names.origin(reference.path)
+        place = self._choice.source(exact.source).place
+        if before is None or before.place == place or before.digest == found.digest:
+            return
+        was, public = _exact(before.reference), self._choice.rules.public
+        told = f"{reference.path} came from {before.place} when it was last pulled by this name, and comes from {place} now."
+        if exact.source in public and was.source not in public:
+            msg = (
+                f"{told} Anybody can take a name there, so it does not take the other's place. "
+                f"If it is what you mean, name it: {exact.source}:{reference.anywhere()}"
+            )
+            raise ConfigError(msg)
+        LOGGER.warning("%s Name the source to be sure, or lock it: deltahub lock %s", told, was.at(None))
+
+    def _compare_versions(self, reference: Reference, found: Resolved) -> None:
+        """Refuse a version with other content than before; warn of an alias or "latest" that went back.
+
+        A reference with a digest chooses the content, and from then on the version means that.
+        """
+        asked, exact = reference.version, _exact(found.reference)
+        if asked and is_digest(asked):
+            return
+        source = self._choice.source(exact.source)
+        moves = not (asked and is_version(asked))
+        for name in (exact, replace(reference, source=exact.source), reference.anywhere()):
+            before = self._names.recall(name)
+            if before is None or before.place != source.place:
+                continue
+            if before.digest != found.digest and not (moves and name is not exact):
+                raise _changed(name, before, found)
+            past = _exact(before.reference)
+            if past.path == exact.path and (back := _went_back(source, before, found)):
+                if self.signed(exact.source):
+                    self._refuse_earlier_copy(exact, past)
+                LOGGER.warning("%s is %s now; it was %s when it was last pulled. %s", reference, exact, past, back)
+                return
+
+    def _refuse_earlier_copy(self, exact: Reference, past: Reference) -> None:
+        """Refuse a document without a version that was pulled before: signatures do not tell an old document from a new one."""
+        document = self._choice.source(exact.source).document(exact.path)
+        if past.version not in {*document.versions, *document.removed}:
+            remedy = (
+                "An earlier copy of its document was put back. Ask its owner. If it was restored on purpose, pull a version "
+                f"by its digest: deltahub pull {exact.at(document.versions[exact.version or ''].digest)}"
+            )
+            found = f"{exact}, and nothing about {past.version}"
+            raise IntegrityError(f"The history of {exact.path}", str(past), found, remedy)
+
+    def _not_cached(
+        self, reference: Reference, source: Source, why: str, misses: list[NotFoundError]
+    ) -> NotCachedError:
+        places = (*_places(misses), f"what was pulled from {source.place}")
+        near = dict.fromkeys((*_nearest(misses), *self._names.near(reference.path)))
+        return NotCachedError(f"The delta {reference}", places, tuple(near), str(reference), why)
+
+
+def _exact(reference: object) -> Reference:
+    assert isinstance(reference, Reference)  # links are stored separately
+    return reference
+
+
+def _went_back(source: Source, before: Seen, found: Resolved) -> str | None:
+    """Return a sentence if a version precedes the earlier one, else None; a hub with commits is asked for their order."""
+    now, past = str(_exact(found.reference).version), str(_exact(before.reference).version)
+    if is_version(now) and is_version(past):
+        return _BACK if number(now) < number(past) else None
+    if now == past or before.digest == found.digest:
+        return None
+    try:
+        entries = [*source.document(_exact(found.reference).path).versions.values()]
+    except DeltaHubError:  # the order is unknown
+        return None
+    at, was_at = _place(entries, now, found.digest), _place(entries, past, before.digest)
+    if at is None:  # on another branch
+        return None
+    if was_at is None:
+        return "Its history was rewritten, and that is not in it any more."
+    return _BACK if at < was_at else None
+
+
+def _place(entries: Sequence[Version], commit: str, digest: str) -> int | None:
+    """Return the position of a commit among a delta's versions, oldest first; None if it is not among them."""
+    names = {digest, f"commit:{commit}"}
+    found = [place for place, it in enumerate(entries) if it.digest in names or commit_id(it.digest) == commit]
+    return found[-1] if found else None
+
+
+def _changed(name: Reference, before: Seen, found: Resolved) -> IntegrityError:
+    exact = _exact(found.reference)
+    remedy = (
+        "A version keeps its digest for ever, and this one had another when it was last pulled: the delta was deleted and "
+        "made anew, or an old copy of its registry was restored. Ask its owner. If the new content is right, pull it by "
+        f"its digest: deltahub pull {exact.at(found.digest)}"
+    )
+    return IntegrityError(f"The history of {name}", before.digest, found.digest, remedy)
+
+
+def _stopped(reference: Reference, source: Source, error: UnreachableError, near: tuple[str, ...]) -> UnreachableError:
+    if reference.source:
+        return error
+    close = f" The nearest names elsewhere are: {', '.join(near)}." if near else ""
+    msg = (
+        f"{error} {reference} may be there, so it is looked for nowhere else.{close} Name the source that you mean, "
+        f"or turn this one off: deltahub source disable {source.name}"
+    )
+    return UnreachableError(msg)
+
+
+def _places(misses: Iterable[NotFoundError]) -> tuple[str, ...]:
+    return tuple(place for miss in misses for place in miss.looked_in)
+
+
+def _nearest(misses: Iterable[NotFoundError]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for miss in misses for name in miss.nearest))[:_NEAR]

@@ -1,0 +1,62 @@
+"""Integrity checks of a stored reference document: its schema, its checksum and its internal references."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from deltahub.errors import CheckpointError, IntegrityError
+from deltahub.files.checksums import unsealed
+
+SCHEMA: Final = "reference.v1"
+SCHEMA_VERSION: Final = 1
+# For a document with an amended version, which earlier releases refuse with the advice to update; version 2 does not exist.
+AMENDED_VERSION: Final = 3
+
+
+def read_whole(data: bytes, name: str = "") -> Mapping[str, Any]:
+    """Return a stored reference document as JSON, checked by the schema `reference.v1`.
+
+    Args:
+        name: the name it is stored under, ``"namespace/name"``, for messages.
+
+    Raises:
+        IntegrityError: it is not a valid reference document.
+        CheckpointError: a later deltahub wrote it.
+    """
+    document, wrong = unsealed(data, SCHEMA)
+    if wrong := wrong or _dangling(document):
+        raise _unreadable(name, wrong, document)
+    found: Mapping[str, Any] = document
+    return found
+
+
+def _unreadable(name: str, wrong: str, document: Any) -> CheckpointError | IntegrityError:
+    what = f"The reference document of {name}" if name else "A reference document"
+    schema = document.get("schema_version") if isinstance(document, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA_VERSION and schema != AMENDED_VERSION:
+        msg = f"{what} has schema_version {schema}; this deltahub reads {AMENDED_VERSION}. Update deltahub."
+        return CheckpointError(msg)
+    remedy = (
+        f"Restore refs/{name or '...'}.json in its registry from a copy, or move it away and push the delta again; the files "
+        "of its versions are stored apart."
+    )
+    return IntegrityError(what, "versions, aliases, tags and a log", wrong, remedy)
+
+
+def _dangling(document: Mapping[str, Any]) -> str | None:
+    """Return the first inconsistency, such as an alias of a missing version or a number used twice; None if there is none."""
+    removed, moved = document.get("removed", {}), document.get("moved_to")
+    if twice := sorted(removed.keys() & document["versions"].keys()):
+        return f"{twice[0]} is there and removed at once"
+    if bool(moved) == bool(document["versions"] or removed):
+        return f"versions beside the new name {moved}" if moved else "no version"
+    if moved and "moving" in document:
+        return f"a rename that is not done beside the new name {moved}"
+    for alias, version in document["aliases"].items():
+        if version not in document["versions"]:
+            return f"the alias {alias!r} of {version}, which is not there"
+    for branch, version in document.get("branches", {}).items():
+        if version not in document["versions"]:
+            return f"the branch {branch!r} of {version}, which is not there"
+    return None

@@ -1,0 +1,123 @@
+"""Edits of aliases and tags, and undo of the last alias move.
+
+A change that loses a race is applied again to the winner's document, unless the winner moved the same alias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from enum import Enum
+from typing import Final
+
+from deltahub.errors import ConflictError, NotFoundError
+from deltahub.files.reserve import freeing
+from deltahub.reference import check_alias, check_tag
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Move, Version
+from deltahub.registry.registry import Registry
+
+
+class Anything(Enum):
+    """The default of `expect`: any value is accepted."""
+
+    ANYTHING = "anything"
+
+
+ANYTHING: Final = Anything.ANYTHING
+
+
+def set_alias(
+    registry: Registry, path: str, alias: str, version: str | None, *, expect: str | Anything | None = ANYTHING
+) -> ReferenceDocument:
+    """Point an alias to a version, or remove it with None.
+
+    Args:
+        expect: the version that it must point to now, None if it must not exist; by default any.
+
+    Raises:
+        ConflictError: it points elsewhere, or was moved by somebody else in the meantime. Nothing was changed.
+        StorageError: the store is full or not writable. Only removing an alias spends the reserve: its version can go then.
+    """
+    if version is not None:
+        check_alias(alias)
+    target: str | None = None
+    full = False
+
+    def spend() -> bool:
+        nonlocal full
+        full = True
+        return version is None and registry.store.spend_reserve()
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        nonlocal expect, target
+        now = document.aliases.get(alias)
+        if full and now is None:  # it was swapped already when the disk was found to be full
+            return document
+        if not isinstance(expect, Anything) and now != document.expected(expect):
+            raise ConflictError(f"The alias {document.name}@{alias}", expect, now)
+        if version is None and now is None:
+            known = f"aliases {', '.join(document.aliases) or 'none'}"
+            raise NotFoundError(f"The alias {document.name}@{alias}", (known,))
+        if version is not None and target is None:  # "latest" is resolved once, at the first attempt
+            target = document.resolve(version)
+        expect = now
+        return document.with_alias(alias, target and document.resolve(target), *registry.stamp())
+
+    return freeing(spend, lambda: registry.update(path, change))
+
+
+def set_tags(
+    registry: Registry, path: str, version: str | None, add: Collection[str], remove: Collection[str]
+) -> Version:
+    """Add and remove tags of a version.
+
+    Raises:
+        NotFoundError: a tag to remove does not exist.
+    """
+    add = [*map(check_tag, add)]
+    name = ""
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        nonlocal name
+        name = document.resolve(name or version)
+        known = document.versions[name].tags
+        if missing := [tag for tag in remove if tag not in known]:
+            what = f"The tag {missing[0]!r} of {document.name}@{name}"
+            raise NotFoundError(what, (f"tags {', '.join(known) or 'none'}",))
+        return document.with_tags(name, add, remove, *registry.stamp())
+
+    return registry.update(path, change).versions[name]
+
+
+def undo(registry: Registry, path: str) -> tuple[ReferenceDocument, Move]:
+    """Undo the last alias move; a second call undoes the one before.
+
+    Returns:
+        The new document and the undone move.
+
+    Raises:
+        NotFoundError: no move is left.
+        RemovedError: the version that the alias pointed to was removed.
+        ConflictError: an alias was moved concurrently. Nothing was changed.
+    """
+    taken: Move | None = None
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        nonlocal taken
+        move = document.last_alias_move()
+        if taken is not None and move != taken:
+            raise ConflictError(f"The last alias move of {document.name}", _said(taken), _said(move) if move else None)
+        if move is None:
+            raise NotFoundError(f"A move of an alias of {document.name}", ("its log",))
+        if move.before is not None:
+            document.resolve(move.before)
+        taken = move
+        return document.with_undone(move, *registry.stamp())
+
+    changed = registry.update(path, change)
+    assert taken is not None
+    return changed, taken
+
+
+def _said(move: Move) -> str:
+    return f"{move.what}: {move.before or 'nothing'} -> {move.after or 'nothing'}"

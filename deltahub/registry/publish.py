@@ -1,0 +1,191 @@
+"""Publishing of checkpoints, one or many at once.
+
+Many are published like one, objects first and documents last, but the slow steps happen once for all: one check of pending
+deletions, one sync of all files, one sync of all documents. An error is reported for its own checkpoint; the others are published.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltahub.checkpoint.manifest import Manifest, digest_of
+from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, StorageError
+from deltahub.reference import Reference, check_alias, check_tag
+from deltahub.registry import stamps
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version, merged_tags
+from deltahub.registry.gc_state import spare, store_spared
+from deltahub.registry.summary import summary_of
+from deltahub.stores.base import Progress, Source
+
+if TYPE_CHECKING:
+    from deltahub.registry.registry import Registry
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A checkpoint to publish.
+
+    Attributes:
+        reference: its name.
+        manifest: its manifest.
+        folder: the folder with the files of `manifest`.
+        tags: the tags of the version.
+        aliases: the aliases to point to it.
+        message: why it is pushed.
+        expect: alias to the version that it must point to now, None if it must not exist.
+    """
+
+    reference: Reference
+    manifest: Manifest
+    folder: Path
+    tags: Collection[str] = ()
+    aliases: Collection[str] = ()
+    message: str = ""
+    expect: Mapping[str, str | None] | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """The result of a publication.
+
+    Attributes:
+        document: the delta's reference document.
+        version: its version there.
+        new: whether its content is a new version.
+    """
+
+    document: ReferenceDocument
+    version: str
+    new: bool
+
+
+class Addition:
+    """The change that a publication makes to a registry; it can be applied again to a document that others changed.
+
+    Args:
+        publication: the checkpoint to publish.
+        time: the time of the push; likewise `author`.
+
+    Raises:
+        ReferenceSyntaxError: a tag or an alias is not well formed.
+    """
+
+    def __init__(self, publication: Publication, time: str, author: str) -> None:
+        manifest, data = publication.manifest, publication.manifest.to_bytes()
+        tags = merged_tags((), [*map(check_tag, publication.tags)])
+        message = stamps.text(publication.message)
+        self.digest = digest_of(data)
+        self.objects: dict[str, Source] = {entry.sha256: publication.folder / entry.path for entry in manifest.files}
+        self.objects[self.digest.removeprefix("sha256:")] = data
+        self.version, self.new = "", False
+        self._publication = publication
+        self._aliases = [*map(check_alias, publication.aliases)]
+        self._added = Version(self.digest, time, author, message, tags, summary_of(manifest))
+
+    def change(self, document: ReferenceDocument) -> ReferenceDocument:
+        """Return the document with the version and its aliases.
+
+        Raises:
+            ConflictError: an alias does not point to the expected version.
+        """
+        for alias, pointed in (self._publication.expect or {}).items():
+            if (now := document.aliases.get(alias)) != document.expected(pointed):
+                raise ConflictError(f"The alias {document.name}@{alias}", pointed, now)
+        changed, self.version = document.with_version(self._added)
+        self.new = self.version not in document.versions
+        for alias in self._aliases:
+            changed = changed.with_alias(alias, self.version, self._added.time, self._added.author)
+        return changed
+
+
+def publish_many(
+    registry: Registry, publications: Sequence[Publication], progress: Progress | None = None
+) -> list[Published | DeltaHubError]:
+    """Publish many checkpoints, those of one delta in their order.
+
+    Returns:
+        For each its result, or the error that kept it from being published.
+
+    Raises:
+        StorageError: the store failed as a whole. Published versions are complete, and all can be published again.
+    """
+    done: dict[int, Published | DeltaHubError] = {}
+    additions: dict[int, Addition] = {}
+    names, stamp = registry.known_names(), registry.stamp()
+    for number, publication in enumerate(publications):
+        try:
+            additions[number] = Addition(publication, *stamp)
+            _require_files(publication)
+            registry.refuse_twin(publication.reference.path, names)
+        except DeltaHubError as error:
+            additions.pop(number, None)
+            done[number] = error
+    objects: dict[str, Source] = {}
+    for addition in additions.values():
+        objects.update(addition.objects)
+    try:
+        generation = store_spared(registry.store, objects, progress) if objects else 0
+    except IntegrityError as error:  # a file changed since its manifest was made: publish one by one to find it
+        if len(additions) > 1:
+            done.update({number: publish_many(registry, [publications[number]])[0] for number in additions})
+        else:
+            done.update(dict.fromkeys(additions, error))
+        return [done[number] for number in range(len(publications))]
+    done.update(_add(registry, publications, additions))
+    if objects and spare(registry.store, objects.keys()) != generation:
+        store_spared(registry.store, objects)
+    return [done[number] for number in range(len(publications))]
+
+
+def _add(
+    registry: Registry, publications: Sequence[Publication], additions: Mapping[int, Addition]
+) -> dict[int, Published | DeltaHubError]:
+    """Swap the documents of stored additions; several of one delta are one change."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for number in additions:
+        groups[publications[number].reference.path].append(number)
+    refused: dict[int, DeltaHubError] = {}
+
+    def together(numbers: Sequence[int]) -> Callable[[ReferenceDocument], ReferenceDocument]:
+        def change(document: ReferenceDocument) -> ReferenceDocument:
+            for number in numbers:
+                refused.pop(number, None)
+                try:
+                    document = additions[number].change(document)
+                except DeltaHubError as error:
+                    refused[number] = error
+            return document
+
+        return change
+
+    updated = registry.update_all({path: together(numbers) for path, numbers in groups.items()})
+    done: dict[int, Published | DeltaHubError] = {}
+    for path, numbers in groups.items():
+        found = updated[path]
+        for number in numbers:
+            addition = additions[number]
+            if isinstance(found, DeltaHubError):
+                done[number] = found
+            else:
+                done[number] = refused.get(number) or Published(found, addition.version, addition.new)
+    return done
+
+
+def _require_files(publication: Publication) -> None:
+    """Refuse a publication with missing or changed files before it delays the others."""
+    for entry in publication.manifest.files:
+        path = publication.folder / entry.path
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            msg = f"{path} cannot be read ({error.strerror}). Restore it, and push again."
+            raise StorageError(msg) from error
+        if size != entry.size:
+            raise IntegrityError(
+                str(path), f"{entry.size} bytes", f"{size} bytes", "It changed while it was published; repeat."
+            )

@@ -1,0 +1,100 @@
+"""Renaming of a delta: everything moves to the new name, and the old one becomes a redirect.
+
+First the old document records the move; from then on, every change to the delta finishes the move first. An interruption before
+that leaves the delta under its old name. A hub's record of the repository is copied ahead to the new name and also stays at the old
+one: a private delta is never public, at any time or under any name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from deltahub.errors import ConflictError, InUseError, NotFoundError
+from deltahub.reference import Reference
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Move, Moving
+from deltahub.registry.hub_records import REPOSITORIES, repository_key
+from deltahub.registry.registry import Registry, ref_key
+
+_ATTEMPTS: Final = 20  # lost races before giving up
+
+
+def rename(
+    registry: Registry, old: Reference, new: Reference, stamp: tuple[str, str] | None = None
+) -> ReferenceDocument:
+    """Rename a delta; the old name becomes a redirect.
+
+    Args:
+        stamp: the time and author of the rename; by default now and the current user.
+
+    Returns:
+        The document under the new name.
+
+    Raises:
+        NotFoundError: the delta does not exist.
+        InUseError: another delta or another repository of a hub has the new name. Nothing was changed.
+        ReferenceSyntaxError: the new name differs from another one in upper and lower case only.
+        ConflictError: others kept changing the delta. It still has its old name.
+    """
+    registry.refuse_twin(new.path)
+    decided: tuple[int, Move] | None = None  # the position and the entry of the rename in the log, once done
+    lost = 0
+    while True:
+        document, etag = registry.settled(old.path)
+        if document is None:
+            raise NotFoundError(old.path, (registry.place,))
+        done = decided and document.log[decided[0] : decided[0] + 1] == decided[1:]
+        if done or document.name == new.path:  # it may have changed or been renamed again since
+            registry.store.settle([ref_key(old.path), ref_key(new.path)])
+            return document
+        try:
+            moving = Moving(new.path, _free(registry, new.path, document), *(stamp or registry.stamp()))
+            _carry_record(registry, document.name, new.path, back=moving.over is not None)
+            registry.store.swap(ref_key(document.name), replace(document, moving=moving).to_bytes(), etag)
+        except ConflictError:
+            lost += 1
+            if lost == _ATTEMPTS:
+                raise
+            continue
+        except InUseError:
+            if registry.settled(old.path)[1] == etag:
+                raise
+            continue  # another process renamed it
+        decided = len(document.log), replace(document, moving=moving).renamed()[0].log[-1]
+
+
+def _carry_record(registry: Registry, old: str, new: str, *, back: bool) -> None:
+    """Copy a hub's record of a repository to its new name.
+
+    Args:
+        back: whether the delta had that name before, so that the record there is its own.
+
+    Raises:
+        InUseError: another repository has the new name.
+    """
+    known = REPOSITORIES.read(registry.store, repository_key(old))
+    if known is None:
+        return
+    there = REPOSITORIES.read(registry.store, repository_key(new))
+    if there and there[0] == known[0]:
+        return
+    if there and not back:
+        raise InUseError(old, f"{new} is another repository of a hub", "Choose a name that is free.")
+    REPOSITORIES.write(registry.store, repository_key(new), known[0], there[1] if there else None)
+
+
+def _free(registry: Registry, name: str, document: ReferenceDocument) -> str | None:
+    """Return the etag of a redirect to this delta under the new name, which may be replaced; None if the name is unused.
+
+    Raises:
+        InUseError: the name belongs to another delta or leads to one.
+    """
+    found = registry.store.read_tagged(ref_key(name))
+    if found is None:
+        return None
+    there = ReferenceDocument.from_bytes(found[0], name)
+    if there.moved_to == document.name:
+        return found[1]
+    user = f"{name} is {'the old name of ' + there.moved_to if there.moved_to else 'another delta'}"
+    raise InUseError(document.name, user, "Choose a name that is free.")

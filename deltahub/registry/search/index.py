@@ -1,0 +1,184 @@
+"""The search index: a SQLite file derived from the reference documents, never the source of truth.
+
+A missing, old or damaged index is rebuilt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from deltahub.checkpoint.backbone_fit import FITS, Tensors, fit
+from deltahub.checkpoint.backbone_record import Difference, Fingerprint
+from deltahub.errors import DeltaHubError
+from deltahub.files.permissions import make_folder, make_root, take_after
+from deltahub.registry.registry import Registry
+from deltahub.registry.search.conditions import INDEXED, Part, Value, fewest, ids, joined, order, parts
+from deltahub.registry.search.query import Query
+from deltahub.registry.search.refresh import Told, refresh
+from deltahub.registry.search.tables import connect
+from deltahub.stores.base import object_key
+from deltahub.stores.threads import spread
+
+T = TypeVar("T")
+
+INDEXES: Final = "index"  # folder of all indexes in the cache
+
+_MOST: Final = 2**63 - 1  # SQLite's largest integer
+_MANY: Final = 10_000  # from this many hits on, testing each delta fills a page sooner
+_DAMAGE: Final = (sqlite3.Error, TypeError, ValueError)  # errors of a damaged index
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of a list: the newest version of a delta.
+
+    Attributes:
+        name: ``"namespace/name"``.
+        version: the newest, e.g. ``"v3"``.
+        digest: the digest of its manifest.
+        tags: the tags of that version.
+        aliases: alias to version.
+        time: when it was pushed.
+        author: who pushed it.
+        summary: delta_type, backbone_class, backbone_checkpoint_name, size (bytes), parameters, metrics.
+        fit: how it fits the requested backbone; None if none was requested.
+    """
+
+    name: str
+    version: str
+    digest: str
+    tags: tuple[str, ...]
+    aliases: dict[str, str]
+    time: str
+    author: str
+    summary: dict[str, Any]
+    fit: Difference | None = None
+
+
+class Index:
+    """The index of one registry.
+
+    Args:
+        path: the SQLite file; created if missing.
+        registry: the registry to index.
+    """
+
+    def __init__(self, path: Path, registry: Registry) -> None:
+        self.path = path
+        self.registry = registry
+
+    @classmethod
+    def of(cls, registry: Registry, folder: Path) -> Index:
+        """Return a registry's index in a folder of several indexes, named after the registry's URL."""
+        place = hashlib.sha256(registry.store.url.encode()).hexdigest()[:32]
+        return cls(folder / f"{place}.sqlite3", registry)
+
+    def refresh(self) -> None:
+        """Bring the index up to date, so that the next search need not."""
+        self.read(lambda _: None)
+
+    def search(
+        self,
+        query: Query,
+        limit: int | None = None,
+        offset: int = 0,
+        backbone: Tensors | None = None,
+        told: Told | None = None,
+    ) -> tuple[list[Listed], int]:
+        """Return the deltas that match a query, in its order.
+
+        Args:
+            limit: the most to return; None for all.
+            offset: how many of the first to skip.
+            backbone: the tensors of a backbone that the deltas must fit.
+            told: called with the numbers of deltas indexed so far and in total, if there are any to index.
+
+        Returns:
+            The deltas, and how many match without the limit.
+        """
+
+        def ask(database: sqlite3.Connection) -> tuple[list[Listed], int]:
+            asked, decided = parts(query), dict[str | None, Difference]()
+            first = fewest(database, asked)
+            if backbone is not None:
+                decided = self._decided(database, *joined(asked, first), backbone)
+                able = [record or "" for record, found in decided.items() if query.near or found.level in FITS]
+                asked.append(Part("ifnull(record, '') IN (SELECT value FROM json_each(?))", (json.dumps(able),)))
+            wanted, values = ids(asked, first)
+            hits = database.execute(f"{wanted} LIMIT ?", [*values, _MANY]).fetchall()
+            total = len(hits)
+            if total < _MANY:  # the list is complete
+                where, values = "id IN (SELECT value FROM json_each(?))", [json.dumps([hit for (hit,) in hits])]
+            else:
+                total = database.execute(f"SELECT count(*) FROM ({wanted})", values).fetchone()[0]  # noqa: S608
+                where, values = joined(asked, None if query.sort in INDEXED else first)
+            page = f"SELECT id FROM deltas WHERE {where} ORDER BY {order(query)} LIMIT ? OFFSET ?"  # noqa: S608
+            place = [-1 if limit is None else min(limit, _MOST), min(offset, _MOST)]
+            chosen = database.execute(page, [*values, *place]).fetchall()
+            one_row = "SELECT row, record FROM deltas JOIN rows USING (id) WHERE id = ?"
+            rows = [database.execute(one_row, one).fetchone() for one in chosen]
+            return [_listed(row, decided.get(record)) for row, record in rows], total
+
+        return self.read(ask, told)
+
+    def _decided(
+        self, database: sqlite3.Connection, where: str, values: list[Value], backbone: Tensors
+    ) -> dict[str | None, Difference]:
+        """Compare each backbone record of the matching deltas with the backbone; many deltas share a record."""
+        rows = database.execute(f"SELECT DISTINCT record FROM deltas WHERE {where}", values)  # noqa: S608
+        records: list[str | None] = [record for (record,) in rows]
+
+        def decide(record: str | None) -> Difference:
+            try:
+                data = self.registry.store.read(object_key(record)) if record else None
+                expected = Fingerprint.from_bytes(data) if data else Fingerprint(())
+            except DeltaHubError:  # missing or damaged: `verify` reports it
+                expected = Fingerprint(())
+            return fit(expected, backbone)
+
+        return dict(zip(records, spread(decide, records, self.registry.store.at_once), strict=True))
+
+    def read(self, ask: Callable[[sqlite3.Connection], T], told: Told | None = None) -> T:
+        """Run a function on the database, once it is up to date.
+
+        Args:
+            ask: reads the tables; if the database is damaged, it is rebuilt and this is called again.
+            told: see `search`.
+        """
+        try:
+            return self._read(self.path, ask, told)
+        except _DAMAGE as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+                return self._read(":memory:", ask, told)  # another process still holds its lock
+            # Deleting the file loses nothing: it can be rebuilt.
+            for path in (self.path, Path(f"{self.path}-journal")):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+        try:
+            return self._read(self.path, ask, told)
+        except _DAMAGE:  # it cannot be rebuilt either: the cache is full or read-only
+            return self._read(":memory:", ask, told)
+
+    def _read(self, path: Path | str, ask: Callable[[sqlite3.Connection], T], told: Told | None) -> T:
+        folder, new = self.path.parent, not self.path.exists()
+        with contextlib.suppress(OSError):
+            make_root(folder.parent)
+            make_folder(folder.parent, folder)
+        with contextlib.closing(connect(path)) as database:
+            if new:
+                take_after(folder, [self.path])
+            with database:
+                refresh(database, self.registry, told)
+            return ask(database)
+
+
+def _listed(row: str, fit: Difference | None) -> Listed:
+    document = json.loads(row)
+    return Listed(**{**document, "tags": tuple(document["tags"])}, fit=fit)

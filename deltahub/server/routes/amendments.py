@@ -1,0 +1,52 @@
+"""Amending what is said about a version after its push, for clients of DeltaHub: clients of the Hugging Face Hub know no such thing."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from deltahub.registry.amend import Amendment, amend
+from deltahub.server.bodies import LARGE, text_field, with_json
+from deltahub.server.errors import REVISION_NOT_FOUND, Refusal
+from deltahub.server.repositories import may_change, open_repository
+from deltahub.server.routes.revisions import stamp_of
+from deltahub.server.telemetry import note
+
+
+def amend_version(request: Request, body: dict[str, Any]) -> Response:
+    """Change message, metrics, description or card of a version, and answer with what is said about it now.
+
+    Raises:
+        Refusal: there is no such version, or nothing that can be changed is named.
+    """
+    repository = open_repository(request, write=True)
+    version = repository.find(request.path_params["revision"])
+    if version is None:
+        raise Refusal(404, f"{repository.path} has no version yet. Push one first.", REVISION_NOT_FOUND)
+    amendment = _amendment(body)
+    document, version = amend(repository.state.registry, repository.path, version, amendment, stamp_of(request))
+    note(request, version=version, amended=", ".join(sorted(body)))
+    return JSONResponse({"version": version, "entry": document.versions[version].to_dict()})
+
+
+def _amendment(body: dict[str, Any]) -> Amendment:
+    texts = {key: text_field(body, key) for key in ("message", "description", "card") if body.get(key) is not None}
+    metrics = body.get("metrics", {})
+    values = metrics.values() if isinstance(metrics, dict) else ["not an object"]
+    if any(isinstance(it, bool) or not isinstance(it, int | float | None) for it in values):
+        raise Refusal(400, "'metrics' must be an object of names and numbers, or null for one that is to go.")
+    if not (texts or metrics):
+        raise Refusal(400, "Nothing is to be changed: expected message, metrics, description or card.")
+    return Amendment(metrics=metrics, **texts)
+
+
+routes: Final = [
+    Route(
+        "/api/deltahub/{namespace:part}/{name:part}/amend/{revision:part}",
+        with_json(amend_version, may_change, LARGE),
+        methods=["POST"],
+    ),
+]

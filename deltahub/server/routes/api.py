@@ -1,0 +1,38 @@
+"""All routes of the Hugging Face Hub protocol."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from deltahub.server.routes import (
+    amendments,
+    commits,
+    downloads,
+    identity,
+    lfs,
+    lifecycle,
+    listing,
+    packs,
+    preupload,
+    revisions,
+    trees,
+    unsupported,
+    uploads,
+)
+
+routes: Final = [
+    *unsupported.routes,  # first: its data set routes must not be matched as a repository's name
+    *identity.routes,
+    *lifecycle.routes,
+    *listing.routes,
+    *revisions.routes,
+    *trees.routes,
+    *preupload.routes,
+    *commits.routes,
+    *lfs.routes,
+    *uploads.routes,
+    *downloads.routes,
+    *packs.routes,
+    *amendments.routes,
+    *unsupported.last,
+]

@@ -1,0 +1,224 @@
+"""Endpoints that create, delete, move and hide repositories."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from deltahub.errors import ConflictError, ReferenceSyntaxError
+from deltahub.files.reserve import freeing
+from deltahub.reference import Reference
+from deltahub.registry import uploads
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.purge import forget, reuse_name
+from deltahub.registry.rename import rename
+from deltahub.server.access import caller_of, require_write, require_writer
+from deltahub.server.bodies import text_field, with_json
+from deltahub.server.errors import Refusal
+from deltahub.server.paths import MODEL
+from deltahub.server.records import Record
+from deltahub.server.repositories import (
+    Repository,
+    checked,
+    find_repository,
+    is_old_name,
+    lookup,
+    lookup_any_case,
+    may_change,
+    open_repository,
+)
+from deltahub.server.routes.revisions import stamp_of
+from deltahub.server.state import State, state_of
+
+# First segments of URLs with another meaning.
+RESERVED: Final = frozenset(
+    {"api", "datasets", "spaces", "kernels", "models", "buckets", "papers", "collections", "static"}
+)
+
+
+def create(request: Request, body: dict[str, Any]) -> Response:
+    """Create a repository without a version. A previous redirect from its name ends.
+
+    Raises:
+        Refusal: it exists already, or cannot be created.
+    """
+    refuse_other_types(body.get("type"))
+    path = f"{_namespace(request, body)}/{text_field(body, 'name')}"
+    namespace = path.partition("/")[0]
+    require_write(request, namespace)
+    checked(path)
+    if namespace.lower() in RESERVED:
+        raise Refusal(400, f"{namespace!r} is no namespace here: the address /{namespace} has a meaning of its own.")
+    state = state_of(request)
+    url = f"{state.base_url(request)}/{path}"
+    answer = {"url": url, "name": path, "id": path}
+    there = lookup_any_case(state, path)
+    reused = there is not None and is_old_name(path, there)
+    if there and not reused:
+        return _exists(there.path, f"{state.base_url(request)}/{there.path}")
+    _refuse_twin(state, path)
+    time, author = stamp_of(request)
+    private = body.get("visibility") == "private" or body.get("private") is True
+    made = Record(time, author, private)
+
+    def change(record: Record | None) -> Record:
+        if record is not None and not reused:  # an old name still has a record: see `deltahub.registry.rename`
+            raise Refusal(409, f"{path} exists already.")
+        return made
+
+    try:
+        state.records.change(path, change)
+        if reused:
+            reuse_name(state.registry, path, time)
+    except (Refusal, ConflictError):
+        return _exists(path, url)
+    return JSONResponse(answer)
+
+
+def _exists(path: str, url: str) -> Response:
+    message = f"{path} exists already."
+    return JSONResponse({"error": message, "url": url}, 409, {"X-Error-Message": message})
+
+
+def _namespace(request: Request, body: dict[str, Any]) -> str:
+    """Return the namespace of a request; by default the only one the caller may write to, or the caller's own name."""
+    if body.get("organization") not in (None, ""):
+        return text_field(body, "organization")
+    caller = caller_of(request)
+    only = sorted(caller.namespaces or ())
+    return only[0] if len(only) == 1 else caller.name or "anonymous"
+
+
+def _refuse_twin(state: State, path: str) -> None:
+    """Refuse a name that differs from an existing one only in upper and lower case."""
+    state.registry.refuse_twin(path)
+    if twin := next((name for name in state.records.names() if name != path and name.lower() == path.lower()), None):
+        msg = f"{path!r} and {twin!r}, which exists, differ only in upper and lower case. Use the existing writing."
+        raise ReferenceSyntaxError(msg)
+
+
+def refuse_other_types(kind: Any) -> None:
+    """Check that a repository is of type model.
+
+    Raises:
+        Refusal: it is of another type, which this hub does not support.
+    """
+    if kind not in (None, "model"):
+        raise Refusal(400, f"This hub holds repositories of the type model, not {kind!r}. Leave the type out.")
+
+
+def delete(request: Request, body: dict[str, Any]) -> Response:
+    """Delete a repository: its versions leave tombstones, and garbage collection removes their files later.
+
+    A private one leaves only the numbers of its versions, so that the next owner of the name reveals nothing about it.
+    """
+    refuse_other_types(body.get("type"))
+    path = f"{_namespace(request, body)}/{text_field(body, 'name')}"
+    repository = find_repository(request, path, write=True)
+    if is_old_name(path, repository):
+        raise Refusal(400, f"{path} was renamed: it is {repository.path} now. Delete it by that name if it shall go.")
+    time, author = stamp_of(request)
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        for alias in list(document.aliases):
+            document = document.with_alias(alias, None, time, author)
+        for branch in list(document.branches):
+            document = document.with_branch(branch, None, time, author)
+        for version in list(document.versions):
+            document = document.without_version(version, time, author, "the repository was deleted")
+        return document
+
+    registry = repository.state.registry
+    uploads.forget_all(registry.store, repository.path)  # first: it frees space, and prevents further commits
+    if repository.document.versions and repository.private:
+        forget(registry, repository.path, time)
+    elif repository.document.versions:
+        freeing(registry.store.spend_reserve, lambda: registry.update(repository.path, change))
+    uploads.forget_all(registry.store, repository.path)  # again: uploads may have arrived meanwhile
+    repository.state.records.delete(repository.path)
+    return JSONResponse({})
+
+
+def move(request: Request, body: dict[str, Any]) -> Response:
+    """Rename a repository; the old name redirects to it. A private one stays private under both names throughout.
+
+    Raises:
+        Refusal: the new name is taken.
+    """
+    refuse_other_types(body.get("type"))
+    old, new = find_repository(request, text_field(body, "fromRepo"), write=True), text_field(body, "toRepo")
+    namespace = new.partition("/")[0]
+    require_write(request, namespace)
+    checked(new)
+    state = old.state
+    if new == old.path:
+        return JSONResponse({})
+    there = lookup(state, new)
+    # An interrupted move may be repeated.
+    begun = there and not there.document.versions and old.document.versions and there.record == old.record
+    if namespace.lower() in RESERVED or (there and there != old and not begun):
+        raise _taken(new)
+    _refuse_twin(state, new)
+
+    def change(record: Record | None) -> Record:
+        assert old.record
+        if record not in (None, old.record):
+            raise _taken(new)
+        return old.record
+
+    if old.document.versions:
+        rename(state.registry, _reference(old.path), _reference(new), stamp_of(request))
+    else:
+        state.records.change(new, change)
+        state.records.delete(old.path)
+    return JSONResponse({})
+
+
+def _taken(name: str) -> Refusal:
+    return Refusal(409, f"{name} is taken. Choose another name.")
+
+
+def _reference(path: str) -> Reference:
+    namespace, _, name = path.partition("/")
+    return Reference(namespace, name)
+
+
+def settings(request: Request, body: dict[str, Any]) -> Response:
+    """Make a repository private or public.
+
+    Raises:
+        Refusal: the request changes an unsupported setting.
+    """
+    repository = open_repository(request, write=True)
+    wanted: bool | None = body.get("private") if isinstance(body.get("private"), bool) else None
+    if "visibility" in body:
+        visibility = text_field(body, "visibility")
+        if visibility not in ("private", "public"):
+            raise Refusal(400, f"A repository here is private or public, not {visibility!r}.")
+        wanted = visibility == "private"
+    if body.get("gated") not in (None, False):
+        raise Refusal(
+            400, "This hub has no gated repositories. Make it private, and give tokens to those who may see it."
+        )
+    if wanted is not None:
+        _set_private(request, repository, private=wanted)
+    return JSONResponse({"private": repository.private if wanted is None else wanted, "gated": False})
+
+
+def _set_private(request: Request, repository: Repository, *, private: bool) -> None:
+    def change(record: Record | None) -> Record:
+        known = record or Record(repository.created, stamp_of(request)[1])
+        return Record(known.created, known.author, private)
+
+    repository.state.records.change(repository.path, change)
+
+
+routes: Final = [
+    Route("/api/repos/create", with_json(create, require_writer), methods=["POST"]),
+    Route("/api/repos/delete", with_json(delete, require_writer), methods=["DELETE"]),
+    Route("/api/repos/move", with_json(move, require_writer), methods=["POST"]),
+    Route(f"{MODEL}/settings", with_json(settings, may_change), methods=["PUT"]),
+]

@@ -1,0 +1,214 @@
+"""The list of all repositories, and the information on a single one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from deltahub.checkpoint.checkpoint import CARD
+from deltahub.registry.commit_message import commit_id
+from deltahub.registry.search.index import Listed
+from deltahub.registry.search.query import Query
+from deltahub.server import paging
+from deltahub.server.access import Caller, caller_of
+from deltahub.server.counted_responses import WholeJSONResponse, counted
+from deltahub.server.errors import Refusal
+from deltahub.server.paths import MODEL
+from deltahub.server.records import Record, may_be_private
+from deltahub.server.repositories import EMPTY, Commit, Repository, open_repository
+from deltahub.server.routes.model_info import DELTA, Facts, expanded, siblings
+from deltahub.server.routes.trees import LISTED, moment
+from deltahub.server.state import State, state_of
+
+LIST: Final = "X-DeltaHub-List"  # the header of a list as the registry has it: how many deltas there are on all pages
+_LONGEST: Final = 200  # letters of a search: each word is a condition of its own
+_MOST_FILES: Final = 25_000  # that a page of the list names
+_ORDERS: Final = {"createdAt": "created", "lastModified": "modified"}
+
+
+def list_models(request: Request) -> Response:
+    """List the visible repositories that match a query, newest first, in pages."""
+    state, query = state_of(request), request.query_params
+    if asked := query.get(DELTA):
+        return list_deltas(request, Query.from_json(asked))
+    found = [facts for facts in _all(request, state) if _meant(facts, request)]
+    order = _ORDERS.get(query.get("sort", ""), "modified")
+    found.sort(key=lambda facts: (getattr(facts, order), facts.path), reverse=query.get("direction") != "1")
+    start, count = paging.window(request)
+    shown: list[dict[str, Any]] = []
+    files = 0
+    for facts in found[start : start + count]:
+        shown.append(_shown(request, state, facts))
+        files += len(shown[-1].get("siblings", ()))
+        if files > _MOST_FILES:
+            count = len(shown)  # continued on the next page
+            break
+    return paging.page(request, shown, start=start, count=count, total=len(found))
+
+
+def list_deltas(request: Request, query: Query) -> Response:
+    """The lines that a list of the registry has for what the caller may see, in its order, page by page."""
+    _refuse_long(query.text)
+    found = [listed for listed, _ in _committed(request, state_of(request), query)]
+    start, count = paging.window(request)
+    shown = [{"id": listed.name, DELTA: asdict(listed)} for listed in found[start : start + count]]
+    answer = paging.page(request, shown, start=start, count=count, total=len(found))
+    answer.headers[LIST] = str(len(found))
+    return answer
+
+
+def my_repositories(request: Request) -> Response:
+    """List the repositories that the caller may change, or those of a namespace, with the size of the newest version.
+
+    Raises:
+        Refusal: the request came without a token.
+    """
+    caller, namespace = caller_of(request), request.path_params.get("namespace")
+    if caller.anonymous:
+        raise Refusal(401, "This needs a token, and none came with the request. Log in with `hf auth login`.")
+    found = [facts for facts in _all(request, state_of(request)) if _mine(facts, caller, namespace)]
+    start, count = paging.window(request)
+    shown = [
+        {
+            "id": facts.path,
+            "type": "model",
+            "updatedAt": moment(facts.modified),
+            "visibility": "private" if facts.private else "public",
+            "storage": facts.summary.get("size", 0),
+        }
+        for facts in found[start : start + count]
+    ]
+    return paging.page(request, shown, start=start, count=count, total=len(found))
+
+
+def _mine(facts: Facts, caller: Caller, namespace: str | None) -> bool:
+    own = facts.path.partition("/")[0]
+    return own == namespace if namespace else caller.may_write(own)
+
+
+def _all(request: Request, state: State) -> Iterator[Facts]:
+    """Yield the repositories that the caller may see and that match the search words by name or content."""
+    caller, records = caller_of(request), state.records.all()
+    search = request.query_params.get("search", "")
+    _refuse_long(search)
+    committed = set[str]()
+    for listed, private in _committed(request, state, Query(text=search)):
+        committed.add(listed.name)
+        yield _listed(listed, records.get(listed.name), private=private)
+    for path, record in records.items():
+        words = search.lower().split()
+        if record is None or path in committed or not all(word in path.lower() for word in words):
+            continue
+        if caller.may_read(path.partition("/")[0], private=may_be_private(record) or path in state.records.private()):
+            found = state.registry.stored(path)
+            if found is None or not (found.versions or found.moved_to):
+                yield Facts(path, commit_id(EMPTY.digest), record.created, record.created, record.private, (), {}, {})
+
+
+def _committed(request: Request, state: State, query: Query) -> Iterator[tuple[Listed, bool]]:
+    """The deltas that a query means and the caller may see, and whether each is private."""
+    caller = caller_of(request)
+    hidden = {path for path, record in state.records.all().items() if may_be_private(record)}
+    found = state.index.search(query)[0]
+    # What was made since then is in the index; what was deleted since then, still in the records that were read before.
+    hidden |= state.records.private()
+    for listed in found:
+        private = listed.name in hidden
+        if caller.may_read(listed.name.partition("/")[0], private=private):
+            yield listed, private
+
+
+def _refuse_long(search: str) -> None:
+    if len(search) > _LONGEST:
+        raise Refusal(400, f"A search has {_LONGEST} letters at most, got {len(search):,}. Search for less at once.")
+
+
+def _listed(listed: Listed, record: Record | None, *, private: bool) -> Facts:
+    summary = {key: value for key, value in listed.summary.items() if key != "card"}
+    created = record.created if record else listed.time
+    card = listed.summary.get("card") or {}
+    digest = listed.digest
+    return Facts(listed.name, commit_id(digest), created, listed.time, private, listed.tags, summary, card, listed)
+
+
+def _meant(facts: Facts, request: Request) -> bool:
+    query = request.query_params
+    wanted = [tag for text in query.getlist("filter") for tag in text.split(",") if tag]
+    wanted += [text for text in query.getlist("pipeline_tag") if text]
+    if (author := query.get("author")) and facts.path.partition("/")[0].lower() != author.lower():
+        return False
+    return not wanted or set(wanted) <= set(facts.all_tags())
+
+
+def _shown(request: Request, state: State, facts: Facts) -> dict[str, Any]:
+    query = request.query_params
+    wanted = query.getlist("expand")
+    found = facts.to_dict()
+    full = query.get("full", "").lower() == "true"
+    if not (full or query.get("cardData", "").lower() == "true" or {"cardData", "siblings"} & set(wanted)):
+        return expanded(found, wanted)
+    document = state.registry.stored(facts.path)
+    version = (
+        next((e for e in document.versions.values() if commit_id(e.digest) == facts.sha), None) if document else None
+    )
+    files = state.manifest(version.digest).files if version else ()
+    card = next((state.card(entry.sha256, entry.size) for entry in files if entry.path == CARD), {})
+    return expanded({**found, "siblings": siblings(files), "cardData": facts.card_data(card)}, wanted)
+
+
+def facts_of(repository: Repository, commit: Commit) -> Facts:
+    """Return the information on a repository at a commit, including its card."""
+    entry = commit.entry
+    card = next((repository.state.card(e.sha256, e.size) for e in commit.manifest.files if e.path == CARD), {})
+    summary = {key: value for key, value in entry.summary.items() if key != "card"} if entry else {}
+    modified = entry.time if entry else repository.created
+    tags = entry.tags if entry else ()
+    return Facts(repository.path, commit.id, repository.created, modified, repository.private, tags, summary, card)
+
+
+def model_info(request: Request) -> Response:
+    """Answer with the information on a repository, at the head of its main branch or at a revision."""
+    repository = open_repository(request)
+    commit = repository.at(request.path_params.get("revision", "main"))
+    facts = facts_of(repository, commit)
+    return counted(request, LISTED * len(commit.manifest.files), lambda: _info(request, commit, facts))
+
+
+def _info(request: Request, commit: Commit, facts: Facts) -> Response:
+    files = commit.manifest.files
+    found = {
+        **facts.to_dict(),
+        "cardData": facts.card_data(facts.card),
+        "siblings": siblings(files, blobs="blobs" in request.query_params),
+        "spaces": [],
+        "usedStorage": commit.manifest.size,
+    }
+    if "securityStatus" in request.query_params:
+        found["securityRepoStatus"] = {"scansDone": False, "filesWithIssues": []}
+    if parameters := commit.manifest.parameters["total"]:
+        found["safetensors"] = {"parameters": _by_dtype(commit), "total": parameters}
+    return WholeJSONResponse(expanded(found, request.query_params.getlist("expand")))
+
+
+def _by_dtype(commit: Commit) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for tensor in commit.manifest.tensors:
+        values = 1
+        for size in tensor.shape:
+            values *= size
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + values
+    return counts
+
+
+routes: Final = [
+    Route("/api/settings/repositories", my_repositories),
+    Route("/api/organizations/{namespace:part}/settings/repositories", my_repositories),
+    Route("/api/models", list_models),
+    Route(MODEL, model_info),
+    Route(f"{MODEL}/revision/{{revision:part}}", model_info),
+]

@@ -1,0 +1,89 @@
+"""Upload mode of each file of a commit, and files that need not be sent."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pathspec import GitIgnoreSpec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from deltahub.checkpoint.manifest import FileEntry
+from deltahub.server.bodies import LARGE, with_json
+from deltahub.server.errors import Refusal
+from deltahub.server.ignore_rules import GITIGNORE, LARGEST, ignore_rules
+from deltahub.server.paths import MODEL
+from deltahub.server.pickles import refuse_pickle
+from deltahub.server.repositories import Repository, may_change, open_repository
+
+SMALL: Final = 1 << 20  # bytes up to which a file is sent inside the commit, in mode lfs
+_MOST: Final = 1000  # files per call
+
+
+def preupload(request: Request, body: dict[str, Any]) -> Response:
+    """Answer how each file is to be sent, and which content the repository has at its path.
+
+    To a hub without Xet, clients with Xet installed can send a file only inside the commit, and do not reveal that they have Xet.
+    So that is the default mode; the operator of the hub can choose another.
+    """
+    repository = open_repository(request, write=True)
+    files = body.get("files")
+    if not isinstance(files, list) or len(files) > _MOST:
+        raise Refusal(400, f"The body needs 'files', a list of at most {_MOST}.")
+    revision = request.path_params["revision"]
+    commit = repository.at(revision) if repository.document.versions else repository.commit(None)
+    known = {entry.path: entry for entry in commit.manifest.files}
+    rules = ignore_rules(_gitignore(repository, known, body), named=len(files) == 1)
+    return JSONResponse({"commitOid": commit.id, "files": [_told(repository, known, rules, file) for file in files]})
+
+
+def _gitignore(repository: Repository, known: Mapping[str, FileEntry], body: Mapping[str, Any]) -> str:
+    """Return the text of the .gitignore sent by the client, else of the one in the repository."""
+    if isinstance(sent := body.get("gitIgnore"), str):
+        return sent
+    entry = known.get(GITIGNORE)
+    if entry is None or not 0 < entry.size <= LARGEST:
+        return ""
+    return repository.state.read(entry, 0, entry.size).decode(errors="replace")
+
+
+def _told(repository: Repository, known: Mapping[str, FileEntry], rules: GitIgnoreSpec, file: Any) -> dict[str, Any]:
+    path, size, sample = (
+        (file.get(key) for key in ("path", "size", "sample")) if isinstance(file, dict) else (None,) * 3
+    )
+    if not isinstance(path, str) or not isinstance(size, int):
+        raise Refusal(400, "Each file needs 'path', a text, and 'size', a number of bytes.")
+    if path not in known and rules.match_file(path):
+        return {"path": path, "uploadMode": "regular", "shouldIgnore": True}
+    settings = repository.state.settings
+    if size > settings.max_file:
+        raise Refusal(413, f"{path} has {size:,} bytes, and this hub takes {settings.max_file:,} at most.")
+    refuse_pickle(settings, repository.namespace, path, _bytes(sample))
+    lfs = settings.upload_mode == "lfs" and size > SMALL
+    if not lfs and size > (largest := settings.largest_in_commit):
+        message = (
+            f"{path} has {size:,} bytes, and this hub takes {largest:,} at most inside of a commit. Ask whoever runs it for a larger "
+            "--max-commit, or for --upload-mode lfs."
+        )
+        raise Refusal(413, message)
+    answer: dict[str, Any] = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
+    entry = known.get(path)
+    if entry and entry.size == size:  # a file of another size certainly differs
+        answer["oid"] = entry.sha256 if lfs else repository.state.git_oid(entry.sha256, entry.size)
+    return answer
+
+
+def _bytes(sample: Any) -> bytes:
+    try:
+        return base64.b64decode(sample) if isinstance(sample, str) else b""
+    except (binascii.Error, ValueError):
+        return b""
+
+
+routes: Final = [
+    Route(f"{MODEL}/preupload/{{revision:part}}", with_json(preupload, may_change, LARGE), methods=["POST"]),
+]

@@ -1,0 +1,264 @@
+"""Branches, tags and the history of commits.
+
+A commit is a version of the delta, a tag is an alias, and a branch is a line of versions: see `deltahub.registry.document`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from deltahub.reference import MAIN, check_alias, check_git_tag, is_version
+from deltahub.registry import stamps
+from deltahub.registry.amend import DESCRIPTION
+from deltahub.registry.commit_message import digest_in, with_digest
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version
+from deltahub.registry.summary import CARD_FACTS, summary_of
+from deltahub.server import paging
+from deltahub.server.access import caller_of
+from deltahub.server.bodies import text_field, with_json
+from deltahub.server.counted_responses import WholeJSONResponse, counted
+from deltahub.server.errors import REVISION_NOT_FOUND, Refusal
+from deltahub.server.paths import MODEL
+from deltahub.server.repositories import EMPTY, FIRST_COMMIT, Repository, may_change, open_repository
+from deltahub.server.routes.model_info import DELTA
+from deltahub.server.routes.trees import moment
+
+_ENTRY: Final = 2000  # approximate bytes of memory per entry of a reference document while it is sent
+
+
+def stamp_of(request: Request) -> tuple[str, str]:
+    """Return the time and author of a change made by a request."""
+    return stamps.now(), caller_of(request).name or "anonymous"
+
+
+def list_refs(request: Request) -> Response:
+    """Answer with all branches and tags, and for DeltaHub the reference document; see `deltahub.sources.huggingface.history`."""
+    repository = open_repository(request)
+    tags = sorted(repository.document.aliases.items())
+    answer = {
+        "branches": [_ref(repository, "heads", *branch) for branch in repository.branches().items()],
+        "converts": [],
+        "tags": [_ref(repository, "tags", *tag) for tag in tags],
+    }
+    if request.query_params.get("include_prs"):
+        answer["pullRequests"] = []
+    document = repository.document
+    if not (document.versions or document.removed):
+        return JSONResponse({**answer, DELTA: None})
+    versions = {name: replace(entry, summary=_amendable(entry)) for name, entry in document.versions.items()}
+    size = _ENTRY * (len(versions) + len(document.removed) + len(document.log))
+
+    def make() -> Response:
+        stored = replace(document, versions=versions, moving=None).to_bytes()
+        return WholeJSONResponse({**answer, DELTA: json.loads(stored)})
+
+    return counted(request, size, make)
+
+
+def _amendable(entry: Version) -> dict[str, Any]:
+    """Return what of a version's summary its manifest does not say, or says otherwise."""
+    return {key: entry.summary[key] for key in ("metrics", DESCRIPTION, CARD_FACTS) if key in entry.summary}
+
+
+def _ref(repository: Repository, kind: str, name: str, version: str | None) -> dict[str, str]:
+    return {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": repository.id_of(version)}
+
+
+def list_commits(request: Request) -> Response:
+    """List the commits in the history of a revision, newest first."""
+    repository = open_repository(request)
+    version = repository.find(request.path_params["revision"])
+    found = [*repository.document.history(version)] if version else [None]
+    start, count = paging.window(request)
+    shown = [_described(repository, item) for item in found[start : start + count]]
+    return paging.page(request, shown, start=start, count=count, total=len(found))
+
+
+def _described(repository: Repository, version: str | None) -> dict[str, Any]:
+    entry = repository.document.versions[version] if version else _first(repository)
+    title, _, text = entry.message.partition("\n")
+    if (
+        "format" not in entry.summary and digest_in(entry.message) is None
+    ):  # a delta: older clients find it by its digest
+        _, text = with_digest(entry.message, entry.digest)
+    return {
+        "id": repository.id_of(version),
+        "title": title or f"{version} of {repository.path}",
+        "message": text.strip(),
+        "date": moment(entry.time),
+        "authors": [{"user": entry.author}],
+    }
+
+
+def create_tag(request: Request, body: dict[str, Any]) -> Response:
+    """Point a new alias to a revision. A version's own number already counts as its tag.
+
+    Raises:
+        Refusal: a tag or branch has this name, or it is the number of another version.
+    """
+    repository = open_repository(request, write=True)
+    tag = check_git_tag(text_field(body, "tag"))
+    version = _version(repository, request.path_params["revision"])
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        if tag == document.resolve(version):
+            return document
+        _refuse_number(document, tag)
+        _refuse_taken(document, tag)
+        return document.with_alias(tag, document.resolve(version), *stamp_of(request))
+
+    repository.state.registry.update(repository.path, change)
+    return JSONResponse({}, 201)
+
+
+def delete_tag(request: Request) -> Response:
+    """Remove an alias.
+
+    Raises:
+        Refusal: it does not exist.
+    """
+    repository = open_repository(request, write=True)
+    tag = request.path_params["revision"]
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        if tag in document.versions and tag not in document.aliases:
+            raise Refusal(400, f"{tag} of {document.name} is a version, which keeps its number. Nothing was deleted.")
+        if tag not in document.aliases:
+            raise Refusal(404, f"{document.name} has no tag {tag!r}.", REVISION_NOT_FOUND)
+        return document.with_alias(tag, None, *stamp_of(request))
+
+    if not repository.document.versions:
+        change(repository.document)
+    repository.state.registry.update(repository.path, change)
+    return JSONResponse({})
+
+
+def create_branch(request: Request, body: dict[str, Any]) -> Response:
+    """Begin a branch at a revision.
+
+    Raises:
+        Refusal: a branch or tag has this name.
+    """
+    repository = open_repository(request, write=True)
+    branch = request.path_params["revision"]
+    if branch == MAIN:
+        raise Refusal(409, f"{repository.path} has the branch {MAIN} already.")
+    check_alias(branch)
+    version = _version(repository, text_field(body, "startingPoint", MAIN))
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        _refuse_taken(document, branch)
+        return document.with_branch(branch, document.resolve(version), *stamp_of(request))
+
+    repository.state.registry.update(repository.path, change)
+    return JSONResponse({}, 201)
+
+
+def delete_branch(request: Request) -> Response:
+    """Remove a branch; its versions stay.
+
+    Raises:
+        Refusal: it does not exist, or is the main branch.
+    """
+    repository = open_repository(request, write=True)
+    branch = request.path_params["revision"]
+    if branch == MAIN:
+        raise Refusal(403, f"The branch {MAIN} cannot be deleted. Delete the repository if all of it shall go.")
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        if branch not in document.branches:
+            raise Refusal(404, f"{document.name} has no branch {branch!r}.", REVISION_NOT_FOUND)
+        return document.with_branch(branch, None, *stamp_of(request))
+
+    if not repository.document.versions:
+        change(repository.document)
+    repository.state.registry.update(repository.path, change)
+    return JSONResponse({})
+
+
+def squash(request: Request, body: dict[str, Any]) -> Response:
+    """Squash the history of a branch: remove its older versions, except tagged ones and those of other branches."""
+    repository = open_repository(request, write=True)
+    branch = request.path_params["revision"]
+    if branch not in repository.branches():
+        raise Refusal(404, f"{repository.path} has no branch {branch!r}.", REVISION_NOT_FOUND)
+    message = text_field(body, "message", "")
+    _version(repository, branch)
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        time, author = stamp_of(request)
+        end, *older = document.history(document.resolve(branch))
+        ends = {MAIN: document.latest, **document.branches}
+        others = {version for name, last in ends.items() if name != branch for version in document.history(last)}
+        for version in older:
+            if version not in others and version not in document.aliases.values():
+                document = document.without_version(version, time, author, f"the history of {branch} was squashed")
+        if message:
+            entry = replace(document.versions[end], message=stamps.text(message))
+            document = replace(document, versions={**document.versions, end: entry})
+        return document
+
+    repository.state.registry.update(repository.path, change)
+    return JSONResponse({})
+
+
+def _first(repository: Repository) -> Version:
+    """Return what is said about the first commit of a new repository."""
+    author = repository.record.author if repository.record else ""
+    return Version(EMPTY.digest, repository.created, author, FIRST_COMMIT, (), summary_of(EMPTY))
+
+
+def _version(repository: Repository, revision: str) -> str:
+    """Return the version that a revision means; the first commit of a new repository becomes one.
+
+    Raises:
+        Refusal: it means none.
+    """
+    if version := repository.find(revision):
+        return version
+
+    def change(document: ReferenceDocument) -> ReferenceDocument:
+        return document if document.versions else document.with_version(_first(repository))[0]
+
+    registry = repository.state.registry
+    registry.refuse_twin(repository.path)
+    objects = {EMPTY.digest.removeprefix("sha256:"): EMPTY.to_bytes()}
+    document = repository.document
+    if not document.versions:
+        document = registry.add(objects, repository.path, change)
+    found = replace(repository, document=document).find(revision)  # somebody may have committed meanwhile
+    if found is None:
+        message = f"{repository.path} has versions by now, none of which is its first commit. Name one of them: {', '.join(document.versions)}."
+        raise Refusal(404, message, REVISION_NOT_FOUND)
+    return found
+
+
+def _refuse_number(document: ReferenceDocument, tag: str) -> None:
+    if tag in document.versions or tag in document.removed or (is_version(tag.lower()) and not is_version(tag)):
+        raise Refusal(400, f"{tag} is the number of another version of {document.name}. Choose another name.")
+
+
+def _refuse_taken(document: ReferenceDocument, name: str) -> None:
+    for kind, names in (("tag", document.aliases), ("branch", document.branches)):
+        if name in names:
+            raise Refusal(
+                409, f"{document.name} has a {kind} {name!r} already. Delete it first, or choose another name."
+            )
+
+
+routes: Final = [
+    Route(f"{MODEL}/refs", list_refs),
+    Route(f"{MODEL}/commits/{{revision:part}}", list_commits),
+    Route(f"{MODEL}/tag/{{revision:part}}", with_json(create_tag, may_change), methods=["POST"]),
+    Route(f"{MODEL}/tag/{{revision:part}}", delete_tag, methods=["DELETE"]),
+    Route(f"{MODEL}/branch/{{revision:part}}", with_json(create_branch, may_change), methods=["POST"]),
+    Route(f"{MODEL}/branch/{{revision:part}}", delete_branch, methods=["DELETE"]),
+    Route(f"{MODEL}/super-squash/{{revision:part}}", with_json(squash, may_change), methods=["POST"]),
+]

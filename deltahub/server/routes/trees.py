@@ -1,0 +1,207 @@
+"""Endpoints for a commit's files: folder listings, and information on single paths."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from deltahub.checkpoint.manifest import FileEntry, canonical_json
+from deltahub.server import paging
+from deltahub.server.bodies import with_fields
+from deltahub.server.counted_responses import WholeJSONResponse, counted
+from deltahub.server.errors import ENTRY_NOT_FOUND, Refusal
+from deltahub.server.paths import MODEL
+from deltahub.server.repositories import Commit, Repository, open_repository
+
+LISTED: Final = 1000  # approximate bytes of memory per listed file
+_EXPANDED: Final = 100  # entries per page with the last commit of each
+_MOST_PATHS: Final = 1000  # per request
+_LOOKED_AT: Final = 250_000  # files of older commits compared per response
+
+
+def pointer_size(entry: FileEntry) -> int:
+    """Return the size in bytes of the LFS pointer that git keeps in place of a file."""
+    return len(_pointer(entry))
+
+
+def _pointer(entry: FileEntry) -> bytes:
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{entry.sha256}\nsize {entry.size}\n"
+    return text.encode()
+
+
+def blob_id(entry: FileEntry) -> str:
+    """Return git's blob id of a file under LFS: the sha1 of its pointer. The file itself is not read."""
+    pointer = _pointer(entry)
+    return hashlib.sha1(b"blob %d\0" % len(pointer) + pointer, usedforsecurity=False).hexdigest()
+
+
+def lfs_facts(entry: FileEntry, key: str) -> dict[str, Any]:
+    """Return the LFS fields of a file; all files have them here, so that clients learn the registry's sha256.
+
+    Args:
+        key: name of the field with the sha256.
+    """
+    return {key: entry.sha256, "size": entry.size, "pointerSize": pointer_size(entry)}
+
+
+def _file(entry: FileEntry) -> dict[str, Any]:
+    lfs = lfs_facts(entry, "oid")
+    return {"type": "file", "oid": blob_id(entry), "size": entry.size, "path": entry.path, "lfs": lfs}
+
+
+def _folder(path: str, inside: Iterable[FileEntry]) -> dict[str, Any]:
+    content = canonical_json([[entry.path, entry.sha256] for entry in inside])
+    oid = hashlib.sha1(content, usedforsecurity=False).hexdigest()
+    return {"type": "directory", "oid": oid, "size": 0, "path": path}
+
+
+def _folders(files: Iterable[FileEntry]) -> dict[str, list[FileEntry]]:
+    """Return all folders, each with every file below it."""
+    found: dict[str, list[FileEntry]] = {}
+    for entry in files:
+        end = entry.path.find("/")
+        while end >= 0:
+            found.setdefault(entry.path[:end], []).append(entry)
+            end = entry.path.find("/", end + 1)
+    return found
+
+
+def list_tree(request: Request) -> Response:
+    """List the files and folders in a folder of a commit, or with ``recursive`` all below it, sorted by path.
+
+    Raises:
+        Refusal: the folder does not exist.
+    """
+    repository = open_repository(request)
+    commit = repository.at(request.path_params["revision"])
+    folder = request.path_params.get("path", "").strip("/")
+    prefix = f"{folder}/" if folder else ""
+    below = [entry for entry in commit.manifest.files if entry.path.startswith(prefix)]
+    if folder and not below:
+        where = {"X-Repo-Commit": commit.id}
+        raise Refusal(404, f"{folder} is no folder of {repository.path} at {commit.id}.", ENTRY_NOT_FOUND, where)
+    return counted(request, LISTED * len(below), lambda: _tree_page(request, repository, commit, prefix, below))
+
+
+def _tree_page(
+    request: Request, repository: Repository, commit: Commit, prefix: str, below: Sequence[FileEntry]
+) -> Response:
+    """Return one page of a list of files and folders.
+
+    Args:
+        prefix: the path of the folder, ending with "/"; empty for the root.
+        below: the files below it.
+    """
+    found = _listed(below, prefix, deep=_flag(request, "recursive"))
+    start, count = paging.window(request, _EXPANDED if _flag(request, "expand") else None)
+    inside = _folders(below)
+    shown = [
+        _folder(item, inside[item]) if isinstance(item, str) else _file(item) for item in found[start : start + count]
+    ]
+    if _flag(request, "expand"):
+        _add_last_commits(repository, commit, shown)
+    return paging.page(request, shown, start=start, count=count, total=len(found))
+
+
+def _flag(request: Request, name: str) -> bool:
+    return request.query_params.get(name, "").lower() in ("1", "true")
+
+
+def _listed(below: Iterable[FileEntry], prefix: str, *, deep: bool) -> list[FileEntry | str]:
+    """Return files as entries and folders as paths, sorted by path."""
+    found: dict[str, FileEntry | str] = {}
+    for entry in below:
+        parts = entry.path[len(prefix) :].split("/")
+        for depth in range(1, len(parts) if deep else min(2, len(parts))):
+            folder = prefix + "/".join(parts[:depth])
+            found[folder] = folder
+        if deep or len(parts) == 1:
+            found[entry.path] = entry
+    return [found[path] for path in sorted(found)]
+
+
+def _add_last_commits(repository: Repository, commit: Commit, shown: list[dict[str, Any]]) -> None:
+    """Add to each entry the commit that last changed it; omitted where that is further back than is searched."""
+    if commit.version is None:
+        return
+    pending: dict[str, dict[str, Any]] = {entry["path"]: entry for entry in shown}
+    now = _content(commit.manifest.files, pending)
+    last, looked_at = commit, 0
+    for version in [*repository.document.history(commit.version)][1:]:
+        before = repository.commit(version)
+        looked_at += _EXPANDED + len(before.manifest.files)
+        if looked_at > _LOOKED_AT:
+            return
+        then = _content(before.manifest.files, pending)
+        for path in [path for path in pending if now[path] != then[path]]:
+            pending.pop(path)["lastCommit"] = _said(last)
+        if not pending:
+            return
+        last = before
+    for entry in pending.values():
+        entry["lastCommit"] = _said(last)
+
+
+def _content(files: Iterable[FileEntry], paths: Iterable[str]) -> Mapping[str, frozenset[tuple[str, str]]]:
+    """Return the files at or below each path, as pairs of path and sha256."""
+    found: dict[str, list[tuple[str, str]]] = {path: [] for path in paths}
+    for entry in files:
+        end = len(entry.path)
+        while end >= 0:  # the file itself, and its parent folders
+            if entry.path[:end] in found:
+                found[entry.path[:end]].append((entry.path, entry.sha256))
+            end = entry.path.rfind("/", 0, end)
+    return {path: frozenset(inside) for path, inside in found.items()}
+
+
+def _said(commit: Commit) -> dict[str, Any]:
+    assert commit.entry is not None
+    title = commit.entry.message.partition("\n")[0]
+    return {"id": commit.id, "title": title, "date": moment(commit.entry.time)}
+
+
+def moment(time: str) -> str:
+    """Return a time in the form Hub clients expect: with milliseconds."""
+    return time if "." in time else time.replace("Z", ".000Z")
+
+
+def paths_info(request: Request, fields: dict[str, list[str]]) -> Response:
+    """Answer with information on single paths of a commit; unknown paths are left out.
+
+    Raises:
+        Refusal: too many paths are requested.
+    """
+    repository = open_repository(request)
+    commit = repository.at(request.path_params["revision"])
+    asked = fields.get("paths", ())
+    if len(asked) > _MOST_PATHS:
+        raise Refusal(
+            413, f"{len(asked):,} paths are asked for, and {_MOST_PATHS:,} may be at once. Ask in several requests."
+        )
+    weight = LISTED * len(commit.manifest.files)
+    return counted(request, weight, lambda: _paths_answer(repository, commit, fields))
+
+
+def _paths_answer(repository: Repository, commit: Commit, fields: Mapping[str, Sequence[str]]) -> Response:
+    files, folders = {entry.path: entry for entry in commit.manifest.files}, _folders(commit.manifest.files)
+    found: list[dict[str, Any]] = []
+    for path in dict.fromkeys(text.strip("/") for text in fields.get("paths", ())):
+        if path in files:
+            found.append(_file(files[path]))
+        elif path in folders:
+            found.append(_folder(path, folders[path]))
+    if "true" in [text.lower() for text in fields.get("expand", ())]:
+        _add_last_commits(repository, commit, found)
+    return WholeJSONResponse(found)
+
+
+routes: Final = [
+    Route(f"{MODEL}/tree/{{revision:part}}", list_tree),
+    Route(f"{MODEL}/tree/{{revision:part}}/{{path:rest}}", list_tree),
+    Route(f"{MODEL}/paths-info/{{revision:part}}", with_fields(paths_info, open_repository), methods=["POST"]),
+]

@@ -1,0 +1,152 @@
+"""Selection of sources: the named one, or those searched for a name without a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from deltahub.errors import ConfigError, UnreachableError
+from deltahub.link import SOURCE as LINKS
+from deltahub.reference import Reference
+from deltahub.settings import offline
+from deltahub.settings.source_entry import HUB, is_place, place_of
+from deltahub.settings.user import Settings, disabled_source, unknown_source
+from deltahub.sources.base import Source
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Rules for the selection of sources.
+
+    Attributes:
+        default: the source used where one is needed and none is named.
+        disabled: names of disabled sources.
+        public: names of sources where anyone can register a free name.
+        hubs: names of sources accessed through the Hugging Face client.
+        bound: sources that a namespace, in lower case, is limited to; any other namespace is searched in all sources.
+        places: names of registries by address.
+    """
+
+    default: str
+    disabled: tuple[str, ...] = ()
+    public: tuple[str, ...] = ()
+    hubs: tuple[str, ...] = ()
+    bound: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Rules:
+        """Return the rules configured by a user."""
+        entries = settings.sources
+        bound: dict[str, tuple[str, ...]] = {}
+        for entry in entries:
+            for namespace in map(str.lower, entry.namespaces):
+                bound[namespace] = (*bound.get(namespace, ()), entry.name)
+        return cls(
+            settings.default,
+            settings.disabled,
+            tuple(entry.name for entry in entries if entry.public),
+            tuple(entry.name for entry in entries if entry.kind == HUB),
+            bound,
+            # For a bucket on the custom server of an entry, the address alone is ambiguous.
+            {entry.url: entry.name for entry in entries if entry.kind != HUB and entry.endpoint is None},
+        )
+
+
+class Choice:
+    """The sources of a hub.
+
+    Args:
+        sources: by name, in lookup order, including disabled ones.
+        rules: the selection rules.
+        open_place: opens the registry at an address that is not a configured source.
+        local_only: use no network, regardless of the environment.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        rules: Rules,
+        open_place: Callable[[str], Source],
+        *,
+        local_only: bool = False,
+    ) -> None:
+        self.sources = sources
+        self.rules = rules
+        self._open_place = open_place
+        self._local_only = local_only
+
+    def source(self, name: str | None) -> Source:
+        """Return a source by name, or the registry at an address; the default source for None.
+
+        Raises:
+            NotFoundError: no source has this name.
+            ConfigError: it is disabled.
+        """
+        name = name or self.rules.default
+        if is_place(name):
+            address = place_of(name)
+            if address not in self.rules.places:
+                return self._open_place(address)
+            name = self.rules.places[address]
+        if name not in self.sources:
+            raise unknown_source(name, tuple(self.sources))
+        if name in self.rules.disabled:
+            raise disabled_source(name)
+        return self.sources[name]
+
+    def reachable(self, name: str | None) -> Source:
+        """Return a source for a request that the cache cannot answer.
+
+        Raises:
+            UnreachableError: it needs the network, which may not be used.
+        """
+        source = self.source(name)
+        if why := self.forbidden(source):
+            msg = f"{source.place} needs the network, and {why}. Unset that, or name a registry in a folder."
+            raise UnreachableError(msg)
+        return source
+
+    def on(self) -> Iterator[Source]:
+        """Return all enabled sources in lookup order."""
+        return (source for name, source in self.sources.items() if name not in self.rules.disabled)
+
+    def names(self, namespace: str) -> tuple[str, ...]:
+        """Return the enabled sources searched for a name without a source, in lookup order.
+
+        Raises:
+            ConfigError: all sources of the namespace are disabled.
+        """
+        bound = self.rules.bound.get(namespace.lower(), tuple(self.sources))
+        on = tuple(name for name in self.sources if name in bound and name not in self.rules.disabled)
+        if not on:
+            msg = (
+                f"What is in {namespace} is looked for in {', '.join(bound)} only, which is off. "
+                f"Turn it on: deltahub source enable {bound[0]}"
+            )
+            raise ConfigError(msg)
+        return on
+
+    def candidates(self, reference: Reference) -> Iterator[Source]:
+        """Yield the sources to try for a delta, in order."""
+        if reference.source:
+            yield self.source(reference.source)
+            return
+        for name in self.names(reference.namespace):
+            yield self.sources[name]
+
+    def needs_network(self, name: str | None) -> bool:
+        """Return whether deltas from a source come over the network."""
+        return name == LINKS or (name is not None and name in self.sources and self.sources[name].remote)
+
+    def forbidden(self, source: Source) -> str | None:
+        """Return why a source may not be used without network access, as a clause; None if it may be used."""
+        return self.forbidden_network(hub=source.name in self.rules.hubs) if source.remote else None
+
+    def forbidden_network(self, *, hub: bool = False) -> str | None:
+        """Return why the network may not be used, as a clause; None if it may be used.
+
+        Args:
+            hub: whether it is used through the Hugging Face client.
+        """
+        return "local_files_only is set" if self._local_only else offline.forbidden(hub=hub)

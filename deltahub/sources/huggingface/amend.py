@@ -1,0 +1,45 @@
+"""Amending what is said about a version of a hub of DeltaHub, by a request that clients of other hubs do not know."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from deltahub.errors import ConfigError
+from deltahub.reference import LATEST
+from deltahub.registry.amend import Amendment
+from deltahub.registry.entries import Version
+from deltahub.sources.huggingface.calls import TIMEOUT, Calls
+from deltahub.sources.huggingface.history import Names
+
+
+def amend(calls: Calls, path: str, known: Names, version: str | None, amendment: Amendment) -> tuple[str, Version]:
+    """See `Source.amend`.
+
+    Args:
+        known: what the hub said of the repo just now.
+    """
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    if known.document is None:
+        msg = (
+            f"{calls.place} is not a hub of DeltaHub, so what is said about a version cannot be changed there after its push. "
+            "Edit the card on its page, or push again with a message."
+        )
+        raise ConfigError(msg)
+    said = {"message": amendment.message, "description": amendment.description, "card": amendment.card}
+    body = {**{key: text for key, text in said.items() if text is not None}, "metrics": dict(amendment.metrics)}
+
+    def ask() -> Any:
+        url = f"{calls.endpoint}/api/deltahub/{path}/amend/{quote(version or LATEST, safe='')}"
+        answer = get_session().post(url, json=body, headers=calls.headers(), timeout=TIMEOUT)
+        hf_raise_for_status(answer)
+        return answer.json()
+
+    answer = calls.make(ask, f"Amending {path}", f"{calls.name}:{path}@{version or LATEST}")
+    try:
+        entry = Version(**{**answer["entry"], "tags": tuple(answer["entry"]["tags"])})
+        return str(answer["version"]), entry
+    except (KeyError, TypeError) as error:
+        msg = f"{calls.place} does not say what it changed. Look at it with deltahub show."
+        raise ConfigError(msg) from error

@@ -1,0 +1,250 @@
+"""A push: one commit on top of the head just read, then git tags for the version and the aliases.
+
+After a lost race for the commit, the push is repeated on top of the winner's, so both versions are in the history. An interrupted
+push leaves no commit, or the complete one; the next push of the same content finds it and sets the tags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from deltahub.checkpoint.checkpoint import CARD
+from deltahub.checkpoint.from_files import MANIFEST, OWN_CARD
+from deltahub.errors import ConfigError, ConflictError, IntegrityError, NotFoundError
+from deltahub.reference import is_version
+from deltahub.registry.commit_message import commit_id, with_digest
+from deltahub.registry.entries import merged_tags
+from deltahub.registry.publish import Publication
+from deltahub.sources.huggingface.calls import Calls
+from deltahub.sources.huggingface.download import read
+from deltahub.sources.huggingface.git_tags import GitTags
+from deltahub.sources.huggingface.head import Head, read_head
+from deltahub.sources.huggingface.history import BRANCH, Names, history, names
+from deltahub.sources.huggingface.page import Card, labels, page, tags_of, whole
+from deltahub.sources.huggingface.search import tags_of as tags_in
+from deltahub.sources.huggingface.snapshot import manifest_in
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    CommitOperation = CommitOperationAdd | CommitOperationDelete
+
+_ATTEMPTS: Final = 20  # per commit, each after rereading the head
+
+
+@dataclass(frozen=True)
+class Published:
+    """The result of a push.
+
+    Attributes:
+        commit: that holds the delta, 40 hex digits.
+        new: whether this push created it.
+        tags: of the page of the commit.
+    """
+
+    commit: str
+    new: bool
+    tags: tuple[str, ...]
+
+
+class Push:
+    """One push of one delta.
+
+    Args:
+        calls: to the hub.
+        publication: the delta. Its aliases become git tags, and the first line of its message the title of the commit; the
+            expected target of an alias is a version or a commit.
+        private: whether a newly created repo is visible to its owners only; None for the hub's default.
+    """
+
+    def __init__(self, calls: Calls, publication: Publication, *, private: bool | None = None) -> None:
+        self.calls, self.publication, self.private = calls, publication, private
+        self.repo, self.folder, self.manifest = publication.reference.path, publication.folder, publication.manifest
+        self.doing, self.what = f"Pushing {self.repo}", f"{calls.name}:{self.repo}"
+
+    def run(self) -> Published:
+        """Push the delta.
+
+        Raises:
+            ConflictError: an alias does not point where expected, or every attempt lost the race.
+            ConfigError: the hub does not accept the card, or an alias is a branch there.
+            IntegrityError: a file changed since the manifest was made.
+            UnreachableError: the hub did not answer.
+            StorageError: the hub refused.
+        """
+        for _ in range(_ATTEMPTS):
+            head = self._head()
+            known = names(self.calls, self.repo, self.doing)
+            self._require(known)
+            published = self._older(head, known) or self._commit(head, known)
+            if published:
+                commit, new, tags = published
+                marks = GitTags(self.calls, self.repo, self.doing, known.tags)
+                if not known.document:  # a DeltaHub hub numbers its versions itself
+                    marks.number(commit)
+                for alias in self.publication.aliases:
+                    marks.point(alias, commit)
+                return Published(commit, new, tags)
+        raise ConflictError(self.what, head.commit, "a new commit at every try")
+
+    # ----- existing content -----
+
+    def _head(self) -> Head:
+        """Return the head of the repo; create the repo if it does not exist."""
+        try:
+            return read_head(self.calls, self.repo, self.doing)
+        except NotFoundError:
+            self.calls.make(
+                lambda: self.calls.api.create_repo(self.repo, private=self.private, exist_ok=True),
+                self.doing,
+                self.what,
+            )
+            return read_head(self.calls, self.repo, self.doing)
+
+    def _require(self, known: Names) -> None:
+        for alias in self.publication.aliases:
+            if alias in known.branches:
+                msg = f"{alias!r} is a branch of {self.what}, so it cannot be an alias there. Choose another name."
+                raise ConfigError(msg)
+        for alias, expected in (self.publication.expect or {}).items():
+            found = known.tags.get(alias)
+            if found != (self._commit_of(expected, known) if expected else None):
+                numbers = history(self.calls, self.repo, self.doing).numbers
+                version = next((version for version, commit in numbers.items() if commit == found), found)
+                raise ConflictError(f"The alias {alias!r} of {self.what}", expected, version)
+
+    def _commit_of(self, version: str, known: Names) -> str:
+        if is_version(version) and version not in known.tags:  # of a hub that numbers its commits itself
+            return history(self.calls, self.repo, self.doing).numbers.get(version, version)
+        return known.tags.get(version, version)
+
+    def _older(self, head: Head, known: Names) -> tuple[str, bool, tuple[str, ...]] | None:
+        """Return an older commit than the head with exactly this content, if any; its page stays unchanged.
+
+        A DeltaHub hub adds new tags to an older version, as any registry does, so with new tags it gets the commit.
+        """
+        digest = self.manifest.digest
+        if head.manifest is not None and head.manifest.digest == digest:
+            return None
+        if known.document:
+            for entry in known.document.versions.values():
+                if entry.digest == digest and merged_tags(entry.tags, self.publication.tags) != entry.tags:
+                    return None
+        for commit in reversed(history(self.calls, self.repo, self.doing, known).pushed(digest)):
+            found = manifest_in(read(self.calls, self.repo, commit, MANIFEST, self.doing).data)
+            if found is not None and found.digest == digest:
+                return commit, False, self._tags_at(commit)
+        return None
+
+    # ----- the commit -----
+
+    def _commit(self, head: Head, known: Names) -> tuple[str, bool, tuple[str, ...]] | None:
+        """Commit the changes; return None if another commit came first."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        own = self.folder / CARD if any(entry.path == CARD for entry in self.manifest.files) else None
+        card = own.read_bytes() if own else None
+        before = whole(head.card, head.manifest.config) if head.manifest else Card()
+        content = page(card, whole(card, self.manifest.config), self.publication.tags, head.page, before)
+        tags = labels(tags_of(Card.read(content)))
+        same = head.manifest is not None and head.manifest.digest == self.manifest.digest
+        if same and content == head.page:
+            return head.commit, False, self._tags_at(head.commit)
+        title, text = with_digest(self.publication.message, self.manifest.digest)
+        gone = self._gone(head)
+
+        def commit() -> str | None:
+            try:
+                operations = self._operations(content, card, gone)
+                with _quiet():
+                    self._upload(operations)
+                    return self.calls.api.create_commit(
+                        self.repo,
+                        operations,
+                        commit_message=title,
+                        commit_description=text,
+                        parent_commit=head.commit,
+                        revision=BRANCH,
+                    ).oid
+            except HfHubHTTPError as error:
+                if error.response.status_code in (409, 412):
+                    return None
+                raise
+
+        made = self.calls.make(commit, self.doing, self.what, self.manifest.size)
+        if made is None:
+            return None
+        there = known.document.versions.values() if known.document else ()
+        new = not same and made not in {commit_id(entry.digest) for entry in there}
+        return made, new, tags if new else self._tags_at(made)
+
+    def _tags_at(self, commit: str) -> tuple[str, ...]:
+        """Return the tags known to the hub; a DeltaHub hub stores them separately from the page."""
+        info = self.calls.make(lambda: self.calls.api.model_info(self.repo, revision=commit), self.doing, self.what)
+        return tags_in(info)
+
+    def _operations(self, content: bytes, card: bytes | None, gone: set[str]) -> list[CommitOperation]:
+        """Return the operations of the commit, built again for every attempt: the client marks those already sent."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        adds = [
+            CommitOperationAdd(MANIFEST, self.manifest.to_bytes()),
+            CommitOperationAdd(CARD, content),
+            *([CommitOperationAdd(OWN_CARD, card)] if card is not None else []),
+        ]
+        for entry in self.manifest.files:
+            source = card if entry.path == CARD and card is not None else str(self.folder / entry.path)
+            add = CommitOperationAdd(entry.path, source)
+            if add.upload_info.sha256.hex() != entry.sha256:
+                raise IntegrityError(
+                    str(self.folder / entry.path),
+                    f"sha256:{entry.sha256}",
+                    f"sha256:{add.upload_info.sha256.hex()}",
+                    "It changed while it was published; repeat.",
+                )
+            if entry.path != CARD:
+                adds.append(add)
+        return [*adds, *(CommitOperationDelete(path, is_folder=False) for path in sorted(gone))]
+
+    def _upload(self, operations: Sequence[CommitOperation]) -> None:
+        """Upload the large files before the commit; the repo's .gitignore is not applied, since it could exclude parts of the delta.
+
+        Raises:
+            ConfigError: the hub excludes files nevertheless.
+        """
+        from huggingface_hub import CommitOperationAdd
+
+        adds = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
+        self.calls.api.preupload_lfs_files(self.repo, adds, revision=BRANCH, gitignore_content="", free_memory=False)
+        if ignored := [add.path_in_repo for add in adds if add._should_ignore]:
+            msg = f"{self.calls.place} leaves out {', '.join(ignored)} by its .gitignore. Correct that file in {self.repo}, and push again."
+            raise ConfigError(msg)
+
+    def _gone(self, head: Head) -> set[str]:
+        """Return the files of the last version that this one lacks, as far as they still exist."""
+        new = {entry.path for entry in self.manifest.files}
+        old = {entry.path for entry in head.manifest.files} if head.manifest else set()
+        gone = (old | {OWN_CARD}) - new - {CARD} if CARD in old - new else old - new
+        if not gone:
+            return gone
+        there = self.calls.make(
+            lambda: self.calls.api.list_repo_files(self.repo, revision=head.commit), self.doing, self.what
+        )
+        return gone & set(there)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the progress bars of huggingface_hub, which DeltaHub's own replace."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not before:
+            enable_progress_bars()

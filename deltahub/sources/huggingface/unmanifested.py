@@ -1,0 +1,132 @@
+"""Repos that contain a delta but no manifest, because other programs made them.
+
+Files are verified against the hub's listing: by sha256 for files in LFS, by git's sha1 for others. Only the files of the delta
+are downloaded, whatever else the repo contains; the manifest needs their content, so they are downloaded at once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from deltahub.checkpoint.checkpoint import CARD, CONFIG, PICKLE, describe, read_document
+from deltahub.checkpoint.from_files import describe_files
+from deltahub.checkpoint.manifest import FileEntry, Manifest
+from deltahub.errors import CheckpointError, IntegrityError
+from deltahub.files.atomic import copy_hashed, sha256_file, storage_errors
+from deltahub.files.documents import parse
+from deltahub.sources.huggingface.download import copy, git_blob
+from deltahub.sources.huggingface.snapshot import Snapshot
+from deltahub.stores.base import Progress
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+OPENDELTA: Final = "config.json"
+_OTHERS: Final = (  # config and weights as saved by other programs, the better format first
+    ("adapter_config.json", "adapter_model.safetensors"),
+    ("adapter_config.json", "adapter_model.bin"),
+    (OPENDELTA, PICKLE),
+)
+_SHOWN: Final = 5  # file names in a message
+
+
+class Foreign:
+    """The delta of a commit without a manifest; its files are in a temporary folder during the object's lifetime.
+
+    Args:
+        snapshot: the commit.
+
+    Raises:
+        CheckpointError: it contains no readable delta.
+        IntegrityError: a file does not match the hub's listing or its config.
+        UnreachableError: the hub did not answer.
+        StorageError: the hub refused.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._listed = self._list()
+        place = Path(tempfile.gettempdir())
+        with storage_errors("Using the temporary folder", place):
+            self._folder = Path(tempfile.mkdtemp(prefix="deltahub-", dir=place))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            self.manifest = self._manifest()
+
+    def fetch(self, entry: FileEntry, into: Path, progress: Progress | None = None) -> None:
+        """Copy and verify a file.
+
+        Raises:
+            IntegrityError: it was changed in the temporary folder.
+        """
+        found, _ = copy_hashed(self._folder / entry.path, into)
+        if found != entry.sha256:
+            into.unlink()
+            raise IntegrityError(entry.path, f"sha256:{entry.sha256}", f"sha256:{found}", "Pull it again.")
+        if progress:
+            progress(entry.size)
+
+    def _list(self) -> dict[str, RepoSibling]:
+        at = self._snapshot
+        info = at.calls.make(
+            lambda: at.calls.api.model_info(at.repo, revision=at.commit, files_metadata=True),
+            f"Pulling {at.repo}",
+            str(at),
+        )
+        return {file.rfilename: file for file in info.siblings or ()}
+
+    def _manifest(self) -> Manifest:
+        if CONFIG in self._listed:
+            return self._saved_by_deltahub()
+        for names in _OTHERS:
+            if self._listed.keys() >= {*names} and (manifest := self._saved_by_others(names)):
+                return manifest
+        there = ", ".join(sorted(self._listed)[:_SHOWN]) or "nothing"
+        msg = f"{self._snapshot} holds no delta: {CONFIG} is missing, and there is {there}. Check the name."
+        raise CheckpointError(msg)
+
+    def _saved_by_deltahub(self) -> Manifest:
+        self._take(CONFIG)
+        try:
+            for name in sorted({*read_document(self._folder).get("files", {}), CARD} & self._listed.keys()):
+                self._take(name)
+            return describe(self._folder)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(self._folder), str(self._snapshot))) from error
+        except IntegrityError as error:
+            what = error.what.replace(str(self._folder), str(self._snapshot))
+            raise IntegrityError(what, error.expected, error.found, error.remedy) from error
+
+    def _saved_by_others(self, names: tuple[str, str]) -> Manifest | None:
+        """Return the manifest of a delta in another program's format; None if `config.json` belongs to a whole model."""
+        config, weights = names
+        self._take(config)
+        if config == OPENDELTA and "delta_type" not in self._said(config):
+            return None
+        self._take(weights)
+        if CARD in self._listed:
+            self._take(CARD)
+        entries = [FileEntry(path.name, *sha256_file(path)) for path in self._folder.iterdir()]
+        return describe_files(entries, lambda entry, start, end: (self._folder / entry.path).read_bytes()[start:end])
+
+    def _said(self, name: str) -> dict[str, Any]:
+        try:
+            found = parse((self._folder / name).read_bytes())
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _take(self, name: str) -> None:
+        """Download a file into the temporary folder, and verify it against the hub's listing."""
+        listed, at, path = self._listed[name], self._snapshot, self._folder / name
+        wanted = listed.lfs.sha256 if listed.lfs else None
+        sha256 = copy(at.calls, at.repo, at.commit, name, path, listed.size or 0, None, at.kept, wanted)
+        if listed.lfs:
+            expected, found = f"sha256:{listed.lfs.sha256}", f"sha256:{sha256}"
+        else:
+            expected, found = f"git blob {listed.blob_id}", f"git blob {git_blob(path.read_bytes())}"
+        if expected != found:
+            raise IntegrityError(f"{name} of {at} in {at.calls.place}", expected, found, "Pull it again.")

@@ -1,0 +1,86 @@
+"""Uploads to a bucket: small objects in one request, large ones in parts, all only with the announced digest."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from deltahub.files.atomic import CHUNK, sha256_file
+from deltahub.stores.base import Progress, Source, object_key, require_digest
+from deltahub.stores.bucket import PART
+from deltahub.stores.threads import Stopped
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store as Client
+
+_MOST_PARTS: Final = 10_000  # of one object, a limit of S3
+_PARTS_AT_ONCE: Final = 2  # of one object
+
+
+def upload(
+    client: Client,
+    sha256: str,
+    source: Source,
+    stored: Callable[[str], str | None],
+    progress: Progress | None,
+    stop: threading.Event,
+) -> None:
+    """Upload one object.
+
+    Args:
+        sha256: the sha256 of its bytes, 64 hex digits.
+        stored: returns the sha256 of the bytes under a key; None if the key does not exist.
+        stop: set when the result is no longer needed.
+
+    Raises:
+        IntegrityError: its bytes have another digest.
+        obstore.exceptions.BaseError: the server refuses, or does not answer.
+    """
+    import obstore
+
+    key, size = object_key(sha256), size_of(source)
+    if size > PART and isinstance(source, Path):
+        parts = _parts(source, sha256, progress, stop)
+        part = max(PART, math.ceil(size / _MOST_PARTS))
+        try:
+            obstore.put(client, key, parts, use_multipart=True, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
+        except FileNotFoundError:  # a retried completion of a completed upload may answer so
+            if stored(key) != sha256:
+                raise
+        return
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    require_digest(source, sha256, hashlib.sha256(data).hexdigest())
+    obstore.put(client, key, data, use_multipart=False)
+    if progress:
+        progress(size)
+
+
+def digest_of(source: Source) -> str:
+    """Return the sha256 of the bytes to send, 64 hex digits."""
+    return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else sha256_file(source)[0]
+
+
+def size_of(source: Source) -> int:
+    """Return the number of bytes to send."""
+    return len(source) if isinstance(source, bytes) else source.stat().st_size
+
+
+def _parts(path: Path, sha256: str, progress: Progress | None, stop: threading.Event) -> Iterator[bytes]:
+    """Iterate over the bytes of a file; the last chunk only if all have the digest, so that a changed file is never completed."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        ahead = file.read(CHUNK)
+        while chunk := ahead:
+            digest.update(chunk)
+            ahead = file.read(CHUNK)
+            if not ahead:
+                require_digest(path, sha256, digest.hexdigest())
+            if stop.is_set():
+                raise Stopped
+            yield chunk
+            if progress:
+                progress(len(chunk))
