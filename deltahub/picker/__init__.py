@@ -1,1 +1,1 @@
-"""Web pages: a model's tree as an HTML file, and the picker page to choose modules."""
+"""The page on which the modules of a model are chosen."""

@@ -18,24 +18,26 @@ import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from deltahub.engine.drawing.html import STATIC
+from deltahub.engine.drawing.html import STATIC as DRAWING
 from deltahub.errors import DeltaHubError
 from deltahub.picker.session import Session
 
 HOST: Final = "127.0.0.1"
 LARGEST: Final = 4 << 20  # maximum bytes of a request: the names of a hundred thousand modules
+_STATIC: Final = Path(__file__).parent / "static"
 _OWN_NAMES: Final = ("127.0.0.1", "localhost")
 _FILES: Final = {
-    "": ("picker.html", "text/html; charset=utf-8"),
-    "palette.css": ("palette.css", "text/css; charset=utf-8"),
-    "picker.css": ("picker.css", "text/css; charset=utf-8"),
-    "picker.js": ("picker.js", "text/javascript; charset=utf-8"),
-    "rows.js": ("rows.js", "text/javascript; charset=utf-8"),
-    "items.js": ("items.js", "text/javascript; charset=utf-8"),
-    "icon.svg": ("icon.svg", "image/svg+xml"),
+    "": (_STATIC / "picker.html", "text/html; charset=utf-8"),
+    "palette.css": (DRAWING / "palette.css", "text/css; charset=utf-8"),
+    "picker.css": (_STATIC / "picker.css", "text/css; charset=utf-8"),
+    "picker.js": (_STATIC / "picker.js", "text/javascript; charset=utf-8"),
+    "rows.js": (_STATIC / "rows.js", "text/javascript; charset=utf-8"),
+    "items.js": (_STATIC / "items.js", "text/javascript; charset=utf-8"),
+    "icon.svg": (_STATIC / "icon.svg", "image/svg+xml"),
 }
 _HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -128,8 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif wanted == "open":
             self._stay_open()
         elif wanted in _FILES:
-            name, kind = _FILES[wanted]
-            self._send(HTTPStatus.OK, kind, (STATIC / name).read_bytes())
+            path, kind = _FILES[wanted]
+            self._send(HTTPStatus.OK, kind, path.read_bytes())
         else:
             raise _Refused(HTTPStatus.NOT_FOUND, "There is nothing here.")
 

@@ -1,0 +1,1 @@
+"""The checkpoint folder of a delta: its config, tensors, backbone record, card and manifest."""

@@ -1,0 +1,1 @@
+"""Files: atomic writes, durability, permissions, checksums, schemas and archives."""

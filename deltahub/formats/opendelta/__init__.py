@@ -1,0 +1,1 @@
+"""OpenDelta's checkpoints: `config.json` and the pickle `pytorch_model.bin`."""

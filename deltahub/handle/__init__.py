@@ -1,0 +1,1 @@
+"""The handle of a delta: making it, switching it, freezing, merging, saving and loading."""

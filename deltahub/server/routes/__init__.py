@@ -1,0 +1,1 @@
+"""The routes of the Hugging Face Hub's protocol."""

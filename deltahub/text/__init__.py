@@ -1,0 +1,1 @@
+"""Text: patterns, suggestions, and text by others that is about to be shown."""
