@@ -14,8 +14,8 @@ from deltahub.errors import ConfigError
 from deltahub.registry.search.query import Metric, Query
 from deltahub.sources.huggingface.page import Card
 from tests.checkpoints import DOCUMENT
-from tests.sources.huggingface.test_foreign import upload
 from tests.sources.huggingface.test_push_and_pull import ref
+from tests.sources.huggingface.test_unmanifested import upload
 
 # What a hub of DeltaHub lists is compared with its registry in `test_own_hub.py`.
 both = pytest.mark.parametrize("server", ["plain", "own"], indirect=True)

@@ -23,8 +23,8 @@ from deltahub.sources.registry import RegistrySource
 from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import LEAVES, content_of
 from tests.sources.huggingface.test_failures import answer, flipped
-from tests.sources.huggingface.test_foreign import upload
 from tests.sources.huggingface.test_push_and_pull import api, delta_files, ref
+from tests.sources.huggingface.test_unmanifested import upload
 
 pytestmark = pytest.mark.parametrize("server", ["own"], indirect=True)
 

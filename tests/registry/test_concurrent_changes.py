@@ -26,7 +26,7 @@ from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key
 from tests.checkpoints import save_checkpoint
 from tests.clocks import clock
-from tests.registry.test_interleaved import Interleaved, Turns
+from tests.registry.test_concurrent_renames import Interleaved, Turns
 
 NAMES = [Reference("acme", name) for name in ("ner", "nli", "qa")]
 ACTIONS = ["push", "push", "many", "alias", "undo", "remove", "rename", "rename", "collect", "collect", "copy"]

@@ -24,7 +24,7 @@ from deltahub.checkpoint.backbone_record import (
 from deltahub.errors import CheckpointError, FingerprintMismatch
 from tests.checkpoints import BACKBONE, LEAVES
 
-GOLDEN = Path(__file__).parent / "golden/backbone.v2.json"
+GOLDEN = Path(__file__).parents[1] / "golden/backbone.v2.json"
 EMBED, QUERY, VALUE = LEAVES
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from deltahub.checkpoint.address import Address, lies_within, matches_any, nearest_names
 from deltahub.errors import AddressError
 
-TABLE = json.loads((Path(__file__).parent / "fixtures/opendelta/_tables/addressing.json").read_text("utf-8"))
+TABLE = json.loads((Path(__file__).parents[1] / "fixtures/opendelta/_tables/addressing.json").read_text("utf-8"))
 parts = st.text("abc019_", min_size=1, max_size=3)
 names = st.lists(parts, min_size=1, max_size=5).map(".".join)
 

@@ -34,7 +34,7 @@ save_checkpoint(Path(sys.argv[1]), value=0.25)
 
 def save_and_be_killed(folder: Path, step: int) -> None:
     """Save, and die at one of the four renames."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(step)], cwd=root, check=False)
     assert done.returncode == -9
 

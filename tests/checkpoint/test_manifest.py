@@ -15,7 +15,7 @@ from deltahub.checkpoint.manifest import FileEntry, Manifest, TensorEntry, canon
 from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError
 from tests.checkpoints import save_checkpoint
 
-GOLDEN = Path(__file__).parent / "golden/manifest.v1.json"
+GOLDEN = Path(__file__).parents[1] / "golden/manifest.v1.json"
 GOLDEN_DIGEST = "sha256:ceedf236746ffa6c92f67138436bf53dcce61c850f78ae673a852571cea03509"
 WRITTEN_DIGEST = (
     "sha256:9f23d961ccf9ec774b8d7a5f7a8677a827c2b07d89fa427d2096f74d48886258"  # with a backbone record of version 2

@@ -11,7 +11,7 @@ from deltahub.checkpoint.config import CHECKPOINT_KEYS, DeltaConfig, known_types
 from deltahub.files.documents import load_schema, problem
 from deltahub.handle.base import delta_classes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STRUCTURES = sorted((ROOT / "deltahub" / "structures").glob("*.json"))
 
 

@@ -14,7 +14,7 @@ from deltahub.checkpoint.config import check_document, known_types
 from deltahub.deltas import AdapterConfig, BitFitConfig, LoraConfig
 from deltahub.errors import ConfigError
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 modules = st.none() | st.lists(st.text("abc.0", min_size=1, max_size=5), max_size=3)
 hashes = st.none() | st.text("0123456789abcdef", min_size=32, max_size=32)
 
