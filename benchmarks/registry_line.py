@@ -29,8 +29,8 @@ from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
 from deltahub.registry.publish import Publication
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.index import Index
-from deltahub.registry.search.query import Query
 from deltahub.stores.memory import MemoryStore
 from deltahub.stores.s3 import S3Store
 

@@ -34,9 +34,9 @@ from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Version, merged_tags
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.facets import facets
 from deltahub.registry.search.index import Index
-from deltahub.registry.search.query import Query
 from deltahub.stores.local import LocalStore
 
 BACKBONES = 40

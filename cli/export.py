@@ -11,7 +11,7 @@ import typer
 from .output import Output, size_text
 
 if TYPE_CHECKING:
-    from deltahub.sources.outcomes import Pulled
+    from deltahub.sources.base import Pulled
 
 
 class Format(StrEnum):

@@ -13,8 +13,8 @@ from .options import JsonOpt, QuietOpt, SourceOpt, TagsOpt, split_tags
 from .output import Output, print_json, size_text
 
 if TYPE_CHECKING:
+    from deltahub.registry.search.conditions import Query
     from deltahub.registry.search.index import Listed
-    from deltahub.registry.search.query import Query
 
 _DIGITS = 12  # of a commit
 COLUMNS = ("time", "name", "size", "parameters")  # what a list may be sorted by, beside metrics
@@ -67,7 +67,7 @@ def list_(
     [dim]deltahub list --fits google-bert/bert-base-uncased --near --json[/dim]
     """
     from deltahub.hub.hub import Hub
-    from deltahub.registry.search.query import Metric, Query
+    from deltahub.registry.search.conditions import Metric, Query
 
     _check(delta_type, fits, near=near)
     metrics = tuple(map(Metric.parse, metric or ()))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deltahub.errors import DeltaHubError
     from deltahub.link import Link
     from deltahub.reference import Reference
-    from deltahub.sources.outcomes import Pulled
+    from deltahub.sources.base import Pulled
 
 
 RefsArg = Annotated[

@@ -16,7 +16,7 @@ from .sign import SignOpt, still_to_sign
 if TYPE_CHECKING:
     from deltahub.errors import DeltaHubError
     from deltahub.signing import PrivateKey
-    from deltahub.sources.outcomes import Pushed
+    from deltahub.sources.base import Pushed
 
 
 def push(

@@ -31,7 +31,7 @@ def rm(
     from deltahub.hub.hub import Hub
     from deltahub.hub.lockfile import Lock, active
     from deltahub.reference import Reference
-    from deltahub.registry.removal import remove
+    from deltahub.registry.edits import remove
 
     reference = Reference.parse(ref)
     if reference.version is None:

@@ -33,7 +33,7 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         return
     from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
-    from deltahub.registry.summary import metrics_of
+    from deltahub.registry.entries import metrics_of
 
     hub = Hub.open()
     found = hub.resolve(Reference.parse(ref))
@@ -105,7 +105,7 @@ def _content(manifest: Manifest) -> list[tuple[str, str]]:
     """Describe the content of a version."""
     from deltahub.checkpoint.default_name import backbone_name
     from deltahub.checkpoint.manifest import FILES
-    from deltahub.registry.summary import summary_of
+    from deltahub.registry.entries import summary_of
 
     config = manifest.config
     if manifest.kind == FILES:

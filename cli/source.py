@@ -144,8 +144,8 @@ def _count(entry: Configured) -> int:
         return len(Registry(entry.store(), entry.name).names())
     from pathlib import Path
 
-    from deltahub.registry.search.query import Query
-    from deltahub.sources.opening import open_source
+    from deltahub.registry.search.conditions import Query
+    from deltahub.sources.catalog import open_source
 
     return open_source(entry, Path(), lambda _: None).search(Query(), 1)[1]
 

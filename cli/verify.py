@@ -14,7 +14,7 @@ from .output import Output, print_json, say
 from .sign import signatures_of
 
 if TYPE_CHECKING:
-    from deltahub.registry.repair import Repaired
+    from deltahub.registry.verify import Repaired
 
 
 def verify(
@@ -102,7 +102,7 @@ def _signatures(
 def _folder(folder: Path) -> list[Repaired]:
     from deltahub.checkpoint.checkpoint import describe
     from deltahub.errors import IntegrityError
-    from deltahub.registry.repair import Repaired
+    from deltahub.registry.verify import Repaired
 
     try:
         describe(folder)
@@ -114,8 +114,8 @@ def _folder(folder: Path) -> list[Repaired]:
 def _registries(target: str | None, source: str | None, *, every: bool, repair: bool) -> list[Repaired]:
     from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
-    from deltahub.registry.repair import Repaired
-    from deltahub.registry.repair import repair as mend
+    from deltahub.registry.verify import Repaired
+    from deltahub.registry.verify import repair as mend
     from deltahub.registry.verify import verify as check
 
     hub = Hub.open()

@@ -10,9 +10,9 @@ from deltahub.hub.hub import Hub
 from deltahub.link import asked
 from deltahub.reference import Reference
 from deltahub.registry.amend import Amendment
+from deltahub.registry.search.conditions import Metric, Query
 from deltahub.registry.search.index import Listed
-from deltahub.registry.search.query import Metric, Query
-from deltahub.sources.outcomes import Pulled, Pushed
+from deltahub.sources.base import Pulled, Pushed
 
 
 def push(

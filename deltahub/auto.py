@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 import deltahub.deltas  # noqa: F401  (registers the delta types)
-from deltahub.cache.reading import checked, read_cached
+from deltahub.cache.cache import checked, read_cached
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.errors import ConfigError

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from deltahub.checkpoint.manifest import digest_of
 from deltahub.errors import ConfigError, IntegrityError
 from deltahub.files.atomic import scratch, storage_errors
+from deltahub.files.documents import digest_of
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey

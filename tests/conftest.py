@@ -21,7 +21,7 @@ from deltahub.checkpoint import checkpoint
 from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
-from deltahub.stores import local_swap
+from deltahub.stores import local_listing
 from deltahub.stores.local import LocalStore
 from tests.browsers import browser, keep, visit  # noqa: F401  (fixtures)
 from tests.checkpoints import save_checkpoint
@@ -152,7 +152,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextMa
 
     @contextmanager
     def full() -> Iterator[None]:
-        write, full_now = local_swap.write_synced, itertools.cycle([True, False])
+        write, full_now = local_listing.write_synced, itertools.cycle([True, False])
 
         def limited(path: Path, data: bytes) -> None:
             if next(full_now):
@@ -160,7 +160,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextMa
             write(path, data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(local_swap, "write_synced", limited)
+            patch.setattr(local_listing, "write_synced", limited)
             yield
 
     return full

@@ -16,10 +16,10 @@ from deltahub.hub.hub import Hub
 from deltahub.hub.lockfile import Lock
 from deltahub.reference import Reference
 from deltahub.registry.bundle import export_bundle, import_bundle
+from deltahub.registry.edits import remove
 from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
 from deltahub.registry.registry import Registry
-from deltahub.registry.removal import remove
 from deltahub.registry.signatures import PREFIX, add_signature, copy_signatures, signatures
 from deltahub.signing import MOST, PASSWORD, PrivateKey, PublicKey, check, trusted_by
 from deltahub.stores.local import LocalStore

@@ -2,7 +2,7 @@
 
 Any number of processes may run it at once, on any file system: nothing here relies on a lock. A delta is first moved aside by one
 rename and then deleted; if it was used or pinned meanwhile, it is moved back. A reader that misses one fetches it again
-and protects it from removal (`deltahub.cache.reading`). A pin is a file of its own, written before its delta is looked for.
+and protects it from removal (`deltahub.cache.cache`). A pin is a file of its own, written before its delta is looked for.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from deltahub.cache.cache import Cache, pulled_as
-from deltahub.cache.reading import being_read, forget_killed
+from deltahub.cache.cache import Cache, being_read, forget_killed, pulled_as
 from deltahub.cache.remembered import CachedNames
 from deltahub.errors import DeltaHubError, NotFoundError, ReferenceSyntaxError
 from deltahub.files.atomic import read_file, storage_errors

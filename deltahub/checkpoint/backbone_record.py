@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from deltahub.checkpoint.manifest import canonical_json
 from deltahub.errors import CheckpointError, FingerprintMismatch
-from deltahub.files.documents import parse, problem
+from deltahub.files.documents import canonical_json, parse, problem
 
 SCHEMA: Final = "backbone.v1"
 VERSION: Final = 2

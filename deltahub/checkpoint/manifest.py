@@ -6,15 +6,13 @@ over canonical JSON is the delta's identity, so it holds nothing that changes be
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from deltahub.errors import CheckpointError, IntegrityError
-from deltahub.files.documents import parse, problem
+from deltahub.files.documents import canonical_json, digest_of, parse, problem
 from deltahub.files.sized_cache import SizedCache
 
 SCHEMA: Final = "manifest.v1"
@@ -22,17 +20,6 @@ SCHEMA_VERSION: Final = 1
 DELTA: Final = "delta"
 FILES: Final = "files"
 DELTA_PART: Final = ".deltas."  # in a tensor's name after a ".": the rest is a parameter of the delta
-
-
-def canonical_json(document: Any) -> bytes:
-    """Serialise JSON with sorted keys and no blanks, so that equal documents give equal bytes."""
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode()
-
-
-def digest_of(data: bytes) -> str:
-    """Return ``"sha256:"`` and 64 hex digits."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.bypassed import is_bypassed
-from deltahub.engine.fused import FusedInsertion
 from deltahub.engine.insertion import Insertion, overrides
 from deltahub.engine.modules import module_at
 from deltahub.engine.offloading import device_of
 from deltahub.engine.shapes import output_widths
 from deltahub.engine.site import check_target
 from deltahub.engine.structure.targets import Target, find_targets, without_excluded
-from deltahub.engine.weights import SomeRows
+from deltahub.engine.weights import FusedInsertion, SomeRows
 from deltahub.errors import ConfigError, TargetError
 from deltahub.log import LOGGER
 

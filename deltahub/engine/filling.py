@@ -14,11 +14,10 @@ from torch.nn.parameter import is_lazy
 from deltahub.engine.fingerprint import backbone_tensors
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.layers import training_fault
-from deltahub.engine.modules import module_at, own_modules
+from deltahub.engine.modules import module_at, own_modules, running_statistics
 from deltahub.engine.offloading import device_of
 from deltahub.engine.site import delta_key, is_delta_name
 from deltahub.errors import CheckpointError
-from deltahub.handle.freezing import running_statistics
 
 _SMALL: Final = 256 << 20  # bytes of a file that any backbone's delta may have
 

@@ -1,15 +1,24 @@
-"""Checks that the current state of a backbone allows an operation on its deltas."""
+"""Checks that the current state of a backbone allows an operation on its deltas.
+
+Backbones that are closed to new deltas: compiled, wrapped, sharded or merged ones.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable
+from typing import Any
 
+import torch
 from torch import nn
 
 from deltahub.engine.ledger import ATTRIBUTE, Ledger, names_on
+from deltahub.engine.modules import own_modules
+from deltahub.engine.offloading import refuse_offloaded_as_a_whole
 from deltahub.engine.overrides import overrides
-from deltahub.engine.site import Site
+from deltahub.engine.site import CHILD, Site
 from deltahub.errors import ConfigError, MergeError, RouteError
+from deltahub.log import LOGGER
 
 
 def check_name(backbone: nn.Module, name: str) -> None:
@@ -84,3 +93,61 @@ def refuse_routed(backbone: nn.Module) -> None:
     ledger = backbone.__dict__.get(ATTRIBUTE)
     if isinstance(ledger, Ledger) and ledger.route is not None:
         raise _routed()
+
+
+def note_compiled(targets: Iterable[nn.Module]) -> None:
+    """See to it that graphs with these modules are compiled again; the compiler sees it by itself, by the mark of a site.
+
+    Of a module with neither parameters nor modules it looks at nothing that could be marked, so all that is compiled is reset.
+    """
+    if has_compiled() and not all(target._parameters or target._modules.keys() - {CHILD} for target in targets):
+        torch.compiler.reset()
+        LOGGER.info(
+            "A delta on a module without parameters came or went, so all that was compiled will be compiled again."
+        )
+
+
+def has_compiled() -> bool:
+    """Whether anything has been compiled in this process."""
+    if "torch._dynamo.convert_frame" not in sys.modules:
+        return False
+    compiled: Any = getattr(sys.modules["torch._dynamo.convert_frame"], "input_codes", None)
+    return bool(getattr(compiled, "seen", True))  # another torch may keep its list elsewhere: then resetting is safe
+
+
+def refuse_closed(backbone: nn.Module) -> None:
+    """Refuse a backbone that a delta cannot be added to as it is.
+
+    Raises:
+        ConfigError: it is a wrapper, whose prefix would become part of every saved name, its parameters are sharded, or a part of it is
+            offloaded with all that is in it.
+        MergeError: other deltas are merged into its weights.
+        RouteError: a route is open on it.
+    """
+    wrappers = (torch._dynamo.OptimizedModule,) if "torch._dynamo" in sys.modules else ()
+    if isinstance(backbone, (*wrappers, nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner = "module" if "module" in backbone._modules else "_orig_mod"
+        msg = (
+            f"backbone_model is a {type(backbone).__name__} around the backbone: pass backbone_model=model.{inner}. "
+            "Add deltas before wrapping: DataParallel and DistributedDataParallel see only what was there when they began."
+        )
+        raise ConfigError(msg)
+    refuse_merged(backbone)
+    refuse_routed(backbone)
+    refuse_offloaded_as_a_whole(backbone)
+    refuse_busy(site for _, module in own_modules(backbone) if isinstance(site := module._modules.get(CHILD), Site))
+    _refuse_sharded(backbone)
+
+
+def _refuse_sharded(backbone: nn.Module) -> None:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    for name, module in own_modules(backbone):
+        if isinstance(module, (FSDPModule, FullyShardedDataParallel)):
+            msg = (
+                f"{name or 'The backbone'} is sharded ({type(module).__name__}), and a delta added now would be left out. "
+                "Add deltas before fully_shard or FullyShardedDataParallel."
+            )
+            raise ConfigError(msg)

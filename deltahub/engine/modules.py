@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from deltahub.engine.site import Site, uncompiled
 
@@ -50,3 +50,17 @@ def module_at(backbone: nn.Module, address: str) -> nn.Module:
 def plain_name(name: str) -> str:
     """Remove the names of torch.compile's wrappers from a name in a backbone."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod") if "_orig_mod" in name else name
+
+
+def running_statistics(backbone: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """Return the running statistics of batch norms: they change in training without a gradient, and are kept like a head.
+
+    Args:
+        prefix: only those whose names begin with it.
+    """
+    return {
+        f"{name}.{key}" if name else key: buffer
+        for name, module in own_modules(backbone)
+        if isinstance(module, nn.modules.batchnorm._NormBase) and f"{name}.".startswith(prefix)
+        for key, buffer in module.named_buffers(recurse=False)
+    }

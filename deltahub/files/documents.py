@@ -1,13 +1,20 @@
-"""Validation of JSON documents; the schemas are the only description of the files that DeltaHub writes."""
+"""Validation of JSON documents; the schemas are the only description of the files that DeltaHub writes.
+
+JSON documents with their own checksum, so that any change of their bytes is detected.
+
+An object is addressed by its digest; a document is mutable, so it contains its digest: the sha256 of its bytes without the checksum's
+own. Editing a document by hand breaks it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import reprlib
 from codecs import BOM_UTF8
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -162,3 +169,51 @@ def _clause(error: JsonSchemaValueException) -> str:
     if error.rule in _SIZES:
         return f"{place} must have {_SIZES[error.rule].format(wanted)}, and has {len(found)}"
     return f"{place}{error.message.removeprefix(name):.{_PLACE}}"
+
+
+def canonical_json(document: Any) -> bytes:
+    """Serialise JSON with sorted keys and no blanks, so that equal documents give equal bytes."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def digest_of(data: bytes) -> str:
+    """Return ``"sha256:"`` and 64 hex digits."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def sealed(document: Mapping[str, Any]) -> bytes:
+    """Serialise a document with its checksum.
+
+    Args:
+        document: JSON without ``"checksum"``, with a key that sorts after it; no value before that key may be a mapping with an empty
+            ``"checksum"``.
+    """
+    empty = canonical_json({**document, "checksum": ""})
+    found = hashlib.sha256(empty.replace(_member(""), b"", 1)).hexdigest()
+    return empty.replace(_member(""), _member(found), 1)
+
+
+def unsealed(data: bytes, schema: str) -> tuple[Any, str | None]:
+    """Parse a stored document; return it with the first problem, as a clause, or None if it is valid.
+
+    Args:
+        data: its bytes.
+        schema: the name of its schema, which requires a ``"checksum"``.
+    """
+    try:
+        document = parse(data)
+    except ValueError as error:
+        return None, str(error)
+    return document, problem(document, schema) or _broken(data, document)
+
+
+def _broken(data: bytes, document: Mapping[str, Any]) -> str | None:
+    """Check the checksum in a document; return the problem as a clause, or None."""
+    recorded = document["checksum"]
+    found = hashlib.sha256(data.replace(_member(recorded), b"", 1)).hexdigest()
+    return None if found == recorded else f"bytes that do not have the checksum {recorded} that stands in them"
+
+
+def _member(checksum: str) -> bytes:
+    return f'"checksum":"{checksum}",'.encode()

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.building import Like, addressed, build, completed, one_each, refuse_unsupported
-from deltahub.engine.compiling import note_compiled, refuse_closed
-from deltahub.engine.guards import check_name
+from deltahub.engine.guards import check_name, note_compiled, refuse_closed
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.ledger import Entry, Ledger, free_name, ledger_holding, ledger_of, ledgers_in, value_of
 from deltahub.engine.modules import module_at

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from deltahub.checkpoint.address import lies_within, nearest_names
 from deltahub.engine.guards import refuse_merged, refuse_merged_tensors, refuse_routed
 from deltahub.engine.layers import training_fault
-from deltahub.engine.modules import own_modules, own_parameters, plain_name
+from deltahub.engine.modules import own_modules, own_parameters, plain_name, running_statistics
 from deltahub.engine.offloading import offloaded
 from deltahub.engine.sharding import reshard
 from deltahub.engine.site import CHILD, Site, delta_key, delta_of, uncompiled
@@ -119,20 +119,6 @@ def _covered(pattern: str, names: Collection[str], structure: StructureMap) -> s
 def trainable(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Return the backbone's own parameters that require a gradient, by name."""
     return ((name, parameter) for name, parameter in own_parameters(backbone) if parameter.requires_grad)
-
-
-def running_statistics(backbone: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-    """Return the running statistics of batch norms: they change in training without a gradient, and are kept like a head.
-
-    Args:
-        prefix: only those whose names begin with it.
-    """
-    return {
-        f"{name}.{key}" if name else key: buffer
-        for name, module in own_modules(backbone)
-        if isinstance(module, nn.modules.batchnorm._NormBase) and f"{name}.".startswith(prefix)
-        for key, buffer in module.named_buffers(recurse=False)
-    }
 
 
 def prefix_of(backbone: nn.Module, module: nn.Module | None) -> str:

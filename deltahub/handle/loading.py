@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from torch import Tensor, nn
 
-from deltahub.cache.cache import pulled_as
-from deltahub.cache.reading import checked, read_cached
+from deltahub.cache.cache import checked, pulled_as, read_cached
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.checkpoint import Checkpoint
 from deltahub.engine.building import build, check_dtype, completed
-from deltahub.engine.compiling import refuse_closed
 from deltahub.engine.filling import fill, refuse_larger, replaced_names
 from deltahub.engine.fingerprint import fingerprint, missing_from_version_1
+from deltahub.engine.guards import refuse_closed
 from deltahub.engine.layers import embed_scale
 from deltahub.engine.ledger import ledger_of, ledgers_in
 from deltahub.engine.modules import own_parameters
@@ -26,7 +25,7 @@ from deltahub.engine.overrides import overrides
 from deltahub.engine.site import is_delta_name
 from deltahub.engine.trainable import remember
 from deltahub.errors import CheckpointError, ConfigError
-from deltahub.formats import adapterhub
+from deltahub.formats import files
 from deltahub.formats.opendelta import reading as opendelta
 from deltahub.formats.peft import reading as peft_reading
 from deltahub.hub.locating import locate
@@ -64,7 +63,7 @@ def read_any(
             return opendelta.read(folder, backbone, allow_pickle=allow_pickle)
         if peft_reading.is_adapter(folder):
             return peft_reading.read(folder, backbone, allow_pickle=allow_pickle)
-        adapterhub.refuse(folder)
+        files.refuse(folder)
     refuse_larger(folder / checkpoint.WEIGHTS, backbone)
     return checkpoint.read(folder, with_backbone=with_backbone, config_sha256=config_sha256)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from deltahub.engine.bypassed import uncalled
 from deltahub.engine.guards import refuse_routed
 from deltahub.engine.insertion import overrides as acts_in
 from deltahub.engine.layers import writing_fault
@@ -32,7 +33,6 @@ from deltahub.engine.overrides import (
 from deltahub.engine.sharding import reshard
 from deltahub.engine.site import CHILD, Site, eject, site_of
 from deltahub.engine.trainable import forget_trainable
-from deltahub.engine.uncalled import uncalled
 from deltahub.errors import MergeError
 from deltahub.log import LOGGER
 

@@ -5,28 +5,66 @@
 
 While a route is open, the sites of the backbone have a `detour` that shows each delta only its rows (`engine/routing/rows.py`).
 It is an attribute of the site, not of the thread: gradient checkpointing recomputes parts in autograd's own threads.
+
+The test whether the first dimension of a module's output counts the rows of the batch.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from deltahub.engine.dummy_inputs import possible_inputs
+from deltahub.engine.insertion import map_hidden
 from deltahub.engine.ledger import ATTRIBUTE, Entry, Ledger
 from deltahub.engine.modules import own_modules
-from deltahub.engine.routing.batching import rows_first
-from deltahub.engine.routing.detours import DetourByRows
 from deltahub.engine.routing.heads import heads_of
+from deltahub.engine.routing.rows import DetourByRows
+from deltahub.engine.shapes import meta_copy
 from deltahub.engine.site import CHILD, Site, close_site, open_site
 from deltahub.errors import RouteError
 
 if TYPE_CHECKING:
     from deltahub.handle.base import DeltaBase
+
+
+_BATCH, _LENGTH = 3, 5
+
+
+def rows_first(backbone: nn.Module, addresses: Collection[str]) -> set[str]:
+    """Return the modules that return one hidden state per row, as seen in a pseudo forward pass of a few rows.
+
+    The pass runs on the meta device. A module that it does not reach is not included.
+    """
+    clone = meta_copy(backbone).eval()
+    seen: dict[str, bool] = {}
+
+    def watch(address: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            def see(hidden: torch.Tensor) -> torch.Tensor:
+                seen[address] = seen.get(address, True) and hidden.shape[0] == _BATCH
+                return hidden
+
+            map_hidden(output, see)
+
+        return hook
+
+    for address in addresses:
+        clone.get_submodule(address).register_forward_hook(watch(address))
+    for inputs in possible_inputs(backbone, _BATCH, _LENGTH):
+        try:
+            with torch.no_grad():
+                clone(**inputs)
+            break
+        except Exception:  # noqa: BLE001, S112  # a model can raise anything on dummy inputs; the next set may work
+            continue
+    return {address for address, first in seen.items() if first}
+
 
 _OPENING: Final = threading.Lock()
 

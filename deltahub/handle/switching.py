@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from deltahub.engine.compiling import note_compiled
-from deltahub.engine.guards import refuse_busy, refuse_merged, refuse_routed
+from deltahub.engine.guards import note_compiled, refuse_busy, refuse_merged, refuse_routed
 from deltahub.engine.ledger import check_tensors, entries_of
 from deltahub.engine.modules import module_at
 from deltahub.engine.offloading import device_of

@@ -9,12 +9,11 @@ from deltahub.errors import ConfigError, ConflictError, IntegrityError, NotFound
 from deltahub.files.atomic import scratch
 from deltahub.registry.amend import DESCRIPTION
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.entries import Version
+from deltahub.registry.entries import CARD_FACTS, Version, summary_of
 from deltahub.registry.mirror import Copied
 from deltahub.registry.reconcile import merged
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.query import Query
-from deltahub.registry.summary import CARD_FACTS, summary_of
+from deltahub.registry.search.conditions import Query
 from deltahub.sources.huggingface import HuggingFace
 from deltahub.sources.huggingface.history import names
 from deltahub.stores.base import Progress, Source

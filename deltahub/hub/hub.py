@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from deltahub.cache.cache import Cache
 from deltahub.cache.remembered import CachedNames
 from deltahub.errors import DeltaHubError
-from deltahub.hub.lockfile import Lock, Pin, active
+from deltahub.hub.lockfile import Lock, Pin, active, pin_of, pinned, require_pin
 from deltahub.hub.lookup import Lookup, as_registry
-from deltahub.hub.pinning import pin_of, pinned, require_pin
 from deltahub.hub.pull import FILES_AT_ONCE, Transfer, bring, check_replaceable, copy_out, several
 from deltahub.hub.push import push_many, ready, sign_all, sign_moved
 from deltahub.link import Link
@@ -24,10 +23,8 @@ from deltahub.registry.registry import Registry
 from deltahub.registry.search.index import INDEXES
 from deltahub.settings.environment import cache_home
 from deltahub.settings.user import Settings
-from deltahub.sources.base import Resolved, Source
-from deltahub.sources.catalog import Rules
-from deltahub.sources.opening import Sources, open_source
-from deltahub.sources.outcomes import Pulled, Pushed
+from deltahub.sources.base import Pulled, Pushed, Resolved, Source
+from deltahub.sources.catalog import Rules, Sources, open_source
 from deltahub.sources.partial import PARTIAL
 from deltahub.sources.registry import RegistrySource
 from deltahub.stores.base import Progress

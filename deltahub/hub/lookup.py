@@ -17,13 +17,12 @@ from deltahub.registry.amend import Amendment
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.registry import Registry
-from deltahub.registry.repair import Supply, from_registry
+from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.index import INDEXES, Listed
-from deltahub.registry.search.query import Query
 from deltahub.registry.search.refresh import Told
+from deltahub.registry.verify import Supply, from_registry
 from deltahub.sources.base import Known, Resolved, Source
-from deltahub.sources.catalog import Choice, Rules
-from deltahub.sources.opening import Sources, registry_at
+from deltahub.sources.catalog import Choice, Rules, Sources, registry_at
 from deltahub.sources.registry import RegistrySource
 
 

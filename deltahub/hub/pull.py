@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
-from deltahub.cache.cache import Cache, copy_delta
-from deltahub.cache.reading import read_cached
+from deltahub.cache.cache import Cache, copy_delta, read_cached
 from deltahub.checkpoint.manifest import FileEntry
 from deltahub.errors import CheckpointError, DeltaHubError, StorageError
 from deltahub.files.atomic import storage_errors
-from deltahub.sources.base import Resolved
-from deltahub.sources.outcomes import Pulled
+from deltahub.sources.base import Pulled, Resolved
 from deltahub.stores.base import Progress
 from deltahub.stores.threads import spread
 

@@ -15,8 +15,7 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.publish import Publication
 from deltahub.registry.registry import Registry
-from deltahub.sources.base import Source
-from deltahub.sources.outcomes import Pushed
+from deltahub.sources.base import Pushed, Source
 from deltahub.sources.registry import RegistrySource
 from deltahub.stores.base import Progress
 

@@ -18,10 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from deltahub.checkpoint.manifest import canonical_json
 from deltahub.errors import CheckpointError, IntegrityError
 from deltahub.files.atomic import CHUNK
-from deltahub.files.documents import parse, problem
+from deltahub.files.documents import canonical_json, parse, problem
 from deltahub.stores.base import object_key
 
 SCHEMA: Final = "bundle.v1"

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deltahub.checkpoint.manifest import Manifest, canonical_json
+from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import ConfigError, DeltaHubError, IntegrityError
 from deltahub.files.atomic import scratch, staging, storage_errors, sync_file, sync_folders
+from deltahub.files.documents import canonical_json
 from deltahub.reference import Reference, check_alias, check_tag
 from deltahub.registry.archive import Member, Signed, unpack, write
 from deltahub.registry.document import ReferenceDocument

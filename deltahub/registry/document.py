@@ -16,7 +16,7 @@ from itertools import count, islice
 from typing import Any, Final
 
 from deltahub.errors import NoVersionError, RemovedError
-from deltahub.files.checksums import sealed
+from deltahub.files.documents import sealed
 from deltahub.files.sized_cache import SizedCache
 from deltahub.reference import LATEST, MAIN, is_digest
 from deltahub.registry.document_check import AMENDED_VERSION, SCHEMA_VERSION, read_whole

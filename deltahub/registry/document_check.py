@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from deltahub.errors import CheckpointError, IntegrityError
-from deltahub.files.checksums import unsealed
+from deltahub.files.documents import unsealed
 
 SCHEMA: Final = "reference.v1"
 SCHEMA_VERSION: Final = 1

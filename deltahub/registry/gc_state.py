@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from deltahub.errors import ConflictError, IntegrityError
-from deltahub.files.checksums import sealed, unsealed
+from deltahub.files.documents import sealed, unsealed
 from deltahub.stores.base import Progress, Source, Store
 
 STATE: Final = "gc/state.json"

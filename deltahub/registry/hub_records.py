@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from deltahub.errors import DeltaHubError, IntegrityError
-from deltahub.files.checksums import sealed, unsealed
+from deltahub.files.documents import sealed, unsealed
 from deltahub.stores.base import Store
 from deltahub.stores.threads import spread
 

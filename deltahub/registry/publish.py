@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltahub.checkpoint.manifest import Manifest, digest_of
+from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, StorageError
+from deltahub.files.documents import digest_of
 from deltahub.reference import Reference, check_alias, check_tag
 from deltahub.registry import stamps
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.entries import Version, merged_tags
+from deltahub.registry.entries import Version, merged_tags, summary_of
 from deltahub.registry.gc_state import spare, store_spared
-from deltahub.registry.summary import summary_of
 from deltahub.stores.base import Progress, Source
 
 if TYPE_CHECKING:

@@ -1,4 +1,18 @@
-"""The ASGI application: all routes over one registry."""
+"""The ASGI application: all routes over one registry.
+
+The middleware stack, outermost first.
+
+    AsSent            keeps paths quoted                        paths.py
+    SecurityHeaders   headers against misuse by browsers        shield.py
+    Observing         access log, audit log, metrics            observing.py
+    OwnNames          allow-list of host names                  shield.py
+    Limits            sizes of head and body, slow bodies       limits.py
+    Browsers          session cookies, errors as pages          pages/browsers.py
+    OwnPages          CSRF protection                           shield.py
+    Authentication    caller and rate limit                     authentication.py
+
+All are plain ASGI, so that bodies and responses are streamed.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +24,43 @@ from threading import Thread
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 
 from deltahub.errors import DeltaHubError
 from deltahub.registry.registry import Registry
+from deltahub.server.authentication import Authentication
+from deltahub.server.csrf import OwnNames, OwnPages, SecurityHeaders
 from deltahub.server.descriptors import AcceptErrors
-from deltahub.server.errors import Refusal, answer_refusal
-from deltahub.server.failures import answer_failure, answer_http
-from deltahub.server.metrics import Metrics
-from deltahub.server.middleware import guards
+from deltahub.server.errors import Refusal, answer_failure, answer_http, answer_refusal
+from deltahub.server.limits import Limits
+from deltahub.server.pages.browsers import Browsers
 from deltahub.server.pages.routes import routes as page_routes
+from deltahub.server.paths import AsSent
 from deltahub.server.routes import api, health
 from deltahub.server.settings import Settings
 from deltahub.server.state import State
+from deltahub.server.telemetry import Metrics, Observing
+from deltahub.stores.base import Store
+
+
+def guards(store: Store, settings: Settings, metrics: Metrics) -> list[Middleware]:
+    """Return all middleware of a hub.
+
+    Args:
+        store: holds its tokens and sessions.
+        settings: its limits and permissions.
+        metrics: its counters.
+    """
+    return [
+        Middleware(AsSent),
+        Middleware(SecurityHeaders),
+        Middleware(Observing, metrics),
+        Middleware(OwnNames, settings),
+        Middleware(Limits, settings),
+        Middleware(Browsers),
+        Middleware(OwnPages, settings),
+        Middleware(Authentication, store, settings),
+    ]
 
 
 def build_app(registry: Registry, settings: Settings | None = None) -> Starlette:

@@ -1,10 +1,21 @@
-"""State shared by all requests of a process."""
+"""State shared by all requests of a process.
+
+Per-repository locks: commits to one repository run one after another in a process, so that none starves.
+
+Other processes are not covered; compare-and-swap of the reference document decides between them.
+
+Sizes of a version's files by digest, 40 bytes per file, to find which versions of a repository hold a file.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import bisect
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from starlette.requests import HTTPConnection
 
@@ -14,14 +25,61 @@ from deltahub.files.sized_cache import SizedCache
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.index import INDEXES, Index
 from deltahub.server.budget import Budget
-from deltahub.server.file_sizes import FileSizes
 from deltahub.server.frontmatter import LARGEST, front_matter
 from deltahub.server.records import Records
-from deltahub.server.repository_locks import Turns
 from deltahub.server.settings import Settings
 from deltahub.server.upload_urls import Signer
 from deltahub.settings.environment import cache_home
 from deltahub.stores.base import object_key
+
+_DIGEST: Final = 32  # bytes of a SHA-256
+_SIZE: Final = 8  # bytes of the stored file size
+_RECORD: Final = _DIGEST + _SIZE
+_LARGEST: Final = (1 << 8 * _SIZE) - 1
+
+
+class FileSizes:
+    """Sizes of a set of files, looked up by sha256.
+
+    Args:
+        files: the files.
+    """
+
+    def __init__(self, files: Iterable[FileEntry]) -> None:
+        records = {bytes.fromhex(entry.sha256) + min(entry.size, _LARGEST).to_bytes(_SIZE, "big") for entry in files}
+        self._records = b"".join(sorted(records))
+
+    @property
+    def weight(self) -> int:
+        """Approximate memory use in bytes."""
+        return len(self._records) + 200
+
+    def get(self, sha256: str) -> int | None:
+        """Return the size in bytes of the file with a digest (64 hex digits); None if it is not in the set."""
+        digest = bytes.fromhex(sha256)
+        count = len(self._records) // _RECORD
+        at = bisect.bisect_left(range(count), digest, key=self._digest)
+        if at == count or self._digest(at) != digest:
+            return None
+        return int.from_bytes(self._records[at * _RECORD + _DIGEST : (at + 1) * _RECORD], "big")
+
+    def _digest(self, at: int) -> bytes:
+        return self._records[at * _RECORD : at * _RECORD + _DIGEST]
+
+
+class Turns:
+    """An asyncio lock for each repository, kept while it is held or awaited. Waiting takes no thread."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def of(self, repository: str) -> asyncio.Lock:
+        """Return the lock of a repository, ``"namespace/name"``."""
+        lock = self._locks.get(repository)
+        if lock is None:
+            lock = self._locks[repository] = asyncio.Lock()
+        return lock
+
 
 _MOST_KEPT: Final = 64 << 20  # bytes of manifests and of file sizes cached in memory
 

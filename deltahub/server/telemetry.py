@@ -1,21 +1,128 @@
-"""Middleware for the access log, the audit log and metrics."""
+"""Middleware for the access log, the audit log and metrics.
+
+Prometheus metrics: requests, their duration, and bytes.
+
+Several processes of a hub share their counters if `PROMETHEUS_MULTIPROC_DIR` names a folder before they start; `deltahub serve
+--workers` sets it.
+
+Logs of the hub: a JSON line per request and per change, without secrets.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import sys
 import time
+import traceback
 import uuid
+from pathlib import Path
 from typing import Any, Final
 
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deltahub.registry import stamps
 from deltahub.server.access import ANONYMOUS, CALLER
 from deltahub.server.addresses import address_of
 from deltahub.server.errors import Refusal
-from deltahub.server.journal import ACCESS, AUDIT, FACTS
-from deltahub.server.metrics import Metrics
+from deltahub.text.visible import redacted
+
+ACCESS: Final = logging.getLogger("deltahub.server.access")
+AUDIT: Final = logging.getLogger("deltahub.server.audit")
+FACTS: Final = "facts"  # attribute of a log record that holds its fields
+
+
+class JsonLines(logging.Formatter):
+    """Formatter that writes each record as a line of JSON, with its facts as fields and secrets redacted."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record as a line of JSON."""
+        fields: dict[str, Any] = {"time": stamps.now(), "level": record.levelname.lower(), "log": record.name}
+        facts = getattr(record, FACTS, None)
+        fields |= facts if isinstance(facts, dict) else {"message": record.getMessage()}
+        if record.exc_info and record.exc_info[1]:
+            fields["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
+        return redacted(json.dumps(fields, default=str))
+
+
+class Appending(logging.FileHandler):
+    """Log file that several processes append to: each line is written at once."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, mode="a", encoding="utf-8", delay=False)
+
+
+def set_up(access: Path | None = None, audit: Path | None = None, *, quiet: bool = False) -> None:
+    """Configure the log handlers of this process.
+
+    Args:
+        access: file for requests; by default stderr.
+        audit: file for changes; by default stderr.
+        quiet: do not log successful requests, unless they go to a file.
+    """
+    plain = logging.StreamHandler(sys.stderr)
+    for name in ("deltahub", "uvicorn"):
+        _only(logging.getLogger(name), plain, logging.INFO)
+    _only(logging.getLogger("uvicorn.error"), plain, logging.WARNING)
+    _only(ACCESS, Appending(access) if access else plain, logging.WARNING if quiet and not access else logging.INFO)
+    _only(AUDIT, Appending(audit) if audit else plain, logging.INFO)
+    for logger in (logging.getLogger("deltahub"), ACCESS, AUDIT):
+        for handler in logger.handlers:
+            handler.setFormatter(JsonLines())
+
+
+def _only(logger: logging.Logger, handler: logging.Handler, level: int) -> None:
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
+_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)  # seconds
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Metrics:
+    """Counters of one application. Routes are labelled by their pattern, so that no repository name appears."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "deltahub_requests", "Requests answered.", ("method", "route", "status"), registry=self.registry
+        )
+        self.seconds = Histogram(
+            "deltahub_request_seconds",
+            "Seconds from a request's head to the end of its answer.",
+            ("route",),
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self.received = Counter("deltahub_received_bytes", "Bytes of bodies that came in.", registry=self.registry)
+        self.sent = Counter("deltahub_sent_bytes", "Bytes of bodies that went out.", registry=self.registry)
+        self.active = Gauge(
+            "deltahub_active_requests", "Requests under way.", registry=self.registry, multiprocess_mode="livesum"
+        )
+
+    def count(self, method: str, route: str, status: int, seconds: float, received: int, sent: int) -> None:
+        """Count one request."""
+        self.requests.labels(method if method in _METHODS else "other", route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
+        self.received.inc(received)
+        self.sent.inc(sent)
+
+    def page(self) -> tuple[bytes, str]:
+        """Return all metrics in Prometheus's text format, and its media type."""
+        registry = self.registry
+        if os.environ.get(SHARED):
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry), CONTENT_TYPE_LATEST
+
 
 NOTES: Final = "deltahub.notes"  # key of a route's facts for the audit log
 _NO_ANSWER: Final = 499  # the client disconnected

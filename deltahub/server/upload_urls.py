@@ -15,8 +15,8 @@ from functools import cached_property
 from typing import Final
 from urllib.parse import urlencode
 
-from deltahub.checkpoint.manifest import canonical_json
 from deltahub.errors import ConflictError, NotFoundError
+from deltahub.files.documents import canonical_json
 from deltahub.registry.hub_records import KEYS
 from deltahub.server.errors import Refusal
 from deltahub.stores.base import Store

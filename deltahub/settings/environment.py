@@ -4,6 +4,8 @@
 | --- | --- | --- |
 | DELTAHUB_HOME | the local registry and the settings | the user's data folder, the user's settings folder |
 | DELTAHUB_CACHE | the cache of pulled deltas | `cache` in DELTAHUB_HOME, or else the user's cache folder |
+
+Environment switches that forbid the use of the network.
 """
 
 from __future__ import annotations
@@ -12,8 +14,34 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from deltahub.errors import StorageError
+
+VARIABLE: Final = "DELTAHUB_OFFLINE"
+_HUGGING_FACE: Final = "HF_HUB_OFFLINE"
+_ON: Final = frozenset({"1", "on", "yes", "true"})
+
+
+def forbidden(*, hub: bool = False) -> str | None:
+    """Return the reason not to use the network, as a clause; None if it may be used.
+
+    `DELTAHUB_OFFLINE` decides if it is set, or else `HF_HUB_OFFLINE`. Requests through the client of Hugging Face obey both, because
+    that client obeys its own variable.
+
+    Args:
+        hub: whether the client of Hugging Face is used.
+    """
+    own, theirs = os.environ.get(VARIABLE), _on(_HUGGING_FACE)
+    if _on(VARIABLE):
+        return f"{VARIABLE} is set"
+    if theirs and (hub or not own):
+        return f"{_HUGGING_FACE} is set"
+    return None
+
+
+def _on(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in _ON
 
 
 def home() -> Path:

@@ -2,6 +2,8 @@
 
 A source gives its name in all results. A missing delta raises NotFoundError. A source that cannot answer raises UnreachableError,
 so that no other source is used in its place.
+
+Results of a push and of a pull.
 """
 
 from __future__ import annotations
@@ -19,11 +21,47 @@ from deltahub.registry.amend import Amendment
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.publish import Publication
+from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.index import Listed
-from deltahub.registry.search.query import Query
 from deltahub.registry.search.refresh import Told
-from deltahub.sources.outcomes import Pushed
 from deltahub.stores.base import Progress
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """The result of a push.
+
+    Attributes:
+        reference: the delta, with its source and version.
+        digest: the digest of its manifest.
+        new: whether the content is a new version.
+        size: the size of its files in bytes.
+        tags: all tags of the version.
+    """
+
+    reference: Reference
+    digest: str
+    new: bool
+    size: int
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """The result of a pull.
+
+    Attributes:
+        reference: the delta, with its source and version, or the link with its digest.
+        digest: the digest of its manifest.
+        folder: the folder with its verified files.
+        manifest: its manifest.
+    """
+
+    reference: Reference | Link
+    digest: str
+    folder: Path
+    manifest: Manifest
+
 
 Fetch = Callable[[FileEntry, Path, Progress | None], None]
 # Returns digest and manifest of an exact reference that is cached; None if it is not.

@@ -15,11 +15,10 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.publish import Publication, Published
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.index import Index, Listed
-from deltahub.registry.search.query import Query
 from deltahub.registry.search.refresh import Told
-from deltahub.sources.base import Resolved
-from deltahub.sources.outcomes import Pushed
+from deltahub.sources.base import Pushed, Resolved
 from deltahub.stores.base import Progress
 
 if TYPE_CHECKING:

@@ -18,9 +18,8 @@ from deltahub.files.atomic import CHUNK, WHOLE
 from deltahub.stores.base import Progress, Source, Swap, Swapped, require_digest
 from deltahub.stores.bucket import Bucket, Patience, connect
 from deltahub.stores.probe import refuse_weak
-from deltahub.stores.s3_conditional import conditional_put
 from deltahub.stores.s3_errors import lost, s3_errors
-from deltahub.stores.s3_upload import digest_of, size_of, upload
+from deltahub.stores.s3_upload import conditional_put, digest_of, size_of, upload
 from deltahub.stores.threads import each, interruptible, spread
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from deltahub.cache.cache import Cache
 from deltahub.checkpoint import describe
-from deltahub.cache.reading import read_cached
+from deltahub.cache.cache import read_cached
 from tests.checkpoints import Fetched
 
 cache, sources = Cache(Path(sys.argv[1])), [Fetched(Path(folder)) for folder in sys.argv[2:]]

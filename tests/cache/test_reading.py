@@ -8,8 +8,7 @@ import shutil
 import pytest
 
 from deltahub.cache import maintenance
-from deltahub.cache.cache import Cache
-from deltahub.cache.reading import READING, read_cached
+from deltahub.cache.cache import READING, Cache, read_cached
 from deltahub.errors import CheckpointError, IntegrityError
 from tests.checkpoints import Fetched
 

@@ -12,8 +12,8 @@ from deltahub.checkpoint.backbone_fit import SAME_STRUCTURE, backbone_folder, ba
 from deltahub.checkpoint.backbone_record import INCOMPATIBLE, OTHER_PRECISION, RESIZED, Difference, Fingerprint, Leaf
 from deltahub.checkpoint.manifest import TensorEntry
 from deltahub.errors import CheckpointError
+from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.index import Index
-from deltahub.registry.search.query import Query
 from deltahub.stores.base import object_key
 from tests.checkpoints import LEAVES
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltahub.checkpoint import checkpoint
-from deltahub.checkpoint.manifest import FileEntry, Manifest, TensorEntry, canonical_json, digest_of
+from deltahub.checkpoint.manifest import FileEntry, Manifest, TensorEntry
 from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError
+from deltahub.files.documents import canonical_json, digest_of
 from tests.checkpoints import save_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden/manifest.v1.json"

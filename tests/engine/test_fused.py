@@ -3,9 +3,9 @@ import torch
 import transformers
 
 from deltahub import AutoDeltaModel, BitFitModel, LoraModel
-from deltahub.engine.fused import FusedInsertion
 from deltahub.engine.site import is_delta_name
 from deltahub.engine.structure.layouts import gate_parts
+from deltahub.engine.weights import FusedInsertion
 from tests.backbones import gpt2, logits_of, stir, tensors_of
 from tests.engine.families import family, run
 

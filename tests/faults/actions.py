@@ -16,12 +16,11 @@ from deltahub.reference import Reference
 from deltahub.registry.amend import Amendment, amend
 from deltahub.registry.bundle import export_bundle, import_bundle
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.edits import set_alias, set_tags, undo
+from deltahub.registry.edits import remove, set_alias, set_tags, undo
 from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
 from deltahub.registry.publish import Publication
 from deltahub.registry.registry import Registry
-from deltahub.registry.removal import remove
 from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
 from deltahub.stores.base import Store

@@ -30,10 +30,9 @@ from typing import Any
 from deltahub.checkpoint import checkpoint
 from deltahub.errors import DeltaHubError
 from deltahub.reference import Reference
-from deltahub.registry.edits import set_alias, set_tags
+from deltahub.registry.edits import remove, set_alias, set_tags
 from deltahub.registry.gc import collect
 from deltahub.registry.registry import Registry
-from deltahub.registry.removal import remove
 from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
 from deltahub.stores.bucket import Bucket

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deltahub.checkpoint import checkpoint
-from deltahub.checkpoint.manifest import FileEntry, Manifest, TensorEntry, canonical_json, digest_of
+from deltahub.checkpoint.manifest import FileEntry, Manifest, TensorEntry
 from deltahub.checkpoint.safetensors_header import tensor_entries
 from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError, ReferenceSyntaxError
-from deltahub.files.checksums import sealed
+from deltahub.files.documents import canonical_json, digest_of, sealed
 from deltahub.reference import Reference, check_alias, check_tag
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version

@@ -21,7 +21,7 @@ from deltahub.hub.hub import Hub
 from deltahub.hub.locating import locate
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.query import Query
+from deltahub.registry.search.conditions import Query
 from deltahub.stores.base import object_key
 from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import content_of

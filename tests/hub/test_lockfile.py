@@ -14,9 +14,8 @@ from deltahub.hub.hub import Hub
 from deltahub.hub.locating import locate
 from deltahub.hub.lockfile import VARIABLE, Lock
 from deltahub.reference import Reference
-from deltahub.registry.edits import set_alias
+from deltahub.registry.edits import remove, set_alias
 from deltahub.registry.registry import Registry
-from deltahub.registry.removal import remove
 from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import content_of
 from tests.faults import FORBIDDEN, FULL, INTERRUPT

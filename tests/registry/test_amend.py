@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 
 from deltahub.errors import CheckpointError, ConfigError, NoVersionError
-from deltahub.files.checksums import sealed
+from deltahub.files.documents import sealed
 from deltahub.registry.amend import Amendment, amend
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.mirror import copy
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.conditions import Metric, Query
 from deltahub.registry.search.index import Index
-from deltahub.registry.search.query import Metric, Query
 from deltahub.stores.memory import MemoryStore
 
 ALL = Amendment("first", {"accuracy": 0.93, "f1": 0.5}, "trained on SST-2", "# Better")

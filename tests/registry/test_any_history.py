@@ -14,11 +14,10 @@ from deltahub.checkpoint import checkpoint
 from deltahub.errors import InUseError, NotFoundError
 from deltahub.reference import Reference
 from deltahub.registry.bundle import export_bundle, import_bundle
-from deltahub.registry.edits import set_alias, undo
+from deltahub.registry.edits import remove, set_alias, undo
 from deltahub.registry.gc import collect, used
 from deltahub.registry.mirror import copy
 from deltahub.registry.registry import Registry
-from deltahub.registry.removal import remove
 from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key

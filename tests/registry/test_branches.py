@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from deltahub.errors import IntegrityError, InUseError
-from deltahub.files.checksums import sealed
+from deltahub.files.documents import sealed
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.edits import remove
 from deltahub.registry.reconcile import merged
-from deltahub.registry.removal import remove
 from tests.registry.test_document import NOON, document, version
 
 

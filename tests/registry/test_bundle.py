@@ -12,7 +12,6 @@ from dataclasses import replace
 import pytest
 
 from deltahub.checkpoint import checkpoint
-from deltahub.checkpoint.manifest import canonical_json
 from deltahub.errors import (
     CheckpointError,
     ConfigError,
@@ -24,13 +23,13 @@ from deltahub.errors import (
     RemovedError,
     StorageError,
 )
+from deltahub.files.documents import canonical_json
 from deltahub.reference import Reference
 from deltahub.registry.bundle import export_bundle, import_bundle
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.edits import set_alias, set_tags
+from deltahub.registry.edits import remove, set_alias, set_tags
 from deltahub.registry.entries import Moving
 from deltahub.registry.registry import Registry
-from deltahub.registry.removal import remove
 from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key

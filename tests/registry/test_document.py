@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltahub.errors import CheckpointError, IntegrityError, NotFoundError
-from deltahub.files.checksums import sealed
+from deltahub.files.documents import sealed
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Moving, Version
 

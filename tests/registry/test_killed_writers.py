@@ -10,8 +10,7 @@ from deltahub.hub.lockfile import Lock, Pin
 from deltahub.reference import Reference
 from deltahub.registry.bundle import export_bundle
 from deltahub.registry.registry import Registry
-from deltahub.registry.repair import from_registry, repair
-from deltahub.registry.verify import verify
+from deltahub.registry.verify import from_registry, repair, verify
 from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore

@@ -9,12 +9,11 @@ import pytest
 
 from deltahub.errors import ConflictError, IntegrityError, NotFoundError, StorageError
 from deltahub.reference import Reference
-from deltahub.registry.edits import set_alias, set_tags
+from deltahub.registry.edits import remove, set_alias, set_tags
 from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
 from deltahub.registry.reconcile import merged
 from deltahub.registry.registry import REFS, Registry
-from deltahub.registry.removal import remove
 from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key

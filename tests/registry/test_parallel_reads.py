@@ -10,8 +10,8 @@ import pytest
 from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.index import Index
-from deltahub.registry.search.query import Query
 from deltahub.stores.memory import MemoryStore
 
 COUNT = 6

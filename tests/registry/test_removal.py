@@ -9,12 +9,11 @@ import pytest
 from deltahub.errors import ConflictError, InUseError, NotFoundError, ReferenceSyntaxError, RemovedError, StorageError
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.edits import set_alias, set_tags, undo
+from deltahub.registry.edits import remove, set_alias, set_tags, undo
 from deltahub.registry.registry import REFS, Registry
-from deltahub.registry.removal import remove
 from deltahub.registry.rename import rename
+from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.index import Index
-from deltahub.registry.search.query import Query
 from deltahub.registry.verify import verify
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore

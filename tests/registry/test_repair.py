@@ -11,8 +11,7 @@ from deltahub.errors import StorageError
 from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
-from deltahub.registry.repair import from_registry, repair
-from deltahub.registry.verify import verify
+from deltahub.registry.verify import from_registry, repair, verify
 from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore

@@ -10,14 +10,12 @@ from starlette.routing import Route
 from deltahub.errors import DeltaHubError
 from deltahub.registry.registry import Registry
 from deltahub.server.access import caller_of, require_admin, require_read, require_write
-from deltahub.server.errors import Refusal, answer_refusal
-from deltahub.server.failures import answer_failure
-from deltahub.server.metrics import Metrics
-from deltahub.server.middleware import guards
+from deltahub.server.app import guards
+from deltahub.server.errors import Refusal, answer_failure, answer_refusal
 from deltahub.server.routes import health
 from deltahub.server.settings import Settings
 from deltahub.server.state import State
-from deltahub.server.telemetry import note
+from deltahub.server.telemetry import Metrics, note
 from deltahub.stores.base import Store
 
 

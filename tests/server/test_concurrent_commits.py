@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from deltahub.registry.registry import Registry
-from deltahub.server.repository_locks import Turns
+from deltahub.server.state import Turns
 from deltahub.stores.local import LocalStore
 from tests.hub_server import hub_server
 from tests.server.clients import Client

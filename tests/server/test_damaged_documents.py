@@ -16,7 +16,7 @@ from deltahub.registry import uploads
 from deltahub.registry.gc import collect
 from deltahub.registry.hub_records import KEYS, PARTS, REPOSITORIES, TOKENS, UPLOADS, damages
 from deltahub.registry.registry import Registry
-from deltahub.server import token_cache as known_module
+from deltahub.server import tokens as known_module
 from deltahub.server.app import build_app
 from deltahub.server.errors import Refusal
 from deltahub.server.settings import Settings

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deltahub.registry.search.refresh import TICK
-from deltahub.server.document_cache import Watched
-from deltahub.server.records import Record, Records
+from deltahub.server.records import Record, Records, Watched
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 

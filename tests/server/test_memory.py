@@ -17,9 +17,9 @@ from deltahub.registry.registry import Registry
 from deltahub.server.app import build_app
 from deltahub.server.budget import Budget, Room
 from deltahub.server.errors import Refusal
-from deltahub.server.file_sizes import FileSizes
 from deltahub.server.routes.operations import Parser
 from deltahub.server.settings import Settings
+from deltahub.server.state import FileSizes
 from deltahub.server.tokens import Tokens
 from deltahub.stores.memory import MemoryStore
 from tests.server.clients import commit_body

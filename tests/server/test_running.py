@@ -17,7 +17,7 @@ import requests
 
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
-from deltahub.server.journal import ACCESS
+from deltahub.server.telemetry import ACCESS
 from deltahub.server.tokens import Tokens
 from deltahub.settings.source_entry import Configured
 from deltahub.settings.user import change

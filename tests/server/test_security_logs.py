@@ -11,12 +11,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from deltahub.registry.registry import Registry
-from deltahub.server import journal
+from deltahub.server import telemetry
 from deltahub.server.app import build_app
 from deltahub.server.descriptors import AcceptErrors
-from deltahub.server.journal import ACCESS, AUDIT, FACTS, JsonLines, set_up
 from deltahub.server.routes import health
 from deltahub.server.settings import Settings
+from deltahub.server.telemetry import ACCESS, AUDIT, FACTS, JsonLines, set_up
 from deltahub.server.tokens import Tokens
 from deltahub.stores.memory import MemoryStore
 from deltahub.text.visible import redacted
@@ -202,7 +202,7 @@ def test_a_log_can_go_to_a_file_to_which_several_processes_append(tmp_path, log)
     ] * 2
     assert len((tmp_path / "audit.jsonl").read_text().splitlines()) == 3
     assert log.text == ""
-    assert journal.ACCESS.propagate is False
+    assert telemetry.ACCESS.propagate is False
 
 
 # ----- counts -----

@@ -10,9 +10,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from deltahub.errors import StorageError
-from deltahub.server import token_cache as known_module
+from deltahub.server import tokens as known_module
 from deltahub.server.addresses import address_of
-from deltahub.server.rate_limit import Buckets
+from deltahub.server.authentication import Buckets
 from deltahub.server.settings import Settings
 from deltahub.server.tokens import Tokens
 from deltahub.stores.memory import MemoryStore
@@ -299,7 +299,7 @@ def test_a_bucket_fills_up_again_with_time_and_never_beyond_its_size():
 
 
 def test_made_up_callers_fill_no_memory(monkeypatch):
-    monkeypatch.setattr("deltahub.server.rate_limit._LARGEST", 10)
+    monkeypatch.setattr("deltahub.server.authentication._LARGEST", 10)
     buckets = Buckets(rate=1, burst=1)
     for number in range(100):
         buckets.take(str(number))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deltahub.server.spool import hold, spool, sweep
+from deltahub.server.running import hold, spool, sweep
 from tests.server.clients import Client
 from tests.server.processes import serving
 

@@ -11,7 +11,7 @@ from deltahub.cache.cache import Cache
 from deltahub.cache.remembered import CachedNames
 from deltahub.hub.pull import bring
 from deltahub.link import Link
-from deltahub.sources.web.limits import Limits
+from deltahub.sources.web.client import Limits
 from deltahub.sources.web.source import WebSource
 from tests.sources.web_server import Site, serving
 

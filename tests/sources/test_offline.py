@@ -12,8 +12,8 @@ from deltahub.errors import NotCachedError, NotFoundError, UnreachableError
 from deltahub.link import Link
 from deltahub.reference import Reference
 from deltahub.registry.edits import set_alias
-from deltahub.registry.search.query import Query
-from deltahub.settings import offline
+from deltahub.registry.search.conditions import Query
+from deltahub.settings import environment
 from tests.checkpoints import content_of
 from tests.sources.test_resolution import NER, World
 
@@ -166,8 +166,8 @@ def test_the_environment_says_whether_there_is_a_network(monkeypatch, own, their
         monkeypatch.delenv(variable, raising=False)
         if value is not None:
             monkeypatch.setenv(variable, value)
-    assert (offline.forbidden(hub=True) is None) == (hub == "yes")
-    assert (offline.forbidden() is None) == (network == "yes")
+    assert (environment.forbidden(hub=True) is None) == (hub == "yes")
+    assert (environment.forbidden() is None) == (network == "yes")
 
 
 def test_pushing_over_a_network_that_may_not_be_used_is_one_sentence(world, monkeypatch, new_checkpoint):

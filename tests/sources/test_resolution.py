@@ -21,10 +21,10 @@ from deltahub.hub.hub import Hub
 from deltahub.hub.lockfile import VARIABLE, Lock
 from deltahub.link import Link
 from deltahub.reference import Reference
+from deltahub.registry.edits import remove
 from deltahub.registry.registry import Registry
-from deltahub.registry.removal import remove
 from deltahub.registry.rename import rename
-from deltahub.registry.search.query import Query
+from deltahub.registry.search.conditions import Query
 from deltahub.sources.catalog import Rules
 from deltahub.stores.local import LocalStore
 from tests.checkpoints import content_of

@@ -26,7 +26,7 @@ from deltahub.registry.bundle import export_bundle
 from deltahub.registry.registry import Registry
 from deltahub.sources.partial import PARTIAL
 from deltahub.sources.web import public_only
-from deltahub.sources.web.limits import Limits
+from deltahub.sources.web.client import Limits
 from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import content_of
 from tests.sources.web_server import Handler, serving

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from deltahub.errors import ConfigError
-from deltahub.sources.web.client import Web
-from deltahub.sources.web.limits import Limits
+from deltahub.sources.web.client import Limits, Web
 from deltahub.stores.profiles import Login, ca_bundle, login
 
 

@@ -16,15 +16,14 @@ from typing import Any, Final
 import safetensors.torch
 from torch import nn
 
-from deltahub.cache.reading import checked, read_cached
+from deltahub.cache.cache import checked, read_cached
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.checkpoint import CARD, Checkpoint
 from deltahub.errors import CheckpointError
 from deltahub.files.atomic import move_all, staging, storage_errors, sync_folders, write_synced
 from deltahub.formats.peft.adapter import Exported
 from deltahub.formats.peft.backbone import Backbone
-from deltahub.formats.peft.method_export import exported
-from deltahub.formats.peft.task_type import task_of
+from deltahub.formats.peft.method_export import exported, task_of
 from deltahub.hub.locating import locate
 
 CONFIG: Final = "adapter_config.json"

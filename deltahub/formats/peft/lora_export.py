@@ -14,7 +14,7 @@ from deltahub.checkpoint.address import value_for
 from deltahub.errors import ConfigError
 from deltahub.formats.peft.adapter import Exported, by_part, named, whole_width
 from deltahub.formats.peft.backbone import Backbone
-from deltahub.formats.peft.target_names import target_names
+from deltahub.formats.peft.module_matching import target_names
 
 _MAMBAS: Final = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 _MAMBA_READS: Final = frozenset({"conv1d", "out_proj"})  # kernels read the weights of these layers directly

@@ -9,15 +9,20 @@
     others       the backbone's tensors that the delta trained: `modules_to_save`, or biases of adapted layers
 
 These forms are taken from PEFT itself; each is tested against it.
+
+PEFT's task type for a model.
+
+PEFT's model class for a task passes on certain inputs, which the backbone's forward must accept.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deltahub.checkpoint.checkpoint import Checkpoint
 from deltahub.checkpoint.manifest import DELTA_PART
@@ -26,11 +31,54 @@ from deltahub.errors import AddressError, ConfigError
 from deltahub.formats.peft.adapter import Exported, by_part, named, whole_width
 from deltahub.formats.peft.backbone import Backbone
 from deltahub.formats.peft.lora_export import lora
-from deltahub.formats.peft.module_matching import HEADS, left_out, saved
+from deltahub.formats.peft.module_matching import HEADS, as_pattern, left_out, saved, whole_names
 from deltahub.formats.peft.saved_modules_export import add_trained
 from deltahub.formats.peft.shapes import check_shapes
-from deltahub.formats.peft.target_names import as_pattern, whole_names
-from deltahub.formats.peft.task_type import prompt_task
+
+# Endings of transformers' class names, and PEFT's task types.
+_TASKS: Final = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+}
+_INPUTS: Final = {"input_ids", "attention_mask", "inputs_embeds"}
+_DECODER: Final = {"decoder_input_ids", "decoder_inputs_embeds"}
+
+
+def task_of(class_name: str, model_class: type[nn.Module] | None) -> str | None:
+    """Return PEFT's task type for a class, if PEFT's model for that task can call the class.
+
+    Args:
+        model_class: the class; None if it is not known.
+    """
+    task = next((task for ending, task in _TASKS.items() if class_name.endswith(ending)), None)
+    if task is None or model_class is None:
+        return None
+    taken = set(inspect.signature(model_class.forward).parameters)
+    decoding = bool(_DECODER & taken)
+    fits = taken >= _INPUTS and (taken >= _DECODER if task == "SEQ_2_SEQ_LM" else not decoding)
+    return task if fits else None
+
+
+def prompt_task(class_name: str, model_class: type[nn.Module] | None) -> str:
+    """Return PEFT's task type for a class with a prompt.
+
+    Raises:
+        ConfigError: PEFT has no prompts for the class.
+    """
+    task = task_of(class_name, model_class)
+    if task is None:
+        msg = (
+            f"PEFT knows no prompts for a {class_name or 'backbone of unknown class'}: expected a class of transformers that ends in "
+            f"one of {', '.join(_TASKS)}, and whose forward takes {', '.join(sorted(_INPUTS))}; with ForConditionalGeneration also "
+            f"{' and '.join(sorted(_DECODER))}, and without it neither."
+        )
+        raise ConfigError(msg)
+    return task
+
 
 _NO_FORM: Final = {
     "adapter": "PEFT has no bottleneck adapters",

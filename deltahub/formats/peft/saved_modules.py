@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.engine.fingerprint import backbone_values
-from deltahub.engine.modules import own_parameters
+from deltahub.engine.modules import own_parameters, running_statistics
 from deltahub.errors import CheckpointError
 from deltahub.formats.peft.targets import names_to_save, to_save, unmatched
 from deltahub.formats.peft.tensor_names import Names
-from deltahub.handle.freezing import running_statistics
 
 _EMBEDDINGS: Final = ("embed_tokens", "lm_head")  # the names that `ensure_weight_tying` applies to in PEFT
 

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.engine.fingerprint import backbone_tensors
-from deltahub.engine.modules import own_modules
+from deltahub.engine.modules import own_modules, running_statistics
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import CheckpointError, ConfigError
-from deltahub.handle.freezing import running_statistics
 
 _WRAPPERS: Final = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _ADAPTER: Final = r"(?:\.(?!(?:weight|bias)$)(?P<adapter>[^.]+))?"

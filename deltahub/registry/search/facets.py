@@ -6,9 +6,8 @@ import sqlite3
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from deltahub.registry.search.conditions import conditions
+from deltahub.registry.search.conditions import Query, conditions
 from deltahub.registry.search.index import Index
-from deltahub.registry.search.query import Query
 
 SHOWN: Final = ("delta_type", "backbone", "tags", "author")
 

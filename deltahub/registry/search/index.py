@@ -19,8 +19,7 @@ from deltahub.checkpoint.backbone_record import Difference, Fingerprint
 from deltahub.errors import DeltaHubError
 from deltahub.files.permissions import make_folder, make_root, take_after
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.conditions import INDEXED, Part, Value, fewest, ids, joined, order, parts
-from deltahub.registry.search.query import Query
+from deltahub.registry.search.conditions import INDEXED, Part, Query, Value, fewest, ids, joined, order, parts
 from deltahub.registry.search.refresh import Told, refresh
 from deltahub.registry.search.tables import connect
 from deltahub.stores.base import object_key

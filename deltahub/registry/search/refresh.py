@@ -20,9 +20,9 @@ from typing import Final
 
 from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError, StorageError, UnreachableError
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import RECORD, record_of
 from deltahub.registry.registry import REFS, Registry
 from deltahub.registry.search.tables import forget, remember
-from deltahub.registry.summary import RECORD, record_of
 from deltahub.stores.threads import spread
 
 TICK: Final = 2.0  # seconds; no disk's clock is coarser

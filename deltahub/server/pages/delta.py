@@ -1,4 +1,7 @@
-"""The page of a delta: card, metadata, config, metrics, files and commands."""
+"""The page of a delta: card, metadata, config, metrics, files and commands.
+
+The versions page of a delta: existing and removed versions, aliases, and the log of changes.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from deltahub.checkpoint.checkpoint import CARD
 from deltahub.checkpoint.default_name import backbone_name
 from deltahub.errors import IntegrityError, NotFoundError
 from deltahub.reference import MAIN
+from deltahub.registry.entries import metrics_of, number
 from deltahub.registry.registry import Found
-from deltahub.registry.search.query import Query
-from deltahub.registry.summary import metrics_of
+from deltahub.registry.search.conditions import Query
 from deltahub.server.pages.card import LARGEST, Card
 from deltahub.server.pages.cards import Cards
 from deltahub.server.pages.commands import commands
@@ -25,6 +28,34 @@ from deltahub.server.pages.lookups import content_of, of_the_seen, repository_of
 from deltahub.server.pages.rendering import page, redirect
 from deltahub.server.repositories import Repository
 from deltahub.server.state import state_of
+
+_SHOWN: Final = 100  # versions and log entries by default
+_MOST: Final = 5000  # with ``?all``
+
+
+def versions(request: Request) -> Response:
+    """Show the history of a delta, newest first."""
+    repository = repository_of(request)
+    document = repository.document
+    everything = "all" in request.query_params
+    names = sorted({*document.versions, *document.removed}, key=number, reverse=True)
+    moves = list(reversed(document.log))
+    shown = _MOST if everything else _SHOWN
+    newest = names[:shown]
+    there = [name for name in names if name in document.versions]
+    return page(
+        request,
+        "versions.html",
+        document=document,
+        private=repository.private,
+        names=newest,
+        more=len(names) - len(newest),
+        moves=moves[:shown],
+        more_moves=len(moves) - len(moves[:shown]),
+        there=there,
+        before=there[min(1, len(there) - 1)],
+    )
+
 
 _CARDS: Final = Cards()
 _FILES: Final = 500  # listed at most

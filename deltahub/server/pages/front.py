@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deltahub.errors import ConfigError
+from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.facets import Facet, facets
 from deltahub.registry.search.index import Listed
-from deltahub.registry.search.query import Query
 from deltahub.server.pages.lookups import of_the_seen
 from deltahub.server.pages.rendering import page, query
 from deltahub.server.state import state_of

@@ -22,8 +22,7 @@ from deltahub.reference import MAIN, check_tag
 from deltahub.registry import stamps, uploads
 from deltahub.registry.commit_message import commit_id, digest_in, without_digest
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.entries import Version, merged_tags, number
-from deltahub.registry.summary import summary_of
+from deltahub.registry.entries import Version, merged_tags, number, summary_of
 from deltahub.server.errors import ENTRY_NOT_FOUND, Refusal
 from deltahub.server.file_names import below, check_path, refuse_clashes
 from deltahub.server.frontmatter import texts

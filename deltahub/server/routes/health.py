@@ -16,8 +16,8 @@ from deltahub.errors import DeltaHubError
 from deltahub.registry.hub_records import TOKENS
 from deltahub.server.access import require_admin
 from deltahub.server.errors import Refusal
-from deltahub.server.metrics import Metrics
 from deltahub.server.state import state_of
+from deltahub.server.telemetry import Metrics
 from deltahub.stores.base import Store
 
 _PATIENCE: Final = 5.0  # timeout of the store in seconds

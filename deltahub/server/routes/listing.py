@@ -12,8 +12,8 @@ from starlette.routing import Route
 
 from deltahub.checkpoint.checkpoint import CARD
 from deltahub.registry.commit_message import commit_id
+from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.index import Listed
-from deltahub.registry.search.query import Query
 from deltahub.server import paging
 from deltahub.server.access import Caller, caller_of
 from deltahub.server.counted_responses import WholeJSONResponse, counted

@@ -1,4 +1,10 @@
-"""Upload mode of each file of a commit, and files that need not be sent."""
+"""Upload mode of each file of a commit, and files that need not be sent.
+
+Files excluded from an upload: by the repository's ``.gitignore``, and by rules for secrets.
+
+A client asks before it sends the files of a folder and skips ignored ones. The rules for secrets come first, so that ``!.env`` in
+a ``.gitignore`` lets that file in. A single file uploaded by name is intended, so only the ``.gitignore`` applies to it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,7 @@ import binascii
 from collections.abc import Mapping
 from typing import Any, Final
 
+import re2
 from pathspec import GitIgnoreSpec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -15,10 +22,38 @@ from starlette.routing import Route
 from deltahub.checkpoint.manifest import FileEntry
 from deltahub.server.bodies import LARGE, with_json
 from deltahub.server.errors import Refusal
-from deltahub.server.ignore_rules import GITIGNORE, LARGEST, ignore_rules
 from deltahub.server.paths import MODEL
 from deltahub.server.pickles import refuse_pickle
 from deltahub.server.repositories import Repository, may_change, open_repository
+
+GITIGNORE: Final = ".gitignore"
+LARGEST: Final = 64 << 10  # bytes of a .gitignore
+_MOST_RULES: Final = 1000
+_SECRETS: Final = (
+    *(".env", ".env.*", "!.env.example", "!.env.sample", "!.env.template"),
+    *("*.key", "*.pem", "*.p12", "*.pfx", "*.keystore", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519"),
+    *(".netrc", "_netrc", ".pypirc", ".git-credentials", ".npmrc", ".aws/credentials", ".ssh/"),
+)
+
+
+def ignore_rules(gitignore: str, *, named: bool) -> GitIgnoreSpec:
+    """Return the exclusion rules, matched in linear time.
+
+    Args:
+        gitignore: the text of the ``.gitignore``.
+        named: whether the upload is a single file given by name, not found in a folder.
+
+    Raises:
+        Refusal: the text is too large, or contains a rule that git does not know.
+    """
+    lines = gitignore.splitlines()
+    if len(gitignore.encode(errors="replace")) > LARGEST or len(lines) > _MOST_RULES:
+        raise Refusal(400, f"A {GITIGNORE} here has at most {LARGEST:,} bytes and {_MOST_RULES:,} lines. Shorten it.")
+    try:
+        return GitIgnoreSpec.from_lines([*(() if named else _SECRETS), *lines], backend="re2")
+    except (ValueError, re2.error) as error:
+        raise Refusal(400, f"The {GITIGNORE} cannot be followed: {error}. Correct or shorten it.") from error
+
 
 SMALL: Final = 1 << 20  # bytes up to which a file is sent inside the commit, in mode lfs
 _MOST: Final = 1000  # files per call

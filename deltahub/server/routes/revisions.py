@@ -18,8 +18,7 @@ from deltahub.registry import stamps
 from deltahub.registry.amend import DESCRIPTION
 from deltahub.registry.commit_message import digest_in, with_digest
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.entries import Version
-from deltahub.registry.summary import CARD_FACTS, summary_of
+from deltahub.registry.entries import CARD_FACTS, Version, summary_of
 from deltahub.server import paging
 from deltahub.server.access import caller_of
 from deltahub.server.bodies import text_field, with_json

@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from deltahub.checkpoint.manifest import FileEntry, canonical_json
+from deltahub.checkpoint.manifest import FileEntry
+from deltahub.files.documents import canonical_json
 from deltahub.server import paging
 from deltahub.server.bodies import with_fields
 from deltahub.server.counted_responses import WholeJSONResponse, counted

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from deltahub.checkpoint.manifest import Manifest, digest_of
+from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import IntegrityError, StorageError
 from deltahub.files.atomic import CHUNK
+from deltahub.files.documents import digest_of
 from deltahub.registry.commit_message import commit_id
 from deltahub.sources.huggingface.calls import COMMIT, TIMEOUT, Calls
 from deltahub.sources.partial import going_on

@@ -12,8 +12,8 @@ from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.checkpoint import BACKBONE
 from deltahub.errors import DeltaHubError, UnreachableError
 from deltahub.registry.commit_message import commit_id
+from deltahub.registry.entries import RECORD
 from deltahub.registry.search.index import Listed
-from deltahub.registry.summary import RECORD
 from deltahub.sources.huggingface.calls import Calls
 from deltahub.sources.huggingface.download import read
 from deltahub.stores.threads import spread

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from deltahub.checkpoint.manifest import canonical_json
 from deltahub.errors import ConfigError, ReferenceSyntaxError
+from deltahub.files.documents import canonical_json
 from deltahub.reference import check_git_tag, is_version
 from deltahub.registry.commit_message import commit_id, digest_in, without_digest
 from deltahub.registry.document import ReferenceDocument

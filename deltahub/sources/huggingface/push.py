@@ -21,11 +21,10 @@ from deltahub.registry.publish import Publication
 from deltahub.sources.huggingface.calls import Calls
 from deltahub.sources.huggingface.download import read
 from deltahub.sources.huggingface.git_tags import GitTags
-from deltahub.sources.huggingface.head import Head, read_head
 from deltahub.sources.huggingface.history import BRANCH, Names, history, names
 from deltahub.sources.huggingface.page import Card, labels, page, tags_of, whole
 from deltahub.sources.huggingface.search import tags_of as tags_in
-from deltahub.sources.huggingface.snapshot import manifest_in
+from deltahub.sources.huggingface.snapshot import Head, manifest_in, read_head
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete

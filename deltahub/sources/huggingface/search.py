@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from deltahub.checkpoint.backbone_fit import backbone_tensors
 from deltahub.errors import ConfigError
+from deltahub.registry.search.conditions import Metric, Query
 from deltahub.registry.search.index import Listed
-from deltahub.registry.search.query import Metric, Query
 from deltahub.sources.huggingface.calls import TIMEOUT, Calls
 from deltahub.sources.huggingface.fits import fitting
 from deltahub.sources.huggingface.history import DOCUMENT

@@ -4,24 +4,33 @@ manifest.json      the manifest; its sha256 is the delta's identity
 README.md          the repo's page: the delta's card, possibly edited on the hub
 delta_card.md      the delta's card as saved, byte for byte
 ...                the other files of the checkpoint under their own names
+
+The head of a repo's main branch, on which a push builds.
+
+A small delta whose files a hub serves in one response: split by the manifest, and each file verified as usual.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
 from deltahub.checkpoint.checkpoint import CARD
-from deltahub.checkpoint.from_files import OWN_CARD
-from deltahub.checkpoint.manifest import FileEntry, Manifest, digest_of
-from deltahub.errors import IntegrityError, NotFoundError
+from deltahub.checkpoint.from_files import MANIFEST, OWN_CARD
+from deltahub.checkpoint.manifest import FileEntry, Manifest
+from deltahub.errors import IntegrityError, NotFoundError, StorageError
 from deltahub.files.atomic import copy_hashed
-from deltahub.files.documents import parse
+from deltahub.files.documents import digest_of, parse
 from deltahub.sources.huggingface.calls import Calls
-from deltahub.sources.huggingface.download import copy
+from deltahub.sources.huggingface.download import copy, read, read_pack
+from deltahub.sources.huggingface.history import BRANCH
 from deltahub.stores.base import Progress
 
 _OURS: Final = frozenset({"schema_version", "kind", "files", "tensors"})  # keys of a manifest.json made by DeltaHub
@@ -110,3 +119,76 @@ def manifest_in(data: bytes | None) -> Manifest | None:
     if not isinstance(document, dict) or not document.keys() >= _OURS:
         return None
     return Manifest.from_bytes(data, digest_of(data))
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a repo's main branch.
+
+    Attributes:
+        commit: 40 hex digits.
+        manifest: of the delta there; None if none was pushed.
+        page: the README; None if it does not exist.
+        card: the card of that delta as saved; None if it has none.
+    """
+
+    commit: str
+    manifest: Manifest | None
+    page: bytes | None
+    card: bytes | None
+
+
+def read_head(calls: Calls, repo: str, doing: str) -> Head:
+    """Read the head of a repo: two requests, and a third if the page was edited.
+
+    Raises:
+        NotFoundError: the repo does not exist, or is hidden from this token.
+        UnreachableError: the hub did not answer.
+        StorageError: the hub refused.
+    """
+    answer = read(calls, repo, BRANCH, MANIFEST, doing)
+    manifest = manifest_in(answer.data)
+    page = read(calls, repo, answer.commit, CARD, doing).data
+    entry = next((it for it in manifest.files if it.path == CARD), None) if manifest else None
+    card = page if entry else None
+    if entry and (page is None or hashlib.sha256(page).hexdigest() != entry.sha256):
+        card = read(calls, repo, answer.commit, OWN_CARD, doing).data
+    return Head(answer.commit, manifest, page, card)
+
+
+class Packed:
+    """The files of a commit, downloaded together on first use.
+
+    Args:
+        snapshot: the commit; a file that fails verification is downloaded from it separately.
+        manifest: of the delta.
+        path: where the hub serves the files.
+    """
+
+    def __init__(self, snapshot: Snapshot, manifest: Manifest, path: str) -> None:
+        self._snapshot, self._manifest, self._path = snapshot, manifest, path
+        self._files: dict[str, bytes] | None = None
+        self._fetching = threading.Lock()
+
+    def fetch(self, entry: FileEntry, into: Path, progress: Progress | None = None) -> None:
+        """See `Snapshot.fetch`."""
+        with self._fetching:
+            if self._files is None:
+                self._files = self._parted()
+        data = self._files.get(entry.path)
+        if data is None or hashlib.sha256(data).hexdigest() != entry.sha256:
+            self._snapshot.fetch(entry, into, progress)
+            return
+        with into.open("xb") as file:
+            file.write(data)
+        if progress:
+            progress(entry.size)
+
+    def _parted(self) -> dict[str, bytes]:
+        entries = self._manifest.files
+        try:
+            data = read_pack(self._snapshot.calls, self._snapshot.repo, self._path, self._manifest.size)
+        except (NotFoundError, StorageError):
+            return {}
+        ends = list(accumulate(entry.size for entry in entries))
+        return {entry.path: data[end - entry.size : end] for entry, end in zip(entries, ends, strict=True)}

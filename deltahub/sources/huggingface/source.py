@@ -20,20 +20,18 @@ from deltahub.registry.commit_message import commit_id
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.publish import Publication
+from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.index import Listed
-from deltahub.registry.search.query import Query
 from deltahub.registry.search.refresh import Told
-from deltahub.sources.base import Resolved, pause
+from deltahub.sources.base import Pushed, Resolved, pause
 from deltahub.sources.huggingface.amend import amend
 from deltahub.sources.huggingface.calls import ANSWER, Calls, Token
 from deltahub.sources.huggingface.download import read, read_manifest
 from deltahub.sources.huggingface.history import BRANCH, document, history, names
-from deltahub.sources.huggingface.packed import Packed
 from deltahub.sources.huggingface.push import Push
 from deltahub.sources.huggingface.search import search, tags_of
-from deltahub.sources.huggingface.snapshot import Snapshot, manifest_in
+from deltahub.sources.huggingface.snapshot import Packed, Snapshot, manifest_in
 from deltahub.sources.huggingface.unmanifested import Foreign
-from deltahub.sources.outcomes import Pushed
 from deltahub.stores.base import Progress
 from deltahub.text.suggestions import closest, mistyped
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from deltahub.cache.cache import STAGING
-from deltahub.checkpoint.manifest import FileEntry, Manifest, canonical_json
+from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import IntegrityError, NotFoundError, ReferenceSyntaxError
 from deltahub.files.atomic import STAGE, sha256_file
+from deltahub.files.documents import canonical_json
 from deltahub.files.permissions import make_folder, make_root
 from deltahub.link import Link, shown
 from deltahub.registry.archive import read_index

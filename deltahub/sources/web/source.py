@@ -15,9 +15,8 @@ from deltahub.log import LOGGER
 from deltahub.sources.base import Resolved, pause
 from deltahub.sources.partial import PARTIAL
 from deltahub.sources.web.bundle import ENDING, WebBundle, digest_in
-from deltahub.sources.web.client import Web
+from deltahub.sources.web.client import Limits, Web
 from deltahub.sources.web.folder import WebFolder
-from deltahub.sources.web.limits import Limits
 from deltahub.stores.base import Progress
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from deltahub.checkpoint.checkpoint import describe
 from deltahub.reference import Reference
+from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.facets import facets
 from deltahub.registry.search.index import Index
-from deltahub.registry.search.query import Query
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from deltahub.registry.edits import set_tags
 from deltahub.registry.registry import Registry
 from deltahub.registry.search import refresh, tables
+from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.index import Index
-from deltahub.registry.search.query import Query
 
 NAMES = ["acme/ner", "acme/nli", "zoo/ner"]
 

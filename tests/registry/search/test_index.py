@@ -13,14 +13,13 @@ import threading
 import pytest
 
 from deltahub.checkpoint import checkpoint
-from deltahub.checkpoint.manifest import canonical_json
 from deltahub.errors import NotFoundError
-from deltahub.files.checksums import sealed
+from deltahub.files.documents import canonical_json, sealed
 from deltahub.reference import Reference
 from deltahub.registry.edits import set_alias, set_tags
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.index import Index
-from deltahub.registry.search.query import Query
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from deltahub.checkpoint import checkpoint
 from deltahub.errors import ConfigError
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
+from deltahub.registry.search.conditions import Metric, Query
 from deltahub.registry.search.index import Index
-from deltahub.registry.search.query import Metric, Query
 
 RESULTS = {
     "a/none": None,

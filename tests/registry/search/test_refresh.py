@@ -6,8 +6,8 @@ import pytest
 
 from deltahub.registry.edits import set_tags
 from deltahub.registry.search import refresh
+from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.index import Index
-from deltahub.registry.search.query import Query
 
 
 class Clock:

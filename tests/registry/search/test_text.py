@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.search import conditions, tables
-from deltahub.registry.search.query import Query
+from deltahub.registry.search.conditions import Query
 
 TEXTS = st.text(st.sampled_from("abcAB\u00e9\u4e2d\U0001f600 -_%*\"'\0\u0130\u00df"), max_size=12)
 

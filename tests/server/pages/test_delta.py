@@ -14,7 +14,7 @@ import pytest
 
 from deltahub.checkpoint.manifest import FileEntry, Manifest, TensorEntry
 from deltahub.reference import Reference
-from deltahub.registry.removal import remove
+from deltahub.registry.edits import remove
 from deltahub.registry.rename import rename
 from deltahub.server.pages import card
 from deltahub.server.pages import file as file_page

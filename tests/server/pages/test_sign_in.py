@@ -8,7 +8,7 @@ from http.cookies import SimpleCookie
 import pytest
 import requests
 
-from deltahub.server import sessions, token_cache
+from deltahub.server import sessions, tokens
 from deltahub.server.app import build_app
 from deltahub.server.pages.browsers import COOKIE
 from deltahub.server.pages.sign_in import own_path
@@ -65,7 +65,7 @@ def bearer(secret: str) -> dict[str, str]:
 
 def test_a_copy_of_the_cookie_is_worth_nothing_after_the_sign_out(hub, secret, monkeypatch):
     value = cookie_of(hub.pages.post("/-/sign-in", token=hub.token("read", "acme"))).value
-    monkeypatch.setattr(token_cache, "LIFETIME", 0.0)
+    monkeypatch.setattr(tokens, "LIFETIME", 0.0)
     with listening(build_app(hub.registry, Settings(rate=0))) as (host, port):
         other = Pages(f"http://{host}:{port}")
         other.session.cookies.set(COOKIE, value)
@@ -118,7 +118,7 @@ def test_a_token_that_is_not_valid_leads_back_to_the_form_and_to_no_session(hub,
 
 def test_a_session_whose_token_was_revoked_leads_back_to_the_form_and_is_forgotten(hub, monkeypatch):
     hub.pages.post("/-/sign-in", token=hub.token())
-    monkeypatch.setattr(token_cache, "LIFETIME", 0.0)
+    monkeypatch.setattr(tokens, "LIFETIME", 0.0)
     hub.tokens.revoke("read-0")
     hub.pages.get("/")  # what is known of the token may be too old from now on
     hub.pages.session.cookies.set(COOKIE, "x" * 43)

@@ -20,7 +20,7 @@ from deltahub.registry.bundle import export_bundle, import_bundle
 from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.query import Query
+from deltahub.registry.search.conditions import Query
 from deltahub.registry.verify import verify
 from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import content_of

@@ -20,9 +20,9 @@ from deltahub.errors import (
 )
 from deltahub.hub.pull import Transfer
 from deltahub.registry.amend import Amendment
-from deltahub.registry.search.query import Query
+from deltahub.registry.search.conditions import Query
 from deltahub.sources.huggingface import HuggingFace, download
-from deltahub.sources.huggingface.retries import told
+from deltahub.sources.huggingface.calls import told
 from tests import s3_proxy
 from tests.checkpoints import content_of
 from tests.sources.huggingface.test_push_and_pull import api, delta_files, ref

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from deltahub.checkpoint.card import front_matter
 from deltahub.errors import ConfigError
-from deltahub.registry.search.query import Metric, Query
+from deltahub.registry.search.conditions import Metric, Query
 from deltahub.sources.huggingface.page import Card
 from tests.checkpoints import DOCUMENT
 from tests.sources.huggingface.test_push_and_pull import ref

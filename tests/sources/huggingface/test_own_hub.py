@@ -14,10 +14,9 @@ from deltahub.errors import NotFoundError, StorageError
 from deltahub.hub.copy import copy_from_hub
 from deltahub.registry.amend import Amendment
 from deltahub.registry.commit_message import commit_id
-from deltahub.registry.edits import set_tags
+from deltahub.registry.edits import remove, set_tags
 from deltahub.registry.registry import Registry
-from deltahub.registry.removal import remove
-from deltahub.registry.search.query import Metric, Query
+from deltahub.registry.search.conditions import Metric, Query
 from deltahub.registry.verify import verify
 from deltahub.sources.registry import RegistrySource
 from deltahub.stores.memory import MemoryStore

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from deltahub.checkpoint import checkpoint
-from deltahub.checkpoint.manifest import digest_of
 from deltahub.errors import ConfigError, ConflictError, NotFoundError, NoVersionError
+from deltahub.files.documents import digest_of
 from deltahub.reference import Reference
 from tests.checkpoints import content_of
 
