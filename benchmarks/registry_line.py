@@ -27,7 +27,7 @@ from deltahub.reference import Reference
 from deltahub.registry.edits import set_alias
 from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
-from deltahub.registry.publish import Publication
+from deltahub.registry.publish import Publication, publish, publish_many
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.index import Index
@@ -96,9 +96,9 @@ def main() -> None:
         many, single = Registry(S3Store(bucket)), Registry(OneByOne(bucket))
         many.store.keys("refs/")  # the first request makes the connections
         first, last = made[-2:]
-        many.publish(first.reference, first.manifest, first.folder)
-        line.measure(f"{asked.deltas} deltas pushed in one call", lambda: many.publish_many(made[:-2]))
-        line.measure("one delta pushed", lambda: many.publish(last.reference, last.manifest, last.folder))
+        publish(many, Publication(first.reference, first.manifest, first.folder))
+        line.measure(f"{asked.deltas} deltas pushed in one call", lambda: publish_many(many, made[:-2]))
+        line.measure("one delta pushed", lambda: publish(many, Publication(last.reference, last.manifest, last.folder)))
         line.measure("an alias moved", lambda: set_alias(many, first.reference.path, "champion", "v1"))
         line.measure("first search, one by one", lambda: Index(root / "a.sqlite3", single).search(Query()))
         line.measure("first search", lambda: Index(root / "b.sqlite3", many).search(Query()))

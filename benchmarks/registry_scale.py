@@ -33,6 +33,7 @@ from deltahub.checkpoint.backbone_record import Fingerprint, Leaf
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Version, merged_tags
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.facets import facets
@@ -157,7 +158,9 @@ def pushes(few: Registry, many: Registry, root: Path) -> dict[str, float]:
     manifest = checkpoint.describe(folder)
 
     def prepared(registry: Registry) -> Callable[[], Callable[[], object]]:
-        return lambda: lambda: registry.publish(Reference("team0", f"new-{next(number)}"), manifest, folder)
+        return lambda: (
+            lambda: publish(registry, Publication(Reference("team0", f"new-{next(number)}"), manifest, folder))
+        )
 
     return interleaved({"push: 100 deltas": prepared(few), "push: all": prepared(many)}, ROUNDS * 5, time.perf_counter)
 

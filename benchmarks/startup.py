@@ -12,6 +12,7 @@ from measure import OUT, processes, report
 import deltahub
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.reference import Reference
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.stores.local import LocalStore
 
@@ -32,7 +33,10 @@ def fill(home: Path) -> None:
         entry = FileEntry("delta.safetensors", hashlib.sha256(data).hexdigest(), len(data))
         config = {"delta_type": "lora", "backbone_class": "BertModel", "backbone_checkpoint_name": "bert-base"}
         manifest = Manifest(config, (entry,), (), {"total": 1000, "delta": 1000})
-        registry.publish(Reference("team", f"delta-{number:04}"), manifest, folder, tags=[f"task={number % 7}"])
+        publish(
+            registry,
+            Publication(Reference("team", f"delta-{number:04}"), manifest, folder, tags=[f"task={number % 7}"]),
+        )
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.backbone_record import Fingerprint, Leaf
 from deltahub.checkpoint.card import model_card
 from deltahub.reference import Reference
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.settings.environment import home
 from deltahub.stores.local import LocalStore
@@ -164,8 +165,11 @@ def fill(registry: Registry) -> None:
             last = version == len(example.scores)
             aliases = ["champion"] if last and version > 1 else []
             manifest = checkpoint.describe(path)
-            registry.publish(
-                Reference.parse(example.name), manifest, path, tags=example.tags, aliases=aliases, message=message
+            publish(
+                registry,
+                Publication(
+                    Reference.parse(example.name), manifest, path, tags=example.tags, aliases=aliases, message=message
+                ),
             )
 
 

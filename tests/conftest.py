@@ -20,6 +20,8 @@ from deltahub.cache.cache import Cache
 from deltahub.checkpoint import checkpoint
 from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
+from deltahub.registry.publish import Publication
+from deltahub.registry.publish import publish as publish_in
 from deltahub.registry.registry import Registry
 from deltahub.stores import local_listing
 from deltahub.stores.local import LocalStore
@@ -205,6 +207,8 @@ def publish(new_checkpoint):
 
     def pushed(registry, name="acme/ner", value=0.5, **options) -> str:
         folder = new_checkpoint(value=value)
-        return registry.publish(Reference.parse(name), checkpoint.describe(folder), folder, **options)[0]
+        return publish_in(
+            registry, Publication(Reference.parse(name), checkpoint.describe(folder), folder, **options)
+        ).version
 
     return pushed

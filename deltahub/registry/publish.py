@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, StorageError
@@ -20,10 +19,8 @@ from deltahub.registry import stamps
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version, merged_tags, summary_of
 from deltahub.registry.gc_state import spare, store_spared
+from deltahub.registry.registry import Registry
 from deltahub.stores.base import Progress, Source
-
-if TYPE_CHECKING:
-    from deltahub.registry.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -101,6 +98,22 @@ class Addition:
         for alias in self._aliases:
             changed = changed.with_alias(alias, self.version, self._added.time, self._added.author)
         return changed
+
+
+def publish(registry: Registry, publication: Publication, progress: Progress | None = None) -> Published:
+    """Publish a checkpoint folder as a new version; publishing the same content again adds no version.
+
+    Raises:
+        ReferenceSyntaxError: a delta has this name in other upper and lower case letters, or a tag or alias is malformed.
+        IntegrityError: a file changed since the manifest was made.
+        ConflictError: an alias points elsewhere than expected. No version was added.
+        StorageError: the store is full or not writable.
+    """
+    addition = Addition(publication, *registry.stamp())
+    path = publication.reference.path
+    registry.refuse_twin(path)
+    document = registry.add(addition.objects, path, addition.change, progress)
+    return Published(document, addition.version, addition.new)
 
 
 def publish_many(

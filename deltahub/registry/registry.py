@@ -12,19 +12,15 @@ Names that differ only in upper and lower case, as case-insensitive file systems
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Final, TypeVar
 
-from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import ConflictError, DeltaHubError, ReferenceSyntaxError
-from deltahub.reference import Reference
 from deltahub.registry import stamps
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.gc_state import spare, store_spared
-from deltahub.registry.publish import Addition, Publication, Published, publish_many
 from deltahub.registry.reading import REFS, Found, Reader, ref_key
 from deltahub.stores.base import Progress, Source, Store, Swap
 from deltahub.stores.threads import spread
@@ -96,51 +92,6 @@ class Registry(Reader):
         store: the store with the bytes.
         name: the name of this registry as a source.
     """
-
-    def publish(
-        self,
-        reference: Reference,
-        manifest: Manifest,
-        folder: Path,
-        *,
-        tags: Collection[str] = (),
-        aliases: Collection[str] = (),
-        message: str = "",
-        expect: Mapping[str, str | None] | None = None,
-        progress: Progress | None = None,
-    ) -> tuple[str, bool]:
-        """Publish a checkpoint folder as a new version, unless a version already has the same content.
-
-        Args:
-            folder: the folder with the files of `manifest`.
-            expect: alias to the version that it must point to now, None if it must not exist; other aliases move from any version.
-
-        Returns:
-            The version, and whether it is new.
-
-        Raises:
-            ReferenceSyntaxError: another delta's name differs only in upper and lower case.
-            IntegrityError: a file changed since the manifest was made.
-            ConflictError: an alias does not point to the expected version. No version was added.
-            StorageError: the store is full or not writable.
-        """
-        publication = Publication(reference, manifest, folder, tags, aliases, message, expect)
-        published = self.publish_one(publication, progress)
-        return published.version, published.new
-
-    def publish_one(self, publication: Publication, progress: Progress | None = None) -> Published:
-        """Publish a checkpoint like `publish`, and return the resulting document too."""
-        addition = Addition(publication, *self.stamp())
-        path = publication.reference.path
-        self.refuse_twin(path)
-        document = self.add(addition.objects, path, addition.change, progress)
-        return Published(document, addition.version, addition.new)
-
-    def publish_many(
-        self, publications: Sequence[Publication], progress: Progress | None = None
-    ) -> list[Published | DeltaHubError]:
-        """Publish many checkpoints at once: see `publishing.publish_many`."""
-        return publish_many(self, publications, progress)
 
     def add(
         self, objects: Mapping[str, Source], path: str, change: Change, progress: Progress | None = None

@@ -13,7 +13,7 @@ from deltahub.reference import Reference
 from deltahub.registry.amend import Amendment, amend
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
-from deltahub.registry.publish import Publication, Published
+from deltahub.registry.publish import Publication, Published, publish, publish_many
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.index import Index, Listed
@@ -97,7 +97,7 @@ class RegistrySource:
         if private is not None:
             msg = f"Who may see what is in {self.place} is a matter of its folder or bucket. Leave out that it is private."
             raise ConfigError(msg)
-        return self._pushed(publication, self.registry.publish_one(publication, progress))
+        return self._pushed(publication, publish(self.registry, publication, progress))
 
     def publish_many(
         self, publications: Sequence[Publication], progress: Progress | None = None
@@ -107,7 +107,7 @@ class RegistrySource:
         Raises:
             StorageError: the registry failed as a whole. All can be published again.
         """
-        done = self.registry.publish_many(publications, progress)
+        done = publish_many(self.registry, publications, progress)
         return [
             became if isinstance(became, DeltaHubError) else self._pushed(it, became)
             for it, became in zip(publications, done, strict=True)

@@ -19,7 +19,7 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.edits import remove, set_alias, set_tags, undo
 from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
-from deltahub.registry.publish import Publication
+from deltahub.registry.publish import Publication, publish, publish_many
 from deltahub.registry.registry import Registry
 from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
@@ -59,7 +59,7 @@ class World:
 
     def push(self, registry: Registry, number: int, **options: list[str]) -> None:
         """Publish one of the checkpoints."""
-        registry.publish(NER, self.manifests[number], self.folders[number], **options)
+        publish(registry, Publication(NER, self.manifests[number], self.folders[number], **options))
 
     def fill(self, store: Store) -> Registry:
         """A registry with two versions, of which the first is the champion, and a third one that was removed."""
@@ -75,7 +75,7 @@ def push_many(registry: Registry, world: World, many: int) -> None:
     added = Publication(NER, world.manifests[3], world.folders[3], aliases=["prod"])
     made = Publication(NLI, world.manifests[1], world.folders[1])
     with patch.object(durable, "MANY", many):
-        for result in registry.publish_many([added, made]):
+        for result in publish_many(registry, [added, made]):
             if isinstance(result, DeltaHubError):
                 raise result
 

@@ -32,6 +32,7 @@ from deltahub.errors import DeltaHubError
 from deltahub.reference import Reference
 from deltahub.registry.edits import remove, set_alias, set_tags
 from deltahub.registry.gc import collect
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
@@ -102,7 +103,8 @@ class Worker:
         folder = save_checkpoint(self.folder / f"{self.made}", value=value)
         aliases = self.chance.sample(ALIASES, self.chance.choice((0, 0, 1)))
         manifest = checkpoint.describe(folder)
-        version, new = self.registry.publish(Reference.parse(name), manifest, folder, aliases=aliases)
+        published = publish(self.registry, Publication(Reference.parse(name), manifest, folder, aliases=aliases))
+        version, new = published.version, published.new
         shutil.rmtree(folder)
         return {"name": name, "version": version, "digest": manifest.digest, "new": new}
 

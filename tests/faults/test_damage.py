@@ -11,6 +11,7 @@ import pytest
 
 from deltahub.checkpoint import checkpoint
 from deltahub.registry.gc_state import STATE, State, write_state
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
 from deltahub.stores.local import LocalStore
@@ -27,7 +28,7 @@ def registry(quick, world) -> Registry:
     found = Registry(LocalStore(quick / "registry"))
     for number in range(2):
         folder = world.folders[number]
-        found.publish(NER, checkpoint.describe(folder), folder, aliases=["champion"])
+        publish(found, Publication(NER, checkpoint.describe(folder), folder, aliases=["champion"]))
     write_state(found.store, State(1, {"0" * 64: "2026-01-02T03:04:05Z"}), None)
     for path in found.store.root.rglob("*"):
         path.chmod(0o755)

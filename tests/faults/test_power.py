@@ -13,7 +13,7 @@ from deltahub.cache.cache import Cache
 from deltahub.files import durable
 from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
-from deltahub.registry.publish import Publication
+from deltahub.registry.publish import Publication, publish_many
 from deltahub.registry.registry import Registry
 from deltahub.registry.signatures import signatures
 from deltahub.signing import PrivateKey
@@ -188,7 +188,7 @@ def test_many_pushes_at_once_that_share_a_sync_outlast_too(machine, world, monke
     before, disk, recorder = state_of(registry), Disk.of(root), Recorder(root)
     pushed = [Publication(Reference("acme", f"n{n}"), world.manifests[n], world.folders[n]) for n in (2, 3)]
     with recorder.recording(machine.patch):
-        registry.publish_many(pushed)
+        publish_many(registry, pushed)
     after = state_of(registry)
     assert recorder.syncs == 4  # objects, their folders, documents, their folders
     for left, done in machine.left(disk, recorder.operations):

@@ -14,6 +14,7 @@ from deltahub.checkpoint import checkpoint
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.edits import set_alias
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry, ref_key
 from deltahub.stores.base import object_key
 from deltahub.stores.memory import MemoryStore
@@ -44,7 +45,8 @@ def told(world, monkeypatch) -> tuple[Registry, list[Told]]:
         monkeypatch.setenv("DELTAHUB_AUTHOR", f"{number}.1")
         folder = world.folders[number]
         manifest = checkpoint.describe(folder)
-        version, new = registry.publish(Reference("acme", "a"), manifest, folder)
+        published = publish(registry, Publication(Reference("acme", "a"), manifest, folder))
+        version, new = published.version, published.new
         entry = {"action": "push", "author": f"{number}.1", "name": "acme/a", "version": version, "new": new}
         entries.append({**entry, "digest": manifest.digest, "start": 0.0, "end": 1.0})
     monkeypatch.setenv("DELTAHUB_AUTHOR", "0.2")

@@ -19,6 +19,7 @@ from deltahub.checkpoint.manifest import FileEntry
 from deltahub.files.atomic import sha256_file
 from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.stores.local import LocalStore
 from tests.backbones import inputs_for, llama, logits_of, stir
@@ -75,7 +76,7 @@ def test_an_adapter_that_lies_in_a_registry_is_loaded_by_its_name(tmp_path, monk
     registry, fresh = Registry(LocalStore(tmp_path / "served"), "team"), llama()
     entries = [FileEntry(path.name, *sha256_file(path)) for path in sorted(folder.iterdir())]
     manifest = describe_files(entries, lambda entry, start, end: (folder / entry.path).read_bytes()[start:end])
-    registry.publish(Reference.parse("acme/adapter"), manifest, folder)
+    publish(registry, Publication(Reference.parse("acme/adapter"), manifest, folder))
     hub = Hub({"team": registry}, Cache(tmp_path / "cache"))
     monkeypatch.setattr(Hub, "open", classmethod(lambda cls, *_, **__: hub))
     loaded = AutoDeltaModel.from_finetuned("acme/adapter", backbone_model=fresh)

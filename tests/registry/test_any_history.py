@@ -17,6 +17,7 @@ from deltahub.registry.bundle import export_bundle, import_bundle
 from deltahub.registry.edits import remove, set_alias, undo
 from deltahub.registry.gc import collect, used
 from deltahub.registry.mirror import copy
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
@@ -55,7 +56,8 @@ class Histories(RuleBasedStateMachine):
         manifest, known = self.manifests[content], self.left(name)
         reference = Reference.parse(name)
         given = [alias] if alias else []
-        version, new = self.registry.publish(reference, manifest, self.contents[content], aliases=given)
+        published = publish(self.registry, Publication(reference, manifest, self.contents[content], aliases=given))
+        version, new = published.version, published.new
         assert new == (manifest.digest not in known.values())
         if new:
             assert version == f"v{len(self.versions[name]) + 1}"

@@ -12,6 +12,7 @@ from deltahub.files.documents import sealed
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.edits import remove
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.reconcile import merged
 from tests.registry.test_document import NOON, document, version
 
@@ -76,7 +77,7 @@ def test_the_end_of_a_branch_is_not_removed(registry, new_checkpoint):
 
     for value in (1.0, 2.0):
         folder = new_checkpoint(value=value)
-        registry.publish(Reference("acme", "ner"), describe(folder), folder)
+        publish(registry, Publication(Reference("acme", "ner"), describe(folder), folder))
     registry.update("acme/ner", lambda found: found.with_branch("exp", "v1", NOON, "ada"))
 
     with pytest.raises(InUseError, match="the branch exp ends at it"):

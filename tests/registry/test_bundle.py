@@ -29,6 +29,7 @@ from deltahub.registry.bundle import export_bundle, import_bundle
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.edits import remove, set_alias, set_tags
 from deltahub.registry.entries import Moving
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
@@ -56,7 +57,7 @@ def source(new_checkpoint) -> Registry:
     for name, value in (("acme/ner", 1), ("acme/ner", 2), ("acme/ner", 3), ("acme/zoo", 1)):
         folder = new_checkpoint(value=value)
         manifest = checkpoint.describe(folder)
-        registry.publish(parse(name), manifest, folder, tags=[f"run={value}"], aliases=["champion"])
+        publish(registry, Publication(parse(name), manifest, folder, tags=[f"run={value}"], aliases=["champion"]))
     set_alias(registry, "acme/ner", "prod", "v2")
     return registry
 
@@ -135,7 +136,7 @@ def test_what_the_registry_has_stays_and_its_own_name_holds(source, target, bund
 def test_other_content_under_one_number_is_a_conflict_before_anything_is_stored(target, bundle, new_checkpoint):
     for value in (7, 8):
         folder = new_checkpoint(value=value)
-        target.publish(parse("acme/zoo"), checkpoint.describe(folder), folder)
+        publish(target, Publication(parse("acme/zoo"), checkpoint.describe(folder), folder))
     export(target, bundle.with_name("y.tar"), "acme/zoo@v1")
     other = Registry(MemoryStore(), "other")
     import_bundle(bundle, other)
@@ -342,7 +343,7 @@ def test_a_bundle_of_a_later_release_is_not_called_damaged(target, bundle):
 
 def test_a_name_in_other_letters_of_the_same_kind_is_refused(target, bundle, new_checkpoint):
     folder = new_checkpoint(value=9)
-    target.publish(parse("acme/NER"), checkpoint.describe(folder), folder)
+    publish(target, Publication(parse("acme/NER"), checkpoint.describe(folder), folder))
     with pytest.raises(ReferenceSyntaxError, match="upper and lower case"):
         import_bundle(bundle, target)
     assert target.names() == ["acme/NER"]

@@ -18,7 +18,7 @@ from deltahub.registry.edits import remove, set_alias, undo
 from deltahub.registry.following import beginning
 from deltahub.registry.gc import collect, used
 from deltahub.registry.mirror import copy
-from deltahub.registry.publish import Publication, Published
+from deltahub.registry.publish import Publication, Published, publish_many
 from deltahub.registry.registry import Registry
 from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
@@ -60,7 +60,7 @@ def act(registry, mirror, chance, contents):
     one, other = chance.sample(NAMES, 2)
     action = chance.choice(ACTIONS)
     if action == "many":
-        done = registry.publish_many([Publication(name, *chance.choice(contents)) for name in (one, other)])
+        done = publish_many(registry, [Publication(name, *chance.choice(contents)) for name in (one, other)])
         return [published.document for published in done if isinstance(published, Published)]
     if action in ("collect", "copy"):
         list(copy(registry, mirror)) if action == "copy" else collect(registry, timedelta())

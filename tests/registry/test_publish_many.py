@@ -12,7 +12,7 @@ from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, Refere
 from deltahub.files import durable
 from deltahub.reference import Reference
 from deltahub.registry.gc import used
-from deltahub.registry.publish import Publication, Published
+from deltahub.registry.publish import Publication, Published, publish, publish_many
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key
@@ -56,7 +56,7 @@ def test_many_at_once_leave_what_one_by_one_leaves(new_registry, publication):
         publication("zoo/a", 2),
     ]
     together = new_registry()
-    assert versions(together.publish_many(publications)) == [
+    assert versions(publish_many(together, publications)) == [
         ("acme/a", "v1", True),
         ("acme/b", "v1", True),
         ("zoo/a", "v1", True),
@@ -64,22 +64,22 @@ def test_many_at_once_leave_what_one_by_one_leaves(new_registry, publication):
     one_by_one = Registry(MemoryStore())
     for it in publications:
         options = {"tags": it.tags, "aliases": it.aliases, "message": it.message}
-        one_by_one.publish(it.reference, it.manifest, it.folder, **options)
+        publish(one_by_one, Publication(it.reference, it.manifest, it.folder, **options))
     assert content(together) == content(one_by_one)
     assert {damage for _, damage in verify(together)} == {None}
 
 
 def test_the_same_content_again_is_no_new_version(anywhere, publication):
     first = [publication("acme/a", 1), publication("acme/b", 2)]
-    anywhere.publish_many(first)
+    publish_many(anywhere, first)
     before = content(anywhere)
-    again = anywhere.publish_many([publication("acme/a", 1), publication("acme/b", 3)])
+    again = publish_many(anywhere, [publication("acme/a", 1), publication("acme/b", 3)])
     assert versions(again) == [("acme/a", "v1", False), ("acme/b", "v2", True)]
     assert content(anywhere)["refs/acme/a.json"] == before["refs/acme/a.json"]
 
 
 def test_several_of_one_delta_become_its_versions_in_their_order(anywhere, publication):
-    done = anywhere.publish_many([publication("acme/a", number, aliases=["champion"]) for number in (3, 1, 2, 3)])
+    done = publish_many(anywhere, [publication("acme/a", number, aliases=["champion"]) for number in (3, 1, 2, 3)])
     assert versions(done) == [
         ("acme/a", "v1", True),
         ("acme/a", "v2", True),
@@ -90,7 +90,7 @@ def test_several_of_one_delta_become_its_versions_in_their_order(anywhere, publi
 
 
 def test_nothing_is_published_by_nothing(anywhere):
-    assert anywhere.publish_many([]) == []
+    assert publish_many(anywhere, []) == []
 
 
 def broken(publication, kind) -> Publication:
@@ -131,7 +131,7 @@ def broken(publication, kind) -> Publication:
 )
 def test_one_that_cannot_be_published_keeps_none_of_the_others_from_it(anywhere, publication, kind, error, said):
     publications = [publication("acme/a", 1), broken(publication, kind), publication("acme/b", 2)]
-    first, bad, last = anywhere.publish_many(publications)
+    first, bad, last = publish_many(anywhere, publications)
 
     assert isinstance(bad, error)
     assert said in str(bad)
@@ -141,12 +141,13 @@ def test_one_that_cannot_be_published_keeps_none_of_the_others_from_it(anywhere,
 
 
 def test_of_several_of_one_delta_the_one_that_is_refused_is_left_out(anywhere, publication):
-    done = anywhere.publish_many(
+    done = publish_many(
+        anywhere,
         [
             publication("acme/a", 1, aliases=["champion"]),
             publication("acme/a", 2, aliases=["champion"], expect={"champion": "v9"}),
             publication("acme/a", 3, aliases=["champion"], expect={"champion": "v1"}),
-        ]
+        ],
     )
     assert [isinstance(it, ConflictError) for it in done] == [False, True, False]
     assert versions([done[0], done[2]]) == [("acme/a", "v1", True), ("acme/a", "v2", True)]
@@ -168,8 +169,8 @@ class Rival(MemoryStore):
 def test_a_lost_race_is_run_again_on_what_the_winner_wrote(publication):
     store = Rival()
     theirs = publication("acme/a", 9)
-    store.before = lambda: Registry(store).publish(theirs.reference, theirs.manifest, theirs.folder)
-    done = Registry(store).publish_many([publication("acme/a", 1), publication("acme/b", 2)])
+    store.before = lambda: publish(Registry(store), Publication(theirs.reference, theirs.manifest, theirs.folder))
+    done = publish_many(Registry(store), [publication("acme/a", 1), publication("acme/b", 2)])
     assert versions(done) == [("acme/a", "v2", True), ("acme/b", "v1", True)]
     assert Registry(store).document("acme/a").versions["v1"].digest == theirs.manifest.digest
 
@@ -177,9 +178,9 @@ def test_a_lost_race_is_run_again_on_what_the_winner_wrote(publication):
 def test_a_delta_that_was_renamed_takes_what_is_pushed_under_both_names(anywhere, publication):
     from deltahub.registry.rename import rename
 
-    anywhere.publish_many([publication("acme/a", 1)])
+    publish_many(anywhere, [publication("acme/a", 1)])
     rename(anywhere, Reference("acme", "a"), Reference("acme", "b"))
-    done = anywhere.publish_many([publication("acme/a", 2), publication("acme/b", 3)])
+    done = publish_many(anywhere, [publication("acme/a", 2), publication("acme/b", 3)])
     assert {(it.document.name, it.new) for it in done} == {("acme/b", True)}
     assert len(anywhere.document("acme/b").versions) == 3
 
@@ -191,19 +192,19 @@ def test_many_that_are_killed_at_any_step_are_published_or_not_and_can_be_repeat
 
     def prepare(case):
         registry = Registry(LocalStore(tmp_path / case))
-        registry.publish(old.reference, old.manifest, old.folder)
+        publish(registry, Publication(old.reference, old.manifest, old.folder))
         return registry
 
     registry = prepare("count")
-    steps = faults.count(lambda: registry.publish_many(publications))
+    steps = faults.count(lambda: publish_many(registry, publications))
     after = content(registry)
     for step in range(1, steps + 1):
         registry = prepare(f"{step}")
-        faults.kill(step, lambda registry=registry: registry.publish_many(publications))
+        faults.kill(step, lambda registry=registry: publish_many(registry, publications))
         assert {damage for _, damage in verify(registry)} == {None}, step
         assert len(registry.document("acme/a").versions) in (1, 2), step
         assert registry.names() in (["acme/a"], ["acme/a", "acme/b"]), step
-        assert not [it for it in registry.publish_many(publications) if isinstance(it, DeltaHubError)], step
+        assert not [it for it in publish_many(registry, publications) if isinstance(it, DeltaHubError)], step
         assert content(registry) == after, step
         assert {key.replace("/", "")[-64:] for key in after if key.startswith("objects")} == used(registry), step
 
@@ -212,18 +213,18 @@ def test_many_that_are_killed_at_any_step_are_published_or_not_and_can_be_repeat
 def test_many_that_fail_at_any_step_say_what_became_of_them_and_can_be_repeated(tmp_path, publication, faults, error):
     publications = [publication("acme/a", 2), publication("acme/b", 3)]
     registry = Registry(LocalStore(tmp_path / "count"))
-    steps = faults.count(lambda: registry.publish_many(publications))
+    steps = faults.count(lambda: publish_many(registry, publications))
     after = content(registry)
     for case, step, failure in faults.each(steps, error):
         registry = Registry(LocalStore(tmp_path / case))
         done: list[object] = []
         with faults.at(step, failure), contextlib.suppress(StorageError, KeyboardInterrupt):
-            done = registry.publish_many(publications)
+            done = publish_many(registry, publications)
         for it, became in zip(publications, done, strict=False):
             if isinstance(became, Published):
                 assert registry.document(it.reference.path).versions["v1"].digest == it.manifest.digest, case
         assert {damage for _, damage in verify(registry)} <= {None}, case
-        registry.publish_many(publications)
+        publish_many(registry, publications)
         assert content(registry) == after, case
 
 
@@ -246,7 +247,7 @@ def test_a_collection_that_comes_between_takes_nothing_of_what_was_published(pub
     publications = [publication("acme/a", 1), publication("acme/b", 2)]
     store.victim = publications[1].manifest.files[0].sha256
     registry = Registry(store)
-    registry.publish_many(publications)
+    publish_many(registry, publications)
     assert {damage for _, damage in verify(registry)} == {None}
 
 

@@ -13,6 +13,7 @@ from deltahub.checkpoint import checkpoint
 from deltahub.errors import IntegrityError, NotFoundError, ReferenceSyntaxError, StorageError
 from deltahub.reference import Reference
 from deltahub.registry.edits import set_alias, set_tags
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import REFS, Registry
 from deltahub.registry.verify import verify
 from deltahub.stores.local import LocalStore
@@ -23,7 +24,8 @@ NER = Reference("acme", "ner")
 
 
 def push(registry, folder, reference=NER, **options):
-    return registry.publish(reference, checkpoint.describe(folder), folder, **options)
+    published = publish(registry, Publication(reference, checkpoint.describe(folder), folder, **options))
+    return published.version, published.new
 
 
 def state(registry) -> dict[str, bytes]:
@@ -102,7 +104,7 @@ def test_a_file_that_changed_since_it_was_described_is_refused(registry, checkpo
     manifest = checkpoint.describe(checkpoint_folder)
     (checkpoint_folder / "README.md").write_bytes(b"# Another\n")
     with pytest.raises(IntegrityError, match="It changed while it was published; repeat"):
-        registry.publish(NER, manifest, checkpoint_folder)
+        publish(registry, Publication(NER, manifest, checkpoint_folder))
     assert registry.names() == []
 
 

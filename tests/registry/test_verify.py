@@ -12,6 +12,7 @@ from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.manifest import FileEntry
 from deltahub.errors import IntegrityError, NotFoundError
 from deltahub.reference import Reference
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
@@ -22,7 +23,8 @@ NER = Reference("acme", "ner")
 
 
 def push(registry, folder, reference=NER):
-    return registry.publish(reference, checkpoint.describe(folder), folder)
+    published = publish(registry, Publication(reference, checkpoint.describe(folder), folder))
+    return published.version, published.new
 
 
 def write(registry, sha256, data):

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from deltahub.checkpoint.checkpoint import describe
 from deltahub.reference import Reference
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.server.app import build_app
 from deltahub.stores.local import LocalStore
@@ -34,7 +35,7 @@ def test_a_hub_begins_with_its_search_index(tmp_path, monkeypatch):
     monkeypatch.setenv("DELTAHUB_CACHE", str(tmp_path / "cache"))
     registry = Registry(LocalStore(tmp_path / "registry"))
     folder = save_delta(tmp_path / "ckpt")
-    registry.publish(Reference.parse("acme/ner"), describe(folder), folder)
+    publish(registry, Publication(Reference.parse("acme/ner"), describe(folder), folder))
     with sqlite3.connect(begun(registry).index.path) as database:
         assert database.execute("SELECT count(*) FROM deltas").fetchone() == (1,)
     database.close()

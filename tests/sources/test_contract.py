@@ -17,6 +17,7 @@ from deltahub.errors import CheckpointError, DeltaHubError, NotFoundError
 from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.registry.bundle import export_bundle
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.settings.source_entry import Configured
 from deltahub.settings.user import change
@@ -87,7 +88,7 @@ class InRegistry(Origin):
     def hold(self, folder: Path) -> str:
         manifest = checkpoint.describe(folder)
         self.weights = next(entry.sha256 for entry in manifest.files if entry.path == checkpoint.WEIGHTS)
-        self.registry.publish(NER, manifest, folder)
+        publish(self.registry, Publication(NER, manifest, folder))
         return "team:acme/ner"
 
     def break_weights(self) -> None:
@@ -164,7 +165,7 @@ class WebFolder(OnTheWeb):
 class WebBundle(OnTheWeb):
     def hold(self, folder: Path) -> str:
         registry = Registry(MemoryStore())
-        registry.publish(NER, checkpoint.describe(folder), folder)
+        publish(registry, Publication(NER, checkpoint.describe(folder), folder))
         export_bundle([(registry, NER)], self.site.root / "delta.tar")
         return f"{self.site.url}/delta.tar"
 

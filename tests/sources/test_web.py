@@ -23,6 +23,7 @@ from deltahub.errors import (
 from deltahub.link import Link
 from deltahub.reference import Reference
 from deltahub.registry.bundle import export_bundle
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.sources.partial import PARTIAL
 from deltahub.sources.web import public_only
@@ -48,7 +49,7 @@ def bundle(tmp_path, new_checkpoint, site):
         registry = Registry(MemoryStore(), "team")
         for number, name in enumerate(names):
             folder = new_checkpoint(value=0.5 + number)
-            registry.publish(Reference.parse(name), checkpoint.describe(folder), folder)
+            publish(registry, Publication(Reference.parse(name), checkpoint.describe(folder), folder))
         export_bundle([(registry, Reference.parse(name)) for name in names], site.root / "deltas.tar")
         return f"{site.url}/deltas.tar"
 

@@ -6,6 +6,7 @@ import pytest
 
 from deltahub.checkpoint.checkpoint import describe
 from deltahub.reference import Reference
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.facets import facets
 from deltahub.registry.search.index import Index
@@ -26,7 +27,7 @@ def index(registry, tmp_path, new_checkpoint, monkeypatch) -> Index:
             else {"backbone_checkpoint_name": "", "backbone_class": ""}
         )
         folder = new_checkpoint(**options, modified_modules=[name])
-        registry.publish(Reference.parse(name), describe(folder), folder, tags=tags)
+        publish(registry, Publication(Reference.parse(name), describe(folder), folder, tags=tags))
     return Index(tmp_path / "index.sqlite3", registry)
 
 

@@ -17,6 +17,7 @@ from deltahub.errors import NotFoundError
 from deltahub.files.documents import canonical_json, sealed
 from deltahub.reference import Reference
 from deltahub.registry.edits import set_alias, set_tags
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.index import Index
@@ -34,7 +35,10 @@ def push(registry, new_checkpoint, monkeypatch):
         monkeypatch.setattr("deltahub.registry.stamps.now", lambda: f"2026-01-02T03:{minute:02}:00Z")
         folder = new_checkpoint(**content)
         reference = Reference.parse(name)
-        registry.publish(reference, checkpoint.describe(folder), folder, tags=tags, aliases=aliases, message=message)
+        publish(
+            registry,
+            Publication(reference, checkpoint.describe(folder), folder, tags=tags, aliases=aliases, message=message),
+        )
 
     return pushed
 

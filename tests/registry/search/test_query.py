@@ -7,6 +7,7 @@ import pytest
 from deltahub.checkpoint import checkpoint
 from deltahub.errors import ConfigError
 from deltahub.reference import Reference
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.conditions import Metric, Query
 from deltahub.registry.search.index import Index
@@ -27,7 +28,7 @@ def index(anywhere: Registry, new_checkpoint, tmp_path, monkeypatch) -> Index:
     for minute, (name, results) in enumerate(RESULTS.items()):
         folder = new_checkpoint(value=minute, **({"metadata": {"test_result": results}} if results else {}))
         monkeypatch.setattr("deltahub.registry.stamps.now", lambda minute=minute: f"2026-01-02T03:{minute:02}:00Z")
-        anywhere.publish(Reference.parse(name), checkpoint.describe(folder), folder)
+        publish(anywhere, Publication(Reference.parse(name), checkpoint.describe(folder), folder))
     return Index(tmp_path / "index.sqlite3", anywhere)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from deltahub.checkpoint.checkpoint import describe
 from deltahub.reference import Reference
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.index import Index
 
@@ -13,7 +14,7 @@ from deltahub.registry.search.index import Index
 @pytest.fixture
 def index(registry, checkpoint_folder, tmp_path) -> Index:
     """The index of a registry with the delta acme/ner."""
-    registry.publish(Reference("acme", "ner"), describe(checkpoint_folder), checkpoint_folder)
+    publish(registry, Publication(Reference("acme", "ner"), describe(checkpoint_folder), checkpoint_folder))
     return Index(tmp_path / "cache" / "index.sqlite3", registry)
 
 

@@ -12,6 +12,7 @@ import requests
 
 from deltahub.checkpoint.checkpoint import describe
 from deltahub.reference import Reference
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.server.app import build_app
 from deltahub.server.records import Record, Records
@@ -73,7 +74,9 @@ def push(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv("DELTAHUB_AUTHOR", author)
         folder = save_delta(tmp_path / f"pushed-{made}", **content)
         manifest = describe(folder)
-        return registry.publish(Reference.parse(name), manifest, folder, tags=tags, aliases=aliases, message=message)[0]
+        return publish(
+            registry, Publication(Reference.parse(name), manifest, folder, tags=tags, aliases=aliases, message=message)
+        ).version
 
     return pushed
 

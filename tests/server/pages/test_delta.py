@@ -15,6 +15,7 @@ import pytest
 from deltahub.checkpoint.manifest import FileEntry, Manifest, TensorEntry
 from deltahub.reference import Reference
 from deltahub.registry.edits import remove
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.rename import rename
 from deltahub.server.pages import card
 from deltahub.server.pages import file as file_page
@@ -245,7 +246,7 @@ def test_strange_configs_of_files_of_any_kind_are_no_failure(pages, registry, tm
     tensors = (TensorEntry("", "F32", ()), TensorEntry("a" * 5000, "F4", (0, 1)))
     metrics = ({"metric_type": "f1", "metric_value": "high"}, {"metric_type": "f1", "metric_value": 1})
     manifest = Manifest(config, entries, tensors, {"total": 0, "delta": 0}, metrics, "files")
-    registry.publish(Reference.parse("acme/odd"), manifest, tmp_path)
+    publish(registry, Publication(Reference.parse("acme/odd"), manifest, tmp_path))
     for path in ("", "?q=odd", "acme/odd", "acme/odd/versions", "acme/odd/layers/v1", "acme/odd/blob/v1/notes.txt"):
         assert pages.get(f"/{path}").status_code == 200, path
     assert pages.get("/-/compare?left=acme/odd&right=acme/odd@v1").status_code == 200

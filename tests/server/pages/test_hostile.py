@@ -10,6 +10,7 @@ import pytest
 
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.reference import Reference
+from deltahub.registry.publish import Publication, publish
 from tests.server.pages.test_card import EVIL
 
 BAD = "<img src=x onerror=alert(1)>\"'><script>alert(2)</script>{{7919*7907}}"
@@ -54,7 +55,7 @@ def hostile(push, registry, tmp_path) -> str:
         FileEntry(name, hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())
     )
     manifest = Manifest({}, entries, (), {"total": 0, "delta": 0}, (), "files")
-    registry.publish(Reference.parse("evil/files"), manifest, folder)
+    publish(registry, Publication(Reference.parse("evil/files"), manifest, folder))
     return "evil/one"
 
 

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from deltahub.checkpoint.checkpoint import describe
 from deltahub.reference import Reference
 from deltahub.registry.gc import collect
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
 from deltahub.server.settings import Settings
@@ -112,7 +113,7 @@ class History(RuleBasedStateMachine):
     @rule(number=st.integers(0, 1))
     def push(self, number):
         folder = self.checkpoints[number]
-        new = self.registry.publish(Reference.parse(REPO), describe(folder), folder)[1]
+        new = publish(self.registry, Publication(Reference.parse(REPO), describe(folder), folder)).new
         if new:
             self.trees["main"] = content_of(folder)
 

@@ -8,6 +8,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from deltahub.reference import Reference
+from deltahub.registry.publish import Publication, publish
 from deltahub.server import paging
 from deltahub.server.routes import trees
 
@@ -104,7 +105,7 @@ def test_what_was_pushed_straight_to_the_registry_is_listed_too(hub, api, new_ch
     from deltahub.checkpoint.checkpoint import describe
 
     folder = new_checkpoint()
-    hub.registry.publish(Reference("acme", "pushed"), describe(folder), folder, tags=["sst2"])
+    publish(hub.registry, Publication(Reference("acme", "pushed"), describe(folder), folder, tags=["sst2"]))
 
     (found,) = api.list_models(filter=["sst2", "base_model:bert-tiny", "deltahub", "lora"])
     assert (found.id, found.library_name, found.sha) == (

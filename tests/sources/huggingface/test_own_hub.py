@@ -15,6 +15,7 @@ from deltahub.hub.copy import copy_from_hub
 from deltahub.registry.amend import Amendment
 from deltahub.registry.commit_message import commit_id
 from deltahub.registry.edits import remove, set_tags
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.conditions import Metric, Query
 from deltahub.registry.verify import verify
@@ -49,7 +50,7 @@ def test_tags_of_a_later_push_are_added_to_the_version(hub, server, repo, checkp
 
 def test_what_was_pushed_to_the_registry_is_pulled_over_the_protocol(hub, server, repo, checkpoint_folder):
     manifest = describe(checkpoint_folder)
-    server.registry.publish(ref(repo).anywhere(), manifest, checkpoint_folder, aliases=["champion"])
+    publish(server.registry, Publication(ref(repo).anywhere(), manifest, checkpoint_folder, aliases=["champion"]))
     pulled = hub.pull(ref(repo, "champion"))
 
     assert pulled.digest == manifest.digest
@@ -70,13 +71,16 @@ def registered(server, repo, new_checkpoint):
     """A delta of two versions that went into the registry directly, whose alias has moved; its folders, older first."""
     folders = [new_checkpoint(), new_checkpoint(value=0.7)]
     for folder in folders:
-        server.registry.publish(
-            ref(repo).anywhere(),
-            describe(folder),
-            folder,
-            aliases=["champion"],
-            message="two epochs",
-            tags=["task=ner"],
+        publish(
+            server.registry,
+            Publication(
+                ref(repo).anywhere(),
+                describe(folder),
+                folder,
+                aliases=["champion"],
+                message="two epochs",
+                tags=["task=ner"],
+            ),
         )
     return folders
 
@@ -276,7 +280,7 @@ def test_all_of_a_hub_is_copied_into_a_registry_with_its_history(hub, server, re
     source = hub.source("hf")
     done = list(copy_from_hub(source, target))
     again = list(copy_from_hub(source, target))
-    server.registry.publish(ref(repo).anywhere(), describe(folder := new_checkpoint(value=0.9)), folder)
+    publish(server.registry, Publication(ref(repo).anywhere(), describe(folder := new_checkpoint(value=0.9)), folder))
     hub.amend(ref(repo, "v2"), Amendment("three epochs", {"accuracy": 0.9}, "on SST-2", "# Better"))
     set_tags(server.registry, repo, "v1", ["best"], [])
     later, _ = copy_from_hub(source, target)
