@@ -5,9 +5,11 @@ Names are imported on first use, so that `import deltahub` and the command line 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from deltahub.renamed import RenamedModules
 from deltahub.version import VERSION
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from deltahub.handle.saving import SaveLoadMixin as SaveLoadMixin
 
 __version__ = VERSION
+sys.meta_path.append(RenamedModules())
 
 _HOMES = {
     "AdapterConfig": "deltas",

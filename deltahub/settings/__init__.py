@@ -1,1 +1,5 @@
 """What the user has configured: sources, folders, environment variables."""
+
+from deltahub.renamed import forward
+
+__getattr__ = forward(__name__, "user")
