@@ -5,7 +5,7 @@
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685
 
     rsLoRA: s = alpha / sqrt(r)        Kalajdzievski 2023, https://arxiv.org/abs/2312.03732
-    DoRA: `deltas/low_rank.py`
+    DoRA: `LowRankUpdate`
 
 Low-rank updates of a linear layer: the work of LoRA and DoRA at one module.
 
@@ -207,7 +207,7 @@ class LoraConfig(DeltaConfig):
         lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
         lora_dropout: share of the input dropped in training, from 0 to less than 1.
         use_rslora: scale by ``lora_alpha / sqrt(lora_r)`` instead.
-        use_dora: decompose the weight into magnitude and direction (`deltas/low_rank.py`).
+        use_dora: decompose the weight into magnitude and direction (`LowRankUpdate`).
         rank_pattern: ranks of single modules, by real address, instead of `lora_r`; the first address that matches a module counts.
         alpha_pattern: the same for `lora_alpha`.
     """

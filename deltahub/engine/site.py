@@ -61,7 +61,7 @@ _MARKS: Final[dict[tuple[bool, bool], type[dict[str, Any]]]] = {
 
 
 class Detour(Protocol):
-    """An alternative to running all insertions of a site on every row (`engine/routing/route.py`)."""
+    """An alternative to running all insertions of a site on every row (`handle/routing.py`)."""
 
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Replace every `before`."""

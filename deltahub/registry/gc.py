@@ -1,7 +1,7 @@
 """Garbage collection: unreferenced objects are condemned first, and deleted after a grace period.
 
 It collects leftovers of interrupted pushes and objects of removed versions. A condemned object stays readable, and a push of the
-same content takes it back. See `sweeping` for why this is safe while pushes run.
+same content takes it back. See `gc_state` for why this is safe while pushes run.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
 The middleware stack, outermost first.
 
     AsSent            keeps paths quoted                        paths.py
-    SecurityHeaders   headers against misuse by browsers        shield.py
-    Observing         access log, audit log, metrics            observing.py
-    OwnNames          allow-list of host names                  shield.py
+    SecurityHeaders   headers against misuse by browsers        csrf.py
+    Observing         access log, audit log, metrics            telemetry.py
+    OwnNames          allow-list of host names                  csrf.py
     Limits            sizes of head and body, slow bodies       limits.py
     Browsers          session cookies, errors as pages          pages/browsers.py
-    OwnPages          CSRF protection                           shield.py
+    OwnPages          CSRF protection                           csrf.py
     Authentication    caller and rate limit                     authentication.py
 
 All are plain ASGI, so that bodies and responses are streamed.

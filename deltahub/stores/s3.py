@@ -1,7 +1,7 @@
 """A store in an S3 bucket, or in any server that speaks S3 with conditional writes.
 
-An object appears whole or not at all (`uploading.py`). A document is written on the condition that it has not changed since it was
-read (`conditional.py`), and only to a server that honours such conditions (`probe.py`).
+An object appears whole or not at all (`s3_upload.py`). A document is written on the condition that it has not changed since it was
+read (`s3_upload.py`), and only to a server that honours such conditions (`probe.py`).
 """
 
 from __future__ import annotations
