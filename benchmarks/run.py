@@ -1,6 +1,6 @@
 """The benchmarks, one after the other, each in a process of its own: `make bench`.
 
-python benchmarks/run.py                                  those beside peers, as the README has them
+python benchmarks/run.py                                  those beside peers, as docs/figures.md has them
 python benchmarks/run.py --part hf --part registry_line   these, in a short form of less than a minute each
 """
 
