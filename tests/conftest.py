@@ -36,6 +36,8 @@ gc.set_threshold(20_000, 20, 20)
 # huggingface_hub reads these once, when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# Each of the many processes that tests start would compile the library anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many test processes run at once as keep the cores busy
 
 # A disk takes milliseconds for every sync, of which there are tens of thousands; what outlasts a power loss has tests of its own.
