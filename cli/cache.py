@@ -1,7 +1,4 @@
-"""Commands `cache list`, `show`, `prune`, `verify` and `path`; `pin` and `unpin` are in `pins`.
-
-Commands `cache pin` and `cache unpin`.
-"""
+"""Commands `cache list`, `show`, `prune`, `verify`, `path`, `pin` and `unpin`."""
 
 from __future__ import annotations
 

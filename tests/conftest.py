@@ -23,7 +23,7 @@ from deltahub.reference import Reference
 from deltahub.registry.publish import Publication
 from deltahub.registry.publish import publish as publish_in
 from deltahub.registry.registry import Registry
-from deltahub.stores import local_listing
+from deltahub.stores import local_files
 from deltahub.stores.local import LocalStore
 from tests.browsers import browser, keep, visit  # noqa: F401  (fixtures)
 from tests.checkpoints import save_checkpoint
@@ -156,7 +156,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextMa
 
     @contextmanager
     def full() -> Iterator[None]:
-        write, full_now = local_listing.write_synced, itertools.cycle([True, False])
+        write, full_now = local_files.write_synced, itertools.cycle([True, False])
 
         def limited(path: Path, data: bytes) -> None:
             if next(full_now):
@@ -164,7 +164,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextMa
             write(path, data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(local_listing, "write_synced", limited)
+            patch.setattr(local_files, "write_synced", limited)
             yield
 
     return full

@@ -2,14 +2,14 @@
 
     deltas/<2>/<62>/               the files of one version, its manifest, and the reference it was pulled by
     pins/<64>.json                 deltas kept however old they are (`deltahub.cache.maintenance`)
-    reading/                       deltas kept while they are read (`deltahub.cache.cache`)
+    reading/                       deltas kept while they are read (below)
     partial/                       the received parts of interrupted downloads (`deltahub.sources.partial`)
     reserve/                       space to free a full disk with (`deltahub.files.reserve`)
 
 A delta is verified before each use, so the cache needs no syncing: files damaged by a crash are fetched again. Nothing relies on
 a lock: a delta is added and removed by one rename, and a reader that misses one fetches it again.
 
-Reads of a cached delta while other processes may remove it.
+A delta is read while other processes may remove it:
 
     reading/<64>.<32>      a reader's mark on the delta that it needs; the part after the dot is unique to the reader
 

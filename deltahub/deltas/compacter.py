@@ -7,9 +7,9 @@
 
 Mahabadi et al. 2021, "Compacter: Efficient Low-Rank Hypercomplex Adapter Layers", https://arxiv.org/abs/2106.04647
 
-A linear layer whose weight is a sum of Kronecker products (Zhang et al. 2021, https://arxiv.org/abs/2102.08597).
+Each D and U is a linear layer after Zhang et al. 2021 (https://arxiv.org/abs/2102.08597):
 
-y = x H + b        H = sum_i  rule_i (x) W_i        rule: (n, n, n), W: (n, n_in / n, n_out / n)
+    y = x H + b        H = sum_i  rule_i (x) W_i        rule: (n, n, n), W: (n, n_in / n, n_out / n)
 """
 
 from __future__ import annotations

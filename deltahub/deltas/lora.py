@@ -2,20 +2,14 @@
 
     y = W x + s B A x        A: (r, n_in), B: (n_out, r), B = 0 at the start; s = alpha / r
 
-Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685
-
-    rsLoRA: s = alpha / sqrt(r)        Kalajdzievski 2023, https://arxiv.org/abs/2312.03732
-    DoRA: `LowRankUpdate`
-
-Low-rank updates of a linear layer: the work of LoRA and DoRA at one module.
-
-    LoRA    y = W x + s B A x                               A: (r, n_in), B: (n_out, r)
+    rsLoRA  s = alpha / sqrt(r)
     DoRA    y = m * (W + s B A) x / ||W + s B A||           m, ||.||: (n_out,), the norm of each row; m = ||W|| at the start
 
 As its authors advise (section 4.3), no gradient goes through DoRA's norm.
 
-Hu et al. 2021, https://arxiv.org/abs/2106.09685; Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation",
-https://arxiv.org/abs/2402.09353
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685
+Kalajdzievski 2023, rsLoRA, https://arxiv.org/abs/2312.03732
+Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", https://arxiv.org/abs/2402.09353
 """
 
 from __future__ import annotations

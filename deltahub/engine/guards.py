@@ -1,6 +1,6 @@
 """Checks that the current state of a backbone allows an operation on its deltas.
 
-Backbones that are closed to new deltas: compiled, wrapped, sharded or merged ones.
+A compiled, wrapped, sharded or merged backbone takes no new delta.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 Nothing here changes a weight, and nothing is copied except selected rows and offloaded weights.
 
-Deltas on parts of a fused layer, such as the q rows of a q,k,v projection.
+A delta may act on a part of a fused layer alone, such as the q rows of a q,k,v projection.
 """
 
 from __future__ import annotations

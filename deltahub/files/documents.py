@@ -1,8 +1,6 @@
-"""Validation of JSON documents; the schemas are the only description of the files that DeltaHub writes.
+"""JSON documents: canonical form, validation by schema, and checksum.
 
-JSON documents with their own checksum, so that any change of their bytes is detected.
-
-An object is addressed by its digest; a document is mutable, so it contains its digest: the sha256 of its bytes without the checksum's
+The schemas are the only description of the files that DeltaHub writes. An object is addressed by its digest; a document is mutable, so it contains its digest: the sha256 of its bytes without the checksum's
 own. Editing a document by hand breaks it.
 """
 

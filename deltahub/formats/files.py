@@ -1,6 +1,6 @@
 """Safe reading of files of other libraries: JSON configs checked by a schema, and tensors a delta can be computed with.
 
-Detection of adapters saved by AdapterHub's `adapters` library, to refuse them with a clear message.
+Adapters saved by AdapterHub's `adapters` library are detected, and refused with a clear message.
 """
 
 from __future__ import annotations

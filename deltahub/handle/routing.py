@@ -5,8 +5,6 @@
 
 While a route is open, the sites of the backbone have a `detour` that shows each delta only its rows (`engine/routing/rows.py`).
 It is an attribute of the site, not of the thread: gradient checkpointing recomputes parts in autograd's own threads.
-
-The test whether the first dimension of a module's output counts the rows of the batch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Saving and loading for all delta models, with OpenDelta's method names.
 
-A delta's tensors without its config: one file, or a dict in memory.
+The tensors can also be saved without the config: to one file, or as a dict in memory.
 """
 
 from __future__ import annotations

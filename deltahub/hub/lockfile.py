@@ -6,8 +6,6 @@
 It is sorted, with one fact per line, so that its changes are easy to review. With `DELTAHUB_LOCK` set to its path, pulls
 and `from_finetuned` use exactly the pinned versions: a moved alias changes nothing, and a delta of the same name in another
 source is never used instead.
-
-Pins: the meaning of a reference in a lock file and at its source.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Edits of aliases and tags, and undo of the last alias move.
+"""Edits of a delta: aliases, tags, undo of the last alias move, and removal of a version.
 
 A change that loses a race is applied again to the winner's document, unless the winner moved the same alias.
 
-Removal of a version, which leaves a tombstone.
+A removed version leaves a tombstone.
 """
 
 from __future__ import annotations

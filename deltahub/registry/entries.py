@@ -1,6 +1,6 @@
 """The entries of a reference document: versions, tombstones of removed ones, and moves.
 
-The summary of a version in its reference document, so that a list need not read the manifest.
+A version has a summary of its manifest, so that a list need not read the manifest.
 """
 
 from __future__ import annotations

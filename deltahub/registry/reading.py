@@ -1,8 +1,6 @@
 """The read side of a registry: reference documents, manifests and files, every byte checked; no lock is taken.
 
-An unfinished rename, under way or interrupted: the delta is stored under both names.
-
-First its old document records the move, then the new one is written, then the old one becomes a redirect. Until then the old
+During a rename, or after an interrupted one, the delta is stored under both names. First its old document records the move, then the new one is written, then the old one becomes a redirect. Until then the old
 document is the delta, and the new one is a copy that must not be built upon.
 """
 

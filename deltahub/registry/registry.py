@@ -6,7 +6,7 @@
 A push writes the objects, then swaps the document; a reader goes the other way. An interruption leaves at most unreferenced
 objects.
 
-Names that differ only in upper and lower case, as case-insensitive file systems and people confuse them.
+Names that differ only in upper and lower case are refused, as case-insensitive file systems and people confuse them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Verification of a registry: every byte is read again and compared with the published digest.
 
-Repair of damaged and missing objects with the same bytes from another place.
+Damaged and missing objects can be replaced with the same bytes from another place.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The ASGI application: all routes over one registry.
 
-The middleware stack, outermost first.
+The middleware stack, outermost first:
 
     AsSent            keeps paths quoted                        paths.py
     SecurityHeaders   headers against misuse by browsers        csrf.py

@@ -1,8 +1,6 @@
 """Authentication and rate limit middleware.
 
-Token buckets: a rate limit per caller.
-
-A bucket holds at most `burst` tokens and gains `rate` tokens per second; each action takes one. (J. Turner, "New directions in
+A token bucket limits the rate of each caller. It holds at most `burst` tokens and gains `rate` tokens per second; each action takes one. (J. Turner, "New directions in
 communications", IEEE Communications Magazine 24(10), 1986.)
 """
 

@@ -2,8 +2,6 @@
 
 The client of the Hugging Face Hub distinguishes errors by the header ``X-Error-Code`` and shows ``X-Error-Message``; all other
 clients read the JSON body, ``{"error": message}``.
-
-Mapping of registry errors to HTTP status codes.
 """
 
 from __future__ import annotations

@@ -3,9 +3,7 @@
 They are stored in the registry's own store, under `hub/repos/`, so that all processes of a hub share them. A delta pushed
 straight to the registry has no record: it is public.
 
-In-memory copy of documents below a prefix of a store; checking for changes costs next to nothing.
-
-Only changed folders are listed, and only changed documents are read. An unchanged folder stamp proves that nothing changed only
+A copy of them is kept in memory, and checking for changes costs next to nothing. Only changed folders are listed, and only changed documents are read. An unchanged folder stamp proves that nothing changed only
 if the stamp is not recent, as in `deltahub.registry.search.refresh`: so a folder is skipped once it was listed two seconds or more
 after its stamp was first seen.
 """

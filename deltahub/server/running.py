@@ -1,8 +1,6 @@
 """Running a hub: one or several processes on one socket, until a signal ends them.
 
-Temporary files of incoming uploads: a folder per hub in the system's temporary folder (TMPDIR changes it).
-
-A killed hub leaves its folder with unfinished uploads. The next hub on this machine removes it: every process of a hub holds a
+Incoming uploads are spooled to a folder per hub in the system's temporary folder (TMPDIR changes it). A killed hub leaves its folder with unfinished uploads. The next hub on this machine removes it: every process of a hub holds a
 lock on its folder, so an unlocked folder is abandoned.
 """
 

@@ -1,10 +1,6 @@
 """State shared by all requests of a process.
 
-Per-repository locks: commits to one repository run one after another in a process, so that none starves.
-
-Other processes are not covered; compare-and-swap of the reference document decides between them.
-
-Sizes of a version's files by digest, 40 bytes per file, to find which versions of a repository hold a file.
+A lock per repository lets commits to it run one after another in a process, so that none starves. Other processes are not covered; compare-and-swap of the reference document decides between them.
 """
 
 from __future__ import annotations

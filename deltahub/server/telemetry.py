@@ -1,11 +1,8 @@
 """Middleware for the access log, the audit log and metrics.
 
-Prometheus metrics: requests, their duration, and bytes.
-
+The logs are JSON lines without secrets, one per request and per change. Prometheus metrics count requests, their duration, and bytes.
 Several processes of a hub share their counters if `PROMETHEUS_MULTIPROC_DIR` names a folder before they start; `deltahub serve
 --workers` sets it.
-
-Logs of the hub: a JSON line per request and per change, without secrets.
 """
 
 from __future__ import annotations

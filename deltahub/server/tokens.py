@@ -6,7 +6,7 @@ The hex digits are the token's id and give the key of its document, so that no s
 which the document holds only the sha256. The documents are in the registry's own store, under `hub/tokens/`, so that all
 processes of a hub share them.
 
-Cache of caller documents: requests need no store read, and a revocation takes effect within seconds.
+Documents are cached: requests need no store read, and a revocation takes effect within seconds.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The folders of this user's data.
+"""The environment of this user: folders of data, and switches.
 
 | variable | moves | default |
 | --- | --- | --- |
 | DELTAHUB_HOME | the local registry and the settings | the user's data folder, the user's settings folder |
 | DELTAHUB_CACHE | the cache of pulled deltas | `cache` in DELTAHUB_HOME, or else the user's cache folder |
 
-Environment switches that forbid the use of the network.
+DELTAHUB_OFFLINE and HF_HUB_OFFLINE forbid the use of the network.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 A source gives its name in all results. A missing delta raises NotFoundError. A source that cannot answer raises UnreachableError,
 so that no other source is used in its place.
-
-Results of a push and of a pull.
 """
 
 from __future__ import annotations

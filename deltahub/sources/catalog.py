@@ -1,6 +1,6 @@
 """Selection of sources: the named one, or those searched for a name without a source.
 
-Lazy opening of the configured sources; opening one sends no request.
+Configured sources are opened lazily; opening one sends no request.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from deltahub.files.durable import Syncing
 from deltahub.files.permissions import make_folder, make_root, take_after
 from deltahub.files.reserve import set_aside, spend
 from deltahub.stores.base import Progress, Source, Swap, Swapped, object_key, require_digest, require_size
-from deltahub.stores.local_listing import children, reading, replace_claimed, replace_staged, walk
+from deltahub.stores.local_files import children, reading, replace_claimed, replace_staged, walk
 
 STAGING: Final = "staging"
 CLAIMS: Final = "claims"

@@ -1,8 +1,6 @@
 """Uploads to a bucket: small objects in one request, large ones in parts, all only with the announced digest.
 
-Conditional writes to a bucket, which succeed only if the document has not changed since it was read.
-
-The condition is `If-Match` with its ETag, or `If-None-Match: *` if there was none. obstore repeats idempotent requests;
+A conditional write succeeds only if the document has not changed since it was read. The condition is `If-Match` with its ETag, or `If-None-Match: *` if there was none. obstore repeats idempotent requests;
 after the answer of a conditional write was lost, the document is read before a retry, as the write may have been done.
 """
 

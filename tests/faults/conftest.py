@@ -21,7 +21,7 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is always the same moment, and nobody waits for those who were killed."""
     monkeypatch.setattr("deltahub.registry.stamps.now", lambda: "2026-01-02T03:04:05Z")
     monkeypatch.setattr("deltahub.registry.gc_state.SILENT", 0.0)
-    monkeypatch.setattr("deltahub.stores.local_listing.SILENT", 0.0)
+    monkeypatch.setattr("deltahub.stores.local_files.SILENT", 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from deltahub.registry.gc import collect, used
 from deltahub.registry.gc_state import STATE, State, read_state, write_state
 from deltahub.registry.registry import REFS, Registry
 from deltahub.registry.verify import verify
-from deltahub.stores import local_listing
+from deltahub.stores import local_files
 from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
@@ -165,7 +165,7 @@ def test_a_disk_too_full_to_note_every_unused_object_is_freed_a_few_at_a_time(tm
     day(20)
     remove(registry, "acme/ner", "v3")
     left = len(objects(registry))
-    write, announced = local_listing.write_synced, []
+    write, announced = local_files.write_synced, []
 
     def limited(path, data):  # as if a deletion freed nothing before the last but one
         if len(objects(registry)) > left - 4 and data.count(b"2026-01-") > 2:
@@ -173,7 +173,7 @@ def test_a_disk_too_full_to_note_every_unused_object_is_freed_a_few_at_a_time(tm
         write(path, data)
         announced.append(data.count(b"2026-01-"))
 
-    monkeypatch.setattr(local_listing, "write_synced", limited)
+    monkeypatch.setattr(local_files, "write_synced", limited)
     monkeypatch.setattr(gc, "_FEW", 2)
     done = collect(registry)
     assert (len(done.freed), len(done.waiting)) == (6, left - 6)

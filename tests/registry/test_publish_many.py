@@ -25,7 +25,7 @@ from tests.faults import FULL, INTERRUPT
 def still(monkeypatch) -> None:
     """It is always the same time; few files count as many; a dead writer need not be waited for."""
     monkeypatch.setattr("deltahub.registry.stamps.now", lambda: "2026-01-02T03:04:05Z")
-    monkeypatch.setattr("deltahub.stores.local_listing.SILENT", 0.0)
+    monkeypatch.setattr("deltahub.stores.local_files.SILENT", 0.0)
     monkeypatch.setattr(durable, "MANY", 4)
 
 

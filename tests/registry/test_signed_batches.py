@@ -190,7 +190,7 @@ def test_many_that_are_killed_at_any_step_are_signed_wherever_they_can_be_seen(
     tmp_path, key, folders, faults, monkeypatch
 ):
     monkeypatch.setattr(durable, "MANY", 2)
-    monkeypatch.setattr("deltahub.stores.local_listing.SILENT", 0.0)
+    monkeypatch.setattr("deltahub.stores.local_files.SILENT", 0.0)
     signature = {describe(folder).to_bytes(): key.sign(describe(folder).to_bytes()) for folder in folders[:2]}
     monkeypatch.setattr(
         key, "sign", lambda manifest, _: signature[manifest]

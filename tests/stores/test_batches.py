@@ -126,7 +126,7 @@ def test_a_batch_that_fails_at_any_step_leaves_each_document_old_or_new(tmp_path
 def test_a_batch_that_is_killed_at_any_step_leaves_each_document_old_or_new_and_in_nobodys_way(
     tmp_path, faults, monkeypatch
 ):
-    monkeypatch.setattr("deltahub.stores.local_listing.SILENT", 0.0)
+    monkeypatch.setattr("deltahub.stores.local_files.SILENT", 0.0)
     keys = KEYS[:2]
 
     def swaps(store, data):

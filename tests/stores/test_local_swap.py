@@ -9,9 +9,9 @@ import os
 import pytest
 
 from deltahub.errors import ConflictError
-from deltahub.stores import local_listing
+from deltahub.stores import local_files
 from deltahub.stores.local import CLAIMS, LocalStore
-from deltahub.stores.local_listing import replace_claimed
+from deltahub.stores.local_files import replace_claimed
 from tests.checkpoints import content_of
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="no fork")
@@ -50,7 +50,7 @@ def test_processes_that_count_together_lose_nothing_where_locks_do_nothing(store
 
 
 def test_a_claim_of_a_killed_process_is_taken_away(store, monkeypatch):
-    monkeypatch.setattr(local_listing, "SILENT", 0.0)
+    monkeypatch.setattr(local_files, "SILENT", 0.0)
     etag = store.swap(DOCUMENT, b"old", None)
     left = store.root / CLAIMS / DOCUMENT
     left.mkdir(parents=True)
@@ -68,7 +68,7 @@ def test_an_empty_claim_is_of_somebody_who_is_done(store):
 
 
 def test_who_lost_its_claim_while_it_was_slow_overwrites_nothing(store, monkeypatch):
-    monkeypatch.setattr(local_listing, "SILENT", 0.0)
+    monkeypatch.setattr(local_files, "SILENT", 0.0)
     etag = store.swap(DOCUMENT, b"old", None)
     looks = []
 

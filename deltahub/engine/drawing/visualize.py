@@ -8,7 +8,7 @@
 
 Names are white, types green, repeated names red, trainable parameters cyan, frozen ones grey, deltas purple.
 
-Terminal output as an SVG that needs no font and no other external resource.
+The same output can be saved as an SVG that needs no font and no other external resource.
 """
 
 from __future__ import annotations

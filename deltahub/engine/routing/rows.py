@@ -3,7 +3,7 @@
 The rows 0 to 5 become the parts 0 3 | 1 | 2 4 5 with their insertions: a, b, none. Joined they are 0 3 1 2 4 5, and are then
 put back in order. Gradients flow through every step.
 
-The work of a module with deltas while a route is open: each insertion, and each head, acts on its own rows.
+While a route is open, each insertion and each head of a module acts on its own rows.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 The names of the tensors contain the module of each delta (`...query.lora.lora_A`), so they decide, not the config's addresses: some
 releases wrote addresses that later ones no longer understand. The format is described in docs/migrating-from-opendelta.md.
 
-Trained biases shared by several OpenDelta checkpoints.
-
 OpenDelta's BitFit trains the backbone's biases in place, and a checkpoint holds every trained value of every delta on the backbone.
 So the checkpoints of BitFit and of a LoRA beside it both hold the biases, which must not be added twice.
 """

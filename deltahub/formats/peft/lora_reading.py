@@ -6,7 +6,7 @@ A weight replaced in only one of several modules that share it becomes a full-ra
 
     embedding   W' - W = B A,   A = (W' - W)^T, B = 1          head   A = 1, B = W' - W          s = 1
 
-The initial updates that PiSSA and OLoRA subtracted from the backbone's weights, recomputed as PEFT does on loading.
+The initial updates that PiSSA and OLoRA subtracted from the backbone's weights are recomputed as PEFT does on loading:
 
     PiSSA   W = U S V^T,   B0 A0 = U_r S_r V_r^T / s     Meng et al. 2024, https://arxiv.org/abs/2404.02948
     OLoRA   W = Q R,       B0 A0 = Q_r R_r               Büyükakyüz 2024, https://arxiv.org/abs/2406.01775

@@ -10,8 +10,6 @@
 
 These forms are taken from PEFT itself; each is tested against it.
 
-PEFT's task type for a model.
-
 PEFT's model class for a task passes on certain inputs, which the backbone's forward must accept.
 """
 

@@ -8,9 +8,7 @@ r"""PEFT's rules for matching names in its config to modules.
 
 All regular expressions are matched in linear time; one that does not allow it is a ConfigError.
 
-Names in a PEFT config that match the modules of a delta and no others, by PEFT's rules (`peft_matching`).
-
-Each choice is checked against the names of all modules: ends of names, as people write them, if they match
+Export chooses names that match the modules of a delta and no others. Each choice is checked against the names of all modules: ends of names, as people write them, if they match
 these modules alone, else full names, else a regular expression.
 """
 

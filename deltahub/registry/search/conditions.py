@@ -1,9 +1,7 @@
-"""A query as SQL over the index.
+"""A search query, and its conditions as SQL over the index.
 
 Each condition of a query has two equivalent forms: the *set* of all deltas that meet it, which is fast if few do, and a *test* of
 each delta in turn, which fills a page quickly if many do.
-
-The conditions and order of a search.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Cache of rendered cards: each is rendered once, from a bounded queue, by a process killed when it takes too long.
 
-Client of the process that renders cards; see `card_worker`.
+`card_worker` is the program of that process.
 """
 
 from __future__ import annotations

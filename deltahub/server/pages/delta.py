@@ -1,6 +1,6 @@
-"""The page of a delta: card, metadata, config, metrics, files and commands.
+"""The pages of a delta.
 
-The versions page of a delta: existing and removed versions, aliases, and the log of changes.
+One shows card, metadata, config, metrics, files and commands; the other existing and removed versions, aliases, and the log of changes.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 They equal those of the Hugging Face Hub for corresponding pages, so that links printed by its clients work. Other pages are below
 ``/-/``, which is not a valid namespace.
 
-Static files of the pages: styles, scripts and the icon.
+Styles, scripts and the icon are static files.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 A line may be as large as the files of the commit. So lines are parsed incrementally, and the value of ``"content":`` is decoded
 to a file as it arrives; only the rest of a line, a path and a few words, is held in memory.
-
-Base64 content of a file within a commit, decoded to disk incrementally.
 """
 
 from __future__ import annotations

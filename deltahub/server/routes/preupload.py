@@ -1,8 +1,6 @@
 """Upload mode of each file of a commit, and files that need not be sent.
 
-Files excluded from an upload: by the repository's ``.gitignore``, and by rules for secrets.
-
-A client asks before it sends the files of a folder and skips ignored ones. The rules for secrets come first, so that ``!.env`` in
+The repository's ``.gitignore`` and rules for secrets exclude files. A client asks before it sends the files of a folder and skips ignored ones. The rules for secrets come first, so that ``!.env`` in
 a ``.gitignore`` lets that file in. A single file uploaded by name is intended, so only the ``.gitignore`` applies to it.
 """
 

@@ -3,7 +3,7 @@
 The address and token are read at every call, so that one process can use several hubs and a login takes effect at once. Failed
 calls are retried where that may help; the final error is a single sentence.
 
-Retries with back-off for calls that a hub rejects or that fail, honouring Retry-After.
+Retries back off, and honour Retry-After.
 """
 
 from __future__ import annotations

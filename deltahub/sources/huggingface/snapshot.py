@@ -1,13 +1,11 @@
 """One commit of a repo: the manifest stored by DeltaHub and the files, with every byte verified.
 
-manifest.json      the manifest; its sha256 is the delta's identity
-README.md          the repo's page: the delta's card, possibly edited on the hub
-delta_card.md      the delta's card as saved, byte for byte
-...                the other files of the checkpoint under their own names
+    manifest.json      the manifest; its sha256 is the delta's identity
+    README.md          the repo's page: the delta's card, possibly edited on the hub
+    delta_card.md      the delta's card as saved, byte for byte
+    ...                the other files of the checkpoint under their own names
 
-The head of a repo's main branch, on which a push builds.
-
-A small delta whose files a hub serves in one response: split by the manifest, and each file verified as usual.
+A hub may serve the files of a small delta in one response: it is split by the manifest, and each file is verified as usual.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""HTTP client for links: safe redirects, and retries with back-off.
-
-Limits on downloads from web servers: sizes, timeouts and attempts.
-"""
+"""HTTP client for links: safe redirects, retries with back-off, and limits on sizes, timeouts and attempts."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""Safe listings of a local store during concurrent writes.
+"""Files of a local store during concurrent writes: safe listings, and compare-and-swap.
 
-A compare-and-swap on plain files, on every file system with rename.
-
-It needs no lock, so it works where locks have no effect.
+The swap works on every file system with rename. It needs no lock, so it works where locks have no effect.
 
 To replace a document, a process first *claims* it: a folder with the new bytes, synced, is renamed to the one path for claims on
 that document, which fails while another claim exists. Then the document is checked once more, and the file is renamed out of the
