@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final, Self
 
@@ -34,8 +34,6 @@ CHECKPOINT_KEYS: Final = frozenset(
     }
 )
 
-Names = tuple[str, ...]
-
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaConfig:
@@ -55,9 +53,9 @@ class DeltaConfig:
         AddressError: a regular expression among the addresses cannot be matched (`deltahub.text.patterns`).
     """
 
-    modified_modules: Names | None = None
-    exclude_modules: Names | None = None
-    unfrozen_modules: Names | None = ("deltas",)
+    modified_modules: Sequence[str] | None = None
+    exclude_modules: Sequence[str] | None = None
+    unfrozen_modules: Sequence[str] | None = ("deltas",)
     common_structure: bool | None = None
     backbone_class: str = ""
     backbone_checkpoint_name: str = ""
@@ -67,7 +65,7 @@ class DeltaConfig:
 
     def __post_init__(self) -> None:
         for key in ("modified_modules", "exclude_modules", "unfrozen_modules"):
-            object.__setattr__(self, key, _as_names(key, getattr(self, key)))
+            object.__setattr__(self, key, as_names(key, getattr(self, key)))
         if self.delta_type in known_types():
             check_document({"format_version": FORMAT_VERSION, **self.to_dict()})
         for value in vars(self).values():
@@ -103,7 +101,12 @@ class DeltaConfig:
 BaseDeltaConfig = DeltaConfig  # its name in OpenDelta
 
 
-def _as_names(key: str, value: Any) -> Names | None:
+def as_names(key: str, value: Any) -> tuple[str, ...] | None:
+    """Return a list of names as a tuple, which the caller cannot change; None stays None.
+
+    Raises:
+        ConfigError: it is one string, or no list.
+    """
     if value is None:
         return None
     if isinstance(value, str) or not hasattr(value, "__iter__"):

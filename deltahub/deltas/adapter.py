@@ -96,15 +96,13 @@ class AdapterModel(DeltaBase):
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        config = AdapterConfig.from_dict(
-            {
-                "bottleneck_dim": bottleneck_dim,
-                "non_linearity": non_linearity,
-                "modified_modules": modified_modules,
-                "exclude_modules": exclude_modules,
-                "unfrozen_modules": unfrozen_modules,
-                "common_structure": common_structure,
-            }
+        config = AdapterConfig(
+            bottleneck_dim=bottleneck_dim,
+            non_linearity=non_linearity,
+            modified_modules=modified_modules,
+            exclude_modules=exclude_modules,
+            unfrozen_modules=unfrozen_modules,
+            common_structure=common_structure,
         )
         super().__init__(
             backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify, backend=backend

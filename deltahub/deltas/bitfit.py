@@ -100,13 +100,11 @@ class BitFitModel(DeltaBase):
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        config = BitFitConfig.from_dict(
-            {
-                "modified_modules": modified_modules,
-                "exclude_modules": exclude_modules,
-                "unfrozen_modules": unfrozen_modules,
-                "common_structure": common_structure,
-            }
+        config = BitFitConfig(
+            modified_modules=modified_modules,
+            exclude_modules=exclude_modules,
+            unfrozen_modules=unfrozen_modules,
+            common_structure=common_structure,
         )
         super().__init__(
             backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify, backend=backend

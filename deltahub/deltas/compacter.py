@@ -290,28 +290,26 @@ class CompacterModel(DeltaBase):
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        config = CompacterConfig.from_dict(
-            {
-                "modified_modules": modified_modules,
-                "exclude_modules": exclude_modules,
-                "unfrozen_modules": unfrozen_modules,
-                "common_structure": common_structure,
-                "reduction_factor": reduction_factor,
-                "non_linearity": non_linearity,
-                "phm_c_init": phm_c_init,
-                "hypercomplex_division": hypercomplex_division,
-                "learn_phm": learn_phm,
-                "hypercomplex_nonlinearity": hypercomplex_nonlinearity,
-                "shared_phm_rule": shared_phm_rule,
-                "factorized_phm": factorized_phm,
-                "shared_W_phm": shared_W_phm,
-                "factorized_phm_rule": factorized_phm_rule,
-                "phm_rank": phm_rank,
-                "phm_init_range": phm_init_range,
-                "kronecker_prod": kronecker_prod,
-                "use_bias_up_sampler": use_bias_up_sampler,
-                "use_bias_down_sampler": use_bias_down_sampler,
-            }
+        config = CompacterConfig(
+            modified_modules=modified_modules,
+            exclude_modules=exclude_modules,
+            unfrozen_modules=unfrozen_modules,
+            common_structure=common_structure,
+            reduction_factor=reduction_factor,
+            non_linearity=non_linearity,
+            phm_c_init=phm_c_init,
+            hypercomplex_division=hypercomplex_division,
+            learn_phm=learn_phm,
+            hypercomplex_nonlinearity=hypercomplex_nonlinearity,
+            shared_phm_rule=shared_phm_rule,
+            factorized_phm=factorized_phm,
+            shared_W_phm=shared_W_phm,
+            factorized_phm_rule=factorized_phm_rule,
+            phm_rank=phm_rank,
+            phm_init_range=phm_init_range,
+            kronecker_prod=kronecker_prod,
+            use_bias_up_sampler=use_bias_up_sampler,
+            use_bias_down_sampler=use_bias_down_sampler,
         )
         super().__init__(
             backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify, backend=backend

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltahub.checkpoint.config import DeltaConfig
+from deltahub.checkpoint.config import DeltaConfig, as_names
 from deltahub.engine.building import Like, addressed
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
 from deltahub.engine.layers import linear_fault, update_fault
@@ -34,12 +34,12 @@ class IA3Config(DeltaConfig):
         feedforward_modules: addresses of those modified modules whose input is rescaled, not their output.
     """
 
-    feedforward_modules: tuple[str, ...] = ("ff@.w2@",)
+    feedforward_modules: Sequence[str] = ("ff@.w2@",)
 
     delta_type: ClassVar[str] = "ia3"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "feedforward_modules", tuple(self.feedforward_modules))
+        object.__setattr__(self, "feedforward_modules", as_names("feedforward_modules", self.feedforward_modules))
         super().__post_init__()
 
 
@@ -122,15 +122,12 @@ class IA3Model(DeltaBase):
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        given = {} if feedforward_modules is None else {"feedforward_modules": feedforward_modules}
-        config = IA3Config.from_dict(
-            {
-                **given,
-                "modified_modules": modified_modules,
-                "exclude_modules": exclude_modules,
-                "unfrozen_modules": unfrozen_modules,
-                "common_structure": common_structure,
-            }
+        config = IA3Config(
+            feedforward_modules=IA3Config.feedforward_modules if feedforward_modules is None else feedforward_modules,
+            modified_modules=modified_modules,
+            exclude_modules=exclude_modules,
+            unfrozen_modules=unfrozen_modules,
+            common_structure=common_structure,
         )
         super().__init__(backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify)
 

@@ -103,13 +103,11 @@ class LayerNormModel(DeltaBase):
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        config = LayerNormConfig.from_dict(
-            {
-                "modified_modules": modified_modules,
-                "exclude_modules": exclude_modules,
-                "unfrozen_modules": unfrozen_modules,
-                "common_structure": common_structure,
-            }
+        config = LayerNormConfig(
+            modified_modules=modified_modules,
+            exclude_modules=exclude_modules,
+            unfrozen_modules=unfrozen_modules,
+            common_structure=common_structure,
         )
         super().__init__(backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify)
 

@@ -281,20 +281,18 @@ class LoraModel(DeltaBase):
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        config = LoraConfig.from_dict(
-            {
-                "lora_r": lora_r,
-                "lora_alpha": lora_alpha,
-                "lora_dropout": lora_dropout,
-                "use_rslora": use_rslora,
-                "use_dora": use_dora,
-                "rank_pattern": dict(rank_pattern or {}),
-                "alpha_pattern": dict(alpha_pattern or {}),
-                "modified_modules": modified_modules,
-                "unfrozen_modules": unfrozen_modules,
-                "exclude_modules": exclude_modules,
-                "common_structure": common_structure,
-            }
+        config = LoraConfig(
+            lora_r=lora_r,
+            lora_alpha=lora_alpha,
+            lora_dropout=lora_dropout,
+            use_rslora=use_rslora,
+            use_dora=use_dora,
+            rank_pattern=dict(rank_pattern or {}),
+            alpha_pattern=dict(alpha_pattern or {}),
+            modified_modules=modified_modules,
+            unfrozen_modules=unfrozen_modules,
+            exclude_modules=exclude_modules,
+            common_structure=common_structure,
         )
         super().__init__(
             backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify, backend=backend

@@ -131,17 +131,15 @@ class LowRankAdapterModel(DeltaBase):
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        config = LowRankAdapterConfig.from_dict(
-            {
-                "reduction_factor": reduction_factor,
-                "non_linearity": non_linearity,
-                "low_rank_w_init": low_rank_w_init,
-                "low_rank_rank": low_rank_rank,
-                "modified_modules": modified_modules,
-                "exclude_modules": exclude_modules,
-                "unfrozen_modules": unfrozen_modules,
-                "common_structure": common_structure,
-            }
+        config = LowRankAdapterConfig(
+            reduction_factor=reduction_factor,
+            non_linearity=non_linearity,
+            low_rank_w_init=low_rank_w_init,
+            low_rank_rank=low_rank_rank,
+            modified_modules=modified_modules,
+            exclude_modules=exclude_modules,
+            unfrozen_modules=unfrozen_modules,
+            common_structure=common_structure,
         )
         super().__init__(
             backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify, backend=backend

@@ -183,17 +183,15 @@ class PrefixModel(DeltaBase):
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        config = PrefixConfig.from_dict(
-            {
-                "prefix_token_num": prefix_token_num,
-                "reparameterize": reparameterize,
-                "embed_dim": embed_dim,
-                "mid_dim": mid_dim,
-                "modified_modules": modified_modules,
-                "exclude_modules": exclude_modules,
-                "unfrozen_modules": unfrozen_modules,
-                "common_structure": common_structure,
-            }
+        config = PrefixConfig(
+            prefix_token_num=prefix_token_num,
+            reparameterize=reparameterize,
+            embed_dim=embed_dim,
+            mid_dim=mid_dim,
+            modified_modules=modified_modules,
+            exclude_modules=exclude_modules,
+            unfrozen_modules=unfrozen_modules,
+            common_structure=common_structure,
         )
         super().__init__(backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify)
 

@@ -93,17 +93,15 @@ class SoftPromptModel(DeltaBase):
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        config = SoftPromptConfig.from_dict(
-            {
-                "soft_token_num": soft_token_num,
-                "init_range": init_range,
-                "token_init": token_init,
-                "other_expand_ids": dict(other_expand_ids),
-                "modified_modules": modified_modules,
-                "exclude_modules": exclude_modules,
-                "unfrozen_modules": unfrozen_modules,
-                "common_structure": common_structure,
-            }
+        config = SoftPromptConfig(
+            soft_token_num=soft_token_num,
+            init_range=init_range,
+            token_init=token_init,
+            other_expand_ids=dict(other_expand_ids),
+            modified_modules=modified_modules,
+            exclude_modules=exclude_modules,
+            unfrozen_modules=unfrozen_modules,
+            common_structure=common_structure,
         )
         if interactive_modify is not False:
             raise _no_choice("interactive_modify", interactive_modify)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltahub.checkpoint.config import check_document, known_types
-from deltahub.deltas import AdapterConfig, BitFitConfig, LoraConfig
+from deltahub.deltas import AdapterConfig, BitFitConfig, IA3Config, LoraConfig
 from deltahub.errors import ConfigError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -132,6 +132,8 @@ def test_a_value_that_can_never_work_is_refused_with_what_was_expected_and_found
 def test_one_name_instead_of_a_list_is_told_how_to_write_it(value):
     with pytest.raises(ConfigError, match=r"modified_modules must be a list of names, got .*; for one name write \["):
         LoraConfig(modified_modules=value)
+    with pytest.raises(ConfigError, match="feedforward_modules must be a list of names"):
+        IA3Config(feedforward_modules=value)
 
 
 @pytest.mark.parametrize(
