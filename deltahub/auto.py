@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import deltahub.deltas  # noqa: F401  (registers the delta types)
 from deltahub.cache.cache import checked, read_cached
@@ -15,7 +16,7 @@ from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.errors import ConfigError
 from deltahub.handle.base import DeltaBase, delta_classes
-from deltahub.handle.saving import SaveLoadMixin
+from deltahub.handle.loading import load
 from deltahub.hub.locating import locate
 from deltahub.text.suggestions import suggest
 
@@ -75,7 +76,7 @@ class AutoDeltaConfig:
         return AutoDeltaConfig.from_dict(document, **options)
 
 
-class AutoDeltaModel(SaveLoadMixin):
+class AutoDeltaModel:
     """Factory that makes or loads the delta model of a type; not to be instantiated."""
 
     def __init__(self) -> None:
@@ -83,18 +84,84 @@ class AutoDeltaModel(SaveLoadMixin):
         raise TypeError(msg)
 
     @staticmethod
-    def from_config(config: DeltaConfig | Mapping[str, Any], backbone_model: nn.Module, **options: Any) -> DeltaBase:
+    def from_config(
+        config: DeltaConfig | Mapping[str, Any],
+        backbone_model: nn.Module,
+        *,
+        name: str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> DeltaBase:
         """Make a fresh delta.
 
         Args:
             config: a config, or its JSON form with ``"delta_type"``.
             backbone_model: the model to put it on.
-            options: `name`, `dtype`, and options that replace those of the config.
+            name: the delta's name on the backbone.
+            dtype: dtype of the parameters; by default float32, or the layer's if wider.
+            options: options that replace those of the config.
         """
-        name = options.pop("name", None)
         config = config if isinstance(config, DeltaConfig) else AutoDeltaConfig.from_dict(config)
-        return class_for(config.delta_type).from_config(config, backbone_model, name=name, **options)
+        return class_for(config.delta_type).from_config(config, backbone_model, name=name, dtype=dtype, **options)
 
-    @classmethod
-    def _class_for(cls, delta_type: str) -> type[DeltaBase]:
-        return class_for(delta_type)
+    @staticmethod
+    def from_finetuned(
+        finetuned_delta_path: str | os.PathLike[str],
+        backbone_model: nn.Module,
+        delta_config: DeltaConfig | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        *model_args: Any,
+        force_download: bool = False,
+        check_hash: bool | str = True,
+        local_files_only: bool = False,
+        allow_pickle: bool = False,
+        name: str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> DeltaBase:
+        """Put a saved delta on a backbone, which must be the one that it was trained on.
+
+        Order: find, check every byte, check the config, check the backbone, plan every insertion, then insert and fill.
+        A refusal leaves the backbone unchanged. Afterwards the backbone is frozen except for the parameters of
+        deltas, and in eval mode unless it carried a delta before, which may be in training.
+
+        Args:
+            finetuned_delta_path: a folder, a reference such as ``"DeltaHub/sst2-t5-base@champion"``, or a link.
+            backbone_model: the model to put it on.
+            delta_config: a config to use instead of the saved one.
+            cache_dir: the cache for pulled deltas, if not the default one.
+            state_dict: tensors to use instead of the saved ones.
+            force_download: fetch it again even if it is in the cache.
+            check_hash: True to require exactly the same backbone, ``"structure"`` to accept other values under the same names
+                and shapes, False for no check.
+            local_files_only: use only files on this machine.
+            allow_pickle: whether OpenDelta's `pytorch_model.bin` may be read.
+            name: the delta's name on the backbone.
+            dtype: dtype of its parameters; by default that of the saved tensors, and float32 for PEFT's.
+            options: options that replace those of the config.
+
+        Raises:
+            NotFoundError: no source has it.
+            IntegrityError: its bytes are not the ones that were saved or published.
+            FingerprintMismatch: the backbone is another one.
+            CheckpointError: its tensors do not fit.
+            ConfigError: a value in its config, or an option given here, is invalid.
+        """
+        delta: DeltaBase = load(
+            class_for,
+            finetuned_delta_path,
+            backbone_model,
+            *model_args,
+            config=delta_config,
+            tensors=state_dict,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            check_hash=check_hash,
+            allow_pickle=allow_pickle,
+            name=name,
+            dtype=dtype,
+            options=options,
+        )
+        return delta

@@ -1,3 +1,5 @@
+import inspect
+
 import pytest
 import torch
 
@@ -161,3 +163,10 @@ def test_the_name_of_a_backbone_is_not_taken_for_the_backbone():
         ConfigError, match=r"backbone_model is of type str; expected a model of PyTorch\. Load it first"
     ):
         AutoDeltaModel.from_finetuned("acme/ner", backbone_model="bert-base-uncased")
+
+
+def test_the_factory_has_only_what_it_can_run():
+    assert {name for name in dir(AutoDeltaModel) if not name.startswith("_")} == {"from_config", "from_finetuned"}
+    ours, theirs = AutoDeltaModel.from_finetuned, LoraModel.from_finetuned
+    assert ours.__doc__ == theirs.__doc__
+    assert inspect.signature(ours).parameters == inspect.signature(theirs).parameters

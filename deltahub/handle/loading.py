@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
 from torch import Tensor, nn
 
 from deltahub.cache.cache import checked, pulled_as, read_cached
@@ -68,10 +68,15 @@ def read_any(
     return checkpoint.read(folder, with_backbone=with_backbone, config_sha256=config_sha256)
 
 
-def _read(folder: Path, **how: Any) -> tuple[Checkpoint, Mapping[str, str]]:
+def _read(
+    folder: Path, backbone: nn.Module, *, allow_pickle: bool, with_backbone: bool
+) -> tuple[Checkpoint, Mapping[str, str]]:
     """Read a folder's delta and its entry in the `parents` of a delta trained on from it."""
     with checked(folder) as (place, config_sha256):
-        saved, name = read_any(place, config_sha256=config_sha256, **how), pulled_as(folder)
+        saved = read_any(
+            place, backbone, allow_pickle=allow_pickle, with_backbone=with_backbone, config_sha256=config_sha256
+        )
+        name = pulled_as(folder)
     saved = replace(saved, folder=folder)
     return saved, {**saved.parent, "name": name} if name else saved.parent
 
@@ -80,35 +85,47 @@ def load(
     class_for: Callable[[str], Any],
     path: str | os.PathLike[str],
     backbone: nn.Module,
-    *,
+    *surplus: Any,
     config: DeltaConfig | None,
     tensors: Mapping[str, Tensor] | None,
+    cache_dir: str | os.PathLike[str] | None,
+    force_download: bool,
+    local_files_only: bool,
     check_hash: bool | str,
-    where: Mapping[str, Any],
+    allow_pickle: bool,
+    name: str | None,
+    dtype: torch.dtype | None,
     options: Mapping[str, Any],
 ) -> Any:
-    """Put a saved delta on a backbone: see `SaveLoadMixin.from_finetuned`.
+    """Put a saved delta on a backbone: see `DeltaBase.from_finetuned`.
 
     Args:
         class_for: returns the delta model's class for a delta type.
-        where: arguments for `hub.locate`.
-        options: `allow_pickle`, `name`, `dtype`, and config options that replace the saved ones.
+        surplus: further positional arguments of the caller, which are refused.
+        options: config options that replace the saved ones.
     """
+    if surplus:
+        msg = f"from_finetuned takes no further positional arguments, got {surplus!r}. Pass them by name."
+        raise ConfigError(msg)
+    if not isinstance(backbone, nn.Module):
+        found = type(backbone).__name__  # type: ignore[unreachable]
+        msg = (
+            f"backbone_model is of type {found}; expected a model of PyTorch. Load it first, e.g. with from_pretrained."
+        )
+        raise ConfigError(msg)
     if check_hash not in (True, False, STRUCTURE):
         msg = f'check_hash must be True, False or "structure", got {check_hash!r}.'
         raise ConfigError(msg)
     refuse_closed(backbone)
-    changes = dict(options)
-    allow_pickle, name = bool(changes.pop("allow_pickle", False)), changes.pop("name", None)
-    if (dtype := changes.pop("dtype", None)) is not None:
+    if dtype is not None:
         check_dtype(dtype)
 
     saved, parent = read_cached(
-        partial(locate, path, **where),
-        partial(_read, backbone=backbone, allow_pickle=allow_pickle, with_backbone=check_hash is not False),
+        lambda: locate(path, cache_dir, force=force_download, local_files_only=local_files_only),
+        lambda folder: _read(folder, backbone, allow_pickle=allow_pickle, with_backbone=check_hash is not False),
     )
     cls = class_for(saved.document["delta_type"])
-    config = config or cls.config_class.from_dict(saved.document, **changes)
+    config = config or cls.config_class.from_dict(saved.document, **options)
     # Copy given tensors, so that the delta's own do not change with the caller's.
     tensors = saved.tensors if tensors is None else {key: t.detach().clone() for key, t in tensors.items()}
 

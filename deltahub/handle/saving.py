@@ -10,8 +10,9 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint import checkpoint, metadata
@@ -270,7 +271,10 @@ class SaveLoadMixin(TensorFileMixin):
         force_download: bool = False,
         check_hash: bool | str = True,
         local_files_only: bool = False,
-        **kwargs: Any,
+        allow_pickle: bool = False,
+        name: str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> Self:
         """Put a saved delta on a backbone, which must be the one that it was trained on.
 
@@ -288,9 +292,10 @@ class SaveLoadMixin(TensorFileMixin):
             check_hash: True to require exactly the same backbone, ``"structure"`` to accept other values under the same names
                 and shapes, False for no check.
             local_files_only: use only files on this machine.
-            kwargs: `allow_pickle` to read OpenDelta's `pytorch_model.bin`; `name` for the delta's name on the backbone;
-                `dtype` for its parameters, by default that of the saved tensors, and float32 for PEFT's; and options that replace
-                those of the config.
+            allow_pickle: whether OpenDelta's `pytorch_model.bin` may be read.
+            name: the delta's name on the backbone.
+            dtype: dtype of its parameters; by default that of the saved tensors, and float32 for PEFT's.
+            options: options that replace those of the config.
 
         Raises:
             NotFoundError: no source has it.
@@ -299,24 +304,23 @@ class SaveLoadMixin(TensorFileMixin):
             CheckpointError: its tensors do not fit.
             ConfigError: a value in its config, or an option given here, is invalid.
         """
-        if model_args:
-            msg = f"from_finetuned takes no further positional arguments, got {model_args!r}. Pass them by name."
-            raise ConfigError(msg)
-        if not isinstance(backbone_model, nn.Module):
-            found = type(backbone_model).__name__  # type: ignore[unreachable]
-            msg = f"backbone_model is of type {found}; expected a model of PyTorch. Load it first, e.g. with from_pretrained."
-            raise ConfigError(msg)
-        delta = load(
+        delta: Self = load(
             cls._class_for,
             finetuned_delta_path,
             backbone_model,
+            *model_args,
             config=delta_config,
             tensors=state_dict,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
             check_hash=check_hash,
-            where={"cache_dir": cache_dir, "force": force_download, "local_files_only": local_files_only},
-            options=kwargs,
+            allow_pickle=allow_pickle,
+            name=name,
+            dtype=dtype,
+            options=options,
         )
-        return cast("Self", delta)
+        return delta
 
     @classmethod
     def _class_for(cls, delta_type: str) -> type[Any]:
