@@ -22,7 +22,7 @@ ROUNDS = 15
 
 
 class MinimalLora(nn.Module):
-    """As little code as LoRA can be: a linear layer with two matrices beside it."""
+    """A minimal LoRA: a linear layer with two matrices beside it."""
 
     def __init__(self, base: nn.Linear, rank: int = 8, alpha: int = 16) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def minimal_load(model: nn.Module, folder: Path) -> None:
 
 
 def pristine(model: nn.Module) -> nn.Module:
-    """A copy with modules of its own and the same parameters."""
+    """Copy a model's modules, sharing its parameters."""
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 

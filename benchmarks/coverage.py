@@ -1,4 +1,4 @@
-"""Which deltas work on which architectures: every model type of transformers that can be made tiny and run on a CPU.
+"""Coverage of architectures: every delta type on every model type of transformers that can be made tiny and run on a CPU.
 
 Each delta type with its defaults is put on, stirred, must change the output, is saved, loaded on a fresh copy with the same
 bits, and taken off, after which the output is the backbone's own again, to the bit.
@@ -46,7 +46,7 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
 
 @dataclass
 class Outcome:
-    """What came of one model type.
+    """The results of one model type.
 
     Attributes:
         structure: ``explicit``, ``inferred``, ``both`` or ``none``.
@@ -148,7 +148,7 @@ def _work(model_type: str, answer: Connection) -> None:
 
 
 def outcomes(model_types: Sequence[str], jobs: int) -> Iterator[Outcome]:
-    """The outcome of each type, in the order in which they end."""
+    """Yield the outcome of each type, in the order of completion."""
     context = multiprocessing.get_context("fork")  # what is imported stays imported
     waiting, running = list(model_types), {}
     while waiting or running:

@@ -20,7 +20,7 @@ _MEMORY_LIMIT_MB = 64
 
 
 def opendelta_md5(model: nn.Module) -> str:
-    """What OpenDelta does with every parameter."""
+    """Compute the hash of the parameters as OpenDelta does."""
     digest = hashlib.md5(usedforsecurity=False)
     for parameter in model.parameters():
         digest.update(parameter.data.cpu().numpy().tobytes())
@@ -28,7 +28,7 @@ def opendelta_md5(model: nn.Module) -> str:
 
 
 def megabytes(field: str) -> float:
-    """A line of this process's memory status: VmRSS is what it has, VmHWM the most that it had."""
+    """Read a field of this process's memory status: VmRSS is the current size, VmHWM the peak."""
     status = Path("/proc/self/status").read_text("utf-8")
     return float(re.search(rf"{field}:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
 

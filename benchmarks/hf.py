@@ -52,7 +52,7 @@ def fill(registry: Path, folder: Path, count: int) -> list[str]:
 
 
 def ours(url: str, cache: Path) -> Hub:
-    """A user of the hub with a cache of their own."""
+    """Create a user of the hub with a cache of their own."""
     place = Cache(cache)
     return Hub({"hf": HuggingFace(endpoint=url, token=False, known=CachedNames(place).known)}, place)
 
@@ -80,7 +80,7 @@ def snapshots_at_once(url: str, names: Sequence[str], cache: Path) -> None:
 
 
 def spent(process: int) -> float:
-    """The CPU seconds that another process has used."""
+    """Return the CPU seconds used by another process."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

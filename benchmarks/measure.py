@@ -1,4 +1,4 @@
-"""How the benchmarks measure: CPU seconds, all variants in turn within one run, medians and their ratios."""
+"""Measurements for the benchmarks: CPU seconds, all variants in turn within one run, medians and their ratios."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def interleaved(
     rounds: int,
     clock: Callable[[], float] = time.process_time,
 ) -> dict[str, float]:
-    """The median time of each variant in seconds.
+    """Measure the median time of each variant in seconds.
 
     Args:
         variants: name to a function that prepares (not timed) and returns what is timed.
@@ -41,7 +41,7 @@ def interleaved(
 def processes(
     commands: Mapping[str, Sequence[str]], rounds: int, environment: Mapping[str, str] | None = None
 ) -> dict[str, float]:
-    """The median CPU seconds (user and system) of whole commands, in turn; one round first is not counted."""
+    """Measure the median CPU seconds (user and system) of whole commands, in turn; one warm-up round is not counted."""
     times: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(rounds + 1):
         for name, command in commands.items():
@@ -72,7 +72,7 @@ def report(title: str, times: Mapping[str, float], base: str, unit: float = 1e-3
 def markdown(
     title: str, times: Mapping[str, float], base: str | None = None, unit: float = 1e-3, name: str = "ms"
 ) -> str:
-    """Times as a Markdown table, and their ratio to one of them."""
+    """Format times and their ratio to one of them as a Markdown table."""
     rows = [f"| {title} | {name} |" + (f" x {base} |" if base else ""), "| --- | ---: |" + (" ---: |" if base else "")]
     for what, value in times.items():
         ratio = f" {value / times[base]:.2f} |" if base else ""

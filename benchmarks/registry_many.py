@@ -40,18 +40,18 @@ def small_deltas(root: Path, count: int) -> list[Path]:
 
 
 def new_hub(home: Path) -> Hub:
-    """A hub in a folder of its own."""
+    """Open a hub in a folder of its own."""
     os.environ["DELTAHUB_HOME"] = str(home)
     return Hub.open(home / "cache")
 
 
 def environment(home: Path) -> dict[str, str]:
-    """What keeps a command in a folder of its own."""
+    """Return environment variables that isolate a command in a folder of its own."""
     return {**os.environ, "DELTAHUB_HOME": str(home), "DELTAHUB_CACHE": str(home / "cache"), "HOME": str(home)}
 
 
 def within(root: Path, folders: list[Path]) -> str:
-    """Pushed within a process, as a Markdown table."""
+    """Measure pushes within a process, as a Markdown table."""
     rows = ["| within a process | s | s of CPU |", "| --- | ---: | ---: |"]
     for what in ("one by one", "in one call"):
         hub = new_hub(root / what)
@@ -67,7 +67,7 @@ def within(root: Path, folders: list[Path]) -> str:
 
 
 def commands(root: Path, folders: list[Path], some: int) -> dict[str, float]:
-    """Pushed by commands: the time of each delta."""
+    """Measure pushes by commands: the time of each delta."""
     home = root / "commands"
     home.mkdir()
 

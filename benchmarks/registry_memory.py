@@ -21,7 +21,7 @@ from deltahub.files.atomic import sha256_file
 
 
 def big_delta(folder: Path, gigabytes: float) -> Path:
-    """A delta whose weights are zeros that take no place on the disk."""
+    """Write a delta whose weights are zeros in a sparse file."""
     small_deltas(folder.parent, 1)[0].rename(folder)
     count = int(gigabytes * 2**30) // 4
     header = json.dumps({"layer.0.q.deltas.lora_A": {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]}})
@@ -46,7 +46,7 @@ print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).
 
 
 def memory(command: list[str], home: Path) -> tuple[float, float]:
-    """The seconds that a command takes and the most memory it held, in MB."""
+    """Measure a command: its time in seconds and its peak memory in MB."""
     measured = [sys.executable, "-c", _MEASURE, *command]
     done = subprocess.run(measured, env=environment(home), check=True, capture_output=True, text=True)
     seconds, kilobytes = map(float, done.stdout.split())
@@ -54,7 +54,7 @@ def memory(command: list[str], home: Path) -> tuple[float, float]:
 
 
 def table(root: Path, gigabytes: float) -> str:
-    """The memory of pushing and pulling a big delta, as a Markdown table."""
+    """Measure the memory of pushing and pulling a large delta, as a Markdown table."""
     folder = big_delta(root / "big", gigabytes)
     home = root / "big-home"
     rows = [f"| a delta of {gigabytes:g} GB | s | MB of memory |", "| --- | ---: | ---: |"]

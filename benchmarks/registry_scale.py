@@ -48,7 +48,7 @@ ROUNDS = 9
 
 
 def leaves(number: int) -> tuple[Leaf, ...]:
-    """The tensors of one of the backbones: half of them are as wide as the one that is asked for."""
+    """Return the tensors of one backbone: every other one is as wide as the backbone of the query."""
     width = 64 if number % 2 else 32
     names = [f"layer.{layer}.{part}.weight" for layer in range(LAYERS) for part in ("q", "k", "v", "o")]
     found = [Leaf(name, "float32", (width, width), f"{number:032x}") for name in names]
@@ -56,7 +56,7 @@ def leaves(number: int) -> tuple[Leaf, ...]:
 
 
 def document(name: str, versions: int, record: str, number: int) -> bytes:
-    """A reference document with many versions."""
+    """Create a reference document with many versions."""
     rng = random.Random(number)
     task, method = rng.choice(TASKS), rng.choice(METHODS)
     summary = {
@@ -106,7 +106,7 @@ def small_delta(folder: Path, value: float) -> Path:
 
 
 def searches(index: Index, root: Path) -> str:
-    """The median times of searches in process, each with a look whether anything changed, as a Markdown table."""
+    """Measure the median times of searches in process, each with a check for changes, as a Markdown table."""
     save_file({leaf.name: np.zeros(leaf.shape, np.float32) for leaf in leaves(0)}, root / "model.safetensors")
     backbone = backbone_tensors(root)
     asked: dict[str, Callable[[], object]] = {
@@ -131,12 +131,12 @@ def searches(index: Index, root: Path) -> str:
 
 
 def run(command: list[str], environment: dict[str, str]) -> None:
-    """Run a command whose output nobody reads."""
+    """Run a command and discard its output."""
     subprocess.run(command, env={**os.environ, **environment}, check=True, stdout=subprocess.DEVNULL)
 
 
 def commands(home: Path, folder: Path) -> dict[str, float]:
-    """The median wall time of whole processes."""
+    """Measure the median wall time of whole processes."""
     program = str(Path(sys.executable).parent / "deltahub")
     environment = {"DELTAHUB_HOME": str(home), "DELTAHUB_CACHE": str(home / "cache"), "HF_HUB_OFFLINE": "1"}
     asked = {
@@ -153,7 +153,7 @@ def commands(home: Path, folder: Path) -> dict[str, float]:
 
 
 def pushes(few: Registry, many: Registry, root: Path) -> dict[str, float]:
-    """The median wall time of pushing a new delta into a registry with few or many."""
+    """Measure the median wall time of pushing a new delta into a registry with few or many."""
     folder, number = small_delta(root / "ckpt", 0.5), iter(range(10**6))
     manifest = checkpoint.describe(folder)
 
@@ -167,7 +167,7 @@ def pushes(few: Registry, many: Registry, root: Path) -> dict[str, float]:
 
 @contextlib.contextmanager
 def place(kept: Path | None) -> Iterator[Path]:
-    """A folder that is kept, or one that goes."""
+    """Open a given folder, or a temporary one."""
     if kept:
         kept.mkdir(parents=True, exist_ok=True)
         yield kept

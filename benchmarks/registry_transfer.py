@@ -68,13 +68,13 @@ os.fsync(folder)
 
 
 def run(command: list[str], home: Path, **more: str) -> None:
-    """Run a command that must go well."""
+    """Run a command that must succeed."""
     subprocess.run(command, env=environment(home) | more, cwd=home, check=True, capture_output=True)
 
 
 @contextlib.contextmanager
 def hub_server(home: Path) -> Iterator[str]:
-    """`deltahub serve` over an empty registry; its address."""
+    """Run `deltahub serve` over an empty registry and return its address."""
     command = [
         str(BIN / "deltahub"),
         "serve",
@@ -96,7 +96,7 @@ def hub_server(home: Path) -> Iterator[str]:
 
 
 def pushes(root: Path, folder: Path, peers: Path | None, server: str) -> dict[str, Prepared]:
-    """Pushing a delta of 5 MB by whole processes, each into a place of its own that was used once before."""
+    """Measure pushes of a 5 MB delta by whole processes, each into its own place, which was used once before."""
     number = itertools.count()
 
     def place(name: str, first: Callable[[Path], object] = lambda _: None) -> Path:
@@ -158,7 +158,7 @@ def installed(python: Path, name: str) -> bool:
 
 
 def within(root: Path, folder: Path) -> str:
-    """The same within a process, and pulls, as a Markdown table."""
+    """Measure pushes and pulls within a process, as a Markdown table."""
     number = itertools.count()
     warm = new_hub(root / "warm")
     warm.push(folder, "me/x")

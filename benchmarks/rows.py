@@ -17,7 +17,7 @@ MINILM = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12
 
 
 class Stacked(nn.Module):
-    """As little code as rows with LoRAs of their own can be: two stacked matrices, and for each row the number of its own."""
+    """A minimal LoRA for each row of a batch: two stacked matrices, and the number of each row's LoRA."""
 
     def __init__(self, base: nn.Linear, count: int, rank: int = 8, scale: float = 2.0) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Named(nn.Module):
 
 
 def with_peft(model: nn.Module, targets: list[str]) -> nn.Module:
-    """A model with 16 LoRAs of PEFT."""
+    """Create a model with 16 LoRAs of PEFT."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=8, lora_alpha=16, target_modules=targets)
@@ -56,7 +56,7 @@ def with_peft(model: nn.Module, targets: list[str]) -> nn.Module:
 
 
 def with_deltahub(model: nn.Module, targets: list[str]) -> nn.Module:
-    """A model with 16 LoRAs of DeltaHub."""
+    """Create a model with 16 LoRAs of DeltaHub."""
     for number in range(ROWS):
         LoraModel(model, modified_modules=targets, name=f"d{number}")
     return model.eval()

@@ -27,12 +27,12 @@ SHORT: Final = {  # the others, and the arguments of their short form
 
 
 def script(name: str) -> Path:
-    """The file of a benchmark."""
+    """Return the file of a benchmark."""
     return Path(__file__).with_name(f"{name}.py")
 
 
 def table() -> str:
-    """All of them with what they say of themselves, for `--help`."""
+    """List all benchmarks with their descriptions, for `--help`."""
     lines = ["Without --part:"]
     for name in (*PEERS, *SHORT):
         if name == next(iter(SHORT)):
@@ -46,7 +46,7 @@ def table() -> str:
 
 
 def main() -> None:
-    """Run what was asked for; the first that fails ends it."""
+    """Run the requested benchmarks; the first failure ends the run."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=table(), formatter_class=layout)
     about = "one of those below, in its short form if it has one; may be repeated"

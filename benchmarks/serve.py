@@ -38,12 +38,12 @@ Sample = tuple[str, float, str]  # what was done, how many seconds it took, what
 
 
 def weights(size: int, seed: int) -> bytes:
-    """A file of weights of about so many bytes."""
+    """Create a file of weights of about this many bytes."""
     return save({"w": np.random.default_rng(seed).standard_normal(size // 4, dtype=np.float32)})
 
 
 def pulling(url: str, secret: str, number: int) -> Callable[[], str]:
-    """An action: pull the large delta."""
+    """Return an action that pulls the large delta."""
     client = Client(url, secret)
 
     def act() -> str:
@@ -54,7 +54,7 @@ def pulling(url: str, secret: str, number: int) -> Callable[[], str]:
 
 
 def mixing(url: str, secret: str, number: int) -> Callable[[], str]:
-    """An action: one push to every three pulls; half of the pushes go to a repository that others push to as well."""
+    """Return an action with one push to every three pulls; half of the pushes go to a repository shared by the clients."""
     client, choice, seeds = Client(url, secret), random.Random(number), itertools.count(number * 1_000_000)
     own = f"load/own-{number}"
     client.create(own)
@@ -78,7 +78,7 @@ def drive(
     seconds: float,
     out: multiprocessing.Queue[list[Sample]],
 ) -> None:
-    """Several clients, each in a thread of this process."""
+    """Run several clients, each in a thread of this process."""
     samples: list[Sample] = []
     actions = [kind(url, secret, number) for number in numbers]
     end = time.perf_counter() + seconds
@@ -102,7 +102,7 @@ def drive(
 def load(
     kind: Callable[[str, str, int], Callable[[], str]], hub: Serving, secret: str, clients: int, seconds: float
 ) -> None:
-    """Run clients and print what came of it."""
+    """Run clients and print the results."""
     context = multiprocessing.get_context("spawn")
     out = context.Queue()
     numbers = [list(range(first, clients, PROCESSES)) for first in range(min(PROCESSES, clients))]
@@ -134,7 +134,7 @@ def load(
 
 
 def resident(hub: Serving) -> float:
-    """Megabytes that the hub's processes hold."""
+    """Measure the memory of the hub's processes in megabytes."""
     pids = [
         hub.process.pid,
         *(int(pid) for pid in Path(f"/proc/{hub.process.pid}/task/{hub.process.pid}/children").read_text().split()),
@@ -144,7 +144,7 @@ def resident(hub: Serving) -> float:
 
 
 def kill(root: Path, workers: int, kills: int) -> None:
-    """Kill the hub at random under load, again and again, and look for what it had acknowledged."""
+    """Kill the hub at random under load, repeatedly, and check that every acknowledged push is there."""
     killing = Killing(root, lambda number: weights(SMALL, number), clients=CLIENTS, workers=workers)
     start = time.perf_counter()
     for _ in range(kills):

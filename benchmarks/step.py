@@ -22,7 +22,7 @@ CALLS = 50  # of one layer, timed together
 
 
 def minimal(model: nn.Module, targets: list[str]) -> nn.Module:
-    """A model with hand-written LoRA, frozen but for it."""
+    """Create a frozen model with a trainable hand-written LoRA."""
     model.requires_grad_(False)
     for name, module in list(model.named_modules()):
         if name.rpartition(".")[2] in targets:
@@ -31,20 +31,20 @@ def minimal(model: nn.Module, targets: list[str]) -> nn.Module:
 
 
 def deltahub(model: nn.Module, targets: list[str]) -> nn.Module:
-    """The same with DeltaHub."""
+    """Create the same with DeltaHub."""
     LoraModel(model, modified_modules=targets).freeze_module()
     return model
 
 
 def peft(model: nn.Module, targets: list[str]) -> nn.Module:
-    """The same with PEFT."""
+    """Create the same with PEFT."""
     from peft import LoraConfig, get_peft_model
 
     return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets))
 
 
 def variants(base: nn.Module, targets: list[str]) -> dict[str, nn.Module]:
-    """One model three times, with the same weights."""
+    """Copy one model three times, with the same weights."""
     return {make.__name__: make(pristine(base), targets) for make in (minimal, deltahub, peft)}
 
 
@@ -84,7 +84,7 @@ def whole_step(title: str, base: nn.Module, batch: tuple[int, int], targets: lis
 
 
 def places(base: nn.Module) -> None:
-    """Print how long the structure of a backbone and LoRA on it take, once each, as a user has it."""
+    """Print how long the first structure of a backbone and the first LoRA on it take, as a user experiences it."""
     start = time.process_time()
     StructureMap.of(base).common_name("")
     middle = time.process_time()

@@ -27,7 +27,7 @@ _TOKEN_IDS: Final = ("_token_id", "_token_index", "_idx")
 
 
 def shrink(document: dict[str, Any]) -> dict[str, Any]:
-    """The same config with small sizes, sub-configs too."""
+    """Shrink the sizes of a config and its sub-configs."""
     small = {key: _shrunk(key, value) for key, value in document.items() if key not in _NOT_OPTIONS}
     if "kv_lora_rank" in small and "num_key_value_heads" in small:
         small["num_key_value_heads"] = small.get("num_attention_heads", HEADS)  # a latent attention has as many
@@ -85,7 +85,7 @@ def _rotary(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def model_class(model_type: str) -> Any:
-    """The class that transformers makes a model of this type with: the bare one where there is one."""
+    """Return the class of transformers for models of this type, without a head if there is one."""
     tables = sorted(name for name in dir(modeling_auto) if name.endswith("_MAPPING_NAMES") and name[:6] != "CONFIG")
     for table in ("MODEL_MAPPING_NAMES", *tables):
         known = getattr(modeling_auto, table).get(model_type)
@@ -96,14 +96,14 @@ def model_class(model_type: str) -> Any:
 
 
 def config_of(model_type: str) -> PretrainedConfig:
-    """A small config of a type."""
+    """Create a small config of a type."""
     cls = configuration_auto.CONFIG_MAPPING[model_type]
     options = shrink(cls().to_dict())
     return cls(**merge(options, OVERRIDES.get(model_type, {})))
 
 
 def merge(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`options` with `changes`, sub-configs merged."""
+    """Merge `changes` into `options`, including sub-configs."""
     merged = dict(options)
     for key, value in changes.items():
         old = merged.get(key)
@@ -112,7 +112,7 @@ def merge(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def make(model_type: str, seed: int = 0) -> nn.Module:
-    """A tiny random model of a type, in evaluation mode, with weights large enough that nothing hides below rounding."""
+    """Create a tiny random model of a type, in eval mode, with weights large enough that no error hides below rounding."""
     config = config_of(model_type)
     config._attn_implementation = "eager"
     cls = model_class(model_type)
@@ -127,12 +127,12 @@ def make(model_type: str, seed: int = 0) -> nn.Module:
 
 
 def model_types() -> list[str]:
-    """The types that an auto class of transformers makes a model of."""
+    """Return the model types of an auto class of transformers."""
     return [name for name in configuration_auto.CONFIG_MAPPING_NAMES if model_class(name) is not None]
 
 
 def copy_of(model: nn.Module) -> nn.Module:
-    """A model of its own with the same weights."""
+    """Create another model with the same weights."""
     return copy.deepcopy(model)
 
 
@@ -165,7 +165,7 @@ def _values(name: str, like: Tensor) -> Tensor:
 
 
 def output_of(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """All numbers that a model returns, in one row; randomness, where a model has some, is the same each time."""
+    """Return all outputs of a model in one row; a model's randomness is the same each time."""
     torch.manual_seed(3)
     with torch.no_grad():
         found = [tensor.float().flatten() for tensor in _tensors(model(**inputs))]

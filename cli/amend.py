@@ -32,9 +32,9 @@ def amend(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Change what is said about a version after its push, by default the newest. Its content and digest stay.
+    """Change the message, metrics, description or card of a pushed version, by default the newest. Its content and digest stay.
 
-    Each change is kept in the log. An empty text removes what was said; an empty card shows the pushed one again.
+    Each change is recorded in the log. An empty text removes a message or description; an empty card restores the pushed one.
 
     [dim]deltahub amend DeltaHub/sst2-t5-base --metric accuracy=0.93[/dim]
 

@@ -1,4 +1,4 @@
-"""Errors become one sentence and an exit code; commands never catch them."""
+"""Conversion of errors to one sentence and an exit code; commands do not catch errors themselves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DAMAGED: Final = 5
 STORAGE: Final = 6
 INTERRUPTED: Final = 130
 
-# The first class that an error is an instance of decides.
+# The first matching class applies.
 EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (errors.NotFoundError, 3),
     (errors.MissingFileError, 3),
@@ -42,14 +42,14 @@ EXIT_HELP = (
 
 
 def exit_code(error: errors.DeltaHubError) -> int:
-    """What a command exits with when this goes wrong."""
+    """Return the exit code of a command that fails with an error."""
     return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
 
 
 def escape_help(command: Any) -> None:
-    """Keep square brackets, such as those of ``[source:]name``, in the help of a command and of those below it.
+    """Escape square brackets, such as in ``[source:]name``, in the help of a command and its subcommands.
 
-    Help is rendered as rich markup, in which only the ``[dim]`` of examples is meant as such.
+    Help is rendered as rich markup, of which only ``[dim]`` for examples is used.
     """
     for described in (command, *command.params):
         if described.help:
@@ -64,7 +64,7 @@ def _sentence(error: OSError) -> str:
 
 
 def _report(sentence: str, code: int, *, as_json: bool, debug: bool) -> NoReturn:
-    """Print what went wrong, with `--json` also as JSON on stdout and with `--debug` after a traceback, and exit."""
+    """Print an error and exit; with `--json` print it also as JSON on stdout, with `--debug` after a traceback."""
     sentence = redacted(visible(sentence))
     if debug and (error := sys.exc_info()[1]):
         print_traceback(error)
@@ -75,20 +75,20 @@ def _report(sentence: str, code: int, *, as_json: bool, debug: bool) -> NoReturn
 
 
 def _print_failure(sentence: str, code: int) -> None:
-    with contextlib.suppress(OSError):  # a full disk behind stdout is what the sentence says
+    with contextlib.suppress(OSError):  # if stdout is on a full disk, the sentence on stderr reports it
         print_json({"error": sentence, "exit_code": code})
         sys.stdout.flush()
 
 
 class SentenceGroup(TyperGroup):
-    """Runs a command, and prints what goes wrong as one sentence; `--debug` lets the traceback through."""
+    """Command group that prints an error as one sentence; `--debug` also prints the traceback."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         escape_help(self)
 
     def make_context(self, info_name: str | None, args: list[str], *others: Any, **kwargs: Any) -> Any:
-        """Parse the options before a command, one of which, `--install-completion`, writes into the user's home."""
+        """Parse the options before a command; one of them, `--install-completion`, writes into the user's home."""
         as_json = "--json" in args
         try:
             with _usage_errors(as_json=as_json):
@@ -97,7 +97,7 @@ class SentenceGroup(TyperGroup):
             _report(_sentence(error), STORAGE, as_json=as_json, debug=False)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was chosen."""
+        """Run the command."""
         as_json = "--json" in ctx.args
         try:
             with _usage_errors(as_json=as_json):
@@ -105,8 +105,8 @@ class SentenceGroup(TyperGroup):
         except errors.DeltaHubError as error:
             _report(str(error), exit_code(error), as_json=as_json, debug=ctx.params.get("debug"))
         except BrokenPipeError:
-            raise  # whoever read the output has seen enough: typer ends quietly
-        except OSError as error:  # from a place that no command knows more about, such as a full disk behind `>`
+            raise  # the reader of the output closed the pipe: typer exits quietly
+        except OSError as error:  # not specific to a command, such as a full disk behind `>`
             _report(_sentence(error), STORAGE, as_json=as_json, debug=ctx.params.get("debug"))
         except KeyboardInterrupt as error:
             say("Interrupted; nothing was left half done.", err=True)
@@ -115,11 +115,11 @@ class SentenceGroup(TyperGroup):
 
 @contextlib.contextmanager
 def _usage_errors(*, as_json: bool) -> Iterator[None]:
-    """Escape control characters in messages about wrong usage, which quote file names, and print them as JSON on stdout too if asked."""
+    """Escape control characters in usage errors, which may quote file names; with `as_json` print them also on stdout."""
     try:
         yield
     except Exception as error:
-        if describe := getattr(error, "format_message", None):  # what rich prints of it, in colours
+        if describe := getattr(error, "format_message", None):  # rich prints this, in colours
             text = redacted(visible(describe()))
             error.format_message = lambda: text  # type: ignore[attr-defined]
             if as_json:
@@ -128,5 +128,5 @@ def _usage_errors(*, as_json: bool) -> Iterator[None]:
 
 
 def print_traceback(error: BaseException) -> None:
-    """Print where something went wrong on stderr, without the secrets in the addresses, headers and tokens it quotes."""
+    """Print a traceback on stderr, with secrets in quoted URLs, headers and tokens redacted."""
     say(without_secrets("".join(traceback.format_exception(error))).rstrip("\n"), err=True)

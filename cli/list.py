@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from deltahub.registry.search.index import Listed
 
 _DIGITS = 12  # of a commit
-COLUMNS = ("time", "name", "size", "parameters")  # what a list may be sorted by, beside metrics
-_SHOWN = 50  # rows of a table, unless told otherwise
+COLUMNS = ("time", "name", "size", "parameters")  # sort keys beside metrics
+_SHOWN = 50  # default number of rows in a table
 
 
 TypeOpt = Annotated[str | None, typer.Option("--type", help="lora, adapter, bitfit, ...")]
@@ -91,8 +91,8 @@ def _print_table(out: Output, found: Sequence[Listed], total: int, asked: Query,
     """Print one page of the result, and on stderr how to see the rest.
 
     Args:
-        total: how many there are in all.
-        offset: how many come before this page.
+        total: the number of results on all pages.
+        offset: the number of results before this page.
     """
     fit = ["fit"] if found[0].fit else []
     columns = ("name", "version", *fit, "type", "metrics", "tags", "backbone", "size", "pushed")
@@ -111,7 +111,7 @@ def _print_table(out: Output, found: Sequence[Listed], total: int, asked: Query,
 
 
 def _looser(asked: Query, fits: str | None) -> str:
-    """What to do when nothing was found."""
+    """Return a hint for an empty result."""
     if fits:
         return (
             "Those that are for other backbones, and why not for this one: --near"
@@ -123,10 +123,10 @@ def _looser(asked: Query, fits: str | None) -> str:
 
 
 def _check(delta_type: str | None, fits: str | None, *, near: bool) -> None:
-    """Refuse options that mean nothing.
+    """Refuse invalid options.
 
     Raises:
-        BadParameter: the type is unknown, or an option lacks another one.
+        BadParameter: the type is unknown, or an option needs another one.
     """
     from deltahub.checkpoint.config import known_types
     from deltahub.text.suggestions import suggest
@@ -146,7 +146,7 @@ def _backbone(text: str) -> Path:
 
 
 def _data(entry: Listed) -> dict[str, Any]:
-    """A delta as JSON; how it fits only if that was asked."""
+    """Return a delta as JSON; with its fit only if a backbone was given."""
     data = {"reference": f"{entry.name}@{entry.version}", **asdict(entry)}
     if entry.fit is None:
         del data["fit"]
@@ -154,7 +154,7 @@ def _data(entry: Listed) -> dict[str, Any]:
 
 
 def _row(entry: Listed) -> tuple[str, ...]:
-    """A delta as a line of the table."""
+    """Return a delta as a row of the table."""
     aliases = sorted(alias for alias, version in entry.aliases.items() if version == entry.version)
     return (
         entry.name,
@@ -170,7 +170,7 @@ def _row(entry: Listed) -> tuple[str, ...]:
 
 
 def metrics_text(metrics: dict[str, Any]) -> str:
-    """Metrics for people: ``"accuracy=0.94 f1=0.9"``."""
+    """Format metrics for display: ``"accuracy=0.94 f1=0.9"``."""
     return " ".join(
         f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in metrics.items()
     )

@@ -1,6 +1,6 @@
 """The `deltahub` command.
 
-Only the module of the command that is asked for is imported, so that every command starts at once.
+Only the module of the requested command is imported, so that every command starts fast.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ def options(
 
 
 def build_app(*wanted: str) -> typer.Typer:
-    """The command line.
+    """Create the command-line app.
 
     Args:
-        wanted: the commands it shall have, if that is known; by default all.
+        wanted: the commands to include; by default all.
     """
     app = typer.Typer(
         name="deltahub",
@@ -93,26 +93,26 @@ def build_app(*wanted: str) -> typer.Typer:
 
 
 def app_for(arguments: Sequence[str]) -> typer.Typer:
-    """The command line with the one command that these arguments ask for, or with all if they ask for none."""
+    """Create the app with only the command in these arguments, or with all commands if there is none."""
     word = next((word for word in arguments if not word.startswith("-")), "")
     return build_app(*([word] if word in _COMMANDS else []))
 
 
 def main() -> None:
     """Run the command line."""
-    if sys.stderr is None:  # else what belongs there would be printed on stdout
+    if sys.stderr is None:  # otherwise errors would be printed on stdout
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  (until the end)
-    if sys.stdout is None:  # closed by whoever started this: the work is done all the same
+    if sys.stdout is None:  # closed by the parent process: run the command anyway
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  (until the end)
     elif isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that staged files go, as after Ctrl-C
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not fail
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that staged files are deleted, as after Ctrl-C
     if sys.argv[1:] == ["--version"]:
         say(f"deltahub {VERSION}")
         return
     sys.stdout, sys.stderr = VisibleStream(sys.stdout), VisibleStream(sys.stderr)
     try:
         app_for(sys.argv[1:])()
-    except Exception as error:  # noqa: BLE001  (whatever it is, its traceback may hold secrets)
+    except Exception as error:  # noqa: BLE001  (any traceback may contain secrets)
         print_traceback(error)
         sys.exit(1)

@@ -107,7 +107,11 @@ def _print_one(out: Output, pulled: Pulled) -> None:
 
 
 def _at(wanted: Reference | Link, source: str | None) -> Reference | Link:
-    """The same at a source."""
+    """Return a reference at a source.
+
+    Raises:
+        BadParameter: it is a link, or names another source.
+    """
     from deltahub.reference import Reference
 
     if source is None:
@@ -128,7 +132,7 @@ def _facts(pulled: Pulled) -> dict[str, Any]:
 
 
 def _print_all(out: Output, refs: list[str], results: Sequence[Pulled | DeltaHubError]) -> None:
-    """Print what came of several pulls; the first that failed decides the exit code."""
+    """Print the results of several pulls; the first failure sets the exit code."""
     failed = [(ref, error) for ref, error in zip(refs, results, strict=True) if isinstance(error, Exception)]
     pulled = [one for one in results if not isinstance(one, Exception)]
     if out.as_json:

@@ -41,7 +41,7 @@ UNREACHABLE: Final = 69  # EX_UNAVAILABLE: the backbone or the tweets could not 
 
 
 def tweets() -> tuple[list[str], list[str]]:
-    """Tweets to train on, and tweets to measure by; or the first and the last lines of the file that `DEMO_TEXTS` names."""
+    """Return tweets for training and for evaluation; or the first and the last lines of the file in `DEMO_TEXTS`."""
     count = TRAINING_STEPS * BATCH_SIZE
     if texts := os.environ.get("DEMO_TEXTS"):
         lines = Path(texts).read_text(encoding="utf-8").splitlines()
@@ -51,7 +51,7 @@ def tweets() -> tuple[list[str], list[str]]:
 
 
 def train(backbone: nn.Module, texts: Sequence[str]) -> LoraModel:
-    """A LoRA on the queries and values, trained on every text once."""
+    """Train a LoRA on the queries and values, on every text once."""
     torch.manual_seed(SEED)
     delta = LoraModel(backbone, lora_r=8, lora_alpha=16, modified_modules=["q_proj", "v_proj"])
     delta.freeze_module(exclude=["deltas"])
@@ -71,7 +71,7 @@ def train(backbone: nn.Module, texts: Sequence[str]) -> LoraModel:
 
 @torch.no_grad()
 def perplexity(backbone: nn.Module, texts: Sequence[str]) -> float:
-    """The exponential of the mean loss of a token, over all tokens but the first of each text."""
+    """Compute the perplexity: the exponential of the mean loss over all tokens but the first of each text."""
     total, tokens = 0.0, 0
     for batch in batches(texts, BATCH_SIZE):
         count = int((batch["labels"][:, 1:] != -100).sum())
@@ -81,7 +81,7 @@ def perplexity(backbone: nn.Module, texts: Sequence[str]) -> float:
 
 
 def load_elsewhere(reference: str) -> None:
-    """In a new process, with an empty cache: pull the delta, load it on a fresh backbone, and compare."""
+    """Pull the delta in a new process with an empty cache, load it on a fresh backbone, and compare."""
     backbone = new_backbone()
     delta = AutoDeltaModel.from_finetuned(reference, backbone_model=backbone)
     found, expected = perplexity(backbone, tweets()[1]), float(RESULT.read_text())

@@ -73,7 +73,7 @@ def load_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def new_delta(backbone: nn.Module, modules: Sequence[str], name: str | None = None) -> LoraModel:
-    """A LoRA that trains together with the classifier head.
+    """Create a LoRA that trains together with the classifier head.
 
     Args:
         modules: addresses of the layers it acts on.
@@ -110,7 +110,7 @@ def train(
 
 @torch.no_grad()
 def predict(backbone: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, float]:
-    """The logits of every example, ``(rows, 2)``, shortest sentence first, and the share of right answers."""
+    """Return the logits of every example, ``(rows, 2)``, shortest sentence first, and the accuracy."""
     logits, labels = [], []
     for batch in evaluation_batches(examples, load_tokenizer()):
         labels.append(batch.pop("labels"))
@@ -142,7 +142,7 @@ def evaluation_batches(examples: Sequence[Example], tokenizer: PreTrainedTokeniz
 
 
 def one_batch(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """All examples in one batch, in their order."""
+    """Collate all examples into one batch, in their order."""
     return _batch(_tokenise(examples, tokenizer), tokenizer)
 
 

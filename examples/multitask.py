@@ -32,7 +32,7 @@ NONE: Final = "no delta"
 
 
 def reference(domain: str) -> str:
-    """What a domain's delta is called in the registry."""
+    """Return the name of a domain's delta in the registry."""
     return f"DeltaHub/sentiment-{domain}"
 
 
@@ -59,7 +59,7 @@ def publish(domain: str, examples: Sequence[Example]) -> None:
 def cross_table(
     backbone: nn.Module, deltas: Mapping[str, DeltaBase], splits: Mapping[str, Splits]
 ) -> dict[str, dict[str, float]]:
-    """The accuracy of each delta on each domain, one delta at a time."""
+    """Compute the accuracy of each delta on each domain, one delta at a time."""
     accuracies: dict[str, dict[str, float]] = {}
     for name, delta in deltas.items():
         with attached(delta):
@@ -69,7 +69,7 @@ def cross_table(
 
 @contextmanager
 def attached(delta: DeltaBase | None) -> Iterator[None]:
-    """Have one delta act, or none."""
+    """Attach one delta only, or none."""
     if delta is not None:
         delta.attach()
     yield
@@ -88,7 +88,7 @@ def show(accuracies: Mapping[str, Mapping[str, float]], splits: Mapping[str, Spl
 
 @torch.no_grad()
 def serve_mixed(backbone: nn.Module, deltas: Mapping[str, DeltaBase], splits: Mapping[str, Splits]) -> None:
-    """Answer a batch whose rows are for different deltas, and hold the answers against one delta at a time."""
+    """Route the rows of a batch to different deltas, and compare the outputs with one delta at a time."""
     wanted = [(domain, splits[domain].test[number]) for number in range(4) for domain in DOMAINS]
     rows: list[str | None] = [domain for domain, _ in wanted]
     rows[::5] = [None] * len(rows[::5])  # every fifth row is for the bare backbone

@@ -1,8 +1,8 @@
-"""Sentences of four domains that people rated from -4 to 4: Hutto & Gilbert 2014, "VADER: A Parsimonious Rule-based Model
-for Sentiment Analysis of Social Media Text".
+"""Sentences of four domains, rated by people from -4 to 4.
 
-They have third-party authors, so they stay in the cache folder and never enter the repository. Those rated nearer to 0
-than 0.5 are left out of every split, the test set too: each score here is for clear-cut sentences only.
+Hutto & Gilbert 2014, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text". The sentences have
+third-party authors, so they stay in the cache folder and never enter the repository. Those rated between -0.5 and 0.5 are
+left out of every split, including the test set: each score here is for clear-cut sentences only.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Splits(NamedTuple):
     test: list[Example]
 
     def first(self, count: int | None) -> Splits:
-        """So many of each, or all."""
+        """Return the first `count` examples of each split, or all."""
         return Splits(*(split[:count] for split in self))
 
 

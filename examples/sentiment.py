@@ -33,19 +33,19 @@ NAME: Final = "DeltaHub/sentiment-all-MiniLM-L6-v2"  # what `deltahub push` make
 
 
 def sentences() -> Splits:
-    """The splits, or for a short run just enough of each."""
+    """Return the splits, or a few examples of each for a short run."""
     return load_splits().first(None if STEPS is None else STEPS * BATCH_SIZE)
 
 
 def trained(splits: Splits, learning_rate: float) -> LoraModel:
-    """A LoRA on every linear layer of the encoder, and a classifier head, trained for one pass."""
+    """Train a LoRA on every linear layer of the encoder, and a classifier head, for one pass."""
     delta = new_delta(new_backbone(TRAIN_SEED), ["query", "key", "value", "dense"])
     train(delta.backbone_model, splits.train, learning_rate, seed=TRAIN_SEED, steps=STEPS)
     return delta
 
 
 def load_elsewhere(reference: str) -> None:
-    """In a new process, with an empty cache: pull the delta, load it on a fresh backbone, and compare."""
+    """Pull the delta in a new process with an empty cache, load it on a fresh backbone, and compare."""
     test = sentences().test
     backbone = new_backbone(seed=12345)  # another head: the delta brings its own
     delta = AutoDeltaModel.from_finetuned(reference, backbone_model=backbone)

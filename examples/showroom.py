@@ -41,7 +41,7 @@ class Backbone:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """A record of its tensors."""
+        """Create the record of the backbone's tensors."""
         names = [f"{self.address.format(at)}.{module}.weight" for at in range(self.blocks) for module in self.modules]
         return Fingerprint(
             tuple(
@@ -52,7 +52,7 @@ class Backbone:
 
 
 def hash_of(text: str) -> str:
-    """32 hex digits that follow from a text."""
+    """32 hex digits derived from a text."""
     import hashlib
 
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -75,7 +75,7 @@ class Example:
 
 
 def examples() -> tuple[Example, ...]:
-    """All that `showroom.toml` lists."""
+    """Read all examples of `showroom.toml`."""
     listed = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
     backbones = {name: Backbone(**{**it, "modules": tuple(it["modules"])}) for name, it in listed["backbones"].items()}
     return tuple(
@@ -98,7 +98,7 @@ SHAPES: Final = {
 
 
 def tensors_of(example: Example, version: int) -> dict[str, np.ndarray]:
-    """The tensors of one version: noise that is stronger in the middle of the backbone, and with each version."""
+    """Create the tensors of one version: noise that is stronger in the middle of the backbone, and with each version."""
     seed = np.random.default_rng(abs(hash_number(f"{example.name}{version}")))
     backbone, modules = example.backbone, example.backbone.modules
     if example.method == "lora" and len(modules) == 3:
@@ -117,7 +117,7 @@ def tensors_of(example: Example, version: int) -> dict[str, np.ndarray]:
 
 
 def config_of(example: Example, version: int) -> dict[str, Any]:
-    """The config of one version."""
+    """Return the config of one version."""
     backbone, options = example.backbone, {}
     if example.method == "lora":
         options = {"lora_r": RANK, "lora_alpha": 16 * (1 + (version > 1))}
@@ -151,7 +151,7 @@ def save(folder: Path, example: Example, version: int) -> Path:
 
 
 def hash_number(text: str) -> int:
-    """A number that follows from a text."""
+    """Derive a number from a text."""
     return int(hash_of(text)[:12], 16)
 
 
@@ -174,7 +174,7 @@ def fill(registry: Registry) -> None:
 
 
 def versions() -> Iterator[tuple[Example, int]]:
-    """Every version of every example."""
+    """Yield every version of every example."""
     for example in EXAMPLES:
         for index in range(len(example.scores)):
             yield example, index + 1

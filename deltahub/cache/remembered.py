@@ -100,7 +100,7 @@ class CachedNames:
         return (self._cache.root / NAMES / path).is_dir()
 
     def namespaces(self) -> set[str]:
-        """The namespaces in which anything was pulled, from whichever source."""
+        """Return the namespaces of all deltas pulled so far, from any source."""
         return {folder.name for folder in (self._cache.root / NAMES).glob("[!.]*")}
 
     def sources(self, namespace: str) -> frozenset[str]:

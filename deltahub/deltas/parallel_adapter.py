@@ -2,7 +2,7 @@
 
     y = f(x) + s (W_up act(W_down x + b_down) + b_up)        W_down: (bottleneck, n_in), W_up: (n_out, bottleneck)
 
-`f` is one module, or a stretch of the backbone: from the input of a first module to the output of a second.
+`f` is one module, or a span of the backbone: from the input of a first module to the output of a second.
 
 He et al. 2022, "Towards a Unified View of Parameter-Efficient Transfer Learning", https://arxiv.org/abs/2110.04366
 """
@@ -32,14 +32,14 @@ from deltahub.handle.base import DeltaBase
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelAdapterConfig(DeltaConfig):
-    """The size, the activation and the scale of the bottleneck.
+    """Options of parallel adapters.
 
     Args:
         modified_modules: pairs of addresses: where the bottleneck reads its input, and where it adds its output. The same
             address twice means one module.
         bottleneck_dim: width of the bottleneck, at least 1.
         non_linearity: see `AdapterConfig`.
-        scaled: what its output is multiplied by.
+        scaled: factor of its output.
     """
 
     bottleneck_dim: int = 24
@@ -66,20 +66,20 @@ class ParallelBottleneck(Insertion):
         self.scaled = config.scaled
 
     def update(self, args: Args, kwargs: Kwargs) -> Tensor:
-        """What is added: input tensor with shape ``(..., n_in)``, output ``(..., n_out)``."""
+        """Compute the update: input tensor with shape ``(..., n_in)``, output ``(..., n_out)``."""
         x = widened(first_input(args, kwargs), self.down_proj.weight)
         return self.scaled * linear(self.up_proj, self.activation(linear(self.down_proj, x)).to(x.dtype))
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Hidden state with shape ``(..., n_out)``; what else the module returns passes through."""
+        """Add the update to the hidden state, shape ``(..., n_out)``; other outputs of the module pass through."""
         update = self.update(args, kwargs)
         return map_hidden(output, lambda hidden: added(hidden, update))
 
 
 class Handover(threading.local):
-    """Carries an update from the start of a stretch to its end, for each thread apart: several may run one backbone.
+    """Carrier of an update from the start of a span to its end, thread-local because several threads may run one backbone.
 
-    A copy of it carries nothing: an update belongs to one call.
+    A copy is empty: an update belongs to one call.
     """
 
     update: Tensor | None = None
@@ -91,7 +91,7 @@ class Handover(threading.local):
         """Return the update, once.
 
         Raises:
-            TargetError: the start has made none.
+            TargetError: the start was not called.
         """
         if self.update is None:
             msg = "A parallel adapter was reached at its second module without its first. Address two that run in turn."
@@ -101,7 +101,7 @@ class Handover(threading.local):
 
 
 class StretchStart(ParallelBottleneck):
-    """A bottleneck that reads the input of one module, for another module further on to add.
+    """A bottleneck that reads the input of one module, for a later module to add.
 
     Args:
         handover: shared with the `StretchEnd`.
@@ -112,7 +112,7 @@ class StretchStart(ParallelBottleneck):
         self.handover = handover
 
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """Read the input, which goes on unchanged."""
+        """Compute the update from the input, which passes unchanged."""
         self.handover.update = self.update(args, kwargs)
         return args, kwargs
 
@@ -120,7 +120,7 @@ class StretchStart(ParallelBottleneck):
 
 
 class StretchEnd(Insertion):
-    """Adds at a second module the update that a `StretchStart` made at a first one.
+    """The end of a span: adds the update that a `StretchStart` computed at an earlier module.
 
     Args:
         handover: shared with the `StretchStart`.
@@ -131,10 +131,10 @@ class StretchEnd(Insertion):
         self.handover = handover
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Hidden state with shape ``(..., n_out)``; what else the module returns passes through.
+        """Add the update to the hidden state, shape ``(..., n_out)``; other outputs of the module pass through.
 
         Raises:
-            TargetError: the first module was not called before, or with another batch.
+            TargetError: the first module was not called before, or was called with another batch.
         """
         update = self.handover.take()
         return map_hidden(output, lambda hidden: _sum(hidden, update))
@@ -158,14 +158,14 @@ class ParallelAdapterModel(DeltaBase):
         bottleneck_dim: width of the bottleneck, at least 1.
         non_linearity: the activation: see `AdapterConfig`.
         modified_modules: pairs of addresses: see `ParallelAdapterConfig`.
-        exclude_modules: addresses of what is left out.
-        unfrozen_modules: what `freeze_module` leaves trainable.
+        exclude_modules: addresses of modules to leave out.
+        unfrozen_modules: modules that `freeze_module` leaves trainable.
         common_structure: True for common names only, False for real names only, None for whichever matches.
         interactive_modify: True, or a port, to choose the modules on a web page.
         backend: only ``"hf"``.
-        scaled: what the output of the bottleneck is multiplied by.
+        scaled: factor of the bottleneck's output.
         name: the delta's name on this backbone.
-        dtype: of the parameters; by default float32, or the layer's where it is wider.
+        dtype: dtype of the parameters; by default float32, or the layer's dtype if it is wider.
     """
 
     delta_type = "parallel_adapter"
@@ -204,20 +204,20 @@ class ParallelAdapterModel(DeltaBase):
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
-        """Only modules whose hidden state has its width in the last dimension."""
+        """Return the targets, all of which have the width of their hidden state in the last dimension."""
         refuse_channels_first(targets)
         return targets
 
     @classmethod
     def plan(cls, backbone: nn.Module, config: ParallelAdapterConfig) -> list[Target]:
-        """The modules of every pair of addresses."""
+        """Return the modules of every pair of addresses, first and last in turn."""
         return [target for pair in _stretches(cls, backbone, config) for target in pair]
 
     @classmethod
     def new_insertions(
         cls, backbone: nn.Module, config: ParallelAdapterConfig, targets: Sequence[Target], like: Like
     ) -> Mapping[str, Insertion]:
-        """A bottleneck at each single module, and at each pair a start and an end."""
+        """Create a bottleneck for each single module, and a start and an end for each pair."""
         modules = {target.name: target.module for target in targets}
         n_in, n_out = input_widths(backbone, modules), output_widths(backbone, modules)
         made: dict[str, Insertion] = {}
@@ -238,11 +238,11 @@ class ParallelAdapterModel(DeltaBase):
 def _stretches(
     method: type[DeltaBase], backbone: nn.Module, config: ParallelAdapterConfig
 ) -> Iterator[tuple[Target, Target]]:
-    """First and last module of every stretch.
+    """Yield the first and last module of every span.
 
     Raises:
-        ConfigError: an address has no partner.
-        TargetError: the modules of a pair do not take turns.
+        ConfigError: the number of addresses is odd.
+        TargetError: the modules of a pair do not alternate.
         NoMatchError: an address matches nothing.
     """
     patterns = config.modified_modules or ()
@@ -260,7 +260,7 @@ def _stretches(
             )
         except NoMatchError:
             if {first, second} <= {*method.default_modified_modules} and (found or patterns[-1] != second):
-                continue  # a default may match nothing as long as another one does
+                continue  # a default may match nothing if another one matches
             raise
         found = True
         yield from (

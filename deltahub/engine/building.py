@@ -1,6 +1,6 @@
-"""From a config to insertions: which modules are meant, how wide they are, and what acts on each.
+"""Construction of a delta's insertions from its config: target modules, their widths, and new parameters.
 
-Nothing here touches the backbone, so that whatever is refused leaves it as it was.
+Nothing here changes the backbone, so a refused config leaves it untouched.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Like = Callable[[nn.Module], Tensor]  # module to a tensor with the dtype and de
 
 
 class Method(Protocol):
-    """What a delta type says about itself: a class, never an object."""
+    """Interface of a delta type: class attributes and class methods that `build` needs."""
 
     default_modified_modules: tuple[str, ...]
     default_exclude_modules: tuple[str, ...]
@@ -39,29 +39,29 @@ class Method(Protocol):
     addresses_each: int  # how many addresses in a row mean one module: two where modified_modules are pairs
 
     def choose(self, targets: list[Target]) -> list[Target]:
-        """The modules to act on for the modules addressed."""
+        """Return the modules to act on for the addressed modules."""
         ...
 
     def plan(self, backbone: nn.Module, config: Any) -> list[Target]:
-        """The modules to act on."""
+        """Return the modules to act on."""
         ...
 
     def new_insertion(self, config: Any, target: Target, width: int, like: Tensor) -> Insertion:
-        """Make what acts at one target."""
+        """Create the insertion of one target."""
         ...
 
     def new_insertions(
         self, backbone: nn.Module, config: Any, targets: Sequence[Target], like: Like
     ) -> Mapping[str, Insertion]:
-        """Make what acts at every target."""
+        """Create the insertions of all targets."""
         ...
 
 
 def refuse_unsupported(backend: str) -> None:
-    """Refuse those values of OpenDelta's arguments that do nothing here.
+    """Refuse values of OpenDelta's `backend` argument that have no effect here.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: the value is not ``"hf"``.
     """
     if backend != "hf":
         msg = f"backend must be 'hf', got {backend!r}: any torch.nn.Module works with it."
@@ -69,7 +69,7 @@ def refuse_unsupported(backend: str) -> None:
 
 
 def completed(method: Method, config: DeltaConfig, backbone: nn.Module) -> DeltaConfig:
-    """The config with a method's defaults and the backbone's name filled in."""
+    """Return a config with the method's defaults and the backbone's name filled in."""
 
     def given(names: Sequence[str] | None, default: tuple[str, ...]) -> tuple[str, ...]:
         return default if names is None else tuple(names)
@@ -85,7 +85,7 @@ def completed(method: Method, config: DeltaConfig, backbone: nn.Module) -> Delta
 
 
 def _checkpoint_name(backbone: nn.Module) -> str:
-    """A model's name on the Hub if it came from there; of a folder only the last part, for the rest is this machine's."""
+    """Return a model's name on the Hub if it came from there, else the last part of its folder: the rest is specific to this machine."""
     config = getattr(backbone, "config", None)
     origin = str(getattr(config, "_name_or_path", "") or "").rstrip("/")
     from_hub = isinstance(getattr(config, "_commit_hash", None), str)
@@ -95,12 +95,12 @@ def _checkpoint_name(backbone: nn.Module) -> str:
 def build(
     method: Method, backbone: nn.Module, config: DeltaConfig, *, empty: bool = False, dtype: torch.dtype | None = None
 ) -> dict[str, Insertion]:
-    """Make the insertions of a delta for a backbone.
+    """Create the insertions of a delta for a backbone.
 
     Args:
-        config: as `completed` gives it.
-        empty: make them on the meta device, to be filled from a checkpoint.
-        dtype: of their parameters; by default float32, or that of the layer where it is wider.
+        config: as returned by `completed`.
+        empty: create them on the meta device, to be filled from a checkpoint.
+        dtype: dtype of their parameters; by default float32, or the layer's dtype if it is wider.
 
     Returns:
         Real module name to insertion, in the order of the backbone.
@@ -108,7 +108,7 @@ def build(
     Raises:
         NoMatchError: an address matches nothing.
         TargetError: a module cannot hold this delta.
-        ConfigError: nothing can be trained in `dtype`.
+        ConfigError: parameters cannot be trained in `dtype`.
     """
     if dtype is not None:
         check_dtype(dtype)
@@ -136,7 +136,7 @@ def build(
 
 
 def _silent(backbone: nn.Module, insertions: Mapping[str, Insertion]) -> list[str]:
-    """Where an insertion would only act when a module is called, and the module never is."""
+    """Return the addresses of insertions that act on calls of a module that is never called."""
     return [
         address
         for address, insertion in insertions.items()
@@ -147,9 +147,9 @@ def _silent(backbone: nn.Module, insertions: Mapping[str, Insertion]) -> list[st
 def _check_named(
     method: Method, backbone: nn.Module, config: DeltaConfig, silent: Sequence[str], every: Collection[str]
 ) -> None:
-    """Refuse modules that are never called where an address names them, rather than a default or a module around them.
+    """Refuse modules that are never called if the user addressed them, and not a default or an enclosing module.
 
-    So it is where nothing else is left, and where modules belong together in pairs.
+    They are also refused if no other module is left, or if modules belong together in pairs.
     """
     own = [pattern for pattern in config.modified_modules or () if pattern not in method.default_modified_modules]
     named = {target.name for target in find_targets(backbone, own, (), config.common_structure)} if own else set()
@@ -166,7 +166,7 @@ def _check_named(
 
 
 def addressed(method: Method, backbone: nn.Module, config: DeltaConfig) -> list[Target]:
-    """The modules that a config's addresses mean to a method.
+    """Return the modules that a config addresses for a method.
 
     Raises:
         NoMatchError: an address matches nothing.
@@ -181,7 +181,7 @@ def addressed(method: Method, backbone: nn.Module, config: DeltaConfig) -> list[
 def one_each(
     method: Method, backbone: nn.Module, config: DeltaConfig, targets: Sequence[Target], like: Like
 ) -> dict[str, Insertion]:
-    """One insertion for each target, or for each part of it that is meant, knowing the width of what it returns."""
+    """Create one insertion for each target, or for each addressed part of a fused target, of the width of its output."""
     widths = output_widths(backbone, {target.name: target.module for target in targets})
     return {target.name: _new(method, config, target, widths[target.name], like(target.module)) for target in targets}
 
@@ -194,7 +194,7 @@ def _new(method: Method, config: DeltaConfig, target: Target, width: int, like: 
 
 
 def check_dtype(dtype: object) -> None:
-    """Refuse what the parameters of a delta cannot have.
+    """Refuse dtypes that a delta's parameters cannot have.
 
     Raises:
         ConfigError: it is not a dtype of floating-point numbers of 16 bits or more.
@@ -205,6 +205,6 @@ def check_dtype(dtype: object) -> None:
 
 
 def _precision(module: nn.Module, fallback: torch.dtype) -> torch.dtype:
-    """The dtype of a module's floating-point parameters: its own first, which are quicker to see than those inside it."""
+    """Return the dtype of a module's floating-point parameters: its own first, which are found faster than nested ones."""
     own = (parameter for parameter in module._parameters.values() if parameter is not None)
     return next((p.dtype for p in chain(own, module.parameters()) if p.is_floating_point()), fallback)

@@ -1,11 +1,12 @@
-"""Layers whose values their parent reads without calling them, so that nothing put on them would ever act.
+"""Detection of bypassed layers: their parent reads their tensors without calling them, so a delta on them would never act.
 
     F.linear(x, self.proj.weight)        self.dt_proj.weight @ x        self.proj.forward(x)
 
-The compiled code of the classes tells: it loads `self.proj` only to read its tensors, and never to call it or to pass it on. Whatever
-else is done with the name of a layer counts as a use, so that no layer is taken for a bypassed one that something may call.
+The bytecode of the classes shows it: it loads `self.proj` only to read its tensors, and never to call it or to pass it on. Any
+other use of a layer's name counts as a call, so a layer that may be called is never reported as bypassed.
 
-Modules that a backbone has run without calling, though a delta is on them: nothing was trained there, and a merge would begin to act.
+`uncalled` reports layers with a delta that were not called although the backbone ran: the delta was not trained there, and
+merging it would change the output.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ _NUMBER: Final = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 def uncalled(backbone: nn.Module, delta: str, addresses: Iterable[str]) -> list[str]:
-    """The modules at which a delta has never acted though the backbone ran: their parents read them without calling them, say.
+    """Return the modules at which a delta has never acted although the backbone ran, such as bypassed layers.
 
-    Layers that differ only in their numbers count as one: an expert that no token was sent to, or a layer that was dropped, is
-    left out where another of its kind was called. So is a layer that a graph of torch.compile may have called.
+    Layers whose names differ only in numbers count as one: an expert that received no token, or a dropped layer, is not
+    reported if another layer of its kind was called. Neither is a layer that a graph of torch.compile may have called.
 
     Args:
-        delta: its name.
-        addresses: where it is.
+        delta: the delta's name.
+        addresses: the names of its modules.
     """
     targets = {}
     for address in addresses:
@@ -54,7 +55,7 @@ def _kind(address: str) -> str:
 
 
 _READS: Final = frozenset({"weight", "bias", "forward"})
-# Of a tensor: nothing is computed with them.
+# Attributes of a tensor that do not use its values.
 _FACTS: Final = frozenset({"dtype", "device", "shape", "size", "requires_grad", "numel", "dim", "ndim", "is_meta"})
 _LOADS: Final = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 _BETWEEN: Final = frozenset({"CACHE", "EXTENDED_ARG", "PUSH_NULL", "PRECALL", "NOP"})
@@ -75,10 +76,10 @@ def is_bypassed(backbone: nn.Module, address: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _mentions(kind: type[nn.Module], child: str) -> frozenset[str]:
-    """What a class does with the child of that name: it is "read", "used", or "lent" where it belongs to another module."""
+    """Return how a class uses the child of this name: "read", "used", or "lent" for a child of another module."""
     found: set[str] = set()
     if any(value == child for base in kind.__mro__ for value in vars(base).values() if isinstance(value, str)):
-        found.add("used")  # a name that something looks up
+        found.add("used")  # the name may be used for a lookup
     for code in _methods(kind):
         names = {*code.co_names, *(constant for constant in code.co_consts if isinstance(constant, str))}
         if not names.isdisjoint(_ALL_CHILDREN):
@@ -94,7 +95,7 @@ def _mention(steps: list[dis.Instruction], place: int, child: str) -> str:
     earlier, owner = (steps[place - back] if place >= back else step for back in (2, 1))
     after, beyond = (steps[min(place + ahead, len(steps) - 1)] for ahead in (1, 2))
     if earlier.argval == "getattr" and _is_self(owner) and step.opname != "LOAD_CONST":
-        return "used"  # by a name that is not known
+        return "used"  # the name is computed at run time
     if step.argval != child or step.opname not in {*_LOADS, "LOAD_CONST"}:
         return ""
     return "used" if step.opname == "LOAD_CONST" else _load(earlier, owner, after, beyond)
@@ -125,14 +126,14 @@ def _methods(kind: type[nn.Module]) -> Iterator[CodeType]:
 
 
 def _codes(member: Any, seen: set[int]) -> Iterator[CodeType]:
-    """The code of a method or property, or else of what it wraps, and of the functions inside it."""
+    """Yield the code of a method or property, or of the function it wraps, and of the nested functions."""
     if id(member) in seen:
         return
     seen.add(id(member))
     inner = [held for within in ("__wrapped__", "fget", "func") if (held := getattr(member, within, None))]
     for held in inner:
         yield from _codes(held, seen)
-    if isinstance(member, FunctionType) and not inner:  # a wrapper is made for any function, and knows no names
+    if isinstance(member, FunctionType) and not inner:  # a wrapper is generic and names no children
         yield from _with_inner(member.__code__)
         for cell in member.__closure__ or ():
             if isinstance(held := _content(cell), FunctionType):
@@ -142,7 +143,7 @@ def _codes(member: Any, seen: set[int]) -> Iterator[CodeType]:
 def _content(cell: Any) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # it is empty yet
+    except ValueError:  # the cell is still empty
         return None
 
 

@@ -22,7 +22,7 @@ from deltahub.log import LOGGER
 
 
 def check_name(backbone: nn.Module, name: str) -> None:
-    """Raise unless a new delta on this backbone can have this name.
+    """Check that a new delta on this backbone can have this name.
 
     Raises:
         ConfigError: the name is taken, or is not an identifier.
@@ -96,9 +96,9 @@ def refuse_routed(backbone: nn.Module) -> None:
 
 
 def note_compiled(targets: Iterable[nn.Module]) -> None:
-    """See to it that graphs with these modules are compiled again; the compiler sees it by itself, by the mark of a site.
+    """Make sure that graphs with these modules are recompiled; usually the compiler's own guards on the site's mark do it.
 
-    Of a module with neither parameters nor modules it looks at nothing that could be marked, so all that is compiled is reset.
+    For a module with neither parameters nor children there is nothing to mark, so all compiled code is reset.
     """
     if has_compiled() and not all(target._parameters or target._modules.keys() - {CHILD} for target in targets):
         torch.compiler.reset()
@@ -112,15 +112,15 @@ def has_compiled() -> bool:
     if "torch._dynamo.convert_frame" not in sys.modules:
         return False
     compiled: Any = getattr(sys.modules["torch._dynamo.convert_frame"], "input_codes", None)
-    return bool(getattr(compiled, "seen", True))  # another torch may keep its list elsewhere: then resetting is safe
+    return bool(getattr(compiled, "seen", True))  # another torch may store its list elsewhere; resetting is always safe
 
 
 def refuse_closed(backbone: nn.Module) -> None:
-    """Refuse a backbone that a delta cannot be added to as it is.
+    """Refuse a backbone that cannot take another delta in its current state.
 
     Raises:
-        ConfigError: it is a wrapper, whose prefix would become part of every saved name, its parameters are sharded, or a part of it is
-            offloaded with all that is in it.
+        ConfigError: it is a wrapper, whose prefix would become part of every saved name; its parameters are sharded; or a module
+            is offloaded together with its children.
         MergeError: other deltas are merged into its weights.
         RouteError: a route is open on it.
     """

@@ -4,8 +4,8 @@
     look-up       y = c W[x]                     Embedding; c is its `embed_scale`, as in Gemma and BART, else 1
     norm          y = n(x) (o + w) + b           LayerNorm, RMSNorm; o is 1 in Gemma, else 0
 
-The name of a class proves none of these: a subclass may have a forward of its own. Where the forward is not the original one, a
-stand-in of the layer with random values is called once and its output is compared with the formula. The layer itself is neither
+A class name does not prove any of these, because a subclass may override forward. If the forward is not the original one, a
+copy of the layer with random values is called once and its output is compared with the formula. The layer itself is neither
 called nor changed.
 """
 
@@ -25,7 +25,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from deltahub.engine.weights import SomeRows, is_turned, linear_weight
 
-_ROWS: Final = 4096  # of a table that are all looked up in the trial; of a larger one only some
+_ROWS: Final = 4096  # the trial looks up all rows of a table of this size, and only some rows of a larger one
 _EPS_NAMES: Final = ("eps", "variance_epsilon", "epsilon", "norm_eps", "layer_norm_eps")
 _COMMON_EPS: Final = (1e-5, 1e-6, 1e-12, torch.finfo(torch.float32).eps, 0.0)
 
@@ -34,9 +34,9 @@ _COMMON_EPS: Final = (1e-5, 1e-6, 1e-12, torch.finfo(torch.float32).eps, 0.0)
 
 
 def reading_fault(layer: nn.Module, key: str = "weight") -> str:
-    """Why the values of a layer's tensor cannot be read as numbers: a clause, empty if they can.
+    """Return why the values of a layer's tensor cannot be read as numbers, as a clause; empty if they can.
 
-    A quantised weight holds codes, whatever the class of its layer is called.
+    A quantised weight holds codes, whatever the name of its layer's class.
     """
     tensor = getattr(layer, key, None)
     if not isinstance(tensor, Tensor):
@@ -51,7 +51,7 @@ def reading_fault(layer: nn.Module, key: str = "weight") -> str:
 
 
 def training_fault(tensor: Tensor) -> str:
-    """Why a tensor cannot be trained as it is: a clause, empty if it can."""
+    """Return why a tensor cannot be trained as it is, as a clause; empty if it can."""
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.dtype.itemsize < 2:
         return f"it is kept as {tensor.dtype} codes (quantised)"
     if hasattr(tensor, "__tensor_flatten__") and not _is_plain(tensor):
@@ -60,7 +60,7 @@ def training_fault(tensor: Tensor) -> str:
 
 
 def writing_fault(layer: nn.Module, key: str = "weight") -> str:
-    """Why new values cannot be written into a layer's tensor: a clause, empty if they can."""
+    """Return why new values cannot be written into a layer's tensor, as a clause; empty if they can."""
     if is_parametrized(layer, key):
         kinds = ", ".join(type(step).__name__ for step in layer.parametrizations[key])  # type: ignore[index]
         return f"its {key} is computed anew for every use, by the parametrization {kinds}"
@@ -72,7 +72,7 @@ def writing_fault(layer: nn.Module, key: str = "weight") -> str:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor keeps its values one by one: not a subclass that packs them, nor a sparse one."""
+    """Check that a tensor stores its values one by one: it is neither sparse nor a subclass that packs them."""
     kind = type(tensor)
     spread = kind.__module__.startswith(("torch.distributed.tensor", "torch._subclasses"))  # DTensor, FakeTensor
     return (kind in (Tensor, nn.Parameter) or spread) and tensor.layout is torch.strided
@@ -82,7 +82,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def linear_fault(layer: nn.Module | SomeRows) -> str:
-    """Why a layer does not compute ``W x + b`` with its own values: a clause, empty if it does."""
+    """Return why a layer does not compute ``W x + b`` with its own values, as a clause; empty if it does."""
     layer = layer.layer if isinstance(layer, SomeRows) else layer
     if fault := reading_fault(layer) or _shape_fault(layer):
         return fault
@@ -96,9 +96,9 @@ def linear_fault(layer: nn.Module | SomeRows) -> str:
 
 
 def update_fault(layer: nn.Module) -> str:
-    """Why nothing can be added beside a linear layer: its output is not one value for each row of its weight.
+    """Return why no update can be added to a linear layer's output, as a clause; empty if it can.
 
-    A quantised layer is taken at its word: without its kernels it cannot be called.
+    The output must have one value for each row of the weight. A quantised layer is trusted: it cannot be called without its kernels.
     """
     if isinstance(getattr(layer, "weight", None), UninitializedParameter):
         return reading_fault(layer)
@@ -128,7 +128,7 @@ def _has_original_forward(layer: nn.Module) -> bool:
 
 
 def _trial_of_linear(layer: nn.Module) -> bool | None:
-    """Whether a layer computes ``W x + b``; None if it does not even return a tensor of that shape."""
+    """Check by a trial whether a layer computes ``W x + b``; None if it does not even return a tensor of that shape."""
     twin = _stand_in(layer)
     if twin is None:
         return None
@@ -145,7 +145,7 @@ def _trial_of_linear(layer: nn.Module) -> bool | None:
 
 
 def lookup_fault(layer: nn.Embedding) -> str:
-    """Why an embedding does not look its first argument up and multiply by its `embed_scale`: a clause, empty if it does."""
+    """Return why an embedding is not a lookup of its first argument times its `embed_scale`, as a clause; empty if it is."""
     if layer.max_norm is not None:
         return "it changes its own weight whenever it is called (max_norm)"
     if _forward_of(layer) is nn.Embedding.forward:
@@ -155,7 +155,7 @@ def lookup_fault(layer: nn.Embedding) -> str:
     if twin is None or len(_arguments(layer)) != 1:
         return mistaken
     if reading_fault(layer):
-        return ""  # quantised: taken at its word
+        return ""  # quantised: trusted
     special = {value for value in vars(layer).values() if type(value) is int and 0 <= value < layer.num_embeddings}
     some = range(layer.num_embeddings) if layer.num_embeddings <= _ROWS else sorted({0, 1, 2, *special})
     rows = torch.tensor(list(some))
@@ -167,7 +167,7 @@ def lookup_fault(layer: nn.Embedding) -> str:
 
 
 def embed_scale(layer: nn.Module) -> Tensor | float | None:
-    """The number that an embedding multiplies its rows by, if its class has one."""
+    """Return the factor by which an embedding multiplies its rows; None if its class has none."""
     scale: Tensor | float | None = getattr(layer, "embed_scale", None)
     return scale
 
@@ -188,7 +188,7 @@ class NormForm:
     eps: float
 
     def normalised(self, x: Tensor) -> Tensor:
-        """The input, in float32 or wider, with mean 0 and variance 1, or with mean square 1, over the last dimension."""
+        """Normalise over the last dimension, in float32 or wider: to mean 0 and variance 1, or to mean square 1."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.centred:
             return F.layer_norm(x, x.shape[-1:], eps=self.eps)
@@ -196,9 +196,9 @@ class NormForm:
 
 
 def norm_form(layer: nn.Module) -> NormForm | None:
-    """The formula by which a layer normalises its first argument alone, found by a trial; None if it is none of these.
+    """Find by a trial the formula by which a layer normalises its only argument; None if neither formula fits.
 
-    A gated norm, which takes a second argument, is none of these.
+    A gated norm, which takes a second argument, has neither form.
     """
     weight = layer._parameters.get("weight")
     named = isinstance(layer, nn.LayerNorm) or "Norm" in type(layer).__name__
@@ -209,7 +209,7 @@ def norm_form(layer: nn.Module) -> NormForm | None:
         return None
     known = [float(eps) for name in _EPS_NAMES if isinstance(eps := getattr(layer, name, None), (int, float))]
     for eps in known or _COMMON_EPS:
-        # Values as small as the root of eps tell which eps it is; a mean tells the two kinds apart.
+        # Values as small as the root of eps determine eps; a mean other than 0 distinguishes LayerNorm from RMSNorm.
         draw = _random((3, weight.shape[0]), 2) + 0.5
         inputs = [draw, draw * max(eps, 1e-12) ** 0.5]
         outputs = [_called(layer, twin, x) for x in inputs]
@@ -232,7 +232,7 @@ def _is_norm_of(form: NormForm, twin: nn.Module, x: Tensor, found: Any) -> bool:
 
 
 def bias_fault(layer: nn.Module) -> str:
-    """Why a layer's own bias is not simply added to its output: a clause, empty if it is."""
+    """Return why a layer's bias is not simply added to its output, as a clause; empty if it is."""
     forward = _forward_of(layer)
     if any(
         forward is vars(kind).get("forward") for kind in type(layer).__mro__ if kind.__module__.startswith("torch.nn.")
@@ -247,9 +247,9 @@ def bias_fault(layer: nn.Module) -> str:
 
 
 def _forward_of(layer: nn.Module) -> Any:
-    """The function that computes a layer's output, apart from what moves its tensors; None if it cannot be told."""
+    """Return the function that computes a layer's output, without hooks that move its tensors; None if it is not known."""
     held = layer.__dict__
-    if "_hf_hook" in held and "_old_forward" in held:  # accelerate: the forward of before is called inside
+    if "_hf_hook" in held and "_old_forward" in held:  # accelerate wraps the original forward
         own = held["_old_forward"]
     elif "forward" in held:
         own = held["forward"]
@@ -264,13 +264,13 @@ def _own_forward(layer: nn.Module) -> str:
 
 
 def _arguments(layer: nn.Module) -> list[str]:
-    """The names of the arguments that a layer's forward takes."""
+    """Return the names of the arguments of a layer's forward."""
     return list(inspect.signature(_forward_of(layer)).parameters)[1:]
 
 
 @torch.no_grad()
 def _stand_in(layer: nn.Module) -> nn.Module | None:
-    """A copy of a layer with random float32 parameters on the CPU, in eval mode; None if its forward is not known."""
+    """Copy a layer with random float32 parameters on the CPU, in eval mode; None if its forward is not known."""
     if _forward_of(layer) is None:
         return None
     twin = copy.copy(layer)
@@ -286,7 +286,7 @@ def _stand_in(layer: nn.Module) -> nn.Module | None:
             key: child if child is None or key == "deltas" else copy.deepcopy(child).to("cpu", torch.float32)
             for key, child in layer._modules.items()
         }
-    except Exception:  # noqa: BLE001  # a child without values, say
+    except Exception:  # noqa: BLE001  # for example a child without values
         return None
     return twin
 
@@ -300,7 +300,7 @@ def _buffer(value: Tensor | None) -> Tensor | None:
 
 
 def _random(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Normal values; of a matrix the same ones along each diagonal, which cost no memory."""
+    """Draw normal values; a matrix repeats them along each diagonal, which needs almost no memory."""
     draw = torch.Generator().manual_seed(seed)
     if len(shape) != 2:
         return torch.randn(shape, generator=draw)
@@ -311,7 +311,7 @@ def _random(shape: tuple[int, ...], seed: int) -> Tensor:
 def _called(layer: nn.Module, twin: nn.Module, x: Tensor) -> Any:
     try:
         return _forward_of(layer)(twin, x)
-    except Exception:  # noqa: BLE001  # a layer that cannot be called so is not what was expected
+    except Exception:  # noqa: BLE001  # a layer that cannot be called like this has another signature
         return None
 
 

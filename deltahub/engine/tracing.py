@@ -1,4 +1,4 @@
-"""Functions that run while torch.compile traces a module, and leave nothing in its graph."""
+"""Python calls at trace time of torch.compile, which leave nothing in the graph."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import nn
 
 
 def while_tracing(act: Callable[[nn.Module | None], None], module: nn.Module) -> None:
-    """Call a function on a module that is being traced.
+    """Call a function on a module while it is being traced.
 
-    Unlike a write in the traced code this is allowed inside of checkpointing, and costs nothing when the graph runs.
+    Unlike an assignment in the traced code, this is allowed inside checkpointing, and costs nothing when the graph runs.
 
     Args:
-        act: a top-level function; it is given None where this torch does not tell which module is traced.
+        act: a top-level function; it gets None if this torch does not expose the traced module.
     """
     from torch._dynamo.comptime import comptime  # late: importing the compiler takes seconds
 

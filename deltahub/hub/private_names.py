@@ -1,10 +1,10 @@
 """Names withheld from public sources.
 
-Whoever runs a public hub reads every name that it is asked for, and a mistyped name of a private delta is one that only the public
-hub is asked for in the end. So a name without a source is not looked for in a public source if its namespace is private, or is a
-private one mistyped. These are private: the namespaces of the deltas in private sources; those in which something was pulled from
-a private source; those that are bound to private sources; and this user's own (`DELTAHUB_NAMESPACE`). A name is looked for in
-public all the same if its namespace is known to be there: the user bound it to the public source, or pulled something in it from there.
+A public hub sees every name in its requests, and a mistyped name of a private delta would be looked up there after all other sources
+failed. So a name without a source is not looked up in a public source if its namespace is private, or a misspelling of a private
+one. Private namespaces are those of deltas in private sources, of deltas pulled from a private source, those bound to private
+sources, and the user's own (`DELTAHUB_NAMESPACE`). A name is still looked up publicly if its namespace is known there: the user
+bound it to the public source, or pulled a delta in it from there.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PrivateNames:
             asked: the sources that do not have it.
 
         Raises:
-            UnreachableError: a private source does not say which names it has.
+            UnreachableError: a private source cannot list its names.
         """
         if reference.source or source.name not in self._choice.rules.public or self._known_at(reference, source):
             return None
@@ -58,7 +58,7 @@ class PrivateNames:
         return NotFoundError(f"The delta {reference}", (place,), tuple(nearest)[:_NEAR])
 
     def _known_at(self, reference: Reference, source: Source) -> bool:
-        """Check whether a namespace is known to be in a public source, or this very name was pulled before from anywhere."""
+        """Check whether a namespace is known in a public source, or this exact name was pulled before from any source."""
         namespace = reference.namespace
         if source.name in self._choice.rules.bound.get(namespace.lower(), ()):
             return True
@@ -75,7 +75,7 @@ class PrivateNames:
         return None
 
     def _private_namespaces(self, like: str) -> Iterator[tuple[str, str]]:
-        """Yield the private namespaces that are known without asking a source, each with why it is one; of those pulled before only some like a name."""
+        """Yield private namespaces and why each is private, without asking a source; previously pulled ones only if similar to `like`."""
         public = {*self._choice.rules.public}
         if own := os.environ.get("DELTAHUB_NAMESPACE", ""):
             yield own, "is your own namespace (DELTAHUB_NAMESPACE)"

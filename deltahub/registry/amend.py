@@ -74,7 +74,7 @@ def amend(
     amendment: Amendment,
     stamp: tuple[str, str] | None = None,
 ) -> tuple[ReferenceDocument, str]:
-    """Change what is said about a version, and log it.
+    """Change the details of a version, and log the changes.
 
     Args:
         version: a version, alias or digest; None for the newest.
@@ -84,9 +84,9 @@ def amend(
         The new document and the version's number.
 
     Raises:
-        NotFoundError: there is no such delta or version.
-        ConfigError: it would have too many metrics.
-        StorageError: the registry cannot be written.
+        NotFoundError: the delta or version does not exist.
+        ConfigError: the version would have too many metrics.
+        StorageError: the registry is not writable.
     """
     name = ""
 
@@ -125,7 +125,7 @@ def _amended(entry: Version, amendment: Amendment) -> Version:
 
 
 def _facts(entry: Version) -> dict[str, str]:
-    """Return the amendable values by their names in the log; for a card its digest, as the document already holds its text."""
+    """Return the amendable values by their names in the log; a card by its digest, as the document already has its text."""
     facts = {name: str(value) for name, value in entry.summary.get("metrics", {}).items()}
     texts = {"message": entry.message, DESCRIPTION: entry.summary.get(DESCRIPTION, "")}
     if entry.card is not None:

@@ -22,7 +22,7 @@ from deltahub.registry.registry import Registry
 def remove(
     registry: Registry, path: str, version: str | None, *, message: str = "", needed: Collection[str] = ()
 ) -> tuple[ReferenceDocument, str]:
-    """Remove a version; its number is never reused, and its files go with the next garbage collection but one.
+    """Remove a version; its number is never reused, and its files are deleted by the second garbage collection from now.
 
     Args:
         path: ``"namespace/name"``.
@@ -81,8 +81,8 @@ def set_alias(
         expect: the version that it must point to now, None if it must not exist; by default any.
 
     Raises:
-        ConflictError: it points elsewhere, or was moved by somebody else in the meantime. Nothing was changed.
-        StorageError: the store is full or not writable. Only removing an alias spends the reserve: its version can go then.
+        ConflictError: it points elsewhere, or was moved concurrently. Nothing was changed.
+        StorageError: the store is full or not writable. Only removing an alias spends the reserve, so that its version can be removed.
     """
     if version is not None:
         check_alias(alias)

@@ -28,7 +28,7 @@ from deltahub.stores.threads import spread
 GRACE: Final = timedelta(days=14)
 _OBJECTS: Final = "objects/sha256/"
 _ATTEMPTS: Final = 20
-_LOOKS: Final = 15  # for a manifest that is missing
+_LOOKS: Final = 15  # attempts to read a missing manifest
 _FEW: Final = 1000  # objects whose announcement fits into one piece of the reserve
 
 
@@ -82,17 +82,17 @@ def collect(registry: Registry, grace: timedelta = GRACE, *, dry_run: bool = Fal
         freed |= {sha256: plan.sizes[sha256] for sha256 in sorted(gone)}
         if announced.sweeping == plan.due:
             return plan.outcome(freed)
-        known = {**plan.waits, **plan.due}  # the announcement had no room for these
+        known = {**plan.waits, **plan.due}  # the disk had no room to announce these
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a collection is to do.
+    """The work of one collection.
 
     Attributes:
-        due: since when objects are unused that may go now, by their sha256.
-        waits: the same of those that may not.
-        sizes: bytes of both.
+        due: sha256 of each object to delete now to the time since when it is unused.
+        waits: the same for objects within their grace period.
+        sizes: sizes in bytes of all these objects.
         next: as in `Collected`.
     """
 
@@ -109,7 +109,7 @@ def _planned(registry: Registry, marker: Marker, known: Mapping[str, str], grace
     """Find the unused objects.
 
     Args:
-        known: since when some of them are unused.
+        known: the time since when an object is unused, for those seen by an earlier collection.
     """
     now = registry.stamp()[0]
     unused = _objects(registry) - marker.used()
@@ -122,7 +122,7 @@ def _planned(registry: Registry, marker: Marker, known: Mapping[str, str], grace
 
 
 def _announce(registry: Registry, plan: _Plan, generation: int, etag: str | None) -> State:
-    """Announce what is to be deleted, and note what waits; on a disk too full for that, announce a few deletions alone."""
+    """Announce the deletions and record the waiting objects; if the disk is too full, announce a few deletions only."""
     sweeper = uuid.uuid4().hex if plan.due else ""
     announced = State(generation, plan.waits, plan.due, sweeper)
     fits = len(plan.waits) + len(plan.due) <= _FEW
@@ -165,10 +165,10 @@ def _delete(registry: Registry, kept: set[str], sweeper: str, due: Collection[st
 
 
 def _write(registry: Registry, state: State, etag: str | None, *, spend: bool = True) -> None:
-    """Swap the state; one that was swapped already when the disk was found to be full counts.
+    """Swap the state; a swap that succeeded just before the disk was found full counts as success.
 
     Args:
-        spend: whether what is set aside may be given up for it.
+        spend: whether to spend the disk reserve.
     """
     store = registry.store
     try:

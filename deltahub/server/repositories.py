@@ -92,7 +92,7 @@ class Repository:
         return next(iter(self.document.versions.values())).time
 
     def find(self, revision: str) -> str | None:
-        """The version that a branch, tag, version, or the beginning of a commit's id means; None for a new repository's first commit.
+        """Resolve a branch, tag, version or commit id prefix to a version; None for a new repository's first commit.
 
         Raises:
             Refusal: the revision does not exist.
@@ -122,7 +122,7 @@ class Repository:
             raise _no_revision(self.path, revision, "no branch, tag, version or commit is called so") from error
 
     def commit(self, version: str | None) -> Commit:
-        """A version on the wire; None for the first commit of a new repository."""
+        """Return a version as a commit; None stands for the first commit of a new repository."""
         if version is None:
             return Commit(commit_id(EMPTY.digest), None, EMPTY, None)
         entry = self.document.versions[version]
@@ -137,11 +137,11 @@ class Repository:
         return self.commit(self.find(revision))
 
     def id_of(self, version: str | None) -> str:
-        """The id of a version's commit; its manifest is not read."""
+        """Return the id of a version's commit, without reading its manifest."""
         return commit_id(self.document.versions[version].digest if version else EMPTY.digest)
 
     def branches(self) -> dict[str, str | None]:
-        """Every branch and the version at its end; None for the first commit of a new repository."""
+        """Return every branch and its newest version; None for the first commit of a new repository."""
         if not self.document.versions:
             return {MAIN: None}
         return {MAIN: self.document.latest, **self.document.branches}

@@ -39,7 +39,7 @@ from deltahub.text.suggestions import suggest
 
 
 def starting_value(own: Tensor, saved: Tensor) -> Tensor:
-    """A backbone's bias, to be subtracted from a saved one, in float32 or wider: in half precision the difference would be off."""
+    """Return a backbone's bias in float32 or wider, for subtraction from a saved one: in half precision the difference would be inexact."""
     return own.detach().to(saved.device, torch.promote_types(own.dtype, torch.float32))
 
 

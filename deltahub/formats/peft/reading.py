@@ -90,7 +90,7 @@ def _as_trained(tensor: Tensor) -> Tensor:
 
 
 def _tensors(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> tuple[Path, dict[str, Tensor]]:
-    """The file with the weights, and its tensors by key, in the order of the keys."""
+    """Read the weights: their file, and its tensors by key, sorted by key."""
     path, pickled = folder / WEIGHTS, folder / PICKLE
     if not path.is_file() and pickled.is_file():
         refuse_larger(pickled, backbone)

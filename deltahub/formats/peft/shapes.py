@@ -36,7 +36,7 @@ def check_shapes(document: Mapping[str, Any], shares: Mapping[str, Mapping[str, 
 
 
 def _faults(document: Mapping[str, Any], module: str, leaves: Mapping[str, Tensor]) -> list[str]:
-    """A clause for each tensor on a module that is missing, unexpected, or has another shape or values that do not count."""
+    """Return a clause for each tensor of a module that is missing, unexpected, not finite, or of another shape or dtype."""
     shapes = _shapes(document, module)
     required = shapes.keys() if document["delta_type"] != "layer_norm" else {"weight"}
     wrong = []
@@ -57,7 +57,7 @@ def _faults(document: Mapping[str, Any], module: str, leaves: Mapping[str, Tenso
 
 
 def _shapes(document: Mapping[str, Any], module: str) -> Shapes:
-    """The shapes of a method's tensors on a module, or on each part of a fused one."""
+    """Return the shapes of a method's tensors on a module, or on each part of a fused one."""
     kind = document["delta_type"]
     if kind == "lora":
         rank = value_for(document.get("rank_pattern") or {}, module, int(document.get("lora_r", 8)))

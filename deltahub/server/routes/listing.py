@@ -52,7 +52,7 @@ def list_models(request: Request) -> Response:
 
 
 def list_deltas(request: Request, query: Query) -> Response:
-    """The lines that a list of the registry has for what the caller may see, in its order, page by page."""
+    """List the deltas visible to the caller as the registry lists them, in its order, page by page."""
     _refuse_long(query.text)
     found = [listed for listed, _ in _committed(request, state_of(request), query)]
     start, count = paging.window(request)
@@ -111,11 +111,11 @@ def _all(request: Request, state: State) -> Iterator[Facts]:
 
 
 def _committed(request: Request, state: State, query: Query) -> Iterator[tuple[Listed, bool]]:
-    """The deltas that a query means and the caller may see, and whether each is private."""
+    """Yield the deltas that match a query and are visible to the caller, and whether each is private."""
     caller = caller_of(request)
     hidden = {path for path, record in state.records.all().items() if may_be_private(record)}
     found = state.index.search(query)[0]
-    # What was made since then is in the index; what was deleted since then, still in the records that were read before.
+    # A repository created since is in the index; one deleted since is still in the records read before.
     hidden |= state.records.private()
     for listed in found:
         private = listed.name in hidden

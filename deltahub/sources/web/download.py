@@ -81,15 +81,16 @@ def start(web: Web, url: str, count: int) -> bytes:
 
 
 def pieces(response: requests.Response, url: str, most: int, seconds: float) -> Iterator[bytes]:
-    """The body of an answer, piece by piece.
+    """Yield the body of a response, piece by piece.
 
     Args:
-        seconds: for all of it.
+        most: size limit in bytes.
+        seconds: time limit for the whole body.
 
     Raises:
-        StorageError: it has more bytes than `most`.
-        UnreachableError: it has not ended in time.
-        BrokenError: it has fewer than it announced, or broke off.
+        StorageError: the body is larger than `most`.
+        UnreachableError: the body did not end in time.
+        BrokenError: the body is shorter than announced, or the connection broke.
     """
     announced = response.headers.get("Content-Length", "")
     length = int(announced) if announced.isdigit() and "Content-Encoding" not in response.headers else None
