@@ -14,7 +14,7 @@ READER = """
 import sys
 from pathlib import Path
 from deltahub.cache.cache import Cache
-from deltahub.checkpoint import describe
+from deltahub.checkpoint.checkpoint import describe
 from deltahub.cache.cache import read_cached
 from tests.checkpoints import Fetched
 
@@ -29,7 +29,7 @@ PRUNER = """
 import sys
 from pathlib import Path
 from deltahub.cache.cache import Cache
-from deltahub.cache.caretaking import prune
+from deltahub.cache.maintenance import prune
 
 cache, removed = Cache(Path(sys.argv[1])), 0
 print("ready", flush=True)

@@ -16,7 +16,6 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and devic
 COMMAND = [sys.executable, "-c", "from deltahub_cli.main import main; main()"]
 TERMINATED = """
 import os, signal, sys
-from deltahub import files
 from deltahub.stores import local
 def copy(*_, **__):
     os.kill(os.getpid(), signal.SIGTERM)

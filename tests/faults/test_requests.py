@@ -11,6 +11,7 @@ import obstore
 import pytest
 
 from deltahub.errors import StorageError
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.stores.bucket import Bucket, connect
 from deltahub.stores.memory import MemoryStore
@@ -110,15 +111,16 @@ def test_whoever_is_cut_off_at_any_request_leaves_the_old_state_or_the_new_one(
 PROGRAM = """
 import sys
 from pathlib import Path
-from deltahub import checkpoint
+from deltahub.checkpoint import checkpoint
 from deltahub.reference import Reference
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.stores.bucket import Bucket
 from deltahub.stores.s3 import S3Store
 name, prefix, endpoint, folder = sys.argv[1:]
 registry = Registry(S3Store(Bucket(name, prefix, endpoint)))
 print("ready", flush=True)
-registry.publish(Reference("acme", "ner"), checkpoint.describe(Path(folder)), Path(folder))
+publish(registry, Publication(Reference("acme", "ner"), checkpoint.describe(Path(folder)), Path(folder)))
 """
 
 

@@ -194,15 +194,16 @@ def test_threads_that_push_at_the_same_time_lose_nothing(tmp_path, new_checkpoin
 WORKER = """
 import sys
 from pathlib import Path
-from deltahub import checkpoint
+from deltahub.checkpoint import checkpoint
 from deltahub.reference import Reference
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.stores.local import LocalStore
 registry = Registry(LocalStore(Path(sys.argv[1])))
 print("ready", flush=True)
 sys.stdin.readline()
 for folder in map(Path, sys.argv[2:]):
-    registry.publish(Reference("acme", "ner"), checkpoint.describe(folder), folder)
+    publish(registry, Publication(Reference("acme", "ner"), checkpoint.describe(folder), folder))
 """
 
 

@@ -147,8 +147,9 @@ def test_a_damaged_document_is_named_and_does_not_hide_the_others(pushed, checkp
 KILLED = """
 import os, sys
 from pathlib import Path
-from deltahub import checkpoint
+from deltahub.checkpoint import checkpoint
 from deltahub.reference import Reference
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.stores.local import LocalStore
 folder, left, replace = Path(sys.argv[2]), int(sys.argv[3]), os.replace
@@ -159,7 +160,7 @@ def killed(*names):
         os.kill(os.getpid(), 9)
     replace(*names)
 os.replace = killed
-Registry(LocalStore(Path(sys.argv[1]))).publish(Reference("acme", "ner"), checkpoint.describe(folder), folder)
+publish(Registry(LocalStore(Path(sys.argv[1]))), Publication(Reference("acme", "ner"), checkpoint.describe(folder), folder))
 """
 
 
