@@ -11,7 +11,6 @@ import obstore
 import pytest
 
 from deltahub.errors import StorageError
-from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.stores.bucket import Bucket, connect
 from deltahub.stores.memory import MemoryStore
@@ -113,6 +112,7 @@ import sys
 from pathlib import Path
 from deltahub.checkpoint import checkpoint
 from deltahub.reference import Reference
+from deltahub.registry.publish import Publication, publish
 from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.stores.bucket import Bucket
