@@ -28,17 +28,17 @@ def replaced_names(tensors: Collection[str]) -> tuple[str, ...]:
 
 
 def refuse_larger(path: Path, backbone: nn.Module) -> None:
-    """Refuse a file of tensors that has more bytes than the whole backbone has with 4 for each value: none of it is read.
+    """Refuse a file of tensors larger than the backbone at 4 bytes per value, before reading it.
 
     Args:
-        path: the file; one that is missing is left to those who read it.
+        path: the file; a missing file is reported by its reader.
 
     Raises:
-        CheckpointError: it is too large.
+        CheckpointError: the file is too large.
     """
     size = path.stat().st_size if path.is_file() else 0
     if size <= _SMALL or (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return  # of a sharded backbone this process may not know all values
+        return  # a process may not know all values of a sharded backbone
     tensors = (
         t for _, module in own_modules(backbone) for t in (*module._parameters.values(), *module._buffers.values())
     )

@@ -55,7 +55,7 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
     """Find the parameters that stay trainable.
 
     Args:
-        module: the part of the backbone to treat; None for all of it.
+        module: the part of the backbone to treat; None for the whole backbone.
         exclude: addresses; ``"deltas"`` means the delta's own parameters, ``"deltas.NAME"`` another delta's.
         delta: the delta's name.
 

@@ -1,4 +1,4 @@
-"""What the user has configured: sources, folders, environment variables."""
+"""The user's configuration: sources, folders, environment variables."""
 
 from deltahub.renamed import forward
 

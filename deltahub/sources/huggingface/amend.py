@@ -17,7 +17,7 @@ def amend(calls: Calls, path: str, known: Names, version: str | None, amendment:
     """See `Source.amend`.
 
     Args:
-        known: what the hub said of the repo just now.
+        known: the repo's names, just read from the hub.
     """
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
