@@ -36,13 +36,13 @@ from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError, NotF
 from deltahub.files.atomic import copy_hashed, move_all, read_file, scratch, sha256_file, staging, storage_errors
 from deltahub.files.permissions import make_folder, make_root, take_after
 from deltahub.files.reserve import set_aside
+from deltahub.stores.retry import CACHE_ATTEMPTS, READ_ATTEMPTS
 from deltahub.stores.threads import each
 
 MANIFEST: Final = ".deltahub-manifest.json"  # beside the files of a delta, none of which may have this name
 ORIGIN: Final = ".deltahub-origin.json"  # the reference it was pulled by, for people
 DELTAS: Final = "deltas"
 STAGING: Final = "staging"
-_TRIES: Final = 10  # in case other processes keep removing the same delta
 _TAKEN: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 
 Fetch = Callable[[FileEntry, Path], None]
@@ -132,13 +132,13 @@ class Cache:
     def _place(self, delta: Path, folder: Path, stage: Path) -> None:
         """Move a complete delta to its place; an existing one stays if it is intact and is replaced if it is damaged."""
         digest = f"sha256:{folder.parent.name}{folder.name}"
-        for number in range(_TRIES):
+        for number in range(CACHE_ATTEMPTS):
             make_folder(self.root, folder.parent)
             try:
                 os.replace(delta, folder)
             except OSError as error:
                 gone = error.errno == errno.ENOENT and delta.exists()  # another process removed the parent
-                if (error.errno not in _TAKEN and not gone) or number == _TRIES - 1:
+                if (error.errno not in _TAKEN and not gone) or number == CACHE_ATTEMPTS - 1:
                     raise
             else:
                 return
@@ -235,7 +235,6 @@ def _copy(source: Path, target: Path, entry: FileEntry) -> None:
 READING: Final = "reading"
 _HOLDS: Final = 3600.0  # seconds
 _DIGITS: Final = re.compile("[0-9a-f]{2}/[0-9a-f]{62}")
-_TRIES_READING: Final = 5  # a process about to remove it when the mark was set moves it away and back, once
 
 T = TypeVar("T")
 
@@ -248,14 +247,14 @@ def read_cached(get: Callable[[], Path], read: Callable[[Path], T]) -> T:
         read: reads from the folder, and fails if a file is missing.
     """
     with contextlib.ExitStack() as wanted:
-        for number in range(_TRIES_READING):
+        for number in range(READ_ATTEMPTS):
             folder = get()
             before = _state(folder)
             try:
                 return read(folder)
             except (CheckpointError, IntegrityError, OSError):  # on NFS a removed file can be a stale one
                 still_there = before is not None and _state(folder) == before
-                if still_there or not _in_cache(folder) or number == _TRIES_READING - 1:
+                if still_there or not _in_cache(folder) or number == READ_ATTEMPTS - 1:
                     raise
             wanted.enter_context(_wanted(folder))
     raise AssertionError  # the last try returns or raises

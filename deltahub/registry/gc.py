@@ -23,11 +23,11 @@ from deltahub.registry.gc_state import PAUSE, RENEWED, STATE, State, read_state,
 from deltahub.registry.registry import Registry
 from deltahub.registry.uploads import expire, waiting
 from deltahub.stores.base import object_key
+from deltahub.stores.retry import SwapRetry
 from deltahub.stores.threads import spread
 
 GRACE: Final = timedelta(days=14)
 _OBJECTS: Final = "objects/sha256/"
-_ATTEMPTS: Final = 20
 _LOOKS: Final = 15  # attempts to read a missing manifest
 _FEW: Final = 1000  # objects whose announcement fits into one piece of the reserve
 
@@ -63,7 +63,7 @@ def collect(registry: Registry, grace: timedelta = GRACE, *, dry_run: bool = Fal
         expire(registry.store, grace)
     freed: dict[str, int] = {}
     known: Mapping[str, str] = {}
-    attempts = _ATTEMPTS
+    retry = SwapRetry()
     while True:
         state, etag = read_state(registry.store) if dry_run else settled(registry.store, bool)
         plan = _planned(registry, marker, {**known, **state.condemned, **state.sweeping}, grace)
@@ -71,12 +71,10 @@ def collect(registry: Registry, grace: timedelta = GRACE, *, dry_run: bool = Fal
             return plan.outcome({sha256: plan.sizes[sha256] for sha256 in plan.due})
         if not plan.due and plan.waits == state.condemned and not state.sweeping:
             return plan.outcome(freed)
-        try:
+        announced = None
+        with retry:
             announced = _announce(registry, plan, state.generation + 1, etag)
-        except ConflictError:
-            attempts -= 1
-            if not attempts:
-                raise
+        if announced is None:
             continue
         gone = _sweep(registry, marker, announced.sweeper, announced.sweeping) if plan.due else set()
         freed |= {sha256: plan.sizes[sha256] for sha256 in sorted(gone)}
@@ -191,20 +189,18 @@ def _renewed(registry: Registry, sweeper: str, *, done: bool = False, left: Coll
     Raises:
         ConflictError: another collection took over.
     """
-    for _ in range(_ATTEMPTS):
+    retry = SwapRetry()
+    while True:
         state, etag = read_state(registry.store)
         if state.sweeper != sweeper:
-            break
+            raise ConflictError(f"The collection of {registry.place}", "only this one", "another one")
         changed = replace(state, generation=state.generation + 1)
         if done:
             back = {sha256: since for sha256, since in state.sweeping.items() if sha256 in left}
             changed = replace(changed, condemned={**state.condemned, **back}, sweeping={}, sweeper="")
-        try:
+        with retry:
             _write(registry, changed, etag)
-        except ConflictError:
-            continue
-        return changed.sweeping.keys()
-    raise ConflictError(f"The collection of {registry.place}", "only this one", "another one")
+            return changed.sweeping.keys()
 
 
 class Marker:

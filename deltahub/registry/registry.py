@@ -15,7 +15,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from deltahub.errors import ConflictError, DeltaHubError, ReferenceSyntaxError
 from deltahub.registry import stamps
@@ -23,6 +23,7 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.gc_state import spare, store_spared
 from deltahub.registry.reading import REFS, Found, Reader, ref_key
 from deltahub.stores.base import Progress, Source, Store, Swap
+from deltahub.stores.retry import SwapRetry
 from deltahub.stores.threads import spread
 
 _SUFFIX = ".json"
@@ -76,8 +77,6 @@ def _twin(new: str, old: str) -> ReferenceSyntaxError:
     return ReferenceSyntaxError(msg)
 
 
-_ATTEMPTS: Final = 20  # of a swap, each after reading the document again
-
 __all__ = ["REFS", "Change", "Found", "Registry", "ref_key"]
 
 T = TypeVar("T")
@@ -123,7 +122,8 @@ class Registry(Reader):
             NotFoundError: the document does not exist and may not be created.
             ConflictError: every attempt lost a race.
         """
-        for attempt in range(_ATTEMPTS):
+        retry = SwapRetry()
+        while True:
             document, etag = self.settled(path)
             if document is None:
                 if not may_create:
@@ -133,14 +133,9 @@ class Registry(Reader):
             if changed == document:
                 self.store.settle([ref_key(document.name)])
                 return document
-            try:
+            with retry:
                 self.store.swap(ref_key(document.name), changed.to_bytes(), etag)
-            except ConflictError:
-                if attempt == _ATTEMPTS - 1:
-                    raise
-                continue
-            return changed
-        raise AssertionError("unreachable")
+                return changed
 
     def settled(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
         """Finish any pending rename, then read the document like `read`; no other change may come first."""

@@ -8,16 +8,14 @@ one: a private delta is never public, at any time or under any name.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
 
-from deltahub.errors import ConflictError, InUseError, NotFoundError
+from deltahub.errors import InUseError, NotFoundError
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Moving
 from deltahub.registry.hub_records import REPOSITORIES, repository_key
 from deltahub.registry.registry import Registry, ref_key
-
-_ATTEMPTS: Final = 20  # lost races before giving up
+from deltahub.stores.retry import SwapRetry
 
 
 def rename(
@@ -39,7 +37,7 @@ def rename(
     """
     registry.refuse_twin(new.path)
     decided: tuple[int, Move] | None = None  # the position and the entry of the rename in the log, once done
-    lost = 0
+    retry = SwapRetry()
     while True:
         document, etag = registry.settled(old.path)
         if document is None:
@@ -49,19 +47,15 @@ def rename(
             registry.store.settle([ref_key(old.path), ref_key(new.path)])
             return document
         try:
-            moving = Moving(new.path, _free(registry, new.path, document), *(stamp or registry.stamp()))
-            _carry_record(registry, document.name, new.path, back=moving.over is not None)
-            registry.store.swap(ref_key(document.name), replace(document, moving=moving).to_bytes(), etag)
-        except ConflictError:
-            lost += 1
-            if lost == _ATTEMPTS:
-                raise
-            continue
+            with retry:
+                moving = Moving(new.path, _free(registry, new.path, document), *(stamp or registry.stamp()))
+                _carry_record(registry, document.name, new.path, back=moving.over is not None)
+                registry.store.swap(ref_key(document.name), replace(document, moving=moving).to_bytes(), etag)
+                decided = len(document.log), replace(document, moving=moving).renamed()[0].log[-1]
         except InUseError:
             if registry.settled(old.path)[1] == etag:
                 raise
             continue  # another process renamed it
-        decided = len(document.log), replace(document, moving=moving).renamed()[0].log[-1]
 
 
 def _carry_record(registry: Registry, old: str, new: str, *, back: bool) -> None:

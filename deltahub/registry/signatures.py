@@ -15,11 +15,11 @@ from deltahub.errors import ConflictError, NotFoundError, StorageError
 from deltahub.registry.registry import Registry
 from deltahub.signing import MOST, each_of, stated
 from deltahub.stores.base import Swap
+from deltahub.stores.retry import SwapRetry
 from deltahub.stores.threads import spread
 
 PREFIX: Final = "signatures/"
 _KEY_ID: Final = re.compile(r"[0-9a-f]{64}")
-_ATTEMPTS: Final = 10
 
 
 def signatures(registry: Registry, digest: str) -> dict[str, bytes]:
@@ -51,19 +51,16 @@ def add_signature(registry: Registry, digest: str, key_id: str, data: bytes) -> 
         StorageError: the registry is not writable, or the key has signed too many versions with this content.
     """
     key = _key(digest, key_id)
-    for attempt in range(_ATTEMPTS):
+    retry = SwapRetry()
+    while True:
         there = registry.store.read_tagged(key)
         wanted = _together(there[0] if there else b"", data)
         if there and there[0] == wanted:
             registry.store.settle([key])
             return
-        try:
+        with retry:  # against concurrent signatures by the same key
             registry.store.swap(key, wanted, there[1] if there else None)
-        except ConflictError:  # a concurrent signature by the same key
-            if attempt == _ATTEMPTS - 1:
-                raise
-            continue
-        return
+            return
 
 
 def _together(there: bytes, new: bytes) -> bytes:

@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from deltahub.errors import ConflictError, IntegrityError
+from deltahub.errors import IntegrityError
 from deltahub.registry.hub_records import REPOSITORIES, repository_key
 from deltahub.registry.search.refresh import TICK
 from deltahub.stores.base import Store
+from deltahub.stores.retry import SwapRetry
 
 T = TypeVar("T")
 
@@ -97,9 +98,6 @@ class Watched(Generic[T]):
         return found
 
 
-_ATTEMPTS: Final = 20
-
-
 @dataclass(frozen=True)
 class Record:
     """Record of one repository.
@@ -165,19 +163,15 @@ class Records:
         Args:
             change: maps the current record, None if it does not exist, to the new one.
         """
-        for attempt in range(_ATTEMPTS):
+        retry = SwapRetry()
+        while True:
             record, etag = self._tagged(path)
             changed = change(record)
             if changed == record:
                 return changed
-            try:
+            with retry:
                 REPOSITORIES.write(self._store, repository_key(path), asdict(changed), etag)
-            except ConflictError:
-                if attempt == _ATTEMPTS - 1:
-                    raise
-                continue
-            return changed
-        raise AssertionError("unreachable")
+                return changed
 
     def delete(self, path: str) -> None:
         """Remove a record; a missing one is fine."""

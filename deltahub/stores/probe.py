@@ -11,6 +11,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.errors import StorageError
+from deltahub.stores.retry import S3_ATTEMPTS
 from deltahub.stores.s3_errors import code_of, lost, s3_errors, status_of
 from deltahub.stores.threads import interruptible
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from deltahub.stores.bucket import Bucket
 
 PROBES: Final = "probe/"
-_TRIES: Final = 3
 
 _weaknesses: dict[tuple[str | None, str], str | None] = {}  # by server and bucket, for the life of the process
 
@@ -52,7 +52,7 @@ def _weakness(client: Client) -> str | None:
     """
     from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError  # late: no other store needs it
 
-    for last in [False] * (_TRIES - 1) + [True]:
+    for last in [False] * (S3_ATTEMPTS - 1) + [True]:
         try:
             return _tried(client, f"{PROBES}{uuid.uuid4().hex}")
         except (AlreadyExistsError, PreconditionError):

@@ -17,6 +17,7 @@ from deltahub.errors import ConflictError, StorageError
 from deltahub.files.atomic import CHUNK, sha256_file
 from deltahub.stores.base import Progress, Source, object_key, require_digest
 from deltahub.stores.bucket import PART
+from deltahub.stores.retry import S3_ATTEMPTS
 from deltahub.stores.s3_errors import lost, repeated, s3_errors
 from deltahub.stores.threads import Stopped
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from obstore.store import S3Store as Client
 
     from deltahub.stores.bucket import Bucket
-
-
-_TRIES: Final = 3  # of a write whose answer was lost
 
 
 def conditional_put(
@@ -52,7 +50,7 @@ def conditional_put(
 
     mode: Any = "create" if expected is None else {"e_tag": expected}
     doing, unsure = "Updating a delta's record", False
-    for last in [False] * (_TRIES - 1) + [True]:
+    for last in [False] * (S3_ATTEMPTS - 1) + [True]:
         with s3_errors(doing, bucket):
             try:
                 return obstore.put(client, key, data, mode=mode)["e_tag"] or ""

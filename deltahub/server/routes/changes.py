@@ -37,8 +37,15 @@ _MOST_FILES: Final = 25_000  # per version
 _PARENT: Final = re.compile(r"[0-9a-f]{7,40}")
 
 
-class Moved(Exception):
-    """The branch head changed concurrently."""
+class Moved(Refusal):
+    """The branch head changed concurrently.
+
+    Args:
+        path: the repository, ``"namespace/name"``.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(409, f"Others kept committing to {path}. Repeat in a while.", headers={"Retry-After": "1"})
 
 
 class Change:
@@ -90,7 +97,7 @@ class Change:
         try:
             self._state.registry.add(objects, self._repository.path, change)
         except ConflictError as error:
-            raise Moved from error
+            raise Moved(self._repository.path) from error
         uploads.forget(self._store, self._repository.path, self._uploaded)
         return commit_id(manifest.digest)
 
@@ -106,7 +113,7 @@ class Change:
     def _tag(self, version: str, tags: Collection[str]) -> str:
         def change(document: ReferenceDocument) -> ReferenceDocument:
             if version not in document.versions or document.name != self._repository.path:
-                raise Moved
+                raise Moved(self._repository.path)
             return document.with_tags(version, tags, (), *self._stamp)
 
         self._state.registry.update(self._repository.path, change)
@@ -215,9 +222,9 @@ class Change:
         repository = replace(self._repository, document=document)
         main = document.latest if document.versions else None
         if repository.branches().get(self._branch) != self._base or document.name != self._repository.path:
-            raise Moved
+            raise Moved(self._repository.path)
         if not self._repository.document.versions.keys() <= document.versions.keys():
-            raise Moved
+            raise Moved(self._repository.path)
         newest = max((*document.versions, *document.removed), key=number, default=None)
         parent = None if self._base in (None, newest) else self._base
         changed, version = document.with_version(replace(added, parent=parent))

@@ -19,8 +19,8 @@ from deltahub.server.routes.changes import Change, Moved
 from deltahub.server.routes.operations import Operations, Parser
 from deltahub.server.state import state_of
 from deltahub.server.telemetry import note
+from deltahub.stores.retry import SwapRetry
 
-_ATTEMPTS: Final = 20  # each on top of concurrent commits
 _HEADS: Final = "refs/heads/"
 
 
@@ -62,16 +62,15 @@ def _require_branch(request: Request) -> tuple[Repository, str]:
 
 
 def _commit(request: Request, operations: Operations) -> Response:
-    for _ in range(_ATTEMPTS):
+    retry = SwapRetry(Moved)
+    while True:
         repository, branch = _require_branch(request)
-        try:
+        with retry:
             commit_oid = Change(request, repository, branch, operations).make()
-        except Moved:
-            continue
-        note(request, commit=commit_oid, branch=branch)
-        url = f"{repository.state.base_url(request)}/{repository.path}/commit/{commit_oid}"
-        return JSONResponse({"success": True, "commitOid": commit_oid, "commitUrl": url, "hookOutput": ""})
-    raise Refusal(409, f"Others kept committing to {repository.path}. Repeat in a while.", headers={"Retry-After": "1"})
+            break
+    note(request, commit=commit_oid, branch=branch)
+    url = f"{repository.state.base_url(request)}/{repository.path}/commit/{commit_oid}"
+    return JSONResponse({"success": True, "commitOid": commit_oid, "commitUrl": url, "hookOutput": ""})
 
 
 routes: Final = [

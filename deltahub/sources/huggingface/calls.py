@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 from deltahub.log import LOGGER
 from deltahub.sources.base import pause
 from deltahub.sources.huggingface.failures import BUSY, Asked, sentence
+from deltahub.stores.retry import CONNECT_ATTEMPTS, HUB_ATTEMPTS
 from deltahub.stores.threads import within
 from deltahub.text.credentials import header_value
 from deltahub.version import VERSION
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_TRIES: Final = 5
-_TRIES_TO_CONNECT: Final = 2
 _LONGEST: Final = 900.0  # total seconds that one call may wait: three windows of five minutes
 
 
@@ -52,12 +51,12 @@ def patiently(call: Callable[[], T], doing: str, place: str, pause: Callable[[fl
         except HfHubHTTPError as error:
             status = error.response.status_code
             seconds = told(error.response.headers)
-            if status not in BUSY or (tries == _TRIES and seconds is None):
+            if status not in BUSY or (tries == HUB_ATTEMPTS and seconds is None):
                 raise
             reason, problem = f"it answered {status}", error
         except httpx2.TransportError as error:
             nobody = isinstance(error, httpx2.ConnectError)  # unknown host or refused connection: fails fast
-            if tries == (_TRIES_TO_CONNECT if nobody else _TRIES):
+            if tries == (CONNECT_ATTEMPTS if nobody else HUB_ATTEMPTS):
                 raise
             seconds, reason, problem = None, "the connection broke", error  # type: ignore[assignment]
         seconds = 2.0 ** (tries - 1) if seconds is None else seconds

@@ -10,10 +10,10 @@ from deltahub.errors import ConflictError, NotFoundError
 from deltahub.reference import is_version
 from deltahub.registry.entries import number
 from deltahub.sources.huggingface.calls import Calls
+from deltahub.stores.retry import SwapRetry
 
 _TAKEN: Final = 409
 _ITS_OWN: Final = 400  # status for a name with a special meaning on the hub
-_ATTEMPTS: Final = 20  # per tag, each after rereading the tags
 
 
 class GitTags:
@@ -38,15 +38,16 @@ class GitTags:
         Raises:
             ConflictError: the next number was taken concurrently at every attempt.
         """
-        version = "v1"
-        for _ in range(_ATTEMPTS):
+        retry = SwapRetry()
+        while True:
             tags = {tag: target for tag, target in self._known.items() if is_version(tag)}
             if commit in tags.values():
                 return
             version = f"v{max(map(number, tags), default=0) + 1}"
-            if self._set(version, commit, unless=_ITS_OWN):
-                return
-        raise ConflictError(f"The next version of {self._what}", version, "one of somebody else at every try")
+            with retry:
+                if self._set(version, commit, unless=_ITS_OWN):
+                    return
+                raise ConflictError(f"The next version of {self._what}", version, "one of somebody else at every try")
 
     def point(self, alias: str, commit: str) -> None:
         """Point an alias to a commit; an existing tag for another commit is deleted and created again.
@@ -54,14 +55,16 @@ class GitTags:
         Raises:
             ConflictError: it was moved concurrently at every attempt.
         """
-        for _ in range(_ATTEMPTS):
+        retry = SwapRetry()
+        while True:
             if self._known.get(alias) == commit:
                 return
             if alias in self._known:
                 self._delete(alias)
-            if self._set(alias, commit):
-                return
-        raise ConflictError(f"The alias {alias!r} of {self._what}", commit, self._known.get(alias))
+            with retry:
+                if self._set(alias, commit):
+                    return
+                raise ConflictError(f"The alias {alias!r} of {self._what}", commit, self._known.get(alias))
 
     def _set(self, tag: str, commit: str, unless: int = 0) -> bool:
         """Create a tag; if it exists already, reread all tags and return False.

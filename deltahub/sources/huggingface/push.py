@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from deltahub.checkpoint.checkpoint import CARD
 from deltahub.checkpoint.from_files import MANIFEST, OWN_CARD
@@ -25,13 +25,12 @@ from deltahub.sources.huggingface.history import BRANCH, Names, history, names
 from deltahub.sources.huggingface.page import Card, labels, page, tags_of, whole
 from deltahub.sources.huggingface.search import tags_of as tags_in
 from deltahub.sources.huggingface.snapshot import Head, manifest_in, read_head
+from deltahub.stores.retry import SwapRetry
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     CommitOperation = CommitOperationAdd | CommitOperationDelete
-
-_ATTEMPTS: Final = 20  # per commit, each after rereading the head
 
 
 @dataclass(frozen=True)
@@ -74,20 +73,20 @@ class Push:
             UnreachableError: the hub did not answer.
             StorageError: the hub refused.
         """
-        for _ in range(_ATTEMPTS):
+        retry = SwapRetry()
+        while True:
             head = self._head()
             known = names(self.calls, self.repo, self.doing)
             self._require(known)
-            published = self._older(head, known) or self._commit(head, known)
-            if published:
-                commit, new, tags = published
-                marks = GitTags(self.calls, self.repo, self.doing, known.tags)
-                if not known.document:  # a DeltaHub hub numbers its versions itself
-                    marks.number(commit)
-                for alias in self.publication.aliases:
-                    marks.point(alias, commit)
-                return Published(commit, new, tags)
-        raise ConflictError(self.what, head.commit, "a new commit at every try")
+            with retry:
+                commit, new, tags = self._older(head, known) or self._commit(head, known)
+                break
+        git_tags = GitTags(self.calls, self.repo, self.doing, known.tags)
+        if not known.document:  # a DeltaHub hub numbers its versions itself
+            git_tags.number(commit)
+        for alias in self.publication.aliases:
+            git_tags.point(alias, commit)
+        return Published(commit, new, tags)
 
     # ----- existing content -----
 
@@ -140,8 +139,12 @@ class Push:
 
     # ----- the commit -----
 
-    def _commit(self, head: Head, known: Names) -> tuple[str, bool, tuple[str, ...]] | None:
-        """Commit the changes; return None if another commit came first."""
+    def _commit(self, head: Head, known: Names) -> tuple[str, bool, tuple[str, ...]]:
+        """Commit the changes.
+
+        Raises:
+            ConflictError: another commit came first.
+        """
         from huggingface_hub.errors import HfHubHTTPError
 
         own = self.folder / CARD if any(entry.path == CARD for entry in self.manifest.files) else None
@@ -175,7 +178,7 @@ class Push:
 
         made = self.calls.make(commit, self.doing, self.what, self.manifest.size)
         if made is None:
-            return None
+            raise ConflictError(self.what, head.commit, "a new commit at every try")
         there = known.document.versions.values() if known.document else ()
         new = not same and made not in {commit_id(entry.digest) for entry in there}
         return made, new, tags if new else self._tags_at(made)
