@@ -18,7 +18,7 @@ from deltahub.registry.edits import remove, set_alias, undo
 from deltahub.registry.following import beginning
 from deltahub.registry.gc import collect, used
 from deltahub.registry.mirror import copy
-from deltahub.registry.publish import Publication, Published, publish_many
+from deltahub.registry.publish import Publication, Published, publish, publish_many
 from deltahub.registry.registry import Registry
 from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
@@ -66,7 +66,7 @@ def act(registry, mirror, chance, contents):
         list(copy(registry, mirror)) if action == "copy" else collect(registry, timedelta())
         return []
     changes = {
-        "push": lambda: registry.publish_one(Publication(one, *chance.choice(contents))).document,
+        "push": lambda: publish(registry, Publication(one, *chance.choice(contents))).document,
         "alias": lambda: set_alias(
             registry, one.path, chance.choice(["champion", "prod"]), chance.choice(["v1", None])
         ),
@@ -95,7 +95,7 @@ def test_whatever_is_done_at_once_nothing_is_lost_or_there_twice(first, contents
         for each in (registry, mirror):
             stamp = lambda numbers=numbers: ("2026-01-01T00:00:00Z", f"{next(numbers)}")  # noqa: E731
             monkeypatch.setattr(each, "stamp", stamp)
-        registry.publish(NAMES[0], *contents[0], aliases=["champion"])
+        publish(registry, Publication(NAMES[0], *contents[0], aliases=["champion"]))
         acknowledged = []
 
         def work(who, seed=seed, registry=registry, mirror=mirror, acknowledged=acknowledged):
