@@ -101,7 +101,8 @@ class Reference:
         """Return the same reference without its source."""
         return replace(self, source=None)
 
-    def exact(self, source: str, path: str, version: str) -> Reference:
+    @staticmethod
+    def exact(source: str, path: str, version: str) -> Reference:
         """Return the reference of a located version: its source, its name there, and its number."""
         namespace, _, name = path.partition("/")
         return Reference(namespace, name, source, version)

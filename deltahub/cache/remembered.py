@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,7 +53,10 @@ class CachedNames:
 
     def recall(self, wanted: Reference | Link) -> Seen | None:
         """Return the meaning of a reference at its last pull; None if it was never pulled or its record is lost."""
-        return self._read(self._file(wanted, _key(wanted)), _key(wanted))
+        seen = self._read(self._file(wanted, _key(wanted)), _key(wanted))
+        if seen and isinstance(wanted, Link):  # the record lacks the parts of the address that may be secret
+            return replace(seen, reference=wanted.pinned(seen.digest))
+        return seen
 
     def origin(self, path: str) -> Seen | None:
         """Return the meaning of a name at its last pull without a source, at any version; None if it was never pulled so."""
@@ -63,7 +66,7 @@ class CachedNames:
     def remember(self, wanted: Reference | Link, seen: Seen) -> None:
         """Record the current meaning of a reference; without write permission, record nothing."""
         names = [(wanted, _key(wanted)), (seen.reference, _key(seen.reference))]
-        if isinstance(wanted, Reference) and wanted.source is None:
+        if wanted.source is None:
             names.append((wanted, f"{wanted.path}{_ANY}"))
         for name, key in names:
             file = self._file(name, key)
@@ -109,7 +112,7 @@ class CachedNames:
         spaces = [folder for folder in root.glob("[!.]*") if folder.name.lower() == namespace.lower()]
         seen = (_seen(_document(file)) for folder in spaces for file in folder.glob("*/*.json"))
         references = (one.reference for one in seen if one)
-        return frozenset(one.source for one in references if isinstance(one, Reference) and one.source)
+        return frozenset(one.source for one in references if one.source)
 
     def near(self, path: str) -> tuple[str, ...]:
         """Return references that load from the cache and resemble a name, best first."""

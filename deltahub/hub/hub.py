@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from deltahub.cache.cache import Cache
 from deltahub.cache.remembered import CachedNames
 from deltahub.errors import DeltaHubError
-from deltahub.hub.lockfile import Lock, Pin, active, pin_of, pinned, require_pin
+from deltahub.hub.lockfile import Lock, Pin, active, pin_of, pinned
 from deltahub.hub.lookup import Lookup, as_registry
 from deltahub.hub.pull import FILES_AT_ONCE, Transfer, bring, check_replaceable, copy_out, several
 from deltahub.hub.push import push_many, ready, sign_all, sign_moved
@@ -181,20 +181,18 @@ class Hub(Lookup):
             CheckpointError: `to` holds other files, or a delta without another copy.
         """
         lock = active()
-        if lock and isinstance(wanted, Link):
-            require_pin(wanted, lock)
-            lock = None
-        if lock and isinstance(wanted, Reference):
-            found = self._pinned(lock.find(wanted), lock, fresh=force)
+        pin = lock.find(wanted) if lock else None
+        if lock and pin:
+            found = self._pinned(pin, lock, fresh=force)
         else:
             found = self.resolve(wanted, fresh=force, transfer=transfer)
-        chosen = isinstance(wanted, Link) or wanted.source is not None
-        self._check_signature(found, trust, chosen=chosen, ask=not lock or self._names.manifest(found.digest) is None)
+        ask = not pin or self._names.manifest(found.digest) is None
+        self._check_signature(found, trust, chosen=wanted.source is not None, ask=ask)
         if to and not force:
             check_replaceable(to, found.digest, self._is_kept)
-        at_once = at_once if self._choice.needs_network(found.reference.source) else 1
+        at_once = at_once if self._choice.needs_network(found.reference) else 1
         pulled = bring(found, self.cache, force=force, transfer=transfer, at_once=at_once)
-        if not lock:
+        if not pin:
             self._resolver.remember(wanted, found)
         return copy_out(pulled, to, lambda: bring(found, self.cache)) if to else pulled
 
@@ -244,8 +242,9 @@ class Hub(Lookup):
         """Check whether the cache or a registry on this machine holds a delta intact."""
         if self.cache.manifest(digest) is not None:
             return True
-        near = [it for name, it in self.registries.items() if not self._choice.needs_network(name)]
-        return any(registry.holds(digest) for registry in near)
+        return any(
+            it.registry.holds(digest) for it in self._choice.on() if isinstance(it, RegistrySource) and not it.remote
+        )
 
     def vouched(self, registry: Registry) -> Vouched | None:
         """Return a function that refuses versions without the signature that a registry requires; None if it requires none.
@@ -281,12 +280,12 @@ class Hub(Lookup):
             if keys:
                 from deltahub.hub.trust import require_signature  # late: few require signatures
 
-                require_signature(found, keys, partial(self._signatures, source), self.cache.root, because)
+                require_signature(found, keys, partial(self._signatures, found.reference), self.cache.root, because)
 
-    def _signatures(self, source: str | None, digest: str) -> Mapping[str, bytes]:
+    def _signatures(self, reference: Reference | Link, digest: str) -> Mapping[str, bytes]:
         from deltahub.registry.signatures import signatures
 
-        at = self._choice.reachable(source)
+        at = self._choice.require_reachable(self._choice.source_of(reference))
         return signatures(at.registry, digest) if isinstance(at, RegistrySource) else {}
 
     def _pinned(self, pin: Pin, lock: Lock, *, fresh: bool = False) -> Resolved:

@@ -103,12 +103,19 @@ class Lock:
         """The digests of all pins."""
         return {pin.digest for pin in self.pins.values()}
 
-    def find(self, reference: Reference) -> Pin:
+    def find(self, reference: Reference | Link) -> Pin | None:
         """Return the pin of a reference: by the locked reference, or by its locked version or digest.
+
+        Returns:
+            None for a link, which has its own pin.
 
         Raises:
             NotLockedError: the reference is not in the lock file.
+            ConfigError: the link has no pin.
         """
+        if isinstance(reference, Link):
+            _require_pin(reference, self)
+            return None
         known = [pin for pin in self.pins.values() if pin.name == reference.path]
         asked = reference.version
         found = [pin for key, pin in self.pins.items() if key == str(reference.anywhere())]
@@ -139,7 +146,7 @@ def pin_of(found: Resolved) -> Pin:
     return Pin(exact.path, exact.source, exact.version, found.digest)
 
 
-def require_pin(link: Link, lock: Lock) -> None:
+def _require_pin(link: Link, lock: Lock) -> None:
     """Check that a link is unambiguous, as a lock file in force requires.
 
     Raises:

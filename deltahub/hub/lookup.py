@@ -22,7 +22,7 @@ from deltahub.registry.search.index import INDEXES, Listed
 from deltahub.registry.search.refresh import Told
 from deltahub.registry.verify import Supply, from_registry
 from deltahub.sources.base import Known, Resolved, Source
-from deltahub.sources.catalog import Choice, Rules, Sources, registry_at
+from deltahub.sources.catalog import Choice, Rules, Sources, link_at, registry_at
 from deltahub.sources.registry import RegistrySource
 
 
@@ -51,6 +51,7 @@ class Lookup:
             Sources({name: partial(_as_source, sources, name, indexes, known) for name in sources}),
             rules or Rules(next(iter(sources))),
             partial(registry_at, indexes=indexes, known=known),
+            partial(link_at, cache=cache, names=self._names),
             local_only=local_files_only,
         )
         self._resolver = Resolver(self._choice, self._names)
@@ -123,12 +124,7 @@ class Lookup:
             UnreachableError: a source that may have it does not answer.
             IntegrityError: the manifest is damaged.
         """
-        if isinstance(wanted, Reference):
-            return self._resolver.resolve(wanted, fresh=fresh)
-        from deltahub.sources.web.source import WebSource  # late: it needs requests
-
-        source = WebSource(self.cache, self._names, self._choice.forbidden_network())
-        return source.resolve(wanted, fresh=fresh, progress=transfer.progress if transfer else None)
+        return self._resolver.resolve(wanted, fresh=fresh, progress=transfer.progress if transfer else None)
 
     def supplies(self, registry: Registry) -> dict[str, Supply]:
         """Return other places for the objects of a registry: the other registries, and the cache."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from deltahub.cache.remembered import CachedNames
 from deltahub.errors import NotFoundError
+from deltahub.link import Link
 from deltahub.reference import Reference
 from deltahub.sources.base import Source
 from deltahub.sources.catalog import Choice
@@ -34,7 +35,7 @@ class PrivateNames:
         self._choice = choice
         self._names = names
 
-    def withheld(self, reference: Reference, source: Source, asked: Sequence[Source]) -> NotFoundError | None:
+    def withheld(self, reference: Reference | Link, source: Source, asked: Sequence[Source]) -> NotFoundError | None:
         """Return the error for a forbidden lookup; None if the lookup is allowed.
 
         Args:
@@ -45,7 +46,12 @@ class PrivateNames:
         Raises:
             UnreachableError: a private source cannot list its names.
         """
-        if reference.source or source.name not in self._choice.rules.public or self._known_at(reference, source):
+        if (
+            isinstance(reference, Link)
+            or reference.source
+            or source.name not in self._choice.rules.public
+            or self._known_at(reference, source)
+        ):
             return None
         private = [one for one in asked if one.name not in self._choice.rules.public]
         near = {one.place: names for one in private if (names := one.neighbours(reference.path))}

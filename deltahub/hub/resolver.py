@@ -56,7 +56,9 @@ class Resolver:
         self.signed: Callable[[str | None], object] = lambda _: False  # whether a source requires signatures
         self._private = PrivateNames(choice, names)
 
-    def ask(self, reference: Reference, ask: Callable[[Source], T], recall: Callable[[Seen], T] | None = None) -> T:
+    def ask(
+        self, reference: Reference | Link, ask: Callable[[Source], T], recall: Callable[[Seen], T] | None = None
+    ) -> T:
         """Return an answer from the source of a delta: the named one, or else the first that has it.
 
         Args:
@@ -95,46 +97,49 @@ class Resolver:
                 asked.append(source)
         raise NotFoundError(f"The delta {reference}", _places(misses), _nearest(misses))
 
-    def resolve(self, reference: Reference, *, fresh: bool = False) -> Resolved:
+    def resolve(
+        self, reference: Reference | Link, *, fresh: bool = False, progress: Progress | None = None
+    ) -> Resolved:
         """Return the version that a reference means.
 
         Args:
             fresh: do not fall back to the meaning at its last pull.
+            progress: see `Source.resolve`.
 
         Raises:
             NotFoundError: no source has it, or the first that has it lacks the version.
             IntegrityError: the manifest is damaged, or this version had other content when it was last pulled.
             ConfigError: it came from one of the user's own sources before, and now only a public one has it.
         """
-        found = self.ask(reference, lambda source: source.resolve(reference), None if fresh else self._from_cache)
-        if reference.source is None:
-            self._compare_origin(reference, found)
-        self._compare_versions(reference, found)
+        recall = None if fresh else self._from_cache
+        found = self.ask(reference, lambda source: source.resolve(reference, progress), recall)
+        if isinstance(reference, Reference):  # a link has no history
+            if reference.source is None:
+                self._compare_origin(reference, found)
+            self._compare_versions(reference, found)
         return found
 
     def remember(self, wanted: Reference | Link, found: Resolved) -> None:
         """Record the current meaning of a reference or a link."""
-        exact = found.reference
-        place = exact.shown if isinstance(exact, Link) else self._choice.source(exact.source).place
-        self._names.remember(wanted, Seen(exact, found.digest, place))
+        place = self._choice.source_of(found.reference).place
+        self._names.remember(wanted, Seen(found.reference, found.digest, place))
 
-    def _recalled(self, reference: Reference) -> Seen | None:
+    def _recalled(self, reference: Reference | Link) -> Seen | None:
         """Return the meaning of a reference at its last pull, if its source is still in use and the delta is cached."""
         seen = self._names.recall(reference)
         if seen is None or self._names.manifest(seen.digest) is None:
             return None
-        name = _exact(seen.reference).source
-        if reference.source is None and name not in self._choice.names(reference.namespace):
-            return None
-        return seen if self._choice.source(name).place == seen.place else None
+        name = seen.reference.source
+        source = next((it for it in self._choice.candidates(reference) if it.name == name), None)
+        return seen if source and source.place == seen.place else None
 
     def _from_cache(self, seen: Seen) -> Resolved:
         manifest = self._names.manifest(seen.digest)
         assert manifest is not None
-        exact = _exact(seen.reference)
+        exact = seen.reference
 
         def fetch(entry: FileEntry, into: Path, progress: Progress | None) -> None:
-            source = self._choice.source(exact.source)
+            source = self._choice.source_of(exact)
             if why := self._choice.forbidden(source):
                 raise self._not_cached(exact, source, f"It is damaged in the cache. {why}", [])
             msg = f"{exact} is damaged in the cache, and {source.place} gives no answer. Repeat later."
@@ -194,7 +199,7 @@ class Resolver:
             raise IntegrityError(f"The history of {exact.path}", str(past), found, remedy)
 
     def _not_cached(
-        self, reference: Reference, source: Source, why: str, misses: list[NotFoundError]
+        self, reference: Reference | Link, source: Source, why: str, misses: list[NotFoundError]
     ) -> NotCachedError:
         places = (*_places(misses), f"what was pulled from {source.place}")
         near = dict.fromkeys((*_nearest(misses), *self._names.near(reference.path)))
@@ -242,7 +247,9 @@ def _changed(name: Reference, before: Seen, found: Resolved) -> IntegrityError:
     return IntegrityError(f"The history of {name}", before.digest, found.digest, remedy)
 
 
-def _stopped(reference: Reference, source: Source, error: UnreachableError, near: tuple[str, ...]) -> UnreachableError:
+def _stopped(
+    reference: Reference | Link, source: Source, error: UnreachableError, near: tuple[str, ...]
+) -> UnreachableError:
     if reference.source:
         return error
     close = f" The nearest names elsewhere are: {', '.join(near)}." if near else ""

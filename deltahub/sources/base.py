@@ -102,8 +102,11 @@ class Source(Protocol):
         """Whether it needs the network."""
         ...
 
-    def resolve(self, reference: Reference) -> Resolved:
+    def resolve(self, reference: Reference | Link, progress: Progress | None = None) -> Resolved:
         """Return the version that a reference means, with its manifest.
+
+        Args:
+            progress: receives the bytes of files that must be downloaded for this.
 
         Raises:
             NotFoundError: the delta does not exist here, or these credentials may not see it.

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from deltahub.errors import ConfigError, UnreachableError
-from deltahub.link import SOURCE as LINKS
+from deltahub.cache.cache import Cache
+from deltahub.cache.remembered import CachedNames
+from deltahub.errors import ConfigError, NotFoundError, UnreachableError
+from deltahub.link import Link
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.settings import environment
@@ -76,6 +78,13 @@ def registry_at(address: str, indexes: Path, known: Known) -> RegistrySource:
     return RegistrySource(Registry(Configured(place, place).store(), place), indexes, known)
 
 
+def link_at(link: Link, cache: Cache, names: CachedNames) -> Source:
+    """Open a link, which is a source of one delta."""
+    from deltahub.sources.web.source import WebSource  # late: it needs requests
+
+    return WebSource(link, cache, names)
+
+
 @dataclass(frozen=True)
 class Rules:
     """Rules for the selection of sources.
@@ -122,6 +131,7 @@ class Choice:
         sources: by name, in lookup order, including disabled ones.
         rules: the selection rules.
         open_place: opens the registry at an address that is not a configured source.
+        open_link: opens a link.
         local_only: use no network, regardless of the environment.
     """
 
@@ -130,12 +140,14 @@ class Choice:
         sources: Mapping[str, Source],
         rules: Rules,
         open_place: Callable[[str], Source],
+        open_link: Callable[[Link], Source],
         *,
         local_only: bool = False,
     ) -> None:
         self.sources = sources
         self.rules = rules
         self._open_place = open_place
+        self._open_link = open_link
         self._local_only = local_only
 
     def source(self, name: str | None) -> Source:
@@ -157,13 +169,20 @@ class Choice:
             raise disabled_source(name)
         return self.sources[name]
 
+    def source_of(self, reference: Reference | Link) -> Source:
+        """Return the source that a reference names, or that a link is; the default source for a name without one."""
+        return self._open_link(reference) if isinstance(reference, Link) else self.source(reference.source)
+
     def reachable(self, name: str | None) -> Source:
+        """Return a source by name for a request that the cache cannot answer; raises like `require_reachable`."""
+        return self.require_reachable(self.source(name))
+
+    def require_reachable(self, source: Source) -> Source:
         """Return a source for a request that the cache cannot answer.
 
         Raises:
             UnreachableError: it needs the network, which may not be used.
         """
-        source = self.source(name)
         if why := self.forbidden(source):
             msg = f"{source.place} needs the network, and {why}. Unset that, or name a registry in a folder."
             raise UnreachableError(msg)
@@ -189,26 +208,25 @@ class Choice:
             raise ConfigError(msg)
         return on
 
-    def candidates(self, reference: Reference) -> Iterator[Source]:
+    def candidates(self, reference: Reference | Link) -> Iterator[Source]:
         """Yield the sources to try for a delta, in order."""
-        if reference.source:
-            yield self.source(reference.source)
+        if isinstance(reference, Link) or reference.source:
+            yield self.source_of(reference)
             return
         for name in self.names(reference.namespace):
             yield self.sources[name]
 
-    def needs_network(self, name: str | None) -> bool:
-        """Return whether deltas from a source come over the network."""
-        return name == LINKS or (name is not None and name in self.sources and self.sources[name].remote)
+    def needs_network(self, reference: Reference | Link) -> bool:
+        """Return whether a delta comes over the network; False if its source is not in use any more."""
+        try:
+            return self.source_of(reference).remote
+        except (NotFoundError, ConfigError):
+            return False
 
     def forbidden(self, source: Source) -> str | None:
         """Return why a source may not be used without network access, as a clause; None if it may be used."""
-        return self.forbidden_network(hub=source.name in self.rules.hubs) if source.remote else None
-
-    def forbidden_network(self, *, hub: bool = False) -> str | None:
-        """Return why the network may not be used, as a clause; None if it may be used.
-
-        Args:
-            hub: whether it is used through the Hugging Face client.
-        """
-        return "local_files_only is set" if self._local_only else environment.forbidden(hub=hub)
+        if not source.remote:
+            return None
+        return (
+            "local_files_only is set" if self._local_only else environment.forbidden(hub=source.name in self.rules.hubs)
+        )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from deltahub.checkpoint.backbone_fit import backbone_tensors
 from deltahub.checkpoint.manifest import FileEntry
 from deltahub.errors import ConfigError, DeltaHubError
+from deltahub.link import Link
 from deltahub.reference import Reference
 from deltahub.registry.amend import Amendment, amend
 from deltahub.registry.document import ReferenceDocument
@@ -54,11 +55,11 @@ class RegistrySource:
         """Whether it is in a bucket; a folder on a network drive does not count."""
         return self.registry.store.url.startswith("s3://")
 
-    def resolve(self, reference: Reference) -> Resolved:
+    def resolve(self, reference: Reference | Link, progress: Progress | None = None) -> Resolved:
         """See `Source.resolve`; the document is always read again, so that moved aliases are noticed."""
         document = self.registry.document(reference.path)
         version = document.resolve(reference.version)
-        exact = reference.exact(self.name, document.name, version)
+        exact = Reference.exact(self.name, document.name, version)
         digest = document.versions[version].digest
         found = self._known(exact) if self._known else None
         manifest = found[1] if found and found[0] == digest else self.registry.manifest(digest)

@@ -11,6 +11,7 @@ from deltahub.cache.cache import Cache
 from deltahub.cache.remembered import CachedNames
 from deltahub.hub.pull import bring
 from deltahub.link import Link
+from deltahub.sources.base import Resolved
 from deltahub.sources.web.client import Limits
 from deltahub.sources.web.source import WebSource
 from tests.sources.web_server import Site, serving
@@ -37,12 +38,14 @@ class Web:
         self.names = CachedNames(self.cache)
         self.pauses: list[float] = []
 
-    def source(self, limits: Limits | None = None, forbidden: str | None = None) -> WebSource:
-        return WebSource(self.cache, self.names, forbidden, limits or Limits(connect=5, answer=5), self.pauses.append)
+    def source(self, link: Link, limits: Limits | None = None) -> WebSource:
+        return WebSource(link, self.cache, self.names, limits or Limits(connect=5, answer=5), self.pauses.append)
+
+    def resolve(self, link: Link, limits: Limits | None = None) -> Resolved:
+        return self.source(link, limits).resolve(link)
 
     def pull(self, url: str, limits: Limits | None = None) -> Path:
-        found = self.source(limits).resolve(Link.parse(url))
-        return bring(found, self.cache).folder
+        return bring(self.resolve(Link.parse(url), limits), self.cache).folder
 
 
 @pytest.fixture

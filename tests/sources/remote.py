@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from deltahub.errors import UnreachableError
+from deltahub.link import Link
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.registry import Registry
 from deltahub.sources.base import Resolved
 from deltahub.sources.registry import RegistrySource
+from deltahub.stores.base import Progress
 from deltahub.stores.memory import MemoryStore
 
 
@@ -33,7 +35,7 @@ class Remote(RegistrySource):
             msg = f"Reading {self.place} failed. The server cannot be reached."
             raise UnreachableError(msg)
 
-    def resolve(self, reference: Reference) -> Resolved:
+    def resolve(self, reference: Reference | Link, progress: Progress | None = None) -> Resolved:
         self._answer()
         return super().resolve(reference)
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from deltahub.cache.remembered import Seen
 from deltahub.checkpoint import checkpoint
 from deltahub.errors import (
     CheckpointError,
@@ -20,6 +21,7 @@ from deltahub.errors import (
     StorageError,
     UnreachableError,
 )
+from deltahub.hub.pull import bring
 from deltahub.link import Link
 from deltahub.reference import Reference
 from deltahub.registry.bundle import export_bundle
@@ -77,13 +79,13 @@ def test_a_folder_without_a_card_is_one_too(web, published, site):
 
 def test_a_query_goes_with_every_file_and_is_shown_nowhere(web, published, site):
     link = Link.parse(f"{published()}?key=hidden")
-    found = web.source().resolve(link)
+    found = web.resolve(link)
 
     assert all(path.endswith("?key=hidden") for path in site.paths())
     assert "hidden" not in f"{found.reference} {link}"
     (site.root / "ner" / checkpoint.CONFIG).write_text("{")
     with pytest.raises(CheckpointError) as caught:
-        web.source().resolve(link)
+        web.resolve(link)
     assert "hidden" not in str(caught.value)
 
 
@@ -147,13 +149,11 @@ def test_a_pin_is_the_digest_of_the_delta_or_of_the_file_and_anything_else_is_re
 
 def test_a_link_with_the_digest_of_a_delta_that_was_pulled_asks_nobody(web, published, site):
     url = published()
-    found = web.source().resolve(Link.parse(url))
+    found = web.resolve(Link.parse(url))
     web.pull(url)
-    from deltahub.cache.remembered import Seen
-
     web.names.remember(Link.parse(url), Seen(found.reference, found.digest, url))
     asked = len(site.asked)
-    again = web.source().resolve(found.reference)
+    again = web.resolve(found.reference)
 
     assert again.digest == found.digest
     assert len(site.asked) == asked
@@ -529,3 +529,31 @@ def test_through_a_proxy_a_public_link_leads_to_no_private_name(web, monkeypatch
     with pytest.raises(UnreachableError, match="is not public"):
         web.pull("http://deltas.example/ner")
     assert [path for path, _ in site.asked] == ["http://deltas.example/ner/delta_config.json"]
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        (lambda source: source.publish(None), "cannot be pushed to"),
+        (lambda source: source.search(None), "cannot be searched"),
+        (lambda source: source.document("acme/ner"), "has no history"),
+        (lambda source: source.amend("acme/ner", None, None), "its delta cannot be changed"),
+    ],
+)
+def test_a_link_can_only_be_pulled(web, call, why):
+    with pytest.raises(
+        ConfigError, match=rf"https://host/ner\?\.\.\. is a link to one delta, so .*{why}.*deltahub push"
+    ):
+        call(web.source(Link.parse("https://me:hidden@host/ner?key=hidden")))
+
+
+def test_a_cached_delta_that_is_fetched_again_is_downloaded_once_for_all_its_files(web, bundle, site):
+    link = Link.parse(bundle("acme/ner"))
+    pulled = bring(web.resolve(link), web.cache)
+    asked = len(site.asked)
+
+    again = bring(web.resolve(link), web.cache, force=True)
+
+    assert again == pulled
+    assert len(pulled.manifest.files) > 2
+    assert len(site.asked) - asked == 2  # the start of the bundle, and the bundle

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from deltahub.checkpoint.from_files import MANIFEST
 from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import CheckpointError, NotFoundError, NoVersionError
+from deltahub.link import Link
 from deltahub.reference import LATEST, Reference, is_digest
 from deltahub.registry.amend import Amendment
 from deltahub.registry.commit_message import commit_id
@@ -87,7 +88,7 @@ class HuggingFace:
         """Always True."""
         return True
 
-    def resolve(self, reference: Reference) -> Resolved:
+    def resolve(self, reference: Reference | Link, progress: Progress | None = None) -> Resolved:
         """See `Source.resolve`: one request, or none for a commit pulled before.
 
         A repo without a manifest is listed, and its delta downloaded at once to build one.

@@ -1,18 +1,27 @@
-"""Links as a source: deltas at http(s) URLs."""
+"""Links as sources: deltas at http(s) URLs."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from deltahub.cache.cache import Cache
-from deltahub.cache.remembered import CachedNames, Seen
+from deltahub.cache.remembered import CachedNames
 from deltahub.checkpoint.manifest import FileEntry, Manifest
-from deltahub.errors import IntegrityError, NotCachedError, UnreachableError
-from deltahub.link import Link
-from deltahub.log import LOGGER
-from deltahub.sources.base import Resolved, pause
+from deltahub.errors import ConfigError, IntegrityError
+from deltahub.link import SOURCE, Link
+from deltahub.reference import Reference
+from deltahub.registry.amend import Amendment
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version
+from deltahub.registry.publish import Publication
+from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.index import Listed
+from deltahub.registry.search.refresh import Told
+from deltahub.sources.base import Pushed, Resolved, pause
 from deltahub.sources.partial import PARTIAL
 from deltahub.sources.web.bundle import ENDING, WebBundle, digest_in
 from deltahub.sources.web.client import Limits, Web
@@ -21,63 +30,68 @@ from deltahub.stores.base import Progress
 
 
 class WebSource:
-    """Deltas at URLs.
+    """A link: the source of the one delta at its URL, which can only be pulled.
 
     Args:
+        link: the link.
         cache: holds pulled deltas.
         names: records what links resolved to when last pulled.
-        forbidden: why the network may not be used, as a clause; None if it may be used.
         limits: sizes, timeouts and attempts; by default from the environment.
         pause: waits for a number of seconds.
     """
 
+    name = SOURCE
+    remote = True
+
     def __init__(
         self,
+        link: Link,
         cache: Cache,
         names: CachedNames,
-        forbidden: str | None = None,
         limits: Limits | None = None,
         pause: Callable[[float], None] = pause,
     ) -> None:
-        self._cache, self._names, self._forbidden = cache, names, forbidden
+        self._link, self._cache, self._names = link, cache, names
         self._limits, self._pause = limits, pause
 
-    def resolve(self, link: Link, *, fresh: bool = False, progress: Progress | None = None) -> Resolved:
-        """Resolve a link; a pinned and cached one needs no network.
+    @property
+    def place(self) -> str:
+        """The address without parts that may be secret."""
+        return self._link.shown
+
+    def resolve(self, reference: Reference | Link, progress: Progress | None = None) -> Resolved:
+        """Resolve the link; a pinned and cached one needs no network.
 
         Args:
-            fresh: ignore the cache.
+            reference: the link.
             progress: receives the bytes of a bundle, which must be downloaded to resolve the link.
 
         Raises:
             NotFoundError: there is no delta.
-            NotCachedError: the network may not be used, and the link was never pulled.
-            UnreachableError: the server does not answer, and the link was never pulled.
+            UnreachableError: the server does not answer.
             IntegrityError: it is damaged, or not the one pinned by the link.
             StorageError: it is too large, or the server refuses.
         """
-        seen = None if fresh else self._recalled(link)
-        if self._forbidden:
-            if seen is None:
-                raise NotCachedError(str(link), (), self._names.near(link.path), str(link), self._forbidden)
-            LOGGER.info("%s, so %s is what it was when last pulled: %s", self._forbidden, link, seen.digest)
-            return seen
-        if seen and link.pin:
-            return seen
-        try:
-            return self._fetched(link, progress, fresh=fresh)
-        except UnreachableError as error:
-            if seen is None:
-                raise
-            LOGGER.warning("%s Until then %s is what it was when last pulled: %s", error, link, seen.digest)
-            return seen
+        link = self._link
+        seen = self._names.recall(link) if link.pin else None
+        if seen and (manifest := self._names.manifest(seen.digest)):
+            return self._held(seen.digest, manifest)
+        web = self._web()
+        if _is_bundle(link):  # the start of a bundle tells which delta it is
+            digest = digest_in(web, link)
+            manifest = self._names.manifest(digest) if link.pin in (None, digest.removeprefix("sha256:")) else None
+            if manifest:
+                return self._held(digest, manifest)
+        found = self._fetched(web, link, progress)
+        return Resolved(link.pinned(found.manifest.digest), found.manifest.digest, found.manifest, found.fetch)
 
-    def _fetched(self, link: Link, progress: Progress | None, *, fresh: bool) -> Resolved:
-        web, kept = Web(self._limits or Limits.read(), self._pause), self._cache.root / PARTIAL
+    def _web(self) -> Web:
+        return Web(self._limits or Limits.read(), self._pause)
+
+    def _fetched(self, web: Web, link: Link, progress: Progress | None) -> WebBundle | WebFolder:
+        kept = self._cache.root / PARTIAL
         found: WebBundle | WebFolder
-        if urlsplit(link.url).path.endswith(ENDING):
-            if not fresh and (held := self._held_bundle(web, link)):
-                return held
+        if _is_bundle(link):
             found = WebBundle(web, link, self._cache.root, kept, progress)
             also, what = found.file_sha256, "the bundle"
         else:
@@ -87,28 +101,57 @@ class WebSource:
         if link.pin and link.pin not in (digest.removeprefix("sha256:"), also):
             there = f"sha256:{also} ({what}) and {digest} (the delta)"
             raise IntegrityError(link.shown, f"sha256:{link.pin}", there, "Ask its owner what was changed.")
-        return Resolved(link.pinned(digest), digest, found.manifest, found.fetch)
+        return found
 
-    def _held_bundle(self, web: Web, link: Link) -> Resolved | None:
-        """Return the cached delta of a bundle, identified by the start of the bundle, without downloading the rest."""
-        digest = digest_in(web, link)
-        manifest = self._names.manifest(digest) if link.pin in (None, digest.removeprefix("sha256:")) else None
-        return self._held(link, digest, manifest) if manifest else None
-
-    def _recalled(self, link: Link) -> Resolved | None:
-        """Return what a link resolved to when last pulled, if it is cached."""
-        seen: Seen | None = self._names.recall(link)
-        manifest = self._names.manifest(seen.digest) if seen else None
-        return self._held(link, seen.digest, manifest) if seen and manifest else None
-
-    def _held(self, link: Link, digest: str, manifest: Manifest) -> Resolved:
-        """Return a cached delta; it is downloaded again only if the cached copy is damaged."""
+    def _held(self, digest: str, manifest: Manifest) -> Resolved:
+        """Return a cached delta; it is downloaded again, once for all files, only if the cached copy is damaged."""
+        link, lock = self._link.pinned(digest), threading.Lock()
+        fetched: list[WebBundle | WebFolder] = []
 
         def fetch(entry: FileEntry, into: Path, progress: Progress | None) -> None:
-            if self._forbidden:
-                why = f"It is damaged in the cache. {self._forbidden}"
-                raise NotCachedError(str(link), (), (), str(link), why)
-            found = self._fetched(link.pinned(digest), progress, fresh=True)
-            found.fetch(entry, into, progress)
+            with lock:
+                if not fetched:
+                    fetched.append(self._fetched(self._web(), link, progress))
+            fetched[0].fetch(entry, into, progress)
 
-        return Resolved(link.pinned(digest), digest, manifest, fetch)
+        return Resolved(link, digest, manifest, fetch)
+
+    def neighbours(self, path: str) -> tuple[str, ...]:
+        """Return no names: a link leads to one delta."""
+        return ()
+
+    def document(self, path: str) -> ReferenceDocument:
+        """Refuse: a link has no history."""
+        self._refuse("it has no history")
+
+    def search(
+        self,
+        query: Query,
+        limit: int | None = None,
+        offset: int = 0,
+        backbone: Path | None = None,
+        told: Told | None = None,
+    ) -> tuple[list[Listed], int]:
+        """Refuse: a link leads to one delta."""
+        self._refuse("it cannot be searched")
+
+    def publish(
+        self, publication: Publication, *, private: bool | None = None, progress: Progress | None = None
+    ) -> Pushed:
+        """Refuse: nothing can be pushed to a link."""
+        self._refuse("it cannot be pushed to")
+
+    def amend(self, path: str, version: str | None, amendment: Amendment) -> tuple[str, Version]:
+        """Refuse: a link keeps no versions."""
+        self._refuse("its delta cannot be changed")
+
+    def _refuse(self, why: str) -> NoReturn:
+        msg = (
+            f"{self.place} is a link to one delta, so {why}. Pull it, and push its folder to a registry to give it a name: "
+            "deltahub push FOLDER --to local"
+        )
+        raise ConfigError(msg)
+
+
+def _is_bundle(link: Link) -> bool:
+    return urlsplit(link.url).path.endswith(ENDING)
