@@ -129,8 +129,8 @@ class AttentionCall:
             return torch.cat([near.to(bias).expand(*bias.shape[:-1], places), bias], dim=-1)
         # T5 passes the first layer's bias to the other layers. OpenDelta drops it in layers with a prefix, and trained
         # prefixes rely on that.
-        kept = None if self.rows is None else self.rows.to(bias.device).view(-1, 1, 1, 1)
-        bias = torch.zeros_like(bias) if kept is None else torch.where(kept, torch.zeros_like(bias), bias)
+        row_mask = None if self.rows is None else self.rows.to(bias.device).view(-1, 1, 1, 1)
+        bias = torch.zeros_like(bias) if row_mask is None else torch.where(row_mask, torch.zeros_like(bias), bias)
         return F.pad(bias, (places, 0))
 
     def _seen(self) -> int | Tensor:
@@ -153,13 +153,13 @@ def install() -> None:
     """Let sites act in every attention that uses transformers' interface; idempotent."""
     from transformers.modeling_utils import AttentionInterface  # late: takes seconds, and not every backbone needs it
 
-    own = AttentionInterface.get_interface
-    if hasattr(own, _MARK):
+    original = AttentionInterface.get_interface
+    if hasattr(original, _MARK):
         return
 
-    @functools.wraps(own)
+    @functools.wraps(original)
     def get_interface(self: Any, attn_implementation: Any, default: Any) -> Any:
-        return functools.partial(_attend, own(self, attn_implementation, default), attn_implementation)
+        return functools.partial(_attend, original(self, attn_implementation, default), attn_implementation)
 
     setattr(get_interface, _MARK, True)
     AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
@@ -194,8 +194,8 @@ def _attend(
 
 def _is_causal(module: nn.Module, options: dict[str, Any]) -> bool:
     """Return whether sdpa treats a call without a mask as causal: see `sdpa_attention_forward` in transformers."""
-    told = options.get("is_causal")
-    return bool(getattr(module, "is_causal", True) if told is None else told)
+    option = options.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if option is None else option)
 
 
 def check_implementation(implementation: str | None, name: str) -> None:

@@ -38,14 +38,14 @@ def attentions(backbone: nn.Module) -> dict[str, nn.Module]:
     Raises:
         TargetError: the backbone has no such module.
     """
-    found = {name: module for name, module in own_modules(backbone) if goes_through_interface(module)}
-    if not found:
+    modules = {name: module for name, module in own_modules(backbone) if goes_through_interface(module)}
+    if not modules:
         msg = (
             f"No attention of this {type(backbone).__name__} goes through transformers' attention interface, which is where "
             f"a prefix is added. {_families()}"
         )
         raise TargetError(msg)
-    return found
+    return modules
 
 
 def _families() -> str:
@@ -72,22 +72,22 @@ def key_value_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> d
     install()
     for name, module in modules.items():
         check_implementation(getattr(getattr(module, "config", None), "_attn_implementation", None), name)
-    told = {name: _told(module) for name, module in modules.items()}
-    unknown = [name for name, widths in told.items() if widths is None]
-    seen = _probe(backbone, unknown) if unknown else {}
-    return {name: widths or seen[name] for name, widths in told.items()}
+    declared_widths = {name: _declared_widths(module) for name, module in modules.items()}
+    unknown = [name for name, widths in declared_widths.items() if widths is None]
+    probed_widths = _probe(backbone, unknown) if unknown else {}
+    return {name: widths or probed_widths[name] for name, widths in declared_widths.items()}
 
 
-def _told(module: nn.Module) -> Widths | None:
+def _declared_widths(module: nn.Module) -> Widths | None:
     """Return the widths of an attention whose layers, head count and head width agree, else None."""
     code = inspect.unwrap(type(module).forward).__code__
-    whole = _number(module, _HEADS) * _number(module, _HEAD_WIDTHS)
-    if not whole or {"repeat_kv", "repeat_interleave"} & {*code.co_names}:
+    width = _number(module, _HEADS) * _number(module, _HEAD_WIDTHS)
+    if not width or {"repeat_kv", "repeat_interleave"} & {*code.co_names}:
         return None  # it repeats heads itself, so the interface receives more of them
     layers = {key: shape[1] for key, layer in module._modules.items() if layer and (shape := linear_width(layer))}
-    apart = any(layers.get(key) == layers.get(value) == whole for key, value in _PAIRS)
-    fused = any(layers.get(key) == 3 * whole for key in _FUSED)
-    return (whole, whole) if apart or fused else None
+    apart = any(layers.get(key) == layers.get(value) == width for key, value in _PAIRS)
+    fused = any(layers.get(key) == 3 * width for key in _FUSED)
+    return (width, width) if apart or fused else None
 
 
 def _number(module: nn.Module, names: tuple[str, ...]) -> int:
@@ -106,34 +106,34 @@ def _number(module: nn.Module, names: tuple[str, ...]) -> int:
 class _Recorder(Insertion):
     """Insertion that records the widths an attention is called with."""
 
-    def __init__(self, name: str, seen: dict[str, Widths], wanted: int) -> None:
+    def __init__(self, name: str, widths: dict[str, Widths], expected_count: int) -> None:
         super().__init__()
-        self.name, self.seen, self.wanted = name, seen, wanted
+        self.name, self.widths, self.expected_count = name, widths, expected_count
 
     def attend(self, target: nn.Module, call: AttentionCall) -> AttentionCall:
         """Record the widths and change nothing; end the forward pass once all are known."""
         width, value_width = (states.shape[1] * states.shape[-1] for states in (call.key, call.value))
-        self.seen.setdefault(self.name, (width, value_width))
-        if len(self.seen) == self.wanted:
+        self.widths.setdefault(self.name, (width, value_width))
+        if len(self.widths) == self.expected_count:
             raise _AllSeen
         return call
 
 
 def _probe(backbone: nn.Module, names: list[str]) -> dict[str, Widths]:
     clone = meta_copy(backbone).eval()
-    seen: dict[str, Widths] = {}
+    widths: dict[str, Widths] = {}
     modules = dict(own_modules(clone))
     for name in names:
-        insert(modules[name], "widths", _Recorder(name, seen, len(names)))
+        insert(modules[name], "widths", _Recorder(name, widths, len(names)))
     failures = list(_failures(backbone, clone))
-    if missing := [name for name in names if name not in seen]:
+    if missing := [name for name in names if name not in widths]:
         why = f"failed: {failures[0]}" if failures else "never called it"
         msg = (
             f"The widths of keys and values in {missing[0]} ({type(modules[missing[0]]).__name__}) are not known: the module "
             f"does not tell them, and a pseudo forward {why}. Leave it out with exclude_modules."
         )
         raise TargetError(msg) from next(iter(failures), None)
-    return seen
+    return widths
 
 
 def _failures(backbone: nn.Module, clone: nn.Module) -> Iterator[Exception]:

@@ -131,8 +131,8 @@ def build(
         "Left out, as they are never called (their parents read their weights themselves): %s",
         ", ".join(silent),
     )
-    left = [target for target in targets if target.name not in silent]
-    return dict(method.new_insertions(backbone, config, left, like))
+    called_targets = [target for target in targets if target.name not in silent]
+    return dict(method.new_insertions(backbone, config, called_targets, like))
 
 
 def _silent(backbone: nn.Module, insertions: Mapping[str, Insertion]) -> list[str]:
@@ -151,8 +151,14 @@ def _check_named(
 
     They are also refused if no other module is left, or if modules belong together in pairs.
     """
-    own = [pattern for pattern in config.modified_modules or () if pattern not in method.default_modified_modules]
-    named = {target.name for target in find_targets(backbone, own, (), config.common_structure)} if own else set()
+    explicit_patterns = [
+        pattern for pattern in config.modified_modules or () if pattern not in method.default_modified_modules
+    ]
+    named = (
+        {target.name for target in find_targets(backbone, explicit_patterns, (), config.common_structure)}
+        if explicit_patterns
+        else set()
+    )
     if method.addresses_each > 1 or len(silent) == len(every):
         named.update(silent)
     for address in silent:
@@ -206,5 +212,5 @@ def check_dtype(dtype: object) -> None:
 
 def _precision(module: nn.Module, fallback: torch.dtype) -> torch.dtype:
     """Return the dtype of a module's floating-point parameters: its own first, which are found faster than nested ones."""
-    own = (parameter for parameter in module._parameters.values() if parameter is not None)
-    return next((p.dtype for p in chain(own, module.parameters()) if p.is_floating_point()), fallback)
+    direct_parameters = (parameter for parameter in module._parameters.values() if parameter is not None)
+    return next((p.dtype for p in chain(direct_parameters, module.parameters()) if p.is_floating_point()), fallback)

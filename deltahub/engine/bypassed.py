@@ -46,8 +46,8 @@ def uncalled(backbone: nn.Module, delta: str, addresses: Iterable[str]) -> list[
             targets[address] = target
     if not (has_run(backbone, delta) or any(site_of(target).called for target in targets.values())):
         return []
-    seen = {_kind(address) for address, target in targets.items() if was_called(target)}
-    return [address for address in targets if _kind(address) not in seen]
+    called_kinds = {_kind(address) for address, target in targets.items() if was_called(target)}
+    return [address for address in targets if _kind(address) not in called_kinds]
 
 
 def _kind(address: str) -> str:
@@ -77,17 +77,17 @@ def is_bypassed(backbone: nn.Module, address: str) -> bool:
 @lru_cache(maxsize=4096)
 def _mentions(kind: type[nn.Module], child: str) -> frozenset[str]:
     """Return how a class uses the child of this name: "read", "used", or "lent" for a child of another module."""
-    found: set[str] = set()
+    mentions: set[str] = set()
     if any(value == child for base in kind.__mro__ for value in vars(base).values() if isinstance(value, str)):
-        found.add("used")  # the name may be used for a lookup
+        mentions.add("used")  # the name may be used for a lookup
     for code in _methods(kind):
         names = {*code.co_names, *(constant for constant in code.co_consts if isinstance(constant, str))}
         if not names.isdisjoint(_ALL_CHILDREN):
-            found.add("used")
+            mentions.add("used")
         if child in names or "getattr" in names:
             steps = [step for step in dis.get_instructions(code) if step.opname not in _BETWEEN]
-            found |= {_mention(steps, place, child) for place in range(len(steps))}
-    return frozenset(found - {""})
+            mentions |= {_mention(steps, place, child) for place in range(len(steps))}
+    return frozenset(mentions - {""})
 
 
 def _mention(steps: list[dis.Instruction], place: int, child: str) -> str:
@@ -125,19 +125,19 @@ def _methods(kind: type[nn.Module]) -> Iterator[CodeType]:
                     yield from _codes(member, set())
 
 
-def _codes(member: Any, seen: set[int]) -> Iterator[CodeType]:
+def _codes(member: Any, visited_ids: set[int]) -> Iterator[CodeType]:
     """Yield the code of a method or property, or of the function it wraps, and of the nested functions."""
-    if id(member) in seen:
+    if id(member) in visited_ids:
         return
-    seen.add(id(member))
-    inner = [held for within in ("__wrapped__", "fget", "func") if (held := getattr(member, within, None))]
-    for held in inner:
-        yield from _codes(held, seen)
+    visited_ids.add(id(member))
+    inner = [function for within in ("__wrapped__", "fget", "func") if (function := getattr(member, within, None))]
+    for function in inner:
+        yield from _codes(function, visited_ids)
     if isinstance(member, FunctionType) and not inner:  # a wrapper is generic and names no children
         yield from _with_inner(member.__code__)
         for cell in member.__closure__ or ():
-            if isinstance(held := _content(cell), FunctionType):
-                yield from _codes(held, seen)
+            if isinstance(function := _content(cell), FunctionType):
+                yield from _codes(function, visited_ids)
 
 
 def _content(cell: Any) -> Any:

@@ -36,14 +36,14 @@ def possible_inputs(backbone: nn.Module, batch: int = 1, length: int = 2) -> Ite
         [*few, *(name for name in _MAKERS if maker.takes(name))],
         ["input_ids"],
     ]
-    seen = []
+    yielded_shapes = []
     for names in sets:
         for turned in (False, True):
-            made = maker.make(dict.fromkeys(names), turned=turned)
-            shapes = {name: tuple(tensor.shape) for name, tensor in made.items()}
-            if made and shapes not in seen:
-                seen.append(shapes)
-                yield made
+            inputs = maker.make(dict.fromkeys(names), turned=turned)
+            shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+            if inputs and shapes not in yielded_shapes:
+                yielded_shapes.append(shapes)
+                yield inputs
 
 
 class _Maker:
@@ -65,10 +65,10 @@ class _Maker:
         return name in self.names
 
     def make(self, names: dict[str, None], *, turned: bool) -> dict[str, Tensor]:
-        made = {name: _MAKERS[name](self, turned) for name in names if name in _MAKERS}
-        return made | {"input_ids": ids(self, False)} if not made and self.open else made
+        inputs = {name: _MAKERS[name](self, turned) for name in names if name in _MAKERS}
+        return inputs | {"input_ids": ids(self, False)} if not inputs and self.open else inputs
 
-    def told(self, *names: str, default: int) -> int:
+    def option(self, *names: str, default: int) -> int:
         """Return the first number found under one of these names in the config or a config inside it."""
         for name in names:
             for config in self.configs():
@@ -89,9 +89,9 @@ class _Maker:
     def image(self) -> tuple[int, int, int]:
         """Return channels, height and width."""
         sides = next((s for c in self.configs() if (s := getattr(c, "image_size", None)) is not None), None)
-        side = self.told("image_size", "input_size", "img_size", default=224)
+        side = self.option("image_size", "input_size", "img_size", default=224)
         height, width = sides if isinstance(sides, (list, tuple)) and len(sides) == 2 else (side, side)
-        return self.told("num_channels", "in_channels", "in_chans", "num_input_channels", default=3), height, width
+        return self.option("num_channels", "in_channels", "in_chans", "num_input_channels", default=3), height, width
 
 
 def _empty(*shape: int) -> Tensor:
@@ -105,12 +105,12 @@ def ids(maker: _Maker, turned: bool) -> Tensor:
 
 def _pixels(maker: _Maker, turned: bool) -> Tensor:
     """Return images, ``(batch, channels, height, width)``; if turned, with frames, as a video model expects."""
-    frames = maker.told("num_frames", "frames_per_clip", "video_size", default=2)
+    frames = maker.option("num_frames", "frames_per_clip", "video_size", default=2)
     return _empty(maker.batch, *((frames,) if turned else ()), *maker.image())
 
 
 def _videos(maker: _Maker, turned: bool) -> Tensor:
-    frames = maker.told("num_frames", "frames_per_clip", default=4)
+    frames = maker.option("num_frames", "frames_per_clip", default=4)
     channels, height, width = maker.image()
     if (crop := getattr(maker.config, "crop_size", None)) is not None:
         height = width = crop
@@ -119,17 +119,17 @@ def _videos(maker: _Maker, turned: bool) -> Tensor:
 
 def _wave(maker: _Maker, turned: bool) -> Tensor:
     """Return samples ``(batch, time)``, or a spectrogram ``(batch, time, bins)``; if turned, with a channel: ``(batch, 1, time)``."""
-    bins = maker.told("num_mel_bins", default=0)
-    if bins and (frames := maker.told("max_length", default=0)):
+    bins = maker.option("num_mel_bins", default=0)
+    if bins and (frames := maker.option("max_length", default=0)):
         return _empty(maker.batch, frames, bins)
     return _empty(maker.batch, 1, 4000) if turned else _empty(maker.batch, 4000)
 
 
 def _features(maker: _Maker, turned: bool) -> Tensor:
     """Return a spectrogram ``(batch, bins, frames)``; if turned, ``(batch, frames, bins)``."""
-    bins = maker.told("num_mel_bins", "feature_size", "input_feat_per_channel", "input_dim", "n_mels", default=80)
-    bins = maker.told("feature_projection_input_dim", default=bins)
-    frames = 2 * maker.told("max_source_positions", default=100)
+    bins = maker.option("num_mel_bins", "feature_size", "input_feat_per_channel", "input_dim", "n_mels", default=80)
+    bins = maker.option("feature_projection_input_dim", default=bins)
+    frames = 2 * maker.option("max_source_positions", default=100)
     return _empty(maker.batch, frames, bins) if turned else _empty(maker.batch, bins, frames)
 
 
@@ -138,10 +138,10 @@ def _boxes(maker: _Maker, turned: bool) -> Tensor:
 
 
 def _past(maker: _Maker, turned: bool) -> Tensor:
-    length = maker.told("context_length", "prediction_length", default=32)
+    length = maker.option("context_length", "prediction_length", default=32)
     lags = getattr(maker.config, "lags_sequence", None)
     length += max(lags) if lags else 0
-    channels = maker.told("num_input_channels", "input_size", default=1)
+    channels = maker.option("num_input_channels", "input_size", default=1)
     return _empty(maker.batch, length) if turned or channels == 1 else _empty(maker.batch, length, channels)
 
 

@@ -72,10 +72,10 @@ def fill(insertions: Mapping[str, Insertion], backbone: nn.Module, tensors: Mapp
     expected = {name: tensor for name, (_, _, tensor) in places.items()}
     if names := replaced_names(tensors):
         statistics = running_statistics(backbone)
-        own = {**statistics, **dict(backbone_tensors(backbone))}
-        expected.update({name: own[name] for name in names if name in own})
+        originals = {**statistics, **dict(backbone_tensors(backbone))}
+        expected.update({name: originals[name] for name in names if name in originals})
         refuse_without_values(expected, names)
-        _refuse_quantised({name: own[name] for name in names if name in own and name not in statistics})
+        _refuse_quantised({name: originals[name] for name in names if name in originals and name not in statistics})
     check_fit(expected, tensors)
     shares: dict[str, dict[str, Tensor]] = {address: {} for address in insertions}
     for name, (address, key, _) in places.items():
@@ -109,22 +109,22 @@ def _refuse_quantised(tensors: Mapping[str, Tensor]) -> None:
             raise CheckpointError(msg)
 
 
-def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Check a checkpoint's tensors against those of a delta.
 
     Raises:
         CheckpointError: they do not fit; the message lists the first few mismatches.
     """
-    wrong = [f"{name} is missing" for name in expected if name not in found]
-    wrong += [f"{name} is not part of this delta" for name in found if name not in expected]
-    for name in expected.keys() & found.keys():
-        want, have = list(expected[name].shape), list(found[name].shape)
+    wrong = [f"{name} is missing" for name in expected if name not in tensors]
+    wrong += [f"{name} is not part of this delta" for name in tensors if name not in expected]
+    for name in expected.keys() & tensors.keys():
+        want, have = list(expected[name].shape), list(tensors[name].shape)
         if want != have:
             wrong.append(f"{name} is {have}, expected {want}")
-        elif expected[name].is_floating_point() != found[name].is_floating_point():
-            wrong.append(f"{name} is {found[name].dtype}, expected {expected[name].dtype}")
+        elif expected[name].is_floating_point() != tensors[name].is_floating_point():
+            wrong.append(f"{name} is {tensors[name].dtype}, expected {expected[name].dtype}")
     if not wrong:
-        wrong = not_finite(found)
+        wrong = not_finite(tensors)
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         msg = f"The tensors do not fit the delta: {'; '.join(wrong[:3])}{more}. Load it with the config it was saved with."

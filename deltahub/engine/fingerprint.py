@@ -37,12 +37,12 @@ def fingerprint(
     Raises:
         DeltaHubError: a tensor is on the meta device and has no bytes.
     """
-    own, elsewhere = own_values(backbone), offloaded(backbone)
+    originals, elsewhere = own_values(backbone), offloaded(backbone)
     leaves: list[Leaf] = []
     for name, tensor in backbone_tensors(backbone):
         if name not in without and (version > 1 or _in_version_1(tensor)):
             fetch = elsewhere.get(name)
-            value = own[name] if name in own else tensor if fetch is None else fetch()
+            value = originals[name] if name in originals else tensor if fetch is None else fetch()
             # A value saved before the backbone was cast counts as cast with it.
             leaves += _leaves(name, whole(value).to(tensor.dtype), version)
     for name, tensor in _other_state(backbone) if version > 1 else ():
@@ -62,10 +62,10 @@ def _in_version_1(tensor: Tensor) -> bool:
 
 def backbone_values(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the backbone's own value of each tensor, even where deltas replaced it or were merged into it."""
-    own = own_values(backbone)
+    originals = own_values(backbone)
     for name, tensor in backbone_tensors(backbone):
         # A value saved before the backbone was moved or cast counts as moved and cast with it.
-        yield name, own[name].to(tensor.device, tensor.dtype) if name in own else tensor
+        yield name, originals[name].to(tensor.device, tensor.dtype) if name in originals else tensor
 
 
 def backbone_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -74,13 +74,13 @@ def backbone_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in own_parameters(backbone):
         if not (parameter.is_meta and name in tied):  # accelerate unties the tensors it offloads
             yield name, parameter
-    seen: set[Tensor] = set()
+    yielded_buffers: set[Tensor] = set()
     for prefix, module in own_modules(backbone):
         for key, buffer in module._buffers.items():
-            kept = key not in module._non_persistent_buffers_set
+            is_persistent = key not in module._non_persistent_buffers_set
             name = f"{prefix}.{key}" if prefix else key
-            if kept and buffer is not None and buffer not in seen:
-                seen.add(buffer)
+            if is_persistent and buffer is not None and buffer not in yielded_buffers:
+                yielded_buffers.add(buffer)
                 yield name, buffer
 
 

@@ -72,9 +72,9 @@ def refuse_busy(sites: Iterable[Site]) -> None:
 
 
 def _merged(names: Iterable[str]) -> MergeError:
-    found = ", ".join(map(repr, names))
+    quoted_names = ", ".join(map(repr, names))
     return MergeError(
-        f"{found} is merged into the backbone's weights, which no delta was made for. Call unmerge() first."
+        f"{quoted_names} is merged into the backbone's weights, which no delta was made for. Call unmerge() first."
     )
 
 

@@ -112,11 +112,11 @@ def update_fault(layer: nn.Module) -> str:
 
 
 def _shape_fault(layer: nn.Module) -> str:
-    found = tuple(layer.weight.shape)  # type: ignore[arg-type]
+    shape = tuple(layer.weight.shape)  # type: ignore[arg-type]
     n_in, n_out = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
-    if isinstance(n_in, int) and isinstance(n_out, int) and not is_turned(layer) and found != (n_out, n_in):
-        return f"its weight is {list(found)}, not [{n_out}, {n_in}]"
-    return "" if len(found) == 2 else f"its weight is {list(found)}, not a matrix"
+    if isinstance(n_in, int) and isinstance(n_out, int) and not is_turned(layer) and shape != (n_out, n_in):
+        return f"its weight is {list(shape)}, not [{n_out}, {n_in}]"
+    return "" if len(shape) == 2 else f"its weight is {list(shape)}, not a matrix"
 
 
 def _has_original_forward(layer: nn.Module) -> bool:
@@ -135,10 +135,10 @@ def _trial_of_linear(layer: nn.Module) -> bool | None:
     weight, bias = linear_weight(twin), twin._parameters.get("bias")
     x = _random((2, weight.shape[1]), 2) + 0.5
     expected = F.linear(x, weight, bias if bias is None or bias.dim() == 1 else None)
-    found = _called(layer, twin, x)
-    if not isinstance(found, Tensor) or found.shape != expected.shape:
+    output = _called(layer, twin, x)
+    if not isinstance(output, Tensor) or output.shape != expected.shape:
         return None
-    return _agree(found, expected)
+    return _agree(output, expected)
 
 
 # ----- look-ups -----
@@ -161,9 +161,9 @@ def lookup_fault(layer: nn.Embedding) -> str:
     rows = torch.tensor(list(some))
     expected = F.embedding(rows, twin.weight)  # type: ignore[arg-type]
     scale = embed_scale(twin)
-    found = _called(layer, twin, rows)
-    same = isinstance(found, Tensor) and found.shape == expected.shape
-    return "" if same and _agree(found, expected if scale is None else expected * scale) else mistaken
+    output = _called(layer, twin, rows)
+    same = isinstance(output, Tensor) and output.shape == expected.shape
+    return "" if same and _agree(output, expected if scale is None else expected * scale) else mistaken
 
 
 def embed_scale(layer: nn.Module) -> Tensor | float | None:
@@ -207,25 +207,25 @@ def norm_form(layer: nn.Module) -> NormForm | None:
     twin = _stand_in(layer)
     if twin is None or len(_arguments(layer)) != 1:
         return None
-    known = [float(eps) for name in _EPS_NAMES if isinstance(eps := getattr(layer, name, None), (int, float))]
-    for eps in known or _COMMON_EPS:
+    eps_values = [float(eps) for name in _EPS_NAMES if isinstance(eps := getattr(layer, name, None), (int, float))]
+    for eps in eps_values or _COMMON_EPS:
         # Values as small as the root of eps determine eps; a mean other than 0 distinguishes LayerNorm from RMSNorm.
         draw = _random((3, weight.shape[0]), 2) + 0.5
         inputs = [draw, draw * max(eps, 1e-12) ** 0.5]
         outputs = [_called(layer, twin, x) for x in inputs]
         for form in (NormForm(True, eps), NormForm(False, eps)):
-            if all(_is_norm_of(form, twin, x, found) for x, found in zip(inputs, outputs, strict=True)):
+            if all(_is_norm_of(form, twin, x, output) for x, output in zip(inputs, outputs, strict=True)):
                 return form
     return None
 
 
-def _is_norm_of(form: NormForm, twin: nn.Module, x: Tensor, found: Any) -> bool:
-    if not isinstance(found, Tensor) or found.shape != x.shape:
+def _is_norm_of(form: NormForm, twin: nn.Module, x: Tensor, output: Any) -> bool:
+    if not isinstance(output, Tensor) or output.shape != x.shape:
         return False
     weight, bias = twin._parameters["weight"], twin._parameters.get("bias")
     assert weight is not None
     n, shift = form.normalised(x), 0 if bias is None else bias
-    return _agree(found, n * weight + shift) or _agree(found, n * (1 + weight) + shift)
+    return _agree(output, n * weight + shift) or _agree(output, n * (1 + weight) + shift)
 
 
 # ----- biases -----
@@ -248,14 +248,14 @@ def bias_fault(layer: nn.Module) -> str:
 
 def _forward_of(layer: nn.Module) -> Any:
     """Return the function that computes a layer's output, without hooks that move its tensors; None if it is not known."""
-    held = layer.__dict__
-    if "_hf_hook" in held and "_old_forward" in held:  # accelerate wraps the original forward
-        own = held["_old_forward"]
-    elif "forward" in held:
-        own = held["forward"]
+    attributes = layer.__dict__
+    if "_hf_hook" in attributes and "_old_forward" in attributes:  # accelerate wraps the original forward
+        forward = attributes["_old_forward"]
+    elif "forward" in attributes:
+        forward = attributes["forward"]
     else:
         return type(layer).forward
-    return own.__func__ if inspect.ismethod(own) and own.__self__ is layer else None
+    return forward.__func__ if inspect.ismethod(forward) and forward.__self__ is layer else None
 
 
 def _own_forward(layer: nn.Module) -> str:
@@ -274,15 +274,15 @@ def _stand_in(layer: nn.Module) -> nn.Module | None:
     if _forward_of(layer) is None:
         return None
     twin = copy.copy(layer)
-    held = twin.__dict__
-    held["training"] = False
-    held["_parameters"] = {
+    attributes = twin.__dict__
+    attributes["training"] = False
+    attributes["_parameters"] = {
         key: None if value is None else nn.Parameter(_random(tuple(value.shape), seed), requires_grad=False)
         for seed, (key, value) in enumerate(layer._parameters.items())
     }
-    held["_buffers"] = {key: _buffer(value) for key, value in layer._buffers.items()}
+    attributes["_buffers"] = {key: _buffer(value) for key, value in layer._buffers.items()}
     try:
-        held["_modules"] = {
+        attributes["_modules"] = {
             key: child if child is None or key == "deltas" else copy.deepcopy(child).to("cpu", torch.float32)
             for key, child in layer._modules.items()
         }
@@ -315,6 +315,6 @@ def _called(layer: nn.Module, twin: nn.Module, x: Tensor) -> Any:
         return None
 
 
-def _agree(found: Tensor, expected: Tensor) -> bool:
-    error = (found.float() - expected).abs().max()
+def _agree(output: Tensor, expected: Tensor) -> bool:
+    error = (output.float() - expected).abs().max()
     return bool(error <= 1e-4 * expected.abs().max())  # False for a NaN

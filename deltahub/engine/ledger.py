@@ -142,8 +142,8 @@ def _record(backbone: nn.Module, entry: Entry, name: str) -> Override:
 
 
 def _exchanged(backbone: nn.Module, entry: Entry, name: str) -> TargetError:
-    found, kept = list(tensor_called(backbone, name).shape), list(entry.replaced[name])
-    how = f"is {found}, and was {kept} when" if found != kept else "was replaced after"
+    shape, recorded_shape = list(tensor_called(backbone, name).shape), list(entry.replaced[name])
+    how = f"is {shape}, and was {recorded_shape} when" if shape != recorded_shape else "was replaced after"
     return TargetError(
         f"{name} {how} the delta {entry.name!r} began to train it. Resize or replace it before freeze_module."
     )
@@ -160,10 +160,10 @@ def names_on(backbone: nn.Module) -> set[str]:
     return names
 
 
-def free_name(backbone: nn.Module, wanted: str) -> str:
-    """Return `wanted`, with a number appended if a delta already has that name."""
+def free_name(backbone: nn.Module, base_name: str) -> str:
+    """Return `base_name`, with a number appended if a delta already has that name."""
     taken = names_on(backbone)
-    names = (f"{wanted}_{number}" if number else wanted for number in range(len(taken) + 1))
+    names = (f"{base_name}_{number}" if number else base_name for number in range(len(taken) + 1))
     return next(name for name in names if name not in taken)
 
 
@@ -211,12 +211,12 @@ def drop_ledger(backbone: nn.Module) -> None:
     if ATTRIBUTE not in backbone.__dict__:
         return
     delattr(backbone, ATTRIBUTE)
-    for hooks, own in (
+    for hooks, ledger_hook in (
         (backbone._state_dict_hooks, _keep_trainable),
         (backbone._load_state_dict_post_hooks, _miss_only_trainable),
         (backbone._forward_pre_hooks, _before_run),
     ):
-        for key in [key for key, hook in hooks.items() if hook is own]:
+        for key in [key for key, hook in hooks.items() if hook is ledger_hook]:
             del hooks[key]
 
 
@@ -252,8 +252,10 @@ def _keep_trainable(module: nn.Module, state_dict: dict[str, Any], prefix: str, 
     ledger = module.__dict__.get(ATTRIBUTE)
     if not isinstance(ledger, Ledger) or not ledger.only_trainable:
         return
-    kept = _kept_names(module)
-    for key in [key for key in state_dict if key.startswith(prefix) and plain_name(key[len(prefix) :]) not in kept]:
+    kept_names = _kept_names(module)
+    for key in [
+        key for key in state_dict if key.startswith(prefix) and plain_name(key[len(prefix) :]) not in kept_names
+    ]:
         del state_dict[key]
 
 
@@ -263,9 +265,9 @@ def _miss_only_trainable(module: nn.Module, keys: Any) -> None:
     ledger = module.__dict__.get(ATTRIBUTE)
     if not isinstance(ledger, Ledger) or not ledger.only_trainable:
         return
-    kept, missing = _kept_names(module), set(keys.missing_keys)
-    frozen = [name for name, _ in module.named_parameters(remove_duplicate=False) if plain_name(name) not in kept]
-    buffers = [name for name, _ in module.named_buffers() if plain_name(name) not in kept]
+    kept_names, missing = _kept_names(module), set(keys.missing_keys)
+    frozen = [name for name, _ in module.named_parameters(remove_duplicate=False) if plain_name(name) not in kept_names]
+    buffers = [name for name, _ in module.named_buffers() if plain_name(name) not in kept_names]
     for first in [key for key in missing if frozen and key.endswith(frozen[0])]:
         prefix = first.removesuffix(frozen[0])  # of the backbone inside a wrapper, which hooks do not receive
         if missing.issuperset(prefix + name for name in frozen):
@@ -275,7 +277,8 @@ def _miss_only_trainable(module: nn.Module, keys: Any) -> None:
 
 
 def _kept_names(module: nn.Module) -> set[str]:
-    kept = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
-    kept |= {name for name, _ in module.named_buffers() if is_delta_name(name)}
+    names = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+    names |= {name for name, _ in module.named_buffers() if is_delta_name(name)}
     acting = {name for name, record in overrides(module) if record.owner is not None}
-    return {plain_name(name) for name in kept} | acting  # including running statistics, which change without a gradient
+    # Running statistics are among them: they change without a gradient.
+    return {plain_name(name) for name in names} | acting

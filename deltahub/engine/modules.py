@@ -15,12 +15,12 @@ from deltahub.engine.site import Site, uncompiled
 
 def own_modules(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Iterate over the backbone and all its modules by name, each once; the modules of deltas are not even visited."""
-    seen: set[int] = set()
+    visited_ids: set[int] = set()
 
     def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-        if id(module) in seen:
+        if id(module) in visited_ids:
             return
-        seen.add(id(module))
+        visited_ids.add(id(module))
         yield name, module
         for key, child in module._modules.items():
             if child is not None and not isinstance(child, Site):
@@ -31,11 +31,11 @@ def own_modules(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def own_parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield the backbone's own parameters by name, each once, without those of deltas."""
-    seen: set[int] = set()
+    visited_ids: set[int] = set()
     for name, module in own_modules(backbone):
         for key, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in seen:
-                seen.add(id(parameter))
+            if parameter is not None and id(parameter) not in visited_ids:
+                visited_ids.add(id(parameter))
                 yield (f"{name}.{key}" if name else key), parameter
 
 

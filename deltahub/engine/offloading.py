@@ -81,7 +81,9 @@ def _hook(module: nn.Module) -> Any:
     hook = getattr(module, "__dict__", {}).get("_hf_hook")
     if hook is None:
         return None
-    return next((one for one in getattr(hook, "hooks", (hook,)) if getattr(one, "offload", False)), None)
+    return next(
+        (candidate for candidate in getattr(hook, "hooks", (hook,)) if getattr(candidate, "offload", False)), None
+    )
 
 
 def _device(hook: Any) -> torch.device:
@@ -89,5 +91,5 @@ def _device(hook: Any) -> torch.device:
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    found = chain(module._parameters.items(), module._buffers.items())
-    return ((key, tensor) for key, tensor in found if tensor is not None)
+    named_tensors = chain(module._parameters.items(), module._buffers.items())
+    return ((key, tensor) for key, tensor in named_tensors if tensor is not None)

@@ -80,18 +80,18 @@ class Override:
     @torch.no_grad()
     def _settle(self, live: Tensor) -> None:
         """Set the live tensor to the value of the last attached delta, or else the backbone's own."""
-        current, wanted = self.owner, max(self.attached, default=None)
-        if wanted == current:
+        current, next_owner = self.owner, max(self.attached, default=None)
+        if next_owner == current:
             return
-        own = live.detach().clone() if current is None else self.base
+        base_value = live.detach().clone() if current is None else self.base
         if current is not None:
             self.values[current] = live.detach().clone()
-        value = own if wanted is None else self.values[wanted]
+        value = base_value if next_owner is None else self.values[next_owner]
         assert value is not None  # only the current owner's value is not stored
         assign(live, value)
-        self.base = None if wanted is None else own
-        if wanted is not None:
-            self.values[wanted] = None
+        self.base = None if next_owner is None else base_value
+        if next_owner is not None:
+            self.values[next_owner] = None
 
 
 def overrides(backbone: nn.Module) -> Iterator[tuple[str, Override]]:
@@ -115,19 +115,19 @@ def own_values(backbone: nn.Module) -> dict[str, Tensor]:
 
 def opened(backbone: nn.Module, names: Collection[str]) -> dict[str, Override]:
     """Return the records of some tensors, creating missing ones."""
-    wanted = {id(tensor_called(backbone, name)): name for name in names}
+    names_by_id = {id(tensor_called(backbone, name)): name for name in names}
     holders: dict[str, list[tuple[nn.Module, str]]] = {}
-    for _, module in own_modules(backbone) if wanted else ():
+    for _, module in own_modules(backbone) if names_by_id else ():
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if id(tensor) in wanted:
-                holders.setdefault(wanted[id(tensor)], []).append((module, key))
-    found = {}
+            if id(tensor) in names_by_id:
+                holders.setdefault(names_by_id[id(tensor)], []).append((module, key))
+    records_by_name = {}
     for name, places in holders.items():
         records = (module.__dict__.get(ATTRIBUTE, {}).get(key) for module, key in places)
-        found[name] = next((record for record in records if record is not None), None) or Override()
+        records_by_name[name] = next((record for record in records if record is not None), None) or Override()
         for module, key in places:
-            module.__dict__.setdefault(ATTRIBUTE, {})[key] = found[name]
-    return found
+            module.__dict__.setdefault(ATTRIBUTE, {})[key] = records_by_name[name]
+    return records_by_name
 
 
 def tidy(backbone: nn.Module) -> None:

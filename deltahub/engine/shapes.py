@@ -48,9 +48,9 @@ def linear_shape(name: str, module: nn.Module) -> tuple[int, int]:
     if is_conv1d(module):
         n_in, n_out = _shape(module)
         return n_in, n_out
-    told = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    if isinstance(told[0], int) and isinstance(told[1], int):
-        return told[0], told[1]
+    widths = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if isinstance(widths[0], int) and isinstance(widths[1], int):
+        return widths[0], widths[1]
     msg = f"{name} is a {type(module).__name__}; expected a Linear, a Conv1D or an Embedding.{_hint(name, module)}"
     raise TargetError(msg)
 
@@ -97,9 +97,9 @@ def told_width(module: nn.Module) -> int | None:
         return _shape(module)[1]
     if isinstance(module, nn.MultiheadAttention):
         return int(module.embed_dim)
-    for told in ("out_features", "out_channels", "num_channels", "num_features"):
-        if (told == "out_features" or channel_dimension(module) is not None) and isinstance(
-            width := getattr(module, told, None), int
+    for attribute in ("out_features", "out_channels", "num_channels", "num_features"):
+        if (attribute == "out_features" or channel_dimension(module) is not None) and isinstance(
+            width := getattr(module, attribute, None), int
         ):
             return width
     weight = getattr(module, "weight", None)
@@ -117,12 +117,12 @@ def output_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> dict
     Raises:
         TargetError: a module does not reveal its width, and the pseudo forward pass did not reach it.
     """
-    told = {name: told_width(module) for name, module in modules.items()}
-    if None in told.values():
-        told |= _told_inside(backbone, [name for name, width in told.items() if width is None])
-    unknown = [name for name, width in told.items() if width is None]
-    seen = _probe(backbone, unknown) if unknown else {}
-    return {name: width if width is not None else seen[name] for name, width in told.items()}
+    widths = {name: told_width(module) for name, module in modules.items()}
+    if None in widths.values():
+        widths |= _widths_inside(backbone, [name for name, width in widths.items() if width is None])
+    unknown = [name for name, width in widths.items() if width is None]
+    probed_widths = _probe(backbone, unknown) if unknown else {}
+    return {name: width if width is not None else probed_widths[name] for name, width in widths.items()}
 
 
 def input_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, int]:
@@ -135,14 +135,14 @@ def input_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> dict[
         TargetError: a module does not reveal its width, and the pseudo forward pass did not reach it.
     """
     structure = StructureMap.of(backbone)
-    told: dict[str, int | None] = {}
+    widths: dict[str, int | None] = {}
     for name, module in modules.items():
-        told[name] = structure.guess.widths_in.get(name)
-        if told[name] is None and (shape := linear_width(module) or _first_inside(structure, name, module)):
-            told[name] = shape[0]
-    unknown = [name for name, width in told.items() if width is None]
-    seen = _probe(backbone, unknown, of_inputs=True) if unknown else {}
-    return {name: width if width is not None else seen[name] for name, width in told.items()}
+        widths[name] = structure.guess.widths_in.get(name)
+        if widths[name] is None and (shape := linear_width(module) or _first_inside(structure, name, module)):
+            widths[name] = shape[0]
+    unknown = [name for name, width in widths.items() if width is None]
+    probed_widths = _probe(backbone, unknown, of_inputs=True) if unknown else {}
+    return {name: width if width is not None else probed_widths[name] for name, width in widths.items()}
 
 
 def _first_inside(structure: StructureMap, name: str, module: nn.Module) -> tuple[int, int] | None:
@@ -157,14 +157,14 @@ def _first_inside(structure: StructureMap, name: str, module: nn.Module) -> tupl
     return next(filter(None, inside), None)
 
 
-def _told_inside(backbone: nn.Module, names: Collection[str], within: str = "") -> dict[str, int]:
+def _widths_inside(backbone: nn.Module, names: Collection[str], within: str = "") -> dict[str, int]:
     """Return the widths of attentions and feed-forwards: those of their last layers, found by common name.
 
     Args:
         within: prefix of that common name: ``attn@.`` gives the widths of blocks.
     """
     structure, modules = StructureMap.of(backbone), dict(own_modules(backbone))
-    found = {name: structure.guess.widths[name] for name in names if name in structure.guess.widths}
+    widths = {name: structure.guess.widths[name] for name in names if name in structure.guess.widths}
     for name in names:
         common = f"{structure.common_name(name)}.{within}"
         last = {f"{common}proj{MARK}", f"{common}w2{MARK}"}
@@ -174,22 +174,22 @@ def _told_inside(backbone: nn.Module, names: Collection[str], within: str = "") 
                 and structure.common_name(inner) in last
                 and (shape := linear_width(module))
             ):
-                found[name] = shape[1]
-    return found
+                widths[name] = shape[1]
+    return widths
 
 
 def _probe(backbone: nn.Module, names: Collection[str], *, of_inputs: bool = False) -> dict[str, int]:
     clone = meta_copy(backbone).eval()
-    seen: dict[str, int] = {}
+    widths: dict[str, int] = {}
 
     def watch(name: str) -> Any:
         def see(hidden: Tensor) -> Tensor:
-            seen[name] = hidden.shape[-1]
+            widths[name] = hidden.shape[-1]
             return hidden
 
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             map_hidden(first_input(args, kwargs) if of_inputs else output, see)
-            if len(seen) == len(names):
+            if len(widths) == len(names):
                 raise _AllSeen
 
         return hook
@@ -199,19 +199,19 @@ def _probe(backbone: nn.Module, names: Collection[str], *, of_inputs: bool = Fal
         modules[name].register_forward_hook(watch(name), with_kwargs=True)
     failure = _run(clone, backbone)
     refused = isinstance(failure, TargetError)
-    if len(seen) < len(names) and failure and not refused:
+    if len(widths) < len(names) and failure and not refused:
         _run(clone.bfloat16(), backbone)  # some kernels of mixtures of experts support only this precision
-    missing = [name for name in names if name not in seen]
+    missing = [name for name in names if name not in widths]
     if missing and not refused:  # a block adds its attention's output to its input, so their widths agree
-        seen |= _told_inside(backbone, missing, f"attn{MARK}.")
-    if missing := [name for name in names if name not in seen]:
+        widths |= _widths_inside(backbone, missing, f"attn{MARK}.")
+    if missing := [name for name in names if name not in widths]:
         why = f"failed: {failure}" if failure else "never called it"
         msg = (
             f"The width of {missing[0]} ({type(modules[missing[0]]).__name__}) is not known: the module does not tell it, "
             f"and a pseudo forward {why}. Address a layer inside it, such as its last Linear or LayerNorm."
         )
         raise TargetError(msg) from failure
-    return seen
+    return widths
 
 
 def _run(clone: nn.Module, backbone: nn.Module) -> Exception | None:

@@ -169,13 +169,13 @@ def refuse_own_deltas(modules: Mapping[str, nn.Module]) -> None:
         TargetError: it has one.
     """
     for name, module in modules.items():
-        for held in (module._modules, module._parameters, module._buffers):
-            if CHILD in held and not isinstance(held[CHILD], Site):
-                raise _no_room(name, held[CHILD])
+        for members in (module._modules, module._parameters, module._buffers):
+            if CHILD in members and not isinstance(members[CHILD], Site):
+                raise _no_room(name, members[CHILD])
 
 
-def _no_room(name: str, own: Any) -> TargetError:
-    msg = f"{name or 'The backbone'} has an attribute {CHILD!r} of its own ({type(own).__name__}), a name that is reserved."
+def _no_room(name: str, attribute: Any) -> TargetError:
+    msg = f"{name or 'The backbone'} has an attribute {CHILD!r} of its own ({type(attribute).__name__}), a name that is reserved."
     return TargetError(f"{msg} Rename it.")
 
 
@@ -195,10 +195,10 @@ def insert(target: nn.Module, name: str, insertion: Insertion, address: str = ""
 
 def _mark(target: nn.Module) -> None:
     """Encode in the type of a module's `_parameters` which of our hooks it has; a foreign type stays."""
-    held = target._parameters
-    if type(held) is dict or isinstance(held, SiteParameters):
+    parameters = target._parameters
+    if type(parameters) is dict or isinstance(parameters, SiteParameters):
         hooks = _before in target._forward_pre_hooks.values(), _after in target._forward_hooks.values()
-        target._parameters = (_MARKS[hooks] if CHILD in target._modules else dict)(held)
+        target._parameters = (_MARKS[hooks] if CHILD in target._modules else dict)(parameters)
 
 
 def _site_at(target: nn.Module) -> Site:
@@ -244,8 +244,8 @@ def eject(target: nn.Module, name: str) -> None:
     _mark(target)
 
 
-def _unhook(hooks: dict[int, Any], flags: dict[int, bool], own: Any) -> None:
-    for key in [key for key, registered in hooks.items() if registered is own]:
+def _unhook(hooks: dict[int, Any], flags: dict[int, bool], hook: Any) -> None:
+    for key in [key for key, registered in hooks.items() if registered is hook]:
         del hooks[key]
         flags.pop(key, None)
 

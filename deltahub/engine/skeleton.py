@@ -34,11 +34,11 @@ def skeleton(folder: Path, class_name: str = "") -> nn.Module:
     except (ValueError, OSError, KeyError) as error:
         msg = f"{folder / 'config.json'} describes no backbone that transformers knows: {error}"
         raise CheckpointError(msg) from error
-    asked = getattr(transformers, class_name, None)
-    if getattr(asked, "config_class", None) is not type(config):
-        asked = None
-    found = (asked, *(getattr(transformers, name, None) for name in config.architectures or ()))
-    model_class = next((cls for cls in found if cls is not None), None)
+    requested_class = getattr(transformers, class_name, None)
+    if getattr(requested_class, "config_class", None) is not type(config):
+        requested_class = None
+    classes = (requested_class, *(getattr(transformers, name, None) for name in config.architectures or ()))
+    model_class = next((cls for cls in classes if cls is not None), None)
     with torch.device("meta"):
         model: nn.Module = (model_class or transformers.AutoModel.from_config)(config)
     return model
@@ -74,13 +74,13 @@ def common_names(backbone: nn.Module) -> dict[str, tuple[list[str], int]]:
         Common name to the real names that have it, and the number of these modules.
     """
     structure = StructureMap.of(backbone)
-    found: dict[str, tuple[list[str], int]] = {}
+    groups: dict[str, tuple[list[str], int]] = {}
     for name, _ in own_modules(backbone):
         common = structure.common_name(name)
         if common == name or not common.endswith(MARK):
             continue
         key = re.sub(r"\.\d+(?=\.)", ".*", common.replace(MARK, ""))
-        real, count = found.get(key, ([], 0))
+        real, count = groups.get(key, ([], 0))
         pattern = re.sub(r"\.\d+(?=\.)", ".*", name)
-        found[key] = ([*real, *([] if pattern in real else [pattern])], count + 1)
-    return found
+        groups[key] = ([*real, *([] if pattern in real else [pattern])], count + 1)
+    return groups

@@ -78,14 +78,14 @@ class SomeRows:
     @property
     def weight(self) -> Tensor:
         """The rows of the weight, ``(n_rows, n_in)``."""
-        whole = linear_weight(self.layer)
-        return whole[self.part.rows(whole.shape[0]).to(whole.device)]
+        full_weight = linear_weight(self.layer)
+        return full_weight[self.part.rows(full_weight.shape[0]).to(full_weight.device)]
 
     @property
     def bias(self) -> Tensor | None:
         """The rows of the bias, ``(n_rows,)``."""
-        whole = linear_bias(self.layer)
-        return None if whole is None else whole[self.part.rows(whole.shape[0]).to(whole.device)]
+        full_bias = linear_bias(self.layer)
+        return None if full_bias is None else full_bias[self.part.rows(full_bias.shape[0]).to(full_bias.device)]
 
 
 class FusedInsertion(Insertion):
@@ -117,11 +117,11 @@ class FusedInsertion(Insertion):
     @classmethod
     def after_rows(cls, members: tuple[Self, ...], target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Process all rows at once if every member acts on the same parts and the insertions of each part can be stacked."""
-        if any(one.parts != members[0].parts for one in members):
+        if any(member.parts != members[0].parts for member in members):
             return NotImplemented
         for part in members[0].parts:
-            acting = tuple(one.at(part) for one in members)
-            if len({stackable(one) for one in acting}) > 1:
+            acting = tuple(member.at(part) for member in members)
+            if len({stackable(insertion) for insertion in acting}) > 1:
                 return NotImplemented
             rows = cast("nn.Module", SomeRows(target, part))
             share = type(acting[0]).after_rows(acting, rows, args, kwargs, part.read(output))
@@ -133,11 +133,11 @@ class FusedInsertion(Insertion):
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
         """Return the target's weight, and its bias if that changes, with every part's own rows merged."""
         weight, bias = linear_weight(target), linear_bias(target)
-        whole: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for part in self.parts:
             rows = part.rows(weight.shape[0]).to(weight.device)
             for key, value in self.at(part).merged(cast("nn.Module", SomeRows(target, part))).items():
                 old = weight if key == "weight" or bias is None else bias
-                new = whole.setdefault(key, old.detach().to(value.dtype).clone())
+                new = tensors.setdefault(key, old.detach().to(value.dtype).clone())
                 new[rows] = value
-        return {key: as_kept(target, value) if key == "weight" else value for key, value in whole.items()}
+        return {key: as_kept(target, value) if key == "weight" else value for key, value in tensors.items()}

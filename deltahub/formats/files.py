@@ -82,8 +82,8 @@ def read_config(path: Path, schema: str) -> dict[str, Any]:
     if wrong := problem(document, schema):
         msg = f"{path} cannot work: {wrong}. Fetch it again, or ask its author."
         raise ConfigError(msg)
-    found: dict[str, Any] = document
-    return found
+    config: dict[str, Any] = document
+    return config
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -66,8 +66,8 @@ class Preview:
                 f"{next(iter(unknown))!r} is unknown here: expected names and a type of the tree. Load the page again."
             )
             raise ConfigError(msg)
-        wanted = {self._first[name] for name in names}
-        ordered = [name for name in self._every if name in wanted]
+        chosen_names = {self._first[name] for name in names}
+        ordered = [name for name in self._every if name in chosen_names]
         each = range(self.deltas[delta_type][0].addresses_each)
         short, exact = short_addresses(ordered, self._every), exact_addresses(ordered, self._every)
         repeated = [tuple(address for address in addresses for _ in each) for addresses in (short, exact)]
@@ -80,15 +80,15 @@ class Preview:
             line (the argument to pass), chosen (number of modules), and either refusal (a sentence) or places (patterns with the
             number of modules each matches), modules (how many the delta acts on) and parameters (how many it trains).
         """
-        told: dict[str, Any] = {"line": choice.line, "chosen": len(choice.names)}
+        reply: dict[str, Any] = {"line": choice.line, "chosen": len(choice.names)}
         if not choice.names:
-            return {**told, "refusal": "Nothing is chosen yet."}
+            return {**reply, "refusal": "Nothing is chosen yet."}
         method, config = self.deltas[choice.delta_type]
         config = replace(config, modified_modules=choice.addresses, common_structure=False)
         try:
             insertions = build(method, self.backbone, completed(method, config, self.backbone), empty=True)
         except DeltaHubError as error:
-            return {**told, "refusal": str(error)}
+            return {**reply, "refusal": str(error)}
         trained = {id(p): p.numel() for insertion in insertions.values() for p in insertion.parameters()}
         places = [{"pattern": pattern, "count": count} for pattern, count in patterns_of(insertions)]
-        return {**told, "places": places, "modules": len(insertions), "parameters": sum(trained.values())}
+        return {**reply, "places": places, "modules": len(insertions), "parameters": sum(trained.values())}

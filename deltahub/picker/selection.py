@@ -29,29 +29,29 @@ def short_addresses(chosen: Collection[str], every: Collection[str]) -> list[str
         chosen: real names of modules.
         every: the real names of all modules of the backbone.
     """
-    wanted, ends = {*chosen}, _ends(every)
+    chosen_names, ends = {*chosen}, _ends(every)
 
     def shortest(name: str) -> str:
-        return next((end for end in _tails(name) if ends[end] <= wanted), _alone(name))
+        return next((end for end in _tails(name) if ends[end] <= chosen_names), _alone(name))
 
-    return list(dict.fromkeys(shortest(name) for name in every if name in wanted))
+    return list(dict.fromkeys(shortest(name) for name in every if name in chosen_names))
 
 
 def patterns_of(names: Iterable[str]) -> list[tuple[str, int]]:
     """Combine names that differ in block numbers, for display, with counts: ``("encoder.layer.0-11.attention", 12)``."""
-    found: dict[str, list[list[int]]] = {}
+    numbers_by_pattern: dict[str, list[list[int]]] = {}
     for name in names:
         numbers = [int(part) for part in name.split(".") if part.isdecimal()]
-        found.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "\0", name), []).append(numbers)
-    return [(_filled(pattern, numbers), len(numbers)) for pattern, numbers in found.items()]
+        numbers_by_pattern.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "\0", name), []).append(numbers)
+    return [(_filled(pattern, numbers), len(numbers)) for pattern, numbers in numbers_by_pattern.items()]
 
 
 def _filled(pattern: str, numbers: list[list[int]]) -> str:
     for column in zip(*numbers, strict=True):
-        seen = sorted({*column})
-        whole = seen[-1] - seen[0] == len(seen) - 1
-        listed = ",".join(map(str, seen))
-        pattern = pattern.replace("\0", f"{seen[0]}-{seen[-1]}" if whole and len(seen) > 1 else listed, 1)
+        values = sorted({*column})
+        is_range = values[-1] - values[0] == len(values) - 1
+        listed = ",".join(map(str, values))
+        pattern = pattern.replace("\0", f"{values[0]}-{values[-1]}" if is_range and len(values) > 1 else listed, 1)
     return pattern
 
 

@@ -107,13 +107,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _guarded(self, answer: Callable[[str], None]) -> None:
         try:
-            answer(self._wanted())
+            answer(self._route())
         except _Refused as refused:
             self._send(refused.status, "text/plain; charset=utf-8", f"{refused}\n".encode())
         except DeltaHubError as error:
             self._send_json({"refusal": str(error)}, HTTPStatus.BAD_REQUEST)
 
-    def _wanted(self) -> str:
+    def _route(self) -> str:
         """Check the host, the origin and the token, and return the path below the token."""
         host = self.headers.get("Host", "")
         origin = self.headers.get("Origin")
@@ -124,24 +124,24 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(HTTPStatus.FORBIDDEN, "Open the whole address that was printed, with its secret part.")
         return rest
 
-    def _get(self, wanted: str) -> None:
-        if wanted == "tree":
+    def _get(self, route: str) -> None:
+        if route == "tree":
             self._send_json(self.server.session.tree)
-        elif wanted == "open":
+        elif route == "open":
             self._stay_open()
-        elif wanted in _FILES:
-            path, kind = _FILES[wanted]
+        elif route in _FILES:
+            path, kind = _FILES[route]
             self._send(HTTPStatus.OK, kind, path.read_bytes())
         else:
             raise _Refused(HTTPStatus.NOT_FOUND, "There is nothing here.")
 
-    def _post(self, wanted: str) -> None:
+    def _post(self, route: str) -> None:
         session = self.server.session
-        if wanted == "cancel":
+        if route == "cancel":
             session.cancel(self._send_json)
-        elif wanted == "preview":
+        elif route == "preview":
             self._send_json(session.preview(*self._choice()))
-        elif wanted == "submit":
+        elif route == "submit":
             session.submit(*self._choice(), self._send_json)
         else:
             raise _Refused(HTTPStatus.NOT_FOUND, "There is nothing here.")
@@ -154,8 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
         if int(length) > LARGEST:
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A request may have {LARGEST} bytes.")
         try:
-            asked = json.loads(self.rfile.read(int(length)))
-            names, delta_type = asked["names"], asked["type"]
+            body = json.loads(self.rfile.read(int(length)))
+            names, delta_type = body["names"], body["type"]
         except (ValueError, KeyError, TypeError, RecursionError):
             names, delta_type = None, None
         if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):

@@ -110,8 +110,8 @@ class Session:
 
     def _is_left(self) -> bool:
         with self._state:
-            gone = self._gone_at if not self._pages else None
-            return gone is not None and time.monotonic() - gone >= self._grace
+            left_at = self._gone_at if not self._pages else None
+            return left_at is not None and time.monotonic() - left_at >= self._grace
 
     def _end(self, choice: Choice | None, why: str, answer: dict[str, Any], reply: Reply) -> None:
         with self._state:

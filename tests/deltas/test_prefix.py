@@ -286,7 +286,7 @@ def test_another_kernel_is_refused_at_once_and_when_it_is_chosen_later(monkeypat
 def test_the_widths_that_modules_tell_are_those_of_a_forward_pass(make, widths, monkeypatch):
     backbone = make()
     told = key_value_widths(backbone, attentions(backbone))
-    monkeypatch.setattr("deltahub.engine.attention_layers._told", lambda module: None)
+    monkeypatch.setattr("deltahub.engine.attention_layers._declared_widths", lambda module: None)
 
     assert set(told.values()) == widths
     assert told == key_value_widths(backbone, attentions(backbone))
@@ -294,7 +294,7 @@ def test_the_widths_that_modules_tell_are_those_of_a_forward_pass(make, widths, 
 
 def test_an_attention_that_no_forward_pass_reaches_is_refused_with_the_reason(monkeypatch):
     backbone = bert()
-    monkeypatch.setattr("deltahub.engine.attention_layers._told", lambda module: None)
+    monkeypatch.setattr("deltahub.engine.attention_layers._declared_widths", lambda module: None)
 
     def fail(*args, **kwargs):
         message = "no such luck"

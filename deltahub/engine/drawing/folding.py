@@ -65,8 +65,8 @@ class Node:
     @cached_property
     def size(self) -> int:
         """Number of elements in all parameters of one of the modules; a tensor shared by two parameters counts twice."""
-        own = sum(leaf.size for leaf in self.parameters)
-        return own + sum(child.size * len(child.names) for child in self.children)
+        own_size = sum(leaf.size for leaf in self.parameters)
+        return own_size + sum(child.size * len(child.names) for child in self.children)
 
 
 def fold(model: nn.Module, *, keep_empty: bool = False, naming: Naming | None = None) -> list[Node]:
@@ -88,7 +88,7 @@ def _children(module: nn.Module, prefix: str, keep_empty: bool, naming: Naming) 
     nodes: list[Node] = []
     for node in _each(module, prefix, keep_empty, naming):
         bare = not (node.parameters or node.children)  # without contents, all such modules would be equal
-        twin = None if bare else next((other for other in nodes if other.below == node.below), None)
+        twin = None if bare else next((sibling for sibling in nodes if sibling.below == node.below), None)
         if twin is None:
             nodes.append(node)
         else:

@@ -52,9 +52,9 @@ def document(title: str, facts: Mapping[str, int], nodes: Sequence[Node], common
         common_name: returns a module's common name, ending in "@", for its real name.
     """
     style = "".join((STATIC / name).read_text("utf-8") for name in ("palette.css", "document.css"))
-    told = " · ".join(f"<b>{number:,}</b> {_text(what)}" for what, number in facts.items() if number)
+    totals = " · ".join(f"<b>{number:,}</b> {_text(label)}" for label, number in facts.items() if number)
     lines = "\n".join(line for node in nodes for line in _lines(node, "", common_name))
-    return _PAGE.format(title=_text(title), style=style, facts=told, tree=lines)
+    return _PAGE.format(title=_text(title), style=style, facts=totals, tree=lines)
 
 
 def _lines(node: Node, prefix: str, common_name: Callable[[str], str]) -> Iterator[str]:

@@ -162,12 +162,12 @@ class Visualization:
 
 def _common(structure: StructureMap, only: bool) -> Naming:
     def naming(path: str) -> str | None:
-        own = path.rpartition(".")[2]
+        own_name = path.rpartition(".")[2]
         parent, _, last = structure.common_name(path).rpartition(".")
         if last.endswith(MARK):
             return last.removesuffix(MARK)
         counted = last.isdecimal() and parent.endswith(MARK)
-        return own if counted or is_delta_name(path) or not only else None
+        return own_name if counted or is_delta_name(path) or not only else None
 
     return naming
 

@@ -69,10 +69,10 @@ class Head:
         """
         live = dict(target._parameters)
         if self.trained and target.training and torch.is_grad_enabled():
-            name, mine, other = self.trained
+            name, own_delta, other_delta = self.trained
             if any(parameter is not None and live[key].requires_grad for key, parameter in self.weights.items()):  # type: ignore[union-attr]
                 msg = (
-                    f"{name} is trained by {mine!r} and by {other!r}: heads of several deltas cannot be trained in one batch, "
+                    f"{name} is trained by {own_delta!r} and by {other_delta!r}: heads of several deltas cannot be trained in one batch, "
                     "because the backbone holds one of them at a time. Train them in batches of their own, or freeze the head."
                 )
                 raise RouteError(msg)
@@ -99,13 +99,13 @@ def heads_of(
         records = dict(module.__dict__.get(ATTRIBUTE, {}))
         if not records:
             continue
-        made: dict[tuple[int | None, ...], Head | None] = {}
+        heads: dict[tuple[int | None, ...], Head | None] = {}
         chosen = []
         for entry in rows:
             owners = tuple(_owner(entry, record) for record in records.values())
-            if owners not in made:
-                made[owners] = _head(address, module, records, owners, deltas)
-            chosen.append(made[owners])
+            if owners not in heads:
+                heads[owners] = _head(address, module, records, owners, deltas)
+            chosen.append(heads[owners])
         if any(chosen):
             yield address, module, tuple(chosen)
 

@@ -67,8 +67,8 @@ class Split:
             key: returns equal keys for those that can act at once, as in `Insertion.after_rows`.
         """
         groups: dict[Hashable, list[int]] = {}
-        for row, one in enumerate(acting):
-            groups.setdefault(None if one is None else key(one), []).append(row)
+        for row, actor in enumerate(acting):
+            groups.setdefault(None if actor is None else key(actor), []).append(row)
         parts = []
         for group, rows in groups.items():
             members = () if group is None else tuple(acting[row] for row in rows)
@@ -97,8 +97,8 @@ class Split:
         """Apply what acts on each part to its rows of a module's arguments."""
         taken = [(self._take(args, part.rows), self._take(kwargs, part.rows)) for part in self.parts]
         changed = [
-            part.acting[0].before(target, *given) if part.acting else given
-            for part, given in zip(self.parts, taken, strict=True)
+            part.acting[0].before(target, *arguments) if part.acting else arguments
+            for part, arguments in zip(self.parts, taken, strict=True)
         ]
         joined: tuple[Args, Kwargs] = self._join((args, kwargs), taken, changed, target)
         return joined
@@ -108,7 +108,7 @@ class Split:
             return share
         args, kwargs = self._take(args, part.rows), self._take(kwargs, part.rows)
         first = part.acting[0]
-        if all(one is first for one in part.acting):
+        if all(actor is first for actor in part.acting):
             return first.after(target, args, kwargs, share)
         at_once = type(first).after_rows(part.acting, target, args, kwargs, share)
         if at_once is NotImplemented:
@@ -124,25 +124,25 @@ class Split:
             return type(value)(self._take(item, rows) for item in value)
         return {key: self._take(item, rows) for key, item in value.items()} if type(value) is dict else value
 
-    def _join(self, whole: Any, taken: Sequence[Any], changed: Sequence[Any], target: nn.Module) -> Any:
+    def _join(self, value: Any, taken: Sequence[Any], changed: Sequence[Any], target: nn.Module) -> Any:
         """Join the parts of a value; a value that no part changed stays the same object."""
-        if all(one is other for one, other in zip(taken, changed, strict=True)):
-            return whole
-        if isinstance(whole, Tensor):
-            if len(self.parts) > 1 and (whole.dim() == 0 or whole.shape[0] != self.size):
-                raise _reshaped(target, f"a tensor that all rows share, {list(whole.shape)}, into another")
-            for one, other in zip(taken, changed, strict=True):
-                if not isinstance(other, Tensor) or one.shape != other.shape:
-                    found = list(other.shape) if isinstance(other, Tensor) else type(other).__name__
-                    raise _reshaped(target, f"{list(one.shape)} into {found}")
-            joined = changed[0] if len(changed) == 1 else torch.cat([other.to(whole.dtype) for other in changed])
+        if all(original is result for original, result in zip(taken, changed, strict=True)):
+            return value
+        if isinstance(value, Tensor):
+            if len(self.parts) > 1 and (value.dim() == 0 or value.shape[0] != self.size):
+                raise _reshaped(target, f"a tensor that all rows share, {list(value.shape)}, into another")
+            for original, result in zip(taken, changed, strict=True):
+                if not isinstance(result, Tensor) or original.shape != result.shape:
+                    form = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
+                    raise _reshaped(target, f"{list(original.shape)} into {form}")
+            joined = changed[0] if len(changed) == 1 else torch.cat([result.to(value.dtype) for result in changed])
             return joined if self.order is None else joined.index_select(0, self.order.to(joined.device))
-        if type(whole) in (tuple, list) and all(type(c) is type(whole) and len(c) == len(whole) for c in changed):
-            return type(whole)(
-                self._join(item, [t[i] for t in taken], [c[i] for c in changed], target) for i, item in enumerate(whole)
+        if type(value) in (tuple, list) and all(type(c) is type(value) and len(c) == len(value) for c in changed):
+            return type(value)(
+                self._join(item, [t[i] for t in taken], [c[i] for c in changed], target) for i, item in enumerate(value)
             )
-        if type(whole) is dict and all(isinstance(c, Mapping) and c.keys() == whole.keys() for c in changed):
-            return {k: self._join(v, [t[k] for t in taken], [c[k] for c in changed], target) for k, v in whole.items()}
+        if type(value) is dict and all(isinstance(c, Mapping) and c.keys() == value.keys() for c in changed):
+            return {k: self._join(v, [t[k] for t in taken], [c[k] for c in changed], target) for k, v in value.items()}
         raise _reshaped(target, "what it is called with into something else")
 
 
@@ -154,8 +154,8 @@ def hidden_of(output: Any) -> Any:
 
 
 def _with_hidden(output: Any, hidden: Tensor) -> Any:
-    own = copy.copy(output) if isinstance(output, dict) else output  # map_hidden writes into a dict
-    return map_hidden(own, lambda _: hidden)
+    result = copy.copy(output) if isinstance(output, dict) else output  # map_hidden writes into a dict
+    return map_hidden(result, lambda _: hidden)
 
 
 def _reshaped(target: nn.Module, how: str) -> RouteError:
@@ -204,12 +204,14 @@ class DetourByRows:
 
     def __init__(self, opened: Batch, address: str, site: Site, heads: Sequence[Head | None]) -> None:
         self.route, self.address = opened, address
-        one = next(site.parameters(), None)
+        parameter = next(site.parameters(), None)
         device = (
-            next((p.device for p in opened.backbone.parameters()), torch.device("cpu")) if one is None else one.device
+            next((p.device for p in opened.backbone.parameters()), torch.device("cpu"))
+            if parameter is None
+            else parameter.device
         )
         acting = [None if row is None else site._modules.get(row.name) for row in opened.rows]
-        if any(heads) and any(one is not None and one.reads_weight for one in acting):
+        if any(heads) and any(insertion is not None and insertion.reads_weight for insertion in acting):
             msg = (
                 f"{address} has other weights for some rows, and a delta there reads the weights that the backbone holds. "
                 "Leave the layer out of that delta, or route no other delta that trained it."
@@ -250,20 +252,23 @@ class DetourByRows:
 
 
 def _plan(acting: Sequence[Any], heads: Sequence[Head | None], times: int, device: torch.device) -> _Plan:
-    acting = [one for one in acting for _ in range(times)]
-    own_heads = [one for one in heads for _ in range(times)]
+    acting = [insertion for insertion in acting for _ in range(times)]
+    own_heads = [head for head in heads for _ in range(times)]
 
     def only(method: str) -> list[Insertion | None]:
-        return [one if one is not None and overrides(one, method) else None for one in acting]
+        return [insertion if insertion is not None and overrides(insertion, method) else None for insertion in acting]
 
     befores, afters, attends = only("before"), only("after"), only("attend")
     stages = [Split.of(own_heads, device)] if any(own_heads) else []
-    stages += [Split.of(afters, device, stackable)] if any(one is not None for one in afters) else []
-    several = len({id(one) for one in attends}) > 1
+    stages += [Split.of(afters, device, stackable)] if any(insertion is not None for insertion in afters) else []
+    several = len({id(insertion) for insertion in attends}) > 1
     masks = {
-        id(one): (one, torch.tensor([other is one for other in attends], device=device) if several else None)
-        for one in attends
-        if one is not None
+        id(insertion): (
+            insertion,
+            torch.tensor([row_insertion is insertion for row_insertion in attends], device=device) if several else None,
+        )
+        for insertion in attends
+        if insertion is not None
     }
-    before = Split.of(befores, device) if any(one is not None for one in befores) else None
+    before = Split.of(befores, device) if any(insertion is not None for insertion in befores) else None
     return _Plan(before, tuple(stages), tuple(masks.values()))

@@ -61,7 +61,7 @@ def infer(modules: Mapping[str, nn.Module]) -> Inferred:
     Args:
         modules: real name to module, parents before children.
     """
-    tree, found = Tree.of(modules), Inferred()
+    tree, inferred = Tree.of(modules), Inferred()
     by_block: dict[str, list[Attention]] = {}
     for name in modules:
         if (attention := attention_at(tree, name)) is not None:
@@ -76,10 +76,10 @@ def infer(modules: Mapping[str, nn.Module]) -> Inferred:
     causal = _causal(tree, by_block)
     for block in modules:
         if block in by_block:
-            base = _name_path(tree, found, block, causal.get(block.rpartition(".")[0], set()))
-            _name_block(tree, found, base, block, by_block[block], forwards[block])
-    _name_embeddings(tree, found)
-    return found
+            base = _name_path(tree, inferred, block, causal.get(block.rpartition(".")[0], set()))
+            _name_block(tree, inferred, base, block, by_block[block], forwards[block])
+    _name_embeddings(tree, inferred)
+    return inferred
 
 
 def _forwards(tree: Tree, block: str, attentions: Sequence[Attention]) -> Iterator[Forward]:
@@ -87,10 +87,10 @@ def _forwards(tree: Tree, block: str, attentions: Sequence[Attention]) -> Iterat
     return forwards_in(tree, block, {a.whole for a in attentions}, width)
 
 
-def _blocks_without_attention(tree: Tree, known: set[str]) -> Iterator[str]:
+def _blocks_without_attention(tree: Tree, known_blocks: set[str]) -> Iterator[str]:
     """Yield the outermost elements of lists that are neither in nor around the known blocks."""
-    around = {above for block in known for above in ancestors(block)}
-    taken = set(known)
+    around = {above for block in known_blocks for above in ancestors(block)}
+    taken = set(known_blocks)
     for name in tree.modules:
         is_element = name.rpartition(".")[2].isdigit()
         if is_element and name not in around and not taken.intersection((name, *ancestors(name))):
@@ -108,78 +108,78 @@ def _element_around(holder: str) -> str:
 
 
 def _name_block(
-    tree: Tree, found: Inferred, base: str, block: str, attentions: Sequence[Attention], forwards: Sequence[Forward]
+    tree: Tree, inferred: Inferred, base: str, block: str, attentions: Sequence[Attention], forwards: Sequence[Forward]
 ) -> None:
-    found.blocks.append(block)
+    inferred.blocks.append(block)
     width = next((a.width for a in attentions if a.width), None)
     for _, child in tree.children(block):
         if is_norm(tree.modules[child]):
-            found.names[child] = f"{base}.layer_norm{MARK}"
+            inferred.names[child] = f"{base}.layer_norm{MARK}"
             if width is not None:
-                found.widths[child] = width
+                inferred.widths[child] = width
     for attention in attentions:
-        _name_attention(tree, found, base, attention)
+        _name_attention(tree, inferred, base, attention)
         if attention.width is not None:
-            found.widths[attention.whole] = attention.width
+            inferred.widths[attention.whole] = attention.width
         if attention.width_in is not None:
-            found.widths_in[attention.whole] = attention.width_in
+            inferred.widths_in[attention.whole] = attention.width_in
     for forward in forwards:
         if forward.experts and width is not None:
-            found.widths[forward.holder] = found.widths_in[forward.holder] = width
-        _name_forward(tree, found, base, block, forward)
+            inferred.widths[forward.holder] = inferred.widths_in[forward.holder] = width
+        _name_forward(tree, inferred, base, block, forward)
 
 
 def _causal(tree: Tree, by_block: Mapping[str, Sequence[Attention]]) -> dict[str, set[bool]]:
     """Return for each list of blocks the values of `is_causal` of its attentions."""
-    found: dict[str, set[bool]] = {}
+    flags_by_list: dict[str, set[bool]] = {}
     for block, attentions in by_block.items():
-        told = (tree.modules[attention.core].__dict__.get("is_causal") for attention in attentions)
-        found.setdefault(block.rpartition(".")[0], set()).update(t for t in told if isinstance(t, bool))
-    return found
+        flags = (tree.modules[attention.core].__dict__.get("is_causal") for attention in attentions)
+        flags_by_list.setdefault(block.rpartition(".")[0], set()).update(t for t in flags if isinstance(t, bool))
+    return flags_by_list
 
 
-def _name_path(tree: Tree, found: Inferred, block: str, causal: set[bool]) -> str:
+def _name_path(tree: Tree, inferred: Inferred, block: str, causal: set[bool]) -> str:
     """Name a block, the list that contains it, and the encoder or decoder around it; return the block's common name."""
     container, _, number = block.rpartition(".")
     path = container.rpartition(".")[0]
-    known = ("encoder", "decoder")
+    stack_names = ("encoder", "decoder")
     for above in (path, *ancestors(path)):
-        if above.rpartition(".")[2] in known:
-            found.names.setdefault(above, _marked_path(above, known))
-    stem = _marked_path(path, known) if path else ""
+        if above.rpartition(".")[2] in stack_names:
+            inferred.names.setdefault(above, _marked_path(above, stack_names))
+    stem = _marked_path(path, stack_names) if path else ""
     if MARK not in stem and len(causal) == 1:
         stem = ".".join(filter(None, (stem, f"decoder{MARK}" if True in causal else f"encoder{MARK}")))
     base = ".".join(filter(None, (stem, f"block{MARK}"))) if container else f"block{MARK}"
-    if container and container not in found.names:
-        found.names[container] = base
-        _name_last_norms(tree, found, path, container, stem)
-    found.names[block] = f"{base}.{number}"
-    return found.names[block]
+    if container and container not in inferred.names:
+        inferred.names[container] = base
+        _name_last_norms(tree, inferred, path, container, stem)
+    inferred.names[block] = f"{base}.{number}"
+    return inferred.names[block]
 
 
-def _marked_path(path: str, known: Sequence[str]) -> str:
-    return ".".join(f"{element}{MARK}" if element in known else element for element in path.split("."))
+def _marked_path(path: str, stack_names: Sequence[str]) -> str:
+    return ".".join(f"{element}{MARK}" if element in stack_names else element for element in path.split("."))
 
 
-def _name_last_norms(tree: Tree, found: Inferred, path: str, container: str, stem: str) -> None:
+def _name_last_norms(tree: Tree, inferred: Inferred, path: str, container: str, stem: str) -> None:
     behind = False
     for _, child in tree.children(path) if path in tree.modules else ():
         if behind and is_norm(tree.modules[child]):
-            found.names.setdefault(child, ".".join(filter(None, (stem, f"layer_norm{MARK}"))))
+            inferred.names.setdefault(child, ".".join(filter(None, (stem, f"layer_norm{MARK}"))))
         behind = behind or child == container
 
 
-def _name_attention(tree: Tree, found: Inferred, base: str, attention: Attention) -> None:
-    whole = f"{base}.{'crossattn' if attention.cross else 'attn'}{MARK}"
+def _name_attention(tree: Tree, inferred: Inferred, base: str, attention: Attention) -> None:
+    common_name = f"{base}.{'crossattn' if attention.cross else 'attn'}{MARK}"
     if attention.whole == attention.block:
         inside = tree.inside.get(attention.block, ())
         if set(inside) <= set(attention.roles.values()):
-            found.aliases[attention.block] = (whole,)
+            inferred.aliases[attention.block] = (common_name,)
     else:
-        found.names[attention.whole] = whole
+        inferred.names[attention.whole] = common_name
         for name in tree.under(attention.whole):
             if is_norm(tree.modules[name]) and not name.startswith(f"{attention.core}."):
-                found.names[name] = f"{whole}.layer_norm{MARK}"
+                inferred.names[name] = f"{common_name}.layer_norm{MARK}"
     for role, layer in attention.roles.items():
         label = role
         if role in FUSED:
@@ -188,42 +188,42 @@ def _name_attention(tree: Tree, found: Inferred, base: str, attention: Attention
             if sum(part.stop - part.start for part in parts) != (parts[0].of if parts else 0) or not parts:
                 label = "kv" if "q" in attention.roles else "qkv"  # the layer has more than its known parts, or none
             if parts:
-                found.parts[layer] = parts
-        found.names[layer] = f"{whole}.{label}{MARK}"
+                inferred.parts[layer] = parts
+        inferred.names[layer] = f"{common_name}.{label}{MARK}"
 
 
-def _name_forward(tree: Tree, found: Inferred, base: str, block: str, forward: Forward) -> None:
-    whole = f"{base}.ff{MARK}"
+def _name_forward(tree: Tree, inferred: Inferred, base: str, block: str, forward: Forward) -> None:
+    common_name = f"{base}.ff{MARK}"
     if forward.holder != block:
-        found.names[forward.holder] = whole
+        inferred.names[forward.holder] = common_name
     if forward.experts:
-        found.experts.add(forward.holder)
-        found.aliases[forward.holder] = (f"{whole}.w1{MARK}", f"{whole}.w2{MARK}")
+        inferred.experts.add(forward.holder)
+        inferred.aliases[forward.holder] = (f"{common_name}.w1{MARK}", f"{common_name}.w2{MARK}")
     for role, layer in forward.layers.items():
         label = role
         if "," in role:
             parts = gate_parts(tree.modules[forward.holder])
             label = ",".join(part.label for part in parts) or "gate_w1"
             if parts:
-                found.parts[layer] = parts
-        found.names[layer] = f"{whole}.{label}{MARK}"
+                inferred.parts[layer] = parts
+        inferred.names[layer] = f"{common_name}.{label}{MARK}"
         if forward.holder == block:
-            _name_apart(tree, found, block, layer, whole)
+            _name_apart(tree, inferred, block, layer, common_name)
 
 
-def _name_apart(tree: Tree, found: Inferred, block: str, layer: str, whole: str) -> None:
+def _name_apart(tree: Tree, inferred: Inferred, block: str, layer: str, common_name: str) -> None:
     """Name a feed-forward without its own module: its layers form a group, and modules around only them get its name."""
     around = [name for name in ancestors(layer) if name.startswith(f"{block}.")]
     if not around:
-        found.groups[layer] = whole
+        inferred.groups[layer] = common_name
     for name in around:
-        found.names[name] = whole
+        inferred.names[name] = common_name
         for inner in tree.under(name):
             if is_norm(tree.modules[inner]):
-                found.names[inner] = f"{whole}.layer_norm{MARK}"
+                inferred.names[inner] = f"{common_name}.layer_norm{MARK}"
 
 
-def _name_embeddings(tree: Tree, found: Inferred) -> None:
+def _name_embeddings(tree: Tree, inferred: Inferred) -> None:
     root = tree.modules.get("")
     try:
         embeddings = root.get_input_embeddings()  # type: ignore[union-attr, operator]
@@ -231,7 +231,7 @@ def _name_embeddings(tree: Tree, found: Inferred) -> None:
         return
     name = next((name for name, module in tree.modules.items() if module is embeddings), "")
     if name and isinstance(embeddings, nn.Embedding):
-        found.names.setdefault(name, f"embeddings{MARK}")
+        inferred.names.setdefault(name, f"embeddings{MARK}")
 
 
 def found_in(modules: Mapping[str, nn.Module], guess: Inferred) -> str:

@@ -78,8 +78,8 @@ def _heads(core: nn.Module, *names: str) -> int:
     """Return a number that an attention or its config has, by the first of these names that exists."""
     for holder in (core, getattr(core, "config", None)):
         for name in names:
-            if isinstance(told := getattr(holder, name, None), int) and not isinstance(told, bool):
-                return told
+            if isinstance(value := getattr(holder, name, None), int) and not isinstance(value, bool):
+                return value
     raise LookupError(names)
 
 

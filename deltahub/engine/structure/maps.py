@@ -46,7 +46,7 @@ class Names:
 @lru_cache(maxsize=1)
 def explicit_maps() -> dict[str, tuple[Names, Names]]:
     """Return, by class name, the named modules and the groups of each class."""
-    found: dict[str, tuple[Names, Names]] = {}
+    maps_by_class: dict[str, tuple[Names, Names]] = {}
     for path in sorted(MAPS.glob("*.json")):
         for table in json.loads(path.read_text("utf-8"))["maps"]:
             names, groups = Names(), Names()
@@ -55,8 +55,8 @@ def explicit_maps() -> dict[str, tuple[Names, Names]]:
             for common, members in table.get("groups", {}).items():
                 for real in members:
                     groups.add(real, common)
-            found.update(dict.fromkeys(table["classes"], (names, groups)))
-    return found
+            maps_by_class.update(dict.fromkeys(table["classes"], (names, groups)))
+    return maps_by_class
 
 
 def explicit_map(cls: type) -> tuple[Names, Names] | None:

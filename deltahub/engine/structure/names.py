@@ -87,10 +87,10 @@ class StructureMap:
 
     def variants(self, name: str) -> tuple[tuple[str, Part | None], ...]:
         """Return every common name of a module: its own, its group's, its aliases, and those of its parts if it is fused."""
-        found = self.known.get(name)
-        if found is None:
-            found = self.known[name] = tuple(self._spelled(name))
-        return found
+        spellings = self.known.get(name)
+        if spellings is None:
+            spellings = self.known[name] = tuple(self._spelled(name))
+        return spellings
 
     def _spelled(self, name: str) -> Iterator[tuple[str, Part | None]]:
         common = self._looked_up(name)

@@ -64,8 +64,13 @@ def attention_at(tree: Tree, core: str) -> Attention | None:
     if block is None:
         return None
     whole = core
-    if roles and "proj" not in roles and core != block and (found := _projection_outside(tree, core, block, roles)):
-        whole, roles["proj"] = found
+    if (
+        roles
+        and "proj" not in roles
+        and core != block
+        and (projection := _projection_outside(tree, core, block, roles))
+    ):
+        whole, roles["proj"] = projection
     first = next((roles[key] for key in ("q", *FUSED) if key in roles), None)
     width = tree.linears[roles["proj"]][1] if "proj" in roles else tree.linears[first][0] if first else None
     latent = first is not None and first.endswith("_b_proj")  # another layer has narrowed its input
@@ -77,13 +82,13 @@ def _roles(tree: Tree, core: str) -> dict[str, str]:
     """Map roles to layers; empty if the layers are not those of one attention, or are never called themselves."""
     if reads_weights_itself(tree.modules[core]):
         return {}
-    found: dict[str, list[str]] = {}
+    layers_by_role: dict[str, list[str]] = {}
     for key, name in tree.children(core):
         role = next((role for role, words in ROLES.items() if key in words), key if key in FUSED else None)
         layer = tree.sole_linear(name) if role else None
         if role and layer:
-            found.setdefault(role, []).append(layer)
-    roles = {role: layers[0] for role, layers in found.items() if len(layers) == 1}
+            layers_by_role.setdefault(role, []).append(layer)
+    roles = {role: layers[0] for role, layers in layers_by_role.items() if len(layers) == 1}
     fused = [key for key in roles if key in FUSED]
     if "q" in roles and ("k" in roles or "v" in roles or fused):
         return roles
@@ -156,13 +161,15 @@ def forwards_in(tree: Tree, block: str, apart: set[str], width: int | None) -> I
         holder = pending.pop(0)
         if holder in apart and holder != block:
             continue
-        found = _forward_at(tree, holder, holder == block, width)
-        if found is not None:
-            yield found
+        forward = _forward_at(tree, holder, holder == block, width)
+        if forward is not None:
+            yield forward
             if holder != block:
                 continue
         taken = (
-            set() if found is None else {above for name in found.layers.values() for above in (name, *ancestors(name))}
+            set()
+            if forward is None
+            else {above for name in forward.layers.values() for above in (name, *ancestors(name))}
         )
         pending += [name for _, name in tree.children(holder) if name not in taken]
 

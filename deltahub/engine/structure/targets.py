@@ -66,8 +66,8 @@ def find_targets(
     for pattern in dict.fromkeys(patterns):
         ending = modules if pattern.startswith(REGEX_MARK) else tails.get(pattern.rpartition(".")[2], ())
         matched = _match(pattern, modules, structure, common_structure, ending)
-        if not matched and pattern in optional and (whole := undivided(pattern)):
-            matched = _match(whole, modules, structure, common_structure)
+        if not matched and pattern in optional and (undivided_pattern := undivided(pattern)):
+            matched = _match(undivided_pattern, modules, structure, common_structure)
         matched = [(name, part) for name, part in matched if not _excluded(name, left_out, structure)]
         if not matched and pattern not in optional:
             raise _no_match(pattern, modules, exclude, structure, common_structure)
@@ -87,8 +87,8 @@ def undivided(pattern: str) -> str | None:
     return f"{head}{dot}qkv{MARK}" if last in {f"q{MARK}", f"v{MARK}"} else None
 
 
-def _target(name: str, module: nn.Module, found: set[Part | None], stands_in: bool) -> Target:
-    parts = () if None in found else tuple(sorted((p for p in found if p), key=lambda part: part.start))
+def _target(name: str, module: nn.Module, hits: set[Part | None], stands_in: bool) -> Target:
+    parts = () if None in hits else tuple(sorted((p for p in hits if p), key=lambda part: part.start))
     return Target(name, module, parts, stands_in)
 
 
@@ -99,10 +99,10 @@ def without_excluded(backbone: nn.Module, targets: Sequence[Target], exclude: Se
         NoMatchError: none is left.
     """
     structure, left_out = StructureMap.of(backbone), [*exclude, *map(marked, exclude)]
-    kept = [target for target in targets if not _excluded(target.name, left_out, structure)]
-    if targets and not kept:
+    remaining_targets = [target for target in targets if not _excluded(target.name, left_out, structure)]
+    if targets and not remaining_targets:
         raise NoMatchError(targets[0].name, (), f"All that it means is left out by exclude_modules={list(exclude)}.")
-    return kept
+    return remaining_targets
 
 
 def _excluded(name: str, patterns: Sequence[str], structure: StructureMap) -> bool:

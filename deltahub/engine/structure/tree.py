@@ -12,8 +12,8 @@ Shape = tuple[int, int]
 
 def linear_width(module: nn.Module) -> Shape | None:
     """Return the input and output width of a layer that multiplies by one matrix, else None."""
-    held = module.__dict__
-    n_in, n_out = held.get("in_features"), held.get("out_features")
+    attributes = module.__dict__
+    n_in, n_out = attributes.get("in_features"), attributes.get("out_features")
     if isinstance(n_in, int) and isinstance(n_out, int) and "weight" in module._parameters:
         return n_in, n_out
     weight = module._parameters.get("weight")
@@ -26,10 +26,10 @@ def linear_width(module: nn.Module) -> Shape | None:
 def is_norm(module: nn.Module) -> bool:
     """Return whether a module is a layer norm of any kind with trainable parameters."""
     kind = type(module).__name__
-    other = ("Batch", "Group", "Instance", "NoNorm")  # MobileBERT's NoNorm only scales
+    excluded_kinds = ("Batch", "Group", "Instance", "NoNorm")  # MobileBERT's NoNorm only scales
     return (
         (kind.endswith("Norm") or "LayerNorm" in kind)
-        and not any(word in kind for word in other)
+        and not any(word in kind for word in excluded_kinds)
         and bool(module._parameters)
     )
 
@@ -42,8 +42,8 @@ def calls_attention_interface(module: nn.Module) -> bool:
 
 def reads_weights_itself(module: nn.Module) -> bool:
     """Return whether an attention passes the weights of its layers to PyTorch's, so that the layers are never called."""
-    own = (getattr(member, "__code__", None) for member in vars(type(module)).values())
-    return any(code is not None and "multi_head_attention_forward" in code.co_names for code in own)
+    codes = (getattr(member, "__code__", None) for member in vars(type(module)).values())
+    return any(code is not None and "multi_head_attention_forward" in code.co_names for code in codes)
 
 
 def ancestors(name: str) -> Iterator[str]:

@@ -38,9 +38,9 @@ from deltahub.log import LOGGER
 from deltahub.text.suggestions import suggest
 
 
-def starting_value(own: Tensor, saved: Tensor) -> Tensor:
+def starting_value(bias: Tensor, saved: Tensor) -> Tensor:
     """Return a backbone's bias in float32 or wider, for subtraction from a saved one: in half precision the difference would be inexact."""
-    return own.detach().to(saved.device, torch.promote_types(own.dtype, torch.float32))
+    return bias.detach().to(saved.device, torch.promote_types(bias.dtype, torch.float32))
 
 
 class SharedBiases:
@@ -48,13 +48,13 @@ class SharedBiases:
 
     Args:
         delta_type: the type of the delta being read. Two BitFits are alternatives, each with its own biases.
-        own: the backbone's own values by name.
+        values: the backbone's own values by name.
     """
 
-    def __init__(self, backbone: nn.Module, delta_type: str, own: Mapping[str, Tensor]) -> None:
-        self.backbone, self.own = backbone, own
+    def __init__(self, backbone: nn.Module, delta_type: str, values: Mapping[str, Tensor]) -> None:
+        self.backbone, self.values = backbone, values
         self.entries = [e for e in entries_of(backbone) if not e.config.delta_type == delta_type == "bitfit"]
-        self.found: dict[str, str] = {}
+        self.owners: dict[str, str] = {}
 
     def holds(self, name: str, saved: Tensor, *, alone: bool) -> bool:
         """Return whether a delta on the backbone already has the saved value of a tensor, bit for bit.
@@ -66,11 +66,11 @@ class SharedBiases:
             CheckpointError: a delta has trained the same bias to another value, so both would be added up.
         """
         for entry in self.entries:
-            held = self._held(entry, name, saved)
-            if held is None:
+            is_same = self._has_value(entry, name, saved)
+            if is_same is None:
                 continue
-            if held:
-                self.found[name] = entry.name
+            if is_same:
+                self.owners[name] = entry.name
                 return True
             if alone:
                 msg = (
@@ -82,21 +82,21 @@ class SharedBiases:
 
     def report(self) -> None:
         """Log which tensors were left out."""
-        if self.found:
-            name, delta = next(iter(self.found.items()))
+        if self.owners:
+            name, delta = next(iter(self.owners.items()))
             text = "%d trained biases are left out: %r on the backbone has them already (%s, ...) and brings them."
-            LOGGER.warning(text, len(self.found), delta, name)
+            LOGGER.warning(text, len(self.owners), delta, name)
 
-    def _held(self, entry: Entry, name: str, saved: Tensor) -> bool | None:
+    def _has_value(self, entry: Entry, name: str, saved: Tensor) -> bool | None:
         """Return whether a delta's value of a bias is the saved one; None if the delta has no value."""
         layer, _, leaf = name.rpartition(".")
-        if name in self.own and self.own[name].shape != saved.shape:
+        if name in self.values and self.values[name].shape != saved.shape:
             return None  # filling the delta refuses it
-        if name in self.own and torch.equal(self.own[name].detach().to(saved), saved):
+        if name in self.values and torch.equal(self.values[name].detach().to(saved), saved):
             return None  # not trained
-        if entry.config.delta_type == "bitfit" and leaf == "bias" and layer in entry.insertions and name in self.own:
+        if entry.config.delta_type == "bitfit" and leaf == "bias" and layer in entry.insertions and name in self.values:
             bias = entry.insertions[layer].state_dict()["bias"]
-            return torch.equal((saved - starting_value(self.own[name], saved)).to(bias), bias)
+            return torch.equal((saved - starting_value(self.values[name], saved)).to(bias), bias)
         if leaf == "bias" and name in entry.replaced and f"{layer}.weight" not in entry.replaced:
             return torch.equal(value_of(self.backbone, entry, name).to(saved), saved)
         return None
@@ -127,8 +127,8 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
     config = read_config(folder / CONFIG, "opendelta_config.v1")
     delta_type = config["delta_type"]
     if delta_type not in DELTA_TYPES:
-        known = suggest(delta_type, DELTA_TYPES)
-        msg = f"{folder} is an OpenDelta checkpoint of type {delta_type!r}, which this version does not load: {known}"
+        suggestion = suggest(delta_type, DELTA_TYPES)
+        msg = f"{folder} is an OpenDelta checkpoint of type {delta_type!r}, which this version does not load: {suggestion}"
         raise ConfigError(msg)
     refuse_larger(folder / WEIGHTS, backbone)
     saved = read_pickle(folder / WEIGHTS, allowed=allow_pickle)
@@ -141,9 +141,9 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
 
 def _document(config: Mapping[str, Any], addresses: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the config to DeltaHub's form."""
-    own = load_schema(SCHEMA)["definitions"][config["delta_type"]]["properties"]
-    kept = {
-        *own,
+    method_fields = load_schema(SCHEMA)["definitions"][config["delta_type"]]["properties"]
+    kept_fields = {
+        *method_fields,
         "unfrozen_modules",
         "backbone_class",
         "backbone_checkpoint_name",
@@ -151,7 +151,7 @@ def _document(config: Mapping[str, Any], addresses: Mapping[str, Any]) -> dict[s
         "delta_type",
     }
     document = {
-        **{key: value for key, value in config.items() if key in kept and value is not None},
+        **{key: value for key, value in config.items() if key in kept_fields and value is not None},
         "format_version": 1,
         "exclude_modules": [],
         **addresses,
@@ -178,22 +178,22 @@ def _habits(config: Mapping[str, Any], backbone: nn.Module) -> dict[str, Any]:
 
 
 def _check_places(tensors: Mapping[str, Tensor], config: Mapping[str, Any], backbone: nn.Module, folder: Path) -> None:
-    wanted = {f".{name}".partition(f".{CHILD}.")[0].removeprefix(".") for name in tensors if is_delta_name(name)}
-    if not wanted:
+    modules = {f".{name}".partition(f".{CHILD}.")[0].removeprefix(".") for name in tensors if is_delta_name(name)}
+    if not modules:
         msg = f"{folder / WEIGHTS} holds no tensor of a delta, though {CONFIG} says there is one. Save it again."
         raise CheckpointError(msg)
-    if missing := sorted(wanted - {name for name, _ in own_modules(backbone)}):
+    if missing := sorted(modules - {name for name, _ in own_modules(backbone)}):
         msg = f"The delta sits on {missing[0]}, which this {type(backbone).__name__} does not have. Load its own backbone."
         raise CheckpointError(msg)
-    if wanted < (meant := _meant(config, backbone)):
+    if modules < (expected := _expected_modules(config, backbone)):
         msg = (
-            f"{folder / WEIGHTS} holds no tensors for {min(meant - wanted)} ({len(meant - wanted)} of {len(meant)} modules), "
+            f"{folder / WEIGHTS} holds no tensors for {min(expected - modules)} ({len(expected - modules)} of {len(expected)} modules), "
             f"on which {CONFIG} puts the delta. Copy the checkpoint again from where it was saved."
         )
         raise CheckpointError(msg)
 
 
-def _meant(config: Mapping[str, Any], backbone: nn.Module) -> set[str]:
+def _expected_modules(config: Mapping[str, Any], backbone: nn.Module) -> set[str]:
     """Return the modules that the config puts the delta on; none if its addresses do not determine them."""
     if config["delta_type"] not in _TENSORS_EVERYWHERE or not config.get("modified_modules"):
         return set()
@@ -213,11 +213,11 @@ def _translate(
     delta_type = config["delta_type"]
     carried = Counter(m for e in entries_of(backbone) if e.config.delta_type == delta_type for m in e.insertions)
     places = chosen(saved, config, carried)
-    own = dict(backbone_values(backbone))
-    aliases = {plain_name(name) for name, _ in backbone.named_parameters(remove_duplicate=False)} - own.keys()
-    shared = SharedBiases(backbone, delta_type, own)
+    values = dict(backbone_values(backbone))
+    aliases = {plain_name(name) for name, _ in backbone.named_parameters(remove_duplicate=False)} - values.keys()
+    shared = SharedBiases(backbone, delta_type, values)
     offsets: dict[str, Tensor] = {}
-    others: list[str] = []
+    other_names: list[str] = []
     for name, tensor in saved.items():
         if place := places.get(name):
             target = delta_key(_module(place.module, delta_type, backbone), place.leaf)
@@ -227,25 +227,25 @@ def _translate(
                 yield target, tensor
         elif delta_type == "bitfit" and _is_trained_bias(name, saved):
             target = delta_key(name.removesuffix(".bias"), "bias")
-            offset = _sum(-starting_value(own[name], tensor), tensor, name) if name in own else tensor
+            offset = _sum(-starting_value(values[name], tensor), tensor, name) if name in values else tensor
             if shared.holds(name, tensor, alone=True):
                 offset = torch.zeros_like(offset)
             offsets[target] = _sum(offsets.get(target), offset, name)
-        elif name in own:
+        elif name in values:
             if not shared.holds(name, tensor, alone=_is_trained_bias(name, saved)):
                 yield name, tensor
         elif name in aliases or not tensor.is_floating_point():
             continue  # a second name of a tied tensor, or a constant such as position_ids
         elif belongs_to_a_delta(name):
-            others.append(name)
+            other_names.append(name)
         else:
             msg = f"{name} is neither part of a {delta_type} nor of this {type(backbone).__name__}. Load its own backbone."
             raise CheckpointError(msg)
     yield from offsets.items()
     shared.report()
-    if others:
-        where = "of other deltas that were on the backbone, to be loaded from their own checkpoints"
-        LOGGER.warning("%d tensors are left out: they are %s (%s, ...).", len(others), where, others[0])
+    if other_names:
+        description = "of other deltas that were on the backbone, to be loaded from their own checkpoints"
+        LOGGER.warning("%d tensors are left out: they are %s (%s, ...).", len(other_names), description, other_names[0])
 
 
 def _sum(offset: Tensor | None, more: Tensor, name: str) -> Tensor:

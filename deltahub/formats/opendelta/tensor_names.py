@@ -88,27 +88,31 @@ def chosen(saved: Mapping[str, Tensor], config: Mapping[str, Any], carried: Mapp
         Tensor name to its place, in the order of the checkpoint.
     """
     places = {name: place for name in saved if (place := place_of(config["delta_type"], name))}
-    found: dict[str, dict[str, dict[str, Tensor]]] = {}
+    deltas_by_module: dict[str, dict[str, dict[str, Tensor]]] = {}
     for name, place in places.items():
-        found.setdefault(place.module, {}).setdefault(place.number, {})[place.leaf] = saved[name]
-    numbers = {module: _number(deltas, config, carried.get(module, 0)) for module, deltas in _single(found).items()}
+        deltas_by_module.setdefault(place.module, {}).setdefault(place.number, {})[place.leaf] = saved[name]
+    numbers = {
+        module: _number(deltas, config, carried.get(module, 0)) for module, deltas in _single(deltas_by_module).items()
+    }
     return {name: place for name, place in places.items() if numbers.get(place.module) == place.number}
 
 
-def _single(found: dict[str, dict[str, dict[str, Tensor]]]) -> dict[str, dict[str, dict[str, Tensor]]]:
+def _single(deltas_by_module: dict[str, dict[str, dict[str, Tensor]]]) -> dict[str, dict[str, dict[str, Tensor]]]:
     """Remove duplicates: a parallel adapter can be saved twice, at both ends of its span of modules."""
-    seen: list[dict[str, Tensor]] = []
-    kept: dict[str, dict[str, dict[str, Tensor]]] = {}
-    for module, deltas in found.items():
+    distinct_leaves: list[dict[str, Tensor]] = []
+    single_deltas: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for module, deltas in deltas_by_module.items():
         for number, leaves in deltas.items():
-            if "down_proj.weight" not in leaves or not any(_same(leaves, other) for other in seen):
-                seen.append(leaves)
-                kept.setdefault(module, {})[number] = leaves
-    return kept
+            if "down_proj.weight" not in leaves or not any(
+                _same(leaves, earlier_leaves) for earlier_leaves in distinct_leaves
+            ):
+                distinct_leaves.append(leaves)
+                single_deltas.setdefault(module, {})[number] = leaves
+    return single_deltas
 
 
-def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[leaf], other[leaf]) for leaf in one)
+def _same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[leaf], second[leaf]) for leaf in first)
 
 
 def _number(deltas: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any], turn: int) -> str:
@@ -119,13 +123,13 @@ def _number(deltas: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any
 
 def _fits(leaves: Mapping[str, Tensor], config: Mapping[str, Any]) -> bool:
     """Return whether a delta's tensors have the sizes of its config."""
-    told = {
+    sizes = {
         "lora_A": config.get("lora_r"),
         "down_proj.weight": config.get("bottleneck_dim"),
         "past_key": config.get("prefix_token_num"),
         "soft_embeds": config.get("soft_token_num"),
     }
-    if any(leaf in leaves and size is not None and leaves[leaf].shape[:1] != (size,) for leaf, size in told.items()):
+    if any(leaf in leaves and size is not None and leaves[leaf].shape[:1] != (size,) for leaf, size in sizes.items()):
         return False
     ways = leaves.get("down_sampler.b"), leaves.get("up_sampler.b")
     if ways[0] is None or ways[1] is None or config.get("reduction_factor") is None:

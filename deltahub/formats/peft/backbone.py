@@ -62,15 +62,17 @@ class Backbone:
             CheckpointError: the backbone is not found.
         """
         leaves: dict[str, Leaf] = {leaf.name: leaf for leaf in (saved.fingerprint.leaves if saved.fingerprint else ())}
-        own = {name: tensor for name, tensor in saved.tensors.items() if not is_delta_name(name)}
-        shapes = {name: leaf.shape for name, leaf in leaves.items()} | {n: tuple(t.shape) for n, t in own.items()}
+        own_tensors = {name: tensor for name, tensor in saved.tensors.items() if not is_delta_name(name)}
+        shapes = {name: leaf.shape for name, leaf in leaves.items()} | {
+            n: tuple(t.shape) for n, t in own_tensors.items()
+        }
         class_name = str(saved.document.get("backbone_class", ""))
         if backbone is None or isinstance(backbone, nn.Module):
-            return cls(class_name, shapes, Values(leaves, own, None, backbone), "", backbone)
+            return cls(class_name, shapes, Values(leaves, own_tensors, None, backbone), "", backbone)
         folder = backbone_folder(backbone)
         named = "" if Path(backbone).expanduser().is_dir() else backbone
         model = skeleton(folder, class_name)
-        return cls(class_name, shapes, Values(leaves, own, folder, model), named, model)
+        return cls(class_name, shapes, Values(leaves, own_tensors, folder, model), named, model)
 
     @cached_property
     def stand_in(self) -> nn.Module | None:
@@ -78,14 +80,14 @@ class Backbone:
         return stand_in(self.class_name)
 
     @property
-    def known(self) -> nn.Module | None:
+    def model_or_stand_in(self) -> nn.Module | None:
         """The backbone, else its stand-in."""
         return self.stand_in if self.model is None else self.model
 
     @property
     def model_class(self) -> type[nn.Module] | None:
         """The class of the model, if known."""
-        return None if self.known is None else type(self.known)
+        return None if self.model_or_stand_in is None else type(self.model_or_stand_in)
 
     # ----- modules -----
 
@@ -94,10 +96,10 @@ class Backbone:
         """The names of all modules; a shared module has several."""
         if self.model is not None:
             return [name for name, _ in paths(self.model) if name]
-        found = {within for name in self.shapes for within in _ancestors(name)}
+        names = {within for name in self.shapes for within in _ancestors(name)}
         if self.stand_in is not None:
-            found |= {name for name, _ in paths(self.stand_in) if name and not re.search(r"\d", name)}
-        return sorted(found)
+            names |= {name for name, _ in paths(self.stand_in) if name and not re.search(r"\d", name)}
+        return sorted(names)
 
     @cached_property
     def _by_name(self) -> dict[str, nn.Module]:
@@ -112,11 +114,11 @@ class Backbone:
         Raises:
             CheckpointError: the given backbone has no module of that name.
         """
-        found = self._by_name.get(name if self.model is not None else _numberless(name))
-        if found is None and self.model is not None:
+        module = self._by_name.get(name if self.model is not None else _numberless(name))
+        if module is None and self.model is not None:
             msg = f"This {type(self.model).__name__} has no {name}. Pass the backbone of this delta."
             raise CheckpointError(msg)
-        return found
+        return module
 
     def refuse_shared(self, modules: Collection[str]) -> None:
         """Refuse modules with several parents: PEFT puts its layer into one place, while a delta acts in all.
@@ -125,12 +127,12 @@ class Backbone:
             ConfigError: a module is shared; the message names the first.
         """
         places: dict[int, int] = {}
-        for parent in () if self.known is None else self.known.modules():
+        for parent in () if self.model_or_stand_in is None else self.model_or_stand_in.modules():
             for child in parent._modules.values():
                 places[id(child)] = places.get(id(child), 0) + 1
         for name in modules:
-            found = self.module(name)
-            if found is not None and places.get(id(found), 0) > 1:
+            module = self.module(name)
+            if module is not None and places.get(id(module), 0) > 1:
                 msg = f"{name} is used in several places, and PEFT would adapt it in one of them. Load the delta with deltahub."
                 raise ConfigError(msg)
 
@@ -149,8 +151,8 @@ class Backbone:
             return False
         if shape[0] != shape[1]:
             return bias[0] != shape[0]
-        found = self._by_name.get(module if self.model is not None else _numberless(module))
-        return found is not None and is_conv1d(found)
+        layer = self._by_name.get(module if self.model is not None else _numberless(module))
+        return layer is not None and is_conv1d(layer)
 
     def is_embedding(self, module: str, n_in: int, n_out: int) -> bool:
         """Return whether the layer under an update from `n_in` to `n_out` is an embedding, with a weight ``(n_in, n_out)``.
@@ -162,12 +164,12 @@ class Backbone:
         may_be = shape in ((n_in, n_out), None) and f"{module}.bias" not in self.shapes
         if self.model is None and not may_be:
             return False
-        found = self.module(module)
-        if found is None:
+        layer = self.module(module)
+        if layer is None:
             msg = f"Only the backbone tells whether {module} is an embedding or a linear layer. {ASK}"
             raise ConfigError(msg)
-        _check_kind(module, found)
-        return isinstance(found, nn.Embedding)
+        _check_kind(module, layer)
+        return isinstance(layer, nn.Embedding)
 
     def parts(self, module: str, labels: Collection[str]) -> dict[str, Part]:
         """Return the parts of a fused layer, by label.
@@ -186,11 +188,11 @@ class Backbone:
             structure = StructureMap.of(self.model)
             for name, _ in paths(self.model):
                 self._parts[name] = {part.label: part for _, part in structure.variants(name) if part}
-        found = self._parts.get(module, {})
-        if missing := sorted(set(labels) - found.keys()):
+        parts = self._parts.get(module, {})
+        if missing := sorted(set(labels) - parts.keys()):
             msg = f"{module} of the backbone has no {missing[0]} rows. Pass the backbone of this delta."
             raise CheckpointError(msg)
-        return found
+        return parts
 
     def meant(self, pattern: str, document: Mapping[str, Any], modules: Collection[str]) -> set[str]:
         """Return the modules, out of `modules`, that an address of a delta matches.
@@ -206,16 +208,16 @@ class Backbone:
             address = Address(pattern)
             if common is False or any(address.matches(name) for name in self.modules):
                 return {name for name in modules if address.matches(name)}
-        known = self.known
-        if known is None or (self.model is None and re.search(r"^\[r\]|(?<![^.])\d+(?![^.])", pattern)):
+        model = self.model_or_stand_in
+        if model is None or (self.model is None and re.search(r"^\[r\]|(?<![^.])\d+(?![^.])", pattern)):
             msg = f"Only the backbone tells which layers {pattern!r} means. {ASK}"
             raise ConfigError(msg)
-        found: set[str] = set()
+        matches: set[str] = set()
         with suppress(NoMatchError):
-            found = {t.name for t in find_targets(known, (pattern,), document.get("exclude_modules") or (), common)}
+            matches = {t.name for t in find_targets(model, (pattern,), document.get("exclude_modules") or (), common)}
         if self.model is not None:
-            return found & set(modules)
-        like = {_numberless(name) for name in found}
+            return matches & set(modules)
+        like = {_numberless(name) for name in matches}
         return {name for name in modules if _numberless(name) in like}
 
     # ----- tensors -----
@@ -229,7 +231,7 @@ class Backbone:
         if self.model is not None:
             return self._shared.get(name, {name})
         group = self._shared.get(_numberless(name))
-        if group is None or not group <= {_numberless(other) for other in self.shapes}:
+        if group is None or not group <= {_numberless(tensor_name) for tensor_name in self.shapes}:
             msg = f"The delta trained {name}, and only the backbone tells whether other layers share it. {ASK}"
             raise ConfigError(msg)
         return {name}
@@ -237,10 +239,10 @@ class Backbone:
     @cached_property
     def _shared(self) -> dict[str, set[str]]:
         """Name of a tensor to all its names; for a stand-in with * for numbers."""
-        if self.known is None:
+        if self.model_or_stand_in is None:
             return {}
         groups: dict[int, set[str]] = {}
-        for name, tensor in tensors(self.known):
+        for name, tensor in tensors(self.model_or_stand_in):
             groups.setdefault(id(tensor), set()).add(name if self.model is not None else _numberless(name))
         return {name: group for group in groups.values() for name in group}
 
@@ -250,12 +252,12 @@ class Backbone:
         Raises:
             ConfigError: the backbone is needed.
         """
-        found = self.module(module)
-        inside = [f"{module}.{name}" for name, _ in tensors(found)] if found is not None else []
+        layer = self.module(module)
+        inside = [f"{module}.{name}" for name, _ in tensors(layer)] if layer is not None else []
         if self.model is not None:
             return inside
         recorded = [name for name in self.shapes if name.startswith(f"{module}.")]
-        if found is None or {_numberless(name) for name in inside} - {_numberless(name) for name in recorded}:
+        if layer is None or {_numberless(name) for name in inside} - {_numberless(name) for name in recorded}:
             msg = f"PEFT keeps {module} as a whole, and only the backbone tells what is in it. {ASK}"
             raise ConfigError(msg)
         return recorded
@@ -292,8 +294,10 @@ def _check_kind(name: str, module: nn.Module) -> None:
 def _scale_fault(embedding: nn.Embedding) -> str:
     """Explain, in a clause, why PEFT would not scale a LoRA on an embedding as the embedding scales its rows; empty if it does."""
     scale: object = embed_scale(embedding)
-    one = scale is None or isinstance(scale, (int, float)) or (isinstance(scale, Tensor) and scale.numel() == 1)
-    return "" if one else "its embed_scale is not one number"
+    is_single_number = (
+        scale is None or isinstance(scale, (int, float)) or (isinstance(scale, Tensor) and scale.numel() == 1)
+    )
+    return "" if is_single_number else "its embed_scale is not one number"
 
 
 def paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -308,8 +312,10 @@ def paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors in the `state_dict` of a model without its deltas, under each name."""
     for name, module in paths(model):
-        kept = {key: t for key, t in module._buffers.items() if key not in module._non_persistent_buffers_set}
-        for key, tensor in {**module._parameters, **kept}.items():
+        persistent_buffers = {
+            key: t for key, t in module._buffers.items() if key not in module._non_persistent_buffers_set
+        }
+        for key, tensor in {**module._parameters, **persistent_buffers}.items():
             if tensor is not None:
                 yield (f"{name}.{key}" if name else key), tensor
 

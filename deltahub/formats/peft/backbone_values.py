@@ -47,16 +47,16 @@ class Values:
         for key in names:
             if key in self.trained:
                 return self.trained[key]
-        found = next((tensor for key in sorted(names) if (tensor := self._read(key)) is not None), None)
-        if found is None:
-            found = next((self._loaded[key] for key in sorted(names) if key in self._loaded), None)
-        if found is None:
+        value = next((tensor for key in sorted(names) if (tensor := self._read(key)) is not None), None)
+        if value is None:
+            value = next((self._loaded[key] for key in sorted(names) if key in self._loaded), None)
+        if value is None:
             msg = (
                 f"The backbone in {self.folder} holds no {name}. Pass the backbone of this delta, saved with its head."
             )
             raise CheckpointError(msg)
         leaf = next((self.leaves[key] for key in names if key in self.leaves), None)
-        return found if leaf is None else _checked(name, found, leaf)
+        return value if leaf is None else _checked(name, value, leaf)
 
     def _read(self, name: str) -> Tensor | None:
         """Read a tensor from the given model, or from the file with a tensor of that name."""
@@ -99,7 +99,7 @@ def _checked(name: str, tensor: Tensor, leaf: Leaf) -> Tensor:
     """
     dtype = getattr(torch, leaf.dtype, None)
     cast = tensor.to(dtype) if isinstance(dtype, torch.dtype) else tensor
-    found = xxhash.xxh3_128_hexdigest(cast.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    if tuple(cast.shape) != tuple(leaf.shape) or found != leaf.hash:
-        raise FingerprintMismatch("same structure, other weights", f"{name} has other values", leaf.hash, found)
+    digest = xxhash.xxh3_128_hexdigest(cast.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    if tuple(cast.shape) != tuple(leaf.shape) or digest != leaf.hash:
+        raise FingerprintMismatch("same structure, other weights", f"{name} has other values", leaf.hash, digest)
     return cast

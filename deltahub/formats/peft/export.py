@@ -63,14 +63,14 @@ def export_peft(
         msg = f"{folder} holds something else than an adapter of PEFT. Choose a new folder."
         raise CheckpointError(msg)
     saved = read_cached(lambda: locate(path, cache_dir), _read)
-    given = backbone if backbone is None or isinstance(backbone, nn.Module) else os.fspath(backbone)
-    known = Backbone.of(saved, given)
-    found = exported(saved, known)
-    config = {**_common(saved.document, found, known), **found.options}
+    model_or_path = backbone if backbone is None or isinstance(backbone, nn.Module) else os.fspath(backbone)
+    base = Backbone.of(saved, model_or_path)
+    adapter = exported(saved, base)
+    config = {**_common(saved.document, adapter, base), **adapter.options}
     with storage_errors("Writing the adapter", folder):
         folder.mkdir(parents=True, exist_ok=True)
         with staging(folder) as stage:
-            tensors = {name: tensor.contiguous() for name, tensor in sorted(found.tensors.items())}
+            tensors = {name: tensor.contiguous() for name, tensor in sorted(adapter.tensors.items())}
             write_synced(stage / WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"}))
             write_synced(stage / CARD, _card(config, saved.parent["digest"]).encode())
             write_synced(stage / CONFIG, f"{json.dumps(config, indent=2, sort_keys=True)}\n".encode())
@@ -91,26 +91,26 @@ def _card(config: Mapping[str, Any], digest: str) -> str:
     return f"---\n{front}---\n\nWritten by deltahub from the delta {digest}.\n"
 
 
-def _common(document: Mapping[str, Any], found: Exported, backbone: Backbone) -> dict[str, Any]:
+def _common(document: Mapping[str, Any], adapter: Exported, backbone: Backbone) -> dict[str, Any]:
     """Return the config keys common to all adapters."""
     task = task_of(backbone.class_name, backbone.model_class)
-    if task not in _NEEDS_NO_HEAD and not found.needs_task:
+    if task not in _NEEDS_NO_HEAD and not adapter.needs_task:
         task = None
     mapping = {"base_model_class": backbone.class_name, "parent_library": "transformers"}
     return {
         "auto_mapping": None if task or backbone.model_class is None else mapping,
         "base_model_name_or_path": backbone.named or _name(document),
         "inference_mode": True,
-        "modules_to_save": found.modules_to_save or None,
-        "peft_type": found.peft_type,
+        "modules_to_save": adapter.modules_to_save or None,
+        "peft_type": adapter.peft_type,
         "revision": document.get("backbone_revision"),
         "task_type": task,
     }
 
 
 def _name(document: Mapping[str, Any]) -> str:
-    given = document.get("metadata", {}).get("backbone_model")
-    return str(given or document.get("backbone_checkpoint_name") or "")
+    recorded_name = document.get("metadata", {}).get("backbone_model")
+    return str(recorded_name or document.get("backbone_checkpoint_name") or "")
 
 
 def serving_notes(folder: Path) -> list[str]:

@@ -105,8 +105,8 @@ def check_fields(config: Mapping[str, Any]) -> None:
             msg = f"The adapter is a {kind} with {shown(key)[1:-1]}={shown(value)}: {reason}. Load it with PEFT."
             raise ConfigError(msg)
     if fractions := [key for key in _COUNTS if isinstance(config.get(key), float)]:  # JSON Schema takes 8.0 for a count
-        found = f"{fractions[0]}={config[fractions[0]]!r}"
-        msg = f"The adapter is a {kind} with {found}; expected a whole number, as PEFT writes it. Fetch it again."
+        setting = f"{fractions[0]}={config[fractions[0]]!r}"
+        msg = f"The adapter is a {kind} with {setting}; expected a whole number, as PEFT writes it. Fetch it again."
         raise ConfigError(msg)
     if kind == "LORA":
         _check_start(config.get("init_lora_weights", True))

@@ -49,11 +49,11 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
         msg = f"PEFT has no DoRA on a part of a layer, and this one acts on {next(iter(fused))} so. Load it with deltahub."
         raise ConfigError(msg)
     ranks, alphas = document.get("rank_pattern") or {}, document.get("alpha_pattern") or {}
-    whole = max((len(parts) for parts in fused.values()), default=1) * rank
+    file_rank = max((len(parts) for parts in fused.values()), default=1) * rank
     updates: dict[str, int] = {}
     for module, leaves in shares.items():
         down, up = _joined(module, fused[module], backbone) if module in fused else (leaves["lora_A"], leaves["lora_B"])
-        extra = 0 if ranks or alphas else whole - down.shape[0]  # servers want one rank for all layers
+        extra = 0 if ranks or alphas else file_rank - down.shape[0]  # servers want one rank for all layers
         updates[module] = down.shape[0]
         down, up = (
             (torch.nn.functional.pad(down, (0, 0, 0, extra)), torch.nn.functional.pad(up, (0, extra)))
@@ -67,16 +67,16 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
         tensors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
         if use_dora:
             tensors[f"{module}.lora_magnitude_vector"] = leaves["lora_magnitude_vector"]
-    if whole != rank:  # keep the scale, whatever the new rank
-        alpha, use_rslora = alpha / (math.sqrt(rank) if use_rslora else rank) * whole, False
+    if file_rank != rank:  # keep the scale, whatever the new rank
+        alpha, use_rslora = alpha / (math.sqrt(rank) if use_rslora else rank) * file_rank, False
     options = {
         **_LORA,
-        **(_patterns(document, updates, whole, alpha, use_rslora=use_rslora) if ranks or alphas else {}),
+        **(_patterns(document, updates, file_rank, alpha, use_rslora=use_rslora) if ranks or alphas else {}),
         "bias": "none",
         "fan_in_fan_out": any(map(backbone.is_turned, shares)),
         "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
         "lora_dropout": float(document.get("lora_dropout", 0.0)),
-        "r": whole,
+        "r": file_rank,
         "target_modules": target_names(shares, {*backbone.modules, *shares}),
         "use_dora": use_dora,
         "use_rslora": use_rslora,
@@ -85,29 +85,29 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
 
 
 def _patterns(
-    document: Mapping[str, Any], updates: Mapping[str, int], whole: int, alpha: float, *, use_rslora: bool
+    document: Mapping[str, Any], updates: Mapping[str, int], file_rank: int, alpha: float, *, use_rslora: bool
 ) -> dict[str, Any]:
     """Return `rank_pattern` and `alpha_pattern` in PEFT's form.
 
     Args:
         updates: the rank of each module in the file.
-        whole: the rank of all other modules.
+        file_rank: the rank of all other modules.
         alpha: the alpha of all other modules.
         use_rslora: the value in the file; the delta's own config may set it where the file does not.
     """
-    found: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}
+    patterns: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}
     for module, size in updates.items():
         rank = value_for(document.get("rank_pattern") or {}, module, int(document.get("lora_r", 8)))
-        own = value_for(document.get("alpha_pattern") or {}, module, float(document.get("lora_alpha", 16)))
-        scale = own / (math.sqrt(rank) if document.get("use_rslora") else rank)
-        own = scale * (math.sqrt(size) if use_rslora else size)
+        module_alpha = value_for(document.get("alpha_pattern") or {}, module, float(document.get("lora_alpha", 16)))
+        scale = module_alpha / (math.sqrt(rank) if document.get("use_rslora") else rank)
+        module_alpha = scale * (math.sqrt(size) if use_rslora else size)
         # A pattern also matches ends of names, unless "^" anchors it to the start.
-        pattern = f"{'^' * any(other.endswith(f'.{module}') for other in updates)}{re.escape(module)}"
-        if size != whole:
-            found["rank_pattern"][pattern] = size
-        if own != alpha:
-            found["alpha_pattern"][pattern] = own
-    return found
+        pattern = f"{'^' * any(other_module.endswith(f'.{module}') for other_module in updates)}{re.escape(module)}"
+        if size != file_rank:
+            patterns["rank_pattern"][pattern] = size
+        if module_alpha != alpha:
+            patterns["alpha_pattern"][pattern] = module_alpha
+    return patterns
 
 
 def _joined(module: str, shares: Mapping[str, Mapping[str, Tensor]], backbone: Backbone) -> tuple[Tensor, Tensor]:
@@ -128,8 +128,8 @@ def _refuse_unscaled(document: Mapping[str, Any], module: str, backbone: Backbon
     Raises:
         ConfigError: the LoRA is of such a release; the message names the embedding.
     """
-    found = backbone.module(module)
-    if str(document.get("deltahub_version", "")).startswith("0.1.") and getattr(found, "embed_scale", None) is not None:
+    layer = backbone.module(module)
+    if str(document.get("deltahub_version", "")).startswith("0.1.") and getattr(layer, "embed_scale", None) is not None:
         msg = (
             f"The delta is of deltahub {document['deltahub_version']}, which did not multiply the LoRA on {module} by that embedding's scale, "
             "as PEFT does. Train it again, or load it with the release that saved it."
@@ -143,7 +143,7 @@ def _refuse_names(modules: set[str], backbone: Backbone) -> None:
     Raises:
         ConfigError: there is such a layer; the message names the first.
     """
-    config = getattr(backbone.known, "config", None)
+    config = getattr(backbone.model_or_stand_in, "config", None)
     family = str(getattr(config, "model_type", ""))
     refused = _MAMBA_READS if family in _MAMBAS else _EXPERTS if _has_moved_experts(family) else frozenset()
     if taken := sorted(module for module in modules if module.rpartition(".")[2] in refused):

@@ -203,5 +203,5 @@ def _replacement(
     live = own_values(names.backbone)[names.tensors[f"{module}.weight"]].detach().cpu()
     wide = torch.promote_types(torch.promote_types(live.dtype, weight.dtype), torch.float32)
     change = weight.to(wide) - live.to(wide)
-    one = torch.eye(change.shape[1], dtype=wide)
-    return _Update(change.T.contiguous(), one, 1.0) if is_turned(layer) else _Update(one, change, 1.0)
+    identity = torch.eye(change.shape[1], dtype=wide)
+    return _Update(change.T.contiguous(), identity, 1.0) if is_turned(layer) else _Update(identity, change, 1.0)

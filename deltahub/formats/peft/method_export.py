@@ -107,23 +107,23 @@ def exported(checkpoint: Checkpoint, backbone: Backbone) -> Exported:
             module, _, leaf = f".{name}".partition(DELTA_PART)
             shares.setdefault(module.removeprefix("."), {})[leaf] = tensor
     check_shapes(checkpoint.document, shares)
-    found = makers[kind](checkpoint.document, shares, backbone)
+    adapter = makers[kind](checkpoint.document, shares, backbone)
     trained = {name: tensor for name, tensor in tensors if not is_delta_name(name)}
-    if found.needs_task:
+    if adapter.needs_task:
         heads = HEADS.get(prompt_task(backbone.class_name, backbone.model_class), ())
-        add_trained(found, trained, set(), backbone, heads)
-        return found
+        add_trained(adapter, trained, set(), backbone, heads)
+        return adapter
     backbone.refuse_shared(shares)
-    add_trained(found, trained, set(shares), backbone)
+    add_trained(adapter, trained, set(shares), backbone)
     try:
-        lost = sorted(left_out(found.modules_to_save, shares))
+        lost = sorted(left_out(adapter.modules_to_save, shares))
     except AddressError as error:
         msg = f"Nobody can check which layers PEFT would leave out, because of their names. {error} Or load the delta with deltahub."
         raise ConfigError(msg) from error
     if lost:
         msg = f"PEFT would leave out {lost[0]}, because of the names of the layers trained beside it. Load the delta with deltahub."
         raise ConfigError(msg)
-    return found
+    return adapter
 
 
 # ----- IA3 -----
@@ -158,14 +158,14 @@ def _rescaled_at_input(
     Raises:
         ConfigError: the backbone is needed.
     """
-    whole = {module: len(leaves["ia3_l"]) for module, leaves in shares.items() if "ia3_l" in leaves}
-    sizes = {module: backbone.widths(module) or (width, width) for module, width in whole.items()}
-    found = {module for module, (n_in, n_out) in sizes.items() if n_in != n_out and whole[module] == n_in}
+    lengths = {module: len(leaves["ia3_l"]) for module, leaves in shares.items() if "ia3_l" in leaves}
+    sizes = {module: backbone.widths(module) or (width, width) for module, width in lengths.items()}
+    layers = {module for module, (n_in, n_out) in sizes.items() if n_in != n_out and lengths[module] == n_in}
     square = {module for module, (n_in, n_out) in sizes.items() if n_in == n_out}
     if square:
         patterns = document.get("feedforward_modules", ())
-        found |= {module for pattern in patterns for module in backbone.meant(pattern, document, square)}
-    return found
+        layers |= {module for pattern in patterns for module in backbone.meant(pattern, document, square)}
+    return layers
 
 
 def _spread(module: str, shares: Mapping[str, Mapping[str, Tensor]], backbone: Backbone) -> Tensor:
@@ -173,10 +173,10 @@ def _spread(module: str, shares: Mapping[str, Mapping[str, Tensor]], backbone: B
     parts = backbone.parts(module, shares)
     first = next(iter(shares))
     width = whole_width(len(shares[first]["ia3_l"]), parts[first])
-    whole = torch.ones(width, dtype=shares[first]["ia3_l"].dtype)
+    factors = torch.ones(width, dtype=shares[first]["ia3_l"].dtype)
     for label, share in shares.items():
-        whole[parts[label].rows(width)] = share["ia3_l"]
-    return whole
+        factors[parts[label].rows(width)] = share["ia3_l"]
+    return factors
 
 
 # ----- LayerNorm tuning, soft prompts -----
@@ -186,8 +186,10 @@ def _layer_norm(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tens
     tensors = {}
     for module, leaves in shares.items():
         for key, offset in leaves.items():
-            own = backbone.value(f"{module}.{key}")
-            tensors[f"{module}.ln_tuning_layers.{key}"] = own.to(torch.promote_types(own.dtype, offset.dtype)) + offset
+            value = backbone.value(f"{module}.{key}")
+            tensors[f"{module}.ln_tuning_layers.{key}"] = (
+                value.to(torch.promote_types(value.dtype, offset.dtype)) + offset
+            )
     options = {"exclude_modules": None, "target_modules": whole_names(shares, {*backbone.modules, *shares})}
     return Exported("LN_TUNING", options, named(tensors))
 

@@ -121,8 +121,8 @@ def as_pattern(modules: Collection[str]) -> str:
 
 def outermost(modules: Iterable[str]) -> list[str]:
     """Return the modules without those nested in another one, sorted."""
-    kept: list[str] = []
+    roots: list[str] = []
     for module in sorted(modules):
-        if not any(module.startswith(f"{outer}.") for outer in kept):
-            kept.append(module)
-    return kept
+        if not any(module.startswith(f"{outer}.") for outer in roots):
+            roots.append(module)
+    return roots

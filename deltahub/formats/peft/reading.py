@@ -56,13 +56,13 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
     kind, names = config["peft_type"], Names.of(backbone)
     weights, saved = _tensors(folder, backbone, allow_pickle=allow_pickle)
     _compare_names(config, backbone)
-    leaves, own = sort_tensors(saved, kind, names)
+    leaves, own_tensors = sort_tensors(saved, kind, names)
     if odd := next((place for place, tensor in leaves.items() if not tensor.is_floating_point()), None):
         msg = f"{weights} holds {leaves[odd].dtype} for {odd[0] or odd[1]}; expected floats. Fetch it again."
         raise CheckpointError(msg)
     leaves = {place: _as_trained(tensor) for place, tensor in leaves.items()}
     _check_places(leaves, config, names, weights)
-    replaced, alone = trained(own, config, names)
+    replaced, alone = trained(own_tensors, config, names)
     if alone and kind != "LORA":
         module = min(alone)
         msg = (
@@ -76,7 +76,7 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
         "backbone_class": type(backbone).__name__,
         "common_structure": False,
         "exclude_modules": [],
-        "unfrozen_modules": ["deltas", *trainable(own, replaced, config, names)],
+        "unfrozen_modules": ["deltas", *trainable(own_tensors, replaced, config, names)],
         **options,
     }
     check_document(document)
@@ -128,18 +128,20 @@ def _check_places(leaves: Leaves, config: Mapping[str, Any], names: Names, weigh
 
 def _compare_names(config: Mapping[str, Any], backbone: nn.Module) -> None:
     """Warn if an adapter was trained on a backbone of another name, the only hint in PEFT's files."""
-    wanted = str(config.get("base_model_name_or_path") or "").rstrip("/").rpartition("/")[2]
-    found = str(getattr(getattr(backbone, "config", None), "_name_or_path", "") or "").rstrip("/").rpartition("/")[2]
-    if wanted and found and wanted != found:
+    expected_name = str(config.get("base_model_name_or_path") or "").rstrip("/").rpartition("/")[2]
+    actual_name = (
+        str(getattr(getattr(backbone, "config", None), "_name_or_path", "") or "").rstrip("/").rpartition("/")[2]
+    )
+    if expected_name and actual_name and expected_name != actual_name:
         text = "The adapter was trained on %s, and this backbone is called %s: make sure that it is the same one."
-        LOGGER.warning(text, wanted, found)
+        LOGGER.warning(text, expected_name, actual_name)
 
 
-Said = tuple[dict[str, Any], dict[str, Tensor]]
+Converted = tuple[dict[str, Any], dict[str, Tensor]]
 Alone = Mapping[str, Tensor]
 
 
-def _ia3(config: Mapping[str, Any], leaves: Leaves, names: Names, alone: Alone) -> Said:
+def _ia3(config: Mapping[str, Any], leaves: Leaves, names: Names, alone: Alone) -> Converted:
     vectors = {module: vector for (module, _), vector in leaves.items()}
     for module, vector in vectors.items():
         if vector.dim() != 2 or 1 not in vector.shape:
@@ -162,11 +164,11 @@ def _is_row(vector: Tensor, module: str, config: Mapping[str, Any]) -> bool:
     return module in at_input(config.get("feedforward_modules") or (), [module])
 
 
-def _layer_norm(config: Mapping[str, Any], leaves: Leaves, names: Names, alone: Alone) -> Said:
-    own = own_values(names.backbone)
+def _layer_norm(config: Mapping[str, Any], leaves: Leaves, names: Names, alone: Alone) -> Converted:
+    live_values = own_values(names.backbone)
     tensors = {}
     for (module, key), value in leaves.items():
-        live = own.get(f"{names.real[module]}.{key}")
+        live = live_values.get(f"{names.real[module]}.{key}")
         if live is None or live.shape != value.shape:
             msg = f"The adapter has a {key} {list(value.shape)} for {module}, which here has {'none' if live is None else list(live.shape)}. Load its own backbone."
             raise CheckpointError(msg)
@@ -177,7 +179,7 @@ def _layer_norm(config: Mapping[str, Any], leaves: Leaves, names: Names, alone: 
     }, tensors
 
 
-def _soft_prompt(config: Mapping[str, Any], leaves: Leaves, names: Names, alone: Alone) -> Said:
+def _soft_prompt(config: Mapping[str, Any], leaves: Leaves, names: Names, alone: Alone) -> Converted:
     home, count = "", int(config["num_virtual_tokens"])
     backbone, prompt = names.backbone, leaves["", "prompt_embeddings"]
     if getattr(getattr(backbone, "config", None), "is_encoder_decoder", False):
@@ -194,7 +196,7 @@ def _soft_prompt(config: Mapping[str, Any], leaves: Leaves, names: Names, alone:
     return options, {delta_key(home, "soft_embeds"): soft}
 
 
-_READERS: Final[Mapping[str, Callable[[Mapping[str, Any], Leaves, Names, Alone], Said]]] = {
+_READERS: Final[Mapping[str, Callable[[Mapping[str, Any], Leaves, Names, Alone], Converted]]] = {
     "LORA": lora,
     "IA3": _ia3,
     "LN_TUNING": _layer_norm,

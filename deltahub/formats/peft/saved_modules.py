@@ -28,12 +28,12 @@ def own_values(backbone: nn.Module) -> dict[str, Tensor]:
 
 
 def trained(
-    own: Mapping[str, Tensor], config: Mapping[str, Any], names: Names
+    own_tensors: Mapping[str, Tensor], config: Mapping[str, Any], names: Names
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the tensors that an adapter replaces, without those equal to the backbone's.
 
     Args:
-        own: the backbone's tensors in the file, by plain name.
+        own_tensors: the backbone's tensors in the file, by plain name.
 
     Returns:
         The tensors for all modules that share them, by their name in the backbone; the weights of one module alone, by the module's
@@ -43,13 +43,13 @@ def trained(
         CheckpointError: a tensor differs in shape from the backbone's, is missing, or has two values.
     """
     saved = _saved(config, names)
-    _check_whole(own, saved, config, names)
-    there = own_values(names.backbone)
+    _check_whole(own_tensors, saved, config, names)
+    live_values = own_values(names.backbone)
     everywhere: dict[str, Tensor] = {}
     alone: dict[str, Tensor] = {}
-    for name, tensor in own.items():
+    for name, tensor in own_tensors.items():
         first = names.tensors[name]
-        live = there[first].detach().cpu()
+        live = live_values[first].detach().cpu()
         if live.shape != tensor.shape:
             msg = (
                 f"{name} {list(tensor.shape)} is no part of the method, and is {list(live.shape)} there in this "
@@ -57,22 +57,22 @@ def trained(
             )
             raise CheckpointError(msg)
         changed = not torch.equal(live.to(tensor.dtype), tensor)
-        others = names.others(first)
-        if not changed and len(others) == 1:
+        shared_names = names.shared_names(first)
+        if not changed and len(shared_names) == 1:
             continue
-        if _only_here(name, own, others, saved):
+        if _only_here(name, own_tensors, shared_names, saved):
             if changed:
                 alone[name.rpartition(".")[0]] = tensor
         elif not torch.equal(everywhere.setdefault(first, tensor), tensor):
-            msg = f"{name} is one with {', '.join(sorted(others - {name}))} in this backbone, and the adapter holds two values. Load it with PEFT."
+            msg = f"{name} is one with {', '.join(sorted(shared_names - {name}))} in this backbone, and the adapter holds two values. Load it with PEFT."
             raise CheckpointError(msg)
     return {
-        name: t for name, t in everywhere.items() if not torch.equal(there[name].detach().cpu().to(t.dtype), t)
+        name: t for name, t in everywhere.items() if not torch.equal(live_values[name].detach().cpu().to(t.dtype), t)
     }, alone
 
 
 def trainable(
-    own: Mapping[str, Tensor], replaced: Mapping[str, Tensor], config: Mapping[str, Any], names: Names
+    own_tensors: Mapping[str, Tensor], replaced: Mapping[str, Tensor], config: Mapping[str, Any], names: Names
 ) -> list[str]:
     """Return the parts of the backbone that PEFT trains: modules saved as a whole, changed or not, and biases.
 
@@ -81,23 +81,28 @@ def trainable(
     """
     saved = _saved(config, names)
     biased = config.get("bias") in ("all", "lora_only")
-    found = set()
-    for name in own:
+    parts = set()
+    for name in own_tensors:
         first = names.tensors[name]
         module = next((module for module in sorted(saved) if name.startswith(f"{module}.")), None)
-        if module is not None and (first in replaced or len(names.others(first)) == 1):
-            found.add(names.real[module])
+        if module is not None and (first in replaced or len(names.shared_names(first)) == 1):
+            parts.add(names.real[module])
         elif module is None and biased and name.endswith(".bias"):
-            found.add(first)
-    return sorted(found)
+            parts.add(first)
+    return sorted(parts)
 
 
-def _only_here(name: str, own: Mapping[str, Tensor], others: set[str], saved: set[str]) -> bool:
+def _only_here(name: str, own_tensors: Mapping[str, Tensor], shared_names: set[str], saved: set[str]) -> bool:
     """Return whether PEFT gives a value to only one of the modules that share it in the backbone."""
-    within = {other for other in others if any(other.startswith(f"{module}.") for module in saved)}
-    if name not in within or len(others) == 1:
+    within = {
+        shared_name for shared_name in shared_names if any(shared_name.startswith(f"{module}.") for module in saved)
+    }
+    if name not in within or len(shared_names) == 1:
         return False
-    return within != others or any(other not in own or not torch.equal(own[other], own[name]) for other in others)
+    return within != shared_names or any(
+        shared_name not in own_tensors or not torch.equal(own_tensors[shared_name], own_tensors[name])
+        for shared_name in shared_names
+    )
 
 
 def _saved(config: Mapping[str, Any], names: Names) -> set[str]:
@@ -107,7 +112,7 @@ def _saved(config: Mapping[str, Any], names: Names) -> set[str]:
     return saved | names.tied_with_embeddings() if tied else saved
 
 
-def _check_whole(own: Mapping[str, Tensor], saved: set[str], config: Mapping[str, Any], names: Names) -> None:
+def _check_whole(own_tensors: Mapping[str, Tensor], saved: set[str], config: Mapping[str, Any], names: Names) -> None:
     """Refuse a file without all the tensors that its config says it trains.
 
     Raises:
@@ -118,12 +123,14 @@ def _check_whole(own: Mapping[str, Tensor], saved: set[str], config: Mapping[str
         raise CheckpointError(msg)
     expected = {name for name in names.tensors if any(name.startswith(f"{module}.") for module in saved)}
     if config.get("bias") == "all":
-        found = {names.tensors[name] for name in own}  # by any of its shared names
+        present_names = {names.tensors[name] for name in own_tensors}  # by any of its shared names
         parameters = {name for name, _ in own_parameters(names.backbone)}
         expected |= {
-            name for name, first in names.tensors.items() if name.endswith(".bias") and first in parameters - found
+            name
+            for name, first in names.tensors.items()
+            if name.endswith(".bias") and first in parameters - present_names
         }
-    if missing := sorted(expected - own.keys()):
+    if missing := sorted(expected - own_tensors.keys()):
         msg = f"The adapter's file lacks {missing[0]}, which its config says it trains{_more(missing)}. Fetch it again."
         raise CheckpointError(msg)
 

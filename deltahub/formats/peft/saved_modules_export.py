@@ -36,7 +36,7 @@ _REMEDY: Final = "Load the delta with deltahub."
 
 
 def add_trained(
-    found: Exported, trained: Mapping[str, Tensor], adapted: set[str], backbone: Backbone, heads: Collection[str] = ()
+    adapter: Exported, trained: Mapping[str, Tensor], adapted: set[str], backbone: Backbone, heads: Collection[str] = ()
 ) -> None:
     """Add the backbone's tensors that a delta trained.
 
@@ -50,21 +50,21 @@ def add_trained(
     replaced: set[str] = set()
     for name, tensor in trained.items():
         module, _, leaf = name.rpartition(".")
-        if module in adapted and leaf == "bias" and found.peft_type == "LORA":
-            found.options["bias"] = "all"
-            found.tensors[f"{MODEL}{module}.base_layer.bias"] = tensor
+        if module in adapted and leaf == "bias" and adapter.peft_type == "LORA":
+            adapter.options["bias"] = "all"
+            adapter.tensors[f"{MODEL}{module}.base_layer.bias"] = tensor
         else:
             replaced |= _owners(name, adapted, backbone)
-    if found.needs_task:
+    if adapter.needs_task:
         _refuse_embeddings(replaced, backbone)
     implied = outermost(saved(heads, backbone.modules))
     names = [module for module in outermost(replaced) if not any(_within(module, head) for head in implied)]
     hits = saved([*names, *heads], {*backbone.modules, *names})
     _check_hits(hits, names, adapted)
-    prefix = PROMPTED if found.needs_task else MODEL
+    prefix = PROMPTED if adapter.needs_task else MODEL
     for name in (key for module in sorted(hits) for key in backbone.keys(module)):
-        found.tensors[f"{prefix}{name}"] = backbone.value(name).clone()  # a copy each, where modules share a tensor
-    found.modules_to_save = names
+        adapter.tensors[f"{prefix}{name}"] = backbone.value(name).clone()  # a copy each, where modules share a tensor
+    adapter.modules_to_save = names
 
 
 def _owners(name: str, adapted: set[str], backbone: Backbone) -> set[str]:
@@ -101,7 +101,7 @@ def _check_hits(hits: set[str], names: Collection[str], adapted: set[str]) -> No
         if met := sorted(module for module in adapted if _within(module, hit) or _within(hit, module)):
             msg = f"PEFT would save {hit} as a whole, and the delta adapts {met[0]}. {_REMEDY}"
             raise ConfigError(msg)
-        if around := [other for other in hits if other != hit and _within(hit, other)]:
+        if around := [outer for outer in hits if outer != hit and _within(hit, outer)]:
             msg = f"PEFT would save {hit} and {around[0]}, which contains it, and can save one of them only. {_REMEDY}"
             raise ConfigError(msg)
     if wide := sorted(saved(names, _ADDED)):
@@ -110,5 +110,5 @@ def _check_hits(hits: set[str], names: Collection[str], adapted: set[str]) -> No
         raise ConfigError(msg)
 
 
-def _within(module: str, other: str) -> bool:
-    return f"{module}.".startswith(f"{other}.")
+def _within(module: str, outer: str) -> bool:
+    return f"{module}.".startswith(f"{outer}.")

@@ -45,12 +45,12 @@ def _faults(document: Mapping[str, Any], module: str, leaves: Mapping[str, Tenso
         wrong += [f"{place} has no {key}" for key in sorted(required - share.keys())]
         wrong += [f"{place} has {key!r}, which is not part of it" for key in share.keys() - shapes.keys()]
         for key in share.keys() & shapes.keys():
-            found = tuple(share[key].shape)
-            if len(found) != len(shapes[key]) or any(
-                size not in (None, have) for size, have in zip(shapes[key], found, strict=True)
+            shape = tuple(share[key].shape)
+            if len(shape) != len(shapes[key]) or any(
+                size not in (None, have) for size, have in zip(shapes[key], shape, strict=True)
             ):
-                wanted = ", ".join("..." if size is None else str(size) for size in shapes[key])
-                wrong.append(f"{key} of {place} is {list(found)}, expected [{wanted}]")
+                expected_shape = ", ".join("..." if size is None else str(size) for size in shapes[key])
+                wrong.append(f"{key} of {place} is {list(shape)}, expected [{expected_shape}]")
             elif not share[key].is_floating_point():
                 wrong.append(f"{key} of {place} is {share[key].dtype}, expected floats")
     return wrong or not_finite({f"{module}.{key}": tensor for key, tensor in leaves.items()})

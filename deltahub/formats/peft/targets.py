@@ -38,15 +38,15 @@ def _targeted(config: Mapping[str, Any], modules: Mapping[str, nn.Module], backb
     targets = config.get("target_modules")
     if not targets:
         return None
-    kept = modules.keys() - meant(config.get("exclude_modules") or (), modules)
-    kept -= left_out(names_to_save(config), kept)
+    candidates = modules.keys() - meant(config.get("exclude_modules") or (), modules)
+    candidates -= left_out(names_to_save(config), candidates)
     if isinstance(targets, str) and targets.lower() == "all-linear":
-        return {name for name in kept if _is_linear(modules[name]) and modules[name] is not _output(backbone)}
-    found = meant(targets, kept)
+        return {name for name in candidates if _is_linear(modules[name]) and modules[name] is not _output(backbone)}
+    matches = meant(targets, candidates)
     layers = config.get("layers_to_transform")
     if isinstance(targets, str) or layers in (None, []):
-        return found
-    return {name for name in found if is_in_layers(name, layers, config.get("layers_pattern") or ())}
+        return matches
+    return {name for name in matches if is_in_layers(name, layers, config.get("layers_pattern") or ())}
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -61,8 +61,8 @@ def _output(backbone: nn.Module) -> nn.Module | None:
 
 def names_to_save(config: Mapping[str, Any]) -> list[str]:
     """Return the ends of the names of modules that PEFT replaces as a whole."""
-    given = config.get("modules_to_save") or ()
-    return [*([given] if isinstance(given, str) else given), *HEADS.get(str(config.get("task_type")), ())]
+    names = config.get("modules_to_save") or ()
+    return [*([names] if isinstance(names, str) else names), *HEADS.get(str(config.get("task_type")), ())]
 
 
 def to_save(config: Mapping[str, Any], modules: Collection[str]) -> set[str]:

@@ -71,16 +71,20 @@ class Names:
                 names.tensors[plain(name)] = first[id(parameter)]
         return names
 
-    def others(self, name: str) -> set[str]:
+    def shared_names(self, name: str) -> set[str]:
         """Return all plain names of a tensor, given its first name."""
-        return {other for other, first in self.tensors.items() if first == name}
+        return {alias for alias, first in self.tensors.items() if first == name}
 
     def tied_with_embeddings(self) -> set[str]:
         """Return the input embeddings and the modules that share their weight."""
         get = getattr(self.backbone, "get_input_embeddings", None)
         embeddings = get() if callable(get) else None
-        own = next((name for name, module in self.modules.items() if module is embeddings), None)
-        shared = self.others(self.tensors[f"{own}.weight"]) if f"{own}.weight" in self.tensors else set()
+        embedding_name = next((name for name, module in self.modules.items() if module is embeddings), None)
+        shared = (
+            self.shared_names(self.tensors[f"{embedding_name}.weight"])
+            if f"{embedding_name}.weight" in self.tensors
+            else set()
+        )
         return {name.removesuffix(".weight") for name in shared}
 
     @cached_property
@@ -104,8 +108,8 @@ class Names:
         if name in self.modules:
             return name
         renamed, fused = self._rename(f"{name}.weight")
-        if (found := renamed.removesuffix(".weight")) in self.modules and not fused:
-            return found
+        if (module_name := renamed.removesuffix(".weight")) in self.modules and not fused:
+            return module_name
         kind = type(self.backbone).__name__
         if fused or ".experts" in name:
             msg = (
@@ -142,7 +146,7 @@ def sort_tensors(saved: Mapping[str, Tensor], kind: str, names: Names) -> tuple[
         ConfigError: a module is part of a mixture of experts.
     """
     leaves: Leaves = {}
-    own: dict[str, Tensor] = {}
+    own_tensors: dict[str, Tensor] = {}
     for key, tensor in saved.items():
         if ".original_module." in key:  # from a replaced layer; with bias="all" PEFT saves its bias too
             continue
@@ -155,22 +159,22 @@ def sort_tensors(saved: Mapping[str, Tensor], kind: str, names: Names) -> tuple[
                 raise CheckpointError(msg)
             leaves[place] = tensor
         else:
-            found = _own_name(name, tensor, names)
-            if not torch.equal(own.setdefault(found, tensor), tensor):
-                msg = f"The adapter holds two values of {found}. Save it again."
+            own_name = _own_name(name, tensor, names)
+            if not torch.equal(own_tensors.setdefault(own_name, tensor), tensor):
+                msg = f"The adapter holds two values of {own_name}. Save it again."
                 raise CheckpointError(msg)
-    return leaves, own
+    return leaves, own_tensors
 
 
 def _own_name(name: str, tensor: Tensor, names: Names) -> str:
-    found = names.tensor(name)
-    if found is None:
+    own_name = names.tensor(name)
+    if own_name is None:
         msg = (
             f"{name} {list(tensor.shape)} is no part of the method, and is not there in this {type(names.backbone).__name__}. "
             "Load its own backbone."
         )
         raise CheckpointError(msg)
-    return found
+    return own_name
 
 
 def _bare(key: str, kind: str, names: Names) -> str:
