@@ -43,8 +43,8 @@ class Address:
         """
         if self.pattern.startswith(REGEX_MARK):
             # Only the leftmost match counts, as in OpenDelta: "[r][0-5]\.attention" does not match "10.attention".
-            found = linear(self.pattern.removeprefix(REGEX_MARK), REGEX_MARK).search(name)
-            return found is not None and found[0] < found[1] and _is_tail(name, *found)
+            span = linear(self.pattern.removeprefix(REGEX_MARK), REGEX_MARK).search(name)
+            return span is not None and span[0] < span[1] and _is_tail(name, *span)
         return self.pattern != "" and name.endswith(self.pattern) and _is_tail(name, len(name) - len(self.pattern))
 
 
@@ -99,7 +99,7 @@ def _lies_within(name: str, pattern: str) -> bool:
 
 def nearest_names(pattern: str, names: Iterable[str], limit: int = 5) -> tuple[str, ...]:
     """Return the names most similar to `pattern`, cut to its number of parts; best first."""
-    wanted = pattern.removeprefix(REGEX_MARK)
-    parts = wanted.count(".") + 1
+    path = pattern.removeprefix(REGEX_MARK)
+    parts = path.count(".") + 1
     tails = dict.fromkeys(".".join(name.split(".")[-parts:]) for name in names if name)
-    return closest(wanted, tails, limit)
+    return closest(path, tails, limit)

@@ -67,36 +67,38 @@ def backbone_tensors(folder: Path) -> Tensors:
     return {entry.name: entry for path in files for entry in tensor_table(path)}
 
 
-def fit(expected: Fingerprint, found: Tensors) -> Difference:
+def fit(expected: Fingerprint, tensors: Tensors) -> Difference:
     """Compare a delta with a backbone, as far as headers allow.
 
     Args:
         expected: the delta's record of its backbone.
-        found: the tensors of the backbone's files.
+        tensors: the tensors of the backbone's files.
 
     Returns:
         ``"same structure"``, ``"other precision"``, ``"resized embeddings"`` or ``"incompatible"``, with a description.
     """
     if not expected.leaves:
         return Difference(INCOMPATIBLE, "the delta says nothing of its backbone")
-    rename, prefix = min(_renamings(expected, found), key=lambda one: _missing(expected, found, one[0]))
-    there = {leaf: found[rename(leaf.name)] for leaf in expected.leaves if rename(leaf.name) in found}
-    wanted = Fingerprint(tuple(leaf for leaf in expected.leaves if leaf in there or not _tied(leaf, there, found)))
-    seen = Fingerprint(tuple(_as_found(leaf, entry) for leaf, entry in there.items()))
-    difference = wanted.compare(seen)
+    rename, prefix = min(_renamings(expected, tensors), key=lambda renaming: _missing(expected, tensors, renaming[0]))
+    entries = {leaf: tensors[rename(leaf.name)] for leaf in expected.leaves if rename(leaf.name) in tensors}
+    expected_leaves = Fingerprint(
+        tuple(leaf for leaf in expected.leaves if leaf in entries or not _tied(leaf, entries, tensors))
+    )
+    actual_leaves = Fingerprint(tuple(_as_found(leaf, entry) for leaf, entry in entries.items()))
+    difference = expected_leaves.compare(actual_leaves)
     if difference.level == EXACT:
         difference = Difference(SAME_STRUCTURE, "the values are compared when it is loaded")
     return replace(difference, detail=f"{difference.detail}{prefix}")
 
 
-def _missing(expected: Fingerprint, found: Tensors, rename: Callable[[str], str]) -> int:
-    return sum(rename(leaf.name) not in found for leaf in expected.leaves)
+def _missing(expected: Fingerprint, tensors: Tensors, rename: Callable[[str], str]) -> int:
+    return sum(rename(leaf.name) not in tensors for leaf in expected.leaves)
 
 
-def _tied(leaf: Leaf, there: Mapping[Leaf, TensorEntry], found: Tensors) -> bool:
+def _tied(leaf: Leaf, entries: Mapping[Leaf, TensorEntry], tensors: Tensors) -> bool:
     """Return whether a missing matrix has the bytes of another one; vectors of zeros would be equal by chance."""
-    same = any((other.shape, other.hash) == (leaf.shape, leaf.hash) for other in there)
-    return len(leaf.shape) > 1 and leaf.name not in found and same
+    same = any((candidate.shape, candidate.hash) == (leaf.shape, leaf.hash) for candidate in entries)
+    return len(leaf.shape) > 1 and leaf.name not in tensors and same
 
 
 def _as_found(leaf: Leaf, entry: TensorEntry) -> Leaf:
@@ -104,10 +106,10 @@ def _as_found(leaf: Leaf, entry: TensorEntry) -> Leaf:
     return replace(leaf, shape=entry.shape, dtype=_DTYPES.get(entry.dtype, entry.dtype))
 
 
-def _renamings(expected: Fingerprint, found: Tensors) -> Iterator[tuple[Callable[[str], str], str]]:
+def _renamings(expected: Fingerprint, tensors: Tensors) -> Iterator[tuple[Callable[[str], str], str]]:
     """Yield possible renamings from the delta's names to the files' names, each with a description."""
     yield partial(_without, ""), ""
-    for first in sorted({name.partition(".")[0] for name in found}):
+    for first in sorted({name.partition(".")[0] for name in tensors}):
         yield f"{first}.".__add__, f"; in the files under {first}."
     for first in sorted({leaf.name.partition(".")[0] for leaf in expected.leaves}):
         yield partial(_without, f"{first}."), f"; in the files not under {first}."

@@ -110,47 +110,51 @@ class Fingerprint:
         msg = f"backbone.json is malformed: {wrong}. Fetch or save the delta again."
         raise CheckpointError(msg)
 
-    def compare(self, found: Fingerprint) -> Difference:
-        """Describe how the backbone `found` differs from this, the expected one."""
-        if self.hash == found.hash:
+    def compare(self, actual: Fingerprint) -> Difference:
+        """Describe how the backbone `actual` differs from this, the expected one."""
+        if self.hash == actual.hash:
             return Difference(EXACT)
-        ours = {leaf.name: leaf for leaf in self.leaves}
-        theirs = {leaf.name: leaf for leaf in found.leaves}
-        if ours.keys() != theirs.keys():
-            return _compare_names(self, found)
-        shapes = [name for name in ours if ours[name].shape != theirs[name].shape]
+        expected_leaves = {leaf.name: leaf for leaf in self.leaves}
+        actual_leaves = {leaf.name: leaf for leaf in actual.leaves}
+        if expected_leaves.keys() != actual_leaves.keys():
+            return _compare_names(self, actual)
+        shapes = [name for name in expected_leaves if expected_leaves[name].shape != actual_leaves[name].shape]
         if shapes:
-            level = RESIZED if _only_rows_differ(ours, theirs, shapes) else INCOMPATIBLE
-            words = [f"{n} is {list(theirs[n].shape)}, expected {list(ours[n].shape)}" for n in shapes]
+            level = RESIZED if _only_rows_differ(expected_leaves, actual_leaves, shapes) else INCOMPATIBLE
+            words = [
+                f"{n} is {list(actual_leaves[n].shape)}, expected {list(expected_leaves[n].shape)}" for n in shapes
+            ]
             return Difference(level, _some(words))
-        dtypes = [name for name in ours if ours[name].dtype != theirs[name].dtype]
+        dtypes = [name for name in expected_leaves if expected_leaves[name].dtype != actual_leaves[name].dtype]
         if dtypes:
-            words = [f"{n} is {theirs[n].dtype}, expected {ours[n].dtype}" for n in dtypes]
+            words = [f"{n} is {actual_leaves[n].dtype}, expected {expected_leaves[n].dtype}" for n in dtypes]
             return Difference(OTHER_PRECISION, _some(words))
-        values = [name for name in ours if ours[name].hash != theirs[name].hash]
-        return Difference(OTHER_WEIGHTS, f"{len(values)} of {len(ours)} tensors have other values: {_some(values)}")
+        values = [name for name in expected_leaves if expected_leaves[name].hash != actual_leaves[name].hash]
+        return Difference(
+            OTHER_WEIGHTS, f"{len(values)} of {len(expected_leaves)} tensors have other values: {_some(values)}"
+        )
 
-    def require(self, found: Fingerprint, *, same_weights: bool = True) -> None:
-        """Raise unless `found` is this backbone.
+    def require(self, actual: Fingerprint, *, same_weights: bool = True) -> None:
+        """Raise unless `actual` is this backbone.
 
         Args:
             same_weights: False to accept other values or another precision under the same names and shapes.
 
         Raises:
-            FingerprintMismatch: `found` is another backbone.
+            FingerprintMismatch: `actual` is another backbone.
         """
-        difference = self.compare(found)
+        difference = self.compare(actual)
         if difference.level == EXACT:
             return
         if not same_weights and difference.level in (OTHER_WEIGHTS, OTHER_PRECISION):
             return
-        raise FingerprintMismatch(difference.level, difference.detail, self.hash, found.hash)
+        raise FingerprintMismatch(difference.level, difference.detail, self.hash, actual.hash)
 
 
-def _compare_names(expected: Fingerprint, found: Fingerprint) -> Difference:
-    contents = [Counter((leaf.dtype, leaf.shape, leaf.hash) for leaf in side.leaves) for side in (expected, found)]
-    ours, theirs = ({leaf.name for leaf in side.leaves} for side in (expected, found))
-    missing, extra = sorted(ours - theirs), sorted(theirs - ours)
+def _compare_names(expected: Fingerprint, actual: Fingerprint) -> Difference:
+    contents = [Counter((leaf.dtype, leaf.shape, leaf.hash) for leaf in side.leaves) for side in (expected, actual)]
+    expected_names, actual_names = ({leaf.name for leaf in side.leaves} for side in (expected, actual))
+    missing, extra = sorted(expected_names - actual_names), sorted(actual_names - expected_names)
     words = []
     if missing:
         words.append(f"missing {_some(missing)}")
@@ -160,9 +164,9 @@ def _compare_names(expected: Fingerprint, found: Fingerprint) -> Difference:
     return Difference(level, "; ".join(words))
 
 
-def _only_rows_differ(ours: dict[str, Leaf], theirs: dict[str, Leaf], names: Iterable[str]) -> bool:
+def _only_rows_differ(expected_leaves: dict[str, Leaf], actual_leaves: dict[str, Leaf], names: Iterable[str]) -> bool:
     """Return whether the same number of rows, a vocabulary, was added to or removed from every given tensor."""
-    pairs = [(ours[name].shape, theirs[name].shape) for name in names]
+    pairs = [(expected_leaves[name].shape, actual_leaves[name].shape) for name in names]
     same_columns = all(len(a) == len(b) and len(a) in (1, 2) and a[1:] == b[1:] for a, b in pairs)
     two_dimensional = any(len(a) == 2 for a, _ in pairs)
     return same_columns and two_dimensional and len({(a[0], b[0]) for a, b in pairs}) == 1

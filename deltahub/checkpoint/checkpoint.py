@@ -101,9 +101,9 @@ def read_document(folder: Path, expected: str | None = None) -> dict[str, Any]:
         raise CheckpointError(msg)
     if not path.is_file():
         remedy = "Point to the folder that save_finetuned wrote."
-        for name, what in _OTHERS:
+        for name, contents in _OTHERS:
             if (folder / name).is_file():
-                remedy = f"It holds {what}."
+                remedy = f"It holds {contents}."
         if (folder / PICKLE).is_file():
             remedy = (
                 f"Its {PICKLE} is a pickle, which is neither pushed nor opened unasked: if you trust its author, load it "
@@ -112,8 +112,8 @@ def read_document(folder: Path, expected: str | None = None) -> dict[str, Any]:
         msg = f"{folder} holds no delta: {CONFIG} is missing. {remedy}"
         raise CheckpointError(msg)
     data = read_limited(path, LARGEST_CONFIG)
-    if expected and (found := hashlib.sha256(data).hexdigest()) != expected:
-        raise IntegrityError(str(path), f"sha256:{expected}", f"sha256:{found}", "Fetch the delta again.")
+    if expected and (digest := hashlib.sha256(data).hexdigest()) != expected:
+        raise IntegrityError(str(path), f"sha256:{expected}", f"sha256:{digest}", "Fetch the delta again.")
     return parse_document(data, str(path))
 
 
@@ -182,11 +182,11 @@ def _require_same(path: Path, entry: Mapping[str, Any], sha256: str, size: int) 
         raise _damaged(path, f"sha256:{entry['sha256']}", f"sha256:{sha256}")
 
 
-def _damaged(path: Path, expected: str, found: str) -> IntegrityError:
+def _damaged(path: Path, expected: str, actual: str) -> IntegrityError:
     remedy = "The file was cut, changed, or an interrupted save left it. Fetch or save the delta again."
     if before := next(path.parent.glob(f"{STAGE}*/{REPLACED}"), None):
         remedy += f" What an interrupted save was about to replace is in {before}."
-    return IntegrityError(str(path), expected, found, remedy)
+    return IntegrityError(str(path), expected, actual, remedy)
 
 
 def read(folder: Path, *, with_backbone: bool = True, config_sha256: str | None = None) -> Checkpoint:
@@ -211,13 +211,13 @@ def read(folder: Path, *, with_backbone: bool = True, config_sha256: str | None 
     return Checkpoint(folder, document, fingerprint, tensors, parent)
 
 
-def tensors_in(data: bytes, what: str) -> dict[str, Tensor]:
+def tensors_in(data: bytes, file_name: str) -> dict[str, Tensor]:
     """Parse the bytes of a safetensors file into tensors on the CPU, sorted by name.
 
     safetensors returns another order in each process, and the processes of a sharded backbone must use the same order.
 
     Args:
-        what: the name of the file, for messages.
+        file_name: the name of the file, for messages.
 
     Raises:
         CheckpointError: the bytes are not a safetensors file.
@@ -227,7 +227,7 @@ def tensors_in(data: bytes, what: str) -> dict[str, Tensor]:
     try:
         return dict(sorted(safetensors.torch.load(data).items()))
     except (safetensors.SafetensorError, KeyError) as error:
-        msg = f"{what} is not a safetensors file ({error}). Fetch or save the delta again."
+        msg = f"{file_name} is not a safetensors file ({error}). Fetch or save the delta again."
         raise CheckpointError(msg) from error
 
 
@@ -257,9 +257,9 @@ def describe(folder: Path) -> Manifest:
         ):  # a small one that is malformed is most often damaged: the digest says so
             require_usable(tensor_table(path), str(path))
         _require_same(path, document["files"][entry.path], *sha256_file(path))
-    found = _manifest(folder, document, listed)
-    require_usable(found.tensors, str(folder / WEIGHTS))
-    return found
+    manifest = _manifest(folder, document, listed)
+    require_usable(manifest.tensors, str(folder / WEIGHTS))
+    return manifest
 
 
 def _listed(document: Mapping[str, Any]) -> list[FileEntry]:
@@ -315,12 +315,14 @@ def write(
             write_synced(stage / CARD, card.encode())
             digests = {name: sha256_file(stage / name) for name in (WEIGHTS, BACKBONE)}
             files = {name: {"sha256": sha256, "size": size} for name, (sha256, size) in digests.items()}
-            whole = {**document, "files": files}
-            check_document(whole)
-            text = json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+            full_document = {**document, "files": files}
+            check_document(full_document)
+            text = json.dumps(full_document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
             write_synced(stage / CONFIG, f"{text}\n".encode())
-            theirs = (folder / CARD).exists() and not is_checkpoint(folder)  # a README that describes the other files
+            keeps_card = (folder / CARD).exists() and not is_checkpoint(
+                folder
+            )  # a README that describes the other files
             move_all(
-                stage, folder, [name for name in (WEIGHTS, BACKBONE, CARD, CONFIG) if not (theirs and name == CARD)]
+                stage, folder, [name for name in (WEIGHTS, BACKBONE, CARD, CONFIG) if not (keeps_card and name == CARD)]
             )
             sync_folders([folder, folder.parent])

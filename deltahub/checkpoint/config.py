@@ -88,10 +88,8 @@ class DeltaConfig:
         Raises:
             ConfigError: a key is unknown, or a value is invalid.
         """
-        if (given := document.get("delta_type", cls.delta_type)) != cls.delta_type:
-            msg = (
-                f"This config is of type {given!r}, not {cls.delta_type!r}. AutoDeltaConfig.from_dict finds its class."
-            )
+        if (delta_type := document.get("delta_type", cls.delta_type)) != cls.delta_type:
+            msg = f"This config is of type {delta_type!r}, not {cls.delta_type!r}. AutoDeltaConfig.from_dict finds its class."
             raise ConfigError(msg)
         options = {key: value for key, value in {**document, **overrides}.items() if key not in CHECKPOINT_KEYS}
         refuse_unknown(options, {field.name for field in fields(cls)}, cls.delta_type)
@@ -122,11 +120,11 @@ def known_types() -> tuple[str, ...]:
     return tuple(load_schema(SCHEMA)["properties"]["delta_type"]["enum"])
 
 
-def refuse_unknown(options: Mapping[str, Any], known: set[str], what: str) -> None:
+def refuse_unknown(options: Mapping[str, Any], option_names: set[str], owner: str) -> None:
     """Raise `ConfigError` for the first unknown option, suggesting the nearest known one."""
     for key in options:
-        if key not in known:
-            msg = f"{what} has no option {shown(key)}: {suggest(key, known)}"
+        if key not in option_names:
+            msg = f"{owner} has no option {shown(key)}: {suggest(key, option_names)}"
             raise ConfigError(msg)
 
 
@@ -143,8 +141,8 @@ def check_document(document: Mapping[str, Any]) -> None:
         raise ConfigError(msg)
     delta_type = document.get("delta_type")
     if delta_type not in known_types():
-        known = suggest(shown(delta_type).strip("'"), known_types())
-        msg = f"delta_type is {shown(delta_type)}, which this version does not know: {known}"
+        hint = suggest(shown(delta_type).strip("'"), known_types())
+        msg = f"delta_type is {shown(delta_type)}, which this version does not know: {hint}"
         raise ConfigError(msg)
     options = schema["definitions"][delta_type]["properties"]
     refuse_unknown(document, {*schema["properties"], *options}, str(delta_type))

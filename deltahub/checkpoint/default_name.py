@@ -12,9 +12,9 @@ from deltahub.reference import default_namespace
 
 def backbone_name(config: Mapping[str, Any]) -> str:
     """Return the name of a checkpoint's backbone: the author's, else its folder's, else its class."""
-    given = config.get("metadata", {}).get("backbone_model")
-    known = config.get("backbone_checkpoint_name") or config.get("base_model") or config.get("backbone_class")
-    return str(given or known or "")
+    stated_name = config.get("metadata", {}).get("backbone_model")
+    recorded_name = config.get("backbone_checkpoint_name") or config.get("base_model") or config.get("backbone_class")
+    return str(stated_name or recorded_name or "")
 
 
 def default_name(config: Mapping[str, Any], tags: Collection[str] = ()) -> str:
@@ -34,8 +34,8 @@ def default_name(config: Mapping[str, Any], tags: Collection[str] = ()) -> str:
     pairs = dict(tag.split("=", 1) for tag in all_tags if "=" in tag)
     labels = [tag for tag in all_tags if "=" not in tag]
     tasks = [*metadata.get("train_tasks", []), *metadata.get("train_datasets", [])]
-    known = [*tasks[:1], *(pairs[key] for key in ("task", "dataset") if key in pairs), *labels]
-    task = known[0] if known else config["delta_type"]
+    candidates = [*tasks[:1], *(pairs[key] for key in ("task", "dataset") if key in pairs), *labels]
+    task = candidates[0] if candidates else config["delta_type"]
     backbone = backbone_name(config).rpartition("/")[2] or "backbone"
     return f"{default_namespace()}/{_plain(f'{task}-{backbone}')}"
 
@@ -47,7 +47,7 @@ def folder_name(folder: Path, namespace: str) -> str:
 
 def _plain(text: str) -> str:
     """Reduce `text` to the characters allowed in a name."""
-    kept = re.sub(r"[^A-Za-z0-9._]+", "-", text)
-    kept = re.sub(r"\.{2,}", ".", kept)
-    kept = kept[:96].strip("-._") or "delta"
-    return re.sub(r"[.-]*\.(git|ipynb|json|lock)$", r"-\1", kept, flags=re.IGNORECASE)  # reserved endings
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", text)
+    name = re.sub(r"\.{2,}", ".", name)
+    name = name[:96].strip("-._") or "delta"
+    return re.sub(r"[.-]*\.(git|ipynb|json|lock)$", r"-\1", name, flags=re.IGNORECASE)  # reserved endings

@@ -36,7 +36,7 @@ def describe_files(entries: Iterable[FileEntry], read: Read) -> Manifest:
         read: reads a range of a file.
     """
     files = {entry.path: entry for entry in sorted(entries, key=lambda entry: entry.path)}
-    config = _told(files, read)
+    config = _format_facts(files, read)
     if CONFIG in files:
         try:
             return _published(files, read) or _delta(files, read)
@@ -56,12 +56,12 @@ def _published(files: Mapping[str, FileEntry], read: Read) -> Manifest | None:
     """
     if MANIFEST not in files:
         return None
-    own = {path: entry for path, entry in files.items() if path not in (MANIFEST, OWN_CARD, CARD)}
+    own_files = {path: entry for path, entry in files.items() if path not in (MANIFEST, OWN_CARD, CARD)}
     cards = [files[OWN_CARD]] if OWN_CARD in files else [files.get(CARD), None]
     for card in cards:
-        found = _delta({**own, CARD: replace(card, path=CARD)} if card else own, read)
-        if found.kind == DELTA and found.digest == f"sha256:{files[MANIFEST].sha256}":
-            return found
+        manifest = _delta({**own_files, CARD: replace(card, path=CARD)} if card else own_files, read)
+        if manifest.kind == DELTA and manifest.digest == f"sha256:{files[MANIFEST].sha256}":
+            return manifest
     return None
 
 
@@ -77,17 +77,17 @@ def _delta(files: Mapping[str, FileEntry], read: Read) -> Manifest:
         msg = f"{CONFIG} lists no {WEIGHTS}, so its bytes cannot be checked. Save the delta again."
         raise CheckpointError(msg)
     for name, entry in listed.items():
-        there = files.get(name)
-        if there is None:
+        file = files.get(name)
+        if file is None:
             msg = f"{name} is missing, though {CONFIG} lists it. Add it."
             raise CheckpointError(msg)
-        if (there.sha256, there.size) != (entry["sha256"], entry["size"]):
+        if (file.sha256, file.size) != (entry["sha256"], entry["size"]):
             msg = f"{name} is not the file that {CONFIG} lists. Save the delta again, and add all of its files."
             raise CheckpointError(msg)
-    found = manifest_of(document, files.values(), _table(files[WEIGHTS], read))
+    manifest = manifest_of(document, files.values(), _table(files[WEIGHTS], read))
     if files.keys() - listed.keys() - {CONFIG, CARD}:  # there are files of something else too
-        return replace(found, config={**found.config, "format": WHOLE}, kind=FILES)
-    return found
+        return replace(manifest, config={**manifest.config, "format": WHOLE}, kind=FILES)
+    return manifest
 
 
 def _table(entry: FileEntry, read: Read) -> tuple[TensorEntry, ...]:
@@ -101,12 +101,12 @@ def _whole(entry: FileEntry, read: Read) -> bytes:
     return read(entry, 0, entry.size) if entry.size else b""
 
 
-def _told(files: Mapping[str, FileEntry], read: Read) -> dict[str, Any]:
+def _format_facts(files: Mapping[str, FileEntry], read: Read) -> dict[str, Any]:
     """Detect the format of the files and, as far as known, method, model type and base model."""
     adapter = _object(files, "adapter_config.json", read)
     if isinstance(adapter.get("peft_type"), str):
-        known = {"base_model": adapter.get("base_model_name_or_path"), "task_type": adapter.get("task_type")}
-        texts = {key: value for key, value in known.items() if isinstance(value, str) and value}
+        fields = {"base_model": adapter.get("base_model_name_or_path"), "task_type": adapter.get("task_type")}
+        texts = {key: value for key, value in fields.items() if isinstance(value, str) and value}
         return {"format": "peft", "peft_type": adapter["peft_type"], **texts}
     config = _object(files, "config.json", read)
     if isinstance(config.get("delta_type"), str):
@@ -123,20 +123,20 @@ def _object(files: Mapping[str, FileEntry], name: str, read: Read) -> dict[str, 
     if name not in files:
         return {}
     try:
-        found = parse(_whole(files[name], read))
+        document = parse(_whole(files[name], read))
     except (ValueError, CheckpointError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 def _tensors(files: Mapping[str, FileEntry], read: Read) -> tuple[TensorEntry, ...]:
     """Collect the tensors of all safetensors files at the top level, each name once, sorted; none if there are too many."""
-    found: dict[str, TensorEntry] = {}
+    tensors: dict[str, TensorEntry] = {}
     for entry in files.values():
         if "/" not in entry.path and entry.path.endswith(_SHARD):
             try:
                 table = _table(entry, read)
             except CheckpointError:
                 continue
-            found |= {tensor.name: tensor for tensor in table if tensor.name not in found}
-    return tuple(found[name] for name in sorted(found)) if len(found) <= _MOST_TENSORS else ()
+            tensors |= {tensor.name: tensor for tensor in table if tensor.name not in tensors}
+    return tuple(tensors[name] for name in sorted(tensors)) if len(tensors) <= _MOST_TENSORS else ()

@@ -103,8 +103,8 @@ class Manifest:
             IntegrityError: the digest differs.
             CheckpointError: this version cannot read the manifest.
         """
-        if (found := digest_of(data)) != expected:
-            raise IntegrityError("A manifest", expected, found, "Run `deltahub verify` on its registry.")
+        if (digest := digest_of(data)) != expected:
+            raise IntegrityError("A manifest", expected, digest, "Run `deltahub verify` on its registry.")
         return _RECENT.get(expected, lambda: _read(data, expected))
 
 
@@ -161,5 +161,5 @@ def _metrics(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
     tasks = metadata.get("test_tasks") or metadata.get("train_tasks") or []
     datasets = metadata.get("test_datasets") or metadata.get("train_datasets") or []
     context = {"task_type": "".join(tasks[:1]), "dataset_name": "".join(datasets[:1])}
-    known = {key: value for key, value in context.items() if value}
-    return [{**known, "metric_type": key, "metric_value": value} for key, value in sorted(results.items())]
+    labels = {key: value for key, value in context.items() if value}
+    return [{**labels, "metric_type": key, "metric_value": value} for key, value in sorted(results.items())]

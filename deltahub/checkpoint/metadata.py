@@ -51,26 +51,26 @@ def gather(
         ConfigError: `center_args` has an unknown key, or a test result is not a finite number.
         ReferenceSyntaxError: a tag is not well formed.
     """
-    known = load_schema(SCHEMA)["definitions"]["metadata"]["properties"]
-    found: dict[str, Any] = {}
+    properties = load_schema(SCHEMA)["definitions"]["metadata"]["properties"]
+    metadata: dict[str, Any] = {}
     for source, strict in ((center_args_pool, False), (center_args, True)):
         for key, value in source.items():
             name = _ALIASES.get(key, key)
-            if name in known:
-                found[name] = _fitting(known[name], value)
+            if name in properties:
+                metadata[name] = _fitting(properties[name], value)
             elif strict and name not in _IGNORED:
-                msg = f"center_args has no key {key!r}: {suggest(key, known)}"
+                msg = f"center_args has no key {key!r}: {suggest(key, properties)}"
                 raise ConfigError(msg)
     if test_result is not None:
-        found["test_result"] = test_result if isinstance(test_result, Mapping) else {"performance": test_result}
-    if isinstance(found.get("test_result"), Mapping):
-        found["test_result"] = {key: _metric(key, value) for key, value in found["test_result"].items()}
+        metadata["test_result"] = test_result if isinstance(test_result, Mapping) else {"performance": test_result}
+    if isinstance(metadata.get("test_result"), Mapping):
+        metadata["test_result"] = {key: _metric(key, value) for key, value in metadata["test_result"].items()}
     if usage:
-        found["usage"] = usage
-    tags = [*found.get("tags", ()), *list_tags, *(f"{key}={value}" for key, value in dict_tags.items())]
+        metadata["usage"] = usage
+    tags = [*metadata.get("tags", ()), *list_tags, *(f"{key}={value}" for key, value in dict_tags.items())]
     if tags:
-        found["tags"] = sorted({check_tag(str(tag)) for tag in tags})
-    return {key: value for key, value in found.items() if value not in (None, "", [], {})}
+        metadata["tags"] = sorted({check_tag(str(tag)) for tag in tags})
+    return {key: value for key, value in metadata.items() if value not in (None, "", [], {})}
 
 
 def _fitting(schema: Mapping[str, Any], value: Any) -> Any:

@@ -45,11 +45,11 @@ def tensor_table(path: Path) -> tuple[TensorEntry, ...]:
         return table_of(file, str(path))
 
 
-def table_of(file: BinaryIO, what: str) -> tuple[TensorEntry, ...]:
+def table_of(file: BinaryIO, file_name: str) -> tuple[TensorEntry, ...]:
     """Read the tensor table of an open file from its start; its position changes.
 
     Args:
-        what: the name of the file, for messages.
+        file_name: the name of the file, for messages.
 
     Raises:
         CheckpointError: it is not a safetensors file.
@@ -59,60 +59,62 @@ def table_of(file: BinaryIO, what: str) -> tuple[TensorEntry, ...]:
         file.seek(start)
         return file.read(end - start)
 
-    return tensor_entries(read, file.seek(0, os.SEEK_END), what)
+    return tensor_entries(read, file.seek(0, os.SEEK_END), file_name)
 
 
-def usable_bytes(file: BinaryIO, what: str) -> bytes:
+def usable_bytes(file: BinaryIO, file_name: str) -> bytes:
     """Read a whole open safetensors file of a delta, after checking its header: no memory is allocated before.
 
     Args:
-        what: the name of the file, for messages.
+        file_name: the name of the file, for messages.
 
     Raises:
         CheckpointError: it is not a safetensors file, holds tensors that no delta has, or is larger than the memory.
     """
-    require_usable(table_of(file, what), what)
+    require_usable(table_of(file, file_name), file_name)
     file.seek(0)
     try:
         return file.read()
     except MemoryError as error:
-        msg = f"{what} is larger than the memory that is free. Load it on a larger machine."
+        msg = f"{file_name} is larger than the memory that is free. Load it on a larger machine."
         raise CheckpointError(msg) from error
 
 
-def require_usable(entries: Iterable[TensorEntry], what: str) -> None:
+def require_usable(entries: Iterable[TensorEntry], file_name: str) -> None:
     """Refuse a file without tensors, and tensors that no delta has: without values, or of fewer than 8 bits, a float of 8 bits, or an unknown dtype.
 
     Args:
         entries: the tensors of a delta.
-        what: the name of their file, for messages.
+        file_name: the name of their file, for messages.
 
     Raises:
         CheckpointError: there is such a tensor; the message names it.
     """
     entries = list(entries)
     if not entries:
-        msg = f"{what} holds no tensor. Save the delta again."
+        msg = f"{file_name} holds no tensor. Save the delta again."
         raise CheckpointError(msg)
     for entry in entries:
         if entry.dtype not in _USABLE:
             msg = (
-                f"{what} holds {entry.name:.200} as {entry.dtype:.40}, which a delta is not computed in. Expected F32, BF16, F16 or F64: "
+                f"{file_name} holds {entry.name:.200} as {entry.dtype:.40}, which a delta is not computed in. Expected F32, BF16, F16 or F64: "
                 "convert the tensors to one of them, and save the delta again."
             )
             raise CheckpointError(msg)
         if 0 in entry.shape:
-            msg = f"{what} holds {entry.name:.200}, which is empty: its shape is {list(entry.shape)}. Save it again."
+            msg = (
+                f"{file_name} holds {entry.name:.200}, which is empty: its shape is {list(entry.shape)}. Save it again."
+            )
             raise CheckpointError(msg)
 
 
-def tensor_entries(read: Read, size: int, what: str, longest: int = LONGEST) -> tuple[TensorEntry, ...]:
+def tensor_entries(read: Read, size: int, file_name: str, longest: int = LONGEST) -> tuple[TensorEntry, ...]:
     """Read the names, dtypes and shapes of a file's tensors, sorted by name.
 
     Args:
         read: reads a range of the file.
         size: the size of the file in bytes.
-        what: the name of the file, for messages.
+        file_name: the name of the file, for messages.
         longest: maximum bytes of its header.
 
     Raises:
@@ -121,33 +123,33 @@ def tensor_entries(read: Read, size: int, what: str, longest: int = LONGEST) -> 
     length = int.from_bytes(read(0, _PREFIX), "little") if size >= _PREFIX else size
     end = _PREFIX + length
     if length > longest:
-        raise _malformed(what, f"its header has {length} bytes, and {longest} are read at most")
+        raise _malformed(file_name, f"its header has {length} bytes, and {longest} are read at most")
     if end > size:
-        raise _malformed(what, "it is too short for its header")
+        raise _malformed(file_name, "it is too short for its header")
     try:
         header = parse(head := read(_PREFIX, end))
     except ValueError as error:
-        raise _malformed(what, f"its header is not JSON: {error}") from error
+        raise _malformed(file_name, f"its header is not JSON: {error}") from error
     if not isinstance(header, dict) or not head.startswith(b"{"):
-        raise _malformed(what, "its header is not a JSON object")
+        raise _malformed(file_name, "its header is not a JSON object")
     if not _are_texts(header.get("__metadata__", {})):
-        raise _malformed(what, "its metadata are not texts by name")
+        raise _malformed(file_name, "its metadata are not texts by name")
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     try:
         spans = sorted(_span(name, entry) for name, entry in tensors.items())
-        found = tuple(
+        table = tuple(
             TensorEntry(name, entry["dtype"], _sizes(entry["shape"])) for name, entry in sorted(tensors.items())
         )
     except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise _malformed(what, f"its header does not describe tensors ({error!r:.200})") from error
+        raise _malformed(file_name, f"its header does not describe tensors ({error!r:.200})") from error
     position = 0
     for first, last in spans:
         if first != position or last < first:
-            raise _malformed(what, "its tensors do not follow each other")
+            raise _malformed(file_name, "its tensors do not follow each other")
         position = last
     if end + position != size:
-        raise _malformed(what, f"expected {end + position} bytes, found {size}")
-    return found
+        raise _malformed(file_name, f"expected {end + position} bytes, found {size}")
+    return table
 
 
 def _are_texts(metadata: object) -> bool:
@@ -171,15 +173,15 @@ def _span(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
     return first, last
 
 
-def _sizes(found: object) -> tuple[int, ...]:
-    if not isinstance(found, list) or not all(type(size) is int and size >= 0 for size in found):
-        msg = f"{found!r:.80} is not a list of sizes"
+def _sizes(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(size) is int and size >= 0 for size in value):
+        msg = f"{value!r:.80} is not a list of sizes"
         raise ValueError(msg)
-    if len(found) > _MOST_SIZES:
-        msg = f"a shape has {len(found)} sizes, and {_MOST_SIZES} is the limit"
+    if len(value) > _MOST_SIZES:
+        msg = f"a shape has {len(value)} sizes, and {_MOST_SIZES} is the limit"
         raise ValueError(msg)
-    return tuple(found)
+    return tuple(value)
 
 
-def _malformed(what: str, reason: str) -> CheckpointError:
-    return CheckpointError(f"{what} is not a safetensors file ({reason}). Fetch or save it again.")
+def _malformed(file_name: str, reason: str) -> CheckpointError:
+    return CheckpointError(f"{file_name} is not a safetensors file ({reason}). Fetch or save it again.")
