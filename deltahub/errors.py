@@ -218,8 +218,8 @@ class RemovedError(NotFoundError):
 
     def _sentence(self) -> str:
         why = f": {self.message}" if self.message else ""
-        left = f"Still there: {', '.join(self.left)}." if self.left else "No version of it is left."
-        return f"{self.what} was removed at {self.time} by {self.author}{why}. {left}"
+        remainder = f"Still there: {', '.join(self.left)}." if self.left else "No version of it is left."
+        return f"{self.what} was removed at {self.time} by {self.author}{why}. {remainder}"
 
 
 class NoVersionError(NotFoundError):

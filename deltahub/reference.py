@@ -128,21 +128,21 @@ def is_placed(text: str) -> bool:
     return _PLACED.fullmatch(text) is not None
 
 
-def check_name(text: str, what: str = "name") -> str:
+def check_name(text: str, kind: str = "name") -> str:
     """Return `text` if it is a valid namespace or name.
 
     Raises:
         ReferenceSyntaxError: it is not valid.
     """
     rule = "up to 96 letters, digits, '-', '_' and '.' (plain ASCII), starting and ending with a letter or digit"
-    _check(text, _NAME, what, rule)
-    _refuse_reserved(text, what)
+    _check(text, _NAME, kind, rule)
+    _refuse_reserved(text, kind)
     return text
 
 
-def _refuse_reserved(text: str, what: str) -> None:
+def _refuse_reserved(text: str, kind: str) -> None:
     if ".." in text or "--" in text or text.lower().endswith((".git", ".ipynb", ".json", ".lock")):
-        msg = f"{text!r} cannot be a {what}: '..', '--' and the endings .git, .ipynb, .json and .lock are reserved."
+        msg = f"{text!r} cannot be a {kind}: '..', '--' and the endings .git, .ipynb, .json and .lock are reserved."
         raise ReferenceSyntaxError(msg)
 
 
@@ -198,15 +198,15 @@ def check_git_tag(text: str) -> str:
     return _check_mark(text, "alias")
 
 
-def _check_mark(text: str, what: str) -> str:
+def _check_mark(text: str, kind: str) -> str:
     if len(text) > _LONGEST_MARK or not all(_MARK.fullmatch(part) for part in text.split("/")):
         expected = (
             f"parts of up to 96 letters, digits, '.', '_', '-', '#', '+', '@', '=' and ',' (plain ASCII), each starting with "
             f"a letter or digit, '/' between them, {_LONGEST_MARK} characters at most"
         )
-        raise _not_formed(text, what, expected)
+        raise _not_formed(text, kind, expected)
     for part in text.split("/"):
-        _refuse_reserved(part, what)
+        _refuse_reserved(part, kind)
     return text
 
 
@@ -227,20 +227,20 @@ def check_tag(text: str) -> str:
     return text
 
 
-def _check(text: str, rule: re.Pattern[str], what: str, expected: str) -> None:
+def _check(text: str, rule: re.Pattern[str], kind: str, expected: str) -> None:
     if not rule.fullmatch(text):
-        raise _not_formed(text, what, expected)
+        raise _not_formed(text, kind, expected)
 
 
-def _not_formed(text: str, what: str, expected: str) -> ReferenceSyntaxError:
+def _not_formed(text: str, kind: str, expected: str) -> ReferenceSyntaxError:
     strange = next((char for char in text if not char.isascii()), None)
-    seen = (
+    hint = (
         f" It holds {strange!r} (U+{ord(strange):04X}), which is no plain letter, though it may look like one."
         if strange
         else ""
     )
-    article = "an" if what.startswith(tuple("aeiou")) else "a"
-    return ReferenceSyntaxError(f"{text!r} cannot be {article} {what}: expected {expected}.{seen}")
+    article = "an" if kind.startswith(tuple("aeiou")) else "a"
+    return ReferenceSyntaxError(f"{text!r} cannot be {article} {kind}: expected {expected}.{hint}")
 
 
 def is_version(text: str) -> bool:

@@ -62,18 +62,18 @@ class PublicKey:
         return cls.parse(data, str(path))
 
     @classmethod
-    def parse(cls, data: bytes, where: str) -> PublicKey:
+    def parse(cls, data: bytes, origin: str) -> PublicKey:
         """Parse a public key from PEM bytes.
 
         Args:
-            where: the origin of the bytes, for the message.
+            origin: the origin of the bytes, for the message.
 
         Raises:
             ConfigError: the bytes are not a supported public key.
         """
         if b"PRIVATE KEY" in data:
             msg = (
-                f"{where} holds a private key; what checks signatures is the public one. Make it: openssl pkey -in KEY -pubout -out "
+                f"{origin} holds a private key; what checks signatures is the public one. Make it: openssl pkey -in KEY -pubout -out "
                 "KEY.pub, and keep the private one to yourself."
             )
             raise ConfigError(msg)
@@ -83,10 +83,10 @@ class PublicKey:
         try:
             key = load_pem_public_key(data)
         except ValueError as error:
-            msg = f"{where} holds no public key in PEM ({error}). Expected a file that begins with -----BEGIN PUBLIC KEY-----."
+            msg = f"{origin} holds no public key in PEM ({error}). Expected a file that begins with -----BEGIN PUBLIC KEY-----."
             raise ConfigError(msg) from error
         if not isinstance(key, EllipticCurvePublicKey):
-            raise _not_elliptic(where, type(key).__name__)
+            raise _not_elliptic(origin, type(key).__name__)
         return _public(key)
 
 
@@ -155,9 +155,9 @@ def check(manifest: bytes, signature: bytes, key: PublicKey, version: str | None
     """
     verifying = _installed().verifying
     remedy = "Ask for the delta to be signed again: deltahub sign REF --key KEY"
-    what = f"The signature of {digest_of(manifest)}"
+    subject = f"The signature of {digest_of(manifest)}"
     if len(signature) > MOST:
-        raise IntegrityError(what, f"{MOST} bytes at most", f"{len(signature)} bytes", remedy)
+        raise IntegrityError(subject, f"{MOST} bytes at most", f"{len(signature)} bytes", remedy)
     with _laid_out(manifest, (stated(signature) or "") if version is None else version) as folder:
         (folder.parent / "signature.json").write_bytes(signature)
         (folder.parent / "key.pub").write_text(key.pem, "ascii")
@@ -165,8 +165,8 @@ def check(manifest: bytes, signature: bytes, key: PublicKey, version: str | None
         try:
             config.verify(folder, folder.parent / "signature.json")
         except Exception as error:  # a hostile signature may cause any error in the library
-            found = f"another one ({type(error).__name__})"
-            raise IntegrityError(what, f"one by the key {key.id[:16]} over this delta", found, remedy) from error
+            actual = f"another one ({type(error).__name__})"
+            raise IntegrityError(subject, f"one by the key {key.id[:16]} over this delta", actual, remedy) from error
 
 
 def trusted_by(
@@ -211,8 +211,8 @@ def stated(signature: bytes) -> str | None:
         *path, version, _ = ["", "", *name.split("/")][-4:]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    found = f"{'/'.join(path)}@{version}" if version else ""
-    return found if _VERSION.fullmatch(found) else None  # a path that leads elsewhere is not a version
+    full_version = f"{'/'.join(path)}@{version}" if version else ""
+    return full_version if _VERSION.fullmatch(full_version) else None  # a path that leads elsewhere is not a version
 
 
 @contextmanager
@@ -243,6 +243,6 @@ def _installed() -> Any:
     return cast("Any", model_signing)
 
 
-def _not_elliptic(where: str, found: str) -> ConfigError:
-    msg = f"{where} holds another kind of key ({found}), expected an elliptic key. Make one: openssl ecparam -name prime256v1 -genkey -noout -out KEY"
+def _not_elliptic(origin: str, key_type: str) -> ConfigError:
+    msg = f"{origin} holds another kind of key ({key_type}), expected an elliptic key. Make one: openssl ecparam -name prime256v1 -genkey -noout -out KEY"
     return ConfigError(msg)

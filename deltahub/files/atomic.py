@@ -55,17 +55,17 @@ def open_file(path: Path, size: int | None = None, most: int | None = None) -> i
         raise
 
 
-def _require_file(path: Path, found: os.stat_result, size: int | None, most: int | None) -> None:
-    if stat.S_ISDIR(found.st_mode):
+def _require_file(path: Path, status: os.stat_result, size: int | None, most: int | None) -> None:
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise IntegrityError(
-            str(path), "a file", _KINDS.get(stat.S_IFMT(found.st_mode), "something else"), "Remove it."
+            str(path), "a file", _KINDS.get(stat.S_IFMT(status.st_mode), "something else"), "Remove it."
         )
-    if size is not None and found.st_size != size:
-        raise IntegrityError(str(path), f"{size} bytes", f"{found.st_size} bytes")
-    if most is not None and found.st_size > most:
-        raise IntegrityError(str(path), f"{most} bytes at most", f"{found.st_size} bytes", "Remove it.")
+    if size is not None and status.st_size != size:
+        raise IntegrityError(str(path), f"{size} bytes", f"{status.st_size} bytes")
+    if most is not None and status.st_size > most:
+        raise IntegrityError(str(path), f"{most} bytes at most", f"{status.st_size} bytes", "Remove it.")
 
 
 def read_file(path: Path, most: int = WHOLE) -> bytes:
@@ -220,8 +220,8 @@ def move_all(stage: Path, folder: Path, names: Sequence[str]) -> None:
     """
     replaced = stage / REPLACED
     replaced.mkdir()
-    known = [name for name in names if (folder / name).exists()]
-    for name in known:
+    existing_names = [name for name in names if (folder / name).exists()]
+    for name in existing_names:
         (replaced / name).parent.mkdir(parents=True, exist_ok=True)
         _keep(folder / name, replaced / name)
     try:
@@ -230,7 +230,7 @@ def move_all(stage: Path, folder: Path, names: Sequence[str]) -> None:
             os.replace(stage / name, folder / name)
     except BaseException:
         for name in names:
-            if name in known:
+            if name in existing_names:
                 os.replace(replaced / name, folder / name)
             else:
                 (folder / name).unlink(missing_ok=True)
@@ -298,6 +298,6 @@ def storage_errors(doing: str, place: Path, right: str = "write") -> Iterator[No
             remedy = f"You may not {right} there. Ask its owner for the right, or choose another folder."
         else:
             remedy = "Check that path and its disk, and repeat."
-        what = f"{error.strerror or error}: {error.filename}" if error.filename else f"{error.strerror or error}"
-        msg = f"{doing} failed in {place} ({what}). {remedy}"
+        reason = f"{error.strerror or error}: {error.filename}" if error.filename else f"{error.strerror or error}"
+        msg = f"{doing} failed in {place} ({reason}). {remedy}"
         raise StorageError(msg) from error

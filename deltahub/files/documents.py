@@ -72,11 +72,11 @@ def parse(data: bytes) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         msg = "it has a name twice in one object"
         raise ValueError(msg)
-    return found
+    return members
 
 
 def _refuse_constant(text: str) -> None:
@@ -85,11 +85,11 @@ def _refuse_constant(text: str) -> None:
 
 
 def _finite(text: str) -> float:
-    found = float(text)
-    if not math.isfinite(found):
+    number = float(text)
+    if not math.isfinite(number):
         msg = f"the number {text:.40} is too large"
         raise ValueError(msg)
-    return found
+    return number
 
 
 def _whole_number(text: str) -> int:
@@ -151,21 +151,19 @@ def _clause(error: JsonSchemaValueException) -> str:
     name = error.name or "data"
     place = name.removeprefix("data").removeprefix(".") or "the document"
     place = place if len(place) <= _PLACE else f"{place[:_PLACE]}..."
-    wanted, found = error.rule_definition, error.value
+    rule_value, value = error.rule_definition, error.value
     if error.rule == "required":
-        return f"{place} lacks {', '.join(repr(key) for key in wanted if key not in found)}"
+        return f"{place} lacks {', '.join(repr(key) for key in rule_value if key not in value)}"
     if error.rule == "type":
-        return (
-            f"{place} must be of type {wanted if isinstance(wanted, str) else ' or '.join(wanted)}, got {shown(found)}"
-        )
+        return f"{place} must be of type {rule_value if isinstance(rule_value, str) else ' or '.join(rule_value)}, got {shown(value)}"
     if error.rule == "propertyNames":
-        pattern, longest = wanted.get("pattern", "").replace("$", r"\Z"), wanted.get("maxLength", math.inf)
-        odd = next((key for key in found if len(key) > longest or not re.search(pattern, key)), "")
+        pattern, longest = rule_value.get("pattern", "").replace("$", r"\Z"), rule_value.get("maxLength", math.inf)
+        odd = next((key for key in value if len(key) > longest or not re.search(pattern, key)), "")
         return f"{place} must not have the key {shown(odd)}"
     if error.rule in _BOUNDS:
-        return f"{place} must be {_BOUNDS[error.rule]} {wanted!r}, got {shown(found)}"
+        return f"{place} must be {_BOUNDS[error.rule]} {rule_value!r}, got {shown(value)}"
     if error.rule in _SIZES:
-        return f"{place} must have {_SIZES[error.rule].format(wanted)}, and has {len(found)}"
+        return f"{place} must have {_SIZES[error.rule].format(rule_value)}, and has {len(value)}"
     return f"{place}{error.message.removeprefix(name):.{_PLACE}}"
 
 
@@ -188,8 +186,8 @@ def sealed(document: Mapping[str, Any]) -> bytes:
             ``"checksum"``.
     """
     empty = canonical_json({**document, "checksum": ""})
-    found = hashlib.sha256(empty.replace(_member(""), b"", 1)).hexdigest()
-    return empty.replace(_member(""), _member(found), 1)
+    checksum = hashlib.sha256(empty.replace(_member(""), b"", 1)).hexdigest()
+    return empty.replace(_member(""), _member(checksum), 1)
 
 
 def unsealed(data: bytes, schema: str) -> tuple[Any, str | None]:
@@ -209,8 +207,8 @@ def unsealed(data: bytes, schema: str) -> tuple[Any, str | None]:
 def _broken(data: bytes, document: Mapping[str, Any]) -> str | None:
     """Check the checksum in a document; return the problem as a clause, or None."""
     recorded = document["checksum"]
-    found = hashlib.sha256(data.replace(_member(recorded), b"", 1)).hexdigest()
-    return None if found == recorded else f"bytes that do not have the checksum {recorded} that stands in them"
+    checksum = hashlib.sha256(data.replace(_member(recorded), b"", 1)).hexdigest()
+    return None if checksum == recorded else f"bytes that do not have the checksum {recorded} that stands in them"
 
 
 def _member(checksum: str) -> bytes:

@@ -42,22 +42,22 @@ def take_after(root: Path, paths: Iterable[Path], *, read_only: bool = False) ->
         read_only: whether to make the files read-only.
     """
     with contextlib.suppress(OSError):
-        wanted = root.stat()
+        root_status = root.stat()
         for path in paths:
-            _take_after(wanted, path, read_only=read_only)
+            _take_after(root_status, path, read_only=read_only)
 
 
-def _take_after(wanted: os.stat_result, path: Path, *, read_only: bool) -> None:
-    found = path.stat()
-    if stat.S_ISDIR(found.st_mode):
-        mode = wanted.st_mode & 0o777
-        if wanted.st_mode & (stat.S_ISGID | stat.S_IWGRP):
+def _take_after(root_status: os.stat_result, path: Path, *, read_only: bool) -> None:
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        mode = root_status.st_mode & 0o777
+        if root_status.st_mode & (stat.S_ISGID | stat.S_IWGRP):
             mode |= stat.S_ISGID  # so that files made in it by other users belong to the group too
     else:
-        mode = wanted.st_mode & (0o444 if read_only else 0o666)
-    if os.name != "nt" and found.st_gid != wanted.st_gid and wanted.st_mode & stat.S_IRWXG:
+        mode = root_status.st_mode & (0o444 if read_only else 0o666)
+    if os.name != "nt" and status.st_gid != root_status.st_gid and root_status.st_mode & stat.S_IRWXG:
         with contextlib.suppress(OSError):  # before chmod: a change of the group may clear setgid
-            os.chown(path, -1, wanted.st_gid)
-    if stat.S_IMODE(found.st_mode) != mode:
+            os.chown(path, -1, root_status.st_gid)
+    if stat.S_IMODE(status.st_mode) != mode:
         with contextlib.suppress(OSError):
             path.chmod(mode)

@@ -31,8 +31,8 @@ def set_aside(root: Path) -> None:
     """Reserve the missing pieces, if there is ample space."""
     folder = root / RESERVE
     with contextlib.suppress(OSError):
-        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        missing = [folder / name for name in map(str, range(PIECES)) if name not in there]
+        existing_names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        missing = [folder / name for name in map(str, range(PIECES)) if name not in existing_names]
         if not missing or shutil.disk_usage(root).free < _AMPLE:
             return
         make_folder(root, folder)

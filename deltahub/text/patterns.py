@@ -103,8 +103,8 @@ def _compile(text: str, called: str) -> Pattern:
         ) from error
     if compiled.programsize > _LARGEST_PROGRAM:
         raise _refused(called, "its repetitions make it too large. Use smaller counts")
-    found: Pattern = compiled
-    return found
+    pattern: Pattern = compiled
+    return pattern
 
 
 def _plain(name: str) -> str:
