@@ -41,20 +41,20 @@ def object_key(sha256: str) -> str:
     return f"objects/sha256/{sha256[:2]}/{sha256[2:]}"
 
 
-def require_digest(source: Source, expected: str, found: str) -> None:
+def require_digest(source: Source, expected: str, actual: str) -> None:
     """Check that the bytes to store have the announced digest.
 
     Args:
         expected: the announced sha256, 64 hex digits.
-        found: the sha256 of the bytes.
+        actual: the sha256 of the bytes.
 
     Raises:
         IntegrityError: they differ.
     """
-    if found != expected:
-        what = str(source) if isinstance(source, Path) else "An object"
+    if actual != expected:
+        name = str(source) if isinstance(source, Path) else "An object"
         raise IntegrityError(
-            what, f"sha256:{expected}", f"sha256:{found}", "It changed while it was published; repeat."
+            name, f"sha256:{expected}", f"sha256:{actual}", "It changed while it was published; repeat."
         )
 
 
@@ -65,8 +65,8 @@ def require_size(store: Store, key: str, size: int | None) -> None:
         NotFoundError: the key does not exist.
         IntegrityError: there are more or fewer bytes.
     """
-    if size is not None and (found := store.size(key)) != size:
-        raise IntegrityError(key, f"{size} bytes", f"{found} bytes")
+    if size is not None and (actual := store.size(key)) != size:
+        raise IntegrityError(key, f"{size} bytes", f"{actual} bytes")
 
 
 class Store(Protocol):

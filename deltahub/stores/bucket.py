@@ -114,7 +114,7 @@ class Bucket:
     def server(self) -> str | None:
         """The URL of the server in the configuration or the environment; None for AWS."""
         variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-        return self.endpoint or next((found for name in variables if (found := os.environ.get(name, "").strip())), None)
+        return self.endpoint or next((url for name in variables if (url := os.environ.get(name, "").strip())), None)
 
 
 def connect(bucket: Bucket, patience: Patience) -> tuple[Client, Client]:
@@ -168,9 +168,9 @@ def connect(bucket: Bucket, patience: Patience) -> tuple[Client, Client]:
 
 def _corrected() -> dict[str, str]:
     """Return the client's settings in the environment that need whitespace stripped at their ends, stripped."""
-    given = {name: os.environ.get(name, "") for name in _IN_HEADERS}
-    checked = {name: header_value(text, f"The environment variable {name}") for name, text in given.items()}
-    return {name.lower(): text for name, text in checked.items() if text != given[name]}
+    values = {name: os.environ.get(name, "") for name in _IN_HEADERS}
+    checked = {name: header_value(text, f"The environment variable {name}") for name, text in values.items()}
+    return {name.lower(): text for name, text in checked.items() if text != values[name]}
 
 
 def _span(seconds: float) -> timedelta:

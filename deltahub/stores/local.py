@@ -144,7 +144,7 @@ class LocalStore:
 
     def swap_all(self, swaps: Sequence[Swap]) -> list[Swapped]:
         """Replace many documents: write and sync all, then compare and rename one by one, then sync the renames."""
-        done: list[Swapped] = []
+        results: list[Swapped] = []
         self._make_root()
         with (
             storage_errors("Updating the records of many deltas", self.root),
@@ -162,11 +162,11 @@ class LocalStore:
             for temporary, swap in zip(staged, swaps, strict=True):
                 try:
                     self._swap_staged(temporary, swap)
-                    done.append(_etag(swap.data))
+                    results.append(_etag(swap.data))
                 except (ConflictError, StorageError) as error:
-                    done.append(error)
+                    results.append(error)
             syncing.folders(folders)
-        return done
+        return results
 
     def _swap_staged(self, temporary: Path, swap: Swap) -> None:
         """Compare and rename one document."""
@@ -180,9 +180,9 @@ class LocalStore:
 
     def _require(self, key: str, expected: str | None) -> None:
         current = self.read_tagged(key)
-        found = current[1] if current else None
-        if found != expected:
-            raise ConflictError(key, expected, found)
+        etag = current[1] if current else None
+        if etag != expected:
+            raise ConflictError(key, expected, etag)
 
     def children(self, folder: str) -> list[str]:
         """Return the names of keys and folders directly in a folder."""
@@ -198,8 +198,8 @@ class LocalStore:
 
     def keys(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Iterate over the keys that start with `prefix`; a file's stamp is its inode, size and modification time."""
-        found = walk(self.root, prefix.rpartition("/")[0])
-        yield from ((key, stamp) for key, stamp in found if key.startswith(prefix))
+        stamps = walk(self.root, prefix.rpartition("/")[0])
+        yield from ((key, stamp) for key, stamp in stamps if key.startswith(prefix))
 
     def settle(self, keys: Iterable[str]) -> None:
         """Sync the folders of keys: the bytes were synced before they were renamed there."""
@@ -259,9 +259,9 @@ def _intact(target: Path, sha256: str, source: Source) -> bool:
 def _stage(source: Source, temporary: Path, sha256: str, progress: Progress | None) -> None:
     if isinstance(source, bytes):
         temporary.write_bytes(source)
-        found = _etag(source)
+        digest = _etag(source)
         if progress:
             progress(len(source))
     else:
-        found, _ = copy_hashed(source, temporary, progress=progress)
-    require_digest(source, sha256, found)
+        digest, _ = copy_hashed(source, temporary, progress=progress)
+    require_digest(source, sha256, digest)

@@ -86,9 +86,9 @@ def _take(stage: Path, claim: Path, check: Callable[[], None]) -> None:
     while not _renamed(stage, claim):
         check()
         with contextlib.suppress(FileNotFoundError):
-            found = [path.name for path in claim.iterdir()]
-            if found != holder:
-                holder, since = found, time.monotonic()
+            names = [path.name for path in claim.iterdir()]
+            if names != holder:
+                holder, since = names, time.monotonic()
             elif time.monotonic() > since + SILENT:
                 broken = claim.with_name(f"{STAGE}{uuid.uuid4().hex}")
                 claim.rename(broken)
@@ -174,8 +174,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _refuse_file(root: Path) -> None:
     """Raise if the folder or one of its parents is a file, as that is not an empty store."""
     with storage_errors("Reading the registry", root, "read"):
-        there = next(path for path in (root, *root.absolute().parents) if path.exists())
-        folder = there.is_dir()
+        existing_path = next(path for path in (root, *root.absolute().parents) if path.exists())
+        folder = existing_path.is_dir()
     if not folder:
-        msg = f"{there} is a file; expected the folder of a registry, {root}. Move it away, or set DELTAHUB_HOME."
+        msg = (
+            f"{existing_path} is a file; expected the folder of a registry, {root}. Move it away, or set DELTAHUB_HOME."
+        )
         raise StorageError(msg)

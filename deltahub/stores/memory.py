@@ -60,38 +60,38 @@ class MemoryStore:
 
     def create(self, sources: Mapping[str, Source], progress: Progress | None = None) -> None:
         """Store objects."""
-        read = {sha256: data if isinstance(data, bytes) else data.read_bytes() for sha256, data in sources.items()}
-        for sha256, data in read.items():
+        objects = {sha256: data if isinstance(data, bytes) else data.read_bytes() for sha256, data in sources.items()}
+        for sha256, data in objects.items():
             require_digest(sources[sha256], sha256, _etag(data))
         with self._lock:
-            self._data.update({object_key(sha256): data for sha256, data in read.items()})
+            self._data.update({object_key(sha256): data for sha256, data in objects.items()})
         if progress:
-            progress(sum(map(len, read.values())))
+            progress(sum(map(len, objects.values())))
 
     def swap(self, key: str, data: bytes, expected: str | None) -> str:
         """Replace a document if it has not changed since it was read."""
         with self._lock:
-            found = _etag(self._data[key]) if key in self._data else None
-            if found != expected:
-                raise ConflictError(key, expected, found)
+            etag = _etag(self._data[key]) if key in self._data else None
+            if etag != expected:
+                raise ConflictError(key, expected, etag)
             self._data[key] = data
         return _etag(data)
 
     def swap_all(self, swaps: Sequence[Swap]) -> list[Swapped]:
         """Replace many documents, each if it has not changed since it was read."""
-        done: list[Swapped] = []
+        results: list[Swapped] = []
         for swap in swaps:
             try:
-                done.append(self.swap(swap.key, swap.data, swap.expected))
+                results.append(self.swap(swap.key, swap.data, swap.expected))
             except ConflictError as error:
-                done.append(error)
-        return done
+                results.append(error)
+        return results
 
     def keys(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Iterate over the keys that start with `prefix`, each with its etag."""
         with self._lock:
-            found = sorted((key, _etag(data)) for key, data in self._data.items() if key.startswith(prefix))
-        yield from found
+            etags = sorted((key, _etag(data)) for key, data in self._data.items() if key.startswith(prefix))
+        yield from etags
 
     def children(self, folder: str) -> list[str]:
         """Return the names of keys and folders directly in a folder."""

@@ -49,17 +49,17 @@ def login(profile: str | None) -> Login:
     if profile is None and any(os.environ.get(name) for name in _ENVIRONMENT):
         return Login()
     name = profile or os.environ.get("AWS_PROFILE") or "default"
-    known = _profiles()
-    if name not in known:
+    profiles = _profiles()
+    if name not in profiles:
         if profile is None and not os.environ.get("AWS_PROFILE"):
             if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
                 msg = "No credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile."
                 raise ConfigError(msg)
             return Login()
-        hint = suggest(name, known) if known else "there is none at all."
+        hint = suggest(name, profiles) if profiles else "there is none at all."
         msg = f"There is no profile {name!r} in {_credentials_file()} or {_config_file()}; {hint}"
         raise ConfigError(msg)
-    settings = known[name]
+    settings = profiles[name]
     return Login(_credentials(name, settings), settings.get("region"), settings.get("endpoint_url"))
 
 
@@ -104,7 +104,7 @@ def _credentials(name: str, settings: Mapping[str, str]) -> Callable[[], Any] | 
 
 def _profiles() -> dict[str, dict[str, str]]:
     """Return every profile of both files; a key in the credentials file overrides the config file."""
-    found: dict[str, dict[str, str]] = {}
+    profiles: dict[str, dict[str, str]] = {}
     for path in (_config_file(), _credentials_file()):
         parser = configparser.RawConfigParser(default_section="")
         try:
@@ -113,8 +113,8 @@ def _profiles() -> dict[str, dict[str, str]]:
             msg = f"{path} cannot be read as a file of profiles: {error}. Correct it, or set AWS_ACCESS_KEY_ID."
             raise ConfigError(msg) from error
         for section in parser.sections():
-            found.setdefault(section.removeprefix("profile ").strip(), {}).update(parser.items(section))
-    return found
+            profiles.setdefault(section.removeprefix("profile ").strip(), {}).update(parser.items(section))
+    return profiles
 
 
 def _credentials_file() -> Path:

@@ -87,10 +87,10 @@ class S3Store:
 
         try:
             with self._reading():
-                found = obstore.get(client, key)
-                if found.meta["size"] > WHOLE:
-                    raise IntegrityError(key, f"{WHOLE} bytes at most", f"{found.meta['size']} bytes", "Remove it.")
-                return found.bytes().to_bytes(), found.meta["e_tag"] or ""
+                response = obstore.get(client, key)
+                if response.meta["size"] > WHOLE:
+                    raise IntegrityError(key, f"{WHOLE} bytes at most", f"{response.meta['size']} bytes", "Remove it.")
+                return response.bytes().to_bytes(), response.meta["e_tag"] or ""
         except FileNotFoundError as error:
             raise NotFoundError(key, (self.url,)) from error
 
@@ -99,11 +99,11 @@ class S3Store:
         stop = threading.Event()
 
         def copy() -> str:
-            digest, chunks, left = hashlib.sha256(), self.chunks(key), size
+            digest, chunks, remaining = hashlib.sha256(), self.chunks(key), size
             first = next(chunks, b"")  # a missing key creates no file
             with into.open("xb") as file:
                 while first and not stop.is_set():
-                    if left is not None and (left := left - len(first)) < 0:
+                    if remaining is not None and (remaining := remaining - len(first)) < 0:
                         into.unlink()
                         raise IntegrityError(key, f"{size} bytes", "more")
                     digest.update(first)
@@ -145,8 +145,8 @@ class S3Store:
 
         try:
             with self._reading():
-                found = obstore.get(client, key, options=options)
-                stream = iter(found.stream(min_chunk_size=CHUNK))
+                response = obstore.get(client, key, options=options)
+                stream = iter(response.stream(min_chunk_size=CHUNK))
             while True:
                 with self._reading():
                     chunk = next(stream, None)
@@ -179,9 +179,9 @@ class S3Store:
             import obstore
 
             with self._reading():
-                found = obstore.list_with_delimiter(client, folder)
-            files = [meta["path"][len(folder) :] for meta in found["objects"]]
-            return files + [f"{path[len(folder) :].rstrip('/')}/" for path in found["common_prefixes"]]
+                listing = obstore.list_with_delimiter(client, folder)
+            files = [meta["path"][len(folder) :] for meta in listing["objects"]]
+            return files + [f"{path[len(folder) :].rstrip('/')}/" for path in listing["common_prefixes"]]
 
         return interruptible(listed)
 

@@ -74,14 +74,14 @@ def s3_errors(doing: str, bucket: Bucket, right: str = "write") -> Iterator[None
 
 def status_of(error: Exception) -> int | None:
     """Return the HTTP status of the answer; None if there was no answer."""
-    found = _STATUS.search(str(error))
-    return int(found[1]) if found else None
+    match = _STATUS.search(str(error))
+    return int(match[1]) if match else None
 
 
 def code_of(error: Exception) -> str:
     """Return the server's code of the error, e.g. ``"NoSuchBucket"``; empty if it sent none."""
-    found = _CODE.search(str(error))
-    return found[1] if found else ""
+    match = _CODE.search(str(error))
+    return match[1] if match else ""
 
 
 def lost(error: Exception) -> bool:
@@ -113,6 +113,6 @@ def _sentence(error: Exception, doing: str, bucket: Bucket, right: str) -> Stora
 
 def _road(text: str) -> str:
     """Return the problem with the connection to the server, in a few words."""
-    found = _ROAD.search(text)
-    word = found[0].lower() if found else "no connection"
+    match = _ROAD.search(text)
+    word = match[0].lower() if match else "no connection"
     return "no answer in time" if word in ("timedout", "timed out") else word

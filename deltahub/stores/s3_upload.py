@@ -60,11 +60,11 @@ def conditional_put(
                 if last or not lost(error):
                     raise
                 unsure = True
-        found = read_tagged(key)  # raises if the server still does not answer
-        if unsure and found and found[0] == data:  # an earlier try succeeded
-            return found[1]
-        if (found[1] if found else None) != expected:
-            raise ConflictError(key, expected, found[1] if found else None)
+        current = read_tagged(key)  # raises if the server still does not answer
+        if unsure and current and current[0] == data:  # an earlier try succeeded
+            return current[1]
+        if (current[1] if current else None) != expected:
+            raise ConflictError(key, expected, current[1] if current else None)
     msg = f"{doing} failed in {bucket.url} (a write whose condition holds is refused). Repeat it; nothing was written."
     raise StorageError(msg)
 
