@@ -137,8 +137,8 @@ class Cache:
             try:
                 os.replace(delta, folder)
             except OSError as error:
-                gone = error.errno == errno.ENOENT and delta.exists()  # another process removed the parent
-                if (error.errno not in _TAKEN and not gone) or number == CACHE_ATTEMPTS - 1:
+                parent_missing = error.errno == errno.ENOENT and delta.exists()  # another process removed the parent
+                if (error.errno not in _TAKEN and not parent_missing) or number == CACHE_ATTEMPTS - 1:
                     raise
             else:
                 return
@@ -165,9 +165,9 @@ class Cache:
         try:
             manifest = self._manifest(folder, digest)
             for entry in manifest.files:
-                found, _ = sha256_file(folder / entry.path, entry.size)
-                if found != entry.sha256:
-                    raise IntegrityError(entry.path, f"sha256:{entry.sha256}", f"sha256:{found}")
+                actual, _ = sha256_file(folder / entry.path, entry.size)
+                if actual != entry.sha256:
+                    raise IntegrityError(entry.path, f"sha256:{entry.sha256}", f"sha256:{actual}")
         except FileNotFoundError as error:
             return f"{Path(error.filename).name} is missing"
         except (DeltaHubError, OSError) as error:
@@ -190,9 +190,9 @@ class Cache:
             digits = f"{folder.parent.name}{folder.name}"
             with contextlib.suppress(DeltaHubError, OSError):
                 manifest = self._manifest(folder, f"sha256:{digits}")
-                held = {digits: MANIFEST} | {entry.sha256: entry.path for entry in manifest.files}
-                if sha256 in held and sha256_file(folder / held[sha256])[0] == sha256:
-                    return copy_hashed(folder / held[sha256], into)[0]
+                paths = {digits: MANIFEST} | {entry.sha256: entry.path for entry in manifest.files}
+                if sha256 in paths and sha256_file(folder / paths[sha256])[0] == sha256:
+                    return copy_hashed(folder / paths[sha256], into)[0]
         raise NotFoundError(f"sha256:{sha256}", (str(self.root),))
 
 
@@ -223,13 +223,13 @@ def copy_delta(manifest: Manifest, folder: Path, to: Path) -> None:
 
 def _copy(source: Path, target: Path, entry: FileEntry) -> None:
     try:
-        found, _ = copy_hashed(source, target, entry.size)
+        actual, _ = copy_hashed(source, target, entry.size)
     except FileNotFoundError:  # pruned before or during the copy
-        found = "nothing"
+        actual = "nothing"
     except IntegrityError as error:
-        found = error.found
-    if found != entry.sha256:
-        raise IntegrityError(f"{entry.path} in the cache", entry.sha256, found, "Repeat the pull.")
+        actual = error.found
+    if actual != entry.sha256:
+        raise IntegrityError(f"{entry.path} in the cache", entry.sha256, actual, "Repeat the pull.")
 
 
 READING: Final = "reading"
@@ -246,7 +246,7 @@ def read_cached(get: Callable[[], Path], read: Callable[[Path], T]) -> T:
         get: fetches the delta and returns its folder.
         read: reads from the folder, and fails if a file is missing.
     """
-    with contextlib.ExitStack() as wanted:
+    with contextlib.ExitStack() as marks:
         for number in range(READ_ATTEMPTS):
             folder = get()
             before = _state(folder)
@@ -256,7 +256,7 @@ def read_cached(get: Callable[[], Path], read: Callable[[Path], T]) -> T:
                 still_there = before is not None and _state(folder) == before
                 if still_there or not _in_cache(folder) or number == READ_ATTEMPTS - 1:
                     raise
-            wanted.enter_context(_wanted(folder))
+            marks.enter_context(_wanted(folder))
     raise AssertionError  # the last try returns or raises
 
 
@@ -328,10 +328,10 @@ def _in_cache(folder: Path) -> bool:
 def _state(folder: Path) -> tuple[int, int] | None:
     """Return a value that changes when a folder is removed, or moved away and back; None if it does not exist."""
     try:
-        found = folder.stat()
+        status = folder.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_ctime_ns
+    return status.st_ino, status.st_ctime_ns
 
 
 def _holds(mark: Path) -> bool:

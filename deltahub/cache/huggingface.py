@@ -33,13 +33,15 @@ def repositories() -> tuple[list[CachedRepository], list[str]]:
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        found = scan_cache_dir()
+        cache_info = scan_cache_dir()
     except CacheNotFound:
         return [], []
-    held = [
+    cached_repositories = [
         CachedRepository(
             repo.repo_id, repo.repo_type, len(repo.revisions), repo.size_on_disk, repo.last_accessed, repo.repo_path
         )
-        for repo in found.repos
+        for repo in cache_info.repos
     ]
-    return sorted(held, key=lambda repo: (repo.name, repo.kind)), [str(warning) for warning in found.warnings]
+    return sorted(cached_repositories, key=lambda repo: (repo.name, repo.kind)), [
+        str(warning) for warning in cache_info.warnings
+    ]

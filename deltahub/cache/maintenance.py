@@ -56,12 +56,12 @@ class Cached:
 
 def entries(cache: Cache) -> Iterator[Cached]:
     """Iterate over every delta in a cache, intact or not, sorted by digest."""
-    kept = pins(cache)
+    pinned_references = pins(cache)
     for folder in _folders(cache):
         digest = f"sha256:{folder.parent.name}{folder.name}"
         with contextlib.suppress(OSError):  # removed meanwhile, or not a delta
             size, used = _size(folder), folder.stat().st_mtime
-            yield Cached(digest, folder, pulled_as(folder) or "unknown", size, used, kept.get(digest))
+            yield Cached(digest, folder, pulled_as(folder) or "unknown", size, used, pinned_references.get(digest))
 
 
 def _folders(cache: Cache) -> Iterator[Path]:
@@ -79,10 +79,10 @@ def _names(folder: Path) -> list[str]:
 
 
 def _size(folder: Path | str) -> int:
-    with os.scandir(folder) as found:
+    with os.scandir(folder) as children:
         return sum(
-            _size(each.path) if each.is_dir(follow_symlinks=False) else each.stat(follow_symlinks=False).st_size
-            for each in found
+            _size(child.path) if child.is_dir(follow_symlinks=False) else child.stat(follow_symlinks=False).st_size
+            for child in children
         )
 
 
@@ -97,28 +97,28 @@ def find(cache: Cache, text: str) -> Cached:
         NotFoundError: no delta matches.
         ReferenceSyntaxError: several match.
     """
-    known, names = list(entries(cache)), CachedNames(cache)
+    deltas, names = list(entries(cache)), CachedNames(cache)
     name, digest = _name_and_digest(names, text)
     references = names.by_digest()
-    meant = [
+    matches = [
         entry
-        for entry in known
+        for entry in deltas
         if entry.digest.startswith(digest)
         and any(
-            name is None or _means(name, one)
-            for one in (entry.origin, entry.pinned, *references.get(entry.digest, ()))
-            if one
+            name is None or _means(name, candidate)
+            for candidate in (entry.origin, entry.pinned, *references.get(entry.digest, ()))
+            if candidate
         )
     ]
-    if not meant:
+    if not matches:
         raise NotFoundError(
-            f"The delta {text}", (f"the cache {cache.root}",), tuple(entry.origin for entry in known[:3])
+            f"The delta {text}", (f"the cache {cache.root}",), tuple(entry.origin for entry in deltas[:3])
         )
-    if len(meant) > 1:
-        each = ", ".join(f"{entry.origin} ({entry.digest[:19]})" for entry in meant)
-        msg = f"{text} means {len(meant)} deltas in the cache: {each}. Name one of them by its version or its digest."
+    if len(matches) > 1:
+        each = ", ".join(f"{entry.origin} ({entry.digest[:19]})" for entry in matches)
+        msg = f"{text} means {len(matches)} deltas in the cache: {each}. Name one of them by its version or its digest."
         raise ReferenceSyntaxError(msg)
-    return meant[0]
+    return matches[0]
 
 
 def _name_and_digest(names: CachedNames, text: str) -> tuple[str | None, str]:
@@ -135,9 +135,9 @@ def _name_and_digest(names: CachedNames, text: str) -> tuple[str | None, str]:
     name = str(reference.at(None))
     if is_digest(version):
         return name, version
-    seen = names.recall(reference) or (names.recall(reference.at(None)) if version == LATEST else None)
-    if seen:
-        return name, seen.digest
+    meaning = names.recall(reference) or (names.recall(reference.at(None)) if version == LATEST else None)
+    if meaning:
+        return name, meaning.digest
     return (name if version == LATEST else str(reference)), ""
 
 
@@ -223,17 +223,17 @@ def prune(cache: Cache, *, older: float | None = None, most: int | None = None, 
     Raises:
         StorageError: the cache is not writable.
     """
-    known, now = sorted(entries(cache), key=lambda entry: entry.used), time.time()
+    deltas, now = sorted(entries(cache), key=lambda entry: entry.used), time.time()
     limit = now - older if older is not None else None
-    left, going = sum(entry.size for entry in known), []
-    for entry in known:
+    remaining_size, candidates = sum(entry.size for entry in deltas), []
+    for entry in deltas:
         if entry.used > now + _AHEAD and not dry_run:
             _set_used(entry, now)
         too_old = limit is not None and entry.used <= limit
-        if not entry.pinned and (too_old or (most is not None and left > most)):
-            going.append(entry)
-            left -= entry.size
-    return going if dry_run else _remove(cache, going)
+        if not entry.pinned and (too_old or (most is not None and remaining_size > most)):
+            candidates.append(entry)
+            remaining_size -= entry.size
+    return candidates if dry_run else _remove(cache, candidates)
 
 
 def _set_used(entry: Cached, now: float) -> None:
@@ -251,16 +251,16 @@ def keep(cache: Cache, digests: Collection[str]) -> list[Cached]:
     return _remove(cache, (entry for entry in entries(cache) if entry.digest not in digests and not entry.pinned))
 
 
-def _remove(cache: Cache, going: Iterable[Cached]) -> list[Cached]:
-    left, removed = deque(going), []
+def _remove(cache: Cache, deltas: Iterable[Cached]) -> list[Cached]:
+    queue, removed = deque(deltas), []
     forget_killed(cache.root)
 
     def remove() -> None:
         with storage_errors("Pruning the cache", cache.root), cache.stage() as stage:
-            while left:
-                if _remove_one(cache, left[0], stage / left[0].digest.removeprefix("sha256:")):
-                    removed.append(left[0])
-                left.popleft()
+            while queue:
+                if _remove_one(cache, queue[0], stage / queue[0].digest.removeprefix("sha256:")):
+                    removed.append(queue[0])
+                queue.popleft()
 
     freeing(partial(spend, cache.root), remove)
     return removed

@@ -51,11 +51,11 @@ class CachedNames:
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
 
-    def recall(self, wanted: Reference | Link) -> Seen | None:
+    def recall(self, reference: Reference | Link) -> Seen | None:
         """Return the meaning of a reference at its last pull; None if it was never pulled or its record is lost."""
-        seen = self._read(self._file(wanted, _key(wanted)), _key(wanted))
-        if seen and isinstance(wanted, Link):  # the record lacks the parts of the address that may be secret
-            return replace(seen, reference=wanted.pinned(seen.digest))
+        seen = self._read(self._file(reference, _key(reference)), _key(reference))
+        if seen and isinstance(reference, Link):  # the record lacks the parts of the address that may be secret
+            return replace(seen, reference=reference.pinned(seen.digest))
         return seen
 
     def origin(self, path: str) -> Seen | None:
@@ -63,25 +63,25 @@ class CachedNames:
         reference = Reference.parse(path)
         return self._read(self._file(reference, f"{path}{_ANY}"), f"{path}{_ANY}")
 
-    def remember(self, wanted: Reference | Link, seen: Seen) -> None:
+    def remember(self, reference: Reference | Link, meaning: Seen) -> None:
         """Record the current meaning of a reference; without write permission, record nothing."""
-        names = [(wanted, _key(wanted)), (seen.reference, _key(seen.reference))]
-        if wanted.source is None:
-            names.append((wanted, f"{wanted.path}{_ANY}"))
+        names = [(reference, _key(reference)), (meaning.reference, _key(meaning.reference))]
+        if reference.source is None:
+            names.append((reference, f"{reference.path}{_ANY}"))
         for name, key in names:
             file = self._file(name, key)
-            known = self._read(file, key)
-            if known is None or _facts(known) != _facts(seen):
+            recorded = self._read(file, key)
+            if recorded is None or _facts(recorded) != _facts(meaning):
                 with contextlib.suppress(OSError), self._cache.stage() as stage:
-                    document = {"asked": key, "is": str(seen.reference), "digest": seen.digest, "place": seen.place}
+                    document = {"asked": key, "is": str(meaning.reference), "digest": meaning.digest, "place": meaning.place}
                     (stage / "name").write_text(json.dumps(document), "utf-8")
                     self._cache.place_file(stage / "name", file)
 
     def known(self, exact: Reference) -> tuple[str, Manifest] | None:
         """Return the digest and manifest of an exact reference, if it was pulled before and is cached."""
-        seen = self.recall(exact)
-        manifest = self.manifest(seen.digest) if seen else None
-        return (seen.digest, manifest) if seen and manifest else None
+        meaning = self.recall(exact)
+        manifest = self.manifest(meaning.digest) if meaning else None
+        return (meaning.digest, manifest) if meaning and manifest else None
 
     def manifest(self, digest: str) -> Manifest | None:
         """Return the manifest of a cached delta without checking its files; None if it is missing or damaged."""
@@ -92,11 +92,11 @@ class CachedNames:
 
     def by_digest(self) -> dict[str, set[str]]:
         """Return the exact references that each digest was pulled by."""
-        found: dict[str, set[str]] = {}
+        references: dict[str, set[str]] = {}
         for file in (self._cache.root / NAMES).glob("*/*/*.json"):
-            if seen := _seen(_document(file)):
-                found.setdefault(seen.digest, set()).add(str(seen.reference))
-        return found
+            if meaning := _meaning(_document(file)):
+                references.setdefault(meaning.digest, set()).add(str(meaning.reference))
+        return references
 
     def knows(self, path: str) -> bool:
         """Check whether a delta of this name was ever pulled, from any source."""
@@ -110,43 +110,43 @@ class CachedNames:
         """Return the sources from which anything in a namespace was pulled, ignoring case."""
         root = self._cache.root / NAMES
         spaces = [folder for folder in root.glob("[!.]*") if folder.name.lower() == namespace.lower()]
-        seen = (_seen(_document(file)) for folder in spaces for file in folder.glob("*/*.json"))
-        references = (one.reference for one in seen if one)
-        return frozenset(one.source for one in references if one.source)
+        meanings = (_meaning(_document(file)) for folder in spaces for file in folder.glob("*/*.json"))
+        references = (meaning.reference for meaning in meanings if meaning)
+        return frozenset(name.source for name in references if name.source)
 
     def near(self, path: str) -> tuple[str, ...]:
         """Return references that load from the cache and resemble a name, best first."""
         root = self._cache.root / NAMES
-        held = {f"{folder.parent.name}/{folder.name}" for folder in root.glob("[!.]*/*")}
-        names = (path,) if path in held else closest(path, sorted(held), limit=3, cutoff=0.7)
+        cached_names = {f"{folder.parent.name}/{folder.name}" for folder in root.glob("[!.]*/*")}
+        names = (path,) if path in cached_names else closest(path, sorted(cached_names), limit=3, cutoff=0.7)
         return tuple(key for name in names for key in sorted(self._loading((root / name).glob("*.json"))))
 
     def _loading(self, files: Iterable[Path]) -> Iterable[str]:
         for file in files:
             document = _document(file)
-            seen = _seen(document)
-            if seen and not document["asked"].endswith(_ANY) and self.manifest(seen.digest):
+            meaning = _meaning(document)
+            if meaning and not document["asked"].endswith(_ANY) and self.manifest(meaning.digest):
                 yield document["asked"]
 
-    def _file(self, wanted: Reference | Link, key: str) -> Path:
-        folder = _LINKS if isinstance(wanted, Link) else wanted.path
+    def _file(self, reference: Reference | Link, key: str) -> Path:
+        folder = _LINKS if isinstance(reference, Link) else reference.path
         return self._cache.root / NAMES / folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
     def _read(self, file: Path, key: str) -> Seen | None:
         document = _document(file)
         # On a case-insensitive file system, the file may belong to another name.
-        return _seen(document) if document.get("asked") == key else None
+        return _meaning(document) if document.get("asked") == key else None
 
 
-def _key(wanted: Reference | Link) -> str:
+def _key(reference: Reference | Link) -> str:
     """Return the key for a name; for a link, the shown form without secrets and a hash of its URL."""
-    if isinstance(wanted, Reference):
-        return str(wanted)
-    return f"{wanted}#{hashlib.sha256(wanted.url.encode()).hexdigest()}"
+    if isinstance(reference, Reference):
+        return str(reference)
+    return f"{reference}#{hashlib.sha256(reference.url.encode()).hexdigest()}"
 
 
-def _facts(seen: Seen) -> tuple[str, str, str]:
-    return str(seen.reference), seen.digest, seen.place
+def _facts(meaning: Seen) -> tuple[str, str, str]:
+    return str(meaning.reference), meaning.digest, meaning.place
 
 
 def _document(file: Path) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _document(file: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _seen(document: dict[str, Any]) -> Seen | None:
+def _meaning(document: dict[str, Any]) -> Seen | None:
     try:
         return Seen(asked(document["is"]), str(document["digest"]), str(document["place"]))
     except (DeltaHubError, LookupError, TypeError, AttributeError):

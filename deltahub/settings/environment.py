@@ -32,10 +32,10 @@ def forbidden(*, hub: bool = False) -> str | None:
     Args:
         hub: whether the client of Hugging Face is used.
     """
-    own, theirs = os.environ.get(VARIABLE), _on(_HUGGING_FACE)
+    own_value, is_hub_offline = os.environ.get(VARIABLE), _on(_HUGGING_FACE)
     if _on(VARIABLE):
         return f"{VARIABLE} is set"
-    if theirs and (hub or not own):
+    if is_hub_offline and (hub or not own_value):
         return f"{_HUGGING_FACE} is set"
     return None
 

@@ -57,13 +57,13 @@ class Configured:
     trust: tuple[str, ...] = ()
 
     @classmethod
-    def checked(cls, name: str, url: str, *, namespaces: Collection[str] = (), **where: str | None) -> Configured:
+    def checked(cls, name: str, url: str, *, namespaces: Collection[str] = (), **options: str | None) -> Configured:
         """Create a source from the user's settings.
 
         Args:
             url: a folder, created at the first push, ``"s3://bucket/prefix"``, or the http(s) address of a hub.
             namespaces: namespaces to look up only here.
-            where: endpoint, region and profile, for a bucket; token_env, for a hub.
+            options: endpoint, region and profile, for a bucket; token_env, for a hub.
 
         Raises:
             ReferenceSyntaxError: the name cannot be a source, or a namespace is not well formed.
@@ -73,15 +73,15 @@ class Configured:
             msg = f"{name!r} has a meaning of its own as a source. Choose another name."
             raise ConfigError(msg)
         bound = tuple(dict.fromkeys(check_name(namespace, "namespace") for namespace in namespaces))
-        given = {key: value for key, value in where.items() if value is not None}
+        given_options = {key: value for key, value in options.items() if value is not None}
         if url.startswith(WEB):
-            _refuse(given, _OF_BUCKETS, "registries in buckets", f"{url} is a hub")
-            token_env = given.get("token_env")
+            _refuse(given_options, _OF_BUCKETS, "registries in buckets", f"{url} is a hub")
+            token_env = given_options.get("token_env")
             return cls(name, _hub(url, token_env), kind=HUB, token_env=token_env, namespaces=bound)
-        _refuse(given, ("token_env",), "hubs", f"{url} is a registry")
+        _refuse(given_options, ("token_env",), "hubs", f"{url} is a registry")
         if not url.startswith(S3):
-            _refuse(given, _OF_BUCKETS, "registries in buckets", f"{url} is a folder")
-        endpoint, region, profile = map(where.get, _OF_BUCKETS)
+            _refuse(given_options, _OF_BUCKETS, "registries in buckets", f"{url} is a folder")
+        endpoint, region, profile = map(options.get, _OF_BUCKETS)
         entry = cls(name, place_of(url), endpoint, region, profile, namespaces=bound)
         entry.store()
         return entry
@@ -182,7 +182,7 @@ def _hub(url: str, token_env: str | None) -> str:
     return url.rstrip("/")
 
 
-def _refuse(given: dict[str, str], keys: Collection[str], of: str, what: str) -> None:
-    if wrong := [key for key in keys if key in given]:
-        msg = f"{wrong[0]} is for {of}, and {what}. Leave it out."
+def _refuse(options: dict[str, str], keys: Collection[str], of: str, reason: str) -> None:
+    if wrong := [key for key in keys if key in options]:
+        msg = f"{wrong[0]} is for {of}, and {reason}. Leave it out."
         raise ConfigError(msg)

@@ -85,18 +85,18 @@ class Settings:
         if (version := document["format_version"]) != FORMAT_VERSION:
             msg = f"it has format {version!r}, and this DeltaHub reads format {FORMAT_VERSION}"
             raise ValueError(msg)
-        known = {entry.name: entry for entry in map(Configured.from_document, document["registries"])}
+        entries = {entry.name: entry for entry in map(Configured.from_document, document["registries"])}
         order, disabled = tuple(document.get("order", ())), tuple(document.get("disabled", ()))
         default = document["default"]
-        for what, names, there in (
-            ("default", (default,), {LOCAL, HF, *known}),
-            ("order", order, {LOCAL, HF, *known}),
-            ("list of what is off", disabled, {LOCAL, HF, *known}),
+        for label, names, allowed_names in (
+            ("default", (default,), {LOCAL, HF, *entries}),
+            ("order", order, {LOCAL, HF, *entries}),
+            ("list of what is off", disabled, {LOCAL, HF, *entries}),
         ):
-            if strange := [name for name in names if name not in there]:
-                msg = f"its {what} names {strange[0]!r}, which is not among its registries"
+            if strange := [name for name in names if name not in allowed_names]:
+                msg = f"its {label} names {strange[0]!r}, which is not among its registries"
                 raise LookupError(msg)
-        return cls(known, default, order, disabled)
+        return cls(entries, default, order, disabled)
 
     def to_document(self) -> dict[str, Any]:
         """Return the settings as JSON, by the schema registries.v1."""
@@ -113,9 +113,9 @@ class Settings:
         Raises:
             ConfigError: another source has the name.
         """
-        if (there := self.known.get(entry.name, entry)) != entry:
+        if (existing := self.known.get(entry.name, entry)) != entry:
             msg = (
-                f"{entry.name!r} is {there.url} already. Choose another name, or remove that one first: "
+                f"{entry.name!r} is {existing.url} already. Choose another name, or remove that one first: "
                 f"deltahub source remove {entry.name}"
             )
             raise ConfigError(msg)
@@ -231,9 +231,11 @@ def change(how: Callable[[Settings], Settings]) -> Settings:
     return changed
 
 
-def unknown_source(name: str, known: tuple[str, ...]) -> NotFoundError:
+def unknown_source(name: str, known_names: tuple[str, ...]) -> NotFoundError:
     """Build the error for an unknown source."""
-    return NotFoundError(f"The source {name!r}", (f"known sources {', '.join(known)}",), closest(name, known))
+    return NotFoundError(
+        f"The source {name!r}", (f"known sources {', '.join(known_names)}",), closest(name, known_names)
+    )
 
 
 def disabled_source(name: str) -> ConfigError:
