@@ -61,17 +61,17 @@ def amend(
 
 
 def _metrics(pairs: Sequence[str]) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
+    metrics: dict[str, float | None] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         try:
-            found[name] = float(value) if value else None
+            metrics[name] = float(value) if value else None
         except ValueError:
             equals = ""
         if not equals:
             msg = f"{pair!r} is not a metric: expected NAME=VALUE with a number, such as accuracy=0.93."
             raise typer.BadParameter(msg, param_hint="--metric")
-    return found
+    return metrics
 
 
 def _card(path: Path) -> str:

@@ -33,13 +33,15 @@ def export(
 
     hub = Hub.open()
     references = [Reference.parse(ref) for ref in refs]
-    wanted = [(hub.held(reference)[0], reference) for reference in references]
-    done = export_bundle(wanted, output, history=history, vouched=hub.vouched)
+    selections = [(hub.held(reference)[0], reference) for reference in references]
+    deltas = export_bundle(selections, output, history=history, vouched=hub.vouched)
     size = output.stat().st_size
-    held = [f"{each.name}@{version}" for each in done for version in each.versions]
+    versions = [f"{delta.name}@{version}" for delta in deltas for version in delta.versions]
     out = Output(as_json=json, quiet=quiet)
     out.result(
-        {"file": str(output), "size": size, "versions": held}, str(output), f"{size_text(size)}: {', '.join(held)}"
+        {"file": str(output), "size": size, "versions": versions},
+        str(output),
+        f"{size_text(size)}: {', '.join(versions)}",
     )
 
 
@@ -58,10 +60,12 @@ def import_(
     from deltahub.registry.bundle import import_bundle
 
     registry = Hub.open().registry(to)
-    done = import_bundle(file, registry)
-    held = [f"{registry.name}:{each.name}@{version}" for each in done for version in each.versions]
-    new = [f"{registry.name}:{each.name}@{version}" for each in done for version in each.new]
+    deltas = import_bundle(file, registry)
+    versions = [f"{registry.name}:{delta.name}@{version}" for delta in deltas for version in delta.versions]
+    new = [f"{registry.name}:{delta.name}@{version}" for delta in deltas for version in delta.new]
     out = Output(as_json=json, quiet=quiet)
     out.result(
-        {"versions": held, "new": new}, "\n".join(held), f"{len(new)} of {len(held)} are new, every byte checked."
+        {"versions": versions, "new": new},
+        "\n".join(versions),
+        f"{len(new)} of {len(versions)} are new, every byte checked.",
     )

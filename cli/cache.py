@@ -34,8 +34,8 @@ def pin(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 
     hub = Hub.open()
     if is_digest(ref):  # a digest can only be looked up in the cache
-        held = maintenance.find(hub.cache, ref)
-        exact, digest = held.origin, held.digest
+        entry = maintenance.find(hub.cache, ref)
+        exact, digest = entry.origin, entry.digest
         maintenance.pin(hub.cache, digest, exact, lambda: maintenance.find(hub.cache, digest))
     else:
         pulled = hub.pull(Reference.parse(ref))
@@ -117,7 +117,7 @@ def list_(
 def _list_hf(*, as_json: bool, quiet: bool) -> None:
     from deltahub.cache.huggingface import repositories
 
-    held, warnings = repositories()
+    repos, warnings = repositories()
     out = Output(as_json=as_json, quiet=quiet)
     out.nothing(*warnings) if warnings else None
     if as_json:
@@ -131,11 +131,11 @@ def _list_hf(*, as_json: bool, quiet: bool) -> None:
                     "used": _time(repo.used),
                     "folder": str(repo.folder),
                 }
-                for repo in held
+                for repo in repos
             ]
         )
-    elif held:
-        rows = [(r.name, r.kind, str(r.revisions), size_text(r.size), _time(r.used)) for r in held]
+    elif repos:
+        rows = [(r.name, r.kind, str(r.revisions), size_text(r.size), _time(r.used)) for r in repos]
         out.rows(("repository", "kind", "commits", "size", "last used"), rows)
         out.nothing("Remove what is not needed with Hugging Face's own command: hf cache rm")
     else:
@@ -214,10 +214,10 @@ def prune(
     freed = sum(entry.size for entry in removed)
     out = Output(as_json=json, quiet=quiet)
     data = {"removed": [entry.digest for entry in removed], "freed": freed, "dry_run": dry_run}
-    done = "would be removed" if dry_run else "removed"
+    verb = "would be removed" if dry_run else "removed"
     out.result(
         data,
-        f"{len(removed)} {done}, {size_text(freed)} freed.",
+        f"{len(removed)} {verb}, {size_text(freed)} freed.",
         *(f"{entry.digest[:19]}  {entry.origin}, last used {_time(entry.used)}" for entry in removed if dry_run),
     )
 
@@ -243,26 +243,26 @@ def verify(
     results = [(entry, hub.cache.damage(entry.digest)) for entry in entries]
     damaged = [(entry, damage) for entry, damage in results if damage]
     out = Output(as_json=json, quiet=quiet)
-    kept = {entry.digest: _repair(hub, entry) for entry, _ in damaged} if repair else {}
-    left = [entry for entry, _ in damaged if kept.get(entry.digest, "") is not None]
+    failures = {entry.digest: _repair(hub, entry) for entry, _ in damaged} if repair else {}
+    unrepaired = [entry for entry, _ in damaged if failures.get(entry.digest, "") is not None]
     if json:
         print_json(
             [
                 {
                     "digest": e.digest,
                     "damage": damage,
-                    "repaired": bool(damage) and e not in left,
-                    "why_not": kept.get(e.digest),
+                    "repaired": bool(damage) and e not in unrepaired,
+                    "why_not": failures.get(e.digest),
                 }
                 for e, damage in results
             ]
         )
     elif damaged:
-        rows = [(e.digest, damage, "" if not repair else kept[e.digest] or "repaired") for e, damage in damaged]
+        rows = [(e.digest, damage, "" if not repair else failures[e.digest] or "repaired") for e, damage in damaged]
         out.rows(("damaged", "what", "repair") if repair else ("damaged", "what", ""), rows, wrap=True)
     else:
         say(f"{len(results)} checked, all intact.")
-    if left:
+    if unrepaired:
         raise typer.Exit(DAMAGED)
 
 
@@ -272,10 +272,10 @@ def _repair(hub: Hub, entry: Cached) -> str | None:
     from deltahub.reference import Reference
 
     try:
-        found = hub.pull(Reference.parse(entry.origin), force=True)
+        pulled = hub.pull(Reference.parse(entry.origin), force=True)
     except DeltaHubError as error:
         return str(error)
-    return None if found.digest == entry.digest else f"{entry.origin} is {found.digest} now"
+    return None if pulled.digest == entry.digest else f"{entry.origin} is {pulled.digest} now"
 
 
 app.command()(pin)

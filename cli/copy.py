@@ -44,13 +44,13 @@ def copy(
         copying = (
             copy_from_hub(origin, hub.registry(target), paths, progress)
             if isinstance(origin, HuggingFace)
-            else mirror(held := hub.registry(source), hub.registry(target), paths, progress, hub.vouched(held))
+            else mirror(registry := hub.registry(source), hub.registry(target), paths, progress, hub.vouched(registry))
         )
-        done = list(copying)
+        results = list(copying)
     if json:
-        print_json([asdict(copied) for copied in done])
+        print_json([asdict(copied) for copied in results])
         return
-    changed = [copied for copied in done if copied.changed]
+    changed = [copied for copied in results if copied.changed]
     if changed:
         rows = [
             (copied.name, " ".join(copied.versions) or "aliases, tags or its name", size_text(copied.size))
@@ -58,9 +58,9 @@ def copy(
         ]
         out.rows(("name", "new", "moved"), rows)
     if not quiet:
-        size = size_text(sum(copied.size for copied in done))
+        size = size_text(sum(copied.size for copied in results))
         say(
-            f"{len(done)} looked at, {len(changed)} changed, {size} moved; "
+            f"{len(results)} looked at, {len(changed)} changed, {size} moved; "
             f"{target} has all of {'them' if paths else source} now.",
             err=True,
         )

@@ -59,8 +59,8 @@ def escape_help(command: Any) -> None:
 
 
 def _sentence(error: OSError) -> str:
-    where = f": {error.filename}" if error.filename else ""
-    return f"{error.strerror or error}{where}. Check that place and its disk."
+    suffix = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or error}{suffix}. Check that place and its disk."
 
 
 def _report(sentence: str, code: int, *, as_json: bool, debug: bool) -> NoReturn:

@@ -125,8 +125,8 @@ def _choose(model: nn.Module, port: int | None, out: Output) -> None:
     from deltahub.handle.base import delta_classes
     from deltahub.picker.choosing import choose
 
-    known = sorted(delta_classes().items(), key=lambda item: item[0] != "lora")  # the first is the default
-    deltas = {name: (kind, kind.config_class()) for name, kind in known if kind.default_modified_modules}
+    delta_types = sorted(delta_classes().items(), key=lambda item: item[0] != "lora")  # the first is the default
+    deltas = {name: (kind, kind.config_class()) for name, kind in delta_types if kind.default_modified_modules}
     choice = choose(model, deltas, True if port is None else port)
     data = {"delta_type": choice.delta_type, "modified_modules": choice.addresses, "modules": choice.names}
     out.result(data, choice.line)

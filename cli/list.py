@@ -71,54 +71,54 @@ def list_(
 
     _check(delta_type, fits, near=near)
     metrics = tuple(map(Metric.parse, metric or ()))
-    asked = Query(query, tuple(split_tags(tag)), delta_type, author, metrics, sort, reverse, near=near)
+    search_query = Query(query, tuple(split_tags(tag)), delta_type, author, metrics, sort, reverse, near=near)
     backbone = _backbone(fits) if fits else None
     shown = limit if limit is not None else (0 if json or quiet else _SHOWN)
     out = Output(as_json=json, quiet=quiet)
-    with out.counting("Indexing", "deltas") as told:
-        found, total = Hub.open().search(asked, source, shown or None, offset, backbone, told)
+    with out.counting("Indexing", "deltas") as report:
+        entries, total = Hub.open().search(search_query, source, shown or None, offset, backbone, report)
     if json:
-        print_json([_data(entry) for entry in found])
-    elif found:
-        _print_table(out, found, total, asked, offset)
+        print_json([_data(entry) for entry in entries])
+    elif entries:
+        _print_table(out, entries, total, search_query, offset)
     elif total:
         out.nothing(f"There are {total:,}, so none from number {offset + 1:,} on. Use a smaller --offset.")
     else:
-        out.nothing("No delta is known that fits.", _looser(asked, fits))
+        out.nothing("No delta is known that fits.", _looser(search_query, fits))
 
 
-def _print_table(out: Output, found: Sequence[Listed], total: int, asked: Query, offset: int) -> None:
+def _print_table(out: Output, entries: Sequence[Listed], total: int, query: Query, offset: int) -> None:
     """Print one page of the result, and on stderr how to see the rest.
 
     Args:
         total: the number of results on all pages.
         offset: the number of results before this page.
     """
-    fit = ["fit"] if found[0].fit else []
+    fit = ["fit"] if entries[0].fit else []
     columns = ("name", "version", *fit, "type", "metrics", "tags", "backbone", "size", "pushed")
-    out.rows(columns, [_row(entry) for entry in found])
+    out.rows(columns, [_row(entry) for entry in entries])
     if (
-        asked.sort not in COLUMNS
+        query.sort not in COLUMNS
         and not offset
-        and not any(asked.sort in it.summary.get("metrics", {}) for it in found)
+        and not any(query.sort in entry.summary.get("metrics", {}) for entry in entries)
     ):
-        out.nothing(f"None of them has the metric {asked.sort!r} to be sorted by.")
-    last = offset + len(found)
-    if total > len(found):
-        which = f"{offset + 1} to {last}" if offset else f"{len(found)}"
+        out.nothing(f"None of them has the metric {query.sort!r} to be sorted by.")
+    last = offset + len(entries)
+    if total > len(entries):
+        page = f"{offset + 1} to {last}" if offset else f"{len(entries)}"
         more = f"--offset {last} shows the next; " if last < total else ""
-        out.nothing(f"{which} of {total:,}; {more}--limit 0 shows all.")
+        out.nothing(f"{page} of {total:,}; {more}--limit 0 shows all.")
 
 
-def _looser(asked: Query, fits: str | None) -> str:
+def _looser(query: Query, fits: str | None) -> str:
     """Return a hint for an empty result."""
     if fits:
         return (
             "Those that are for other backbones, and why not for this one: --near"
-            if not asked.near
+            if not query.near
             else "Ask for less."
         )
-    narrowed = asked.text or asked.tags or asked.delta_type or asked.author or asked.metrics
+    narrowed = query.text or query.tags or query.delta_type or query.author or query.metrics
     return "All that there are: deltahub list" if narrowed else "Push one with: deltahub push ./ckpt"
 
 

@@ -37,22 +37,22 @@ def lock(
     from deltahub.reference import Reference
 
     hub = Hub.open()
-    known = Lock.read(output).pins if output.exists() or not refs else {}
+    recorded_pins = Lock.read(output).pins if output.exists() or not refs else {}
     if refs:
-        wanted = [Reference.parse(ref) for ref in refs]
+        references = [Reference.parse(ref) for ref in refs]
     else:  # pin again, each from the same source
-        wanted = [Reference.parse(f"{pin.source}:{key}") for key, pin in known.items()]
-    found = {str(reference.anywhere()): hub.pin(reference) for reference in wanted}
-    pins = {**known, **found} if add else found
-    if pins != known:
+        references = [Reference.parse(f"{pin.source}:{key}") for key, pin in recorded_pins.items()]
+    new_pins = {str(reference.anywhere()): hub.pin(reference) for reference in references}
+    pins = {**recorded_pins, **new_pins} if add else new_pins
+    if pins != recorded_pins:
         Lock(output, pins).write()
     out = Output(as_json=json, quiet=quiet)
     if json:
         print_json({key: asdict(pins[key]) for key in sorted(pins)})
         return
     rows = []
-    for key in sorted({*known, *pins}):
-        old, new = known.get(key), pins.get(key)
+    for key in sorted({*recorded_pins, *pins}):
+        old, new = recorded_pins.get(key), pins.get(key)
         change = "" if old == new else f"was {old}" if old and new else "added" if new else "removed"
         rows.append((key, str(new) if new else "-", new.digest[:19] if new else "-", change))
     out.rows(("reference", "is", "digest", "change"), rows)

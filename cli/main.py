@@ -51,8 +51,8 @@ _COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
 _TERMINATED: Final = 128 + signal.SIGTERM
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(is_requested: bool) -> None:
+    if is_requested:
         say(f"deltahub {VERSION}")
         raise typer.Exit
 
@@ -66,11 +66,11 @@ def options(
     """Make deltas safe to keep, find and load: push, pull and check the small trained parts of models."""
 
 
-def build_app(*wanted: str) -> typer.Typer:
+def build_app(*names: str) -> typer.Typer:
     """Create the command-line app.
 
     Args:
-        wanted: the commands to include; by default all.
+        names: the commands to include; by default all.
     """
     app = typer.Typer(
         name="deltahub",
@@ -82,7 +82,7 @@ def build_app(*wanted: str) -> typer.Typer:
         epilog=EXIT_HELP,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for name in wanted or _COMMANDS:
+    for name in names or _COMMANDS:
         module_name, function = _COMMANDS[name]
         module = import_module(f".{module_name}", __package__)
         if function:

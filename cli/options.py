@@ -61,11 +61,11 @@ def size_in_bytes(size: str, option: str) -> int:
     Raises:
         BadParameter: the size is not valid.
     """
-    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([KMGT]?I?B)", size.upper())
-    if found is None or found[2] not in _BYTES:
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([KMGT]?I?B)", size.upper())
+    if match is None or match[2] not in _BYTES:
         msg = f"expected a number and one of B, KB, MB, GB, TB, KiB, MiB, GiB, TiB, such as 10GB; got {size!r}"
         raise typer.BadParameter(msg, param_hint=option)
-    return int(float(found[1]) * _BYTES[found[2]])
+    return int(float(match[1]) * _BYTES[match[2]])
 
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -80,8 +80,8 @@ def seconds(age: str, option: str) -> float:
     Raises:
         BadParameter: the age is not valid.
     """
-    found = re.fullmatch(r"([0-9]{1,6})([smhdw])", age)
-    if found is None:
+    match = re.fullmatch(r"([0-9]{1,6})([smhdw])", age)
+    if match is None:
         msg = f"expected a number and one of s, m, h, d, w, such as 30d; got {age!r}"
         raise typer.BadParameter(msg, param_hint=option)
-    return int(found[1]) * _SECONDS[found[2]]
+    return int(match[1]) * _SECONDS[match[2]]

@@ -14,7 +14,7 @@ from deltahub.text.visible import visible
 
 from .progress import PlainProgress
 
-_Told = Callable[[int], None]
+_Advance = Callable[[int], None]
 _Counted = Callable[[int, int], None]
 _SHORTEST: Final = 4  # minimum width of a cell in a narrow table
 _SHORT: Final = 0.5  # seconds before progress is shown
@@ -92,18 +92,20 @@ class Output:
         console.print(table)
 
     @contextmanager
-    def progress(self, what: str, total: int | None) -> Iterator[_Told | None]:
+    def progress(self, operation: str, total: int | None) -> Iterator[_Advance | None]:
         """Show on stderr how many bytes have been transferred: a bar on a terminal, otherwise an occasional line.
 
         Args:
-            what: the operation.
+            operation: the operation.
             total: total bytes, if known.
         """
-        with self.transfer(what, total) as (_, progress):
+        with self.transfer(operation, total) as (_, progress):
             yield progress
 
     @contextmanager
-    def transfer(self, what: str, total: int | None = None) -> Iterator[tuple[_Told, _Told] | tuple[None, None]]:
+    def transfer(
+        self, operation: str, total: int | None = None
+    ) -> Iterator[tuple[_Advance, _Advance] | tuple[None, None]]:
         """Show one progress for all transfers, whose total may grow on the way.
 
         Returns:
@@ -113,7 +115,7 @@ class Output:
             yield None, None
             return
         if not sys.stderr.isatty():
-            lines = PlainProgress(what, size_text, total)
+            lines = PlainProgress(operation, size_text, total)
             yield lines.expect, lines.advance
             return
         from rich.console import Console
@@ -121,23 +123,23 @@ class Output:
 
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            known, lock = 0, Lock()
+            task = bar.add_task(operation, total=total)
+            expected_bytes, lock = 0, Lock()
 
             def expected(count: int) -> None:
-                nonlocal known
+                nonlocal expected_bytes
                 with lock:
-                    known += count
-                    bar.update(task, total=known)
+                    expected_bytes += count
+                    bar.update(task, total=expected_bytes)
 
             yield expected, lambda count: bar.update(task, advance=count)
 
     @contextmanager
-    def counting(self, what: str, things: str) -> Iterator[_Counted | None]:
+    def counting(self, operation: str, things: str) -> Iterator[_Counted | None]:
         """Show on stderr how many items are done, unless it is quick: a bar on a terminal, otherwise an occasional line.
 
         Args:
-            what: the operation.
+            operation: the operation.
             things: the plural of the counted items.
 
         Returns:
@@ -147,31 +149,31 @@ class Output:
             yield None
             return
         if not sys.stderr.isatty():
-            yield PlainProgress(what, "{:,}".format, unit=f" {things}").reach
+            yield PlainProgress(operation, "{:,}".format, unit=f" {things}").reach
             return
         started, shown = monotonic(), 0.0
         with ExitStack() as showing:
             show: _Counted | None = None
 
-            def counted(done: int, total: int) -> None:
+            def counted(count: int, total: int) -> None:
                 nonlocal show, shown
                 now = monotonic()
                 if now - started < _SHORT or now - shown < _FRAME:
                     return
-                shown, show = now, show or _bar(what, things, showing)
-                show(done, total)
+                shown, show = now, show or _bar(operation, things, showing)
+                show(count, total)
 
             yield counted
 
 
-def _bar(what: str, things: str, showing: ExitStack) -> _Counted:
+def _bar(operation: str, things: str, showing: ExitStack) -> _Counted:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
     counts = TextColumn(f"{{task.completed:,}} of {{task.total:,}} {things}")
     bar = Progress(TextColumn("{task.description}"), BarColumn(), counts, console=Console(stderr=True), transient=True)
-    task = showing.enter_context(bar).add_task(what, total=0)
-    return lambda done, total: bar.update(task, completed=done, total=total)
+    task = showing.enter_context(bar).add_task(operation, total=0)
+    return lambda count, total: bar.update(task, completed=count, total=total)
 
 
 def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], available: int) -> list[int] | None:

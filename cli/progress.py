@@ -21,8 +21,8 @@ class PlainProgress:
         unit: added at the end of a line, if amounts are bare numbers.
     """
 
-    def __init__(self, what: str, amount: Callable[[int], str], total: int | None = None, unit: str = "") -> None:
-        self._what, self._amount, self._unit = what, amount, unit
+    def __init__(self, operation: str, amount: Callable[[int], str], total: int | None = None, unit: str = "") -> None:
+        self._operation, self._amount, self._unit = operation, amount, unit
         self._done, self._total = 0, total or 0
         self._printed, self._lock = monotonic(), Lock()
 
@@ -36,15 +36,15 @@ class PlainProgress:
         with self._lock:
             self._show(self._done + count)
 
-    def reach(self, done: int, total: int) -> None:
+    def reach(self, count: int, total: int) -> None:
         """Set the amount done and the total."""
         with self._lock:
             self._total = total
-            self._show(done)
+            self._show(count)
 
-    def _show(self, done: int) -> None:
-        self._done, now = done, monotonic()
+    def _show(self, count: int) -> None:
+        self._done, now = count, monotonic()
         if now - self._printed >= _EVERY:
             self._printed = now
-            of = f" of {self._amount(self._total)}" if self._total >= done else ""
-            print(f"{self._what}: {self._amount(done)}{of}{self._unit}", file=sys.stderr, flush=True)  # noqa: T201
+            of = f" of {self._amount(self._total)}" if self._total >= count else ""
+            print(f"{self._operation}: {self._amount(count)}{of}{self._unit}", file=sys.stderr, flush=True)  # noqa: T201

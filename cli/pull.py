@@ -80,16 +80,16 @@ def pull(
     check_export(form, to, backbone)
     out = Output(as_json=json, quiet=quiet)
     hub = Hub.open()
-    wanted = [_at(asked(ref), source) for ref in refs]
-    keys = trusted(require, trust, [one.source for one in wanted])
-    if len(wanted) > 1:
-        with out.transfer("Pulling") as told:
-            results = hub.pull_all(wanted, force=force, transfer=Transfer(*told), trust=keys)
+    references = [_at(asked(ref), source) for ref in refs]
+    keys = trusted(require, trust, [reference.source for reference in references])
+    if len(references) > 1:
+        with out.transfer("Pulling") as callbacks:
+            results = hub.pull_all(references, force=force, transfer=Transfer(*callbacks), trust=keys)
         _print_all(out, refs, results)
         return
     copied = None if form is Format.PEFT else to
-    with out.transfer("Pulling") as told:
-        pulled = hub.pull(wanted[0], to=copied, force=force, transfer=Transfer(*told), trust=keys)
+    with out.transfer("Pulling") as callbacks:
+        pulled = hub.pull(references[0], to=copied, force=force, transfer=Transfer(*callbacks), trust=keys)
     if form is Format.PEFT and to is not None:
         write_peft(out, pulled, to, backbone)
     else:
@@ -106,7 +106,7 @@ def _print_one(out: Output, pulled: Pulled) -> None:
     )
 
 
-def _at(wanted: Reference | Link, source: str | None) -> Reference | Link:
+def _at(reference: Reference | Link, source: str | None) -> Reference | Link:
     """Return a reference at a source.
 
     Raises:
@@ -115,10 +115,10 @@ def _at(wanted: Reference | Link, source: str | None) -> Reference | Link:
     from deltahub.reference import Reference
 
     if source is None:
-        return wanted
-    if not isinstance(wanted, Reference) or wanted.source not in (None, source):
-        raise typer.BadParameter(f"{wanted} says where it is, and --from says {source}. Leave out one of the two.")
-    return replace(wanted, source=source)
+        return reference
+    if not isinstance(reference, Reference) or reference.source not in (None, source):
+        raise typer.BadParameter(f"{reference} says where it is, and --from says {source}. Leave out one of the two.")
+    return replace(reference, source=source)
 
 
 def _facts(pulled: Pulled) -> dict[str, Any]:
@@ -134,16 +134,21 @@ def _facts(pulled: Pulled) -> dict[str, Any]:
 def _print_all(out: Output, refs: list[str], results: Sequence[Pulled | DeltaHubError]) -> None:
     """Print the results of several pulls; the first failure sets the exit code."""
     failed = [(ref, error) for ref, error in zip(refs, results, strict=True) if isinstance(error, Exception)]
-    pulled = [one for one in results if not isinstance(one, Exception)]
+    pulled = [result for result in results if not isinstance(result, Exception)]
     if out.as_json:
         print_json(
             [
-                {"asked": ref, "error": str(one)} if isinstance(one, Exception) else {"asked": ref, **_facts(one)}
-                for ref, one in zip(refs, results, strict=True)
+                {"asked": ref, "error": str(result)}
+                if isinstance(result, Exception)
+                else {"asked": ref, **_facts(result)}
+                for ref, result in zip(refs, results, strict=True)
             ]
         )
     elif pulled:
-        rows = [(str(one.folder), str(one.reference), size_text(one.manifest.size), one.digest[:19]) for one in pulled]
+        rows = [
+            (str(result.folder), str(result.reference), size_text(result.manifest.size), result.digest[:19])
+            for result in pulled
+        ]
         out.rows(("folder", "reference", "size", "digest"), rows)
     for _, error in failed:
         say(f"Error: {error}", err=True)

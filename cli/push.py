@@ -69,7 +69,7 @@ def push(
         raise typer.BadParameter(
             "--expect says where an alias must point now. Name it with --alias, or leave --expect out."
         )
-    known = None if expect is None else dict.fromkeys(alias or (), expected(expect))
+    expected_aliases = None if expect is None else dict.fromkeys(alias or (), expected(expect))
     name, out = _name(folders, namespace), Output(as_json=json, quiet=quiet)
     if name is None and (len(folders) > 1 or namespace is not None):
         if alias or private:
@@ -77,7 +77,7 @@ def push(
             raise typer.BadParameter(f"{option} is for one delta. Push them one by one, or leave it out.")
         _push_many([Path(folder) for folder in folders], namespace, tags, message, to, _key(sign), out)
         return
-    _push_one(Path(folders[0]), name, tags, alias, known, message, to, _key(sign), private or None, out)
+    _push_one(Path(folders[0]), name, tags, alias, expected_aliases, message, to, _key(sign), private or None, out)
 
 
 def _name(folders: Sequence[str], namespace: str | None) -> str | None:
@@ -190,8 +190,14 @@ def _push_many(
     else:
         pushed = [(folder, result) for folder, result in pairs if not isinstance(result, DeltaHubError)]
         rows = [
-            (str(it.reference), "new" if it.new else "there", size_text(it.size), it.digest[:19], str(folder))
-            for folder, it in pushed
+            (
+                str(version.reference),
+                "new" if version.new else "there",
+                size_text(version.size),
+                version.digest[:19],
+                str(folder),
+            )
+            for folder, version in pushed
         ]
         if rows:
             out.rows(("reference", "version", "size", "digest", "folder"), rows)

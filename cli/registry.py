@@ -93,12 +93,12 @@ def trust(
     settings = change(changed) if keys or nobody else Settings.read()
     entry: Configured = _added(settings, name)
     ids = [PublicKey.parse(pem.encode(), "The settings").id for pem in entry.trust]
-    said = (
+    line = (
         f"{name} takes what is signed by {' or '.join(key_id[:16] for key_id in ids)}"
         if ids
         else f"{name} asks for no signature"
     )
-    Output(as_json=json, quiet=quiet).result({"name": name, "keys": ids, "require_signature": bool(ids)}, said)
+    Output(as_json=json, quiet=quiet).result({"name": name, "keys": ids, "require_signature": bool(ids)}, line)
 
 
 def _added(settings: Settings, name: str) -> Configured:
@@ -121,9 +121,9 @@ def list_(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     from deltahub.settings.user import Settings
 
     settings = Settings.read()
-    known = [entry for entry in settings.sources if entry.kind == REGISTRY]
+    entries = [entry for entry in settings.sources if entry.kind == REGISTRY]
     if json:
-        print_json([{**asdict(entry), "default": entry.name == settings.default} for entry in known])
+        print_json([{**asdict(entry), "default": entry.name == settings.default} for entry in entries])
         return
     rows = [
         (
@@ -132,7 +132,7 @@ def list_(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
             entry.store().url,
             " ".join(f"{key}={value}" for key in ("region", "profile") if (value := getattr(entry, key))),
         )
-        for entry in known
+        for entry in entries
     ]
     Output(as_json=json, quiet=quiet).rows(("name", "", "where", "as"), rows)
 
@@ -160,5 +160,5 @@ def default(
     """
     from deltahub.settings.user import Settings, change
 
-    registries = change(lambda known: known.make_default(name)) if name else Settings.read()
+    registries = change(lambda settings: settings.make_default(name)) if name else Settings.read()
     Output(as_json=json, quiet=quiet).result({"default": registries.default}, registries.default)

@@ -77,9 +77,9 @@ def rename(
     give_name(registry, Reference.parse(document.name), after)
     exact = f"{registry.name}:{after.path}"
     same = document.name == after.path
-    told = "It has that name already." if same else f"{document.name} leads to it from now on."
+    line = "It has that name already." if same else f"{document.name} leads to it from now on."
     out = Output(as_json=json, quiet=quiet)
-    out.result({"reference": exact, "before": document.name}, exact, told)
+    out.result({"reference": exact, "before": document.name}, exact, line)
 
 
 def gc(
@@ -103,17 +103,21 @@ def gc(
     from deltahub.registry.gc import collect
 
     wait = timedelta(seconds=seconds(grace, "--grace"))
-    done = collect(Hub.open().registry(source), wait, dry_run=dry_run)
-    freed, waiting = sum(done.freed.values()), sum(done.waiting.values())
+    collection = collect(Hub.open().registry(source), wait, dry_run=dry_run)
+    freed, waiting = sum(collection.freed.values()), sum(collection.waiting.values())
     word = "would be deleted" if dry_run else "deleted"
     data = {
-        "deleted": sorted(done.freed),
+        "deleted": sorted(collection.freed),
         "freed": freed,
-        "waiting": sorted(done.waiting),
+        "waiting": sorted(collection.waiting),
         "waiting_size": waiting,
-        "next": done.next,
+        "next": collection.next,
         "dry_run": dry_run,
     }
-    later = f"{len(done.waiting)} more, {size_text(waiting)}, are unused; the first may go from {done.next}."
+    later = (
+        f"{len(collection.waiting)} more, {size_text(waiting)}, are unused; the first may go from {collection.next}."
+    )
     out = Output(as_json=json, quiet=quiet)
-    out.result(data, f"{len(done.freed)} {word}, {size_text(freed)} freed.", *([later] if done.waiting else []))
+    out.result(
+        data, f"{len(collection.freed)} {word}, {size_text(freed)} freed.", *([later] if collection.waiting else [])
+    )

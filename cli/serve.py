@@ -186,19 +186,19 @@ def _opened(registry: str) -> tuple[str, bool]:
     from deltahub.server.served_registry import open_registry
     from deltahub.server.tokens import Tokens
 
-    found = open_registry(registry)
-    return found.place, any(not token.revoked for token in Tokens(found.store).all())
+    opened = open_registry(registry)
+    return opened.place, any(not token.revoked for token in Tokens(opened.store).all())
 
 
 _Choice = TypeVar("_Choice", bound=str)
 
 
-def _one_of(known: Sequence[_Choice], text: str, option: str) -> _Choice:
-    found = next((choice for choice in known if choice == text), None)
-    if found is None:
-        msg = f"expected one of {', '.join(known)}; got {text!r}"
+def _one_of(choices: Sequence[_Choice], text: str, option: str) -> _Choice:
+    match = next((choice for choice in choices if choice == text), None)
+    if match is None:
+        msg = f"expected one of {', '.join(choices)}; got {text!r}"
         raise typer.BadParameter(msg, param_hint=option)
-    return found
+    return match
 
 
 def _require_packages() -> None:

@@ -36,25 +36,25 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     from deltahub.registry.entries import metrics_of
 
     hub = Hub.open()
-    found = hub.resolve(Reference.parse(ref))
-    manifest, exact = found.manifest, found.reference
+    resolved = hub.resolve(Reference.parse(ref))
+    manifest, exact = resolved.manifest, resolved.reference
     document = hub.source(exact.source).document(exact.path)
     version = str(exact.version)
-    number, entry = _told(document, version, found.digest)
+    number, entry = _version_entry(document, version, resolved.digest)
     data: dict[str, Any] = {
         "reference": str(exact),
         "name": document.name,
         "source": exact.source,
         "version": version,
-        "digest": found.digest,
+        "digest": resolved.digest,
         "size": manifest.size,
         "time": entry.time,
         "author": entry.author,
         "message": entry.message,
         "tags": entry.tags,
         "aliases": dict(document.aliases),
-        "versions": {name: known.digest for name, known in document.versions.items()},
-        "removed": {name: asdict(gone) for name, gone in document.removed.items()},
+        "versions": {name: version_entry.digest for name, version_entry in document.versions.items()},
+        "removed": {name: asdict(removal) for name, removal in document.removed.items()},
         "kind": manifest.kind,
         "config": dict(manifest.config),
         "parameters": dict(manifest.parameters),
@@ -71,7 +71,7 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     pointing = sorted(alias for alias, target in document.aliases.items() if target == number)
     facts = [
         ("delta", str(exact)),
-        ("digest", found.digest),
+        ("digest", resolved.digest),
         ("pushed", f"{entry.time} by {entry.author}{f': {entry.message}' if entry.message else ''}"),
         ("aliases", " ".join(pointing) or "none"),
         ("tags", " ".join(entry.tags) or "none"),
@@ -90,15 +90,15 @@ def _pointed(document: ReferenceDocument, version: str) -> str:
     return f"{version} ({', '.join(aliases)})" if aliases else version
 
 
-def _told(document: ReferenceDocument, version: str, digest: str) -> tuple[str, Version]:
+def _version_entry(document: ReferenceDocument, version: str, digest: str) -> tuple[str, Version]:
     """Find a source's entry for a version: by its number, or on a hub by its content or commit."""
     from deltahub.registry.entries import Version
 
-    known = document.versions
-    if version in known:
-        return version, known[version]
-    same = [name for name, entry in known.items() if entry.digest in (digest, f"commit:{version}")]
-    return (same[-1], known[same[-1]]) if same else ("", Version(digest, "", "unknown"))
+    versions = document.versions
+    if version in versions:
+        return version, versions[version]
+    same = [name for name, entry in versions.items() if entry.digest in (digest, f"commit:{version}")]
+    return (same[-1], versions[same[-1]]) if same else ("", Version(digest, "", "unknown"))
 
 
 def _content(manifest: Manifest) -> list[tuple[str, str]]:
@@ -165,14 +165,14 @@ def log(
     Output(as_json=json, quiet=quiet).rows(("time", "author", "action", "what", "change", "why"), rows, key=None)
 
 
-def _brief(what: str | None) -> str:
+def _brief(target: str | None) -> str:
     """Shorten a digest to its first digits; return any other target unchanged."""
-    return what[:19] if what and what.startswith("sha256:") else what or "-"
+    return target[:19] if target and target.startswith("sha256:") else target or "-"
 
 
 def _why(document: ReferenceDocument, move: Move) -> str:
     """Return the message of a push or of a removal."""
-    kept, gone = document.versions.get(move.what), document.removed.get(move.what)
+    version, removal = document.versions.get(move.what), document.removed.get(move.what)
     if move.action == "push":
-        return kept.message if kept else gone.pushed_message if gone else ""
-    return gone.message if move.action == "remove" and gone else ""
+        return version.message if version else removal.pushed_message if removal else ""
+    return removal.message if move.action == "remove" and removal else ""

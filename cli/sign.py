@@ -43,13 +43,13 @@ def sign(ref: RefArg, key: KeyArg, json: JsonOpt = False, quiet: QuietOpt = Fals
     from deltahub.signing import PrivateKey
 
     hub, private = Hub.open(), PrivateKey(key)
-    found = hub.resolve(Reference.parse(ref), fresh=True)
-    key_id, registry = private.public.id, hub.registry(found.reference.source)
-    version = f"{found.reference.path}@{found.reference.version}"
-    add_signature(registry, found.digest, key_id, private.sign(found.manifest.to_bytes(), version))
-    data = {"reference": str(found.reference), "digest": found.digest, "key": key_id}
+    resolved = hub.resolve(Reference.parse(ref), fresh=True)
+    key_id, registry = private.public.id, hub.registry(resolved.reference.source)
+    version = f"{resolved.reference.path}@{resolved.reference.version}"
+    add_signature(registry, resolved.digest, key_id, private.sign(resolved.manifest.to_bytes(), version))
+    data = {"reference": str(resolved.reference), "digest": resolved.digest, "key": key_id}
     Output(as_json=json, quiet=quiet).result(
-        data, str(found.reference), f"Signed by the key {key_id[:16]}, {found.digest[:19]}"
+        data, str(resolved.reference), f"Signed by the key {key_id[:16]}, {resolved.digest[:19]}"
     )
 
 
@@ -68,8 +68,8 @@ def trusted(require: bool, keys: Sequence[Path] | None, sources: Sequence[str | 
     if require and not pems:
         from deltahub.settings.user import Settings
 
-        known = Settings.read().known
-        if not sources or any(name is None or name not in known or not known[name].trust for name in sources):
+        entries = Settings.read().known
+        if not sources or any(name is None or name not in entries or not entries[name].trust for name in sources):
             raise typer.BadParameter(
                 "--require-signature needs to know whose: name the keys with --trust KEY.pub, or set them for the registry: "
                 "deltahub registry add NAME URL --require-signature --trust KEY.pub"
@@ -86,10 +86,10 @@ def still_to_sign(source: str | None, ref: str, key: PrivateKey | None) -> str |
     """
     from deltahub.settings.user import Settings
 
-    known = Settings.read().known.get(source or "")
-    if known is None or not known.trust or (key and key.public.pem in known.trust):
+    entry = Settings.read().known.get(source or "")
+    if entry is None or not entry.trust or (key and key.public.pem in entry.trust):
         return None
-    return f"{known.name} gives out only what a trusted key signed. If none did yet: deltahub sign {ref} --key KEY"
+    return f"{entry.name} gives out only what a trusted key signed. If none did yet: deltahub sign {ref} --key KEY"
 
 
 def signatures_of(checked: Sequence[tuple[str | None, str]]) -> dict[tuple[str | None, str], list[dict[str, str]]]:
@@ -108,27 +108,27 @@ def signatures_of(checked: Sequence[tuple[str | None, str]]) -> dict[tuple[str |
     from deltahub.registry.signatures import PREFIX, signatures
     from deltahub.settings.user import Settings
 
-    hub, known = Hub.open(), Settings.read().known
-    found: dict[tuple[str | None, str], list[dict[str, str]]] = {}
+    hub, entries = Hub.open(), Settings.read().known
+    states_by_version: dict[tuple[str | None, str], list[dict[str, str]]] = {}
     for source in {source for source, _ in checked}:
         registry = hub.registry(source)
         if not registry.store.children(PREFIX):
             continue
-        keys = known[registry.name].trust if registry.name in known else ()
-        for where in (where for at, where in checked if at == source):
-            path, _, version = where.partition("@")
+        keys = entries[registry.name].trust if registry.name in entries else ()
+        for name in (name for at, name in checked if at == source):
+            path, _, version = name.partition("@")
             try:
                 digest = registry.document(path).versions[version].digest
                 manifest = registry.manifest(digest).to_bytes()
                 states = [
-                    {"key": key_id, "state": _state(manifest, key_id, data, keys, where)}
+                    {"key": key_id, "state": _state(manifest, key_id, data, keys, name)}
                     for key_id, data in signatures(registry, digest).items()
                 ]
             except (DeltaHubError, LookupError):  # the damage is reported already, or the version was just removed
                 continue
             if states:
-                found[source, where] = states
-    return found
+                states_by_version[source, name] = states
+    return states_by_version
 
 
 def _state(manifest: bytes, key_id: str, data: bytes, keys: Sequence[str], version: str) -> str:

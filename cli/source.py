@@ -122,7 +122,7 @@ def add_checked(entry: Configured, out: Output, *, unchecked: bool) -> None:
     from deltahub.settings.user import change
 
     count = None if unchecked else _count(entry)
-    settings = change(lambda known: known.add(entry))
+    settings = change(lambda old_settings: old_settings.add(entry))
     many = "no delta yet" if not count else "one delta" if count == 1 else f"{count:,} deltas"
     holds = "" if count is None else f", which holds {many}"
     if not count and entry.missing:
@@ -163,7 +163,7 @@ def forget(name: str, out: Output) -> None:
     """Remove a source from the settings."""
     from deltahub.settings.user import change
 
-    settings = change(lambda known: known.remove(name))
+    settings = change(lambda old_settings: old_settings.remove(name))
     data = {"removed": name, "default": settings.default}
     out.result(data, f"{name} is forgotten; its deltas stay where they are.")
 
@@ -182,7 +182,7 @@ def order(
     """
     from deltahub.settings.user import change
 
-    settings = change(lambda known: known.reorder(tuple(names)))
+    settings = change(lambda old_settings: old_settings.reorder(tuple(names)))
     Output(as_json=json, quiet=quiet).result({"order": list(settings.names)}, "\n".join(settings.names))
 
 
@@ -194,7 +194,7 @@ def disable(name: NameArg, json: JsonOpt = False, quiet: QuietOpt = False) -> No
     """
     from deltahub.settings.user import change
 
-    change(lambda known: known.disable(name))
+    change(lambda settings: settings.disable(name))
     Output(as_json=json, quiet=quiet).result({"name": name, "enabled": False}, f"{name} is off.")
 
 
@@ -206,5 +206,5 @@ def enable(name: NameArg, json: JsonOpt = False, quiet: QuietOpt = False) -> Non
     """
     from deltahub.settings.user import change
 
-    change(lambda known: known.enable(name))
+    change(lambda settings: settings.enable(name))
     Output(as_json=json, quiet=quiet).result({"name": name, "enabled": True}, f"{name} is on.")

@@ -68,8 +68,8 @@ def alias(
     pointed = document.aliases.get(name)
     if remove and reference.version and pointed and pointed != version:
         raise ConflictError(f"The alias {document.name}@{name}", version, pointed)
-    known = pointed if expect is None else expected(expect)
-    document = set_alias(registry, document.name, name, None if remove else version, expect=known)
+    expected_target = pointed if expect is None else expected(expect)
+    document = set_alias(registry, document.name, name, None if remove else version, expect=expected_target)
     target = document.aliases.get(name)
     exact = f"{registry.name}:{document.name}@{name}"
     line = f"{exact} is {target}" if target else f"{exact} is removed"

@@ -44,8 +44,8 @@ def verify(
     out = Output(as_json=json, quiet=quiet)
     if target and (every or Path(target).is_dir()):
         if every or repair:
-            what = "--all is every registry" if every else f"{target} is a folder: save it again, or pull it"
-            raise typer.BadParameter(f"{what}; leave out one of the two.")
+            clause = "--all is every registry" if every else f"{target} is a folder: save it again, or pull it"
+            raise typer.BadParameter(f"{clause}; leave out one of the two.")
         results = _folder(Path(target))
         signed = {}
     else:
@@ -56,10 +56,10 @@ def verify(
         (result.reference, file, place) for result in results for file, place in sorted(result.repaired.items())
     ]
     damaged += [
-        (where, f"its signature by the key {one['key'][:16]} is not one over it")
-        for where, states in signed.items()
-        for one in states
-        if one["state"] == "bad"
+        (signed_reference, f"its signature by the key {signature['key'][:16]} is not one over it")
+        for signed_reference, states in signed.items()
+        for signature in states
+        if signature["state"] == "bad"
     ]
     if json:
         print_json([{**asdict(result), "signatures": signed.get(result.reference, [])} for result in results])
@@ -70,9 +70,9 @@ def verify(
     if not json and not quiet:
         for reference, file, place in repaired:
             say(f"{reference}: {file} was repaired from {place}.", err=True)
-        for where, states in signed.items():
-            said = ", ".join(f"{one['key'][:16]} ({one['state']})" for one in states)
-            say(f"{where}: signed by the key {said}.", err=True)
+        for signed_reference, states in signed.items():
+            keys_text = ", ".join(f"{signature['key'][:16]} ({signature['state']})" for signature in states)
+            say(f"{signed_reference}: signed by the key {keys_text}.", err=True)
     if damaged:
         if not json and not quiet:
             remedy = (
@@ -90,12 +90,12 @@ def _signatures(
     """Return the signatures of the intact results, by reference."""
     from deltahub.reference import Reference
 
-    one = source or (Reference.parse(target).source if target else None)
+    source_name = source or (Reference.parse(target).source if target else None)
     places: dict[tuple[str | None, str], str] = {}
     for result in results:
         if result.damage is None:
-            at, _, where = result.reference.partition(":") if every else (one, "", result.reference)
-            places[at, where] = result.reference
+            at, _, name = result.reference.partition(":") if every else (source_name, "", result.reference)
+            places[at, name] = result.reference
     return {places[place]: states for place, states in signatures_of(list(places)).items()}
 
 
@@ -121,14 +121,14 @@ def _registries(target: str | None, source: str | None, *, every: bool, repair: 
     hub = Hub.open()
     reference = Reference.parse(target) if target else None
     paths, version = ([reference.path], reference.version) if reference else (None, None)
-    one = source or (reference.source if reference else None)
+    source_name = source or (reference.source if reference else None)
     results = []
-    for registry in hub.registries.values() if every else [hub.registry(one)]:
+    for registry in hub.registries.values() if every else [hub.registry(source_name)]:
         prefix = f"{registry.name}:" if every else ""
-        found = (
+        repairs = (
             mend(registry, hub.supplies(registry), paths, version)
             if repair
-            else (Repaired(where, {}, damage) for where, damage in check(registry, paths, version))
+            else (Repaired(name, {}, damage) for name, damage in check(registry, paths, version))
         )
-        results += [replace(result, reference=f"{prefix}{result.reference}") for result in found]
+        results += [replace(result, reference=f"{prefix}{result.reference}") for result in repairs]
     return results

@@ -53,10 +53,10 @@ class CachedNames:
 
     def recall(self, reference: Reference | Link) -> Seen | None:
         """Return the meaning of a reference at its last pull; None if it was never pulled or its record is lost."""
-        seen = self._read(self._file(reference, _key(reference)), _key(reference))
-        if seen and isinstance(reference, Link):  # the record lacks the parts of the address that may be secret
-            return replace(seen, reference=reference.pinned(seen.digest))
-        return seen
+        meaning = self._read(self._file(reference, _key(reference)), _key(reference))
+        if meaning and isinstance(reference, Link):  # the record lacks the parts of the address that may be secret
+            return replace(meaning, reference=reference.pinned(meaning.digest))
+        return meaning
 
     def origin(self, path: str) -> Seen | None:
         """Return the meaning of a name at its last pull without a source, at any version; None if it was never pulled so."""
@@ -73,7 +73,12 @@ class CachedNames:
             recorded = self._read(file, key)
             if recorded is None or _facts(recorded) != _facts(meaning):
                 with contextlib.suppress(OSError), self._cache.stage() as stage:
-                    document = {"asked": key, "is": str(meaning.reference), "digest": meaning.digest, "place": meaning.place}
+                    document = {
+                        "asked": key,
+                        "is": str(meaning.reference),
+                        "digest": meaning.digest,
+                        "place": meaning.place,
+                    }
                     (stage / "name").write_text(json.dumps(document), "utf-8")
                     self._cache.place_file(stage / "name", file)
 

@@ -81,11 +81,11 @@ def fit(expected: Fingerprint, tensors: Tensors) -> Difference:
         return Difference(INCOMPATIBLE, "the delta says nothing of its backbone")
     rename, prefix = min(_renamings(expected, tensors), key=lambda renaming: _missing(expected, tensors, renaming[0]))
     entries = {leaf: tensors[rename(leaf.name)] for leaf in expected.leaves if rename(leaf.name) in tensors}
-    expected_leaves = Fingerprint(
+    expected_fingerprint = Fingerprint(
         tuple(leaf for leaf in expected.leaves if leaf in entries or not _tied(leaf, entries, tensors))
     )
-    actual_leaves = Fingerprint(tuple(_as_found(leaf, entry) for leaf, entry in entries.items()))
-    difference = expected_leaves.compare(actual_leaves)
+    actual_fingerprint = Fingerprint(tuple(_as_found(leaf, entry) for leaf, entry in entries.items()))
+    difference = expected_fingerprint.compare(actual_fingerprint)
     if difference.level == EXACT:
         difference = Difference(SAME_STRUCTURE, "the values are compared when it is loaded")
     return replace(difference, detail=f"{difference.detail}{prefix}")

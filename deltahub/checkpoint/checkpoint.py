@@ -319,9 +319,8 @@ def write(
             check_document(full_document)
             text = json.dumps(full_document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
             write_synced(stage / CONFIG, f"{text}\n".encode())
-            keeps_card = (folder / CARD).exists() and not is_checkpoint(
-                folder
-            )  # a README that describes the other files
+            # A README that describes the other files stays.
+            keeps_card = (folder / CARD).exists() and not is_checkpoint(folder)
             move_all(
                 stage, folder, [name for name in (WEIGHTS, BACKBONE, CARD, CONFIG) if not (keeps_card and name == CARD)]
             )
