@@ -6,7 +6,8 @@ A handle is not a module: its parameters live in the backbone, each in the `delt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -16,23 +17,20 @@ from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.building import Like, addressed, build, completed, one_each, refuse_unsupported
 from deltahub.engine.guards import check_name, note_compiled, refuse_closed
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.ledger import Entry, Ledger, free_name, ledger_holding, ledger_of, ledgers_in, value_of
+from deltahub.engine.ledger import Entry, free_name, ledger_holding, ledger_of, ledgers_in
 from deltahub.engine.modules import module_at
-from deltahub.engine.overrides import overrides
-from deltahub.engine.sharding import reshard
-from deltahub.engine.site import delta_key, insert, uncompiled
+from deltahub.engine.site import insert, uncompiled
 from deltahub.engine.structure.targets import Target
-from deltahub.handle import freezing
-from deltahub.handle.freezing import FreezeMixin
-from deltahub.handle.merging import MergeMixin
-from deltahub.handle.report import ReportMixin
+from deltahub.errors import ConfigError
+from deltahub.handle import freezing, merging, report, switching
+from deltahub.handle.loading import load
+from deltahub.handle.merging import MergeReport
 from deltahub.handle.saving import SaveLoadMixin
-from deltahub.handle.switching import SwitchMixin
 
 _TYPES: dict[str, type[DeltaBase]] = {}
 
 
-class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin):
+class DeltaBase(SaveLoadMixin):
     """The base class of all delta types; a subclass needs a config class and `new_insertion`.
 
     Args:
@@ -88,8 +86,7 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
             insertions = build(type(self), backbone_model, config, dtype=dtype)
         name = name or free_name(backbone_model, self.delta_type or type(self).__name__)
         ledger = ledger_of(backbone_model)
-        self.backbone_model = backbone_model
-        self._entry = Entry(name, type(self), config, dict(insertions))
+        super().__init__(backbone_model, Entry(name, type(self), config, dict(insertions)))
         for address, insertion in insertions.items():
             insert(module_at(backbone_model, address), name, insertion, address)
         ledger.entries[name] = self._entry
@@ -156,63 +153,204 @@ class DeltaBase(SwitchMixin, FreezeMixin, MergeMixin, ReportMixin, SaveLoadMixin
         DeltaBase.__init__(delta, backbone_model, own, name=name, insertions=insertions, dtype=dtype)
         return delta
 
-    # ----- state -----
+    @classmethod
+    def from_finetuned(
+        cls,
+        finetuned_delta_path: str | os.PathLike[str],
+        backbone_model: nn.Module,
+        delta_config: DeltaConfig | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        *model_args: Any,
+        force_download: bool = False,
+        check_hash: bool | str = True,
+        local_files_only: bool = False,
+        allow_pickle: bool = False,
+        name: str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> Self:
+        """Put a saved delta on a backbone, which must be the one that it was trained on.
 
-    @property
-    def name(self) -> str:
-        """The delta's name on this backbone."""
-        return self._entry.name
+        Order: find, check every byte, check the config, check the backbone, plan every insertion, then insert and fill.
+        A refusal leaves the backbone unchanged. Afterwards the backbone is frozen except for the parameters of
+        deltas, and in eval mode unless it carried a delta before, which may be in training.
 
-    @property
-    def config(self) -> DeltaConfig:
-        """The delta's configuration."""
-        return self._entry.config
+        Args:
+            finetuned_delta_path: a folder, a reference such as ``"DeltaHub/sst2-t5-base@champion"``, or a link.
+            backbone_model: the model to put it on.
+            delta_config: a config to use instead of the saved one.
+            cache_dir: the cache for pulled deltas, if not the default one.
+            state_dict: tensors to use instead of the saved ones.
+            force_download: fetch it again even if it is in the cache.
+            check_hash: True to require exactly the same backbone, ``"structure"`` to accept other values under the same names
+                and shapes, False for no check.
+            local_files_only: use only files on this machine.
+            allow_pickle: whether OpenDelta's `pytorch_model.bin` may be read.
+            name: the delta's name on the backbone.
+            dtype: dtype of its parameters; by default that of the saved tensors, and float32 for PEFT's.
+            options: options that replace those of the config.
 
-    @property
-    def insertions(self) -> Mapping[str, Insertion]:
-        """The delta's insertions by real module name."""
-        return self._entry.insertions
-
-    @property
-    def attached(self) -> bool:
-        """Whether the delta is active."""
-        return self._entry.attached
-
-    @property
-    def _ledger(self) -> Ledger:
-        return ledger_holding(self.backbone_model, self._entry)
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the delta's own parameters, named as in a checkpoint: ``<address>.deltas.<parameter>``."""
-        for address, insertion in self.insertions.items():
-            for key, parameter in insertion.named_parameters():
-                yield delta_key(address, key), parameter
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Iterate over the delta's own parameters."""
-        return (parameter for _, parameter in self.named_parameters())
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return all tensors of the delta: its own, and those of the backbone that it trains or replaced.
-
-        Before `freeze_module`, every trainable tensor of the backbone counts as trained, as in OpenDelta. On a sharded backbone,
-        these are DTensors.
+        Raises:
+            NotFoundError: no source has it.
+            IntegrityError: its bytes are not the ones that were saved or published.
+            FingerprintMismatch: the backbone is another one.
+            CheckpointError: its tensors do not fit.
+            ConfigError: a value in its config, or an option given here, is invalid.
         """
-        ledger_holding(self.backbone_model, self._entry)  # raises if the delta was removed
-        reshard(self.backbone_model)
-        own = {
-            delta_key(address, key): tensor.detach()
-            for address, insertion in self.insertions.items()
-            for key, tensor in insertion.state_dict().items()
-        }
-        values = {name: value_of(self.backbone_model, self._entry, name) for name in sorted(self._entry.replaced)}
-        records = dict(overrides(self.backbone_model))
-        trained = {
-            name: records[name].own(parameter) if name in records else parameter.detach()
-            for name, parameter in freezing.trainable(self.backbone_model)
-            if name not in records or not records[name].values
-        }
-        return {**own, **values, **trained}
+        delta: Self = load(
+            cls._class_for,
+            finetuned_delta_path,
+            backbone_model,
+            *model_args,
+            config=delta_config,
+            tensors=state_dict,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            check_hash=check_hash,
+            allow_pickle=allow_pickle,
+            name=name,
+            dtype=dtype,
+            options=options,
+        )
+        return delta
+
+    @classmethod
+    def _class_for(cls, delta_type: str) -> type[Self]:
+        """Return this class if it loads the delta type; raise ConfigError otherwise."""
+        if cls.delta_type != delta_type:
+            msg = f"{cls.__name__} loads deltas of type {cls.delta_type!r}, and this one is {delta_type!r}. Use AutoDeltaModel."
+            raise ConfigError(msg)
+        return cls
+
+    # ----- switching -----
+
+    def attach(self, module: nn.Module | None = None, reset_state_dict: bool = True) -> None:
+        """Activate the delta again, in its old place among the others.
+
+        Args:
+            module: only insertions inside this module of the backbone; by default all.
+            reset_state_dict: whether `state_dict()` of the backbone leaves out frozen tensors again, if
+                `freeze_module` had it do so.
+        """
+        switching.attach(self.backbone_model, self._entry, module, reset_state_dict)
+
+    def detach(self, module: nn.Module | None = None, reset_state_dict: bool = True) -> None:
+        """Deactivate the delta; without other deltas, the backbone is bit for bit what it was.
+
+        Args:
+            module: only insertions inside this module of the backbone; by default all.
+            reset_state_dict: whether `state_dict()` of the backbone is complete again once no delta is attached.
+        """
+        switching.detach(self.backbone_model, self._entry, module, reset_state_dict)
+
+    def remove(self) -> None:
+        """Remove the delta for good; after the last one, the backbone is as if there had never been any.
+
+        Call `state_dict()` of the handle before, not after.
+
+        Raises:
+            MergeError: deltas are merged.
+        """
+        switching.remove(self.backbone_model, self._entry)
+
+    def check_places(self) -> None:
+        """Check that the modules and tensors that the delta was put on are still in the backbone.
+
+        Raises:
+            TargetError: a module that holds the delta, or a tensor that it replaced, has been exchanged since.
+        """
+        switching.check_places(self.backbone_model, self._entry)
+
+    # ----- training -----
+
+    def freeze_module(
+        self, module: nn.Module | None = None, exclude: Sequence[str] | None = None, set_state_dict: bool = True
+    ) -> None:
+        """Freeze everything except the named parameters, other deltas included.
+
+        By default, `state_dict()` of the backbone then holds only what is trainable.
+
+        Args:
+            module: freeze only inside this module of the backbone; names are then relative to it.
+            exclude: addresses of parameters that stay trainable, real or common; ``"deltas"`` means the parameters of this delta,
+                and ``"deltas.NAME"`` those of another one. By default the config's `unfrozen_modules`.
+            set_state_dict: whether `state_dict()` of the backbone leaves out frozen tensors.
+
+        Raises:
+            NoMatchError: a name matches nothing.
+            ConfigError: the delta is detached, and more than deltas is to train; or a parameter named is quantised.
+            MergeError: deltas are merged.
+            RouteError: a route is open.
+        """
+        freezing.freeze(self.backbone_model, self._entry, module, exclude, set_state_dict)
+
+    # ----- merging -----
+
+    @property
+    def merged(self) -> bool:
+        """Whether the delta is merged into the backbone's weights."""
+        return self._entry.name in ledger_holding(self.backbone_model, self._entry).merged
+
+    def merge(self) -> MergeReport:
+        """Merge the delta into the backbone's weights, so that it costs nothing in a forward pass.
+
+        The original bytes are kept in memory for `unmerge`. Until then no delta can be added, attached or detached.
+
+        Returns:
+            The changed tensors, with the distance of each from its exact value after rounding.
+
+        Raises:
+            MergeError: the delta is merged already or detached, its method cannot be merged, a weight is tied to another
+                module's, or another delta acts before it in the same place. Nothing was changed.
+        """
+        return merging.merge(self.backbone_model, self._entry)
+
+    def unmerge(self) -> None:
+        """Take the delta out of the weights; after the last one, every byte is as before the first merge.
+
+        Raises:
+            MergeError: the delta is not merged, or another delta was merged on top of it. Nothing was changed.
+        """
+        merging.unmerge(self.backbone_model, self._entry)
+
+    # ----- reports -----
+
+    def get_statistics(self, module: nn.Module | None = None) -> dict[str, float]:
+        """Count parameters, compute shares of the total, and measure CUDA memory in GB.
+
+        Returns:
+            total_parameters, trainable_parameters, trainable_ratio, delta_parameters, delta_ratio (fractions of the
+            total), cudamem and maxcudamem.
+        """
+        return report.count(module if module is not None else self.backbone_model)
+
+    def log(
+        self,
+        module: nn.Module | None = None,
+        delta_ratio: bool = True,
+        trainable_ratio: bool = True,
+        visualization: bool = True,
+        cuda_memory: bool = True,
+    ) -> None:
+        """Print the backbone with its deltas as a tree, and its statistics."""
+        root = module if module is not None else self.backbone_model
+        report.print_report(root, delta_ratio, trainable_ratio, visualization, cuda_memory)
+
+    def probe(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Call the backbone once and return the modules of this delta that were not called, where it cannot act.
+
+        A module is bypassed when code reads its weights directly, as T5 does with `shared`.
+
+        Args:
+            args: positional arguments for the backbone.
+            kwargs: keyword arguments, e.g. ``**tokenizer("one sentence", return_tensors="pt")``.
+
+        Returns:
+            Real module names; empty if the delta acts at each of its modules.
+        """
+        return report.not_called(self.backbone_model, self.insertions, args, kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         """Raise an error: a delta has no forward of its own.
@@ -245,7 +383,7 @@ def deltas_of(backbone: nn.Module) -> dict[str, DeltaBase]:
     found: dict[str, DeltaBase] = {}
     for entry, part, address in sorted(entries, key=lambda one: one[0].serial):
         handle: DeltaBase = object.__new__(entry.handle)
-        handle.backbone_model, handle._entry = part, entry
+        SaveLoadMixin.__init__(handle, part, entry)
         found[f"{address}.{entry.name}" if entry.name in found else entry.name] = handle
     return found
 

@@ -6,13 +6,13 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from deltahub.checkpoint.address import lies_within, nearest_names
 from deltahub.engine.guards import refuse_merged, refuse_merged_tensors, refuse_routed
 from deltahub.engine.layers import training_fault
+from deltahub.engine.ledger import Entry, ledger_holding
 from deltahub.engine.modules import own_modules, own_parameters, plain_name, running_statistics
 from deltahub.engine.offloading import offloaded
 from deltahub.engine.sharding import reshard
@@ -21,9 +21,6 @@ from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap, marked
 from deltahub.engine.trainable import remember
 from deltahub.errors import AddressError, ConfigError, NoMatchError
-
-if TYPE_CHECKING:
-    from deltahub.engine.ledger import Entry, Ledger
 
 
 @dataclass(frozen=True)
@@ -116,11 +113,6 @@ def _covered(pattern: str, names: Collection[str], structure: StructureMap) -> s
     return found
 
 
-def trainable(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Return the backbone's own parameters that require a gradient, by name."""
-    return ((name, parameter) for name, parameter in own_parameters(backbone) if parameter.requires_grad)
-
-
 def prefix_of(backbone: nn.Module, module: nn.Module | None) -> str:
     """Return the prefix of a module's parameter names inside the backbone: ``"encoder.layer.0."``.
 
@@ -136,52 +128,30 @@ def prefix_of(backbone: nn.Module, module: nn.Module | None) -> str:
     raise AddressError(msg)
 
 
-class FreezeMixin:
-    """The part of a delta model that chooses what trains along with the delta."""
-
-    backbone_model: nn.Module
-
-    if TYPE_CHECKING:
-        _entry: Entry
-
-        @property
-        def _ledger(self) -> Ledger: ...
-
-    def freeze_module(
-        self, module: nn.Module | None = None, exclude: Sequence[str] | None = None, set_state_dict: bool = True
-    ) -> None:
-        """Freeze everything except the named parameters, other deltas included.
-
-        By default, `state_dict()` of the backbone then holds only what is trainable.
-
-        Args:
-            module: freeze only inside this module of the backbone; names are then relative to it.
-            exclude: addresses of parameters that stay trainable, real or common; ``"deltas"`` means the parameters of this delta,
-                and ``"deltas.NAME"`` those of another one. By default the config's `unfrozen_modules`.
-            set_state_dict: whether `state_dict()` of the backbone leaves out frozen tensors.
-
-        Raises:
-            NoMatchError: a name matches nothing.
-            ConfigError: the delta is detached, and more than deltas is to train; or a parameter named is quantised.
-            MergeError: deltas are merged.
-            RouteError: a route is open.
-        """
-        ledger = self._ledger  # raises if the delta was removed
-        refuse_merged(self.backbone_model)
-        refuse_routed(self.backbone_model)
-        names = tuple((self._entry.config.unfrozen_modules if exclude is None else exclude) or ())
-        if not self._entry.attached and any(name != CHILD for name in names):
-            msg = f"{self._entry.name!r} is detached, so what is trained of the backbone would not be its own. attach() it first."
-            raise ConfigError(msg)
-        prefix = prefix_of(self.backbone_model, module)
-        selection = select(self.backbone_model, module, names, self._entry.name)
-        kept = selection.names(self.backbone_model) | running_statistics(self.backbone_model, prefix).keys()
-        refuse_merged_tensors(self.backbone_model, kept)
-        reshard(self.backbone_model)
-        remember(self.backbone_model, ledger.serial)
-        selection.apply()
-        stale = [name for name in self._entry.replaced if name.startswith(prefix) and name not in kept]
-        ledger.release(self.backbone_model, self._entry, stale)
-        ledger.replace(self.backbone_model, self._entry, dict.fromkeys(sorted(kept)))
-        self._entry.config = replace(self._entry.config, unfrozen_modules=selection.patterns)
-        ledger.only_trainable = ledger.filter_asked = set_state_dict
+def freeze(
+    backbone: nn.Module,
+    entry: Entry,
+    module: nn.Module | None,
+    exclude: Sequence[str] | None,
+    set_state_dict: bool,
+) -> None:
+    """Freeze everything except the named parameters: see `DeltaBase.freeze_module`."""
+    ledger = ledger_holding(backbone, entry)  # raises if the delta was removed
+    refuse_merged(backbone)
+    refuse_routed(backbone)
+    names = tuple((entry.config.unfrozen_modules if exclude is None else exclude) or ())
+    if not entry.attached and any(name != CHILD for name in names):
+        msg = f"{entry.name!r} is detached, so what is trained of the backbone would not be its own. attach() it first."
+        raise ConfigError(msg)
+    prefix = prefix_of(backbone, module)
+    selection = select(backbone, module, names, entry.name)
+    kept = selection.names(backbone) | running_statistics(backbone, prefix).keys()
+    refuse_merged_tensors(backbone, kept)
+    reshard(backbone)
+    remember(backbone, ledger.serial)
+    selection.apply()
+    stale = [name for name in entry.replaced if name.startswith(prefix) and name not in kept]
+    ledger.release(backbone, entry, stale)
+    ledger.replace(backbone, entry, dict.fromkeys(sorted(kept)))
+    entry.config = replace(entry.config, unfrozen_modules=selection.patterns)
+    ledger.only_trainable = ledger.filter_asked = set_state_dict

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from deltahub.engine.sharding import reshard
 from deltahub.engine.site import CHILD, Site, eject, site_of
 from deltahub.engine.trainable import forget_trainable
 from deltahub.errors import MergeError
+from deltahub.handle.switching import check_places
 from deltahub.log import LOGGER
 
 
@@ -53,58 +54,29 @@ class MergeReport:
         return max(self.rounding.values(), default=0.0)
 
 
-class MergeMixin:
-    """The part of a delta model that merges and unmerges the delta."""
+def merge(backbone: nn.Module, entry: Entry) -> MergeReport:
+    """Merge a delta into the backbone's weights: see `DeltaBase.merge`."""
+    refuse_routed(backbone)
+    ledger_holding(backbone, entry)  # raises if the delta was removed
+    check_places(backbone, entry)
+    report = _merge(backbone, entry, uncalled(backbone, entry.name, entry.insertions))
+    LOGGER.info("Merged %s into %d tensors, rounding error %.3g", entry.name, len(report.rounding), report.max_error)
+    return report
 
-    backbone_model: nn.Module
 
-    if TYPE_CHECKING:
-        _entry: Entry
-
-        def check_places(self) -> None: ...  # noqa: D102
-
-    @property
-    def merged(self) -> bool:
-        """Whether the delta is merged into the backbone's weights."""
-        return self._entry.name in ledger_holding(self.backbone_model, self._entry).merged
-
-    def merge(self) -> MergeReport:
-        """Merge the delta into the backbone's weights, so that it costs nothing in a forward pass.
-
-        The original bytes are kept in memory for `unmerge`. Until then no delta can be added, attached or detached.
-
-        Returns:
-            The changed tensors, with the distance of each from its exact value after rounding.
-
-        Raises:
-            MergeError: the delta is merged already or detached, its method cannot be merged, a weight is tied to another
-                module's, or another delta acts before it in the same place. Nothing was changed.
-        """
-        refuse_routed(self.backbone_model)
-        ledger_holding(self.backbone_model, self._entry)  # raises if the delta was removed
-        self.check_places()
-        silent = uncalled(self.backbone_model, self._entry.name, self._entry.insertions)
-        report = _merge(self.backbone_model, self._entry, silent)
-        LOGGER.info("Merged %s into %d tensors, rounding error %.3g", *_facts(self._entry, report))
-        return report
-
-    def unmerge(self) -> None:
-        """Take the delta out of the weights; after the last one, every byte is as before the first merge.
-
-        Raises:
-            MergeError: the delta is not merged, or another delta was merged on top of it. Nothing was changed.
-        """
-        ledger = ledger_holding(self.backbone_model, self._entry)
-        if not self.merged:
-            msg = f"{self._entry.name!r} is not merged, so there is nothing to take out. Call merge() first."
-            raise MergeError(msg)
-        names = [name for name in ledger.merged if name != self._entry.name]
-        _check_on_top(ledger, self._entry)
-        self.check_places()
-        reshard(self.backbone_model)
-        _restore(self.backbone_model, ledger)
-        for name in names:  # merged again in their order, from the original bytes
-            _merge(self.backbone_model, ledger.entries[name])
+def unmerge(backbone: nn.Module, entry: Entry) -> None:
+    """Take a merged delta out of the weights: see `DeltaBase.unmerge`."""
+    ledger = ledger_holding(backbone, entry)
+    if entry.name not in ledger.merged:
+        msg = f"{entry.name!r} is not merged, so there is nothing to take out. Call merge() first."
+        raise MergeError(msg)
+    names = [name for name in ledger.merged if name != entry.name]
+    _check_on_top(ledger, entry)
+    check_places(backbone, entry)
+    reshard(backbone)
+    _restore(backbone, ledger)
+    for name in names:  # merged again in their order, from the original bytes
+        _merge(backbone, ledger.entries[name])
 
 
 def _check_on_top(ledger: Ledger, entry: Entry) -> None:
@@ -112,10 +84,6 @@ def _check_on_top(ledger: Ledger, entry: Entry) -> None:
         if shared := entry.insertions.keys() & ledger.entries[name].insertions.keys():
             msg = f"{name!r} was merged on top of it at {min(shared)}, so {entry.name!r} cannot come out: unmerge() that first."
             raise MergeError(msg)
-
-
-def _facts(entry: Entry, report: MergeReport) -> tuple[str, int, float]:
-    return entry.name, len(report.rounding), report.max_error
 
 
 def _merge(backbone: nn.Module, entry: Entry, silent: Collection[str] = ()) -> MergeReport:

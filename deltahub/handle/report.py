@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,55 +11,6 @@ from torch import nn
 from deltahub.engine.drawing.visualize import Visualization
 from deltahub.engine.modules import module_at
 from deltahub.engine.site import is_delta_name
-
-if TYPE_CHECKING:
-    from deltahub.engine.insertion import Insertion
-
-
-class ReportMixin:
-    """The part of a delta model that reports statistics and tests whether the delta acts."""
-
-    backbone_model: nn.Module
-
-    if TYPE_CHECKING:
-
-        @property
-        def insertions(self) -> Mapping[str, Insertion]: ...  # noqa: D102
-
-    def get_statistics(self, module: nn.Module | None = None) -> dict[str, float]:
-        """Count parameters, compute shares of the total, and measure CUDA memory in GB.
-
-        Returns:
-            total_parameters, trainable_parameters, trainable_ratio, delta_parameters, delta_ratio (fractions of the
-            total), cudamem and maxcudamem.
-        """
-        return count(module if module is not None else self.backbone_model)
-
-    def log(
-        self,
-        module: nn.Module | None = None,
-        delta_ratio: bool = True,
-        trainable_ratio: bool = True,
-        visualization: bool = True,
-        cuda_memory: bool = True,
-    ) -> None:
-        """Print the backbone with its deltas as a tree, and its statistics."""
-        root = module if module is not None else self.backbone_model
-        report(root, delta_ratio, trainable_ratio, visualization, cuda_memory)
-
-    def probe(self, *args: Any, **kwargs: Any) -> list[str]:
-        """Call the backbone once and return the modules of this delta that were not called, where it cannot act.
-
-        A module is bypassed when code reads its weights directly, as T5 does with `shared`.
-
-        Args:
-            args: positional arguments for the backbone.
-            kwargs: keyword arguments, e.g. ``**tokenizer("one sentence", return_tensors="pt")``.
-
-        Returns:
-            Real module names; empty if the delta acts at each of its modules.
-        """
-        return not_called(self.backbone_model, self.insertions, args, kwargs)
 
 
 def count(model: nn.Module) -> dict[str, float]:
@@ -102,7 +53,7 @@ def not_called(
     return list(silent)
 
 
-def report(model: nn.Module, delta: bool, trainable: bool, tree: bool, memory: bool) -> None:
+def print_report(model: nn.Module, delta: bool, trainable: bool, tree: bool, memory: bool) -> None:
     """Print the tree of a model and its statistics."""
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""Saving and loading for all delta models, with OpenDelta's method names.
+"""The state of a delta, and saving it with OpenDelta's method names.
 
 The tensors can also be saved without the config: to one file, or as a dict in memory.
 """
@@ -7,35 +7,33 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint import checkpoint, metadata
+from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.checkpoint import tensors_in
+from deltahub.checkpoint.config import DeltaConfig
 from deltahub.checkpoint.safetensors_header import usable_bytes
 from deltahub.engine.bypassed import uncalled
 from deltahub.engine.filling import check_fit, not_finite, refuse_larger, refuse_without_values, replaced_names
 from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.guards import refuse_merged
+from deltahub.engine.insertion import Insertion
+from deltahub.engine.ledger import Entry, ledger_holding, value_of
 from deltahub.engine.modules import own_parameters
-from deltahub.engine.sharding import assign, done_once, whole
-from deltahub.engine.site import is_delta_name
-from deltahub.errors import CheckpointError, ConfigError
+from deltahub.engine.overrides import overrides
+from deltahub.engine.sharding import assign, done_once, reshard, whole
+from deltahub.engine.site import delta_key, is_delta_name
+from deltahub.errors import CheckpointError
 from deltahub.files.atomic import regular, staging, storage_errors, sync_file, sync_folders
-from deltahub.handle.loading import load
+from deltahub.handle.switching import check_places
 from deltahub.log import LOGGER
 from deltahub.version import VERSION
-
-if TYPE_CHECKING:
-    from deltahub.checkpoint.backbone_record import Fingerprint
-    from deltahub.checkpoint.config import DeltaConfig
-    from deltahub.engine.ledger import Entry, Ledger
-
 
 Saver = Callable[[Mapping[str, Tensor], Path], None]
 
@@ -53,21 +51,69 @@ def _read(path: Path) -> dict[str, Tensor]:
         return tensors_in(usable_bytes(file, str(path)), str(path))
 
 
-class TensorFileMixin:
-    """Methods of delta models for saving and loading a delta's tensors."""
+class SaveLoadMixin:
+    """The state of one delta on one backbone: its config and tensors, saved and restored. The name is OpenDelta's.
 
-    backbone_model: nn.Module
+    Args:
+        backbone_model: the backbone, or the part of a model that the delta was put on.
+        entry: the delta's entry in the ledger there.
+    """
 
-    if TYPE_CHECKING:
-        _entry: Entry
+    def __init__(self, backbone_model: nn.Module, entry: Entry) -> None:
+        self.backbone_model = backbone_model
+        self._entry = entry
 
-        @property
-        def _ledger(self) -> Ledger: ...
-        def state_dict(self) -> dict[str, Tensor]: ...  # noqa: D102
+    @property
+    def name(self) -> str:
+        """The delta's name on this backbone."""
+        return self._entry.name
 
-    def _gathered(self, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        tensors = self.state_dict() if state_dict is None else state_dict
-        return {name: whole(tensor) for name, tensor in sorted(tensors.items())}  # in the same order on every process
+    @property
+    def config(self) -> DeltaConfig:
+        """The delta's configuration."""
+        return self._entry.config
+
+    @property
+    def insertions(self) -> Mapping[str, Insertion]:
+        """The delta's insertions by real module name."""
+        return self._entry.insertions
+
+    @property
+    def attached(self) -> bool:
+        """Whether the delta is active."""
+        return self._entry.attached
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the delta's own parameters, named as in a checkpoint: ``<address>.deltas.<parameter>``."""
+        for address, insertion in self.insertions.items():
+            for key, parameter in insertion.named_parameters():
+                yield delta_key(address, key), parameter
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Iterate over the delta's own parameters."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all tensors of the delta: its own, and those of the backbone that it trains or replaced.
+
+        Before `freeze_module`, every trainable tensor of the backbone counts as trained, as in OpenDelta. On a sharded backbone,
+        these are DTensors.
+        """
+        ledger_holding(self.backbone_model, self._entry)  # raises if the delta was removed
+        reshard(self.backbone_model)
+        own = {
+            delta_key(address, key): tensor.detach()
+            for address, insertion in self.insertions.items()
+            for key, tensor in insertion.state_dict().items()
+        }
+        values = {name: value_of(self.backbone_model, self._entry, name) for name in sorted(self._entry.replaced)}
+        records = dict(overrides(self.backbone_model))
+        trained = {
+            name: records[name].own(parameter) if name in records else parameter.detach()
+            for name, parameter in own_parameters(self.backbone_model)
+            if parameter.requires_grad and (name not in records or not records[name].values)
+        }
+        return {**own, **values, **trained}
 
     def save_checkpoint(
         self,
@@ -82,7 +128,7 @@ class TensorFileMixin:
             save_func: writes tensors to a path.
             state_dict: the tensors, by default the delta's own `state_dict()`.
         """
-        target, tensors = Path(path), self._gathered(state_dict)
+        target, tensors = Path(path), _gathered(self.state_dict() if state_dict is None else state_dict)
 
         def write() -> None:
             with storage_errors("Saving tensors", target.parent), staging(target.parent) as stage:
@@ -129,24 +175,8 @@ class TensorFileMixin:
         own = {name: tensor for name, tensor in tensors.items() if is_delta_name(name)}
         for name, tensor in own.items():
             assign(current[name], tensor)  # detached views of the live parameters
-        self._ledger.replace(
-            self.backbone_model,
-            self._entry,
-            {name: tensor for name, tensor in tensors.items() if name not in own},
-        )
-
-
-class SaveLoadMixin(TensorFileMixin):
-    """Methods of delta models for saving to a folder and loading from a folder or a reference."""
-
-    backbone_model: nn.Module
-    _entry: Entry
-
-    if TYPE_CHECKING:
-
-        @property
-        def config(self) -> DeltaConfig: ...  # noqa: D102
-        def check_places(self) -> None: ...  # noqa: D102
+        rest = {name: tensor for name, tensor in tensors.items() if name not in own}
+        ledger_holding(self.backbone_model, self._entry).replace(self.backbone_model, self._entry, rest)
 
     def save_finetuned(
         self,
@@ -191,11 +221,11 @@ class SaveLoadMixin(TensorFileMixin):
             msg = f"{folder} is a file; expected a folder to save into. Choose another path."
             raise CheckpointError(msg)
         facts = metadata.gather(center_args, center_args_pool, list_tags, dict_tags, test_result, usage)
-        self.check_places()
-        self._warn_of_uncalled()
-        tensors = self._gathered(state_dict)
+        check_places(self.backbone_model, self._entry)
+        _warn_of_uncalled(self.backbone_model, self._entry)
+        tensors = _gathered(self.state_dict() if state_dict is None else state_dict)
         _check_savable(tensors)
-        self._warn_if_whole(tensors)
+        _warn_if_whole(self.backbone_model, tensors)
         if not save_config:
             if checkpoint.is_checkpoint(folder):
                 msg = f"{folder} holds a delta, whose config vouches for its tensors. Save tensors alone to another folder."
@@ -205,7 +235,7 @@ class SaveLoadMixin(TensorFileMixin):
         identity = fingerprint(self.backbone_model, replaced_names(tensors))
 
         def write() -> None:
-            self._write(folder, tensors, identity, facts, save_function)
+            _write(self.backbone_model, self._entry, folder, tensors, identity, facts, save_function)
             if delay_push:
                 print(f"deltahub push {shlex.quote(str(folder))}")  # noqa: T201  (OpenDelta prints the command to run later)
             elif push_to_dc:
@@ -216,120 +246,61 @@ class SaveLoadMixin(TensorFileMixin):
 
         done_once(self.backbone_model, write)
 
-    def _write(
-        self, folder: Path, tensors: Mapping[str, Tensor], identity: Fingerprint, facts: dict[str, Any], save: Saver
-    ) -> None:
-        from deltahub.checkpoint.card import model_card
 
-        counts = {
-            "delta": sum(tensor.numel() for name, tensor in tensors.items() if is_delta_name(name)),
-            "total": sum(tensor.numel() for tensor in tensors.values()),
-        }
-        document = {
-            "format_version": 1,
-            "deltahub_version": VERSION,
-            "transformers_version": installed("transformers"),
-            "torch_version": installed("torch"),
-            **self.config.to_dict(),
-            "backbone_hash": identity.hash,
-            **_revision(self.backbone_model),
-            "parents": list(self._entry.parents),
-            "metadata": facts,
-        }
-        checkpoint.write(folder, document, tensors, identity, model_card(document, counts), save)
-        LOGGER.info("The delta has been saved in %s (%d tensors)", folder, len(tensors))
+def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: whole(tensor) for name, tensor in sorted(tensors.items())}  # in the same order on every process
 
-    def _warn_of_uncalled(self) -> None:
-        """Warn about modules where the delta has never acted, so that nothing was trained there."""
-        if silent := uncalled(self.backbone_model, self._entry.name, self._entry.insertions):
-            LOGGER.warning(
-                "%r has never acted on %s%s: the backbone ran without calling it, so nothing was trained there. Leave such modules "
-                "out (exclude_modules) unless other inputs reach them.",
-                self._entry.name,
-                ", ".join(silent[:3]),
-                f" and {len(silent) - 3} more" if len(silent) > 3 else "",
-            )
 
-    def _warn_if_whole(self, tensors: Mapping[str, Tensor]) -> None:
-        """Warn if nothing is frozen: the whole backbone would be saved as a delta."""
-        own = [name for name, _ in own_parameters(self.backbone_model)]
-        if own and all(name in tensors for name in own):
-            LOGGER.warning(
-                "Every parameter of the backbone is trainable, so all of them are saved with the delta. "
-                "Call freeze_module(exclude=['deltas', ...]) before training to save only what is trained."
-            )
+def _write(
+    backbone: nn.Module,
+    entry: Entry,
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    identity: Fingerprint,
+    facts: dict[str, Any],
+    save: Saver,
+) -> None:
+    from deltahub.checkpoint.card import model_card
 
-    @classmethod
-    def from_finetuned(
-        cls,
-        finetuned_delta_path: str | os.PathLike[str],
-        backbone_model: nn.Module,
-        delta_config: DeltaConfig | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        state_dict: Mapping[str, Tensor] | None = None,
-        *model_args: Any,
-        force_download: bool = False,
-        check_hash: bool | str = True,
-        local_files_only: bool = False,
-        allow_pickle: bool = False,
-        name: str | None = None,
-        dtype: torch.dtype | None = None,
-        **options: Any,
-    ) -> Self:
-        """Put a saved delta on a backbone, which must be the one that it was trained on.
+    counts = {
+        "delta": sum(tensor.numel() for name, tensor in tensors.items() if is_delta_name(name)),
+        "total": sum(tensor.numel() for tensor in tensors.values()),
+    }
+    document = {
+        "format_version": 1,
+        "deltahub_version": VERSION,
+        "transformers_version": installed("transformers"),
+        "torch_version": installed("torch"),
+        **entry.config.to_dict(),
+        "backbone_hash": identity.hash,
+        **_revision(backbone),
+        "parents": list(entry.parents),
+        "metadata": facts,
+    }
+    checkpoint.write(folder, document, tensors, identity, model_card(document, counts), save)
+    LOGGER.info("The delta has been saved in %s (%d tensors)", folder, len(tensors))
 
-        Order: find, check every byte, check the config, check the backbone, plan every insertion, then insert and fill.
-        A refusal leaves the backbone unchanged. Afterwards the backbone is frozen except for the parameters of
-        deltas, and in eval mode unless it carried a delta before, which may be in training.
 
-        Args:
-            finetuned_delta_path: a folder, a reference such as ``"DeltaHub/sst2-t5-base@champion"``, or a link.
-            backbone_model: the model to put it on.
-            delta_config: a config to use instead of the saved one.
-            cache_dir: the cache for pulled deltas, if not the default one.
-            state_dict: tensors to use instead of the saved ones.
-            force_download: fetch it again even if it is in the cache.
-            check_hash: True to require exactly the same backbone, ``"structure"`` to accept other values under the same names
-                and shapes, False for no check.
-            local_files_only: use only files on this machine.
-            allow_pickle: whether OpenDelta's `pytorch_model.bin` may be read.
-            name: the delta's name on the backbone.
-            dtype: dtype of its parameters; by default that of the saved tensors, and float32 for PEFT's.
-            options: options that replace those of the config.
-
-        Raises:
-            NotFoundError: no source has it.
-            IntegrityError: its bytes are not the ones that were saved or published.
-            FingerprintMismatch: the backbone is another one.
-            CheckpointError: its tensors do not fit.
-            ConfigError: a value in its config, or an option given here, is invalid.
-        """
-        delta: Self = load(
-            cls._class_for,
-            finetuned_delta_path,
-            backbone_model,
-            *model_args,
-            config=delta_config,
-            tensors=state_dict,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            check_hash=check_hash,
-            allow_pickle=allow_pickle,
-            name=name,
-            dtype=dtype,
-            options=options,
+def _warn_of_uncalled(backbone: nn.Module, entry: Entry) -> None:
+    """Warn about modules where the delta has never acted, so that nothing was trained there."""
+    if silent := uncalled(backbone, entry.name, entry.insertions):
+        LOGGER.warning(
+            "%r has never acted on %s%s: the backbone ran without calling it, so nothing was trained there. Leave such modules "
+            "out (exclude_modules) unless other inputs reach them.",
+            entry.name,
+            ", ".join(silent[:3]),
+            f" and {len(silent) - 3} more" if len(silent) > 3 else "",
         )
-        return delta
 
-    @classmethod
-    def _class_for(cls, delta_type: str) -> type[Any]:
-        """Return this class if it loads the delta type; raise ConfigError otherwise."""
-        own = getattr(cls, "delta_type", "")
-        if own != delta_type:
-            msg = f"{cls.__name__} loads deltas of type {own!r}, and this one is {delta_type!r}. Use AutoDeltaModel."
-            raise ConfigError(msg)
-        return cls
+
+def _warn_if_whole(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Warn if nothing is frozen: the whole backbone would be saved as a delta."""
+    own = [name for name, _ in own_parameters(backbone)]
+    if own and all(name in tensors for name in own):
+        LOGGER.warning(
+            "Every parameter of the backbone is trainable, so all of them are saved with the delta. "
+            "Call freeze_module(exclude=['deltas', ...]) before training to save only what is trained."
+        )
 
 
 def _check_savable(tensors: Mapping[str, Tensor]) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from deltahub import AdapterModel, AutoDeltaModel, BitFitModel, LoraConfig, LoraModel, deltas_of
+from deltahub import AdapterModel, AutoDeltaModel, BitFitModel, LoraConfig, LoraModel, SaveLoadMixin, deltas_of
 from deltahub.errors import ConfigError, NoMatchError, TargetError
 from deltahub.handle.base import DeltaBase
 from tests.backbones import bert, equal, forward, gpt2, logits_of, stir, t5, tensors_of, untouched
@@ -210,3 +210,21 @@ def test_a_method_of_ones_own_needs_only_a_config_and_an_insertion():
     assert [name for name, _ in delta.named_parameters()] == [
         f"bert.encoder.layer.{i}.attention.self.query.deltas.bias" for i in (0, 1)
     ]
+
+
+def test_the_state_of_a_delta_is_saved_and_restored_without_its_handle(tmp_path):
+    backbone = bert()
+    delta = LoraModel(backbone)
+    delta.freeze_module()
+    stir(delta)
+    state = SaveLoadMixin(backbone, delta._entry)
+    state.save_finetuned(tmp_path / "delta")
+    kept = {name: tensor.clone() for name, tensor in state.state_dict().items()}
+    stir(delta, 3)
+    state.load_checkpoint(tmp_path / "delta" / "delta.safetensors")
+
+    assert isinstance(delta, SaveLoadMixin)
+    assert equal(kept, delta.state_dict())
+    assert torch.equal(
+        logits_of(backbone), logits_of(LoraModel.from_finetuned(tmp_path / "delta", bert()).backbone_model)
+    )
