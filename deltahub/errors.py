@@ -25,12 +25,19 @@
         ├── MissingFileError      a named file does not exist
         └── UnreachableError      a server gave no answer
 
+A call raises its error. A call on many items returns the `Outcome` of each instead: its result, or the error that stopped it.
+
 Each message states the expected value, the found value and a remedy. All fields are in `args`, so every error pickles.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias, TypeVar
+
 from deltahub.text.visible import visible
+
+T = TypeVar("T")
 
 
 class DeltaHubError(Exception):
@@ -314,3 +321,14 @@ class MissingFileError(StorageError):
 
 class UnreachableError(StorageError):
     """A server gave no answer: the network is down, the name is unknown, the connection is refused or times out."""
+
+
+Outcome: TypeAlias = T | DeltaHubError
+
+
+def outcome(call: Callable[[], T]) -> Outcome[T]:
+    """Return the result of a call for one of many items, or its error."""
+    try:
+        return call()
+    except DeltaHubError as error:
+        return error

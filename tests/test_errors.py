@@ -23,6 +23,7 @@ from deltahub.errors import (
     ReferenceSyntaxError,
     StorageError,
     TargetError,
+    outcome,
 )
 
 EXAMPLES = [
@@ -181,3 +182,15 @@ def test_errors_are_also_what_python_calls_such_a_thing(error, builtin):
 )
 def test_a_mismatch_is_soft_when_every_tensor_keeps_its_name_and_shape(level, soft):
     assert FingerprintMismatch(level, "", "aa", "bb").soft == soft
+
+
+def test_an_outcome_is_the_result_of_a_call_or_its_error():
+    missing = NotFoundError("acme/ner")
+
+    def fail() -> str:
+        raise missing
+
+    assert outcome(lambda: "acme/ner@v1") == "acme/ner@v1"
+    assert outcome(fail) is missing
+    with pytest.raises(ZeroDivisionError):
+        outcome(lambda: 1 / 0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from deltahub.cache.cache import Cache
 from deltahub.cache.remembered import CachedNames
-from deltahub.errors import DeltaHubError
+from deltahub.errors import DeltaHubError, Outcome
 from deltahub.hub.lockfile import Lock, Pin, active, pin_of, pinned
 from deltahub.hub.lookup import Lookup, as_registry
 from deltahub.hub.pull import FILES_AT_ONCE, Transfer, bring, check_replaceable, copy_out, several
@@ -136,7 +136,7 @@ class Hub(Lookup):
         to: str | None = None,
         progress: Progress | None = None,
         sign: PrivateKey | None = None,
-    ) -> list[Pushed | DeltaHubError]:
+    ) -> list[Outcome[Pushed]]:
         """Publish many checkpoint folders; a registry takes them in one batch, which is far faster than one by one.
 
         Args:
@@ -203,7 +203,7 @@ class Hub(Lookup):
         force: bool = False,
         transfer: Transfer | None = None,
         trust: Sequence[str] = (),
-    ) -> list[Pulled | DeltaHubError]:
+    ) -> list[Outcome[Pulled]]:
         """Bring several deltas into the cache, some at the same time.
 
         Returns:

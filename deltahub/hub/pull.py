@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 from deltahub.cache.cache import Cache, copy_delta, read_cached
 from deltahub.checkpoint.manifest import FileEntry
-from deltahub.errors import CheckpointError, DeltaHubError, StorageError
+from deltahub.errors import CheckpointError, DeltaHubError, Outcome, StorageError, outcome
 from deltahub.files.atomic import storage_errors
 from deltahub.sources.base import Pulled, Resolved
 from deltahub.stores.base import Progress
@@ -105,17 +106,10 @@ def copy_out(pulled: Pulled, to: Path, again: Callable[[], Pulled]) -> Pulled:
     return replace(pulled, folder=to)
 
 
-def several(pull: Callable[[T], Pulled], wanted: Sequence[T]) -> list[Pulled | DeltaHubError]:
+def several(pull: Callable[[T], Pulled], wanted: Sequence[T]) -> list[Outcome[Pulled]]:
     """Pull several deltas, some at the same time.
 
     Returns:
         The pulled delta or else the error, in the order of `wanted`; an error does not stop the others.
     """
-
-    def one(each: T) -> Pulled | DeltaHubError:
-        try:
-            return pull(each)
-        except DeltaHubError as error:
-            return error
-
-    return list(spread(one, wanted, _DELTAS_AT_ONCE))
+    return list(spread(lambda one: outcome(partial(pull, one)), wanted, _DELTAS_AT_ONCE))

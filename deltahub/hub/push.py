@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltahub.checkpoint.default_name import default_name, folder_name
-from deltahub.errors import ConflictError, DeltaHubError, ReferenceSyntaxError, StorageError
+from deltahub.errors import DeltaHubError, Outcome, ReferenceSyntaxError, outcome
 from deltahub.hub.lookup import as_registry
 from deltahub.reference import Reference, check_alias, check_tag
 from deltahub.registry.document import ReferenceDocument
@@ -75,16 +76,13 @@ def push_many(
     message: str = "",
     progress: Progress | None = None,
     sign: PrivateKey | None = None,
-) -> list[Pushed | DeltaHubError]:
+) -> list[Outcome[Pushed]]:
     """Publish many checkpoint folders at a source: see `Hub.push_many`."""
     registry = as_registry(source) if sign else None  # refuse before reading every file
-    checked: list[Publication | DeltaHubError] = []
+    checked: list[Outcome[Publication]] = []
     for folder in folders:
         name = None if namespace is None else folder_name(folder, namespace)
-        try:
-            checked.append(ready(folder, name, tags=tags, message=message, to=source.name))
-        except DeltaHubError as error:
-            checked.append(error)
+        checked.append(outcome(partial(ready, folder, name, tags=tags, message=message, to=source.name)))
     stated: list[str] = []
     if sign and registry:
         able = [it for it in checked if isinstance(it, Publication)]
@@ -95,7 +93,7 @@ def push_many(
     if isinstance(source, RegistrySource):
         results = source.publish_many(able, progress)
     else:
-        results = [_push(source, it, progress) for it in able]
+        results = [outcome(partial(source.publish, it, progress=progress)) for it in able]
     if sign and registry:
         sign_moved(registry, list(zip(able, stated, results, strict=True)), sign)
     done = iter(results)
@@ -104,7 +102,7 @@ def push_many(
 
 def sign_all(
     registry: Registry, publications: Sequence[Publication], key: PrivateKey
-) -> tuple[list[str], dict[str, ConflictError | StorageError]]:
+) -> tuple[list[str], dict[str, DeltaHubError]]:
     """Sign publications before they are visible, each as the version that the registry would assign now.
 
     Returns:
@@ -126,9 +124,7 @@ def sign_all(
     return stated, add_signatures(registry, key.public.id, made)
 
 
-def sign_moved(
-    registry: Registry, done: Sequence[tuple[Publication, str, Pushed | DeltaHubError]], key: PrivateKey
-) -> None:
+def sign_moved(registry: Registry, done: Sequence[tuple[Publication, str, Outcome[Pushed]]], key: PrivateKey) -> None:
     """Sign publications that became another version than signed, because of concurrent pushes; until then they are refused."""
     from deltahub.registry.signatures import add_signature  # late: few sign
 
@@ -137,10 +133,3 @@ def sign_moved(
             version = f"{pushed.reference.path}@{pushed.reference.version}"
             if version != stated:
                 add_signature(registry, pushed.digest, key.public.id, key.sign(it.manifest.to_bytes(), version))
-
-
-def _push(source: Source, it: Publication, progress: Progress | None) -> Pushed | DeltaHubError:
-    try:
-        return source.publish(it, progress=progress)
-    except DeltaHubError as error:
-        return error

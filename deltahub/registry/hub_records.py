@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from deltahub.errors import DeltaHubError, IntegrityError
+from deltahub.errors import DeltaHubError, IntegrityError, outcome
 from deltahub.files.documents import sealed, unsealed
 from deltahub.stores.base import Store
 from deltahub.stores.threads import spread
@@ -76,16 +76,10 @@ class Kind:
     def damages(self, store: Store) -> Iterator[tuple[str, DeltaHubError]]:
         """Iterate over the keys of all unreadable documents of this kind, each with its error."""
         keys = [key for key, _ in store.keys(self.prefix)]
-        for key, error in zip(keys, spread(partial(self._damage, store), keys, store.at_once), strict=True):
-            if error:
-                yield key, error
-
-    def _damage(self, store: Store, key: str) -> DeltaHubError | None:
-        try:
-            self.read(store, key)
-        except DeltaHubError as error:
-            return error
-        return None
+        read = spread(lambda key: outcome(partial(self.read, store, key)), keys, store.at_once)
+        for key, found in zip(keys, read, strict=True):
+            if isinstance(found, DeltaHubError):
+                yield key, found
 
 
 TOKENS: Final = Kind(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltahub.checkpoint.manifest import Manifest
-from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, StorageError
+from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, Outcome, StorageError
 from deltahub.files.documents import digest_of
 from deltahub.reference import Reference, check_alias, check_tag
 from deltahub.registry import stamps
@@ -118,7 +118,7 @@ def publish(registry: Registry, publication: Publication, progress: Progress | N
 
 def publish_many(
     registry: Registry, publications: Sequence[Publication], progress: Progress | None = None
-) -> list[Published | DeltaHubError]:
+) -> list[Outcome[Published]]:
     """Publish many checkpoints, those of one delta in their order.
 
     Returns:
@@ -127,7 +127,7 @@ def publish_many(
     Raises:
         StorageError: the store failed as a whole. Published versions are complete, and all can be published again.
     """
-    done: dict[int, Published | DeltaHubError] = {}
+    done: dict[int, Outcome[Published]] = {}
     additions: dict[int, Addition] = {}
     names, stamp = registry.known_names(), registry.stamp()
     for number, publication in enumerate(publications):
@@ -157,7 +157,7 @@ def publish_many(
 
 def _add(
     registry: Registry, publications: Sequence[Publication], additions: Mapping[int, Addition]
-) -> dict[int, Published | DeltaHubError]:
+) -> dict[int, Outcome[Published]]:
     """Swap the documents of stored additions; several of one delta are one change."""
     groups: dict[str, list[int]] = defaultdict(list)
     for number in additions:
@@ -177,7 +177,7 @@ def _add(
         return change
 
     updated = registry.update_all({path: together(numbers) for path, numbers in groups.items()})
-    done: dict[int, Published | DeltaHubError] = {}
+    done: dict[int, Outcome[Published]] = {}
     for path, numbers in groups.items():
         found = updated[path]
         for number in numbers:

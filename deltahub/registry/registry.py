@@ -15,9 +15,8 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
-from deltahub.errors import ConflictError, DeltaHubError, ReferenceSyntaxError
+from deltahub.errors import ConflictError, DeltaHubError, Outcome, ReferenceSyntaxError, outcome
 from deltahub.registry import stamps
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.gc_state import spare, store_spared
@@ -78,8 +77,6 @@ def _twin(new: str, old: str) -> ReferenceSyntaxError:
 
 
 __all__ = ["REFS", "Change", "Found", "Registry", "ref_key"]
-
-T = TypeVar("T")
 
 Change = Callable[[ReferenceDocument], ReferenceDocument]
 
@@ -161,7 +158,7 @@ class Registry(Reader):
         with contextlib.suppress(ConflictError):
             self.store.swap(ref_key(document.name), outcome.to_bytes(), etag)
 
-    def update_all(self, changes: Mapping[str, Change]) -> dict[str, ReferenceDocument | DeltaHubError]:
+    def update_all(self, changes: Mapping[str, Change]) -> dict[str, Outcome[ReferenceDocument]]:
         """Change many documents at once like `update`; missing ones are created.
 
         Args:
@@ -173,17 +170,17 @@ class Registry(Reader):
         Raises:
             StorageError: the store failed as a whole. Each document is the old one or the new one.
         """
-        done: dict[str, ReferenceDocument | DeltaHubError] = {}
+        done: dict[str, Outcome[ReferenceDocument]] = {}
         made: dict[str, ReferenceDocument] = {}
         swaps: list[Swap] = []
         same: list[str] = []
-        read = spread(lambda path: _attempt(lambda: self.settled(path)), changes, self.store.at_once)
+        read = spread(lambda path: outcome(lambda: self.settled(path)), changes, self.store.at_once)
         for (path, change), found in zip(changes.items(), read, strict=True):
             if isinstance(found, DeltaHubError):
                 done[path] = found
                 continue
             document = found[0] or ReferenceDocument(path)
-            changed = _attempt(partial(change, document))
+            changed = outcome(partial(change, document))
             if isinstance(changed, DeltaHubError) or changed == document:
                 done[path] = changed
                 same += [ref_key(document.name)] if found[1] else []
@@ -194,7 +191,7 @@ class Registry(Reader):
         for (path, document), swapped in zip(made.items(), self.store.swap_all(swaps), strict=True):
             done[path] = document if isinstance(swapped, str) else swapped
             if isinstance(swapped, ConflictError):  # a lost race
-                done[path] = _attempt(partial(self.update, path, changes[path], may_create=True))
+                done[path] = outcome(partial(self.update, path, changes[path], may_create=True))
         return done
 
     def known_names(self) -> Names:
@@ -205,10 +202,3 @@ class Registry(Reader):
         """Raise if another delta's name differs only in upper and lower case."""
         if self.store.read_tagged(ref_key(path)) is None:
             (names or self.known_names()).refuse_twin(path)
-
-
-def _attempt(call: Callable[[], T]) -> T | DeltaHubError:
-    try:
-        return call()
-    except DeltaHubError as error:
-        return error

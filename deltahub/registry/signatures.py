@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Final
 
-from deltahub.errors import ConflictError, NotFoundError, StorageError
+from deltahub.errors import ConflictError, DeltaHubError, NotFoundError, Outcome, StorageError, outcome
 from deltahub.registry.registry import Registry
 from deltahub.signing import MOST, each_of, stated
 from deltahub.stores.base import Swap
@@ -75,9 +76,7 @@ def _together(there: bytes, new: bytes) -> bytes:
     return together
 
 
-def add_signatures(
-    registry: Registry, key_id: str, data: Mapping[str, bytes]
-) -> dict[str, ConflictError | StorageError]:
+def add_signatures(registry: Registry, key_id: str, data: Mapping[str, bytes]) -> dict[str, DeltaHubError]:
     """Store one key's signatures of many deltas like `add_signature`, with a single sync.
 
     Args:
@@ -95,15 +94,13 @@ def add_signatures(
         Swap(keys[digest], _together(found[0] if found else b"", data[digest]), found[1] if found else None)
         for digest, found in zip(data, there, strict=True)
     ]
-    failed: dict[str, ConflictError | StorageError] = {}
+    failed: dict[str, DeltaHubError] = {}
     for digest, swapped in zip(data, registry.store.swap_all(swaps), strict=True):
+        stored: Outcome[object] = swapped
         if isinstance(swapped, ConflictError):  # a concurrent signature by the same key
-            try:
-                add_signature(registry, digest, key_id, data[digest])
-            except (ConflictError, StorageError) as error:
-                failed[digest] = error
-        elif isinstance(swapped, StorageError):
-            failed[digest] = swapped
+            stored = outcome(partial(add_signature, registry, digest, key_id, data[digest]))
+        if isinstance(stored, DeltaHubError):
+            failed[digest] = stored
     return failed
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltahub.errors import DeltaHubError, IntegrityError, NotFoundError
+from deltahub.errors import DeltaHubError, IntegrityError, NotFoundError, Outcome
 from deltahub.files.atomic import WHOLE, scratch
 from deltahub.registry import hub_records
 from deltahub.registry.gc_state import STATE, read_state
@@ -78,7 +78,7 @@ def _still_there(registry: Registry, where: str) -> bool:
 
 def versions(
     registry: Registry, paths: Collection[str] | None, version: str | None
-) -> Iterator[tuple[str, str | DeltaHubError]]:
+) -> Iterator[tuple[str, Outcome[str]]]:
     """Iterate over the requested versions, each with its digest; an unreadable document is yielded with its error."""
     names = registry.names() if paths is None else []
     for path in names if paths is None else paths:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from deltahub.checkpoint.backbone_fit import backbone_tensors
 from deltahub.checkpoint.manifest import FileEntry
-from deltahub.errors import ConfigError, DeltaHubError
+from deltahub.errors import ConfigError, DeltaHubError, Outcome
 from deltahub.link import Link
 from deltahub.reference import Reference
 from deltahub.registry.amend import Amendment, amend
@@ -102,7 +102,7 @@ class RegistrySource:
 
     def publish_many(
         self, publications: Sequence[Publication], progress: Progress | None = None
-    ) -> list[Pushed | DeltaHubError]:
+    ) -> list[Outcome[Pushed]]:
         """Publish many checkpoint folders at once; return the result or error of each.
 
         Raises:

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from deltahub.errors import ConflictError, IntegrityError, StorageError
+from deltahub.errors import IntegrityError, Outcome
 
 Source = Path | bytes
 Progress = Callable[[int], None]  # called with the number of bytes just transferred
-
-Swapped = str | ConflictError | StorageError  # the new etag, or the error
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ class Store(Protocol):
         """
         ...
 
-    def swap_all(self, swaps: Sequence[Swap]) -> list[Swapped]:
+    def swap_all(self, swaps: Sequence[Swap]) -> list[Outcome[str]]:
         """Replace many documents like `swap`; on return all replaced ones are durable.
 
         Args:

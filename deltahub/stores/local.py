@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from deltahub.errors import ConflictError, IntegrityError, NotFoundError, StorageError
+from deltahub.errors import ConflictError, IntegrityError, NotFoundError, Outcome, outcome
 from deltahub.files.atomic import (
     CHUNK,
     copy_hashed,
@@ -30,7 +30,7 @@ from deltahub.files.atomic import (
 from deltahub.files.durable import Syncing
 from deltahub.files.permissions import make_folder, make_root, take_after
 from deltahub.files.reserve import set_aside, spend
-from deltahub.stores.base import Progress, Source, Swap, Swapped, object_key, require_digest, require_size
+from deltahub.stores.base import Progress, Source, Swap, object_key, require_digest, require_size
 from deltahub.stores.local_files import children, reading, replace_claimed, replace_staged, walk
 
 STAGING: Final = "staging"
@@ -142,9 +142,9 @@ class LocalStore:
             sync_folders(folders)
         return _etag(data)
 
-    def swap_all(self, swaps: Sequence[Swap]) -> list[Swapped]:
+    def swap_all(self, swaps: Sequence[Swap]) -> list[Outcome[str]]:
         """Replace many documents: write and sync all, then compare and rename one by one, then sync the renames."""
-        results: list[Swapped] = []
+        results: list[Outcome[str]] = []
         self._make_root()
         with (
             storage_errors("Updating the records of many deltas", self.root),
@@ -160,16 +160,12 @@ class LocalStore:
             parents = {(self.root / swap.key).parent for swap in swaps}
             folders = [above for parent in parents for above in self._make_folder(parent)]
             for temporary, swap in zip(staged, swaps, strict=True):
-                try:
-                    self._swap_staged(temporary, swap)
-                    results.append(_etag(swap.data))
-                except (ConflictError, StorageError) as error:
-                    results.append(error)
+                results.append(outcome(partial(self._swap_staged, temporary, swap)))
             syncing.folders(folders)
         return results
 
-    def _swap_staged(self, temporary: Path, swap: Swap) -> None:
-        """Compare and rename one document."""
+    def _swap_staged(self, temporary: Path, swap: Swap) -> str:
+        """Compare and rename one document; return its new etag."""
         target, claim = self.root / swap.key, self.root / CLAIMS / swap.key
         check = partial(self._require, swap.key, swap.expected)
         with storage_errors("Updating a delta's record", self.root):
@@ -177,6 +173,7 @@ class LocalStore:
             make_folder(self.root, claim.parent)
             if not replace_staged(target, temporary.parent, temporary.name, claim, check):
                 replace_claimed(target, swap.data, claim, check, partial(take_after, self.root))
+        return _etag(swap.data)
 
     def _require(self, key: str, expected: str | None) -> None:
         current = self.read_tagged(key)

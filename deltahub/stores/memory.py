@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from deltahub.errors import ConflictError, NotFoundError
-from deltahub.stores.base import Progress, Source, Swap, Swapped, object_key, require_digest, require_size
+from deltahub.errors import ConflictError, NotFoundError, Outcome, outcome
+from deltahub.stores.base import Progress, Source, Swap, object_key, require_digest, require_size
 
 
 class MemoryStore:
@@ -77,15 +78,9 @@ class MemoryStore:
             self._data[key] = data
         return _etag(data)
 
-    def swap_all(self, swaps: Sequence[Swap]) -> list[Swapped]:
+    def swap_all(self, swaps: Sequence[Swap]) -> list[Outcome[str]]:
         """Replace many documents, each if it has not changed since it was read."""
-        results: list[Swapped] = []
-        for swap in swaps:
-            try:
-                results.append(self.swap(swap.key, swap.data, swap.expected))
-            except ConflictError as error:
-                results.append(error)
-        return results
+        return [outcome(partial(self.swap, swap.key, swap.data, swap.expected)) for swap in swaps]
 
     def keys(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Iterate over the keys that start with `prefix`, each with its etag."""

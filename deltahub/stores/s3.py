@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deltahub.errors import ConflictError, IntegrityError, NotFoundError, StorageError
+from deltahub.errors import IntegrityError, NotFoundError, Outcome, outcome
 from deltahub.files.atomic import CHUNK, WHOLE
-from deltahub.stores.base import Progress, Source, Swap, Swapped, require_digest
+from deltahub.stores.base import Progress, Source, Swap, require_digest
 from deltahub.stores.bucket import Bucket, Patience, connect
 from deltahub.stores.probe import refuse_weak
 from deltahub.stores.s3_errors import lost, s3_errors
@@ -226,17 +226,12 @@ class S3Store:
     def _swap(self, key: str, data: bytes, expected: str | None) -> str:
         return conditional_put(self._writer, self.bucket, key, data, expected, self.read_tagged)
 
-    def swap_all(self, swaps: Sequence[Swap]) -> list[Swapped]:
+    def swap_all(self, swaps: Sequence[Swap]) -> list[Outcome[str]]:
         """Replace many documents by conditional writes, several at once."""
         refuse_weak(self._writer, self.bucket)
-
-        def done(swap: Swap) -> Swapped:
-            try:
-                return self._swap(swap.key, swap.data, swap.expected)
-            except (ConflictError, StorageError) as error:
-                return error
-
-        return list(spread(done, swaps, _REQUESTS))
+        return list(
+            spread(lambda it: outcome(functools.partial(self._swap, it.key, it.data, it.expected)), swaps, _REQUESTS)
+        )
 
     def settle(self, keys: Iterable[str]) -> None:
         """Do nothing: an acknowledged write is durable, and the server shows no others."""

@@ -18,7 +18,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError, StorageError, UnreachableError
+from deltahub.errors import (
+    CheckpointError,
+    DeltaHubError,
+    Outcome,
+    StorageError,
+    UnreachableError,
+    outcome,
+)
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import RECORD, record_of
 from deltahub.registry.registry import REFS, Registry
@@ -161,13 +168,11 @@ def _read(database: sqlite3.Connection, registry: Registry, stamps: Mapping[str,
         )
     unread = set()
 
-    def read(key: str) -> tuple[bytes, str] | IntegrityError | StorageError | None:
-        try:
-            return registry.store.read_tagged(key)
-        except UnreachableError:
-            raise
-        except (IntegrityError, StorageError) as error:
-            return error
+    def read(key: str) -> Outcome[tuple[bytes, str] | None]:
+        found = outcome(lambda: registry.store.read_tagged(key))
+        if isinstance(found, UnreachableError):
+            raise found
+        return found
 
     for number, (key, found) in enumerate(zip(stamps, spread(read, stamps, registry.store.at_once), strict=True)):
         if told:
