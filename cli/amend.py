@@ -46,7 +46,7 @@ def amend(
 
     reference = Reference.parse(ref)
     if message is None and not metric and description is None and card is None:
-        raise typer.BadParameter("Say what to change: --message, --metric, --description or --card.")
+        raise typer.BadParameter("Nothing to change: pass --message, --metric, --description or --card.")
     amendment = Amendment(message, _metrics(metric or ()), description, _card(card) if card else None)
     exact, entry = Hub.open().amend(reference, amendment)
     data = {
@@ -82,5 +82,5 @@ def _card(path: Path) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        msg = f"{path} is not UTF-8 text, which a card is. Save it as UTF-8."
+        msg = f"{path} is not UTF-8 text. Save the card as UTF-8."
         raise CheckpointError(msg) from error

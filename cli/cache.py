@@ -62,7 +62,7 @@ def unpin(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     )
 
 
-app = typer.Typer(no_args_is_help=True, help="Look after the deltas that were pulled to this machine.")
+app = typer.Typer(no_args_is_help=True, help="Manage the deltas pulled to this machine.")
 
 
 def _time(seconds_since_1970: float) -> str:
@@ -182,16 +182,20 @@ def prune(
     older: Annotated[
         str | None,
         typer.Option(
-            "--older", metavar="AGE", help="Not used for so long: 12h, 30d, 4w. [default: 30d, or no age with --max]"
+            "--older",
+            metavar="AGE",
+            help="Minimum time since the last use: 12h, 30d, 4w. [default: 30d, or no age with --max]",
         ),
     ] = None,
     most: Annotated[
         str | None,
         typer.Option(
-            "--max", metavar="SIZE", help="What the cache may hold, such as 10GB; what was not used for longest goes."
+            "--max",
+            metavar="SIZE",
+            help="Maximum size of the cache, such as 10GB; the least recently used deltas are removed.",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:

@@ -15,7 +15,7 @@ def copy(
     source: Annotated[str, typer.Argument(metavar="SRC", help="The registry to copy from, or a hub of DeltaHub.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="The registry to copy to.")],
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME...]", help="Which deltas; all if left out.")
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="Deltas to copy; by default all.")
     ] = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,

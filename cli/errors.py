@@ -36,7 +36,7 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
 )
 
 EXIT_HELP = (
-    "Exit codes: 0 done, 1 refused, 2 wrong usage, 3 not found, 4 changed by somebody else, "
+    "Exit codes: 0 done, 1 refused, 2 wrong usage, 3 not found, 4 changed concurrently, "
     "5 damaged or another backbone, 6 disk or store full, not writable or out of reach, 130 interrupted, 143 terminated."
 )
 

@@ -23,7 +23,9 @@ class Format(StrEnum):
 
 FormatOpt = Annotated[
     Format,
-    typer.Option("--format", help="What --to holds: the files as they are, or an adapter for PEFT, vLLM and LoRAX."),
+    typer.Option(
+        "--format", help="Format to write into --to: the files as they are, or an adapter for PEFT, vLLM and LoRAX."
+    ),
 ]
 BackboneOpt = Annotated[
     str | None,
@@ -42,7 +44,7 @@ def check_export(form: Format, to: Path | None, backbone: str | None) -> None:
         BadParameter: the options cannot be combined.
     """
     if form is Format.PEFT and to is None:
-        raise typer.BadParameter("--format peft writes a folder: say which with --to DIR.")
+        raise typer.BadParameter("--format peft writes a folder: name it with --to DIR.")
     if backbone is not None and form is not Format.PEFT:
         raise typer.BadParameter("--backbone is for --format peft. Leave it out.")
 

@@ -34,7 +34,8 @@ FitsOpt = Annotated[
 NearOpt = Annotated[bool, typer.Option("--near", help="With --fits: also those that do not fit, and why.")]
 SortOpt = Annotated[str, typer.Option("--sort", metavar="KEY", help="time, name, size, parameters or a metric.")]
 LimitOpt = Annotated[
-    int | None, typer.Option("--limit", min=0, help=f"At most so many; 0 for all. [default: {_SHOWN}, all as JSON]")
+    int | None,
+    typer.Option("--limit", min=0, help=f"Maximum number of results; 0 for all. [default: {_SHOWN}, all as JSON]"),
 ]
 
 
@@ -47,10 +48,10 @@ def list_(
     fits: FitsOpt = None,
     near: NearOpt = False,
     sort: SortOpt = "time",
-    reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Reverse the order.")] = False,
     source: SourceOpt = None,
     limit: LimitOpt = None,
-    offset: Annotated[int, typer.Option("--offset", min=0, help="Leave out so many of the first.")] = 0,
+    offset: Annotated[int, typer.Option("--offset", min=0, help="Number of results to skip.")] = 0,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -84,7 +85,7 @@ def list_(
     elif total:
         out.nothing(f"There are {total:,}, so none from number {offset + 1:,} on. Use a smaller --offset.")
     else:
-        out.nothing("No delta is known that fits.", _looser(search_query, fits))
+        out.nothing("No deltas found.", _looser(search_query, fits))
 
 
 def _print_table(out: Output, entries: Sequence[Listed], total: int, query: Query, offset: int) -> None:
@@ -102,7 +103,7 @@ def _print_table(out: Output, entries: Sequence[Listed], total: int, query: Quer
         and not offset
         and not any(query.sort in entry.summary.get("metrics", {}) for entry in entries)
     ):
-        out.nothing(f"None of them has the metric {query.sort!r} to be sorted by.")
+        out.nothing(f"No delta listed has the metric {query.sort!r} to sort by.")
     last = offset + len(entries)
     if total > len(entries):
         page = f"{offset + 1} to {last}" if offset else f"{len(entries)}"
@@ -114,12 +115,12 @@ def _looser(query: Query, fits: str | None) -> str:
     """Return a hint for an empty result."""
     if fits:
         return (
-            "Those that are for other backbones, and why not for this one: --near"
+            "To see the deltas for other backbones and why they do not fit: --near"
             if not query.near
-            else "Ask for less."
+            else "Use fewer conditions."
         )
     narrowed = query.text or query.tags or query.delta_type or query.author or query.metrics
-    return "All that there are: deltahub list" if narrowed else "Push one with: deltahub push ./ckpt"
+    return "To list all: deltahub list" if narrowed else "Push one with: deltahub push ./ckpt"
 
 
 def _check(delta_type: str | None, fits: str | None, *, near: bool) -> None:

@@ -15,7 +15,7 @@ _FILE = "deltahub.lock"  # same as in deltahub.hub.lockfile, without importing i
 
 def lock(
     refs: Annotated[
-        list[str] | None, typer.Argument(metavar="[REF...]", help="What to pin; what the file holds if left out.")
+        list[str] | None, typer.Argument(metavar="[REF...]", help="Deltas to pin; by default those in the file.")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The lock file.")] = Path(_FILE),
     add: Annotated[bool, typer.Option("--add", help="Keep what the file holds, and pin these too.")] = False,

@@ -117,7 +117,9 @@ def _at(reference: Reference | Link, source: str | None) -> Reference | Link:
     if source is None:
         return reference
     if not isinstance(reference, Reference) or reference.source not in (None, source):
-        raise typer.BadParameter(f"{reference} says where it is, and --from says {source}. Leave out one of the two.")
+        raise typer.BadParameter(
+            f"{reference} has a source already, and --from names {source}. Leave out one of the two."
+        )
     return replace(reference, source=source)
 
 

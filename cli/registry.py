@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +20,7 @@ from .source import EndpointOpt, NameArg, ProfileOpt, RegionOpt, UncheckedOpt, a
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Say which registries there are beside the local one: folders, and buckets of S3 servers.",
+    help="Configure registries beside the local one: folders, and buckets of S3 servers.",
 )
 
 
@@ -52,12 +53,12 @@ def add(
 
     if require != bool(trust):
         raise typer.BadParameter(
-            "--require-signature and --trust KEY.pub belong together: the one asks, the other says whose."
+            "--require-signature and --trust KEY.pub belong together: one requires signatures, the other names the trusted keys."
         )
     entry = Configured.checked(name, url, endpoint=endpoint, region=region, profile=profile)
     entry = replace(entry, trust=trusted(require, trust))
     if entry.kind == HUB:
-        msg = f"{url} is a hub and no registry. Add it with: deltahub source add {name} {url}"
+        msg = f"{url} is a hub, not a registry. Add it with: deltahub source add {name} {url}"
         raise ConfigError(msg)
     add_checked(entry, Output(as_json=json, quiet=quiet), unchecked=unchecked)
 
@@ -69,7 +70,8 @@ def trust(
         list[Path] | None,
         typer.Argument(metavar="[KEY.pub]...", help="Public keys in PEM, in place of those trusted so far."),
     ] = None,
-    nobody: Annotated[bool, typer.Option("--ask-for-none", help="Take deltas without signatures again.")] = False,
+    no_trust: Annotated[bool, typer.Option("--no-trust", help="Accept unsigned deltas.")] = False,
+    ask_for_none: Annotated[bool, typer.Option("--ask-for-none", hidden=True)] = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -77,26 +79,29 @@ def trust(
 
     [dim]deltahub registry trust team release.pub backup.pub[/dim]
 
-    [dim]deltahub registry trust team --ask-for-none[/dim]
+    [dim]deltahub registry trust team --no-trust[/dim]
     """
     from deltahub.settings.user import Settings, change
     from deltahub.signing import PublicKey
 
-    if nobody and keys:
-        raise typer.BadParameter("--ask-for-none takes no keys. Leave out one of the two.")
+    if ask_for_none:
+        warnings.warn("--ask-for-none is now --no-trust.", DeprecationWarning, stacklevel=2)
+        no_trust = True
+    if no_trust and keys:
+        raise typer.BadParameter("--no-trust takes no keys. Leave out one of the two.")
     pems = trusted(False, keys)
 
     def changed(settings: Settings) -> Settings:
         entry = _added(settings, name)
         return replace(settings, known={**settings.known, name: replace(entry, trust=pems)})
 
-    settings = change(changed) if keys or nobody else Settings.read()
+    settings = change(changed) if keys or no_trust else Settings.read()
     entry: Configured = _added(settings, name)
     ids = [PublicKey.parse(pem.encode(), "The settings").id for pem in entry.trust]
     line = (
-        f"{name} takes what is signed by {' or '.join(key_id[:16] for key_id in ids)}"
+        f"{name} requires a signature by {' or '.join(key_id[:16] for key_id in ids)}"
         if ids
-        else f"{name} asks for no signature"
+        else f"{name} requires no signature"
     )
     Output(as_json=json, quiet=quiet).result({"name": name, "keys": ids, "require_signature": bool(ids)}, line)
 
@@ -105,9 +110,7 @@ def _added(settings: Settings, name: str) -> Configured:
     """Return a registry added by the user."""
     settings.require(name)
     if name not in settings.known or settings.known[name].kind != "registry":
-        raise typer.BadParameter(
-            f"{name} is none of the registries that were added, which alone can ask for signatures."
-        )
+        raise typer.BadParameter(f"{name} is not a registry that was added, and only those can require signatures.")
     return settings.known[name]
 
 

@@ -13,7 +13,9 @@ from .output import Output, size_text
 
 def rm(
     ref: RefArg,
-    message: Annotated[str, typer.Option("--message", "-m", help="Why, for those who ask for it later.")] = "",
+    message: Annotated[
+        str, typer.Option("--message", "-m", help="The reason, shown to users who look for it later.")
+    ] = "",
     lock: Annotated[
         list[Path] | None, typer.Option("--lock", metavar="FILE", help="Refuse if this lock file pins it.")
     ] = None,
@@ -84,8 +86,8 @@ def rename(
 
 def gc(
     source: SourceOpt = None,
-    grace: Annotated[str, typer.Option("--grace", metavar="AGE", help="How long unused: 12h, 14d, 4w.")] = "14d",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    grace: Annotated[str, typer.Option("--grace", metavar="AGE", help="Minimum time unused: 12h, 14d, 4w.")] = "14d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")] = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:

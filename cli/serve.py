@@ -37,7 +37,7 @@ KeyOpt = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="
 OpenOpt = Annotated[bool, typer.Option("--open", help="Open the web page.")]
 UrlOpt = Annotated[
     str | None,
-    typer.Option("--public-url", metavar="URL", help="How clients reach the hub, if a proxy stands before it."),
+    typer.Option("--public-url", metavar="URL", help="Public address of the hub, if it is behind a proxy."),
 ]
 ProxyOpt = Annotated[
     str | None,
@@ -69,7 +69,7 @@ RateOpt = Annotated[
 PickleOpt = Annotated[
     list[str] | None,
     typer.Option(
-        "--allow-pickle", metavar="NAMESPACE", help="Take pickle files there; * for everywhere; may be repeated."
+        "--allow-pickle", metavar="NAMESPACE", help="Accept pickle files in this namespace; * for all; may be repeated."
     ),
 ]
 GraceOpt = Annotated[str, typer.Option("--grace", metavar="AGE", help="How long requests may go on after SIGTERM.")]
@@ -231,7 +231,7 @@ def _say(out: Output, address: str, place: str, tokens_known: bool, settings: Se
     """Print the hub's address, and warnings for its owner."""
     hints = [f"Clients of the Hugging Face Hub use it with HF_ENDPOINT={address}"]
     if not tokens_known and settings.anonymous != "write":
-        hints.append("Nobody may push yet: deltahub serve token create --name NAME --scope write")
+        hints.append("No token may push yet: deltahub serve token create --name NAME --scope write")
     if settings.anonymous == "write":
         hints.append("Anyone who reaches this address may push and delete without a token.")
     if in_clear:

@@ -11,7 +11,7 @@ from .output import Output, print_json
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Say who may read from and write to a hub. Tokens lie, hashed, in the registry that it serves.",
+    help="Manage the tokens for reading from and writing to a hub, stored as hashes in its registry.",
 )
 
 RegistryOpt = Annotated[
@@ -25,7 +25,7 @@ RegistryOpt = Annotated[
 @app.command()
 def create(
     name: Annotated[
-        str, typer.Option("--name", help="Who or what uses it: it stands in logs, and as the author of pushes.")
+        str, typer.Option("--name", help="User or machine of the token, shown in logs and as the author of pushes.")
     ],
     scope: Annotated[str, typer.Option("--scope", help="read, write, or admin: everything everywhere.")] = "read",
     namespace: Annotated[

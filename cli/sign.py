@@ -24,7 +24,10 @@ SignOpt = Annotated[
     Path | None, typer.Option("--sign", metavar="KEY", help="Sign it with the private key in this PEM file.")
 ]
 RequireOpt = Annotated[
-    bool, typer.Option("--require-signature", help="Refuse what no trusted key signed; --trust names the keys.")
+    bool,
+    typer.Option(
+        "--require-signature", help="Refuse deltas without a signature by a trusted key; --trust names the keys."
+    ),
 ]
 TrustOpt = Annotated[
     list[Path] | None,

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Say where deltas come from: registries, hubs that speak the Hugging Face protocol, and in which order.",
+    help="Configure sources of deltas and their order: registries, and hubs that speak the Hugging Face protocol.",
 )
 
-NameArg = Annotated[str, typer.Argument(metavar="NAME", help="What the source is called in references.")]
+NameArg = Annotated[str, typer.Argument(metavar="NAME", help="Name of the source in references.")]
 EndpointOpt = Annotated[
     str | None, typer.Option("--endpoint", metavar="URL", help="The S3 server of a bucket, if it is not AWS.")
 ]
@@ -25,7 +25,7 @@ RegionOpt = Annotated[str | None, typer.Option("--region", help="The region of a
 ProfileOpt = Annotated[
     str | None, typer.Option("--profile", help="The profile of ~/.aws that has the keys; else the environment has.")
 ]
-UncheckedOpt = Annotated[bool, typer.Option("--unchecked", help="Add it without a look whether it can be read.")]
+UncheckedOpt = Annotated[bool, typer.Option("--unchecked", help="Add it without checking that it can be read.")]
 NamespacesOpt = Annotated[
     list[str] | None,
     typer.Option("--namespaces", metavar="NAMESPACE", help="Look for these here only; may be repeated, takes commas."),

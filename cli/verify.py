@@ -56,7 +56,7 @@ def verify(
         (result.reference, file, place) for result in results for file, place in sorted(result.repaired.items())
     ]
     damaged += [
-        (signed_reference, f"its signature by the key {signature['key'][:16]} is not one over it")
+        (signed_reference, f"its signature by the key {signature['key'][:16]} does not match it")
         for signed_reference, states in signed.items()
         for signature in states
         if signature["state"] == "bad"

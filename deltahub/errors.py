@@ -150,7 +150,7 @@ class SignatureError(IntegrityError):
         DeltaHubError.__init__(self, what, why, trusted)
         self.what, self.why, self.trusted = what, why, trusted
         self.expected = f"a signature by {' or '.join(key_id[:16] for key_id in trusted)}"
-        self.found, self.remedy = why, "Ask whoever holds such a key to check and sign it: deltahub sign REF --key KEY"
+        self.found, self.remedy = why, "Ask the owner of such a key to check and sign it: deltahub sign REF --key KEY"
 
     def _sentence(self) -> str:
         return f"{self.what} is refused: expected {self.expected}, and {self.why}. {self.remedy}"
@@ -225,7 +225,7 @@ class RemovedError(NotFoundError):
 
     def _sentence(self) -> str:
         why = f": {self.message}" if self.message else ""
-        remainder = f"Still there: {', '.join(self.left)}." if self.left else "No version of it is left."
+        remainder = f"Still there: {', '.join(self.left)}." if self.left else "No version is left."
         return f"{self.what} was removed at {self.time} by {self.author}{why}. {remainder}"
 
 
@@ -272,7 +272,7 @@ class NotCachedError(NotFoundError):
 
     def _sentence(self) -> str:
         return (
-            f"{super()._sentence()} {self.why}, so nothing else was asked. "
+            f"{super()._sentence()} {self.why}, so no other source was asked. "
             f"Pull it beforehand where there is a network: deltahub pull {self.pull}"
         )
 
@@ -304,7 +304,7 @@ class ConflictError(DeltaHubError):
     def _sentence(self) -> str:
         return (
             f"{self.what}: expected {self.expected or 'no entry'}, found {self.found or 'no entry'}. "
-            "Somebody else may have changed it; nothing was overwritten. Look at it again and repeat."
+            "It may have been changed concurrently; nothing was overwritten. Check it and repeat."
         )
 
 

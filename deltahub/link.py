@@ -53,11 +53,11 @@ class Link:
             parts = urlsplit(url)
             parts.port  # noqa: B018  (raises for an invalid port)
         except ValueError as error:
-            msg = f"This is no link ({error}): expected {_FORM}."
+            msg = f"Invalid link ({error}): expected {_FORM}."
             raise ReferenceSyntaxError(msg) from error
         strange = any(char.isspace() or not char.isprintable() for char in text)
         if not text.lower().startswith(_SCHEMES) or not parts.hostname or strange or "\\" in url:
-            msg = f"This is no link: expected {_FORM}."
+            msg = f"Invalid link: expected {_FORM}."
             raise ReferenceSyntaxError(msg)
         inside: Reference | None = None
         pin: str | None = None

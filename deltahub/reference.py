@@ -74,7 +74,7 @@ class Reference:
             )
             raise ReferenceSyntaxError(msg)
         if is_digest(text):
-            msg = f"A digest alone does not say whose it is. Name the delta too: namespace/name@{text}"
+            msg = f"A digest alone does not name a delta. Name the delta too: namespace/name@{text}"
             raise ReferenceSyntaxError(msg)
         rest, at, version = text.partition("@")
         source, colon, path = rest.rpartition(":")
@@ -177,7 +177,7 @@ def check_alias(text: str) -> str:
         ReferenceSyntaxError: it is not well formed, or is reserved.
     """
     if re.fullmatch(r"v[0-9]+", text.lower()):
-        msg = f"{text!r} cannot be an alias: 'v1', 'v2', ... are numbers of versions and have a meaning of their own."
+        msg = f"{text!r} cannot be an alias: 'v1', 'v2', ... are version numbers."
         raise ReferenceSyntaxError(msg)
     return check_git_tag(text)
 
@@ -190,10 +190,10 @@ def check_git_tag(text: str) -> str:
     """
     lower = text.lower()
     if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", lower):
-        msg = f"{text!r} cannot be an alias: it would pass for a commit or a digest, by which others pin what they use."
+        msg = f"{text!r} cannot be an alias: it could be mistaken for a commit or a digest."
         raise ReferenceSyntaxError(msg)
     if lower.startswith(("sha256", "refs/")) or lower in (LATEST, MAIN):
-        msg = f"{text!r} cannot be an alias: 'sha256:...', 'refs/...', 'latest' and 'main' have a meaning of their own."
+        msg = f"{text!r} cannot be an alias: 'sha256:...', 'refs/...', 'latest' and 'main' are reserved."
         raise ReferenceSyntaxError(msg)
     return _check_mark(text, "alias")
 
@@ -235,7 +235,7 @@ def _check(text: str, rule: re.Pattern[str], kind: str, expected: str) -> None:
 def _not_formed(text: str, kind: str, expected: str) -> ReferenceSyntaxError:
     strange = next((char for char in text if not char.isascii()), None)
     hint = (
-        f" It holds {strange!r} (U+{ord(strange):04X}), which is no plain letter, though it may look like one."
+        f" It holds {strange!r} (U+{ord(strange):04X}), which is not an ASCII letter, though it may look like one."
         if strange
         else ""
     )

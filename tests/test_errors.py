@@ -52,13 +52,13 @@ EXAMPLES = [
     ),
     (
         errors.RemovedError("a/b", "2026-01-02T03:04:05Z", "ada"),
-        "a/b was removed at 2026-01-02T03:04:05Z by ada. No version of it is left.",
+        "a/b was removed at 2026-01-02T03:04:05Z by ada. No version is left.",
     ),
     (errors.NoVersionError("a/b@v9", ("versions v1",)), "a/b@v9 was not found. Looked in: versions v1."),
     (
         errors.NotCachedError("a/b", ("local (/r)",), (), "hf:a/b", "DELTAHUB_OFFLINE is set"),
         (
-            "a/b was not found. Looked in: local (/r). DELTAHUB_OFFLINE is set, so nothing else was asked. "
+            "a/b was not found. Looked in: local (/r). DELTAHUB_OFFLINE is set, so no other source was asked. "
             "Pull it beforehand where there is a network: deltahub pull hf:a/b"
         ),
     ),
@@ -83,7 +83,7 @@ EXAMPLES = [
         errors.SignatureError("team:a/b@v1", "it is not signed", ("ab" * 32, "cd" * 32)),
         (
             "team:a/b@v1 is refused: expected a signature by abababababababab or cdcdcdcdcdcdcdcd, and it is not signed. "
-            "Ask whoever holds such a key to check and sign it: deltahub sign REF --key KEY"
+            "Ask the owner of such a key to check and sign it: deltahub sign REF --key KEY"
         ),
     ),
     (
@@ -111,7 +111,7 @@ EXAMPLES = [
         ConflictError("refs/a.json", None, "ee"),
         (
             "refs/a.json: expected no entry, found ee. "
-            "Somebody else may have changed it; nothing was overwritten. Look at it again and repeat."
+            "It may have been changed concurrently; nothing was overwritten. Check it and repeat."
         ),
     ),
     (StorageError("No space is left."), "No space is left."),

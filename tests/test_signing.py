@@ -176,7 +176,7 @@ def test_an_unsigned_delta_is_refused_and_nothing_of_it_is_fetched(team, tmp_pat
 
     assert str(caught.value) == (
         f"team:acme/ner@v1 is refused: expected a signature by {key.public.id[:16]}, and it is not signed. "
-        "Ask whoever holds such a key to check and sign it: deltahub sign REF --key KEY"
+        "Ask the owner of such a key to check and sign it: deltahub sign REF --key KEY"
     )
     assert list(maintenance.entries(hub.cache)) == []
 
@@ -196,7 +196,7 @@ def test_a_tampered_signature_is_refused(team, tmp_path, key, checkpoint_folder,
     stolen = key.sign(describe(new_checkpoint(value=0.25)).to_bytes())
     add_signature(team, pushed.digest, key.public.id, stolen)
 
-    with pytest.raises(SignatureError, match=f"by the key {key.public.id[:16]} is not one over this delta"):
+    with pytest.raises(SignatureError, match=f"by the key {key.public.id[:16]} does not match this delta"):
         hub.pull(REF)
 
 

@@ -78,7 +78,7 @@ def fit(expected: Fingerprint, tensors: Tensors) -> Difference:
         ``"same structure"``, ``"other precision"``, ``"resized embeddings"`` or ``"incompatible"``, with a description.
     """
     if not expected.leaves:
-        return Difference(INCOMPATIBLE, "the delta says nothing of its backbone")
+        return Difference(INCOMPATIBLE, "the delta has no record of its backbone")
     rename, prefix = min(_renamings(expected, tensors), key=lambda renaming: _missing(expected, tensors, renaming[0]))
     entries = {leaf: tensors[rename(leaf.name)] for leaf in expected.leaves if rename(leaf.name) in tensors}
     expected_fingerprint = Fingerprint(

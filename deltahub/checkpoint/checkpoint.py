@@ -185,7 +185,7 @@ def _require_same(path: Path, entry: Mapping[str, Any], sha256: str, size: int) 
 def _damaged(path: Path, expected: str, actual: str) -> IntegrityError:
     remedy = "The file was cut, changed, or an interrupted save left it. Fetch or save the delta again."
     if before := next(path.parent.glob(f"{STAGE}*/{REPLACED}"), None):
-        remedy += f" What an interrupted save was about to replace is in {before}."
+        remedy += f" The files that an interrupted save was replacing are in {before}."
     return IntegrityError(str(path), expected, actual, remedy)
 
 

@@ -113,7 +113,7 @@ class PrefixNetwork(nn.Module):
         last: Any = self.control_trans[2]
         if hasattr(last.weight, "full_tensor"):
             msg = (
-                "The network that makes the prefixes lies in the first attention and is sharded apart from the others that "
+                "The network that computes the prefixes is in the first attention and is sharded apart from the others that "
                 "need it. Shard the backbone as a whole, or make the prefix with reparameterize=False."
             )
             raise ConfigError(msg)
@@ -204,7 +204,7 @@ class PrefixModel(DeltaBase):
             inside = {name for name in every if f"{name}.".startswith(f"{target.name}.")}
             if not inside or target.parts:
                 msg = (
-                    f"{target.name} ({type(target.module).__name__}) is no attention that a prefix can extend, and has none "
+                    f"{target.name} ({type(target.module).__name__}) is not an attention that a prefix can extend, and has none "
                     f"inside. Those of this backbone are: {_shortened(list(every))}."
                 )
                 raise TargetError(msg)

@@ -169,13 +169,13 @@ def _embedding_weight(target: nn.Module) -> Tensor:
     weight = None if embeddings is None else resident(embeddings, "weight")
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         msg = (
-            f"A soft prompt stands before the embeddings of a text, and a {type(target).__name__} takes no inputs_embeds in "
-            "place of a text. Use a prefix, which stands before keys and values."
+            f"A soft prompt is put before the embeddings of a text, and a {type(target).__name__} takes no inputs_embeds in "
+            "place of a text. Use a prefix, which is put before keys and values."
         )
         raise TargetError(msg)
     return weight
 
 
 def _no_choice(option: str, value: Any) -> ConfigError:
-    msg = f"A soft prompt stands before the text, not at modules, so {option}={value!r} would do nothing. Leave it out."
+    msg = f"A soft prompt is put before the text, not at modules, so {option}={value!r} would do nothing. Leave it out."
     return ConfigError(msg)

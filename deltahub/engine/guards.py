@@ -74,7 +74,7 @@ def refuse_busy(sites: Iterable[Site]) -> None:
 def _merged(names: Iterable[str]) -> MergeError:
     quoted_names = ", ".join(map(repr, names))
     return MergeError(
-        f"{quoted_names} is merged into the backbone's weights, which no delta was made for. Call unmerge() first."
+        f"{quoted_names} is merged into the backbone's weights, but deltas need the original weights. Call unmerge() first."
     )
 
 
@@ -103,7 +103,7 @@ def note_compiled(targets: Iterable[nn.Module]) -> None:
     if has_compiled() and not all(target._parameters or target._modules.keys() - {CHILD} for target in targets):
         torch.compiler.reset()
         LOGGER.info(
-            "A delta on a module without parameters came or went, so all that was compiled will be compiled again."
+            "A delta on a module without parameters was added or removed, so all compiled code will be recompiled."
         )
 
 

@@ -64,7 +64,7 @@ class Insertion(nn.Module):
         Raises:
             MergeError: no parameter values have the same effect.
         """
-        raise MergeError(f"what a {type(self).__name__} does cannot be written into a layer's weights")
+        raise MergeError(f"the effect of a {type(self).__name__} cannot be written into a layer's weights")
 
     @classmethod
     def after_rows(

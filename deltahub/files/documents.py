@@ -208,7 +208,7 @@ def _broken(data: bytes, document: Mapping[str, Any]) -> str | None:
     """Check the checksum in a document; return the problem as a clause, or None."""
     recorded = document["checksum"]
     checksum = hashlib.sha256(data.replace(_member(recorded), b"", 1)).hexdigest()
-    return None if checksum == recorded else f"bytes that do not have the checksum {recorded} that stands in them"
+    return None if checksum == recorded else f"bytes that do not match their recorded checksum {recorded}"
 
 
 def _member(checksum: str) -> bytes:

@@ -103,7 +103,7 @@ def require_plain(saved: object, path: Path) -> dict[str, Tensor]:
         CheckpointError: the content is not a mapping of names to dense tensors with values, in dtypes that a delta is computed in.
     """
     if not isinstance(saved, Mapping) or not all(isinstance(tensor, Tensor) for tensor in saved.values()):
-        msg = f"{path} holds something else than tensors by name. Save the delta again."
+        msg = f"{path} contains something other than tensors by name. Save the delta again."
         raise CheckpointError(msg)
     for name, tensor in saved.items():
         if not isinstance(name, str) or len(name) > _LONGEST_NAME:

@@ -38,7 +38,7 @@ def copy_from_hub(
         theirs = names(source.calls, path, f"Copying {path}").document
         if theirs is None:
             msg = (
-                f"{source.place} is not a hub of DeltaHub, so it does not say the whole history of {path}. Pull what you want of it, and "
+                f"{source.place} is not a hub of DeltaHub, so it does not provide the whole history of {path}. Pull what you want of it, and "
                 "push it to the registry."
             )
             raise ConfigError(msg)

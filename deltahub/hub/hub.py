@@ -275,7 +275,7 @@ class Hub(Lookup):
         if self._policies:
             asked.append(("", self._policies.of_place(source)))
             for name, keys in () if chosen else self._policies.of_name(found, ask=ask):
-                asked.append((f"{name} has a delta of this name, and asks for signatures", keys))
+                asked.append((f"{name} has a delta of this name, and requires signatures", keys))
         for because, keys in asked:
             if keys:
                 from deltahub.hub.trust import require_signature  # late: few require signatures

@@ -79,9 +79,7 @@ class Lock:
         except ValueError as error:
             wrong = str(error)
         if wrong:
-            msg = (
-                f"{path} is no lock file: {wrong}. Restore it, or write it anew with `deltahub lock REF... -o {path}`."
-            )
+            msg = f"{path} is not a valid lock file: {wrong}. Restore it, or write it anew with `deltahub lock REF... -o {path}`."
             raise CheckpointError(msg)
         return cls(path, {key: Pin(**pin) for key, pin in document["deltas"].items()})
 

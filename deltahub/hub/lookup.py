@@ -166,7 +166,7 @@ def as_registry(source: Source) -> Registry:
     """
     if not isinstance(source, RegistrySource):
         msg = (
-            f"{source.place} is no registry, and this works on registries only. Name one with its source, or pull "
+            f"{source.place} is not a registry, and only registries support this. Name one with its source, or pull "
             "the delta and push it to a registry: deltahub push FOLDER --to local"
         )
         raise ConfigError(msg)

@@ -174,7 +174,7 @@ def _why(manifest: bytes, signatures: Mapping[str, bytes], trusted: Mapping[str,
         ]
         if others:
             return f"its content is signed as {', '.join(others[:_SHOWN])} and under no other name or version"
-        return f"its signature by the key {key_id[:16]} is not one over this delta"
+        return f"its signature by the key {key_id[:16]} does not match this delta"
     return f"it is signed by {', '.join(key_id[:16] for key_id in sorted(signatures))}, which is not trusted"
 
 

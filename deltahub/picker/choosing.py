@@ -35,7 +35,7 @@ def config_chosen(
         NothingChosenError: the page was closed or cancelled.
     """
     if config.modified_modules is not None:
-        msg = f"modified_modules={list(config.modified_modules)} says already what interactive_modify would ask: pass one."
+        msg = f"modified_modules={list(config.modified_modules)} and interactive_modify exclude each other: pass one."
         raise ConfigError(msg)
     choice = choose(backbone, {config.delta_type: (method, config)}, interactive_modify)
     print(choice.line, flush=True)  # noqa: T201  (OpenDelta prints it too, to be copied into a script)
@@ -86,6 +86,6 @@ def _server(session: Session, port: bool | int) -> PickerServer:
         if port is True:
             return PickerServer(session)
         taken = error.errno == errno.EADDRINUSE
-        why = "is taken by another program" if taken else f"cannot be had ({error.strerror})"
+        why = "is taken by another program" if taken else f"is not available ({error.strerror})"
         msg = f"Port {port} of {HOST} {why}. Pass another port, or True for any that is free."
         raise ConfigError(msg) from error

@@ -55,7 +55,7 @@ def remove(
             remedy = f"Move the alias first, or remove it: deltahub alias {document.name} {aliases[0]} --remove"
             raise InUseError(what, f"the alias {', '.join(aliases)} points to it", remedy)
         if branches := [branch for branch, target in document.branches.items() if target == name]:
-            raise InUseError(what, f"the branch {branches[0]} ends at it", "Delete the branch first, or add to it.")
+            raise InUseError(what, f"the branch {branches[0]} points to it", "Delete the branch first, or add to it.")
         if document.versions[name].digest in needed:
             raise InUseError(what, "the lock file pins it", "Lock another version first: deltahub lock")
         return document.without_version(name, *registry.stamp(), message)

@@ -57,7 +57,7 @@ def read_state(store: Store) -> tuple[State, str | None]:
         return State(), None
     document, wrong = unsealed(found[0], SCHEMA)
     if wrong:
-        remedy = "Delete it: all that is lost is since when objects have been unused."
+        remedy = "Delete it: only the record of how long objects have been unused is lost."
         raise IntegrityError(f"{STATE} in {store.url}", "the state of a collection", wrong, remedy)
     fields = {name: value for name, value in document.items() if name not in ("schema_version", "checksum")}
     return State(**fields), found[1]

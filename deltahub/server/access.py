@@ -136,4 +136,4 @@ def require_admin(request: HTTPConnection) -> Caller:
     raise Refusal(403, f"The token {caller.name!r} has scope {caller.scope}, and this needs scope admin.")
 
 
-_HOW: Final = "Ask whoever runs this hub for one; they make it with `deltahub serve token create`."
+_HOW: Final = "Ask the administrator of this hub for one; they make it with `deltahub serve token create`."

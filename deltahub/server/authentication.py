@@ -135,7 +135,7 @@ class Authenticator:
         self._failures.take(address)
         if seconds := self._failures.take(f"{address} {number}"):
             raise _too_many(seconds, f"{self._failures.burst:g} wrong tokens came from this address")
-        message = f"The token is not valid: {fault}. Ask whoever runs this hub for another one."
+        message = f"The token is not valid: {fault}. Ask the administrator of this hub for another one."
         raise Refusal(401, message, headers={**_INVALID, "WWW-Authenticate": "Bearer"})
 
 
@@ -201,9 +201,9 @@ def _told_apart() -> Iterator[None]:
     except DeltaHubError as error:
         logging.getLogger("deltahub.server").error("Looking up a token failed: %s", error)  # noqa: TRY400  (one line)
         if isinstance(error, IntegrityError):
-            message = "What this hub knows of the token is damaged. Ask whoever runs this hub for another one."
+            message = "The hub's record of the token is damaged. Ask the administrator of this hub for another one."
             raise Refusal(500, message) from error
-        message = "The hub cannot look up the token now. Repeat in a while, or ask whoever runs this hub."
+        message = "The hub cannot look up the token now. Repeat in a while, or ask the administrator of this hub."
         raise Refusal(503, message, headers={"Retry-After": "5"}) from error
 
 

@@ -80,9 +80,9 @@ _STATUS: Final[tuple[tuple[type[DeltaHubError], int], ...]] = (
     (ConfigError, 400),
     (CheckpointError, 400),
 )
-_DAMAGED: Final = "What is stored here is damaged. Ask whoever runs this hub to run `deltahub verify --repair`."
+_DAMAGED: Final = "The stored data is damaged. Ask the administrator of this hub to run `deltahub verify --repair`."
 _UNAVAILABLE: Final = (
-    "The hub cannot reach its storage, or it is full. Repeat in a while, or ask whoever runs this hub."
+    "The hub cannot reach its storage, or it is full. Repeat in a while, or ask the administrator of this hub."
 )
 
 

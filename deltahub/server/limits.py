@@ -67,7 +67,7 @@ class Limits:
             raise Refusal(414, f"The address is longer than {_LONGEST_PATH} bytes. Ask for less at once.")
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
         if any(not value.isdigit() or len(value) > 18 for value in lengths):
-            raise Refusal(400, "The header Content-Length is no number of bytes.")
+            raise Refusal(400, "The header Content-Length is not a number of bytes.")
         if any(int(value) > most for value in lengths):
             raise too_large(most)
 

@@ -29,7 +29,7 @@ def _unquoted(value: str) -> str:
     try:
         text = unquote(value, errors="strict")
     except UnicodeDecodeError as error:
-        raise Refusal(400, "The address holds bytes that are no UTF-8. Quote the name as UTF-8.") from error
+        raise Refusal(400, "The address holds bytes that are not UTF-8. Quote the name as UTF-8.") from error
     if len(text) > _LONGEST or any(ord(char) < 32 or ord(char) == 127 for char in text):
         raise Refusal(400, "A name in the address is too long or holds control characters. Check it.")
     return text

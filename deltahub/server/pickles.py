@@ -156,7 +156,7 @@ def _refuse(namespace: str, path: str, why: str | None) -> None:
         return
     message = (
         f"{path} is taken for a Python pickle ({why}), which can run code on the machine of whoever opens it. "
-        "Save the weights as safetensors, leave the file out, or ask whoever runs this hub to start it with "
+        "Save the weights as safetensors, leave the file out, or ask the administrator of this hub to start it with "
         f"--allow-pickle {namespace}."
     )
     raise Refusal(403, message)

@@ -244,7 +244,7 @@ def checked(path: str) -> str:
     """
     namespace, slash, name = path.partition("/")
     if not slash:
-        msg = f"{path!r} is no name of a repository: expected namespace/name."
+        msg = f"{path!r} is not a repository name: expected namespace/name."
         raise ReferenceSyntaxError(msg)
     check_name(namespace, "namespace")
     check_name(name, "name")

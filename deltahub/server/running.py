@@ -153,7 +153,7 @@ def check_tls(certificate: str, key: str | None) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
     except OSError as error:
         files = f"{certificate} and {key}" if key else certificate
-        msg = f"TLS cannot be had with {files}: {error.strerror or error}. Check --tls-cert and --tls-key."
+        msg = f"TLS cannot be set up with {files}: {error.strerror or error}. Check --tls-cert and --tls-key."
         raise ConfigError(msg) from error
 
 

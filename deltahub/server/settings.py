@@ -62,7 +62,7 @@ class Settings:
             msg = f"Callers without a token cannot have scope {self.anonymous!r}: expected none, read or write."
             raise ConfigError(msg)
         if self.upload_mode not in MODES:
-            msg = f"{self.upload_mode!r} is no upload mode: expected regular or lfs."
+            msg = f"{self.upload_mode!r} is not an upload mode: expected regular or lfs."
             raise ConfigError(msg)
         for field in (
             "max_file",

@@ -183,7 +183,7 @@ class Tokens:
         check_name(name, "token's name")
         where = tuple(sorted({check_name(namespace, "namespace") for namespace in namespaces}))
         if scope not in _GRANTED:
-            msg = f"{scope!r} is no scope of a token: expected read, write or admin."
+            msg = f"{scope!r} is not a token scope: expected read, write or admin."
             raise ConfigError(msg)
         if scope == "admin" and where:
             msg = (

@@ -79,7 +79,7 @@ class Signer:
         expires, given = query.get("expires", ""), query.get("signature", "").encode()
         if not hmac.compare_digest(self._signature({**facts, "expires": expires}).encode(), given):
             raise Refusal(
-                403, "This address was not made by this hub for this. Ask for a new one, and use it as it is."
+                403, "This address was not issued by this hub for this request. Ask for a new one, and use it as it is."
             )
         if int(expires) < time.time():
             raise Refusal(403, "This address has expired. Ask for a new one, and repeat it.")

@@ -70,7 +70,7 @@ class Configured:
             ConfigError: the name is reserved, or another value is not well formed or holds a secret.
         """
         if check_source(name) in _RESERVED:
-            msg = f"{name!r} has a meaning of its own as a source. Choose another name."
+            msg = f"{name!r} is a reserved source name. Choose another name."
             raise ConfigError(msg)
         bound = tuple(dict.fromkeys(check_name(namespace, "namespace") for namespace in namespaces))
         given_options = {key: value for key, value in options.items() if value is not None}
@@ -138,7 +138,7 @@ class Configured:
         check_source(entry.name)
         facts = [*entry.namespaces, *entry.trust, *(value for key, value in asdict(entry).items() if key not in lists)]
         if not all(value is None or isinstance(value, str) for value in facts):
-            msg = f"what it says of {entry.name!r} is no text"
+            msg = f"its entry for {entry.name!r} has a value that is not text"
             raise TypeError(msg)
         if entry.kind not in (REGISTRY, HUB):
             msg = f"{entry.name!r} is of the kind {entry.kind!r}; expected {REGISTRY} or {HUB}"
@@ -155,7 +155,7 @@ def place_of(url: str) -> str:
     if url.startswith(S3):
         return f"{S3}{url.removeprefix(S3).rstrip('/')}"
     if "://" in url:
-        msg = f"{url!r} is no place of a registry: expected a folder, or s3://bucket/prefix."
+        msg = f"{url!r} is not the location of a registry: expected a folder, or s3://bucket/prefix."
         raise ConfigError(msg)
     return str(Path(os.path.abspath(Path(url).expanduser())))  # noqa: PTH100  (keeps symbolic links)
 

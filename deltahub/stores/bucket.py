@@ -95,12 +95,12 @@ class Bucket:
             raise ConfigError(msg)
         if not url.startswith(SCHEME) or not _NAME.fullmatch(name) or (prefix and not _PREFIX.fullmatch(prefix)):
             msg = (
-                f"{url!r} is no place in a bucket: expected s3://bucket/prefix, the bucket of 3 to 63 lower-case letters, "
+                f"{url!r} is not a location in a bucket: expected s3://bucket/prefix, the bucket of 3 to 63 lower-case letters, "
                 "digits, '-' and '.', the prefix of letters, digits, '.', '_', '=', '-' and '/'."
             )
             raise ConfigError(msg)
         if endpoint is not None and not _ENDPOINT.fullmatch(endpoint.rstrip("/")):
-            msg = f"{endpoint!r} is no address of an S3 server: expected a URL such as https://s3.example.org."
+            msg = f"{endpoint!r} is not the address of an S3 server: expected a URL such as https://s3.example.org."
             raise ConfigError(msg)
         return cls(name, prefix, endpoint.rstrip("/") if endpoint else None, region, profile)
 

@@ -36,7 +36,7 @@ def test_a_push_that_expects_an_alias_elsewhere_says_both_and_publishes_nothing(
     done = run("push", ckpts[2], "me/x", "--alias", alias, "--expect", expect)
     assert done.exit_code == 4
     assert (
-        f"Error: The alias me/x@{alias}: {said}. Somebody else may have changed it; nothing was overwritten"
+        f"Error: The alias me/x@{alias}: {said}. It may have been changed concurrently; nothing was overwritten"
         in done.stderr
     )
     assert run_json("show", "me/x") == before

@@ -96,14 +96,14 @@ def test_list_of_nothing_says_how_to_start(run):
     done = run("list")
     assert done.exit_code == 0
     assert done.stdout == ""
-    assert "No delta is known that fits." in done.stderr
+    assert "No deltas found." in done.stderr
     assert "deltahub push ./ckpt" in done.stderr
     assert run("list", "--quiet").output == ""
 
 
 @pytest.mark.parametrize(
     ("arguments", "hint"),
-    [(["sst3"], "All that there are: deltahub list"), (["--type", "adapter"], "All that there are: deltahub list")],
+    [(["sst3"], "To list all: deltahub list"), (["--type", "adapter"], "To list all: deltahub list")],
 )
 def test_a_search_that_finds_nothing_says_how_to_see_more(run, three, arguments, hint):
     done = run("list", *arguments)
@@ -112,8 +112,8 @@ def test_a_search_that_finds_nothing_says_how_to_see_more(run, three, arguments,
 
 
 def test_sorting_by_a_metric_that_nobody_has_is_said(run, three):
-    assert "None of them has the metric 'nme' to be sorted by." in run("list", "--sort", "nme").stderr
-    assert "None of them" not in run("list", "--sort", "name").stderr
+    assert "No delta listed has the metric 'nme' to sort by." in run("list", "--sort", "nme").stderr
+    assert "No delta listed" not in run("list", "--sort", "name").stderr
 
 
 def test_the_log_says_why(run, ckpt, tmp_path):

@@ -140,7 +140,7 @@ def test_many_that_go_to_a_hub_cannot_be_signed_and_it_is_not_asked(run, runs, t
     key = new_key(tmp_path / "release.pem")
     done = run("push", *folders(runs), "--to", "hf", "--namespace", "acme", "--sign", key)
     assert done.exit_code == 2
-    assert "is no registry, and this works on registries only" in done.stderr
+    assert "is not a registry, and only registries support this" in done.stderr
 
 
 def test_pushing_the_same_again_adds_nothing(run, runs):

@@ -163,12 +163,14 @@ def test_the_keys_of_a_registry_can_be_shown_changed_and_dropped(run, run_json, 
     assert run("pull", "team:me/x").exit_code == DAMAGED
     assert run("registry", "trust", "team", public_of(other), public_of(key)).exit_code == 0
     assert run("pull", "team:me/x").exit_code == 0
-    assert run_json("registry", "trust", "team", "--ask-for-none") == {
+    assert run_json("registry", "trust", "team", "--no-trust") == {
         "name": "team",
         "keys": [],
         "require_signature": False,
     }
-    assert run("registry", "trust", "team").stdout == "team asks for no signature\n"
+    assert run("registry", "trust", "team").stdout == "team requires no signature\n"
+    with pytest.warns(DeprecationWarning, match="--ask-for-none is now --no-trust"):
+        assert run_json("registry", "trust", "team", "--ask-for-none")["keys"] == []
 
 
 @pytest.mark.parametrize("name", ["local", "hf", "nix"])

@@ -99,7 +99,7 @@ def test_what_is_off_is_neither_searched_nor_named_until_it_is_on_again(run, run
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["add", "hf", "/x"], 2, "'hf' has a meaning of its own"),
+        (["add", "hf", "/x"], 2, "'hf' is a reserved source name"),
         (["add", "hub", "https://me:secret@hub.acme.org"], 2, "without user, secret, '?' or '#'"),
         (["add", "hub", "https://hub.acme.org", "--token-env", "hf_abcDEF.123"], 2, "never the token itself"),
         (["add", "hub", "https://hub.acme.org", "--profile", "x"], 2, "profile is for registries in buckets"),
@@ -136,7 +136,7 @@ def test_a_second_hub_on_hugging_face_is_public_too(run, run_json, team, tmp_pat
 def test_a_hub_is_no_registry(run):
     done = run("registry", "add", "hub", "https://hub.acme.org")
     assert done.exit_code == 2
-    assert "is a hub and no registry. Add it with: deltahub source add hub https://hub.acme.org" in done.stderr
+    assert "is a hub, not a registry. Add it with: deltahub source add hub https://hub.acme.org" in done.stderr
 
 
 def test_settings_that_were_written_before_there_was_an_order_are_read(run_json, tmp_path):
@@ -236,4 +236,4 @@ def test_without_the_network_a_pull_says_what_to_do_beforehand(run, run_json, ck
     assert run_json("pull", f"{site.url}/ckpt")["digest"] == digest
     done = run("pull", "me/none")
     assert done.exit_code == 3
-    assert "DELTAHUB_OFFLINE is set, so nothing else was asked. Pull it beforehand" in done.stderr
+    assert "DELTAHUB_OFFLINE is set, so no other source was asked. Pull it beforehand" in done.stderr

@@ -88,7 +88,7 @@ def test_a_damaged_token_of_a_hub_is_named_by_its_key_and_exits_with_5(run, run_
         (damaged,) = (found for found in json.loads(done.stdout) if found["damage"])
         assert damaged["reference"] == f"local:{key}"
         assert damaged["damage"].startswith(
-            f"{key} is damaged: expected a token's document, found bytes that do not have"
+            f"{key} is damaged: expected a token's document, found bytes that do not match"
         )
         assert damaged["damage"].endswith("Delete that key, and make a new token: deltahub serve token create")
     assert run_json("serve", "token", "list") == []

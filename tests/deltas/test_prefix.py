@@ -240,7 +240,7 @@ def test_a_module_without_an_attention_is_refused_with_those_that_have_one():
 
     with (
         untouched(backbone),
-        pytest.raises(TargetError, match=rf"output \(BertOutput\) is no attention .*: {', '.join(LAYERS)}"),
+        pytest.raises(TargetError, match=rf"output \(BertOutput\) is not an attention .*: {', '.join(LAYERS)}"),
     ):
         PrefixModel(backbone, modified_modules=["layer.0.output"])
 

@@ -123,7 +123,7 @@ class Adds(Plus):
     [
         (Longer, r"turns \[1, 3\] into \[1, 6\], so rows of a batch cannot go"),
         (Masks, r"turns a tensor that all rows share, \[1, 3\], into another, so rows"),
-        (Adds, "turns what it is called with into something else"),
+        (Adds, "turns its input into something else"),
     ],
 )
 def test_what_rows_cannot_do_one_by_one_is_refused(kind, why):

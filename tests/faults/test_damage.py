@@ -127,7 +127,7 @@ def test_an_alias_that_was_moved_by_hand_is_found(registry):
     ((where, damage),) = verify(registry)
     assert where == "acme/ner"
     assert "The reference document of acme/ner is damaged" in damage
-    assert "bytes that do not have the checksum" in damage
+    assert "bytes that do not match their recorded checksum" in damage
 
 
 def test_a_damaged_state_of_a_collection_is_found(registry):

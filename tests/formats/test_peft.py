@@ -380,7 +380,7 @@ def test_a_folder_of_something_else_is_not_written_into(written, tmp_path):
     written(llama, LoraModel)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("x")
-    with pytest.raises(CheckpointError, match="holds something else than an adapter of PEFT"):
+    with pytest.raises(CheckpointError, match="contains something other than a PEFT adapter"):
         export_peft(tmp_path / "delta", tmp_path / "mine")
     assert content_of(tmp_path / "mine") == {"notes.txt": b"x"}
     assert export_peft(tmp_path / "delta", tmp_path / "peft") == tmp_path / "peft"

@@ -209,7 +209,7 @@ def test_a_prompt_of_another_length_than_its_config_is_refused(saved):
 def test_a_tensor_that_belongs_nowhere_is_an_error_and_not_passed_over(saved):
     folder = saved(llama, LoraConfig(**PLAIN))
     change(folder, lambda tensors: {**tensors, "base_model.model.model.norm.odd": torch.ones(3)})
-    refused(folder, CheckpointError, r"model\.norm\.odd \[3\] is no part of the method, and is not there")
+    refused(folder, CheckpointError, r"model\.norm\.odd \[3\] is not part of the method, and is not there")
 
 
 def test_an_adapter_of_another_architecture_is_refused(saved):

@@ -214,16 +214,16 @@ class TestRefusals:
         delta.save_finetuned(tmp_path)
         delta.merge()
 
-        with untouched(backbone), pytest.raises(MergeError, match="no delta was made for"):
+        with untouched(backbone), pytest.raises(MergeError, match="deltas need the original weights"):
             LoraModel(backbone)
-        with untouched(backbone), pytest.raises(MergeError, match="no delta was made for"):
+        with untouched(backbone), pytest.raises(MergeError, match="deltas need the original weights"):
             AutoDeltaModel.from_finetuned(tmp_path, backbone_model=backbone)
 
     def test_methods_that_are_no_change_of_weights(self):
         backbone = bert()
         delta = AdapterModel(backbone)
 
-        with untouched(backbone), pytest.raises(MergeError, match="what a Bottleneck does cannot be written"):
+        with untouched(backbone), pytest.raises(MergeError, match="the effect of a Bottleneck cannot be written"):
             delta.merge()
 
     def test_a_layer_without_a_bias_has_none_to_add_to(self):

@@ -8,7 +8,7 @@ from tests.backbones import bert, untouched
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"interactive_modify": True, "modified_modules": ["query"]}, "says already what interactive_modify would ask"),
+        ({"interactive_modify": True, "modified_modules": ["query"]}, "and interactive_modify exclude each other"),
         ({"interactive_modify": 0}, "interactive_modify must be True or a port from 1 to 65535, got 0"),
         ({"backend": "bmt"}, "backend must be 'hf', got 'bmt'"),
         ({"modified_modules": "query"}, r'modified_modules must be a list of names, got \'query\'; .* \["query"\]'),

@@ -138,7 +138,7 @@ def test_syncing_brings_all_that_is_locked_and_keeping_it_removes_the_rest(lock,
 )
 def test_a_damaged_lock_file_is_never_taken_for_an_empty_one(lock, two, data):
     lock.path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"is no lock file: .*`deltahub lock REF\.\.\. -o "):
+    with pytest.raises(CheckpointError, match=r"is not a valid lock file: .*`deltahub lock REF\.\.\. -o "):
         two.pull(NER)
 
 

@@ -80,7 +80,7 @@ def test_the_end_of_a_branch_is_not_removed(registry, new_checkpoint):
         publish(registry, Publication(Reference("acme", "ner"), describe(folder), folder))
     registry.update("acme/ner", lambda found: found.with_branch("exp", "v1", NOON, "ada"))
 
-    with pytest.raises(InUseError, match="the branch exp ends at it"):
+    with pytest.raises(InUseError, match="the branch exp points to it"):
         remove(registry, "acme/ner", "v1")
 
 

@@ -278,7 +278,7 @@ def test_a_collection_that_fails_while_it_deletes_holds_up_nobody(anywhere, publ
 def test_a_damaged_state_says_what_is_lost_without_it(anywhere, publish):
     publish(anywhere)
     anywhere.store.swap(STATE, b"{}", None)
-    with pytest.raises(IntegrityError, match=r"gc/state\.json .* is damaged: .*Delete it: all that is lost"):
+    with pytest.raises(IntegrityError, match=r"gc/state\.json .* is damaged: .*Delete it: only the record"):
         collect(anywhere)
 
 

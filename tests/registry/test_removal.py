@@ -93,7 +93,7 @@ def test_a_delta_without_versions_is_not_listed_and_can_be_pushed_again(anywhere
     index = Index(tmp_path / "index.sqlite3", anywhere)
 
     assert index.search(Query()) == ([], 0)
-    with pytest.raises(RemovedError, match="No version of it is left"):
+    with pytest.raises(RemovedError, match="No version is left"):
         anywhere.resolve(NER)
     assert list(verify(anywhere)) == []
     assert publish(anywhere) == "v2"

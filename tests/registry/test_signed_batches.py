@@ -172,7 +172,7 @@ def test_a_source_that_holds_no_signatures_is_refused_before_a_folder_is_looked_
         place = "single (https://hub.example)"
 
     hub = Hub({"single": Single(), "local": registry}, Cache(tmp_path / "cache"))
-    with pytest.raises(ConfigError, match=r"single \(https://hub\.example\) is no registry"):
+    with pytest.raises(ConfigError, match=r"single \(https://hub\.example\) is not a registry"):
         hub.push_many([tmp_path / "not there"], "acme", sign=key)
 
 

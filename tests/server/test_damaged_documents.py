@@ -62,7 +62,9 @@ def test_a_token_with_any_bit_flipped_lets_nobody_in_and_the_answer_is_a_sentenc
         replace(store, key, other)
         answer = client.get("/api/models")
         assert answer.status_code == 500
-        assert answer.json()["error"].startswith("What this hub knows of the token is damaged. Ask whoever runs")
+        assert answer.json()["error"].startswith(
+            "The hub's record of the token is damaged. Ask the administrator of this hub"
+        )
     replace(store, key, data)
     assert client.get("/metrics").status_code == 200
 
@@ -158,7 +160,7 @@ def test_a_repository_whose_record_is_damaged_is_in_no_list_of_strangers_and_hid
 def test_whoever_may_see_it_is_told_that_it_is_damaged_and_the_log_says_which(opened, caplog):
     answer = opened.owner.get("/api/models/acme/plan")
     assert answer.status_code == 500
-    assert answer.json()["error"].startswith("What is stored here is damaged.")
+    assert answer.json()["error"].startswith("The stored data is damaged.")
     assert "hub/repos/acme/plan.json is damaged: expected the record of a repository" in caplog.text
     changed = opened.owner.put("/api/models/acme/plan/settings", json={"private": False})
     assert changed.status_code == 500
@@ -179,7 +181,7 @@ def test_a_damaged_key_signs_nothing_and_makes_no_address_good(data):
     with pytest.raises(IntegrityError, match="Delete it: a new one is made"):
         Signer(store).signed("", facts)
     store.delete(key)
-    with pytest.raises(Refusal, match="was not made by this hub"):
+    with pytest.raises(Refusal, match="was not issued by this hub"):
         Signer(store).require(query, facts)
 
 

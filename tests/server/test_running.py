@@ -38,7 +38,7 @@ def test_a_hub_answers_and_ends_when_it_is_told_to(tmp_path):
         assert requests.get(f"{hub.url}/readyz", timeout=60).text == "ready\n"
         assert hub.stop() == 0
     text = hub.log.read_text()
-    assert "Nobody may push yet: deltahub serve token create" in text
+    assert "No token may push yet: deltahub serve token create" in text
     assert "Traceback" not in text
 
 

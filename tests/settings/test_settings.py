@@ -83,13 +83,13 @@ def test_a_folder_is_kept_absolute_and_a_home_is_filled_in(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "where", "words"),
     [
-        (("local", "/x"), {}, "'local' has a meaning of its own"),
-        (("hf", "/x"), {}, "'hf' has a meaning of its own"),
-        (("team", "gs://x"), {}, "is no place of a registry: expected a folder, or s3://bucket/prefix"),
-        (("team", "s3://"), {}, "is no place in a bucket"),
+        (("local", "/x"), {}, "'local' is a reserved source name"),
+        (("hf", "/x"), {}, "'hf' is a reserved source name"),
+        (("team", "gs://x"), {}, "is not the location of a registry: expected a folder, or s3://bucket/prefix"),
+        (("team", "s3://"), {}, "is not a location in a bucket"),
         (("team", "s3://KEY:secret@deltas"), {}, "must hold no user or secret"),
         (("team", "/x"), {"region": "eu-west-1"}, "region is for registries in buckets"),
-        (("team", "s3://deltas"), {"endpoint": "here"}, "is no address of an S3 server"),
+        (("team", "s3://deltas"), {"endpoint": "here"}, "is not the address of an S3 server"),
     ],
 )
 def test_what_cannot_be_a_registry_is_refused(arguments, where, words):
@@ -140,7 +140,7 @@ def test_an_unknown_name_names_the_nearest(how):
         ('{"format_version": 2, "default": "local", "registries": []}', "it has format 2"),
         ('{"format_version": 1, "default": "gone", "registries": []}', "its default names 'gone', which is not among"),
         ('{"format_version": 1, "default": "local", "registries": [{"name": "a"}]}', "url"),
-        ('{"format_version": 1, "default": "local", "registries": [{"name": "aa", "url": 5}]}', "is no text"),
+        ('{"format_version": 1, "default": "local", "registries": [{"name": "aa", "url": 5}]}', "is not text"),
         ('{"format_version": 1, "default": "local", "registries": [{"name": "A", "url": "/x"}]}', "cannot be a source"),
         ('{"format_version": 1, "default": "local", "registries": [{"name": "aa", "url": "/x", "key": "k"}]}', "key"),
     ],

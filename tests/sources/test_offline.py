@@ -107,7 +107,7 @@ def test_the_error_for_the_rest_says_what_to_pull_beforehand(world, monkeypatch,
     assert str(caught.value) == (
         f"The delta acme/ner@champion was not found. Looked in: local ({world.local.store.root}); "
         "what was pulled from team (memory). The nearest names are: acme/nli, team:acme/nli@v1. "
-        f"{reason} is set, so nothing else was asked. "
+        f"{reason} is set, so no other source was asked. "
         "Pull it beforehand where there is a network: deltahub pull acme/ner@champion"
     )
 

@@ -329,7 +329,7 @@ def test_what_changes_a_delta_wants_a_registry(world, monkeypatch):
     world.push("team")
     hub = Hub({"hub": NoRegistry()}, world.cache)
     with pytest.raises(
-        ConfigError, match=r"hub \(https://hub\.example\) is no registry, and this works on registries only"
+        ConfigError, match=r"hub \(https://hub\.example\) is not a registry, and only registries support this"
     ):
         hub.held(NER)
 

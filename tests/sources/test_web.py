@@ -410,7 +410,7 @@ def test_waits_grow_and_end(web, published, site):
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(401, "wants a login"), (403, "does not let you in"), (418, "in a browser")]
+    ("status", "words"), [(401, "requires a login"), (403, "does not let you in"), (418, "in a browser")]
 )
 def test_a_refusal_is_one_sentence_and_is_not_asked_again(web, published, site, status, words):
     url = published()

@@ -28,13 +28,13 @@ def test_an_address_is_a_bucket_and_a_prefix():
     ["s3://", "s3:///x", "s3://De", "s3://Deltas", "s3://deltas/a b", "s3://deltas/../x", "s3://deltas/a//b", "deltas"],
 )
 def test_what_is_no_address_is_refused(url):
-    with pytest.raises(ConfigError, match=r"is no place in a bucket: expected s3://bucket/prefix"):
+    with pytest.raises(ConfigError, match=r"is not a location in a bucket: expected s3://bucket/prefix"):
         Bucket.parse(url)
 
 
 @pytest.mark.parametrize("endpoint", ["s3.example.org", "ftp://x", "https://x/?y", "https://"])
 def test_what_is_no_server_is_refused(endpoint):
-    with pytest.raises(ConfigError, match="is no address of an S3 server"):
+    with pytest.raises(ConfigError, match="is not the address of an S3 server"):
         Bucket.parse("s3://deltas", endpoint=endpoint)
 
 

@@ -143,7 +143,7 @@ class Split:
             )
         if type(value) is dict and all(isinstance(c, Mapping) and c.keys() == value.keys() for c in changed):
             return {k: self._join(v, [t[k] for t in taken], [c[k] for c in changed], target) for k, v in value.items()}
-        raise _reshaped(target, "what it is called with into something else")
+        raise _reshaped(target, "its input into something else")
 
 
 def hidden_of(output: Any) -> Any:

@@ -280,7 +280,7 @@ def _check_kind(name: str, module: nn.Module) -> None:
     """Refuse a layer for which PEFT has no LoRA, or one that computes something else."""
     kind = type(module).__name__
     if isinstance(module, nn.Embedding) and (fault := lookup_fault(module) or _scale_fault(module)):
-        msg = f"PEFT's LoRA would say something else on {name}, a {kind}: {fault}. Load the delta with deltahub."
+        msg = f"PEFT's LoRA would compute something else on {name}, a {kind}: {fault}. Load the delta with deltahub."
         raise ConfigError(msg)
     weight = getattr(module, "weight", None)
     quantised = not (

@@ -60,7 +60,7 @@ def export_peft(
     """
     folder = Path(to).expanduser()
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
-        msg = f"{folder} holds something else than an adapter of PEFT. Choose a new folder."
+        msg = f"{folder} contains something other than a PEFT adapter. Choose a new folder."
         raise CheckpointError(msg)
     saved = read_cached(lambda: locate(path, cache_dir), _read)
     model_or_path = backbone if backbone is None or isinstance(backbone, nn.Module) else os.fspath(backbone)

@@ -120,7 +120,7 @@ def lora(
             raise CheckpointError(msg)
         tensors[delta_key(names.real[module], _MAGNITUDE)] = leaves[module, _MAGNITUDE].flatten()
     if not use_dora and (odd := next((module for module, leaf in leaves if leaf == _MAGNITUDE), None)):
-        msg = f"The adapter has a magnitude for {odd}, and its config says that it is no DoRA. Fetch it again."
+        msg = f"The adapter has a magnitude for {odd}, and its config says that it is not a DoRA. Fetch it again."
         raise CheckpointError(msg)
     for module, weight in alone.items():
         updates[module] = _replacement(module, weight, names, updates, use_dora=use_dora)

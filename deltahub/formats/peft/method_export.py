@@ -118,7 +118,7 @@ def exported(checkpoint: Checkpoint, backbone: Backbone) -> Exported:
     try:
         lost = sorted(left_out(adapter.modules_to_save, shares))
     except AddressError as error:
-        msg = f"Nobody can check which layers PEFT would leave out, because of their names. {error} Or load the delta with deltahub."
+        msg = f"Cannot check which layers PEFT would leave out because of their names. {error} Or load the delta with deltahub."
         raise ConfigError(msg) from error
     if lost:
         msg = f"PEFT would leave out {lost[0]}, because of the names of the layers trained beside it. Load the delta with deltahub."
@@ -196,7 +196,7 @@ def _layer_norm(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tens
 
 def _soft_prompt(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], backbone: Backbone) -> Exported:
     if document.get("bare_embeddings"):
-        msg = "PEFT's prompts stand before whole embeddings, and this one is of a release of transformers that left a part of them out."
+        msg = "PEFT's prompts are put before whole embeddings, and this one is of a release of transformers that left a part of them out."
         raise ConfigError(msg)
     soft = next(leaves["soft_embeds"] for leaves in shares.values() if "soft_embeds" in leaves)
     options = {

@@ -52,7 +52,7 @@ def trained(
         live = live_values[first].detach().cpu()
         if live.shape != tensor.shape:
             msg = (
-                f"{name} {list(tensor.shape)} is no part of the method, and is {list(live.shape)} there in this "
+                f"{name} {list(tensor.shape)} is not part of the method, and is {list(live.shape)} there in this "
                 f"{type(names.backbone).__name__}. Load its own backbone."
             )
             raise CheckpointError(msg)

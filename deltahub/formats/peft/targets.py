@@ -30,7 +30,7 @@ def targeted(config: Mapping[str, Any], modules: Mapping[str, nn.Module], backbo
     except ConfigError as error:
         if not isinstance(error.__cause__, UnsupportedPatternError):
             raise  # PEFT cannot read it either
-        LOGGER.warning("Nobody can check that the adapter's file lacks no module. %s", error)
+        LOGGER.warning("Cannot check that the adapter's file has the tensors of all modules. %s", error)
         return None
 
 

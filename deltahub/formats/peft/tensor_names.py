@@ -170,7 +170,7 @@ def _own_name(name: str, tensor: Tensor, names: Names) -> str:
     own_name = names.tensor(name)
     if own_name is None:
         msg = (
-            f"{name} {list(tensor.shape)} is no part of the method, and is not there in this {type(names.backbone).__name__}. "
+            f"{name} {list(tensor.shape)} is not part of the method, and is not there in this {type(names.backbone).__name__}. "
             "Load its own backbone."
         )
         raise CheckpointError(msg)

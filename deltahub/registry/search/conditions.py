@@ -51,7 +51,7 @@ class Metric:
         except ValueError:
             value = math.nan
         if found is None or not math.isfinite(value):
-            msg = f"{text!r} is no condition on a metric: expected a name, one of < <= = != >= > and a number, as in 'accuracy>0.9'."
+            msg = f"{text!r} is not a condition on a metric: expected a name, one of < <= = != >= > and a number, as in 'accuracy>0.9'."
             raise ConfigError(msg)
         return cls(found[1], found[2].replace("==", "="), value)
 
@@ -94,7 +94,7 @@ class Query:
             ConfigError: `sort` is neither a known key nor a possible metric name.
         """
         if not _NAME.fullmatch(self.sort):
-            msg = f"{self.sort!r} is nothing to sort by: expected {', '.join(SORTS)} or a metric such as accuracy."
+            msg = f"{self.sort!r} is not a sort key: expected {', '.join(SORTS)} or a metric such as accuracy."
             raise ConfigError(msg)
 
     def to_json(self) -> str:

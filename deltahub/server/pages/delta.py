@@ -121,7 +121,7 @@ def _opened(request: Request) -> _Opened | Response:
     try:
         text = content_of(request, entry).decode("utf-8", "replace")
     except (IntegrityError, NotFoundError):
-        why = "The card is damaged or gone. Ask whoever runs this hub to run `deltahub verify --repair`."
+        why = "The card is damaged or gone. Ask the administrator of this hub to run `deltahub verify --repair`."
         return _Opened(repository, found, without=why)
     return _Opened(repository, found, text, entry.sha256)
 

@@ -108,5 +108,5 @@ def _read(request: Request, found: Found, entry: FileEntry) -> Norms:
         return Norms(missing=str(error))
     except (IntegrityError, NotFoundError):
         return Norms(
-            missing="The weights are damaged or gone. Ask whoever runs this hub to run `deltahub verify --repair`."
+            missing="The weights are damaged or gone. Ask the administrator of this hub to run `deltahub verify --repair`."
         )

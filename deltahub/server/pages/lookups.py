@@ -102,6 +102,6 @@ def content_of(request: Request, entry: FileEntry) -> bytes:
     data = state_of(request).registry.store.read(object_key(entry.sha256))
     found = hashlib.sha256(data).hexdigest()
     if found != entry.sha256:
-        remedy = "Ask whoever runs this hub to run `deltahub verify --repair`."
+        remedy = "Ask the administrator of this hub to run `deltahub verify --repair`."
         raise IntegrityError(entry.path, f"sha256:{entry.sha256}", f"sha256:{found}", remedy)
     return data

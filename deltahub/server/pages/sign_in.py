@@ -41,7 +41,7 @@ async def sign_in(request: Request) -> Response:
     form = await _own_form(request)
     token = form.get("token", "").strip()
     if not _TOKEN.fullmatch(token):
-        message = "That is no token of this hub: expected dhub_ and letters and digits, as `deltahub serve token create` printed it."
+        message = "This is not a token of this hub: expected dhub_ and letters and digits, as `deltahub serve token create` printed it."
         return page(request, "sign_in.html", 400, refused=False, wrong=message, next=own_path(form.get("next", "")))
     following = own_path(form.get("next", ""))
     authenticator = authenticator_of(request)

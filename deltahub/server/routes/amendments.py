@@ -37,9 +37,9 @@ def _amendment(body: dict[str, Any]) -> Amendment:
     metrics = body.get("metrics", {})
     values = metrics.values() if isinstance(metrics, dict) else ["not an object"]
     if any(isinstance(it, bool) or not isinstance(it, int | float | None) for it in values):
-        raise Refusal(400, "'metrics' must be an object of names and numbers, or null for one that is to go.")
+        raise Refusal(400, "'metrics' must be an object of names and numbers, or null to remove one.")
     if not (texts or metrics):
-        raise Refusal(400, "Nothing is to be changed: expected message, metrics, description or card.")
+        raise Refusal(400, "Nothing to change: expected message, metrics, description or card.")
     return Amendment(metrics=metrics, **texts)
 
 

@@ -51,7 +51,7 @@ def resolve(request: Request) -> Response:
     offered = manifest_offer(repository.path, commit.id) if path == MANIFEST and commit.entry else {}
     if entry is None:
         where = {"X-Repo-Commit": commit.id, **offered}
-        raise Refusal(404, f"{path} is no file of {repository.path} at {commit.id}.", ENTRY_NOT_FOUND, where)
+        raise Refusal(404, f"{path} is not a file of {repository.path} at {commit.id}.", ENTRY_NOT_FOUND, where)
     etag = f'"{entry.sha256}"'
     headers = {
         "X-Repo-Commit": commit.id,
@@ -107,7 +107,7 @@ def _span(request: Request, entry: FileEntry, etag: str) -> tuple[int, int] | No
         start, end = max(entry.size - int(found[2]), 0), entry.size
     if start >= end:
         size = {"Content-Range": f"bytes */{entry.size}"}
-        raise Refusal(416, f"The range lies outside of the file, which has {entry.size} bytes.", headers=size)
+        raise Refusal(416, f"The range is outside the file, which has {entry.size} bytes.", headers=size)
     return start, end
 
 

@@ -51,7 +51,7 @@ def create(request: Request, body: dict[str, Any]) -> Response:
     require_write(request, namespace)
     checked(path)
     if namespace.lower() in RESERVED:
-        raise Refusal(400, f"{namespace!r} is no namespace here: the address /{namespace} has a meaning of its own.")
+        raise Refusal(400, f"{namespace!r} cannot be a namespace: the address /{namespace} is reserved.")
     state = state_of(request)
     url = f"{state.base_url(request)}/{path}"
     answer = {"url": url, "name": path, "id": path}
@@ -119,7 +119,7 @@ def delete(request: Request, body: dict[str, Any]) -> Response:
     path = f"{_namespace(request, body)}/{text_field(body, 'name')}"
     repository = find_repository(request, path, write=True)
     if is_old_name(path, repository):
-        raise Refusal(400, f"{path} was renamed: it is {repository.path} now. Delete it by that name if it shall go.")
+        raise Refusal(400, f"{path} was renamed: it is {repository.path} now. To delete it, use that name.")
     time, author = stamp_of(request)
 
     def change(document: ReferenceDocument) -> ReferenceDocument:

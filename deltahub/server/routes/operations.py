@@ -51,7 +51,7 @@ class Content:
             data = binascii.a2b_base64(text[:whole], strict_mode=True)
         except binascii.Error as error:
             self.close()
-            raise Refusal(400, f"A file of the commit is no base64: {error}.") from error
+            raise Refusal(400, f"A file of the commit is not base64: {error}.") from error
         self.size += len(data)
         if self.size > self._largest:
             self.close()
@@ -67,7 +67,7 @@ class Content:
         """
         self.close()
         if self._rest:
-            raise Refusal(400, "A file of the commit is no base64: it ends too early.")
+            raise Refusal(400, "A file of the commit is not base64: it ends too early.")
 
     def close(self) -> None:
         """Close the file."""
@@ -248,7 +248,7 @@ class Parser:
             raise Refusal(400, f"Line {self._lines} of the commit is not JSON: {error}.") from error
         value = document.get("value") if isinstance(document, dict) else None
         if not isinstance(value, dict):
-            raise Refusal(400, f"Line {self._lines} of the commit is no object with 'key' and 'value'.")
+            raise Refusal(400, f"Line {self._lines} of the commit is not an object with 'key' and 'value'.")
         self._take(document.get("key"), value, content)
 
     def _take(self, key: Any, value: dict[str, Any], content: Content | None) -> None:
@@ -276,7 +276,7 @@ def _named(path: str, value: dict[str, Any]) -> Named:
     if value.get("algo", "sha256") != "sha256" or not is_oid(oid):
         raise Refusal(400, f"The file {path!r} of the commit needs an oid of 64 hex digits, its sha256.")
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
-        raise Refusal(400, f"The size of the file {path!r} of the commit is no number of bytes.")
+        raise Refusal(400, f"The size of the file {path!r} of the commit is not a number of bytes.")
     return Named(path, str(oid), size)
 
 

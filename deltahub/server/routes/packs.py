@@ -58,7 +58,7 @@ def pack(request: Request) -> Response:
     commit = repository.at(request.path_params["revision"])
     if not offer(repository.path, commit.id, commit.manifest):
         where = {"X-Repo-Commit": commit.id}
-        raise Refusal(404, f"{repository.path} at {commit.id} is no small delta.", ENTRY_NOT_FOUND, where)
+        raise Refusal(404, f"{repository.path} at {commit.id} is not a small delta.", ENTRY_NOT_FOUND, where)
     store = state_of(request).registry.store
 
     def make() -> Response:

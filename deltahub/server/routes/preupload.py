@@ -99,7 +99,7 @@ def _told(repository: Repository, known: Mapping[str, FileEntry], rules: GitIgno
     lfs = settings.upload_mode == "lfs" and size > SMALL
     if not lfs and size > (largest := settings.largest_in_commit):
         message = (
-            f"{path} has {size:,} bytes, and this hub takes {largest:,} at most inside of a commit. Ask whoever runs it for a larger "
+            f"{path} has {size:,} bytes, and this hub takes {largest:,} at most inside of a commit. Ask its administrator for a larger "
             "--max-commit, or for --upload-mode lfs."
         )
         raise Refusal(413, message)

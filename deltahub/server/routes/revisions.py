@@ -169,7 +169,7 @@ def delete_branch(request: Request) -> Response:
     repository = open_repository(request, write=True)
     branch = request.path_params["revision"]
     if branch == MAIN:
-        raise Refusal(403, f"The branch {MAIN} cannot be deleted. Delete the repository if all of it shall go.")
+        raise Refusal(403, f"The branch {MAIN} cannot be deleted. To delete everything, delete the repository.")
 
     def change(document: ReferenceDocument) -> ReferenceDocument:
         if branch not in document.branches:

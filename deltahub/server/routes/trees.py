@@ -85,7 +85,7 @@ def list_tree(request: Request) -> Response:
     below = [entry for entry in commit.manifest.files if entry.path.startswith(prefix)]
     if folder and not below:
         where = {"X-Repo-Commit": commit.id}
-        raise Refusal(404, f"{folder} is no folder of {repository.path} at {commit.id}.", ENTRY_NOT_FOUND, where)
+        raise Refusal(404, f"{folder} is not a folder of {repository.path} at {commit.id}.", ENTRY_NOT_FOUND, where)
     return counted(request, LISTED * len(below), lambda: _tree_page(request, repository, commit, prefix, below))
 
 

@@ -34,7 +34,7 @@ def auth_check(request: Request) -> Response:
     """Answer whether the caller may read a repository, or with ``/write`` change it."""
     action = request.path_params.get("action", "")
     if action not in ("", "write"):
-        raise Refusal(404, f"{action!r} is no right that can be asked for: expected write.")
+        raise Refusal(404, f"{action!r} is not a permission: expected write.")
     repository = open_repository(request, write=bool(action))
     if action:
         require_write(request, repository.namespace)
@@ -55,7 +55,7 @@ def no_namespace(request: Request) -> Response:
 def no_xet(request: Request) -> Response:
     """Refuse a client that wants to upload to a Xet store."""
     message = (
-        "This hub has no Xet storage. Set HF_HUB_DISABLE_XET=1 for this client, or ask whoever runs the hub to start it with "
+        "This hub has no Xet storage. Set HF_HUB_DISABLE_XET=1 for this client, or ask the administrator of the hub to start it with "
         "--upload-mode regular, which every client can."
     )
     raise Refusal(404, message)

@@ -23,7 +23,7 @@ def amend(calls: Calls, path: str, known: Names, version: str | None, amendment:
 
     if known.document is None:
         msg = (
-            f"{calls.place} is not a hub of DeltaHub, so what is said about a version cannot be changed there after its push. "
+            f"{calls.place} is not a hub of DeltaHub, so versions cannot be amended there. "
             "Edit the card on its page, or push again with a message."
         )
         raise ConfigError(msg)
@@ -41,5 +41,5 @@ def amend(calls: Calls, path: str, known: Names, version: str | None, amendment:
         entry = Version(**{**answer["entry"], "tags": tuple(answer["entry"]["tags"])})
         return str(answer["version"]), entry
     except (KeyError, TypeError) as error:
-        msg = f"{calls.place} does not say what it changed. Look at it with deltahub show."
+        msg = f"{calls.place} did not return the changed version. Look at it with deltahub show."
         raise ConfigError(msg) from error

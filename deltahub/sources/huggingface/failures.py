@@ -63,7 +63,7 @@ def _missing(error: HfHubHTTPError, asked: Asked) -> DeltaHubError | None:
 
     if isinstance(error, errors.GatedRepoError):
         remedy = f"Accept its conditions on its page, and {asked.log_in}."
-        return StorageError(f"{asked.failed}: its owners let in only whom they know. {remedy}")
+        return StorageError(f"{asked.failed}: its owners restrict the access. {remedy}")
     if isinstance(error, errors.RepositoryNotFoundError):
         hint = "asked with your token" if asked.token else f"asked without a token: if it is private, {asked.log_in}"
         return NotFoundError(asked.what, (f"{asked.place}, {hint}",))
@@ -80,10 +80,12 @@ def _refused(error: HfHubHTTPError, asked: Asked) -> StorageError:
         remedy = (
             f"The token is not known there: {asked.log_in} with a new one."
             if asked.token
-            else f"It wants a token: {asked.log_in}."
+            else f"It requires a token: {asked.log_in}."
         )
     elif status == 403:
-        remedy = "This token has no right to that. Ask the owner of the namespace for it, or take another token."
+        remedy = (
+            "This token lacks the permission for that. Ask the owner of the namespace for it, or take another token."
+        )
     elif status == 429:
         remedy = "It takes no more requests for now. Repeat later; what is done already is not done again."
     elif status in BUSY:

@@ -47,7 +47,9 @@ class GitTags:
             with retry:
                 if self._set(version, commit, unless=_ITS_OWN):
                     return
-                raise ConflictError(f"The next version of {self._what}", version, "one of somebody else at every try")
+                raise ConflictError(
+                    f"The next version of {self._what}", version, "a version of another push at every attempt"
+                )
 
     def point(self, alias: str, commit: str) -> None:
         """Point an alias to a commit; an existing tag for another commit is deleted and created again.

@@ -110,7 +110,7 @@ def _models(calls: Calls, asked: Mapping[str, Any]) -> Iterator[Listed | bool]:
                 return True, [_line(str(item["id"]), item[DOCUMENT]) for item in answer.json()], following
             return False, [_listed(make(**item)) for item in answer.json()], following
         except (KeyError, TypeError, ValueError) as error:
-            msg = f"{calls.place} answers with no list of repos, so it is no hub of this protocol. Check its address."
+            msg = f"{calls.place} does not answer with a list of repos, so it is not a hub of this protocol. Check its address."
             raise ConfigError(msg) from error
 
     url: str | None = f"{calls.endpoint}/api/models"

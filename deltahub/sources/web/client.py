@@ -206,7 +206,7 @@ def no_answer(url: str, error: Exception) -> DeltaHubError:
     elif isinstance(error, requests.Timeout):
         reason = "no answer in time"
     elif isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
-        return StorageError(f"{shown(url)} is no address of a server. Correct the link.")
+        return StorageError(f"{shown(url)} is not the address of a server. Correct the link.")
     else:
         reason = "no connection" if isinstance(error, requests.RequestException) else f"it broke off: {error}"
     msg = f"Fetching {shown(url)} failed ({reason}). Check the network and the address, and repeat."
@@ -225,7 +225,7 @@ def _refused(url: str, status: int) -> StorageError:
     if status in _BUSY:
         return UnreachableError(f"Fetching {shown(url)} failed ({status}), after several tries too. Repeat later.")
     remedy = {
-        401: "It wants a login: put it into ~/.netrc, or pass a link that needs none.",
+        401: "It requires a login: put it into ~/.netrc, or pass a link that needs none.",
         403: "It does not let you in. Ask its owner, or get a new link if this one has run out.",
     }.get(status, "Open the link in a browser to see what is there.")
     return StorageError(f"Fetching {shown(url)} failed ({status}). {remedy}")

@@ -138,7 +138,7 @@ def test_what_cannot_be_a_token_is_told_at_once(pages):
     for token in ("", "a b", "x" * 300, "dhub_\r\nSet-Cookie: a=b", "é" * 20):
         answer = pages.post("/-/sign-in", token=token)
         assert answer.status_code == 400
-        assert "That is no token of this hub" in answer.text
+        assert "This is not a token of this hub" in answer.text
         assert "Set-Cookie" not in answer.headers
 
 

@@ -219,7 +219,9 @@ def test_a_list_of_a_hub_that_nobody_can_connect_to_is_soon_given_up(user, pause
 @pytest.mark.parametrize("page", [b"<html>Welcome</html>", b'{"error": "no"}', b'["a", "b"]'])
 def test_a_list_of_something_else_than_a_hub_is_a_sentence(user, proxy, page):
     proxy.breaks(lambda exchange: exchange.respond(200, [], page), method="GET", words="/api/models")
-    with pytest.raises(ConfigError, match=r"answers with no list of repos, so it is no hub .* Check its address"):
+    with pytest.raises(
+        ConfigError, match=r"does not answer with a list of repos, so it is not a hub .* Check its address"
+    ):
         user().search(Query(), "hf")
 
 
@@ -238,7 +240,7 @@ def test_a_hub_of_its_own_is_sent_the_token_of_its_own_variable(user, proxy, rep
         (answer(404, code="RepoNotFound"), NotFoundError, "asked with your token"),
         (answer(401, code="RepoNotFound"), NotFoundError, "asked with your token"),
         (answer(401, "Invalid credentials in Authorization header"), StorageError, "The token is not known there"),
-        (answer(403, "Not yours"), StorageError, r"\(403: Not yours\)\. This token has no right to that"),
+        (answer(403, "Not yours"), StorageError, r"\(403: Not yours\)\. This token lacks the permission for that"),
         (answer(403, code="GatedRepo"), StorageError, "Accept its conditions on its page, and"),
         (answer(404), StorageError, r"\(404\)\. Check the name and the address of the source"),
         (answer(200), StorageError, "did not say which commit its answer is from"),
@@ -253,7 +255,7 @@ def test_a_refusal_says_how_to_be_let_in(hub, proxy, repo, fault, kind, sentence
 
 def test_who_may_not_write_is_told_so_and_nothing_is_made(user, proxy, repo, checkpoint_folder):
     hub = user(token=False)
-    with pytest.raises(StorageError, match="It wants a token: log in with `hf auth login`, or set HF_TOKEN"):
+    with pytest.raises(StorageError, match="It requires a token: log in with `hf auth login`, or set HF_TOKEN"):
         hub.push(checkpoint_folder, f"hf:{repo}")
     with pytest.raises(NotFoundError):
         user().pull(ref(repo))

@@ -153,7 +153,7 @@ def test_a_version_is_amended_through_a_hub_as_in_its_registry(hub, server, repo
 
 def test_who_may_not_push_may_not_amend(user, server, repo, registered):
     reader = user(token=server.token("read"))
-    with pytest.raises(StorageError, match="no right to that"):
+    with pytest.raises(StorageError, match="lacks the permission for that"):
         reader.amend(ref(repo), Amendment("mine"))
     assert not server.registry.document(repo).amended
 
