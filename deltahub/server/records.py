@@ -3,9 +3,8 @@
 They are stored in the registry's own store, under `hub/repos/`, so that all processes of a hub share them. A delta pushed
 straight to the registry has no record: it is public.
 
-A copy of them is kept in memory, and checking for changes costs next to nothing. Only changed folders are listed, and only changed documents are read. An unchanged folder stamp proves that nothing changed only
-if the stamp is not recent, as in `deltahub.registry.search.refresh`: so a folder is skipped once it was listed two seconds or more
-after its stamp was first seen.
+A copy of them is kept in memory, and checking for changes costs next to nothing: only changed folders are listed, by
+`deltahub.stores.folder_stamps`, and only changed documents are read.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from typing import Generic, TypeVar
 
 from deltahub.errors import IntegrityError
 from deltahub.registry.hub_records import REPOSITORIES, repository_key
-from deltahub.registry.search.refresh import TICK
 from deltahub.stores.base import Store
+from deltahub.stores.folder_stamps import FolderStamp, folder_stamps
 from deltahub.stores.retry import SwapRetry
 
 T = TypeVar("T")
@@ -29,11 +28,9 @@ T = TypeVar("T")
 
 @dataclass
 class _Folder(Generic[T]):
-    """A folder: its stamp, when the stamp was first seen, whether it can be skipped, and its documents with their stamps."""
+    """A folder: its state when it was listed, and its documents with their stamps."""
 
-    stamp: str | None
-    seen: float
-    settled: bool = False
+    state: FolderStamp = field(default_factory=FolderStamp)
     documents: dict[str, tuple[str, T]] = field(default_factory=dict)
 
 
@@ -58,9 +55,9 @@ class Watched(Generic[T]):
     def current(self) -> Mapping[str, T]:
         """Return every document by key, sorted; the same object while nothing changes."""
         with self._lock:
-            stamps = self._stamps()
+            stamps = folder_stamps(self._store, self._prefix)
             changed = self._folders.keys() != stamps.keys()
-            self._folders = {name: self._folders.get(name) or _Folder(None, 0.0) for name in stamps}
+            self._folders = {name: self._folders.get(name) or _Folder() for name in stamps}
             for name, stamp in stamps.items():
                 changed |= self._refresh(name, stamp)
             if changed:
@@ -68,24 +65,14 @@ class Watched(Generic[T]):
                 self._current = MappingProxyType(dict(sorted(found.items())))
             return self._current
 
-    def _stamps(self) -> dict[str, str | None]:
-        """Return the folders with their stamps; a single one with stamp None if the store has no stamps."""
-        if self._store.folder_stamp(self._prefix) is None:
-            return {self._prefix: None}
-        names = (name for name in self._store.children(self._prefix) if name.endswith("/"))
-        return {f"{self._prefix}{name}": self._store.folder_stamp(f"{self._prefix}{name}") for name in names}
-
     def _refresh(self, name: str, stamp: str | None) -> bool:
         """Update a folder; return whether anything in it changed."""
         folder, now = self._folders[name], self._clock()
-        same = stamp is not None and stamp == folder.stamp
-        if same and folder.settled:
+        if folder.state.proves(stamp, now):
             return False
         before = folder.documents
         folder.documents = self._listed(name, before)
-        folder.settled = same and now - folder.seen >= TICK
-        if not same:
-            folder.stamp, folder.seen = stamp, now
+        folder.state = folder.state.listed(stamp, now)
         return folder.documents != before
 
     def _listed(self, name: str, known: Mapping[str, tuple[str, T]]) -> dict[str, tuple[str, T]]:

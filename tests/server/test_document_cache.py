@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from deltahub.registry.search.refresh import TICK
 from deltahub.server.records import Record, Records, Watched
+from deltahub.stores.folder_stamps import TICK
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 

@@ -1,8 +1,6 @@
 """Updates of the search index: only changed documents are read again, and only changed folders are listed.
 
-A folder's stamp proves that nothing changed only if the stamp is not new itself: a change within the same tick of the disk's
-clock leaves the stamp as it is. So a folder is skipped only once it was listed two seconds or more after its stamp was first
-seen; no clock needs to be right. A manual edit within a file leaves the folder's stamp as it is; it is seen when the folder is
+A folder is skipped while its stamp proves that nothing changed: see `deltahub.stores.folder_stamps`. A manual edit within a file leaves the folder's stamp as it is; it is seen when the folder is
 listed again, after ten minutes at most.
 
 All changes are found before the first document is read, so that progress can be reported against a total. If two processes
@@ -30,9 +28,9 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import RECORD, record_of
 from deltahub.registry.registry import REFS, Registry
 from deltahub.registry.search.tables import forget, remember
+from deltahub.stores.folder_stamps import FolderStamp, folder_stamps
 from deltahub.stores.threads import spread
 
-TICK: Final = 2.0  # seconds; no disk's clock is coarser
 TRUST: Final = 600.0  # seconds for which a folder is skipped
 MANY: Final = 5_000  # number of documents that takes some seconds to read
 _PAGE: Final = 1_000  # changed documents between two progress reports
@@ -47,13 +45,13 @@ class _Looked:
 
     Attributes:
         folder: with a "/" at its end.
-        row: its stamp, when the stamp was first seen, and when it settles if all its documents can be read; None if the folder is gone.
+        state: its new state if all its documents can be read; None if the folder is gone.
         changed: the documents to read, with their stamps.
         stale: the documents to forget.
     """
 
     folder: str
-    row: tuple[str, float, float | None] | None
+    state: FolderStamp | None
     changed: Mapping[str, str]
     stale: list[str]
 
@@ -79,12 +77,12 @@ def refresh(database: sqlite3.Connection, registry: Registry, told: Told | None 
     stamps = {key: stamp for each in looked for key, stamp in each.changed.items()}
     unread = _read(database, registry, stamps, told)
     for each in looked:
-        if each.row is None:
+        if each.state is None:
             database.execute("DELETE FROM folders WHERE folder = ?", (each.folder,))
         else:
-            stamp, seen, settles = each.row
-            settled = settles if unread.isdisjoint(each.changed) else None
-            database.execute("REPLACE INTO folders VALUES (?, ?, ?, ?)", (each.folder, stamp, seen, settled))
+            settled = each.state.settled if unread.isdisjoint(each.changed) else None
+            row = (each.folder, each.state.stamp, each.state.seen, settled)
+            database.execute("REPLACE INTO folders VALUES (?, ?, ?, ?)", row)
 
 
 def _commits(database: sqlite3.Connection) -> int:
@@ -96,19 +94,19 @@ def _commits(database: sqlite3.Connection) -> int:
 def _look(database: sqlite3.Connection, registry: Registry, told: Told | None) -> Iterator[_Looked]:
     """Iterate over the folders changed since they were last listed, or with a stamp to store."""
     now, total = time.time(), 0
-    stamps = _folders(registry)
-    rows = {row[0]: row[1:] for row in database.execute("SELECT folder, stamp, seen, settled FROM folders")}
-    for folder in rows.keys() - stamps.keys():
+    stamps = folder_stamps(registry.store, REFS)
+    rows = database.execute("SELECT folder, stamp, seen, settled FROM folders")
+    states = {folder: FolderStamp(*state) for folder, *state in rows}
+    for folder in states.keys() - stamps.keys():
         yield _Looked(folder, None, {}, [*_documents(database, folder)])
     for folder, stamp in stamps.items():
-        before, seen, settled = rows.get(folder, (None, now, None))
-        same = stamp is not None and stamp == before and seen <= now
-        if same and settled is not None and settled <= now < settled + TRUST:
+        before = states.get(folder)
+        if before and before.proves(stamp, now, TRUST):
             continue
         known, current, changed = _documents(database, folder), dict[str, str](), dict[str, str]()
         listed = _keys(registry, folder)
         if listed is None:
-            if folder in rows:
+            if before:
                 yield _Looked(folder, None, {}, [*known])
             continue
         for key, found in listed:
@@ -119,19 +117,9 @@ def _look(database: sqlite3.Connection, registry: Registry, told: Told | None) -
                     told(0, total + len(changed))
         stale = [key for key in known if current.get(key) != known[key]]
         total += len(changed)
-        kept = seen if same or stamp is None else now
-        row = (stamp or "", kept, now if same and now - kept >= TICK else None)
-        if changed or stale or row != (before, seen, settled):
-            yield _Looked(folder, row, changed, stale)
-
-
-def _folders(registry: Registry) -> Mapping[str, str | None]:
-    """Return the folders of documents, each with its stamp; a single folder for all if the store has no stamps."""
-    store = registry.store
-    if store.folder_stamp(REFS) is None:
-        return {REFS: None}
-    namespaces = [f"{REFS}{name}" for name in store.children(REFS) if name.endswith("/")]
-    return {folder: store.folder_stamp(folder) for folder in namespaces}
+        state = (before or FolderStamp(seen=now)).listed(stamp, now)
+        if changed or stale or state != before:
+            yield _Looked(folder, state, changed, stale)
 
 
 def _keys(registry: Registry, folder: str) -> Iterator[tuple[str, str]] | None:

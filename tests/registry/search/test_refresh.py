@@ -8,6 +8,7 @@ from deltahub.registry.edits import set_tags
 from deltahub.registry.search import refresh
 from deltahub.registry.search.conditions import Query
 from deltahub.registry.search.index import Index
+from deltahub.stores.folder_stamps import TICK
 
 
 class Clock:
@@ -48,7 +49,7 @@ def settle(index, clock, listed) -> None:
     """Until all folders are passed over."""
     for _ in range(3):
         names(index)
-        clock.now += refresh.TICK
+        clock.now += TICK
     listed.clear()
 
 
@@ -76,7 +77,7 @@ def test_a_change_within_the_same_tick_of_the_disks_clock_is_seen(registry, publ
         names(index)
         publish(registry, f"acme/d{number}")
         assert f"acme/d{number}" in names(index)
-    clock.now += refresh.TICK
+    clock.now += TICK
     assert len(names(index)) == 4
     listed.clear()
     assert len(names(index)) == 4
