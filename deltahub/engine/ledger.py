@@ -280,5 +280,5 @@ def _kept_names(module: nn.Module) -> set[str]:
     names = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
     names |= {name for name, _ in module.named_buffers() if is_delta_name(name)}
     acting = {name for name, record in overrides(module) if record.owner is not None}
-    # Running statistics are among them: they change without a gradient.
+    # `acting` includes running statistics, which change without a gradient.
     return {plain_name(name) for name in names} | acting
