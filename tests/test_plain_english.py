@@ -31,6 +31,21 @@ def comments(path: Path) -> Iterator[str]:
         yield from (token.string for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT)
 
 
+def messages(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        texts = [part.value if isinstance(part, ast.Constant) else "{}" for part in parts]
+        if all(isinstance(text, str) for text in texts):
+            yield "".join(texts)
+
+
+def prose(path: Path) -> Iterator[str]:
+    """Yield the paragraphs and table cells of a manual, without code."""
+    text = re.sub(r"(?ms)^```.*?^```|`[^`\n]*`", "X", path.read_text("utf-8"))
+    for paragraph in text.split("\n\n"):
+        yield from re.split(r" \| |^\| |^- |\n- ", paragraph)
+
+
 def riddles(text: str) -> list[str]:
     sentences = re.split(r"(?<=[.!?]) +|\n\n", text)
     return [
@@ -41,15 +56,21 @@ def riddles(text: str) -> list[str]:
     ]
 
 
+MANUALS = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "coverage.md")]
 SOURCES = sorted(path for folder in ("deltahub", "cli") for path in (ROOT / folder).rglob("*.py"))
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in SOURCES}), ids=lambda folder: folder.name)
-def test_docstrings_and_comments_hold_no_riddles(folder):
+def test_docstrings_comments_and_messages_hold_no_riddles(folder):
     found = [
         f"{path.name}: {riddle}"
         for path in folder.glob("*.py")
-        for text in (*docstrings(path), *comments(path))
+        for text in (*docstrings(path), *comments(path), *messages(path))
         for riddle in riddles(text)
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("page", MANUALS, ids=lambda page: page.name)
+def test_manuals_hold_no_riddles(page):
+    assert [riddle for text in prose(page) for riddle in riddles(text)] == []

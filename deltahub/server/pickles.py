@@ -155,7 +155,7 @@ def _refuse(namespace: str, path: str, why: str | None) -> None:
     if why is None:
         return
     message = (
-        f"{path} is taken for a Python pickle ({why}), which can run code on the machine of whoever opens it. "
+        f"{path} looks like a Python pickle ({why}), which can run code when it is opened. "
         "Save the weights as safetensors, leave the file out, or ask the administrator of this hub to start it with "
         f"--allow-pickle {namespace}."
     )

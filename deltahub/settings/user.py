@@ -170,8 +170,8 @@ class Settings:
         early = next((name for name in names if self._public(name)), None)
         if early and changed.names[: len(names)] != names:
             msg = (
-                f"{early} is public: whoever takes a free name there would take the place of what has the same name in a "
-                f"source that comes after. It stays behind them; name it to take a delta from there: {early}:namespace/name"
+                f"{early} is public: anybody can take a free name there, which would then hide the same name in a later "
+                f"source. It stays last; to use a delta from there, name the source: {early}:namespace/name"
             )
             raise ConfigError(msg)
         return changed

@@ -202,7 +202,7 @@ class Choice:
         on = tuple(name for name in self.sources if name in bound and name not in self.rules.disabled)
         if not on:
             msg = (
-                f"What is in {namespace} is looked for in {', '.join(bound)} only, which is off. "
+                f"Deltas in {namespace} are looked up in {', '.join(bound)} only, which is off. "
                 f"Turn it on: deltahub source enable {bound[0]}"
             )
             raise ConfigError(msg)

@@ -142,7 +142,7 @@ def test_a_namespace_that_belongs_to_a_source_is_looked_for_there_only(world):
     assert hub.pull(Reference.parse("other/ner")).reference.source == "public"
     assert hub.pull(Reference.parse("public:acme/ner")).reference.source == "public"
     with pytest.raises(
-        ConfigError, match=r"What is in acme is looked for in team only, which is off.*source enable team"
+        ConfigError, match=r"Deltas in acme are looked up in team only, which is off.*source enable team"
     ):
         world.hub(bound={"acme": ("team",)}, disabled=("team",)).pull(NER)
 

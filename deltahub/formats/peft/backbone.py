@@ -271,7 +271,9 @@ class Backbone:
             FingerprintMismatch: its values differ from those the delta was trained on.
         """
         if self.model is None and name not in self.values.trained:
-            msg = f"PEFT keeps {name.rpartition('.')[0]} as a whole, and the delta does not hold all of it. {ASK}"
+            msg = (
+                f"PEFT keeps {name.rpartition('.')[0]} as a whole, and the delta does not hold the whole module. {ASK}"
+            )
             raise ConfigError(msg)
         return self.values.of(name, {name} if self.model is None else self.names_of(name))
 
