@@ -19,6 +19,7 @@ from deltahub.registry.bundle import export_bundle, import_bundle
 from deltahub.registry.edits import remove
 from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
+from deltahub.registry.publish import publish
 from deltahub.registry.registry import Registry
 from deltahub.registry.signatures import PREFIX, add_signature, copy_signatures, signatures
 from deltahub.signing import MOST, PASSWORD, PrivateKey, PublicKey, check, trusted_by
@@ -460,13 +461,12 @@ def test_a_collection_keeps_signatures(team, tmp_path, key, checkpoint_folder):
 
 def test_a_delta_is_signed_before_anybody_can_see_it(team, tmp_path, key, checkpoint_folder, monkeypatch):
     seen = []
-    publish = Registry.publish_one
 
-    def watched(self, publication, *arguments):
-        seen.append(list(signatures(self, publication.manifest.digest)))
-        return publish(self, publication, *arguments)
+    def watched(registry, publication, *arguments):
+        seen.append(list(signatures(registry, publication.manifest.digest)))
+        return publish(registry, publication, *arguments)
 
-    monkeypatch.setattr(Registry, "publish_one", watched)
+    monkeypatch.setattr("deltahub.sources.registry.publish", watched)
     hub_of(team, tmp_path).push(checkpoint_folder, "acme/ner", sign=key)
 
     assert seen == [[key.public.id]]
