@@ -50,17 +50,17 @@ def copy(
     if json:
         print_json([asdict(copied) for copied in results])
         return
-    changed = [copied for copied in results if copied.changed]
-    if changed:
+    changed_deltas = [copied for copied in results if copied.changed]
+    if changed_deltas:
         rows = [
             (copied.name, " ".join(copied.versions) or "aliases, tags or its name", size_text(copied.size))
-            for copied in changed
+            for copied in changed_deltas
         ]
         out.rows(("name", "new", "moved"), rows)
     if not quiet:
         size = size_text(sum(copied.size for copied in results))
         say(
-            f"{len(results)} looked at, {len(changed)} changed, {size} moved; "
+            f"{len(results)} looked at, {len(changed_deltas)} changed, {size} moved; "
             f"{target} has all of {'them' if paths else source} now.",
             err=True,
         )

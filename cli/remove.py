@@ -69,17 +69,17 @@ def rename(
     from deltahub.reference import Reference
     from deltahub.registry.rename import rename as give_name
 
-    before, after = Reference.parse(old), Reference.parse(new)
-    if before.version or after.version:
+    old_reference, new_reference = Reference.parse(old), Reference.parse(new)
+    if old_reference.version or new_reference.version:
         raise ReferenceSyntaxError("All versions of a delta have one name. Leave out '@...'.")
-    registry, document = Hub.open().held(before)
-    if after.source not in (None, registry.name):
-        msg = f"{old} is in {registry.name}, and a name stays in its registry. Leave out {after.source!r}, or copy it there."
+    registry, document = Hub.open().held(old_reference)
+    if new_reference.source not in (None, registry.name):
+        msg = f"{old} is in {registry.name}, and a name stays in its registry. Leave out {new_reference.source!r}, or copy it there."
         raise ReferenceSyntaxError(msg)
-    give_name(registry, Reference.parse(document.name), after)
-    exact = f"{registry.name}:{after.path}"
-    same = document.name == after.path
-    line = "It has that name already." if same else f"{document.name} leads to it from now on."
+    give_name(registry, Reference.parse(document.name), new_reference)
+    exact = f"{registry.name}:{new_reference.path}"
+    is_unchanged = document.name == new_reference.path
+    line = "It has that name already." if is_unchanged else f"{document.name} leads to it from now on."
     out = Output(as_json=json, quiet=quiet)
     out.result({"reference": exact, "before": document.name}, exact, line)
 
@@ -106,20 +106,20 @@ def gc(
 
     wait = timedelta(seconds=seconds(grace, "--grace"))
     collection = collect(Hub.open().registry(source), wait, dry_run=dry_run)
-    freed, waiting = sum(collection.freed.values()), sum(collection.waiting.values())
+    freed_bytes, waiting_bytes = sum(collection.freed.values()), sum(collection.waiting.values())
     word = "would be deleted" if dry_run else "deleted"
     data = {
         "deleted": sorted(collection.freed),
-        "freed": freed,
+        "freed": freed_bytes,
         "waiting": sorted(collection.waiting),
-        "waiting_size": waiting,
+        "waiting_size": waiting_bytes,
         "next": collection.next,
         "dry_run": dry_run,
     }
-    later = (
-        f"{len(collection.waiting)} more, {size_text(waiting)}, are unused; the first may go from {collection.next}."
-    )
+    next_line = f"{len(collection.waiting)} more, {size_text(waiting_bytes)}, are unused; the first may go from {collection.next}."
     out = Output(as_json=json, quiet=quiet)
     out.result(
-        data, f"{len(collection.freed)} {word}, {size_text(freed)} freed.", *([later] if collection.waiting else [])
+        data,
+        f"{len(collection.freed)} {word}, {size_text(freed_bytes)} freed.",
+        *([next_line] if collection.waiting else []),
     )

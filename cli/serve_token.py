@@ -51,12 +51,12 @@ def create(
     from deltahub.server.served_registry import open_registry
     from deltahub.server.tokens import Tokens
 
-    chosen = next((known_scope for known_scope in SCOPES[1:] if known_scope == scope), None)
-    if chosen is None:
+    chosen_scope = next((known_scope for known_scope in SCOPES[1:] if known_scope == scope), None)
+    if chosen_scope is None:
         msg = f"expected read, write or admin; got {scope!r}"
         raise typer.BadParameter(msg, param_hint="--scope")
-    lasts = timedelta(seconds=seconds(expires, "--expires")) if expires else None
-    token, secret = Tokens(open_registry(registry).store).create(name, chosen, namespace or (), lasts)
+    lifetime = timedelta(seconds=seconds(expires, "--expires")) if expires else None
+    token, secret = Tokens(open_registry(registry).store).create(name, chosen_scope, namespace or (), lifetime)
     namespaces_text = "everywhere" if token.namespaces is None else f"in {', '.join(token.namespaces)}"
     until = f", until {token.expires}" if token.expires else ""
     data = {"secret": secret, "id": token.id, "name": name, "scope": scope, "namespaces": token.namespaces}

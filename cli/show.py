@@ -97,8 +97,8 @@ def _version_entry(document: ReferenceDocument, version: str, digest: str) -> tu
     versions = document.versions
     if version in versions:
         return version, versions[version]
-    same = [name for name, entry in versions.items() if entry.digest in (digest, f"commit:{version}")]
-    return (same[-1], versions[same[-1]]) if same else ("", Version(digest, "", "unknown"))
+    same_names = [name for name, entry in versions.items() if entry.digest in (digest, f"commit:{version}")]
+    return (same_names[-1], versions[same_names[-1]]) if same_names else ("", Version(digest, "", "unknown"))
 
 
 def _content(manifest: Manifest) -> list[tuple[str, str]]:

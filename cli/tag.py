@@ -65,10 +65,10 @@ def alias(
     check_alias(name)
     registry, document = Hub.open().held(reference)
     version = document.resolve(reference.version)
-    pointed = document.aliases.get(name)
-    if remove and reference.version and pointed and pointed != version:
-        raise ConflictError(f"The alias {document.name}@{name}", version, pointed)
-    expected_target = pointed if expect is None else expected(expect)
+    current_target = document.aliases.get(name)
+    if remove and reference.version and current_target and current_target != version:
+        raise ConflictError(f"The alias {document.name}@{name}", version, current_target)
+    expected_target = current_target if expect is None else expected(expect)
     document = set_alias(registry, document.name, name, None if remove else version, expect=expected_target)
     target = document.aliases.get(name)
     exact = f"{registry.name}:{document.name}@{name}"

@@ -249,14 +249,14 @@ def read_cached(get: Callable[[], Path], read: Callable[[Path], T]) -> T:
     with contextlib.ExitStack() as marks:
         for number in range(READ_ATTEMPTS):
             folder = get()
-            before = _state(folder)
+            state = _state(folder)
             try:
                 return read(folder)
             except (CheckpointError, IntegrityError, OSError):  # on NFS a removed file can be a stale one
-                still_there = before is not None and _state(folder) == before
+                still_there = state is not None and _state(folder) == state
                 if still_there or not _in_cache(folder) or number == READ_ATTEMPTS - 1:
                     raise
-            marks.enter_context(_wanted(folder))
+            marks.enter_context(_reading_mark(folder))
     raise AssertionError  # the last try returns or raises
 
 
@@ -308,7 +308,7 @@ def forget_killed(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def _wanted(folder: Path) -> Iterator[None]:
+def _reading_mark(folder: Path) -> Iterator[None]:
     root = folder.parents[2]
     mark = root / READING / f"{folder.parent.name}{folder.name}.{uuid.uuid4().hex}"
     with contextlib.suppress(OSError):  # without write permission, the delta is only fetched again

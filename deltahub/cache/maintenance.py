@@ -115,8 +115,8 @@ def find(cache: Cache, text: str) -> Cached:
             f"The delta {text}", (f"the cache {cache.root}",), tuple(entry.origin for entry in deltas[:3])
         )
     if len(matches) > 1:
-        each = ", ".join(f"{entry.origin} ({entry.digest[:19]})" for entry in matches)
-        msg = f"{text} means {len(matches)} deltas in the cache: {each}. Name one of them by its version or its digest."
+        listing = ", ".join(f"{entry.origin} ({entry.digest[:19]})" for entry in matches)
+        msg = f"{text} means {len(matches)} deltas in the cache: {listing}. Name one of them by its version or its digest."
         raise ReferenceSyntaxError(msg)
     return matches[0]
 
@@ -268,13 +268,13 @@ def _remove(cache: Cache, deltas: Iterable[Cached]) -> list[Cached]:
 
 def _remove_one(cache: Cache, entry: Cached, aside: Path) -> bool:
     """Move a delta aside and delete it, unless it is needed or another process removes it."""
-    if _wanted(cache, entry, entry.folder):
+    if _is_needed(cache, entry, entry.folder):
         return False
     try:
         os.replace(entry.folder, aside)
     except FileNotFoundError:
         return False
-    if _wanted(cache, entry, aside):
+    if _is_needed(cache, entry, aside):
         with contextlib.suppress(OSError):  # fetched again meanwhile
             os.replace(aside, entry.folder)
             return False
@@ -282,7 +282,7 @@ def _remove_one(cache: Cache, entry: Cached, aside: Path) -> bool:
     return True
 
 
-def _wanted(cache: Cache, entry: Cached, folder: Path) -> bool:
+def _is_needed(cache: Cache, entry: Cached, folder: Path) -> bool:
     """Check whether a delta was used or pinned since it was listed, or a reader needs it."""
     try:
         used = folder.stat().st_mtime > entry.used

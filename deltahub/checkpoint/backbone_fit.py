@@ -84,7 +84,7 @@ def fit(expected: Fingerprint, tensors: Tensors) -> Difference:
     expected_fingerprint = Fingerprint(
         tuple(leaf for leaf in expected.leaves if leaf in entries or not _tied(leaf, entries, tensors))
     )
-    actual_fingerprint = Fingerprint(tuple(_as_found(leaf, entry) for leaf, entry in entries.items()))
+    actual_fingerprint = Fingerprint(tuple(_actual_leaf(leaf, entry) for leaf, entry in entries.items()))
     difference = expected_fingerprint.compare(actual_fingerprint)
     if difference.level == EXACT:
         difference = Difference(SAME_STRUCTURE, "the values are compared when it is loaded")
@@ -97,11 +97,11 @@ def _missing(expected: Fingerprint, tensors: Tensors, rename: Callable[[str], st
 
 def _tied(leaf: Leaf, entries: Mapping[Leaf, TensorEntry], tensors: Tensors) -> bool:
     """Return whether a missing matrix has the bytes of another one; vectors of zeros would be equal by chance."""
-    same = any((candidate.shape, candidate.hash) == (leaf.shape, leaf.hash) for candidate in entries)
-    return len(leaf.shape) > 1 and leaf.name not in tensors and same
+    is_copy = any((candidate.shape, candidate.hash) == (leaf.shape, leaf.hash) for candidate in entries)
+    return len(leaf.shape) > 1 and leaf.name not in tensors and is_copy
 
 
-def _as_found(leaf: Leaf, entry: TensorEntry) -> Leaf:
+def _actual_leaf(leaf: Leaf, entry: TensorEntry) -> Leaf:
     """Convert a tensor of the files to a leaf; its values are assumed equal."""
     return replace(leaf, shape=entry.shape, dtype=_DTYPES.get(entry.dtype, entry.dtype))
 

@@ -100,14 +100,14 @@ class Fingerprint:
         except ValueError as error:
             msg = f"backbone.json is not JSON ({error}). Fetch or save the delta again."
             raise CheckpointError(msg) from error
-        wrong = problem(document, SCHEMA)
-        if wrong is None:
+        fault = problem(document, SCHEMA)
+        if fault is None:
             leaves = tuple(Leaf(n, d, tuple(shape), leaf) for n, d, shape, leaf in document["tensors"])
             fingerprint = cls(leaves, document["format_version"])
             if fingerprint.hash == document["hash"]:
                 return fingerprint
-            wrong = f"its list has the hash {fingerprint.hash}, not {document['hash']}"
-        msg = f"backbone.json is malformed: {wrong}. Fetch or save the delta again."
+            fault = f"its list has the hash {fingerprint.hash}, not {document['hash']}"
+        msg = f"backbone.json is malformed: {fault}. Fetch or save the delta again."
         raise CheckpointError(msg)
 
     def compare(self, actual: Fingerprint) -> Difference:

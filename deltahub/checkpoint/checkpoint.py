@@ -184,8 +184,8 @@ def _require_same(path: Path, entry: Mapping[str, Any], sha256: str, size: int) 
 
 def _damaged(path: Path, expected: str, actual: str) -> IntegrityError:
     remedy = "The file was cut, changed, or an interrupted save left it. Fetch or save the delta again."
-    if before := next(path.parent.glob(f"{STAGE}*/{REPLACED}"), None):
-        remedy += f" The files that an interrupted save was replacing are in {before}."
+    if replaced_folder := next(path.parent.glob(f"{STAGE}*/{REPLACED}"), None):
+        remedy += f" The files that an interrupted save was replacing are in {replaced_folder}."
     return IntegrityError(str(path), expected, actual, remedy)
 
 

@@ -111,11 +111,11 @@ class Manifest:
 def _read(data: bytes, digest: str) -> Manifest:
     try:
         document = parse(data)
-        wrong = problem(document, SCHEMA)
+        fault = problem(document, SCHEMA)
     except ValueError as error:
-        wrong = str(error)
-    if wrong:
-        msg = f"The manifest {digest} cannot be read by this version: {wrong}. Update deltahub."
+        fault = str(error)
+    if fault:
+        msg = f"The manifest {digest} cannot be read by this version: {fault}. Update deltahub."
         raise CheckpointError(msg)
     return Manifest(
         config=document["config"],

@@ -196,8 +196,8 @@ def _remove_leftovers(parent: Path, now: float) -> None:
     """
     for leftover in parent.glob(f"{STAGE}*"):
         with contextlib.suppress(OSError):
-            ours = re.fullmatch(r"[0-9a-f]{32}", leftover.name.removeprefix(STAGE))
-            if ours and abs(leftover.stat().st_mtime - now) > _STALE and not (leftover / REPLACED).exists():
+            is_stage = re.fullmatch(r"[0-9a-f]{32}", leftover.name.removeprefix(STAGE))
+            if is_stage and abs(leftover.stat().st_mtime - now) > _STALE and not (leftover / REPLACED).exists():
                 shutil.rmtree(leftover)
 
 

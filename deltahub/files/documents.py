@@ -158,8 +158,8 @@ def _clause(error: JsonSchemaValueException) -> str:
         return f"{place} must be of type {rule_value if isinstance(rule_value, str) else ' or '.join(rule_value)}, got {shown(value)}"
     if error.rule == "propertyNames":
         pattern, longest = rule_value.get("pattern", "").replace("$", r"\Z"), rule_value.get("maxLength", math.inf)
-        odd = next((key for key in value if len(key) > longest or not re.search(pattern, key)), "")
-        return f"{place} must not have the key {shown(odd)}"
+        odd_key = next((key for key in value if len(key) > longest or not re.search(pattern, key)), "")
+        return f"{place} must not have the key {shown(odd_key)}"
     if error.rule in _BOUNDS:
         return f"{place} must be {_BOUNDS[error.rule]} {rule_value!r}, got {shown(value)}"
     if error.rule in _SIZES:

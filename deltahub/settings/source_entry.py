@@ -72,17 +72,17 @@ class Configured:
         if check_source(name) in _RESERVED:
             msg = f"{name!r} is a reserved source name. Choose another name."
             raise ConfigError(msg)
-        bound = tuple(dict.fromkeys(check_name(namespace, "namespace") for namespace in namespaces))
+        bound_namespaces = tuple(dict.fromkeys(check_name(namespace, "namespace") for namespace in namespaces))
         given_options = {key: value for key, value in options.items() if value is not None}
         if url.startswith(WEB):
             _refuse(given_options, _OF_BUCKETS, "registries in buckets", f"{url} is a hub")
             token_env = given_options.get("token_env")
-            return cls(name, _hub(url, token_env), kind=HUB, token_env=token_env, namespaces=bound)
+            return cls(name, _hub(url, token_env), kind=HUB, token_env=token_env, namespaces=bound_namespaces)
         _refuse(given_options, ("token_env",), "hubs", f"{url} is a registry")
         if not url.startswith(S3):
             _refuse(given_options, _OF_BUCKETS, "registries in buckets", f"{url} is a folder")
         endpoint, region, profile = map(options.get, _OF_BUCKETS)
-        entry = cls(name, place_of(url), endpoint, region, profile, namespaces=bound)
+        entry = cls(name, place_of(url), endpoint, region, profile, namespaces=bound_namespaces)
         entry.store()
         return entry
 
@@ -183,6 +183,6 @@ def _hub(url: str, token_env: str | None) -> str:
 
 
 def _refuse(options: dict[str, str], keys: Collection[str], of: str, reason: str) -> None:
-    if wrong := [key for key in keys if key in options]:
-        msg = f"{wrong[0]} is for {of}, and {reason}. Leave it out."
+    if refused_keys := [key for key in keys if key in options]:
+        msg = f"{refused_keys[0]} is for {of}, and {reason}. Leave it out."
         raise ConfigError(msg)

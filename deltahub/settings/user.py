@@ -93,8 +93,8 @@ class Settings:
             ("order", order, {LOCAL, HF, *entries}),
             ("list of what is off", disabled, {LOCAL, HF, *entries}),
         ):
-            if strange := [name for name in names if name not in allowed_names]:
-                msg = f"its {label} names {strange[0]!r}, which is not among its registries"
+            if unknown_names := [name for name in names if name not in allowed_names]:
+                msg = f"its {label} names {unknown_names[0]!r}, which is not among its registries"
                 raise LookupError(msg)
         return cls(entries, default, order, disabled)
 
@@ -166,15 +166,15 @@ class Settings:
         if len(set(names)) != len(names):
             msg = f"{', '.join(names)} names a source twice. Name each once."
             raise ConfigError(msg)
-        changed = replace(self, order=names)
+        settings = replace(self, order=names)
         early = next((name for name in names if self._public(name)), None)
-        if early and changed.names[: len(names)] != names:
+        if early and settings.names[: len(names)] != names:
             msg = (
                 f"{early} is public: anybody can take a free name there, which would then hide the same name in a later "
                 f"source. It stays last; to use a delta from there, name the source: {early}:namespace/name"
             )
             raise ConfigError(msg)
-        return changed
+        return settings
 
     def enable(self, name: str) -> Settings:
         """Return settings with a source enabled.
@@ -220,15 +220,15 @@ def change(how: Callable[[Settings], Settings]) -> Settings:
     """
     folder = config_home()
     with storage_errors("Writing the settings", folder), locked(folder / f"{FILE}.lock"):
-        changed = how(Settings.read())
-        document = changed.to_document()
-        if wrong := problem(document, SCHEMA):
-            raise _damaged(folder / FILE, wrong)
+        settings = how(Settings.read())
+        document = settings.to_document()
+        if fault := problem(document, SCHEMA):
+            raise _damaged(folder / FILE, fault)
         with staging(folder) as stage:
             write_synced(stage / FILE, f"{json.dumps(document, indent=2)}\n".encode())
             os.replace(stage / FILE, folder / FILE)
             sync_folders([folder])
-    return changed
+    return settings
 
 
 def unknown_source(name: str, known_names: tuple[str, ...]) -> NotFoundError:

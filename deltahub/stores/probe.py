@@ -73,16 +73,16 @@ def _tried(client: Client, key: str) -> str | None:
     def put(data: bytes, mode: Any) -> str | None:
         return obstore.put(client, key, data, mode=mode)["e_tag"]
 
-    first = put(b"1", "create")
+    first_etag = put(b"1", "create")
     try:
-        if not first:
+        if not first_etag:
             return "gives no ETags"
         with contextlib.suppress(AlreadyExistsError):
             put(b"2", "create")
             return "ignores If-None-Match"
-        put(b"3", {"e_tag": first})
+        put(b"3", {"e_tag": first_etag})
         with contextlib.suppress(PreconditionError):
-            put(b"4", {"e_tag": first})
+            put(b"4", {"e_tag": first_etag})
             return "ignores If-Match"
         return None
     finally:

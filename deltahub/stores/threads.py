@@ -59,20 +59,20 @@ def spread(call: Callable[[Item], T], items: Iterable[Item], at_once: int) -> It
         yield from map(call, items)
         return
     running: deque[Future[T]] = deque()
-    waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+    pending: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
     threads = 0
 
     def work() -> None:
-        while made := waiting.get():
-            made()
+        while promise := pending.get():
+            promise()
 
     try:
         for item in items:
             if len(running) == at_once:
                 yield running.popleft().result()
-            future, made = _promised(partial(call, item))
+            future, promise = _promised(partial(call, item))
             running.append(future)
-            waiting.put(made)
+            pending.put(promise)
             if threads < at_once:
                 threads += 1
                 _start(work)
@@ -80,7 +80,7 @@ def spread(call: Callable[[Item], T], items: Iterable[Item], at_once: int) -> It
             yield running.popleft().result()
     finally:
         for _ in range(threads):
-            waiting.put(None)
+            pending.put(None)
 
 
 def each(call: Callable[[Item, threading.Event], None], items: Iterable[Item], at_once: int) -> None:
@@ -118,8 +118,8 @@ def each(call: Callable[[Item, threading.Event], None], items: Iterable[Item], a
 
 
 def _started(call: Callable[[], T]) -> Future[T]:
-    future, made = _promised(call)
-    _start(made)
+    future, promise = _promised(call)
+    _start(promise)
     return future
 
 

@@ -15,8 +15,8 @@ def header_value(text: str, origin: str) -> str:
         ConfigError: it has characters that a header cannot hold; the message does not show it.
     """
     value = text.strip()
-    if strange := next((char for char in value if not "!" <= char <= "~"), None):
-        kind = "white space" if strange.isspace() else f"the character U+{ord(strange):04X}"
+    if bad_character := next((char for char in value if not "!" <= char <= "~"), None):
+        kind = "white space" if bad_character.isspace() else f"the character U+{ord(bad_character):04X}"
         msg = (
             f"{origin} holds {kind}, which no token or key has: it may have been copied from a page, or holds several lines. "
             "Set it again; its value is not shown."

@@ -46,5 +46,5 @@ def _shared(word: str, other: str) -> int:
 def suggest(word: str, known_words: Iterable[str]) -> str:
     """Return a clause with the known word most similar to `word`, or else with all known words."""
     known_words = sorted(known_words)
-    close = closest(word, known_words, limit=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(known_words)}."
+    matches = closest(word, known_words, limit=1, cutoff=0.6)
+    return f"did you mean {matches[0]!r}?" if matches else f"known are: {', '.join(known_words)}."
