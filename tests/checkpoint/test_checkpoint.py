@@ -309,4 +309,4 @@ def test_damage_by_an_interrupted_save_says_where_the_old_files_are(checkpoint_f
     with pytest.raises(IntegrityError) as caught:
         checkpoint.read(checkpoint_folder)
 
-    assert f"is in {before}." in str(caught.value)
+    assert f"are in {before}." in str(caught.value)
