@@ -61,9 +61,9 @@ ANONYMOUS: Final = Caller()
 
 def caller_of(request: HTTPConnection) -> Caller:
     """Return the caller of a request; a caller without any permission when no middleware set one."""
-    found = request.scope.get(CALLER, ANONYMOUS)
-    assert isinstance(found, Caller)
-    return found
+    caller = request.scope.get(CALLER, ANONYMOUS)
+    assert isinstance(caller, Caller)
+    return caller
 
 
 def repository_not_found(request: HTTPConnection, repository: str) -> Refusal:
@@ -104,8 +104,8 @@ def require_write(request: HTTPConnection, namespace: str) -> Caller:
     if caller.may_write(namespace):
         return caller
     require_writer(request)
-    allowed = ", ".join(sorted(caller.namespaces or ()))
-    raise Refusal(403, f"The token {caller.name!r} may write to {allowed}, not to {namespace}.")
+    namespaces = ", ".join(sorted(caller.namespaces or ()))
+    raise Refusal(403, f"The token {caller.name!r} may write to {namespaces}, not to {namespace}.")
 
 
 def require_writer(request: HTTPConnection) -> Caller:

@@ -44,7 +44,7 @@ class Buckets:
     def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.rate, self.burst = rate, burst
         self._clock = clock
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and the time of that count
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and the time of that count
 
     def wait(self, key: str) -> int:
         """Return the whole seconds until a caller may proceed, without taking a token; 0 for now."""
@@ -58,14 +58,14 @@ class Buckets:
         """
         if seconds := self.wait(key):
             return seconds
-        self._left[key] = (self._drops(key) - 1, self._clock())
-        self._left.move_to_end(key)
-        while len(self._left) > _LARGEST:
-            self._left.popitem(last=False)
+        self._levels[key] = (self._drops(key) - 1, self._clock())
+        self._levels.move_to_end(key)
+        while len(self._levels) > _LARGEST:
+            self._levels.popitem(last=False)
         return 0
 
     def _drops(self, key: str) -> float:
-        drops, since = self._left.get(key, (self.burst, 0.0))
+        drops, since = self._levels.get(key, (self.burst, 0.0))
         return min(self.burst, drops + (self._clock() - since) * self.rate)
 
 
@@ -181,16 +181,16 @@ class Authentication:
             self._hold_back(f"{address} refused")
             raise
 
-    def _hold_back(self, who: str) -> None:
-        if self._requests and (seconds := self._requests.take(who)):
+    def _hold_back(self, key: str) -> None:
+        if self._requests and (seconds := self._requests.take(key)):
             raise _too_many(seconds, f"more than {self._requests.rate:g} requests a second came")
 
 
 def authenticator_of(request: HTTPConnection) -> Authenticator:
     """Return the authenticator that identified the caller of a request."""
-    found = request.scope[_AUTHENTICATOR]
-    assert isinstance(found, Authenticator)
-    return found
+    authenticator = request.scope[_AUTHENTICATOR]
+    assert isinstance(authenticator, Authenticator)
+    return authenticator
 
 
 @contextlib.contextmanager
@@ -216,6 +216,6 @@ def _secret(scope: Scope) -> str | None:
     return secret.strip() if len(values) == 1 and kind.lower() == "bearer" else ""
 
 
-def _too_many(seconds: int, why: str) -> Refusal:
+def _too_many(seconds: int, reason: str) -> Refusal:
     headers = {"Retry-After": str(seconds), "RateLimit": f'"api";r=0;t={seconds}'}
-    return Refusal(429, f"Too many requests: {why}. Wait {seconds} seconds.", headers=headers)
+    return Refusal(429, f"Too many requests: {reason}. Wait {seconds} seconds.", headers=headers)

@@ -59,13 +59,13 @@ def with_fields(handler: Callable[[Request, dict[str, list[str]]], Response], al
 
     def handle(request: Request, data: bytes) -> Response:
         if "json" in request.headers.get("content-type", ""):
-            found = {key: [*map(str, value)] for key, value in _object(data).items() if isinstance(value, list)}
+            fields = {key: [*map(str, value)] for key, value in _object(data).items() if isinstance(value, list)}
         else:
             try:
-                found = parse_qs(data.decode(), max_num_fields=_MOST_FIELDS, errors="strict")
+                fields = parse_qs(data.decode(), max_num_fields=_MOST_FIELDS, errors="strict")
             except ValueError as error:
                 raise Refusal(400, "The form cannot be read, or has too many fields. Ask for less at once.") from error
-        return handler(request, found)
+        return handler(request, fields)
 
     return _with_body(handle, allowed, LARGE)
 
@@ -89,19 +89,19 @@ async def blocks(request: Request) -> AsyncIterator[bytes]:
     Raises:
         Refusal: the client disconnected.
     """
-    held = bytearray()
+    buffer = bytearray()
     with room_in(state_of(request).bodies, request) as room:
         try:
             async for chunk in request.stream():
-                held += chunk
-                if len(held) >= CHUNK or not room.fits(len(held)):
-                    yield bytes(held)
-                    held.clear()
+                buffer += chunk
+                if len(buffer) >= CHUNK or not room.fits(len(buffer)):
+                    yield bytes(buffer)
+                    buffer.clear()
                     room.release()
         except ClientDisconnect as error:
             raise Refusal(400, "The request ended before its body was complete.") from error
-        if held:
-            yield bytes(held)
+        if buffer:
+            yield bytes(buffer)
 
 
 async def body_of(request: Request, most: int) -> bytes:
@@ -117,28 +117,28 @@ async def body_of(request: Request, most: int) -> bytes:
 async def _read(request: Request, most: int, room: Room) -> bytes:
     if int(request.headers.get("content-length", 0)) > most:
         raise too_large(most)
-    held = bytearray()
+    buffer = bytearray()
     try:
         async for chunk in request.stream():
-            if len(held) + len(chunk) > most:
+            if len(buffer) + len(chunk) > most:
                 raise too_large(most)
-            room.resize(len(held) + len(chunk))
-            held += chunk
+            room.resize(len(buffer) + len(chunk))
+            buffer += chunk
     except ClientDisconnect as error:
         raise Refusal(400, "The request ended before its body was complete.") from error
-    return bytes(held)
+    return bytes(buffer)
 
 
 def _object(body: bytes) -> dict[str, Any]:
     if not body.strip():
         return {}
     try:
-        found = parse(body)
+        value = parse(body)
     except ValueError as error:
         raise Refusal(400, f"The body is not JSON: {error}.") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise Refusal(400, "The body must be a JSON object.")
-    return found
+    return value
 
 
 def text_field(body: dict[str, Any], name: str, default: str | None = None) -> str:

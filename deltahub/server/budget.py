@@ -30,27 +30,27 @@ class Budget:
     def __init__(self, total: int, share: int) -> None:
         self._total, self._share = total, share
         self._lock = threading.Lock()
-        self._held: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
 
     @property
     def held(self) -> int:
         """Bytes in use now."""
-        return self._held.total()
+        return self._bytes.total()
 
     def take(self, caller: str, count: int) -> bool:
         """Reserve bytes for a caller; return whether they were available."""
         with self._lock:
-            if self._held[caller] + count > self._share or self._held.total() + count > self._total:
+            if self._bytes[caller] + count > self._share or self._bytes.total() + count > self._total:
                 return False
-            self._held[caller] += count
+            self._bytes[caller] += count
             return True
 
     def give_back(self, caller: str, count: int) -> None:
         """Return reserved bytes to the budget."""
         with self._lock:
-            self._held[caller] -= count
-            if not self._held[caller]:
-                del self._held[caller]
+            self._bytes[caller] -= count
+            if not self._bytes[caller]:
+                del self._bytes[caller]
 
 
 class Room:

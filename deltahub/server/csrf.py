@@ -104,9 +104,9 @@ def is_foreign(headers: Headers, public_url: str | None) -> bool:
     origin = headers.get("origin")
     if origin is None:
         return headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
-    own = {headers.get("host"), urlsplit(public_url or "").netloc} - {"", None}
+    hosts = {headers.get("host"), urlsplit(public_url or "").netloc} - {"", None}
     try:
-        return urlsplit(origin).netloc not in own
+        return urlsplit(origin).netloc not in hosts
     except ValueError:
         return True
 

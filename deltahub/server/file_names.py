@@ -42,19 +42,19 @@ def check_path(path: str) -> str:
     if any(part.lower() == ".git" for part in parts) or path.startswith(_OWN):
         raise _refusal(path, f".git and {_OWN}... are reserved")
     for part in parts:
-        if why := _unwritable(part):
-            raise _refusal(path, why)
+        if reason := _unwritable(part):
+            raise _refusal(path, reason)
     return path
 
 
-def _refusal(path: str, why: str) -> Refusal:
-    return Refusal(400, f"{path[:100]!r} cannot be the path of a file: {why}.")
+def _refusal(path: str, reason: str) -> Refusal:
+    return Refusal(400, f"{path[:100]!r} cannot be the path of a file: {reason}.")
 
 
 def _unwritable(part: str) -> str | None:
     """Return why some systems cannot write a name, or display it differently; None if all can."""
-    if found := _FORBIDDEN.search(part):
-        return f"Windows writes no file with {found[0]!r} in its name"
+    if match := _FORBIDDEN.search(part):
+        return f"Windows writes no file with {match[0]!r} in its name"
     if _RESERVED.fullmatch(part):
         return f"{part!r} is the name of a device in Windows"
     if part.endswith("."):
@@ -81,14 +81,14 @@ def refuse_clashes(paths: Iterable[str]) -> None:
         Refusal: one has, or two are.
     """
     files = set(paths)
-    written: dict[str, str] = {}  # files and folders as written, by their folded path
+    spellings: dict[str, str] = {}  # files and folders as written, by their folded path
     for path in sorted(files):
         parts = path.split("/")
         for depth in range(1, len(parts) + 1):
             name = "/".join(parts[:depth])
             if depth < len(parts) and name in files:
                 raise Refusal(400, f"{name!r} cannot be a file and the folder of {path!r} at once. Delete one of them.")
-            if (twin := written.setdefault(_folded(name), name)) != name:
+            if (twin := spellings.setdefault(_folded(name), name)) != name:
                 message = (
                     f"{name!r} and {twin!r} are one path where upper and lower case or composed and decomposed letters are not told "
                     "apart, as on Windows and macOS. Rename or delete one of them."

@@ -25,8 +25,8 @@ class _Loader(_SAFE):  # type: ignore[misc]
     """YAML loader that accepts only true and false as booleans, as YAML 1.2 does: ``no`` is Norwegian, not false."""
 
     yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, pattern) for tag, pattern in known if tag != _BOOLEAN]
-        for first, known in _SAFE.yaml_implicit_resolvers.items()
+        character: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOLEAN]
+        for character, resolvers in _SAFE.yaml_implicit_resolvers.items()
     }
 
 
@@ -39,8 +39,8 @@ def front_matter(card: str) -> dict[str, Any]:
     Raises:
         ValueError: it is not valid YAML, or not a mapping.
     """
-    found = _HEAD.match(card[:LARGEST])
-    return read_yaml(found[1]) if found else {}
+    match = _HEAD.match(card[:LARGEST])
+    return read_yaml(match[1]) if match else {}
 
 
 def read_yaml(text: str) -> dict[str, Any]:
@@ -52,14 +52,14 @@ def read_yaml(text: str) -> dict[str, Any]:
     try:
         _refuse_bombs(text)
         value = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
-        found = _plain({} if value is None else value)
+        mapping = _plain({} if value is None else value)
     except Exception as error:  # constructors of a SafeLoader raise various types: KeyError, IndexError, ...
         msg = " ".join(str(error).split())[:300] or "a value is not what its tag says"
         raise ValueError(msg) from error
-    if not isinstance(found, dict):
+    if not isinstance(mapping, dict):
         msg = "expected keys with values"
         raise ValueError(msg)  # noqa: TRY004  (the text is wrong, not the call)
-    return found
+    return mapping
 
 
 def _refuse_bombs(text: str) -> None:
@@ -95,5 +95,5 @@ def _text(value: Any) -> str:
 
 def texts(value: Any) -> list[str]:
     """Return a string, or the strings of a list, as a list."""
-    found = value if isinstance(value, list) else [value]
-    return [entry for entry in found if isinstance(entry, str) and entry]
+    entries = value if isinstance(value, list) else [value]
+    return [entry for entry in entries if isinstance(entry, str) and entry]

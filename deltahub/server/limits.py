@@ -79,11 +79,11 @@ class _Body:
         self._receive = receive
         self._most, self._idle = most, idle
         self._count = 0
-        self._more = True
+        self._has_more = True
         self._start: float | None = None
 
     async def receive(self) -> Message:
-        if not self._more:
+        if not self._has_more:
             return await self._receive()  # waits for the end of the connection, however long the answer takes
         loop = asyncio.get_running_loop()
         self._start = self._start or loop.time()
@@ -97,7 +97,7 @@ class _Body:
                 f"Only {self._count:,} bytes of the body came in {took:.1f} seconds. Repeat over a faster connection."
             )
             raise Refusal(408, text, headers=_CLOSE) from error
-        self._more = message["type"] == "http.request" and message.get("more_body", False)
+        self._has_more = message["type"] == "http.request" and message.get("more_body", False)
         self._count += len(message.get("body", b""))
         if self._count > self._most:
             raise too_large(self._most, headers=_CLOSE)

@@ -123,7 +123,7 @@ class _Machine:
     def __init__(self, source: _Bytes) -> None:
         self._source = source
         self._stack = [0]  # values above each mark; the first is the bottom of the stack
-        self._imported = self._kept = False
+        self._imported = self._has_memo = False
 
     def restart(self) -> None:
         """Begin the next pickle after a STOP.
@@ -153,9 +153,9 @@ class _Machine:
             self._plain(opcode)
         else:
             self._at_mark(opcode)
-        called = opcode in (b"i", b"o") or opcode in _CALLS
-        self._stack[-1] += called
-        return called and self._imported
+        is_call = opcode in (b"i", b"o") or opcode in _CALLS
+        self._stack[-1] += is_call
+        return is_call and self._imported
 
     def _plain(self, opcode: bytes) -> None:
         length, takes, puts = _PLAIN[opcode]
@@ -167,8 +167,8 @@ class _Machine:
         self._take(takes)
         self._stack[-1] += puts
         self._imported = self._imported or opcode in _IMPORTS
-        self._kept = self._kept or opcode in _KEEPS
-        if opcode in _RECALLS and not self._kept:
+        self._has_memo = self._has_memo or opcode in _KEEPS
+        if opcode in _RECALLS and not self._has_memo:
             raise _End
 
     def _at_mark(self, opcode: bytes) -> None:

@@ -74,15 +74,15 @@ def looks_pickled(path: str, head: bytes) -> str | None:
         path: its name in the repository.
         head: its first `HEAD` bytes, or all; empty if not known yet.
     """
-    if found := _ENDINGS.search(path):
-        return f"its name ends in {found[0]}"
-    if found := _CLOSED_ENDING.search(path):
-        return f"its name ends in {found[0]}, and this hub cannot look into what is compressed so"
+    if ending := _ENDINGS.search(path):
+        return f"its name ends in {ending[0]}"
+    if ending := _CLOSED_ENDING.search(path):
+        return f"its name ends in {ending[0]}, and this hub cannot look into what is compressed so"
     if _PROTOCOL.match(head):
         return "it begins as a pickle does"
     if head.startswith(_ZIP) and _ZIPPED.match(head, 30):  # position of the first file name in a zip
         return "it begins as a file of torch.save does"
-    if head.startswith(_ARRAY) and _holds_objects(len(head), lambda start, end: head[start:end], whole=False):
+    if head.startswith(_ARRAY) and _holds_objects(len(head), lambda start, end: head[start:end], is_complete=False):
         return "it is an array of pickled objects"
     return None
 
@@ -96,8 +96,8 @@ def pickle_within(size: int, read: Read, *, deep: bool = True) -> str | None:
         deep: whether to look into archives and compressed files.
     """
     head = read(0, min(size, HEAD)) if size else b""
-    if found := looks_pickled("", head):
-        return found
+    if reason := looks_pickled("", head):
+        return reason
     if is_pickle(size, read):
         return "its bytes are a pickle"
     if head.startswith(_ARRAY):
@@ -151,11 +151,11 @@ def refuse_pickle_within(settings: Settings, namespace: str, path: str, size: in
         _refuse(namespace, path, looks_pickled(path, b"") or pickle_within(size, read))
 
 
-def _refuse(namespace: str, path: str, why: str | None) -> None:
-    if why is None:
+def _refuse(namespace: str, path: str, reason: str | None) -> None:
+    if reason is None:
         return
     message = (
-        f"{path} looks like a Python pickle ({why}), which can run code when it is opened. "
+        f"{path} looks like a Python pickle ({reason}), which can run code when it is opened. "
         "Save the weights as safetensors, leave the file out, or ask the administrator of this hub to start it with "
         f"--allow-pickle {namespace}."
     )
@@ -165,23 +165,23 @@ def _refuse(namespace: str, path: str, why: str | None) -> None:
 # ----- numpy arrays -----
 
 
-def _holds_objects(size: int, read: Read, *, whole: bool = True) -> bool:
+def _holds_objects(size: int, read: Read, *, is_complete: bool = True) -> bool:
     """Return whether an array's dtype contains objects at any depth; an invalid numpy header counts as such.
 
     Args:
-        whole: whether `read` covers the whole file; a truncated header is inconclusive.
+        is_complete: whether `read` covers the whole file; a truncated header is inconclusive.
     """
     start = read(0, min(size, 12))
     wide = start[6:7] > b"\x01"
     length = int.from_bytes(start[8 : 12 if wide else 10], "little")
     begin = 12 if wide else 10
     if begin + length > size or length > _LONGEST_HEADER:
-        return whole and length > _LONGEST_HEADER
+        return is_complete and length > _LONGEST_HEADER
     try:
         header = ast.literal_eval(read(begin, begin + length).decode("latin-1").strip())
         return _is_object(header["descr"])
     except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError):
-        return whole
+        return is_complete
 
 
 def _is_object(kind: Any) -> bool:
@@ -200,7 +200,7 @@ class _File(io.RawIOBase):
     """File object for the archive modules, with a limit on the bytes read."""
 
     def __init__(self, size: int, read: Read) -> None:
-        self._size, self._read, self._at, self._left = size, read, 0, _MOST_READ
+        self._size, self._read, self._at, self._remaining = size, read, 0, _MOST_READ
 
     def readable(self) -> bool:
         return True
@@ -219,8 +219,8 @@ class _File(io.RawIOBase):
         end = min(self._size, self._at + len(buffer))
         if self._at >= end:
             return 0
-        self._left -= end - self._at
-        if self._left < 0:
+        self._remaining -= end - self._at
+        if self._remaining < 0:
             msg = f"more than {_MOST_READ:,} bytes would have to be read"
             raise _Unclear(msg)
         data = self._read(self._at, end)
@@ -293,12 +293,12 @@ def _unpacked(head: bytes, size: int, read: Read) -> bytes:
     make = next((make for magic, make in _UNPACKERS if head.startswith(magic)), None)
     if make is None:
         return b""
-    packed, found = read(0, min(size, _UNPACKED)), bytearray()
+    packed, content = read(0, min(size, _UNPACKED)), bytearray()
     unpacker, at = make(), 0
     try:
-        while at < len(packed) and len(found) < _UNPACKED:
+        while at < len(packed) and len(content) < _UNPACKED:
             part = packed[at : at + 1] if at < _BY_BYTE else packed[at:]
-            found += unpacker.decompress(part, _UNPACKED - len(found))
+            content += unpacker.decompress(part, _UNPACKED - len(content))
             at += len(part)
             if unpacker.eof:
                 at -= len(unpacker.unused_data)
@@ -306,8 +306,8 @@ def _unpacked(head: bytes, size: int, read: Read) -> bytes:
                     at += 1
                 unpacker = make()
     except (zlib.error, OSError, EOFError, ValueError, lzma.LZMAError):
-        return bytes(found)  # damaged from here on, or something else that begins so
-    if len(found) < HEAD and len(packed) < size:
+        return bytes(content)  # damaged from here on, or something else that begins so
+    if len(content) < HEAD and len(packed) < size:
         msg = f"the first {_UNPACKED:,} bytes of it hold nothing"
         raise _Unclear(msg)
-    return bytes(found)
+    return bytes(content)

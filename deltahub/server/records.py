@@ -61,8 +61,12 @@ class Watched(Generic[T]):
             for name, stamp in stamps.items():
                 changed |= self._refresh(name, stamp)
             if changed:
-                found = {key: one for folder in self._folders.values() for key, (_, one) in folder.documents.items()}
-                self._current = MappingProxyType(dict(sorted(found.items())))
+                documents = {
+                    key: document
+                    for folder in self._folders.values()
+                    for key, (_, document) in folder.documents.items()
+                }
+                self._current = MappingProxyType(dict(sorted(documents.items())))
             return self._current
 
     def _refresh(self, name: str, stamp: str | None) -> bool:
@@ -70,19 +74,19 @@ class Watched(Generic[T]):
         folder, now = self._folders[name], self._clock()
         if folder.state.proves(stamp, now):
             return False
-        before = folder.documents
-        folder.documents = self._listed(name, before)
+        previous = folder.documents
+        folder.documents = self._read_folder(name, previous)
         folder.state = folder.state.listed(stamp, now)
-        return folder.documents != before
+        return folder.documents != previous
 
-    def _listed(self, name: str, known: Mapping[str, tuple[str, T]]) -> dict[str, tuple[str, T]]:
-        found = {}
+    def _read_folder(self, name: str, previous: Mapping[str, tuple[str, T]]) -> dict[str, tuple[str, T]]:
+        documents = {}
         for key, stamp in self._store.keys(name):
-            if key in known and known[key][0] == stamp:
-                found[key] = known[key]
+            if key in previous and previous[key][0] == stamp:
+                documents[key] = previous[key]
             elif key.endswith(".json") and (data := self._store.read_tagged(key)):  # else it was deleted meanwhile
-                found[key] = (stamp, self._read(key, data[0]))
-        return found
+                documents[key] = (stamp, self._read(key, data[0]))
+        return documents
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class Records:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._watched = Watched(store, REPOSITORIES.prefix, _listed)
+        self._watched = Watched(store, REPOSITORIES.prefix, _parse_listed)
         self._hidden: tuple[Mapping[str, Record | None], frozenset[str]] = ({}, frozenset())
 
     def find(self, path: str) -> Record | None:
@@ -126,8 +130,8 @@ class Records:
         return self._tagged(path)[0]
 
     def _tagged(self, path: str) -> tuple[Record | None, str | None]:
-        found = REPOSITORIES.read(self._store, repository_key(path))
-        return (Record(**found[0]), found[1]) if found else (None, None)
+        record = REPOSITORIES.read(self._store, repository_key(path))
+        return (Record(**record[0]), record[1]) if record else (None, None)
 
     def all(self) -> dict[str, Record | None]:
         """Return every record by repository, None for a damaged one; only records changed since the last call are read."""
@@ -169,7 +173,7 @@ def _path(key: str) -> str:
     return key[len(REPOSITORIES.prefix) : -len(".json")]
 
 
-def _listed(key: str, data: bytes) -> Record | None:
+def _parse_listed(key: str, data: bytes) -> Record | None:
     """Parse a record; return None for a damaged one, which must not hide all others."""
     try:
         return Record(**REPOSITORIES.parse(key, data))

@@ -109,9 +109,9 @@ class Repository:
         if _COMMIT.fullmatch(name) and (
             len(name) >= DIGITS or name not in names
         ):  # a full id always means the same commit
-            found = [key for key, entry in document.versions.items() if entry.digest[7:].startswith(name)]
-            if len(found) == 1:
-                return found[0]
+            matches = [key for key, entry in document.versions.items() if entry.digest[7:].startswith(name)]
+            if len(matches) == 1:
+                return matches[0]
             if self.record and name == commit_id(EMPTY.digest):  # clients remember it from before the first push
                 return None
         try:
@@ -154,8 +154,8 @@ class Repository:
         return None
 
 
-def _no_revision(path: str, revision: str, why: str) -> Refusal:
-    return Refusal(404, f"{path} has no revision {revision!r}: {why}.", REVISION_NOT_FOUND)
+def _no_revision(path: str, revision: str, reason: str) -> Refusal:
+    return Refusal(404, f"{path} has no revision {revision!r}: {reason}.", REVISION_NOT_FOUND)
 
 
 def open_repository(request: Request, *, write: bool = False) -> Repository:
@@ -167,8 +167,8 @@ def open_repository(request: Request, *, write: bool = False) -> Repository:
     Raises:
         Refusal: it does not exist, or the caller may not see or change it.
     """
-    asked = f"{request.path_params['namespace']}/{request.path_params['name']}"
-    return find_repository(request, asked, write=write)
+    path = f"{request.path_params['namespace']}/{request.path_params['name']}"
+    return find_repository(request, path, write=write)
 
 
 def may_change(request: Request) -> None:
@@ -180,34 +180,34 @@ def may_change(request: Request) -> None:
     require_write(request, request.path_params["namespace"])
 
 
-def find_repository(request: Request, asked: str, *, write: bool = False) -> Repository:
+def find_repository(request: Request, path: str, *, write: bool = False) -> Repository:
     """Return the repository with a name, ``"namespace/name"``: see `open_repository`."""
     state = state_of(request)
-    namespace = asked.partition("/")[0]
+    namespace = path.partition("/")[0]
     if write:
         require_write(request, namespace)
     try:
-        checked(asked)
-        found = lookup_any_case(state, asked)
+        checked(path)
+        repository = lookup_any_case(state, path)
     except (ReferenceSyntaxError, NotFoundError):
-        found = None
+        repository = None
     except IntegrityError:  # it may be private, and a caller without permission must not learn that it exists
-        require_read(request, namespace, asked in state.records.private(), asked)
+        require_read(request, namespace, path in state.records.private(), path)
         raise
-    if found is None:
-        require_read(request, namespace, False, asked)
-        raise repository_not_found(request, asked)
-    require_read(request, found.namespace, found.private, asked)
-    if write and found.namespace != namespace:
-        require_write(request, found.namespace)
-    return found
+    if repository is None:
+        require_read(request, namespace, False, path)
+        raise repository_not_found(request, path)
+    require_read(request, repository.namespace, repository.private, path)
+    if write and repository.namespace != namespace:
+        require_write(request, repository.namespace)
+    return repository
 
 
 def lookup_any_case(state: State, path: str) -> Repository | None:
     """Look a repository up by name ignoring case, as the Hub does; an exact match takes precedence."""
     with contextlib.suppress(NotFoundError):  # on a case-insensitive disk
-        if found := lookup(state, path):
-            return found
+        if repository := lookup(state, path):
+            return repository
     twin = state.registry.known_names().twin(path)
     if twin is None:
         twin = next((name for name in state.records.names() if name.lower() == path.lower()), None)

@@ -71,8 +71,8 @@ class Sessions:
             IntegrityError: its document is damaged.
             StorageError: the store is unreachable.
         """
-        found = SESSIONS.read(self._store, _key(number))
-        session = Session(**found[0]) if found else None
+        record = SESSIONS.read(self._store, _key(number))
+        session = Session(**record[0]) if record else None
         return session if session and session.expires > stamps.now() else None
 
     def end(self, secret: str) -> None:
@@ -82,8 +82,8 @@ class Sessions:
     def _sweep(self) -> None:
         for key in [key for key, _ in self._store.keys(SESSIONS.prefix)]:
             with contextlib.suppress(DeltaHubError):  # `deltahub verify` reports a damaged one
-                found = SESSIONS.read(self._store, key)
-                if found and found[0]["expires"] <= stamps.now():
+                record = SESSIONS.read(self._store, key)
+                if record and record[0]["expires"] <= stamps.now():
                     self._store.delete(key)
 
 

@@ -94,8 +94,8 @@ class Settings:
     @classmethod
     def from_json(cls, text: str) -> Settings:
         """Parse the settings written by another process."""
-        found: Mapping[str, Any] = json.loads(text)
+        document: Mapping[str, Any] = json.loads(text)
         lists = {name for name, kind in get_type_hints(cls).items() if kind == tuple[str, ...]}
-        known = {field.name for field in fields(cls)}
-        values: dict[str, Any] = {key: tuple(value) if key in lists else value for key, value in found.items()}
-        return cls(**{key: value for key, value in values.items() if key in known})
+        names = {field.name for field in fields(cls)}
+        values: dict[str, Any] = {key: tuple(value) if key in lists else value for key, value in document.items()}
+        return cls(**{key: value for key, value in values.items() if key in names})

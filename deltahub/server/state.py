@@ -141,6 +141,6 @@ class State:
 
 def state_of(request: HTTPConnection) -> State:
     """Return the state of the application that handles a request."""
-    found = request.app.state.hub
-    assert isinstance(found, State)
-    return found
+    state = request.app.state.hub
+    assert isinstance(state, State)
+    return state

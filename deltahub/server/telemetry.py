@@ -151,41 +151,41 @@ class Observing:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        seen = _Seen(receive, send)
+        exchange = _Exchange(receive, send)
         scope[NOTES] = {}
         start = time.perf_counter()
         with self._metrics.active.track_inprogress():
             try:
-                await self.app(scope, seen.receive, seen.send)
+                await self.app(scope, exchange.receive, exchange.send)
             except Exception:
-                logging.getLogger("deltahub.server").exception("Request %s failed", seen.id)
-                if seen.status != _NO_ANSWER:
+                logging.getLogger("deltahub.server").exception("Request %s failed", exchange.id)
+                if exchange.status != _NO_ANSWER:
                     raise  # the response has started: the connection is closed
-                message = f"The hub failed. Its log says why, under request {seen.id}."
-                await Refusal(500, message).answer()(scope, seen.receive, seen.send)
+                message = f"The hub failed. Its log says why, under request {exchange.id}."
+                await Refusal(500, message).answer()(scope, exchange.receive, exchange.send)
             finally:
-                self._write(scope, seen, time.perf_counter() - start)
+                self._write(scope, exchange, time.perf_counter() - start)
 
-    def _write(self, scope: Scope, seen: _Seen, seconds: float) -> None:
+    def _write(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        self._metrics.count(scope["method"], route, seen.status, seconds, seen.received, seen.sent)
+        self._metrics.count(scope["method"], route, exchange.status, seconds, exchange.received, exchange.sent)
         caller = scope.get(CALLER, ANONYMOUS)
         facts: dict[str, Any] = {
-            "request": seen.id,
+            "request": exchange.id,
             "address": address_of(scope),
             "caller": caller.name or None,
             "method": scope["method"],
             "path": scope["path"],  # without the query, which may hold a signature
-            "status": seen.status,
+            "status": exchange.status,
         }
         agent = Headers(scope=scope).get("user-agent", "")[:_LONGEST]
-        more = {"seconds": round(seconds, 4), "received": seen.received, "sent": seen.sent, "agent": agent}
-        ACCESS.log(_level(seen.status), "", extra={FACTS: {**facts, **more}})
+        measures = {"seconds": round(seconds, 4), "received": exchange.received, "sent": exchange.sent, "agent": agent}
+        ACCESS.log(_level(exchange.status), "", extra={FACTS: {**facts, **measures}})
         if scope["method"] not in _READING and not any(part in route for part in _ASKING):
             AUDIT.info("", extra={FACTS: {**facts, **scope[NOTES]}})
 
 
-class _Seen:
+class _Exchange:
     """Counts and status of one request and its response."""
 
     def __init__(self, receive: Receive, send: Send) -> None:

@@ -65,8 +65,8 @@ class Known(Generic[T]):
         self, find: Callable[[str], T | None], lookups: Lookups, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._read_now, self._lookups, self._clock = find, lookups, clock
-        self._read: OrderedDict[str, tuple[float, asyncio.Future[T | None]]] = OrderedDict()
-        self._there: OrderedDict[str, None] = OrderedDict()  # ids found at least once
+        self._cache: OrderedDict[str, tuple[float, asyncio.Future[T | None]]] = OrderedDict()
+        self._existing: OrderedDict[str, None] = OrderedDict()  # ids found at least once
 
     async def find(self, number: str, *, suspect: bool = False) -> T | None:
         """Return the document of an id; None if it does not exist.
@@ -79,28 +79,28 @@ class Known(Generic[T]):
             StorageError: the store is unreachable; an expired cache entry admits no caller.
         """
         now = self._clock()
-        known = self._read.get(number)
-        if known is None or known[0] <= now or _failed(known[1]):
-            usual = not suspect or number in self._there
+        cached = self._cache.get(number)
+        if cached is None or cached[0] <= now or _failed(cached[1]):
+            usual = not suspect or number in self._existing
             pool = self._lookups.usual if usual else self._lookups.suspect
             future = asyncio.get_running_loop().run_in_executor(pool, self._read_now, number)
-            known = self._read[number] = (now + LIFETIME, future)
-        _touch(self._read, number)
-        found = await asyncio.shield(known[1])  # concurrent callers share one read
-        if found is not None:
-            self._there.setdefault(number)
-            _touch(self._there, number)
-        return found
+            cached = self._cache[number] = (now + LIFETIME, future)
+        _touch(self._cache, number)
+        document = await asyncio.shield(cached[1])  # concurrent callers share one read
+        if document is not None:
+            self._existing.setdefault(number)
+            _touch(self._existing, number)
+        return document
 
     def forget(self, number: str) -> None:
         """Drop the cached document of an id."""
-        self._read.pop(number, None)
+        self._cache.pop(number, None)
 
 
-def _touch(kept: OrderedDict[str, Any], number: str) -> None:
-    kept.move_to_end(number)
-    while len(kept) > _LARGEST:
-        kept.popitem(last=False)
+def _touch(cache: OrderedDict[str, Any], number: str) -> None:
+    cache.move_to_end(number)
+    while len(cache) > _LARGEST:
+        cache.popitem(last=False)
 
 
 def _failed(future: asyncio.Future[T | None]) -> bool:
@@ -181,11 +181,11 @@ class Tokens:
             ConfigError: a valid token has the name, or the scope is unknown or cannot be limited to namespaces.
         """
         check_name(name, "token's name")
-        where = tuple(sorted({check_name(namespace, "namespace") for namespace in namespaces}))
+        allowed_namespaces = tuple(sorted({check_name(namespace, "namespace") for namespace in namespaces}))
         if scope not in _GRANTED:
             msg = f"{scope!r} is not a token scope: expected read, write or admin."
             raise ConfigError(msg)
-        if scope == "admin" and where:
+        if scope == "admin" and allowed_namespaces:
             msg = (
                 "A token of scope admin may do everything everywhere. Leave the namespaces out, or choose scope write."
             )
@@ -199,7 +199,7 @@ class Tokens:
             id=number,
             name=name,
             scope=scope,
-            namespaces=where or None,
+            namespaces=allowed_namespaces or None,
             created=stamps.now(),
             expires=_later(expires) if expires else None,
             revoked=None,
@@ -210,7 +210,7 @@ class Tokens:
 
     def all(self) -> list[Token]:
         """Return all tokens sorted by name, including refused ones; a damaged one, which never authenticates, is skipped."""
-        found = []
+        tokens = []
         for key, _ in self._store.keys(TOKENS.prefix):
             try:
                 tagged = self._tagged(key)
@@ -218,8 +218,8 @@ class Tokens:
                 logging.getLogger("deltahub").warning("A token cannot be listed: %s", error)
                 continue
             if tagged:  # else it was deleted since the listing
-                found.append(tagged[0])
-        return sorted(found, key=lambda token: (token.name, token.created))
+                tokens.append(tagged[0])
+        return sorted(tokens, key=lambda token: (token.name, token.created))
 
     def revoke(self, name: str) -> list[Token]:
         """Revoke a token permanently, by its name or id.
@@ -231,20 +231,20 @@ class Tokens:
             NotFoundError: no unrevoked token has the name or id.
         """
         tokens = [token for token in self.all() if not token.revoked]
-        chosen = [token for token in tokens if name in (token.name, token.id)]
-        if not chosen:
+        matches = [token for token in tokens if name in (token.name, token.id)]
+        if not matches:
             names = tuple(token.name for token in tokens)
             raise NotFoundError(
                 f"A token called {name!r} that is not revoked", (self._store.url,), closest(name, names)
             )
-        return [freeing(self._store.spend_reserve, partial(self._revoke, _key(token.id))) for token in chosen]
+        return [freeing(self._store.spend_reserve, partial(self._revoke, _key(token.id))) for token in matches]
 
     def _revoke(self, key: str) -> Token:
-        found = self._tagged(key)
-        if found is None:
+        tagged = self._tagged(key)
+        if tagged is None:
             raise NotFoundError(key, (self._store.url,))
-        revoked = replace(found[0], revoked=stamps.now())
-        TOKENS.write(self._store, key, asdict(revoked), found[1])
+        revoked = replace(tagged[0], revoked=stamps.now())
+        TOKENS.write(self._store, key, asdict(revoked), tagged[1])
         return revoked
 
     def find(self, number: str) -> Token | None:
@@ -254,22 +254,22 @@ class Tokens:
             IntegrityError: its document is damaged.
             StorageError: the store is unreachable.
         """
-        found = self._tagged(_key(number))
-        return found[0] if found else None
+        tagged = self._tagged(_key(number))
+        return tagged[0] if tagged else None
 
     def _tagged(self, key: str) -> tuple[Token, str] | None:
-        found = TOKENS.read(self._store, key)
-        if found is None:
+        record = TOKENS.read(self._store, key)
+        if record is None:
             return None
-        values, etag = found
+        values, etag = record
         namespaces = values.pop("namespaces")
         return Token(**values, namespaces=None if namespaces is None else tuple(namespaces)), etag
 
 
 def id_of(secret: str) -> str | None:
     """Return the token id within a secret; None if it is not a token's secret."""
-    found = _SECRET.fullmatch(secret)
-    return found[1] if found else None
+    match = _SECRET.fullmatch(secret)
+    return match[1] if match else None
 
 
 def hashed(secret: str) -> str:
@@ -279,8 +279,8 @@ def hashed(secret: str) -> str:
 
 def holder(token: Token | None, secret: str) -> Token | None:
     """Return the token if the secret matches; a missing token takes the same time."""
-    same = token.matches(secret) if token else hmac.compare_digest(hashed(secret), _NOBODY)
-    return token if same else None
+    is_match = token.matches(secret) if token else hmac.compare_digest(hashed(secret), _NOBODY)
+    return token if is_match else None
 
 
 def _key(number: str) -> str:

@@ -43,14 +43,14 @@ class Signer:
         Raises:
             IntegrityError: it is damaged. No URL can be signed or verified.
         """
-        found = KEYS.read(self._store, _KEY)
-        if found is None:
+        record = KEYS.read(self._store, _KEY)
+        if record is None:
             with contextlib.suppress(ConflictError):  # another process created it first
                 KEYS.write(self._store, _KEY, {"secret": secrets.token_hex(32)}, None)
-            found = KEYS.read(self._store, _KEY)
-        if found is None:
+            record = KEYS.read(self._store, _KEY)
+        if record is None:
             raise NotFoundError(_KEY, (self._store.url,))
-        return bytes.fromhex(found[0]["secret"])
+        return bytes.fromhex(record[0]["secret"])
 
     def _signature(self, facts: Mapping[str, str]) -> str:
         return hmac.new(self._key, canonical_json(dict(facts)), hashlib.sha256).hexdigest()
@@ -76,8 +76,8 @@ class Signer:
         Raises:
             Refusal: the signature does not match, or the URL has expired.
         """
-        expires, given = query.get("expires", ""), query.get("signature", "").encode()
-        if not hmac.compare_digest(self._signature({**facts, "expires": expires}).encode(), given):
+        expires, signature = query.get("expires", ""), query.get("signature", "").encode()
+        if not hmac.compare_digest(self._signature({**facts, "expires": expires}).encode(), signature):
             raise Refusal(
                 403, "This address was not issued by this hub for this request. Ask for a new one, and use it as it is."
             )

@@ -303,7 +303,7 @@ def test_made_up_callers_fill_no_memory(monkeypatch):
     buckets = Buckets(rate=1, burst=1)
     for number in range(100):
         buckets.take(str(number))
-    assert len(buckets._left) == 10
+    assert len(buckets._levels) == 10
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ class _Answer:
         self._by_cookie = by_cookie
         self.as_page = as_page
         self.started = False
-        self._kept: Message | None = None
+        self._error_head: Message | None = None
         self._body = b""
 
     async def send(self, message: Message) -> None:
@@ -73,24 +73,24 @@ class _Answer:
             headers = Headers(raw=message["headers"])
             is_json = headers.get("content-type", "").startswith("application/json")
             if message["status"] >= 400 and self.as_page and is_json:
-                self._kept = message
+                self._error_head = message
                 return
             self.started = True
-        elif self._kept is not None:
+        elif self._error_head is not None:
             self._body = (self._body + message.get("body", b""))[:_LARGEST]
             return
         await self._send(message)
 
     async def finish(self, receive: Receive) -> None:
         """Send a buffered error as a page."""
-        if self._kept is None:
+        if self._error_head is None:
             return
-        request, status = HTTPConnection(self._scope), self._kept["status"]
-        headers = Headers(raw=self._kept["headers"])
+        request, status = HTTPConnection(self._scope), self._error_head["status"]
+        headers = Headers(raw=self._error_head["headers"])
         if self._by_cookie and status == 401 and "www-authenticate" in headers:  # the token is no longer valid
-            refused = redirect(request, f"{SIGN_IN}?refused=1&next={quote(own_address(request), safe='')}")
-            drop_session(request, refused)
-            await refused(self._scope, receive, self._send)
+            sign_in = redirect(request, f"{SIGN_IN}?refused=1&next={quote(own_address(request), safe='')}")
+            drop_session(request, sign_in)
+            await sign_in(self._scope, receive, self._send)
             return
         answer = page(request, "error.html", status, message=_message(self._body))
         if "retry-after" in headers:
@@ -130,10 +130,10 @@ def _use_session(scope: Scope) -> bool:
 def session_of(request: HTTPConnection) -> str:
     """Return the content of the session cookie; empty without one."""
     try:
-        found = SimpleCookie(request.headers.get("cookie", "")).get(_name(request))
+        morsel = SimpleCookie(request.headers.get("cookie", "")).get(_name(request))
     except CookieError:
         return ""
-    return found.value if found else ""
+    return morsel.value if morsel else ""
 
 
 def keep_session(request: HTTPConnection, answer: Response, secret: str, seconds: int) -> None:

@@ -68,7 +68,7 @@ def render_card(text: str, links: str, pictures: str, files: frozenset[str] = fr
         files: paths of the files that images may show.
     """
     head, body = split_front_matter(text)
-    facts, wrong = front_matter(head)
+    facts, error = front_matter(head)
     environment = {
         "links": links,
         "pictures": pictures,
@@ -85,7 +85,7 @@ def render_card(text: str, links: str, pictures: str, files: frozenset[str] = fr
         url_schemes=set(_SCHEMES),
         link_rel="nofollow noopener noreferrer",
     )
-    return Card(Markup(clean), facts, wrong)  # noqa: S704  (sanitised by nh3)
+    return Card(Markup(clean), facts, error)  # noqa: S704  (sanitised by nh3)
 
 
 def split_front_matter(text: str) -> tuple[str, str]:
@@ -106,10 +106,10 @@ def front_matter(head: str) -> tuple[tuple[tuple[str, str], ...], str]:
     if len(head) > frontmatter.LARGEST:
         return (), f"it has {len(head):,} characters; {frontmatter.LARGEST:,} are read"
     try:
-        found = frontmatter.read_yaml(head)
+        mapping = frontmatter.read_yaml(head)
     except ValueError as error:
         return (), f"it is not YAML that can be read here ({error})"
-    return tuple((key, _as_text(value)) for key, value in found.items()), ""
+    return tuple((key, _as_text(value)) for key, value in mapping.items()), ""
 
 
 def _as_text(value: Any) -> str:
@@ -154,7 +154,7 @@ def address(target: str, files: str) -> str | None:
 
 def _link(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: dict[str, Any]) -> str:
     token = tokens[at]
-    href = _within(env, str(token.attrGet("href") or ""), env["links"], str(token.attrGet("title") or ""))
+    href = _limited_address(env, str(token.attrGet("href") or ""), env["links"], str(token.attrGet("title") or ""))
     if href is None:
         token.attrs.clear()
     else:
@@ -164,7 +164,7 @@ def _link(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any
 
 def _image(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: dict[str, Any]) -> str:
     token = tokens[at]
-    source = _within(env, str(token.attrGet("src") or ""), env["pictures"])
+    source = _limited_address(env, str(token.attrGet("src") or ""), env["pictures"])
     words = renderer.renderInlineAsText(token.children or [], options, env)
     if source is not None and urlsplit(source).scheme:
         return f'<a href="{_escaped(source)}">{_escaped(words or "picture")} (a picture from elsewhere)</a>'
@@ -173,7 +173,7 @@ def _image(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: An
     return f'<img src="{_escaped(source)}" alt="{_escaped(words)}">'
 
 
-def _within(env: dict[str, Any], target: str, files: str, title: str = "") -> str | None:
+def _limited_address(env: dict[str, Any], target: str, files: str, title: str = "") -> str | None:
     """Return the target of a link while the total length of all links is within the limit: see `address`."""
     env["left"] -= len(target) + len(title)
     return address(target, files) if env["left"] >= 0 else None

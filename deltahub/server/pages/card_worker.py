@@ -25,9 +25,9 @@ def main() -> None:
         if not line:
             return
         _set_alarm(0)
-        asked = json.loads(line)
-        _set_timer(asked["seconds"])
-        card = render_card(asked["text"], asked["links"], asked["pictures"], frozenset(asked["files"]))
+        job = json.loads(line)
+        _set_timer(job["seconds"])
+        card = render_card(job["text"], job["links"], job["pictures"], frozenset(job["files"]))
         answer = json.dumps({"html": str(card.html), "facts": card.facts, "wrong": card.wrong})
         _set_timer(0)
         sys.stdout.buffer.write(answer.encode("utf-8", "replace") + b"\n")

@@ -106,7 +106,7 @@ class Cards:
         self._seconds = seconds
         self._process, self._thread = CardProcess(), ThreadPoolExecutor(1, "cards")
         self._lock = threading.Lock()
-        self._known: SizedCache[Key, Card] = SizedCache(_KEPT, lambda card: 1000 + 2 * len(card.html))
+        self._cache: SizedCache[Key, Card] = SizedCache(_KEPT, lambda card: 1000 + 2 * len(card.html))
         self._queue: dict[Key, Future[Card | None]] = {}
         self._slow: OrderedDict[str, None] = OrderedDict()
         mark = secrets.token_hex(16)  # unguessable for a card, so that it can be replaced in the rendered text
@@ -132,12 +132,12 @@ class Cards:
         """
         names = sorted(files)[:_MOST_FILES]
         key = (digest, sha256("\0".join(names).encode("utf-8", "replace")).digest())
-        asked = self._ask(key, text, names)
-        if not isinstance(asked, Future):
-            return asked
+        outcome = self._ask(key, text, names)
+        if not isinstance(outcome, Future):
+            return outcome
         try:
             async with asyncio.timeout(_PATIENCE):
-                return await asyncio.shield(asyncio.wrap_future(asked)) or SLOW
+                return await asyncio.shield(asyncio.wrap_future(outcome)) or SLOW
         except TimeoutError:
             return BUSY
 
@@ -154,8 +154,8 @@ class Cards:
 
     def _ask(self, key: Key, text: str, names: list[str]) -> Card | str | Future[Card | None]:
         with self._lock:
-            if known := self._known.peek(key):
-                return known
+            if card := self._cache.peek(key):
+                return card
             if key[0] in self._slow:
                 return SLOW
             if key not in self._queue:
@@ -165,7 +165,7 @@ class Cards:
             return self._queue[key]
 
     def _render(self, key: Key, text: str, names: list[str]) -> Card | None:
-        asked = {
+        job = {
             "text": text,
             "links": self._links,
             "pictures": self._pictures,
@@ -174,11 +174,11 @@ class Cards:
         }
         card = None
         try:
-            if answer := self._process.render(json.dumps(asked).encode()):
-                found = json.loads(answer)
-                facts = tuple((name, value) for name, value in found["facts"])
-                card = Card(Markup(found["html"]), facts, found["wrong"])  # noqa: S704  (sanitised by the process)
-                self._known.get(key, lambda: card)
+            if answer := self._process.render(json.dumps(job).encode()):
+                result = json.loads(answer)
+                facts = tuple((name, value) for name, value in result["facts"])
+                card = Card(Markup(result["html"]), facts, result["wrong"])  # noqa: S704  (sanitised by the process)
+                self._cache.get(key, lambda: card)
         finally:
             with self._lock:
                 self._queue.pop(key, None)

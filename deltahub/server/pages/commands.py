@@ -28,18 +28,18 @@ class Command:
     texts: tuple[str, ...]
 
 
-def commands(found: Found, hub: str) -> list[Command]:
+def commands(delta: Found, hub: str) -> list[Command]:
     """Return the commands that apply to a version.
 
     Args:
         hub: the hub's URL, e.g. ``"https://hub.acme.org"``.
     """
-    name, version = found.document.name, found.version
+    name, version = delta.document.name, delta.version
     folder = f"./{name.partition('/')[2]}"
     # Quoted against shell injection: the name comes from a config written by another user.
-    backbone = shlex.quote(" ".join(backbone_name(found.manifest.config).split()) or "BACKBONE")
+    backbone = shlex.quote(" ".join(backbone_name(delta.manifest.config).split()) or "BACKBONE")
     download = f"HF_ENDPOINT={hub} hf download {name} --revision {version} --local-dir {folder}"
-    if any(entry.path == _PEFT for entry in found.manifest.files):
+    if any(entry.path == _PEFT for entry in delta.manifest.files):
         return [
             Command(
                 "PEFT",
@@ -47,11 +47,11 @@ def commands(found: Found, hub: str) -> list[Command]:
             ),
             Command("vLLM", (download, _serve(backbone, folder))),
         ]
-    method = found.manifest.config.get("delta_type")
-    if found.manifest.kind != "delta" or not method:
+    method = delta.manifest.config.get("delta_type")
+    if delta.manifest.kind != "delta" or not method:
         return [Command("Files", (download,))]
     pull = f"deltahub pull team:{name}@{version}"
-    offered = [
+    offers = [
         Command("DeltaHub, once", (f"deltahub source add team {hub}",)),
         Command(
             "DeltaHub", (f"{pull} --to {folder}", f'AutoDeltaModel.from_finetuned("team:{name}@{version}", model)')
@@ -61,12 +61,12 @@ def commands(found: Found, hub: str) -> list[Command]:
         # PEFT needs the complete weights, of which a layer_norm delta holds only a part.
         values = f" --backbone {backbone}" if method == "layer_norm" else ""
         load = f'PeftModel.from_pretrained(model, "{folder}-peft")'
-        offered.append(Command("PEFT", (f"{pull} --format peft --to {folder}-peft{values}", load)))
-    rank = _vllm_rank(found.manifest)
+        offers.append(Command("PEFT", (f"{pull} --format peft --to {folder}-peft{values}", load)))
+    rank = _vllm_rank(delta.manifest)
     if rank:
         serve = _serve(backbone, f"{folder}-peft", rank)
-        offered.append(Command("vLLM, after the pull for PEFT", (serve,)))
-    return offered
+        offers.append(Command("vLLM, after the pull for PEFT", (serve,)))
+    return offers
 
 
 def _vllm_rank(manifest: Manifest) -> int | None:

@@ -43,17 +43,17 @@ class Row:
 
 def comparison(request: Request) -> Response:
     """Show the comparison of the versions in the query, or the form that asks for them."""
-    asked = {side: request.query_params.get(side, "").strip() for side in ("left", "right")}
-    if not all(asked.values()):
-        return page(request, "compare.html", asked=asked, left=None, right=None)
-    left, right = (_found(request, asked[side]) for side in ("left", "right"))
+    references = {side: request.query_params.get(side, "").strip() for side in ("left", "right")}
+    if not all(references.values()):
+        return page(request, "compare.html", asked=references, left=None, right=None)
+    left, right = (_version_at(request, references[side]) for side in ("left", "right"))
     tensors = _rows(_tensors(left.manifest), _tensors(right.manifest))
     changed = [row for row in tensors if row.change != "same"]
     weights = [weights_of(side.manifest) for side in (left, right)]
     return page(
         request,
         "compare.html",
-        asked=asked,
+        asked=references,
         left=left,
         right=right,
         same_bytes=all(weights) and len({entry.sha256 for entry in weights if entry}) == 1,
@@ -66,7 +66,7 @@ def comparison(request: Request) -> Response:
     )
 
 
-def _found(request: Request, text: str) -> Found:
+def _version_at(request: Request, text: str) -> Found:
     path, _, version = text.partition("@")
     if path.count("/") != 1:
         raise Refusal(400, f"{text!r} names no version. Name one as namespace/name@v3.")
@@ -99,12 +99,12 @@ def _tensors(manifest: Manifest) -> dict[str, str]:
 def _norms(request: Request, left: Found, right: Found) -> dict[str, Any]:
     """Return the plots and the table of norms."""
     sides = [norms_of(request, side) for side in (left, right)]
-    missing = next((side.missing for side in sides if side.missing), "")
-    if missing:
-        return {"missing": missing, "plots_of": [], "norms": [], "more_norms": 0, "more_plots": 0}
+    reason = next((side.missing for side in sides if side.missing), "")
+    if reason:
+        return {"missing": reason, "plots_of": [], "norms": [], "more_norms": 0, "more_plots": 0}
     series = [by_series(side.modules) for side in sides]
     names = sorted({*series[0], *series[1]}, key=lambda name: -_highest([series[0].get(name), series[1].get(name)]))
-    top = _highest(found for side in series for found in side.values())
+    top = _highest(points for side in series for points in side.values())
     plots = [
         (
             name,
@@ -124,5 +124,5 @@ def _norms(request: Request, left: Found, right: Found) -> dict[str, Any]:
     }
 
 
-def _highest(found: Iterable[Mapping[int, float] | None]) -> float:
-    return max((norm for points in found for norm in (points or {}).values() if math.isfinite(norm)), default=0.0)
+def _highest(series: Iterable[Mapping[int, float] | None]) -> float:
+    return max((norm for points in series for norm in (points or {}).values() if math.isfinite(norm)), default=0.0)

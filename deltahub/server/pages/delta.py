@@ -37,12 +37,12 @@ def versions(request: Request) -> Response:
     """Show the history of a delta, newest first."""
     repository = repository_of(request)
     document = repository.document
-    everything = "all" in request.query_params
+    shows_all = "all" in request.query_params
     names = sorted({*document.versions, *document.removed}, key=number, reverse=True)
     moves = list(reversed(document.log))
-    shown = _MOST if everything else _SHOWN
-    newest = names[:shown]
-    there = [name for name in names if name in document.versions]
+    count = _MOST if shows_all else _SHOWN
+    newest = names[:count]
+    existing_names = [name for name in names if name in document.versions]
     return page(
         request,
         "versions.html",
@@ -50,10 +50,10 @@ def versions(request: Request) -> Response:
         private=repository.private,
         names=newest,
         more=len(names) - len(newest),
-        moves=moves[:shown],
-        more_moves=len(moves) - len(moves[:shown]),
-        there=there,
-        before=there[min(1, len(there) - 1)],
+        moves=moves[:count],
+        more_moves=len(moves) - len(moves[:count]),
+        there=existing_names,
+        before=existing_names[min(1, len(existing_names) - 1)],
     )
 
 
@@ -80,75 +80,75 @@ class _Opened:
     Attributes:
         card: its card as pushed; empty if it cannot be shown.
         digest: the sha256 of the card.
-        without: why the card is missing, as a sentence.
+        notice: why the card is missing, as a sentence.
     """
 
     repository: Repository
-    found: Found
+    delta: Found
     card: str = ""
     digest: str = ""
-    without: str = ""
+    notice: str = ""
 
 
 async def delta(request: Request) -> Response:
     """Show a version of a delta; by default the newest."""
-    opened = await run_in_threadpool(_opened, request)
+    opened = await run_in_threadpool(_open, request)
     if isinstance(opened, Response):
         return opened
-    card: Card | str = opened.without
+    card: Card | str = opened.notice
     if opened.digest:
-        files = [file.path for file in opened.found.manifest.files]
+        files = [file.path for file in opened.delta.manifest.files]
         card = await _CARDS.rendered(opened.digest, opened.card, files)
     return await run_in_threadpool(_page, request, opened, card)
 
 
-def _opened(request: Request) -> _Opened | Response:
+def _open(request: Request) -> _Opened | Response:
     repository = repository_of(request)
-    asked = f"{request.path_params['namespace']}/{request.path_params['name']}"
-    if repository.path != asked:  # renamed
+    path = f"{request.path_params['namespace']}/{request.path_params['name']}"
+    if repository.path != path:  # renamed
         return redirect(request, f"/{repository.path}", 302)
-    found = version_of(repository, request.path_params.get("revision", MAIN))
-    if amended := found.entry.card:
-        return _Opened(repository, found, amended, sha256(amended.encode()).hexdigest())
-    entry = next((file for file in found.manifest.files if file.path == CARD), None)
+    shown_delta = version_of(repository, request.path_params.get("revision", MAIN))
+    if amended := shown_delta.entry.card:
+        return _Opened(repository, shown_delta, amended, sha256(amended.encode()).hexdigest())
+    entry = next((file for file in shown_delta.manifest.files if file.path == CARD), None)
     if entry is None:
         return _Opened(
-            repository, found, without="This version has no card. Push one with it: README.md in its folder."
+            repository, shown_delta, notice="This version has no card. Push one with it: README.md in its folder."
         )
     if entry.size > LARGEST:
-        why = f"The card has {entry.size:,} bytes; {LARGEST:,} are shown here. Download it to read it."
-        return _Opened(repository, found, without=why)
+        notice = f"The card has {entry.size:,} bytes; {LARGEST:,} are shown here. Download it to read it."
+        return _Opened(repository, shown_delta, notice=notice)
     try:
         text = content_of(request, entry).decode("utf-8", "replace")
     except (IntegrityError, NotFoundError):
-        why = "The card is damaged or gone. Ask the administrator of this hub to run `deltahub verify --repair`."
-        return _Opened(repository, found, without=why)
-    return _Opened(repository, found, text, entry.sha256)
+        notice = "The card is damaged or gone. Ask the administrator of this hub to run `deltahub verify --repair`."
+        return _Opened(repository, shown_delta, notice=notice)
+    return _Opened(repository, shown_delta, text, entry.sha256)
 
 
 def _page(request: Request, opened: _Opened, card: Card | str) -> Response:
-    repository, found = opened.repository, opened.found
-    config = found.manifest.config
-    shown, without = (None, card) if isinstance(card, str) else (card, "")
-    if shown:
-        shown = _CARDS.placed(shown, f"/{found.document.name}", found.version)
+    repository, shown_delta = opened.repository, opened.delta
+    config = shown_delta.manifest.config
+    rendered_card, notice = (None, card) if isinstance(card, str) else (card, "")
+    if rendered_card:
+        rendered_card = _CARDS.placed(rendered_card, f"/{shown_delta.document.name}", shown_delta.version)
     return page(
         request,
         "delta.html",
         document=repository.document,
-        found=found,
-        metrics=metrics_of(found.manifest, found.entry.summary),
+        found=shown_delta,
+        metrics=metrics_of(shown_delta.manifest, shown_delta.entry.summary),
         private=repository.private,
-        card=shown,
-        files=found.manifest.files[:_FILES],
-        more_files=max(0, len(found.manifest.files) - _FILES),
-        without=without,
+        card=rendered_card,
+        files=shown_delta.manifest.files[:_FILES],
+        more_files=max(0, len(shown_delta.manifest.files) - _FILES),
+        without=notice,
         config={key: value for key, value in config.items() if key not in _BOOKKEEPING},
         metadata=_facts(config),
         parents=_parents(config),
         backbone=backbone_name(config),
-        commands=commands(found, state_of(request).base_url(request)),
-        alike=_alike(request, found),
+        commands=commands(shown_delta, state_of(request).base_url(request)),
+        alike=_alike(request, shown_delta),
     )
 
 
@@ -162,8 +162,8 @@ def commit(request: Request) -> Response:
 def _facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metadata given by the author of a delta."""
     metadata = config.get("metadata")
-    kept = metadata if isinstance(metadata, dict) else {}
-    return {key.replace("_", " "): value for key, value in kept.items() if key not in ("tags", "test_result")}
+    facts = metadata if isinstance(metadata, dict) else {}
+    return {key.replace("_", " "): value for key, value in facts.items() if key not in ("tags", "test_result")}
 
 
 def _parents(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -171,16 +171,16 @@ def _parents(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [parent for parent in parents if isinstance(parent, dict)] if isinstance(parents, list) else []
 
 
-def _alike(request: Request, found: Found) -> dict[str, Any]:
+def _alike(request: Request, shown_delta: Found) -> dict[str, Any]:
     """Return other deltas trained on exactly the same backbone."""
-    fingerprint = found.manifest.config.get("backbone_hash")
+    fingerprint = shown_delta.manifest.config.get("backbone_hash")
     if not isinstance(fingerprint, str) or not fingerprint:
         return {"fingerprint": "", "lines": [], "total": 0}
     index = state_of(request).index
     lines, total = of_the_seen(
         request, lambda hidden: index.search(Query(fingerprint=fingerprint, hidden=hidden), _ALIKE + 1)
     )
-    others = [line for line in lines if line.name != found.document.name]
-    document = found.document
-    own = document.versions[document.latest].summary.get("backbone_hash") == fingerprint
-    return {"fingerprint": fingerprint, "lines": others[:_ALIKE], "total": total - int(own)}
+    other_lines = [line for line in lines if line.name != shown_delta.document.name]
+    document = shown_delta.document
+    is_counted = document.versions[document.latest].summary.get("backbone_hash") == fingerprint
+    return {"fingerprint": fingerprint, "lines": other_lines[:_ALIKE], "total": total - int(is_counted)}

@@ -17,31 +17,31 @@ _TENSORS: Final = 2000
 def file(request: Request) -> Response:
     """Show one file of a version."""
     repository = repository_of(request)
-    found = version_of(repository, request.path_params["revision"])
-    entry = file_of(found, request.path_params["path"])
-    text, why = None, ""
+    delta = version_of(repository, request.path_params["revision"])
+    entry = file_of(delta, request.path_params["path"])
+    text, notice = None, ""
     is_weights = entry.path.endswith(".safetensors")
     if not is_weights:
         if entry.size > LARGEST:
-            why = f"It has {entry.size:,} bytes; up to {LARGEST:,} are shown here."
+            notice = f"It has {entry.size:,} bytes; up to {LARGEST:,} are shown here."
         else:
             try:
                 text = content_of(request, entry).decode()
             except UnicodeDecodeError:
-                why = "It is not text."
+                notice = "It is not text."
             else:
                 if "\0" in text:
-                    text, why = None, "It is not text."
-    tensors = found.manifest.tensors if is_weights else ()
+                    text, notice = None, "It is not text."
+    tensors = delta.manifest.tensors if is_weights else ()
     return page(
         request,
         "file.html",
         document=repository.document,
-        found=found,
+        found=delta,
         private=repository.private,
         entry=entry,
         text=text,
-        why=why,
+        why=notice,
         tensors=tensors[:_TENSORS],
         more=max(0, len(tensors) - _TENSORS),
     )

@@ -67,114 +67,116 @@ class Line:
 
 def front(request: Request) -> Response:
     """Show the newest versions of all deltas that the caller may see."""
-    asked, at = _asked(request)
+    search, at = _search_of(request)
     index = state_of(request).index
 
     def ask(hidden: tuple[str, ...]) -> tuple[list[Listed], int, list[Facet]]:
-        seen = replace(asked, hidden=hidden)
-        return *index.search(seen, PER_PAGE, (at - 1) * PER_PAGE), facets(index, seen)
+        visible_search = replace(search, hidden=hidden)
+        return *index.search(visible_search, PER_PAGE, (at - 1) * PER_PAGE), facets(index, visible_search)
 
-    lines, total, found = of_the_seen(request, ask)
+    lines, total, counted_facets = of_the_seen(request, ask)
     pages = max(1, -(-total // PER_PAGE))
-    chips = _chips(asked)
+    chips = _chips(search)
     return page(
         request,
         "front.html",
-        asked=asked,
-        sort=asked.sort,
-        sorts=(*SORTS, *_metric_sorts(asked, lines)),
+        asked=search,
+        sort=search.sort,
+        sorts=(*SORTS, *_metric_sorts(search, lines)),
         results=[_line(entry) for entry in lines],
-        nothing_at_all=not total and asked == Query(sort=asked.sort),
+        nothing_at_all=not total and search == Query(sort=search.sort),
         total=total,
         first=(at - 1) * PER_PAGE + 1,
-        facets=[{"title": _TITLES[facet.name], "choices": _choices(facet, asked)} for facet in found],
+        facets=[{"title": _TITLES[facet.name], "choices": _choices(facet, search)} for facet in counted_facets],
         chips=chips,
         filtered=bool(chips),
-        kept=_pairs(asked),
+        kept=_pairs(search),
         pages=pages,
         at=at,
-        previous=_address(asked, at - 1) if at > 1 else "",
-        following=_address(asked, at + 1) if at < pages else "",
+        previous=_address(search, at - 1) if at > 1 else "",
+        following=_address(search, at + 1) if at < pages else "",
         base=state_of(request).base_url(request),
     )
 
 
-def _asked(request: Request) -> tuple[Query, int]:
+def _search_of(request: Request) -> tuple[Query, int]:
     """Return the query and page number given by the URL; invalid parts are ignored."""
-    given = request.query_params
-    asked = Query(
-        text=given.get("q", "").strip()[:_LONGEST],
-        tags=tuple(dict.fromkeys(filter(None, given.getlist("tag"))))[:_MOST_TAGS],
-        delta_type=given.get("type") or None,
-        author=given.get("author") or None,
-        backbone=given.get("backbone") or None,
-        fingerprint=given.get("fingerprint") or None,
+    parameters = request.query_params
+    search = Query(
+        text=parameters.get("q", "").strip()[:_LONGEST],
+        tags=tuple(dict.fromkeys(filter(None, parameters.getlist("tag"))))[:_MOST_TAGS],
+        delta_type=parameters.get("type") or None,
+        author=parameters.get("author") or None,
+        backbone=parameters.get("backbone") or None,
+        fingerprint=parameters.get("fingerprint") or None,
     )
     with contextlib.suppress(ConfigError):  # an invalid sort key
-        asked = replace(asked, sort=given.get("sort") or "time")
-    number = given.get("page", "1")
-    return asked, max(1, int(number)) if number.isdecimal() and len(number) < 9 else 1
+        search = replace(search, sort=parameters.get("sort") or "time")
+    number = parameters.get("page", "1")
+    return search, max(1, int(number)) if number.isdecimal() and len(number) < 9 else 1
 
 
-def _address(asked: Query, at: int = 1) -> str:
+def _address(search: Query, at: int = 1) -> str:
     """Return the URL of the front page with a query."""
     return "/" + query(
-        q=asked.text,
-        type=asked.delta_type,
-        backbone=asked.backbone,
-        tag=list(asked.tags),
-        author=asked.author,
-        fingerprint=asked.fingerprint,
-        sort="" if asked.sort == "time" else asked.sort,
+        q=search.text,
+        type=search.delta_type,
+        backbone=search.backbone,
+        tag=list(search.tags),
+        author=search.author,
+        fingerprint=search.fingerprint,
+        sort="" if search.sort == "time" else search.sort,
         page=at if at > 1 else None,
     )
 
 
-def _choices(facet: Facet, asked: Query) -> list[Choice]:
+def _choices(facet: Facet, search: Query) -> list[Choice]:
     choices = []
     for value, count in facet.values:
-        chosen = value in facet.chosen
+        is_chosen = value in facet.chosen
         if facet.name == "tags":
-            tags = tuple(tag for tag in asked.tags if tag != value) if chosen else (*asked.tags, value)
-            changed = replace(asked, tags=tags)
+            tags = tuple(tag for tag in search.tags if tag != value) if is_chosen else (*search.tags, value)
+            next_search = replace(search, tags=tags)
         else:
-            changed = _with(asked, facet.name, None if chosen else value)
+            next_search = _with(search, facet.name, None if is_chosen else value)
         digest = hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:10]
-        choices.append(Choice(f"{_KEYS[facet.name]}-{digest}", value, count, chosen, _address(changed)))
+        choices.append(Choice(f"{_KEYS[facet.name]}-{digest}", value, count, is_chosen, _address(next_search)))
     return sorted(choices, key=lambda choice: not choice.chosen)
 
 
-def _with(asked: Query, name: str, value: str | None) -> Query:
-    changed: dict[str, Any] = {name: value}
-    return replace(asked, **changed)
+def _with(search: Query, name: str, value: str | None) -> Query:
+    values: dict[str, Any] = {name: value}
+    return replace(search, **values)
 
 
-def _chips(asked: Query) -> list[dict[str, str]]:
+def _chips(search: Query) -> list[dict[str, str]]:
     """Return the active filters, each with a link to the list without it."""
-    chips = [{"title": "words", "value": asked.text, "href": _address(replace(asked, text=""))}] if asked.text else []
+    chips = (
+        [{"title": "words", "value": search.text, "href": _address(replace(search, text=""))}] if search.text else []
+    )
     for name in ("delta_type", "backbone", "author", "fingerprint"):
-        if value := getattr(asked, name):
+        if value := getattr(search, name):
             title = _TITLES.get(name, name).lower()
-            chips.append({"title": title, "value": value, "href": _address(_with(asked, name, None))})
-    for tag in asked.tags:
-        others = tuple(other for other in asked.tags if other != tag)
-        chips.append({"title": "tag", "value": tag, "href": _address(replace(asked, tags=others))})
+            chips.append({"title": title, "value": value, "href": _address(_with(search, name, None))})
+    for tag in search.tags:
+        other_tags = tuple(other_tag for other_tag in search.tags if other_tag != tag)
+        chips.append({"title": "tag", "value": tag, "href": _address(replace(search, tags=other_tags))})
     return chips
 
 
-def _pairs(asked: Query) -> list[tuple[str, str]]:
+def _pairs(search: Query) -> list[tuple[str, str]]:
     """Return the hidden fields of the search form: the query without its text and order."""
-    named = [("type", asked.delta_type), ("backbone", asked.backbone), ("author", asked.author)]
-    found = [(name, value) for name, value in (*named, ("fingerprint", asked.fingerprint)) if value]
-    return [*found, *(("tag", tag) for tag in asked.tags)]
+    filters = [("type", search.delta_type), ("backbone", search.backbone), ("author", search.author)]
+    pairs = [(name, value) for name, value in (*filters, ("fingerprint", search.fingerprint)) if value]
+    return [*pairs, *(("tag", tag) for tag in search.tags)]
 
 
-def _metric_sorts(asked: Query, lines: list[Listed]) -> list[tuple[str, str]]:
+def _metric_sorts(search: Query, lines: list[Listed]) -> list[tuple[str, str]]:
     """Return the sort options for metrics: the current one, and those of the listed deltas."""
-    named = {str(name): None for line in lines for name in _metrics(line)}
-    if asked.sort not in dict(SORTS):
-        named = {asked.sort: None, **named}
-    return [(name, f"Highest {name}") for name in [*named][:6] if name not in dict(SORTS) and _sortable(name)]
+    names = {str(name): None for line in lines for name in _metrics(line)}
+    if search.sort not in dict(SORTS):
+        names = {search.sort: None, **names}
+    return [(name, f"Highest {name}") for name in [*names][:6] if name not in dict(SORTS) and _sortable(name)]
 
 
 def _sortable(name: str) -> bool:
@@ -186,8 +188,8 @@ def _sortable(name: str) -> bool:
 
 
 def _metrics(entry: Listed) -> dict[str, Any]:
-    found = entry.summary.get("metrics")
-    return found if isinstance(found, dict) else {}
+    metrics = entry.summary.get("metrics")
+    return metrics if isinstance(metrics, dict) else {}
 
 
 def _line(entry: Listed) -> Line:

@@ -62,34 +62,34 @@ def in_turn(handler: Handler) -> Endpoint:
 def layers(request: Request) -> Response:
     """Show the layers of one version."""
     repository = repository_of(request)
-    found = version_of(repository, request.path_params["revision"])
-    norms = norms_of(request, found)
+    delta = version_of(repository, request.path_params["revision"])
+    norms = norms_of(request, delta)
     series = by_series(norms.modules)
     largest = sorted(series, key=lambda name: -max(series[name].values(), default=0.0))[:LINES]
-    drawn = [name for name in series if name in largest]
+    drawn_series = [name for name in series if name in largest]
     return page(
         request,
         "layers.html",
         document=repository.document,
-        found=found,
+        found=delta,
         private=repository.private,
         norms=norms,
-        plot=plot([(name, series[name]) for name in drawn]) if drawn else None,
-        left_out=len(series) - len(drawn),
+        plot=plot([(name, series[name]) for name in drawn_series]) if drawn_series else None,
+        left_out=len(series) - len(drawn_series),
         rows=norms.modules[:_ROWS],
         more=max(0, len(norms.modules) - _ROWS),
     )
 
 
-def norms_of(request: Request, found: Found) -> Norms:
+def norms_of(request: Request, delta: Found) -> Norms:
     """Return the norms of a version, read once and cached. Callers must use `in_turn`, which bounds the memory."""
-    entry = weights_of(found.manifest)
+    entry = weights_of(delta.manifest)
     if entry is None:
         return Norms(missing="This version holds no safetensors file, so there are no norms to show.")
     if entry.size > LARGEST:
         limit = f"{size(entry.size)}; up to {size(LARGEST)} are read for a plot"
         return Norms(missing=f"The weights have {limit}. Pull the delta to look at it.")
-    return _NORMS.get((entry.sha256, found.entry.digest), lambda: _read(request, found, entry))
+    return _NORMS.get((entry.sha256, delta.entry.digest), lambda: _read_norms(request, delta, entry))
 
 
 def weights_of(manifest: Manifest) -> FileEntry | None:
@@ -98,12 +98,12 @@ def weights_of(manifest: Manifest) -> FileEntry | None:
     return next((entry for entry in files if entry.path == WEIGHTS), max(files, key=lambda f: f.size, default=None))
 
 
-def _read(request: Request, found: Found, entry: FileEntry) -> Norms:
+def _read_norms(request: Request, delta: Found, entry: FileEntry) -> Norms:
     try:
         if (header := int.from_bytes(state_of(request).read(entry, 0, min(entry.size, 8)), "little")) > _LONGEST_HEADER:
             limit = f"The table of the tensors has {size(header)}; up to {size(_LONGEST_HEADER)} are read for a plot"
             return Norms(missing=f"{limit}. Pull the delta to look at it.")
-        return Norms(module_norms(content_of(request, entry), found.manifest.config))
+        return Norms(module_norms(content_of(request, entry), delta.manifest.config))
     except CheckpointError as error:
         return Norms(missing=str(error))
     except (IntegrityError, NotFoundError):

@@ -44,10 +44,10 @@ def of_the_seen(request: Request, ask: Callable[[tuple[str, ...]], T]) -> T:
     """
     hidden = hidden_from(request)
     while True:
-        found, now = ask(hidden), hidden_from(request)
-        if {*now} <= {*hidden}:
-            return found
-        hidden = (*dict.fromkeys((*hidden, *now)),)
+        answer, hidden_now = ask(hidden), hidden_from(request)
+        if {*hidden_now} <= {*hidden}:
+            return answer
+        hidden = (*dict.fromkeys((*hidden, *hidden_now)),)
 
 
 def repository_of(request: Request, path: str | None = None) -> Repository:
@@ -65,31 +65,31 @@ def repository_of(request: Request, path: str | None = None) -> Repository:
     return repository
 
 
-def version_of(repository: Repository, asked: str) -> Found:
+def version_of(repository: Repository, revision: str) -> Found:
     """Return a version with its manifest.
 
     Args:
-        asked: a version, alias, branch, commit or digest.
+        revision: a version, alias, branch, commit or digest.
 
     Raises:
         Refusal: the version does not exist.
         IntegrityError: its manifest is damaged.
     """
-    commit = repository.at(asked)
+    commit = repository.at(revision)
     assert commit.version
     return Found(repository.document, commit.version, commit.manifest)
 
 
-def file_of(found: Found, path: str) -> FileEntry:
+def file_of(delta: Found, path: str) -> FileEntry:
     """Return a file of a version.
 
     Raises:
         Refusal: the version has no such file.
     """
-    for entry in found.manifest.files:
+    for entry in delta.manifest.files:
         if entry.path == path:
             return entry
-    raise Refusal(404, f"{found.document.name}@{found.version} has no file {path!r}.", ENTRY_NOT_FOUND)
+    raise Refusal(404, f"{delta.document.name}@{delta.version} has no file {path!r}.", ENTRY_NOT_FOUND)
 
 
 def content_of(request: Request, entry: FileEntry) -> bytes:
@@ -100,8 +100,8 @@ def content_of(request: Request, entry: FileEntry) -> bytes:
         IntegrityError: its bytes do not match the digest.
     """
     data = state_of(request).registry.store.read(object_key(entry.sha256))
-    found = hashlib.sha256(data).hexdigest()
-    if found != entry.sha256:
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != entry.sha256:
         remedy = "Ask the administrator of this hub to run `deltahub verify --repair`."
-        raise IntegrityError(entry.path, f"sha256:{entry.sha256}", f"sha256:{found}", remedy)
+        raise IntegrityError(entry.path, f"sha256:{entry.sha256}", f"sha256:{digest}", remedy)
     return data

@@ -52,8 +52,8 @@ class ModuleNorm:
     @property
     def block(self) -> int | None:
         """The number of the module's block; None outside blocks."""
-        found = next((part for part in self.address.split(".") if part.isdecimal() and len(part) < 6), None)
-        return None if found is None else int(found)
+        number = next((part for part in self.address.split(".") if part.isdecimal() and len(part) < 6), None)
+        return None if number is None else int(number)
 
     @property
     def series(self) -> str:
@@ -84,8 +84,8 @@ def module_norms(data: bytes, config: Mapping[str, Any]) -> tuple[ModuleNorm, ..
     for name, tensor in tensors:
         module, parameter = split_name(name)
         modules.setdefault(module, {})[parameter] = _array(name, tensor)
-    found = (_norm(module, parts, scale_of(config, module)) for module, parts in modules.items())
-    return tuple(sorted(found, key=lambda norm: _natural(norm.address)))
+    norms = (_norm(module, parts, scale_of(config, module)) for module, parts in modules.items())
+    return tuple(sorted(norms, key=lambda norm: _natural(norm.address)))
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -102,14 +102,14 @@ def split_name(name: str) -> tuple[str, str]:
 
 def scale_of(config: Mapping[str, Any], module: str = "") -> float:
     """Return the factor of a module's low-rank update; 1 if the config does not give it."""
-    rank = _own(config.get("rank_pattern"), module, config.get("lora_r") or config.get("r"))
-    alpha = _own(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+    rank = _option(config.get("rank_pattern"), module, config.get("lora_r") or config.get("r"))
+    alpha = _option(config.get("alpha_pattern"), module, config.get("lora_alpha"))
     if not isinstance(rank, int | float) or not isinstance(alpha, int | float) or rank <= 0:
         return 1.0
     return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
-def _own(patterns: Any, module: str, default: Any) -> Any:
+def _option(patterns: Any, module: str, default: Any) -> Any:
     """Return the value of an option for a module: patterns are module names or suffixes; regular expressions are not run here."""
     ends = patterns if isinstance(patterns, Mapping) else {}
     return next((value for end, value in ends.items() if f".{module}".endswith(f".{end}")), default)
@@ -140,10 +140,10 @@ def _norm(address: str, parts: Mapping[str, Any], scale: float) -> ModuleNorm:
 def _pairs(parts: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
     """Yield (A, B) of each low-rank update, with shapes (r, n_in) and (n_out, r)."""
     for name, down in parts.items():
-        found = _LOW_RANK.fullmatch(name)
-        if not found or found["side"] != "A":
+        match = _LOW_RANK.fullmatch(name)
+        if not match or match["side"] != "A":
             continue
-        start = len(found["before"])
+        start = len(match["before"])
         up = parts.get(name[:start] + name[start:].replace("lora_A", "lora_B", 1))
         if up is not None and down.ndim == up.ndim == _MATRIX and down.shape[0] == up.shape[1]:
             yield down, up

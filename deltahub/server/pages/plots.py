@@ -78,9 +78,13 @@ def plot(series: Sequence[tuple[str, Points]], *, compared: bool = False, top: f
         compared: whether the second line is the other side of a comparison, and dashed.
         top: the largest norm of several plots with a common scale.
     """
-    shown = [(name, {at: norm for at, norm in points.items() if math.isfinite(norm)}) for name, points in series]
-    blocks = sorted({at for _, points in shown for at in points})
-    highest = top if top is not None else max((norm for _, points in shown for norm in points.values()), default=0.0)
+    finite_series = [
+        (name, {at: norm for at, norm in points.items() if math.isfinite(norm)}) for name, points in series
+    ]
+    blocks = sorted({at for _, points in finite_series for at in points})
+    highest = (
+        top if top is not None else max((norm for _, points in finite_series for norm in points.values()), default=0.0)
+    )
     steps = ticks(highest)
     ceiling = steps[-1] or 1.0
 
@@ -93,7 +97,7 @@ def plot(series: Sequence[tuple[str, Points]], *, compared: bool = False, top: f
         return round(HEIGHT - _BOTTOM - norm / ceiling * (HEIGHT - _TOP - _BOTTOM), 1)
 
     lines = []
-    for index, (name, points) in enumerate(shown):
+    for index, (name, points) in enumerate(finite_series):
         dots = tuple((x(at), y(norm), f"block {at}: {brief(norm)}") for at, norm in sorted(points.items()))
         path = " ".join(f"{across},{up}" for across, up, _ in dots)
         lines.append(Line(name, index % 8, path, dots, dashed=compared and index == 1))
@@ -102,17 +106,17 @@ def plot(series: Sequence[tuple[str, Points]], *, compared: bool = False, top: f
         tuple(lines),
         tuple((x(at), str(at)) for at in blocks[::every]),
         tuple((y(step), brief(step)) for step in steps),
-        _sentence(shown, blocks),
+        _sentence(finite_series, blocks),
     )
 
 
 def by_series(norms: Iterable[ModuleNorm]) -> dict[str, dict[int, float]]:
     """Return the norms of modules in blocks, grouped by modules that are the same in every block."""
-    found: dict[str, dict[int, float]] = {}
+    series: dict[str, dict[int, float]] = {}
     for norm in norms:
         if norm.block is not None:
-            found.setdefault(norm.series, {})[norm.block] = norm.norm
-    return found
+            series.setdefault(norm.series, {})[norm.block] = norm.norm
+    return series
 
 
 def ticks(highest: float) -> list[float]:
@@ -135,8 +139,8 @@ def brief(number: float) -> str:
 def _sentence(series: Sequence[tuple[str, Points]], blocks: Sequence[int]) -> str:
     if not blocks:
         return "No module is in a numbered block, so there is nothing to draw."
-    where = f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {blocks[0]} to {blocks[-1]}"
+    span = f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {blocks[0]} to {blocks[-1]}"
     name, at, norm = max(
-        ((name, at, norm) for name, points in series for at, norm in points.items()), key=lambda found: found[2]
+        ((name, at, norm) for name, points in series for at, norm in points.items()), key=lambda point: point[2]
     )
-    return f"Norms over {where}, {len(series)} lines. The largest is {brief(norm)}, of {name} in block {at}."
+    return f"Norms over {span}, {len(series)} lines. The largest is {brief(norm)}, of {name} in block {at}."

@@ -124,8 +124,8 @@ def part(text: str) -> str:
 
 def query(**values: Any) -> str:
     """Return a query string without empty values; lists repeat their key."""
-    kept = {key: value for key, value in values.items() if value not in (None, "", [], (), False)}
-    return f"?{urlencode(kept, doseq=True)}" if kept else ""
+    pairs = {key: value for key, value in values.items() if value not in (None, "", [], (), False)}
+    return f"?{urlencode(pairs, doseq=True)}" if pairs else ""
 
 
 def size(count: float) -> str:
@@ -139,18 +139,18 @@ def size(count: float) -> str:
 def age(time: str, now: datetime | None = None) -> str:
     """Format the time since a moment in its largest unit: ``"3 days ago"``; return invalid times unchanged."""
     try:
-        then = datetime.fromisoformat(time)
+        moment = datetime.fromisoformat(time)
     except ValueError:
         return time
-    then = then if then.tzinfo else then.replace(tzinfo=UTC)
-    passed = ((now or datetime.now(UTC)) - then).total_seconds()
-    if passed < 45:
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
+    if seconds < 45:
         return "just now"
     for count, unit in _AGES:
-        if passed < count:
-            whole = max(1, int(passed))
-            return f"{whole} {unit}{'' if whole == 1 else 's'} ago"
-        passed /= count
+        if seconds < count:
+            amount = max(1, int(seconds))
+            return f"{amount} {unit}{'' if amount == 1 else 's'} ago"
+        seconds /= count
     raise AssertionError("unreachable")
 
 

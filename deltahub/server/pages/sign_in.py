@@ -46,14 +46,14 @@ async def sign_in(request: Request) -> Response:
     following = own_path(form.get("next", ""))
     authenticator = authenticator_of(request)
     try:
-        found = await authenticator.token(token, address_of(request.scope))
+        valid_token = await authenticator.token(token, address_of(request.scope))
     except Refusal as refusal:
         if refusal.status != _WRONG:
             raise
         return redirect(request, f"{SIGN_IN}?refused=1&next={quote(following, safe='')}")
-    if before := session_of(request):
-        await run_in_threadpool(authenticator.end, before)
-    secret = await run_in_threadpool(authenticator.sessions.create, found.id)
+    if previous_secret := session_of(request):
+        await run_in_threadpool(authenticator.end, previous_secret)
+    secret = await run_in_threadpool(authenticator.sessions.create, valid_token.id)
     answer = redirect(request, following)
     keep_session(request, answer, secret, int(LIFETIME.total_seconds()))
     return answer
@@ -100,5 +100,5 @@ async def _own_form(request: Request) -> dict[str, str]:
 
 def _is_own(request: Request) -> bool:
     headers = request.headers
-    named = "origin" in headers or headers.get("sec-fetch-site") == "same-origin"
-    return named and not is_foreign(headers, state_of(request).settings.public_url)
+    has_origin = "origin" in headers or headers.get("sec-fetch-site") == "same-origin"
+    return has_origin and not is_foreign(headers, state_of(request).settings.public_url)

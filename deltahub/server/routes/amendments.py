@@ -36,7 +36,7 @@ def _amendment(body: dict[str, Any]) -> Amendment:
     texts = {key: text_field(body, key) for key in ("message", "description", "card") if body.get(key) is not None}
     metrics = body.get("metrics", {})
     values = metrics.values() if isinstance(metrics, dict) else ["not an object"]
-    if any(isinstance(it, bool) or not isinstance(it, int | float | None) for it in values):
+    if any(isinstance(value, bool) or not isinstance(value, int | float | None) for value in values):
         raise Refusal(400, "'metrics' must be an object of names and numbers, or null to remove one.")
     if not (texts or metrics):
         raise Refusal(400, "Nothing to change: expected message, metrics, description or card.")

@@ -63,7 +63,7 @@ class Change:
         self._state, self._store = repository.state, repository.state.registry.store
         self._stamp = stamp_of(request)
         self._base = repository.branches().get(branch)
-        self._before = repository.commit(self._base)
+        self._head = repository.commit(self._base)
         self._files: dict[str, Path] = {}  # files sent within the commit, by sha256
         self._uploaded: set[str] = set()  # sha256 of files uploaded beforehand
 
@@ -80,19 +80,19 @@ class Change:
         tree = self._tree()
         manifest = describe_files(tree.values(), self._read)
         tags = self._tags(manifest, tree.get(CARD))
-        if manifest.digest == self._before.manifest.digest and self._has(tags):
-            return self._before.id
+        if manifest.digest == self._head.manifest.digest and self._has(tags):
+            return self._head.id
         if version := self._pushed_before(manifest, tree):
             return self._tag(version, tags)
-        needed = {entry.sha256 for entry in manifest.files}
-        objects: dict[str, Source] = {sha256: file for sha256, file in self._files.items() if sha256 in needed}
+        digests = {entry.sha256 for entry in manifest.files}
+        objects: dict[str, Source] = {sha256: file for sha256, file in self._files.items() if sha256 in digests}
         objects[manifest.digest.removeprefix("sha256:")] = manifest.to_bytes()
-        added = self._version(manifest, tags)
+        new_version = self._version(manifest, tags)
         if not self._repository.document.versions:
             self._state.registry.refuse_twin(self._repository.path)
 
         def change(document: ReferenceDocument) -> ReferenceDocument:
-            return self._changed(document, added)
+            return self._with_version(document, new_version)
 
         try:
             self._state.registry.add(objects, self._repository.path, change)
@@ -104,11 +104,11 @@ class Change:
     def _pushed_before(self, manifest: Manifest, tree: Mapping[str, FileEntry]) -> str | None:
         """Return the version that already holds the pushed delta; None for new content, or when the commit is not a push."""
         digest = digest_in(self._operations.description)
-        there = tree[MANIFEST].sha256 if MANIFEST in tree else None
-        if digest is None or digest not in (manifest.digest, f"sha256:{there}"):
+        manifest_sha256 = tree[MANIFEST].sha256 if MANIFEST in tree else None
+        if digest is None or digest not in (manifest.digest, f"sha256:{manifest_sha256}"):
             return None
         versions = self._repository.document.versions.items()
-        return next((name for name, it in versions if digest in (it.digest, digest_in(it.message))), None)
+        return next((name for name, entry in versions if digest in (entry.digest, digest_in(entry.message))), None)
 
     def _tag(self, version: str, tags: Collection[str]) -> str:
         def change(document: ReferenceDocument) -> ReferenceDocument:
@@ -126,16 +126,16 @@ class Change:
             return
         if not _PARENT.fullmatch(parent):
             raise Refusal(400, f"parentCommit must be 7 to 40 hex digits, got {parent[:60]!r}.")
-        if not self._before.id.startswith(parent):
+        if not self._head.id.startswith(parent):
             message = (
-                f"A commit has happened since: {self._branch} of {self._repository.path} ends at {self._before.id}, not at "
+                f"A commit has happened since: {self._branch} of {self._repository.path} ends at {self._head.id}, not at "
                 f"{parent}. Fetch it, look at it, and commit on top of it."
             )
             raise Refusal(412, message)
 
     def _tree(self) -> dict[str, FileEntry]:
         """Return the files after the commit, by path."""
-        tree = {entry.path: entry for entry in self._before.manifest.files}
+        tree = {entry.path: entry for entry in self._head.manifest.files}
         for operation in self._operations.listed:
             if isinstance(operation, Deleted):
                 self._delete(tree, operation)
@@ -145,7 +145,7 @@ class Change:
                 self._files[operation.sha256] = operation.file
                 tree[path] = FileEntry(path, operation.sha256, operation.size)
             else:
-                tree[path] = self._named(path, operation)
+                tree[path] = self._entry_of(path, operation)
             read = partial(self._read, tree[path])
             refuse_pickle_within(self._state.settings, self._repository.namespace, path, tree[path].size, read)
         if len(tree) > _MOST_FILES:
@@ -155,15 +155,17 @@ class Change:
         return tree
 
     def _delete(self, tree: dict[str, FileEntry], operation: Deleted) -> None:
-        gone = below(operation.path, tree) if operation.folder else [path for path in [operation.path] if path in tree]
-        if not gone:
-            what = "folder" if operation.folder else "file"
-            message = f"A {what} with this name doesn't exist: {operation.path[:200]!r}."
+        deleted_paths = (
+            below(operation.path, tree) if operation.folder else [path for path in [operation.path] if path in tree]
+        )
+        if not deleted_paths:
+            kind = "folder" if operation.folder else "file"
+            message = f"A {kind} with this name doesn't exist: {operation.path[:200]!r}."
             raise Refusal(404, message, ENTRY_NOT_FOUND)
-        for path in gone:
+        for path in deleted_paths:
             del tree[path]
 
-    def _named(self, path: str, operation: Named) -> FileEntry:
+    def _entry_of(self, path: str, operation: Named) -> FileEntry:
         """Return the entry of a file whose bytes the repository already has or that was uploaded before."""
         size = uploads.size_of(self._store, self._repository.path, operation.sha256)
         if size is not None:
@@ -186,12 +188,14 @@ class Change:
 
     def _tags(self, manifest: Manifest, page: FileEntry | None) -> tuple[str, ...]:
         """Return the tags of the version: those of its metadata, and those of the card committed with a delta."""
-        told = list(manifest.config.get("metadata", {}).get("tags", ()))
+        candidates = list(manifest.config.get("metadata", {}).get("tags", ()))
         if is_delta(manifest) and page:
             general = {"deltahub", manifest.config["delta_type"]}
-            told += [tag for tag in texts(self._state.card_of(page, self._read).get("tags")) if tag not in general]
+            candidates += [
+                tag for tag in texts(self._state.card_of(page, self._read).get("tags")) if tag not in general
+            ]
         tags: list[str] = []
-        for tag in told:
+        for tag in candidates:
             try:
                 tags.append(check_tag(tag))
             except ReferenceSyntaxError:  # such a tag stays in the metadata or card
@@ -199,7 +203,7 @@ class Change:
         return merged_tags((), tags)
 
     def _has(self, tags: Collection[str]) -> bool:
-        entry = self._before.entry
+        entry = self._head.entry
         return entry is None or merged_tags(entry.tags, tags) == entry.tags
 
     def _version(self, manifest: Manifest, tags: tuple[str, ...]) -> Version:
@@ -209,11 +213,11 @@ class Change:
             message = without_digest(message)
         summary: dict[str, Any] = dict(summary_of(manifest))
         card = next((self._state.card_of(entry, self._read) for entry in manifest.files if entry.path == CARD), {})
-        if told := {key: card[key] for key in CARD_KEYS if key in card}:
-            summary["card"] = told
+        if card_facts := {key: card[key] for key in CARD_KEYS if key in card}:
+            summary["card"] = card_facts
         return Version(manifest.digest, time, author, stamps.text(message), tags, summary)
 
-    def _changed(self, document: ReferenceDocument, added: Version) -> ReferenceDocument:
+    def _with_version(self, document: ReferenceDocument, new_version: Version) -> ReferenceDocument:
         """Return the document with the version as the head of its branch.
 
         Raises:
@@ -227,7 +231,7 @@ class Change:
             raise Moved(self._repository.path)
         newest = max((*document.versions, *document.removed), key=number, default=None)
         parent = None if self._base in (None, newest) else self._base
-        changed, version = document.with_version(replace(added, parent=parent))
+        changed, version = document.with_version(replace(new_version, parent=parent))
         changed = changed.with_branch(self._branch, version, *self._stamp)
         if self._branch != MAIN and main:
             changed = changed.with_branch(MAIN, main, *self._stamp)

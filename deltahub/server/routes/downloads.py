@@ -48,10 +48,12 @@ def resolve(request: Request) -> Response:
     entry = next((entry for entry in commit.manifest.files if entry.path == path), None)
     if entry is None and path == MANIFEST and is_delta(commit.manifest):  # stored as an object like any file
         entry = FileEntry(path, commit.manifest.digest.removeprefix("sha256:"), len(commit.manifest.to_bytes()))
-    offered = manifest_offer(repository.path, commit.id) if path == MANIFEST and commit.entry else {}
+    manifest_headers = manifest_offer(repository.path, commit.id) if path == MANIFEST and commit.entry else {}
     if entry is None:
-        where = {"X-Repo-Commit": commit.id, **offered}
-        raise Refusal(404, f"{path} is not a file of {repository.path} at {commit.id}.", ENTRY_NOT_FOUND, where)
+        missing_headers = {"X-Repo-Commit": commit.id, **manifest_headers}
+        raise Refusal(
+            404, f"{path} is not a file of {repository.path} at {commit.id}.", ENTRY_NOT_FOUND, missing_headers
+        )
     etag = f'"{entry.sha256}"'
     headers = {
         "X-Repo-Commit": commit.id,
@@ -63,7 +65,7 @@ def resolve(request: Request) -> Response:
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(path.rpartition('/')[2], safe='')}",
     }
     if path == MANIFEST:
-        headers |= offer(repository.path, commit.id, commit.manifest) | offered
+        headers |= offer(repository.path, commit.id, commit.manifest) | manifest_headers
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     if request.method == "HEAD":  # the size of the whole file, whatever range was requested
@@ -98,13 +100,13 @@ def _answer(
 
 def _span(request: Request, entry: FileEntry, etag: str) -> tuple[int, int] | None:
     """Return the requested byte range (end exclusive); None for the whole file."""
-    found = _RANGE.fullmatch(request.headers.get("range", "").strip())
-    if not found or not (found[1] or found[2]) or request.headers.get("if-range", etag) != etag:
+    match = _RANGE.fullmatch(request.headers.get("range", "").strip())
+    if not match or not (match[1] or match[2]) or request.headers.get("if-range", etag) != etag:
         return None  # also for several ranges: a client must accept the whole file
-    if found[1]:
-        start, end = int(found[1]), min(int(found[2] or entry.size - 1) + 1, entry.size)
+    if match[1]:
+        start, end = int(match[1]), min(int(match[2] or entry.size - 1) + 1, entry.size)
     else:
-        start, end = max(entry.size - int(found[2]), 0), entry.size
+        start, end = max(entry.size - int(match[2]), 0), entry.size
     if start >= end:
         size = {"Content-Range": f"bytes */{entry.size}"}
         raise Refusal(416, f"The range is outside the file, which has {entry.size} bytes.", headers=size)
@@ -120,21 +122,21 @@ def _pieces(state: State, entry: FileEntry, start: int = 0, end: int | None = No
 
 def _checked(state: State, entry: FileEntry) -> Iterator[bytes]:
     """Yield all bytes of a file; the last chunk only if the digest matches."""
-    digest, size, held = hashlib.sha256(), 0, b""
+    digest, size, last_piece = hashlib.sha256(), 0, b""
     for piece in _pieces(state, entry):
-        if held:
-            yield held
+        if last_piece:
+            yield last_piece
         digest.update(piece)
         size += len(piece)
-        held = piece
+        last_piece = piece
     if digest.hexdigest() != entry.sha256 or size != entry.size:
         raise _damaged(entry, f"sha256:{digest.hexdigest()}")
-    if held:
-        yield held
+    if last_piece:
+        yield last_piece
 
 
-def _damaged(entry: FileEntry, found: str) -> IntegrityError:
-    return IntegrityError(f"The stored file {entry.path}", f"sha256:{entry.sha256}", found)
+def _damaged(entry: FileEntry, digest: str) -> IntegrityError:
+    return IntegrityError(f"The stored file {entry.path}", f"sha256:{entry.sha256}", digest)
 
 
 def _media_type(path: str) -> str:

@@ -39,18 +39,18 @@ class Readiness:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._thread = ThreadPoolExecutor(1, "ready")
-        self._asked: Future[bool] | None = None
+        self._answer: Future[bool] | None = None
         self._until = 0.0
 
     async def check(self) -> bool:
         """Return whether the store answered within the last seconds, or does so within the timeout."""
         now = time.monotonic()
-        if self._asked is None or (self._asked.done() and self._until <= now):
-            self._asked = self._thread.submit(self._ask)
+        if self._answer is None or (self._answer.done() and self._until <= now):
+            self._answer = self._thread.submit(self._ask)
             self._until = now + _BELIEVED
         try:
             async with asyncio.timeout(_PATIENCE):
-                return await asyncio.shield(asyncio.wrap_future(self._asked))
+                return await asyncio.shield(asyncio.wrap_future(self._answer))
         except TimeoutError:
             return False
 

@@ -50,8 +50,8 @@ def batch(request: Request, body: dict[str, Any]) -> Response:
     if body.get("hash_algo", "sha256") != "sha256":
         raise Refusal(409, "This hub names files by their sha256. Use hash_algo sha256.")
     parted = MULTIPART in transfers and any(_size(item) >= MULTIPART_FROM for item in objects)
-    found = [_answer(request, repository, item, upload=operation == "upload", parted=parted) for item in objects]
-    answer = {"transfer": MULTIPART if parted else "basic", "objects": found, "hash_algo": "sha256"}
+    answers = [_answer(request, repository, item, upload=operation == "upload", parted=parted) for item in objects]
+    answer = {"transfer": MULTIPART if parted else "basic", "objects": answers, "hash_algo": "sha256"}
     return JSONResponse(answer, media_type=_MEDIA)
 
 
@@ -64,21 +64,21 @@ def _answer(request: Request, repository: Repository, item: Any, *, upload: bool
     oid, size = str(item.get("oid")) if isinstance(item, dict) else "", _size(item)
     if not is_oid(oid) or size < 0:
         raise Refusal(400, "Each object of a batch needs an oid of 64 hex digits, its sha256, and a size in bytes.")
-    known: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}
-    there = repository.holds(oid)
-    if there is None and upload:
-        there = uploads.size_of(repository.state.registry.store, repository.path, oid)
+    answer: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}
+    stored_size = repository.holds(oid)
+    if stored_size is None and upload:
+        stored_size = uploads.size_of(repository.state.registry.store, repository.path, oid)
     largest = repository.state.settings.max_file
     if upload and size > largest:
-        return known | _error(413, f"The file has {size:,} bytes, and this hub takes {largest:,} at most.")
-    if there is not None and there != size:
-        return known | _error(422, f"The file with this sha256 has {there} bytes, not {size}.")
-    if there is None and not upload:
-        return known | _error(404, "No version of this repository has a file with this sha256.")
-    if there is not None and upload:
-        return known
+        return answer | _error(413, f"The file has {size:,} bytes, and this hub takes {largest:,} at most.")
+    if stored_size is not None and stored_size != size:
+        return answer | _error(422, f"The file with this sha256 has {stored_size} bytes, not {size}.")
+    if stored_size is None and not upload:
+        return answer | _error(404, "No version of this repository has a file with this sha256.")
+    if stored_size is not None and upload:
+        return answer
     actions = _Addresses(request, repository, oid, size)
-    return known | {"actions": actions.upload(parted=parted) if upload else actions.download()}
+    return answer | {"actions": actions.upload(parted=parted) if upload else actions.download()}
 
 
 class _Addresses:
@@ -92,25 +92,25 @@ class _Addresses:
         self._facts = {"repository": repository.path, "oid": oid, "size": str(size), "token": token}
         self._facts["born"] = repository.born
 
-    def _signed(self, address: str, action: str, lifetime: int | None = None, **more: int) -> str:
-        facts = {**self._facts, "action": action, **{name: str(value) for name, value in more.items()}}
+    def _signed_url(self, address: str, action: str, lifetime: int | None = None, **parameters: int) -> str:
+        facts = {**self._facts, "action": action, **{name: str(value) for name, value in parameters.items()}}
         return self._signer.signed(f"{self._object}{address}", facts, lifetime)
 
     def download(self) -> dict[str, Any]:
-        return {"download": {"href": self._signed("", "download", DOWNLOAD)}}
+        return {"download": {"href": self._signed_url("", "download", DOWNLOAD)}}
 
     def upload(self, *, parted: bool) -> dict[str, Any]:
         verify = {"href": f"{self._lfs}/verify"}
         if not parted or self._size < MULTIPART_FROM:
-            return {"upload": {"href": self._signed("", "upload")}, "verify": verify}
+            return {"upload": {"href": self._signed_url("", "upload")}, "verify": verify}
         part = max(PART, math.ceil(self._size / _MOST_PARTS))
         count = math.ceil(self._size / part)
         header = {"chunk_size": str(part)}
         for number in range(1, count + 1):
             size = min(part, self._size - (number - 1) * part)
-            header[str(number)] = self._signed(f"/parts/{number}", "part", part=number, bytes=size)
+            header[str(number)] = self._signed_url(f"/parts/{number}", "part", part=number, bytes=size)
         return {
-            "upload": {"href": self._signed("/complete", "complete", parts=count), "header": header},
+            "upload": {"href": self._signed_url("/complete", "complete", parts=count), "header": header},
             "verify": verify,
         }
 

@@ -55,19 +55,19 @@ def create(request: Request, body: dict[str, Any]) -> Response:
     state = state_of(request)
     url = f"{state.base_url(request)}/{path}"
     answer = {"url": url, "name": path, "id": path}
-    there = lookup_any_case(state, path)
-    reused = there is not None and is_old_name(path, there)
-    if there and not reused:
-        return _exists(there.path, f"{state.base_url(request)}/{there.path}")
+    existing = lookup_any_case(state, path)
+    reused = existing is not None and is_old_name(path, existing)
+    if existing and not reused:
+        return _exists(existing.path, f"{state.base_url(request)}/{existing.path}")
     _refuse_twin(state, path)
     time, author = stamp_of(request)
     private = body.get("visibility") == "private" or body.get("private") is True
-    made = Record(time, author, private)
+    new_record = Record(time, author, private)
 
     def change(record: Record | None) -> Record:
         if record is not None and not reused:  # an old name still has a record: see `deltahub.registry.rename`
             raise Refusal(409, f"{path} exists already.")
-        return made
+        return new_record
 
     try:
         state.records.change(path, change)
@@ -156,10 +156,10 @@ def move(request: Request, body: dict[str, Any]) -> Response:
     state = old.state
     if new == old.path:
         return JSONResponse({})
-    there = lookup(state, new)
+    existing = lookup(state, new)
     # An interrupted move may be repeated.
-    begun = there and not there.document.versions and old.document.versions and there.record == old.record
-    if namespace.lower() in RESERVED or (there and there != old and not begun):
+    is_resumed = existing and not existing.document.versions and old.document.versions and existing.record == old.record
+    if namespace.lower() in RESERVED or (existing and existing != old and not is_resumed):
         raise _taken(new)
     _refuse_twin(state, new)
 
@@ -193,25 +193,25 @@ def settings(request: Request, body: dict[str, Any]) -> Response:
         Refusal: the request changes an unsupported setting.
     """
     repository = open_repository(request, write=True)
-    wanted: bool | None = body.get("private") if isinstance(body.get("private"), bool) else None
+    is_private: bool | None = body.get("private") if isinstance(body.get("private"), bool) else None
     if "visibility" in body:
         visibility = text_field(body, "visibility")
         if visibility not in ("private", "public"):
             raise Refusal(400, f"A repository here is private or public, not {visibility!r}.")
-        wanted = visibility == "private"
+        is_private = visibility == "private"
     if body.get("gated") not in (None, False):
         raise Refusal(
             400, "This hub has no gated repositories. Make it private, and give tokens to those who may see it."
         )
-    if wanted is not None:
-        _set_private(request, repository, private=wanted)
-    return JSONResponse({"private": repository.private if wanted is None else wanted, "gated": False})
+    if is_private is not None:
+        _set_private(request, repository, private=is_private)
+    return JSONResponse({"private": repository.private if is_private is None else is_private, "gated": False})
 
 
 def _set_private(request: Request, repository: Repository, *, private: bool) -> None:
     def change(record: Record | None) -> Record:
-        known = record or Record(repository.created, stamp_of(request)[1])
-        return Record(known.created, known.author, private)
+        previous = record or Record(repository.created, stamp_of(request)[1])
+        return Record(previous.created, previous.author, private)
 
     repository.state.records.change(repository.path, change)
 

@@ -34,31 +34,31 @@ _ORDERS: Final = {"createdAt": "created", "lastModified": "modified"}
 def list_models(request: Request) -> Response:
     """List the visible repositories that match a query, newest first, in pages."""
     state, query = state_of(request), request.query_params
-    if asked := query.get(DELTA):
-        return list_deltas(request, Query.from_json(asked))
-    found = [facts for facts in _all(request, state) if _meant(facts, request)]
+    if delta_query := query.get(DELTA):
+        return list_deltas(request, Query.from_json(delta_query))
+    matches = [facts for facts in _all(request, state) if _matches(facts, request)]
     order = _ORDERS.get(query.get("sort", ""), "modified")
-    found.sort(key=lambda facts: (getattr(facts, order), facts.path), reverse=query.get("direction") != "1")
+    matches.sort(key=lambda facts: (getattr(facts, order), facts.path), reverse=query.get("direction") != "1")
     start, count = paging.window(request)
-    shown: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     files = 0
-    for facts in found[start : start + count]:
-        shown.append(_shown(request, state, facts))
-        files += len(shown[-1].get("siblings", ()))
+    for facts in matches[start : start + count]:
+        lines.append(_line(request, state, facts))
+        files += len(lines[-1].get("siblings", ()))
         if files > _MOST_FILES:
-            count = len(shown)  # continued on the next page
+            count = len(lines)  # continued on the next page
             break
-    return paging.page(request, shown, start=start, count=count, total=len(found))
+    return paging.page(request, lines, start=start, count=count, total=len(matches))
 
 
 def list_deltas(request: Request, query: Query) -> Response:
     """List the deltas visible to the caller as the registry lists them, in its order, page by page."""
     _refuse_long(query.text)
-    found = [listed for listed, _ in _committed(request, state_of(request), query)]
+    matches = [entry for entry, _ in _committed(request, state_of(request), query)]
     start, count = paging.window(request)
-    shown = [{"id": listed.name, DELTA: asdict(listed)} for listed in found[start : start + count]]
-    answer = paging.page(request, shown, start=start, count=count, total=len(found))
-    answer.headers[LIST] = str(len(found))
+    lines = [{"id": entry.name, DELTA: asdict(entry)} for entry in matches[start : start + count]]
+    answer = paging.page(request, lines, start=start, count=count, total=len(matches))
+    answer.headers[LIST] = str(len(matches))
     return answer
 
 
@@ -71,9 +71,9 @@ def my_repositories(request: Request) -> Response:
     caller, namespace = caller_of(request), request.path_params.get("namespace")
     if caller.anonymous:
         raise Refusal(401, "This needs a token, and none came with the request. Log in with `hf auth login`.")
-    found = [facts for facts in _all(request, state_of(request)) if _mine(facts, caller, namespace)]
+    matches = [facts for facts in _all(request, state_of(request)) if _is_own(facts, caller, namespace)]
     start, count = paging.window(request)
-    shown = [
+    lines = [
         {
             "id": facts.path,
             "type": "model",
@@ -81,14 +81,14 @@ def my_repositories(request: Request) -> Response:
             "visibility": "private" if facts.private else "public",
             "storage": facts.summary.get("size", 0),
         }
-        for facts in found[start : start + count]
+        for facts in matches[start : start + count]
     ]
-    return paging.page(request, shown, start=start, count=count, total=len(found))
+    return paging.page(request, lines, start=start, count=count, total=len(matches))
 
 
-def _mine(facts: Facts, caller: Caller, namespace: str | None) -> bool:
-    own = facts.path.partition("/")[0]
-    return own == namespace if namespace else caller.may_write(own)
+def _is_own(facts: Facts, caller: Caller, namespace: str | None) -> bool:
+    owner = facts.path.partition("/")[0]
+    return owner == namespace if namespace else caller.may_write(owner)
 
 
 def _all(request: Request, state: State) -> Iterator[Facts]:
@@ -97,16 +97,16 @@ def _all(request: Request, state: State) -> Iterator[Facts]:
     search = request.query_params.get("search", "")
     _refuse_long(search)
     committed = set[str]()
-    for listed, private in _committed(request, state, Query(text=search)):
-        committed.add(listed.name)
-        yield _listed(listed, records.get(listed.name), private=private)
+    for entry, private in _committed(request, state, Query(text=search)):
+        committed.add(entry.name)
+        yield _facts_of(entry, records.get(entry.name), private=private)
     for path, record in records.items():
         words = search.lower().split()
         if record is None or path in committed or not all(word in path.lower() for word in words):
             continue
         if caller.may_read(path.partition("/")[0], private=may_be_private(record) or path in state.records.private()):
-            found = state.registry.stored(path)
-            if found is None or not (found.versions or found.moved_to):
+            document = state.registry.stored(path)
+            if document is None or not (document.versions or document.moved_to):
                 yield Facts(path, commit_id(EMPTY.digest), record.created, record.created, record.private, (), {}, {})
 
 
@@ -114,13 +114,13 @@ def _committed(request: Request, state: State, query: Query) -> Iterator[tuple[L
     """Yield the deltas that match a query and are visible to the caller, and whether each is private."""
     caller = caller_of(request)
     hidden = {path for path, record in state.records.all().items() if may_be_private(record)}
-    found = state.index.search(query)[0]
+    matches = state.index.search(query)[0]
     # A repository created since is in the index; one deleted since is still in the records read before.
     hidden |= state.records.private()
-    for listed in found:
-        private = listed.name in hidden
-        if caller.may_read(listed.name.partition("/")[0], private=private):
-            yield listed, private
+    for entry in matches:
+        private = entry.name in hidden
+        if caller.may_read(entry.name.partition("/")[0], private=private):
+            yield entry, private
 
 
 def _refuse_long(search: str) -> None:
@@ -128,37 +128,37 @@ def _refuse_long(search: str) -> None:
         raise Refusal(400, f"A search has {_LONGEST} letters at most, got {len(search):,}. Search for less at once.")
 
 
-def _listed(listed: Listed, record: Record | None, *, private: bool) -> Facts:
-    summary = {key: value for key, value in listed.summary.items() if key != "card"}
-    created = record.created if record else listed.time
-    card = listed.summary.get("card") or {}
-    digest = listed.digest
-    return Facts(listed.name, commit_id(digest), created, listed.time, private, listed.tags, summary, card, listed)
+def _facts_of(entry: Listed, record: Record | None, *, private: bool) -> Facts:
+    summary = {key: value for key, value in entry.summary.items() if key != "card"}
+    created = record.created if record else entry.time
+    card = entry.summary.get("card") or {}
+    digest = entry.digest
+    return Facts(entry.name, commit_id(digest), created, entry.time, private, entry.tags, summary, card, entry)
 
 
-def _meant(facts: Facts, request: Request) -> bool:
+def _matches(facts: Facts, request: Request) -> bool:
     query = request.query_params
-    wanted = [tag for text in query.getlist("filter") for tag in text.split(",") if tag]
-    wanted += [text for text in query.getlist("pipeline_tag") if text]
+    required_tags = [tag for text in query.getlist("filter") for tag in text.split(",") if tag]
+    required_tags += [text for text in query.getlist("pipeline_tag") if text]
     if (author := query.get("author")) and facts.path.partition("/")[0].lower() != author.lower():
         return False
-    return not wanted or set(wanted) <= set(facts.all_tags())
+    return not required_tags or set(required_tags) <= set(facts.all_tags())
 
 
-def _shown(request: Request, state: State, facts: Facts) -> dict[str, Any]:
+def _line(request: Request, state: State, facts: Facts) -> dict[str, Any]:
     query = request.query_params
-    wanted = query.getlist("expand")
-    found = facts.to_dict()
+    fields = query.getlist("expand")
+    values = facts.to_dict()
     full = query.get("full", "").lower() == "true"
-    if not (full or query.get("cardData", "").lower() == "true" or {"cardData", "siblings"} & set(wanted)):
-        return expanded(found, wanted)
+    if not (full or query.get("cardData", "").lower() == "true" or {"cardData", "siblings"} & set(fields)):
+        return expanded(values, fields)
     document = state.registry.stored(facts.path)
     version = (
         next((e for e in document.versions.values() if commit_id(e.digest) == facts.sha), None) if document else None
     )
     files = state.manifest(version.digest).files if version else ()
     card = next((state.card(entry.sha256, entry.size) for entry in files if entry.path == CARD), {})
-    return expanded({**found, "siblings": siblings(files), "cardData": facts.card_data(card)}, wanted)
+    return expanded({**values, "siblings": siblings(files), "cardData": facts.card_data(card)}, fields)
 
 
 def facts_of(repository: Repository, commit: Commit) -> Facts:
@@ -181,7 +181,7 @@ def model_info(request: Request) -> Response:
 
 def _info(request: Request, commit: Commit, facts: Facts) -> Response:
     files = commit.manifest.files
-    found = {
+    values = {
         **facts.to_dict(),
         "cardData": facts.card_data(facts.card),
         "siblings": siblings(files, blobs="blobs" in request.query_params),
@@ -189,10 +189,10 @@ def _info(request: Request, commit: Commit, facts: Facts) -> Response:
         "usedStorage": commit.manifest.size,
     }
     if "securityStatus" in request.query_params:
-        found["securityRepoStatus"] = {"scansDone": False, "filesWithIssues": []}
+        values["securityRepoStatus"] = {"scansDone": False, "filesWithIssues": []}
     if parameters := commit.manifest.parameters["total"]:
-        found["safetensors"] = {"parameters": _by_dtype(commit), "total": parameters}
-    return WholeJSONResponse(expanded(found, request.query_params.getlist("expand")))
+        values["safetensors"] = {"parameters": _by_dtype(commit), "total": parameters}
+    return WholeJSONResponse(expanded(values, request.query_params.getlist("expand")))
 
 
 def _by_dtype(commit: Commit) -> dict[str, int]:

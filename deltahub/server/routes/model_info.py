@@ -59,15 +59,15 @@ class Facts:
     @property
     def library(self) -> str | None:
         """The library that the files are for."""
-        if isinstance(given := self.card.get("library_name"), str):
-            return given
+        if isinstance(name := self.card.get("library_name"), str):
+            return name
         return _LIBRARIES.get(str(self.summary.get("format")), "deltahub") if self.summary else None
 
     @property
     def pipeline(self) -> str | None:
         """The task according to the card."""
-        given = self.card.get("pipeline_tag")
-        return given if isinstance(given, str) else None
+        task = self.card.get("pipeline_tag")
+        return task if isinstance(task, str) else None
 
     def all_tags(self) -> list[str]:
         """Return everything that a list can be filtered by."""
@@ -79,21 +79,21 @@ class Facts:
         if relation := self._relation(card):
             prefixed += [f"base_model:{relation}:{value}" for value in texts(card.get("base_model"))]
         method = texts(str(self.summary.get("delta_type") or ""))
-        own = [*texts(self.card.get("tags")), *self.tags, *texts(self.library), *texts(self.pipeline), *method]
-        return list(dict.fromkeys([*own, *texts(card.get("language")), *prefixed]))
+        tags = [*texts(self.card.get("tags")), *self.tags, *texts(self.library), *texts(self.pipeline), *method]
+        return list(dict.fromkeys([*tags, *texts(card.get("language")), *prefixed]))
 
     def _relation(self, card: Mapping[str, Any]) -> str | None:
         """Return the relation to the base model as in Hub tags; None if the card gives none and it is not a delta."""
-        if isinstance(given := card.get("base_model_relation"), str):
-            return given
+        if isinstance(relation := card.get("base_model_relation"), str):
+            return relation
         is_adapter = self.summary.get("delta_type") and self.summary.get("format") in (None, "peft", "opendelta")
         return "adapter" if is_adapter or self.library == "peft" else None
 
     def card_data(self, card: Mapping[str, Any]) -> dict[str, Any]:
         """Return a card's front matter with the version's tags, where Hub clients look for them."""
-        own = texts(card.get("tags"))
-        added = [tag for tag in self.tags if tag not in own]
-        return {**card, "tags": [*own, *added]} if added else dict(card)
+        card_tags = texts(card.get("tags"))
+        added_tags = [tag for tag in self.tags if tag not in card_tags]
+        return {**card, "tags": [*card_tags, *added_tags]} if added_tags else dict(card)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON that Hub clients read."""
@@ -132,8 +132,8 @@ def siblings(files: Iterable[FileEntry], *, blobs: bool = False) -> list[dict[st
     ]
 
 
-def expanded(facts: Mapping[str, Any], wanted: Collection[str]) -> dict[str, Any]:
+def expanded(facts: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Keep only the fields requested by ``expand``; all without a request."""
-    if not wanted:
+    if not names:
         return dict(facts)
-    return {key: value for key, value in facts.items() if key in {*wanted, "_id", "id", "modelId"}}
+    return {key: value for key, value in facts.items() if key in {*names, "_id", "id", "modelId"}}

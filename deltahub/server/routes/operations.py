@@ -43,12 +43,12 @@ class Content:
             Refusal: they are not base64, or the file is too large.
         """
         text = self._rest + letters.replace(b"\\/", b"/")  # some JSON encoders escape the slash
-        whole = len(text) - len(text) % 4
-        self._rest = text[whole:]
-        if not whole:
+        length = len(text) - len(text) % 4
+        self._rest = text[length:]
+        if not length:
             return
         try:
-            data = binascii.a2b_base64(text[:whole], strict_mode=True)
+            data = binascii.a2b_base64(text[:length], strict_mode=True)
         except binascii.Error as error:
             self.close()
             raise Refusal(400, f"A file of the commit is not base64: {error}.") from error
@@ -161,17 +161,17 @@ class Parser:
     """
 
     def __init__(self, spool: Path, largest: int) -> None:
-        self.found = Operations()
+        self.operations = Operations()
         self._spool, self._largest = spool, largest
         self._line = bytearray()  # the current line without its content
         self._content: Content | None = None  # the content being read
-        self._read: Content | None = None  # the content already read in the current line
+        self._line_content: Content | None = None  # the content already read in the current line
         self._files = self._lines = self._searched = self._words = 0
 
     @property
     def held(self) -> int:
         """Approximate bytes of memory that the commit takes so far."""
-        return len(self._line) + self._words + _OPERATION * len(self.found.listed)
+        return len(self._line) + self._words + _OPERATION * len(self.operations.listed)
 
     def feed(self, block: bytes) -> None:
         """Parse the next bytes of the body.
@@ -190,21 +190,21 @@ class Parser:
         if end < 0:
             return len(block)
         self._content.finish()
-        self._content, self._read, self._searched = None, self._content, len(self._line)
+        self._content, self._line_content, self._searched = None, self._content, len(self._line)
         return end  # the quote ends the empty string left in the line
 
     def _feed_line(self, block: bytes, position: int) -> int:
         end = block.find(b"\n", position)
-        before = len(self._line)
+        length_before = len(self._line)
         self._line += block[position : end if end >= 0 else len(block)]
-        if content := _CONTENT.search(self._line, max(before - _OVERLAP, self._searched)):
-            taken = content.end() - before
+        if content := _CONTENT.search(self._line, max(length_before - _OVERLAP, self._searched)):
+            length = content.end() - length_before
             del self._line[content.end() :]
-            if self._read:
+            if self._line_content:
                 raise Refusal(400, "A line of the commit has content twice.")
             self._files += 1
             self._content = Content(self._spool / f"file-{self._files}", self._largest)
-            return position + taken
+            return position + length
         if len(self._line) > _LONGEST_LINE:
             raise Refusal(413, f"A line of the commit is longer than {_LONGEST_LINE:,} bytes without its content.")
         if end < 0:
@@ -224,7 +224,7 @@ class Parser:
         self._end_line()
         if not self._lines:
             raise Refusal(400, "The commit is empty: expected a line with the key 'header'.")
-        return self.found
+        return self.operations
 
     def close(self) -> None:
         """Close an open file when the body is abandoned."""
@@ -232,9 +232,9 @@ class Parser:
             self._content.close()
 
     def _end_line(self) -> None:
-        line, content = bytes(self._line).strip(), self._read
+        line, content = bytes(self._line).strip(), self._line_content
         self._line.clear()
-        self._read, self._searched = None, 0
+        self._line_content, self._searched = None, 0
         if not line:
             return
         self._lines += 1
@@ -253,8 +253,8 @@ class Parser:
 
     def _take(self, key: Any, value: dict[str, Any], content: Content | None) -> None:
         if key == "header":
-            self.found.summary, self.found.description = _text(value, "summary"), _text(value, "description")
-            self.found.parent = _text(value, "parentCommit") or None
+            self.operations.summary, self.operations.description = _text(value, "summary"), _text(value, "description")
+            self.operations.parent = _text(value, "parentCommit") or None
             return
         path = _text(value, "path")
         if len(path) > LONGEST:  # checked early: many paths are held at once
@@ -262,16 +262,16 @@ class Parser:
         if key == "file":
             if content is None or value.get("encoding", "base64") != "base64" or "content" not in value:
                 raise Refusal(400, f"The file {path!r} of the commit has no content in base64.")
-            self.found.listed.append(Added(path, content.sha256, content.size, content.file))
+            self.operations.listed.append(Added(path, content.sha256, content.size, content.file))
         elif key == "lfsFile":
-            self.found.listed.append(_named(path, value))
+            self.operations.listed.append(_named_file(path, value))
         elif key in ("deletedFile", "deletedFolder"):
-            self.found.listed.append(Deleted(path.strip("/"), key == "deletedFolder"))
+            self.operations.listed.append(Deleted(path.strip("/"), key == "deletedFolder"))
         else:
             raise Refusal(400, f"Line {self._lines} of the commit has the key {key!r}, which is unknown.")
 
 
-def _named(path: str, value: dict[str, Any]) -> Named:
+def _named_file(path: str, value: dict[str, Any]) -> Named:
     oid, size = value.get("oid"), value.get("size")
     if value.get("algo", "sha256") != "sha256" or not is_oid(oid):
         raise Refusal(400, f"The file {path!r} of the commit needs an oid of 64 hex digits, its sha256.")
@@ -286,7 +286,7 @@ def is_oid(value: Any) -> bool:
 
 
 def _text(value: dict[str, Any], name: str) -> str:
-    found = value.get(name) or ""
-    if not isinstance(found, str):
+    text = value.get(name) or ""
+    if not isinstance(text, str):
         raise Refusal(400, f"{name!r} in the commit must be a text.")
-    return found
+    return text

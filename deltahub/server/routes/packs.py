@@ -57,8 +57,8 @@ def pack(request: Request) -> Response:
     repository = open_repository(request)
     commit = repository.at(request.path_params["revision"])
     if not offer(repository.path, commit.id, commit.manifest):
-        where = {"X-Repo-Commit": commit.id}
-        raise Refusal(404, f"{repository.path} at {commit.id} is not a small delta.", ENTRY_NOT_FOUND, where)
+        headers = {"X-Repo-Commit": commit.id}
+        raise Refusal(404, f"{repository.path} at {commit.id} is not a small delta.", ENTRY_NOT_FOUND, headers)
     store = state_of(request).registry.store
 
     def make() -> Response:

@@ -69,28 +69,32 @@ def preupload(request: Request, body: dict[str, Any]) -> Response:
         raise Refusal(400, f"The body needs 'files', a list of at most {_MOST}.")
     revision = request.path_params["revision"]
     commit = repository.at(revision) if repository.document.versions else repository.commit(None)
-    known = {entry.path: entry for entry in commit.manifest.files}
-    rules = ignore_rules(_gitignore(repository, known, body), named=len(files) == 1)
-    return JSONResponse({"commitOid": commit.id, "files": [_told(repository, known, rules, file) for file in files]})
+    entries = {entry.path: entry for entry in commit.manifest.files}
+    rules = ignore_rules(_gitignore(repository, entries, body), named=len(files) == 1)
+    return JSONResponse(
+        {"commitOid": commit.id, "files": [_answer(repository, entries, rules, file) for file in files]}
+    )
 
 
-def _gitignore(repository: Repository, known: Mapping[str, FileEntry], body: Mapping[str, Any]) -> str:
+def _gitignore(repository: Repository, entries: Mapping[str, FileEntry], body: Mapping[str, Any]) -> str:
     """Return the text of the .gitignore sent by the client, else of the one in the repository."""
-    if isinstance(sent := body.get("gitIgnore"), str):
-        return sent
-    entry = known.get(GITIGNORE)
+    if isinstance(text := body.get("gitIgnore"), str):
+        return text
+    entry = entries.get(GITIGNORE)
     if entry is None or not 0 < entry.size <= LARGEST:
         return ""
     return repository.state.read(entry, 0, entry.size).decode(errors="replace")
 
 
-def _told(repository: Repository, known: Mapping[str, FileEntry], rules: GitIgnoreSpec, file: Any) -> dict[str, Any]:
+def _answer(
+    repository: Repository, entries: Mapping[str, FileEntry], rules: GitIgnoreSpec, file: Any
+) -> dict[str, Any]:
     path, size, sample = (
         (file.get(key) for key in ("path", "size", "sample")) if isinstance(file, dict) else (None,) * 3
     )
     if not isinstance(path, str) or not isinstance(size, int):
         raise Refusal(400, "Each file needs 'path', a text, and 'size', a number of bytes.")
-    if path not in known and rules.match_file(path):
+    if path not in entries and rules.match_file(path):
         return {"path": path, "uploadMode": "regular", "shouldIgnore": True}
     settings = repository.state.settings
     if size > settings.max_file:
@@ -104,7 +108,7 @@ def _told(repository: Repository, known: Mapping[str, FileEntry], rules: GitIgno
         )
         raise Refusal(413, message)
     answer: dict[str, Any] = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
-    entry = known.get(path)
+    entry = entries.get(path)
     if entry and entry.size == size:  # a file of another size certainly differs
         answer["oid"] = entry.sha256 if lfs else repository.state.git_oid(entry.sha256, entry.size)
     return answer

@@ -55,8 +55,8 @@ def list_refs(request: Request) -> Response:
     size = _ENTRY * (len(versions) + len(document.removed) + len(document.log))
 
     def make() -> Response:
-        stored = replace(document, versions=versions, moving=None).to_bytes()
-        return WholeJSONResponse({**answer, DELTA: json.loads(stored)})
+        data = replace(document, versions=versions, moving=None).to_bytes()
+        return WholeJSONResponse({**answer, DELTA: json.loads(data)})
 
     return counted(request, size, make)
 
@@ -74,10 +74,10 @@ def list_commits(request: Request) -> Response:
     """List the commits in the history of a revision, newest first."""
     repository = open_repository(request)
     version = repository.find(request.path_params["revision"])
-    found = [*repository.document.history(version)] if version else [None]
+    versions = [*repository.document.history(version)] if version else [None]
     start, count = paging.window(request)
-    shown = [_described(repository, item) for item in found[start : start + count]]
-    return paging.page(request, shown, start=start, count=count, total=len(found))
+    lines = [_described(repository, item) for item in versions[start : start + count]]
+    return paging.page(request, lines, start=start, count=count, total=len(versions))
 
 
 def _described(repository: Repository, version: str | None) -> dict[str, Any]:
@@ -195,9 +195,9 @@ def squash(request: Request, body: dict[str, Any]) -> Response:
         time, author = stamp_of(request)
         end, *older = document.history(document.resolve(branch))
         ends = {MAIN: document.latest, **document.branches}
-        others = {version for name, last in ends.items() if name != branch for version in document.history(last)}
+        kept_versions = {version for name, head in ends.items() if name != branch for version in document.history(head)}
         for version in older:
-            if version not in others and version not in document.aliases.values():
+            if version not in kept_versions and version not in document.aliases.values():
                 document = document.without_version(version, time, author, f"the history of {branch} was squashed")
         if message:
             entry = replace(document.versions[end], message=stamps.text(message))
@@ -232,11 +232,11 @@ def _version(repository: Repository, revision: str) -> str:
     document = repository.document
     if not document.versions:
         document = registry.add(objects, repository.path, change)
-    found = replace(repository, document=document).find(revision)  # somebody may have committed meanwhile
-    if found is None:
+    resolved_version = replace(repository, document=document).find(revision)  # somebody may have committed meanwhile
+    if resolved_version is None:
         message = f"{repository.path} has versions by now, none of which is its first commit. Name one of them: {', '.join(document.versions)}."
         raise Refusal(404, message, REVISION_NOT_FOUND)
-    return found
+    return resolved_version
 
 
 def _refuse_number(document: ReferenceDocument, tag: str) -> None:

@@ -63,13 +63,13 @@ def _folder(path: str, inside: Iterable[FileEntry]) -> dict[str, Any]:
 
 def _folders(files: Iterable[FileEntry]) -> dict[str, list[FileEntry]]:
     """Return all folders, each with every file below it."""
-    found: dict[str, list[FileEntry]] = {}
+    folders: dict[str, list[FileEntry]] = {}
     for entry in files:
         end = entry.path.find("/")
         while end >= 0:
-            found.setdefault(entry.path[:end], []).append(entry)
+            folders.setdefault(entry.path[:end], []).append(entry)
             end = entry.path.find("/", end + 1)
-    return found
+    return folders
 
 
 def list_tree(request: Request) -> Response:
@@ -84,8 +84,8 @@ def list_tree(request: Request) -> Response:
     prefix = f"{folder}/" if folder else ""
     below = [entry for entry in commit.manifest.files if entry.path.startswith(prefix)]
     if folder and not below:
-        where = {"X-Repo-Commit": commit.id}
-        raise Refusal(404, f"{folder} is not a folder of {repository.path} at {commit.id}.", ENTRY_NOT_FOUND, where)
+        headers = {"X-Repo-Commit": commit.id}
+        raise Refusal(404, f"{folder} is not a folder of {repository.path} at {commit.id}.", ENTRY_NOT_FOUND, headers)
     return counted(request, LISTED * len(below), lambda: _tree_page(request, repository, commit, prefix, below))
 
 
@@ -98,69 +98,69 @@ def _tree_page(
         prefix: the path of the folder, ending with "/"; empty for the root.
         below: the files below it.
     """
-    found = _listed(below, prefix, deep=_flag(request, "recursive"))
+    entries = _entries(below, prefix, deep=_flag(request, "recursive"))
     start, count = paging.window(request, _EXPANDED if _flag(request, "expand") else None)
     inside = _folders(below)
-    shown = [
-        _folder(item, inside[item]) if isinstance(item, str) else _file(item) for item in found[start : start + count]
+    lines = [
+        _folder(item, inside[item]) if isinstance(item, str) else _file(item) for item in entries[start : start + count]
     ]
     if _flag(request, "expand"):
-        _add_last_commits(repository, commit, shown)
-    return paging.page(request, shown, start=start, count=count, total=len(found))
+        _add_last_commits(repository, commit, lines)
+    return paging.page(request, lines, start=start, count=count, total=len(entries))
 
 
 def _flag(request: Request, name: str) -> bool:
     return request.query_params.get(name, "").lower() in ("1", "true")
 
 
-def _listed(below: Iterable[FileEntry], prefix: str, *, deep: bool) -> list[FileEntry | str]:
+def _entries(below: Iterable[FileEntry], prefix: str, *, deep: bool) -> list[FileEntry | str]:
     """Return files as entries and folders as paths, sorted by path."""
-    found: dict[str, FileEntry | str] = {}
+    entries: dict[str, FileEntry | str] = {}
     for entry in below:
         parts = entry.path[len(prefix) :].split("/")
         for depth in range(1, len(parts) if deep else min(2, len(parts))):
             folder = prefix + "/".join(parts[:depth])
-            found[folder] = folder
+            entries[folder] = folder
         if deep or len(parts) == 1:
-            found[entry.path] = entry
-    return [found[path] for path in sorted(found)]
+            entries[entry.path] = entry
+    return [entries[path] for path in sorted(entries)]
 
 
-def _add_last_commits(repository: Repository, commit: Commit, shown: list[dict[str, Any]]) -> None:
+def _add_last_commits(repository: Repository, commit: Commit, lines: list[dict[str, Any]]) -> None:
     """Add to each entry the commit that last changed it; omitted where that is further back than is searched."""
     if commit.version is None:
         return
-    pending: dict[str, dict[str, Any]] = {entry["path"]: entry for entry in shown}
-    now = _content(commit.manifest.files, pending)
+    pending: dict[str, dict[str, Any]] = {entry["path"]: entry for entry in lines}
+    content = _content(commit.manifest.files, pending)
     last, looked_at = commit, 0
     for version in [*repository.document.history(commit.version)][1:]:
-        before = repository.commit(version)
-        looked_at += _EXPANDED + len(before.manifest.files)
+        parent = repository.commit(version)
+        looked_at += _EXPANDED + len(parent.manifest.files)
         if looked_at > _LOOKED_AT:
             return
-        then = _content(before.manifest.files, pending)
-        for path in [path for path in pending if now[path] != then[path]]:
-            pending.pop(path)["lastCommit"] = _said(last)
+        parent_content = _content(parent.manifest.files, pending)
+        for path in [path for path in pending if content[path] != parent_content[path]]:
+            pending.pop(path)["lastCommit"] = _commit_info(last)
         if not pending:
             return
-        last = before
+        last = parent
     for entry in pending.values():
-        entry["lastCommit"] = _said(last)
+        entry["lastCommit"] = _commit_info(last)
 
 
 def _content(files: Iterable[FileEntry], paths: Iterable[str]) -> Mapping[str, frozenset[tuple[str, str]]]:
     """Return the files at or below each path, as pairs of path and sha256."""
-    found: dict[str, list[tuple[str, str]]] = {path: [] for path in paths}
+    contents: dict[str, list[tuple[str, str]]] = {path: [] for path in paths}
     for entry in files:
         end = len(entry.path)
         while end >= 0:  # the file itself, and its parent folders
-            if entry.path[:end] in found:
-                found[entry.path[:end]].append((entry.path, entry.sha256))
+            if entry.path[:end] in contents:
+                contents[entry.path[:end]].append((entry.path, entry.sha256))
             end = entry.path.rfind("/", 0, end)
-    return {path: frozenset(inside) for path, inside in found.items()}
+    return {path: frozenset(inside) for path, inside in contents.items()}
 
 
-def _said(commit: Commit) -> dict[str, Any]:
+def _commit_info(commit: Commit) -> dict[str, Any]:
     assert commit.entry is not None
     title = commit.entry.message.partition("\n")[0]
     return {"id": commit.id, "title": title, "date": moment(commit.entry.time)}
@@ -179,10 +179,10 @@ def paths_info(request: Request, fields: dict[str, list[str]]) -> Response:
     """
     repository = open_repository(request)
     commit = repository.at(request.path_params["revision"])
-    asked = fields.get("paths", ())
-    if len(asked) > _MOST_PATHS:
+    paths = fields.get("paths", ())
+    if len(paths) > _MOST_PATHS:
         raise Refusal(
-            413, f"{len(asked):,} paths are asked for, and {_MOST_PATHS:,} may be at once. Ask in several requests."
+            413, f"{len(paths):,} paths are asked for, and {_MOST_PATHS:,} may be at once. Ask in several requests."
         )
     weight = LISTED * len(commit.manifest.files)
     return counted(request, weight, lambda: _paths_answer(repository, commit, fields))
@@ -190,15 +190,15 @@ def paths_info(request: Request, fields: dict[str, list[str]]) -> Response:
 
 def _paths_answer(repository: Repository, commit: Commit, fields: Mapping[str, Sequence[str]]) -> Response:
     files, folders = {entry.path: entry for entry in commit.manifest.files}, _folders(commit.manifest.files)
-    found: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     for path in dict.fromkeys(text.strip("/") for text in fields.get("paths", ())):
         if path in files:
-            found.append(_file(files[path]))
+            lines.append(_file(files[path]))
         elif path in folders:
-            found.append(_folder(path, folders[path]))
+            lines.append(_folder(path, folders[path]))
     if "true" in [text.lower() for text in fields.get("expand", ())]:
-        _add_last_commits(repository, commit, found)
-    return WholeJSONResponse(found)
+        _add_last_commits(repository, commit, lines)
+    return WholeJSONResponse(lines)
 
 
 routes: Final = [

@@ -67,10 +67,14 @@ def _require(request: Request, action: str, *more: str) -> dict[str, str]:
     """
     parameters, query = request.path_params, dict(request.query_params)
     facts = {name: query.get(name, "") for name in (*_FACTS, *more)}
-    here = {"repository": f"{parameters['namespace']}/{parameters['name']}", "oid": parameters["oid"], "action": action}
+    expected = {
+        "repository": f"{parameters['namespace']}/{parameters['name']}",
+        "oid": parameters["oid"],
+        "action": action,
+    }
     if "part" in parameters:
-        here["part"] = parameters["part"]
-    state_of(request).signer.require(query, facts | here)
+        expected["part"] = parameters["part"]
+    state_of(request).signer.require(query, facts | expected)
     _require_rights(request, facts)
     return facts
 
@@ -93,11 +97,11 @@ def _require_rights(request: Request, facts: Mapping[str, str]) -> None:
 def _signer_of(state: State, token: str) -> Caller:
     if not token:
         return Caller(scope=state.settings.anonymous)
-    found = Tokens(state.registry.store).find(token)
-    fault = found.fault(stamps.now()) if found else "this hub does not know it any more"
-    if found is None or fault:
+    signer = Tokens(state.registry.store).find(token)
+    fault = signer.fault(stamps.now()) if signer else "this hub does not know it any more"
+    if signer is None or fault:
         raise Refusal(403, f"The token that this address was made for is not valid: {fault}. Ask for a new address.")
-    return found.caller
+    return signer.caller
 
 
 @contextlib.asynccontextmanager
@@ -137,8 +141,8 @@ async def put_part(request: Request) -> Response:
     facts = await run_in_threadpool(_require, request, "part", "part", "bytes")
     async with _received(request, int(facts["bytes"])) as spool:
         store, number = state_of(request).registry.store, int(facts["part"])
-        where = (facts["repository"], facts["oid"], number)
-        await run_in_threadpool(uploads.keep_part, store, *where, spool.sha256, spool.file, _author(request))
+        part_key = (facts["repository"], facts["oid"], number)
+        await run_in_threadpool(uploads.keep_part, store, *part_key, spool.sha256, spool.file, _author(request))
         return Response(headers={"ETag": f'"{spool.sha256}"'})
 
 
@@ -187,10 +191,10 @@ def _author(request: Request) -> str:
 
 
 def _part(state: State, facts: dict[str, str], number: int) -> str:
-    found = uploads.part(state.registry.store, facts["repository"], facts["oid"], number)
-    if found is None:
+    sha256 = uploads.part(state.registry.store, facts["repository"], facts["oid"], number)
+    if sha256 is None:
         raise Refusal(400, f"Part {number} of the file was not uploaded. Upload it, then complete the file again.")
-    return found
+    return sha256
 
 
 def get_whole(request: Request) -> Response:
