@@ -13,22 +13,22 @@ from deltahub.sources.huggingface.calls import TIMEOUT, Calls
 from deltahub.sources.huggingface.history import Names
 
 
-def amend(calls: Calls, path: str, known: Names, version: str | None, amendment: Amendment) -> tuple[str, Version]:
+def amend(calls: Calls, path: str, refs: Names, version: str | None, amendment: Amendment) -> tuple[str, Version]:
     """See `Source.amend`.
 
     Args:
-        known: the repo's names, just read from the hub.
+        refs: the repo's names, just read from the hub.
     """
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
-    if known.document is None:
+    if refs.document is None:
         msg = (
             f"{calls.place} is not a hub of DeltaHub, so versions cannot be amended there. "
             "Edit the card on its page, or push again with a message."
         )
         raise ConfigError(msg)
-    said = {"message": amendment.message, "description": amendment.description, "card": amendment.card}
-    body = {**{key: text for key, text in said.items() if text is not None}, "metrics": dict(amendment.metrics)}
+    texts = {"message": amendment.message, "description": amendment.description, "card": amendment.card}
+    body = {**{key: text for key, text in texts.items() if text is not None}, "metrics": dict(amendment.metrics)}
 
     def ask() -> Any:
         url = f"{calls.endpoint}/api/deltahub/{path}/amend/{quote(version or LATEST, safe='')}"

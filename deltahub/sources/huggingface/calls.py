@@ -50,7 +50,7 @@ def patiently(call: Callable[[], T], doing: str, place: str, pause: Callable[[fl
             return call()
         except HfHubHTTPError as error:
             status = error.response.status_code
-            seconds = told(error.response.headers)
+            seconds = retry_after(error.response.headers)
             if status not in BUSY or (tries == HUB_ATTEMPTS and seconds is None):
                 raise
             reason, problem = f"it answered {status}", error
@@ -67,7 +67,7 @@ def patiently(call: Callable[[], T], doing: str, place: str, pause: Callable[[fl
         pause(seconds)
 
 
-def told(headers: Mapping[str, str]) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that a server asks to wait; None if it does not.
 
     They come from `Retry-After`, a number or a date, or from `ratelimit` as sent by the Hugging Face Hub: ``"api";r=0;t=55``.
@@ -142,14 +142,17 @@ class Calls:
             ConfigError: it contains characters that a token cannot have.
         """
         if self._token is not None:
-            found, where = self._token or "", f"The token given for the source {self.name}"
+            secret, origin = self._token or "", f"The token given for the source {self.name}"
         elif self._token_variable is not None:
-            found, where = os.environ.get(self._token_variable, ""), f"The environment variable {self._token_variable}"
+            secret, origin = (
+                os.environ.get(self._token_variable, ""),
+                f"The environment variable {self._token_variable}",
+            )
         else:
             from huggingface_hub import get_token
 
-            found, where = get_token() or "", "The token of HF_TOKEN or `hf auth login`"
-        return header_value(found, where) or False
+            secret, origin = get_token() or "", "The token of HF_TOKEN or `hf auth login`"
+        return header_value(secret, origin) or False
 
     @property
     def _log_in(self) -> str:
@@ -175,13 +178,13 @@ class Calls:
         """Return the seconds that a call may take which sends or gets so many bytes of files."""
         return self._longest + size / _SLOWEST
 
-    def make(self, call: Callable[[], T], doing: str, what: str, size: int | None = 0) -> T:
+    def make(self, call: Callable[[], T], doing: str, subject: str, size: int | None = 0) -> T:
         """Make a call, again where that may help; what fails in the end is one sentence.
 
         Args:
             call: may be made more than once; it is given up if it does not end in time.
             doing: what is going on, e.g. ``"Pulling acme/ner"``.
-            what: the delta it is about.
+            subject: the delta it is about.
             size: bytes of files that it sends or gets; None for a call that gives itself up, by TimeoutError.
 
         Raises:
@@ -189,12 +192,12 @@ class Calls:
             UnreachableError: there was no answer, or none that ended.
             StorageError: it refused.
         """
-        ended = call if size is None else partial(within, self.patience(size), call)
-        asked = Asked(doing, what, self.place, bool(self.token), self._log_in)
+        bounded_call = call if size is None else partial(within, self.patience(size), call)
+        attempt = Asked(doing, subject, self.place, bool(self.token), self._log_in)
         try:
-            return patiently(ended, doing, self.place, self._pause)
+            return patiently(bounded_call, doing, self.place, self._pause)
         except Exception as error:
-            known = sentence(error, asked)
-            if known is None:
+            failure = sentence(error, attempt)
+            if failure is None:
                 raise
-            raise known from error
+            raise failure from error

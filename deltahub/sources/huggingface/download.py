@@ -60,13 +60,13 @@ def read(calls: Calls, repo: str, revision: str, path: str, doing: str) -> Answe
     """
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    what = f"{path} of {repo} in {calls.place}"
+    subject = f"{path} of {repo} in {calls.place}"
 
     def call() -> Answer:
         try:
             with _opened(calls, _url(calls, repo, revision, path)) as response:
-                data = _all(response, _SMALL, what)
-                _require_etag(response, data, what)
+                data = _all(response, _SMALL, subject)
+                _require_etag(response, data, subject)
                 return Answer(_commit(response), data, response.headers.get(_PACK), response.headers.get(_MANIFEST))
         except RemoteEntryNotFoundError as error:
             return Answer(_commit(error.response), None, manifest=error.response.headers.get(_MANIFEST))
@@ -100,30 +100,30 @@ def copy(
         UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
-    what, url = f"{path} of {calls.name}:{repo}@{commit}", _url(calls, repo, commit, path)
+    subject, url = f"{path} of {calls.name}:{repo}@{commit}", _url(calls, repo, commit, path)
     with going_on(kept, sha256, into) as file:
-        taken = _Copy(file, size, progress)
+        partial = _Copy(file, size, progress)
 
         def call() -> None:
             end = time.monotonic() + calls.patience(size)
-            rest = {"Range": f"bytes={taken.done}-"} if taken.done else {}
-            with _opened(calls, url, rest) as response:
-                if response.headers.get("content-range", "").partition("-")[0] != f"bytes {taken.done}":
-                    taken.restart()
+            headers = {"Range": f"bytes={partial.position}-"} if partial.position else {}
+            with _opened(calls, url, headers) as response:
+                if response.headers.get("content-range", "").partition("-")[0] != f"bytes {partial.position}":
+                    partial.restart()
                 for chunk in response.iter_bytes():  # unbuffered, so that none are lost with the connection
-                    if not taken.add(chunk):
+                    if not partial.add(chunk):
                         return
                     if time.monotonic() > end:
-                        msg = f"{taken.done:,} of {size:,} bytes after {calls.patience(size):.0f} s"
+                        msg = f"{partial.position:,} of {size:,} bytes after {calls.patience(size):.0f} s"
                         raise TimeoutError(msg)
 
-        before = taken.take_up()
-        if not before or before < size:
-            calls.make(call, f"Pulling {repo}", what, None)
-        if before and taken.digest.hexdigest() != sha256:  # what was there was not the start of it
-            taken.restart()
-            calls.make(call, f"Pulling {repo}", what, None)
-    return taken.digest.hexdigest()
+        start = partial.take_up()
+        if not start or start < size:
+            calls.make(call, f"Pulling {repo}", subject, None)
+        if start and partial.digest.hexdigest() != sha256:  # what was there was not the start of it
+            partial.restart()
+            calls.make(call, f"Pulling {repo}", subject, None)
+    return partial.digest.hexdigest()
 
 
 class _Copy:
@@ -137,7 +137,7 @@ class _Copy:
 
     def __init__(self, file: BinaryIO, size: int, progress: Progress | None) -> None:
         self.file, self.size, self.progress = file, size, progress
-        self.digest, self.done, self.told = hashlib.sha256(), 0, 0
+        self.digest, self.position, self.reported = hashlib.sha256(), 0, 0
 
     def take_up(self) -> int:
         """Read and hash the bytes already in the file; discard them if there are too many.
@@ -145,32 +145,32 @@ class _Copy:
         Returns:
             Their number.
         """
-        while self.done <= self.size and (chunk := self.file.read(CHUNK)):
+        while self.position <= self.size and (chunk := self.file.read(CHUNK)):
             self.digest.update(chunk)
-            self.done += len(chunk)
-        if self.done > self.size:
+            self.position += len(chunk)
+        if self.position > self.size:
             self.restart()
         self._tell()
-        return self.done
+        return self.position
 
     def restart(self) -> None:
         """Discard the bytes written so far."""
         self.file.seek(0)
         self.file.truncate()
-        self.digest, self.done = hashlib.sha256(), 0
+        self.digest, self.position = hashlib.sha256(), 0
 
     def add(self, chunk: bytes) -> bool:
         """Write a chunk; return False once the file exceeds its size, so that its digest cannot match."""
         self.file.write(chunk)
         self.digest.update(chunk)
-        self.done += len(chunk)
+        self.position += len(chunk)
         self._tell()
-        return self.done <= self.size
+        return self.position <= self.size
 
     def _tell(self) -> None:
-        if self.progress and self.done > self.told:
-            self.progress(self.done - self.told)
-            self.told = self.done
+        if self.progress and self.position > self.reported:
+            self.progress(self.position - self.reported)
+            self.reported = self.position
 
 
 def read_pack(calls: Calls, repo: str, path: str, size: int) -> bytes:
@@ -185,13 +185,13 @@ def read_pack(calls: Calls, repo: str, path: str, size: int) -> bytes:
         UnreachableError: the hub did not answer.
         StorageError: the hub refused, or sends more bytes.
     """
-    what = f"the files of {repo} in {calls.place}"
+    subject = f"the files of {repo} in {calls.place}"
 
     def call() -> bytes:
         with _opened(calls, f"{calls.endpoint}/{path.lstrip('/')}") as response:
-            return _all(response, size, what)
+            return _all(response, size, subject)
 
-    return calls.make(call, f"Pulling {repo}", what, size)
+    return calls.make(call, f"Pulling {repo}", subject, size)
 
 
 def read_manifest(calls: Calls, repo: str, commit: str, path: str) -> Manifest:
@@ -205,16 +205,16 @@ def read_manifest(calls: Calls, repo: str, commit: str, path: str) -> Manifest:
         UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
-    what = f"the manifest of {repo} in {calls.place}"
+    subject = f"the manifest of {repo} in {calls.place}"
 
     def call() -> bytes:
         with _opened(calls, f"{calls.endpoint}/{path.lstrip('/')}") as response:
-            return _all(response, _SMALL, what)
+            return _all(response, _SMALL, subject)
 
     data = calls.make(call, f"Looking up {repo}", f"{calls.name}:{repo}@{commit}")
     digest = digest_of(data)
     if commit_id(digest) != commit:
-        raise IntegrityError(what, f"sha256:{commit}...", digest, "Pull it again.")
+        raise IntegrityError(subject, f"sha256:{commit}...", digest, "Pull it again.")
     return Manifest.from_bytes(data, digest)
 
 
@@ -224,12 +224,12 @@ def _url(calls: Calls, repo: str, revision: str, path: str) -> str:
     return hf_hub_url(repo, path, revision=revision, endpoint=calls.endpoint)
 
 
-def _all(response: Response, most: int, what: str) -> bytes:
+def _all(response: Response, most: int, subject: str) -> bytes:
     data = bytearray()
     for chunk in response.iter_bytes():
         data += chunk
         if len(data) > most:
-            msg = f"{what} has more than {most:,} bytes. Look at what is there."
+            msg = f"{subject} has more than {most:,} bytes. Look at what is there."
             raise StorageError(msg)
     return bytes(data)
 
@@ -251,13 +251,13 @@ def git_blob(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def _require_etag(response: Response, data: bytes, what: str) -> None:
+def _require_etag(response: Response, data: bytes, subject: str) -> None:
     etag = response.headers.get("etag", "").removeprefix("W/").strip('"')
     if not _HEX.fullmatch(etag):
         return
-    found = git_blob(data) if len(etag) == _GIT else hashlib.sha256(data).hexdigest()
-    if found != etag:
-        raise IntegrityError(what, etag, found, "It was damaged on its way. Repeat.")
+    digest = git_blob(data) if len(etag) == _GIT else hashlib.sha256(data).hexdigest()
+    if digest != etag:
+        raise IntegrityError(subject, etag, digest, "It was damaged on its way. Repeat.")
 
 
 def _commit(response: Response) -> str:

@@ -19,14 +19,14 @@ class Asked:
 
     Attributes:
         doing: the operation, e.g. ``"Pulling acme/ner"``.
-        what: the delta it is about.
+        subject: the delta it is about.
         place: the source, for people.
         token: whether a token was sent.
         log_in: how to send another token, as a clause.
     """
 
     doing: str
-    what: str
+    subject: str
     place: str
     token: bool
     log_in: str
@@ -37,50 +37,52 @@ class Asked:
         return f"{self.doing} failed in {self.place}"
 
 
-def sentence(error: Exception, asked: Asked) -> DeltaHubError | None:
+def sentence(error: Exception, attempt: Asked) -> DeltaHubError | None:
     """Convert an error of huggingface_hub to one of DeltaHub's; return None if it is not about the hub."""
     import httpx2  # imported lazily, like huggingface_hub: only hubs need it
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError):
-        return _missing(error, asked) or _refused(error, asked)
+        return _not_found(error, attempt) or _refusal(error, attempt)
     if isinstance(error, httpx2.RequestError):  # no answer, an undecodable one, or a redirect loop
         reason = "no answer in time" if isinstance(error, httpx2.TimeoutException) else str(error).rstrip(".")
-        return UnreachableError(f"{asked.failed} ({reason}). Check the network and the address, and repeat.")
+        return UnreachableError(f"{attempt.failed} ({reason}). Check the network and the address, and repeat.")
     if isinstance(error, TimeoutError):  # of our own: the answer as a whole
-        return UnreachableError(f"{asked.failed} (its answer has not ended: {error}). It is too slow: repeat later.")
+        return UnreachableError(f"{attempt.failed} (its answer has not ended: {error}). It is too slow: repeat later.")
     if isinstance(error, errors.OfflineModeIsEnabled):
-        msg = f"{asked.failed}: HF_HUB_OFFLINE was set when this process began. Unset it and begin anew."
+        msg = f"{attempt.failed}: HF_HUB_OFFLINE was set when this process began. Unset it and begin anew."
         return UnreachableError(msg)
     if isinstance(error, ValueError) and "metadata" in str(error):
-        return ConfigError(f"{asked.failed}: it does not take the card's front matter. {error}")
+        return ConfigError(f"{attempt.failed}: it does not take the card's front matter. {error}")
     return None
 
 
-def _missing(error: HfHubHTTPError, asked: Asked) -> DeltaHubError | None:
+def _not_found(error: HfHubHTTPError, attempt: Asked) -> DeltaHubError | None:
     """Convert the answer for a missing or hidden repo, revision or file; return None for any other error."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
-        remedy = f"Accept its conditions on its page, and {asked.log_in}."
-        return StorageError(f"{asked.failed}: its owners restrict the access. {remedy}")
+        remedy = f"Accept its conditions on its page, and {attempt.log_in}."
+        return StorageError(f"{attempt.failed}: its owners restrict the access. {remedy}")
     if isinstance(error, errors.RepositoryNotFoundError):
-        hint = "asked with your token" if asked.token else f"asked without a token: if it is private, {asked.log_in}"
-        return NotFoundError(asked.what, (f"{asked.place}, {hint}",))
+        hint = (
+            "asked with your token" if attempt.token else f"asked without a token: if it is private, {attempt.log_in}"
+        )
+        return NotFoundError(attempt.subject, (f"{attempt.place}, {hint}",))
     if isinstance(error, errors.RevisionNotFoundError):
-        return NoVersionError(asked.what, (asked.place,))
+        return NoVersionError(attempt.subject, (attempt.place,))
     if isinstance(error, errors.RemoteEntryNotFoundError):
-        return NotFoundError(asked.what, (asked.place,))
+        return NotFoundError(attempt.subject, (attempt.place,))
     return None
 
 
-def _refused(error: HfHubHTTPError, asked: Asked) -> StorageError:
-    status, said = error.response.status_code, ". ".join((error.server_message or "").split("\n")).strip().rstrip(".")
+def _refusal(error: HfHubHTTPError, attempt: Asked) -> StorageError:
+    status, answer = error.response.status_code, ". ".join((error.server_message or "").split("\n")).strip().rstrip(".")
     if status == 401:
         remedy = (
-            f"The token is not known there: {asked.log_in} with a new one."
-            if asked.token
-            else f"It requires a token: {asked.log_in}."
+            f"The token is not known there: {attempt.log_in} with a new one."
+            if attempt.token
+            else f"It requires a token: {attempt.log_in}."
         )
     elif status == 403:
         remedy = (
@@ -95,4 +97,4 @@ def _refused(error: HfHubHTTPError, asked: Asked) -> StorageError:
     else:
         remedy = "Check the name and the address of the source."
     kind = UnreachableError if status in BUSY and status != 429 else StorageError
-    return kind(f"{asked.failed} ({f'{status}: {said}' if said else status}). {remedy}")
+    return kind(f"{attempt.failed} ({f'{status}: {answer}' if answer else status}). {remedy}")

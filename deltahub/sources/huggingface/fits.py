@@ -21,7 +21,7 @@ from deltahub.stores.threads import spread
 _AT_ONCE: Final = 4
 
 
-def fitting(calls: Calls, listed: Sequence[Listed], backbone: Tensors, *, near: bool) -> list[Listed]:
+def fitting(calls: Calls, entries: Sequence[Listed], backbone: Tensors, *, near: bool) -> list[Listed]:
     """Return the lines of those that fit a backbone, each with how it does.
 
     Args:
@@ -30,11 +30,11 @@ def fitting(calls: Calls, listed: Sequence[Listed], backbone: Tensors, *, near: 
     Raises:
         UnreachableError: there was no answer.
     """
-    with_record = {it.summary.get(RECORD): it for it in listed}
-    decided = spread(lambda it: fit(_record(calls, it), backbone), with_record.values(), _AT_ONCE)
+    with_record = {entry.summary.get(RECORD): entry for entry in entries}
+    decided = spread(lambda entry: fit(_record(calls, entry), backbone), with_record.values(), _AT_ONCE)
     fits = dict(zip(with_record, decided, strict=True))
-    lines = [replace(it, fit=fits[it.summary.get(RECORD)]) for it in listed]
-    return [it for it in lines if near or (it.fit and it.fit.level in FITS)]
+    lines = [replace(entry, fit=fits[entry.summary.get(RECORD)]) for entry in entries]
+    return [entry for entry in lines if near or (entry.fit and entry.fit.level in FITS)]
 
 
 def _record(calls: Calls, line: Listed) -> Fingerprint:
@@ -44,8 +44,8 @@ def _record(calls: Calls, line: Listed) -> Fingerprint:
         return Fingerprint(())
     try:
         data = read(calls, line.name, commit_id(line.digest), BACKBONE, f"Looking up {line.name}").data
-        whole = data is not None and hashlib.sha256(data).hexdigest() == sha256
-        return Fingerprint.from_bytes(data) if data and whole else Fingerprint(())
+        is_intact = data is not None and hashlib.sha256(data).hexdigest() == sha256
+        return Fingerprint.from_bytes(data) if data and is_intact else Fingerprint(())
     except UnreachableError:
         raise
     except DeltaHubError:

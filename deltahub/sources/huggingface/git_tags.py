@@ -23,12 +23,12 @@ class GitTags:
         calls: to its hub.
         repo: ``"namespace/name"``.
         doing: the operation, for messages.
-        known: git tag to commit, as last read.
+        commits: git tag to commit, as last read.
     """
 
-    def __init__(self, calls: Calls, repo: str, doing: str, known: Mapping[str, str]) -> None:
-        self._calls, self._repo, self._doing, self._what = calls, repo, doing, f"{calls.name}:{repo}"
-        self._known = dict(known)
+    def __init__(self, calls: Calls, repo: str, doing: str, commits: Mapping[str, str]) -> None:
+        self._calls, self._repo, self._doing, self._subject = calls, repo, doing, f"{calls.name}:{repo}"
+        self._commits = dict(commits)
 
     def number(self, commit: str) -> None:
         """Give a commit a version, the next git tag of v1, v2, ..., if it has none.
@@ -40,7 +40,7 @@ class GitTags:
         """
         retry = SwapRetry()
         while True:
-            tags = {tag: target for tag, target in self._known.items() if is_version(tag)}
+            tags = {tag: target for tag, target in self._commits.items() if is_version(tag)}
             if commit in tags.values():
                 return
             version = f"v{max(map(number, tags), default=0) + 1}"
@@ -48,7 +48,7 @@ class GitTags:
                 if self._set(version, commit, unless=_ITS_OWN):
                     return
                 raise ConflictError(
-                    f"The next version of {self._what}", version, "a version of another push at every attempt"
+                    f"The next version of {self._subject}", version, "a version of another push at every attempt"
                 )
 
     def point(self, alias: str, commit: str) -> None:
@@ -59,14 +59,14 @@ class GitTags:
         """
         retry = SwapRetry()
         while True:
-            if self._known.get(alias) == commit:
+            if self._commits.get(alias) == commit:
                 return
-            if alias in self._known:
+            if alias in self._commits:
                 self._delete(alias)
             with retry:
                 if self._set(alias, commit):
                     return
-                raise ConflictError(f"The alias {alias!r} of {self._what}", commit, self._known.get(alias))
+                raise ConflictError(f"The alias {alias!r} of {self._subject}", commit, self._commits.get(alias))
 
     def _set(self, tag: str, commit: str, unless: int = 0) -> bool:
         """Create a tag; if it exists already, reread all tags and return False.
@@ -87,14 +87,14 @@ class GitTags:
                 raise
             return True
 
-        if self._calls.make(call, self._doing, self._what):
-            self._known[tag] = commit
+        if self._calls.make(call, self._doing, self._subject):
+            self._commits[tag] = commit
             return True
-        refs = self._calls.make(lambda: self._calls.api.list_repo_refs(self._repo), self._doing, self._what)
-        self._known = {it.name: it.target_commit for it in refs.tags}
+        refs = self._calls.make(lambda: self._calls.api.list_repo_refs(self._repo), self._doing, self._subject)
+        self._commits = {ref.name: ref.target_commit for ref in refs.tags}
         return False
 
     def _delete(self, tag: str) -> None:
         with contextlib.suppress(NotFoundError):  # another client moves it too
-            self._calls.make(lambda: self._calls.api.delete_tag(self._repo, tag=tag), self._doing, self._what)
-        del self._known[tag]
+            self._calls.make(lambda: self._calls.api.delete_tag(self._repo, tag=tag), self._doing, self._subject)
+        del self._commits[tag]

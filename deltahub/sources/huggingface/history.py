@@ -58,11 +58,11 @@ class History:
         tags, document = self.names.tags, self.names.document
         if document:
             return {version: commit_id(entry.digest) for version, entry in document.versions.items()}
-        first: dict[str, str] = {}
+        first_tags: dict[str, str] = {}
         for tag in sorted(filter(is_version, tags), key=number):
-            first.setdefault(tags[tag], tag)
-        found = {tag: commit for commit, tag in first.items()}
-        return found or {f"v{index}": it.commit_id for index, it in enumerate(self.commits, 1)}
+            first_tags.setdefault(tags[tag], tag)
+        tagged_versions = {tag: commit for commit, tag in first_tags.items()}
+        return tagged_versions or {f"v{index}": commit.commit_id for index, commit in enumerate(self.commits, 1)}
 
     def pushed(self, digest: str) -> list[str]:
         """Return the commits recorded as a push of this content, oldest first.
@@ -73,11 +73,11 @@ class History:
         if document := self.names.document:
             entries = document.versions.values()
             return [
-                commit_id(it.digest)
-                for it in entries
-                if it.digest.startswith(digest) or (digest_in(it.message) or "").startswith(digest)
+                commit_id(entry.digest)
+                for entry in entries
+                if entry.digest.startswith(digest) or (digest_in(entry.message) or "").startswith(digest)
             ]
-        return [it.commit_id for it in self.commits if (digest_in(it.message) or "").startswith(digest)]
+        return [commit.commit_id for commit in self.commits if (digest_in(commit.message) or "").startswith(digest)]
 
 
 def names(calls: Calls, repo: str, doing: str) -> Names:
@@ -98,7 +98,7 @@ def names(calls: Calls, repo: str, doing: str) -> Names:
     try:
         refs = calls.make(ask, doing, f"{calls.name}:{repo}")
         tags, branches = (
-            {str(it["name"]): str(it["targetCommit"]) for it in refs[kind]} for kind in ("tags", "branches")
+            {str(ref["name"]): str(ref["targetCommit"]) for ref in refs[kind]} for kind in ("tags", "branches")
         )
         document = _document(repo, refs[DOCUMENT]) if DOCUMENT in refs else None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -111,52 +111,52 @@ def _document(repo: str, added: Any) -> ReferenceDocument:
     return ReferenceDocument.from_bytes(canonical_json(added), repo) if added else ReferenceDocument(repo)
 
 
-def history(calls: Calls, repo: str, doing: str, known: Names | None = None) -> History:
+def history(calls: Calls, repo: str, doing: str, refs: Names | None = None) -> History:
     """Request the history of a repo: one request for its refs and, unless they have a document, one per page of commits.
 
     Args:
-        known: the refs, if they were requested already.
+        refs: the refs, if they were requested already.
 
     Raises:
         NotFoundError: the repo does not exist, or is hidden from this token.
         UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
-    known = known or names(calls, repo, doing)
-    if known.document:
-        return History((), known)
+    refs = refs or names(calls, repo, doing)
+    if refs.document:
+        return History((), refs)
     commits = calls.make(lambda: calls.api.list_repo_commits(repo), doing, f"{calls.name}:{repo}")
-    return History(tuple(reversed(commits)), known)
+    return History(tuple(reversed(commits)), refs)
 
 
-def document(name: str, known: History, tags: tuple[str, ...] = ()) -> ReferenceDocument:
+def document(name: str, past: History, tags: tuple[str, ...] = ()) -> ReferenceDocument:
     """Return the history as a reference document; the hub's own, if it has one.
 
     Args:
         name: ``"namespace/name"``.
         tags: of the newest version.
     """
-    if known.names.document:
-        return known.names.document
-    commits = {it.commit_id: it for it in known.commits}
-    versions = {version: _version(commit, commits.get(commit)) for version, commit in known.numbers.items()}
+    if past.names.document:
+        return past.names.document
+    commits = {commit.commit_id: commit for commit in past.commits}
+    versions = {version: _version(commit, commits.get(commit)) for version, commit in past.numbers.items()}
     if versions:
         newest_version = [*versions][-1]
         versions[newest_version] = replace(versions[newest_version], tags=tags)
-    newest = {commit: version for version, commit in known.numbers.items()}
-    tags_of_commits = {tag: newest[commit] for tag, commit in known.names.tags.items() if commit in newest}
+    newest = {commit: version for version, commit in past.numbers.items()}
+    tags_of_commits = {tag: newest[commit] for tag, commit in past.names.tags.items() if commit in newest}
     aliases = {tag: version for tag, version in tags_of_commits.items() if tag != version and _alias(tag)}
-    log = [Move(it.time, it.author, "push", version, after=it.digest) for version, it in versions.items()]
+    log = [Move(entry.time, entry.author, "push", version, after=entry.digest) for version, entry in versions.items()]
     return ReferenceDocument(name, versions, aliases, tuple(log))
 
 
-def _version(commit: str, said: GitCommitInfo | None) -> Version:
+def _version(commit: str, info: GitCommitInfo | None) -> Version:
     """Return the version entry of a commit; without a digest, the commit id takes its place."""
-    if said is None:  # on another branch
+    if info is None:  # on another branch
         return Version(f"commit:{commit}", "", "")
-    message = without_digest(f"{said.title}\n\n{said.message}")
-    time = said.created_at.strftime("%Y-%m-%dT%H:%M:%SZ")
-    return Version(digest_in(said.message) or f"commit:{commit}", time, ", ".join(said.authors), message)
+    message = without_digest(f"{info.title}\n\n{info.message}")
+    time = info.created_at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Version(digest_in(info.message) or f"commit:{commit}", time, ", ".join(info.authors), message)
 
 
 def _alias(tag: str) -> bool:

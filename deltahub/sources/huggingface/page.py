@@ -45,7 +45,7 @@ class Card:
         facts = card.data.to_dict()
         if (language := facts.get("language")) is not None:  # YAML 1.1 parses "no", Norwegian, as false
             facts["language"] = (
-                [_language(it) for it in language] if isinstance(language, list) else _language(language)
+                [_language(name) for name in language] if isinstance(language, list) else _language(language)
             )
         return cls(facts, card.text)
 
@@ -63,32 +63,32 @@ def whole(card: bytes | None, config: Mapping[str, Any]) -> Card:
         card: the file; None if the checkpoint has none.
         config: the checkpoint's config with metadata.
     """
-    own = Card.read(card)
-    return Card({**front_matter(config), **own.facts}, own.text)
+    own_card = Card.read(card)
+    return Card({**front_matter(config), **own_card.facts}, own_card.text)
 
 
-def page(card: bytes | None, new: Card, tags: Collection[str], theirs: bytes | None, before: Card) -> bytes:
+def page(card: bytes | None, new: Card, tags: Collection[str], published: bytes | None, previous: Card) -> bytes:
     """Create the page for a new version.
 
     Args:
         card: the version's own card; None if it has none.
         new: the same, with complete front matter.
         tags: labels and key=value pairs for search.
-        theirs: the current page; None if it does not exist.
-        before: the card of the last push, with complete front matter; empty if unknown.
+        published: the current page; None if it does not exist.
+        previous: the card of the last push, with complete front matter; empty if unknown.
     """
-    now = Card.read(theirs)
+    current = Card.read(published)
     facts = {
         key: value
-        for key in dict.fromkeys((*now.facts, *new.facts))
-        if (value := _chosen(new.facts.get(key), now.facts.get(key), before.facts.get(key))) is not None
+        for key in dict.fromkeys((*current.facts, *new.facts))
+        if (value := _merged_value(new.facts.get(key), current.facts.get(key), previous.facts.get(key))) is not None
     }
-    added = [tag for tag in tags_of(now) if tag not in tags_of(before)]
-    wanted = merged_tags([*added, *tags_of(new)], tags)
-    known = [tag for tag in dict.fromkeys((*tags_of(now), *tags_of(new))) if tag in wanted]
-    facts[_TAGS] = [*known, *(tag for tag in wanted if tag not in known)]
-    text = new.text if now.text.strip() in ("", before.text.strip()) else now.text
-    for data in (card, theirs):
+    added_tags = [tag for tag in tags_of(current) if tag not in tags_of(previous)]
+    merged = merged_tags([*added_tags, *tags_of(new)], tags)
+    ordered = [tag for tag in dict.fromkeys((*tags_of(current), *tags_of(new))) if tag in merged]
+    facts[_TAGS] = [*ordered, *(tag for tag in merged if tag not in ordered)]
+    text = new.text if current.text.strip() in ("", previous.text.strip()) else current.text
+    for data in (card, published):
         if data and Card.read(data) == Card(facts, text):
             return data  # byte for byte as written
     return Card(facts, text).to_bytes()
@@ -105,10 +105,10 @@ def labels(tags: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({*tags} - {LIBRARY, *known_types()}))
 
 
-def _language(said: Any) -> Any:
-    return "no" if said is False else said
+def _language(value: Any) -> Any:
+    return "no" if value is False else value
 
 
-def _chosen(new: Any, now: Any, before: Any) -> Any:
-    """Merge one front matter key: take the side that changed since `before`, and the new version's if both did."""
-    return now if new == before else new
+def _merged_value(new: Any, current: Any, previous: Any) -> Any:
+    """Merge one front matter key: take the side that changed since `previous`, and the new version's if both did."""
+    return current if new == previous else new

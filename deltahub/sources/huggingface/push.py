@@ -61,7 +61,7 @@ class Push:
     def __init__(self, calls: Calls, publication: Publication, *, private: bool | None = None) -> None:
         self.calls, self.publication, self.private = calls, publication, private
         self.repo, self.folder, self.manifest = publication.reference.path, publication.folder, publication.manifest
-        self.doing, self.what = f"Pushing {self.repo}", f"{calls.name}:{self.repo}"
+        self.doing, self.subject = f"Pushing {self.repo}", f"{calls.name}:{self.repo}"
 
     def run(self) -> Published:
         """Push the delta.
@@ -76,17 +76,17 @@ class Push:
         retry = SwapRetry()
         while True:
             head = self._head()
-            known = names(self.calls, self.repo, self.doing)
-            self._require(known)
+            refs = names(self.calls, self.repo, self.doing)
+            self._require(refs)
             with retry:
-                commit, new, tags = self._older(head, known) or self._commit(head, known)
+                commit, is_new, tags = self._older(head, refs) or self._commit(head, refs)
                 break
-        git_tags = GitTags(self.calls, self.repo, self.doing, known.tags)
-        if not known.document:  # a DeltaHub hub numbers its versions itself
+        git_tags = GitTags(self.calls, self.repo, self.doing, refs.tags)
+        if not refs.document:  # a DeltaHub hub numbers its versions itself
             git_tags.number(commit)
         for alias in self.publication.aliases:
             git_tags.point(alias, commit)
-        return Published(commit, new, tags)
+        return Published(commit, is_new, tags)
 
     # ----- existing content -----
 
@@ -98,28 +98,28 @@ class Push:
             self.calls.make(
                 lambda: self.calls.api.create_repo(self.repo, private=self.private, exist_ok=True),
                 self.doing,
-                self.what,
+                self.subject,
             )
             return read_head(self.calls, self.repo, self.doing)
 
-    def _require(self, known: Names) -> None:
+    def _require(self, refs: Names) -> None:
         for alias in self.publication.aliases:
-            if alias in known.branches:
-                msg = f"{alias!r} is a branch of {self.what}, so it cannot be an alias there. Choose another name."
+            if alias in refs.branches:
+                msg = f"{alias!r} is a branch of {self.subject}, so it cannot be an alias there. Choose another name."
                 raise ConfigError(msg)
         for alias, expected in (self.publication.expect or {}).items():
-            found = known.tags.get(alias)
-            if found != (self._commit_of(expected, known) if expected else None):
+            current = refs.tags.get(alias)
+            if current != (self._commit_of(expected, refs) if expected else None):
                 numbers = history(self.calls, self.repo, self.doing).numbers
-                version = next((version for version, commit in numbers.items() if commit == found), found)
-                raise ConflictError(f"The alias {alias!r} of {self.what}", expected, version)
+                version = next((version for version, commit in numbers.items() if commit == current), current)
+                raise ConflictError(f"The alias {alias!r} of {self.subject}", expected, version)
 
-    def _commit_of(self, version: str, known: Names) -> str:
-        if is_version(version) and version not in known.tags:  # of a hub that numbers its commits itself
+    def _commit_of(self, version: str, refs: Names) -> str:
+        if is_version(version) and version not in refs.tags:  # of a hub that numbers its commits itself
             return history(self.calls, self.repo, self.doing).numbers.get(version, version)
-        return known.tags.get(version, version)
+        return refs.tags.get(version, version)
 
-    def _older(self, head: Head, known: Names) -> tuple[str, bool, tuple[str, ...]] | None:
+    def _older(self, head: Head, refs: Names) -> tuple[str, bool, tuple[str, ...]] | None:
         """Return an older commit than the head with exactly this content, if any; its page stays unchanged.
 
         A DeltaHub hub adds new tags to an older version, as any registry does, so with new tags it gets the commit.
@@ -127,19 +127,19 @@ class Push:
         digest = self.manifest.digest
         if head.manifest is not None and head.manifest.digest == digest:
             return None
-        if known.document:
-            for entry in known.document.versions.values():
+        if refs.document:
+            for entry in refs.document.versions.values():
                 if entry.digest == digest and merged_tags(entry.tags, self.publication.tags) != entry.tags:
                     return None
-        for commit in reversed(history(self.calls, self.repo, self.doing, known).pushed(digest)):
-            found = manifest_in(read(self.calls, self.repo, commit, MANIFEST, self.doing).data)
-            if found is not None and found.digest == digest:
+        for commit in reversed(history(self.calls, self.repo, self.doing, refs).pushed(digest)):
+            manifest = manifest_in(read(self.calls, self.repo, commit, MANIFEST, self.doing).data)
+            if manifest is not None and manifest.digest == digest:
                 return commit, False, self._tags_at(commit)
         return None
 
     # ----- the commit -----
 
-    def _commit(self, head: Head, known: Names) -> tuple[str, bool, tuple[str, ...]]:
+    def _commit(self, head: Head, refs: Names) -> tuple[str, bool, tuple[str, ...]]:
         """Commit the changes.
 
         Raises:
@@ -147,20 +147,20 @@ class Push:
         """
         from huggingface_hub.errors import HfHubHTTPError
 
-        own = self.folder / CARD if any(entry.path == CARD for entry in self.manifest.files) else None
-        card = own.read_bytes() if own else None
-        before = whole(head.card, head.manifest.config) if head.manifest else Card()
-        content = page(card, whole(card, self.manifest.config), self.publication.tags, head.page, before)
+        card_path = self.folder / CARD if any(entry.path == CARD for entry in self.manifest.files) else None
+        card = card_path.read_bytes() if card_path else None
+        previous_card = whole(head.card, head.manifest.config) if head.manifest else Card()
+        content = page(card, whole(card, self.manifest.config), self.publication.tags, head.page, previous_card)
         tags = labels(tags_of(Card.read(content)))
-        same = head.manifest is not None and head.manifest.digest == self.manifest.digest
-        if same and content == head.page:
+        is_same = head.manifest is not None and head.manifest.digest == self.manifest.digest
+        if is_same and content == head.page:
             return head.commit, False, self._tags_at(head.commit)
         title, text = with_digest(self.publication.message, self.manifest.digest)
-        gone = self._gone(head)
+        deleted_paths = self._deleted_paths(head)
 
         def commit() -> str | None:
             try:
-                operations = self._operations(content, card, gone)
+                operations = self._operations(content, card, deleted_paths)
                 with _quiet():
                     self._upload(operations)
                     return self.calls.api.create_commit(
@@ -176,19 +176,19 @@ class Push:
                     return None
                 raise
 
-        made = self.calls.make(commit, self.doing, self.what, self.manifest.size)
-        if made is None:
-            raise ConflictError(self.what, head.commit, "a new commit at every try")
-        there = known.document.versions.values() if known.document else ()
-        new = not same and made not in {commit_id(entry.digest) for entry in there}
-        return made, new, tags if new else self._tags_at(made)
+        oid = self.calls.make(commit, self.doing, self.subject, self.manifest.size)
+        if oid is None:
+            raise ConflictError(self.subject, head.commit, "a new commit at every try")
+        entries = refs.document.versions.values() if refs.document else ()
+        is_new = not is_same and oid not in {commit_id(entry.digest) for entry in entries}
+        return oid, is_new, tags if is_new else self._tags_at(oid)
 
     def _tags_at(self, commit: str) -> tuple[str, ...]:
         """Return the tags known to the hub; a DeltaHub hub stores them separately from the page."""
-        info = self.calls.make(lambda: self.calls.api.model_info(self.repo, revision=commit), self.doing, self.what)
+        info = self.calls.make(lambda: self.calls.api.model_info(self.repo, revision=commit), self.doing, self.subject)
         return tags_in(info)
 
-    def _operations(self, content: bytes, card: bytes | None, gone: set[str]) -> list[CommitOperation]:
+    def _operations(self, content: bytes, card: bytes | None, deleted_paths: set[str]) -> list[CommitOperation]:
         """Return the operations of the commit, built again for every attempt: the client marks those already sent."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -209,7 +209,7 @@ class Push:
                 )
             if entry.path != CARD:
                 adds.append(add)
-        return [*adds, *(CommitOperationDelete(path, is_folder=False) for path in sorted(gone))]
+        return [*adds, *(CommitOperationDelete(path, is_folder=False) for path in sorted(deleted_paths))]
 
     def _upload(self, operations: Sequence[CommitOperation]) -> None:
         """Upload the large files before the commit; the repo's .gitignore is not applied, since it could exclude parts of the delta.
@@ -225,17 +225,19 @@ class Push:
             msg = f"{self.calls.place} leaves out {', '.join(ignored)} by its .gitignore. Correct that file in {self.repo}, and push again."
             raise ConfigError(msg)
 
-    def _gone(self, head: Head) -> set[str]:
+    def _deleted_paths(self, head: Head) -> set[str]:
         """Return the files of the last version that this one lacks, as far as they still exist."""
-        new = {entry.path for entry in self.manifest.files}
-        old = {entry.path for entry in head.manifest.files} if head.manifest else set()
-        gone = (old | {OWN_CARD}) - new - {CARD} if CARD in old - new else old - new
-        if not gone:
-            return gone
-        there = self.calls.make(
-            lambda: self.calls.api.list_repo_files(self.repo, revision=head.commit), self.doing, self.what
+        new_paths = {entry.path for entry in self.manifest.files}
+        old_paths = {entry.path for entry in head.manifest.files} if head.manifest else set()
+        paths = (
+            (old_paths | {OWN_CARD}) - new_paths - {CARD} if CARD in old_paths - new_paths else old_paths - new_paths
         )
-        return gone & set(there)
+        if not paths:
+            return paths
+        existing_paths = self.calls.make(
+            lambda: self.calls.api.list_repo_files(self.repo, revision=head.commit), self.doing, self.subject
+        )
+        return paths & set(existing_paths)
 
 
 @contextmanager

@@ -44,29 +44,29 @@ def search(
         UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
-    lines = _models(calls, _asked(query))
+    lines = _models(calls, _parameters(query))
     if next(lines):
-        found = [it for it in lines if isinstance(it, Listed)]
+        matches = [line for line in lines if isinstance(line, Listed)]
         if backbone is not None:
-            found = fitting(calls, found, backbone_tensors(backbone), near=query.near)
-        return _part(found, limit, offset), len(found)
+            matches = fitting(calls, matches, backbone_tensors(backbone), near=query.near)
+        return _part(matches, limit, offset), len(matches)
     if backbone is not None or query.sort in _UNKNOWN:
-        wanted = "which backbone a delta fits" if backbone is not None else f"the {query.sort} of a delta"
-        msg = f"{calls.place} does not list {wanted}. Pull the deltas, or search a registry."
+        criterion = "which backbone a delta fits" if backbone is not None else f"the {query.sort} of a delta"
+        msg = f"{calls.place} does not list {criterion}. Pull the deltas, or search a registry."
         raise ConfigError(msg)
-    ordered = _ordered([it for it in lines if isinstance(it, Listed)], query)
+    ordered = _ordered([line for line in lines if isinstance(line, Listed)], query)
     return _part(ordered, limit, offset), len(ordered)
 
 
-def _part(found: list[Listed], limit: int | None, offset: int) -> list[Listed]:
-    return found[offset : None if limit is None else offset + limit]
+def _part(lines: list[Listed], limit: int | None, offset: int) -> list[Listed]:
+    return lines[offset : None if limit is None else offset + limit]
 
 
-def _asked(query: Query) -> dict[str, Any]:
+def _parameters(query: Query) -> dict[str, Any]:
     """Return what any hub is asked, with the query as only a hub of DeltaHub reads it."""
     words = query.text.lower().split()
     kinds = [query.delta_type] if query.delta_type else []
-    asked: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         "filter": [LIBRARY, *kinds, *query.tags],
         "sort": "lastModified",
         "full": True,
@@ -74,24 +74,24 @@ def _asked(query: Query) -> dict[str, Any]:
         DOCUMENT: query.to_json(),
     }
     if query.author:
-        asked["author"] = query.author
+        parameters["author"] = query.author
     if words:
-        asked["search"] = max(words, key=len)
-    return asked
+        parameters["search"] = max(words, key=len)
+    return parameters
 
 
-def _ordered(listed: Iterable[Listed], query: Query) -> list[Listed]:
+def _ordered(entries: Iterable[Listed], query: Query) -> list[Listed]:
     """Return the lines of another hub that a query means, in its order."""
     words = query.text.lower().split()
-    found = [it for it in listed if _fits(it, query, words)]
-    known = [it for it in found if _key(it, query) is not None]
+    matches = [entry for entry in entries if _fits(entry, query, words)]
+    keyed = [entry for entry in matches if _key(entry, query) is not None]
     falls = (query.sort != "name") != query.reverse
-    known.sort(key=lambda it: it.name)
-    known.sort(key=lambda it: _key(it, query), reverse=falls)  # type: ignore[arg-type,return-value]
-    return [*known, *(it for it in found if _key(it, query) is None)]
+    keyed.sort(key=lambda entry: entry.name)
+    keyed.sort(key=lambda entry: _key(entry, query), reverse=falls)  # type: ignore[arg-type,return-value]
+    return [*keyed, *(entry for entry in matches if _key(entry, query) is None)]
 
 
-def _models(calls: Calls, asked: Mapping[str, Any]) -> Iterator[Listed | bool]:
+def _models(calls: Calls, parameters: Mapping[str, Any]) -> Iterator[Listed | bool]:
     """Yield whether a hub answers as its registry does, and then the repos that it lists, page by page.
 
     huggingface_hub's own listing would retry an unreachable hub six times within half a minute, and log each attempt.
@@ -108,19 +108,19 @@ def _models(calls: Calls, asked: Mapping[str, Any]) -> Iterator[Listed | bool]:
             following = answer.links.get("next", {}).get("url")
             if _LIST in answer.headers:
                 return True, [_line(str(item["id"]), item[DOCUMENT]) for item in answer.json()], following
-            return False, [_listed(make(**item)) for item in answer.json()], following
+            return False, [_entry_of(make(**item)) for item in answer.json()], following
         except (KeyError, TypeError, ValueError) as error:
             msg = f"{calls.place} does not answer with a list of repos, so it is not a hub of this protocol. Check its address."
             raise ConfigError(msg) from error
 
     url: str | None = f"{calls.endpoint}/api/models"
-    params: Mapping[str, Any] | None = asked
+    params: Mapping[str, Any] | None = parameters
     while url:
-        own, found, url = calls.make(partial(ask, url, params), "Listing deltas", f"A list of {calls.name}")
+        is_registry, entries, url = calls.make(partial(ask, url, params), "Listing deltas", f"A list of {calls.name}")
         if params:
-            yield own
+            yield is_registry
         params = None  # the address of the next page says all
-        yield from found
+        yield from entries
 
 
 def _fits(entry: Listed, query: Query, words: list[str]) -> bool:
@@ -149,7 +149,7 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _listed(info: ModelInfo) -> Listed:
+def _entry_of(info: ModelInfo) -> Listed:
     """Return a list entry: from the line of a DeltaHub hub, or else from the card.
 
     Other hubs list neither the digest, the size nor the parameters, and the version is the commit.
@@ -181,7 +181,7 @@ def _line(name: str, line: Mapping[str, Any]) -> Listed:
     """
     texts = [line.get(key) for key in ("version", "digest", "time", "author")]
     tags, aliases, summary = line.get("tags"), line.get("aliases"), line.get("summary")
-    if not (all(isinstance(it, str) for it in texts) and isinstance(tags, list) and isinstance(aliases, dict)):
+    if not (all(isinstance(text, str) for text in texts) and isinstance(tags, list) and isinstance(aliases, dict)):
         msg = "expected a line of a list of deltas"
         raise TypeError(msg)
     if not isinstance(summary, dict) or not isinstance(summary.setdefault("metrics", {}), dict):

@@ -58,7 +58,7 @@ class Snapshot:
             UnreachableError: the hub did not answer.
             StorageError: the hub refused.
         """
-        found = "no such file"
+        actual = "no such file"
         card = entry.path == CARD
         for path in (CARD, OWN_CARD) if card else (entry.path,):
             try:
@@ -68,21 +68,21 @@ class Snapshot:
                             progress(entry.size)
                         return
                     into.unlink()
-                    found = f"sha256:{sha256}"
+                    actual = f"sha256:{sha256}"
             except NotFoundError:
                 into.unlink(missing_ok=True)
             except BaseException:
                 into.unlink(missing_ok=True)
                 raise
         remedy = "Pull it again; if it stays so, the repo does not hold what was pushed: pull an older version, or push it again."
-        what = f"{entry.path} of {self} in {self.calls.place}"
-        raise IntegrityError(what, f"sha256:{entry.sha256}", found, remedy)
+        subject = f"{entry.path} of {self} in {self.calls.place}"
+        raise IntegrityError(subject, f"sha256:{entry.sha256}", actual, remedy)
 
     def _copies(self, path: str, entry: FileEntry, into: Path, progress: Progress | None) -> Iterator[str]:
         """Copy the file from one place after another, on demand, and yield the sha256 of each copy."""
-        if held := held_by_huggingface(self.repo, self.commit, path):
+        if cached_path := held_by_huggingface(self.repo, self.commit, path):
             with contextlib.suppress(OSError):  # missing or unreadable: the hub has it too
-                sha256, _ = copy_hashed(held, into)
+                sha256, _ = copy_hashed(cached_path, into)
                 if sha256 == entry.sha256 and progress:
                     progress(entry.size)
                 yield sha256
@@ -98,8 +98,8 @@ def held_by_huggingface(repo: str, commit: str, path: str) -> Path | None:
     folder = os.environ.get("HF_HUB_CACHE")
     if not folder and (home := os.environ.get("HF_HOME")):
         folder = str(Path(home) / "hub")
-    found = try_to_load_from_cache(repo, path, cache_dir=folder or None, revision=commit)
-    return Path(found) if isinstance(found, str) else None
+    cached_path = try_to_load_from_cache(repo, path, cache_dir=folder or None, revision=commit)
+    return Path(cached_path) if isinstance(cached_path, str) else None
 
 
 def manifest_in(data: bytes | None) -> Manifest | None:
@@ -147,7 +147,7 @@ def read_head(calls: Calls, repo: str, doing: str) -> Head:
     answer = read(calls, repo, BRANCH, MANIFEST, doing)
     manifest = manifest_in(answer.data)
     page = read(calls, repo, answer.commit, CARD, doing).data
-    entry = next((it for it in manifest.files if it.path == CARD), None) if manifest else None
+    entry = next((file for file in manifest.files if file.path == CARD), None) if manifest else None
     card = page if entry else None
     if entry and (page is None or hashlib.sha256(page).hexdigest() != entry.sha256):
         card = read(calls, repo, answer.commit, OWN_CARD, doing).data

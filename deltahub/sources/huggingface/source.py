@@ -93,30 +93,30 @@ class HuggingFace:
 
         A repo without a manifest is listed, and its delta downloaded at once to build one.
         """
-        path, asked = reference.path, reference.version
-        if asked and _COMMIT.fullmatch(asked) and (found := self._before(path, asked)):
-            return found
-        revision = self._revision(path, asked)
+        path, version = reference.path, reference.version
+        if version and _COMMIT.fullmatch(version) and (resolved := self._cached(path, version)):
+            return resolved
+        revision = self._revision(path, version)
         try:
             answer = read(self.calls, path, revision, MANIFEST, f"Looking up {path}")
         except NoVersionError as error:
             raise self._unknown(path, revision, error) from error
-        if found := self._before(path, answer.commit):
-            return found
+        if resolved := self._cached(path, answer.commit):
+            return resolved
         snapshot = Snapshot(self.calls, path, answer.commit, self._kept)
         manifest = manifest_in(answer.data)
         if manifest is None:
             return self._without_manifest(snapshot, answer.manifest)
         return self._resolved(snapshot, manifest, Packed(snapshot, manifest, answer.pack) if answer.pack else None)
 
-    def _without_manifest(self, snapshot: Snapshot, offered: str | None) -> Resolved:
+    def _without_manifest(self, snapshot: Snapshot, address: str | None) -> Resolved:
         """Resolve a commit without a manifest: to the delta it contains, or on a DeltaHub hub else to all of its files."""
         try:
             foreign = Foreign(snapshot)
         except CheckpointError:
-            if offered is None:
+            if address is None:
                 raise
-            return self._resolved(snapshot, read_manifest(self.calls, snapshot.repo, snapshot.commit, offered))
+            return self._resolved(snapshot, read_manifest(self.calls, snapshot.repo, snapshot.commit, address))
         return self._resolved(snapshot, foreign.manifest, foreign)
 
     def version(self, path: str, digest: str) -> Resolved:
@@ -131,27 +131,27 @@ class HuggingFace:
             UnreachableError: the hub did not answer.
         """
         snapshot = Snapshot(self.calls, path, commit_id(digest))
-        where = f"/api/deltahub/{path}/manifest/{snapshot.commit}"
-        return self._resolved(snapshot, read_manifest(self.calls, path, snapshot.commit, where))
+        address = f"/api/deltahub/{path}/manifest/{snapshot.commit}"
+        return self._resolved(snapshot, read_manifest(self.calls, path, snapshot.commit, address))
 
     def document(self, path: str) -> ReferenceDocument:
         """See `Source.document`, and `history` for what counts as a version. Only the newest version has tags."""
         doing = f"Looking up {path}"
-        known = history(self.calls, path, doing)
-        if found := known.names.document:
-            if not (found.versions or found.removed):
+        past = history(self.calls, path, doing)
+        if hub_document := past.names.document:
+            if not (hub_document.versions or hub_document.removed):
                 raise NotFoundError(
                     f"{self.name}:{path}", (f"{self.place}: a new repo to which nothing was pushed yet",)
                 )
-            return found
+            return hub_document
         info = self.calls.make(lambda: self.calls.api.model_info(path), doing, f"{self.name}:{path}")
-        return document(path, known, tags_of(info))
+        return document(path, past, tags_of(info))
 
     def neighbours(self, path: str) -> tuple[str, ...]:
         """See `Source.neighbours`."""
         names = [entry.name for entry in search(self.calls, Query(), None, 0, None)[0]]
         near = mistyped(path.partition("/")[0], {name.partition("/")[0] for name in names})
-        inside = [name for name in names if name.partition("/")[0].lower() in {it.lower() for it in near}]
+        inside = [name for name in names if name.partition("/")[0].lower() in {namespace.lower() for namespace in near}]
         return closest(path, inside, limit=max(len(inside), 1), cutoff=0)
 
     def search(
@@ -173,39 +173,39 @@ class HuggingFace:
         Args:
             private: whether a newly created repo is visible to its owners only; None for the hub's default.
         """
-        done = Push(self.calls, publication, private=private).run()
+        published = Push(self.calls, publication, private=private).run()
         reference, manifest = publication.reference, publication.manifest
         if progress:
             progress(manifest.size)
-        exact = reference.exact(self.name, reference.path, done.commit)
-        return Pushed(exact, manifest.digest, done.new, manifest.size, done.tags)
+        exact = reference.exact(self.name, reference.path, published.commit)
+        return Pushed(exact, manifest.digest, published.new, manifest.size, published.tags)
 
     def amend(self, path: str, version: str | None, amendment: Amendment) -> tuple[str, Version]:
         """See `Source.amend`; only a hub of DeltaHub keeps such changes."""
         return amend(self.calls, path, names(self.calls, path, f"Looking up {path}"), version, amendment)
 
-    def _before(self, path: str, commit: str) -> Resolved | None:
+    def _cached(self, path: str, commit: str) -> Resolved | None:
         """Return a commit pulled before, if it is cached."""
-        found = self._known(Reference.parse(f"{self.name}:{path}@{commit}")) if self._known else None
-        return self._resolved(Snapshot(self.calls, path, commit, self._kept), found[1]) if found else None
+        pulled = self._known(Reference.parse(f"{self.name}:{path}@{commit}")) if self._known else None
+        return self._resolved(Snapshot(self.calls, path, commit, self._kept), pulled[1]) if pulled else None
 
     def _resolved(self, snapshot: Snapshot, manifest: Manifest, files: Foreign | Packed | None = None) -> Resolved:
         exact = Reference.parse(str(snapshot))
         return Resolved(exact, manifest.digest, manifest, (files or snapshot).fetch)
 
-    def _revision(self, path: str, asked: str | None) -> str:
+    def _revision(self, path: str, version: str | None) -> str:
         """Return the git revision of a version."""
-        if asked is None or asked == LATEST:
+        if version is None or version == LATEST:
             return BRANCH
-        if not is_digest(asked):
-            return asked
-        known = history(self.calls, path, f"Looking up {path}")
-        if pushed := known.pushed(asked):
+        if not is_digest(version):
+            return version
+        past = history(self.calls, path, f"Looking up {path}")
+        if pushed := past.pushed(version):
             return pushed[-1]
-        raise NoVersionError(f"{self.name}:{path}@{asked}", (f"the commits of {self.place}",))
+        raise NoVersionError(f"{self.name}:{path}@{version}", (f"the commits of {self.place}",))
 
     def _unknown(self, path: str, revision: str, error: NoVersionError) -> NoVersionError:
-        known = names(self.calls, path, f"Looking up {path}")
-        there = (*known.tags, *known.branches)
-        near = closest(revision, there, limit=3, cutoff=0.6)
-        return NoVersionError(error.what, (f"{self.place}: branches and tags {', '.join(there)}",), near)
+        refs = names(self.calls, path, f"Looking up {path}")
+        revisions = (*refs.tags, *refs.branches)
+        near = closest(revision, revisions, limit=3, cutoff=0.6)
+        return NoVersionError(error.what, (f"{self.place}: branches and tags {', '.join(revisions)}",), near)

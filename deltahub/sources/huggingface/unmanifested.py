@@ -49,7 +49,7 @@ class Foreign:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._listed = self._list()
+        self._siblings = self._list()
         place = Path(tempfile.gettempdir())
         with storage_errors("Using the temporary folder", place):
             self._folder = Path(tempfile.mkdtemp(prefix="deltahub-", dir=place))
@@ -62,10 +62,10 @@ class Foreign:
         Raises:
             IntegrityError: it was changed in the temporary folder.
         """
-        found, _ = copy_hashed(self._folder / entry.path, into)
-        if found != entry.sha256:
+        digest, _ = copy_hashed(self._folder / entry.path, into)
+        if digest != entry.sha256:
             into.unlink()
-            raise IntegrityError(entry.path, f"sha256:{entry.sha256}", f"sha256:{found}", "Pull it again.")
+            raise IntegrityError(entry.path, f"sha256:{entry.sha256}", f"sha256:{digest}", "Pull it again.")
         if progress:
             progress(entry.size)
 
@@ -79,54 +79,54 @@ class Foreign:
         return {file.rfilename: file for file in info.siblings or ()}
 
     def _manifest(self) -> Manifest:
-        if CONFIG in self._listed:
+        if CONFIG in self._siblings:
             return self._saved_by_deltahub()
         for names in _OTHERS:
-            if self._listed.keys() >= {*names} and (manifest := self._saved_by_others(names)):
+            if self._siblings.keys() >= {*names} and (manifest := self._saved_by_others(names)):
                 return manifest
-        there = ", ".join(sorted(self._listed)[:_SHOWN]) or "nothing"
-        msg = f"{self._snapshot} holds no delta: {CONFIG} is missing, and there is {there}. Check the name."
+        names_listed = ", ".join(sorted(self._siblings)[:_SHOWN]) or "nothing"
+        msg = f"{self._snapshot} holds no delta: {CONFIG} is missing, and there is {names_listed}. Check the name."
         raise CheckpointError(msg)
 
     def _saved_by_deltahub(self) -> Manifest:
         self._take(CONFIG)
         try:
-            for name in sorted({*read_document(self._folder).get("files", {}), CARD} & self._listed.keys()):
+            for name in sorted({*read_document(self._folder).get("files", {}), CARD} & self._siblings.keys()):
                 self._take(name)
             return describe(self._folder)
         except CheckpointError as error:
             raise CheckpointError(str(error).replace(str(self._folder), str(self._snapshot))) from error
         except IntegrityError as error:
-            what = error.what.replace(str(self._folder), str(self._snapshot))
-            raise IntegrityError(what, error.expected, error.found, error.remedy) from error
+            subject = error.what.replace(str(self._folder), str(self._snapshot))
+            raise IntegrityError(subject, error.expected, error.found, error.remedy) from error
 
     def _saved_by_others(self, names: tuple[str, str]) -> Manifest | None:
         """Return the manifest of a delta in another program's format; None if `config.json` belongs to a whole model."""
         config, weights = names
         self._take(config)
-        if config == OPENDELTA and "delta_type" not in self._said(config):
+        if config == OPENDELTA and "delta_type" not in self._document(config):
             return None
         self._take(weights)
-        if CARD in self._listed:
+        if CARD in self._siblings:
             self._take(CARD)
         entries = [FileEntry(path.name, *sha256_file(path)) for path in self._folder.iterdir()]
         return describe_files(entries, lambda entry, start, end: (self._folder / entry.path).read_bytes()[start:end])
 
-    def _said(self, name: str) -> dict[str, Any]:
+    def _document(self, name: str) -> dict[str, Any]:
         try:
-            found = parse((self._folder / name).read_bytes())
+            document = parse((self._folder / name).read_bytes())
         except ValueError:
             return {}
-        return found if isinstance(found, dict) else {}
+        return document if isinstance(document, dict) else {}
 
     def _take(self, name: str) -> None:
         """Download a file into the temporary folder, and verify it against the hub's listing."""
-        listed, at, path = self._listed[name], self._snapshot, self._folder / name
-        wanted = listed.lfs.sha256 if listed.lfs else None
-        sha256 = copy(at.calls, at.repo, at.commit, name, path, listed.size or 0, None, at.kept, wanted)
-        if listed.lfs:
-            expected, found = f"sha256:{listed.lfs.sha256}", f"sha256:{sha256}"
+        sibling, at, path = self._siblings[name], self._snapshot, self._folder / name
+        expected_sha256 = sibling.lfs.sha256 if sibling.lfs else None
+        sha256 = copy(at.calls, at.repo, at.commit, name, path, sibling.size or 0, None, at.kept, expected_sha256)
+        if sibling.lfs:
+            expected, actual = f"sha256:{sibling.lfs.sha256}", f"sha256:{sha256}"
         else:
-            expected, found = f"git blob {listed.blob_id}", f"git blob {git_blob(path.read_bytes())}"
-        if expected != found:
-            raise IntegrityError(f"{name} of {at} in {at.calls.place}", expected, found, "Pull it again.")
+            expected, actual = f"git blob {sibling.blob_id}", f"git blob {git_blob(path.read_bytes())}"
+        if expected != actual:
+            raise IntegrityError(f"{name} of {at} in {at.calls.place}", expected, actual, "Pull it again.")

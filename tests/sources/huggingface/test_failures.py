@@ -22,7 +22,7 @@ from deltahub.hub.pull import Transfer
 from deltahub.registry.amend import Amendment
 from deltahub.registry.search.conditions import Query
 from deltahub.sources.huggingface import HuggingFace, download
-from deltahub.sources.huggingface.calls import told
+from deltahub.sources.huggingface.calls import retry_after
 from tests import s3_proxy
 from tests.checkpoints import content_of
 from tests.sources.huggingface.test_push_and_pull import api, delta_files, ref
@@ -347,8 +347,8 @@ def test_a_password_in_the_address_is_in_no_message(user, repo):
 
 def test_a_server_may_say_until_when_to_wait_as_a_date():
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
-    assert 30 < told({"retry-after": later}) <= 90
-    assert told({"retry-after": "Sun, 06 Nov 1994 08:49:37 GMT"}) == 1
+    assert 30 < retry_after({"retry-after": later}) <= 90
+    assert retry_after({"retry-after": "Sun, 06 Nov 1994 08:49:37 GMT"}) == 1
 
 
 def test_a_circle_of_redirects_ends_in_a_sentence(hub, proxy, repo):
@@ -362,7 +362,7 @@ def test_a_circle_of_redirects_ends_in_a_sentence(hub, proxy, repo):
 
 @pytest.mark.parametrize("headers", [{}, {"retry-after": "soon"}, {"ratelimit": "what"}])
 def test_a_hub_that_does_not_say_how_long_is_asked_again_a_little_later_each_time(headers):
-    assert told(headers) is None
+    assert retry_after(headers) is None
 
 
 @pytest.mark.parametrize(
