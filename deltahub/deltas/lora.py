@@ -137,8 +137,12 @@ class LowRankRows(LowRankUpdate):
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Add the update of the input's indices, ``(...)``, to the output tensor, ``(..., n_out)``."""
         table = cast("nn.Embedding", target)
-        options = {"padding_idx": table.padding_idx, "scale_grad_by_freq": table.scale_grad_by_freq}
-        rows = F.embedding(first_input(args, kwargs), self.lora_A.T, **options)  # type: ignore[arg-type]
+        rows = F.embedding(
+            first_input(args, kwargs),
+            self.lora_A.T,
+            padding_idx=table.padding_idx,
+            scale_grad_by_freq=table.scale_grad_by_freq,
+        )
         wide = torch.promote_types(output.dtype, self.lora_A.dtype)
         update = self.scale * F.linear(rows.to(wide), self.lora_B.to(wide))
         if (scale := embed_scale(table)) is not None:
