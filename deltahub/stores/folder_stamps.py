@@ -45,9 +45,9 @@ class FolderStamp:
             stamp: the stamp read before the listing.
             now: the time before the listing.
         """
-        same = self._is_same(stamp, now)
-        seen = self.seen if same or stamp is None else now
-        return FolderStamp(stamp or "", seen, now if same and now - seen >= TICK else None)
+        is_unchanged = self._is_same(stamp, now)
+        first_seen = self.seen if is_unchanged or stamp is None else now
+        return FolderStamp(stamp or "", first_seen, now if is_unchanged and now - first_seen >= TICK else None)
 
     def _is_same(self, stamp: str | None, now: float) -> bool:
         return stamp is not None and stamp == self.stamp and self.seen <= now

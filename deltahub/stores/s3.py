@@ -230,7 +230,11 @@ class S3Store:
         """Replace many documents by conditional writes, several at once."""
         refuse_weak(self._writer, self.bucket)
         return list(
-            spread(lambda it: outcome(functools.partial(self._swap, it.key, it.data, it.expected)), swaps, _REQUESTS)
+            spread(
+                lambda swap: outcome(functools.partial(self._swap, swap.key, swap.data, swap.expected)),
+                swaps,
+                _REQUESTS,
+            )
         )
 
     def settle(self, keys: Iterable[str]) -> None:
