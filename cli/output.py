@@ -22,7 +22,7 @@ _FRAME: Final = 0.1  # seconds between two updates of a bar
 
 
 class Output:
-    """The output of one command.
+    """The output of a command.
 
     Args:
         as_json: print results as JSON.

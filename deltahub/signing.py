@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 PASSWORD: Final = "DELTAHUB_SIGN_PASSWORD"  # noqa: S105  (the variable's name) for an encrypted private key
-MOST: Final = 64 << 10  # maximum bytes of the signatures of one key for one delta
+MOST: Final = 64 << 10  # maximum bytes of the signatures of a key for one delta
 _SIGNED: Final = "manifest.json"
 _VERSION: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*@v[0-9]+)?")
 _FOLDER: Final = "delta"  # the signature contains this name
@@ -196,7 +196,7 @@ def holds(manifest: bytes, signature: bytes, key: PublicKey, version: str = "") 
 
 
 def each_of(data: bytes) -> list[bytes]:
-    """Split the stored signatures of one key, one per line."""
+    """Split the stored signatures of a key, one per line."""
     return [line for line in data.split(b"\n") if line.strip()] or [data]
 
 

@@ -1,6 +1,6 @@
 """The cache: every pulled delta, as a folder under the digest of its manifest.
 
-    deltas/<2>/<62>/               the files of one version, its manifest, and the reference it was pulled by
+    deltas/<2>/<62>/               the files of a version, its manifest, and the reference it was pulled by
     pins/<64>.json                 deltas kept however old they are (`deltahub.cache.maintenance`)
     reading/                       deltas kept while they are read (below)
     partial/                       the received parts of interrupted downloads (`deltahub.sources.partial`)

@@ -1,4 +1,4 @@
-"""Manifests: the exact content of one version of a delta.
+"""Manifests: the exact content of a version of a delta.
 
 A manifest lists the files of a checkpoint by digest, and the facts a reader needs before fetching them. Its own sha256
 over canonical JSON is the delta's identity, so it holds nothing that changes between pushes: no time, author, tag or alias.

@@ -101,7 +101,7 @@ class Handover(threading.local):
 
 
 class StretchStart(ParallelBottleneck):
-    """A bottleneck that reads the input of one module, for a later module to add.
+    """A bottleneck that reads the input of a module, for a later module to add.
 
     Args:
         handover: shared with the `StretchEnd`.

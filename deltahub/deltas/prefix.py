@@ -50,7 +50,7 @@ class PrefixConfig(DeltaConfig):
 
 
 class Prefix(Insertion):
-    """The base class of insertions that put keys and values before those of one attention."""
+    """The base class of insertions that put keys and values before those of an attention."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ _NONE: Final[dict[str, Any]] = {}
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """The inputs of one attention call.
+    """The inputs of an attention call.
 
     Attributes:
         module: the attention.

@@ -47,7 +47,7 @@ class Method(Protocol):
         ...
 
     def new_insertion(self, config: Any, target: Target, width: int, like: Tensor) -> Insertion:
-        """Create the insertion of one target."""
+        """Create the insertion of a target."""
         ...
 
     def new_insertions(

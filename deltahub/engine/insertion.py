@@ -1,4 +1,4 @@
-"""The base class of insertions, each the work of one delta at one module, and helpers for them."""
+"""The base class of insertions, each the work of a delta at one module, and helpers for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Kwargs = dict[str, Any]
 
 
 class Insertion(nn.Module):
-    """The work of one delta at one target; a subclass overrides `before`, `after` or `attend`.
+    """The work of a delta at one target; a subclass overrides `before`, `after` or `attend`.
 
     Attributes:
         keeps_length: whether it keeps the shapes of its inputs and outputs, so that rows of a batch can pass through it one by one.

@@ -65,7 +65,7 @@ class Ledger:
         filter_asked: whether `freeze_module` requested that; it holds while a delta is attached.
         merged: deltas merged into the weights, in merge order (`handle/merging.py`).
         changed: names of the tensors that merges have changed.
-        serial: tells ledgers on parts of one model apart.
+        serial: tells ledgers on parts of a model apart.
         route: what sends rows of a batch through deltas of their own while a block lasts (`handle/routing.py`).
         ran: the serial of the newest delta when the backbone last ran as a whole, or was traced.
     """

@@ -21,7 +21,7 @@ from deltahub.files.permissions import make_folder, take_after
 
 RESERVE: Final = "reserve"
 PIECES: Final = 8  # each is also a spare file where the number of files is limited
-_SIZE: Final = 128 << 10  # bytes of one piece
+_SIZE: Final = 128 << 10  # bytes of a piece
 _AMPLE: Final = 16 << 20  # no reservation with fewer free bytes: it would take back space just given up
 
 T = TypeVar("T")

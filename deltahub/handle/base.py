@@ -117,7 +117,7 @@ class DeltaBase(SaveLoadMixin):
 
     @classmethod
     def new_insertion(cls, config: Any, target: Target, width: int, like: Tensor) -> Insertion:
-        """Build the insertion of one target.
+        """Build the insertion of a target.
 
         Args:
             width: size of the target's output, or of the addressed part.

@@ -33,7 +33,7 @@ SCHEMA: Final = "lock.v1"
 
 @dataclass(frozen=True)
 class Pin:
-    """The meaning of one reference.
+    """The meaning of a reference.
 
     Attributes:
         name: ``"namespace/name"``.

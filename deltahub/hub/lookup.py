@@ -140,7 +140,7 @@ class Lookup:
         backbone: Path | None = None,
         told: Told | None = None,
     ) -> tuple[list[Listed], int]:
-        """Return the deltas of one source that match a query, in its order, and their number without limit and offset.
+        """Return the deltas of a source that match a query, in its order, and their number without limit and offset.
 
         Args:
             backbone: the folder of a backbone that they must fit.

@@ -17,7 +17,7 @@ from deltahub.stores.base import Progress
 from deltahub.stores.threads import spread
 
 T = TypeVar("T")
-FILES_AT_ONCE: Final = 4  # files of one delta
+FILES_AT_ONCE: Final = 4  # files of a delta
 _DELTAS_AT_ONCE: Final = 8
 
 

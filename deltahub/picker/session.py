@@ -26,7 +26,7 @@ def _nobody(answer: dict[str, Any]) -> None:
 
 
 class Session:
-    """The state of one choice; its methods are thread-safe.
+    """The state of a choice; its methods are thread-safe.
 
     Args:
         backbone: the model to choose from.

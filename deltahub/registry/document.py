@@ -1,4 +1,4 @@
-"""The reference document: all mutable state of one delta, in one file that is swapped as a whole.
+"""The reference document: all mutable state of a delta, in one file that is swapped as a whole.
 
 It holds the versions (each a digest that never changes), the aliases (the user's movable names for a version), the tags
 of each version, a tombstone for each removed version, and the log of every move. A renamed delta leaves a document with its
@@ -28,7 +28,7 @@ NOBODY: Final = ""  # the author in the tombstones of a forgotten delta
 
 @dataclass(frozen=True)
 class ReferenceDocument:
-    """The versions, aliases, tags and log of one delta.
+    """The versions, aliases, tags and log of a delta.
 
     Attributes:
         name: ``"namespace/name"``.

@@ -85,7 +85,7 @@ def collect(registry: Registry, grace: timedelta = GRACE, *, dry_run: bool = Fal
 
 @dataclass(frozen=True)
 class _Plan:
-    """The work of one collection.
+    """The work of a collection.
 
     Attributes:
         due: sha256 of each object to delete now to the time since when it is unused.

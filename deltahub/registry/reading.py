@@ -41,7 +41,7 @@ _HOPS: Final = 16  # from name to name, for what was renamed more than once
 
 @dataclass(frozen=True)
 class Found:
-    """One version of one delta in a registry.
+    """One version of a delta in a registry.
 
     Attributes:
         document: the delta's reference document.

@@ -1,4 +1,4 @@
-"""Merging of the versions, aliases and tags of one registry's document into another's.
+"""Merging of the versions, aliases and tags of a registry's document into another's.
 
 A version has the same number on both sides. If the other side only has more history, its document is taken as it is, so that
 a mirror is identical to the last byte; otherwise new entries are added and logged.

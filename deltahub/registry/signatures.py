@@ -1,6 +1,6 @@
 """Signatures in a registry: `signatures/<64 of the digest>/<64 of the key>.json`, one file per delta and key.
 
-They are not part of a version: a delta can be signed at any time, by several keys. A file holds the signatures of one key, one per
+They are not part of a version: a delta can be signed at any time, by several keys. A file holds the signatures of a key, one per
 line: each states the name and version that it covers, and content with several of them has a signature for each. This module
 does not verify signatures.
 """
@@ -65,7 +65,7 @@ def add_signature(registry: Registry, digest: str, key_id: str, data: bytes) -> 
 
 
 def _together(there: bytes, new: bytes) -> bytes:
-    """Merge signatures of one key; a new one replaces one that states the same."""
+    """Merge signatures of a key; a new one replaces one that states the same."""
     lines = {stated(line): line for line in each_of(there) if stated(line) is not None}
     for line in each_of(new):
         lines[stated(line)] = line

@@ -74,7 +74,7 @@ def keep_part(store: Store, path: str, oid: str, number: int, sha256: str, file:
 
 
 def part(store: Store, path: str, oid: str, number: int) -> str | None:
-    """Return the sha256 of one part of a file; None if it must be uploaded, also after its record was damaged."""
+    """Return the sha256 of a part of a file; None if it must be uploaded, also after its record was damaged."""
     sha256: str | None = (_noted(store, PARTS, _part_key(path, oid, number)) or {}).get("sha256")
     return sha256
 

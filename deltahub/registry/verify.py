@@ -128,7 +128,7 @@ def _unlisted(registry: Registry, names: Collection[str]) -> Iterator[tuple[str,
 
 
 def damages(registry: Registry, digest: str, intact: set[str]) -> list[Damage]:
-    """Return the damaged objects of one version.
+    """Return the damaged objects of a version.
 
     Args:
         digest: the digest of its manifest.

@@ -91,7 +91,7 @@ class Watched(Generic[T]):
 
 @dataclass(frozen=True)
 class Record:
-    """Record of one repository.
+    """Record of a repository.
 
     Attributes:
         created: creation time, ISO 8601 in UTC.

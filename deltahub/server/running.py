@@ -176,7 +176,7 @@ def run(hub: Run, listener: socket.socket) -> None:
 
 
 def application() -> Starlette:
-    """Build the application of one process from the configuration passed by `run`.
+    """Build the application of a process from the configuration passed by `run`.
 
     Raises:
         DeltaHubError: its registry cannot be opened.
@@ -207,7 +207,7 @@ def _config(hub: Run) -> uvicorn.Config:
         ssl_certfile=hub.certificate,
         ssl_keyfile=hub.key,
         h11_max_incomplete_event_size=_HEADER_BYTES,
-        timeout_keep_alive=30,  # longer than clients pause between the files of one pull
+        timeout_keep_alive=30,  # longer than clients pause between the files of a pull
         timeout_graceful_shutdown=int(hub.grace),
         backlog=_BACKLOG,
     )

@@ -85,7 +85,7 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 
 
 class Metrics:
-    """Counters of one application. Routes are labelled by their pattern, so that no repository name appears."""
+    """Counters of an application. Routes are labelled by their pattern, so that no repository name appears."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -79,7 +79,7 @@ def registry_at(address: str, indexes: Path, known: Known) -> RegistrySource:
 
 
 def link_at(link: Link, cache: Cache, names: CachedNames) -> Source:
-    """Open a link, which is a source of one delta."""
+    """Open a link, which is a source of a delta."""
     from deltahub.sources.web.source import WebSource  # late: it needs requests
 
     return WebSource(link, cache, names)

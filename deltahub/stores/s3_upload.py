@@ -69,8 +69,8 @@ def conditional_put(
     raise StorageError(msg)
 
 
-_MOST_PARTS: Final = 10_000  # of one object, a limit of S3
-_PARTS_AT_ONCE: Final = 2  # of one object
+_MOST_PARTS: Final = 10_000  # of an object, a limit of S3
+_PARTS_AT_ONCE: Final = 2  # of an object
 
 
 def upload(

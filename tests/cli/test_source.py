@@ -107,7 +107,7 @@ def test_what_is_off_is_neither_searched_nor_named_until_it_is_on_again(run, run
         (["add", "more", "/x", "--namespaces", "a/b"], 2, "cannot be a namespace"),
         (["add", "more", "ftp://x"], 2, "expected a folder, or s3://bucket/prefix"),
         (["order", "hf", "team"], 2, "hf is public: anybody can take a free name there"),
-        (["order", "team", "hf", "local"], 2, "It stays behind them"),
+        (["order", "team", "hf", "local"], 2, "It stays last"),
         (["order", "team", "team"], 2, "names a source twice"),
         (["order", "tema"], 3, "The nearest names are: team."),
         (["disable", "local"], 2, "local is where pushes go when no source is named"),

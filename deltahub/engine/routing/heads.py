@@ -49,7 +49,7 @@ def _embedding(layer: nn.Embedding, x: Tensor, weights: _Weights) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A layer with the weights of one delta, or the backbone's own.
+    """A layer with the weights of a delta, or the backbone's own.
 
     Attributes:
         compute: computes the layer's output from its input and given weights.

@@ -191,7 +191,7 @@ class _Plan:
 
 
 class DetourByRows:
-    """A detour that runs each insertion of one site on its own rows.
+    """A detour that runs each insertion of a site on its own rows.
 
     Args:
         opened: the route.

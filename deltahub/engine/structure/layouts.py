@@ -1,4 +1,4 @@
-"""Fused layers: the rows of one linear layer that are query, key and value, or gate and first matrix.
+"""Fused layers: the rows of a linear layer that are query, key and value, or gate and first matrix.
 
 Every layout consists of groups, with the parts in turn in each group:
 

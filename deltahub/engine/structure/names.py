@@ -30,7 +30,7 @@ def marked(pattern: str) -> str:
 
 @dataclass(frozen=True)
 class StructureMap:
-    """The common names of one backbone.
+    """The common names of a backbone.
 
     Attributes:
         roots: prefix of each module that has an explicit map (``""`` or ``"bert."``), with the tables of that map.

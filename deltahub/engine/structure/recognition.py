@@ -79,7 +79,7 @@ def attention_at(tree: Tree, core: str) -> Attention | None:
 
 
 def _roles(tree: Tree, core: str) -> dict[str, str]:
-    """Map roles to layers; empty if the layers are not those of one attention, or are never called themselves."""
+    """Map roles to layers; empty if the layers are not those of an attention, or are never called themselves."""
     if reads_weights_itself(tree.modules[core]):
         return {}
     layers_by_role: dict[str, list[str]] = {}

@@ -48,5 +48,5 @@ def by_part(leaves: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def whole_width(share: int, part: Part) -> int:
-    """Compute the width of a whole layer from the width `share` of one part."""
+    """Compute the width of a whole layer from the width `share` of a part."""
     return share * part.of // (part.stop - part.start)

@@ -84,7 +84,7 @@ _MAGNITUDE: Final = "lora_magnitude_vector"
 
 @dataclass
 class _Update:
-    """The update of one module: ``scale * up @ down``."""
+    """The update of a module: ``scale * up @ down``."""
 
     down: Tensor
     up: Tensor
@@ -148,7 +148,7 @@ def _most_common(updates: Mapping[str, _Update]) -> tuple[int, float]:
 
 
 def _update(config: Mapping[str, Any], leaves: Leaves, module: str, names: Names) -> _Update:
-    """Read the update of one module, including what the initialisation subtracted from the backbone."""
+    """Read the update of a module, including what the initialisation subtracted from the backbone."""
     if (module, "A") not in leaves or (module, "B") not in leaves:
         msg = f"The adapter has only one of A and B for {module}. Fetch it again."
         raise CheckpointError(msg)

@@ -14,7 +14,7 @@ SHOWN: Final = ("delta_type", "backbone", "tags", "author")
 
 @dataclass(frozen=True)
 class Facet:
-    """The values of one facet.
+    """The values of a facet.
 
     Attributes:
         name: the query field that it sets.

@@ -62,7 +62,7 @@ class Listed:
 
 
 class Index:
-    """The index of one registry.
+    """The index of a registry.
 
     Args:
         path: the SQLite file; created if missing.

@@ -60,7 +60,7 @@ def in_turn(handler: Handler) -> Endpoint:
 
 
 def layers(request: Request) -> Response:
-    """Show the layers of one version."""
+    """Show the layers of a version."""
     repository = repository_of(request)
     delta = version_of(repository, request.path_params["revision"])
     norms = norms_of(request, delta)

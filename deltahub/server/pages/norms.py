@@ -35,7 +35,7 @@ _MATRIX: Final = 2  # dimensions
 
 @dataclass(frozen=True)
 class ModuleNorm:
-    """The norm of one module.
+    """The norm of a module.
 
     Attributes:
         address: of the module in the backbone, e.g. ``"encoder.layer.3.attention.self.query"``.

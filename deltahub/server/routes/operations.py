@@ -19,7 +19,7 @@ from deltahub.server.file_names import LONGEST
 
 
 class Content:
-    """The content of one file, decoded to disk as it arrives.
+    """The content of a file, decoded to disk as it arrives.
 
     Args:
         file: the target path; must not exist yet.

@@ -96,7 +96,7 @@ COMMIT: Final = "x-repo-commit"  # the header that says which commit an answer i
 
 
 class Calls:
-    """Client of one hub, for one user.
+    """Client of a hub, for one user.
 
     Args:
         name: of the source.

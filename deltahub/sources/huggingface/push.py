@@ -49,7 +49,7 @@ class Published:
 
 
 class Push:
-    """One push of one delta.
+    """One push of a delta.
 
     Args:
         calls: to the hub.

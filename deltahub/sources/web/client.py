@@ -36,8 +36,8 @@ class Limits:
     """Limits on downloads.
 
     Attributes:
-        file: bytes of one file, or of a whole bundle.
-        total: bytes of all files of one delta.
+        file: bytes of a file, or of a whole bundle.
+        total: bytes of all files of a delta.
         redirects: maximum number of redirects.
         tries: maximum number of attempts per request.
         connect: connection timeout in seconds.
@@ -90,7 +90,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 class Web:
-    """HTTP client for the requests of one link.
+    """HTTP client for the requests of a link.
 
     Args:
         limits: timeouts and numbers of attempts.

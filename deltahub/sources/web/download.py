@@ -115,7 +115,7 @@ def pieces(response: requests.Response, url: str, most: int, seconds: float) -> 
 
 
 class Download:
-    """Download of one file.
+    """Download of a file.
 
     Args:
         into: the target path; must not exist yet.

@@ -82,7 +82,7 @@ class GuardedAdapter(HTTPAdapter):
     """Transport adapter whose connections are checked by a guard.
 
     Args:
-        guard: of one link.
+        guard: of a link.
     """
 
     def __init__(self, guard: Guard) -> None:
