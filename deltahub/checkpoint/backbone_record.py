@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Final
 
 from deltahub.errors import CheckpointError, FingerprintMismatch
-from deltahub.files.documents import canonical_json, parse, problem
+from deltahub.files.documents import canonical_json, parse_checked
 
 SCHEMA: Final = "backbone.v1"
 VERSION: Final = 2
@@ -95,12 +95,7 @@ class Fingerprint:
         Raises:
             CheckpointError: it is malformed, or its hash does not match its list.
         """
-        try:
-            document = parse(data)
-        except ValueError as error:
-            msg = f"backbone.json is not JSON ({error}). Fetch or save the delta again."
-            raise CheckpointError(msg) from error
-        fault = problem(document, SCHEMA)
+        document, fault = parse_checked(data, SCHEMA)
         if fault is None:
             leaves = tuple(Leaf(n, d, tuple(shape), leaf) for n, d, shape, leaf in document["tensors"])
             fingerprint = cls(leaves, document["format_version"])

@@ -207,7 +207,8 @@ def read(folder: Path, *, with_backbone: bool = True, config_sha256: str | None 
     if with_backbone and BACKBONE in document["files"]:
         fingerprint = Fingerprint.from_bytes(verified_bytes(folder, BACKBONE, document))
     tensors = tensors_in(weights, str(folder / WEIGHTS))
-    parent = {"relation": RESUMED, "digest": _manifest(folder, document, _listed(document)).digest}
+    listed = listed_files(document, str(folder / CONFIG))
+    parent = {"relation": RESUMED, "digest": _manifest(folder, document, listed).digest}
     return Checkpoint(folder, document, fingerprint, tensors, parent)
 
 
@@ -240,11 +241,8 @@ def describe(folder: Path) -> Manifest:
         IntegrityError: a file differs from the one saved.
     """
     document = read_document(folder)
-    if WEIGHTS not in document.get("files", {}):
-        msg = f"{folder / CONFIG} lists no {WEIGHTS}, so its bytes cannot be checked. Save the delta again."
-        raise CheckpointError(msg)
+    listed = listed_files(document, str(folder / CONFIG))
     _refuse_foreign_card(folder)
-    listed = _listed(document)
     for entry in listed:
         path = folder / entry.path
         if not path.is_file():
@@ -262,8 +260,20 @@ def describe(folder: Path) -> Manifest:
     return manifest
 
 
-def _listed(document: Mapping[str, Any]) -> list[FileEntry]:
-    """Return the files that a config vouches for."""
+def listed_files(document: Mapping[str, Any], place: str, remedy: str = "Save the delta again.") -> list[FileEntry]:
+    """Return the files that a config vouches for.
+
+    Args:
+        document: the config.
+        place: its path or address, for messages.
+        remedy: the last sentence of the message.
+
+    Raises:
+        CheckpointError: the weights are not among them.
+    """
+    if WEIGHTS not in document.get("files", {}):
+        msg = f"{place} lists no {WEIGHTS}, so its bytes cannot be checked. {remedy}"
+        raise CheckpointError(msg)
     return [FileEntry(name, entry["sha256"], entry["size"]) for name, entry in document["files"].items()]
 
 
@@ -271,7 +281,7 @@ def _manifest(folder: Path, document: Mapping[str, Any], checked: list[FileEntry
     """Build the manifest of a checkpoint whose listed files are checked already; only small files are read."""
     names = {CONFIG, *([CARD] if (folder / CARD).is_file() else [])} - {entry.path for entry in checked}
     small = {name: read_limited(folder / name, _LARGEST) for name in names}
-    entries = [*checked, *(FileEntry(n, hashlib.sha256(data).hexdigest(), len(data)) for n, data in small.items())]
+    entries = [*checked, *(FileEntry.of(name, data) for name, data in small.items())]
     return manifest_of(document, entries, tensor_table(folder / WEIGHTS))
 
 

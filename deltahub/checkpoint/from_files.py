@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from deltahub.checkpoint.checkpoint import CARD, CONFIG, LARGEST_CONFIG, WEIGHTS, parse_document
+from deltahub.checkpoint.checkpoint import CARD, CONFIG, LARGEST_CONFIG, WEIGHTS, listed_files, parse_document
 from deltahub.checkpoint.manifest import DELTA, FILES, FileEntry, Manifest, TensorEntry, manifest_of
 from deltahub.checkpoint.safetensors_header import tensor_entries
 from deltahub.errors import CheckpointError, DeltaHubError
@@ -72,16 +72,13 @@ def _delta(files: Mapping[str, FileEntry], read: Read) -> Manifest:
         DeltaHubError: there is none; the message says why.
     """
     document = parse_document(_whole(files[CONFIG], read), CONFIG)
-    listed: Mapping[str, Any] = document.get("files", {})
-    if WEIGHTS not in listed:
-        msg = f"{CONFIG} lists no {WEIGHTS}, so its bytes cannot be checked. Save the delta again."
-        raise CheckpointError(msg)
+    listed = {entry.path: entry for entry in listed_files(document, CONFIG)}
     for name, entry in listed.items():
         file = files.get(name)
         if file is None:
             msg = f"{name} is missing, though {CONFIG} lists it. Add it."
             raise CheckpointError(msg)
-        if (file.sha256, file.size) != (entry["sha256"], entry["size"]):
+        if file != entry:
             msg = f"{name} is not the file that {CONFIG} lists. Save the delta again, and add all of its files."
             raise CheckpointError(msg)
     manifest = manifest_of(document, files.values(), _table(files[WEIGHTS], read))

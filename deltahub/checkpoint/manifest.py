@@ -6,13 +6,14 @@ over canonical JSON is the delta's identity, so it holds nothing that changes be
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from deltahub.errors import CheckpointError, IntegrityError
-from deltahub.files.documents import canonical_json, digest_of, parse, problem
+from deltahub.files.documents import canonical_json, digest_of, parse_checked
 from deltahub.files.sized_cache import SizedCache
 
 SCHEMA: Final = "manifest.v1"
@@ -35,6 +36,11 @@ class FileEntry:
     path: str
     sha256: str
     size: int
+
+    @classmethod
+    def of(cls, path: str, data: bytes) -> FileEntry:
+        """Return the entry of a file with these bytes."""
+        return cls(path, hashlib.sha256(data).hexdigest(), len(data))
 
 
 @dataclass(frozen=True)
@@ -109,11 +115,7 @@ class Manifest:
 
 
 def _read(data: bytes, digest: str) -> Manifest:
-    try:
-        document = parse(data)
-        fault = problem(document, SCHEMA)
-    except ValueError as error:
-        fault = str(error)
+    document, fault = parse_checked(data, SCHEMA)
     if fault:
         msg = f"The manifest {digest} cannot be read by this version: {fault}. Update deltahub."
         raise CheckpointError(msg)

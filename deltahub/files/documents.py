@@ -142,6 +142,23 @@ def problem(document: object, name: str) -> str | None:
     return None
 
 
+def parse_checked(data: bytes, schema: str) -> tuple[Any, str | None]:
+    """Parse JSON and check it by a schema; return it with the first problem, as a clause, or None if it is valid.
+
+    Args:
+        data: see `parse`.
+        schema: the name of the schema.
+
+    Returns:
+        The document, None if it is not JSON; and its problem.
+    """
+    try:
+        document = parse(data)
+    except ValueError as error:
+        return None, str(error)
+    return document, problem(document, schema)
+
+
 def shown(value: object) -> str:
     """Format a value from a file for a message, shortened if it is long or deep."""
     return _SHOWN.repr(value)
@@ -197,11 +214,8 @@ def unsealed(data: bytes, schema: str) -> tuple[Any, str | None]:
         data: its bytes.
         schema: the name of its schema, which requires a ``"checksum"``.
     """
-    try:
-        document = parse(data)
-    except ValueError as error:
-        return None, str(error)
-    return document, problem(document, schema) or _broken(data, document)
+    document, wrong = parse_checked(data, schema)
+    return document, wrong or _broken(data, document)
 
 
 def _broken(data: bytes, document: Mapping[str, Any]) -> str | None:

@@ -20,7 +20,7 @@ from typing import Final
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import CheckpointError, ConfigError, IntegrityError, NotLockedError
 from deltahub.files.atomic import staging, storage_errors, write_synced
-from deltahub.files.documents import parse, problem
+from deltahub.files.documents import parse_checked
 from deltahub.link import Link
 from deltahub.reference import Reference, is_digest
 from deltahub.sources.base import Resolved
@@ -73,11 +73,7 @@ class Lock:
         """
         with storage_errors("Reading the lock file", path, "read"):
             data = path.read_bytes()
-        try:
-            document = parse(data)
-            wrong = problem(document, SCHEMA)
-        except ValueError as error:
-            wrong = str(error)
+        document, wrong = parse_checked(data, SCHEMA)
         if wrong:
             msg = f"{path} is not a valid lock file: {wrong}. Restore it, or write it anew with `deltahub lock REF... -o {path}`."
             raise CheckpointError(msg)

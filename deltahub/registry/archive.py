@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Final
 
 from deltahub.errors import CheckpointError, IntegrityError
 from deltahub.files.atomic import CHUNK
-from deltahub.files.documents import canonical_json, parse, problem
+from deltahub.files.documents import canonical_json, parse_checked
 from deltahub.stores.base import object_key
 
 SCHEMA: Final = "bundle.v1"
@@ -146,12 +146,7 @@ def read_index(file: BinaryIO, path: Path | str) -> dict[str, Any]:
     data = b"".join(_data(file, path, info.size))
     if (digest := hashlib.sha256(data).hexdigest()) != named[1]:
         raise _damaged(path, f"sha256:{named[1]}", f"sha256:{digest}")
-    document: Any = None
-    try:
-        document = parse(data)
-        wrong = problem(document, SCHEMA)
-    except ValueError as error:
-        wrong = str(error)
+    document, wrong = parse_checked(data, SCHEMA)
     later = document.get("schema_version") if wrong and isinstance(document, dict) else None
     if isinstance(later, int) and later > 1:
         msg = f"The bundle {path} has schema_version {later}; this deltahub reads 1. Update deltahub."

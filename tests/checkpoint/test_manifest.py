@@ -173,7 +173,7 @@ def test_canonical_json_is_sorted_tight_and_refuses_what_json_cannot_hold():
 def test_a_manifest_is_held_against_its_schema_once_and_against_its_digest_each_time(tmp_path, monkeypatch):
     data = checkpoint.describe(save_checkpoint(tmp_path / "ckpt", value=0.125)).to_bytes()
     checked = []
-    monkeypatch.setattr("deltahub.checkpoint.manifest.problem", lambda document, _: checked.append(document))
+    monkeypatch.setattr("deltahub.files.documents.problem", lambda document, _: checked.append(document))
     first = Manifest.from_bytes(data, digest_of(data))
     assert Manifest.from_bytes(bytes(bytearray(data)), digest_of(data)) == first
     assert len(checked) == 1

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
-from deltahub.checkpoint.checkpoint import CARD, CONFIG, WEIGHTS, parse_document
+from deltahub.checkpoint.checkpoint import CARD, CONFIG, WEIGHTS, listed_files, parse_document
 from deltahub.checkpoint.manifest import FileEntry, Manifest, manifest_of
 from deltahub.checkpoint.safetensors_header import tensor_entries
-from deltahub.errors import CheckpointError, IntegrityError, NotFoundError, StorageError
+from deltahub.errors import IntegrityError, NotFoundError, StorageError
 from deltahub.files.atomic import sha256_file
 from deltahub.link import Link, shown
 from deltahub.sources.web.client import Web
@@ -44,10 +44,7 @@ class WebFolder:
         if config is None:
             raise NotFoundError(str(link), (where,), _repo(link.url))
         document = parse_document(config, where)
-        if WEIGHTS not in document.get("files", {}):
-            msg = f"{where} lists no {WEIGHTS}, so its bytes cannot be checked. Ask its owner to save the delta again."
-            raise CheckpointError(msg)
-        listed = [FileEntry(name, entry["sha256"], entry["size"]) for name, entry in document["files"].items()]
+        listed = listed_files(document, where, "Ask its owner to save the delta again.")
         self._refuse_large(listed)
         held = {name for name in (CONFIG, CARD) if name not in document["files"]}
         card = small(web, self._address(CARD), _CARD) if CARD in held else None
@@ -102,11 +99,7 @@ class WebFolder:
             return first[begin:end]
 
         table = tensor_entries(read, weights.size, shown(address))
-        inline = [
-            FileEntry(name, hashlib.sha256(data).hexdigest(), len(data))
-            for name, data in self._small.items()
-            if name not in document["files"]
-        ]
+        inline = [FileEntry.of(name, data) for name, data in self._small.items() if name not in document["files"]]
         return manifest_of(document, [*listed, *inline], table)
 
 
