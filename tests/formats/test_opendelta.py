@@ -143,7 +143,7 @@ def test_a_pickle_of_anything_but_tensors_is_refused_even_with_permission(checkp
 
     with (
         untouched(backbone),
-        pytest.raises(CheckpointError, match=r"(more than plain|something else than) tensors"),
+        pytest.raises(CheckpointError, match=r"(more than plain|something other than) tensors"),
     ):
         load(folder, backbone)
 
