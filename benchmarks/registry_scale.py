@@ -30,7 +30,7 @@ import deltahub
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.backbone_fit import backbone_tensors
 from deltahub.checkpoint.backbone_record import Fingerprint, Leaf
-from deltahub.reference import Reference
+from deltahub.reference import Digest, Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Version, merged_tags
 from deltahub.registry.publish import Publication, publish
@@ -71,7 +71,7 @@ def document(name: str, versions: int, record: str, number: int) -> bytes:
     }
     said, log = {}, []
     for version in range(1, versions + 1):
-        digest = "sha256:" + hashlib.sha256(f"{name}-{version}".encode()).hexdigest()
+        digest = Digest.of(f"{name}-{version}".encode())
         when = f"20{10 + number % 15}-{1 + version:02}-{1 + number % 28:02}T03:{number % 60:02}:05Z"
         author, tags = f"user{number % 50}", (f"seed={version}", f"task={task}", "best" if number % 9 else "draft")
         message = f"run {number} after {version} epochs"

@@ -57,7 +57,7 @@ def amend(
         "description": entry.summary.get(DESCRIPTION, ""),
         "card": entry.card,
     }
-    Output(as_json=json, quiet=quiet).result(data, str(exact), f"Amended; its digest is still {entry.digest[:19]}.")
+    Output(as_json=json, quiet=quiet).result(data, str(exact), f"Amended; its digest is still {entry.digest.short}.")
 
 
 def _metrics(pairs: Sequence[str]) -> dict[str, float | None]:

@@ -42,7 +42,7 @@ def pin(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         exact, digest = str(pulled.reference), pulled.digest
         maintenance.pin(hub.cache, digest, exact, lambda: hub.pull(pulled.reference))
     data = {"reference": exact, "digest": digest, "pinned": True}
-    Output(as_json=json, quiet=quiet).result(data, exact, f"{digest[:19]} stays until: deltahub cache unpin {exact}")
+    Output(as_json=json, quiet=quiet).result(data, exact, f"{digest.short} stays until: deltahub cache unpin {exact}")
 
 
 def unpin(ref: HeldArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
@@ -107,7 +107,7 @@ def list_(
     if not entries:
         out.nothing("The cache is empty.")
         return
-    rows = [(e.digest[:19], e.origin, size_text(e.size), _time(e.used), "pinned" if e.pinned else "") for e in entries]
+    rows = [(e.digest.short, e.origin, size_text(e.size), _time(e.used), "pinned" if e.pinned else "") for e in entries]
     out.rows(("digest", "pulled as", "size", "last used", ""), rows)
     total = size_text(sum(entry.size for entry in entries))
     many = "1 delta" if len(entries) == 1 else f"{len(entries):,} deltas"
@@ -222,7 +222,7 @@ def prune(
     out.result(
         data,
         f"{len(removed)} {verb}, {size_text(freed)} freed.",
-        *(f"{entry.digest[:19]}  {entry.origin}, last used {_time(entry.used)}" for entry in removed if dry_run),
+        *(f"{entry.digest.short}  {entry.origin}, last used {_time(entry.used)}" for entry in removed if dry_run),
     )
 
 

@@ -54,7 +54,7 @@ def lock(
     for key in sorted({*recorded_pins, *pins}):
         old, new = recorded_pins.get(key), pins.get(key)
         change = "" if old == new else f"was {old}" if old and new else "added" if new else "removed"
-        rows.append((key, str(new) if new else "-", new.digest[:19] if new else "-", change))
+        rows.append((key, str(new) if new else "-", new.digest.short if new else "-", change))
     out.rows(("reference", "is", "digest", "change"), rows)
 
 

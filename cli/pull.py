@@ -101,7 +101,7 @@ def _print_one(out: Output, pulled: Pulled) -> None:
     out.result(
         _facts(pulled),
         str(pulled.folder),
-        f"{pulled.reference}, {size_text(pulled.manifest.size)}, {pulled.digest[:19]}, every byte checked",
+        f"{pulled.reference}, {size_text(pulled.manifest.size)}, {pulled.digest.short}, every byte checked",
         f'Load it with: AutoDeltaModel.from_finetuned("{pulled.reference}", backbone_model=model)',
     )
 
@@ -148,7 +148,7 @@ def _print_all(out: Output, refs: list[str], results: Sequence[Pulled | DeltaHub
         )
     elif pulled:
         rows = [
-            (str(result.folder), str(result.reference), size_text(result.manifest.size), result.digest[:19])
+            (str(result.folder), str(result.reference), size_text(result.manifest.size), result.digest.short)
             for result in pulled
         ]
         out.rows(("folder", "reference", "size", "digest"), rows)

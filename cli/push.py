@@ -148,7 +148,7 @@ def _push_one(
     out.result(
         data,
         str(pushed.reference),
-        f"{kind}, {size_text(pushed.size)}, {pushed.digest[:19]}, tags: {', '.join(pushed.tags) or 'none'}",
+        f"{kind}, {size_text(pushed.size)}, {pushed.digest.short}, tags: {', '.join(pushed.tags) or 'none'}",
         still_to_sign(pushed.reference.source, str(pushed.reference), key)
         or f"Fetch it with: deltahub pull {named.path if named.source == LOCAL else named}",
     )
@@ -194,7 +194,7 @@ def _push_many(
                 str(version.reference),
                 "new" if version.new else "there",
                 size_text(version.size),
-                version.digest[:19],
+                version.digest.short,
                 str(folder),
             )
             for folder, version in pushed

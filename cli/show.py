@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltahub.reference import is_path
+from deltahub.reference import Digest, is_path
 
 from .inspect import inspect_delta
 from .list import metrics_text
@@ -90,14 +90,15 @@ def _pointed(document: ReferenceDocument, version: str) -> str:
     return f"{version} ({', '.join(aliases)})" if aliases else version
 
 
-def _version_entry(document: ReferenceDocument, version: str, digest: str) -> tuple[str, Version]:
+def _version_entry(document: ReferenceDocument, version: str, digest: Digest) -> tuple[str, Version]:
     """Find a source's entry for a version: by its number, or on a hub by its content or commit."""
+    from deltahub.registry.commit_message import CommitDigest
     from deltahub.registry.entries import Version
 
     versions = document.versions
     if version in versions:
         return version, versions[version]
-    same_names = [name for name, entry in versions.items() if entry.digest in (digest, f"commit:{version}")]
+    same_names = [name for name, entry in versions.items() if entry.digest in (digest, CommitDigest(version))]
     return (same_names[-1], versions[same_names[-1]]) if same_names else ("", Version(digest, "", "unknown"))
 
 

@@ -52,7 +52,7 @@ def sign(ref: RefArg, key: KeyArg, json: JsonOpt = False, quiet: QuietOpt = Fals
     add_signature(registry, resolved.digest, key_id, private.sign(resolved.manifest.to_bytes(), version))
     data = {"reference": str(resolved.reference), "digest": resolved.digest, "key": key_id}
     Output(as_json=json, quiet=quiet).result(
-        data, str(resolved.reference), f"Signed by the key {key_id[:16]}, {resolved.digest[:19]}"
+        data, str(resolved.reference), f"Signed by the key {key_id[:16]}, {resolved.digest.short}"
     )
 
 

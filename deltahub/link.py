@@ -17,7 +17,7 @@ from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
 from deltahub.errors import ReferenceSyntaxError
-from deltahub.reference import Reference
+from deltahub.reference import Digest, Reference
 
 SOURCE: Final = "url"  # the source name of links
 _SCHEMES: Final = ("http://", "https://")
@@ -91,9 +91,9 @@ class Link:
         """The name for display."""
         return self.inside.path if self.inside else self.shown
 
-    def pinned(self, digest: str) -> Link:
+    def pinned(self, digest: Digest) -> Link:
         """Return the same link, pinned to a digest."""
-        return replace(self, pin=digest.removeprefix("sha256:"))
+        return replace(self, pin=digest.hex)
 
     def __str__(self) -> str:
         parts = [str(self.inside)] if self.inside else []

@@ -14,10 +14,11 @@ here is valid there. A name without a namespace is in `DeltaHub`, or in `DELTAHU
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Self
 
 from deltahub.errors import ReferenceSyntaxError
 
@@ -29,11 +30,50 @@ _NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _PLACED: Final = re.compile(r"(?P<place>(?:s3://|[./~]).*?):(?P<rest>[^:@]+(?:@.*)?)", re.DOTALL)
 _SOURCE: Final = re.compile(r"[a-z][a-z0-9-]{1,31}")
 _VERSION: Final = re.compile(r"v[1-9][0-9]{0,8}")
+_ALGORITHM: Final = "sha256:"
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{12,64}")
+_WHOLE_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _MARK: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._#+@=,-]{0,94}[A-Za-z0-9_#+@=,])?")  # a part of an alias
 _LONGEST_MARK: Final = 200
 _LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,126}[A-Za-z0-9._/])?")  # "sst2-" removes a tag
 _VALUE: Final = re.compile(r"[A-Za-z0-9._/+:-](?:[A-Za-z0-9 ._/+:-]{0,126}[A-Za-z0-9._/+:])?")
+
+
+class Digest(str):
+    """The sha256 of some bytes as text: ``"sha256:"`` and 64 hex digits.
+
+    Raises:
+        ReferenceSyntaxError: the text is not a whole digest.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        """Check and keep the text."""
+        if not _WHOLE_DIGEST.fullmatch(text):
+            msg = f"{text!r:.100} is not a digest: expected 'sha256:' and 64 of the digits 0-9 a-f."
+            raise ReferenceSyntaxError(msg)
+        return super().__new__(cls, text)
+
+    @classmethod
+    def of(cls, data: bytes) -> Self:
+        """Return the digest of `data`."""
+        return cls.of_hex(hashlib.sha256(data).hexdigest())
+
+    @classmethod
+    def of_hex(cls, hex_digits: str) -> Self:
+        """Return the digest with these 64 hex digits."""
+        return cls(f"{_ALGORITHM}{hex_digits}")
+
+    @property
+    def hex(self) -> str:
+        """The 64 hex digits."""
+        return self[len(_ALGORITHM) :]
+
+    @property
+    def short(self) -> str:
+        """The beginning that people are shown: ``"sha256:"`` and 12 hex digits."""
+        return self[: len(_ALGORITHM) + 12]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from deltahub.errors import ConfigError, IntegrityError
 from deltahub.files.atomic import scratch, storage_errors
-from deltahub.files.documents import digest_of
+from deltahub.reference import Digest
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -155,7 +155,7 @@ def check(manifest: bytes, signature: bytes, key: PublicKey, version: str | None
     """
     verifying = _installed().verifying
     remedy = "Ask for the delta to be signed again: deltahub sign REF --key KEY"
-    subject = f"The signature of {digest_of(manifest)}"
+    subject = f"The signature of {Digest.of(manifest)}"
     if len(signature) > MOST:
         raise IntegrityError(subject, f"{MOST} bytes at most", f"{len(signature)} bytes", remedy)
     with _laid_out(manifest, (stated(signature) or "") if version is None else version) as folder:

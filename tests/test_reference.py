@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
+import pickle
 import string
 
 import pytest
@@ -10,6 +14,7 @@ from hypothesis import strategies as st
 
 from deltahub.errors import ReferenceSyntaxError
 from deltahub.reference import (
+    Digest,
     Reference,
     check_alias,
     check_name,
@@ -246,3 +251,21 @@ def test_versions_and_digests_are_told_apart():
         False,
     )
     assert (is_digest(DIGEST), is_digest("sha256:abc"), is_digest("v3")) == (True, False, False)
+
+
+def test_a_digest_is_its_text_and_knows_its_digits():
+    digest = Digest.of(b"x")
+    assert (digest, digest.hex) == (f"sha256:{digest.hex}", hashlib.sha256(b"x").hexdigest())
+    assert digest.short == f"sha256:{digest.hex[:12]}"
+    assert {digest: 1}[f"sha256:{digest.hex}"] == 1
+    assert json.dumps([digest]) == f'["{digest}"]'
+    for copied in (pickle.loads(pickle.dumps(digest)), copy.deepcopy(digest), Digest.of_hex(digest.hex)):
+        assert (type(copied), copied) == (Digest, digest)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "sha256:", "a" * 64, f"sha256:{'a' * 63}", f"sha256:{'A' * 64}", f"sha256:{'a' * 64}\n"]
+)
+def test_a_text_that_is_not_a_whole_digest_is_refused(text):
+    with pytest.raises(ReferenceSyntaxError, match="expected 'sha256:' and 64 of the digits 0-9 a-f"):
+        Digest(text)

@@ -14,7 +14,7 @@ from deltahub.checkpoint.checkpoint import describe
 from deltahub.errors import ConfigError, ConflictError, IntegrityError, SignatureError
 from deltahub.hub.hub import Hub
 from deltahub.hub.lockfile import Lock
-from deltahub.reference import Reference
+from deltahub.reference import Digest, Reference
 from deltahub.registry.bundle import export_bundle, import_bundle
 from deltahub.registry.edits import remove
 from deltahub.registry.gc import collect
@@ -406,7 +406,7 @@ def test_a_copy_brings_a_signature_that_came_later(team, tmp_path, key, checkpoi
 
 
 def test_a_copy_leaves_signatures_that_are_there(team, key):
-    mirror, digest = Registry(MemoryStore(), "mirror"), f"sha256:{'1' * 64}"
+    mirror, digest = Registry(MemoryStore(), "mirror"), Digest.of_hex("1" * 64)
     add_signature(mirror, digest, key.public.id, b"mine")
     add_signature(team, digest, key.public.id, b"theirs")
     copy_signatures(team, mirror, [digest])
@@ -473,7 +473,7 @@ def test_a_delta_is_signed_before_anybody_can_see_it(team, tmp_path, key, checkp
 
 
 def test_signing_with_one_key_at_the_same_time_ends_with_one_signature(key, monkeypatch):
-    registry, digest = Registry(MemoryStore(), "team"), f"sha256:{'1' * 64}"
+    registry, digest = Registry(MemoryStore(), "team"), Digest.of_hex("1" * 64)
     swap, beaten = registry.store.swap, []
 
     def raced(path, data, expected):

@@ -36,6 +36,7 @@ from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError, NotF
 from deltahub.files.atomic import copy_hashed, move_all, read_file, scratch, sha256_file, staging, storage_errors
 from deltahub.files.permissions import make_folder, make_root, take_after
 from deltahub.files.reserve import set_aside
+from deltahub.reference import Digest
 from deltahub.stores.retry import CACHE_ATTEMPTS, READ_ATTEMPTS
 from deltahub.stores.threads import each
 
@@ -57,6 +58,15 @@ def pulled_as(folder: Path) -> str | None:
     return origin if isinstance(origin, str) else None
 
 
+def digest_in_path(folder: Path) -> Digest:
+    """Return the digest of the delta in a folder of a cache, from its path.
+
+    Raises:
+        ReferenceSyntaxError: it is not a folder for a delta.
+    """
+    return Digest.of_hex(f"{folder.parent.name}{folder.name}")
+
+
 class Cache:
     """The deltas on this machine.
 
@@ -67,13 +77,13 @@ class Cache:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def folder(self, digest: str) -> Path:
+    def folder(self, digest: Digest) -> Path:
         """Return the folder for a delta, whether or not it exists."""
-        digits = digest.removeprefix("sha256:")
+        digits = digest.hex
         return self.root / DELTAS / digits[:2] / digits[2:]
 
     def get(
-        self, digest: str, manifest: Manifest, fetch: Fetch, origin: str, *, fresh: bool = False, at_once: int = 1
+        self, digest: Digest, manifest: Manifest, fetch: Fetch, origin: str, *, fresh: bool = False, at_once: int = 1
     ) -> Path:
         """Return the verified folder of a delta; fetch it if it is missing or damaged.
 
@@ -131,7 +141,7 @@ class Cache:
 
     def _place(self, delta: Path, folder: Path, stage: Path) -> None:
         """Move a complete delta to its place; an existing one stays if it is intact and is replaced if it is damaged."""
-        digest = f"sha256:{folder.parent.name}{folder.name}"
+        digest = digest_in_path(folder)
         for number in range(CACHE_ATTEMPTS):
             make_folder(self.root, folder.parent)
             try:
@@ -147,7 +157,7 @@ class Cache:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(folder, stage / f"old-{number}")
 
-    def manifest(self, digest: str) -> Manifest | None:
+    def manifest(self, digest: Digest) -> Manifest | None:
         """Return the manifest of an intact delta in the cache; None if it is missing or damaged."""
         if self.damage(digest) is not None:
             return None
@@ -156,10 +166,10 @@ class Cache:
         except (DeltaHubError, OSError):  # removed meanwhile
             return None
 
-    def _manifest(self, folder: Path, digest: str) -> Manifest:
+    def _manifest(self, folder: Path, digest: Digest) -> Manifest:
         return Manifest.from_bytes(read_file(folder / MANIFEST), digest)
 
-    def damage(self, digest: str) -> str | None:
+    def damage(self, digest: Digest) -> str | None:
         """Return a description of the damage to a delta in the cache; None if it is intact."""
         folder = self.folder(digest)
         try:
@@ -167,7 +177,7 @@ class Cache:
             for entry in manifest.files:
                 actual, _ = sha256_file(folder / entry.path, entry.size)
                 if actual != entry.sha256:
-                    raise IntegrityError(entry.path, f"sha256:{entry.sha256}", f"sha256:{actual}")
+                    raise IntegrityError(entry.path, Digest.of_hex(entry.sha256), Digest.of_hex(actual))
         except FileNotFoundError as error:
             return f"{Path(error.filename).name} is missing"
         except (DeltaHubError, OSError) as error:
@@ -187,13 +197,13 @@ class Cache:
             NotFoundError: no delta in the cache has it.
         """
         for folder in sorted((self.root / DELTAS).glob("??/*")):
-            digits = f"{folder.parent.name}{folder.name}"
             with contextlib.suppress(DeltaHubError, OSError):
-                manifest = self._manifest(folder, f"sha256:{digits}")
-                paths = {digits: MANIFEST} | {entry.sha256: entry.path for entry in manifest.files}
+                digest = digest_in_path(folder)
+                manifest = self._manifest(folder, digest)
+                paths = {digest.hex: MANIFEST} | {entry.sha256: entry.path for entry in manifest.files}
                 if sha256 in paths and sha256_file(folder / paths[sha256])[0] == sha256:
                     return copy_hashed(folder / paths[sha256], into)[0]
-        raise NotFoundError(f"sha256:{sha256}", (str(self.root),))
+        raise NotFoundError(Digest.of_hex(sha256), (str(self.root),))
 
 
 def copy_delta(manifest: Manifest, folder: Path, to: Path) -> None:
@@ -268,7 +278,7 @@ def published_as(folder: Path) -> Manifest | None:
     """
     if not _in_cache(folder):
         return None
-    return Manifest.from_bytes(read_file(folder / MANIFEST), f"sha256:{folder.parent.name}{folder.name}")
+    return Manifest.from_bytes(read_file(folder / MANIFEST), digest_in_path(folder))
 
 
 @contextlib.contextmanager

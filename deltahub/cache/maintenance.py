@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import time
 from collections import deque
@@ -19,14 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from deltahub.cache.cache import Cache, being_read, forget_killed, pulled_as
+from deltahub.cache.cache import Cache, being_read, digest_in_path, forget_killed, pulled_as
 from deltahub.cache.remembered import CachedNames
 from deltahub.errors import DeltaHubError, NotFoundError, ReferenceSyntaxError
 from deltahub.files.atomic import read_file, storage_errors
 from deltahub.files.reserve import freeing, spend
-from deltahub.reference import LATEST, Reference, is_digest, is_version
+from deltahub.reference import LATEST, Digest, Reference, is_digest, is_version
 
 PINS: Final = "pins"
+_PIN: Final = re.compile(r"[0-9a-f]{64}\.json")
 _AHEAD: Final = 86400.0  # seconds; the largest tolerated clock skew
 
 
@@ -43,7 +45,7 @@ class Cached:
         pinned: the reference that it is pinned as; None if it is not.
     """
 
-    digest: str
+    digest: Digest
     folder: Path
     origin: str
     size: int
@@ -58,8 +60,8 @@ def entries(cache: Cache) -> Iterator[Cached]:
     """Iterate over every delta in a cache, intact or not, sorted by digest."""
     pinned_references = pins(cache)
     for folder in _folders(cache):
-        digest = f"sha256:{folder.parent.name}{folder.name}"
-        with contextlib.suppress(OSError):  # removed meanwhile, or not a delta
+        with contextlib.suppress(OSError, ReferenceSyntaxError):  # removed meanwhile, or not a delta
+            digest = digest_in_path(folder)
             size, used = _size(folder), folder.stat().st_mtime
             yield Cached(digest, folder, pulled_as(folder) or "unknown", size, used, pinned_references.get(digest))
 
@@ -115,7 +117,7 @@ def find(cache: Cache, text: str) -> Cached:
             f"The delta {text}", (f"the cache {cache.root}",), tuple(entry.origin for entry in deltas[:3])
         )
     if len(matches) > 1:
-        listing = ", ".join(f"{entry.origin} ({entry.digest[:19]})" for entry in matches)
+        listing = ", ".join(f"{entry.origin} ({entry.digest.short})" for entry in matches)
         msg = f"{text} means {len(matches)} deltas in the cache: {listing}. Name one of them by its version or its digest."
         raise ReferenceSyntaxError(msg)
     return matches[0]
@@ -149,11 +151,10 @@ def _means(text: str, reference: str) -> bool:
 # ----- pins -----
 
 
-def pins(cache: Cache) -> dict[str, str]:
+def pins(cache: Cache) -> dict[Digest, str]:
     """Return the pinned digests, each with the reference it is pinned as. An unreadable pin file still protects its delta."""
-    return {
-        f"sha256:{name[:64]}": _pin(cache.root / PINS / name) for name in _names(cache.root / PINS) if len(name) == 69
-    }
+    files = [cache.root / PINS / name for name in _names(cache.root / PINS) if _PIN.fullmatch(name)]
+    return {Digest.of_hex(file.stem): _pin(file) for file in files}
 
 
 def _pin(path: Path) -> str:
@@ -163,7 +164,7 @@ def _pin(path: Path) -> str:
         return "unknown"
 
 
-def pin(cache: Cache, digest: str, reference: str, fetch: Callable[[], object]) -> None:
+def pin(cache: Cache, digest: Digest, reference: str, fetch: Callable[[], object]) -> None:
     """Protect a delta from pruning.
 
     Args:
@@ -188,7 +189,7 @@ def pin(cache: Cache, digest: str, reference: str, fetch: Callable[[], object]) 
         raise
 
 
-def unpin(cache: Cache, digest: str) -> bool:
+def unpin(cache: Cache, digest: Digest) -> bool:
     """Remove the pin of a delta, so that it can be pruned.
 
     Returns:
@@ -202,8 +203,8 @@ def unpin(cache: Cache, digest: str) -> bool:
     return True
 
 
-def _pin_path(cache: Cache, digest: str) -> Path:
-    return cache.root / PINS / f"{digest.removeprefix('sha256:')}.json"
+def _pin_path(cache: Cache, digest: Digest) -> Path:
+    return cache.root / PINS / f"{digest.hex}.json"
 
 
 # ----- pruning -----
@@ -242,7 +243,7 @@ def _set_used(entry: Cached, now: float) -> None:
         os.utime(entry.folder, (now, now))
 
 
-def keep(cache: Cache, digests: Collection[str]) -> list[Cached]:
+def keep(cache: Cache, digests: Collection[Digest]) -> list[Cached]:
     """Remove all deltas except those with these digests and pinned ones.
 
     Raises:
@@ -258,7 +259,7 @@ def _remove(cache: Cache, deltas: Iterable[Cached]) -> list[Cached]:
     def remove() -> None:
         with storage_errors("Pruning the cache", cache.root), cache.stage() as stage:
             while queue:
-                if _remove_one(cache, queue[0], stage / queue[0].digest.removeprefix("sha256:")):
+                if _remove_one(cache, queue[0], stage / queue[0].digest.hex):
                     removed.append(queue[0])
                 queue.popleft()
 
@@ -286,6 +287,6 @@ def _is_needed(cache: Cache, entry: Cached, folder: Path) -> bool:
     """Check whether a delta was used or pinned since it was listed, or a reader needs it."""
     try:
         used = folder.stat().st_mtime > entry.used
-        return used or _pin_path(cache, entry.digest).exists() or being_read(cache.root, entry.digest[7:])
+        return used or _pin_path(cache, entry.digest).exists() or being_read(cache.root, entry.digest.hex)
     except FileNotFoundError:
         return False

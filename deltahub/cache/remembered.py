@@ -22,7 +22,7 @@ from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import DeltaHubError
 from deltahub.files.atomic import read_file
 from deltahub.link import Link, asked
-from deltahub.reference import Reference
+from deltahub.reference import Digest, Reference
 from deltahub.text.suggestions import closest
 
 NAMES: Final = "names"
@@ -41,7 +41,7 @@ class Seen:
     """
 
     reference: Reference | Link
-    digest: str
+    digest: Digest
     place: str
 
 
@@ -82,22 +82,22 @@ class CachedNames:
                     (stage / "name").write_text(json.dumps(document), "utf-8")
                     self._cache.place_file(stage / "name", file)
 
-    def known(self, exact: Reference) -> tuple[str, Manifest] | None:
+    def known(self, exact: Reference) -> tuple[Digest, Manifest] | None:
         """Return the digest and manifest of an exact reference, if it was pulled before and is cached."""
         meaning = self.recall(exact)
         manifest = self.manifest(meaning.digest) if meaning else None
         return (meaning.digest, manifest) if meaning and manifest else None
 
-    def manifest(self, digest: str) -> Manifest | None:
+    def manifest(self, digest: Digest) -> Manifest | None:
         """Return the manifest of a cached delta without checking its files; None if it is missing or damaged."""
         try:
             return Manifest.from_bytes(read_file(self._cache.folder(digest) / MANIFEST), digest)
         except (OSError, DeltaHubError):
             return None
 
-    def by_digest(self) -> dict[str, set[str]]:
+    def by_digest(self) -> dict[Digest, set[str]]:
         """Return the exact references that each digest was pulled by."""
-        references: dict[str, set[str]] = {}
+        references: dict[Digest, set[str]] = {}
         for file in (self._cache.root / NAMES).glob("*/*/*.json"):
             if meaning := _meaning(_document(file)):
                 references.setdefault(meaning.digest, set()).add(str(meaning.reference))
@@ -150,7 +150,7 @@ def _key(reference: Reference | Link) -> str:
     return f"{reference}#{hashlib.sha256(reference.url.encode()).hexdigest()}"
 
 
-def _facts(meaning: Seen) -> tuple[str, str, str]:
+def _facts(meaning: Seen) -> tuple[str, Digest, str]:
     return str(meaning.reference), meaning.digest, meaning.place
 
 
@@ -164,6 +164,6 @@ def _document(file: Path) -> dict[str, Any]:
 
 def _meaning(document: dict[str, Any]) -> Seen | None:
     try:
-        return Seen(asked(document["is"]), str(document["digest"]), str(document["place"]))
+        return Seen(asked(document["is"]), Digest(document["digest"]), str(document["place"]))
     except (DeltaHubError, LookupError, TypeError, AttributeError):
         return None

@@ -39,6 +39,7 @@ from deltahub.files.atomic import (
     write_synced,
 )
 from deltahub.files.documents import parse
+from deltahub.reference import Digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,7 +114,7 @@ def read_document(folder: Path, expected: str | None = None) -> dict[str, Any]:
         raise CheckpointError(msg)
     data = read_limited(path, LARGEST_CONFIG)
     if expected and (digest := hashlib.sha256(data).hexdigest()) != expected:
-        raise IntegrityError(str(path), f"sha256:{expected}", f"sha256:{digest}", "Fetch the delta again.")
+        raise IntegrityError(str(path), Digest.of_hex(expected), Digest.of_hex(digest), "Fetch the delta again.")
     return parse_document(data, str(path))
 
 
@@ -179,7 +180,7 @@ def _require_same(path: Path, entry: Mapping[str, Any], sha256: str, size: int) 
     if size != entry["size"]:
         raise _damaged(path, f"{entry['size']} bytes", f"{size} bytes")
     if sha256 != entry["sha256"]:
-        raise _damaged(path, f"sha256:{entry['sha256']}", f"sha256:{sha256}")
+        raise _damaged(path, Digest.of_hex(entry["sha256"]), Digest.of_hex(sha256))
 
 
 def _damaged(path: Path, expected: str, actual: str) -> IntegrityError:

@@ -17,6 +17,7 @@ from deltahub.checkpoint.manifest import DELTA, FILES, FileEntry, Manifest, Tens
 from deltahub.checkpoint.safetensors_header import tensor_entries
 from deltahub.errors import CheckpointError, DeltaHubError
 from deltahub.files.documents import parse
+from deltahub.reference import Digest
 
 Read = Callable[[FileEntry, int, int], bytes]  # reads the bytes of a file from the first position to before the second
 WHOLE: Final = "deltahub"  # the format of a delta beside other files
@@ -60,7 +61,7 @@ def _published(files: Mapping[str, FileEntry], read: Read) -> Manifest | None:
     cards = [files[OWN_CARD]] if OWN_CARD in files else [files.get(CARD), None]
     for card in cards:
         manifest = _delta({**own_files, CARD: replace(card, path=CARD)} if card else own_files, read)
-        if manifest.kind == DELTA and manifest.digest == f"sha256:{files[MANIFEST].sha256}":
+        if manifest.kind == DELTA and manifest.digest == Digest.of_hex(files[MANIFEST].sha256):
             return manifest
     return None
 

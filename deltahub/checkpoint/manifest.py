@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from deltahub.errors import CheckpointError, IntegrityError
-from deltahub.files.documents import canonical_json, digest_of, parse_checked
+from deltahub.files.documents import canonical_json, parse_checked
 from deltahub.files.sized_cache import SizedCache
+from deltahub.reference import Digest
 
 SCHEMA: Final = "manifest.v1"
 SCHEMA_VERSION: Final = 1
@@ -89,9 +90,9 @@ class Manifest:
         return canonical_json({"schema_version": SCHEMA_VERSION, **vars(self), **lists})
 
     @property
-    def digest(self) -> str:
+    def digest(self) -> Digest:
         """The delta's identity: ``"sha256:"`` and 64 hex digits."""
-        return digest_of(self.to_bytes())
+        return Digest.of(self.to_bytes())
 
     @property
     def size(self) -> int:
@@ -99,7 +100,7 @@ class Manifest:
         return sum(entry.size for entry in self.files)
 
     @classmethod
-    def from_bytes(cls, data: bytes, expected: str) -> Manifest:
+    def from_bytes(cls, data: bytes, expected: Digest) -> Manifest:
         """Read a stored manifest.
 
         Args:
@@ -109,12 +110,12 @@ class Manifest:
             IntegrityError: the digest differs.
             CheckpointError: this version cannot read the manifest.
         """
-        if (digest := digest_of(data)) != expected:
+        if (digest := Digest.of(data)) != expected:
             raise IntegrityError("A manifest", expected, digest, "Run `deltahub verify` on its registry.")
         return _RECENT.get(expected, lambda: _read(data, expected))
 
 
-def _read(data: bytes, digest: str) -> Manifest:
+def _read(data: bytes, digest: Digest) -> Manifest:
     document, fault = parse_checked(data, SCHEMA)
     if fault:
         msg = f"The manifest {digest} cannot be read by this version: {fault}. Update deltahub."
@@ -130,7 +131,7 @@ def _read(data: bytes, digest: str) -> Manifest:
 
 
 # A pull reads the same manifest from its source and from the cache, and the next pull reads it again.
-_RECENT: Final[SizedCache[str, Manifest]] = SizedCache(16 << 20, lambda manifest: manifest.weight)
+_RECENT: Final[SizedCache[Digest, Manifest]] = SizedCache(16 << 20, lambda manifest: manifest.weight)
 
 
 def manifest_of(document: Mapping[str, Any], entries: Iterable[FileEntry], table: tuple[TensorEntry, ...]) -> Manifest:

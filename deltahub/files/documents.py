@@ -190,11 +190,6 @@ def canonical_json(document: Any) -> bytes:
     return text.encode()
 
 
-def digest_of(data: bytes) -> str:
-    """Return ``"sha256:"`` and 64 hex digits."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
 def sealed(document: Mapping[str, Any]) -> bytes:
     """Serialise a document with its checksum.
 

@@ -71,7 +71,7 @@ def _copy(source: HuggingFace, target: Registry, theirs: ReferenceDocument, prog
                 if file.sha256 not in objects:
                     objects[file.sha256] = folder / file.sha256
                     found.fetch(file, folder / file.sha256, progress)
-            objects[entry.digest.removeprefix("sha256:")] = found.manifest.to_bytes()
+            objects[entry.digest.hex] = found.manifest.to_bytes()
             versions[name] = _with_summary(entry, summary_of(found.manifest))
         whole = replace(theirs, versions=versions)
         size = sum(len(data) if isinstance(data, bytes) else data.stat().st_size for data in objects.values())

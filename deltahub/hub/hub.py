@@ -16,7 +16,7 @@ from deltahub.hub.lookup import Lookup, as_registry
 from deltahub.hub.pull import FILES_AT_ONCE, Transfer, bring, check_replaceable, copy_out, several
 from deltahub.hub.push import push_many, ready, sign_all, sign_moved
 from deltahub.link import Link
-from deltahub.reference import Reference
+from deltahub.reference import Digest, Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.reconcile import Vouched
 from deltahub.registry.registry import Registry
@@ -238,7 +238,7 @@ class Hub(Lookup):
                 raise result
         return [result for result in brought if isinstance(result, Pulled)]
 
-    def _is_kept(self, digest: str) -> bool:
+    def _is_kept(self, digest: Digest) -> bool:
         """Check whether the cache or a registry on this machine holds a delta intact."""
         if self.cache.manifest(digest) is not None:
             return True
@@ -282,7 +282,7 @@ class Hub(Lookup):
 
                 require_signature(found, keys, partial(self._signatures, found.reference), self.cache.root, because)
 
-    def _signatures(self, reference: Reference | Link, digest: str) -> Mapping[str, bytes]:
+    def _signatures(self, reference: Reference | Link, digest: Digest) -> Mapping[str, bytes]:
         from deltahub.registry.signatures import signatures
 
         at = self._choice.require_reachable(self._choice.source_of(reference))

@@ -22,7 +22,7 @@ from deltahub.errors import CheckpointError, ConfigError, IntegrityError, NotLoc
 from deltahub.files.atomic import staging, storage_errors, write_synced
 from deltahub.files.documents import parse_checked
 from deltahub.link import Link
-from deltahub.reference import Reference, is_digest
+from deltahub.reference import Digest, Reference, is_digest
 from deltahub.sources.base import Resolved
 from deltahub.stores.base import Progress
 
@@ -45,7 +45,7 @@ class Pin:
     name: str
     source: str
     version: str
-    digest: str
+    digest: Digest
 
     def __str__(self) -> str:
         return f"{self.source}:{self.name}@{self.version}"
@@ -77,7 +77,9 @@ class Lock:
         if wrong:
             msg = f"{path} is not a valid lock file: {wrong}. Restore it, or write it anew with `deltahub lock REF... -o {path}`."
             raise CheckpointError(msg)
-        return cls(path, {key: Pin(**pin) for key, pin in document["deltas"].items()})
+        return cls(
+            path, {key: Pin(**{**pin, "digest": Digest(pin["digest"])}) for key, pin in document["deltas"].items()}
+        )
 
     def write(self) -> None:
         """Write the file atomically.
@@ -93,7 +95,7 @@ class Lock:
             os.replace(stage / "lock", self.path)
 
     @property
-    def digests(self) -> set[str]:
+    def digests(self) -> set[Digest]:
         """The digests of all pins."""
         return {pin.digest for pin in self.pins.values()}
 
@@ -155,7 +157,7 @@ def _require_pin(link: Link, lock: Lock) -> None:
 
 
 def pinned(
-    pin: Pin, lock: Lock, look_up: Callable[[Reference], Resolved], cached: Callable[[str], Manifest | None]
+    pin: Pin, lock: Lock, look_up: Callable[[Reference], Resolved], cached: Callable[[Digest], Manifest | None]
 ) -> Resolved:
     """Return the version pinned by a lock file; if it is cached, no source is asked.
 

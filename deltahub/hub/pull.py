@@ -12,6 +12,7 @@ from deltahub.cache.cache import Cache, copy_delta, read_cached
 from deltahub.checkpoint.manifest import FileEntry
 from deltahub.errors import CheckpointError, DeltaHubError, Outcome, StorageError, outcome
 from deltahub.files.atomic import storage_errors
+from deltahub.reference import Digest
 from deltahub.sources.base import Pulled, Resolved
 from deltahub.stores.base import Progress
 from deltahub.stores.threads import spread
@@ -63,7 +64,7 @@ def bring(
     return Pulled(found.reference, found.digest, folder, found.manifest)
 
 
-def check_replaceable(to: Path, digest: str, is_kept: Callable[[str], bool]) -> None:
+def check_replaceable(to: Path, digest: Digest, is_kept: Callable[[Digest], bool]) -> None:
     """Refuse to overwrite a delta without another copy.
 
     Args:

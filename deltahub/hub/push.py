@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from deltahub.checkpoint.default_name import default_name, folder_name
 from deltahub.errors import DeltaHubError, Outcome, ReferenceSyntaxError, outcome
 from deltahub.hub.lookup import as_registry
-from deltahub.reference import Reference, check_alias, check_tag
+from deltahub.reference import Digest, Reference, check_alias, check_tag
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.publish import Publication
@@ -102,7 +102,7 @@ def push_many(
 
 def sign_all(
     registry: Registry, publications: Sequence[Publication], key: PrivateKey
-) -> tuple[list[str], dict[str, DeltaHubError]]:
+) -> tuple[list[str], dict[Digest, DeltaHubError]]:
     """Sign publications before they are visible, each as the version that the registry would assign now.
 
     Returns:
@@ -112,7 +112,7 @@ def sign_all(
 
     documents: dict[str, ReferenceDocument] = {}
     stated: list[str] = []
-    made: dict[str, bytes] = {}
+    made: dict[Digest, bytes] = {}
     for it in publications:
         path, digest = it.reference.path, it.manifest.digest
         if path not in documents:

@@ -30,8 +30,8 @@ from deltahub.errors import (
 from deltahub.hub.private_names import PrivateNames
 from deltahub.link import Link
 from deltahub.log import LOGGER
-from deltahub.reference import Reference, is_digest, is_version
-from deltahub.registry.commit_message import commit_id
+from deltahub.reference import Digest, Reference, is_digest, is_version
+from deltahub.registry.commit_message import CommitDigest, commit_id
 from deltahub.registry.entries import Version, number
 from deltahub.sources.base import Resolved, Source
 from deltahub.sources.catalog import Choice
@@ -230,9 +230,9 @@ def _went_back(source: Source, before: Seen, found: Resolved) -> str | None:
     return _BACK if at < was_at else None
 
 
-def _place(entries: Sequence[Version], commit: str, digest: str) -> int | None:
+def _place(entries: Sequence[Version], commit: str, digest: Digest) -> int | None:
     """Return the position of a commit among a delta's versions, oldest first; None if it is not among them."""
-    names = {digest, f"commit:{commit}"}
+    names = {digest, CommitDigest(commit)}
     found = [place for place, it in enumerate(entries) if it.digest in names or commit_id(it.digest) == commit]
     return found[-1] if found else None
 

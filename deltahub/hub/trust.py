@@ -133,7 +133,7 @@ def require_signature(
     """
     trusted = {key.id: key for key in (PublicKey.parse(pem.encode(), "The settings") for pem in keys)}
     manifest, version = found.manifest.to_bytes(), _version(found)
-    folder = cache / SIGNATURES / found.digest.removeprefix("sha256:")
+    folder = cache / SIGNATURES / found.digest.hex
     if key_id := trusted_by(manifest, _kept(folder, trusted), trusted, version):
         return key_id
     why = ""

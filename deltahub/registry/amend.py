@@ -5,7 +5,6 @@ The content and its digest stay. Each change is a log entry with the value befor
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from deltahub.errors import ConfigError
+from deltahub.reference import Digest
 from deltahub.registry import stamps
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Version
@@ -129,7 +129,7 @@ def _facts(entry: Version) -> dict[str, str]:
     facts = {name: str(value) for name, value in entry.summary.get("metrics", {}).items()}
     texts = {"message": entry.message, DESCRIPTION: entry.summary.get(DESCRIPTION, "")}
     if entry.card is not None:
-        texts["card"] = f"sha256:{hashlib.sha256(entry.card.encode()).hexdigest()}"
+        texts["card"] = Digest.of(entry.card.encode())
     return {**{f"metric {name}": value for name, value in facts.items()}, **{k: t for k, t in texts.items() if t}}
 
 

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Final
 from deltahub.errors import CheckpointError, IntegrityError
 from deltahub.files.atomic import CHUNK
 from deltahub.files.documents import canonical_json, parse_checked
+from deltahub.reference import Digest
 from deltahub.stores.base import object_key
 
 SCHEMA: Final = "bundle.v1"
@@ -52,7 +53,7 @@ class Signed:
         signature: the signature's JSON as text.
     """
 
-    digest: str
+    digest: Digest
     key: str
     signature: str
 
@@ -116,11 +117,11 @@ def unpack(path: Path, folder: Path) -> tuple[list[Any], dict[str, Member], list
                     digest.update(chunk)
                     copy.write(chunk)
             if digest.hexdigest() != member.sha256:
-                raise _damaged(path, f"sha256:{member.sha256}", f"sha256:{digest.hexdigest()}")
+                raise _damaged(path, Digest.of_hex(member.sha256), Digest.of_hex(digest.hexdigest()))
         while chunk := file.read(CHUNK):
             if chunk.strip(b"\0"):
                 raise _damaged(path, "nothing after the last file", "more bytes")
-    signed = [Signed(**entry) for entry in document.get("signatures", ())]
+    signed = [Signed(**{**entry, "digest": Digest(entry["digest"])}) for entry in document.get("signatures", ())]
     return document["deltas"], {member.sha256: member for member in members}, signed
 
 
@@ -145,7 +146,7 @@ def read_index(file: BinaryIO, path: Path | str) -> dict[str, Any]:
     _compare(file, path, _header(info.name, info.size))
     data = b"".join(_data(file, path, info.size))
     if (digest := hashlib.sha256(data).hexdigest()) != named[1]:
-        raise _damaged(path, f"sha256:{named[1]}", f"sha256:{digest}")
+        raise _damaged(path, Digest.of_hex(named[1]), Digest.of_hex(digest))
     document, wrong = parse_checked(data, SCHEMA)
     later = document.get("schema_version") if wrong and isinstance(document, dict) else None
     if isinstance(later, int) and later > 1:

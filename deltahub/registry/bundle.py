@@ -17,7 +17,7 @@ from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import ConfigError, DeltaHubError, IntegrityError
 from deltahub.files.atomic import scratch, staging, storage_errors, sync_file, sync_folders
 from deltahub.files.documents import canonical_json
-from deltahub.reference import Reference, check_alias, check_tag
+from deltahub.reference import Digest, Reference, check_alias, check_tag
 from deltahub.registry.archive import Member, Signed, unpack, write
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.reconcile import Vouched, merged, part
@@ -82,7 +82,7 @@ def export_bundle(
                 refuse(document, version)
         for digest in {entry.digest for entry in document.versions.values()}:
             manifest = registry.manifest(digest)
-            digits, size = digest.removeprefix("sha256:"), len(registry.store.read(object_key(digest[7:])))
+            digits, size = digest.hex, len(registry.store.read(object_key(digest.hex)))
             members = [Member(digits, size), *(Member(entry.sha256, entry.size) for entry in manifest.files)]
             places.update({member.sha256: (registry, member) for member in members})
             found = signatures(registry, digest).items()
@@ -102,7 +102,7 @@ def _save(path: Path, deltas: list[Any], places: dict[str, tuple[Registry, Membe
             if found != member.sha256 or (stage / "object").stat().st_size != member.size:
                 what = f"An object in the registry {registry.place}"
                 remedy = "Repair it with `deltahub verify --repair`, or push the delta again."
-                raise IntegrityError(what, f"sha256:{member.sha256}", f"sha256:{found}", remedy)
+                raise IntegrityError(what, Digest.of_hex(member.sha256), Digest.of_hex(found), remedy)
             return stage / "object"
 
         with (stage / "bundle").open("xb") as file:
@@ -127,7 +127,7 @@ def import_bundle(path: Path, registry: Registry) -> list[Bundled]:
         checked = [_checked(path, delta, members, folder) for delta in deltas]
         held = {sha256 for _, objects in checked for sha256 in objects}
         if stray := sorted(members.keys() - held):
-            raise _wrong(path, "objects of its deltas only", f"sha256:{stray[0]}, which belongs to none")
+            raise _wrong(path, "objects of its deltas only", f"{Digest.of_hex(stray[0])}, which belongs to none")
         versions = {entry.digest for document, _ in checked for entry in document.versions.values()}
         if others := sorted(one.digest for one in signed if one.digest not in versions):
             raise _wrong(path, "signatures of its deltas only", f"one of {others[0]}")
@@ -173,7 +173,7 @@ def _checked(
     for entry in document.versions.values():
         for tag in entry.tags:
             check_tag(tag)
-        digits = entry.digest.removeprefix("sha256:")
+        digits = entry.digest.hex
         if digits not in members:
             raise _wrong(path, f"the manifest {entry.digest}", "nothing")
         try:

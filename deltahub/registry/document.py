@@ -18,7 +18,7 @@ from typing import Any, Final
 from deltahub.errors import NoVersionError, RemovedError
 from deltahub.files.documents import sealed
 from deltahub.files.sized_cache import SizedCache
-from deltahub.reference import LATEST, MAIN, is_digest
+from deltahub.reference import LATEST, MAIN, Digest, is_digest
 from deltahub.registry.document_check import AMENDED_VERSION, SCHEMA_VERSION, read_whole
 from deltahub.registry.entries import Move, Moving, Removed, Version, merged_tags, number
 from deltahub.text.suggestions import closest
@@ -117,7 +117,7 @@ class ReferenceDocument:
         by_content = version is not None and (version == LATEST or is_digest(version))
         return self.resolve(version) if by_content and self.versions else version
 
-    def version_for(self, digest: str) -> str:
+    def version_for(self, digest: Digest) -> str:
         """Return the version with this content, or the one that a push of it would create."""
         same = next((name for name, known in self.versions.items() if known.digest == digest), None)
         return same or self._next()
@@ -282,10 +282,11 @@ class ReferenceDocument:
 
 def _read(data: bytes, name: str) -> ReferenceDocument:
     document = read_whole(data, name)
-    versions = {
-        name: Version(**{**entry, "tags": tuple(entry["tags"])}) for name, entry in document["versions"].items()
+    versions = {name: Version.from_dict(entry) for name, entry in document["versions"].items()}
+    removed = {
+        name: Removed(**{**entry, "digest": Digest(entry["digest"])})
+        for name, entry in document.get("removed", {}).items()
     }
-    removed = {name: Removed(**entry) for name, entry in document.get("removed", {}).items()}
     log = tuple(Move(m["time"], m["author"], m["action"], m["what"], m["from"], m["to"]) for m in document["log"])
     ordered = {name: versions[name] for name in sorted(versions, key=number)}
     gone = {name: removed[name] for name in sorted(removed, key=number)}

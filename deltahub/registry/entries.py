@@ -12,6 +12,7 @@ from typing import Any, Final
 from deltahub.checkpoint.checkpoint import BACKBONE
 from deltahub.checkpoint.default_name import backbone_name
 from deltahub.checkpoint.manifest import FILES, Manifest
+from deltahub.reference import Digest
 
 RECORD: Final = "backbone_record"
 CARD_FACTS: Final = "card"  # the front matter of the card that came with a commit to a hub
@@ -81,7 +82,7 @@ class Version:
         card: Markdown that replaces the pushed card; None if it was not amended.
     """
 
-    digest: str
+    digest: Digest
     time: str
     author: str
     message: str = ""
@@ -89,6 +90,11 @@ class Version:
     summary: Mapping[str, Any] = field(default_factory=dict)
     parent: str | None = None
     card: str | None = None
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Version:
+        """Build the entry from its stored form."""
+        return cls(**{**stored, "digest": Digest(stored["digest"]), "tags": tuple(stored["tags"])})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry as it is stored."""
@@ -107,7 +113,7 @@ class Removed:
         pushed_message: the message of its push.
     """
 
-    digest: str
+    digest: Digest
     time: str
     author: str
     message: str = ""

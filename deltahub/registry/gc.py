@@ -18,6 +18,7 @@ from typing import Final
 from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, NotFoundError, StorageError
 from deltahub.files.atomic import is_full
 from deltahub.files.reserve import freeing
+from deltahub.reference import Digest
 from deltahub.registry import stamps
 from deltahub.registry.gc_state import PAUSE, RENEWED, STATE, State, read_state, settled, write_state
 from deltahub.registry.registry import Registry
@@ -212,8 +213,8 @@ class Marker:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._held: dict[str, dict[str, int]] = {}  # digest of a version to its objects' sizes in bytes
-        self._removed: set[str] = set()
+        self._held: dict[Digest, dict[str, int]] = {}  # digest of a version to its objects' sizes in bytes
+        self._removed: set[Digest] = set()
 
     def used(self) -> set[str]:
         """Return the sha256 of every referenced object.
@@ -255,10 +256,10 @@ class Marker:
                 known.update(self._objects(digest))
         return {sha256: known[sha256] if sha256 in known else _measured(self._registry, sha256) for sha256 in unused}
 
-    def _objects(self, digest: str) -> dict[str, int]:
+    def _objects(self, digest: Digest) -> dict[str, int]:
         if digest not in self._held:
             manifest = self._registry.manifest(digest)
-            own = {digest.removeprefix("sha256:"): len(manifest.to_bytes())}
+            own = {digest.hex: len(manifest.to_bytes())}
             self._held[digest] = own | {entry.sha256: entry.size for entry in manifest.files}
         return self._held[digest]
 

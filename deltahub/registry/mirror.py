@@ -161,7 +161,7 @@ def _objects(source: Registry, mine: ReferenceDocument, theirs: ReferenceDocumen
     for name, entry in theirs.versions.items():
         if name not in mine.versions and name not in mine.removed:
             manifest: Manifest = source.manifest(entry.digest)
-            digits = entry.digest.removeprefix("sha256:")
+            digits = entry.digest.hex
             found.update((file.sha256, file) for file in manifest.files)
             found[digits] = source.store.read(object_key(digits))
     return found

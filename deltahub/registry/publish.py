@@ -13,8 +13,7 @@ from pathlib import Path
 
 from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, Outcome, StorageError
-from deltahub.files.documents import digest_of
-from deltahub.reference import Reference, check_alias, check_tag
+from deltahub.reference import Digest, Reference, check_alias, check_tag
 from deltahub.registry import stamps
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version, merged_tags, summary_of
@@ -76,9 +75,9 @@ class Addition:
         manifest, data = publication.manifest, publication.manifest.to_bytes()
         tags = merged_tags((), [*map(check_tag, publication.tags)])
         message = stamps.text(publication.message)
-        self.digest = digest_of(data)
+        self.digest = Digest.of(data)
         self.objects: dict[str, Source] = {entry.sha256: publication.folder / entry.path for entry in manifest.files}
-        self.objects[self.digest.removeprefix("sha256:")] = data
+        self.objects[self.digest.hex] = data
         self.version, self.new = "", False
         self._publication = publication
         self._aliases = [*map(check_alias, publication.aliases)]

@@ -13,7 +13,7 @@ from typing import Final
 
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import IntegrityError, NotFoundError, StorageError
-from deltahub.reference import Reference
+from deltahub.reference import Digest, Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.stores.base import Progress, Store, object_key
@@ -184,20 +184,20 @@ class Reader:
         version = document.resolve(asked)
         return Found(document, version, self.manifest(document.versions[version].digest))
 
-    def manifest(self, digest: str) -> Manifest:
+    def manifest(self, digest: Digest) -> Manifest:
         """Return a manifest by its digest.
 
         Raises:
             IntegrityError: it is damaged or missing.
         """
         try:
-            data = self.store.read(object_key(_digits(digest)))
+            data = self.store.read(object_key(digest.hex))
         except NotFoundError as error:
             remedy = "Repair it with `deltahub verify --repair`, or push the delta again."
             raise IntegrityError(f"The manifest {digest}", "the published bytes", "nothing", remedy) from error
         return Manifest.from_bytes(data, digest)
 
-    def holds(self, digest: str) -> bool:
+    def holds(self, digest: Digest) -> bool:
         """Check whether the manifest of this digest is stored here intact, whether or not anything refers to it."""
         try:
             self.manifest(digest)
@@ -216,18 +216,14 @@ class Reader:
         try:
             found = self.store.fetch(object_key(entry.sha256), into, progress, entry.size)
         except NotFoundError as error:
-            raise IntegrityError(what, f"sha256:{entry.sha256}", "nothing", remedy) from error
+            raise IntegrityError(what, Digest.of_hex(entry.sha256), "nothing", remedy) from error
         except IntegrityError as error:
             raise IntegrityError(what, error.expected, error.found, remedy) from error
         if found != entry.sha256:
             into.unlink()
-            raise IntegrityError(what, f"sha256:{entry.sha256}", f"sha256:{found}", remedy)
+            raise IntegrityError(what, Digest.of_hex(entry.sha256), Digest.of_hex(found), remedy)
 
 
 def ref_key(path: str) -> str:
     """Return the key of a delta's reference document."""
     return f"{REFS}{path}.json"
-
-
-def _digits(digest: str) -> str:
-    return digest.removeprefix("sha256:")

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final
 
 from deltahub.errors import ConflictError, DeltaHubError, NotFoundError, Outcome, StorageError, outcome
+from deltahub.reference import Digest
 from deltahub.registry.registry import Registry
 from deltahub.signing import MOST, each_of, stated
 from deltahub.stores.base import Swap
@@ -23,7 +24,7 @@ PREFIX: Final = "signatures/"
 _KEY_ID: Final = re.compile(r"[0-9a-f]{64}")
 
 
-def signatures(registry: Registry, digest: str) -> dict[str, bytes]:
+def signatures(registry: Registry, digest: Digest) -> dict[str, bytes]:
     """Return the signatures of a delta, by the id of the key that claims them; oversized files are skipped.
 
     Args:
@@ -45,7 +46,7 @@ def signatures(registry: Registry, digest: str) -> dict[str, bytes]:
     return found
 
 
-def add_signature(registry: Registry, digest: str, key_id: str, data: bytes) -> None:
+def add_signature(registry: Registry, digest: Digest, key_id: str, data: bytes) -> None:
     """Store a signature beside those by the same key, replacing one that states the same version.
 
     Raises:
@@ -76,7 +77,7 @@ def _together(there: bytes, new: bytes) -> bytes:
     return together
 
 
-def add_signatures(registry: Registry, key_id: str, data: Mapping[str, bytes]) -> dict[str, DeltaHubError]:
+def add_signatures(registry: Registry, key_id: str, data: Mapping[Digest, bytes]) -> dict[Digest, DeltaHubError]:
     """Store one key's signatures of many deltas like `add_signature`, with a single sync.
 
     Args:
@@ -94,7 +95,7 @@ def add_signatures(registry: Registry, key_id: str, data: Mapping[str, bytes]) -
         Swap(keys[digest], _together(found[0] if found else b"", data[digest]), found[1] if found else None)
         for digest, found in zip(data, there, strict=True)
     ]
-    failed: dict[str, DeltaHubError] = {}
+    failed: dict[Digest, DeltaHubError] = {}
     for digest, swapped in zip(data, registry.store.swap_all(swaps), strict=True):
         stored: Outcome[object] = swapped
         if isinstance(swapped, ConflictError):  # a concurrent signature by the same key
@@ -104,7 +105,7 @@ def add_signatures(registry: Registry, key_id: str, data: Mapping[str, bytes]) -
     return failed
 
 
-def copy_signatures(source: Registry, target: Registry, digests: Collection[str]) -> None:
+def copy_signatures(source: Registry, target: Registry, digests: Collection[Digest]) -> None:
     """Copy the signatures that the target lacks; an existing one of the same key and version stays.
 
     Raises:
@@ -115,7 +116,7 @@ def copy_signatures(source: Registry, target: Registry, digests: Collection[str]
             merge_signatures(target, digest, theirs)
 
 
-def merge_signatures(registry: Registry, digest: str, theirs: Mapping[str, bytes]) -> None:
+def merge_signatures(registry: Registry, digest: Digest, theirs: Mapping[str, bytes]) -> None:
     """Store the signatures of a delta, by key, that a registry lacks.
 
     Raises:
@@ -129,9 +130,9 @@ def merge_signatures(registry: Registry, digest: str, theirs: Mapping[str, bytes
             add_signature(registry, digest, key_id, b"\n".join(new))
 
 
-def _folder(digest: str) -> str:
-    return f"{PREFIX}{digest.removeprefix('sha256:')}/"
+def _folder(digest: Digest) -> str:
+    return f"{PREFIX}{digest.hex}/"
 
 
-def _key(digest: str, key_id: str) -> str:
+def _key(digest: Digest, key_id: str) -> str:
     return f"{_folder(digest)}{key_id}.json"

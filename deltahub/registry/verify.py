@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deltahub.errors import DeltaHubError, IntegrityError, NotFoundError, Outcome
 from deltahub.files.atomic import WHOLE, scratch
+from deltahub.reference import Digest
 from deltahub.registry import hub_records
 from deltahub.registry.gc_state import STATE, read_state
 from deltahub.registry.registry import REFS, Registry, ref_key
@@ -78,7 +79,7 @@ def _still_there(registry: Registry, where: str) -> bool:
 
 def versions(
     registry: Registry, paths: Collection[str] | None, version: str | None
-) -> Iterator[tuple[str, Outcome[str]]]:
+) -> Iterator[tuple[str, Outcome[Digest]]]:
     """Iterate over the requested versions, each with its digest; an unreadable document is yielded with its error."""
     names = registry.names() if paths is None else []
     for path in names if paths is None else paths:
@@ -127,7 +128,7 @@ def _unlisted(registry: Registry, names: Collection[str]) -> Iterator[tuple[str,
                     )
 
 
-def damages(registry: Registry, digest: str, intact: set[str]) -> list[Damage]:
+def damages(registry: Registry, digest: Digest, intact: set[str]) -> list[Damage]:
     """Return the damaged objects of a version.
 
     Args:
@@ -138,7 +139,7 @@ def damages(registry: Registry, digest: str, intact: set[str]) -> list[Damage]:
         CheckpointError: its manifest is whole, but written by a later deltahub.
         StorageError: the registry cannot be read.
     """
-    digits = digest.removeprefix("sha256:")
+    digits = digest.hex
     wanted: dict[str, tuple[str, int | None]] = {digits: (MANIFEST_FILE, None)}
     try:
         wanted.update((entry.sha256, (entry.path, entry.size)) for entry in registry.manifest(digest).files)
@@ -150,7 +151,7 @@ def damages(registry: Registry, digest: str, intact: set[str]) -> list[Damage]:
     for sha256, (file, size) in wanted.items():
         if sha256 not in intact:
             seen = _seen(registry, sha256, size)
-            if seen == f"sha256:{sha256}":
+            if seen == Digest.of_hex(sha256):
                 intact.add(sha256)
             else:
                 found.append(Damage(file, sha256, seen))
@@ -172,7 +173,7 @@ def _seen(registry: Registry, sha256: str, size: int | None) -> str:
             found = registry.store.size(key)
             if found > max(size or 0, WHOLE):  # damaged, and perhaps a sparse file that takes hours to read
                 return f"{found} bytes"
-            return f"sha256:{registry.store.fetch(key, folder / 'object')}"
+            return Digest.of_hex(registry.store.fetch(key, folder / "object"))
         except NotFoundError:
             return "nothing"
         except IntegrityError as error:

@@ -109,7 +109,7 @@ class Repository:
         if _COMMIT.fullmatch(name) and (
             len(name) >= DIGITS or name not in names
         ):  # a full id always means the same commit
-            matches = [key for key, entry in document.versions.items() if entry.digest[7:].startswith(name)]
+            matches = [key for key, entry in document.versions.items() if entry.digest.hex.startswith(name)]
             if len(matches) == 1:
                 return matches[0]
             if self.record and name == commit_id(EMPTY.digest):  # clients remember it from before the first push

@@ -18,6 +18,7 @@ from starlette.requests import HTTPConnection
 from deltahub.checkpoint.from_files import Read
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.files.sized_cache import SizedCache
+from deltahub.reference import Digest
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.index import INDEXES, Index
 from deltahub.server.budget import Budget
@@ -102,11 +103,11 @@ class State:
         self.card = lru_cache(maxsize=4096)(self._card)
         self.git_oid = lru_cache(maxsize=100_000)(self._git_oid)
 
-    def manifest(self, digest: str) -> Manifest:
+    def manifest(self, digest: Digest) -> Manifest:
         """Return the manifest of a version by its digest."""
         return self._manifests.get(digest, lambda: self.registry.manifest(digest))
 
-    def file_sizes(self, digest: str) -> FileSizes:
+    def file_sizes(self, digest: Digest) -> FileSizes:
         """Return the sizes of a version's files by sha256."""
         return self._sizes.get(digest, lambda: FileSizes(self.registry.manifest(digest).files))
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.link import Link
-from deltahub.reference import Reference
+from deltahub.reference import Digest, Reference
 from deltahub.registry.amend import Amendment
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
@@ -38,7 +38,7 @@ class Pushed:
     """
 
     reference: Reference
-    digest: str
+    digest: Digest
     new: bool
     size: int
     tags: tuple[str, ...]
@@ -56,14 +56,14 @@ class Pulled:
     """
 
     reference: Reference | Link
-    digest: str
+    digest: Digest
     folder: Path
     manifest: Manifest
 
 
 Fetch = Callable[[FileEntry, Path, Progress | None], None]
 # Returns digest and manifest of an exact reference that is cached; None if it is not.
-Known = Callable[[Reference], tuple[str, Manifest] | None]
+Known = Callable[[Reference], tuple[Digest, Manifest] | None]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Resolved:
     """
 
     reference: Reference | Link
-    digest: str
+    digest: Digest
     manifest: Manifest
     fetch: Fetch
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from deltahub.errors import IntegrityError, Outcome
+from deltahub.reference import Digest
 
 Source = Path | bytes
 Progress = Callable[[int], None]  # called with the number of bytes just transferred
@@ -52,7 +53,7 @@ def require_digest(source: Source, expected: str, actual: str) -> None:
     if actual != expected:
         name = str(source) if isinstance(source, Path) else "An object"
         raise IntegrityError(
-            name, f"sha256:{expected}", f"sha256:{actual}", "It changed while it was published; repeat."
+            name, Digest.of_hex(expected), Digest.of_hex(actual), "It changed while it was published; repeat."
         )
 
 

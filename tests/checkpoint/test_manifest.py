@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.manifest import FileEntry, Manifest, TensorEntry
 from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError
-from deltahub.files.documents import canonical_json, digest_of
+from deltahub.files.documents import canonical_json
+from deltahub.reference import Digest
 from tests.checkpoints import save_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden/manifest.v1.json"
@@ -124,7 +125,7 @@ def test_every_flipped_byte_is_noticed():
 
 
 def read(data: bytes) -> Manifest:
-    return Manifest.from_bytes(data, digest_of(data))
+    return Manifest.from_bytes(data, Digest.of(data))
 
 
 @pytest.mark.parametrize(
@@ -174,8 +175,8 @@ def test_a_manifest_is_held_against_its_schema_once_and_against_its_digest_each_
     data = checkpoint.describe(save_checkpoint(tmp_path / "ckpt", value=0.125)).to_bytes()
     checked = []
     monkeypatch.setattr("deltahub.files.documents.problem", lambda document, _: checked.append(document))
-    first = Manifest.from_bytes(data, digest_of(data))
-    assert Manifest.from_bytes(bytes(bytearray(data)), digest_of(data)) == first
+    first = Manifest.from_bytes(data, Digest.of(data))
+    assert Manifest.from_bytes(bytes(bytearray(data)), Digest.of(data)) == first
     assert len(checked) == 1
     with pytest.raises(IntegrityError):
-        Manifest.from_bytes(data + b" ", digest_of(data))
+        Manifest.from_bytes(data + b" ", Digest.of(data))

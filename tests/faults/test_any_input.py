@@ -17,8 +17,8 @@ from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.manifest import FileEntry, Manifest, TensorEntry
 from deltahub.checkpoint.safetensors_header import tensor_entries
 from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError, ReferenceSyntaxError
-from deltahub.files.documents import canonical_json, digest_of, sealed
-from deltahub.reference import Reference, check_alias, check_tag
+from deltahub.files.documents import canonical_json, sealed
+from deltahub.reference import Digest, Reference, check_alias, check_tag
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.gc_state import STATE, State, read_state, write_state
@@ -35,7 +35,7 @@ values = st.recursive(
     max_leaves=6,
 )
 hexes = st.integers(0, (1 << 256) - 1).map("{:064x}".format)
-digests = hexes.map("sha256:{}".format)
+digests = hexes.map(Digest.of_hex)
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,8}", fullmatch=True)
 times = st.datetimes().map(lambda time: f"{time:%Y-%m-%dT%H:%M:%SZ}")
 kinds = st.sampled_from(["F32", "F16", "BF16", "I64", "U8", "BOOL", "F64", 3, None])
@@ -150,14 +150,14 @@ def test_a_manifest_is_read_as_it_was_written_or_refused(manifest):
 def test_a_manifest_with_anything_in_it_is_read_or_refused(manifest, key, value):
     data = canonical_json({**json.loads(manifest.to_bytes()), key: value})
     with contextlib.suppress(CheckpointError):
-        Manifest.from_bytes(data, digest_of(data))
+        Manifest.from_bytes(data, Digest.of(data))
 
 
 @MANY
 @given(st.binary(max_size=60))
 def test_no_other_bytes_are_a_manifest(data):
     with pytest.raises(CheckpointError):
-        Manifest.from_bytes(data, digest_of(data))
+        Manifest.from_bytes(data, Digest.of(data))
 
 
 def entries(data: bytes) -> tuple[TensorEntry, ...]:

@@ -12,7 +12,7 @@ from operator import methodcaller
 import pytest
 
 from deltahub.errors import DeltaHubError
-from deltahub.reference import Reference
+from deltahub.reference import Digest, Reference
 from deltahub.registry.entries import Version
 from deltahub.registry.registry import Registry
 from deltahub.registry.rename import rename
@@ -86,7 +86,7 @@ def new_registry(seed: int) -> tuple[Registry, Turns]:
     """A registry with one version of one delta."""
     turns = Turns(seed)
     registry = Registry(Interleaved(turns))
-    first = Version("sha256:" + "a" * 64, "2026-01-01T00:00:00Z", "ada", "", (), {})
+    first = Version(Digest("sha256:" + "a" * 64), "2026-01-01T00:00:00Z", "ada", "", (), {})
     registry.update(NER.path, lambda document: document.with_version(first)[0], may_create=True)
     return registry, turns
 

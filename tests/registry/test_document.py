@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from deltahub.errors import CheckpointError, IntegrityError, NotFoundError
 from deltahub.files.documents import sealed
+from deltahub.reference import Digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Moving, Version
 
@@ -20,7 +21,7 @@ NOON = "2026-01-02T12:00:00Z"
 
 
 def version(digit: str, **facts: object) -> Version:
-    return Version(f"sha256:{digit * 64}", NOON, "ada", **facts)
+    return Version(Digest(f"sha256:{digit * 64}"), NOON, "ada", **facts)
 
 
 def document(*digits: str) -> ReferenceDocument:
@@ -82,7 +83,7 @@ def test_a_version_keeps_its_digest_for_ever_and_the_log_only_grows(first, then)
 def test_the_golden_document_is_still_written_and_read():
     expected, _ = ReferenceDocument("acme/ner").with_version(
         Version(
-            f"sha256:{'1' * 64}",
+            Digest(f"sha256:{'1' * 64}"),
             "2026-01-02T03:04:05Z",
             "ada",
             "first",
@@ -90,7 +91,7 @@ def test_the_golden_document_is_still_written_and_read():
             {"delta_type": "lora", "size": 10, "parameters": 10, "metrics": {"accuracy": 0.5}},
         )
     )
-    expected, _ = expected.with_version(Version(f"sha256:{'2' * 64}", "2026-01-02T03:04:06Z", "bob"))
+    expected, _ = expected.with_version(Version(Digest(f"sha256:{'2' * 64}"), "2026-01-02T03:04:06Z", "bob"))
     expected = expected.with_alias("champion", "v1", "2026-01-02T03:04:07Z", "ada")
     expected = expected.with_alias("champion", "v2", "2026-01-02T03:04:08Z", "ada")
     expected = expected.with_tags("v2", ["best"], [], "2026-01-02T03:04:09Z", "bob")
@@ -154,7 +155,7 @@ def test_the_nearest_alias_is_named():
 def test_a_digest_that_means_two_versions_means_none():
     found = ReferenceDocument("acme/ner")
     for end in "ab":
-        found, _ = found.with_version(Version(f"sha256:{'1' * 63}{end}", NOON, "ada"))
+        found, _ = found.with_version(Version(Digest(f"sha256:{'1' * 63}{end}"), NOON, "ada"))
     with pytest.raises(NotFoundError, match=r"versions and aliases v1, v2"):
         found.resolve(f"sha256:{'1' * 12}")
     assert found.resolve(f"sha256:{'1' * 63}b") == "v2"

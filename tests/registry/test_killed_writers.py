@@ -7,7 +7,7 @@ import os
 import pytest
 
 from deltahub.hub.lockfile import Lock, Pin
-from deltahub.reference import Reference
+from deltahub.reference import Digest, Reference
 from deltahub.registry.bundle import export_bundle
 from deltahub.registry.registry import Registry
 from deltahub.registry.verify import from_registry, repair, verify
@@ -59,7 +59,9 @@ def test_a_repair_that_is_killed_can_be_repeated(tmp_path, publish, other, fault
 
 def test_a_lock_file_or_bundle_whose_writing_is_killed_is_the_old_one_or_the_new_one(tmp_path, other, faults):
     path = tmp_path / "out"
-    old, new = (Lock(path, {"acme/ner": Pin("acme/ner", "local", f"v{n}", f"sha256:{str(n) * 64}")}) for n in (1, 2))
+    old, new = (
+        Lock(path, {"acme/ner": Pin("acme/ner", "local", f"v{n}", Digest(f"sha256:{str(n) * 64}"))}) for n in (1, 2)
+    )
     for write in (new.write, lambda: export_bundle([(other, NER)], path)):
         steps = faults.count(write)
         written = path.read_bytes()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from deltahub.errors import ConflictError, IntegrityError, NotFoundError, StorageError
-from deltahub.reference import Reference
+from deltahub.reference import Digest, Reference
 from deltahub.registry.edits import remove, set_alias, set_tags
 from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
@@ -109,7 +109,7 @@ def test_other_content_under_one_number_is_a_conflict_and_changes_nothing(source
 
 def test_a_history_that_goes_on_from_here_with_other_content_is_a_conflict_too(source):
     document = source.document("acme/ner")
-    forged = replace(document.versions["v2"], digest="sha256:" + "f" * 64)
+    forged = replace(document.versions["v2"], digest=Digest("sha256:" + "f" * 64))
     theirs = replace(document, versions={**document.versions, "v2": forged}).with_alias("prod", "v3", "", "")
     with pytest.raises(ConflictError, match="acme/ner@v2"):
         merged(document, theirs, *source.stamp())

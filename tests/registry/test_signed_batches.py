@@ -134,7 +134,7 @@ def test_a_batch_that_is_signed_again_has_one_signature_by_each_key(anywhere, tm
 
 
 def test_of_two_who_sign_a_batch_with_one_key_at_the_same_time_both_are_done(key, monkeypatch):
-    registry, digests = Registry(MemoryStore(), "team"), [f"sha256:{number:064x}" for number in range(3)]
+    registry, digests = Registry(MemoryStore(), "team"), [Digest.of_hex(f"{number:064x}") for number in range(3)]
     swap_all = registry.store.swap_all
 
     def beaten(swaps):

@@ -35,6 +35,7 @@ from deltahub.formats.files import read_config, says
 from deltahub.formats.opendelta.tensor_names import DELTA_TYPES, SILENT_MODULES, belongs_to_a_delta, chosen
 from deltahub.formats.torch_file import read_pickle
 from deltahub.log import LOGGER
+from deltahub.reference import Digest
 from deltahub.text.suggestions import suggest
 
 
@@ -135,7 +136,7 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
     tensors = dict(_translate(saved, config, backbone))
     _check_places(tensors, config, backbone, folder)
     document = _document(config, _addresses(tensors, config) | _habits(config, backbone))
-    parent = {"relation": CONVERTED, "digest": f"sha256:{sha256_file(folder / WEIGHTS)[0]}", "format": "opendelta"}
+    parent = {"relation": CONVERTED, "digest": Digest.of_hex(sha256_file(folder / WEIGHTS)[0]), "format": "opendelta"}
     return Checkpoint(folder, document, None, tensors, parent)
 
 

@@ -30,6 +30,7 @@ from deltahub.formats.peft.targets import targeted
 from deltahub.formats.peft.tensor_names import Leaves, Names, sort_tensors
 from deltahub.formats.torch_file import read_pickle
 from deltahub.log import LOGGER
+from deltahub.reference import Digest
 
 PICKLE: Final = "adapter_model.bin"
 
@@ -80,7 +81,7 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
         **options,
     }
     check_document(document)
-    parent = {"relation": CONVERTED, "digest": f"sha256:{sha256_file(weights)[0]}", "format": "peft"}
+    parent = {"relation": CONVERTED, "digest": Digest.of_hex(sha256_file(weights)[0]), "format": "peft"}
     return Checkpoint(folder, document, None, {**tensors, **replaced}, parent)
 
 

@@ -12,12 +12,13 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from deltahub.checkpoint.backbone_fit import FITS, Tensors, fit
 from deltahub.checkpoint.backbone_record import Difference, Fingerprint
 from deltahub.errors import DeltaHubError
 from deltahub.files.permissions import make_folder, make_root, take_after
+from deltahub.reference import Digest
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.conditions import INDEXED, Part, Query, Value, fewest, ids, joined, order, parts
 from deltahub.registry.search.refresh import Told, refresh
@@ -41,7 +42,7 @@ class Listed:
     Attributes:
         name: ``"namespace/name"``.
         version: the newest, e.g. ``"v3"``.
-        digest: the digest of its manifest.
+        digest: the digest of its manifest; empty where a hub lists none.
         tags: the tags of that version.
         aliases: alias to version.
         time: when it was pushed.
@@ -52,7 +53,7 @@ class Listed:
 
     name: str
     version: str
-    digest: str
+    digest: Digest | Literal[""]
     tags: tuple[str, ...]
     aliases: dict[str, str]
     time: str
@@ -180,4 +181,4 @@ class Index:
 
 def _listed(row: str, fit: Difference | None) -> Listed:
     document = json.loads(row)
-    return Listed(**{**document, "tags": tuple(document["tags"])}, fit=fit)
+    return Listed(**{**document, "digest": Digest(document["digest"]), "tags": tuple(document["tags"])}, fit=fit)

@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from deltahub.checkpoint.manifest import FileEntry
 from deltahub.errors import IntegrityError
+from deltahub.reference import Digest
 from deltahub.registry.registry import Found
 from deltahub.server.access import caller_of
 from deltahub.server.errors import ENTRY_NOT_FOUND, REPO_NOT_FOUND, Refusal
@@ -103,5 +104,5 @@ def content_of(request: Request, entry: FileEntry) -> bytes:
     digest = hashlib.sha256(data).hexdigest()
     if digest != entry.sha256:
         remedy = "Ask the administrator of this hub to run `deltahub verify --repair`."
-        raise IntegrityError(entry.path, f"sha256:{entry.sha256}", f"sha256:{digest}", remedy)
+        raise IntegrityError(entry.path, Digest.of_hex(entry.sha256), Digest.of_hex(digest), remedy)
     return data

@@ -18,7 +18,7 @@ from deltahub.checkpoint.checkpoint import CARD
 from deltahub.checkpoint.from_files import MANIFEST, describe_files
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import ConflictError, ReferenceSyntaxError
-from deltahub.reference import MAIN, check_tag
+from deltahub.reference import MAIN, Digest, check_tag
 from deltahub.registry import stamps, uploads
 from deltahub.registry.commit_message import commit_id, digest_in, without_digest
 from deltahub.registry.document import ReferenceDocument
@@ -86,7 +86,7 @@ class Change:
             return self._tag(version, tags)
         digests = {entry.sha256 for entry in manifest.files}
         objects: dict[str, Source] = {sha256: file for sha256, file in self._files.items() if sha256 in digests}
-        objects[manifest.digest.removeprefix("sha256:")] = manifest.to_bytes()
+        objects[manifest.digest.hex] = manifest.to_bytes()
         new_version = self._version(manifest, tags)
         if not self._repository.document.versions:
             self._state.registry.refuse_twin(self._repository.path)
@@ -104,8 +104,8 @@ class Change:
     def _pushed_before(self, manifest: Manifest, tree: Mapping[str, FileEntry]) -> str | None:
         """Return the version that already holds the pushed delta; None for new content, or when the commit is not a push."""
         digest = digest_in(self._operations.description)
-        manifest_sha256 = tree[MANIFEST].sha256 if MANIFEST in tree else None
-        if digest is None or digest not in (manifest.digest, f"sha256:{manifest_sha256}"):
+        published = Digest.of_hex(tree[MANIFEST].sha256) if MANIFEST in tree else None
+        if digest is None or digest not in (manifest.digest, published):
             return None
         versions = self._repository.document.versions.items()
         return next((name for name, entry in versions if digest in (entry.digest, digest_in(entry.message))), None)

@@ -22,6 +22,7 @@ from deltahub.checkpoint.from_files import MANIFEST
 from deltahub.checkpoint.manifest import FileEntry
 from deltahub.errors import IntegrityError, NotFoundError
 from deltahub.files.atomic import CHUNK
+from deltahub.reference import Digest
 from deltahub.server.counted_responses import WholeResponse, counted
 from deltahub.server.errors import ENTRY_NOT_FOUND, Refusal
 from deltahub.server.paths import REPOSITORY
@@ -47,7 +48,7 @@ def resolve(request: Request) -> Response:
     path = request.path_params["path"]
     entry = next((entry for entry in commit.manifest.files if entry.path == path), None)
     if entry is None and path == MANIFEST and is_delta(commit.manifest):  # stored as an object like any file
-        entry = FileEntry(path, commit.manifest.digest.removeprefix("sha256:"), len(commit.manifest.to_bytes()))
+        entry = FileEntry(path, commit.manifest.digest.hex, len(commit.manifest.to_bytes()))
     manifest_headers = manifest_offer(repository.path, commit.id) if path == MANIFEST and commit.entry else {}
     if entry is None:
         missing_headers = {"X-Repo-Commit": commit.id, **manifest_headers}
@@ -130,13 +131,13 @@ def _checked(state: State, entry: FileEntry) -> Iterator[bytes]:
         size += len(piece)
         last_piece = piece
     if digest.hexdigest() != entry.sha256 or size != entry.size:
-        raise _damaged(entry, f"sha256:{digest.hexdigest()}")
+        raise _damaged(entry, Digest.of_hex(digest.hexdigest()))
     if last_piece:
         yield last_piece
 
 
 def _damaged(entry: FileEntry, digest: str) -> IntegrityError:
-    return IntegrityError(f"The stored file {entry.path}", f"sha256:{entry.sha256}", digest)
+    return IntegrityError(f"The stored file {entry.path}", Digest.of_hex(entry.sha256), digest)
 
 
 def _media_type(path: str) -> str:

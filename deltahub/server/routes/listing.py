@@ -133,6 +133,7 @@ def _facts_of(entry: Listed, record: Record | None, *, private: bool) -> Facts:
     created = record.created if record else entry.time
     card = entry.summary.get("card") or {}
     digest = entry.digest
+    assert digest  # a registry knows every digest
     return Facts(entry.name, commit_id(digest), created, entry.time, private, entry.tags, summary, card, entry)
 
 

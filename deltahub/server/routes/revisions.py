@@ -228,7 +228,7 @@ def _version(repository: Repository, revision: str) -> str:
 
     registry = repository.state.registry
     registry.refuse_twin(repository.path)
-    objects = {EMPTY.digest.removeprefix("sha256:"): EMPTY.to_bytes()}
+    objects = {EMPTY.digest.hex: EMPTY.to_bytes()}
     document = repository.document
     if not document.versions:
         document = registry.add(objects, repository.path, change)

@@ -38,8 +38,8 @@ def amend(calls: Calls, path: str, refs: Names, version: str | None, amendment: 
 
     answer = calls.make(ask, f"Amending {path}", f"{calls.name}:{path}@{version or LATEST}")
     try:
-        entry = Version(**{**answer["entry"], "tags": tuple(answer["entry"]["tags"])})
+        entry = Version.from_dict(answer["entry"])
         return str(answer["version"]), entry
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         msg = f"{calls.place} did not return the changed version. Look at it with deltahub show."
         raise ConfigError(msg) from error

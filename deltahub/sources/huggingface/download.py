@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import IntegrityError, StorageError
 from deltahub.files.atomic import CHUNK
-from deltahub.files.documents import digest_of
+from deltahub.reference import Digest
 from deltahub.registry.commit_message import commit_id
 from deltahub.sources.huggingface.calls import COMMIT, TIMEOUT, Calls
 from deltahub.sources.partial import going_on
@@ -212,7 +212,7 @@ def read_manifest(calls: Calls, repo: str, commit: str, path: str) -> Manifest:
             return _all(response, _SMALL, subject)
 
     data = calls.make(call, f"Looking up {repo}", f"{calls.name}:{repo}@{commit}")
-    digest = digest_of(data)
+    digest = Digest.of(data)
     if commit_id(digest) != commit:
         raise IntegrityError(subject, f"sha256:{commit}...", digest, "Pull it again.")
     return Manifest.from_bytes(data, digest)

@@ -40,7 +40,7 @@ def fitting(calls: Calls, entries: Sequence[Listed], backbone: Tensors, *, near:
 def _record(calls: Calls, line: Listed) -> Fingerprint:
     """Return a delta's record of its backbone; an empty one if it has none, or a damaged one, as of a registry."""
     sha256 = line.summary.get(RECORD)
-    if not isinstance(sha256, str):
+    if not isinstance(sha256, str) or not line.digest:
         return Fingerprint(())
     try:
         data = read(calls, line.name, commit_id(line.digest), BACKBONE, f"Looking up {line.name}").data

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from deltahub.errors import ConfigError, ReferenceSyntaxError
 from deltahub.files.documents import canonical_json
 from deltahub.reference import check_git_tag, is_version
-from deltahub.registry.commit_message import commit_id, digest_in, without_digest
+from deltahub.registry.commit_message import CommitDigest, commit_id, digest_in, without_digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Version, number
 from deltahub.sources.huggingface.calls import TIMEOUT, Calls
@@ -153,10 +153,10 @@ def document(name: str, past: History, tags: tuple[str, ...] = ()) -> ReferenceD
 def _version(commit: str, info: GitCommitInfo | None) -> Version:
     """Return the version entry of a commit; without a digest, the commit id takes its place."""
     if info is None:  # on another branch
-        return Version(f"commit:{commit}", "", "")
+        return Version(CommitDigest(commit), "", "")
     message = without_digest(f"{info.title}\n\n{info.message}")
     time = info.created_at.strftime("%Y-%m-%dT%H:%M:%SZ")
-    return Version(digest_in(info.message) or f"commit:{commit}", time, ", ".join(info.authors), message)
+    return Version(digest_in(info.message) or CommitDigest(commit), time, ", ".join(info.authors), message)
 
 
 def _alias(tag: str) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from deltahub.checkpoint.checkpoint import CARD
 from deltahub.checkpoint.from_files import MANIFEST, OWN_CARD
 from deltahub.errors import ConfigError, ConflictError, IntegrityError, NotFoundError
-from deltahub.reference import is_version
+from deltahub.reference import Digest, is_version
 from deltahub.registry.commit_message import commit_id, with_digest
 from deltahub.registry.entries import merged_tags
 from deltahub.registry.publish import Publication
@@ -203,8 +203,8 @@ class Push:
             if add.upload_info.sha256.hex() != entry.sha256:
                 raise IntegrityError(
                     str(self.folder / entry.path),
-                    f"sha256:{entry.sha256}",
-                    f"sha256:{add.upload_info.sha256.hex()}",
+                    Digest.of_hex(entry.sha256),
+                    Digest.of_hex(add.upload_info.sha256.hex()),
                     "It changed while it was published; repeat.",
                 )
             if entry.path != CARD:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from deltahub.checkpoint.backbone_fit import backbone_tensors
 from deltahub.errors import ConfigError
+from deltahub.reference import Digest
 from deltahub.registry.search.conditions import Metric, Query
 from deltahub.registry.search.index import Listed
 from deltahub.sources.huggingface.calls import TIMEOUT, Calls
@@ -188,7 +189,7 @@ def _line(name: str, line: Mapping[str, Any]) -> Listed:
         msg = "expected the summary of a delta"
         raise TypeError(msg)
     version, digest, time, author = map(str, texts)
-    return Listed(name, version, digest, tuple(map(str, tags)), aliases, time, author, summary)
+    return Listed(name, version, Digest(digest), tuple(map(str, tags)), aliases, time, author, summary)
 
 
 def tags_of(info: ModelInfo) -> tuple[str, ...]:

@@ -25,7 +25,8 @@ from deltahub.checkpoint.from_files import MANIFEST, OWN_CARD
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import IntegrityError, NotFoundError, StorageError
 from deltahub.files.atomic import copy_hashed
-from deltahub.files.documents import digest_of, parse
+from deltahub.files.documents import parse
+from deltahub.reference import Digest
 from deltahub.sources.huggingface.calls import Calls
 from deltahub.sources.huggingface.download import copy, read, read_pack
 from deltahub.sources.huggingface.history import BRANCH
@@ -68,7 +69,7 @@ class Snapshot:
                             progress(entry.size)
                         return
                     into.unlink()
-                    actual = f"sha256:{sha256}"
+                    actual = Digest.of_hex(sha256)
             except NotFoundError:
                 into.unlink(missing_ok=True)
             except BaseException:
@@ -76,7 +77,7 @@ class Snapshot:
                 raise
         remedy = "Pull it again; if it stays so, the repo does not hold what was pushed: pull an older version, or push it again."
         subject = f"{entry.path} of {self} in {self.calls.place}"
-        raise IntegrityError(subject, f"sha256:{entry.sha256}", actual, remedy)
+        raise IntegrityError(subject, Digest.of_hex(entry.sha256), actual, remedy)
 
     def _copies(self, path: str, entry: FileEntry, into: Path, progress: Progress | None) -> Iterator[str]:
         """Copy the file from one place after another, on demand, and yield the sha256 of each copy."""
@@ -116,7 +117,7 @@ def manifest_in(data: bytes | None) -> Manifest | None:
         return None
     if not isinstance(document, dict) or not document.keys() >= _OURS:
         return None
-    return Manifest.from_bytes(data, digest_of(data))
+    return Manifest.from_bytes(data, Digest.of(data))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from deltahub.checkpoint.from_files import MANIFEST
 from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import CheckpointError, NotFoundError, NoVersionError
 from deltahub.link import Link
-from deltahub.reference import LATEST, Reference, is_digest
+from deltahub.reference import LATEST, Digest, Reference, is_digest
 from deltahub.registry.amend import Amendment
 from deltahub.registry.commit_message import commit_id
 from deltahub.registry.document import ReferenceDocument
@@ -119,7 +119,7 @@ class HuggingFace:
             return self._resolved(snapshot, read_manifest(self.calls, snapshot.repo, snapshot.commit, address))
         return self._resolved(snapshot, foreign.manifest, foreign)
 
-    def version(self, path: str, digest: str) -> Resolved:
+    def version(self, path: str, digest: Digest) -> Resolved:
         """Return a version of a DeltaHub hub with all of its files, by its digest.
 
         Args:

@@ -18,6 +18,7 @@ from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import CheckpointError, IntegrityError
 from deltahub.files.atomic import copy_hashed, sha256_file, storage_errors
 from deltahub.files.documents import parse
+from deltahub.reference import Digest
 from deltahub.sources.huggingface.download import copy, git_blob
 from deltahub.sources.huggingface.snapshot import Snapshot
 from deltahub.stores.base import Progress
@@ -65,7 +66,7 @@ class Foreign:
         digest, _ = copy_hashed(self._folder / entry.path, into)
         if digest != entry.sha256:
             into.unlink()
-            raise IntegrityError(entry.path, f"sha256:{entry.sha256}", f"sha256:{digest}", "Pull it again.")
+            raise IntegrityError(entry.path, Digest.of_hex(entry.sha256), Digest.of_hex(digest), "Pull it again.")
         if progress:
             progress(entry.size)
 
@@ -125,7 +126,7 @@ class Foreign:
         expected_sha256 = sibling.lfs.sha256 if sibling.lfs else None
         sha256 = copy(at.calls, at.repo, at.commit, name, path, sibling.size or 0, None, at.kept, expected_sha256)
         if sibling.lfs:
-            expected, actual = f"sha256:{sibling.lfs.sha256}", f"sha256:{sha256}"
+            expected, actual = Digest.of_hex(sibling.lfs.sha256), Digest.of_hex(sha256)
         else:
             expected, actual = f"git blob {sibling.blob_id}", f"git blob {git_blob(path.read_bytes())}"
         if expected != actual:

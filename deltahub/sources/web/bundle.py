@@ -18,6 +18,7 @@ from deltahub.files.atomic import STAGE, sha256_file
 from deltahub.files.documents import canonical_json
 from deltahub.files.permissions import make_folder, make_root
 from deltahub.link import Link, shown
+from deltahub.reference import Digest
 from deltahub.registry.archive import read_index
 from deltahub.registry.bundle import import_bundle
 from deltahub.registry.document import ReferenceDocument
@@ -72,7 +73,7 @@ class WebBundle:
         self._registry.fetch(entry, into)
 
 
-def digest_in(web: Web, link: Link) -> str:
+def digest_in(web: Web, link: Link) -> Digest:
     """Return the digest of a link's delta from the index at the start of a bundle, without downloading the rest.
 
     Raises:

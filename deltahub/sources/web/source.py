@@ -13,7 +13,7 @@ from deltahub.cache.remembered import CachedNames
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import ConfigError, IntegrityError
 from deltahub.link import SOURCE, Link
-from deltahub.reference import Reference
+from deltahub.reference import Digest, Reference
 from deltahub.registry.amend import Amendment
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
@@ -79,7 +79,7 @@ class WebSource:
         web = self._web()
         if _is_bundle(link):  # the start of a bundle tells which delta it is
             digest = digest_in(web, link)
-            manifest = self._names.manifest(digest) if link.pin in (None, digest.removeprefix("sha256:")) else None
+            manifest = self._names.manifest(digest) if link.pin in (None, digest.hex) else None
             if manifest:
                 return self._held(digest, manifest)
         found = self._fetched(web, link, progress)
@@ -98,12 +98,12 @@ class WebSource:
             found = WebFolder(web, link, kept)
             also, what = found.config_sha256, "its config"
         digest = found.manifest.digest
-        if link.pin and link.pin not in (digest.removeprefix("sha256:"), also):
+        if link.pin and link.pin not in (digest.hex, also):
             there = f"sha256:{also} ({what}) and {digest} (the delta)"
-            raise IntegrityError(link.shown, f"sha256:{link.pin}", there, "Ask its owner what was changed.")
+            raise IntegrityError(link.shown, Digest.of_hex(link.pin), there, "Ask its owner what was changed.")
         return found
 
-    def _held(self, digest: str, manifest: Manifest) -> Resolved:
+    def _held(self, digest: Digest, manifest: Manifest) -> Resolved:
         """Return a cached delta; it is downloaded again, once for all files, only if the cached copy is damaged."""
         link, lock = self._link.pinned(digest), threading.Lock()
         fetched: list[WebBundle | WebFolder] = []

@@ -8,8 +8,7 @@ import pytest
 
 from deltahub.checkpoint import checkpoint
 from deltahub.errors import ConfigError, ConflictError, NotFoundError, NoVersionError
-from deltahub.files.documents import digest_of
-from deltahub.reference import Reference
+from deltahub.reference import Digest, Reference
 from tests.checkpoints import content_of
 
 pytestmark = pytest.mark.parametrize("server", ["plain", "own"], indirect=True)
@@ -54,7 +53,7 @@ def test_the_manifest_in_the_repo_has_the_digest_of_the_delta(hub, repo, checkpo
 
     path = api(hub).hf_hub_download(repo, "manifest.json")
     with Path(path).open("rb") as file:
-        assert digest_of(file.read()) == pushed.digest
+        assert Digest.of(file.read()) == pushed.digest
 
 
 def test_a_push_is_one_commit_on_what_was_there(hub, repo, new_checkpoint):
