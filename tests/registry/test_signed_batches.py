@@ -12,6 +12,7 @@ from deltahub.checkpoint.checkpoint import describe
 from deltahub.errors import ConfigError, ConflictError, IntegrityError, SignatureError, StorageError
 from deltahub.files import durable
 from deltahub.hub.hub import Hub
+from deltahub.reference import Digest
 from deltahub.registry.gc import collect
 from deltahub.registry.reading import REFS
 from deltahub.registry.registry import Registry
@@ -149,7 +150,7 @@ def test_of_two_who_sign_a_batch_with_one_key_at_the_same_time_both_are_done(key
 
 
 def test_a_signature_that_loses_every_race_is_said_of_its_delta_alone(key, monkeypatch):
-    registry, digests = Registry(MemoryStore(), "team"), [f"sha256:{number:064x}" for number in range(2)]
+    registry, digests = Registry(MemoryStore(), "team"), [Digest.of_hex(f"{number:064x}") for number in range(2)]
     swap = registry.store.swap
 
     def losing(path, data, expected):
