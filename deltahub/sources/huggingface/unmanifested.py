@@ -126,7 +126,7 @@ class Foreign:
         expected_sha256 = sibling.lfs.sha256 if sibling.lfs else None
         sha256 = copy(at.calls, at.repo, at.commit, name, path, sibling.size or 0, None, at.kept, expected_sha256)
         if sibling.lfs:
-            expected, actual = Digest.of_hex(sibling.lfs.sha256), Digest.of_hex(sha256)
+            expected, actual = f"sha256:{sibling.lfs.sha256}", f"sha256:{sha256}"
         else:
             expected, actual = f"git blob {sibling.blob_id}", f"git blob {git_blob(path.read_bytes())}"
         if expected != actual:
