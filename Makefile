@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench coverage wheel clean
+.PHONY: help demo test quick check bench coverage wheel clean
 
 help: ## Show what there is.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ demo: $(VENV)/base ## Train a delta on real sentences, push it, pull it, load it
 
 test: $(VENV)/dev ## Run all tests.
 	$(BIN)/python -m pytest --numprocesses auto
+
+quick: $(VENV)/dev ## Run the tests that take no more than a few seconds each.
+	$(BIN)/python -m pytest --numprocesses auto -m "not slow"
 
 check: $(VENV)/dev ## Lint, formatting, types and tests.
 	$(BIN)/ruff check .

@@ -113,7 +113,6 @@ from pathlib import Path
 from deltahub.checkpoint import checkpoint
 from deltahub.reference import Reference
 from deltahub.registry.publish import Publication, publish
-from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.stores.bucket import Bucket
 from deltahub.stores.s3 import S3Store
