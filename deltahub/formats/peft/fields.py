@@ -79,7 +79,7 @@ _REASONS: Final[Mapping[str, str]] = {
 _COUNTS: Final = ("r", "layers_to_transform", "num_virtual_tokens", "num_transformer_submodules")
 # Initialisations that leave the backbone as it is: only the first values of A and B, which training replaced.
 _HARMLESS_STARTS: Final = ("gaussian", "eva", "orthogonal")
-REBUILT_STARTS: Final = ("pissa", "olora")  # `peft_initial` recomputes what they subtracted from the backbone
+REBUILT_STARTS: Final = ("pissa", "olora")  # `lora_reading` recomputes what they subtracted from the backbone
 _LOST_STARTS: Final[Mapping[str, str]] = {
     "pissa_niter": "its SVD is a random approximation",
     "corda": "it needs the data that it was computed from",

@@ -1,6 +1,6 @@
 """Reader for PEFT's adapters: LoRA, IA3, LayerNorm tuning and soft prompts become equivalent deltas.
 
-The inverse of `deltahub.formats.peft.method_export`. Every field of the config must be supported (`peft_fields`), and every tensor that
+The inverse of `deltahub.formats.peft.method_export`. Every field of the config must be supported (`fields`), and every tensor that
 it announces must be present and fit a module: an unmatched tensor is an error, so that none is silently ignored.
 """
 

@@ -26,9 +26,9 @@ from markupsafe import Markup
 from deltahub.files.sized_cache import SizedCache
 from deltahub.server.pages.card import Card
 
-_PATIENCE_CARD_PROCESS: Final = 30.0  # seconds for one card and the start of the process, on a busy machine
+_RENDER_TIMEOUT: Final = 30.0  # seconds for one card and the start of the process, on a busy machine
 _LARGEST: Final = 4 << 20  # bytes of an answer
-_KEPT_CARD_PROCESS: Final = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT")  # environment variables; secrets are not passed on
+_PASSED_VARIABLES: Final = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT")  # environment variables; secrets are not passed on
 
 
 class CardProcess:
@@ -41,7 +41,7 @@ class CardProcess:
         """Return the answer to a line; None if it took too much time or memory."""
         for _ in range(2):  # a process that ended while idle accepts no line
             process = self._running()
-            end = threading.Timer(_PATIENCE_CARD_PROCESS, process.kill)
+            end = threading.Timer(_RENDER_TIMEOUT, process.kill)
             end.start()
             try:
                 assert process.stdin
@@ -76,7 +76,7 @@ class CardProcess:
             self.close()
         if self._process is None:
             code = f"import sys; sys.path[:] = {sys.path!r}; from deltahub.server.pages.card_worker import main; main()"
-            environment = {name: os.environ[name] for name in _KEPT_CARD_PROCESS if name in os.environ}
+            environment = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(  # noqa: S603  (this Python, and code of our own)
                 [sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment
