@@ -229,7 +229,7 @@ def test_a_fingerprint_survives_its_file():
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (lambda data: data[:-20], "is not JSON"),
+        (lambda data: data[:-20], "is malformed"),
         (lambda data: data.replace(b'"float32"', b'"float16"', 1), "its list has the hash"),
         (lambda data: b'{"tensors": []}', "lacks"),
     ],

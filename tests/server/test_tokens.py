@@ -119,7 +119,7 @@ def test_what_cannot_be_a_token_is_refused_before_anything_is_stored(tokens):
     with pytest.raises(ReferenceSyntaxError):
         tokens.create("ci", "write", ["a/../b"])
     for scope in ("none", "root", ""):
-        with pytest.raises(ConfigError, match="no scope"):
+        with pytest.raises(ConfigError, match="is not a token scope"):
             tokens.create("ci", scope)
     with pytest.raises(ConfigError, match="everything everywhere"):
         tokens.create("ci", "admin", ["acme"])
