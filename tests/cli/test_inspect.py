@@ -157,6 +157,7 @@ def test_a_cancelled_page_prints_nothing_and_says_why(answered):
     assert said.startswith("Error: No module was chosen: the choice was cancelled on its page.")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there Ctrl-C is sent in another way")
 def test_ctrl_c_ends_the_page(start):
     process, url = start()

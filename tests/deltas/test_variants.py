@@ -74,6 +74,7 @@ class TestVariants:
             assert torch.equal(expected, logits_of(twin))
             assert len(list(twin.parameters())) == len(list(backbone.parameters()))
 
+    @pytest.mark.slow
     def test_it_compiles_without_a_break(self, variant):
         backbone = bert(num_hidden_layers=1)
         stir(AutoDeltaModel.from_config(VARIANTS[variant], backbone))

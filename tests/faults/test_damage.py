@@ -54,6 +54,7 @@ def changed(registry: Registry) -> Iterator[tuple[Path, bytes]]:
     assert not damage_of(registry)
 
 
+@pytest.mark.slow
 def test_every_bit_that_is_flipped_is_found(served):
     tried = 0
     for path, data in changed(served):

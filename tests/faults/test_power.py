@@ -103,6 +103,7 @@ def repeated(action: str, world: World, after: State):
     return repeat
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ACTIONS)
 def test_what_was_acknowledged_outlasts_a_power_loss_and_the_rest_is_done_or_not(machine, world, action):
     root = machine.place()
@@ -121,6 +122,7 @@ def test_what_was_acknowledged_outlasts_a_power_loss_and_the_rest_is_done_or_not
     assert machine.looked_at > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ACTIONS)
 def test_what_is_acknowledged_after_a_kill_outlasts_a_power_loss(machine, world, action):
     """The one who was killed left things that were never synced, and the one who comes after it builds on them."""
@@ -162,6 +164,7 @@ def test_the_first_push_of_all_makes_a_registry_that_outlasts(machine, world):
         shutil.rmtree(place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("many", "syncs"), [(2, 6), (1000, 0)], ids=["one sync", "a sync for each"])
 def test_what_outlasts_of_many_that_were_pushed_signed_is_signed(machine, world, tmp_path, monkeypatch, many, syncs):
     monkeypatch.setattr(durable, "MANY", many)

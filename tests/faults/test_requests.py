@@ -123,6 +123,7 @@ publish(registry, Publication(Reference("acme", "ner"), checkpoint.describe(Path
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["/objects/", "/refs/"])
 @pytest.mark.parametrize("kind", ["moto", "seaweed"])
 def test_a_process_that_is_killed_while_a_request_is_on_its_way_can_be_followed_by_another(

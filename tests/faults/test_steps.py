@@ -29,6 +29,7 @@ ALL = "DELTAHUB_FAULTS_ALL" in os.environ  # every error at every step; else hal
 ERRORS = [error(number) for number in (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ACTIONS)
 def test_whoever_is_killed_at_any_step_leaves_the_old_state_or_the_new_one(registries, world, faults, action):
     act = ACTIONS[action]
@@ -81,6 +82,7 @@ def test_an_error_at_any_step_is_one_sentence_and_loses_nothing(registries, worl
     assert all(reason in sentence for sentence, reason in sentences)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turn", range(2) if ALL else [0])
 @pytest.mark.parametrize("action", ACTIONS)
 def test_what_cannot_be_read_is_an_error_of_ours_and_loses_nothing(registries, world, monkeypatch, action, turn):
@@ -121,6 +123,7 @@ READERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", ERRORS, ids=lambda error: errno.errorcode[error.errno])
 @pytest.mark.parametrize("reader", READERS)
 def test_who_only_reads_gets_what_is_there_or_an_error_of_ours(registries, monkeypatch, reader, failure, quick):

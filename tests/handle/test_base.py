@@ -184,6 +184,7 @@ def test_the_state_dict_of_a_delta_does_not_depend_on_its_name():
     assert all(name.endswith((".deltas.lora_A", ".deltas.lora_B")) for name in first.state_dict() if "deltas" in name)
 
 
+@pytest.mark.slow
 def test_a_compiled_backbone_sees_a_delta_that_is_added_later(caplog):
     backbone = bert(num_hidden_layers=1)
     backbone.compile(backend="eager")

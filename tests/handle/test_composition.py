@@ -82,6 +82,7 @@ def crowded():
     return backbone
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(TYPES), st.booleans()), max_size=12))
 def test_after_any_switching_those_that_are_on_act_as_if_the_others_had_never_been(crowded, switches):

@@ -80,6 +80,7 @@ def test_a_wrapper_is_refused_and_what_is_inside_it_is_named(wrap, tmp_path):
             act()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("through", ["wrapper", "function"])
 def test_what_was_compiled_around_a_backbone_sees_a_delta_that_is_added_later(through, caplog):
     backbone = bert(num_hidden_layers=1)

@@ -51,6 +51,7 @@ def submit(page, waiting):
     return waiting.result()
 
 
+@pytest.mark.slow
 def test_modules_are_chosen_by_click_and_submitted(visit, waiting, keep):
     page = visit(waiting.url)
     unfold(page, "query, key, value")
@@ -70,6 +71,7 @@ def test_modules_are_chosen_by_click_and_submitted(visit, waiting, keep):
     keep(page, "done")
 
 
+@pytest.mark.slow
 def test_a_folded_item_stands_for_all_and_an_unfolded_one_for_itself(visit, waiting):
     page = visit(waiting.url)
     unfold(page, "0-1")
@@ -112,6 +114,7 @@ def test_everything_works_by_keyboard(visit, waiting):
     assert waiting.result().addresses == ("query",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
@@ -137,6 +140,7 @@ def test_arrows_move_through_the_tree(visit, waiting, keys, expected):
     assert page.locator("[role=treeitem][tabindex='0']").count() == 1
 
 
+@pytest.mark.slow
 def test_search_shows_what_it_finds_with_its_surroundings_and_chooses_it(visit, waiting, keep):
     page = visit(waiting.url)
     page.get_by_label("Search modules").fill("layer.1 dense")
@@ -165,6 +169,7 @@ def test_search_knows_common_names_and_types(visit, waiting, words, count):
     page.get_by_text(count, exact=True).wait_for()
 
 
+@pytest.mark.slow
 def test_what_cannot_hold_the_delta_is_refused_in_a_sentence_and_cannot_be_submitted(visit, waiting, keep):
     page = visit(waiting.url)
     row(page, "0-1").click()
@@ -189,6 +194,7 @@ def test_clear_lets_everything_go(visit, waiting):
     assert page.get_by_role("button", name="Use these modules").is_disabled()
 
 
+@pytest.mark.slow
 def test_cancel_says_so_on_both_sides(visit, waiting):
     page = visit(waiting.url)
     page.get_by_role("button", name="Cancel").click()
@@ -198,6 +204,7 @@ def test_cancel_says_so_on_both_sides(visit, waiting):
         waiting.result()
 
 
+@pytest.mark.slow
 def test_closing_the_page_ends_the_wait(visit, ask):
     waiting = ask(lambda: choose(bert(), DELTAS), grace=0.0)
     page = visit(waiting.url)
@@ -209,6 +216,7 @@ def test_closing_the_page_ends_the_wait(visit, ask):
         waiting.result()
 
 
+@pytest.mark.slow
 def test_a_page_may_be_loaded_again(visit, waiting):
     page = visit(waiting.url)
     page.reload()
@@ -228,6 +236,7 @@ def test_a_page_whose_program_has_ended_says_so(visit, ask):
     assert page.get_by_role("button", name="Use these modules").is_disabled()
 
 
+@pytest.mark.slow
 def test_names_that_look_like_markup_are_shown_as_they_are(visit, ask):
     model = bert()
     evil = "<img src=x onerror=alert(1)>"
@@ -241,6 +250,7 @@ def test_names_that_look_like_markup_are_shown_as_they_are(visit, ask):
     assert submit(page, waiting).names == (evil,)
 
 
+@pytest.mark.slow
 def test_a_delta_that_is_there_is_shown_and_cannot_be_chosen(visit, ask):
     model = bert()
     LoraModel(model, modified_modules=["pooler.dense"])
@@ -252,12 +262,14 @@ def test_a_delta_that_is_there_is_shown_and_cannot_be_chosen(visit, ask):
     assert page.get_by_text("Nothing is chosen yet.").is_visible()
 
 
+@pytest.mark.slow
 def test_one_kind_of_delta_needs_no_question_about_it(visit, ask):
     page = visit(ask(lambda: choose(bert(), {"lora": DELTAS["lora"]})).url)
 
     assert not page.get_by_label("Delta", exact=True).is_visible()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 360])
 def test_the_page_is_accessible_and_fits(visit, ask, keep, scheme, width):
@@ -279,6 +291,7 @@ def test_the_page_is_accessible_and_fits(visit, ask, keep, scheme, width):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_saved_tree_is_accessible_and_opens_and_closes(visit, tmp_path, scheme):
     model = bert()

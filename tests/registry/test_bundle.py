@@ -358,6 +358,7 @@ def test_what_is_no_file_is_one_sentence(target, tmp_path):
 # ----- faults -----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
 def test_an_import_that_fails_at_any_step_can_be_repeated(tmp_path, source, faults, error):
     export(source, tmp_path / "x.tar", "acme/zoo")

@@ -85,6 +85,7 @@ def deltas(registry):
     return by_beginning
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 120, 40))
 def test_whatever_is_done_at_once_nothing_is_lost_or_there_twice(first, contents, monkeypatch):
     for seed in range(first, first + 40):

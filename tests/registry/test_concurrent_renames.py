@@ -91,6 +91,7 @@ def new_registry(seed: int) -> tuple[Registry, Turns]:
     return registry, turns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 600, 150))
 def test_a_delta_that_several_rename_and_change_stays_one_and_keeps_what_was_acknowledged(first):
     for seed in range(first, first + 150):

@@ -37,6 +37,7 @@ def other(publish) -> Registry:
     return registry
 
 
+@pytest.mark.slow
 def test_a_repair_that_is_killed_can_be_repeated(tmp_path, publish, other, faults):
     def prepare(case):
         registry = Registry(LocalStore(tmp_path / case))
@@ -57,6 +58,7 @@ def test_a_repair_that_is_killed_can_be_repeated(tmp_path, publish, other, fault
         assert list(verify(registry)) == [("acme/ner@v1", None)], step
 
 
+@pytest.mark.slow
 def test_a_lock_file_or_bundle_whose_writing_is_killed_is_the_old_one_or_the_new_one(tmp_path, other, faults):
     path = tmp_path / "out"
     old, new = (

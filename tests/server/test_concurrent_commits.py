@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from deltahub.registry.registry import Registry
 from deltahub.server.state import Turns
 from deltahub.stores.local import LocalStore
@@ -11,6 +13,7 @@ from tests.hub_server import hub_server
 from tests.server.clients import Client
 
 
+@pytest.mark.slow
 def test_of_many_clients_that_commit_to_one_repository_none_is_sent_away(tmp_path):
     with hub_server(Registry(LocalStore(tmp_path))) as hub:
         secret = hub.token("write", "acme")

@@ -97,6 +97,7 @@ def test_no_request_to_a_route_is_too_much_for_it(target, data):
     assert ours(answer), (method, address, answer)
 
 
+@pytest.mark.slow
 @BOUNDED
 @given(lines=LINES, damage=st.binary(max_size=6), place=st.integers(0, 200))
 def test_no_commit_is_too_much_for_it(target, lines, damage, place):

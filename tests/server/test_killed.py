@@ -13,6 +13,7 @@ from tests.server.killing import Killing
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_hub_that_is_killed_while_clients_push_has_everything_that_it_acknowledged(tmp_path, workers):
     def content(number: int) -> bytes:

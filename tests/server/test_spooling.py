@@ -61,6 +61,7 @@ def wait_until_ready(hub):
         assert client.ask("GET", "/healthz")[0] == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_hub_s_uploads_are_removed_when_the_next_one_starts(tmp_path, temporary, workers):
     options = ("--registry", tmp_path / "registry", "--quiet")

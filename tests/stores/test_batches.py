@@ -121,6 +121,7 @@ def test_a_batch_that_fails_at_any_step_leaves_each_document_old_or_new(tmp_path
         assert [store.read(key) for key in keys] == [b"newer", b"newer"], case
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no fork")
 @pytest.mark.usefixtures("together")
 def test_a_batch_that_is_killed_at_any_step_leaves_each_document_old_or_new_and_in_nobodys_way(

@@ -170,6 +170,7 @@ def test_deleting_what_is_not_there_is_fine(store):
         store.read(key)
 
 
+@pytest.mark.slow
 def test_of_many_writers_at_once_exactly_one_wins_each_round(store):
     etag = store.swap(DOCUMENT, b"0", None)
     for number in range(1, 6):

@@ -109,6 +109,7 @@ print(most() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
 def test_a_big_file_takes_no_more_memory_than_one_of_a_few_parts(moto, s3_keys, tmp_path):
     arguments = [*dataclasses.astuple(moto.bucket())[:3]]

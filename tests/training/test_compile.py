@@ -17,6 +17,7 @@ def one_block() -> nn.Module:
 
 
 # The compiler looks at the gradient of every tensor that it meets, of one that a soft prompt has made too; torch warns of that.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_compiled_backbone_trains_as_it_does_without(kind, tmp_path):
@@ -37,6 +38,7 @@ def wrap_blocks(backbone: nn.Module) -> None:
         backbone.model.layers[number] = torch.compile(block, backend="eager")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("first", ["delta", "compiling"])
 def test_a_delta_on_blocks_that_are_compiled_one_by_one_is_like_any(first, tmp_path):
@@ -67,6 +69,7 @@ def test_a_delta_on_blocks_that_are_compiled_one_by_one_is_like_any(first, tmp_p
     assert torch.allclose(logits_of(llama()), logits_of(backbone), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_delta_on_compiled_blocks_merges_and_comes_off():
     backbone = llama(num_hidden_layers=1)
     wrap_blocks(backbone)
@@ -99,6 +102,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", METHODS)
 def test_a_graph_of_one_backbone_is_not_taken_for_another_that_carries_a_delta(kind):
     graphs = []
@@ -125,6 +129,7 @@ def test_a_graph_of_one_backbone_is_not_taken_for_another_that_carries_a_delta(k
     assert torch.equal(before, logits_of(backbone))
 
 
+@pytest.mark.slow
 def test_the_second_hook_at_a_module_is_seen_too():
     backbone = llama(num_hidden_layers=1)
     backbone.compile(backend="eager")

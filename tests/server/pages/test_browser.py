@@ -84,6 +84,7 @@ def focused(page) -> str:
     return page.evaluate("document.activeElement.innerText || document.activeElement.id")
 
 
+@pytest.mark.slow
 def test_typing_searches_without_a_button_and_the_address_follows(look, keep):
     page = look("/")
     page.get_by_label("Search deltas").press_sequentially("sst2")
@@ -97,6 +98,7 @@ def test_typing_searches_without_a_button_and_the_address_follows(look, keep):
     assert listed(page) == ["acme/sst2"]
 
 
+@pytest.mark.slow
 def test_search_and_filters_are_used_by_keyboard_alone(look):
     page = look("/")
     page.keyboard.press("Tab")
@@ -122,6 +124,7 @@ def test_search_and_filters_are_used_by_keyboard_alone(look):
     counted(page, "1 delta")
 
 
+@pytest.mark.slow
 def test_the_search_keeps_the_filters(look):
     page = look("/?author=grace")
     page.get_by_label("Search deltas").press_sequentially("chat")
@@ -130,6 +133,7 @@ def test_the_search_keeps_the_filters(look):
     assert sorted(page.url.partition("?")[2].split("&")) == ["author=grace", "q=chat"]
 
 
+@pytest.mark.slow
 def test_another_order_is_chosen(look):
     page = look("/")
     page.get_by_label("Sort by").select_option("name")
@@ -153,6 +157,7 @@ def test_from_an_empty_hub_the_way_leads_to_the_sign_in(visit, pages):
     page.get_by_label("Token").wait_for()
 
 
+@pytest.mark.slow
 def test_an_error_while_typing_is_shown_as_a_page(look, pages, monkeypatch):
     page = look("/", strict=False)
     monkeypatch.setattr(front, "facets", lambda *_: 1 / 0)
@@ -181,6 +186,7 @@ def ground(page) -> int:
     return int(re.search(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[0])
 
 
+@pytest.mark.slow
 def test_dark_follows_the_system_until_a_choice_is_made_and_the_choice_stays(look, keep):
     assert ground(look("/", color_scheme="light")) > 200
     page = look("/acme/ner", color_scheme="dark")
@@ -195,6 +201,7 @@ def test_dark_follows_the_system_until_a_choice_is_made_and_the_choice_stays(loo
     assert ground(page) < 50
 
 
+@pytest.mark.slow
 def test_everything_works_without_scripts(look):
     page = look("/", java_script_enabled=False)
     page.get_by_label("Search deltas").fill("ner")
@@ -210,6 +217,7 @@ def test_everything_works_without_scripts(look):
     assert "/-/compare?left=" in page.url
 
 
+@pytest.mark.slow
 def test_signing_in_and_out(look, hub):
     hub.hide("lab/chat")
     page = look("/lab/chat", strict=False)
@@ -232,6 +240,7 @@ def test_the_page_prints_without_its_controls(look):
     assert page.get_by_role("heading", name="Names in news").is_visible()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_every_page_is_accessible_and_fits(look, keep, scheme, size):
@@ -255,6 +264,7 @@ def test_every_page_is_accessible_and_fits(look, keep, scheme, size):
     assert wrong == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_an_empty_hub_is_accessible_too(visit, pages, scheme):
     page = visit(pages.url, color_scheme=scheme, bypass_csp=True, viewport={"width": 320, "height": 700})

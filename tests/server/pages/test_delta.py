@@ -214,6 +214,7 @@ def test_a_repository_without_a_version_says_so(pages, hub):
     assert "nothing was pushed to it yet" in page.text
 
 
+@pytest.mark.slow
 def test_the_commands_to_copy_work_as_they_are(pages, hub, push, tmp_path):
     push(
         "acme/ner",

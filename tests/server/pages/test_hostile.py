@@ -80,6 +80,7 @@ PAGES = (
 )
 
 
+@pytest.mark.slow
 def test_nothing_that_was_pushed_runs(visit, pages, hostile):
     page = visit(pages.url)
     page.on("dialog", lambda dialog: pytest.fail(f"a dialog opened: {dialog.message}"))

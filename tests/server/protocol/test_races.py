@@ -55,6 +55,7 @@ def at_once(calls: list[Callable[[], object]]) -> list[object]:
     return found
 
 
+@pytest.mark.slow
 def test_of_commits_on_top_of_the_same_one_exactly_one_wins(hubs, user):
     users = [user(hubs[number % 2]) for number in range(6)]
     users[0].create_repo(REPO)

@@ -36,6 +36,7 @@ def run(environment: dict[str, str], *command: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_hf_command_uploads_lists_tags_and_downloads(hub, environment, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
