@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import JsonOpt, QuietOpt
-from .output import Output, print_json
+from .output import Output, print_json, say
 from .sign import RequireOpt, TrustOpt, trusted
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def trust(
 
     if ask_for_none:
         warnings.warn("--ask-for-none is now --no-trust.", DeprecationWarning, stacklevel=2)
+        say("--ask-for-none is now --no-trust.", err=True)
         no_trust = True
     if no_trust and keys:
         raise typer.BadParameter("--no-trust takes no keys. Leave out one of the two.")

@@ -102,7 +102,9 @@ class AutoDeltaModel:
             options: options that replace those of the config.
         """
         config = config if isinstance(config, DeltaConfig) else AutoDeltaConfig.from_dict(config)
-        return class_for(config.delta_type).from_config(config, backbone_model, name=name, dtype=dtype, **options)
+        if dtype is not None:  # a class of somebody else may not take it
+            options["dtype"] = dtype
+        return class_for(config.delta_type).from_config(config, backbone_model, name=name, **options)
 
     @staticmethod
     def from_finetuned(

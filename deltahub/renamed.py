@@ -131,6 +131,7 @@ RENAMED: Final = {
     "syncing": "files.durable",
     "tensorfile": "handle.saving",
     "tensorheader": "checkpoint.safetensors_header",
+    "web": "picker",
     "web.choosing": "picker.choosing",
     "web.document": "engine.drawing.html",
     "web.preview": "picker.preview",

@@ -170,3 +170,10 @@ def test_the_factory_has_only_what_it_can_run():
     ours, theirs = AutoDeltaModel.from_finetuned, LoraModel.from_finetuned
     assert ours.__doc__ == theirs.__doc__
     assert inspect.signature(ours).parameters == inspect.signature(theirs).parameters
+
+
+def test_a_class_gets_no_dtype_that_nobody_asked_for(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(LoraModel, "from_config", classmethod(lambda cls, *_, **options: asked.update(options)))
+    AutoDeltaModel.from_config(LoraConfig(), bert())
+    assert asked == {"name": None}

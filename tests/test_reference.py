@@ -24,6 +24,7 @@ from deltahub.reference import (
     is_digest,
     is_version,
 )
+from deltahub.registry.commit_message import CommitDigest
 
 ALNUM = string.ascii_letters + string.digits
 DIGEST = "sha256:" + "3f9a51c0ffee" * 4
@@ -269,3 +270,8 @@ def test_a_digest_is_its_text_and_knows_its_digits():
 def test_a_text_that_is_not_a_whole_digest_is_refused(text):
     with pytest.raises(ReferenceSyntaxError, match="expected 'sha256:' and 64 of the digits 0-9 a-f"):
         Digest(text)
+
+
+def test_the_stand_in_for_a_digest_is_copied_as_it_is():
+    digest = CommitDigest("a" * 40)
+    assert [copy.deepcopy(digest), pickle.loads(pickle.dumps(digest))] == [digest, digest] == [f"commit:{'a' * 40}"] * 2

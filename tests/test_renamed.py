@@ -10,6 +10,10 @@ from deltahub.renamed import RENAMED
 
 def test_every_old_name_leads_to_a_module_that_is_there():
     assert [old for old, new in RENAMED.items() if find_spec(f"deltahub.{new}") is None] == []
+    packages = {old.rpartition(".")[0] for old in RENAMED if "." in old}
+    assert [
+        package for package in packages if package not in RENAMED and find_spec(f"deltahub.{package}") is None
+    ] == []
 
 
 def test_an_old_name_gives_the_module_of_today_and_a_warning():

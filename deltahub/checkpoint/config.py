@@ -91,7 +91,7 @@ class DeltaConfig:
         if (delta_type := document.get("delta_type", cls.delta_type)) != cls.delta_type:
             msg = f"This config is of type {delta_type!r}, not {cls.delta_type!r}. AutoDeltaConfig.from_dict finds its class."
             raise ConfigError(msg)
-        options = {key: value for key, value in {**document, **overrides}.items() if key not in CHECKPOINT_KEYS}
+        options = {key: value for key, value in document.items() if key not in CHECKPOINT_KEYS} | overrides
         refuse_unknown(options, {field.name for field in fields(cls)}, cls.delta_type)
         return cls(**options)
 

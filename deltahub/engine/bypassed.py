@@ -28,7 +28,7 @@ from deltahub.engine.site import site_of, was_called
 _NUMBER: Final = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
-def uncalled(backbone: nn.Module, delta: str, addresses: Iterable[str]) -> list[str]:
+def uncalled(backbone: nn.Module, delta: str, addresses: Iterable[str], serial: int | None = None) -> list[str]:
     """Return the modules at which a delta has never acted although the backbone ran, such as bypassed layers.
 
     Layers whose names differ only in numbers count as one: an expert that received no token, or a dropped layer, is not
@@ -37,6 +37,7 @@ def uncalled(backbone: nn.Module, delta: str, addresses: Iterable[str]) -> list[
     Args:
         delta: the delta's name.
         addresses: the names of its modules.
+        serial: of its entry, where a delta on a part of the backbone may have the same name; None for any of that name.
     """
     targets = {}
     for address in addresses:
@@ -44,7 +45,7 @@ def uncalled(backbone: nn.Module, delta: str, addresses: Iterable[str]) -> list[
         insertion = site_of(target).slots[delta]
         if overrides(insertion, "before") or overrides(insertion, "after"):
             targets[address] = target
-    if not (has_run(backbone, delta) or any(site_of(target).called for target in targets.values())):
+    if not (has_run(backbone, delta, serial) or any(site_of(target).called for target in targets.values())):
         return []
     called_kinds = {_kind(address) for address, target in targets.items() if was_called(target)}
     return [address for address in targets if _kind(address) not in called_kinds]

@@ -28,7 +28,7 @@ def replaced_names(tensors: Collection[str]) -> tuple[str, ...]:
 
 
 def refuse_larger(path: Path, backbone: nn.Module) -> None:
-    """Refuse a file of tensors larger than the backbone at 4 bytes per value, before reading it.
+    """Refuse a file of tensors more than twice as large as the backbone at 4 or more bytes per value, before reading it.
 
     Args:
         path: the file; a missing file is reported by its reader.
@@ -42,7 +42,8 @@ def refuse_larger(path: Path, backbone: nn.Module) -> None:
     tensors = (
         t for _, module in own_modules(backbone) for t in (*module._parameters.values(), *module._buffers.values())
     )
-    limit = _SMALL + 4 * sum(t.numel() for t in tensors if t is not None and not is_lazy(t))
+    # All of the backbone may have been trained, and the delta beside it be as large.
+    limit = _SMALL + 2 * sum(t.numel() * max(4, t.element_size()) for t in tensors if t is not None and not is_lazy(t))
     if size > limit:
         msg = (
             f"{path} has {size:,} bytes, more than a delta for this {type(backbone).__name__} can have ({limit:,}). Load its own "

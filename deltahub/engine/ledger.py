@@ -28,6 +28,7 @@ from deltahub.errors import TargetError
 
 ATTRIBUTE: Final = "_deltahub_ledger"
 _SERIALS: Final = itertools.count(time.time_ns())  # above those of earlier processes, which a pickle restores
+_TRACED: Final[set[type[Any]]] = set()  # classes of backbones that torch.compile has traced
 
 
 @dataclass
@@ -220,26 +221,33 @@ def drop_ledger(backbone: nn.Module) -> None:
             del hooks[key]
 
 
-def has_run(backbone: nn.Module, name: str) -> bool:
-    """Whether a backbone, or the part of it that carries a delta, has run as a whole since the delta was added."""
+def has_run(backbone: nn.Module, name: str, serial: int | None = None) -> bool:
+    """Whether a backbone, or the part of it that carries a delta, has run as a whole since the delta was added.
+
+    One compiled in place counts as run once any of its class was traced, since it may run a graph traced for another.
+    """
     return any(
-        ledger.ran >= entry.serial
-        for _, _, ledger in ledgers_in(backbone)
+        ledger.ran >= entry.serial or (part._compiled_call_impl is not None and type(part) in _TRACED)
+        for _, part, ledger in ledgers_in(backbone)
         for entry in ledger.entries.values()
-        if entry.name == name
+        if entry.name == name and serial in (None, entry.serial)
     )
 
 
 def _before_run(module: nn.Module, args: Any) -> None:
     if is_dynamo_compiling():
-        while_tracing(_note_run, module)
+        while_tracing(_note_traced, module)
     else:
         _note_run(module)
 
 
-def _note_run(module: nn.Module | None) -> None:
-    if module is None:
-        return
+def _note_traced(module: nn.Module | None) -> None:
+    if module is not None:
+        _TRACED.add(type(module))
+        _note_run(module)
+
+
+def _note_run(module: nn.Module) -> None:
     ledger = module.__dict__.get(ATTRIBUTE)
     # The sites of a replica are copies, which note for themselves alone that they were called.
     if isinstance(ledger, Ledger) and ledger.entries and "_is_replica" not in module.__dict__:

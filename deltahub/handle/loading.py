@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from deltahub.cache.cache import checked, pulled_as, read_cached
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.checkpoint import Checkpoint
+from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.building import build, check_dtype, completed
 from deltahub.engine.filling import fill, refuse_larger, replaced_names
 from deltahub.engine.fingerprint import fingerprint, missing_from_version_1
@@ -30,9 +31,6 @@ from deltahub.formats.opendelta import reading as opendelta
 from deltahub.formats.peft import reading as peft_reading
 from deltahub.hub.locating import locate
 from deltahub.log import LOGGER
-
-if TYPE_CHECKING:
-    from deltahub.checkpoint.config import DeltaConfig
 
 STRUCTURE: Final = "structure"
 
@@ -113,8 +111,12 @@ def load(
             f"backbone_model is of type {found}; expected a model of PyTorch. Load it first, e.g. with from_pretrained."
         )
         raise ConfigError(msg)
-    if check_hash not in (True, False, STRUCTURE):
+    if not isinstance(check_hash, bool) and check_hash != STRUCTURE:  # 1 is not True
         msg = f'check_hash must be True, False or "structure", got {check_hash!r}.'
+        raise ConfigError(msg)
+    if config is not None and not isinstance(config, DeltaConfig):
+        found = type(config).__name__  # type: ignore[unreachable]
+        msg = f"delta_config is of type {found}; expected a config of a delta. Make one with AutoDeltaConfig.from_dict."
         raise ConfigError(msg)
     refuse_closed(backbone)
     if dtype is not None:
@@ -125,7 +127,7 @@ def load(
         lambda folder: _read(folder, backbone, allow_pickle=allow_pickle, with_backbone=check_hash is not False),
     )
     cls = class_for(saved.document["delta_type"])
-    config = config or cls.config_class.from_dict(saved.document, **options)
+    config = cls.config_class.from_dict(config.to_dict() if config else saved.document, **options)
     # Copy given tensors, so that the delta's own do not change with the caller's.
     tensors = saved.tensors if tensors is None else {key: t.detach().clone() for key, t in tensors.items()}
 

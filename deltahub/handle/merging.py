@@ -59,7 +59,7 @@ def merge(backbone: nn.Module, entry: Entry) -> MergeReport:
     refuse_routed(backbone)
     ledger_holding(backbone, entry)  # raises if the delta was removed
     check_places(backbone, entry)
-    report = _merge(backbone, entry, uncalled(backbone, entry.name, entry.insertions))
+    report = _merge(backbone, entry, uncalled(backbone, entry.name, entry.insertions, entry.serial))
     LOGGER.info("Merged %s into %d tensors, rounding error %.3g", entry.name, len(report.rounding), report.max_error)
     return report
 

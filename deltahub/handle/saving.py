@@ -283,7 +283,7 @@ def _write(
 
 def _warn_of_uncalled(backbone: nn.Module, entry: Entry) -> None:
     """Warn about modules where the delta has never acted, so that nothing was trained there."""
-    if silent := uncalled(backbone, entry.name, entry.insertions):
+    if silent := uncalled(backbone, entry.name, entry.insertions, entry.serial):
         LOGGER.warning(
             "%r has never acted on %s%s: the backbone ran without calling it, so nothing was trained there. Leave such modules "
             "out (exclude_modules) unless other inputs reach them.",

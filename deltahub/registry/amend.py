@@ -60,9 +60,9 @@ class Amendment:
                 raise ConfigError(msg)
 
 
-def _is_finite(value: float) -> bool:
+def _is_finite(value: object) -> bool:
     try:
-        return math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer that no float can hold
         return False
 

@@ -23,6 +23,10 @@ class CommitDigest(Digest):
         """Keep the commit's id."""
         return str.__new__(cls, f"commit:{commit}")
 
+    def __getnewargs__(self) -> tuple[str]:
+        """Return the commit's id, so that copies and pickles are made of it alone."""
+        return (self.hex,)
+
 
 def commit_id(digest: Digest) -> str:
     """Return the id of a version's commit on a DeltaHub hub: the first 40 digits of its digest, the same on every server."""

@@ -232,3 +232,26 @@ def test_the_remedy_that_the_message_names_works(model, name):
         for parameter in delta.parameters():
             parameter.fill_(0.3)
     assert not torch.equal(backbone(x), plain)
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_backbone_that_runs_the_graph_of_another_is_known_to_have_run():
+    for _ in range(2):
+        backbone = Reading()
+        delta = LoraModel(backbone, lora_r=2, modified_modules=["called", "passed"])
+        backbone.compile(backend="eager")
+        backbone(torch.ones(1, 4))
+        stir(delta)
+        with pytest.raises(MergeError, match="has never acted on passed"):
+            delta.merge()
+
+
+def test_a_run_of_a_part_is_not_taken_for_one_of_the_whole():
+    backbone = Around()
+    backbone.other = nn.Linear(4, 4)
+    whole = LoraModel(backbone, lora_r=2, modified_modules=["other"])
+    part = LoraModel(backbone.inner, lora_r=2, modified_modules=["called"])
+    assert whole.name == part.name
+    stir(whole)
+    backbone.inner(torch.ones(1, 4))
+    whole.merge()

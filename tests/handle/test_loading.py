@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 
-from deltahub import AdapterModel, AutoDeltaModel, LoraModel, deltas_of
+from deltahub import AdapterConfig, AdapterModel, AutoDeltaConfig, AutoDeltaModel, LoraModel, deltas_of
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import CheckpointError, ConfigError, IntegrityError
 from tests.backbones import (
@@ -212,3 +212,26 @@ def test_a_lora_of_a_release_that_did_not_scale_embeddings_is_refused_where_they
     with pytest.raises(CheckpointError, match=r"saved by deltahub 0\.1\.0, which did not multiply the LoRA on words"):
         AutoDeltaModel.from_finetuned(tmp_path / "delta", untouched_backbone)
     assert not deltas_of(untouched_backbone)
+
+
+@pytest.mark.parametrize("check_hash", [1, 0, "values", None])
+def test_a_value_that_only_resembles_a_boolean_does_not_weaken_the_check(saved, check_hash):
+    with pytest.raises(ConfigError, match="check_hash must be True, False"):
+        AutoDeltaModel.from_finetuned(saved[0], bert(), check_hash=check_hash)
+
+
+def test_options_replace_those_of_a_config_that_is_given(saved):
+    config = AutoDeltaConfig.from_finetuned(saved[0])
+    delta = AutoDeltaModel.from_finetuned(saved[0], bert(), delta_config=config, lora_alpha=99)
+    assert delta.config.lora_alpha == 99
+    with pytest.raises(ConfigError, match="lora has no option 'nonsense'"):
+        AutoDeltaModel.from_finetuned(saved[0], bert(), delta_config=config, nonsense=3)
+    with pytest.raises(ConfigError, match="This config is of type 'adapter', not 'lora'"):
+        AutoDeltaModel.from_finetuned(saved[0], bert(), delta_config=AdapterConfig())
+    with pytest.raises(ConfigError, match="delta_config is of type dict; expected a config"):
+        AutoDeltaModel.from_finetuned(saved[0], bert(), delta_config=config.to_dict())
+
+
+def test_facts_of_a_checkpoint_are_no_options(saved):
+    with pytest.raises(ConfigError, match="lora has no option 'parents'"):
+        AutoDeltaModel.from_finetuned(saved[0], bert(), parents=[])

@@ -88,3 +88,9 @@ def test_a_document_of_a_later_release_is_refused_with_advice(registry):
     del document["checksum"]
     with pytest.raises(CheckpointError, match="Update deltahub"):
         ReferenceDocument.from_bytes(sealed({**document, "schema_version": 4}), "acme/ner")
+
+
+@pytest.mark.parametrize("value", ["0.9", True, [0.9], math.nan, 10**400])
+def test_a_metric_that_is_not_a_finite_number_is_refused_before_anything_changes(value):
+    with pytest.raises(ConfigError, match="is not a metric"):
+        Amendment(metrics={"acc": value})

@@ -74,6 +74,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.wfile.flush()
         self.close_connection = True
 
+    def drip_headers(self) -> None:
+        """Answer with a line of the head now and then, until the test is over."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        with contextlib.suppress(OSError):
+            while not self.server.over.wait(0.01):
+                self.wfile.write(b"X-More: 1\r\n")
+                self.wfile.flush()
+        self.close_connection = True
+
     def log_message(self, *arguments: object) -> None:
         """Say nothing."""
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -19,6 +19,7 @@ from deltahub.registry.commit_message import commit_id
 from deltahub.sources.huggingface.calls import COMMIT, TIMEOUT, Calls
 from deltahub.sources.partial import going_on
 from deltahub.stores.base import Progress
+from deltahub.stores.threads import within
 
 if TYPE_CHECKING:
     from httpx2 import Response
@@ -107,13 +108,14 @@ def copy(
         def call() -> None:
             end = time.monotonic() + calls.patience(size)
             headers = {"Range": f"bytes={partial.position}-"} if partial.position else {}
-            with _opened(calls, url, headers) as response:
+            with ExitStack() as stack:
+                response = within(calls.patience(0), lambda: stack.enter_context(_opened(calls, url, headers)))
                 if response.headers.get("content-range", "").partition("-")[0] != f"bytes {partial.position}":
                     partial.restart()
                 for chunk in response.iter_bytes():  # unbuffered, so that none are lost with the connection
                     if not partial.add(chunk):
                         return
-                    if time.monotonic() > end:
+                    if partial.position < size and time.monotonic() > end:
                         msg = f"{partial.position:,} of {size:,} bytes after {calls.patience(size):.0f} s"
                         raise TimeoutError(msg)
 

@@ -386,6 +386,14 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up(tmp_path, ask, monkeypatc
             ask(hf)
 
 
+def test_a_download_whose_headers_come_one_by_one_is_given_up(tmp_path):
+    with serving(tmp_path) as site:
+        site.rules.append(lambda handler: handler.drip_headers() or True)
+        hf = HuggingFace("hf", site.url, token=False, longest=0.2)
+        with pytest.raises(UnreachableError, match=r"its answer has not ended"):
+            download.copy(hf.calls, "acme/ner", "0" * 40, "a.bin", tmp_path / "copy", 1000, None)
+
+
 def test_a_hub_that_keeps_no_amendments_says_so(hub, repo, checkpoint_folder):
     hub.push(checkpoint_folder, f"hf:{repo}")
     with pytest.raises(ConfigError, match="is not a hub of DeltaHub"):
