@@ -8,30 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import deltahub.deltas  # noqa: F401  (registers the delta types)
 from deltahub.cache.cache import checked, read_cached
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.errors import ConfigError
-from deltahub.handle.base import DeltaBase, delta_classes
-from deltahub.handle.loading import load
+from deltahub.handle.base import DeltaBase, class_for, delta_classes
 from deltahub.hub.locating import locate
-from deltahub.text.suggestions import suggest
-
-
-def class_for(delta_type: str) -> type[DeltaBase]:
-    """Return the delta model class of a type.
-
-    Raises:
-        ConfigError: the type is unknown.
-    """
-    classes = delta_classes()
-    if delta_type not in classes:
-        msg = f"delta_type is {delta_type!r}, which this version does not know: {suggest(str(delta_type), classes)}"
-        raise ConfigError(msg)
-    return classes[delta_type]
 
 
 def _read_document(folder: Path) -> dict[str, Any]:
@@ -106,64 +91,4 @@ class AutoDeltaModel:
             options["dtype"] = dtype
         return class_for(config.delta_type).from_config(config, backbone_model, name=name, **options)
 
-    @staticmethod
-    def from_finetuned(
-        finetuned_delta_path: str | os.PathLike[str],
-        backbone_model: nn.Module,
-        delta_config: DeltaConfig | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        state_dict: Mapping[str, Tensor] | None = None,
-        *model_args: Any,
-        force_download: bool = False,
-        check_hash: bool | str = True,
-        local_files_only: bool = False,
-        allow_pickle: bool = False,
-        name: str | None = None,
-        dtype: torch.dtype | None = None,
-        **options: Any,
-    ) -> DeltaBase:
-        """Put a saved delta on a backbone, which must be the one that it was trained on.
-
-        Order: find, check every byte, check the config, check the backbone, plan every insertion, then insert and fill.
-        A refusal leaves the backbone unchanged. Afterwards the backbone is frozen except for the parameters of
-        deltas, and in eval mode unless it carried a delta before, which may be in training.
-
-        Args:
-            finetuned_delta_path: a folder, a reference such as ``"DeltaHub/sst2-t5-base@champion"``, or a link.
-            backbone_model: the model to put it on.
-            delta_config: a config to use instead of the saved one.
-            cache_dir: the cache for pulled deltas, if not the default one.
-            state_dict: tensors to use instead of the saved ones.
-            force_download: fetch it again even if it is in the cache.
-            check_hash: True to require exactly the same backbone, ``"structure"`` to accept other values under the same names
-                and shapes, False for no check.
-            local_files_only: use only files on this machine.
-            allow_pickle: whether OpenDelta's `pytorch_model.bin` may be read.
-            name: the delta's name on the backbone.
-            dtype: dtype of its parameters; by default that of the saved tensors, and float32 for PEFT's.
-            options: options that replace those of the config.
-
-        Raises:
-            NotFoundError: no source has it.
-            IntegrityError: its bytes are not the ones that were saved or published.
-            FingerprintMismatch: the backbone is another one.
-            CheckpointError: its tensors do not fit.
-            ConfigError: a value in its config, or an option given here, is invalid.
-        """
-        delta: DeltaBase = load(
-            class_for,
-            finetuned_delta_path,
-            backbone_model,
-            *model_args,
-            config=delta_config,
-            tensors=state_dict,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            check_hash=check_hash,
-            allow_pickle=allow_pickle,
-            name=name,
-            dtype=dtype,
-            options=options,
-        )
-        return delta
+    from_finetuned = staticmethod(DeltaBase.from_finetuned)  # which loads a delta of any type

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from deltahub.handle import freezing, merging, report, switching
 from deltahub.handle.loading import load
 from deltahub.handle.merging import MergeReport
 from deltahub.handle.saving import SaveLoadMixin
+from deltahub.text.suggestions import suggest
 
 _TYPES: dict[str, type[DeltaBase]] = {}
 
@@ -218,7 +219,13 @@ class DeltaBase(SaveLoadMixin):
 
     @classmethod
     def _class_for(cls, delta_type: str) -> type[Self]:
-        """Return this class if it loads the delta type; raise ConfigError otherwise."""
+        """Return this class if it loads the delta type, or the class of that type if this one has none.
+
+        Raises:
+            ConfigError: this class is of another type, or the type is unknown.
+        """
+        if not cls.delta_type:
+            return cast("type[Self]", class_for(delta_type))
         if cls.delta_type != delta_type:
             msg = f"{cls.__name__} loads deltas of type {cls.delta_type!r}, and this one is {delta_type!r}. Use AutoDeltaModel."
             raise ConfigError(msg)
@@ -391,3 +398,15 @@ def deltas_of(backbone: nn.Module) -> dict[str, DeltaBase]:
 def delta_classes() -> Mapping[str, type[DeltaBase]]:
     """Return the imported delta types by name."""
     return _TYPES
+
+
+def class_for(delta_type: str) -> type[DeltaBase]:
+    """Return the delta model class of a type.
+
+    Raises:
+        ConfigError: the type is unknown.
+    """
+    if delta_type not in _TYPES:
+        msg = f"delta_type is {delta_type!r}, which this version does not know: {suggest(str(delta_type), _TYPES)}"
+        raise ConfigError(msg)
+    return _TYPES[delta_type]

@@ -102,22 +102,7 @@ def load(
         surplus: further positional arguments of the caller, which are refused.
         options: config options that replace the saved ones.
     """
-    if surplus:
-        msg = f"from_finetuned takes no further positional arguments, got {surplus!r}. Pass them by name."
-        raise ConfigError(msg)
-    if not isinstance(backbone, nn.Module):
-        found = type(backbone).__name__  # type: ignore[unreachable]
-        msg = (
-            f"backbone_model is of type {found}; expected a model of PyTorch. Load it first, e.g. with from_pretrained."
-        )
-        raise ConfigError(msg)
-    if not isinstance(check_hash, bool) and check_hash != STRUCTURE:  # 1 is not True
-        msg = f'check_hash must be True, False or "structure", got {check_hash!r}.'
-        raise ConfigError(msg)
-    if config is not None and not isinstance(config, DeltaConfig):
-        found = type(config).__name__  # type: ignore[unreachable]
-        msg = f"delta_config is of type {found}; expected a config of a delta. Make one with AutoDeltaConfig.from_dict."
-        raise ConfigError(msg)
+    _check_arguments(surplus, backbone, check_hash, config)
     refuse_closed(backbone)
     if dtype is not None:
         check_dtype(dtype)
@@ -152,6 +137,26 @@ def load(
     if count == 1 and _trains(backbone):  # other deltas on it may be in training
         backbone.eval()
     return delta
+
+
+def _check_arguments(surplus: tuple[Any, ...], backbone: Any, check_hash: Any, config: Any) -> None:
+    """Raise ConfigError for an argument of a wrong type."""
+    if surplus:
+        msg = f"from_finetuned takes no further positional arguments, got {surplus!r}. Pass them by name."
+        raise ConfigError(msg)
+    if not isinstance(backbone, nn.Module):
+        found = type(backbone).__name__
+        msg = (
+            f"backbone_model is of type {found}; expected a model of PyTorch. Load it first, e.g. with from_pretrained."
+        )
+        raise ConfigError(msg)
+    if not isinstance(check_hash, bool) and check_hash != STRUCTURE:  # 1 is not True
+        msg = f'check_hash must be True, False or "structure", got {check_hash!r}.'
+        raise ConfigError(msg)
+    if config is not None and not isinstance(config, DeltaConfig):
+        found = type(config).__name__
+        msg = f"delta_config is of type {found}; expected a config of a delta. Make one with AutoDeltaConfig.from_dict."
+        raise ConfigError(msg)
 
 
 def _check_release(saved: Checkpoint, modules: Iterable[str], backbone: nn.Module) -> None:

@@ -18,32 +18,11 @@ from tests.backbones import (
     logits_of,
     stir,
     tensors_of,
-    train,
     untouched,
 )
+from tests.handle.saved import load
 
 A = "bert.encoder.layer.0.attention.self.query.deltas.lora_A"
-
-
-def trained(backbone, exclude=("deltas", "classifier")):
-    """A delta after some training."""
-    delta = LoraModel(backbone, lora_r=2)
-    delta.freeze_module(exclude=list(exclude))
-    train(backbone, 2)
-    return delta
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """The folder of a saved delta with a classifier head, and the logits that it gives."""
-    backbone = bert()
-    trained(backbone).save_finetuned(tmp_path / "delta")
-    return tmp_path / "delta", logits_of(backbone)
-
-
-def load(folder, backbone=None, **options):
-    backbone = backbone or bert()
-    return AutoDeltaModel.from_finetuned(folder, backbone_model=backbone, **options)
 
 
 def refused(error, match, folder, backbone=None, **options):

@@ -7,33 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 import deltahub
-from deltahub import AdapterModel, AutoDeltaModel, LoraModel, deltas_of
+from deltahub import AdapterModel, LoraModel, deltas_of
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import CheckpointError, ConfigError, StorageError
 from tests.backbones import bert, gpt2, logits_of, stir, t5, train, untouched
+from tests.handle.saved import load, trained
 
 A = "bert.encoder.layer.0.attention.self.query.deltas.lora_A"
-
-
-def trained(backbone, exclude=("deltas", "classifier")):
-    """A delta after some training."""
-    delta = LoraModel(backbone, lora_r=2)
-    delta.freeze_module(exclude=list(exclude))
-    train(backbone, 2)
-    return delta
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """The folder of a saved delta with a classifier head, and the logits that it gives."""
-    backbone = bert()
-    trained(backbone).save_finetuned(tmp_path / "delta")
-    return tmp_path / "delta", logits_of(backbone)
-
-
-def load(folder, backbone=None, **options):
-    backbone = backbone or bert()
-    return AutoDeltaModel.from_finetuned(folder, backbone_model=backbone, **options)
 
 
 def test_a_saved_delta_is_a_folder_of_four_files(saved):
