@@ -20,7 +20,7 @@ def activation(name: str) -> nn.Module:
     Raises:
         ConfigError: neither has it.
     """
-    known: dict[str, nn.Module] = {
+    own_layers: dict[str, nn.Module] = {
         "relu": nn.ReLU(),
         "tanh": nn.Tanh(),
         "swish": nn.SiLU(),
@@ -28,15 +28,15 @@ def activation(name: str) -> nn.Module:
         "gelu_orig": nn.GELU(),
         "leakyrelu": nn.LeakyReLU(),
     }
-    if name in known:
-        return known[name]
+    if name in own_layers:
+        return own_layers[name]
     from transformers.activations import ACT2FN
 
     if name not in ACT2FN:
-        msg = f"non_linearity {name!r} is unknown: choose one of {', '.join(sorted({*known, *ACT2FN}))}."
+        msg = f"non_linearity {name!r} is unknown: choose one of {', '.join(sorted({*own_layers, *ACT2FN}))}."
         raise ConfigError(msg)
-    found: nn.Module = ACT2FN[name]
-    return found
+    layer: nn.Module = ACT2FN[name]
+    return layer
 
 
 def small_linear(n_in: int, n_out: int, like: Tensor) -> nn.Linear:
@@ -48,14 +48,14 @@ def small_linear(n_in: int, n_out: int, like: Tensor) -> nn.Linear:
     return layer
 
 
-def reduced(width: int, factor: int, where: str) -> int:
+def bottleneck_width(width: int, factor: int, address: str) -> int:
     """Return the width of a bottleneck, `factor` times narrower than its input.
 
     Raises:
         ConfigError: the factor is larger than the width.
     """
     if width < factor:
-        msg = f"reduction_factor {factor} leaves nothing of the width {width} of {where}: it must be at most {width}."
+        msg = f"reduction_factor {factor} leaves nothing of the width {width} of {address}: it must be at most {width}."
         raise ConfigError(msg)
     return width // factor
 

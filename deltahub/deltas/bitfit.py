@@ -115,11 +115,11 @@ class BitFitModel(DeltaBase):
         """Return the addressed layers, and the layers inside the addressed modules, each once."""
         chosen: dict[str, Target] = {}
         for target in targets:
-            found = list(_layers(target))
-            if not found:
+            layers = list(_layers(target))
+            if not layers:
                 msg = f"{target.name} is a {type(target.module).__name__} without a layer that has a bias inside."
                 raise TargetError(msg)
-            for layer in found:
+            for layer in layers:
                 chosen.setdefault(layer.name, layer)
         return list(chosen.values())
 
@@ -134,13 +134,13 @@ def _layers(target: Target) -> Iterator[Target]:
     if not any(name != CHILD for name, _ in target.module.named_children()):
         yield target  # a leaf module of any kind gets a bias
         return
-    found = False
+    has_layer = False
     for name, module in target.module.named_modules():
         bias = getattr(module, "bias", None)
         # a causal mask can be called bias too, and a bias with two dimensions does not have one value per channel
         biased = isinstance(bias, Tensor) and bias.is_floating_point() and bias.dim() == 1
         if (biased or isinstance(module, nn.Linear) or is_conv1d(module)) and not is_delta_name(name):
-            found = True
+            has_layer = True
             yield Target(f"{target.name}.{name}" if name else target.name, module)
-    if not found and next(target.module.parameters(), None) is not None:
+    if not has_layer and next(target.module.parameters(), None) is not None:
         yield target  # experts stored as one tensor each: the bias is added to their output

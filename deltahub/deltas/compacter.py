@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
-from deltahub.deltas.adapter_layers import activation, reduced, refuse_channels_first
+from deltahub.deltas.adapter_layers import activation, bottleneck_width, refuse_channels_first
 from deltahub.deltas.precision import added
 from deltahub.engine.building import Like
 from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
@@ -83,13 +83,13 @@ class HypercomplexLinear(nn.Module):
         ConfigError: n does not divide a width.
     """
 
-    def __init__(self, like: Tensor, n_in: int, n_out: int, config: Options, bias: bool, where: str) -> None:
+    def __init__(self, like: Tensor, n_in: int, n_out: int, config: Options, bias: bool, address: str) -> None:
         super().__init__()
         n = config.hypercomplex_division
         for width in (n_in, n_out):
             if width % n:
                 msg = (
-                    f"hypercomplex_division {n} does not divide {width}, a width of the compacter at {where}. Choose a "
+                    f"hypercomplex_division {n} does not divide {width}, a width of the compacter at {address}. Choose a "
                     f"reduction_factor and a hypercomplex_division such that {n_in} and {n_out} are multiples of it."
                 )
                 raise ConfigError(msg)
@@ -143,10 +143,10 @@ class HypercomplexLinear(nn.Module):
             ConfigError: its shape differs.
         """
         for name in self.weights:
-            own, theirs = getattr(self, name).shape, getattr(owner, name).shape
-            if own != theirs:
+            shape, owner_shape = getattr(self, name).shape, getattr(owner, name).shape
+            if shape != owner_shape:
                 msg = (
-                    f"shared_W_phm needs modules of one width: {name} would be {list(own)} at one and {list(theirs)} at "
+                    f"shared_W_phm needs modules of one width: {name} would be {list(shape)} at one and {list(owner_shape)} at "
                     "another. Address modules of one width, or leave shared_W_phm off."
                 )
                 raise ConfigError(msg)
@@ -226,11 +226,11 @@ class HypercomplexBottleneck(Insertion):
         where: the module's name, for errors.
     """
 
-    def __init__(self, like: Tensor, width: int, bottleneck: int, config: CompacterConfig, where: str) -> None:
+    def __init__(self, like: Tensor, width: int, bottleneck: int, config: CompacterConfig, address: str) -> None:
         super().__init__()
-        self.down_sampler = HypercomplexLinear(like, width, bottleneck, config, config.use_bias_down_sampler, where)
+        self.down_sampler = HypercomplexLinear(like, width, bottleneck, config, config.use_bias_down_sampler, address)
         self.activation = activation(config.non_linearity)
-        self.up_sampler = HypercomplexLinear(like, bottleneck, width, config, config.use_bias_up_sampler, where)
+        self.up_sampler = HypercomplexLinear(like, bottleneck, width, config, config.use_bias_up_sampler, address)
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Change the hidden state, ``(..., width)``; other outputs of the module pass through."""
@@ -324,7 +324,7 @@ class CompacterModel(DeltaBase):
     @classmethod
     def new_insertion(cls, config: CompacterConfig, target: Target, width: int, like: Tensor) -> HypercomplexBottleneck:
         """Build a new compacter for one module."""
-        bottleneck = reduced(width, config.reduction_factor, target.name)
+        bottleneck = bottleneck_width(width, config.reduction_factor, target.name)
         return HypercomplexBottleneck(like, width, bottleneck, config, target.name)
 
     @classmethod
@@ -336,8 +336,8 @@ class CompacterModel(DeltaBase):
         Raises:
             ConfigError: modules of different widths would have to share weights.
         """
-        made = super().new_insertions(backbone, config, targets, like)
-        first, *others = (layer for insertion in made.values() for layer in _bottlenecks(insertion))
+        insertions = super().new_insertions(backbone, config, targets, like)
+        first, *others = (layer for insertion in insertions.values() for layer in _bottlenecks(insertion))
         if config.shared_phm_rule:
             for layer in (first.up_sampler, *(s for other in others for s in (other.down_sampler, other.up_sampler))):
                 layer.share_rules(first.down_sampler)
@@ -345,7 +345,7 @@ class CompacterModel(DeltaBase):
             for other in others:
                 other.down_sampler.share_weights(first.down_sampler)
                 other.up_sampler.share_weights(first.up_sampler)
-        return made
+        return insertions
 
 
 def _bottlenecks(insertion: Insertion) -> list[HypercomplexBottleneck]:

@@ -152,12 +152,12 @@ class IA3Model(DeltaBase):
         """Build one vector for each layer: at the input of the feed-forward's, at the output of the others."""
         inner = _inputs_of(cls, backbone, config)
         outer = [target for target in targets if target.name not in inner]
-        made = dict(super().new_insertions(backbone, config, outer, like))
+        insertions = dict(super().new_insertions(backbone, config, outer, like))
         for target in targets:
             if target.name in inner:
                 n_in, _ = linear_shape(target.name, target.module)
-                made[target.name] = ScaledInput(like(target.module), n_in)
-        return {target.name: made[target.name] for target in targets}
+                insertions[target.name] = ScaledInput(like(target.module), n_in)
+        return {target.name: insertions[target.name] for target in targets}
 
     @classmethod
     def new_insertion(cls, config: IA3Config, target: Target, width: int, like: Tensor) -> ScaledOutput:
@@ -167,11 +167,11 @@ class IA3Model(DeltaBase):
 
 def _inputs_of(method: type[DeltaBase], backbone: nn.Module, config: IA3Config) -> set[str]:
     """Return the layers whose input is rescaled; the default addresses may match none."""
-    found: set[str] = set()
+    names: set[str] = set()
     for pattern in config.feedforward_modules:
         try:
-            found |= {t.name for t in addressed(method, backbone, replace(config, modified_modules=(pattern,)))}
+            names |= {t.name for t in addressed(method, backbone, replace(config, modified_modules=(pattern,)))}
         except (NoMatchError, TargetError):  # experts may have no layers of their own
             if pattern not in IA3Config.feedforward_modules:
                 raise
-    return found
+    return names

@@ -57,10 +57,10 @@ class NormOffset(Insertion):
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
         """Return the layer's own scale and shift with the offsets added."""
-        own = {"weight": (_weight(target), self.weight), "bias": (_bias(target), self.bias)}
+        pairs = {"weight": (_weight(target), self.weight), "bias": (_bias(target), self.bias)}
         return {
             key: value.to(torch.promote_types(value.dtype, torch.float32)) + offset
-            for key, (value, offset) in own.items()
+            for key, (value, offset) in pairs.items()
             if value is not None and offset is not None
         }
 
@@ -116,14 +116,14 @@ class LayerNormModel(DeltaBase):
         """Return the addressed norms, and the norms inside the addressed modules, each once."""
         chosen: dict[str, Target] = {}
         for target in targets:
-            found = list(_norms(target))
-            if not found:
+            norms = list(_norms(target))
+            if not norms:
                 msg = (
                     f"{target.name} is a {type(target.module).__name__}: neither a LayerNorm or RMSNorm with a scale nor a "
                     "module that contains one (a gated norm, say, computes something else). Address a norm, e.g. modified_modules=['layer_norm']."
                 )
                 raise TargetError(msg)
-            for norm in found:
+            for norm in norms:
                 chosen.setdefault(norm.name, norm)
         return list(chosen.values())
 

@@ -86,11 +86,11 @@ class LowRankUpdate(Insertion):
 
         The input has shape ``(rows, length, n_in)``, the output ``(rows, length, n_out)``.
         """
-        if any(one.dropout is not None and one.training for one in members):
+        if any(member.dropout is not None and member.training for member in members):
             return NotImplemented
         # `_parameters[...]`, not attributes: for many rows nn.Module.__getattr__ would be a fifth of the cost.
-        downs = [cast("Tensor", one._parameters["lora_A"]) for one in members]
-        ups = [cast("Tensor", one._parameters["lora_B"]) for one in members]
+        downs = [cast("Tensor", member._parameters["lora_A"]) for member in members]
+        ups = [cast("Tensor", member._parameters["lora_B"]) for member in members]
         widest = max(map(len, downs))
         if min(map(len, downs)) < widest:
             downs = [F.pad(down, (0, 0, 0, widest - len(down))) for down in downs]
@@ -99,7 +99,7 @@ class LowRankUpdate(Insertion):
         downs, ups = ([side.to(dtype) for side in sides] for sides in (downs, ups))
         x = first_input(args, kwargs).to(dtype)
         low = torch.bmm(x.reshape(len(members), -1, x.shape[-1]), torch.stack(downs).mT)
-        scales = [one.scale for one in members]
+        scales = [member.scale for member in members]
         scale = scales[0] if len({*scales}) == 1 else low.new_tensor(scales).view(-1, 1, 1)
         update = torch.bmm(scale * low, torch.stack(ups).mT)
         return added(output, update.view(output.shape))
@@ -191,9 +191,9 @@ class DecomposedUpdate(LowRankUpdate):
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
         """Return the layer's weight with its new direction and magnitude."""
-        whole = self._sum(target)
-        gain = self.lora_magnitude_vector.to(whole.dtype) / torch.linalg.vector_norm(whole, dim=1)
-        return {"weight": as_kept(target, gain[:, None] * whole)}
+        weight = self._sum(target)
+        gain = self.lora_magnitude_vector.to(weight.dtype) / torch.linalg.vector_norm(weight, dim=1)
+        return {"weight": as_kept(target, gain[:, None] * weight)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
-from deltahub.deltas.adapter_layers import activation, reduced, refuse_channels_first
+from deltahub.deltas.adapter_layers import activation, bottleneck_width, refuse_channels_first
 from deltahub.deltas.precision import added, widened
 from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
 from deltahub.engine.structure.targets import Target
@@ -154,4 +154,4 @@ class LowRankAdapterModel(DeltaBase):
     @classmethod
     def new_insertion(cls, config: LowRankAdapterConfig, target: Target, width: int, like: Tensor) -> LowRankBottleneck:
         """Build a new low-rank bottleneck for one module."""
-        return LowRankBottleneck(like, width, reduced(width, config.reduction_factor, target.name), config)
+        return LowRankBottleneck(like, width, bottleneck_width(width, config.reduction_factor, target.name), config)

@@ -100,11 +100,11 @@ class Handover(threading.local):
         return update
 
 
-class StretchStart(ParallelBottleneck):
+class SpanStart(ParallelBottleneck):
     """A bottleneck that reads the input of a module, for a later module to add.
 
     Args:
-        handover: shared with the `StretchEnd`.
+        handover: shared with the `SpanEnd`.
     """
 
     def __init__(self, like: Tensor, n_in: int, n_out: int, config: ParallelAdapterConfig, handover: Handover) -> None:
@@ -119,11 +119,11 @@ class StretchStart(ParallelBottleneck):
     after = Insertion.after
 
 
-class StretchEnd(Insertion):
-    """The end of a span: adds the update that a `StretchStart` computed at an earlier module.
+class SpanEnd(Insertion):
+    """The end of a span: adds the update that a `SpanStart` computed at an earlier module.
 
     Args:
-        handover: shared with the `StretchStart`.
+        handover: shared with the `SpanStart`.
     """
 
     def __init__(self, handover: Handover) -> None:
@@ -211,7 +211,7 @@ class ParallelAdapterModel(DeltaBase):
     @classmethod
     def plan(cls, backbone: nn.Module, config: ParallelAdapterConfig) -> list[Target]:
         """Return the modules of every pair of addresses, first and last in turn."""
-        return [target for pair in _stretches(cls, backbone, config) for target in pair]
+        return [target for pair in _spans(cls, backbone, config) for target in pair]
 
     @classmethod
     def new_insertions(
@@ -220,22 +220,22 @@ class ParallelAdapterModel(DeltaBase):
         """Create a bottleneck for each single module, and a start and an end for each pair."""
         modules = {target.name: target.module for target in targets}
         n_in, n_out = input_widths(backbone, modules), output_widths(backbone, modules)
-        made: dict[str, Insertion] = {}
+        insertions: dict[str, Insertion] = {}
         for first, second in zip(targets[::2], targets[1::2], strict=True):
-            if first.name in made or second.name in made:
+            if first.name in insertions or second.name in insertions:
                 msg = f"{first.name} or {second.name} is meant twice. Name each module in one pair of addresses only."
                 raise ConfigError(msg)
             width, sample = (n_in[first.name], n_out[second.name]), like(first.module)
             if first.name == second.name:
-                made[first.name] = ParallelBottleneck(sample, *width, config)
+                insertions[first.name] = ParallelBottleneck(sample, *width, config)
             else:
                 handover = Handover()
-                made[first.name] = StretchStart(sample, *width, config, handover)
-                made[second.name] = StretchEnd(handover)
-        return made
+                insertions[first.name] = SpanStart(sample, *width, config, handover)
+                insertions[second.name] = SpanEnd(handover)
+        return insertions
 
 
-def _stretches(
+def _spans(
     method: type[DeltaBase], backbone: nn.Module, config: ParallelAdapterConfig
 ) -> Iterator[tuple[Target, Target]]:
     """Yield the first and last module of every span.
@@ -252,28 +252,30 @@ def _stretches(
             f"{len(patterns)} addresses: {list(patterns)}. For one module write its address twice."
         )
         raise ConfigError(msg)
-    found = False
+    has_span = False
     for first, second in zip(patterns[::2], patterns[1::2], strict=True):
         try:
             starts, ends = (
                 addressed(method, backbone, replace(config, modified_modules=(pattern,))) for pattern in (first, second)
             )
         except NoMatchError:
-            if {first, second} <= {*method.default_modified_modules} and (found or patterns[-1] != second):
+            if {first, second} <= {*method.default_modified_modules} and (has_span or patterns[-1] != second):
                 continue  # a default may match nothing if another one matches
             raise
-        found = True
+        has_span = True
         yield from (
-            zip(starts, ends, strict=True) if first == second else _in_turn(backbone, first, second, starts, ends)
+            zip(starts, ends, strict=True)
+            if first == second
+            else _alternating_pairs(backbone, first, second, starts, ends)
         )
 
 
-def _in_turn(
+def _alternating_pairs(
     backbone: nn.Module, first: str, second: str, starts: list[Target], ends: list[Target]
 ) -> Iterator[tuple[Target, Target]]:
     order = {name: number for number, (name, _) in enumerate(own_modules(backbone))}
     marked = sorted([(order[t.name], 0) for t in starts] + [(order[t.name], 1) for t in ends])
-    alternate = all(one[1] != other[1] for one, other in pairwise(marked))
+    alternate = all(current[1] != other[1] for current, other in pairwise(marked))
     if len(starts) != len(ends) or not alternate:
         msg = (
             f"{first!r} means {len(starts)} modules and {second!r} means {len(ends)}, which do not take turns: "

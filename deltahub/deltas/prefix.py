@@ -122,7 +122,7 @@ class PrefixNetwork(nn.Module):
         return F.linear(middle, last.weight[start:stop].to(middle.dtype), last.bias[start:stop].to(middle.dtype))
 
 
-class MadePrefix(Prefix):
+class ReparameterizedPrefix(Prefix):
     """A prefix computed by a network, which is a submodule in the first layer; the other layers only refer to it.
 
     Args:
@@ -141,8 +141,8 @@ class MadePrefix(Prefix):
 
     def key_and_value(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return this layer's features of the network."""
-        made = self.shared[0].rows(self.start, self.start + sum(self.widths), dtype)
-        return made[:, : self.widths[0]], made[:, self.widths[0] :]
+        states = self.shared[0].rows(self.start, self.start + sum(self.widths), dtype)
+        return states[:, : self.widths[0]], states[:, self.widths[0] :]
 
 
 class PrefixModel(DeltaBase):
@@ -199,7 +199,7 @@ class PrefixModel(DeltaBase):
     def plan(cls, backbone: nn.Module, config: PrefixConfig) -> list[Target]:
         """Return the addressed attentions, and those inside the addressed modules."""
         every = attentions(backbone)
-        meant: set[str] = set()
+        names: set[str] = set()
         for target in super().plan(backbone, config):
             inside = {name for name in every if f"{name}.".startswith(f"{target.name}.")}
             if not inside or target.parts:
@@ -208,8 +208,8 @@ class PrefixModel(DeltaBase):
                     f"inside. Those of this backbone are: {_shortened(list(every))}."
                 )
                 raise TargetError(msg)
-            meant |= inside
-        chosen = [Target(name, module) for name, module in every.items() if name in meant]
+            names |= inside
+        chosen = [Target(name, module) for name, module in every.items() if name in names]
         return without_excluded(backbone, chosen, config.exclude_modules or ())
 
     @classmethod
@@ -221,12 +221,12 @@ class PrefixModel(DeltaBase):
         if not config.reparameterize:
             return {target.name: PlainPrefix(like(target.module), widths[target.name], config) for target in targets}
         network = PrefixNetwork(like(targets[0].module), sum(map(sum, widths.values())), config)
-        made: dict[str, Insertion] = {}
+        insertions: dict[str, Insertion] = {}
         start = 0
         for target in targets:
-            made[target.name] = MadePrefix(network, start, widths[target.name], owner=not made)
+            insertions[target.name] = ReparameterizedPrefix(network, start, widths[target.name], owner=not insertions)
             start += sum(widths[target.name])
-        return made
+        return insertions
 
 
 def _shortened(names: list[str]) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
-from deltahub.deltas.soft_tokens import BareEmbeddings, LongerMask, SoftTokens, home_of_embeddings
+from deltahub.deltas.soft_tokens import BareEmbeddings, MaskExtension, SoftTokens, home_of_embeddings
 from deltahub.engine.building import Like
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.modules import own_modules
@@ -145,7 +145,7 @@ class SoftPromptModel(DeltaBase):
         if not soft.is_meta:
             _draw(soft, weight, config)
         fills, count = config.other_expand_ids, config.soft_token_num
-        masks = {target.name: LongerMask(target.module, count, fills) for target in around}
+        masks = {target.name: MaskExtension(target.module, count, fills) for target in around}
         return {**bare, **masks, home.name: SoftTokens(soft, home.module, fills)}
 
 

@@ -26,7 +26,7 @@ _AGAIN: Final = (
 )
 
 
-class Growing(Insertion):
+class InputExtension(Insertion):
     """The base class of insertions that change a model's arguments one by one.
 
     Args:
@@ -44,14 +44,14 @@ class Growing(Insertion):
         self.fills = {MASK: 1, **fills}
 
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """Pass all arguments on by name, as `grown` returns them."""
-        return (), self.grown(target, dict(zip(self.names, args, strict=False)) | kwargs)
+        """Pass all arguments on by name, as `extended` returns them."""
+        return (), self.extended(target, dict(zip(self.names, args, strict=False)) | kwargs)
 
-    def grown(self, target: nn.Module, given: Kwargs) -> Kwargs:
+    def extended(self, target: nn.Module, arguments: Kwargs) -> Kwargs:
         """Return the changed arguments."""
         raise NotImplementedError
 
-    def longer_mask(self, given: Kwargs, tokens: int, *, twice: bool = True) -> Kwargs:
+    def extended_mask(self, arguments: Kwargs, tokens: int, *, twice: bool = True) -> Kwargs:
         """Return the mask over soft tokens and text, if there is one.
 
         Args:
@@ -61,22 +61,22 @@ class Growing(Insertion):
         Raises:
             ConfigError: the mask covers something else.
         """
-        mask = given.get(MASK)
+        mask = arguments.get(MASK)
         if mask is None:
             return {}
         if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == tokens:
             return {MASK: F.pad(mask, (self.places, 0), value=self.fills[MASK])}
         if twice and isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == tokens + self.places:
             return {}
-        found = list(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        actual = list(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
         msg = (
-            f"With a soft prompt the attention_mask must have an entry for each token, (batch, {tokens}), got {found}. "
+            f"With a soft prompt the attention_mask must have an entry for each token, (batch, {tokens}), got {actual}. "
             f"Masks of four dimensions are not taken. {_AGAIN}"
         )
         raise ConfigError(msg)
 
 
-class SoftTokens(Growing):
+class SoftTokens(InputExtension):
     """Soft tokens before the text given to a decoder or an encoder.
 
     Args:
@@ -94,61 +94,61 @@ class SoftTokens(Growing):
         self.soft_embeds = nn.Parameter(soft)
         self._check_limit(1, 0)
 
-    def grown(self, target: nn.Module, given: Kwargs) -> Kwargs:
+    def extended(self, target: nn.Module, arguments: Kwargs) -> Kwargs:
         """Put the soft tokens in front, unless a cache already holds them."""
-        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
         text: Any = ids if embeds is None else embeds
         if text is None:
-            return given
-        tokens, cached = text.shape[1], _cached(given)
+            return arguments
+        tokens, cached = text.shape[1], _cached(arguments)
         self._check_limit(tokens, cached)
         end = tokens + max(cached - self.places, 0)
-        positions = given.get("position_ids")
-        if cached and positions is not None and given.get(MASK) is None:
+        positions = arguments.get("position_ids")
+        if cached and positions is not None and arguments.get(MASK) is None:
             _check_end(positions, end)
-        given = {**given, **self.longer_mask(given, end, twice=not cached)}
+        arguments = {**arguments, **self.extended_mask(arguments, end, twice=not cached)}
         if cached:
-            return given if positions is None else {**given, "position_ids": positions + self.places}
+            return arguments if positions is None else {**arguments, "position_ids": positions + self.places}
         if embeds is None:
             embeds = target.get_input_embeddings()(ids)  # type: ignore[operator]
         soft = self.soft_embeds.to(embeds).expand(len(embeds), -1, -1)
-        grown = {"input_ids": None, "inputs_embeds": torch.cat([soft, embeds], dim=1)}
+        extended = {"input_ids": None, "inputs_embeds": torch.cat([soft, embeds], dim=1)}
         for key, fill in {**self.fills, **_LABELS}.items():
-            value = given.get(key)
+            value = arguments.get(key)
             if key != MASK and isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] == tokens:
-                grown[key] = torch.cat(
+                extended[key] = torch.cat(
                     [value.new_full((len(value), self.places, *value.shape[2:]), fill), value], dim=1
                 )
         for key in _PLACES:
-            if isinstance(value := given.get(key), Tensor):
-                grown[key] = value + self.places
+            if isinstance(value := arguments.get(key), Tensor):
+                extended[key] = value + self.places
         if positions is not None:
             first = torch.arange(self.places, dtype=positions.dtype, device=positions.device)
-            grown["position_ids"] = torch.cat(
+            extended["position_ids"] = torch.cat(
                 [first.expand(*positions.shape[:-1], -1), positions + self.places], dim=-1
             )
-        return {**given, **grown}
+        return {**arguments, **extended}
 
     def _check_limit(self, tokens: int, cached: int) -> None:
-        found = tokens + (cached or self.places)
-        if self.limit is not None and found > self.limit:
+        length = tokens + (cached or self.places)
+        if self.limit is not None and length > self.limit:
             msg = (
-                f"{self.places} soft tokens and a text of {found - self.places} make {found}, and this model has learned "
+                f"{self.places} soft tokens and a text of {length - self.places} make {length}, and this model has learned "
                 f"{self.limit} positions. Cut the text to {max(self.limit - self.places, 0)} tokens, or use fewer soft tokens."
             )
             raise ConfigError(msg)
 
 
-class LongerMask(Growing):
+class MaskExtension(InputExtension):
     """An insertion without parameters that lets a decoder see the soft tokens in its encoder's output."""
 
-    def grown(self, target: nn.Module, given: Kwargs) -> Kwargs:
+    def extended(self, target: nn.Module, arguments: Kwargs) -> Kwargs:
         """Extend the mask that encoder and cross-attention share."""
-        encoded = given.get("encoder_outputs")
-        text: Any = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
+        encoded = arguments.get("encoder_outputs")
+        text: Any = arguments.get("input_ids") if arguments.get("inputs_embeds") is None else arguments["inputs_embeds"]
         if encoded is not None:
-            return {**given, **self.longer_mask(given, encoded[0].shape[1] - self.places)}
-        return given if text is None else {**given, **self.longer_mask(given, text.shape[1])}
+            return {**arguments, **self.extended_mask(arguments, encoded[0].shape[1] - self.places)}
+        return arguments if text is None else {**arguments, **self.extended_mask(arguments, text.shape[1])}
 
 
 class BareEmbeddings(Insertion):
@@ -165,8 +165,8 @@ class BareEmbeddings(Insertion):
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Return the given embeddings, ``(batch, tokens, hidden)``, if there are any, else the output for the text."""
-        given = args[self.place] if len(args) > self.place else kwargs.get("inputs_embeds")
-        return output if given is None else given
+        embeddings = args[self.place] if len(args) > self.place else kwargs.get("inputs_embeds")
+        return output if embeddings is None else embeddings
 
 
 def home_of_embeddings(target: nn.Module) -> str:
@@ -175,18 +175,18 @@ def home_of_embeddings(target: nn.Module) -> str:
     return next((name.rpartition(".")[0] for name, module in own_modules(target) if module is embeddings), "")
 
 
-def _cached(given: Kwargs) -> int:
+def _cached(arguments: Kwargs) -> int:
     """Return the number of positions in a cache, soft tokens included.
 
     Raises:
         ConfigError: the cache does not grow, or does not reveal its length.
     """
-    if given.get("cache_params") is not None:
+    if arguments.get("cache_params") is not None:
         msg = (
             "The state of this model does not tell whether it has seen the soft tokens. Call generate(use_cache=False)."
         )
         raise ConfigError(msg)
-    cache = given.get("past_key_values")
+    cache = arguments.get("past_key_values")
     if cache is None:
         return 0
     if not hasattr(cache, "get_seq_length") or getattr(cache, "is_compileable", False):

@@ -150,8 +150,8 @@ class DeltaBase(SaveLoadMixin):
         """
         document = config.to_dict() if isinstance(config, DeltaConfig) else config
         delta = cls.__new__(cls)
-        own = cls.config_class.from_dict(document, **options)
-        DeltaBase.__init__(delta, backbone_model, own, name=name, insertions=insertions, dtype=dtype)
+        own_config = cls.config_class.from_dict(document, **options)
+        DeltaBase.__init__(delta, backbone_model, own_config, name=name, insertions=insertions, dtype=dtype)
         return delta
 
     @classmethod
@@ -387,12 +387,12 @@ def deltas_of(backbone: nn.Module) -> dict[str, DeltaBase]:
         for address, part, ledger in ledgers_in(uncompiled(backbone))
         for e in ledger.entries.values()
     ]
-    found: dict[str, DeltaBase] = {}
-    for entry, part, address in sorted(entries, key=lambda one: one[0].serial):
+    handles: dict[str, DeltaBase] = {}
+    for entry, part, address in sorted(entries, key=lambda item: item[0].serial):
         handle: DeltaBase = object.__new__(entry.handle)
         SaveLoadMixin.__init__(handle, part, entry)
-        found[f"{address}.{entry.name}" if entry.name in found else entry.name] = handle
-    return found
+        handles[f"{address}.{entry.name}" if entry.name in handles else entry.name] = handle
+    return handles
 
 
 def delta_classes() -> Mapping[str, type[DeltaBase]]:

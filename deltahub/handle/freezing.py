@@ -29,23 +29,23 @@ class Selection:
 
     Attributes:
         parameters: every parameter to treat, by its name within the treated part.
-        kept: ids of those to train.
+        trainable_ids: ids of those to train.
         patterns: the addresses that match the delta or the backbone, which a checkpoint of the delta can keep.
     """
 
     parameters: Mapping[str, nn.Parameter]
-    kept: frozenset[int]
+    trainable_ids: frozenset[int]
     patterns: tuple[str, ...]
 
     def names(self, backbone: nn.Module) -> set[str]:
         """Return the names of the backbone's own parameters among those to train."""
-        return {name for name, parameter in own_parameters(backbone) if id(parameter) in self.kept}
+        return {name for name, parameter in own_parameters(backbone) if id(parameter) in self.trainable_ids}
 
     def apply(self) -> None:
         """Make exactly the selected parameters trainable."""
         for parameter in self.parameters.values():
             numeric = parameter.is_floating_point() or parameter.is_complex()
-            parameter.requires_grad_(id(parameter) in self.kept and numeric)
+            parameter.requires_grad_(id(parameter) in self.trainable_ids and numeric)
 
 
 def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str], delta: str) -> Selection:
@@ -62,33 +62,35 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
     """
     prefix = prefix_of(backbone, module)
     every = backbone.named_parameters(remove_duplicate=False)  # any name of a tied tensor can match
-    plain = ((plain_name(name), parameter) for name, parameter in chain(every, _switched_off(backbone)))
+    plain = ((plain_name(name), parameter) for name, parameter in chain(every, _detached_parameters(backbone)))
     named = {name[len(prefix) :]: parameter for name, parameter in plain if name.startswith(prefix)}
     owners = {name: delta_of(name) for name in named}
     structure = StructureMap.of(module if module is not None else backbone)
-    kept: set[str] = set()
+    trainable_names: set[str] = set()
     patterns = []
     for pattern in exclude:
         means = {delta, "", *(other for other in owners.values() if _names(pattern, other))}
         names = [name for name, owner in owners.items() if owner in means]
-        found = {n for n in names if owners[n]} if pattern == CHILD else _covered(pattern, names, structure)
-        kept |= found
-        if pattern == CHILD or any(owners[name] in (delta, "") for name in found):
+        matches = {n for n in names if owners[n]} if pattern == CHILD else _matching_names(pattern, names, structure)
+        trainable_names |= matches
+        if pattern == CHILD or any(owners[name] in (delta, "") for name in matches):
             patterns.append(re.sub(rf"\b{CHILD}\.{delta}\b", CHILD, pattern))  # valid under any name of the delta
-    if away := sorted(
-        name for name in kept if not owners[name] and named[name].is_meta and f"{prefix}{name}" in offloaded(backbone)
+    if offloaded_names := sorted(
+        name
+        for name in trainable_names
+        if not owners[name] and named[name].is_meta and f"{prefix}{name}" in offloaded(backbone)
     ):
-        msg = f"{away[0]} is offloaded, so its gradients would be lost. Keep what trains on a device: see device_map of from_pretrained."
+        msg = f"{offloaded_names[0]} is offloaded, so its gradients would be lost. Keep what trains on a device: see device_map of from_pretrained."
         raise ConfigError(msg)
-    for name in sorted(kept):
+    for name in sorted(trainable_names):
         if not owners[name] and (fault := training_fault(named[name])):
             msg = f"{prefix}{name} cannot be trained: {fault}. Name only what trains beside it, or put a delta on the layer."
             raise ConfigError(msg)
-    meant = frozenset(id(named[name]) for name in kept)
-    return Selection(named, meant, tuple(dict.fromkeys(patterns)))
+    trainable_ids = frozenset(id(named[name]) for name in trainable_names)
+    return Selection(named, trainable_ids, tuple(dict.fromkeys(patterns)))
 
 
-def _switched_off(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def _detached_parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield the parameters of inactive insertions: one attached again later must not train unasked."""
     for address, module in own_modules(backbone):
         site = module._modules.get(CHILD)
@@ -103,14 +105,14 @@ def _names(pattern: str, delta: str) -> bool:
     return bool(delta) and re.search(rf"\b{CHILD}\.{delta}\b", pattern.replace("\\", "")) is not None
 
 
-def _covered(pattern: str, names: Collection[str], structure: StructureMap) -> set[str]:
+def _matching_names(pattern: str, names: Collection[str], structure: StructureMap) -> set[str]:
     """Return the parameters that a pattern matches, directly or through a module around them; real names come first."""
     real = {name for name in names if MARK not in pattern and lies_within(name, (pattern,))}
-    found = real or {name for name in names if lies_within(structure.common_name(name), (pattern, marked(pattern)))}
-    if not found:
+    matches = real or {name for name in names if lies_within(structure.common_name(name), (pattern, marked(pattern)))}
+    if not matches:
         modules = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
         raise NoMatchError(pattern, nearest_names(pattern, sorted(modules)), "It was to stay trainable.")
-    return found
+    return matches
 
 
 def prefix_of(backbone: nn.Module, module: nn.Module | None) -> str:
@@ -145,13 +147,13 @@ def freeze(
         raise ConfigError(msg)
     prefix = prefix_of(backbone, module)
     selection = select(backbone, module, names, entry.name)
-    kept = selection.names(backbone) | running_statistics(backbone, prefix).keys()
-    refuse_merged_tensors(backbone, kept)
+    kept_names = selection.names(backbone) | running_statistics(backbone, prefix).keys()
+    refuse_merged_tensors(backbone, kept_names)
     reshard(backbone)
     remember(backbone, ledger.serial)
     selection.apply()
-    stale = [name for name in entry.replaced if name.startswith(prefix) and name not in kept]
+    stale = [name for name in entry.replaced if name.startswith(prefix) and name not in kept_names]
     ledger.release(backbone, entry, stale)
-    ledger.replace(backbone, entry, dict.fromkeys(sorted(kept)))
+    ledger.replace(backbone, entry, dict.fromkeys(sorted(kept_names)))
     entry.config = replace(entry.config, unfrozen_modules=selection.patterns)
     ledger.only_trainable = ledger.filter_asked = set_state_dict

@@ -145,17 +145,15 @@ def _check_arguments(surplus: tuple[Any, ...], backbone: Any, check_hash: Any, c
         msg = f"from_finetuned takes no further positional arguments, got {surplus!r}. Pass them by name."
         raise ConfigError(msg)
     if not isinstance(backbone, nn.Module):
-        found = type(backbone).__name__
-        msg = (
-            f"backbone_model is of type {found}; expected a model of PyTorch. Load it first, e.g. with from_pretrained."
-        )
+        actual_type = type(backbone).__name__
+        msg = f"backbone_model is of type {actual_type}; expected a model of PyTorch. Load it first, e.g. with from_pretrained."
         raise ConfigError(msg)
     if not isinstance(check_hash, bool) and check_hash != STRUCTURE:  # 1 is not True
         msg = f'check_hash must be True, False or "structure", got {check_hash!r}.'
         raise ConfigError(msg)
     if config is not None and not isinstance(config, DeltaConfig):
-        found = type(config).__name__
-        msg = f"delta_config is of type {found}; expected a config of a delta. Make one with AutoDeltaConfig.from_dict."
+        actual_type = type(config).__name__
+        msg = f"delta_config is of type {actual_type}; expected a config of a delta. Make one with AutoDeltaConfig.from_dict."
         raise ConfigError(msg)
 
 
@@ -202,5 +200,5 @@ def _check_backbone(saved: Checkpoint, backbone: nn.Module, replaced: tuple[str,
             "%s (%d in all) could not be compared. Save the delta again to cover them.",
             *(saved.folder, names[0], len(names)),
         )
-    found = fingerprint(backbone, replaced, version)
-    saved.fingerprint.require(found, same_weights=check_hash is True)
+    actual = fingerprint(backbone, replaced, version)
+    saved.fingerprint.require(actual, same_weights=check_hash is True)

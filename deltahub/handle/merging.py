@@ -168,13 +168,15 @@ def _check_alone(address: str, site: Site, name: str) -> None:
     insertion, active = site.slots[name], list(site._modules)
     others = [other for other in active if other != name]
     earlier = active[: active.index(name)]
-    in_the_way = others if acts_in(insertion, "before") else [o for o in earlier if acts_in(site.slots[o], "after")]
+    blockers = others if acts_in(insertion, "before") else [o for o in earlier if acts_in(site.slots[o], "after")]
     # An insertion that reads the weights would also read the merged work of another delta.
-    beside = [*others, *site.merged]
-    in_the_way += [other for other in beside if insertion.reads_weight or site.slots[other].reads_weight]
-    if in_the_way:
-        remedy = "Detach one of them." if insertion.reads_weight else f"Merge or detach {in_the_way[0]!r} first."
-        msg = f"{name!r} cannot be merged: {in_the_way[0]!r} acts on {address} too, and a merge would change what they do."
+    neighbours = [*others, *site.merged]
+    blockers += [other for other in neighbours if insertion.reads_weight or site.slots[other].reads_weight]
+    if blockers:
+        remedy = "Detach one of them." if insertion.reads_weight else f"Merge or detach {blockers[0]!r} first."
+        msg = (
+            f"{name!r} cannot be merged: {blockers[0]!r} acts on {address} too, and a merge would change what they do."
+        )
         raise MergeError(f"{msg} {remedy}")
 
 
@@ -210,12 +212,12 @@ def _check_unclaimed(name: str, record: Override | None, changed: Collection[str
 
 def _owners(backbone: nn.Module) -> dict[int, list[str]]:
     """Return all names of each of the backbone's own parameters, by the parameter's id."""
-    found: dict[int, list[str]] = {}
+    names_by_id: dict[int, list[str]] = {}
     for name, module in own_modules(backbone):
         for key, parameter in module._parameters.items():
             if parameter is not None:
-                found.setdefault(id(parameter), []).append(f"{name}.{key}" if name else key)
-    return found
+                names_by_id.setdefault(id(parameter), []).append(f"{name}.{key}" if name else key)
+    return names_by_id
 
 
 @torch.no_grad()
@@ -250,12 +252,12 @@ def merged_copy(backbone: nn.Module) -> Any:
     refuse_routed(backbone)
     twin = copy.deepcopy(backbone)
     changed = {name for name, record in overrides(twin) if record.merged}
-    held = [(address, module) for address, module in own_modules(twin) if CHILD in module._modules]
+    holders = [(address, module) for address, module in own_modules(twin) if CHILD in module._modules]
     silent = {
-        name: uncalled(twin, name, [address for address, module in held if name in site_of(module).slots])
-        for name in {name for _, module in held for name in site_of(module).slots}
+        name: uncalled(twin, name, [address for address, module in holders if name in site_of(module).slots])
+        for name in {name for _, module in holders for name in site_of(module).slots}
     }
-    for address, module in held:
+    for address, module in holders:
         for name in [*site_of(module)._modules]:
             _write(twin, name, [address], changed, silent[name])
     for _, module in own_modules(twin):

@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 _BATCH, _LENGTH = 3, 5
 
 
-def rows_first(backbone: nn.Module, addresses: Collection[str]) -> set[str]:
+def modules_with_rows_first(backbone: nn.Module, addresses: Collection[str]) -> set[str]:
     """Return the modules that return one hidden state per row, as seen in a pseudo forward pass of a few rows.
 
     The pass runs on the meta device. A module that it does not reach is not included.
     """
     clone = meta_copy(backbone).eval()
-    seen: dict[str, bool] = {}
+    is_first: dict[str, bool] = {}
 
     def watch(address: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             def see(hidden: torch.Tensor) -> torch.Tensor:
-                seen[address] = seen.get(address, True) and hidden.shape[0] == _BATCH
+                is_first[address] = is_first.get(address, True) and hidden.shape[0] == _BATCH
                 return hidden
 
             map_hidden(output, see)
@@ -61,10 +61,10 @@ def rows_first(backbone: nn.Module, addresses: Collection[str]) -> set[str]:
             break
         except Exception:  # noqa: BLE001, S112  # a model can raise anything on dummy inputs; the next set may work
             continue
-    return {address for address, first in seen.items() if first}
+    return {address for address, first in is_first.items() if first}
 
 
-_OPENING: Final = threading.Lock()
+_LOCK: Final = threading.Lock()
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def route(backbone: nn.Module, rows: Sequence[DeltaBase | str | None], *, beams:
     if not isinstance(beams, int) or beams < 1:
         msg = f"beams must be a whole number of at least 1, got {beams!r}."
         raise RouteError(msg)
-    with _OPENING:
+    with _LOCK:
         if ledger.route is not None:
             msg = (
                 "A route is open on this backbone already. Leave its `with` block first, or use a copy of the backbone."
@@ -113,17 +113,17 @@ def _entries(ledger: Ledger, rows: Sequence[DeltaBase | str | None]) -> tuple[En
     if ledger.merged:
         msg = f"{ledger.merged[0]!r} is merged into the backbone's weights, where it acts on every row. Call unmerge() first."
         raise RouteError(msg)
-    found = {id(one): _entry(ledger, one) for one in rows if one is not None}
-    return tuple(None if one is None else found[id(one)] for one in rows)
+    entries = {id(row): _entry(ledger, row) for row in rows if row is not None}
+    return tuple(None if row is None else entries[id(row)] for row in rows)
 
 
 def _entry(ledger: Ledger, delta: DeltaBase | str) -> Entry:
     name = delta if isinstance(delta, str) else getattr(delta, "name", None)
     entry = ledger.entries.get(name) if isinstance(name, str) else None
     if entry is None or (not isinstance(delta, str) and delta._entry is not entry):
-        known = ", ".join(map(repr, ledger.entries))
+        names = ", ".join(map(repr, ledger.entries))
         msg = (
-            f"{name or delta!r} is not a delta on this backbone, which has {known or 'none'}. It may have been removed."
+            f"{name or delta!r} is not a delta on this backbone, which has {names or 'none'}. It may have been removed."
         )
         raise RouteError(msg)
     if not entry.attached:
@@ -145,7 +145,7 @@ class _Route:
         self.sizes: tuple[int, ...] = (len(rows), len(rows) * beams)
         self.sites: list[Site] = []
         self.opened: list[nn.Module] = []
-        self.sure: set[str] | None = None  # modules that return rows first, computed when first needed
+        self.row_modules: set[str] | None = None  # modules that return rows first, computed when first needed
 
     def __reduce__(self) -> Any:
         return type(None), ()
@@ -193,30 +193,28 @@ class _Route:
         Raises:
             RouteError: the number is not one of the route's, or it is not certain that rows come first.
         """
-        where = address or "the backbone"
+        place = address or "the backbone"
         if not isinstance(hidden, Tensor) or hidden.dim() == 0:
-            msg = f"{where} is called with a {type(hidden).__name__}, expected a tensor with a row for each row of the batch."
+            msg = f"{place} is called with a {type(hidden).__name__}, expected a tensor with a row for each row of the batch."
             raise RouteError(msg)
         size = hidden.shape[0]
         if size not in self.sizes:
-            raise RouteError(self._wrong_size(where, tuple(hidden.shape)))
+            raise RouteError(self._wrong_size(place, tuple(hidden.shape)))
         chosen = hidden.dim() == 2 and any("experts" in part for part in address.split("."))
         square = hidden.dim() > 2 and hidden.shape[1] == size > 1
         if not certain and (chosen or (square and not self._rows_first(address))):
             msg = (
-                f"{where} is given {list(hidden.shape)}, and it is not certain that the first dimension counts the {size} rows "
+                f"{place} is given {list(hidden.shape)}, and it is not certain that the first dimension counts the {size} rows "
                 "of the batch. Pad the batch to another length, or route no delta that acts there."
             )
             raise RouteError(msg)
         return size
 
-    def _wrong_size(self, where: str, shape: tuple[int, ...]) -> str:
-        rows, found = len(self.rows), shape[0]
-        msg = f"The route has {rows} rows, the batch has {found} ({where} is given {list(shape)})."
+    def _wrong_size(self, place: str, shape: tuple[int, ...]) -> str:
+        rows, size = len(self.rows), shape[0]
+        msg = f"The route has {rows} rows, the batch has {size} ({place} is given {list(shape)})."
         more = (
-            f"If these are beams of generate(), pass beams={found // rows}. "
-            if found > rows and found % rows == 0
-            else ""
+            f"If these are beams of generate(), pass beams={size // rows}. " if size > rows and size % rows == 0 else ""
         )
         return (
             f"{msg} List one delta or None for each row of the batch. {more}A module that does not take one entry for each row "
@@ -224,7 +222,7 @@ class _Route:
         )
 
     def _rows_first(self, address: str) -> bool:
-        if self.sure is None and not torch.compiler.is_compiling():
-            held = [name for name, module in own_modules(self.backbone) if CHILD in module._modules]
-            self.sure = rows_first(self.backbone, held)
-        return address in (self.sure or ())
+        if self.row_modules is None and not torch.compiler.is_compiling():
+            holders = [name for name, module in own_modules(self.backbone) if CHILD in module._modules]
+            self.row_modules = modules_with_rows_first(self.backbone, holders)
+        return address in (self.row_modules or ())

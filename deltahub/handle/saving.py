@@ -101,7 +101,7 @@ class SaveLoadMixin:
         """
         ledger_holding(self.backbone_model, self._entry)  # raises if the delta was removed
         reshard(self.backbone_model)
-        own = {
+        own_tensors = {
             delta_key(address, key): tensor.detach()
             for address, insertion in self.insertions.items()
             for key, tensor in insertion.state_dict().items()
@@ -113,7 +113,7 @@ class SaveLoadMixin:
             for name, parameter in own_parameters(self.backbone_model)
             if parameter.requires_grad and (name not in records or not records[name].values)
         }
-        return {**own, **values, **trained}
+        return {**own_tensors, **values, **trained}
 
     def save_checkpoint(
         self,
@@ -172,10 +172,10 @@ class SaveLoadMixin:
         refuse_merged(self.backbone_model)
         current = self.state_dict()
         check_fit(current, tensors)
-        own = {name: tensor for name, tensor in tensors.items() if is_delta_name(name)}
-        for name, tensor in own.items():
+        own_tensors = {name: tensor for name, tensor in tensors.items() if is_delta_name(name)}
+        for name, tensor in own_tensors.items():
             assign(current[name], tensor)  # detached views of the live parameters
-        rest = {name: tensor for name, tensor in tensors.items() if name not in own}
+        rest = {name: tensor for name, tensor in tensors.items() if name not in own_tensors}
         ledger_holding(self.backbone_model, self._entry).replace(self.backbone_model, self._entry, rest)
 
     def save_finetuned(
@@ -295,8 +295,8 @@ def _warn_of_uncalled(backbone: nn.Module, entry: Entry) -> None:
 
 def _warn_if_whole(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Warn if nothing is frozen: the whole backbone would be saved as a delta."""
-    own = [name for name, _ in own_parameters(backbone)]
-    if own and all(name in tensors for name in own):
+    own_names = [name for name, _ in own_parameters(backbone)]
+    if own_names and all(name in tensors for name in own_names):
         LOGGER.warning(
             "Every parameter of the backbone is trainable, so all of them are saved with the delta. "
             "Call freeze_module(exclude=['deltas', ...]) before training to save only what is trained."
