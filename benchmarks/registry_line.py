@@ -29,7 +29,7 @@ from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
 from deltahub.registry.publish import Publication, publish, publish_many
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Search
 from deltahub.registry.search.index import Index
 from deltahub.stores.memory import MemoryStore
 from deltahub.stores.s3 import S3Store
@@ -100,9 +100,9 @@ def main() -> None:
         line.measure(f"{asked.deltas} deltas pushed in one call", lambda: publish_many(many, made[:-2]))
         line.measure("one delta pushed", lambda: publish(many, Publication(last.reference, last.manifest, last.folder)))
         line.measure("an alias moved", lambda: set_alias(many, first.reference.path, "champion", "v1"))
-        line.measure("first search, one by one", lambda: Index(root / "a.sqlite3", single).search(Query()))
-        line.measure("first search", lambda: Index(root / "b.sqlite3", many).search(Query()))
-        line.measure("next search", lambda: Index(root / "b.sqlite3", many).search(Query()))
+        line.measure("first search, one by one", lambda: Index(root / "a.sqlite3", single).search(Search()))
+        line.measure("first search", lambda: Index(root / "b.sqlite3", many).search(Search()))
+        line.measure("next search", lambda: Index(root / "b.sqlite3", many).search(Search()))
         line.measure("collection, one by one", lambda: collect(single, timedelta(), dry_run=True))
         line.measure("collection", lambda: collect(many, timedelta(), dry_run=True))
         line.measure("mirror into memory, one by one", lambda: list(copy(single, Registry(MemoryStore()))))

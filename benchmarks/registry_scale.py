@@ -35,7 +35,7 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Version, merged_tags
 from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Query, Search
 from deltahub.registry.search.facets import facets
 from deltahub.registry.search.index import Index
 from deltahub.stores.local import LocalStore
@@ -110,19 +110,19 @@ def searches(index: Index, root: Path) -> str:
     save_file({leaf.name: np.zeros(leaf.shape, np.float32) for leaf in leaves(0)}, root / "model.safetensors")
     backbone = backbone_tensors(root)
     asked: dict[str, Callable[[], object]] = {
-        "search: newest 50": lambda: index.search(Query(), 50),
-        "search: a word of one in 8 names": lambda: index.search(Query("sst2"), 50),
-        "search: a word of every delta": lambda: index.search(Query("bert"), 50),
-        "search: two letters": lambda: index.search(Query("4k"), 50),
-        "search: one delta's name": lambda: index.search(Query("sst2-77"), 50),
-        "search: no hit": lambda: index.search(Query("nowhere"), 50),
-        "search: a tag of one in 8": lambda: index.search(Query(tags=("task=sst2",)), 50),
-        "search: a tag and a word": lambda: index.search(Query("mnli", tags=("best",)), 50),
-        "search: a metric, sorted by it": lambda: index.search(Query(sort="accuracy"), 50),
+        "search: newest 50": lambda: index.search(Search(limit=50)),
+        "search: a word of one in 8 names": lambda: index.search(Search(Query("sst2"), 50)),
+        "search: a word of every delta": lambda: index.search(Search(Query("bert"), 50)),
+        "search: two letters": lambda: index.search(Search(Query("4k"), 50)),
+        "search: one delta's name": lambda: index.search(Search(Query("sst2-77"), 50)),
+        "search: no hit": lambda: index.search(Search(Query("nowhere"), 50)),
+        "search: a tag of one in 8": lambda: index.search(Search(Query(tags=("task=sst2",)), 50)),
+        "search: a tag and a word": lambda: index.search(Search(Query("mnli", tags=("best",)), 50)),
+        "search: a metric, sorted by it": lambda: index.search(Search(Query(sort="accuracy"), 50)),
         "facets of all": lambda: facets(index, Query()),
         "facets of a tag": lambda: facets(index, Query(tags=("task=sst2",))),
-        f"fits: half of {BACKBONES} backbones": lambda: index.search(Query(), 50, backbone=backbone),
-        "fits: all with their reasons": lambda: index.search(Query(near=True), 50, backbone=backbone),
+        f"fits: half of {BACKBONES} backbones": lambda: index.search(Search(limit=50, backbone=backbone)),
+        "fits: all with their reasons": lambda: index.search(Search(Query(near=True), 50, backbone=backbone)),
     }
     variants = {name: (lambda call=call: call) for name, call in asked.items()}
     wall, busy = (interleaved(variants, ROUNDS, clock) for clock in (time.perf_counter, time.process_time))
@@ -197,12 +197,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=home) as name:
             index = Index((asked.keep or Path(name)) / "index.sqlite3", registry)
             started, busy = time.perf_counter(), time.process_time()
-            count = index.search(Query(), 1)[1]
+            count = index.search(Search(limit=1))[1]
             took, busy = time.perf_counter() - started, time.process_time() - busy
             OUT.print(f"first look at {count:,} deltas: {took:.1f} s, {busy:.1f} s of CPU")
             for wait in (2.1, 2.1):  # until the stamps of the folders say something
                 time.sleep(wait)
-                index.search(Query(), 1)
+                index.search(Search(limit=1))
             OUT.print(f"size of the index: {index.path.stat().st_size / 1e6:.0f} MB")
             (Path(name) / "backbone").mkdir()
             found = searches(index, Path(name) / "backbone")

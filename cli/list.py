@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +12,7 @@ from .options import JsonOpt, QuietOpt, SourceOpt, TagsOpt, split_tags
 from .output import Output, print_json, size_text
 
 if TYPE_CHECKING:
+    from deltahub.checkpoint.backbone_fit import Tensors
     from deltahub.registry.search.conditions import Query
     from deltahub.registry.search.index import Listed
 
@@ -68,7 +68,7 @@ def list_(
     [dim]deltahub list --fits google-bert/bert-base-uncased --near --json[/dim]
     """
     from deltahub.hub.hub import Hub
-    from deltahub.registry.search.conditions import Metric, Query
+    from deltahub.registry.search.conditions import Metric, Query, Search
 
     _check(delta_type, fits, near=near)
     metrics = tuple(map(Metric.parse, metric or ()))
@@ -77,7 +77,7 @@ def list_(
     shown = limit if limit is not None else (0 if json or quiet else _SHOWN)
     out = Output(as_json=json, quiet=quiet)
     with out.counting("Indexing", "deltas") as report:
-        entries, total = Hub.open().search(search_query, source, shown or None, offset, backbone, report)
+        entries, total = Hub.open().search(Search(search_query, shown or None, offset, backbone, report), source)
     if json:
         print_json([_data(entry) for entry in entries])
     elif entries:
@@ -140,10 +140,10 @@ def _check(delta_type: str | None, fits: str | None, *, near: bool) -> None:
         raise typer.BadParameter(msg, param_hint="--type")
 
 
-def _backbone(text: str) -> Path:
-    from deltahub.checkpoint.backbone_fit import backbone_folder
+def _backbone(text: str) -> Tensors:
+    from deltahub.checkpoint.backbone_fit import backbone_folder, backbone_tensors
 
-    return backbone_folder(text)
+    return backbone_tensors(backbone_folder(text))
 
 
 def _data(entry: Listed) -> dict[str, Any]:

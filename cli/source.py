@@ -144,10 +144,10 @@ def _count(entry: Configured) -> int:
         return len(Registry(entry.store(), entry.name).names())
     from pathlib import Path
 
-    from deltahub.registry.search.conditions import Query
+    from deltahub.registry.search.conditions import Search
     from deltahub.sources.catalog import open_source
 
-    return open_source(entry, Path(), lambda _: None).search(Query(), 1)[1]
+    return open_source(entry, Path(), lambda _: None).search(Search(limit=1))[1]
 
 
 @app.command()

@@ -10,7 +10,7 @@ from deltahub.hub.hub import Hub
 from deltahub.link import asked
 from deltahub.reference import Reference
 from deltahub.registry.amend import Amendment
-from deltahub.registry.search.conditions import Metric, Query
+from deltahub.registry.search.conditions import Metric, Query, Search
 from deltahub.registry.search.index import Listed
 from deltahub.sources.base import Pulled, Pushed
 
@@ -91,6 +91,6 @@ def list_deltas(
     Raises:
         ConfigError: a condition or the sort key is invalid.
     """
-    wanted = tuple(map(Metric.parse, metrics))
-    asked = Query(query, tuple(tags), delta_type, author, wanted, sort, reverse)
-    return Hub.open().search(asked, source, limit, offset)[0]
+    conditions = tuple(map(Metric.parse, metrics))
+    search = Search(Query(query, tuple(tags), delta_type, author, conditions, sort, reverse), limit, offset)
+    return Hub.open().search(search, source)[0]

@@ -13,7 +13,7 @@ from deltahub.registry.entries import CARD_FACTS, Version, summary_of
 from deltahub.registry.mirror import Copied
 from deltahub.registry.reconcile import merged
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Query, Search
 from deltahub.sources.huggingface import HuggingFace
 from deltahub.sources.huggingface.history import names
 from deltahub.stores.base import Progress, Source
@@ -34,7 +34,7 @@ def copy_from_hub(
         NotFoundError: the hub has no such delta.
     """
     known = target.known_names()
-    for path in paths if paths is not None else [entry.name for entry in source.search(Query(sort="name"))[0]]:
+    for path in paths if paths is not None else [entry.name for entry in source.search(Search(Query(sort="name")))[0]]:
         theirs = names(source.calls, path, f"Copying {path}").document
         if theirs is None:
             msg = (

@@ -17,9 +17,8 @@ from deltahub.registry.amend import Amendment
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Search
 from deltahub.registry.search.index import INDEXES, Listed
-from deltahub.registry.search.refresh import Told
 from deltahub.registry.verify import Supply, from_registry
 from deltahub.sources.base import Known, Resolved, Source
 from deltahub.sources.catalog import Choice, Rules, Sources, link_at, registry_at
@@ -131,26 +130,13 @@ class Lookup:
         others = {other.name: from_registry(other) for other in self.registries.values() if other is not registry}
         return {**others, "the cache": self.cache.supply}
 
-    def search(
-        self,
-        query: Query,
-        source: str | None = None,
-        limit: int | None = None,
-        offset: int = 0,
-        backbone: Path | None = None,
-        told: Told | None = None,
-    ) -> tuple[list[Listed], int]:
+    def search(self, search: Search, source: str | None = None) -> tuple[list[Listed], int]:
         """Return the deltas of a source that match a query, in its order, and their number without limit and offset.
 
-        Args:
-            backbone: the folder of a backbone that they must fit.
-            told: see `Source.search`.
-
         Raises:
-            CheckpointError: the folder does not hold a backbone.
             ConfigError: the source is disabled, or does not support the search.
         """
-        return self._choice.reachable(source).search(query, limit, offset, backbone, told)
+        return self._choice.reachable(source).search(search)
 
 
 def _as_source(sources: Mapping[str, Source | Registry], name: str, indexes: Path, known: Known) -> Source:

@@ -19,9 +19,8 @@ from deltahub.registry.amend import Amendment
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.publish import Publication
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Search
 from deltahub.registry.search.index import Listed
-from deltahub.registry.search.refresh import Told
 from deltahub.stores.base import Progress
 
 
@@ -141,19 +140,8 @@ class Source(Protocol):
         """
         ...
 
-    def search(
-        self,
-        query: Query,
-        limit: int | None = None,
-        offset: int = 0,
-        backbone: Path | None = None,
-        told: Told | None = None,
-    ) -> tuple[list[Listed], int]:
+    def search(self, search: Search) -> tuple[list[Listed], int]:
         """Return the deltas that match a query in its order, and their number without limit and offset.
-
-        Args:
-            backbone: the folder of a backbone that they must fit.
-            told: progress callback with the number of deltas read and in total, while an index has to be built.
 
         Raises:
             ConfigError: this source does not support such a search; the message says what it supports.

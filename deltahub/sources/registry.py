@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltahub.checkpoint.backbone_fit import backbone_tensors
 from deltahub.checkpoint.manifest import FileEntry
 from deltahub.errors import ConfigError, DeltaHubError, Outcome
 from deltahub.link import Link
@@ -16,9 +15,8 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.publish import Publication, Published, publish, publish_many
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Search
 from deltahub.registry.search.index import Index, Listed
-from deltahub.registry.search.refresh import Told
 from deltahub.sources.base import Pushed, Resolved
 from deltahub.stores.base import Progress
 
@@ -73,23 +71,9 @@ class RegistrySource:
         """See `Source.neighbours`."""
         return self.registry.neighbours(path)
 
-    def search(
-        self,
-        query: Query,
-        limit: int | None = None,
-        offset: int = 0,
-        backbone: Path | None = None,
-        told: Told | None = None,
-    ) -> tuple[list[Listed], int]:
-        """See `Source.search`.
-
-        Raises:
-            CheckpointError: the folder does not contain a backbone.
-        """
-        index = Index.of(self.registry, self._indexes)
-        if backbone is None:
-            return index.search(query, limit, offset, told=told)
-        return index.search(query, limit, offset, backbone_tensors(backbone), told)
+    def search(self, search: Search) -> tuple[list[Listed], int]:
+        """See `Source.search`."""
+        return Index.of(self.registry, self._indexes).search(search)
 
     def publish(
         self, publication: Publication, *, private: bool | None = None, progress: Progress | None = None

@@ -12,7 +12,7 @@ from deltahub.checkpoint.backbone_fit import SAME_STRUCTURE, backbone_folder, ba
 from deltahub.checkpoint.backbone_record import INCOMPATIBLE, OTHER_PRECISION, RESIZED, Difference, Fingerprint, Leaf
 from deltahub.checkpoint.manifest import TensorEntry
 from deltahub.errors import CheckpointError
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Query, Search
 from deltahub.registry.search.index import Index
 from deltahub.stores.base import object_key
 from tests.checkpoints import LEAVES
@@ -148,15 +148,17 @@ def index(registry, publish, tmp_path) -> Index:
 
 
 def test_a_search_by_backbone_counts_and_pages_what_fits_and_says_how(index):
-    lines, total = index.search(Query(sort="name"), limit=1, offset=1, backbone=tensors(SHAPES))
+    lines, total = index.search(Search(Query(sort="name"), limit=1, offset=1, backbone=tensors(SHAPES)))
     assert ([line.name for line in lines], total) == (["me/d1"], 3)
     assert lines[0].fit.level == SAME_STRUCTURE
-    assert index.search(Query("d2"), backbone=tensors(SHAPES))[1] == 1
-    assert index.search(Query(), backbone=tensors({"other": (1,)})) == ([], 0)
+    assert index.search(Search(Query("d2"), backbone=tensors(SHAPES)))[1] == 1
+    assert index.search(Search(backbone=tensors({"other": (1,)}))) == ([], 0)
 
 
 def test_those_that_do_not_fit_are_listed_with_the_reason_when_asked_for(index):
-    lines, total = index.search(Query(near=True, sort="name"), backbone=tensors({**SHAPES, "embed.weight": (11, 4)}))
+    lines, total = index.search(
+        Search(Query(near=True, sort="name"), backbone=tensors({**SHAPES, "embed.weight": (11, 4)}))
+    )
     assert total == 3
     assert {(line.fit.level, line.fit.detail) for line in lines} == {
         (RESIZED, "embed.weight is [11, 4], expected [10, 4]")
@@ -164,10 +166,10 @@ def test_those_that_do_not_fit_are_listed_with_the_reason_when_asked_for(index):
 
 
 def test_a_search_by_backbone_reads_each_record_once_and_no_manifest(index, registry, monkeypatch):
-    index.search(Query())
+    index.search(Search())
     read, store_read = [], registry.store.read
     monkeypatch.setattr(registry.store, "read", lambda key: read.append(key) or store_read(key))
-    assert index.search(Query(), backbone=tensors(SHAPES))[1] == 3
+    assert index.search(Search(backbone=tensors(SHAPES)))[1] == 3
     record = registry.document("me/d0").versions["v1"].summary["backbone_record"]
     assert [key for key in read if key.startswith("objects/")] == [object_key(record)]
 
@@ -175,8 +177,8 @@ def test_a_search_by_backbone_reads_each_record_once_and_no_manifest(index, regi
 def test_a_record_that_is_gone_fits_nothing_and_the_search_goes_on(index, registry):
     record = registry.document("me/d0").versions["v1"].summary["backbone_record"]
     registry.store.delete(object_key(record))
-    assert index.search(Query(), backbone=tensors(SHAPES)) == ([], 0)
-    assert index.search(Query(near=True), backbone=tensors(SHAPES))[1] == 3
+    assert index.search(Search(backbone=tensors(SHAPES))) == ([], 0)
+    assert index.search(Search(Query(near=True), backbone=tensors(SHAPES)))[1] == 3
 
 
 def test_a_delta_whose_document_does_not_say_its_record_is_found_all_the_same(index, registry):
@@ -186,4 +188,4 @@ def test_a_delta_whose_document_does_not_say_its_record_is_found_all_the_same(in
         return replace(document, versions={"v1": replace(entry, summary=summary)})
 
     assert "backbone_record" not in registry.update("me/d1", forget).versions["v1"].summary
-    assert index.search(Query(), backbone=tensors(SHAPES))[1] == 3
+    assert index.search(Search(backbone=tensors(SHAPES)))[1] == 3

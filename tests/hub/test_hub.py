@@ -21,7 +21,7 @@ from deltahub.hub.hub import Hub
 from deltahub.hub.locating import locate
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Search
 from deltahub.stores.base import object_key
 from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import content_of
@@ -269,7 +269,7 @@ def test_a_search_is_of_one_registry(two, checkpoint_folder):
     two.push(checkpoint_folder, "acme/nli", to="team")
 
     for source, expected in ((None, "acme/ner"), ("local", "acme/ner"), ("team", "acme/nli")):
-        lines, total = two.search(Query(), source)
+        lines, total = two.search(Search(), source)
         assert ([line.name for line in lines], total) == ([expected], 1)
 
 

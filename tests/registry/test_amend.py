@@ -14,7 +14,7 @@ from deltahub.registry.amend import Amendment, amend
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.mirror import copy
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.conditions import Metric, Query
+from deltahub.registry.search.conditions import Metric, Query, Search
 from deltahub.registry.search.index import Index
 from deltahub.stores.memory import MemoryStore
 
@@ -30,7 +30,7 @@ def registry(publish) -> Registry:
 
 def found(registry, tmp_path, condition) -> list[str]:
     query = Query(metrics=(Metric.parse(condition),))
-    return [line.name for line in Index(tmp_path / "index.sqlite3", registry).search(query)[0]]
+    return [line.name for line in Index(tmp_path / "index.sqlite3", registry).search(Search(query))[0]]
 
 
 def test_message_metrics_description_and_card_are_amended_and_the_digest_stays(registry, tmp_path):

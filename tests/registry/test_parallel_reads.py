@@ -10,7 +10,7 @@ import pytest
 from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Query, Search
 from deltahub.registry.search.index import Index
 from deltahub.stores.memory import MemoryStore
 
@@ -44,7 +44,7 @@ def distant(publish) -> Registry:
 
 
 def test_a_search_reads_all_changed_documents_at_once(distant, tmp_path):
-    lines, total = Index(tmp_path / "index.sqlite3", distant).search(Query(sort="name"))
+    lines, total = Index(tmp_path / "index.sqlite3", distant).search(Search(Query(sort="name")))
     assert ([line.name for line in lines], total) == ([f"acme/d{number}" for number in range(COUNT)], COUNT)
 
 

@@ -12,7 +12,7 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.edits import remove, set_alias, set_tags, undo
 from deltahub.registry.registry import REFS, Registry
 from deltahub.registry.rename import rename
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Search
 from deltahub.registry.search.index import Index
 from deltahub.registry.verify import verify
 from deltahub.stores.local import LocalStore
@@ -92,12 +92,12 @@ def test_a_delta_without_versions_is_not_listed_and_can_be_pushed_again(anywhere
     remove(anywhere, "acme/ner", "v1")
     index = Index(tmp_path / "index.sqlite3", anywhere)
 
-    assert index.search(Query()) == ([], 0)
+    assert index.search(Search()) == ([], 0)
     with pytest.raises(RemovedError, match="No version is left"):
         anywhere.resolve(NER)
     assert list(verify(anywhere)) == []
     assert publish(anywhere) == "v2"
-    assert index.search(Query())[1] == 1
+    assert index.search(Search())[1] == 1
 
 
 def test_a_version_that_gets_an_alias_meanwhile_is_not_removed(contested):
@@ -197,7 +197,7 @@ def test_an_old_name_leads_to_the_new_one_and_says_so_once(anywhere, publish, ca
     assert [record.message for record in caplog.records] == ["acme/ner was renamed: it is acme/nli now."]
     assert publish(anywhere, "acme/ner", value=0.25) == "v2"
     assert list(anywhere.document("acme/nli").versions) == ["v1", "v2"]
-    assert [line.name for line in Index(tmp_path / "index.sqlite3", anywhere).search(Query())[0]] == ["acme/nli"]
+    assert [line.name for line in Index(tmp_path / "index.sqlite3", anywhere).search(Search())[0]] == ["acme/nli"]
     assert anywhere.document("acme/nli").log[2].action == "rename"
 
 

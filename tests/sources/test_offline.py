@@ -12,7 +12,7 @@ from deltahub.errors import NotCachedError, NotFoundError, UnreachableError
 from deltahub.link import Link
 from deltahub.reference import Digest, Reference
 from deltahub.registry.edits import set_alias
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Search
 from deltahub.settings import environment
 from tests.checkpoints import content_of
 from tests.sources.test_resolution import NER, World
@@ -80,7 +80,7 @@ def test_folders_and_registries_in_folders_need_no_network(world, silent, tmp_pa
     hub = silent()
     assert hub.pull(NER, to=tmp_path / "copy").digest == digest
     assert hub.push(tmp_path / "copy", "acme/again").reference.source == "local"
-    assert len(hub.search(Query())[0]) == 2
+    assert len(hub.search(Search())[0]) == 2
 
 
 def test_a_name_is_not_answered_from_elsewhere_only_because_its_source_is_silent(world, silent):
@@ -172,7 +172,7 @@ def test_the_environment_says_whether_there_is_a_network(monkeypatch, own, their
 
 def test_pushing_over_a_network_that_may_not_be_used_is_one_sentence(world, monkeypatch, new_checkpoint):
     monkeypatch.setenv("DELTAHUB_OFFLINE", "1")
-    for call in (lambda: world.push("team"), lambda: world.hub().search(Query(), "team")):
+    for call in (lambda: world.push("team"), lambda: world.hub().search(Search(), "team")):
         with pytest.raises(UnreachableError, match=r"team \(memory\) needs the network, and DELTAHUB_OFFLINE is set"):
             call()
 

@@ -24,7 +24,7 @@ from deltahub.reference import Reference
 from deltahub.registry.edits import remove
 from deltahub.registry.registry import Registry
 from deltahub.registry.rename import rename
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Search
 from deltahub.sources.catalog import Rules
 from deltahub.stores.local import LocalStore
 from tests.checkpoints import content_of
@@ -293,7 +293,7 @@ def test_a_source_that_is_off_is_neither_searched_nor_named(world):
     with pytest.raises(NotFoundError) as caught:
         hub.pull(NER)
     assert "team" not in str(caught.value)
-    for call in (lambda: hub.pull(Reference.parse("team:acme/ner")), lambda: hub.search(Query(), "team")):
+    for call in (lambda: hub.pull(Reference.parse("team:acme/ner")), lambda: hub.search(Search(), "team")):
         with pytest.raises(ConfigError, match=r"The source 'team' is off\. Turn it on: deltahub source enable team"):
             call()
     with pytest.raises(ConfigError, match="is off"):
@@ -307,7 +307,7 @@ def test_a_registry_needs_no_name(world, tmp_path, new_checkpoint):
     assert str(pushed.reference) == f"{place}:acme/ner@v1"
     pulled = world.hub().pull(Reference.parse(f"{place}:acme/ner"), to=tmp_path / "copy")
     assert (pulled.digest, content_of(tmp_path / "copy")) == (pushed.digest, content_of(new_checkpoint()))
-    assert [line.name for line in world.hub().search(Query(), str(place))[0]] == ["acme/ner"]
+    assert [line.name for line in world.hub().search(Search(), str(place))[0]] == ["acme/ner"]
     assert {path.name for path in tmp_path.iterdir() if path.suffix == ".sqlite3"} == set()
     assert world.hub().pin(Reference.parse(f"{place}:acme/ner")).source == str(place)
     with pytest.raises(NotFoundError):

@@ -10,11 +10,13 @@ import json
 import math
 import re
 import sqlite3
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Self
 
+from deltahub.checkpoint.backbone_fit import Tensors
 from deltahub.errors import ConfigError
 from deltahub.files.documents import parse
+from deltahub.registry.search.refresh import Told
 from deltahub.registry.search.tables import has_trigrams, searchable
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.@/ -]{0,62}[A-Za-z0-9_.@/-])?")
@@ -129,6 +131,25 @@ def _is_field(key: str, value: object) -> bool:
     if key in ("tags", "metrics"):
         return isinstance(value, list) and all(isinstance(it, str) for it in value)
     return key in ("text", "delta_type", "author", "sort", "backbone", "fingerprint") and isinstance(value, str)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A request for one page of the deltas that match a query.
+
+    Attributes:
+        query: the conditions and the order.
+        limit: the most to return; None for all.
+        offset: how many of the first to skip.
+        backbone: the tensors of a backbone that the deltas must fit; None for any.
+        report: called with the numbers of deltas read so far and in total, while an index has to be built.
+    """
+
+    query: Query = field(default_factory=Query)
+    limit: int | None = None
+    offset: int = 0
+    backbone: Tensors | None = None
+    report: Told | None = None
 
 
 Value = str | float

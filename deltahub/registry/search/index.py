@@ -20,7 +20,7 @@ from deltahub.errors import DeltaHubError
 from deltahub.files.permissions import make_folder, make_root, take_after
 from deltahub.reference import Digest
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.conditions import INDEXED, Part, Query, Value, fewest, ids, joined, order, parts
+from deltahub.registry.search.conditions import INDEXED, Part, Search, Value, fewest, ids, joined, order, parts
 from deltahub.registry.search.refresh import Told, refresh
 from deltahub.registry.search.tables import connect
 from deltahub.stores.base import object_key
@@ -84,31 +84,15 @@ class Index:
         """Bring the index up to date, so that the next search need not."""
         self.read(lambda _: None)
 
-    def search(
-        self,
-        query: Query,
-        limit: int | None = None,
-        offset: int = 0,
-        backbone: Tensors | None = None,
-        told: Told | None = None,
-    ) -> tuple[list[Listed], int]:
-        """Return the deltas that match a query, in its order.
-
-        Args:
-            limit: the most to return; None for all.
-            offset: how many of the first to skip.
-            backbone: the tensors of a backbone that the deltas must fit.
-            told: called with the numbers of deltas indexed so far and in total, if there are any to index.
-
-        Returns:
-            The deltas, and how many match without the limit.
-        """
+    def search(self, search: Search) -> tuple[list[Listed], int]:
+        """Return the deltas that match a query in its order, and their number without limit and offset."""
+        query = search.query
 
         def ask(database: sqlite3.Connection) -> tuple[list[Listed], int]:
             asked, decided = parts(query), dict[str | None, Difference]()
             first = fewest(database, asked)
-            if backbone is not None:
-                decided = self._decided(database, *joined(asked, first), backbone)
+            if search.backbone is not None:
+                decided = self._decided(database, *joined(asked, first), search.backbone)
                 able = [record or "" for record, found in decided.items() if query.near or found.level in FITS]
                 asked.append(Part("ifnull(record, '') IN (SELECT value FROM json_each(?))", (json.dumps(able),)))
             wanted, values = ids(asked, first)
@@ -120,13 +104,13 @@ class Index:
                 total = database.execute(f"SELECT count(*) FROM ({wanted})", values).fetchone()[0]  # noqa: S608
                 where, values = joined(asked, None if query.sort in INDEXED else first)
             page = f"SELECT id FROM deltas WHERE {where} ORDER BY {order(query)} LIMIT ? OFFSET ?"  # noqa: S608
-            place = [-1 if limit is None else min(limit, _MOST), min(offset, _MOST)]
+            place = [-1 if search.limit is None else min(search.limit, _MOST), min(search.offset, _MOST)]
             chosen = database.execute(page, [*values, *place]).fetchall()
             one_row = "SELECT row, record FROM deltas JOIN rows USING (id) WHERE id = ?"
             rows = [database.execute(one_row, one).fetchone() for one in chosen]
             return [_listed(row, decided.get(record)) for row, record in rows], total
 
-        return self.read(ask, told)
+        return self.read(ask, search.report)
 
     def _decided(
         self, database: sqlite3.Connection, where: str, values: list[Value], backbone: Tensors
@@ -150,7 +134,7 @@ class Index:
 
         Args:
             ask: reads the tables; if the database is damaged, it is rebuilt and this is called again.
-            told: see `search`.
+            told: see `Search.report`.
         """
         try:
             return self._read(self.path, ask, told)

@@ -20,7 +20,7 @@ from deltahub.errors import IntegrityError, NotFoundError
 from deltahub.reference import MAIN
 from deltahub.registry.entries import metrics_of, number
 from deltahub.registry.registry import Found
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Query, Search
 from deltahub.server.pages.card import LARGEST, Card
 from deltahub.server.pages.cards import Cards
 from deltahub.server.pages.commands import commands
@@ -178,7 +178,7 @@ def _alike(request: Request, shown_delta: Found) -> dict[str, Any]:
         return {"fingerprint": "", "lines": [], "total": 0}
     index = state_of(request).index
     lines, total = of_the_seen(
-        request, lambda hidden: index.search(Query(fingerprint=fingerprint, hidden=hidden), _ALIKE + 1)
+        request, lambda hidden: index.search(Search(Query(fingerprint=fingerprint, hidden=hidden), _ALIKE + 1))
     )
     other_lines = [line for line in lines if line.name != shown_delta.document.name]
     document = shown_delta.document

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deltahub.errors import ConfigError
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Query, Search
 from deltahub.registry.search.facets import Facet, facets
 from deltahub.registry.search.index import Listed
 from deltahub.server.pages.lookups import of_the_seen
@@ -72,7 +72,7 @@ def front(request: Request) -> Response:
 
     def ask(hidden: tuple[str, ...]) -> tuple[list[Listed], int, list[Facet]]:
         visible_search = replace(search, hidden=hidden)
-        return *index.search(visible_search, PER_PAGE, (at - 1) * PER_PAGE), facets(index, visible_search)
+        return *index.search(Search(visible_search, PER_PAGE, (at - 1) * PER_PAGE)), facets(index, visible_search)
 
     lines, total, counted_facets = of_the_seen(request, ask)
     pages = max(1, -(-total // PER_PAGE))

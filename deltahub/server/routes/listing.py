@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from deltahub.checkpoint.checkpoint import CARD
 from deltahub.registry.commit_message import commit_id
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Query, Search
 from deltahub.registry.search.index import Listed
 from deltahub.server import paging
 from deltahub.server.access import Caller, caller_of
@@ -114,7 +114,7 @@ def _committed(request: Request, state: State, query: Query) -> Iterator[tuple[L
     """Yield the deltas that match a query and are visible to the caller, and whether each is private."""
     caller = caller_of(request)
     hidden = {path for path, record in state.records.all().items() if may_be_private(record)}
-    matches = state.index.search(query)[0]
+    matches = state.index.search(Search(query))[0]
     # A repository created since is in the index; one deleted since is still in the records read before.
     hidden |= state.records.private()
     for entry in matches:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from deltahub.checkpoint.backbone_fit import backbone_tensors
 from deltahub.errors import ConfigError
 from deltahub.reference import Digest
-from deltahub.registry.search.conditions import Metric, Query
+from deltahub.registry.search.conditions import Metric, Query, Search
 from deltahub.registry.search.index import Listed
 from deltahub.sources.huggingface.calls import TIMEOUT, Calls
 from deltahub.sources.huggingface.fits import fitting
@@ -32,9 +30,7 @@ _HOLDS: Final = {
 }
 
 
-def search(
-    calls: Calls, query: Query, limit: int | None, offset: int, backbone: Path | None
-) -> tuple[list[Listed], int]:
+def search_hub(calls: Calls, search: Search) -> tuple[list[Listed], int]:
     """Return the deltas that match a query in its order, and their number without limit and offset.
 
     A hub of DeltaHub answers as its registry does. Any other sorts out by library, tags, namespace and one word of the name; the rest is
@@ -45,22 +41,23 @@ def search(
         UnreachableError: the hub did not answer.
         StorageError: the hub refused.
     """
+    query = search.query
     lines = _models(calls, _parameters(query))
     if next(lines):
         matches = [line for line in lines if isinstance(line, Listed)]
-        if backbone is not None:
-            matches = fitting(calls, matches, backbone_tensors(backbone), near=query.near)
-        return _part(matches, limit, offset), len(matches)
-    if backbone is not None or query.sort in _UNKNOWN:
-        criterion = "which backbone a delta fits" if backbone is not None else f"the {query.sort} of a delta"
+        if search.backbone is not None:
+            matches = fitting(calls, matches, search.backbone, near=query.near)
+        return _page(matches, search), len(matches)
+    if search.backbone is not None or query.sort in _UNKNOWN:
+        criterion = "which backbone a delta fits" if search.backbone is not None else f"the {query.sort} of a delta"
         msg = f"{calls.place} does not list {criterion}. Pull the deltas, or search a registry."
         raise ConfigError(msg)
     ordered = _ordered([line for line in lines if isinstance(line, Listed)], query)
-    return _part(ordered, limit, offset), len(ordered)
+    return _page(ordered, search), len(ordered)
 
 
-def _part(lines: list[Listed], limit: int | None, offset: int) -> list[Listed]:
-    return lines[offset : None if limit is None else offset + limit]
+def _page(lines: list[Listed], search: Search) -> list[Listed]:
+    return lines[search.offset : None if search.limit is None else search.offset + search.limit]
 
 
 def _parameters(query: Query) -> dict[str, Any]:

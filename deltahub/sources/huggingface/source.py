@@ -21,16 +21,15 @@ from deltahub.registry.commit_message import commit_id
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.publish import Publication
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Search
 from deltahub.registry.search.index import Listed
-from deltahub.registry.search.refresh import Told
 from deltahub.sources.base import Pushed, Resolved, pause
 from deltahub.sources.huggingface.amend import amend
 from deltahub.sources.huggingface.calls import ANSWER, Calls, Token
 from deltahub.sources.huggingface.download import read, read_manifest
 from deltahub.sources.huggingface.history import BRANCH, document, history, names
 from deltahub.sources.huggingface.push import Push
-from deltahub.sources.huggingface.search import search, tags_of
+from deltahub.sources.huggingface.search import search_hub, tags_of
 from deltahub.sources.huggingface.snapshot import Packed, Snapshot, manifest_in
 from deltahub.sources.huggingface.unmanifested import Foreign
 from deltahub.stores.base import Progress
@@ -149,21 +148,14 @@ class HuggingFace:
 
     def neighbours(self, path: str) -> tuple[str, ...]:
         """See `Source.neighbours`."""
-        names = [entry.name for entry in search(self.calls, Query(), None, 0, None)[0]]
+        names = [entry.name for entry in search_hub(self.calls, Search())[0]]
         near = mistyped(path.partition("/")[0], {name.partition("/")[0] for name in names})
         inside = [name for name in names if name.partition("/")[0].lower() in {namespace.lower() for namespace in near}]
         return closest(path, inside, limit=max(len(inside), 1), cutoff=0)
 
-    def search(
-        self,
-        query: Query,
-        limit: int | None = None,
-        offset: int = 0,
-        backbone: Path | None = None,
-        told: Told | None = None,
-    ) -> tuple[list[Listed], int]:
+    def search(self, search: Search) -> tuple[list[Listed], int]:
         """See `Source.search`; the hub itself searches, so there is no progress to report."""
-        return search(self.calls, query, limit, offset, backbone)
+        return search_hub(self.calls, search)
 
     def publish(
         self, publication: Publication, *, private: bool | None = None, progress: Progress | None = None

@@ -14,19 +14,25 @@ from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import ConfigError, IntegrityError
 from deltahub.link import SOURCE, Link
 from deltahub.reference import Digest, Reference
-from deltahub.registry.amend import Amendment
-from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.entries import Version
-from deltahub.registry.publish import Publication
-from deltahub.registry.search.conditions import Query
-from deltahub.registry.search.index import Listed
-from deltahub.registry.search.refresh import Told
-from deltahub.sources.base import Pushed, Resolved, pause
+from deltahub.sources.base import Resolved, pause
 from deltahub.sources.partial import PARTIAL
 from deltahub.sources.web.bundle import ENDING, WebBundle, digest_in
 from deltahub.sources.web.client import Limits, Web
 from deltahub.sources.web.folder import WebFolder
 from deltahub.stores.base import Progress
+
+
+def _refusal(reason: str) -> Callable[..., NoReturn]:
+    """Return a method of a link that refuses, because a link leads to one delta."""
+
+    def refuse(source: WebSource, *_args: object, **_options: object) -> NoReturn:
+        msg = (
+            f"{source.place} is a link to one delta, so {reason}. Pull it, and push its folder to a registry to give it a name: "
+            "deltahub push FOLDER --to local"
+        )
+        raise ConfigError(msg)
+
+    return refuse
 
 
 class WebSource:
@@ -120,37 +126,10 @@ class WebSource:
         """Return no names: a link leads to one delta."""
         return ()
 
-    def document(self, path: str) -> ReferenceDocument:
-        """Refuse: a link has no history."""
-        self._refuse("it has no history")
-
-    def search(
-        self,
-        query: Query,
-        limit: int | None = None,
-        offset: int = 0,
-        backbone: Path | None = None,
-        told: Told | None = None,
-    ) -> tuple[list[Listed], int]:
-        """Refuse: a link leads to one delta."""
-        self._refuse("it cannot be searched")
-
-    def publish(
-        self, publication: Publication, *, private: bool | None = None, progress: Progress | None = None
-    ) -> Pushed:
-        """Refuse: nothing can be pushed to a link."""
-        self._refuse("it cannot be pushed to")
-
-    def amend(self, path: str, version: str | None, amendment: Amendment) -> tuple[str, Version]:
-        """Refuse: a link keeps no versions."""
-        self._refuse("its delta cannot be changed")
-
-    def _refuse(self, why: str) -> NoReturn:
-        msg = (
-            f"{self.place} is a link to one delta, so {why}. Pull it, and push its folder to a registry to give it a name: "
-            "deltahub push FOLDER --to local"
-        )
-        raise ConfigError(msg)
+    document = _refusal("it has no history")
+    search = _refusal("it cannot be searched")
+    publish = _refusal("it cannot be pushed to")
+    amend = _refusal("its delta cannot be changed")
 
 
 def _is_bundle(link: Link) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from deltahub.registry.edits import set_tags
 from deltahub.registry.registry import Registry
 from deltahub.registry.search import refresh, tables
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Search
 from deltahub.registry.search.index import Index
 
 NAMES = ["acme/ner", "acme/nli", "zoo/ner"]
@@ -34,7 +34,7 @@ def read(full, monkeypatch) -> list[str]:
 
 
 def names(index, told=None) -> list[str]:
-    return sorted(line.name for line in index.search(Query(), told=told)[0])
+    return sorted(line.name for line in index.search(Search(report=told))[0])
 
 
 def test_over_any_store_whoever_waits_hears_of_each_delta_that_is_read(anywhere, publish, tmp_path):

@@ -19,7 +19,7 @@ from deltahub.reference import Reference
 from deltahub.registry.edits import set_alias, set_tags
 from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Query, Search
 from deltahub.registry.search.index import Index
 
 
@@ -49,17 +49,17 @@ def index(registry, tmp_path) -> Index:
 
 
 def names(index, **query) -> list[str]:
-    return [line.name for line in index.search(Query(**query))[0]]
+    return [line.name for line in index.search(Search(Query(**query)))[0]]
 
 
 def test_an_empty_registry_lists_nothing(index):
-    assert index.search(Query()) == ([], 0)
+    assert index.search(Search()) == ([], 0)
 
 
 def test_a_line_says_what_a_list_shows(index, push):
     push("acme/ner", value=0.25)
     push("acme/ner", tags=["b", "a"], aliases=["champion"], message="better")
-    ((line,), total) = index.search(Query())
+    ((line,), total) = index.search(Search())
 
     assert total == 1
     assert (line.name, line.version, line.tags, line.aliases) == ("acme/ner", "v2", ("a", "b"), {"champion": "v2"})
@@ -73,7 +73,7 @@ def test_the_newest_comes_first_and_a_limit_still_counts_all(index, push):
         push(name)
 
     assert names(index) == ["acme/c", "acme/a", "acme/b"]
-    lines, total = index.search(Query(), limit=2)
+    lines, total = index.search(Search(limit=2))
     assert ([line.name for line in lines], total) == (["acme/c", "acme/a"], 3)
 
 
@@ -184,11 +184,11 @@ def leave_a_journal(path):
 def test_a_damaged_or_deleted_index_loses_nothing(index, push, damage):
     push("acme/ner", tags=["best"])
     push("acme/nli")
-    expected = index.search(Query())
+    expected = index.search(Search())
     damage(index.path)
 
-    assert index.search(Query()) == expected
-    assert index.search(Query()) == expected
+    assert index.search(Search()) == expected
+    assert index.search(Search()) == expected
     assert names(index, tags=("best",)) == ["acme/ner"]
 
 
@@ -262,9 +262,9 @@ def test_a_page_of_what_many_deltas_have_is_the_same_as_of_what_few_have(index, 
     for number in range(5):
         push(f"acme/d{number}", tags=[f"odd={number % 2}"])
     queries = [Query("acme", sort=sort, tags=tags) for sort in ("time", "name", "size") for tags in ((), ("odd=1",))]
-    pages = [index.search(query, limit=2, offset=1) for query in queries]
+    pages = [index.search(Search(query, limit=2, offset=1)) for query in queries]
     monkeypatch.setattr("deltahub.registry.search.index._MANY", 0)
-    assert [index.search(query, limit=2, offset=1) for query in queries] == pages
+    assert [index.search(Search(query, limit=2, offset=1)) for query in queries] == pages
     assert [total for _, total in pages] == [5, 2] * 3
 
 

@@ -9,7 +9,7 @@ from deltahub.errors import ConfigError
 from deltahub.reference import Reference
 from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.conditions import Metric, Query
+from deltahub.registry.search.conditions import Metric, Query, Search
 from deltahub.registry.search.index import Index
 
 RESULTS = {
@@ -34,7 +34,7 @@ def index(anywhere: Registry, new_checkpoint, tmp_path, monkeypatch) -> Index:
 
 def names(index, *conditions, limit=None, offset=0, **query) -> list[str]:
     asked = Query(metrics=tuple(map(Metric.parse, conditions)), **query)
-    return [line.name for line in index.search(asked, limit, offset)[0]]
+    return [line.name for line in index.search(Search(asked, limit, offset))[0]]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_any_order_puts_those_without_a_value_last(index, query, expected):
 
 
 def test_the_largest_come_first_when_sorted_by_size(index):
-    lines, _ = index.search(Query(sort="size"))
+    lines, _ = index.search(Search(Query(sort="size")))
     sizes = [line.summary["size"] for line in lines]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) > 1
@@ -86,7 +86,7 @@ def test_pages_follow_each_other_without_a_gap(index):
     pages = [names(index, sort="name", limit=2, offset=offset) for offset in range(0, 8, 2)]
 
     assert pages == [["a/none", "b/low"], ["c/high", "d/one"], ["e/words", "f/spaced"], []]
-    assert index.search(Query(), limit=1, offset=5)[1] == 6
+    assert index.search(Search(limit=1, offset=5))[1] == 6
     assert names(index, offset=10**30) == []
 
 

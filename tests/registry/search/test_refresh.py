@@ -6,7 +6,7 @@ import pytest
 
 from deltahub.registry.edits import set_tags
 from deltahub.registry.search import refresh
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Query, Search
 from deltahub.registry.search.index import Index
 from deltahub.stores.folder_stamps import TICK
 
@@ -42,7 +42,7 @@ def listed(registry, monkeypatch) -> list[str]:
 
 
 def names(index, **query) -> list[str]:
-    return sorted(line.name for line in index.search(Query(**query))[0])
+    return sorted(line.name for line in index.search(Search(Query(**query)))[0])
 
 
 def settle(index, clock, listed) -> None:

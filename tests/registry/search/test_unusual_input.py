@@ -7,7 +7,7 @@ import pytest
 from deltahub.checkpoint.checkpoint import describe
 from deltahub.reference import Reference
 from deltahub.registry.publish import Publication, publish
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Query, Search
 from deltahub.registry.search.index import Index
 
 
@@ -22,14 +22,14 @@ def test_a_copied_document_is_not_listed_as_a_second_delta(index, caplog):
     store = index.registry.store
     store.swap("refs/acme/copy.json", store.read("refs/acme/ner.json"), None)
 
-    assert [line.name for line in index.search(Query())[0]] == ["acme/ner"]
+    assert [line.name for line in index.search(Search())[0]] == ["acme/ner"]
     assert "refs/acme/copy.json cannot be listed: It is the reference document of acme/ner." in caplog.text
 
 
 @pytest.mark.parametrize("query", [Query("\udcff"), Query(author="\udcff"), Query(tags=("\udcff",))])
 def test_what_no_text_can_hold_is_found_nowhere(index, query):
-    assert index.search(query) == ([], 0)
+    assert index.search(Search(query)) == ([], 0)
 
 
 def test_a_limit_may_be_larger_than_the_database_counts(index):
-    assert len(index.search(Query(), limit=10**30)[0]) == 1
+    assert len(index.search(Search(limit=10**30))[0]) == 1

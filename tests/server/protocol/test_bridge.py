@@ -20,7 +20,7 @@ from deltahub.registry.bundle import export_bundle, import_bundle
 from deltahub.registry.gc import collect
 from deltahub.registry.mirror import copy
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Search
 from deltahub.registry.verify import verify
 from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import content_of
@@ -104,7 +104,7 @@ def test_files_of_any_kind_are_listed_pulled_verified_copied_and_kept(api, local
     api.create_repo(REPO)
     made = api.upload_folder(repo_id=REPO, folder_path=adapter)
 
-    (listed,), _ = local.search(Query())
+    (listed,), _ = local.search(Search())
     assert (listed.name, listed.summary["delta_type"], listed.summary["parameters"]) == (REPO, "peft lora", 6)
     assert listed.summary["backbone_checkpoint_name"] == "bert-base-uncased"
 

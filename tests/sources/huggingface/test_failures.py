@@ -20,7 +20,7 @@ from deltahub.errors import (
 )
 from deltahub.hub.pull import Transfer
 from deltahub.registry.amend import Amendment
-from deltahub.registry.search.conditions import Query
+from deltahub.registry.search.conditions import Search
 from deltahub.sources.huggingface import HuggingFace, download
 from deltahub.sources.huggingface.calls import retry_after
 from tests import s3_proxy
@@ -211,7 +211,7 @@ def test_a_hub_that_nobody_can_connect_to_is_soon_given_up(user, repo, pauses):
 
 def test_a_list_of_a_hub_that_nobody_can_connect_to_is_soon_given_up(user, pauses, caplog):
     with pytest.raises(UnreachableError, match="Listing deltas failed in hf"):
-        user(endpoint="http://127.0.0.1:9").search(Query(), "hf")
+        user(endpoint="http://127.0.0.1:9").search(Search(), "hf")
     assert pauses == [1]
     assert [record.name for record in caplog.records] == ["deltahub"]
 
@@ -222,7 +222,7 @@ def test_a_list_of_something_else_than_a_hub_is_a_sentence(user, proxy, page):
     with pytest.raises(
         ConfigError, match=r"does not answer with a list of repos, so it is not a hub .* Check its address"
     ):
-        user().search(Query(), "hf")
+        user().search(Search(), "hf")
 
 
 def test_a_hub_of_its_own_is_sent_the_token_of_its_own_variable(user, proxy, repo, new_checkpoint, token, monkeypatch):
@@ -369,7 +369,7 @@ def test_a_hub_that_does_not_say_how_long_is_asked_again_a_little_later_each_tim
     "ask",
     [
         lambda hf: hf.document("acme/ner"),
-        lambda hf: hf.search(Query()),
+        lambda hf: hf.search(Search()),
         lambda hf: hf.resolve(ref("acme/ner")),
         lambda hf: hf.calls.make(lambda: hf.calls.api.model_info("acme/ner"), "Asking", "acme/ner"),
         lambda hf: download.copy(hf.calls, "acme/ner", "0" * 40, "a.bin", hf.into, 1000, None),

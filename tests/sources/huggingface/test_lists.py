@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from deltahub.checkpoint.card import front_matter
 from deltahub.errors import ConfigError
-from deltahub.registry.search.conditions import Metric, Query
+from deltahub.registry.search.conditions import Metric, Query, Search
 from deltahub.sources.huggingface.page import Card
 from tests.checkpoints import DOCUMENT
 from tests.sources.huggingface.test_push_and_pull import ref
@@ -45,7 +45,7 @@ def pushed(user, space, new_checkpoint):
 
 
 def names(hub, space, **query):
-    found, total = hub.search(Query(author=space, **query), "hf")
+    found, total = hub.search(Search(Query(author=space, **query)), "hf")
     assert total == len(found)
     return [entry.name.partition("/")[2] for entry in found]
 
@@ -66,13 +66,13 @@ def test_it_is_sorted_by_name_or_metric_and_shown_in_parts(pushed, space):
     assert names(pushed, space, sort="name") == ["ner-bert", "sst2-bert", "sst2-t5"]
     assert names(pushed, space, sort="name", reverse=True) == ["sst2-t5", "sst2-bert", "ner-bert"]
     assert names(pushed, space, sort="accuracy") == ["sst2-t5", "sst2-bert", "ner-bert"]
-    found, total = pushed.search(Query(author=space, sort="name"), "hf", limit=1, offset=1)
+    found, total = pushed.search(Search(Query(author=space, sort="name"), limit=1, offset=1), "hf")
     assert ([entry.name for entry in found], total) == ([f"{space}/sst2-bert"], 3)
 
 
 def test_a_line_says_what_is_known_without_asking_for_each_delta(pushed, space, proxy):
     proxy.seen.clear()
-    found, _ = pushed.search(Query(author=space, tags=("best",)), "hf")
+    found, _ = pushed.search(Search(Query(author=space, tags=("best",))), "hf")
     assert len(proxy.seen) == 1
     assert found[0].tags == ("best", "task=sst2")
     assert found[0].version == pushed.resolve(ref(found[0].name)).reference.version
@@ -83,11 +83,11 @@ def test_a_line_says_what_is_known_without_asking_for_each_delta(pushed, space, 
     }
 
 
-def test_what_a_hub_does_not_know_is_refused_in_a_sentence(pushed, tmp_path):
+def test_what_a_hub_does_not_know_is_refused_in_a_sentence(pushed):
     with pytest.raises(ConfigError, match=r"does not list which backbone a delta fits\. Pull the deltas"):
-        pushed.search(Query(), "hf", backbone=tmp_path)
+        pushed.search(Search(backbone={}), "hf")
     with pytest.raises(ConfigError, match="does not list the size of a delta"):
-        pushed.search(Query(sort="size"), "hf")
+        pushed.search(Search(Query(sort="size")), "hf")
 
 
 @both

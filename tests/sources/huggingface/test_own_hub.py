@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from deltahub.checkpoint.backbone_fit import backbone_tensors
 from deltahub.checkpoint.checkpoint import describe
 from deltahub.errors import NotFoundError, StorageError
 from deltahub.hub.copy import copy_from_hub
@@ -17,7 +18,7 @@ from deltahub.registry.commit_message import commit_id
 from deltahub.registry.edits import remove, set_tags
 from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.conditions import Metric, Query
+from deltahub.registry.search.conditions import Metric, Query, Search
 from deltahub.registry.verify import verify
 from deltahub.sources.registry import RegistrySource
 from deltahub.stores.memory import MemoryStore
@@ -186,7 +187,10 @@ def lists(hub, server, repo, registered, new_checkpoint, tmp_path):
     )
     api(hub).create_repo(f"{space}/new-{uuid.uuid4().hex[:8]}")
     direct = RegistrySource(server.registry, tmp_path / "index")
-    return lambda query, **options: (hub.search(query, "hf", **options), direct.search(query, **options))
+    return lambda query, **options: (
+        hub.search(Search(query, **options), "hf"),
+        direct.search(Search(query, **options)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -234,7 +238,7 @@ def test_what_fits_a_backbone_is_asked_of_a_hub_as_of_its_registry(lists, proxy,
         {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, tmp_path / "backbone/model.safetensors"
     )
     proxy.seen.clear()
-    through, direct = lists(Query(near=near), backbone=tmp_path / "backbone")
+    through, direct = lists(Query(near=near), backbone=backbone_tensors(tmp_path / "backbone"))
     assert through == direct
     assert len([path for _, path in proxy.seen if "backbone.json" in path]) == 1  # one record for both deltas
 
@@ -242,8 +246,8 @@ def test_what_fits_a_backbone_is_asked_of_a_hub_as_of_its_registry(lists, proxy,
 def test_a_private_delta_is_in_no_list_of_a_stranger_however_it_is_asked_for(hub, user, server, lists, repo):
     api(hub).update_repo_settings(f"{repo}-two", private=True)
     stranger = user(token=server.token("read", "beta"))
-    assert f"{repo}-two" not in [it.name for it in stranger.search(Query(), "hf")[0]]
-    assert f"{repo}-two" in [it.name for it in hub.search(Query(), "hf")[0]]
+    assert f"{repo}-two" not in [it.name for it in stranger.search(Search(), "hf")[0]]
+    assert f"{repo}-two" in [it.name for it in hub.search(Search(), "hf")[0]]
 
 
 @pytest.mark.parametrize(
