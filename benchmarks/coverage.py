@@ -1,7 +1,7 @@
 """Coverage of architectures: every delta type on every model type of transformers that can be made tiny and run on a CPU.
 
-Each delta type with its defaults is put on, stirred, must change the output, is saved, loaded on a fresh copy with the same
-bits, and taken off, after which the output is the backbone's own again, to the bit.
+Each delta type with its defaults is added, randomised, must change the output, is saved, loaded on a fresh copy with
+bit-identical outputs, and removed, after which the output must be bit-identical to the backbone's own.
 
     python benchmarks/coverage.py [--only bert,gpt2] [--jobs 2]          writes docs/coverage.md when run over all
 """

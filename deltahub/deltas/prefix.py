@@ -204,8 +204,8 @@ class PrefixModel(DeltaBase):
             inside = {name for name in every if f"{name}.".startswith(f"{target.name}.")}
             if not inside or target.parts:
                 msg = (
-                    f"{target.name} ({type(target.module).__name__}) is not an attention that a prefix can extend, and has none "
-                    f"inside. Those of this backbone are: {_shortened(list(every))}."
+                    f"{target.name} ({type(target.module).__name__}) is not an attention that a prefix can extend, and contains "
+                    f"none. This backbone has: {_shortened(list(every))}."
                 )
                 raise TargetError(msg)
             names |= inside

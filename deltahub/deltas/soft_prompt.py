@@ -169,13 +169,13 @@ def _embedding_weight(target: nn.Module) -> Tensor:
     weight = None if embeddings is None else resident(embeddings, "weight")
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         msg = (
-            f"A soft prompt is put before the embeddings of a text, and a {type(target).__name__} takes no inputs_embeds in "
-            "place of a text. Use a prefix, which is put before keys and values."
+            f"{type(target).__name__} does not support soft prompts, which need token embeddings and a forward that takes "
+            "inputs_embeds. Use a prefix, which is prepended to keys and values."
         )
         raise TargetError(msg)
     return weight
 
 
 def _no_choice(option: str, value: Any) -> ConfigError:
-    msg = f"A soft prompt is put before the text, not at modules, so {option}={value!r} would do nothing. Leave it out."
+    msg = f"A soft prompt is prepended to the text, not added to modules, so {option}={value!r} would do nothing. Leave it out."
     return ConfigError(msg)

@@ -41,8 +41,8 @@ def attentions(backbone: nn.Module) -> dict[str, nn.Module]:
     modules = {name: module for name, module in own_modules(backbone) if goes_through_interface(module)}
     if not modules:
         msg = (
-            f"No attention of this {type(backbone).__name__} goes through transformers' attention interface, which is where "
-            f"a prefix is added. {_families()}"
+            f"No attention of this {type(backbone).__name__} goes through transformers' attention interface, which a prefix "
+            f"needs. {_families()}"
         )
         raise TargetError(msg)
     return modules

@@ -72,7 +72,11 @@ BAD_OPTIONS = [
     ("soft_prompt", {"init_range": 0}, "init_range must be more than 0, got 0"),
     ("soft_prompt", {"other_expand_ids": {"token_type_ids": "0"}}, "token_type_ids must be .*integer, got '0'"),
     ("soft_prompt", {"soft_token_num": 51}, "51 soft tokens .* vocabulary of 50. Use fewer, or token_init=False"),
-    ("soft_prompt", {"modified_modules": ["attn"]}, "is put before the text, not at modules, so modified_modules="),
+    (
+        "soft_prompt",
+        {"modified_modules": ["attn"]},
+        "is prepended to the text, not added to modules, so modified_modules=",
+    ),
     ("adapter", {"bottleneck_dim": 0}, "bottleneck_dim must be .* 1, got 0"),
     ("adapter", {"non_linearity": "gelu_nwe"}, "non_linearity 'gelu_nwe' is unknown: choose one of .*gelu_new"),
 ]
