@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# A room may import those of earlier lines; rooms of one line do not know each other. From "engine" on, torch is needed.
+# A room may import those of earlier lines; rooms of one line do not know each other. From "algebra.factors" on, torch is needed.
 LAYERS = (
     ("text.visible",),
     ("errors", "renamed", "version"),
@@ -23,13 +23,15 @@ LAYERS = (
     ("sources",),
     ("hub", "server"),
     ("api",),
+    ("algebra.factors",),
     ("engine",),
     ("formats", "picker"),
+    ("algebra",),
     ("handle",),
     ("deltas",),
     ("auto",),
 )
-_FIRST_WITH_TORCH = next(level for level, layer in enumerate(LAYERS) if "engine" in layer)
+_FIRST_WITH_TORCH = next(level for level, layer in enumerate(LAYERS) if "algebra.factors" in layer)
 TORCH_FREE = {name for layer in LAYERS[:_FIRST_WITH_TORCH] for name in layer}
 
 
