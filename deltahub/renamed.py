@@ -63,6 +63,7 @@ RENAMED: Final = {
     "formats.peft_trained": "formats.peft.saved_modules",
     "formats.peft_values": "formats.peft.backbone_values",
     "hub.copying": "hub.copy",
+    "hub.lookup": "hub.hub",
     "hub.pinning": "hub.lockfile",
     "hub.pulling": "hub.pull",
     "hub.pushing": "hub.push",

@@ -12,29 +12,33 @@ from deltahub.cache.cache import Cache
 from deltahub.cache.remembered import CachedNames
 from deltahub.errors import DeltaHubError, Outcome
 from deltahub.hub.lockfile import Lock, Pin, active, pin_of, pinned
-from deltahub.hub.lookup import Lookup, as_registry
 from deltahub.hub.pull import FILES_AT_ONCE, Transfer, bring, check_replaceable, copy_out, several
 from deltahub.hub.push import push_many, ready, sign_all, sign_moved
+from deltahub.hub.resolver import Resolver
+from deltahub.hub.trust import Policies
 from deltahub.link import Link
 from deltahub.reference import Digest, Reference
+from deltahub.registry.amend import Amendment
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version
 from deltahub.registry.reconcile import Vouched
 from deltahub.registry.registry import Registry
-from deltahub.registry.search.index import INDEXES
+from deltahub.registry.search.conditions import Search
+from deltahub.registry.search.index import INDEXES, Listed
+from deltahub.registry.verify import Supply, from_registry
 from deltahub.settings.environment import cache_home
 from deltahub.settings.user import Settings
-from deltahub.sources.base import Pulled, Pushed, Resolved, Source
-from deltahub.sources.catalog import Rules, Sources, open_source
+from deltahub.sources.base import Known, Pulled, Pushed, Resolved, Source
+from deltahub.sources.catalog import Choice, Rules, Sources, link_at, open_source, registry_at
 from deltahub.sources.partial import PARTIAL
-from deltahub.sources.registry import RegistrySource
+from deltahub.sources.registry import RegistrySource, as_registry
 from deltahub.stores.base import Progress
 
 if TYPE_CHECKING:
-    from deltahub.hub.trust import Policies
     from deltahub.signing import PrivateKey
 
 
-class Hub(Lookup):
+class Hub:
     """All sources and the cache.
 
     Args:
@@ -54,13 +58,18 @@ class Hub(Lookup):
         local_files_only: bool = False,
         trust: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        super().__init__(sources, cache, rules, local_files_only=local_files_only)
-        self._policies: Policies | None = None
-        if trust:
-            from deltahub.hub.trust import Policies  # late: few require signatures
-
-            self._policies = Policies(trust, self._choice, self._names)
-            self._resolver.signed = self._policies.of_place
+        self.cache = cache
+        self._names = CachedNames(cache)
+        indexes, known = cache.root / INDEXES, self._names.known
+        self._choice = Choice(
+            Sources({name: partial(_as_source, sources, name, indexes, known) for name in sources}),
+            rules or Rules(next(iter(sources))),
+            partial(registry_at, indexes=indexes, known=known),
+            partial(link_at, cache=cache, names=self._names),
+            local_only=local_files_only,
+        )
+        self._policies = Policies(trust or {}, self._choice, self._names, cache.root)
+        self._resolver = Resolver(self._choice, self._names, self._policies.of_place)
 
     @classmethod
     def open(cls, cache_dir: str | os.PathLike[str] | None = None, *, local_files_only: bool = False) -> Hub:
@@ -81,6 +90,89 @@ class Hub(Lookup):
         }
         trust = {key: e.trust for e in settings.sources if e.trust for key in (e.name, e.url)}
         return cls(Sources(openers), cache, Rules.of(settings), local_files_only=local_files_only, trust=trust)
+
+    def source(self, name: str | None) -> Source:
+        """Return a source by its name, or the registry in a folder or at ``s3://bucket/prefix``; the default one for None.
+
+        Raises:
+            NotFoundError: no source has this name.
+            ConfigError: it is disabled.
+        """
+        return self._choice.source(name)
+
+    def registry(self, name: str | None) -> Registry:
+        """Return a registry by the name or address of its source; the default one for None.
+
+        Raises:
+            NotFoundError: no source has this name.
+            ConfigError: the source is disabled, or is not a registry.
+        """
+        return as_registry(self.source(name))
+
+    @property
+    def registries(self) -> dict[str, Registry]:
+        """The registries among the enabled sources, in their order."""
+        return {it.name: it.registry for it in self._choice.on() if isinstance(it, RegistrySource)}
+
+    def document(self, reference: Reference) -> tuple[Source, ReferenceDocument]:
+        """Return the first source that has a delta, and its reference document there.
+
+        Raises:
+            NotFoundError: no source has it; the message lists the searched places and the nearest names.
+            UnreachableError: a source that may have it does not answer.
+        """
+        return self._resolver.ask(reference, lambda source: (source, source.document(reference.path)))
+
+    def held(self, reference: Reference) -> tuple[Registry, ReferenceDocument]:
+        """Locate a delta for modification, which only registries support.
+
+        Raises:
+            NotFoundError: no source has it.
+            ConfigError: the first source that has it is not a registry.
+        """
+        source, document = self.document(reference)
+        return as_registry(source), document
+
+    def amend(self, reference: Reference, amendment: Amendment) -> tuple[Reference, Version]:
+        """Change what is said about a version after its push, in the first source that has it; its content and digest stay.
+
+        Returns:
+            The version with its source, and what is said about it now.
+
+        Raises:
+            NotFoundError: no source has it.
+            ConfigError: the source keeps no such changes.
+        """
+        source, document = self.document(reference)
+        version, entry = source.amend(document.name, reference.version, amendment)
+        return reference.exact(source.name, document.name, version), entry
+
+    def resolve(self, wanted: Reference | Link, *, fresh: bool = False, transfer: Transfer | None = None) -> Resolved:
+        """Return the version that a reference or a link means.
+
+        Args:
+            fresh: do not fall back to the meaning at its last pull.
+            transfer: progress callbacks for files that must be fetched to resolve a link.
+
+        Raises:
+            NotFoundError: no source has it, or the first that has it lacks the version.
+            UnreachableError: a source that may have it does not answer.
+            IntegrityError: the manifest is damaged.
+        """
+        return self._resolver.resolve(wanted, fresh=fresh, progress=transfer.progress if transfer else None)
+
+    def supplies(self, registry: Registry) -> dict[str, Supply]:
+        """Return other places for the objects of a registry: the other registries, and the cache."""
+        others = {other.name: from_registry(other) for other in self.registries.values() if other is not registry}
+        return {**others, "the cache": self.cache.supply}
+
+    def search(self, search: Search, source: str | None = None) -> tuple[list[Listed], int]:
+        """Return the deltas of a source that match a query, in its order, and their number without limit and offset.
+
+        Raises:
+            ConfigError: the source is disabled, or does not support the search.
+        """
+        return self._choice.reachable(source).search(search)
 
     def push(
         self,
@@ -187,7 +279,7 @@ class Hub(Lookup):
         else:
             found = self.resolve(wanted, fresh=force, transfer=transfer)
         ask = not pin or self._names.manifest(found.digest) is None
-        self._check_signature(found, trust, chosen=wanted.source is not None, ask=ask)
+        self._policies.check(found, trust, chosen=wanted.source is not None, ask=ask)
         if to and not force:
             check_replaceable(to, found.digest, self._is_kept)
         at_once = at_once if self._choice.needs_network(found.reference) else 1
@@ -219,7 +311,7 @@ class Hub(Lookup):
             SignatureError: its registry requires a signature, and it has no valid one by a trusted key.
         """
         found = self.resolve(reference, fresh=True)
-        self._check_signature(found, chosen=reference.source is not None)
+        self._policies.check(found, chosen=reference.source is not None)
         return pin_of(found)
 
     def sync(self, lock: Lock, progress: Progress | None = None) -> list[Pulled]:
@@ -231,7 +323,7 @@ class Hub(Lookup):
         transfer = Transfer(progress)
         found = [self._pinned(pin, lock) for pin in dict.fromkeys(lock.pins.values())]
         for each in found:
-            self._check_signature(each, ask=self._names.manifest(each.digest) is None)
+            self._policies.check(each, ask=self._names.manifest(each.digest) is None)
         brought = several(lambda each: bring(each, self.cache, transfer=transfer), found)
         for result in brought:
             if isinstance(result, DeltaHubError):
@@ -247,49 +339,16 @@ class Hub(Lookup):
         )
 
     def vouched(self, registry: Registry) -> Vouched | None:
-        """Return a function that refuses versions without the signature that a registry requires; None if it requires none.
-
-        Every copy or export from the registry passes through it, as the copy could then be pulled elsewhere unsigned.
-        """
-        if not self._policies or not self._policies.of_place(registry.name):
-            return None
-
-        def refuse(document: ReferenceDocument, version: str) -> None:
-            digest = document.versions[version].digest
-            exact = Reference.parse(document.name).exact(registry.name, document.name, version)
-            self._check_signature(Resolved(exact, digest, registry.manifest(digest), registry.fetch), chosen=True)
-
-        return refuse
-
-    def _check_signature(
-        self, found: Resolved, trust: Sequence[str] = (), *, chosen: bool = False, ask: bool = True
-    ) -> None:
-        """Refuse a delta if keys are trusted and it has no valid signature by one of them.
-
-        Args:
-            chosen: whether the user named its source; if not, registries with trusted keys and a delta of its name count too.
-            ask: whether to ask those registries for the name.
-        """
-        source = found.reference.source
-        asked: list[tuple[str, Sequence[str]]] = [("", trust)]
-        if self._policies:
-            asked.append(("", self._policies.of_place(source)))
-            for name, keys in () if chosen else self._policies.of_name(found, ask=ask):
-                asked.append((f"{name} has a delta of this name, and requires signatures", keys))
-        for because, keys in asked:
-            if keys:
-                from deltahub.hub.trust import require_signature  # late: few require signatures
-
-                require_signature(found, keys, partial(self._signatures, found.reference), self.cache.root, because)
-
-    def _signatures(self, reference: Reference | Link, digest: Digest) -> Mapping[str, bytes]:
-        from deltahub.registry.signatures import signatures
-
-        at = self._choice.require_reachable(self._choice.source_of(reference))
-        return signatures(at.registry, digest) if isinstance(at, RegistrySource) else {}
+        """Return a function that refuses versions without the signature that a registry requires: see `Policies.vouched`."""
+        return self._policies.vouched(registry)
 
     def _pinned(self, pin: Pin, lock: Lock, *, fresh: bool = False) -> Resolved:
         def look_up(exact: Reference) -> Resolved:
             return self._resolver.ask(exact, lambda source: source.resolve(exact))
 
         return pinned(pin, lock, look_up, (lambda _: None) if fresh else self._names.manifest)
+
+
+def _as_source(sources: Mapping[str, Source | Registry], name: str, indexes: Path, known: Known) -> Source:
+    found = sources[name]
+    return RegistrySource(found, indexes, known) if isinstance(found, Registry) else found

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 from deltahub.checkpoint.default_name import default_name, folder_name
 from deltahub.errors import DeltaHubError, Outcome, ReferenceSyntaxError, outcome
-from deltahub.hub.lookup import as_registry
 from deltahub.reference import Digest, Reference, check_alias, check_tag
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.publish import Publication
 from deltahub.registry.registry import Registry
 from deltahub.sources.base import Pushed, Source
-from deltahub.sources.registry import RegistrySource
+from deltahub.sources.registry import RegistrySource, as_registry
 from deltahub.stores.base import Progress
 
 if TYPE_CHECKING:

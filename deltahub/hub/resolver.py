@@ -48,12 +48,13 @@ class Resolver:
     Args:
         choice: the sources.
         names: the meanings of references at their last pull.
+        trusted_keys: returns the keys of which a source requires a signature; empty if it requires none.
     """
 
-    def __init__(self, choice: Choice, names: CachedNames) -> None:
+    def __init__(self, choice: Choice, names: CachedNames, trusted_keys: Callable[[str | None], Sequence[str]]) -> None:
         self._choice = choice
         self._names = names
-        self.signed: Callable[[str | None], object] = lambda _: False  # whether a source requires signatures
+        self._trusted_keys = trusted_keys
         self._private = PrivateNames(choice, names)
 
     def ask(
@@ -182,7 +183,7 @@ class Resolver:
                 raise _changed(name, before, found)
             past = _exact(before.reference)
             if past.path == exact.path and (back := _went_back(source, before, found)):
-                if self.signed(exact.source):
+                if self._trusted_keys(exact.source):
                     self._refuse_earlier_copy(exact, past)
                 LOGGER.warning("%s is %s now; it was %s when it was last pulled. %s", reference, exact, past, back)
                 return

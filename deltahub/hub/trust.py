@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +21,13 @@ from deltahub.cache.remembered import CachedNames
 from deltahub.errors import DeltaHubError, NotFoundError, SignatureError, UnreachableError
 from deltahub.files.atomic import read_file, staging
 from deltahub.files.permissions import make_folder, take_after
+from deltahub.link import Link
 from deltahub.log import LOGGER
-from deltahub.reference import Reference
+from deltahub.reference import Digest, Reference
+from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.reconcile import Vouched
+from deltahub.registry.registry import Registry
+from deltahub.registry.signatures import signatures
 from deltahub.settings.source_entry import S3, is_place, place_of
 from deltahub.signing import PublicKey, each_of, holds, stated, trusted_by
 from deltahub.sources.base import Resolved, Source
@@ -39,11 +45,45 @@ class Policies:
         trust: keys in PEM, by the name or the address of a registry.
         choice: the sources.
         names: the meanings of references at their last pull.
+        cache: the folder of the cache, which keeps verified signatures.
     """
 
-    def __init__(self, trust: Mapping[str, Sequence[str]], choice: Choice, names: CachedNames) -> None:
+    def __init__(self, trust: Mapping[str, Sequence[str]], choice: Choice, names: CachedNames, cache: Path) -> None:
         self._trust = {name: keys for name, keys in trust.items() if keys}
-        self._choice, self._names = choice, names
+        self._choice, self._names, self._cache = choice, names, cache
+
+    def check(self, resolved: Resolved, trust: Sequence[str] = (), *, chosen: bool = False, ask: bool = True) -> None:
+        """Refuse a delta if keys are trusted and it has no valid signature by one of them.
+
+        Args:
+            trust: keys in PEM, one of which must have signed it, whatever its registry requires.
+            chosen: whether the user named its source; if not, registries with trusted keys and a delta of its name count too.
+            ask: whether to ask those registries for the name.
+
+        Raises:
+            SignatureError: no trusted key signed it.
+        """
+        requirements = [("", trust), ("", self.of_place(resolved.reference.source))]
+        for name, keys in () if chosen else self._of_name(resolved, ask=ask):
+            requirements.append((f"{name} has a delta of this name, and requires signatures", keys))
+        for reason, keys in requirements:
+            if keys:
+                require_signature(resolved, keys, partial(self._signatures, resolved.reference), self._cache, reason)
+
+    def vouched(self, registry: Registry) -> Vouched | None:
+        """Return a function that refuses versions without the signature that a registry requires; None if it requires none.
+
+        Every copy or export from the registry passes through it, as the copy could then be pulled elsewhere unsigned.
+        """
+        if not self.of_place(registry.name):
+            return None
+
+        def refuse(document: ReferenceDocument, version: str) -> None:
+            digest = document.versions[version].digest
+            exact = Reference.parse(document.name).exact(registry.name, document.name, version)
+            self.check(Resolved(exact, digest, registry.manifest(digest), registry.fetch), chosen=True)
+
+        return refuse
 
     def of_place(self, name: str | None) -> Sequence[str]:
         """Return the trusted keys of a source, or of another one at the same location; empty if it requires no signature."""
@@ -57,7 +97,7 @@ class Policies:
             return ()
         return next((keys for other, keys in self._trust.items() if url and self._is_at(other, url)), ())
 
-    def of_name(self, found: Resolved, *, ask: bool) -> Iterator[tuple[str, Sequence[str]]]:
+    def _of_name(self, resolved: Resolved, *, ask: bool) -> Iterator[tuple[str, Sequence[str]]]:
         """Iterate over the other registries with trusted keys and a delta of this name, each with its keys.
 
         Args:
@@ -66,7 +106,7 @@ class Policies:
         Raises:
             UnreachableError: a registry that may have it does not answer.
         """
-        exact = found.reference
+        exact = resolved.reference
         if not isinstance(exact, Reference) or not self._trust or self.of_place(exact.source):
             return
         for source in self._choice.on():
@@ -98,6 +138,10 @@ class Policies:
         there = self._url(self._choice.sources[name]) if name in self._choice.sources else None
         return there is not None and same_place(there, url)
 
+    def _signatures(self, reference: Reference | Link, digest: Digest) -> Mapping[str, bytes]:
+        source = self._choice.require_reachable(self._choice.source_of(reference))
+        return signatures(source.registry, digest) if isinstance(source, RegistrySource) else {}
+
     @staticmethod
     def _url(source: Source) -> str | None:
         return source.registry.store.url if isinstance(source, RegistrySource) else None
@@ -114,7 +158,7 @@ def same_place(one: str, other: str) -> bool:
 
 
 def require_signature(
-    found: Resolved, keys: Collection[str], ask: Callable[[str], Mapping[str, bytes]], cache: Path, because: str = ""
+    found: Resolved, keys: Collection[str], ask: Callable[[Digest], Mapping[str, bytes]], cache: Path, because: str = ""
 ) -> str:
     """Refuse a delta without a valid signature by a trusted key.
 
@@ -137,24 +181,24 @@ def require_signature(
     if key_id := trusted_by(manifest, _kept(folder, trusted), trusted, version):
         return key_id
     why = ""
-    signatures: Mapping[str, bytes] = {}
+    claims: Mapping[str, bytes] = {}
     try:
-        signatures = ask(found.digest)
+        claims = ask(found.digest)
     except DeltaHubError as error:
         why = f"its signatures cannot be read: {error}"
-    key_id = trusted_by(manifest, signatures, trusted, version)
+    key_id = trusted_by(manifest, claims, trusted, version)
     if key_id is None:  # signatures of releases that stated no names
-        key_id = trusted_by(manifest, signatures, trusted) or trusted_by(manifest, _kept(folder, trusted), trusted)
+        key_id = trusted_by(manifest, claims, trusted) or trusted_by(manifest, _kept(folder, trusted), trusted)
         if key_id is None:
-            why = f"{why or _why(manifest, signatures, trusted, version)}{because and f' ({because})'}"
+            why = f"{why or _why(manifest, claims, trusted, version)}{because and f' ({because})'}"
             raise SignatureError(str(found.reference), why, tuple(sorted(trusted)))
         LOGGER.warning(
             "The signature of %s, by an earlier release, states no name and version, so it could be that of another delta. "
             "Sign it again: deltahub sign %s --key KEY",
             *(found.reference, found.reference),
         )
-    if key_id in signatures:
-        _keep(cache, folder, key_id, signatures[key_id])
+    if key_id in claims:
+        _keep(cache, folder, key_id, claims[key_id])
     return key_id
 
 
@@ -163,19 +207,19 @@ def _version(found: Resolved) -> str:
     return f"{exact.path}@{exact.version}" if isinstance(exact, Reference) else ""
 
 
-def _why(manifest: bytes, signatures: Mapping[str, bytes], trusted: Mapping[str, PublicKey], version: str) -> str:
-    if not signatures:
+def _why(manifest: bytes, claims: Mapping[str, bytes], trusted: Mapping[str, PublicKey], version: str) -> str:
+    if not claims:
         return "it is not signed"
-    for key_id in sorted(signatures.keys() & trusted.keys()):
+    for key_id in sorted(claims.keys() & trusted.keys()):
         others = [
             name
-            for line in each_of(signatures[key_id])
+            for line in each_of(claims[key_id])
             if (name := stated(line)) and name != version and holds(manifest, line, trusted[key_id], name)
         ]
         if others:
             return f"its content is signed as {', '.join(others[:_SHOWN])} and under no other name or version"
         return f"its signature by the key {key_id[:16]} does not match this delta"
-    return f"it is signed by {', '.join(key_id[:16] for key_id in sorted(signatures))}, which is not trusted"
+    return f"it is signed by {', '.join(key_id[:16] for key_id in sorted(claims))}, which is not trusted"
 
 
 def _kept(folder: Path, trusted: Mapping[str, PublicKey]) -> dict[str, bytes]:

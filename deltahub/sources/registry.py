@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deltahub.checkpoint.manifest import FileEntry
 from deltahub.errors import ConfigError, DeltaHubError, Outcome
@@ -17,11 +16,8 @@ from deltahub.registry.publish import Publication, Published, publish, publish_m
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.conditions import Search
 from deltahub.registry.search.index import Index, Listed
-from deltahub.sources.base import Pushed, Resolved
+from deltahub.sources.base import Known, Pushed, Resolved, Source
 from deltahub.stores.base import Progress
-
-if TYPE_CHECKING:
-    from deltahub.sources.base import Known
 
 
 class RegistrySource:
@@ -110,3 +106,18 @@ class RegistrySource:
 
     def _fetch(self, entry: FileEntry, into: Path, progress: Progress | None) -> None:
         self.registry.fetch(entry, into, progress)
+
+
+def as_registry(source: Source) -> Registry:
+    """Return the registry of a source.
+
+    Raises:
+        ConfigError: the source is not a registry.
+    """
+    if not isinstance(source, RegistrySource):
+        msg = (
+            f"{source.place} is not a registry, and only registries support this. Name one with its source, or pull "
+            "the delta and push it to a registry: deltahub push FOLDER --to local"
+        )
+        raise ConfigError(msg)
+    return source.registry
