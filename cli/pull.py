@@ -73,14 +73,14 @@ def pull(
     """
     from deltahub.hub.hub import Hub
     from deltahub.hub.pull import Transfer
-    from deltahub.link import asked
+    from deltahub.link import parse_reference
 
     if to and len(refs) > 1:
         raise typer.BadParameter("--to takes the files of one delta. Pull them one by one, or leave it out.")
     check_export(form, to, backbone)
     out = Output(as_json=json, quiet=quiet)
     hub = Hub.open()
-    references = [_at(asked(ref), source) for ref in refs]
+    references = [_at(parse_reference(ref), source) for ref in refs]
     keys = trusted(require, trust, [reference.source for reference in references])
     if len(references) > 1:
         with out.transfer("Pulling") as callbacks:

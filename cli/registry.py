@@ -14,7 +14,7 @@ from .output import Output, print_json, say
 from .sign import RequireOpt, TrustOpt, trusted
 
 if TYPE_CHECKING:
-    from deltahub.settings.source_entry import Configured
+    from deltahub.settings.source_entry import SourceEntry
     from deltahub.settings.user import Settings
 from .source import EndpointOpt, NameArg, ProfileOpt, RegionOpt, UncheckedOpt, add_checked, forget
 
@@ -49,13 +49,13 @@ def add(
     [dim]deltahub registry add team s3://acme/deltas --endpoint https://s3.acme.org --profile acme[/dim]
     """
     from deltahub.errors import ConfigError
-    from deltahub.settings.source_entry import HUB, Configured
+    from deltahub.settings.source_entry import HUB, SourceEntry
 
     if require != bool(trust):
         raise typer.BadParameter(
             "--require-signature and --trust KEY.pub belong together: one requires signatures, the other names the trusted keys."
         )
-    entry = Configured.checked(name, url, endpoint=endpoint, region=region, profile=profile)
+    entry = SourceEntry.checked(name, url, endpoint=endpoint, region=region, profile=profile)
     entry = replace(entry, trust=trusted(require, trust))
     if entry.kind == HUB:
         msg = f"{url} is a hub, not a registry. Add it with: deltahub source add {name} {url}"
@@ -94,10 +94,10 @@ def trust(
 
     def changed(settings: Settings) -> Settings:
         entry = _added(settings, name)
-        return replace(settings, known={**settings.known, name: replace(entry, trust=pems)})
+        return replace(settings, added={**settings.added, name: replace(entry, trust=pems)})
 
     settings = change(changed) if keys or no_trust else Settings.read()
-    entry: Configured = _added(settings, name)
+    entry: SourceEntry = _added(settings, name)
     ids = [PublicKey.parse(pem.encode(), "The settings").id for pem in entry.trust]
     line = (
         f"{name} requires a signature by {' or '.join(key_id[:16] for key_id in ids)}"
@@ -107,12 +107,12 @@ def trust(
     Output(as_json=json, quiet=quiet).result({"name": name, "keys": ids, "require_signature": bool(ids)}, line)
 
 
-def _added(settings: Settings, name: str) -> Configured:
+def _added(settings: Settings, name: str) -> SourceEntry:
     """Return a registry added by the user."""
     settings.require(name)
-    if name not in settings.known or settings.known[name].kind != "registry":
+    if name not in settings.added or settings.added[name].kind != "registry":
         raise typer.BadParameter(f"{name} is not a registry that was added, and only those can require signatures.")
-    return settings.known[name]
+    return settings.added[name]
 
 
 @app.command("list")

@@ -71,7 +71,7 @@ def trusted(require: bool, keys: Sequence[Path] | None, sources: Sequence[str | 
     if require and not pems:
         from deltahub.settings.user import Settings
 
-        entries = Settings.read().known
+        entries = Settings.read().added
         if not sources or any(name is None or name not in entries or not entries[name].trust for name in sources):
             raise typer.BadParameter(
                 "--require-signature needs to know whose: name the keys with --trust KEY.pub, or set them for the registry: "
@@ -89,7 +89,7 @@ def still_to_sign(source: str | None, ref: str, key: PrivateKey | None) -> str |
     """
     from deltahub.settings.user import Settings
 
-    entry = Settings.read().known.get(source or "")
+    entry = Settings.read().added.get(source or "")
     if entry is None or not entry.trust or (key and key.public.pem in entry.trust):
         return None
     return f"{entry.name} gives out only what a trusted key signed. If none did yet: deltahub sign {ref} --key KEY"
@@ -111,7 +111,7 @@ def signatures_of(checked: Sequence[tuple[str | None, str]]) -> dict[tuple[str |
     from deltahub.registry.signatures import PREFIX, signatures
     from deltahub.settings.user import Settings
 
-    hub, entries = Hub.open(), Settings.read().known
+    hub, entries = Hub.open(), Settings.read().added
     states_by_version: dict[tuple[str | None, str], list[dict[str, str]]] = {}
     for source in {source for source, _ in checked}:
         registry = hub.registry(source)

@@ -10,7 +10,7 @@ from .options import JsonOpt, QuietOpt, split_tags
 from .output import Output, print_json
 
 if TYPE_CHECKING:
-    from deltahub.settings.source_entry import Configured
+    from deltahub.settings.source_entry import SourceEntry
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -101,9 +101,9 @@ def add(
 
     [dim]deltahub source add hub https://hub.acme.org --token-env ACME_TOKEN[/dim]
     """
-    from deltahub.settings.source_entry import Configured
+    from deltahub.settings.source_entry import SourceEntry
 
-    entry = Configured.checked(
+    entry = SourceEntry.checked(
         name,
         url,
         namespaces=split_tags(namespaces),
@@ -115,7 +115,7 @@ def add(
     add_checked(entry, Output(as_json=json, quiet=quiet), unchecked=unchecked)
 
 
-def add_checked(entry: Configured, out: Output, *, unchecked: bool) -> None:
+def add_checked(entry: SourceEntry, out: Output, *, unchecked: bool) -> None:
     """Add a source after checking that it can be read."""
     from dataclasses import asdict
 
@@ -135,7 +135,7 @@ def add_checked(entry: Configured, out: Output, *, unchecked: bool) -> None:
     )
 
 
-def _count(entry: Configured) -> int:
+def _count(entry: SourceEntry) -> int:
     """Count the deltas of a source."""
     from deltahub.registry.registry import Registry
     from deltahub.settings.source_entry import HUB

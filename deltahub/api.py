@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from deltahub.hub.hub import Hub
-from deltahub.link import asked
+from deltahub.link import parse_reference
 from deltahub.reference import Reference
 from deltahub.registry.amend import Amendment
 from deltahub.registry.search.conditions import Metric, Query, Search
@@ -31,7 +31,7 @@ def push(
 
 def pull(reference: str, *, to: str | os.PathLike[str] | None = None, force: bool = False) -> Pulled:
     """Fetch a delta into the cache and verify every byte: see `Hub.pull`."""
-    return Hub.open().pull(asked(reference), to=Path(to) if to else None, force=force)
+    return Hub.open().pull(parse_reference(reference), to=Path(to) if to else None, force=force)
 
 
 def amend(

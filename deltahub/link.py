@@ -113,7 +113,7 @@ def is_link(text: str) -> bool:
     return text.lower().startswith(_SCHEMES)
 
 
-def asked(text: str) -> Reference | Link:
+def parse_reference(text: str) -> Reference | Link:
     """Parse a user's input as a reference or a link.
 
     Raises:

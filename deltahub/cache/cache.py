@@ -34,8 +34,8 @@ from deltahub.checkpoint.checkpoint import CONFIG
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import CheckpointError, DeltaHubError, IntegrityError, NotFoundError
 from deltahub.files.atomic import copy_hashed, move_all, read_file, scratch, sha256_file, staging, storage_errors
-from deltahub.files.permissions import make_folder, make_root, take_after
-from deltahub.files.reserve import set_aside
+from deltahub.files.permissions import inherit_permissions, make_folder, make_root
+from deltahub.files.reserve import reserve_space
 from deltahub.reference import Digest
 from deltahub.stores.retry import CACHE_ATTEMPTS, READ_ATTEMPTS
 from deltahub.stores.threads import each
@@ -115,7 +115,7 @@ class Cache:
 
     def place_file(self, file: Path, target: Path) -> None:
         """Rename a prepared file to its place, with the permissions of this cache."""
-        take_after(self.root, [file])
+        inherit_permissions(self.root, [file])
         make_folder(self.root, target.parent)
         os.replace(file, target)
 
@@ -135,8 +135,8 @@ class Cache:
                     fetch(entry, delta / entry.path)
             (delta / MANIFEST).write_bytes(manifest.to_bytes())
             (delta / ORIGIN).write_text(json.dumps({"origin": origin}), "utf-8")
-            take_after(self.root, [delta, *delta.rglob("*")])
-            set_aside(self.root)
+            inherit_permissions(self.root, [delta, *delta.rglob("*")])
+            reserve_space(self.root)
             self._place(delta, folder, stage)
 
     def _place(self, delta: Path, folder: Path, stage: Path) -> None:

@@ -24,7 +24,7 @@ from deltahub.cache.cache import Cache, being_read, digest_in_path, forget_kille
 from deltahub.cache.remembered import CachedNames
 from deltahub.errors import DeltaHubError, NotFoundError, ReferenceSyntaxError
 from deltahub.files.atomic import read_file, storage_errors
-from deltahub.files.reserve import freeing, spend
+from deltahub.files.reserve import spend, with_reserve
 from deltahub.reference import LATEST, Digest, Reference, is_digest, is_version
 
 PINS: Final = "pins"
@@ -263,7 +263,7 @@ def _remove(cache: Cache, deltas: Iterable[Cached]) -> list[Cached]:
                     removed.append(queue[0])
                 queue.popleft()
 
-    freeing(partial(spend, cache.root), remove)
+    with_reserve(partial(spend, cache.root), remove)
     return removed
 
 

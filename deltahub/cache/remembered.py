@@ -21,7 +21,7 @@ from deltahub.cache.cache import MANIFEST, Cache
 from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import DeltaHubError
 from deltahub.files.atomic import read_file
-from deltahub.link import Link, asked
+from deltahub.link import Link, parse_reference
 from deltahub.reference import Digest, Reference
 from deltahub.text.suggestions import closest
 
@@ -31,7 +31,7 @@ _ANY: Final = "@*"  # after a name: the version pulled last
 
 
 @dataclass(frozen=True)
-class Seen:
+class Meaning:
     """The meaning of a reference.
 
     Attributes:
@@ -51,19 +51,19 @@ class CachedNames:
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
 
-    def recall(self, reference: Reference | Link) -> Seen | None:
+    def recall(self, reference: Reference | Link) -> Meaning | None:
         """Return the meaning of a reference at its last pull; None if it was never pulled or its record is lost."""
         meaning = self._read(self._file(reference, _key(reference)), _key(reference))
         if meaning and isinstance(reference, Link):  # the record lacks the parts of the address that may be secret
             return replace(meaning, reference=reference.pinned(meaning.digest))
         return meaning
 
-    def origin(self, path: str) -> Seen | None:
+    def origin(self, path: str) -> Meaning | None:
         """Return the meaning of a name at its last pull without a source, at any version; None if it was never pulled so."""
         reference = Reference.parse(path)
         return self._read(self._file(reference, f"{path}{_ANY}"), f"{path}{_ANY}")
 
-    def remember(self, reference: Reference | Link, meaning: Seen) -> None:
+    def remember(self, reference: Reference | Link, meaning: Meaning) -> None:
         """Record the current meaning of a reference; without write permission, record nothing."""
         names = [(reference, _key(reference)), (meaning.reference, _key(meaning.reference))]
         if reference.source is None:
@@ -137,7 +137,7 @@ class CachedNames:
         folder = _LINKS if isinstance(reference, Link) else reference.path
         return self._cache.root / NAMES / folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
-    def _read(self, file: Path, key: str) -> Seen | None:
+    def _read(self, file: Path, key: str) -> Meaning | None:
         document = _document(file)
         # On a case-insensitive file system, the file may belong to another name.
         return _meaning(document) if document.get("asked") == key else None
@@ -150,7 +150,7 @@ def _key(reference: Reference | Link) -> str:
     return f"{reference}#{hashlib.sha256(reference.url.encode()).hexdigest()}"
 
 
-def _facts(meaning: Seen) -> tuple[str, Digest, str]:
+def _facts(meaning: Meaning) -> tuple[str, Digest, str]:
     return str(meaning.reference), meaning.digest, meaning.place
 
 
@@ -162,8 +162,8 @@ def _document(file: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _meaning(document: dict[str, Any]) -> Seen | None:
+def _meaning(document: dict[str, Any]) -> Meaning | None:
     try:
-        return Seen(asked(document["is"]), Digest(document["digest"]), str(document["place"]))
+        return Meaning(parse_reference(document["is"]), Digest(document["digest"]), str(document["place"]))
     except (DeltaHubError, LookupError, TypeError, AttributeError):
         return None

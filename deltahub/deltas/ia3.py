@@ -21,7 +21,7 @@ from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
 from deltahub.engine.layers import linear_fault, update_fault
 from deltahub.engine.shapes import linear_shape
 from deltahub.engine.structure.targets import Target
-from deltahub.engine.weights import as_kept, linear_bias, linear_weight
+from deltahub.engine.weights import as_stored, linear_bias, linear_weight
 from deltahub.errors import MergeError, NoMatchError, TargetError
 from deltahub.handle.base import DeltaBase
 
@@ -66,7 +66,7 @@ class ScaledOutput(Insertion):
         weight, bias = linear_weight(target), linear_bias(target)
         wide = torch.promote_types(weight.dtype, torch.float32)
         factor = self.ia3_l.to(wide)
-        values = {"weight": as_kept(target, weight.to(wide) * factor[:, None])}
+        values = {"weight": as_stored(target, weight.to(wide) * factor[:, None])}
         return values if bias is None else {**values, "bias": bias.to(wide) * factor}
 
 
@@ -87,7 +87,7 @@ class ScaledInput(ScaledOutput):
             raise MergeError(fault)
         weight = linear_weight(target)
         wide = torch.promote_types(weight.dtype, torch.float32)
-        return {"weight": as_kept(target, weight.to(wide) * self.ia3_l.to(wide))}
+        return {"weight": as_stored(target, weight.to(wide) * self.ia3_l.to(wide))}
 
 
 class IA3Model(DeltaBase):

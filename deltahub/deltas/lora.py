@@ -31,7 +31,7 @@ from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
 from deltahub.engine.layers import embed_scale, linear_fault, lookup_fault, reading_fault, update_fault
 from deltahub.engine.shapes import linear_shape
 from deltahub.engine.structure.targets import Target
-from deltahub.engine.weights import as_kept, linear_bias, linear_weight
+from deltahub.engine.weights import as_stored, linear_bias, linear_weight
 from deltahub.errors import MergeError, NoMatchError, TargetError
 from deltahub.handle.base import DeltaBase
 from deltahub.text.suggestions import closest
@@ -106,7 +106,7 @@ class LowRankUpdate(Insertion):
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
         """Return the layer's weight with the update added."""
-        return {"weight": as_kept(target, self._sum(target))}
+        return {"weight": as_stored(target, self._sum(target))}
 
     def merge_fault(self, target: nn.Module) -> str:
         """Return why the update cannot be merged into the layer's weight: a clause, empty if it can."""
@@ -193,7 +193,7 @@ class DecomposedUpdate(LowRankUpdate):
         """Return the layer's weight with its new direction and magnitude."""
         weight = self._sum(target)
         gain = self.lora_magnitude_vector.to(weight.dtype) / torch.linalg.vector_norm(weight, dim=1)
-        return {"weight": as_kept(target, gain[:, None] * weight)}
+        return {"weight": as_stored(target, gain[:, None] * weight)}
 
 
 @dataclass(frozen=True, kw_only=True)

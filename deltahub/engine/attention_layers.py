@@ -28,7 +28,7 @@ _HEAD_WIDTHS: Final = ("head_dim", "attention_head_size", "key_value_proj_dim")
 _SHOWN: Final = ("bart", "bert", "clip", "gemma3", "gpt2", "llama", "mistral", "opt", "qwen3", "roberta", "t5", "vit")
 
 
-class _AllSeen(Exception):
+class _ProbeFinished(Exception):
     """The signal that every requested width is known, so that the rest of the forward pass can be skipped."""
 
 
@@ -115,7 +115,7 @@ class _Recorder(Insertion):
         width, value_width = (states.shape[1] * states.shape[-1] for states in (call.key, call.value))
         self.widths.setdefault(self.name, (width, value_width))
         if len(self.widths) == self.expected_count:
-            raise _AllSeen
+            raise _ProbeFinished
         return call
 
 
@@ -142,7 +142,7 @@ def _failures(backbone: nn.Module, clone: nn.Module) -> Iterator[Exception]:
         try:
             with torch.no_grad():
                 clone(**inputs)
-        except _AllSeen:
+        except _ProbeFinished:
             return
         except Exception as error:  # noqa: BLE001  # a model can raise anything on dummy inputs
             yield error

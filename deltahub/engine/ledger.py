@@ -19,11 +19,11 @@ from torch.compiler import is_dynamo_compiling
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.modules import own_modules, plain_name
-from deltahub.engine.overrides import Override, opened, override_of, overrides, tensor_called, tidy
+from deltahub.engine.overrides import Override, drop_empty, override_of, overrides, overrides_for, tensor_at
 from deltahub.engine.sharding import whole
 from deltahub.engine.site import CHILD, Site, is_delta_name
 from deltahub.engine.tracing import while_tracing
-from deltahub.engine.trainable import give_back
+from deltahub.engine.trainable import restore_trainable
 from deltahub.errors import TargetError
 
 ATTRIBUTE: Final = "_deltahub_ledger"
@@ -86,35 +86,35 @@ class Ledger:
         Args:
             values: by tensor name; None to start from the current value of the entry, or else of the backbone.
         """
-        for name, record in opened(backbone, values).items():
-            live = tensor_called(backbone, name)
+        for name, record in overrides_for(backbone, values).items():
+            live = tensor_at(backbone, name)
             record.claim(entry.serial, values[name], live, attached=entry.attached)
             entry.replaced[name] = tuple(live.shape)
 
     def release(self, backbone: nn.Module, entry: Entry, names: Collection[str]) -> None:
         """Forget those of an entry's values that equal the backbone's own."""
         for name in sorted(names):  # sorted: all processes of a sharded backbone gather in one order
-            record, live = _record(backbone, entry, name), tensor_called(backbone, name)
+            record, live = _record(backbone, entry, name), tensor_at(backbone, name)
             value = whole(record.value(entry.serial, live))
             if torch.equal(value, whole(record.own(live)).to(value)):  # the backbone may have been moved or cast since
                 record.drop(entry.serial, live)
                 del entry.replaced[name]
-        tidy(backbone)
+        drop_empty(backbone)
 
     def switch(self, backbone: nn.Module, entry: Entry, on: bool) -> None:
         """Activate or deactivate an entry's values of backbone tensors."""
         entry.attached = on
         for name in sorted(entry.replaced):
-            _record(backbone, entry, name).switch(entry.serial, on, tensor_called(backbone, name))
+            _record(backbone, entry, name).switch(entry.serial, on, tensor_at(backbone, name))
 
     def forget(self, backbone: nn.Module, entry: Entry) -> None:
         """Remove a detached entry, and everything kept only for it."""
         del self.entries[entry.name]
         for name in entry.replaced:
-            _record(backbone, entry, name).drop(entry.serial, tensor_called(backbone, name))
-        tidy(backbone)
+            _record(backbone, entry, name).drop(entry.serial, tensor_at(backbone, name))
+        drop_empty(backbone)
         if not self.entries:
-            give_back(backbone, self.serial)
+            restore_trainable(backbone, self.serial)
             drop_ledger(backbone)
 
 
@@ -126,13 +126,13 @@ def check_tensors(backbone: nn.Module, entry: Entry) -> None:
     """
     for name, shape in entry.replaced.items():
         _record(backbone, entry, name)
-        if tuple(tensor_called(backbone, name).shape) != shape:
+        if tuple(tensor_at(backbone, name).shape) != shape:
             raise _exchanged(backbone, entry, name)
 
 
 def value_of(backbone: nn.Module, entry: Entry, name: str) -> Tensor:
     """Return an entry's value of a backbone tensor."""
-    return _record(backbone, entry, name).value(entry.serial, tensor_called(backbone, name))
+    return _record(backbone, entry, name).value(entry.serial, tensor_at(backbone, name))
 
 
 def _record(backbone: nn.Module, entry: Entry, name: str) -> Override:
@@ -143,7 +143,7 @@ def _record(backbone: nn.Module, entry: Entry, name: str) -> Override:
 
 
 def _exchanged(backbone: nn.Module, entry: Entry, name: str) -> TargetError:
-    shape, recorded_shape = list(tensor_called(backbone, name).shape), list(entry.replaced[name])
+    shape, recorded_shape = list(tensor_at(backbone, name).shape), list(entry.replaced[name])
     how = f"is {shape}, and was {recorded_shape} when" if shape != recorded_shape else "was replaced after"
     return TargetError(
         f"{name} {how} the delta {entry.name!r} began to train it. Resize or replace it before freeze_module."

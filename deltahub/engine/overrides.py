@@ -113,9 +113,9 @@ def own_values(backbone: nn.Module) -> dict[str, Tensor]:
     return {name: record.base for name, record in overrides(backbone) if record.base is not None}
 
 
-def opened(backbone: nn.Module, names: Collection[str]) -> dict[str, Override]:
+def overrides_for(backbone: nn.Module, names: Collection[str]) -> dict[str, Override]:
     """Return the records of some tensors, creating missing ones."""
-    names_by_id = {id(tensor_called(backbone, name)): name for name in names}
+    names_by_id = {id(tensor_at(backbone, name)): name for name in names}
     holders: dict[str, list[tuple[nn.Module, str]]] = {}
     for _, module in own_modules(backbone) if names_by_id else ():
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -130,7 +130,7 @@ def opened(backbone: nn.Module, names: Collection[str]) -> dict[str, Override]:
     return records_by_name
 
 
-def tidy(backbone: nn.Module) -> None:
+def drop_empty(backbone: nn.Module) -> None:
     """Remove the empty records."""
     for _, module in own_modules(backbone):
         if ATTRIBUTE in module.__dict__:
@@ -148,7 +148,7 @@ def forget_values(backbone: nn.Module) -> None:
         module.__dict__.pop(ATTRIBUTE, None)
 
 
-def tensor_called(backbone: nn.Module, name: str) -> Tensor:
+def tensor_at(backbone: nn.Module, name: str) -> Tensor:
     """Return a parameter or buffer by its name."""
     prefix, _, key = name.rpartition(".")
     tensor = getattr(module_at(backbone, prefix), key)

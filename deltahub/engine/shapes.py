@@ -30,7 +30,7 @@ from deltahub.errors import TargetError
 _BLIND: Final = {"_attn_implementation": "eager", "_experts_implementation": "batched_mm"}
 
 
-class _AllSeen(Exception):
+class _ProbeFinished(Exception):
     """The signal that every requested width is known, so that the rest of the forward pass can be skipped."""
 
 
@@ -89,7 +89,7 @@ def channel_dimension(module: nn.Module) -> int | None:
     return 1 if isinstance(module, (_NormBase, nn.GroupNorm)) else None
 
 
-def told_width(module: nn.Module) -> int | None:
+def known_width(module: nn.Module) -> int | None:
     """Return the width of a module's output if its attributes reveal it, else None."""
     if isinstance(module, nn.Embedding):
         return module.embedding_dim
@@ -117,7 +117,7 @@ def output_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> dict
     Raises:
         TargetError: a module does not reveal its width, and the pseudo forward pass did not reach it.
     """
-    widths = {name: told_width(module) for name, module in modules.items()}
+    widths = {name: known_width(module) for name, module in modules.items()}
     if None in widths.values():
         widths |= _widths_inside(backbone, [name for name, width in widths.items() if width is None])
     unknown = [name for name, width in widths.items() if width is None]
@@ -190,7 +190,7 @@ def _probe(backbone: nn.Module, names: Collection[str], *, of_inputs: bool = Fal
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             map_hidden(first_input(args, kwargs) if of_inputs else output, see)
             if len(widths) == len(names):
-                raise _AllSeen
+                raise _ProbeFinished
 
         return hook
 
@@ -223,7 +223,7 @@ def _run(clone: nn.Module, backbone: nn.Module) -> Exception | None:
         try:
             with torch.no_grad():
                 clone(**cast)
-        except (_AllSeen, TargetError) as done:  # TargetError: an output holds no hidden state
+        except (_ProbeFinished, TargetError) as done:  # TargetError: an output holds no hidden state
             return done if isinstance(done, TargetError) else None
         except Exception as error:  # noqa: BLE001  # a model can raise anything on dummy inputs
             failure = failure or error

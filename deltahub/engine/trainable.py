@@ -43,7 +43,7 @@ def remember(backbone: nn.Module, holder: int) -> None:
             module.__dict__[ATTRIBUTE].holders.add(holder)
 
 
-def give_back(backbone: nn.Module, holder: int) -> None:
+def restore_trainable(backbone: nn.Module, holder: int) -> None:
     """Let the parameters train again that trained before, unless another ledger has frozen them."""
     for _, module in own_modules(backbone):
         before = module.__dict__.get(ATTRIBUTE)

@@ -38,7 +38,7 @@ def linear_bias(layer: nn.Module) -> Tensor | None:
     return cast("Tensor | None", resident(layer, "bias"))
 
 
-def as_kept(layer: nn.Module, weight: Tensor) -> Tensor:
+def as_stored(layer: nn.Module, weight: Tensor) -> Tensor:
     """Return a weight ``(n_out, n_in)`` the way round that a layer stores it."""
     return weight.T if is_turned(layer) else weight
 
@@ -140,4 +140,4 @@ class FusedInsertion(Insertion):
                 old = weight if key == "weight" or bias is None else bias
                 new = tensors.setdefault(key, old.detach().to(value.dtype).clone())
                 new[rows] = value
-        return {key: as_kept(target, value) if key == "weight" else value for key, value in tensors.items()}
+        return {key: as_stored(target, value) if key == "weight" else value for key, value in tensors.items()}

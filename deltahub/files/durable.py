@@ -30,7 +30,7 @@ _KNOWN: Final = frozenset(  # the f_type of statfs(2)
 )
 
 
-class Syncing:
+class SyncBatch:
     """A sync of new files and renames to disk.
 
     Args:

@@ -23,7 +23,7 @@ def make_root(root: Path) -> None:
         with contextlib.suppress(OSError):
             above = path.parent.stat().st_mode
             if above & stat.S_ISGID and above & stat.S_IWGRP:
-                take_after(path.parent, [path])
+                inherit_permissions(path.parent, [path])
 
 
 def make_folder(root: Path, folder: Path) -> None:
@@ -32,10 +32,10 @@ def make_folder(root: Path, folder: Path) -> None:
         return
     fresh = [path for path in (folder, *folder.parents) if path.is_relative_to(root) and not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    take_after(root, reversed(fresh))
+    inherit_permissions(root, reversed(fresh))
 
 
-def take_after(root: Path, paths: Iterable[Path], *, read_only: bool = False) -> None:
+def inherit_permissions(root: Path, paths: Iterable[Path], *, read_only: bool = False) -> None:
     """Give new files and folders the group and the permissions of a root, as far as the user and the file system allow.
 
     Args:
@@ -44,10 +44,10 @@ def take_after(root: Path, paths: Iterable[Path], *, read_only: bool = False) ->
     with contextlib.suppress(OSError):
         root_status = root.stat()
         for path in paths:
-            _take_after(root_status, path, read_only=read_only)
+            _inherit_permissions(root_status, path, read_only=read_only)
 
 
-def _take_after(root_status: os.stat_result, path: Path, *, read_only: bool) -> None:
+def _inherit_permissions(root_status: os.stat_result, path: Path, *, read_only: bool) -> None:
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         mode = root_status.st_mode & 0o777

@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 from deltahub.errors import StorageError
 from deltahub.files.atomic import is_full
-from deltahub.files.permissions import make_folder, take_after
+from deltahub.files.permissions import inherit_permissions, make_folder
 
 RESERVE: Final = "reserve"
 PIECES: Final = 8  # each is also a spare file where the number of files is limited
@@ -27,7 +27,7 @@ _AMPLE: Final = 16 << 20  # no reservation with fewer free bytes: it would take 
 T = TypeVar("T")
 
 
-def set_aside(root: Path) -> None:
+def reserve_space(root: Path) -> None:
     """Reserve the missing pieces, if there is ample space."""
     folder = root / RESERVE
     with contextlib.suppress(OSError):
@@ -38,7 +38,7 @@ def set_aside(root: Path) -> None:
         make_folder(root, folder)
         for path in missing:
             _allocate(path)
-        take_after(root, missing)
+        inherit_permissions(root, missing)
 
 
 def _allocate(path: Path) -> None:
@@ -68,7 +68,7 @@ def spend(root: Path) -> bool:
     return False
 
 
-def freeing(spend_one: Callable[[], bool], change: Callable[[], T]) -> T:
+def with_reserve(spend_one: Callable[[], bool], change: Callable[[], T]) -> T:
     """Run a change that frees disk space; while the disk is full, give up a reserved piece and retry.
 
     Args:

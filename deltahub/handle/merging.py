@@ -23,12 +23,12 @@ from deltahub.engine.ledger import Entry, Ledger, drop_ledger, ledger_holding
 from deltahub.engine.modules import module_at, own_modules
 from deltahub.engine.overrides import (
     Override,
+    drop_empty,
     forget_values,
-    opened,
     override_of,
     overrides,
-    tensor_called,
-    tidy,
+    overrides_for,
+    tensor_at,
 )
 from deltahub.engine.sharding import reshard
 from deltahub.engine.site import CHILD, Site, eject, site_of
@@ -117,8 +117,8 @@ def _write(
     """
     planned = dict(_plan(backbone, name, addresses, changed, silent))
     rounding = {}
-    for tensor, record in opened(backbone, planned).items():
-        live, exact = tensor_called(backbone, tensor), planned[tensor]
+    for tensor, record in overrides_for(backbone, planned).items():
+        live, exact = tensor_at(backbone, tensor), planned[tensor]
         if record.base is None:
             record.base = live.detach().clone()
         live.copy_(exact)
@@ -151,7 +151,7 @@ def _plan(
             raise MergeError(msg) from error
         for key, exact in values.items():
             name = f"{address}.{key}" if address else key
-            live = tensor_called(backbone, name)
+            live = tensor_at(backbone, name)
             _check_tensor(name, live, exact, owners)
             if address in silent and not torch.equal(exact.to(live.dtype), live):
                 msg = (
@@ -222,9 +222,9 @@ def _owners(backbone: nn.Module) -> dict[int, list[str]]:
 
 @torch.no_grad()
 def _restore(backbone: nn.Module, ledger: Ledger) -> None:
-    for name, record in opened(backbone, ledger.changed).items():
+    for name, record in overrides_for(backbone, ledger.changed).items():
         if record.base is not None:
-            tensor_called(backbone, name).copy_(record.base)
+            tensor_at(backbone, name).copy_(record.base)
             record.base = None
     for merged in ledger.merged:
         for address in ledger.entries[merged].insertions:
@@ -234,7 +234,7 @@ def _restore(backbone: nn.Module, ledger: Ledger) -> None:
                 site.turn(merged, on=True)
     ledger.changed.clear()
     ledger.merged.clear()
-    tidy(backbone)
+    drop_empty(backbone)
 
 
 def merged_copy(backbone: nn.Module) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deltahub.errors import CheckpointError
 from deltahub.hub.hub import Hub
-from deltahub.link import asked, is_link
+from deltahub.link import is_link, parse_reference
 from deltahub.reference import is_placed
 
 
@@ -43,4 +43,4 @@ def locate(
         ):
             msg = f"There is no folder {text}. Check the path, or pass a reference such as DeltaHub/sst2-t5-base."
             raise CheckpointError(msg)
-    return Hub.open(cache_dir, local_files_only=local_files_only).pull(asked(text), force=force).folder
+    return Hub.open(cache_dir, local_files_only=local_files_only).pull(parse_reference(text), force=force).folder

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
-from deltahub.cache.remembered import CachedNames, Seen
+from deltahub.cache.remembered import CachedNames, Meaning
 from deltahub.checkpoint.manifest import FileEntry
 from deltahub.errors import (
     ConfigError,
@@ -58,7 +58,7 @@ class Resolver:
         self._private = PrivateNames(choice, names)
 
     def ask(
-        self, reference: Reference | Link, ask: Callable[[Source], T], recall: Callable[[Seen], T] | None = None
+        self, reference: Reference | Link, ask: Callable[[Source], T], recall: Callable[[Meaning], T] | None = None
     ) -> T:
         """Return an answer from the source of a delta: the named one, or else the first that has it.
 
@@ -123,9 +123,9 @@ class Resolver:
     def remember(self, wanted: Reference | Link, found: Resolved) -> None:
         """Record the current meaning of a reference or a link."""
         place = self._choice.source_of(found.reference).place
-        self._names.remember(wanted, Seen(found.reference, found.digest, place))
+        self._names.remember(wanted, Meaning(found.reference, found.digest, place))
 
-    def _recalled(self, reference: Reference | Link) -> Seen | None:
+    def _recalled(self, reference: Reference | Link) -> Meaning | None:
         """Return the meaning of a reference at its last pull, if its source is still in use and the delta is cached."""
         seen = self._names.recall(reference)
         if seen is None or self._names.manifest(seen.digest) is None:
@@ -134,7 +134,7 @@ class Resolver:
         source = next((it for it in self._choice.candidates(reference) if it.name == name), None)
         return seen if source and source.place == seen.place else None
 
-    def _from_cache(self, seen: Seen) -> Resolved:
+    def _from_cache(self, seen: Meaning) -> Resolved:
         manifest = self._names.manifest(seen.digest)
         assert manifest is not None
         exact = seen.reference
@@ -212,7 +212,7 @@ def _exact(reference: object) -> Reference:
     return reference
 
 
-def _went_back(source: Source, before: Seen, found: Resolved) -> str | None:
+def _went_back(source: Source, before: Meaning, found: Resolved) -> str | None:
     """Return a sentence if a version precedes the earlier one, else None; a hub with commits is asked for their order."""
     now, past = str(_exact(found.reference).version), str(_exact(before.reference).version)
     if is_version(now) and is_version(past):
@@ -238,7 +238,7 @@ def _place(entries: Sequence[Version], commit: str, digest: Digest) -> int | Non
     return found[-1] if found else None
 
 
-def _changed(name: Reference, before: Seen, found: Resolved) -> IntegrityError:
+def _changed(name: Reference, before: Meaning, found: Resolved) -> IntegrityError:
     exact = _exact(found.reference)
     remedy = (
         "A version keeps its digest for ever, and this one had another when it was last pulled: the delta was deleted and "

@@ -20,7 +20,7 @@ from typing import Final
 from deltahub.cache.remembered import CachedNames
 from deltahub.errors import DeltaHubError, NotFoundError, SignatureError, UnreachableError
 from deltahub.files.atomic import read_file, staging
-from deltahub.files.permissions import make_folder, take_after
+from deltahub.files.permissions import inherit_permissions, make_folder
 from deltahub.link import Link
 from deltahub.log import LOGGER
 from deltahub.reference import Digest, Reference
@@ -236,5 +236,5 @@ def _keep(cache: Path, folder: Path, key_id: str, signature: bytes) -> None:
         make_folder(cache, folder)
         with staging(folder) as stage:
             (stage / "signature").write_bytes(signature)
-            take_after(cache, [stage / "signature"])
+            inherit_permissions(cache, [stage / "signature"])
             os.replace(stage / "signature", folder / f"{key_id}.json")

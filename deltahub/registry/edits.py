@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Final
 
 from deltahub.errors import ConflictError, InUseError, NotFoundError
-from deltahub.files.reserve import freeing
+from deltahub.files.reserve import with_reserve
 from deltahub.reference import check_alias, check_tag
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Version
@@ -60,7 +60,7 @@ def remove(
             raise InUseError(what, "the lock file pins it", "Lock another version first: deltahub lock")
         return document.without_version(name, *registry.stamp(), message)
 
-    return freeing(spend, lambda: registry.update(path, change)), name
+    return with_reserve(spend, lambda: registry.update(path, change)), name
 
 
 class Anything(Enum):
@@ -109,7 +109,7 @@ def set_alias(
         expect = now
         return document.with_alias(alias, target and document.resolve(target), *registry.stamp())
 
-    return freeing(spend, lambda: registry.update(path, change))
+    return with_reserve(spend, lambda: registry.update(path, change))
 
 
 def set_tags(

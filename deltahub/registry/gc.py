@@ -17,7 +17,7 @@ from typing import Final
 
 from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, NotFoundError, StorageError
 from deltahub.files.atomic import is_full
-from deltahub.files.reserve import freeing
+from deltahub.files.reserve import with_reserve
 from deltahub.reference import Digest
 from deltahub.registry import stamps
 from deltahub.registry.gc_state import PAUSE, RENEWED, STATE, State, read_state, settled, write_state
@@ -171,7 +171,7 @@ def _write(registry: Registry, state: State, etag: str | None, *, spend: bool = 
     """
     store = registry.store
     try:
-        freeing(lambda: spend and store.spend_reserve(), lambda: write_state(store, state, etag))
+        with_reserve(lambda: spend and store.spend_reserve(), lambda: write_state(store, state, etag))
     except ConflictError:
         if read_state(store)[0] != state:
             raise

@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import replace
 
 from deltahub.errors import ConflictError
-from deltahub.files.reserve import freeing
+from deltahub.files.reserve import with_reserve
 from deltahub.registry.document import NOBODY, ReferenceDocument
 from deltahub.registry.entries import Move
 from deltahub.registry.reading import ref_key
@@ -28,7 +28,7 @@ def forget(registry: Registry, path: str, time: str) -> None:
         names.update(move.before for move in document.log if move.action == "rename" and move.before)
         return document.forgotten(time)
 
-    freeing(registry.store.spend_reserve, lambda: registry.update(path, change))
+    with_reserve(registry.store.spend_reserve, lambda: registry.update(path, change))
     for name in names - {path}:
         _forget_old_name(registry, name, time)
 

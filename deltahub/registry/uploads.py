@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deltahub.errors import ConflictError, IntegrityError
-from deltahub.files.reserve import freeing
+from deltahub.files.reserve import with_reserve
 from deltahub.log import LOGGER
 from deltahub.registry import stamps
 from deltahub.registry.gc_state import spare, store_spared
@@ -119,7 +119,7 @@ def _expire(store: Store, kind: Kind, key: str, record: dict[str, Any], etag: st
         store.delete(key)
     elif since != record["time"]:
         with contextlib.suppress(ConflictError):  # it was uploaded again just now
-            freeing(store.spend_reserve, lambda: kind.write(store, key, {**record, "time": since}, etag))
+            with_reserve(store.spend_reserve, lambda: kind.write(store, key, {**record, "time": since}, etag))
 
 
 def _key(path: str, sha256: str) -> str:

@@ -2,14 +2,14 @@
 
 The middleware stack, outermost first:
 
-    AsSent            keeps paths quoted                        paths.py
-    SecurityHeaders   headers against misuse by browsers        csrf.py
-    Observing         access log, audit log, metrics            telemetry.py
-    OwnNames          allow-list of host names                  csrf.py
-    Limits            sizes of head and body, slow bodies       limits.py
-    Browsers          session cookies, errors as pages          pages/browsers.py
-    OwnPages          CSRF protection                           csrf.py
-    Authentication    caller and rate limit                     authentication.py
+    RawPaths             keeps paths quoted                        paths.py
+    SecurityHeaders      headers against misuse by browsers        csrf.py
+    TelemetryMiddleware  access log, audit log, metrics            telemetry.py
+    HostAllowList        allow-list of host names                  csrf.py
+    Limits               sizes of head and body, slow bodies       limits.py
+    Browsers             session cookies, errors as pages          pages/browsers.py
+    CsrfProtection       CSRF protection                           csrf.py
+    Authentication       caller and rate limit                     authentication.py
 
 All are plain ASGI, so that bodies and responses are streamed.
 """
@@ -29,17 +29,17 @@ from starlette.middleware import Middleware
 from deltahub.errors import DeltaHubError
 from deltahub.registry.registry import Registry
 from deltahub.server.authentication import Authentication
-from deltahub.server.csrf import OwnNames, OwnPages, SecurityHeaders
+from deltahub.server.csrf import CsrfProtection, HostAllowList, SecurityHeaders
 from deltahub.server.descriptors import AcceptErrors
 from deltahub.server.errors import Refusal, answer_failure, answer_http, answer_refusal
 from deltahub.server.limits import Limits
 from deltahub.server.pages.browsers import Browsers
 from deltahub.server.pages.routes import routes as page_routes
-from deltahub.server.paths import AsSent
+from deltahub.server.paths import RawPaths
 from deltahub.server.routes import api, health
 from deltahub.server.settings import Settings
 from deltahub.server.state import State
-from deltahub.server.telemetry import Metrics, Observing
+from deltahub.server.telemetry import Metrics, TelemetryMiddleware
 from deltahub.stores.base import Store
 
 
@@ -52,13 +52,13 @@ def guards(store: Store, settings: Settings, metrics: Metrics) -> list[Middlewar
         metrics: its counters.
     """
     return [
-        Middleware(AsSent),
+        Middleware(RawPaths),
         Middleware(SecurityHeaders),
-        Middleware(Observing, metrics),
-        Middleware(OwnNames, settings),
+        Middleware(TelemetryMiddleware, metrics),
+        Middleware(HostAllowList, settings),
         Middleware(Limits, settings),
         Middleware(Browsers),
-        Middleware(OwnPages, settings),
+        Middleware(CsrfProtection, settings),
         Middleware(Authentication, store, settings),
     ]
 

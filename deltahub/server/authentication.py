@@ -26,13 +26,13 @@ from deltahub.server.access import CALLER, Caller
 from deltahub.server.addresses import address_of
 from deltahub.server.errors import Refusal
 from deltahub.server.settings import Settings
-from deltahub.server.tokens import Known, Lookups, Token, Tokens, holder, id_of
+from deltahub.server.tokens import DocumentCache, LookupThreads, Token, Tokens, holder, id_of
 from deltahub.stores.base import Store
 
 _LARGEST: Final = 50_000  # callers; the least recently seen one is dropped, and starts again with a full bucket
 
 
-class Buckets:
+class RateLimiter:
     """One token bucket per caller.
 
     Args:
@@ -88,11 +88,11 @@ class Authenticator:
     """
 
     def __init__(self, store: Store, failures: int) -> None:
-        lookups = Lookups()
+        lookups = LookupThreads()
         self.sessions = sessions.Sessions(store)
-        self._tokens = Known(Tokens(store).find, lookups)
-        self._known_sessions = Known(self.sessions.find, lookups)
-        self._failures = Buckets(failures / 60, failures)
+        self._tokens = DocumentCache(Tokens(store).find, lookups)
+        self._known_sessions = DocumentCache(self.sessions.find, lookups)
+        self._failures = RateLimiter(failures / 60, failures)
 
     async def token(self, secret: str, address: str) -> Token:
         """Return the token that a secret belongs to.
@@ -101,7 +101,7 @@ class Authenticator:
             Refusal: the secret does not belong to a valid token, or the store is unreachable.
         """
         number = id_of(secret)
-        with _told_apart():
+        with _refusals_of_lookups():
             suspect = bool(self._failures.wait(address))
             token = holder(await self._tokens.find(number, suspect=suspect), secret) if number else None
         return self._checked(token, address, number or "")
@@ -113,7 +113,7 @@ class Authenticator:
             Refusal: the session has ended, its token is no longer valid, or the store is unreachable.
         """
         number = sessions.id_of(cookie)
-        with _told_apart():
+        with _refusals_of_lookups():
             suspect = bool(self._failures.wait(address))
             session = await self._known_sessions.find(number, suspect=suspect)
             token = await self._tokens.find(session.token) if session else None
@@ -152,7 +152,7 @@ class Authentication:
         self.app = app
         self._authenticator = Authenticator(store, settings.failures)
         self._anonymous = Caller(scope=settings.anonymous)
-        self._requests = Buckets(settings.rate, settings.burst) if settings.rate else None
+        self._requests = RateLimiter(settings.rate, settings.burst) if settings.rate else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Identify the caller and pass the request on."""
@@ -194,7 +194,7 @@ def authenticator_of(request: HTTPConnection) -> Authenticator:
 
 
 @contextlib.contextmanager
-def _told_apart() -> Iterator[None]:
+def _refusals_of_lookups() -> Iterator[None]:
     """Turn lookup errors into refusals that reveal nothing about the hub's disk."""
     try:
         yield

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from deltahub.files.atomic import CHUNK
 from deltahub.files.documents import parse
-from deltahub.server.budget import Room, room_in
+from deltahub.server.budget import Reservation, reservation_in
 from deltahub.server.errors import Refusal
 from deltahub.server.limits import too_large
 from deltahub.server.state import state_of
@@ -73,9 +73,9 @@ def with_fields(handler: Callable[[Request, dict[str, list[str]]], Response], al
 def _with_body(handle: Callable[[Request, bytes], Response], allowed: Allowed, most: int) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         await run_in_threadpool(allowed, request)
-        with room_in(state_of(request).bodies, request) as room:
-            data = await _read(request, most, room)
-            room.resize(len(data) * _PARSED)
+        with reservation_in(state_of(request).bodies, request) as reservation:
+            data = await _read(request, most, reservation)
+            reservation.resize(len(data) * _PARSED)
             return await run_in_threadpool(handle, request, data)
 
     return endpoint
@@ -90,14 +90,14 @@ async def blocks(request: Request) -> AsyncIterator[bytes]:
         Refusal: the client disconnected.
     """
     buffer = bytearray()
-    with room_in(state_of(request).bodies, request) as room:
+    with reservation_in(state_of(request).bodies, request) as reservation:
         try:
             async for chunk in request.stream():
                 buffer += chunk
-                if len(buffer) >= CHUNK or not room.fits(len(buffer)):
+                if len(buffer) >= CHUNK or not reservation.fits(len(buffer)):
                     yield bytes(buffer)
                     buffer.clear()
-                    room.release()
+                    reservation.release()
         except ClientDisconnect as error:
             raise Refusal(400, "The request ended before its body was complete.") from error
         if buffer:
@@ -110,11 +110,11 @@ async def body_of(request: Request, most: int) -> bytes:
     Raises:
         Refusal: it is larger than `most` bytes, the memory budget is used up, or the client disconnected.
     """
-    with room_in(state_of(request).bodies, request) as room:
-        return await _read(request, most, room)
+    with reservation_in(state_of(request).bodies, request) as reservation:
+        return await _read(request, most, reservation)
 
 
-async def _read(request: Request, most: int, room: Room) -> bytes:
+async def _read(request: Request, most: int, reservation: Reservation) -> bytes:
     if int(request.headers.get("content-length", 0)) > most:
         raise too_large(most)
     buffer = bytearray()
@@ -122,7 +122,7 @@ async def _read(request: Request, most: int, room: Room) -> bytes:
         async for chunk in request.stream():
             if len(buffer) + len(chunk) > most:
                 raise too_large(most)
-            room.resize(len(buffer) + len(chunk))
+            reservation.resize(len(buffer) + len(chunk))
             buffer += chunk
     except ClientDisconnect as error:
         raise Refusal(400, "The request ended before its body was complete.") from error

@@ -33,7 +33,7 @@ class Budget:
         self._bytes: Counter[str] = Counter()
 
     @property
-    def held(self) -> int:
+    def bytes_in_use(self) -> int:
         """Bytes in use now."""
         return self._bytes.total()
 
@@ -45,7 +45,7 @@ class Budget:
             self._bytes[caller] += count
             return True
 
-    def give_back(self, caller: str, count: int) -> None:
+    def release_bytes(self, caller: str, count: int) -> None:
         """Return reserved bytes to the budget."""
         with self._lock:
             self._bytes[caller] -= count
@@ -53,7 +53,7 @@ class Budget:
                 del self._bytes[caller]
 
 
-class Room:
+class Reservation:
     """The bytes reserved by one request; a `with` block releases them at its end.
 
     Args:
@@ -78,7 +78,7 @@ class Room:
         if size > self._size and not self._budget.take(self._caller, size - self._size):
             return False
         if size < self._size:
-            self._budget.give_back(self._caller, self._size - size)
+            self._budget.release_bytes(self._caller, self._size - size)
         self._size = size
         return True
 
@@ -99,6 +99,6 @@ class Room:
         self.fits(0)
 
 
-def room_in(budget: Budget, request: Request) -> Room:
+def reservation_in(budget: Budget, request: Request) -> Reservation:
     """Return a reservation for a request, counted for its token, or for its address without a token."""
-    return Room(budget, caller_of(request).name or address_of(request.scope))
+    return Reservation(budget, caller_of(request).name or address_of(request.scope))

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from deltahub.server.budget import room_in
+from deltahub.server.budget import reservation_in
 from deltahub.server.state import state_of
 
 
@@ -37,12 +37,12 @@ def counted(request: Request, size: int, make: Callable[[], Response]) -> Respon
     Raises:
         Refusal: the budget has too little left.
     """
-    room = room_in(state_of(request).answers, request)
-    room.resize(size)
+    reservation = reservation_in(state_of(request).answers, request)
+    reservation.resize(size)
     try:
         answer = make()
     except BaseException:
-        room.release()
+        reservation.release()
         raise
-    weakref.finalize(answer, room.release)
+    weakref.finalize(answer, reservation.release)
     return answer

@@ -38,7 +38,7 @@ class SecurityHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and add the headers to its response."""
 
-        async def shielded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(raw=message.setdefault("headers", []))
                 for name, value in _HEADERS.items():
@@ -47,10 +47,10 @@ class SecurityHeaders:
                     headers.setdefault("Strict-Transport-Security", _HSTS)
             await send(message)
 
-        await self.app(scope, receive, shielded)
+        await self.app(scope, receive, send_with_headers)
 
 
-class OwnNames:
+class HostAllowList:
     """Middleware that refuses unknown host names, which protects against DNS rebinding.
 
     Args:
@@ -73,7 +73,7 @@ class OwnNames:
         await self.app(scope, receive, send)
 
 
-class OwnPages:
+class CsrfProtection:
     """CSRF middleware: refuses changes requested by pages of other sites, since a hub may trust callers without a token.
 
     Requests with a token in a header pass: a page of another site cannot add one.
@@ -89,17 +89,17 @@ class OwnPages:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on if it only reads, or is not cross-site."""
-        if scope["type"] == "http" and scope["method"] not in _SAFE and self._is_foreign(Headers(scope=scope)):
+        if scope["type"] == "http" and scope["method"] not in _SAFE and self._is_cross_site(Headers(scope=scope)):
             message = "This was sent from another site. Open the hub's own page and repeat it there, or send a token."
             await Refusal(403, message).answer()(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
-    def _is_foreign(self, headers: Headers) -> bool:
-        return "authorization" not in headers and is_foreign(headers, self._settings.public_url)
+    def _is_cross_site(self, headers: Headers) -> bool:
+        return "authorization" not in headers and is_cross_site(headers, self._settings.public_url)
 
 
-def is_foreign(headers: Headers, public_url: str | None) -> bool:
+def is_cross_site(headers: Headers, public_url: str | None) -> bool:
     """Return whether the browser reports a cross-site request; other clients report nothing."""
     origin = headers.get("origin")
     if origin is None:

@@ -68,7 +68,7 @@ def register() -> None:
 register()
 
 
-class AsSent:
+class RawPaths:
     """Middleware that routes requests by their path as sent.
 
     Args:

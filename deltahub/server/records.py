@@ -34,7 +34,7 @@ class _Folder(Generic[T]):
     documents: dict[str, tuple[str, T]] = field(default_factory=dict)
 
 
-class Watched(Generic[T]):
+class PolledDocuments(Generic[T]):
     """All documents below a prefix.
 
     Args:
@@ -118,7 +118,7 @@ class Records:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._watched = Watched(store, REPOSITORIES.prefix, _parse_listed)
+        self._watched = PolledDocuments(store, REPOSITORIES.prefix, _parse_listed)
         self._hidden: tuple[Mapping[str, Record | None], frozenset[str]] = ({}, frozenset())
 
     def find(self, path: str) -> Record | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deltahub.errors import ConfigError
 from deltahub.registry.registry import Registry
-from deltahub.settings.source_entry import HUB, Configured, is_place
+from deltahub.settings.source_entry import HUB, SourceEntry, is_place
 from deltahub.settings.user import Settings
 
 
@@ -19,7 +19,7 @@ def open_registry(name: str) -> Registry:
         ConfigError: the source is itself a hub, or the location is malformed.
     """
     if is_place(name):
-        return Registry(Configured.checked("served", name).store(), "served")
+        return Registry(SourceEntry.checked("served", name).store(), "served")
     settings = Settings.read()
     settings.require(name)
     entry = next(entry for entry in settings.sources if entry.name == name)

@@ -64,7 +64,7 @@ class FileSizes:
         return self._records[at * _RECORD : at * _RECORD + _DIGEST]
 
 
-class Turns:
+class RepositoryLocks:
     """An asyncio lock for each repository, kept while it is held or awaited. Waiting takes no thread."""
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class State:
         self.settings = settings
         self.index = Index.of(registry, cache_home() / INDEXES)
         self.records = Records(registry.store)
-        self.turns = Turns()
+        self.repository_locks = RepositoryLocks()
         self.signer = Signer(registry.store)
         self.bodies = Budget(settings.buffered, settings.buffered // 4)
         self.answers = Budget(2 * settings.buffered, settings.buffered)

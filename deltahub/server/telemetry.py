@@ -47,7 +47,7 @@ class JsonLines(logging.Formatter):
         return redacted(json.dumps(fields, default=str))
 
 
-class Appending(logging.FileHandler):
+class AppendHandler(logging.FileHandler):
     """Log file that several processes append to: each line is written at once."""
 
     def __init__(self, path: Path) -> None:
@@ -66,8 +66,8 @@ def set_up(access: Path | None = None, audit: Path | None = None, *, quiet: bool
     for name in ("deltahub", "uvicorn"):
         _only(logging.getLogger(name), plain, logging.INFO)
     _only(logging.getLogger("uvicorn.error"), plain, logging.WARNING)
-    _only(ACCESS, Appending(access) if access else plain, logging.WARNING if quiet and not access else logging.INFO)
-    _only(AUDIT, Appending(audit) if audit else plain, logging.INFO)
+    _only(ACCESS, AppendHandler(access) if access else plain, logging.WARNING if quiet and not access else logging.INFO)
+    _only(AUDIT, AppendHandler(audit) if audit else plain, logging.INFO)
     for logger in (logging.getLogger("deltahub"), ACCESS, AUDIT):
         for handler in logger.handlers:
             handler.setFormatter(JsonLines())
@@ -134,7 +134,7 @@ def note(request: HTTPConnection, **facts: object) -> None:
     request.scope.setdefault(NOTES, {}).update(facts)
 
 
-class Observing:
+class TelemetryMiddleware:
     """Middleware that writes the access and audit logs and counts requests, outside any middleware that may refuse one.
 
     Args:

@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from deltahub.errors import ConfigError, IntegrityError, NotFoundError
-from deltahub.files.reserve import freeing
+from deltahub.files.reserve import with_reserve
 from deltahub.reference import check_name
 from deltahub.registry import stamps
 from deltahub.registry.hub_records import TOKENS
@@ -41,7 +41,7 @@ _THREADS: Final = 8
 T = TypeVar("T")
 
 
-class Lookups:
+class LookupThreads:
     """Thread pools for caller lookups only, so that other work that waits for the store cannot delay them.
 
     Addresses that sent many invalid tokens share one separate thread: their made-up tokens cannot delay other callers.
@@ -52,7 +52,7 @@ class Lookups:
         self.suspect = ThreadPoolExecutor(1, "suspect-callers")
 
 
-class Known(Generic[T]):
+class DocumentCache(Generic[T]):
     """Read-through cache of documents by id, at most seconds old.
 
     Args:
@@ -62,7 +62,7 @@ class Known(Generic[T]):
     """
 
     def __init__(
-        self, find: Callable[[str], T | None], lookups: Lookups, clock: Callable[[], float] = time.monotonic
+        self, find: Callable[[str], T | None], lookups: LookupThreads, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._read_now, self._lookups, self._clock = find, lookups, clock
         self._cache: OrderedDict[str, tuple[float, asyncio.Future[T | None]]] = OrderedDict()
@@ -237,7 +237,7 @@ class Tokens:
             raise NotFoundError(
                 f"A token called {name!r} that is not revoked", (self._store.url,), closest(name, names)
             )
-        return [freeing(self._store.spend_reserve, partial(self._revoke, _key(token.id))) for token in matches]
+        return [with_reserve(self._store.spend_reserve, partial(self._revoke, _key(token.id))) for token in matches]
 
     def _revoke(self, key: str) -> Token:
         tagged = self._tagged(key)

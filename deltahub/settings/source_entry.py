@@ -31,7 +31,7 @@ _OF_BUCKETS: Final = ("endpoint", "region", "profile")
 
 
 @dataclass(frozen=True)
-class Configured:
+class SourceEntry:
     """One source of the user.
 
     Attributes:
@@ -57,7 +57,7 @@ class Configured:
     trust: tuple[str, ...] = ()
 
     @classmethod
-    def checked(cls, name: str, url: str, *, namespaces: Collection[str] = (), **options: str | None) -> Configured:
+    def checked(cls, name: str, url: str, *, namespaces: Collection[str] = (), **options: str | None) -> SourceEntry:
         """Create a source from the user's settings.
 
         Args:
@@ -125,7 +125,7 @@ class Configured:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in document.items()}
 
     @classmethod
-    def from_document(cls, document: Any) -> Configured:
+    def from_document(cls, document: Any) -> SourceEntry:
         """Read the JSON form of a source.
 
         Raises:

@@ -17,7 +17,7 @@ from deltahub.errors import ConfigError, NotFoundError
 from deltahub.files.atomic import locked, staging, storage_errors, sync_folders, write_synced
 from deltahub.files.documents import parse, problem
 from deltahub.settings.environment import config_home, home
-from deltahub.settings.source_entry import HF, HUB, LOCAL, Configured
+from deltahub.settings.source_entry import HF, HUB, LOCAL, SourceEntry
 from deltahub.text.suggestions import closest
 
 FILE: Final = "registries.json"
@@ -31,13 +31,13 @@ class Settings:
     """All sources of a user.
 
     Attributes:
-        known: the added sources by name, in the order they were added.
+        added: the added sources by name, in the order they were added.
         default: the source for pushes and lists when none is named.
         order: names in search order; missing names follow in the usual order.
         disabled: names of disabled sources.
     """
 
-    known: Mapping[str, Configured] = field(default_factory=dict)
+    added: Mapping[str, SourceEntry] = field(default_factory=dict)
     default: str = LOCAL
     order: tuple[str, ...] = ()
     disabled: tuple[str, ...] = ()
@@ -45,20 +45,20 @@ class Settings:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all sources in search order; public sources, open to anyone's names, come last."""
-        listed = (*self.order, *(name for name in (LOCAL, *self.known, HF) if name not in self.order))
+        listed = (*self.order, *(name for name in (LOCAL, *self.added, HF) if name not in self.order))
         return tuple(sorted(listed, key=self._public))
 
     def _public(self, name: str) -> bool:
-        return name == HF or (name in self.known and self.known[name].public)
+        return name == HF or (name in self.added and self.added[name].public)
 
     @property
-    def sources(self) -> tuple[Configured, ...]:
+    def sources(self) -> tuple[SourceEntry, ...]:
         """All sources in search order, including disabled ones."""
         built_in = {
-            LOCAL: Configured(LOCAL, str(home() / "registry")),
-            HF: Configured(HF, (os.environ.get("HF_ENDPOINT", "").strip() or HUGGING_FACE).rstrip("/"), kind=HUB),
+            LOCAL: SourceEntry(LOCAL, str(home() / "registry")),
+            HF: SourceEntry(HF, (os.environ.get("HF_ENDPOINT", "").strip() or HUGGING_FACE).rstrip("/"), kind=HUB),
         }
-        return tuple({**self.known, **built_in}[name] for name in self.names)
+        return tuple({**self.added, **built_in}[name] for name in self.names)
 
     @classmethod
     def read(cls) -> Settings:
@@ -85,7 +85,7 @@ class Settings:
         if (version := document["format_version"]) != FORMAT_VERSION:
             msg = f"it has format {version!r}, and this DeltaHub reads format {FORMAT_VERSION}"
             raise ValueError(msg)
-        entries = {entry.name: entry for entry in map(Configured.from_document, document["registries"])}
+        entries = {entry.name: entry for entry in map(SourceEntry.from_document, document["registries"])}
         order, disabled = tuple(document.get("order", ())), tuple(document.get("disabled", ()))
         default = document["default"]
         for label, names, allowed_names in (
@@ -100,26 +100,26 @@ class Settings:
 
     def to_document(self) -> dict[str, Any]:
         """Return the settings as JSON, by the schema registries.v1."""
-        registries = [entry.to_document() for entry in self.known.values()]
+        registries = [entry.to_document() for entry in self.added.values()]
         document: dict[str, Any] = {"format_version": FORMAT_VERSION, "default": self.default, "registries": registries}
         chosen = {"order": list(self.order), "disabled": list(self.disabled)}
         return document | {key: names for key, names in chosen.items() if names}
 
     # ----- changes -----
 
-    def add(self, entry: Configured) -> Settings:
+    def add(self, entry: SourceEntry) -> Settings:
         """Return settings with one more source, searched last except for the public ones.
 
         Raises:
             ConfigError: another source has the name.
         """
-        if (existing := self.known.get(entry.name, entry)) != entry:
+        if (existing := self.added.get(entry.name, entry)) != entry:
             msg = (
                 f"{entry.name!r} is {existing.url} already. Choose another name, or remove that one first: "
                 f"deltahub source remove {entry.name}"
             )
             raise ConfigError(msg)
-        return replace(self, known={**self.known, entry.name: entry})
+        return replace(self, added={**self.added, entry.name: entry})
 
     def remove(self, name: str) -> Settings:
         """Return settings without a source; its deltas are kept.
@@ -136,7 +136,7 @@ class Settings:
             raise ConfigError(msg)
         self.require(name)
         return Settings(
-            {key: entry for key, entry in self.known.items() if key != name},
+            {key: entry for key, entry in self.added.items() if key != name},
             LOCAL if self.default == name else self.default,
             tuple(key for key in self.order if key != name),
             tuple(key for key in self.disabled if key != name),

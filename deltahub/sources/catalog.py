@@ -17,7 +17,7 @@ from deltahub.link import Link
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.settings import environment
-from deltahub.settings.source_entry import HF, HUB, Configured, is_place, place_of
+from deltahub.settings.source_entry import HF, HUB, SourceEntry, is_place, place_of
 from deltahub.settings.user import Settings, disabled_source, unknown_source
 from deltahub.sources.base import Known, Source
 from deltahub.sources.registry import RegistrySource
@@ -48,7 +48,7 @@ class Sources(Mapping[str, Source]):
         return len(self._openers)
 
 
-def open_source(entry: Configured, indexes: Path, known: Known, kept: Path | None = None) -> Source:
+def open_source(entry: SourceEntry, indexes: Path, known: Known, kept: Path | None = None) -> Source:
     """Open a source.
 
     Args:
@@ -75,7 +75,7 @@ def registry_at(address: str, indexes: Path, known: Known) -> RegistrySource:
         ConfigError: the address is malformed.
     """
     place = place_of(address)
-    return RegistrySource(Registry(Configured(place, place).store(), place), indexes, known)
+    return RegistrySource(Registry(SourceEntry(place, place).store(), place), indexes, known)
 
 
 def link_at(link: Link, cache: Cache, names: CachedNames) -> Source:

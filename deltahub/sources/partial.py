@@ -16,7 +16,7 @@ from typing import BinaryIO, Final
 
 from deltahub.errors import DeltaHubError
 from deltahub.files.atomic import open_file
-from deltahub.files.permissions import make_folder, make_root, take_after
+from deltahub.files.permissions import inherit_permissions, make_folder, make_root
 
 PARTIAL: Final = "partial"  # in the cache
 _KEPT: Final = 7 * 86400.0  # seconds
@@ -31,7 +31,7 @@ def forget_old(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def going_on(folder: Path | None, sha256: str | None, into: Path) -> Iterator[BinaryIO]:
+def resumed(folder: Path | None, sha256: str | None, into: Path) -> Iterator[BinaryIO]:
     """Open the download file, containing what an earlier download of the same content got; move it into place at the end.
 
     A separate file is written from the start where nothing can be kept, or while another process downloads the same file.
@@ -44,8 +44,8 @@ def going_on(folder: Path | None, sha256: str | None, into: Path) -> Iterator[Bi
     Yields:
         The file, open for reading and writing. Its present content may be wrong.
     """
-    with contextlib.ExitStack() as held:
-        part = _part(held, folder, sha256) if folder and sha256 else None
+    with contextlib.ExitStack() as stack:
+        part = _part(stack, folder, sha256) if folder and sha256 else None
         if part is None:
             with into.open("x+b") as file:
                 yield file
@@ -61,8 +61,8 @@ def going_on(folder: Path | None, sha256: str | None, into: Path) -> Iterator[Bi
         shutil.move(part, into)
 
 
-def _part(held: contextlib.ExitStack, folder: Path, sha256: str) -> Path | None:
-    """Return the partial file, locked while `held` lasts; None if it cannot be used."""
+def _part(stack: contextlib.ExitStack, folder: Path, sha256: str) -> Path | None:
+    """Return the partial file, locked while `stack` lasts; None if it cannot be used."""
     import filelock  # imported lazily: takes 30 ms, and only downloads need it
 
     part, lock = folder / f"{sha256}.part", folder / f"{sha256}.lock"
@@ -70,13 +70,13 @@ def _part(held: contextlib.ExitStack, folder: Path, sha256: str) -> Path | None:
         make_root(folder.parent)
         make_folder(folder.parent, folder)
         forget_old(folder)
-        held.enter_context(filelock.FileLock(lock, timeout=0))
-        held.callback(lambda: lock.unlink(missing_ok=True))
+        stack.enter_context(filelock.FileLock(lock, timeout=0))
+        stack.callback(lambda: lock.unlink(missing_ok=True))
         new = not part.exists()
         os.close(os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666))
         open_file(part).close()  # it is not a pipe or device
         if new:
-            take_after(folder.parent, [part])
+            inherit_permissions(folder.parent, [part])
     except (OSError, DeltaHubError, NotImplementedError):
         return None
     return part

@@ -27,9 +27,9 @@ from deltahub.files.atomic import (
     storage_errors,
     sync_folders,
 )
-from deltahub.files.durable import Syncing
-from deltahub.files.permissions import make_folder, make_root, take_after
-from deltahub.files.reserve import set_aside, spend
+from deltahub.files.durable import SyncBatch
+from deltahub.files.permissions import inherit_permissions, make_folder, make_root
+from deltahub.files.reserve import reserve_space, spend
 from deltahub.stores.base import Progress, Source, Swap, object_key, require_digest, require_size
 from deltahub.stores.local_files import children, reading, replace_claimed, replace_staged, walk
 
@@ -107,9 +107,9 @@ class LocalStore:
         with (
             storage_errors("Storing a delta", self.root),
             self._stage() as stage,
-            Syncing(stage, len(sources)) as syncing,
+            SyncBatch(stage, len(sources)) as syncing,
         ):
-            set_aside(self.root)
+            reserve_space(self.root)
             staged: dict[Path, Path] = {}
             folders: list[Path] = []
             for sha256, source in sources.items():
@@ -125,7 +125,7 @@ class LocalStore:
             folders = [above for folder in set(folders) for above in self._chain(folder)]
             for folder in {target.parent for target in staged.values()}:
                 folders += self._make_folder(folder)
-            take_after(self.root, staged, read_only=True)
+            inherit_permissions(self.root, staged, read_only=True)
             for temporary, target in staged.items():
                 os.replace(temporary, target)
             syncing.folders(folders)
@@ -138,7 +138,7 @@ class LocalStore:
             self._make_root()
             folders = self._make_folder(target.parent)
             make_folder(self.root, (self.root / CLAIMS / key).parent)
-            replace_claimed(target, data, self.root / CLAIMS / key, check, partial(take_after, self.root))
+            replace_claimed(target, data, self.root / CLAIMS / key, check, partial(inherit_permissions, self.root))
             sync_folders(folders)
         return _etag(data)
 
@@ -149,14 +149,14 @@ class LocalStore:
         with (
             storage_errors("Updating the records of many deltas", self.root),
             self._stage() as stage,
-            Syncing(stage, len(swaps)) as syncing,
+            SyncBatch(stage, len(swaps)) as syncing,
         ):
             staged = [stage / f"{number}" / uuid.uuid4().hex for number in range(len(swaps))]
             for temporary, swap in zip(staged, swaps, strict=True):
                 temporary.parent.mkdir()
                 temporary.write_bytes(swap.data)
             syncing.files(staged)
-            take_after(self.root, [*staged, *(temporary.parent for temporary in staged)])
+            inherit_permissions(self.root, [*staged, *(temporary.parent for temporary in staged)])
             parents = {(self.root / swap.key).parent for swap in swaps}
             folders = [above for parent in parents for above in self._make_folder(parent)]
             for temporary, swap in zip(staged, swaps, strict=True):
@@ -172,7 +172,7 @@ class LocalStore:
             check()
             make_folder(self.root, claim.parent)
             if not replace_staged(target, temporary.parent, temporary.name, claim, check):
-                replace_claimed(target, swap.data, claim, check, partial(take_after, self.root))
+                replace_claimed(target, swap.data, claim, check, partial(inherit_permissions, self.root))
         return _etag(swap.data)
 
     def _require(self, key: str, expected: str | None) -> None:

@@ -9,7 +9,7 @@ from deltahub import AdapterModel, AutoDeltaModel, BitFitModel, LoraModel
 from deltahub.engine.modules import own_modules
 from deltahub.engine.shapes import output_widths
 from deltahub.engine.structure.inference import infer
-from deltahub.engine.structure.layouts import in_turn
+from deltahub.engine.structure.layouts import adjacent_parts
 from deltahub.engine.structure.names import StructureMap
 from deltahub.engine.structure.targets import find_targets
 from deltahub.errors import NoMatchError, TargetError
@@ -97,7 +97,7 @@ def test_the_parts_of_a_fused_layer_are_all_of_its_rows_each_once(name):
 @pytest.mark.parametrize(("sizes", "groups"), [((1, 1, 1), 1), ((4, 1, 1), 1), ((1, 1, 1), 4), ((2, 1, 1), 2)])
 def test_a_part_is_read_and_written_at_its_rows(sizes, groups):
     output = torch.arange(2.0 * 48).view(2, 48)
-    for part in in_turn("q,k,v", sizes, groups):
+    for part in adjacent_parts("q,k,v", sizes, groups):
         rows = part.rows(48)
         expected = output.clone()
         expected[:, rows] = -1

@@ -5,7 +5,7 @@ from transformers.pytorch_utils import Conv1D
 
 from deltahub import AdapterModel, LoraModel
 from deltahub.engine.dummy_inputs import possible_inputs, pseudo_inputs
-from deltahub.engine.shapes import is_conv1d, linear_shape, meta_copy, output_widths, told_width
+from deltahub.engine.shapes import is_conv1d, known_width, linear_shape, meta_copy, output_widths
 from deltahub.errors import TargetError
 from tests.backbones import BACKBONES, bert, gpt2, original, t5, untouched, vit
 from tests.engine.families import SIZES, family
@@ -22,14 +22,14 @@ from tests.engine.families import SIZES, family
 )
 def test_a_linear_layer_tells_its_shape(module, expected):
     assert expected == linear_shape("layer", module)
-    assert told_width(module) == 5
+    assert known_width(module) == 5
 
 
 @pytest.mark.parametrize(
     ("module", "expected"), [(nn.LayerNorm(5), 5), (nn.RMSNorm(5), 5), (nn.Dropout(), None), (nn.Sequential(), None)]
 )
 def test_a_norm_tells_its_width_and_others_do_not(module, expected):
-    assert expected == told_width(module)
+    assert expected == known_width(module)
 
 
 def test_conv1d_is_told_from_a_linear_layer():

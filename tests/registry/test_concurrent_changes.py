@@ -25,7 +25,7 @@ from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key
 from tests.checkpoints import save_checkpoint
 from tests.clocks import clock
-from tests.registry.test_concurrent_renames import Interleaved, Turns
+from tests.registry.test_concurrent_renames import Interleaved, RepositoryLocks
 
 NAMES = [Reference("acme", name) for name in ("ner", "nli", "qa")]
 ACTIONS = ["push", "push", "many", "alias", "undo", "remove", "rename", "rename", "collect", "collect", "copy"]
@@ -89,7 +89,7 @@ def deltas(registry):
 @pytest.mark.parametrize("first", range(0, 120, 40))
 def test_whatever_is_done_at_once_nothing_is_lost_or_there_twice(first, contents, monkeypatch):
     for seed in range(first, first + 40):
-        turns, numbers = Turns(seed), count()
+        turns, numbers = RepositoryLocks(seed), count()
         for module in (gc_state, gc):
             monkeypatch.setattr(module, "time", clock(sleep=lambda _, turns=turns: turns.step(), monotonic=lambda: 0.0))
         registry, mirror = Registry(Stepping(turns)), Registry(Stepping(turns))

@@ -21,7 +21,7 @@ from deltahub.stores.memory import MemoryStore
 NER, NLI = Reference.parse("acme/ner"), Reference.parse("acme/nli")
 
 
-class Turns:
+class RepositoryLocks:
     """Who runs: one thread at a time, another one perhaps at every request to the store."""
 
     def __init__(self, seed: int) -> None:
@@ -69,7 +69,7 @@ class Turns:
 class Interleaved(MemoryStore):
     """A store that anybody may use between two requests of somebody else."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: RepositoryLocks) -> None:
         super().__init__()
         self._turns = turns
 
@@ -82,9 +82,9 @@ class Interleaved(MemoryStore):
         return super().swap(key, data, expected)
 
 
-def new_registry(seed: int) -> tuple[Registry, Turns]:
+def new_registry(seed: int) -> tuple[Registry, RepositoryLocks]:
     """A registry with one version of one delta."""
-    turns = Turns(seed)
+    turns = RepositoryLocks(seed)
     registry = Registry(Interleaved(turns))
     first = Version(Digest("sha256:" + "a" * 64), "2026-01-01T00:00:00Z", "ada", "", (), {})
     registry.update(NER.path, lambda document: document.with_version(first)[0], may_create=True)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from deltahub.registry.registry import Registry
-from deltahub.server.state import Turns
+from deltahub.server.state import RepositoryLocks
 from deltahub.stores.local import LocalStore
 from tests.hub_server import hub_server
 from tests.server.clients import Client
@@ -32,9 +32,9 @@ def test_of_many_clients_that_commit_to_one_repository_none_is_sent_away(tmp_pat
 
 
 def test_a_turn_leaves_nothing_behind():
-    turns = Turns()
-    first = turns.of("acme/ner")
-    assert turns.of("acme/ner") is first
-    assert turns.of("acme/sst2") is not first
+    repository_locks = RepositoryLocks()
+    first = repository_locks.of("acme/ner")
+    assert repository_locks.of("acme/ner") is first
+    assert repository_locks.of("acme/sst2") is not first
     del first
-    assert len(turns._locks) == 0
+    assert len(repository_locks._locks) == 0

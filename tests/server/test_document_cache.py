@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deltahub.server.records import Record, Records, Watched
+from deltahub.server.records import PolledDocuments, Record, Records
 from deltahub.stores.folder_stamps import TICK
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
@@ -25,7 +25,7 @@ def store(request, tmp_path):
 
 
 def watched(store, clock=None):
-    return Watched(store, "hub/x/", lambda _, data: data.decode(), clock or Clock())
+    return PolledDocuments(store, "hub/x/", lambda _, data: data.decode(), clock or Clock())
 
 
 def write(store, name: str, text: str) -> None:

@@ -15,7 +15,7 @@ from deltahub.checkpoint.manifest import FileEntry
 from deltahub.files.sized_cache import SizedCache
 from deltahub.registry.registry import Registry
 from deltahub.server.app import build_app
-from deltahub.server.budget import Budget, Room
+from deltahub.server.budget import Budget, Reservation
 from deltahub.server.errors import Refusal
 from deltahub.server.routes.operations import Parser
 from deltahub.server.settings import Settings
@@ -138,14 +138,14 @@ def test_bodies_that_nobody_finishes_take_a_share_of_the_memory_and_everybody_el
             reached = asyncio.Event()
             requests.append(wire.begin(stalled(50_000)))
             wire.run(reached.wait())
-        assert app.state.hub.bodies.held == 100_000
+        assert app.state.hub.bodies.bytes_in_use == 100_000
         wire.run(stalled(1000))
         assert statuses == [(503, b"2")]
         made = json.dumps({"name": "ner", "organization": "acme"}).encode()
         assert wire.send("POST", b"/api/repos/create", ada, made).status == 200
         for request in requests:
             request.cancel()
-        while app.state.hub.bodies.held:
+        while app.state.hub.bodies.bytes_in_use:
             wire.run(asyncio.sleep(0))
 
 
@@ -157,7 +157,7 @@ def test_a_commit_goes_on_where_the_memory_for_bodies_is_taken():
     assert client.post("/api/repos/create", json={"name": "ner", "organization": "acme"}, headers=headers).is_success
     body = commit_body({"large.txt": b"x" * 300_000})
     assert client.post("/api/models/acme/ner/commit/main", content=body, headers=headers).is_success
-    assert app.state.hub.bodies.held == 0
+    assert app.state.hub.bodies.bytes_in_use == 0
 
 
 def test_an_answer_counts_until_it_was_sent():
@@ -172,20 +172,20 @@ def test_an_answer_counts_until_it_was_sent():
     refused = client.get("/acme/ner/resolve/main/b.txt")
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "2")
     gc.collect()
-    assert app.state.hub.answers.held == 0
+    assert app.state.hub.answers.bytes_in_use == 0
 
 
 def test_a_share_of_a_budget_is_the_most_that_one_caller_holds():
     budget = Budget(100, 40)
-    with Room(budget, "ada") as room, Room(budget, "bob") as other:
-        room.resize(40)
-        assert not room.fits(41)
+    with Reservation(budget, "ada") as reservation, Reservation(budget, "bob") as other:
+        reservation.resize(40)
+        assert not reservation.fits(41)
         other.resize(40)
         with pytest.raises(Refusal, match="Repeat in a moment"):
-            Room(budget, "eve").resize(21)
-        room.resize(10)
-        assert budget.held == 50
-    assert budget.held == 0
+            Reservation(budget, "eve").resize(21)
+        reservation.resize(10)
+        assert budget.bytes_in_use == 50
+    assert budget.bytes_in_use == 0
 
 
 def test_the_words_of_a_commit_are_counted(tmp_path, monkeypatch):
@@ -193,7 +193,7 @@ def test_the_words_of_a_commit_are_counted(tmp_path, monkeypatch):
     parser = Parser(tmp_path, 1000)
     line = json.dumps({"key": "deletedFile", "value": {"path": "a" * 200}}).encode() + b"\n"
     parser.feed(line)
-    assert parser.held > 200
+    assert parser.bytes_in_use > 200
     with pytest.raises(Refusal, match="Make several commits"):
         parser.feed(line * 5)
 

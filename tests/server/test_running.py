@@ -19,7 +19,7 @@ from deltahub.registry.registry import Registry
 from deltahub.registry.verify import verify
 from deltahub.server.telemetry import ACCESS
 from deltahub.server.tokens import Tokens
-from deltahub.settings.source_entry import Configured
+from deltahub.settings.source_entry import SourceEntry
 from deltahub.settings.user import change
 from deltahub.stores.local import LocalStore
 from tests.server.clients import Client
@@ -122,7 +122,7 @@ def test_commits_through_several_hubs_of_several_processes_are_all_kept(tmp_path
 @pytest.mark.slow
 def test_a_bucket_is_served_by_its_name_as_a_source(tmp_path, moto, s3_keys):
     bucket = moto.bucket()
-    entry = Configured.checked(
+    entry = SourceEntry.checked(
         "team", f"s3://{bucket.name}/{bucket.prefix}", endpoint=bucket.endpoint, region="us-east-1"
     )
     change(lambda settings: settings.add(entry))

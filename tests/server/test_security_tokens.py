@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from deltahub.errors import StorageError
 from deltahub.server import tokens as known_module
 from deltahub.server.addresses import address_of
-from deltahub.server.authentication import Buckets
+from deltahub.server.authentication import RateLimiter
 from deltahub.server.settings import Settings
 from deltahub.server.tokens import Tokens
 from deltahub.stores.memory import MemoryStore
@@ -220,7 +220,7 @@ def test_the_client_of_the_hub_waits_as_long_as_it_is_told(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.utils._http.time", clock(sleep=sleep))
-    monkeypatch.setattr(Buckets.__init__, "__defaults__", (lambda: now[0],))
+    monkeypatch.setattr(RateLimiter.__init__, "__defaults__", (lambda: now[0],))
     with listening(guarded(MemoryStore(), Settings(rate=0.1, burst=1))) as (host, port):
         answers = [http_backoff("GET", f"http://{host}:{port}/caller", retry_on_status_codes=429) for _ in range(2)]
     huggingface_hub.close_session()
@@ -290,7 +290,7 @@ def test_made_up_tokens_are_looked_up_in_a_thread_of_their_own(monkeypatch):
 
 def test_a_bucket_fills_up_again_with_time_and_never_beyond_its_size():
     now = [1000.0]
-    buckets = Buckets(rate=2, burst=4, clock=lambda: now[0])
+    buckets = RateLimiter(rate=2, burst=4, clock=lambda: now[0])
     assert [buckets.take("ada") for _ in range(5)] == [0, 0, 0, 0, 1]
     now[0] += 0.5
     assert [buckets.take("ada") for _ in range(2)] == [0, 1]
@@ -300,7 +300,7 @@ def test_a_bucket_fills_up_again_with_time_and_never_beyond_its_size():
 
 def test_made_up_callers_fill_no_memory(monkeypatch):
     monkeypatch.setattr("deltahub.server.authentication._LARGEST", 10)
-    buckets = Buckets(rate=1, burst=1)
+    buckets = RateLimiter(rate=1, burst=1)
     for number in range(100):
         buckets.take(str(number))
     assert len(buckets._levels) == 10

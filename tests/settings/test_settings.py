@@ -14,14 +14,14 @@ from deltahub.files.documents import problem
 from deltahub.hub.hub import Hub
 from deltahub.reference import Reference
 from deltahub.settings.environment import config_home
-from deltahub.settings.source_entry import LOCAL, Configured
+from deltahub.settings.source_entry import LOCAL, SourceEntry
 from deltahub.settings.user import FILE, Settings, change
 from deltahub.stores.local import LocalStore
 from deltahub.stores.s3 import S3Store
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
 
-TEAM = Configured("team", "/mnt/team")
-BUCKET = Configured("bucket", "s3://deltas/x", "http://127.0.0.1:1", "eu-west-1", "work")
+TEAM = SourceEntry("team", "/mnt/team")
+BUCKET = SourceEntry("bucket", "s3://deltas/x", "http://127.0.0.1:1", "eu-west-1", "work")
 
 
 @pytest.fixture
@@ -38,18 +38,18 @@ def test_without_a_file_there_is_only_the_local_one(settings):
 
 
 def test_what_was_added_is_read_again_in_its_order(settings):
-    for entry in (TEAM, BUCKET, Configured("another", "/mnt/another")):
-        change(lambda known, entry=entry: known.add(entry))
-    change(lambda known: known.make_default("bucket"))
+    for entry in (TEAM, BUCKET, SourceEntry("another", "/mnt/another")):
+        change(lambda settings, entry=entry: settings.add(entry))
+    change(lambda settings: settings.make_default("bucket"))
 
     read = Settings.read()
-    assert list(read.known.values()) == [TEAM, BUCKET, Configured("another", "/mnt/another")]
+    assert list(read.added.values()) == [TEAM, BUCKET, SourceEntry("another", "/mnt/another")]
     assert read.default == "bucket"
     assert problem(json.loads(settings.read_bytes()), "registries.v1") is None
 
 
 def test_the_hub_searches_them_after_the_local_one_and_asks_none_of_them_to_open(settings):
-    change(lambda known: known.add(TEAM).add(BUCKET).make_default("team"))
+    change(lambda settings: settings.add(TEAM).add(BUCKET).make_default("team"))
     hub = Hub.open()
     assert list(hub.registries) == ["local", "team", "bucket"]
     assert hub.registry(None) is hub.registries["team"]
@@ -63,8 +63,8 @@ def test_the_hub_searches_them_after_the_local_one_and_asks_none_of_them_to_open
 def test_no_other_source_stands_in_for_one_that_cannot_be_reached(tmp_path, checkpoint_folder, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "A")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "B")
-    change(lambda known: known.add(Configured("bucket", "s3://deltas/x", "http://127.0.0.1:1")))
-    change(lambda known: known.add(Configured("team", str(tmp_path / "team"))))
+    change(lambda settings: settings.add(SourceEntry("bucket", "s3://deltas/x", "http://127.0.0.1:1")))
+    change(lambda settings: settings.add(SourceEntry("team", str(tmp_path / "team"))))
     hub = Hub.open()
     hub.push(checkpoint_folder, "acme/ner", to="team")
 
@@ -76,8 +76,8 @@ def test_no_other_source_stands_in_for_one_that_cannot_be_reached(tmp_path, chec
 def test_a_folder_is_kept_absolute_and_a_home_is_filled_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
-    assert Configured.checked("team", "deltas/../team").url == str(tmp_path / "team")
-    assert Configured.checked("team", "~/team").url == str(tmp_path / "user/team")
+    assert SourceEntry.checked("team", "deltas/../team").url == str(tmp_path / "team")
+    assert SourceEntry.checked("team", "~/team").url == str(tmp_path / "user/team")
 
 
 @pytest.mark.parametrize(
@@ -94,36 +94,38 @@ def test_a_folder_is_kept_absolute_and_a_home_is_filled_in(tmp_path, monkeypatch
 )
 def test_what_cannot_be_a_registry_is_refused(arguments, where, words):
     with pytest.raises(ConfigError, match=words):
-        Configured.checked(*arguments, **where)
+        SourceEntry.checked(*arguments, **where)
     assert Settings.read() == Settings()
 
 
 @pytest.mark.parametrize("name", ["Team", "t", "a_b", "", "team:x"])
 def test_what_cannot_be_a_source_is_refused(name):
     with pytest.raises(ReferenceSyntaxError, match="cannot be a source: expected 2 to 32 lower-case letters"):
-        Configured.checked(name, "/x")
+        SourceEntry.checked(name, "/x")
 
 
 def test_a_name_is_never_given_to_another_place():
-    change(lambda known: known.add(TEAM))
-    assert change(lambda known: known.add(TEAM)).known == {"team": TEAM}
+    change(lambda settings: settings.add(TEAM))
+    assert change(lambda settings: settings.add(TEAM)).added == {"team": TEAM}
     with pytest.raises(ConfigError, match=r"'team' is /mnt/team already.*deltahub source remove team"):
-        change(lambda known: known.add(Configured("team", "/mnt/other")))
-    assert Settings.read().known == {"team": TEAM}
+        change(lambda settings: settings.add(SourceEntry("team", "/mnt/other")))
+    assert Settings.read().added == {"team": TEAM}
 
 
 def test_with_the_default_gone_the_local_one_is_it_again():
-    change(lambda known: known.add(TEAM).add(BUCKET).make_default("team"))
-    assert change(lambda known: known.remove("bucket")).default == "team"
-    assert change(lambda known: known.remove("team")) == Settings({}, LOCAL)
-    assert change(lambda known: known.make_default(LOCAL)).default == LOCAL
+    change(lambda settings: settings.add(TEAM).add(BUCKET).make_default("team"))
+    assert change(lambda settings: settings.remove("bucket")).default == "team"
+    assert change(lambda settings: settings.remove("team")) == Settings({}, LOCAL)
+    assert change(lambda settings: settings.make_default(LOCAL)).default == LOCAL
     with pytest.raises(ConfigError, match="The local registry cannot be removed"):
-        change(lambda known: known.remove(LOCAL))
+        change(lambda settings: settings.remove(LOCAL))
 
 
-@pytest.mark.parametrize("how", [lambda known: known.remove("tean"), lambda known: known.make_default("tean")])
+@pytest.mark.parametrize(
+    "how", [lambda settings: settings.remove("tean"), lambda settings: settings.make_default("tean")]
+)
 def test_an_unknown_name_names_the_nearest(how):
-    change(lambda known: known.add(TEAM))
+    change(lambda settings: settings.add(TEAM))
     with pytest.raises(NotFoundError) as caught:
         change(how)
     assert caught.value.nearest == ("team",)
@@ -148,7 +150,7 @@ def test_an_unknown_name_names_the_nearest(how):
 def test_a_damaged_file_is_one_sentence_and_is_not_written_over(settings, content, why):
     settings.parent.mkdir(parents=True)
     settings.write_text(content, "utf-8")
-    for use in (Hub.open, lambda: change(lambda known: known.add(TEAM))):
+    for use in (Hub.open, lambda: change(lambda settings: settings.add(TEAM))):
         with pytest.raises(ConfigError, match=f"registries.json is damaged: .*{why}"):
             use()
     assert settings.read_text("utf-8") == content
@@ -156,15 +158,15 @@ def test_a_damaged_file_is_one_sentence_and_is_not_written_over(settings, conten
 
 @pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
 def test_a_change_that_fails_at_any_step_leaves_the_old_settings_or_the_new_ones(settings, faults, error):
-    change(lambda known: known.add(TEAM))
+    change(lambda settings: settings.add(TEAM))
     old = settings.read_bytes()
-    steps = faults.count(lambda: change(lambda known: known.add(BUCKET)))
+    steps = faults.count(lambda: change(lambda settings: settings.add(BUCKET)))
     new = settings.read_bytes()
     for case, step, failure in faults.each(steps, error):
         settings.write_bytes(old)
         try:
             with faults.at(step, failure):
-                change(lambda known: known.add(BUCKET))
+                change(lambda settings: settings.add(BUCKET))
         except (StorageError, KeyboardInterrupt):
             pass
         assert settings.read_bytes() in (old, new), case
@@ -176,19 +178,19 @@ def test_of_many_changes_at_once_none_is_lost():
 
     def add(number: int) -> None:
         start.wait()
-        change(lambda known: known.add(Configured(f"team-{number}", f"/mnt/{number}")))
+        change(lambda settings: settings.add(SourceEntry(f"team-{number}", f"/mnt/{number}")))
 
     threads = [threading.Thread(target=add, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert set(Settings.read().known) == {f"team-{number}" for number in range(4)}
+    assert set(Settings.read().added) == {f"team-{number}" for number in range(4)}
 
 
 def test_settings_that_may_not_be_read_are_one_sentence(shared_folder, as_nobody, monkeypatch):
     monkeypatch.setenv("DELTAHUB_HOME", str(shared_folder / "home"))
-    change(lambda known: known.add(TEAM))
+    change(lambda settings: settings.add(TEAM))
     (config_home() / FILE).chmod(0o600)
     as_nobody()
     if os.access(config_home() / FILE, os.R_OK, effective_ids=True):

@@ -19,7 +19,7 @@ from deltahub.reference import Reference
 from deltahub.registry.bundle import export_bundle
 from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
-from deltahub.settings.source_entry import Configured
+from deltahub.settings.source_entry import SourceEntry
 from deltahub.settings.user import change
 from deltahub.stores.base import object_key
 from deltahub.stores.bucket import Bucket
@@ -189,7 +189,7 @@ def origin(request, tmp_path, monkeypatch) -> Iterator[Origin]:
     if request.param == "folder":
         yield Folder(tmp_path)
     elif request.param == "local registry":
-        change(lambda known: known.add(Configured("team", str(tmp_path / "team"))))
+        change(lambda known: known.add(SourceEntry("team", str(tmp_path / "team"))))
         yield InRegistry(Registry(LocalStore(tmp_path / "team"), "team"))
     elif request.param == "memory registry":
         registry = Registry(MemoryStore(), "team")
@@ -203,7 +203,7 @@ def origin(request, tmp_path, monkeypatch) -> Iterator[Origin]:
         server = request.getfixturevalue("moto")
         bucket = server.bucket()
         url = f"s3://{bucket.name}/{bucket.prefix}"
-        change(lambda known: known.add(Configured("team", url, bucket.endpoint, "us-east-1")))
+        change(lambda known: known.add(SourceEntry("team", url, bucket.endpoint, "us-east-1")))
         yield InBucket(bucket, server)
     elif request.param == "hub":
         monkeypatch.delenv("HF_HUB_OFFLINE")
@@ -211,7 +211,7 @@ def origin(request, tmp_path, monkeypatch) -> Iterator[Origin]:
         registry = Registry(MemoryStore(), "served")
         with hub_server(registry) as server:
             monkeypatch.setenv("TEAM_TOKEN", server.token("read"))
-            change(lambda known: known.add(Configured.checked("team", server.url, token_env="TEAM_TOKEN")))
+            change(lambda known: known.add(SourceEntry.checked("team", server.url, token_env="TEAM_TOKEN")))
             yield OnAHub(registry, server)
             huggingface_hub.close_session()
     else:

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from deltahub.cache.remembered import NAMES, CachedNames, Seen
+from deltahub.cache.remembered import NAMES, CachedNames, Meaning
 from deltahub.checkpoint import checkpoint
 from deltahub.errors import NotCachedError, NotFoundError, UnreachableError
 from deltahub.link import Link
@@ -194,7 +194,7 @@ def test_names_are_remembered_only_as_far_as_they_can_be_read(world):
 
 def test_names_that_differ_only_in_upper_and_lower_case_are_kept_apart(world):
     names = CachedNames(world.cache)
-    seen = Seen(Reference.parse("team:acme/ner@v1"), Digest("sha256:" + "0" * 64), "team (memory)")
+    seen = Meaning(Reference.parse("team:acme/ner@v1"), Digest("sha256:" + "0" * 64), "team (memory)")
     names.remember(NER, seen)
     other = Reference("acme", "ner", version="Champion")
     names.remember(other.at("champion"), seen)

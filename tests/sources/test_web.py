@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from deltahub.cache.remembered import Seen
+from deltahub.cache.remembered import Meaning
 from deltahub.checkpoint import checkpoint
 from deltahub.errors import (
     CheckpointError,
@@ -151,7 +151,7 @@ def test_a_link_with_the_digest_of_a_delta_that_was_pulled_asks_nobody(web, publ
     url = published()
     found = web.resolve(Link.parse(url))
     web.pull(url)
-    web.names.remember(Link.parse(url), Seen(found.reference, found.digest, url))
+    web.names.remember(Link.parse(url), Meaning(found.reference, found.digest, url))
     asked = len(site.asked)
     again = web.resolve(found.reference)
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from deltahub.errors import NotFoundError, StorageError
-from deltahub.files.reserve import freeing
+from deltahub.files.reserve import with_reserve
 from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
 from tests.checkpoints import content_of
@@ -112,7 +112,7 @@ def test_a_full_store_is_freed_with_what_was_set_aside_and_pushes_do_not_take_it
     pieces = store.root / "reserve"
     assert {path.stat().st_blocks * 512 for path in pieces.iterdir()} == {128 << 10}
     with full_disk():
-        freeing(store.spend_reserve, lambda: store.swap(DOCUMENT, b"1", None))
+        with_reserve(store.spend_reserve, lambda: store.swap(DOCUMENT, b"1", None))
     assert (store.read(DOCUMENT), len(list(pieces.iterdir()))) == (b"1", 7)
 
     with full_disk(), pytest.raises(StorageError):

@@ -116,7 +116,7 @@ def _leaves(module: nn.Module, path: str) -> Iterator[Leaf]:
         yield Leaf(name, tuple(parameter.shape), "delta" if is_delta_name(f"{path}.{name}") else trained)
 
 
-def together(names: Iterable[str]) -> str:
+def abbreviated(names: Iterable[str]) -> str:
     """Abbreviate the names of equal modules: ``"0-3,5-5"`` for block numbers, else the names with commas."""
     names = list(names)
     if not all(name.isdecimal() for name in names):

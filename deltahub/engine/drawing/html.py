@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from deltahub.engine.drawing.folding import Leaf, Node, printable, short_count, together
+from deltahub.engine.drawing.folding import Leaf, Node, abbreviated, printable, short_count
 from deltahub.engine.structure.maps import MARK
 
 STATIC: Final = Path(__file__).parent / "static"
@@ -72,7 +72,7 @@ def _lines(node: Node, prefix: str, common_name: Callable[[str], str]) -> Iterat
 def _row(node: Node, commons: Sequence[str]) -> Iterator[str]:
     several = " repeated" if len(node.names) > 1 else ""
     belongs = " delta" if node.delta else ""
-    yield f'<span class="name{several}{belongs}">{_text(together(node.names))}</span>'
+    yield f'<span class="name{several}{belongs}">{_text(abbreviated(node.names))}</span>'
     yield f'<span class="kind">{_text(", ".join(dict.fromkeys(node.kinds)))}</span>'
     for common in dict.fromkeys(short_name(name) for name in commons if name.endswith(MARK)):
         yield f'<span class="common">{_text(common)}</span>'

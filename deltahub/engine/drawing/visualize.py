@@ -24,7 +24,7 @@ from rich.terminal_theme import TerminalTheme
 from rich.tree import Tree
 from torch import nn
 
-from deltahub.engine.drawing.folding import Leaf, Naming, Node, fold, printable, short_count, together
+from deltahub.engine.drawing.folding import Leaf, Naming, Node, abbreviated, fold, printable, short_count
 from deltahub.engine.drawing.html import document
 from deltahub.engine.site import is_delta_name
 from deltahub.engine.structure.maps import MARK
@@ -192,7 +192,7 @@ def _label(node: Node) -> str:
     if len(names) == 1:
         return f"[white]{names[0]} [green]({kinds[0]})"
     if len(set(kinds)) == 1:
-        return f"[red]{together(names)}[green]({kinds[0]})"
+        return f"[red]{abbreviated(names)}[green]({kinds[0]})"
     return ",".join(f"[red]{name}[green]({kind})" for name, kind in zip(names, kinds, strict=True))
 
 

@@ -234,7 +234,7 @@ def _name_embeddings(tree: Tree, inferred: Inferred) -> None:
         inferred.names.setdefault(name, f"embeddings{MARK}")
 
 
-def found_in(modules: Mapping[str, nn.Module], guess: Inferred) -> str:
+def describe_linear_layers(modules: Mapping[str, nn.Module], guess: Inferred) -> str:
     """Describe the linear layers of a backbone's first block, for an address that matched nothing."""
     tree = Tree.of(modules)
     lists = [name for name in tree.inside if name.rpartition(".")[2].isdigit()]

@@ -65,7 +65,7 @@ class Part:
         return output.reshape(*output.shape[:-1], self.groups, self.of, output.shape[-1] // (self.groups * self.of))
 
 
-def in_turn(labels: str, sizes: tuple[int, ...] = (), groups: int = 1) -> tuple[Part, ...]:
+def adjacent_parts(labels: str, sizes: tuple[int, ...] = (), groups: int = 1) -> tuple[Part, ...]:
     """Build the parts of a layer from comma-separated labels and the sizes in each group; by default all are equal."""
     names = labels.split(",")
     sizes = sizes or (1,) * len(names)
@@ -90,29 +90,29 @@ _KV_HEADS: Final = ("num_key_value_heads", "num_kv_heads", "kv_n_heads", "kv_hea
 def _thirds(core: nn.Module) -> tuple[Part, ...]:
     """Return q, then k, then v; in a cross-attention with its own q layer, k, then v."""
     crossing = "q_attn" in core._modules
-    return in_turn("k,v" if crossing else "q,k,v")
+    return adjacent_parts("k,v" if crossing else "q,k,v")
 
 
 def _halves(core: nn.Module) -> tuple[Part, ...]:
     """Return k, then v."""
-    return in_turn("k,v")
+    return adjacent_parts("k,v")
 
 
 def _by_head(core: nn.Module) -> tuple[Part, ...]:
     """Return q, k and v of the first head, then of the second, and so on."""
-    return in_turn("q,k,v", groups=_heads(core, *_HEADS))
+    return adjacent_parts("q,k,v", groups=_heads(core, *_HEADS))
 
 
 def _grouped_query(core: nn.Module) -> tuple[Part, ...]:
     """Return all heads of q, then the fewer heads of k, then those of v."""
     heads, fewer = _heads(core, *_HEADS), _heads(core, *_KV_HEADS)
-    return in_turn("q,k,v", (heads, fewer, fewer))
+    return adjacent_parts("q,k,v", (heads, fewer, fewer))
 
 
 def _by_group(core: nn.Module) -> tuple[Part, ...]:
     """Return the layout of Falcon: the query heads of the first key head, that key head and its value head, then the next."""
     heads, groups = _heads(core, *_HEADS), _heads(core, "num_kv_heads")
-    return in_turn("q,k,v", (heads // groups, 1, 1), groups)
+    return adjacent_parts("q,k,v", (heads // groups, 1, 1), groups)
 
 
 def _multi_query(core: nn.Module) -> tuple[Part, ...]:
@@ -120,12 +120,16 @@ def _multi_query(core: nn.Module) -> tuple[Part, ...]:
     heads = _heads(core, "num_heads")
     if "q_attn" in core._modules:  # in a cross-attention
         return ()
-    return in_turn("q,k,v", (heads, 1, 1)) if getattr(core, "multi_query", False) else in_turn("q,k,v", groups=heads)
+    return (
+        adjacent_parts("q,k,v", (heads, 1, 1))
+        if getattr(core, "multi_query", False)
+        else adjacent_parts("q,k,v", groups=heads)
+    )
 
 
 def _four_shards(core: nn.Module) -> tuple[Part, ...]:
     """Return the layout of CodeGen: the shards of the four processors that trained it, each q, v, k."""
-    return in_turn("q,v,k", groups=4)
+    return adjacent_parts("q,v,k", groups=4)
 
 
 def _latent(core: nn.Module) -> tuple[Part, ...]:
@@ -134,7 +138,7 @@ def _latent(core: nn.Module) -> tuple[Part, ...]:
     The rest of k comes from elsewhere.
     """
     keys, values = _heads(core, "qk_nope_head_dim"), _heads(core, "v_head_dim")
-    return in_turn(",v", (keys, values), _heads(core, *_HEADS))
+    return adjacent_parts(",v", (keys, values), _heads(core, *_HEADS))
 
 
 Layout = Callable[[nn.Module], tuple[Part, ...]]
@@ -222,8 +226,8 @@ def gate_parts(holder: nn.Module) -> tuple[Part, ...]:
     """
     names = {base.__name__ for base in type(holder).__mro__}
     if names & _GATE_FIRST:
-        return in_turn("gate,w1")
-    return in_turn("w1,gate") if names & _GATE_LAST else ()
+        return adjacent_parts("gate,w1")
+    return adjacent_parts("w1,gate") if names & _GATE_LAST else ()
 
 
 _GATE_FIRST: Final = frozenset(

@@ -13,17 +13,17 @@ MARK: Final = "@"
 
 
 @dataclass
-class Names:
+class NameTree:
     """One element of the real names in a map."""
 
     value: str | None = None
-    children: dict[str, Names] = field(default_factory=dict)
+    children: dict[str, NameTree] = field(default_factory=dict)
 
     def add(self, path: str, value: str) -> None:
         """Map a real name, with ``*`` for each number in it, to a common name."""
         node = self
         for element in path.split("."):
-            node = node.children.setdefault(element, Names())
+            node = node.children.setdefault(element, NameTree())
         node.value = value
 
     def deepest(self, path: str) -> tuple[str, int]:
@@ -44,12 +44,12 @@ class Names:
 
 
 @lru_cache(maxsize=1)
-def explicit_maps() -> dict[str, tuple[Names, Names]]:
+def explicit_maps() -> dict[str, tuple[NameTree, NameTree]]:
     """Return, by class name, the named modules and the groups of each class."""
-    maps_by_class: dict[str, tuple[Names, Names]] = {}
+    maps_by_class: dict[str, tuple[NameTree, NameTree]] = {}
     for path in sorted(MAPS.glob("*.json")):
         for table in json.loads(path.read_text("utf-8"))["maps"]:
-            names, groups = Names(), Names()
+            names, groups = NameTree(), NameTree()
             for real, common in table["names"].items():
                 names.add(real, common)
             for common, members in table.get("groups", {}).items():
@@ -59,7 +59,7 @@ def explicit_maps() -> dict[str, tuple[Names, Names]]:
     return maps_by_class
 
 
-def explicit_map(cls: type) -> tuple[Names, Names] | None:
+def explicit_map(cls: type) -> tuple[NameTree, NameTree] | None:
     """Return the map of a class or of one that it inherits from, or None."""
     maps = explicit_maps()
     return next((maps[base.__name__] for base in cls.__mro__ if base.__name__ in maps), None)

@@ -17,8 +17,8 @@ from torch import nn
 
 from deltahub.engine.modules import own_modules
 from deltahub.engine.structure.inference import Inferred, infer
-from deltahub.engine.structure.layouts import Part, in_turn
-from deltahub.engine.structure.maps import MARK, Names, explicit_map
+from deltahub.engine.structure.layouts import Part, adjacent_parts
+from deltahub.engine.structure.maps import MARK, NameTree, explicit_map
 
 
 def marked(pattern: str) -> str:
@@ -38,7 +38,7 @@ class StructureMap:
         known: cache of names that were looked up before, by real name.
     """
 
-    roots: tuple[tuple[str, tuple[Names, Names]], ...] = ()
+    roots: tuple[tuple[str, tuple[NameTree, NameTree]], ...] = ()
     guess: Inferred = field(default_factory=Inferred)
     known: dict[str, tuple[tuple[str, Part | None], ...]] = field(default_factory=dict, compare=False, repr=False)
 
@@ -100,7 +100,7 @@ class StructureMap:
         for alias in self.guess.aliases.get(name, ()):
             yield alias, None
         head, _, last = common.rpartition(".")
-        parts = self.guess.parts.get(name) or (in_turn(last.removesuffix(MARK)) if "," in last else ())
+        parts = self.guess.parts.get(name) or (adjacent_parts(last.removesuffix(MARK)) if "," in last else ())
         for part in parts:
             yield f"{head}.{part.label}{MARK}", part
 

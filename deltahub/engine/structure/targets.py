@@ -10,7 +10,7 @@ from torch import nn
 from deltahub.checkpoint.address import REGEX_MARK, Address, lies_within, nearest_names
 from deltahub.engine.modules import own_modules
 from deltahub.engine.site import refuse_own_deltas
-from deltahub.engine.structure.inference import found_in
+from deltahub.engine.structure.inference import describe_linear_layers
 from deltahub.engine.structure.layouts import Part
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap, marked
@@ -160,7 +160,7 @@ def _no_match(
     hint = ""
     if (MARK in pattern or common_structure) and not structure.roots:
         hint = (
-            f"It is a common name, and no part of this backbone is certain to be it. {found_in(modules, structure.guess)} "
+            f"It is a common name, and no part of this backbone is certain to be it. {describe_linear_layers(modules, structure.guess)} "
             "Pass modified_modules with real names; `deltahub inspect` shows them all."
         )
     return NoMatchError(pattern, near, hint)

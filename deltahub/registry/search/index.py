@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, TypeVar
 from deltahub.checkpoint.backbone_fit import FITS, Tensors, fit
 from deltahub.checkpoint.backbone_record import Difference, Fingerprint
 from deltahub.errors import DeltaHubError
-from deltahub.files.permissions import make_folder, make_root, take_after
+from deltahub.files.permissions import inherit_permissions, make_folder, make_root
 from deltahub.reference import Digest
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.conditions import INDEXED, Part, Search, Value, fewest, ids, joined, order, parts
@@ -157,7 +157,7 @@ class Index:
             make_folder(folder.parent, folder)
         with contextlib.closing(connect(path)) as database:
             if new:
-                take_after(folder, [self.path])
+                inherit_permissions(folder, [self.path])
             with database:
                 refresh(database, self.registry, told)
             return ask(database)

@@ -24,7 +24,7 @@ from deltahub.registry.search.conditions import Query, Search
 from deltahub.server.pages.card import LARGEST, Card
 from deltahub.server.pages.cards import Cards
 from deltahub.server.pages.commands import commands
-from deltahub.server.pages.lookups import content_of, of_the_seen, repository_of, version_of
+from deltahub.server.pages.lookups import content_of, query_visible, repository_of, version_of
 from deltahub.server.pages.rendering import page, redirect
 from deltahub.server.repositories import Repository
 from deltahub.server.state import state_of
@@ -177,7 +177,7 @@ def _alike(request: Request, shown_delta: Found) -> dict[str, Any]:
     if not isinstance(fingerprint, str) or not fingerprint:
         return {"fingerprint": "", "lines": [], "total": 0}
     index = state_of(request).index
-    lines, total = of_the_seen(
+    lines, total = query_visible(
         request, lambda hidden: index.search(Search(Query(fingerprint=fingerprint, hidden=hidden), _ALIKE + 1))
     )
     other_lines = [line for line in lines if line.name != shown_delta.document.name]

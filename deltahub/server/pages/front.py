@@ -14,7 +14,7 @@ from deltahub.errors import ConfigError
 from deltahub.registry.search.conditions import Query, Search
 from deltahub.registry.search.facets import Facet, facets
 from deltahub.registry.search.index import Listed
-from deltahub.server.pages.lookups import of_the_seen
+from deltahub.server.pages.lookups import query_visible
 from deltahub.server.pages.rendering import page, query
 from deltahub.server.state import state_of
 
@@ -74,7 +74,7 @@ def front(request: Request) -> Response:
         visible_search = replace(search, hidden=hidden)
         return *index.search(Search(visible_search, PER_PAGE, (at - 1) * PER_PAGE)), facets(index, visible_search)
 
-    lines, total, counted_facets = of_the_seen(request, ask)
+    lines, total, counted_facets = query_visible(request, ask)
     pages = max(1, -(-total // PER_PAGE))
     chips = _chips(search)
     return page(

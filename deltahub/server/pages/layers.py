@@ -49,11 +49,11 @@ class Norms:
 _NORMS: Final[SizedCache[tuple[str, str], Norms]] = SizedCache(_KEPT, lambda norms: 1000 + 500 * len(norms.modules))
 
 
-def in_turn(handler: Handler) -> Endpoint:
+def one_at_a_time(handler: Handler) -> Endpoint:
     """Return an endpoint that reads norms for one request at a time; waiting takes no thread."""
 
     async def endpoint(request: Request) -> Response:
-        async with state_of(request).turns.of(_TURN):
+        async with state_of(request).repository_locks.of(_TURN):
             return await run_in_threadpool(handler, request)
 
     return endpoint
@@ -82,7 +82,7 @@ def layers(request: Request) -> Response:
 
 
 def norms_of(request: Request, delta: Found) -> Norms:
-    """Return the norms of a version, read once and cached. Callers must use `in_turn`, which bounds the memory."""
+    """Return the norms of a version, read once and cached. Callers must use `one_at_a_time`, which bounds the memory."""
     entry = weights_of(delta.manifest)
     if entry is None:
         return Norms(missing="This version holds no safetensors file, so there are no norms to show.")

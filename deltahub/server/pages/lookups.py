@@ -21,7 +21,7 @@ from deltahub.stores.base import object_key
 T = TypeVar("T")
 
 
-def hidden_from(request: Request) -> tuple[str, ...]:
+def hidden_names(request: Request) -> tuple[str, ...]:
     """Return the names of all deltas that the caller may not see.
 
     Raises:
@@ -34,7 +34,7 @@ def hidden_from(request: Request) -> tuple[str, ...]:
     return tuple(name for name in private if not caller.may_read(name.partition("/")[0], private=True))
 
 
-def of_the_seen(request: Request, ask: Callable[[tuple[str, ...]], T]) -> T:
+def query_visible(request: Request, ask: Callable[[tuple[str, ...]], T]) -> T:
     """Query the index for the deltas that the caller may see.
 
     Args:
@@ -43,9 +43,9 @@ def of_the_seen(request: Request, ask: Callable[[tuple[str, ...]], T]) -> T:
     Raises:
         Refusal: the caller may not see anything.
     """
-    hidden = hidden_from(request)
+    hidden = hidden_names(request)
     while True:
-        answer, hidden_now = ask(hidden), hidden_from(request)
+        answer, hidden_now = ask(hidden), hidden_names(request)
         if {*hidden_now} <= {*hidden}:
             return answer
         hidden = (*dict.fromkeys((*hidden, *hidden_now)),)

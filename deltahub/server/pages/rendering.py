@@ -113,7 +113,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals.update(static=static_address, query=query)
-    environment.filters.update(size=size, age=age, number=number, seen=seen, said=said, part=part, path=quote)
+    environment.filters.update(
+        size=size, age=age, number=number, visible=visible, value_text=value_text, part=part, path=quote
+    )
     return environment
 
 
@@ -157,16 +159,16 @@ def age(time: str, now: datetime | None = None) -> str:
 def number(value: Any) -> str:
     """Format a metric or count briefly."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return seen(str(value))
+        return visible(str(value))
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def said(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Format a config value as text."""
-    return seen(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+    return visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
 
 
-def seen(text: str) -> str:
+def visible(text: str) -> str:
     """Escape invisible characters and those that change the direction of text."""
     lines = str(text).replace("\r\n", "\n")
     return "".join(char if char.isprintable() or char in "\n\t" else f"\\u{ord(char):04x}" for char in lines)

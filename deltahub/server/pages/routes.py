@@ -19,7 +19,7 @@ from deltahub.server.pages.comparison import comparison
 from deltahub.server.pages.delta import commit, delta, versions
 from deltahub.server.pages.file import file
 from deltahub.server.pages.front import front
-from deltahub.server.pages.layers import in_turn, layers
+from deltahub.server.pages.layers import layers, one_at_a_time
 from deltahub.server.pages.rendering import static_files
 from deltahub.server.pages.sign_in import choose_theme, sign_in, sign_in_form, sign_out
 from deltahub.server.paths import register
@@ -47,7 +47,7 @@ _DELTA: Final = "/{namespace:part}/{name:part}"
 routes: Final[list[BaseRoute]] = [
     Route("/", front),
     Route("/-/static/{file:part}", static_file),
-    Route("/-/compare", in_turn(comparison)),
+    Route("/-/compare", one_at_a_time(comparison)),
     Route("/-/sign-in", sign_in_form, methods=["GET"]),
     Route("/-/sign-in", sign_in, methods=["POST"]),
     Route("/-/sign-out", sign_out, methods=["POST"]),
@@ -55,7 +55,7 @@ routes: Final[list[BaseRoute]] = [
     Route(f"{_DELTA}/tree/{{revision:part}}", delta),
     Route(f"{_DELTA}/commit/{{revision:part}}", commit),
     Route(f"{_DELTA}/blob/{{revision:part}}/{{path:rest}}", file),
-    Route(f"{_DELTA}/layers/{{revision:part}}", in_turn(layers)),
+    Route(f"{_DELTA}/layers/{{revision:part}}", one_at_a_time(layers)),
     Route(f"{_DELTA}/versions", versions),
     Route(_DELTA, delta),
 ]

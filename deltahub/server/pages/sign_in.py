@@ -17,7 +17,7 @@ from starlette.responses import Response
 from deltahub.server.addresses import address_of
 from deltahub.server.authentication import authenticator_of
 from deltahub.server.bodies import body_of
-from deltahub.server.csrf import is_foreign
+from deltahub.server.csrf import is_cross_site
 from deltahub.server.errors import Refusal
 from deltahub.server.pages.browsers import SIGN_IN, drop_session, is_secure, keep_session, session_of
 from deltahub.server.pages.rendering import THEME_COOKIE, THEMES, page, redirect
@@ -33,7 +33,7 @@ _WRONG: Final = 401
 def sign_in_form(request: Request) -> Response:
     """Show the form for a token."""
     refused = "refused" in request.query_params
-    return page(request, "sign_in.html", refused=refused, next=own_path(request.query_params.get("next", "")))
+    return page(request, "sign_in.html", refused=refused, next=path_on_this_hub(request.query_params.get("next", "")))
 
 
 async def sign_in(request: Request) -> Response:
@@ -42,8 +42,10 @@ async def sign_in(request: Request) -> Response:
     token = form.get("token", "").strip()
     if not _TOKEN.fullmatch(token):
         message = "This is not a token of this hub: expected dhub_ and letters and digits, as `deltahub serve token create` printed it."
-        return page(request, "sign_in.html", 400, refused=False, wrong=message, next=own_path(form.get("next", "")))
-    following = own_path(form.get("next", ""))
+        return page(
+            request, "sign_in.html", 400, refused=False, wrong=message, next=path_on_this_hub(form.get("next", ""))
+        )
+    following = path_on_this_hub(form.get("next", ""))
     authenticator = authenticator_of(request)
     try:
         valid_token = await authenticator.token(token, address_of(request.scope))
@@ -72,7 +74,7 @@ async def sign_out(request: Request) -> Response:
 async def choose_theme(request: Request) -> Response:
     """Store the choice of light or dark; any other value follows the browser's setting."""
     form = await _own_form(request)
-    answer = redirect(request, own_path(form.get("next", "")))
+    answer = redirect(request, path_on_this_hub(form.get("next", "")))
     if form.get("theme") in THEMES:
         answer.set_cookie(THEME_COOKIE, form["theme"], max_age=_YEAR, samesite="strict", secure=is_secure(request))
     else:
@@ -80,7 +82,7 @@ async def choose_theme(request: Request) -> Response:
     return answer
 
 
-def own_path(text: str) -> str:
+def path_on_this_hub(text: str) -> str:
     """Return a path on this hub; the front page for any other target, to prevent open redirects."""
     sound = re.fullmatch(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]*", text)
     return text if sound else "/"
@@ -101,4 +103,4 @@ async def _own_form(request: Request) -> dict[str, str]:
 def _is_own(request: Request) -> bool:
     headers = request.headers
     has_origin = "origin" in headers or headers.get("sec-fetch-site") == "same-origin"
-    return has_origin and not is_foreign(headers, state_of(request).settings.public_url)
+    return has_origin and not is_cross_site(headers, state_of(request).settings.public_url)

@@ -37,7 +37,7 @@ _MOST_FILES: Final = 25_000  # per version
 _PARENT: Final = re.compile(r"[0-9a-f]{7,40}")
 
 
-class Moved(Refusal):
+class HeadMoved(Refusal):
     """The branch head changed concurrently.
 
     Args:
@@ -74,7 +74,7 @@ class Change:
 
         Raises:
             Refusal: the commit is not valid.
-            Moved: the branch head changed concurrently.
+            HeadMoved: the branch head changed concurrently.
         """
         self._require_parent()
         tree = self._tree()
@@ -97,7 +97,7 @@ class Change:
         try:
             self._state.registry.add(objects, self._repository.path, change)
         except ConflictError as error:
-            raise Moved(self._repository.path) from error
+            raise HeadMoved(self._repository.path) from error
         uploads.forget(self._store, self._repository.path, self._uploaded)
         return commit_id(manifest.digest)
 
@@ -113,7 +113,7 @@ class Change:
     def _tag(self, version: str, tags: Collection[str]) -> str:
         def change(document: ReferenceDocument) -> ReferenceDocument:
             if version not in document.versions or document.name != self._repository.path:
-                raise Moved(self._repository.path)
+                raise HeadMoved(self._repository.path)
             return document.with_tags(version, tags, (), *self._stamp)
 
         self._state.registry.update(self._repository.path, change)
@@ -221,14 +221,14 @@ class Change:
         """Return the document with the version as the head of its branch.
 
         Raises:
-            Moved: the branch head changed, or a version that files were taken from was removed.
+            HeadMoved: the branch head changed, or a version that files were taken from was removed.
         """
         repository = replace(self._repository, document=document)
         main = document.latest if document.versions else None
         if repository.branches().get(self._branch) != self._base or document.name != self._repository.path:
-            raise Moved(self._repository.path)
+            raise HeadMoved(self._repository.path)
         if not self._repository.document.versions.keys() <= document.versions.keys():
-            raise Moved(self._repository.path)
+            raise HeadMoved(self._repository.path)
         newest = max((*document.versions, *document.removed), key=number, default=None)
         parent = None if self._base in (None, newest) else self._base
         changed, version = document.with_version(replace(new_version, parent=parent))

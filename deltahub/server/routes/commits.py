@@ -11,11 +11,11 @@ from starlette.routing import Route
 
 from deltahub.files.atomic import scratch
 from deltahub.server.bodies import blocks
-from deltahub.server.budget import room_in
+from deltahub.server.budget import reservation_in
 from deltahub.server.errors import REVISION_NOT_FOUND, Refusal
 from deltahub.server.paths import MODEL
 from deltahub.server.repositories import Repository, open_repository
-from deltahub.server.routes.changes import Change, Moved
+from deltahub.server.routes.changes import Change, HeadMoved
 from deltahub.server.routes.operations import Operations, Parser
 from deltahub.server.state import state_of
 from deltahub.server.telemetry import note
@@ -31,17 +31,17 @@ async def commit(request: Request) -> Response:
         Refusal: it is malformed, names files that were not uploaded, or its parent is not the branch head.
     """
     await run_in_threadpool(_require_branch, request)
-    with scratch() as folder, room_in(state_of(request).bodies, request) as room:
+    with scratch() as folder, reservation_in(state_of(request).bodies, request) as reservation:
         parser = Parser(folder, state_of(request).settings.max_file)
         try:
             async for block in blocks(request):
                 await run_in_threadpool(parser.feed, block)
-                room.resize(parser.held)
+                reservation.resize(parser.bytes_in_use)
             operations = await run_in_threadpool(parser.finish)
         finally:
             parser.close()
         name = f"{request.path_params['namespace']}/{request.path_params['name']}"
-        async with state_of(request).turns.of(name):
+        async with state_of(request).repository_locks.of(name):
             return await run_in_threadpool(_commit, request, operations)
 
 
@@ -62,7 +62,7 @@ def _require_branch(request: Request) -> tuple[Repository, str]:
 
 
 def _commit(request: Request, operations: Operations) -> Response:
-    retry = SwapRetry(Moved)
+    retry = SwapRetry(HeadMoved)
     while True:
         repository, branch = _require_branch(request)
         with retry:

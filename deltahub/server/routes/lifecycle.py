@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deltahub.errors import ConflictError, ReferenceSyntaxError
-from deltahub.files.reserve import freeing
+from deltahub.files.reserve import with_reserve
 from deltahub.reference import Reference
 from deltahub.registry import uploads
 from deltahub.registry.document import ReferenceDocument
@@ -136,7 +136,7 @@ def delete(request: Request, body: dict[str, Any]) -> Response:
     if repository.document.versions and repository.private:
         forget(registry, repository.path, time)
     elif repository.document.versions:
-        freeing(registry.store.spend_reserve, lambda: registry.update(repository.path, change))
+        with_reserve(registry.store.spend_reserve, lambda: registry.update(repository.path, change))
     uploads.forget_all(registry.store, repository.path)  # again: uploads may have arrived meanwhile
     repository.state.records.delete(repository.path)
     return JSONResponse({})

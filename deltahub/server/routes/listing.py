@@ -21,7 +21,7 @@ from deltahub.server.errors import Refusal
 from deltahub.server.paths import MODEL
 from deltahub.server.records import Record, may_be_private
 from deltahub.server.repositories import EMPTY, Commit, Repository, open_repository
-from deltahub.server.routes.model_info import DELTA, Facts, expanded, siblings
+from deltahub.server.routes.model_info import DELTA, ModelInfo, expanded, siblings
 from deltahub.server.routes.trees import LISTED, moment
 from deltahub.server.state import State, state_of
 
@@ -86,12 +86,12 @@ def my_repositories(request: Request) -> Response:
     return paging.page(request, lines, start=start, count=count, total=len(matches))
 
 
-def _is_own(facts: Facts, caller: Caller, namespace: str | None) -> bool:
+def _is_own(facts: ModelInfo, caller: Caller, namespace: str | None) -> bool:
     owner = facts.path.partition("/")[0]
     return owner == namespace if namespace else caller.may_write(owner)
 
 
-def _all(request: Request, state: State) -> Iterator[Facts]:
+def _all(request: Request, state: State) -> Iterator[ModelInfo]:
     """Yield the repositories that the caller may see and that match the search words by name or content."""
     caller, records = caller_of(request), state.records.all()
     search = request.query_params.get("search", "")
@@ -99,7 +99,7 @@ def _all(request: Request, state: State) -> Iterator[Facts]:
     committed = set[str]()
     for entry, private in _committed(request, state, Query(text=search)):
         committed.add(entry.name)
-        yield _facts_of(entry, records.get(entry.name), private=private)
+        yield _info_of(entry, records.get(entry.name), private=private)
     for path, record in records.items():
         words = search.lower().split()
         if record is None or path in committed or not all(word in path.lower() for word in words):
@@ -107,7 +107,9 @@ def _all(request: Request, state: State) -> Iterator[Facts]:
         if caller.may_read(path.partition("/")[0], private=may_be_private(record) or path in state.records.private()):
             document = state.registry.stored(path)
             if document is None or not (document.versions or document.moved_to):
-                yield Facts(path, commit_id(EMPTY.digest), record.created, record.created, record.private, (), {}, {})
+                yield ModelInfo(
+                    path, commit_id(EMPTY.digest), record.created, record.created, record.private, (), {}, {}
+                )
 
 
 def _committed(request: Request, state: State, query: Query) -> Iterator[tuple[Listed, bool]]:
@@ -128,16 +130,16 @@ def _refuse_long(search: str) -> None:
         raise Refusal(400, f"A search has {_LONGEST} letters at most, got {len(search):,}. Search for less at once.")
 
 
-def _facts_of(entry: Listed, record: Record | None, *, private: bool) -> Facts:
+def _info_of(entry: Listed, record: Record | None, *, private: bool) -> ModelInfo:
     summary = {key: value for key, value in entry.summary.items() if key != "card"}
     created = record.created if record else entry.time
     card = entry.summary.get("card") or {}
     digest = entry.digest
     assert digest  # a registry knows every digest
-    return Facts(entry.name, commit_id(digest), created, entry.time, private, entry.tags, summary, card, entry)
+    return ModelInfo(entry.name, commit_id(digest), created, entry.time, private, entry.tags, summary, card, entry)
 
 
-def _matches(facts: Facts, request: Request) -> bool:
+def _matches(facts: ModelInfo, request: Request) -> bool:
     query = request.query_params
     required_tags = [tag for text in query.getlist("filter") for tag in text.split(",") if tag]
     required_tags += [text for text in query.getlist("pipeline_tag") if text]
@@ -146,7 +148,7 @@ def _matches(facts: Facts, request: Request) -> bool:
     return not required_tags or set(required_tags) <= set(facts.all_tags())
 
 
-def _line(request: Request, state: State, facts: Facts) -> dict[str, Any]:
+def _line(request: Request, state: State, facts: ModelInfo) -> dict[str, Any]:
     query = request.query_params
     fields = query.getlist("expand")
     values = facts.to_dict()
@@ -162,25 +164,25 @@ def _line(request: Request, state: State, facts: Facts) -> dict[str, Any]:
     return expanded({**values, "siblings": siblings(files), "cardData": facts.card_data(card)}, fields)
 
 
-def facts_of(repository: Repository, commit: Commit) -> Facts:
+def model_info_of(repository: Repository, commit: Commit) -> ModelInfo:
     """Return the information on a repository at a commit, including its card."""
     entry = commit.entry
     card = next((repository.state.card(e.sha256, e.size) for e in commit.manifest.files if e.path == CARD), {})
     summary = {key: value for key, value in entry.summary.items() if key != "card"} if entry else {}
     modified = entry.time if entry else repository.created
     tags = entry.tags if entry else ()
-    return Facts(repository.path, commit.id, repository.created, modified, repository.private, tags, summary, card)
+    return ModelInfo(repository.path, commit.id, repository.created, modified, repository.private, tags, summary, card)
 
 
 def model_info(request: Request) -> Response:
     """Answer with the information on a repository, at the head of its main branch or at a revision."""
     repository = open_repository(request)
     commit = repository.at(request.path_params.get("revision", "main"))
-    facts = facts_of(repository, commit)
+    facts = model_info_of(repository, commit)
     return counted(request, LISTED * len(commit.manifest.files), lambda: _info(request, commit, facts))
 
 
-def _info(request: Request, commit: Commit, facts: Facts) -> Response:
+def _info(request: Request, commit: Commit, facts: ModelInfo) -> Response:
     files = commit.manifest.files
     values = {
         **facts.to_dict(),

@@ -31,7 +31,7 @@ _LIBRARIES: Final = {"peft": "peft", "transformers": "transformers", "opendelta"
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelInfo:
     """Information about a repository at one commit.
 
     Attributes:

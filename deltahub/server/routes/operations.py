@@ -169,7 +169,7 @@ class Parser:
         self._files = self._lines = self._searched = self._words = 0
 
     @property
-    def held(self) -> int:
+    def bytes_in_use(self) -> int:
         """Approximate bytes of memory that the commit takes so far."""
         return len(self._line) + self._words + _OPERATION * len(self.operations.listed)
 

@@ -26,7 +26,7 @@ def validate_yaml(request: Request, body: dict[str, Any]) -> Response:
     return JSONResponse({"errors": [], "warnings": []})
 
 
-def anyone(request: Request) -> None:
+def allow_anyone(request: Request) -> None:
     """Allow callers without any permission: Hub clients validate a card without a token."""
 
 
@@ -41,18 +41,18 @@ def auth_check(request: Request) -> Response:
     return JSONResponse({})
 
 
-def no_such_kind(request: Request) -> Response:
+def refuse_kind(request: Request) -> Response:
     """Refuse requests for data sets, spaces and kernels."""
     message = "This hub holds models only, no datasets, spaces or kernels. Leave --repo-type and repo_type out."
     raise Refusal(404, message, REPO_NOT_FOUND)
 
 
-def no_namespace(request: Request) -> Response:
+def refuse_bare_name(request: Request) -> Response:
     """Answer that a name without a namespace does not exist."""
     raise repository_not_found(request, request.path_params.get("repository", "This address"))
 
 
-def no_xet(request: Request) -> Response:
+def refuse_xet(request: Request) -> Response:
     """Refuse a client that wants to upload to a Xet store."""
     message = (
         "This hub has no Xet storage. Set HF_HUB_DISABLE_XET=1 for this client, or ask the administrator of the hub to start it with "
@@ -61,33 +61,33 @@ def no_xet(request: Request) -> Response:
     raise Refusal(404, message)
 
 
-def no_discussions(request: Request) -> Response:
+def refuse_discussions(request: Request) -> Response:
     """Refuse requests for pull requests and discussions."""
     raise Refusal(404, "This hub has no pull requests or discussions. Commit to a branch instead.")
 
 
 _ALL: Final = ["GET", "POST", "PUT", "DELETE", "PATCH"]
 routes: Final = [
-    Route("/api/validate-yaml", with_json(validate_yaml, anyone, LARGE), methods=["POST"]),
+    Route("/api/validate-yaml", with_json(validate_yaml, allow_anyone, LARGE), methods=["POST"]),
     Route(f"{MODEL}/auth-check", auth_check),
     Route(f"{MODEL}/auth-check/{{action:part}}", auth_check),
-    Route(f"{MODEL}/xet-write-token/{{revision:part}}", no_xet),
-    Route(f"{MODEL}/xet-read-token/{{revision:part}}", no_xet),
-    Route(f"{MODEL}/discussions", no_discussions, methods=_ALL),
-    Route(f"{MODEL}/discussions/{{rest:rest}}", no_discussions, methods=_ALL),
+    Route(f"{MODEL}/xet-write-token/{{revision:part}}", refuse_xet),
+    Route(f"{MODEL}/xet-read-token/{{revision:part}}", refuse_xet),
+    Route(f"{MODEL}/discussions", refuse_discussions, methods=_ALL),
+    Route(f"{MODEL}/discussions/{{rest:rest}}", refuse_discussions, methods=_ALL),
     *(
         route
         for kind in ("datasets", "spaces", "kernels")
         for route in (
-            Route(f"/api/{kind}", no_such_kind, methods=_ALL),
-            Route(f"/api/{kind}/{{rest:rest}}", no_such_kind, methods=_ALL),
-            Route(f"/{kind}{REPOSITORY}/{{rest:rest}}", no_such_kind, methods=_ALL),
+            Route(f"/api/{kind}", refuse_kind, methods=_ALL),
+            Route(f"/api/{kind}/{{rest:rest}}", refuse_kind, methods=_ALL),
+            Route(f"/{kind}{REPOSITORY}/{{rest:rest}}", refuse_kind, methods=_ALL),
         )
     ),
 ]
 # After all others: names without a namespace, which tools request for models of huggingface.co.
 last: Final = [
-    Route("/api/models/{repository:part}", no_namespace, methods=_ALL),
-    Route("/api/models/{repository:part}/{rest:rest}", no_namespace, methods=_ALL),
-    Route("/{repository:part}/resolve/{revision:part}/{path:rest}", no_namespace),
+    Route("/api/models/{repository:part}", refuse_bare_name, methods=_ALL),
+    Route("/api/models/{repository:part}/{rest:rest}", refuse_bare_name, methods=_ALL),
+    Route("/{repository:part}/resolve/{revision:part}/{path:rest}", refuse_bare_name),
 ]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from deltahub.log import LOGGER
 from deltahub.sources.base import pause
-from deltahub.sources.huggingface.failures import BUSY, Asked, sentence
+from deltahub.sources.huggingface.failures import BUSY, CallContext, sentence
 from deltahub.stores.retry import CONNECT_ATTEMPTS, HUB_ATTEMPTS
 from deltahub.stores.threads import within
 from deltahub.text.credentials import header_value
@@ -32,7 +32,7 @@ T = TypeVar("T")
 _LONGEST: Final = 900.0  # total seconds that one call may wait: three windows of five minutes
 
 
-def patiently(call: Callable[[], T], doing: str, place: str, pause: Callable[[float], None]) -> T:
+def with_retries(call: Callable[[], T], doing: str, place: str, pause: Callable[[float], None]) -> T:
     """Make a call, with retries while the server is busy, limits the rate or is unreachable.
 
     Args:
@@ -193,9 +193,9 @@ class Calls:
             StorageError: it refused.
         """
         bounded_call = call if size is None else partial(within, self.patience(size), call)
-        attempt = Asked(doing, subject, self.place, bool(self.token), self._log_in)
+        attempt = CallContext(doing, subject, self.place, bool(self.token), self._log_in)
         try:
-            return patiently(bounded_call, doing, self.place, self._pause)
+            return with_retries(bounded_call, doing, self.place, self._pause)
         except Exception as error:
             failure = sentence(error, attempt)
             if failure is None:

@@ -17,7 +17,7 @@ from deltahub.files.atomic import CHUNK
 from deltahub.reference import Digest
 from deltahub.registry.commit_message import commit_id
 from deltahub.sources.huggingface.calls import COMMIT, TIMEOUT, Calls
-from deltahub.sources.partial import going_on
+from deltahub.sources.partial import resumed
 from deltahub.stores.base import Progress
 from deltahub.stores.threads import within
 
@@ -83,14 +83,14 @@ def copy(
     into: Path,
     size: int,
     progress: Progress | None,
-    kept: Path | None = None,
+    partials: Path | None = None,
     sha256: str | None = None,
 ) -> str:
     """Download a file of a commit; an interrupted download is resumed, also by another process.
 
     Args:
         size: its size in bytes; further bytes are not accepted.
-        kept: the folder for partial files; None to discard them.
+        partials: the folder for partial files; None to discard them.
         sha256: the expected digest, 64 hex digits; None if unknown.
 
     Returns:
@@ -102,7 +102,7 @@ def copy(
         StorageError: the hub refused.
     """
     subject, url = f"{path} of {calls.name}:{repo}@{commit}", _url(calls, repo, commit, path)
-    with going_on(kept, sha256, into) as file:
+    with resumed(partials, sha256, into) as file:
         partial = _Copy(file, size, progress)
 
         def call() -> None:

@@ -14,7 +14,7 @@ BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})  # statuses after which 
 
 
 @dataclass(frozen=True)
-class Asked:
+class CallContext:
     """A call to a hub, described for error messages.
 
     Attributes:
@@ -37,7 +37,7 @@ class Asked:
         return f"{self.doing} failed in {self.place}"
 
 
-def sentence(error: Exception, attempt: Asked) -> DeltaHubError | None:
+def sentence(error: Exception, attempt: CallContext) -> DeltaHubError | None:
     """Convert an error of huggingface_hub to one of DeltaHub's; return None if it is not about the hub."""
     import httpx2  # imported lazily, like huggingface_hub: only hubs need it
     from huggingface_hub import errors
@@ -57,7 +57,7 @@ def sentence(error: Exception, attempt: Asked) -> DeltaHubError | None:
     return None
 
 
-def _not_found(error: HfHubHTTPError, attempt: Asked) -> DeltaHubError | None:
+def _not_found(error: HfHubHTTPError, attempt: CallContext) -> DeltaHubError | None:
     """Convert the answer for a missing or hidden repo, revision or file; return None for any other error."""
     from huggingface_hub import errors
 
@@ -76,7 +76,7 @@ def _not_found(error: HfHubHTTPError, attempt: Asked) -> DeltaHubError | None:
     return None
 
 
-def _refusal(error: HfHubHTTPError, attempt: Asked) -> StorageError:
+def _refusal(error: HfHubHTTPError, attempt: CallContext) -> StorageError:
     status, answer = error.response.status_code, ". ".join((error.server_message or "").split("\n")).strip().rstrip(".")
     if status == 401:
         remedy = (

@@ -42,11 +42,11 @@ class Snapshot:
         calls: to its hub.
         repo: ``"namespace/name"``.
         commit: 40 hex digits.
-        kept: the folder for partial files of interrupted downloads; None to discard them.
+        partials: the folder for partial files of interrupted downloads; None to discard them.
     """
 
-    def __init__(self, calls: Calls, repo: str, commit: str, kept: Path | None = None) -> None:
-        self.calls, self.repo, self.commit, self.kept = calls, repo, commit, kept
+    def __init__(self, calls: Calls, repo: str, commit: str, partials: Path | None = None) -> None:
+        self.calls, self.repo, self.commit, self.partials = calls, repo, commit, partials
 
     def __str__(self) -> str:
         return f"{self.calls.name}:{self.repo}@{self.commit}"
@@ -81,7 +81,7 @@ class Snapshot:
 
     def _copies(self, path: str, entry: FileEntry, into: Path, progress: Progress | None) -> Iterator[str]:
         """Copy the file from one place after another, on demand, and yield the sha256 of each copy."""
-        if cached_path := held_by_huggingface(self.repo, self.commit, path):
+        if cached_path := cached_by_huggingface(self.repo, self.commit, path):
             with contextlib.suppress(OSError):  # missing or unreadable: the hub has it too
                 sha256, _ = copy_hashed(cached_path, into)
                 if sha256 == entry.sha256 and progress:
@@ -89,10 +89,10 @@ class Snapshot:
                 yield sha256
         into.unlink(missing_ok=True)
         at = (self.calls, self.repo, self.commit, path)
-        yield copy(*at, into, entry.size, progress, self.kept, entry.sha256)
+        yield copy(*at, into, entry.size, progress, self.partials, entry.sha256)
 
 
-def held_by_huggingface(repo: str, commit: str, path: str) -> Path | None:
+def cached_by_huggingface(repo: str, commit: str, path: str) -> Path | None:
     """Return the path of a file in huggingface_hub's own cache; nothing is written there."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -155,7 +155,7 @@ def read_head(calls: Calls, repo: str, doing: str) -> Head:
     return Head(answer.commit, manifest, page, card)
 
 
-class Packed:
+class PackedSnapshot:
     """The files of a commit, downloaded together on first use.
 
     Args:

@@ -30,8 +30,8 @@ from deltahub.sources.huggingface.download import read, read_manifest
 from deltahub.sources.huggingface.history import BRANCH, document, history, names
 from deltahub.sources.huggingface.push import Push
 from deltahub.sources.huggingface.search import search_hub, tags_of
-from deltahub.sources.huggingface.snapshot import Packed, Snapshot, manifest_in
-from deltahub.sources.huggingface.unmanifested import Foreign
+from deltahub.sources.huggingface.snapshot import PackedSnapshot, Snapshot, manifest_in
+from deltahub.sources.huggingface.unmanifested import UnmanifestedDelta
 from deltahub.stores.base import Progress
 from deltahub.text.suggestions import closest, mistyped
 
@@ -106,12 +106,14 @@ class HuggingFace:
         manifest = manifest_in(answer.data)
         if manifest is None:
             return self._without_manifest(snapshot, answer.manifest)
-        return self._resolved(snapshot, manifest, Packed(snapshot, manifest, answer.pack) if answer.pack else None)
+        return self._resolved(
+            snapshot, manifest, PackedSnapshot(snapshot, manifest, answer.pack) if answer.pack else None
+        )
 
     def _without_manifest(self, snapshot: Snapshot, address: str | None) -> Resolved:
         """Resolve a commit without a manifest: to the delta it contains, or on a DeltaHub hub else to all of its files."""
         try:
-            foreign = Foreign(snapshot)
+            foreign = UnmanifestedDelta(snapshot)
         except CheckpointError:
             if address is None:
                 raise
@@ -181,7 +183,9 @@ class HuggingFace:
         pulled = self._known(Reference.parse(f"{self.name}:{path}@{commit}")) if self._known else None
         return self._resolved(Snapshot(self.calls, path, commit, self._kept), pulled[1]) if pulled else None
 
-    def _resolved(self, snapshot: Snapshot, manifest: Manifest, files: Foreign | Packed | None = None) -> Resolved:
+    def _resolved(
+        self, snapshot: Snapshot, manifest: Manifest, files: UnmanifestedDelta | PackedSnapshot | None = None
+    ) -> Resolved:
         exact = Reference.parse(str(snapshot))
         return Resolved(exact, manifest.digest, manifest, (files or snapshot).fetch)
 

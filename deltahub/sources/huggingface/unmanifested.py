@@ -35,7 +35,7 @@ _OTHERS: Final = (  # config and weights as saved by other programs, the better 
 _SHOWN: Final = 5  # file names in a message
 
 
-class Foreign:
+class UnmanifestedDelta:
     """The delta of a commit without a manifest; its files are in a temporary folder during the object's lifetime.
 
     Args:
@@ -124,7 +124,7 @@ class Foreign:
         """Download a file into the temporary folder, and verify it against the hub's listing."""
         sibling, at, path = self._siblings[name], self._snapshot, self._folder / name
         expected_sha256 = sibling.lfs.sha256 if sibling.lfs else None
-        sha256 = copy(at.calls, at.repo, at.commit, name, path, sibling.size or 0, None, at.kept, expected_sha256)
+        sha256 = copy(at.calls, at.repo, at.commit, name, path, sibling.size or 0, None, at.partials, expected_sha256)
         if sibling.lfs:
             expected, actual = f"sha256:{sibling.lfs.sha256}", f"sha256:{sha256}"
         else:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from deltahub.server.pages.rendering import age, number, query, seen, size
+from deltahub.server.pages.rendering import age, number, query, size, visible
 
 NOW = datetime(2026, 5, 4, 12, 0, 0, tzinfo=UTC)
 
@@ -55,7 +55,7 @@ def test_metrics_are_short_and_counts_have_commas():
 
 
 def test_letters_that_hide_or_turn_others_are_shown_as_numbers():
-    assert seen("a\u202eb\u200bc\x1bd\r\ne\tf") == "a\\u202eb\\u200bc\\u001bd\ne\tf"
+    assert visible("a\u202eb\u200bc\x1bd\r\ne\tf") == "a\\u202eb\\u200bc\\u001bd\ne\tf"
 
 
 def test_a_query_holds_only_what_was_asked_for():
