@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -84,8 +85,22 @@ def inspect_delta(folder: Path, out: Output) -> None:
     tensors = [(tensor.name, tensor.dtype, str(list(tensor.shape))) for tensor in manifest.tensors]
     out.rows(("tensor", "dtype", "shape"), tensors, key=None)
     if not out.quiet:
+        if "delta_package" in manifest.config:
+            say(f"method: {method_text(manifest.config)}", err=True)
         count = manifest.parameters
         say(f"{count['total']:,} parameters, {size_text(manifest.size)}, {manifest.digest}", err=True)
+
+
+def method_text(config: Mapping[str, Any]) -> str:
+    """Describe the method of a delta: its type, and the package that adds it if it is not built in."""
+    from deltahub.plugins.entry_points import DELTAS
+
+    delta_type = str(config["delta_type"])
+    if "delta_package" not in config:
+        return delta_type
+    package = str(config["delta_package"])
+    state = "installed" if DELTAS.find(delta_type, package) else "not installed here; loading needs it"
+    return f"{delta_type} (of the package {package}, {state})"
 
 
 def _backbone(model: nn.Module, out: Output) -> None:

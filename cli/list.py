@@ -70,7 +70,9 @@ def list_(
     from deltahub.hub.hub import Hub
     from deltahub.registry.search.conditions import Metric, Query, Search
 
-    _check(delta_type, fits, near=near)
+    if near and fits is None:
+        msg = "--near needs --fits BACKBONE."
+        raise typer.BadParameter(msg, param_hint="--near")
     metrics = tuple(map(Metric.parse, metric or ()))
     search_query = Query(query, tuple(split_tags(tag)), delta_type, author, metrics, sort, reverse, near=near)
     backbone = _backbone(fits) if fits else None
@@ -78,6 +80,8 @@ def list_(
     out = Output(as_json=json, quiet=quiet)
     with out.counting("Indexing", "deltas") as report:
         entries, total = Hub.open().search(Search(search_query, shown or None, offset, backbone, report), source)
+    if not total:
+        _check_type(delta_type)
     if json:
         print_json([_data(entry) for entry in entries])
     elif entries:
@@ -123,20 +127,20 @@ def _looser(query: Query, fits: str | None) -> str:
     return "To list all: deltahub list" if narrowed else "Push one with: deltahub push ./ckpt"
 
 
-def _check(delta_type: str | None, fits: str | None, *, near: bool) -> None:
-    """Refuse invalid options.
+def _check_type(delta_type: str | None) -> None:
+    """Refuse a type that is unknown here and of which nothing was found; a registry may hold types of other packages.
 
     Raises:
-        BadParameter: the type is unknown, or an option needs another one.
+        BadParameter: the type is unknown.
     """
     from deltahub.checkpoint.config import known_types
+    from deltahub.plugins.entry_points import DELTAS
     from deltahub.text.suggestions import suggest
 
-    if near and fits is None:
-        msg = "--near needs --fits BACKBONE."
-        raise typer.BadParameter(msg, param_hint="--near")
-    if delta_type is not None and delta_type not in known_types():
-        msg = f"unknown: {delta_type!r}; {suggest(delta_type, known_types())}"
+    if delta_type is None or delta_type in known_types():
+        return
+    if delta_type not in (known := {*known_types(), *DELTAS.usable(known_types())}):
+        msg = f"unknown: {delta_type!r}; {suggest(delta_type, known)}"
         raise typer.BadParameter(msg, param_hint="--type")
 
 

@@ -12,7 +12,7 @@ import typer
 
 from deltahub.reference import Digest, is_path
 
-from .inspect import inspect_delta
+from .inspect import inspect_delta, method_text
 from .list import metrics_text
 from .options import JsonOpt, QuietOpt, RefArg
 from .output import Output, print_json, size_text
@@ -113,7 +113,7 @@ def _content(manifest: Manifest) -> list[tuple[str, str]]:
         kind, total = str(summary_of(manifest)["delta_type"]), manifest.parameters["total"]
         return [("files", kind), ("base model", backbone_name(config) or "unknown"), ("parameters", f"{total:,}")]
     return [
-        ("method", str(config["delta_type"])),
+        ("method", method_text(config)),
         ("modules", " ".join(config.get("modified_modules") or ())),
         ("backbone", f"{backbone_name(config) or '?'} ({config.get('backbone_class') or '?'})"),
         ("revision", str(config.get("backbone_revision", "unknown"))),

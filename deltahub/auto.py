@@ -47,7 +47,8 @@ class AutoDeltaConfig:
             known = ", ".join(sorted(delta_classes()))
             msg = f"A config needs a delta_type: one of {known}."
             raise ConfigError(msg)
-        return class_for(document["delta_type"]).config_class.from_dict(document)
+        cls: type[DeltaBase] = class_for(document["delta_type"], document.get("delta_package"))
+        return cls.config_class.from_dict(document)
 
     @staticmethod
     def from_finetuned(finetuned_delta_path: str | os.PathLike[str], **options: Any) -> DeltaConfig:
@@ -89,6 +90,7 @@ class AutoDeltaModel:
         config = config if isinstance(config, DeltaConfig) else AutoDeltaConfig.from_dict(config)
         if dtype is not None:  # a class of somebody else may not take it
             options["dtype"] = dtype
-        return class_for(config.delta_type).from_config(config, backbone_model, name=name, **options)
+        cls: type[DeltaBase] = class_for(config.delta_type)
+        return cls.from_config(config, backbone_model, name=name, **options)
 
     from_finetuned = staticmethod(DeltaBase.from_finetuned)  # which loads a delta of any type

@@ -15,6 +15,7 @@ LAYERS = (
     ("errors", "renamed", "version"),
     ("text",),
     ("log", "reference"),
+    ("plugins",),
     ("link",),
     ("files",),
     ("checkpoint", "stores"),

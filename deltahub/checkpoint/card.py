@@ -82,8 +82,9 @@ def _text(title: str, document: Mapping[str, Any], counts: Mapping[str, int]) ->
     metadata = document.get("metadata", {})
     backbone = backbone_name(document) or "its backbone"
     revision, parents = document.get("backbone_revision"), document.get("parents", ())
+    package = document.get("delta_package")  # of a method that is not built in
     rows = [
-        ("method", document["delta_type"]),
+        ("method", f"{document['delta_type']} (package {package})" if package else document["delta_type"]),
         ("backbone", f"{backbone} ({document.get('backbone_class') or 'unknown class'})"),
         *([("backbone revision", revision)] if revision else []),
         ("backbone fingerprint", document.get("backbone_hash") or "unknown"),

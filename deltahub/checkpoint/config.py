@@ -1,20 +1,23 @@
 """Delta configs: frozen, strict, and described by `schemas/delta_config.v1.json`.
 
 A config class has one field for each option of its method. Every value is checked against the schema when a config is created,
-so every existing config is valid.
+so every existing config is valid. A type of another package has no entry in the schema: its config class gives the schema of its
+options (`checkpoint/options.py`), as it does for a built-in type.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, ClassVar, Final, Self
 
 from deltahub.checkpoint.address import check_patterns
+from deltahub.checkpoint.options import options_of
 from deltahub.errors import ConfigError
-from deltahub.files.documents import load_schema, problem, shown
+from deltahub.files.documents import compiled, load_schema, problem, shown
 from deltahub.text.suggestions import suggest
 
 SCHEMA: Final = "delta_config.v1"
@@ -29,6 +32,7 @@ CHECKPOINT_KEYS: Final = frozenset(
         "backbone_revision",
         "parents",
         "delta_type",
+        "delta_package",
         "metadata",
         "files",
     }
@@ -66,8 +70,11 @@ class DeltaConfig:
     def __post_init__(self) -> None:
         for key in ("modified_modules", "exclude_modules", "unfrozen_modules"):
             object.__setattr__(self, key, as_names(key, getattr(self, key)))
-        if self.delta_type in known_types():
-            check_document({"format_version": FORMAT_VERSION, **self.to_dict()})
+        for key, value in vars(self).items():
+            if isinstance(value, list):
+                object.__setattr__(self, key, tuple(value))  # which the caller cannot change
+        if self.delta_type:
+            check_document({"format_version": FORMAT_VERSION, **self.to_dict()}, type(self))
         for value in vars(self).values():
             if isinstance(value, (tuple, Mapping)):
                 check_patterns(value)
@@ -116,8 +123,14 @@ def as_names(key: str, value: Any) -> tuple[str, ...] | None:
 
 
 def known_types() -> tuple[str, ...]:
-    """Return the delta types that a checkpoint can hold."""
-    return tuple(load_schema(SCHEMA)["properties"]["delta_type"]["enum"])
+    """Return the built-in delta types."""
+    return tuple(load_schema(SCHEMA)["definitions"]["types"])
+
+
+def unknown_type(delta_type: object, known: Collection[str]) -> ConfigError:
+    """Return the error for a delta type that neither is built in nor comes from an installed package."""
+    hint = suggest(shown(delta_type).strip("'"), known)
+    return ConfigError(f"delta_type is {shown(delta_type)}, which this version does not know: {hint}")
 
 
 def refuse_unknown(options: Mapping[str, Any], option_names: set[str], owner: str) -> None:
@@ -128,8 +141,13 @@ def refuse_unknown(options: Mapping[str, Any], option_names: set[str], owner: st
             raise ConfigError(msg)
 
 
-def check_document(document: Mapping[str, Any]) -> None:
+def check_document(document: Mapping[str, Any], config_class: type[DeltaConfig] | None = None) -> None:
     """Check a whole `delta_config.json` against the schema.
+
+    The options of a type of another package are checked only with its config class: the package may not be installed.
+
+    Args:
+        config_class: the class of the config, if it is known.
 
     Raises:
         ConfigError: the delta type or a key is unknown, or a value is invalid.
@@ -139,28 +157,59 @@ def check_document(document: Mapping[str, Any]) -> None:
     if isinstance(version, int) and version > FORMAT_VERSION:
         msg = f"This delta has format_version {version}; this deltahub reads {FORMAT_VERSION}. Update deltahub to load it."
         raise ConfigError(msg)
-    delta_type = document.get("delta_type")
-    if delta_type not in known_types():
-        hint = suggest(shown(delta_type).strip("'"), known_types())
-        msg = f"delta_type is {shown(delta_type)}, which this version does not know: {hint}"
-        raise ConfigError(msg)
-    options = schema["definitions"][delta_type]["properties"]
-    refuse_unknown(document, {*schema["properties"], *options}, str(delta_type))
-    counts = {key for key, option in options.items() if option.get("type") == "integer"}
-    if wrong := next(_odd_numbers(document, counts), None) or problem(document, SCHEMA):
+    delta_type, known = document.get("delta_type"), known_types()
+    validator: str | Callable[[Any], Any] = SCHEMA
+    if isinstance(delta_type, str) and delta_type in known:
+        options = schema["definitions"]["types"][delta_type]["properties"]
+        refuse_unknown(document, {*schema["properties"], *options} - {"delta_package"}, delta_type)
+    elif config_class is not None:
+        options, validator = _own_options(config_class), _validator(config_class)
+    elif "delta_package" in document:
+        options = {}
+    else:
+        raise unknown_type(delta_type, known)
+    schema = {**schema, "properties": schema["properties"] | options}
+    if wrong := next(_odd_numbers(document, schema, ""), None) or problem(document, validator):
         msg = f"The {delta_type} config cannot work: {wrong}."
         raise ConfigError(msg)
 
 
-_FILE: Final = ("size",)  # the counts of an entry in "files"
+@cache
+def _own_options(config_class: type[Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Return the schema of the options that a config class adds to the common ones.
+
+    Raises:
+        ConfigError: an option has the name of a common key with another meaning.
+    """
+    common = load_schema(SCHEMA)["properties"]
+    options = options_of(config_class)
+    own = {key: schema for key, schema in options.items() if key not in options_of(DeltaConfig)}
+    if taken := sorted(own.keys() & common.keys()):
+        msg = f"{config_class.__name__} has an option {taken[0]!r}, which in every delta_config.json means something else. Rename it."
+        raise ConfigError(msg)
+    return own
 
 
-def _odd_numbers(document: Mapping[str, Any], counts: Collection[str], place: str = "") -> Iterator[str]:
-    """Yield the faults that JSON Schema accepts: 8.0 for a count, and NaN or infinity at any depth."""
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            yield from _odd_numbers(value, _FILE if place == "files." else (), f"{place}{key}.")
-        elif isinstance(value, float) and not math.isfinite(value):
-            yield f"{place}{key} must be of type number, got {value}"
-        elif isinstance(value, float) and key in counts:
-            yield f"{place}{key} must be of type integer, got {value}"
+@cache
+def _validator(config_class: type[Any]) -> Callable[[Any], Any]:
+    schema = load_schema(SCHEMA)
+    return compiled({**schema, "properties": schema["properties"] | _own_options(config_class)})
+
+
+def _odd_numbers(value: Any, schema: Mapping[str, Any], place: str) -> Iterator[str]:
+    """Yield the faults that JSON Schema accepts: 8.0 for an integer, and NaN or infinity; at any depth."""
+    if "$ref" in schema:
+        schema = load_schema(SCHEMA)["definitions"][schema["$ref"].rpartition("/")[2]]
+    if isinstance(value, float):
+        types = schema.get("type", ())
+        if not math.isfinite(value):
+            yield f"{place} must be of type number, got {value}"
+        elif "integer" in ([types] if isinstance(types, str) else types):
+            yield f"{place} must be of type integer, got {value}"
+    elif isinstance(value, Mapping):
+        members, rest = schema.get("properties", {}), schema.get("additionalProperties") or {}
+        for key, inner in value.items():
+            yield from _odd_numbers(inner, members.get(key, rest), f"{place}.{key}" if place else key)
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from _odd_numbers(inner, schema.get("items") or {}, f"{place}[{index}]")

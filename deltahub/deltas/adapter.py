@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
+from deltahub.checkpoint.options import Count, Text
 from deltahub.deltas.adapter_layers import activation, refuse_channels_first, small_linear
 from deltahub.deltas.precision import added, linear, widened
 from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
@@ -31,8 +32,8 @@ class AdapterConfig(DeltaConfig):
         non_linearity: relu, tanh, swish, gelu_new, gelu_orig, leakyrelu, or any activation that transformers knows.
     """
 
-    bottleneck_dim: int = 24
-    non_linearity: str = "gelu_new"
+    bottleneck_dim: Count = 24
+    non_linearity: Text = "gelu_new"
 
     delta_type: ClassVar[str] = "adapter"
 

@@ -17,12 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
+from deltahub.checkpoint.options import Count, Limits, Positive, Text
 from deltahub.deltas.adapter_layers import activation, bottleneck_width, refuse_channels_first
 from deltahub.deltas.precision import added
 from deltahub.engine.building import Like
@@ -197,18 +198,20 @@ class CompacterConfig(DeltaConfig):
         use_bias_down_sampler: whether the down projection has a bias.
     """
 
-    reduction_factor: int = 16
-    non_linearity: str = "gelu_new"
-    phm_c_init: str = "normal"
-    hypercomplex_division: int = 4
+    reduction_factor: Count = 16
+    non_linearity: Text = "gelu_new"
+    phm_c_init: Annotated[str, Limits(enum=["normal", "uniform"])] = "normal"
+    hypercomplex_division: Annotated[int, Limits(minimum=1, maximum=1024)] = 4
     learn_phm: bool = True
-    hypercomplex_nonlinearity: str = "glorot-uniform"
+    hypercomplex_nonlinearity: Annotated[str, Limits(enum=["glorot-uniform", "glorot-normal", "normal"])] = (
+        "glorot-uniform"
+    )
     shared_phm_rule: bool = False
     factorized_phm: bool = True
     shared_W_phm: bool = False  # noqa: N815  (the name in OpenDelta)
     factorized_phm_rule: bool = False
-    phm_rank: int = 1
-    phm_init_range: float = 0.0001
+    phm_rank: Count = 1
+    phm_init_range: Positive = 0.0001
     kronecker_prod: bool | None = None
     use_bias_up_sampler: bool = True
     use_bias_down_sampler: bool = True

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig, as_names
+from deltahub.checkpoint.options import Text
 from deltahub.engine.building import Like, addressed
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
 from deltahub.engine.layers import linear_fault, update_fault
@@ -34,7 +35,7 @@ class IA3Config(DeltaConfig):
         feedforward_modules: addresses of those modified modules whose input is rescaled, not their output.
     """
 
-    feedforward_modules: Sequence[str] = ("ff@.w2@",)
+    feedforward_modules: Sequence[Text] = ("ff@.w2@",)
 
     delta_type: ClassVar[str] = "ia3"
 

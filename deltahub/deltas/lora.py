@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, ClassVar, Self, cast
+from typing import Annotated, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from deltahub.checkpoint.address import Address, value_for
 from deltahub.checkpoint.config import DeltaConfig
+from deltahub.checkpoint.options import Count, Limits
 from deltahub.deltas.precision import added, widened
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
 from deltahub.engine.layers import embed_scale, linear_fault, lookup_fault, reading_fault, update_fault
@@ -210,12 +211,12 @@ class LoraConfig(DeltaConfig):
         alpha_pattern: the same for `lora_alpha`.
     """
 
-    lora_r: int = 8
+    lora_r: Count = 8
     lora_alpha: float = 16
-    lora_dropout: float = 0.0
+    lora_dropout: Annotated[float, Limits(minimum=0, exclusiveMaximum=1)] = 0.0
     use_rslora: bool = False
     use_dora: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    rank_pattern: Mapping[str, Count] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
     delta_type: ClassVar[str] = "lora"

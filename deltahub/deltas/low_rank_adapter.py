@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
+from deltahub.checkpoint.options import Count, Limits, Text
 from deltahub.deltas.adapter_layers import activation, bottleneck_width, refuse_channels_first
 from deltahub.deltas.precision import added, widened
 from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
@@ -35,10 +36,10 @@ class LowRankAdapterConfig(DeltaConfig):
         low_rank_rank: rank of each of the two matrices, at least 1.
     """
 
-    reduction_factor: int = 32
-    non_linearity: str = "gelu_new"
-    low_rank_w_init: str = "glorot-uniform"
-    low_rank_rank: int = 1
+    reduction_factor: Count = 32
+    non_linearity: Text = "gelu_new"
+    low_rank_w_init: Annotated[str, Limits(enum=["glorot-uniform", "glorot-normal"])] = "glorot-uniform"
+    low_rank_rank: Count = 1
 
     delta_type: ClassVar[str] = "low_rank_adapter"
 

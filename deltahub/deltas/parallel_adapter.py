@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
+from deltahub.checkpoint.options import Count, Text
 from deltahub.deltas.adapter_layers import activation, refuse_channels_first, small_linear
 from deltahub.deltas.precision import added, linear, widened
 from deltahub.engine.building import Like, addressed
@@ -42,8 +43,8 @@ class ParallelAdapterConfig(DeltaConfig):
         scaled: factor of its output.
     """
 
-    bottleneck_dim: int = 24
-    non_linearity: str = "gelu_new"
+    bottleneck_dim: Count = 24
+    non_linearity: Text = "gelu_new"
     scaled: float = 1.0
 
     delta_type: ClassVar[str] = "parallel_adapter"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltahub.checkpoint.config import DeltaConfig
+from deltahub.checkpoint.options import Count
 from deltahub.deltas.precision import linear
 from deltahub.engine.attention import AttentionCall, install
 from deltahub.engine.attention_layers import Widths, attentions, key_value_widths
@@ -41,10 +42,10 @@ class PrefixConfig(DeltaConfig):
         mid_dim: width of the network's hidden layer, at least 1.
     """
 
-    prefix_token_num: int = 6
+    prefix_token_num: Count = 6
     reparameterize: bool = True
-    embed_dim: int = 512
-    mid_dim: int = 512
+    embed_dim: Count = 512
+    mid_dim: Count = 512
 
     delta_type: ClassVar[str] = "prefix"
 

@@ -13,12 +13,13 @@ import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
+from deltahub.checkpoint.options import Count, Limits, Positive
 from deltahub.deltas.soft_tokens import BareEmbeddings, MaskExtension, SoftTokens, home_of_embeddings
 from deltahub.engine.building import Like
 from deltahub.engine.insertion import Insertion
@@ -45,10 +46,10 @@ class SoftPromptConfig(DeltaConfig):
             OpenDelta's days; only its checkpoints need that.
     """
 
-    soft_token_num: int = 100
-    init_range: float = 0.5
+    soft_token_num: Count = 100
+    init_range: Positive = 0.5
     token_init: bool = True
-    other_expand_ids: Mapping[str, int] = field(default_factory=_EXPAND_IDS.copy)
+    other_expand_ids: Annotated[Mapping[str, int], Limits(maxProperties=1024)] = field(default_factory=_EXPAND_IDS.copy)
     bare_embeddings: bool = False
 
     delta_type: ClassVar[str] = "soft_prompt"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,31 +30,60 @@ from deltahub.log import LOGGER
 Like = Callable[[nn.Module], Tensor]  # module to a tensor with the dtype and device that its delta should have
 
 
-class Method(Protocol):
-    """Interface of a delta type: class attributes and class methods that `build` needs."""
+class Method:
+    """The method of a delta type: the modules it acts on, and the insertion that it puts there.
 
-    default_modified_modules: tuple[str, ...]
-    default_exclude_modules: tuple[str, ...]
-    default_unfrozen_modules: tuple[str, ...]
-    addresses_each: int  # how many addresses in a row mean one module: two where modified_modules are pairs
+    Attributes:
+        default_modified_modules: addresses used if a config has none.
+        default_exclude_modules: the same for `exclude_modules`.
+        default_unfrozen_modules: the same for `unfrozen_modules`.
+        addresses_each: how many addresses in a row mean one module: two where modified_modules are pairs.
+    """
 
-    def choose(self, targets: list[Target]) -> list[Target]:
-        """Return the modules to act on for the addressed modules."""
-        ...
+    default_modified_modules: ClassVar[tuple[str, ...]] = ()
+    default_exclude_modules: ClassVar[tuple[str, ...]] = ("lm_head",)
+    default_unfrozen_modules: ClassVar[tuple[str, ...]] = ("deltas",)
+    addresses_each: ClassVar[int] = 1
 
-    def plan(self, backbone: nn.Module, config: Any) -> list[Target]:
-        """Return the modules to act on."""
-        ...
+    @classmethod
+    def choose(cls, targets: list[Target]) -> list[Target]:
+        """Return the modules to act on for the addressed modules; a method may refuse some, or choose layers inside them.
 
-    def new_insertion(self, config: Any, target: Target, width: int, like: Tensor) -> Insertion:
-        """Create the insertion of a target."""
-        ...
+        Raises:
+            TargetError: a module cannot hold this delta.
+        """
+        return targets
 
+    @classmethod
+    def plan(cls, backbone: nn.Module, config: Any) -> list[Target]:
+        """Return the modules to act on, in backbone order: those that the config's addresses match.
+
+        Raises:
+            NoMatchError: an address matches nothing.
+            TargetError: a module cannot hold this delta.
+        """
+        return addressed(cls, backbone, config)
+
+    @classmethod
     def new_insertions(
-        self, backbone: nn.Module, config: Any, targets: Sequence[Target], like: Like
+        cls, backbone: nn.Module, config: Any, targets: Sequence[Target], like: Like
     ) -> Mapping[str, Insertion]:
-        """Create the insertions of all targets."""
-        ...
+        """Build the insertion of every target, by module name; by default each on its own with `new_insertion`.
+
+        Args:
+            like: returns, for a module, a tensor with the dtype and device for its delta.
+        """
+        return one_each(cls, backbone, config, targets, like)
+
+    @classmethod
+    def new_insertion(cls, config: Any, target: Target, width: int, like: Tensor) -> Insertion:
+        """Build the insertion of a target.
+
+        Args:
+            width: size of the target's output, or of the addressed part.
+            like: a tensor with the dtype and device for new parameters.
+        """
+        raise NotImplementedError
 
 
 def refuse_unsupported(backend: str) -> None:
@@ -68,7 +97,7 @@ def refuse_unsupported(backend: str) -> None:
         raise ConfigError(msg)
 
 
-def completed(method: Method, config: DeltaConfig, backbone: nn.Module) -> DeltaConfig:
+def completed(method: type[Method], config: DeltaConfig, backbone: nn.Module) -> DeltaConfig:
     """Return a config with the method's defaults and the backbone's name filled in."""
 
     def given(names: Sequence[str] | None, default: tuple[str, ...]) -> tuple[str, ...]:
@@ -93,7 +122,12 @@ def _checkpoint_name(backbone: nn.Module) -> str:
 
 
 def build(
-    method: Method, backbone: nn.Module, config: DeltaConfig, *, empty: bool = False, dtype: torch.dtype | None = None
+    method: type[Method],
+    backbone: nn.Module,
+    config: DeltaConfig,
+    *,
+    empty: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Insertion]:
     """Create the insertions of a delta for a backbone.
 
@@ -145,7 +179,7 @@ def _silent(backbone: nn.Module, insertions: Mapping[str, Insertion]) -> list[st
 
 
 def _check_named(
-    method: Method, backbone: nn.Module, config: DeltaConfig, silent: Sequence[str], every: Collection[str]
+    method: type[Method], backbone: nn.Module, config: DeltaConfig, silent: Sequence[str], every: Collection[str]
 ) -> None:
     """Refuse modules that are never called if the user addressed them, and not a default or an enclosing module.
 
@@ -171,7 +205,7 @@ def _check_named(
             raise TargetError(msg)
 
 
-def addressed(method: Method, backbone: nn.Module, config: DeltaConfig) -> list[Target]:
+def addressed(method: type[Method], backbone: nn.Module, config: DeltaConfig) -> list[Target]:
     """Return the modules that a config addresses for a method.
 
     Raises:
@@ -185,14 +219,14 @@ def addressed(method: Method, backbone: nn.Module, config: DeltaConfig) -> list[
 
 
 def one_each(
-    method: Method, backbone: nn.Module, config: DeltaConfig, targets: Sequence[Target], like: Like
+    method: type[Method], backbone: nn.Module, config: DeltaConfig, targets: Sequence[Target], like: Like
 ) -> dict[str, Insertion]:
     """Create one insertion for each target, or for each addressed part of a fused target, of the width of its output."""
     widths = output_widths(backbone, {target.name: target.module for target in targets})
     return {target.name: _new(method, config, target, widths[target.name], like(target.module)) for target in targets}
 
 
-def _new(method: Method, config: DeltaConfig, target: Target, width: int, like: Tensor) -> Insertion:
+def _new(method: type[Method], config: DeltaConfig, target: Target, width: int, like: Tensor) -> Insertion:
     if not target.parts:
         return method.new_insertion(config, target, width, like)
     shares = {part: Target(target.name, cast("nn.Module", SomeRows(target.module, part))) for part in target.parts}

@@ -118,25 +118,30 @@ def load_schema(name: str) -> dict[str, Any]:
     return schema
 
 
-@cache
-def _validator(name: str) -> Callable[[Any], Any]:
+def compiled(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """Compile a schema to a validator for `problem`."""
     import fastjsonschema  # late import: only for commands that validate
 
-    validate: Callable[[Any], Any] = fastjsonschema.compile(load_schema(name))
+    validate: Callable[[Any], Any] = fastjsonschema.compile(schema)
     return validate
 
 
-def problem(document: object, name: str) -> str | None:
+@cache
+def _validator(name: str) -> Callable[[Any], Any]:
+    return compiled(load_schema(name))
+
+
+def problem(document: object, schema: str | Callable[[Any], Any]) -> str | None:
     """Return the first problem of a document, as a clause; None if it is valid.
 
     Args:
         document: parsed JSON.
-        name: the schema's name, e.g. ``"manifest.v1"``.
+        schema: the schema's name, e.g. ``"manifest.v1"``, or what `compiled` returned.
     """
     from fastjsonschema import JsonSchemaValueException
 
     try:
-        _validator(name)(document)
+        (_validator(schema) if isinstance(schema, str) else schema)(document)
     except JsonSchemaValueException as error:
         return _clause(error)
     return None

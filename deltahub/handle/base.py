@@ -14,25 +14,29 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
-from deltahub.engine.building import Like, addressed, build, completed, one_each, refuse_unsupported
+from deltahub.engine.building import Method, build, completed, refuse_unsupported
 from deltahub.engine.guards import check_name, note_compiled, refuse_closed
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.ledger import Entry, free_name, ledger_holding, ledger_of, ledgers_in
 from deltahub.engine.modules import module_at
 from deltahub.engine.site import insert, uncompiled
-from deltahub.engine.structure.targets import Target
 from deltahub.errors import ConfigError
 from deltahub.handle import freezing, merging, report, switching
 from deltahub.handle.loading import load
 from deltahub.handle.merging import MergeReport
 from deltahub.handle.saving import SaveLoadMixin
-from deltahub.text.suggestions import suggest
+from deltahub.handle.types import class_for, delta_classes, register
 
-_TYPES: dict[str, type[DeltaBase]] = {}
+__all__ = ["DeltaBase", "class_for", "delta_classes", "deltas_of"]
 
 
-class DeltaBase(SaveLoadMixin):
+class DeltaBase(SaveLoadMixin, Method):
     """The base class of all delta types; a subclass needs a config class and `new_insertion`.
+
+    A subclass may override, and everything here uses, the attributes and class methods of `Method`, `delta_type` and `config_class`,
+    and the methods `attach`, `detach`, `check_places` and `state_dict`, which must call the base class's. `remove` calls `detach`;
+    saving calls `check_places` and `state_dict`; attaching, detaching and merging call `check_places`. Loading and `deltas_of` do
+    not call `__init__`. docs/extending.md shows a whole method.
 
     Args:
         backbone_model: the model to modify. Its own parameters keep their names, values and places.
@@ -53,15 +57,11 @@ class DeltaBase(SaveLoadMixin):
 
     delta_type: ClassVar[str] = ""
     config_class: ClassVar[type[DeltaConfig]] = DeltaConfig
-    default_modified_modules: ClassVar[tuple[str, ...]] = ()
-    default_exclude_modules: ClassVar[tuple[str, ...]] = ("lm_head",)
-    default_unfrozen_modules: ClassVar[tuple[str, ...]] = ("deltas",)
-    addresses_each: ClassVar[int] = 1
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if cls.delta_type:
-            _TYPES.setdefault(cls.delta_type, cls)
+            register(cls)
 
     def __init__(
         self,
@@ -94,37 +94,6 @@ class DeltaBase(SaveLoadMixin):
         note_compiled(module_at(backbone_model, address) for address in insertions)
 
     # ----- construction -----
-
-    @classmethod
-    def choose(cls, targets: list[Target]) -> list[Target]:
-        """Return the modules to act on for the addressed modules; a method may refuse some, or choose layers inside them."""
-        return targets
-
-    @classmethod
-    def plan(cls, backbone: nn.Module, config: Any) -> list[Target]:
-        """Return the modules to act on, in backbone order: those that the config's addresses match."""
-        return addressed(cls, backbone, config)
-
-    @classmethod
-    def new_insertions(
-        cls, backbone: nn.Module, config: Any, targets: Sequence[Target], like: Like
-    ) -> Mapping[str, Insertion]:
-        """Build the insertion of every target, by module name; by default each on its own with `new_insertion`.
-
-        Args:
-            like: returns, for a module, a tensor with the dtype and device for its delta.
-        """
-        return one_each(cls, backbone, config, targets, like)
-
-    @classmethod
-    def new_insertion(cls, config: Any, target: Target, width: int, like: Tensor) -> Insertion:
-        """Build the insertion of a target.
-
-        Args:
-            width: size of the target's output, or of the addressed part.
-            like: a tensor with the dtype and device for new parameters.
-        """
-        raise NotImplementedError
 
     @classmethod
     def from_config(
@@ -218,14 +187,15 @@ class DeltaBase(SaveLoadMixin):
         return delta
 
     @classmethod
-    def _class_for(cls, delta_type: str) -> type[Self]:
+    def _class_for(cls, delta_type: str, package: str | None) -> type[Self]:
         """Return this class if it loads the delta type, or the class of that type if this one has none.
 
         Raises:
             ConfigError: this class is of another type, or the type is unknown.
         """
+        known_class = class_for(delta_type, package)
         if not cls.delta_type:
-            return cast("type[Self]", class_for(delta_type))
+            return cast("type[Self]", known_class)
         if cls.delta_type != delta_type:
             msg = f"{cls.__name__} loads deltas of type {cls.delta_type!r}, and this one is {delta_type!r}. Use AutoDeltaModel."
             raise ConfigError(msg)
@@ -240,7 +210,14 @@ class DeltaBase(SaveLoadMixin):
             module: only insertions inside this module of the backbone; by default all.
             reset_state_dict: whether `state_dict()` of the backbone leaves out frozen tensors again, if
                 `freeze_module` had it do so.
+
+        Raises:
+            TargetError: the delta was removed, or a module that holds it was replaced.
+            AddressError: `module` is not part of the backbone.
+            MergeError: deltas are merged.
+            RouteError: a route is open.
         """
+        self.check_places()
         switching.attach(self.backbone_model, self._entry, module, reset_state_dict)
 
     def detach(self, module: nn.Module | None = None, reset_state_dict: bool = True) -> None:
@@ -249,7 +226,11 @@ class DeltaBase(SaveLoadMixin):
         Args:
             module: only insertions inside this module of the backbone; by default all.
             reset_state_dict: whether `state_dict()` of the backbone is complete again once no delta is attached.
+
+        Raises:
+            TargetError, AddressError, MergeError, RouteError: as for `attach`.
         """
+        self.check_places()
         switching.detach(self.backbone_model, self._entry, module, reset_state_dict)
 
     def remove(self) -> None:
@@ -258,17 +239,10 @@ class DeltaBase(SaveLoadMixin):
         Call `state_dict()` of the handle before, not after.
 
         Raises:
-            MergeError: deltas are merged.
+            TargetError, MergeError, RouteError: as for `attach`.
         """
-        switching.remove(self.backbone_model, self._entry)
-
-    def check_places(self) -> None:
-        """Check that the modules and tensors that the delta was put on are still in the backbone.
-
-        Raises:
-            TargetError: a module that holds the delta, or a tensor that it replaced, has been exchanged since.
-        """
-        switching.check_places(self.backbone_model, self._entry)
+        self.detach()
+        switching.forget(self.backbone_model, self._entry)
 
     # ----- training -----
 
@@ -287,7 +261,10 @@ class DeltaBase(SaveLoadMixin):
 
         Raises:
             NoMatchError: a name matches nothing.
-            ConfigError: the delta is detached, and more than deltas is to train; or a parameter named is quantised.
+            AddressError: `module` is not part of the backbone.
+            ConfigError: the delta is detached, and more than deltas is to train; or a parameter cannot be trained: it is
+                quantised, or offloaded.
+            TargetError: the delta was removed.
             MergeError: deltas are merged.
             RouteError: a route is open.
         """
@@ -311,7 +288,10 @@ class DeltaBase(SaveLoadMixin):
         Raises:
             MergeError: the delta is merged already or detached, its method cannot be merged, a weight is tied to another
                 module's, or another delta acts before it in the same place. Nothing was changed.
+            TargetError: the delta was removed, or a module that holds it was replaced. Nothing was changed.
+            RouteError: a route is open.
         """
+        self.check_places()
         return merging.merge(self.backbone_model, self._entry)
 
     def unmerge(self) -> None:
@@ -319,7 +299,9 @@ class DeltaBase(SaveLoadMixin):
 
         Raises:
             MergeError: the delta is not merged, or another delta was merged on top of it. Nothing was changed.
+            TargetError: as for `merge`.
         """
+        self.check_places()
         merging.unmerge(self.backbone_model, self._entry)
 
     # ----- reports -----
@@ -393,20 +375,3 @@ def deltas_of(backbone: nn.Module) -> dict[str, DeltaBase]:
         SaveLoadMixin.__init__(handle, part, entry)
         handles[f"{address}.{entry.name}" if entry.name in handles else entry.name] = handle
     return handles
-
-
-def delta_classes() -> Mapping[str, type[DeltaBase]]:
-    """Return the imported delta types by name."""
-    return _TYPES
-
-
-def class_for(delta_type: str) -> type[DeltaBase]:
-    """Return the delta model class of a type.
-
-    Raises:
-        ConfigError: the type is unknown.
-    """
-    if delta_type not in _TYPES:
-        msg = f"delta_type is {delta_type!r}, which this version does not know: {suggest(str(delta_type), _TYPES)}"
-        raise ConfigError(msg)
-    return _TYPES[delta_type]

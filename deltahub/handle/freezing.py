@@ -137,7 +137,16 @@ def freeze(
     exclude: Sequence[str] | None,
     set_state_dict: bool,
 ) -> None:
-    """Freeze everything except the named parameters: see `DeltaBase.freeze_module`."""
+    """Freeze everything except the named parameters: see `DeltaBase.freeze_module`.
+
+    Raises:
+        NoMatchError: a name matches nothing.
+        AddressError: `module` is not part of the backbone.
+        ConfigError: the delta is detached and more than deltas is to train, or a parameter cannot be trained.
+        TargetError: the delta was removed.
+        MergeError: deltas are merged.
+        RouteError: a route is open.
+    """
     ledger = ledger_holding(backbone, entry)  # raises if the delta was removed
     refuse_merged(backbone)
     refuse_routed(backbone)

@@ -80,7 +80,7 @@ def _read(
 
 
 def load(
-    class_for: Callable[[str], Any],
+    class_for: Callable[[str, str | None], Any],
     path: str | os.PathLike[str],
     backbone: nn.Module,
     *surplus: Any,
@@ -98,7 +98,7 @@ def load(
     """Put a saved delta on a backbone: see `DeltaBase.from_finetuned`.
 
     Args:
-        class_for: returns the delta model's class for a delta type.
+        class_for: returns the delta model's class for a delta type and the package that the type comes from.
         surplus: further positional arguments of the caller, which are refused.
         options: config options that replace the saved ones.
     """
@@ -111,7 +111,7 @@ def load(
         lambda: locate(path, cache_dir, force=force_download, local_files_only=local_files_only),
         lambda folder: _read(folder, backbone, allow_pickle=allow_pickle, with_backbone=check_hash is not False),
     )
-    cls = class_for(saved.document["delta_type"])
+    cls = class_for(saved.document["delta_type"], saved.document.get("delta_package"))
     config = cls.config_class.from_dict(config.to_dict() if config else saved.document, **options)
     # Copy given tensors, so that the delta's own do not change with the caller's.
     tensors = saved.tensors if tensors is None else {key: t.detach().clone() for key, t in tensors.items()}

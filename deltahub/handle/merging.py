@@ -34,7 +34,6 @@ from deltahub.engine.sharding import reshard
 from deltahub.engine.site import CHILD, Site, eject, site_of
 from deltahub.engine.trainable import forget_trainable
 from deltahub.errors import MergeError
-from deltahub.handle.switching import check_places
 from deltahub.log import LOGGER
 
 
@@ -55,24 +54,32 @@ class MergeReport:
 
 
 def merge(backbone: nn.Module, entry: Entry) -> MergeReport:
-    """Merge a delta into the backbone's weights: see `DeltaBase.merge`."""
+    """Merge a delta into the backbone's weights: see `DeltaBase.merge`; the handle calls `check_places` before.
+
+    Raises:
+        MergeError: the merge is impossible. Nothing was changed.
+        TargetError: the delta was removed.
+        RouteError: a route is open.
+    """
     refuse_routed(backbone)
-    ledger_holding(backbone, entry)  # raises if the delta was removed
-    check_places(backbone, entry)
     report = _merge(backbone, entry, uncalled(backbone, entry.name, entry.insertions, entry.serial))
     LOGGER.info("Merged %s into %d tensors, rounding error %.3g", entry.name, len(report.rounding), report.max_error)
     return report
 
 
 def unmerge(backbone: nn.Module, entry: Entry) -> None:
-    """Take a merged delta out of the weights: see `DeltaBase.unmerge`."""
+    """Take a merged delta out of the weights: see `DeltaBase.unmerge`.
+
+    Raises:
+        MergeError: the delta is not merged, or another delta was merged on top of it. Nothing was changed.
+        TargetError: the delta was removed.
+    """
     ledger = ledger_holding(backbone, entry)
     if entry.name not in ledger.merged:
         msg = f"{entry.name!r} is not merged, so there is nothing to take out. Call merge() first."
         raise MergeError(msg)
     names = [name for name in ledger.merged if name != entry.name]
     _check_on_top(ledger, entry)
-    check_places(backbone, entry)
     reshard(backbone)
     _restore(backbone, ledger)
     for name in names:  # merged again in their order, from the original bytes

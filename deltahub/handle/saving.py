@@ -32,6 +32,7 @@ from deltahub.engine.site import delta_key, is_delta_name
 from deltahub.errors import CheckpointError
 from deltahub.files.atomic import regular, staging, storage_errors, sync_file, sync_folders
 from deltahub.handle.switching import check_places
+from deltahub.handle.types import package_for
 from deltahub.log import LOGGER
 from deltahub.version import VERSION
 
@@ -82,6 +83,14 @@ class SaveLoadMixin:
     def attached(self) -> bool:
         """Whether the delta is active."""
         return self._entry.attached
+
+    def check_places(self) -> None:
+        """Check that the modules and tensors that the delta was put on are still in the backbone.
+
+        Raises:
+            TargetError: the delta was removed, or a module that holds it or a tensor that it replaced has been exchanged since.
+        """
+        check_places(self.backbone_model, self._entry)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the delta's own parameters, named as in a checkpoint: ``<address>.deltas.<parameter>``."""
@@ -213,7 +222,8 @@ class SaveLoadMixin:
 
         Raises:
             CheckpointError: a tensor is not finite, the path is a file, or tensors alone would break a delta there.
-            TargetError: a module with the delta has been replaced since.
+            ConfigError: the delta's class would not be found when it is loaded: it is neither built in nor from an installed package.
+            TargetError: the delta was removed, or a module with it has been replaced since.
             StorageError: the disk is full or not writable; no partial delta is left.
         """
         folder = Path(finetuned_delta_path).expanduser()
@@ -221,7 +231,7 @@ class SaveLoadMixin:
             msg = f"{folder} is a file; expected a folder to save into. Choose another path."
             raise CheckpointError(msg)
         facts = metadata.gather(center_args, center_args_pool, list_tags, dict_tags, test_result, usage)
-        check_places(self.backbone_model, self._entry)
+        self.check_places()
         _warn_of_uncalled(self.backbone_model, self._entry)
         tensors = _gathered(self.state_dict() if state_dict is None else state_dict)
         _check_savable(tensors)
@@ -232,10 +242,12 @@ class SaveLoadMixin:
                 raise CheckpointError(msg)
             self.save_checkpoint(folder / checkpoint.WEIGHTS, save_function, tensors)
             return
+        package = package_for(self._entry.handle, self.config.delta_type)
+        description = {**self.config.to_dict(), **({"delta_package": package} if package else {})}
         identity = fingerprint(self.backbone_model, replaced_names(tensors))
 
         def write() -> None:
-            _write(self.backbone_model, self._entry, folder, tensors, identity, facts, save_function)
+            _write(self.backbone_model, self._entry, description, folder, tensors, identity, facts, save_function)
             if delay_push:
                 print(f"deltahub push {shlex.quote(str(folder))}")  # noqa: T201  (OpenDelta prints the command to run later)
             elif push_to_dc:
@@ -254,6 +266,7 @@ def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _write(
     backbone: nn.Module,
     entry: Entry,
+    description: Mapping[str, Any],
     folder: Path,
     tensors: Mapping[str, Tensor],
     identity: Fingerprint,
@@ -271,7 +284,7 @@ def _write(
         "deltahub_version": VERSION,
         "transformers_version": installed("transformers"),
         "torch_version": installed("torch"),
-        **entry.config.to_dict(),
+        **description,
         "backbone_hash": identity.hash,
         **_revision(backbone),
         "parents": list(entry.parents),

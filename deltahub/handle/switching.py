@@ -1,4 +1,7 @@
-"""Attaching and detaching deltas: the cost depends on the delta itself, not on the number of others that are loaded."""
+"""Attaching and detaching deltas: the cost depends on the delta itself, not on the number of others that are loaded.
+
+The handle calls `check_places` before each change.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,14 @@ from deltahub.handle.freezing import prefix_of
 
 
 def attach(backbone: nn.Module, entry: Entry, module: nn.Module | None, reset_state_dict: bool) -> None:
-    """Activate a delta again: see `DeltaBase.attach`."""
+    """Activate a delta again: see `DeltaBase.attach`.
+
+    Raises:
+        TargetError: the delta was removed.
+        AddressError: `module` is not part of the backbone.
+        MergeError: deltas are merged.
+        RouteError: a route is open.
+    """
     ledger = ledger_holding(backbone, entry)  # raises if the delta was removed
     _switch(backbone, entry, True, module)
     if reset_state_dict:
@@ -23,16 +33,19 @@ def attach(backbone: nn.Module, entry: Entry, module: nn.Module | None, reset_st
 
 
 def detach(backbone: nn.Module, entry: Entry, module: nn.Module | None, reset_state_dict: bool) -> None:
-    """Deactivate a delta: see `DeltaBase.detach`."""
+    """Deactivate a delta: see `DeltaBase.detach`.
+
+    Raises:
+        TargetError, AddressError, MergeError, RouteError: as for `attach`.
+    """
     ledger = ledger_holding(backbone, entry)
     _switch(backbone, entry, False, module)
     if reset_state_dict and not any(other.attached for other in entries_of(backbone)):
         ledger.only_trainable = False
 
 
-def remove(backbone: nn.Module, entry: Entry) -> None:
-    """Remove a delta for good: see `DeltaBase.remove`."""
-    detach(backbone, entry, None, reset_state_dict=True)
+def forget(backbone: nn.Module, entry: Entry) -> None:
+    """Remove a detached delta for good: see `DeltaBase.remove`."""
     for address in entry.insertions:
         eject(module_at(backbone, address), entry.name)
     ledger_holding(backbone, entry).forget(backbone, entry)
@@ -43,7 +56,6 @@ def _switch(backbone: nn.Module, entry: Entry, on: bool, module: nn.Module | Non
     refuse_merged(backbone)
     refuse_routed(backbone)
     prefix = prefix_of(backbone, module)
-    check_places(backbone, entry)
     refuse_busy(site_of(module_at(backbone, address)) for address in entry.insertions)
     reshard(backbone)
     for address, insertion in entry.insertions.items():
@@ -60,8 +72,9 @@ def check_places(backbone: nn.Module, entry: Entry) -> None:
     """Check that the modules and tensors that a delta was put on are still in the backbone.
 
     Raises:
-        TargetError: a module that holds the delta, or a tensor that it replaced, has been exchanged since.
+        TargetError: the delta was removed, or a module that holds it or a tensor that it replaced has been exchanged since.
     """
+    ledger_holding(backbone, entry)  # raises if the delta was removed
     for address, insertion in entry.insertions.items():
         if not holds(backbone, address, entry.name, insertion):
             msg = (

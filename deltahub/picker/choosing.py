@@ -23,7 +23,7 @@ _PORTS: Final = range(1, 1 << 16)
 
 
 def config_chosen(
-    method: Method, backbone: nn.Module, config: DeltaConfig, interactive_modify: bool | int
+    method: type[Method], backbone: nn.Module, config: DeltaConfig, interactive_modify: bool | int
 ) -> DeltaConfig:
     """Complete a config with modules chosen on a page.
 
@@ -44,7 +44,7 @@ def config_chosen(
 
 def choose(
     backbone: nn.Module,
-    deltas: Mapping[str, tuple[Method, DeltaConfig]],
+    deltas: Mapping[str, tuple[type[Method], DeltaConfig]],
     port: bool | int = True,
     say: Callable[[str], None] | None = None,
 ) -> Choice:

@@ -50,7 +50,7 @@ class Preview:
         deltas: the delta types to choose for, each with its options; its modified_modules are ignored.
     """
 
-    def __init__(self, backbone: nn.Module, deltas: Mapping[str, tuple[Method, DeltaConfig]]) -> None:
+    def __init__(self, backbone: nn.Module, deltas: Mapping[str, tuple[type[Method], DeltaConfig]]) -> None:
         self.backbone, self.deltas = backbone, deltas
         self._first = first_names(backbone)
         self._every = [name for name, _ in own_modules(backbone) if name]

@@ -35,7 +35,7 @@ class Session:
     """
 
     def __init__(
-        self, backbone: nn.Module, deltas: Mapping[str, tuple[Method, DeltaConfig]], grace: float = GRACE
+        self, backbone: nn.Module, deltas: Mapping[str, tuple[type[Method], DeltaConfig]], grace: float = GRACE
     ) -> None:
         self.over = threading.Event()
         self.tree = {**tree_json(backbone), "types": list(deltas)}

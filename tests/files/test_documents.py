@@ -1,13 +1,13 @@
 """The schemas say what the code says."""
 
 import json
-from dataclasses import fields
 from pathlib import Path
 
 import fastjsonschema
 import pytest
 
 from deltahub.checkpoint.config import CHECKPOINT_KEYS, DeltaConfig, known_types
+from deltahub.checkpoint.options import options_of
 from deltahub.files.documents import load_schema, problem
 from deltahub.handle.base import delta_classes
 
@@ -42,13 +42,14 @@ def test_every_delta_type_that_a_checkpoint_can_hold_has_a_model():
 
 
 @pytest.mark.parametrize("delta_type", known_types())
-def test_the_options_of_a_config_class_are_those_of_the_schema(delta_type):
+def test_the_schema_of_a_type_is_that_of_its_config_class(delta_type):
     import deltahub.deltas  # noqa: F401  (registers them)
 
     schema = load_schema("delta_config.v1")
     common = set(schema["properties"]) - CHECKPOINT_KEYS
-    own = set(schema["definitions"][delta_type]["properties"])
-    config_class = delta_classes()[delta_type].config_class
+    options = options_of(delta_classes()[delta_type].config_class)
 
-    assert {field.name for field in fields(DeltaConfig)} == common
-    assert {field.name for field in fields(config_class)} == common | own
+    assert set(options_of(DeltaConfig)) == common
+    assert {key: options[key] for key in options if key not in common} == schema["definitions"]["types"][delta_type][
+        "properties"
+    ]

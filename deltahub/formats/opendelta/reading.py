@@ -142,7 +142,7 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
 
 def _document(config: Mapping[str, Any], addresses: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the config to DeltaHub's form."""
-    method_fields = load_schema(SCHEMA)["definitions"][config["delta_type"]]["properties"]
+    method_fields = load_schema(SCHEMA)["definitions"]["types"][config["delta_type"]]["properties"]
     kept_fields = {
         *method_fields,
         "unfrozen_modules",

@@ -1,0 +1,1 @@
+"""Classes that other installed packages add."""
