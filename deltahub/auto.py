@@ -47,7 +47,8 @@ class AutoDeltaConfig:
             known = ", ".join(sorted(delta_classes()))
             msg = f"A config needs a delta_type: one of {known}."
             raise ConfigError(msg)
-        cls: type[DeltaBase] = class_for(document["delta_type"], document.get("delta_package"))
+        package = document.get("delta_package")
+        cls: type[DeltaBase] = class_for(document["delta_type"], None if package is None else str(package))
         return cls.config_class.from_dict(document)
 
     @staticmethod

@@ -141,7 +141,7 @@ def refuse_unknown(options: Mapping[str, Any], option_names: set[str], owner: st
             raise ConfigError(msg)
 
 
-def check_document(document: Mapping[str, Any], config_class: type[DeltaConfig] | None = None) -> None:
+def check_document(document: Mapping[str, Any], config_class: type | None = None) -> None:
     """Check a whole `delta_config.json` against the schema.
 
     The options of a type of another package are checked only with its config class: the package may not be installed.
@@ -175,7 +175,7 @@ def check_document(document: Mapping[str, Any], config_class: type[DeltaConfig] 
 
 
 @cache
-def _own_options(config_class: type[Any]) -> Mapping[str, Mapping[str, Any]]:
+def _own_options(config_class: type) -> Mapping[str, Mapping[str, Any]]:
     """Return the schema of the options that a config class adds to the common ones.
 
     Raises:
@@ -191,7 +191,7 @@ def _own_options(config_class: type[Any]) -> Mapping[str, Mapping[str, Any]]:
 
 
 @cache
-def _validator(config_class: type[Any]) -> Callable[[Any], Any]:
+def _validator(config_class: type) -> Callable[[Any], Any]:
     schema = load_schema(SCHEMA)
     return compiled({**schema, "properties": schema["properties"] | _own_options(config_class)})
 

@@ -118,7 +118,7 @@ def load_schema(name: str) -> dict[str, Any]:
     return schema
 
 
-def compiled(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
+def compiled(schema: dict[str, Any]) -> Callable[[Any], Any]:
     """Compile a schema to a validator for `problem`."""
     import fastjsonschema  # late import: only for commands that validate
 

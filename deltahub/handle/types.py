@@ -33,7 +33,7 @@ def delta_classes() -> Mapping[str, type[Any]]:
     return _TYPES
 
 
-def class_for(delta_type: str, package: str | None = None) -> type[Any]:
+def class_for(delta_type: object, package: str | None = None) -> type[Any]:
     """Return the subclass of DeltaBase of a type.
 
     Args:
@@ -42,6 +42,8 @@ def class_for(delta_type: str, package: str | None = None) -> type[Any]:
     Raises:
         ConfigError: the type is unknown, its package is not installed or does not work, or the type comes from another package.
     """
+    if not isinstance(delta_type, str):
+        raise unknown_type(delta_type, _TYPES)
     if package is None and delta_type in _TYPES:
         return _TYPES[delta_type]
     entry = _entry(delta_type, package)
