@@ -37,15 +37,41 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Open an address as a new visitor; whatever the page complains of fails the test."""
-    contexts, complaints = [], []
+@pytest.fixture(scope="session")
+def contexts(browser: Any) -> Iterator[Callable[..., Any]]:
+    """One context of the browser for each choice of options: a new one starts a process, which takes most of a second."""
+    opened: dict[str, Any] = {}
 
-    def open_page(url: str, *, strict: bool = True, ready: str = "main", **options: Any) -> Any:
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        contexts.append(context)
-        page = context.new_page()
+    def context(**options: Any) -> Any:
+        key = repr(sorted(options.items()))
+        if key not in opened:
+            opened[key] = browser.new_context(**options)
+            opened[key].new_page()  # keeps the process of the pages
+        return opened[key]
+
+    yield context
+    for one in opened.values():
+        one.close()
+
+
+@pytest.fixture
+def visit(contexts: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Open an address as a new visitor; whatever the page complains of fails the test."""
+    pages, complaints = [], []
+
+    def open_page(
+        url: str,
+        *,
+        strict: bool = True,
+        ready: str = "main",
+        viewport: dict[str, int] | None = None,
+        color_scheme: str = "light",
+        **options: Any,
+    ) -> Any:
+        page = contexts(**options).new_page()
+        pages.append(page)
+        page.set_viewport_size(viewport or {"width": 1280, "height": 900})
+        page.emulate_media(color_scheme=color_scheme)
         page.set_default_timeout(500 * LONG)  # milliseconds
         page.on("pageerror", lambda error: complaints.append(str(error)))
         if strict:  # else the network may complain
@@ -55,9 +81,20 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for page in pages:
+        _forget(page)
     assert not complaints, complaints
+
+
+def _forget(page: Any) -> None:
+    """Close a page; the next visitor finds nothing of it."""
+    context = page.context
+    context.clear_cookies()
+    if not page.is_closed():
+        context.new_cdp_session(page).send(
+            "Storage.clearDataForOrigin", {"origin": page.evaluate("origin"), "storageTypes": "all"}
+        )
+        page.close()
 
 
 @pytest.fixture
@@ -69,3 +106,20 @@ def keep() -> Callable[..., None]:
             page.screenshot(path=Path(folder) / f"{name}.png")  # the folder is made where there is none
 
     return save
+
+
+def violations(page: Any) -> list[str]:
+    """What keeps people from using an open page, in light colours and in dark ones; the checker needs `bypass_csp`."""
+    from axe_playwright_python.base import AXE_SCRIPT, AxeResults
+
+    page.evaluate(AXE_SCRIPT)
+    found = []
+    for scheme, rules in (
+        ("light", {}),
+        ("dark", {"runOnly": ["color-contrast", "link-in-text-block"]}),
+    ):  # only colours depend on the scheme
+        page.emulate_media(color_scheme=scheme)
+        results = AxeResults(page.evaluate("options => axe.run(options)", {"resultTypes": ["violations"], **rules}))
+        if results.violations_count:
+            found.append(f"{scheme}: {results.generate_report()}")
+    return found

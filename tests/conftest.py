@@ -25,7 +25,7 @@ from deltahub.registry.publish import publish as publish_in
 from deltahub.registry.registry import Registry
 from deltahub.stores import local_files
 from deltahub.stores.local import LocalStore
-from tests.browsers import browser, keep, visit  # noqa: F401  (fixtures)
+from tests.browsers import browser, contexts, keep, visit  # noqa: F401  (fixtures)
 from tests.checkpoints import save_checkpoint
 from tests.faults import Faults
 from tests.s3_servers import moto, proxy, s3_keys, seaweed  # noqa: F401  (fixtures)

@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from torch import nn
 
 from deltahub import LoraModel, Visualization
@@ -11,6 +10,9 @@ from deltahub.deltas import AdapterConfig, AdapterModel, LoraConfig
 from deltahub.errors import NothingChosenError
 from deltahub.picker.choosing import choose
 from tests.backbones import bert, t5
+from tests.browsers import violations
+
+pytestmark = pytest.mark.slow  # a browser
 
 SELF = "bert.encoder.layer.{}.attention.self.{}"
 DELTAS = {"lora": (LoraModel, LoraConfig()), "adapter": (AdapterModel, AdapterConfig(bottleneck_dim=2))}
@@ -51,7 +53,6 @@ def submit(page, waiting):
     return waiting.result()
 
 
-@pytest.mark.slow
 def test_modules_are_chosen_by_click_and_submitted(visit, waiting, keep):
     page = visit(waiting.url)
     unfold(page, "query, key, value")
@@ -71,7 +72,6 @@ def test_modules_are_chosen_by_click_and_submitted(visit, waiting, keep):
     keep(page, "done")
 
 
-@pytest.mark.slow
 def test_a_folded_item_stands_for_all_and_an_unfolded_one_for_itself(visit, waiting):
     page = visit(waiting.url)
     unfold(page, "0-1")
@@ -114,33 +114,33 @@ def test_everything_works_by_keyboard(visit, waiting):
     assert waiting.result().addresses == ("query",)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("keys", "expected"),
-    [
-        (["ArrowDown"], "embeddings"),
-        (["ArrowDown", "ArrowUp"], "bert"),
-        (["End"], "classifier"),
-        (["End", "Home"], "bert"),
-        (["ArrowLeft", "ArrowDown"], "classifier"),
-        (["ArrowLeft", "ArrowRight", "ArrowRight"], "embeddings"),
-        (["ArrowDown", "ArrowDown", "ArrowLeft"], "embeddings"),
-        (["ArrowUp"], "bert"),
-        (["ArrowLeft", "*", "ArrowDown"], "embeddings"),
-    ],
-    ids=" ".join,
-)
-def test_arrows_move_through_the_tree(visit, waiting, keys, expected):
+def test_arrows_move_through_the_tree(visit, waiting):
     page = visit(waiting.url)
     page.locator("[role=treeitem]").first.focus()
-    for key in keys:
+    for key, expected in (
+        ("ArrowUp", "bert"),  # there is nothing above
+        ("ArrowDown", "embeddings"),
+        ("ArrowUp", "bert"),
+        ("ArrowRight", "embeddings"),
+        ("ArrowDown", "word_embeddings"),
+        ("ArrowLeft", "embeddings"),
+        ("End", "classifier"),
+        ("Home", "bert"),
+        ("ArrowLeft", "bert"),  # it is folded
+        ("ArrowDown", "classifier"),
+        ("Home", "bert"),
+        ("ArrowRight", "bert"),  # it is unfolded
+        ("ArrowRight", "embeddings"),
+        ("Home", "bert"),
+        ("ArrowLeft", "bert"),
+        ("*", "bert"),  # all are unfolded
+        ("ArrowDown", "embeddings"),
+    ):
         page.keyboard.press(key)
+        assert focused(page).startswith(f"{expected}, "), key
+        assert page.locator("[role=treeitem][tabindex='0']").count() == 1
 
-    assert focused(page).startswith(f"{expected}, ")
-    assert page.locator("[role=treeitem][tabindex='0']").count() == 1
 
-
-@pytest.mark.slow
 def test_search_shows_what_it_finds_with_its_surroundings_and_chooses_it(visit, waiting, keep):
     page = visit(waiting.url)
     page.get_by_label("Search modules").fill("layer.1 dense")
@@ -158,18 +158,17 @@ def test_search_shows_what_it_finds_with_its_surroundings_and_chooses_it(visit, 
     assert all(name.startswith("bert.encoder.layer.1.") and name.endswith("dense") for name in names)
 
 
-@pytest.mark.parametrize(
-    ("words", "count"),
-    [("attn.q", "2 modules match."), ("embedding", "4 modules match."), ("zzz", "No modules match.")],
-)
-def test_search_knows_common_names_and_types(visit, waiting, words, count):
+def test_search_knows_common_names_and_types(visit, waiting):
     page = visit(waiting.url)
-    page.get_by_label("Search modules").fill(words)
+    for words, count in (
+        ("attn.q", "2 modules match."),
+        ("embedding", "4 modules match."),
+        ("zzz", "No modules match."),
+    ):
+        page.get_by_label("Search modules").fill(words)
+        page.get_by_text(count, exact=True).wait_for()
 
-    page.get_by_text(count, exact=True).wait_for()
 
-
-@pytest.mark.slow
 def test_what_cannot_hold_the_delta_is_refused_in_a_sentence_and_cannot_be_submitted(visit, waiting, keep):
     page = visit(waiting.url)
     row(page, "0-1").click()
@@ -194,7 +193,6 @@ def test_clear_lets_everything_go(visit, waiting):
     assert page.get_by_role("button", name="Use these modules").is_disabled()
 
 
-@pytest.mark.slow
 def test_cancel_says_so_on_both_sides(visit, waiting):
     page = visit(waiting.url)
     page.get_by_role("button", name="Cancel").click()
@@ -204,7 +202,6 @@ def test_cancel_says_so_on_both_sides(visit, waiting):
         waiting.result()
 
 
-@pytest.mark.slow
 def test_closing_the_page_ends_the_wait(visit, ask):
     waiting = ask(lambda: choose(bert(), DELTAS), grace=0.0)
     page = visit(waiting.url)
@@ -216,7 +213,6 @@ def test_closing_the_page_ends_the_wait(visit, ask):
         waiting.result()
 
 
-@pytest.mark.slow
 def test_a_page_may_be_loaded_again(visit, waiting):
     page = visit(waiting.url)
     page.reload()
@@ -236,7 +232,6 @@ def test_a_page_whose_program_has_ended_says_so(visit, ask):
     assert page.get_by_role("button", name="Use these modules").is_disabled()
 
 
-@pytest.mark.slow
 def test_names_that_look_like_markup_are_shown_as_they_are(visit, ask):
     model = bert()
     evil = "<img src=x onerror=alert(1)>"
@@ -250,7 +245,6 @@ def test_names_that_look_like_markup_are_shown_as_they_are(visit, ask):
     assert submit(page, waiting).names == (evil,)
 
 
-@pytest.mark.slow
 def test_a_delta_that_is_there_is_shown_and_cannot_be_chosen(visit, ask):
     model = bert()
     LoraModel(model, modified_modules=["pooler.dense"])
@@ -262,21 +256,17 @@ def test_a_delta_that_is_there_is_shown_and_cannot_be_chosen(visit, ask):
     assert page.get_by_text("Nothing is chosen yet.").is_visible()
 
 
-@pytest.mark.slow
 def test_one_kind_of_delta_needs_no_question_about_it(visit, ask):
     page = visit(ask(lambda: choose(bert(), {"lora": DELTAS["lora"]})).url)
 
     assert not page.get_by_label("Delta", exact=True).is_visible()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 360])
-def test_the_page_is_accessible_and_fits(visit, ask, keep, scheme, width):
+def test_the_page_is_accessible_in_both_colours_and_fits(visit, ask, keep, width):
     page = visit(
         ask(lambda: choose(t5(), DELTAS)).url,
         viewport={"width": width, "height": 800},
-        color_scheme=scheme,
         bypass_csp=True,  # the checker is a script of its own
     )
     page.get_by_role("button", name="Expand all").click()
@@ -284,22 +274,20 @@ def test_the_page_is_accessible_and_fits(visit, ask, keep, scheme, width):
     row(page, "q, Linear").click()
     page.get_by_text("Keys and colours").click()
     settled(page)
-    keep(page, f"{scheme}-{width}")
 
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert violations(page) == []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        keep(page, f"{scheme}-{width}")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_saved_tree_is_accessible_and_opens_and_closes(visit, tmp_path, scheme):
+def test_a_saved_tree_is_accessible_and_opens_and_closes(visit, tmp_path):
     model = bert()
     LoraModel(model, modified_modules=["query"]).freeze_module(exclude=["deltas", "classifier"])
     Visualization(model).save_html(tmp_path / "tree.html")
-    page = visit((tmp_path / "tree.html").as_uri(), ready="main", color_scheme=scheme, bypass_csp=True)
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
+    page = visit((tmp_path / "tree.html").as_uri(), ready="main", bypass_csp=True)
+    assert violations(page) == []
 
     assert page.get_by_text("lora_A").is_visible()
     page.locator("summary", has_text="BertEncoder").click()
