@@ -64,7 +64,7 @@ def choose(
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
         thread.start()
         try:
-            (say or _on_stderr)(f"Choose modules on {server.url} (Ctrl-C ends it)")
+            (say or _on_stderr)(f"Choose modules on {server.url} (Ctrl-C to cancel)")
             return session.wait()
         finally:
             session.over.set()  # releases pages that are still open

@@ -62,9 +62,7 @@ class Preview:
             ConfigError: a name or the type is unknown.
         """
         if unknown := [name for name in names if name not in self._first] or {delta_type} - self.deltas.keys():
-            msg = (
-                f"{next(iter(unknown))!r} is unknown here: expected names and a type of the tree. Load the page again."
-            )
+            msg = f"{next(iter(unknown))!r} is unknown: expected module names and a delta type of the tree. Reload the page."
             raise ConfigError(msg)
         chosen_names = {self._first[name] for name in names}
         ordered = [name for name in self._every if name in chosen_names]
@@ -82,7 +80,7 @@ class Preview:
         """
         reply: dict[str, Any] = {"line": choice.line, "chosen": len(choice.names)}
         if not choice.names:
-            return {**reply, "refusal": "Nothing is chosen yet."}
+            return {**reply, "refusal": "Nothing chosen yet."}
         method, config = self.deltas[choice.delta_type]
         config = replace(config, modified_modules=choice.addresses, common_structure=False)
         try:

@@ -118,10 +118,10 @@ class _Handler(BaseHTTPRequestHandler):
         host = self.headers.get("Host", "")
         origin = self.headers.get("Origin")
         if urlsplit(f"//{host}").hostname not in _OWN_NAMES or origin not in (None, f"http://{host}"):
-            raise _Refused(HTTPStatus.FORBIDDEN, "This address belongs to this machine's own page.")
+            raise _Refused(HTTPStatus.FORBIDDEN, "This server accepts requests from its own page on this machine only.")
         token, _, rest = urlsplit(self.path).path.removeprefix("/").partition("/")
         if not secrets.compare_digest(token.encode(), self.server.token.encode()):
-            raise _Refused(HTTPStatus.FORBIDDEN, "Open the whole address that was printed, with its secret part.")
+            raise _Refused(HTTPStatus.FORBIDDEN, "Open the complete URL that was printed, including its secret part.")
         return rest
 
     def _get(self, route: str) -> None:
@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
             path, kind = _FILES[route]
             self._send(HTTPStatus.OK, kind, path.read_bytes())
         else:
-            raise _Refused(HTTPStatus.NOT_FOUND, "There is nothing here.")
+            raise _Refused(HTTPStatus.NOT_FOUND, "Not found.")
 
     def _post(self, route: str) -> None:
         session = self.server.session
@@ -144,15 +144,17 @@ class _Handler(BaseHTTPRequestHandler):
         elif route == "submit":
             session.submit(*self._choice(), self._send_json)
         else:
-            raise _Refused(HTTPStatus.NOT_FOUND, "There is nothing here.")
+            raise _Refused(HTTPStatus.NOT_FOUND, "Not found.")
 
     def _choice(self) -> tuple[list[str], str]:
         """Read the names and the delta type from a request's body."""
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
-            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "A request must say how long it is.")
+            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "The request needs a Content-Length header.")
         if int(length) > LARGEST:
-            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A request may have {LARGEST} bytes.")
+            raise _Refused(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The request is too large: at most {LARGEST} bytes are accepted."
+            )
         try:
             body = json.loads(self.rfile.read(int(length)))
             names, delta_type = body["names"], body["type"]

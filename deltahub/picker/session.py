@@ -81,7 +81,7 @@ class Session:
         Args:
             reply: called with an empty answer, or with a refusal if the session has ended already.
         """
-        self._end(None, "the choice was cancelled on its page", {}, reply)
+        self._end(None, "the choice was cancelled on the page", {}, reply)
 
     @contextmanager
     def page(self) -> Iterator[None]:
@@ -119,7 +119,7 @@ class Session:
             if first:
                 self._choice, self._why = choice, why
         try:  # reply before the end: the program may exit right after it
-            reply(answer if first else {"refusal": "This choice has ended already."})
+            reply(answer if first else {"refusal": "This choice has already ended."})
         finally:
             if first:
                 self.over.set()

@@ -154,7 +154,7 @@ def test_a_cancelled_page_prints_nothing_and_says_why(answered):
     done, said = answered("cancel", [])
 
     assert (done.exit_code, done.stdout) == (1, "")
-    assert said.startswith("Error: No module was chosen: the choice was cancelled on its page.")
+    assert said.startswith("Error: No module was chosen: the choice was cancelled on the page.")
 
 
 @pytest.mark.slow

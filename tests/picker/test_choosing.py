@@ -76,7 +76,7 @@ def test_a_cancelled_choice_leaves_the_backbone_alone(ask):
     with untouched(backbone):
         waiting = ask(lambda: LoraModel(backbone, interactive_modify=True))
         post(waiting.url, "cancel")
-        with pytest.raises(NothingChosenError, match=r"cancelled on its page\. Nothing was changed.*modified_modules="):
+        with pytest.raises(NothingChosenError, match=r"cancelled on the page\. Nothing was changed.*modified_modules="):
             waiting.result()
 
 

@@ -187,7 +187,7 @@ def test_clear_lets_everything_go(visit, waiting):
     row(page, "classifier").click()
     settled(page)
     page.get_by_role("button", name="Clear").click()
-    page.get_by_text("Nothing is chosen yet.").wait_for()
+    page.get_by_text("Nothing chosen yet.").wait_for()
 
     assert page.locator("[aria-checked=true], [aria-checked=mixed]").count() == 0
     assert page.get_by_role("button", name="Use these modules").is_disabled()
@@ -253,7 +253,7 @@ def test_a_delta_that_is_there_is_shown_and_cannot_be_chosen(visit, ask):
     settled(page)
 
     assert item(page, "lora, LowRankUpdate").get_attribute("aria-checked") is None
-    assert page.get_by_text("Nothing is chosen yet.").is_visible()
+    assert page.get_by_text("Nothing chosen yet.").is_visible()
 
 
 def test_one_kind_of_delta_needs_no_question_about_it(visit, ask):

@@ -42,7 +42,7 @@ def test_a_method_that_acts_inside_what_is_chosen_says_so():
     [
         (["bert.encoder.layer.0"], "bert.encoder.layer.0 is a BertLayer; expected a Linear"),
         (["bert.encoder.layer"], "bert.encoder.layer is a ModuleList"),
-        ([], "Nothing is chosen yet."),
+        ([], "Nothing chosen yet."),
     ],
 )
 def test_what_cannot_work_is_refused_in_a_sentence(names, why):
@@ -56,7 +56,7 @@ def test_a_name_or_type_that_the_page_cannot_know_is_refused():
     preview = Preview(bert(), DELTAS)
 
     for names, delta_type in ((["bert.nothing"], "lora"), (QUERIES, "nothing"), ([""], "lora")):
-        with pytest.raises(ConfigError, match="is unknown here"):
+        with pytest.raises(ConfigError, match="is unknown"):
             preview.choice(names, delta_type)
 
 
@@ -112,5 +112,5 @@ def test_deltas_that_are_there_are_shown_and_cannot_be_chosen():
     (pooler,) = tree_json(model)["children"][0]["children"][2]["children"]
 
     assert pooler["children"][0]["delta"]
-    with pytest.raises(ConfigError, match="is unknown here"):
+    with pytest.raises(ConfigError, match="is unknown"):
         answer(model, ["bert.pooler.dense.deltas.lora"])

@@ -173,7 +173,7 @@ def test_what_is_refused_cannot_be_submitted(server, session):
 @pytest.mark.parametrize(("first", "second"), [("submit", "cancel"), ("cancel", "submit"), ("submit", "submit")])
 def test_the_first_word_counts_and_the_second_is_told(server, session, first, second):
     assert "refusal" not in json.loads(request(server, "POST", first, choice(QUERY))[2])
-    assert json.loads(request(server, "POST", second, choice("classifier"))[2])["refusal"].endswith("ended already.")
+    assert json.loads(request(server, "POST", second, choice("classifier"))[2])["refusal"].endswith("already ended.")
 
     if first == "submit":
         assert session.wait().names == (QUERY,)
@@ -194,7 +194,7 @@ def test_a_page_that_goes_before_its_answer_has_chosen_all_the_same(session):
 
 def test_cancelling_ends_it_without_a_choice(server, session):
     assert request(server, "POST", "cancel")[0] == 200
-    with pytest.raises(NothingChosenError, match="cancelled on its page"):
+    with pytest.raises(NothingChosenError, match="cancelled on the page"):
         session.wait()
 
 

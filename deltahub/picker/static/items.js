@@ -1,10 +1,10 @@
-// The tree's items, apart from how they look: which modules each stands for, what is inside it, and what a search finds.
+// Items of the tree, without their rendering: the modules of an item, its children, and search.
 
-/** A module, or several equal ones that stand together as the server folded them. */
+/** A module, or a group of equal modules as folded by the server. */
 export class Item {
   /**
-   * @param {object} node what the server sent: names, kinds, parameters, size, delta, children
-   * @param {number[]} members which of the node's names this item is
+   * @param {object} node as sent by the server: names, kinds, parameters, size, delta, children
+   * @param {number[]} members indices of the node's names that this item represents
    * @param {string[]} outer real names of the modules that contain it; [""] for the backbone itself
    * @param {Item|null} parent the item above it
    */
@@ -20,7 +20,7 @@ export class Item {
     this.names = members.map((at) => node.names[at]);
     this.kinds = [...new Set(members.map((at) => node.kinds[at]))];
     this.expanded = false;
-    this.unfolded = false; // several modules are shown one by one
+    this.unfolded = false; // whether the modules of a group are shown one by one
     this.inner = null;
   }
 
@@ -32,7 +32,7 @@ export class Item {
     return this.unfolded || this.node.children.length > 0;
   }
 
-  /** The items below: the members alone where it is unfolded, else what is inside each. */
+  /** The items below: the members if the group is unfolded, else the children of each member. */
   get children() {
     if (this.inner === null) {
       const inside = this.scope.map(({ name }) => name);
@@ -43,26 +43,26 @@ export class Item {
     return this.inner;
   }
 
-  /** Show the members one by one, or together again. */
+  /** Unfold a group into its members, or fold it again. */
   unfold(on) {
     this.unfolded = on;
     this.inner = null;
   }
 
-  /** How much of it is chosen: "true", "false" or "mixed", as aria-checked says it. */
+  /** Whether its modules are chosen, as a value of aria-checked: "true", "false" or "mixed". */
   checked(chosen) {
     const count = this.scope.reduce((sum, { name }) => sum + chosen.has(name), 0);
     return count === 0 ? "false" : count === this.scope.length ? "true" : "mixed";
   }
 
-  /** The names it stands for that a search finds. */
+  /** Its modules that match a search. */
   found(words, common) {
     if (words.length === 0 || this.node.delta) return [];
     return this.scope.filter((module) => matches(module, words, common)).map(({ name }) => name);
   }
 }
 
-/** Whether every word is in a module's name, type or common name, and one of them in what is its own of these. */
+/** Whether every word is in a module's path, type or common name, and one of them in its own name, type or common name. */
 function matches({ name, kind }, words, common) {
   const path = name.toLowerCase();
   const own = [path.slice(path.lastIndexOf(".") + 1), kind.toLowerCase(), (common[name] ?? "").toLowerCase()];
@@ -76,7 +76,7 @@ function endsInside(path, word) {
   return at >= 0 && at + word.length > path.lastIndexOf(".") + 1;
 }
 
-/** Names of equal modules in short: "0-3,5" for block numbers, else the names with commas. */
+/** Short form of the names of equal modules: "0-3,5" for block numbers, else the names separated by commas. */
 export function together(names) {
   if (!names.every((name) => /^\d+$/.test(name))) return names.join(", ");
   const spans = [];
@@ -88,7 +88,7 @@ export function together(names) {
   return spans.map(([from, to]) => (from === to ? `${from}` : `${from}-${to}`)).join(", ");
 }
 
-/** A count in three digits: "768", "591K", "85.1M". */
+/** A count with three digits: "768", "591K", "85.1M". */
 export function shortCount(number) {
   for (const [size, unit] of [[1e9, "B"], [1e6, "M"], [1e3, "K"]]) {
     if (number >= size * 0.9995) return `${Number((number / size).toPrecision(3))}${unit}`;

@@ -1,16 +1,16 @@
-// The page on which modules are chosen. All text from the model is set as text, never as markup.
+// The page for choosing modules. Text from the model is always inserted as text, never as markup.
 
 import { Item, shortCount } from "./items.js";
 import { Rows } from "./rows.js";
 
-const PAUSE = 120; // milliseconds without a change before the server is asked
+const PAUSE = 120; // milliseconds without a change before a request
 const $ = (id) => document.getElementById(id);
 const chosen = new Set(); // real names
 let tree = null;
 let rows = null;
-let asked = 0; // the newest question; answers to older ones are dropped
+let asked = 0; // number of the latest request; responses to earlier ones are ignored
 let timer = 0;
-let line = null; // open for as long as this page is: that is how the server knows
+let line = null; // open as long as this page; the server notices when it closes
 
 function element(tag, className, text) {
   const made = document.createElement(tag);
@@ -67,7 +67,7 @@ function show(answer) {
   $("line").textContent = answer.line ?? "";
   $("places").hidden = refused;
   $("places").replaceChildren(...(answer.places ?? []).map(place));
-  $("sum").replaceChildren(...(nothing ? ["Nothing is chosen yet."] : refused ? [] : sum(answer)));
+  $("sum").replaceChildren(...(nothing ? ["Nothing chosen yet."] : refused ? [] : sum(answer)));
   state(nothing ? "ready" : refused ? "refused" : "ready");
 }
 
@@ -100,7 +100,7 @@ function search() {
   };
 }
 
-// ----- the end -----
+// ----- finishing -----
 
 function end(outcome, after, kept) {
   line.close();
@@ -123,7 +123,7 @@ async function submit() {
   try {
     const answer = await post("submit");
     if (answer.refusal !== undefined) show(answer);
-    else end("Chosen.", "The program goes on. You can close this page.", answer.line);
+    else end("Chosen.", "The program continues. You can close this page.", answer.line);
   } catch {
     lost();
   }
@@ -132,7 +132,7 @@ async function submit() {
 async function cancel() {
   try {
     const answer = await post("cancel");
-    if (answer.refusal !== undefined) end("Over.", answer.refusal);
+    if (answer.refusal !== undefined) end("Closed.", answer.refusal);
     else end("Cancelled.", "Nothing was chosen and nothing was changed. You can close this page.");
   } catch {
     lost();
@@ -143,10 +143,10 @@ function lost() {
   state("lost");
   $("submit").disabled = true;
   $("lost").hidden = false;
-  $("lost").textContent = "The program that waits for this choice does not answer. If it has ended, close this page and start it again.";
+  $("lost").textContent = "The program that waits for your choice does not answer. If it has exited, close this page and run it again.";
 }
 
-// ----- the beginning -----
+// ----- starting -----
 
 async function start() {
   line = new EventSource("open");

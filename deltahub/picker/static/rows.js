@@ -1,9 +1,9 @@
-// The tree as it is seen and moved through: the tree pattern of WAI-ARIA, with a checkbox in each item.
+// Rendering and keyboard navigation of the tree: the WAI-ARIA tree pattern with a checkbox in each item.
 // https://www.w3.org/WAI/ARIA/apg/patterns/treeview/
 
 import { shortCount, together } from "./items.js";
 
-const SMALL = 60; // a tree of so many rows is opened from the start
+const SMALL = 60; // trees of up to this many rows start expanded
 
 function span(className, text) {
   const made = document.createElement("span");
@@ -35,7 +35,7 @@ export class Rows {
     root.addEventListener("keydown", (event) => this.#pressed(event));
   }
 
-  /** Show again how much of each item is chosen. */
+  /** Update the checkbox of each item. */
   refresh() {
     for (const [item, row] of this.rows) {
       if (item.node.delta) continue;
@@ -43,18 +43,18 @@ export class Rows {
     }
   }
 
-  /** Open or close everything. */
+  /** Expand or collapse all items. */
   expandAll(on) {
     this.#walk(this.items, (item) => this.#expand(item, on && item.expandable));
     if (!this.#visible().includes(this.current)) this.#setCurrent(this.items[0]);
   }
 
-  /** Show only what a search finds, with what it lies in; the names found. No words show everything. */
+  /** Show only matches of a search and their parents; return the matching names. Without words, show everything. */
   filter(words, common) {
     this.words = words;
     const found = [];
     const look = (item) => {
-      const own = item.unfolded ? [] : item.found(words, common); // its members are found one by one
+      const own = item.unfolded ? [] : item.found(words, common); // its members are searched one by one
       const below = item.children.map(look).some(Boolean);
       found.push(...own);
       if (below && words.length > 0) this.#expand(item, true);
@@ -70,14 +70,14 @@ export class Rows {
     return [...new Set(found)];
   }
 
-  /** Move the focus into the tree, to the first thing that a search found. */
+  /** Move the focus into the tree, to the first match. */
   focusFirst() {
     const visible = this.#visible();
     const first = visible.find((item) => item.hit) ?? visible[0];
     if (first) this.#focus(first);
   }
 
-  // ----- drawing -----
+  // ----- rendering -----
 
   #fill(list, items) {
     list.replaceChildren(...items.map((item, at) => this.#row(item, at + 1, items.length)));
@@ -176,7 +176,7 @@ export class Rows {
     this.#focus(item);
   }
 
-  // ----- moving -----
+  // ----- navigation -----
 
   #clicked(event) {
     const row = event.target.closest("[role=treeitem]");

@@ -25,7 +25,7 @@ _HOST: Final = "__Host-"  # prefix of a cookie that other hosts and plain HTTP c
 SIGN_IN: Final = "/-/sign-in"
 _SAFE: Final = ("GET", "HEAD")
 _LARGEST: Final = 64 << 10  # bytes of an error's body
-_FAILED: Final = "The hub failed while it made this page. Its log says why; ask its administrator."
+_FAILED: Final = "The hub failed to create this page. Its log has the reason; ask its administrator."
 
 
 class Browsers:

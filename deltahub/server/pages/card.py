@@ -104,11 +104,11 @@ def front_matter(head: str) -> tuple[tuple[tuple[str, str], ...], str]:
     if not head.strip():
         return (), ""
     if len(head) > frontmatter.LARGEST:
-        return (), f"it has {len(head):,} characters; {frontmatter.LARGEST:,} are read"
+        return (), f"it has {len(head):,} characters; at most {frontmatter.LARGEST:,} are read"
     try:
         mapping = frontmatter.read_yaml(head)
     except ValueError as error:
-        return (), f"it is not YAML that can be read here ({error})"
+        return (), f"it is not valid YAML ({error})"
     return tuple((key, _as_text(value)) for key, value in mapping.items()), ""
 
 
@@ -167,7 +167,7 @@ def _image(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: An
     source = _limited_address(env, str(token.attrGet("src") or ""), env["pictures"])
     words = renderer.renderInlineAsText(token.children or [], options, env)
     if source is not None and urlsplit(source).scheme:
-        return f'<a href="{_escaped(source)}">{_escaped(words or "picture")} (a picture from elsewhere)</a>'
+        return f'<a href="{_escaped(source)}">{_escaped(words or "image")} (external image)</a>'
     if source is None or unquote(source.removeprefix(env["pictures"])) not in env["files"]:
         return _escaped(words)
     return f'<img src="{_escaped(source)}" alt="{_escaped(words)}">'

@@ -89,8 +89,8 @@ _PATIENCE: Final = 10.0  # seconds that a page waits for its card
 _KEPT: Final = 16 << 20  # bytes of rendered cards
 _REFUSED: Final = 10_000  # cards known to take too long
 _MOST_FILES: Final = 1000  # available as images in a card
-SLOW: Final = "The card takes too long to be rendered, so it is not shown here. Download README.md to read it."
-BUSY: Final = "The card is not rendered yet, for many others are. Reload the page in a moment."
+SLOW: Final = "The card takes too long to render and is not shown. Download README.md to read it."
+BUSY: Final = "The card is not rendered yet because others are waiting. Reload the page in a moment."
 
 Key = tuple[str, bytes]  # sha256 of a card, and of the names of the files next to it
 

@@ -52,7 +52,7 @@ def commands(delta: Found, hub: str) -> list[Command]:
         return [Command("Files", (download,))]
     pull = f"deltahub pull team:{name}@{version}"
     offers = [
-        Command("DeltaHub, once", (f"deltahub source add team {hub}",)),
+        Command("DeltaHub, first time only", (f"deltahub source add team {hub}",)),
         Command(
             "DeltaHub", (f"{pull} --to {folder}", f'AutoDeltaModel.from_finetuned("team:{name}@{version}", model)')
         ),
@@ -65,7 +65,7 @@ def commands(delta: Found, hub: str) -> list[Command]:
     rank = _vllm_rank(delta.manifest)
     if rank:
         serve = _serve(backbone, f"{folder}-peft", rank)
-        offers.append(Command("vLLM, after the pull for PEFT", (serve,)))
+        offers.append(Command("vLLM, after pulling for PEFT", (serve,)))
     return offers
 
 

@@ -69,7 +69,7 @@ def comparison(request: Request) -> Response:
 def _version_at(request: Request, text: str) -> Found:
     path, _, version = text.partition("@")
     if path.count("/") != 1:
-        raise Refusal(400, f"{text!r} names no version. Name one as namespace/name@v3.")
+        raise Refusal(400, f"{text!r} has no version. Expected a reference such as namespace/name@v3.")
     return version_of(repository_of(request, path), version or MAIN)
 
 

@@ -113,15 +113,15 @@ def _open(request: Request) -> _Opened | Response:
     entry = next((file for file in shown_delta.manifest.files if file.path == CARD), None)
     if entry is None:
         return _Opened(
-            repository, shown_delta, notice="This version has no card. Push one with it: README.md in its folder."
+            repository, shown_delta, notice="This version has no card. To add one, push it as README.md in the folder."
         )
     if entry.size > LARGEST:
-        notice = f"The card has {entry.size:,} bytes; {LARGEST:,} are shown here. Download it to read it."
+        notice = f"The card has {entry.size:,} bytes; at most {LARGEST:,} are shown. Download it to read it."
         return _Opened(repository, shown_delta, notice=notice)
     try:
         text = content_of(request, entry).decode("utf-8", "replace")
     except (IntegrityError, NotFoundError):
-        notice = "The card is damaged or gone. Ask the administrator of this hub to run `deltahub verify --repair`."
+        notice = "The card is damaged or missing. Ask the administrator of this hub to run `deltahub verify --repair`."
         return _Opened(repository, shown_delta, notice=notice)
     return _Opened(repository, shown_delta, text, entry.sha256)
 

@@ -23,15 +23,15 @@ def file(request: Request) -> Response:
     is_weights = entry.path.endswith(".safetensors")
     if not is_weights:
         if entry.size > LARGEST:
-            notice = f"It has {entry.size:,} bytes; up to {LARGEST:,} are shown here."
+            notice = f"The file has {entry.size:,} bytes; up to {LARGEST:,} are shown."
         else:
             try:
                 text = content_of(request, entry).decode()
             except UnicodeDecodeError:
-                notice = "It is not text."
+                notice = "This is not a text file."
             else:
                 if "\0" in text:
-                    text, notice = None, "It is not text."
+                    text, notice = None, "This is not a text file."
     tensors = delta.manifest.tensors if is_weights else ()
     return page(
         request,

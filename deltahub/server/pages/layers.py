@@ -85,10 +85,10 @@ def norms_of(request: Request, delta: Found) -> Norms:
     """Return the norms of a version, read once and cached. Callers must use `one_at_a_time`, which bounds the memory."""
     entry = weights_of(delta.manifest)
     if entry is None:
-        return Norms(missing="This version holds no safetensors file, so there are no norms to show.")
+        return Norms(missing="This version has no safetensors file, so there are no norms to show.")
     if entry.size > LARGEST:
-        limit = f"{size(entry.size)}; up to {size(LARGEST)} are read for a plot"
-        return Norms(missing=f"The weights have {limit}. Pull the delta to look at it.")
+        limit = f"{size(entry.size)}; only up to {size(LARGEST)} are read for a plot"
+        return Norms(missing=f"The weights have {limit}. Pull the delta to inspect it.")
     return _NORMS.get((entry.sha256, delta.entry.digest), lambda: _read_norms(request, delta, entry))
 
 
@@ -101,12 +101,12 @@ def weights_of(manifest: Manifest) -> FileEntry | None:
 def _read_norms(request: Request, delta: Found, entry: FileEntry) -> Norms:
     try:
         if (header := int.from_bytes(state_of(request).read(entry, 0, min(entry.size, 8)), "little")) > _LONGEST_HEADER:
-            limit = f"The table of the tensors has {size(header)}; up to {size(_LONGEST_HEADER)} are read for a plot"
-            return Norms(missing=f"{limit}. Pull the delta to look at it.")
+            limit = f"The safetensors header has {size(header)}; only up to {size(_LONGEST_HEADER)} are read for a plot"
+            return Norms(missing=f"{limit}. Pull the delta to inspect it.")
         return Norms(module_norms(content_of(request, entry), delta.manifest.config))
     except CheckpointError as error:
         return Norms(missing=str(error))
     except (IntegrityError, NotFoundError):
         return Norms(
-            missing="The weights are damaged or gone. Ask the administrator of this hub to run `deltahub verify --repair`."
+            missing="The weights are damaged or missing. Ask the administrator of this hub to run `deltahub verify --repair`."
         )

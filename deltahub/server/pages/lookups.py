@@ -29,7 +29,7 @@ def hidden_names(request: Request) -> tuple[str, ...]:
     """
     caller = caller_of(request)
     if caller.scope == "none":
-        raise Refusal(401, "This hub shows nothing to callers without a token. Sign in with one that may read.")
+        raise Refusal(401, "This hub requires a token. Sign in with one that has read access.")
     private = state_of(request).records.private()
     return tuple(name for name in private if not caller.may_read(name.partition("/")[0], private=True))
 
@@ -62,7 +62,7 @@ def repository_of(request: Request, path: str | None = None) -> Repository:
     """
     repository = find_repository(request, path) if path else open_repository(request)
     if not repository.document.versions:
-        raise Refusal(404, f"{repository.path} was created, but nothing was pushed to it yet.", REPO_NOT_FOUND)
+        raise Refusal(404, f"{repository.path} exists, but has no version yet.", REPO_NOT_FOUND)
     return repository
 
 

@@ -16,8 +16,8 @@ from typing import Any, Final
 from deltahub.checkpoint.manifest import DELTA_PART
 from deltahub.errors import CheckpointError
 
-UPDATE: Final = "added to the weight"
-VALUES: Final = "of the values"
+UPDATE: Final = "update to the weight"
+VALUES: Final = "values"
 _PLAIN: Final = {
     "F64": "f8",
     "F32": "f4",
@@ -124,7 +124,7 @@ def _array(name: str, tensor: Mapping[str, Any]) -> Any:
     elif dtype in _PLAIN:
         values = np.frombuffer(tensor["data"], np.dtype(_PLAIN[dtype]).newbyteorder("<"))
     else:
-        msg = f"The tensor {name} has dtype {dtype}, of which no norm is shown. Load the delta to look at it."
+        msg = f"The tensor {name} has dtype {dtype}, for which norms are not shown. Load the delta to inspect it."
         raise CheckpointError(msg)
     return values.reshape(tensor["shape"])
 

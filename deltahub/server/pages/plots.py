@@ -138,9 +138,9 @@ def brief(number: float) -> str:
 
 def _sentence(series: Sequence[tuple[str, Points]], blocks: Sequence[int]) -> str:
     if not blocks:
-        return "No module is in a numbered block, so there is nothing to draw."
+        return "No module is in a numbered block, so there is no plot."
     span = f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {blocks[0]} to {blocks[-1]}"
     name, at, norm = max(
         ((name, at, norm) for name, points in series for at, norm in points.items()), key=lambda point: point[2]
     )
-    return f"Norms over {span}, {len(series)} lines. The largest is {brief(norm)}, of {name} in block {at}."
+    return f"Norms over {span}, {len(series)} lines. The largest is {brief(norm)}, for {name} in block {at}."

@@ -37,7 +37,7 @@ def static_file(request: Request) -> Response:
     name = request.path_params["file"]
     ending = name.rpartition(".")[2]
     if name not in static_files() or ending not in _KINDS:
-        raise Refusal(404, f"The pages have no file {name!r}.")
+        raise Refusal(404, f"File {name!r} not found.")
     return Response(static_files()[name][0], headers=_FOR_EVER, media_type=_KINDS[ending])
 
 

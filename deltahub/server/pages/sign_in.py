@@ -41,7 +41,7 @@ async def sign_in(request: Request) -> Response:
     form = await _own_form(request)
     token = form.get("token", "").strip()
     if not _TOKEN.fullmatch(token):
-        message = "This is not a token of this hub: expected dhub_ and letters and digits, as `deltahub serve token create` printed it."
+        message = "This is not a token of this hub: expected dhub_ followed by letters and digits, as printed by `deltahub serve token create`."
         return page(
             request, "sign_in.html", 400, refused=False, wrong=message, next=path_on_this_hub(form.get("next", ""))
         )
@@ -95,7 +95,7 @@ async def _own_form(request: Request) -> dict[str, str]:
         Refusal: it is cross-site, or too large.
     """
     if not _is_own(request):
-        raise Refusal(403, "This form was sent from another site. Open the hub's own page and repeat it there.")
+        raise Refusal(403, "This form was sent from another site. Open the hub's own page and submit it there.")
     body = await body_of(request, _LARGEST)
     return {key: values[-1] for key, values in parse_qs(body.decode("utf-8", "replace")).items()}
 

@@ -110,6 +110,6 @@ def test_a_failure_is_a_page_that_tells_nothing_of_the_machine(pages, monkeypatc
     monkeypatch.setattr(front, "facets", fail)
     page = pages.get("/")
     assert page.status_code == 500
-    assert "Its log says why" in page.text
+    assert "Its log has the reason" in page.text
     assert "secret" not in page.text
     assert "/secret/path is broken" in caplog.text

@@ -145,10 +145,10 @@ def test_front_matter_is_told_apart_and_read_as_text():
     ("head", "wrong"),
     [
         ("a: &x [1]\nb: [*x, *x]", "aliases are not read"),
-        ("a: !!python/object/apply:os.system [x]", "not YAML"),
-        ("a: [", "not YAML"),
+        ("a: !!python/object/apply:os.system [x]", "not valid YAML"),
+        ("a: [", "not valid YAML"),
         ("- a\n- b", "expected keys"),
-        ("[" * 3000, "not YAML"),
+        ("[" * 3000, "not valid YAML"),
         ("x: " + "y" * 70_000, "are read"),
     ],
     ids=["aliases", "python", "broken", "a list", "deep", "long"],

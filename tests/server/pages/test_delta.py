@@ -82,7 +82,7 @@ def test_files_are_downloaded_byte_for_byte_and_never_opened(pages, hub, ner):
 def test_a_version_is_found_by_number_alias_or_branch(pages, ner, asked):
     page = pages.get(f"/{ner}/tree/{asked}")
     assert page.status_code == 200
-    assert ("This is v1. The newest version" in page.text) == (asked == "v1")
+    assert ("You are viewing v1. The newest version" in page.text) == (asked == "v1")
     assert ("0.81" in page.text) == (asked == "v1")
 
 
@@ -106,7 +106,7 @@ def test_versions_show_aliases_what_was_removed_and_every_move(pages, hub, ner, 
 
 def test_of_many_files_the_page_lists_some_and_says_how_many_more_there_are(pages, ner, monkeypatch):
     monkeypatch.setattr("deltahub.server.pages.delta._FILES", 1)
-    assert "more files are in it" in pages.get("/acme/ner").text
+    assert "more files are not shown" in pages.get("/acme/ner").text
 
 
 def test_an_old_name_leads_to_the_new_one(pages, hub, ner):
@@ -124,7 +124,7 @@ def test_others_on_the_very_same_backbone_are_listed(pages, hub, ner, push):
     assert "lab/sst2" in part
     assert "lab/other" not in part
     assert "lab/secret" not in part
-    assert "No other delta here" in pages.get("/lab/other").text
+    assert "No other delta in this registry" in pages.get("/lab/other").text
 
 
 def test_the_commands_name_this_hub_and_this_version(pages, push):
@@ -164,7 +164,7 @@ def test_what_it_was_made_from_is_told(pages, push):
     parent = {"relation": "resumed", "digest": f"sha256:{'a' * 64}", "name": "acme/ner"}
     push("acme/next", parents=[parent])
     text = pages.get("/acme/next").text
-    assert "Made from" in text
+    assert "Derived from" in text
     assert f"sha256:{'a' * 64}" in text
     assert 'href="/acme/ner"' in text
 
@@ -184,7 +184,7 @@ def test_a_damaged_card_is_told_in_a_sentence_and_the_rest_is_shown(pages, hub, 
     path.write_bytes(b"another card")
     page = pages.get(f"/{ner}")
     assert page.status_code == 200
-    assert "The card is damaged or gone" in page.text
+    assert "The card is damaged or missing" in page.text
     assert "another card" not in page.text
 
 
@@ -197,7 +197,7 @@ def test_text_is_shown_as_text_and_tensors_as_a_table(pages, ner):
 
 def test_a_large_file_is_not_shown(pages, ner, monkeypatch):
     monkeypatch.setattr(file_page, "LARGEST", 10)
-    assert "up to 10 are shown here" in pages.get(f"/{ner}/blob/v2/delta_config.json").text
+    assert "up to 10 are shown" in pages.get(f"/{ner}/blob/v2/delta_config.json").text
 
 
 @pytest.mark.parametrize("path", ["nope.txt", "..%2Fsecret", "%2e%2e/x", "a/b/c", "README.md%00"])
@@ -211,7 +211,7 @@ def test_a_repository_without_a_version_says_so(pages, hub):
     Records(hub.registry.store).change("acme/new", lambda _: Record("2026-01-01T00:00:00Z", "ada"))
     page = pages.get("/acme/new")
     assert page.status_code == 404
-    assert "nothing was pushed to it yet" in page.text
+    assert "has no version yet" in page.text
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ def test_an_empty_hub_says_how_the_first_delta_gets_in(pages):
     page = pages.get("/")
     assert page.status_code == 200
     for told in (
-        "There is no delta here yet",
+        "No deltas yet",
         "deltahub push ./ckpt",
         "deltahub serve token create",
         f"HF_ENDPOINT={pages.url}",

@@ -69,7 +69,7 @@ def test_damaged_weights_are_told_in_a_sentence(pages, registry, push):
     path = registry.store.root / object_key(entry.sha256)
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    assert "The weights are damaged or gone" in pages.get("/acme/ner/layers/v1").text
+    assert "The weights are damaged or missing" in pages.get("/acme/ner/layers/v1").text
 
 
 def test_of_many_kinds_of_modules_the_largest_are_drawn_and_all_are_in_the_table(pages, push):
@@ -77,7 +77,7 @@ def test_of_many_kinds_of_modules_the_largest_are_drawn_and_all_are_in_the_table
     push("acme/many", method="bitfit", tensors=tensors)
     page = pages.get("/acme/many/layers/v1")
     assert len(svgs(page)[0].findall(".//g")) == layers.LINES == 8
-    assert "3 more kinds of modules are in the table only" in page.text
+    assert "3 more module types are in the table only" in page.text
     assert page.text.count('<th scope="row" class="mono wrap">') == 22
 
 
@@ -85,7 +85,7 @@ def test_a_delta_outside_of_blocks_has_a_table_and_no_plot(pages, push):
     push("acme/head", method="bitfit", tensors={"head.deltas.w": np.ones(4, np.float32)})
     page = pages.get("/acme/head/layers/v1")
     assert svgs(page) == []
-    assert "there is nothing to draw" in page.text
+    assert "there is no plot" in page.text
     assert '<td class="number">2</td>' in page.text
 
 
@@ -139,9 +139,9 @@ def test_norms_are_drawn_on_one_scale_and_in_a_table(pages, two):
 def test_equal_versions_are_said_to_be_the_same(pages, push):
     push("acme/ner")
     push("lab/copy")
-    assert "the same content, with the same digest" in pages.get("/-/compare?left=acme/ner@v1&right=lab/copy").text
+    assert "the same content and the same digest" in pages.get("/-/compare?left=acme/ner@v1&right=lab/copy").text
     push("lab/copy", metadata={"description": "other words"})
-    assert "the same, byte for byte" in pages.get("/-/compare?left=acme/ner@v1&right=lab/copy").text
+    assert "identical, byte for byte" in pages.get("/-/compare?left=acme/ner@v1&right=lab/copy").text
 
 
 def test_without_two_versions_the_form_is_shown(pages):

@@ -26,7 +26,7 @@ def test_larger_norms_are_higher_and_later_blocks_further_right():
     assert xs == sorted(xs)
     assert ys == sorted(ys, reverse=True)
     assert xs[2] - xs[1] == pytest.approx(2 * (xs[1] - xs[0]), abs=0.2)
-    assert drawn.said == "Norms over blocks 0 to 3, 1 lines. The largest is 4, of q in block 3."
+    assert drawn.said == "Norms over blocks 0 to 3, 1 lines. The largest is 4, for q in block 3."
 
 
 def test_of_two_that_are_compared_the_second_is_dashed_and_both_share_a_scale():

@@ -112,7 +112,7 @@ def test_a_token_that_is_not_valid_leads_back_to_the_form_and_to_no_session(hub,
     assert answer.status_code == 303
     assert answer.headers["Location"].startswith("/-/sign-in?refused=1")
     assert "Set-Cookie" not in answer.headers
-    assert "not valid any more" in hub.pages.get(answer.headers["Location"]).text
+    assert "no longer valid" in hub.pages.get(answer.headers["Location"]).text
     assert hub.pages.get("/").status_code == 200
 
 

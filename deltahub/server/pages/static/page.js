@@ -1,4 +1,4 @@
-// What a page does beyond its links and forms: copying, the choice of colours, and a search that follows the typing.
+// Scripts of the pages: copy buttons, the colour theme, and search while typing.
 "use strict";
 
 for (const block of document.querySelectorAll("[data-copy]")) {
@@ -12,7 +12,7 @@ for (const block of document.querySelectorAll("[data-copy]")) {
     try {
       await navigator.clipboard.writeText(text.textContent);
       button.textContent = "Copied";
-    } catch { // browsers copy on secure pages alone
+    } catch { // browsers allow copying on secure pages only
       getSelection().selectAllChildren(text);
       button.textContent = "Selected";
     }
@@ -34,14 +34,14 @@ for (const form of document.querySelectorAll("form.theme")) {
   });
 }
 
-function fold() { // on a phone the filters would stand before everything that they filter
+function fold() { // on a phone the open filters would hide the results
   if (!matchMedia("(max-width: 56rem)").matches) return;
   for (const facet of document.querySelectorAll(".facets details")) facet.open = facet.contains(document.activeElement);
 }
 fold();
 document.addEventListener("htmx:afterSwap", fold);
 
-document.addEventListener("htmx:configRequest", ({ detail }) => { // an address holds what was asked for, and no more
+document.addEventListener("htmx:configRequest", ({ detail }) => { // the URL contains only the parameters in use
   for (const [name, value] of [...detail.formData.entries()]) {
     if (!value || (name === "sort" && value === "time")) detail.formData.delete(name, value);
   }
@@ -50,6 +50,6 @@ document.addEventListener("htmx:afterSettle", () => {
   const [said, count] = ["said", "count"].map((id) => document.getElementById(id));
   if (said) said.textContent = count ? count.textContent : "";
 });
-for (const failure of ["htmx:responseError", "htmx:sendError"]) { // the whole page says what is wrong
+for (const failure of ["htmx:responseError", "htmx:sendError"]) { // the full page shows the error
   document.addEventListener(failure, ({ detail }) => location.assign(detail.pathInfo.finalRequestPath ?? location.href));
 }
