@@ -42,6 +42,8 @@ _VALUE: Final = re.compile(r"[A-Za-z0-9._/+:-](?:[A-Za-z0-9 ._/+:-]{0,126}[A-Za-
 class Digest(str):
     """The sha256 of some bytes as text: ``"sha256:"`` and 64 hex digits.
 
+    ``str(digest)`` is a plain string, for serialisers that take no subclasses, such as ``yaml.safe_dump``.
+
     Raises:
         ReferenceSyntaxError: the text is not a whole digest.
     """

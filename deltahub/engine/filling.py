@@ -76,7 +76,9 @@ def fill(insertions: Mapping[str, Insertion], backbone: nn.Module, tensors: Mapp
         originals = {**statistics, **dict(backbone_tensors(backbone))}
         expected.update({name: originals[name] for name in names if name in originals})
         refuse_without_values(expected, names)
-        _refuse_quantised({name: originals[name] for name in names if name in originals and name not in statistics})
+        _refuse_untrainable(
+            backbone, {name: originals[name] for name in names if name in originals and name not in statistics}
+        )
     check_fit(expected, tensors)
     shares: dict[str, dict[str, Tensor]] = {address: {} for address in insertions}
     for name, (address, key, _) in places.items():
@@ -103,9 +105,9 @@ def refuse_without_values(tensors: Mapping[str, Tensor], names: Collection[str])
             raise CheckpointError(msg)
 
 
-def _refuse_quantised(tensors: Mapping[str, Tensor]) -> None:
+def _refuse_untrainable(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if fault := training_fault(tensor):
+        if fault := training_fault(module_at(backbone, name.rpartition(".")[0]), tensor):
             msg = f"{name} cannot take the value that was trained: {fault}. Load the delta on a backbone with plain weights."
             raise CheckpointError(msg)
 

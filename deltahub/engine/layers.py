@@ -50,13 +50,31 @@ def reading_fault(layer: nn.Module, key: str = "weight") -> str:
     return ""
 
 
-def training_fault(tensor: Tensor) -> str:
-    """Return why a tensor cannot be trained as it is, as a clause; empty if it can."""
+def training_fault(layer: nn.Module, tensor: Tensor) -> str:
+    """Return why a tensor of a layer cannot be trained as it is, as a clause; empty if it can."""
+    if is_constant(layer, tensor):
+        return f"it holds whole numbers ({tensor.dtype}), which have no gradient"
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.dtype.itemsize < 2:
         return f"it is kept as {tensor.dtype} codes (quantised)"
     if hasattr(tensor, "__tensor_flatten__") and not _is_plain(tensor):
         return f"it is a {type(tensor).__name__}, whose values are kept in a form of their own (quantised, say)"
     return ""
+
+
+def is_constant(layer: nn.Module, tensor: Tensor) -> bool:
+    """Return whether a tensor holds whole numbers that stand for themselves, such as a table of indices."""
+    return not (tensor.is_floating_point() or tensor.is_complex()) and not _is_quantised(layer)
+
+
+def _is_quantised(layer: nn.Module) -> bool:
+    """Return whether a layer is of a quantised kind: a product or a look-up with a weight that it keeps as codes.
+
+    PyTorch's own embedding looks its whole numbers up as they are.
+    """
+    if type(layer).__module__.startswith("transformers.integrations."):  # experts of MXFP4, say
+        return True
+    has_weight = any(hasattr(layer, name) for name in ("in_features", "in_channels", "embedding_dim"))
+    return has_weight and type(layer) is not nn.Embedding and reading_fault(layer) != ""
 
 
 def writing_fault(layer: nn.Module, key: str = "weight") -> str:

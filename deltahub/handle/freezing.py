@@ -11,7 +11,7 @@ from torch import nn
 
 from deltahub.checkpoint.address import lies_within, nearest_names
 from deltahub.engine.guards import refuse_merged, refuse_merged_tensors, refuse_routed
-from deltahub.engine.layers import training_fault
+from deltahub.engine.layers import is_constant, training_fault
 from deltahub.engine.ledger import Entry, ledger_holding
 from deltahub.engine.modules import own_modules, own_parameters, plain_name, running_statistics
 from deltahub.engine.offloading import offloaded
@@ -65,6 +65,8 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
     plain = ((plain_name(name), parameter) for name, parameter in chain(every, _detached_parameters(backbone)))
     named = {name[len(prefix) :]: parameter for name, parameter in plain if name.startswith(prefix)}
     owners = {name: delta_of(name) for name in named}
+    layers = {id(p): layer for _, layer in own_modules(backbone) for p in layer._parameters.values()}
+    constants = {n for n, p in named.items() if not owners[n] and is_constant(layers[id(p)], p)}
     structure = StructureMap.of(module if module is not None else backbone)
     trainable_names: set[str] = set()
     patterns = []
@@ -72,7 +74,7 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
         means = {delta, "", *(other for other in owners.values() if _names(pattern, other))}
         names = [name for name, owner in owners.items() if owner in means]
         matches = {n for n in names if owners[n]} if pattern == CHILD else _matching_names(pattern, names, structure)
-        trainable_names |= matches
+        trainable_names |= (matches - constants) or matches  # what is named alone has to train, or is refused below
         if pattern == CHILD or any(owners[name] in (delta, "") for name in matches):
             patterns.append(re.sub(rf"\b{CHILD}\.{delta}\b", CHILD, pattern))  # valid under any name of the delta
     if offloaded_names := sorted(
@@ -83,7 +85,7 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
         msg = f"{offloaded_names[0]} is offloaded, so its gradients would be lost. Keep what trains on a device: see device_map of from_pretrained."
         raise ConfigError(msg)
     for name in sorted(trainable_names):
-        if not owners[name] and (fault := training_fault(named[name])):
+        if not owners[name] and (fault := training_fault(layers[id(named[name])], named[name])):
             msg = f"{prefix}{name} cannot be trained: {fault}. Name only what trains beside it, or put a delta on the layer."
             raise ConfigError(msg)
     trainable_ids = frozenset(id(named[name]) for name in trainable_names)

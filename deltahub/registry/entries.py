@@ -97,8 +97,9 @@ class Version:
         return cls(**{**stored, "digest": Digest(stored["digest"]), "tags": tuple(stored["tags"])})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entry as it is stored."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        """Return the entry as it is stored, in types of JSON alone."""
+        fields = {**vars(self), "digest": str(self.digest)}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ class Removed:
     pushed_message: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the tombstone as it is stored."""
-        fields = dict(vars(self))
+        """Return the tombstone as it is stored, in types of JSON alone."""
+        fields = {**vars(self), "digest": str(self.digest)}
         if not self.pushed_message:
             del fields["pushed_message"]
         return fields

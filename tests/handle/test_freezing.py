@@ -7,7 +7,7 @@ from torch import nn
 
 from deltahub import AdapterModel, AutoDeltaModel, BitFitModel, LoraModel
 from deltahub.engine.site import is_delta_name
-from deltahub.errors import AddressError, NoMatchError
+from deltahub.errors import AddressError, ConfigError, NoMatchError
 from tests.backbones import OPENDELTA, bert, bert_mlm, equal, forward, gpt2, original, t5, tensors_of, train, untouched
 
 MODELS = {"lora": LoraModel, "adapter": AdapterModel}
@@ -262,3 +262,38 @@ def test_what_a_delta_keeps_of_its_names_is_right_under_another_name(tmp_path):
     assert loaded.config.unfrozen_modules == ("deltas",)
     loaded.freeze_module()
     assert trains(loaded) == {True}
+
+
+class Lookup(nn.Module):
+    """A layer with plain integers among its parameters: a table of indices, an order and a mask, and a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_features = self.out_features = 3
+        self.weight = nn.Parameter(torch.ones(3))
+        self.order = nn.Parameter(torch.tensor([2, 0, 1]), requires_grad=False)
+        self.mask = nn.Parameter(torch.tensor([True, False, True]), requires_grad=False)
+        self.table = nn.Embedding.from_pretrained(torch.arange(3, dtype=torch.int32)[:, None])
+
+
+def test_plain_integers_are_not_quantised_and_stay_as_they_are_beside_what_trains(tmp_path):
+    def make():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 3), Lookup())
+
+    backbone = make()
+    delta = LoraModel(backbone, modified_modules=["0"])
+    delta.freeze_module(exclude=["deltas", "1"])
+    assert {name for name in trainable(backbone) if not is_delta_name(name)} == {"1.weight"}
+    with torch.no_grad():
+        backbone[1].weight.fill_(5)
+    delta.save_finetuned(tmp_path)
+    again = make()
+    AutoDeltaModel.from_finetuned(tmp_path, again)
+    assert again[1].weight.tolist() == [5, 5, 5]
+    assert again[1].order.tolist() == [2, 0, 1]
+
+    for name in ("order", "mask", "table"):
+        with pytest.raises(ConfigError, match=rf"1\.{name}.* cannot be trained: it holds whole numbers"):
+            delta.freeze_module(exclude=["deltas", f"1.{name}"])
+    assert {name for name in trainable(backbone) if not is_delta_name(name)} == {"1.weight"}

@@ -14,7 +14,7 @@ from deltahub.errors import CheckpointError, IntegrityError, NotFoundError
 from deltahub.files.documents import sealed
 from deltahub.reference import Digest
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.entries import Move, Moving, Version
+from deltahub.registry.entries import Move, Moving, Removed, Version
 
 GOLDEN = Path(__file__).parents[1] / "golden/reference.v1.json"
 NOON = "2026-01-02T12:00:00Z"
@@ -178,6 +178,13 @@ def test_tombstones_and_new_names_are_read_back_as_they_were_written():
     moving = replace(found, moving=Moving("acme/nli", None, NOON, "ada"))
     for written in (found, found.without_version("v2", NOON, "bob"), moving, *moving.renamed()):
         assert ReferenceDocument.from_bytes(written.to_bytes()) == written
+
+
+@pytest.mark.parametrize("kind", [Version, Removed])
+def test_an_entry_is_stored_in_types_of_json_alone(kind):
+    stored = kind(Digest.of(b"x"), NOON, "ada").to_dict()
+    assert type(stored["digest"]) is str
+    assert stored["digest"] == Digest.of(b"x")
 
 
 def test_a_pair_takes_the_place_of_the_pair_with_the_same_key():
