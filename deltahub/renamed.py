@@ -1,10 +1,10 @@
-"""Old names of modules: importing one works, gives the module of today, and warns. They go with version 0.4."""
+"""Old names of modules and classes: importing one works, gives the one of today, and warns. They go with version 0.4."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -169,5 +169,22 @@ def forward(package: str, module: str) -> Callable[[str], Any]:
             return getattr(moved, name)
         msg = f"module {package!r} has no attribute {name!r}"
         raise AttributeError(msg)
+
+    return __getattr__
+
+
+def renamed_in(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a `__getattr__` for a module, which looks up classes by their old names, as in pickled models.
+
+    Args:
+        names: old name to the name of today.
+    """
+
+    def __getattr__(name: str) -> Any:  # noqa: N807  (PEP 562)
+        if name not in names:
+            msg = f"module {module!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        warnings.warn(f"{module}.{name} is now {module}.{names[name]}.", DeprecationWarning, stacklevel=2)
+        return getattr(sys.modules[module], names[name])
 
     return __getattr__

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
@@ -44,3 +45,20 @@ def test_a_name_that_never_was_is_an_import_error_as_ever():
     for package in (deltahub, deltahub.files):
         with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
             package.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("prefix", "MadePrefix", "ReparameterizedPrefix"),
+        ("parallel_adapter", "StretchStart", "SpanStart"),
+        ("parallel_adapter", "StretchEnd", "SpanEnd"),
+        ("soft_tokens", "LongerMask", "MaskExtension"),
+    ],
+)
+def test_an_insertion_is_found_by_its_old_name_as_in_a_pickled_model(module, old, new):
+    module = import_module(f"deltahub.deltas.{module}")
+    with pytest.warns(DeprecationWarning, match=rf"{old} is now .*\.{new}\."):
+        assert getattr(module, old) is getattr(module, new)
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        module.Nothing  # noqa: B018

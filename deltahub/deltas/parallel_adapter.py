@@ -29,6 +29,7 @@ from deltahub.engine.shapes import input_widths, output_widths
 from deltahub.engine.structure.targets import Target
 from deltahub.errors import ConfigError, NoMatchError, TargetError
 from deltahub.handle.base import DeltaBase
+from deltahub.renamed import renamed_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,3 +285,6 @@ def _alternating_pairs(
         )
         raise TargetError(msg)
     yield from zip(starts, ends, strict=True)
+
+
+__getattr__ = renamed_in(__name__, {"StretchStart": "SpanStart", "StretchEnd": "SpanEnd"})

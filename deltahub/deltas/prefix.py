@@ -29,6 +29,7 @@ from deltahub.engine.insertion import Insertion
 from deltahub.engine.structure.targets import Target, without_excluded
 from deltahub.errors import ConfigError, TargetError
 from deltahub.handle.base import DeltaBase
+from deltahub.renamed import renamed_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,3 +233,6 @@ class PrefixModel(DeltaBase):
 
 def _shortened(names: list[str]) -> str:
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+
+
+__getattr__ = renamed_in(__name__, {"MadePrefix": "ReparameterizedPrefix"})

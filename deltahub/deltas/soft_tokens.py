@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from deltahub.engine.insertion import Args, Insertion, Kwargs
 from deltahub.engine.modules import module_at, own_modules
 from deltahub.errors import ConfigError
+from deltahub.renamed import renamed_in
 
 MASK: Final = "attention_mask"
 _LABELS: Final = {"labels": -100}  # ignored by transformers' losses
@@ -219,3 +220,6 @@ def _learned_positions(target: nn.Module) -> int | None:
             skipped = 0 if table.padding_idx is None else table.padding_idx + 1  # RoBERTa counts from there
             return table.num_embeddings - skipped - int(getattr(table, "offset", 0))  # OPT and BART skip some too
     return None
+
+
+__getattr__ = renamed_in(__name__, {"LongerMask": "MaskExtension"})
