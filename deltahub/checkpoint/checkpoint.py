@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.config import check_document
-from deltahub.checkpoint.manifest import FileEntry, Manifest, manifest_of
+from deltahub.checkpoint.manifest import DELTA_PART, FileEntry, Manifest, TensorEntry
 from deltahub.checkpoint.safetensors_header import require_usable, tensor_table, usable_bytes
 from deltahub.errors import CheckpointError, IntegrityError
 from deltahub.files.atomic import (
@@ -208,8 +209,7 @@ def read(folder: Path, *, with_backbone: bool = True, config_sha256: str | None 
     if with_backbone and BACKBONE in document["files"]:
         fingerprint = Fingerprint.from_bytes(verified_bytes(folder, BACKBONE, document))
     tensors = tensors_in(weights, str(folder / WEIGHTS))
-    listed = listed_files(document, str(folder / CONFIG))
-    parent = {"relation": RESUMED, "digest": _manifest(folder, document, listed).digest}
+    parent = {"relation": RESUMED, "digest": _manifest(folder, document).digest}
     return Checkpoint(folder, document, fingerprint, tensors, parent)
 
 
@@ -256,7 +256,7 @@ def describe(folder: Path) -> Manifest:
         ):  # a small one that is malformed is most often damaged: the digest says so
             require_usable(tensor_table(path), str(path))
         _require_same(path, document["files"][entry.path], *sha256_file(path))
-    manifest = _manifest(folder, document, listed)
+    manifest = _manifest(folder, document)
     require_usable(manifest.tensors, str(folder / WEIGHTS))
     return manifest
 
@@ -278,12 +278,49 @@ def listed_files(document: Mapping[str, Any], place: str, remedy: str = "Save th
     return [FileEntry(name, entry["sha256"], entry["size"]) for name, entry in document["files"].items()]
 
 
-def _manifest(folder: Path, document: Mapping[str, Any], checked: list[FileEntry]) -> Manifest:
+def _manifest(folder: Path, document: Mapping[str, Any]) -> Manifest:
     """Build the manifest of a checkpoint whose listed files are checked already; only small files are read."""
-    names = {CONFIG, *([CARD] if (folder / CARD).is_file() else [])} - {entry.path for entry in checked}
-    small = {name: read_limited(folder / name, _LARGEST) for name in names}
-    entries = [*checked, *(FileEntry.of(name, data) for name, data in small.items())]
+    names = {CONFIG, *([CARD] if (folder / CARD).is_file() else [])} - document["files"].keys()
+    entries = [FileEntry.of(name, read_limited(folder / name, _LARGEST)) for name in names]
     return manifest_of(document, entries, tensor_table(folder / WEIGHTS))
+
+
+def manifest_of(document: Mapping[str, Any], entries: Iterable[FileEntry], table: tuple[TensorEntry, ...]) -> Manifest:
+    """Build the manifest of a checkpoint from its config, which vouches for the files that it lists.
+
+    Args:
+        document: its config, already validated.
+        entries: the files that it does not list.
+        table: its tensors, sorted by name.
+
+    Raises:
+        CheckpointError: the weights are not listed.
+    """
+    files = {entry.path: entry for entry in (*entries, *listed_files(document, CONFIG))}
+    counts = {entry.name: math.prod(entry.shape) for entry in table}
+    return Manifest(
+        config={key: value for key, value in document.items() if key != "files"},
+        files=tuple(files[path] for path in sorted(files)),
+        tensors=table,
+        parameters={
+            "total": sum(counts.values()),
+            "delta": sum(count for name, count in counts.items() if DELTA_PART in f".{name}"),
+        },
+        metrics=tuple(_metrics(document.get("metadata", {}))),
+    )
+
+
+def _metrics(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Convert test results to the form of huggingface_hub's EvalResult."""
+    results = dict(metadata.get("test_result", {}))
+    if "test_performance" in metadata:
+        name = (metadata.get("test_metrics") or ["performance"])[0]
+        results.setdefault(name, metadata["test_performance"])
+    tasks = metadata.get("test_tasks") or metadata.get("train_tasks") or []
+    datasets = metadata.get("test_datasets") or metadata.get("train_datasets") or []
+    context = {"task_type": "".join(tasks[:1]), "dataset_name": "".join(datasets[:1])}
+    labels = {key: value for key, value in context.items() if value}
+    return [{**labels, "metric_type": key, "metric_value": value} for key, value in sorted(results.items())]
 
 
 def _refuse_foreign_card(folder: Path) -> None:

@@ -12,8 +12,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from deltahub.checkpoint.checkpoint import CARD, CONFIG, LARGEST_CONFIG, WEIGHTS, listed_files, parse_document
-from deltahub.checkpoint.manifest import DELTA, FILES, FileEntry, Manifest, TensorEntry, manifest_of
+from deltahub.checkpoint.checkpoint import (
+    CARD,
+    CONFIG,
+    LARGEST_CONFIG,
+    WEIGHTS,
+    listed_files,
+    manifest_of,
+    parse_document,
+)
+from deltahub.checkpoint.manifest import DELTA, FILES, FileEntry, Manifest, TensorEntry
 from deltahub.checkpoint.safetensors_header import tensor_entries
 from deltahub.errors import CheckpointError, DeltaHubError
 from deltahub.files.documents import parse

@@ -7,8 +7,7 @@ over canonical JSON is the delta's identity, so it holds nothing that changes be
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -132,37 +131,3 @@ def _read(data: bytes, digest: Digest) -> Manifest:
 
 # A pull reads the same manifest from its source and from the cache, and the next pull reads it again.
 _RECENT: Final[SizedCache[Digest, Manifest]] = SizedCache(16 << 20, lambda manifest: manifest.weight)
-
-
-def manifest_of(document: Mapping[str, Any], entries: Iterable[FileEntry], table: tuple[TensorEntry, ...]) -> Manifest:
-    """Build the manifest of a checkpoint.
-
-    Args:
-        document: its config, already validated.
-        entries: its files; those in the config, with the config's digests.
-        table: its tensors, sorted by name.
-    """
-    counts = {entry.name: math.prod(entry.shape) for entry in table}
-    return Manifest(
-        config={key: value for key, value in document.items() if key != "files"},
-        files=tuple(sorted(entries, key=lambda entry: entry.path)),
-        tensors=table,
-        parameters={
-            "total": sum(counts.values()),
-            "delta": sum(count for name, count in counts.items() if DELTA_PART in f".{name}"),
-        },
-        metrics=tuple(_metrics(document.get("metadata", {}))),
-    )
-
-
-def _metrics(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Convert test results to the form of huggingface_hub's EvalResult."""
-    results = dict(metadata.get("test_result", {}))
-    if "test_performance" in metadata:
-        name = (metadata.get("test_metrics") or ["performance"])[0]
-        results.setdefault(name, metadata["test_performance"])
-    tasks = metadata.get("test_tasks") or metadata.get("train_tasks") or []
-    datasets = metadata.get("test_datasets") or metadata.get("train_datasets") or []
-    context = {"task_type": "".join(tasks[:1]), "dataset_name": "".join(datasets[:1])}
-    labels = {key: value for key, value in context.items() if value}
-    return [{**labels, "metric_type": key, "metric_value": value} for key, value in sorted(results.items())]

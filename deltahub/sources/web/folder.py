@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
-from deltahub.checkpoint.checkpoint import CARD, CONFIG, WEIGHTS, listed_files, parse_document
-from deltahub.checkpoint.manifest import FileEntry, Manifest, manifest_of
+from deltahub.checkpoint.checkpoint import CARD, CONFIG, WEIGHTS, listed_files, manifest_of, parse_document
+from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.checkpoint.safetensors_header import tensor_entries
 from deltahub.errors import IntegrityError, NotFoundError, StorageError
 from deltahub.files.atomic import sha256_file
@@ -46,11 +47,10 @@ class WebFolder:
         document = parse_document(config, where)
         listed = listed_files(document, where, "Ask its owner to save the delta again.")
         self._refuse_large(listed)
-        held = {name for name in (CONFIG, CARD) if name not in document["files"]}
-        card = small(web, self._address(CARD), _CARD) if CARD in held else None
+        card = None if CARD in document["files"] else small(web, self._address(CARD), _CARD)
         self._small = {CONFIG: config} | ({CARD: card} if card is not None else {})
         self.config_sha256 = hashlib.sha256(config).hexdigest()
-        self.manifest = self._described(document, listed)
+        self.manifest = self._manifest(document, next(entry for entry in listed if entry.path == WEIGHTS))
 
     def fetch(self, entry: FileEntry, into: Path, progress: Progress | None) -> None:
         """Download and verify one file.
@@ -85,8 +85,7 @@ class WebFolder:
             )
             raise StorageError(msg)
 
-    def _described(self, document: Mapping[str, Any], listed: list[FileEntry]) -> Manifest:
-        weights = next(entry for entry in listed if entry.path == WEIGHTS)
+    def _manifest(self, document: Mapping[str, Any], weights: FileEntry) -> Manifest:
         address = self._address(WEIGHTS)
         first = start(self._web, address, min(_HEADER, weights.size))
 
@@ -99,8 +98,7 @@ class WebFolder:
             return first[begin:end]
 
         table = tensor_entries(read, weights.size, shown(address))
-        inline = [FileEntry.of(name, data) for name, data in self._small.items() if name not in document["files"]]
-        return manifest_of(document, [*listed, *inline], table)
+        return manifest_of(document, starmap(FileEntry.of, self._small.items()), table)
 
 
 def _repo(url: str) -> tuple[str, ...]:
