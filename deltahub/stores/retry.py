@@ -1,4 +1,4 @@
-"""Retries of a compare-and-swap that lost a race, and how often each operation is tried."""
+"""Retries of a compare-and-swap that lost a race; how often each operation is tried, and how long it may take."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ CACHE_ATTEMPTS: Final = 10  # to place a delta while other processes keep removi
 READ_ATTEMPTS: Final = 5  # to read a delta; one removed when it was marked as being read moves away and back once
 HUB_ATTEMPTS: Final = 5  # while the hub is busy
 CONNECT_ATTEMPTS: Final = 2  # for an unknown host or a refused connection
+
+# In seconds.
+HUB_TIMEOUT: Final = 60.0  # of a connection to a hub without a byte
+HUB_ANSWER_TIMEOUT: Final = 300.0  # of one answer of a hub as a whole, without the bytes of files
+INDEX_TIMEOUT: Final = 30.0  # for another process to write the search index
+READINESS_TIMEOUT: Final = 5.0  # for the store of a served registry to answer a check
+RENDER_TIMEOUT: Final = 30.0  # for one card and the start of the process that renders it, on a busy machine
+CARD_TIMEOUT: Final = 10.0  # for a page to wait for its card
 
 
 class SwapRetry:

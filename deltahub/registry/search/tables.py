@@ -17,10 +17,10 @@ from typing import Any, Final
 
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
+from deltahub.stores.retry import INDEX_TIMEOUT
 
 _VERSION: Final = 8  # of the tables below; the next number is for them without FTS5
 _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{1,15})?")  # the value of a tag that counts as a metric
-_PATIENCE: Final = 30  # seconds to wait for another process to write the index
 _PAGES: Final = 65_536  # kB of page cache; a smaller one makes SQLite write and read pages over and over
 _TRIGRAMS: Final = (
     "CREATE VIRTUAL TABLE trigrams USING "
@@ -67,7 +67,7 @@ def connect(path: Path | str) -> sqlite3.Connection:
     Raises:
         sqlite3.Error: it is damaged, or cannot be created.
     """
-    database = sqlite3.connect(path, timeout=_PATIENCE)
+    database = sqlite3.connect(path, timeout=INDEX_TIMEOUT)
     version = _VERSION if has_trigrams() else _VERSION + 1
     try:
         database.execute(f"PRAGMA cache_size = -{_PAGES}")

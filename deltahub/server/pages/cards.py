@@ -25,8 +25,8 @@ from markupsafe import Markup
 
 from deltahub.files.sized_cache import SizedCache
 from deltahub.server.pages.card import Card
+from deltahub.stores.retry import CARD_TIMEOUT, RENDER_TIMEOUT
 
-_RENDER_TIMEOUT: Final = 30.0  # seconds for one card and the start of the process, on a busy machine
 _LARGEST: Final = 4 << 20  # bytes of an answer
 _PASSED_VARIABLES: Final = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT")  # environment variables; secrets are not passed on
 
@@ -41,7 +41,7 @@ class CardProcess:
         """Return the answer to a line; None if it took too much time or memory."""
         for _ in range(2):  # a process that ended while idle accepts no line
             process = self._running()
-            end = threading.Timer(_RENDER_TIMEOUT, process.kill)
+            end = threading.Timer(RENDER_TIMEOUT, process.kill)
             end.start()
             try:
                 assert process.stdin
@@ -85,7 +85,6 @@ class CardProcess:
 
 
 _WAITING: Final = 16  # cards in the queue
-_PATIENCE: Final = 10.0  # seconds that a page waits for its card
 _KEPT: Final = 16 << 20  # bytes of rendered cards
 _REFUSED: Final = 10_000  # cards known to take too long
 _MOST_FILES: Final = 1000  # available as images in a card
@@ -136,7 +135,7 @@ class Cards:
         if not isinstance(outcome, Future):
             return outcome
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(CARD_TIMEOUT):
                 return await asyncio.shield(asyncio.wrap_future(outcome)) or SLOW
         except TimeoutError:
             return BUSY

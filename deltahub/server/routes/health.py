@@ -19,8 +19,8 @@ from deltahub.server.errors import Refusal
 from deltahub.server.state import state_of
 from deltahub.server.telemetry import Metrics
 from deltahub.stores.base import Store
+from deltahub.stores.retry import READINESS_TIMEOUT
 
-_PATIENCE: Final = 5.0  # timeout of the store in seconds
 _BELIEVED: Final = 2.0  # TTL of an answer in seconds
 
 
@@ -49,7 +49,7 @@ class Readiness:
             self._answer = self._thread.submit(self._ask)
             self._until = now + _BELIEVED
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(READINESS_TIMEOUT):
                 return await asyncio.shield(asyncio.wrap_future(self._answer))
         except TimeoutError:
             return False

@@ -9,8 +9,9 @@ from deltahub.errors import ConfigError
 from deltahub.reference import LATEST
 from deltahub.registry.amend import Amendment
 from deltahub.registry.entries import Version
-from deltahub.sources.huggingface.calls import TIMEOUT, Calls
+from deltahub.sources.huggingface.calls import Calls
 from deltahub.sources.huggingface.history import Names
+from deltahub.stores.retry import HUB_TIMEOUT
 
 
 def amend(calls: Calls, path: str, refs: Names, version: str | None, amendment: Amendment) -> tuple[str, Version]:
@@ -32,7 +33,7 @@ def amend(calls: Calls, path: str, refs: Names, version: str | None, amendment: 
 
     def ask() -> Any:
         url = f"{calls.endpoint}/api/deltahub/{path}/amend/{quote(version or LATEST, safe='')}"
-        answer = get_session().post(url, json=body, headers=calls.headers(), timeout=TIMEOUT)
+        answer = get_session().post(url, json=body, headers=calls.headers(), timeout=HUB_TIMEOUT)
         hf_raise_for_status(answer)
         return answer.json()
 

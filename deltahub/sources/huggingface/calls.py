@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 from deltahub.log import LOGGER
 from deltahub.sources.base import pause
 from deltahub.sources.huggingface.failures import BUSY, CallContext, sentence
-from deltahub.stores.retry import CONNECT_ATTEMPTS, HUB_ATTEMPTS
+from deltahub.stores.retry import CONNECT_ATTEMPTS, HUB_ANSWER_TIMEOUT, HUB_ATTEMPTS
 from deltahub.stores.threads import within
 from deltahub.text.credentials import header_value
 from deltahub.version import VERSION
@@ -89,8 +89,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 Token = str | Literal[False] | None
 
 HUGGING_FACE: Final = "https://huggingface.co"
-TIMEOUT: Final = 60.0  # seconds without a byte
-ANSWER: Final = 300.0  # seconds for one answer as a whole, without the bytes of files
 _SLOWEST: Final = 10_000  # bytes of files a second; who is slower is given up
 COMMIT: Final = "x-repo-commit"  # the header that says which commit an answer is from
 
@@ -114,7 +112,7 @@ class Calls:
         token: Token = None,
         token_variable: str | None = None,
         pause: Callable[[float], None] = pause,
-        longest: float = ANSWER,
+        longest: float = HUB_ANSWER_TIMEOUT,
     ) -> None:
         self.name = name
         self._endpoint = endpoint

@@ -16,9 +16,10 @@ from deltahub.errors import IntegrityError, StorageError
 from deltahub.files.atomic import CHUNK
 from deltahub.reference import Digest
 from deltahub.registry.commit_message import commit_id
-from deltahub.sources.huggingface.calls import COMMIT, TIMEOUT, Calls
+from deltahub.sources.huggingface.calls import COMMIT, Calls
 from deltahub.sources.partial import resumed
 from deltahub.stores.base import Progress
+from deltahub.stores.retry import HUB_TIMEOUT
 from deltahub.stores.threads import within
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ def _opened(calls: Calls, url: str, extra: Mapping[str, str] | None = None) -> I
     from huggingface_hub import get_session, hf_raise_for_status
 
     headers = {**calls.headers(), **(extra or {})}
-    with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
+    with get_session().stream("GET", url, headers=headers, timeout=HUB_TIMEOUT) as response:
         if response.is_error:
             response.read()  # for the error message: an unread stream has no text
         hf_raise_for_status(response)

@@ -16,7 +16,8 @@ from deltahub.reference import check_git_tag, is_version
 from deltahub.registry.commit_message import CommitDigest, commit_id, digest_in, without_digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Version, number
-from deltahub.sources.huggingface.calls import TIMEOUT, Calls
+from deltahub.sources.huggingface.calls import Calls
+from deltahub.stores.retry import HUB_TIMEOUT
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import GitCommitInfo
@@ -91,7 +92,9 @@ def names(calls: Calls, repo: str, doing: str) -> Names:
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
     def ask() -> Any:  # huggingface_hub's own call drops the additions of a DeltaHub hub
-        answer = get_session().get(f"{calls.endpoint}/api/models/{repo}/refs", headers=calls.headers(), timeout=TIMEOUT)
+        answer = get_session().get(
+            f"{calls.endpoint}/api/models/{repo}/refs", headers=calls.headers(), timeout=HUB_TIMEOUT
+        )
         hf_raise_for_status(answer)
         return answer.json()
 

@@ -10,10 +10,11 @@ from deltahub.errors import ConfigError
 from deltahub.reference import Digest
 from deltahub.registry.search.conditions import Metric, Query, Search
 from deltahub.registry.search.index import Listed
-from deltahub.sources.huggingface.calls import TIMEOUT, Calls
+from deltahub.sources.huggingface.calls import Calls
 from deltahub.sources.huggingface.fits import fitting
 from deltahub.sources.huggingface.history import DOCUMENT
 from deltahub.sources.huggingface.page import LIBRARY, labels
+from deltahub.stores.retry import HUB_TIMEOUT
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -100,7 +101,7 @@ def _models(calls: Calls, parameters: Mapping[str, Any]) -> Iterator[Listed | bo
     make: Callable[..., ModelInfo] = ModelInfo  # its __init__ has no types
 
     def ask(url: str, params: Mapping[str, Any] | None) -> tuple[bool, list[Listed], str | None]:
-        answer = get_session().get(url, params=params, headers=calls.headers(), timeout=TIMEOUT)
+        answer = get_session().get(url, params=params, headers=calls.headers(), timeout=HUB_TIMEOUT)
         hf_raise_for_status(answer)
         try:
             following = answer.links.get("next", {}).get("url")

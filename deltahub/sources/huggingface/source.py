@@ -25,7 +25,7 @@ from deltahub.registry.search.conditions import Search
 from deltahub.registry.search.index import Listed
 from deltahub.sources.base import Pushed, Resolved, pause
 from deltahub.sources.huggingface.amend import amend
-from deltahub.sources.huggingface.calls import ANSWER, Calls, Token
+from deltahub.sources.huggingface.calls import Calls, Token
 from deltahub.sources.huggingface.download import read, read_manifest
 from deltahub.sources.huggingface.history import BRANCH, document, history, names
 from deltahub.sources.huggingface.push import Push
@@ -33,6 +33,7 @@ from deltahub.sources.huggingface.search import search_hub, tags_of
 from deltahub.sources.huggingface.snapshot import PackedSnapshot, Snapshot, manifest_in
 from deltahub.sources.huggingface.unmanifested import UnmanifestedDelta
 from deltahub.stores.base import Progress
+from deltahub.stores.retry import HUB_ANSWER_TIMEOUT
 from deltahub.text.suggestions import closest, mistyped
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class HuggingFace:
         known: Known | None = None,
         pause: Callable[[float], None] = pause,
         kept: Path | None = None,
-        longest: float = ANSWER,
+        longest: float = HUB_ANSWER_TIMEOUT,
     ) -> None:
         self.calls = Calls(name, endpoint, token, token_variable, pause, longest)
         self._kept = kept

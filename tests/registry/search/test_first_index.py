@@ -87,7 +87,7 @@ def test_an_index_that_another_process_writes_for_long_is_left_to_it(full, publi
     names(index)
     before = index.path.stat().st_ino
     publish(full, "zoo/nli")
-    monkeypatch.setattr(tables, "_PATIENCE", 0)
+    monkeypatch.setattr(tables, "INDEX_TIMEOUT", 0)
     with contextlib.closing(sqlite3.connect(index.path)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert names(index) == [*NAMES, "zoo/nli"]

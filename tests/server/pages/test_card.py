@@ -195,7 +195,7 @@ def test_a_card_that_takes_too_long_is_given_up_on_once_and_the_next_one_is_rend
 def test_the_queue_of_cards_has_an_end(cards, monkeypatch):
     release = threading.Event()
     monkeypatch.setattr("deltahub.server.pages.cards._WAITING", 2)
-    monkeypatch.setattr("deltahub.server.pages.cards._PATIENCE", 0.0)
+    monkeypatch.setattr("deltahub.server.pages.cards.CARD_TIMEOUT", 0.0)
     monkeypatch.setattr(cards._process, "render", lambda _: release.wait(60) and None)
     assert [rendered_by(cards, text) for text in "abc"] == [BUSY] * 3
     assert len(cards._queue) == 2
