@@ -1,4 +1,4 @@
-"""amend."""
+"""Command `amend`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""list."""
+"""Command `list`."""
 
 from __future__ import annotations
 
@@ -139,8 +139,8 @@ def _check_type(delta_type: str | None) -> None:
 
     if delta_type is None or delta_type in known_types():
         return
-    if delta_type not in (known := {*known_types(), *DELTAS.usable(known_types())}):
-        msg = f"unknown: {delta_type!r}; {suggest(delta_type, known)}"
+    if delta_type not in (types := {*known_types(), *DELTAS.usable(known_types())}):
+        msg = f"unknown: {delta_type!r}; {suggest(delta_type, types)}"
         raise typer.BadParameter(msg, param_hint="--type")
 
 

@@ -1,16 +1,16 @@
-"""pull."""
+"""Command `pull`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import exit_code
-from .export import BackboneOpt, Format, FormatOpt, check_export, write_peft
 from .options import JsonOpt, QuietOpt
 from .output import Output, print_json, say, size_text
 from .sign import RequireOpt, TrustOpt, trusted
@@ -39,6 +39,29 @@ ForceOpt = Annotated[
     bool,
     typer.Option(
         "--force", help="Fetch it again even if it is in the cache, and overwrite a delta in DIR that was never pushed."
+    ),
+]
+
+
+class Format(StrEnum):
+    """An output format for a delta."""
+
+    DELTAHUB = "deltahub"
+    PEFT = "peft"
+
+
+FormatOpt = Annotated[
+    Format,
+    typer.Option(
+        "--format", help="Format to write into --to: the files as they are, or an adapter for PEFT, vLLM and LoRAX."
+    ),
+]
+BackboneOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone",
+        metavar="MODEL",
+        help="With --format peft, where it asks for it: the backbone's folder, or its id in the cache.",
     ),
 ]
 
@@ -77,7 +100,7 @@ def pull(
 
     if to and len(refs) > 1:
         raise typer.BadParameter("--to takes the files of one delta. Pull them one by one, or leave it out.")
-    check_export(form, to, backbone)
+    _check_export(form, to, backbone)
     out = Output(as_json=json, quiet=quiet)
     hub = Hub.open()
     references = [_at(parse_reference(ref), source) for ref in refs]
@@ -91,9 +114,46 @@ def pull(
     with out.transfer("Pulling") as callbacks:
         pulled = hub.pull(references[0], to=copied, force=force, transfer=Transfer(*callbacks), trust=keys)
     if form is Format.PEFT and to is not None:
-        write_peft(out, pulled, to, backbone)
+        _write_peft(out, pulled, to, backbone)
     else:
         _print_one(out, pulled)
+
+
+def _check_export(form: Format, to: Path | None, backbone: str | None) -> None:
+    """Refuse options that cannot be combined.
+
+    Raises:
+        BadParameter: the options cannot be combined.
+    """
+    if form is Format.PEFT and to is None:
+        raise typer.BadParameter("--format peft writes a folder: name it with --to DIR.")
+    if backbone is not None and form is not Format.PEFT:
+        raise typer.BadParameter("--backbone is for --format peft. Leave it out.")
+
+
+def _write_peft(out: Output, pulled: Pulled, to: Path, backbone: str | None) -> None:
+    """Write a pulled delta as an adapter, and print how to load it."""
+    from deltahub.formats.peft.export import WEIGHTS, export_peft, serving_notes
+
+    folder = export_peft(pulled.folder, to, backbone=backbone)
+    notes = serving_notes(folder)
+    size = (folder / WEIGHTS).stat().st_size
+    data = {
+        "reference": str(pulled.reference),
+        "version": pulled.reference.version,
+        "digest": pulled.digest,
+        "folder": str(folder),
+        "size": size,
+        "format": "peft",
+        "notes": notes,
+    }
+    out.result(
+        data,
+        str(folder),
+        f"{pulled.reference} for PEFT, {size_text(size)}",
+        f'Load it with: PeftModel.from_pretrained(model, "{folder}")',
+        *(notes or [f"Serve it with: vllm serve MODEL --enable-lora --lora-modules NAME={folder}"]),
+    )
 
 
 def _print_one(out: Output, pulled: Pulled) -> None:

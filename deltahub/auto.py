@@ -44,8 +44,8 @@ class AutoDeltaConfig:
         """
         document = {**config_dict, **options}
         if "delta_type" not in document:
-            known = ", ".join(sorted(delta_classes()))
-            msg = f"A config needs a delta_type: one of {known}."
+            types = ", ".join(sorted(delta_classes()))
+            msg = f"A config needs a delta_type: one of {types}."
             raise ConfigError(msg)
         package = document.get("delta_package")
         cls: type[DeltaBase] = class_for(document["delta_type"], None if package is None else str(package))

@@ -150,8 +150,8 @@ class RenamedModules(MetaPathFinder, Loader):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return a spec for an old name of a module, None for any other name."""
-        known = fullname.removeprefix("deltahub.") in RENAMED
-        return ModuleSpec(fullname, self) if known and fullname.startswith("deltahub.") else None
+        is_old_name = fullname.removeprefix("deltahub.") in RENAMED
+        return ModuleSpec(fullname, self) if is_old_name and fullname.startswith("deltahub.") else None
 
     def exec_module(self, module: ModuleType) -> None:
         """Put the module of today in the place of the old one."""

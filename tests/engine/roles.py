@@ -15,7 +15,7 @@ from deltahub.engine.structure.layouts import Part
 from deltahub.engine.structure.names import StructureMap
 
 ROLES = ("q", "k", "v")
-Meaning = dict[int, list[Tensor]]  # id of an attention module to its query, key and value, of its first call
+FirstCalls = dict[int, list[Tensor]]  # id of an attention module to its query, key and value, of its first call
 
 
 def roles_of(model: nn.Module) -> Iterator[tuple[str, str, Part | None]]:
@@ -55,9 +55,9 @@ def disturbed(layer: nn.Module, part: Part | None, position: int | None = None) 
 
 
 @contextmanager
-def watched_attention(model: nn.Module) -> Iterator[Meaning]:
+def watched_attention(model: nn.Module) -> Iterator[FirstCalls]:
     """The query, key and value that reach transformers' attention function, by attention module."""
-    seen: Meaning = {}
+    seen: FirstCalls = {}
 
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         seen.setdefault(id(module), [t.detach().clone() for t in (query, key, value)])

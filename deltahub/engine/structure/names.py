@@ -35,12 +35,14 @@ class StructureMap:
     Attributes:
         roots: prefix of each module that has an explicit map (``""`` or ``"bert."``), with the tables of that map.
         guess: the names inferred for the modules outside them.
-        known: cache of names that were looked up before, by real name.
+        cached_spellings: names that were looked up before, by real name.
     """
 
     roots: tuple[tuple[str, tuple[NameTree, NameTree]], ...] = ()
     guess: Inferred = field(default_factory=Inferred)
-    known: dict[str, tuple[tuple[str, Part | None], ...]] = field(default_factory=dict, compare=False, repr=False)
+    cached_spellings: dict[str, tuple[tuple[str, Part | None], ...]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def inferred(self) -> bool:
@@ -87,9 +89,9 @@ class StructureMap:
 
     def variants(self, name: str) -> tuple[tuple[str, Part | None], ...]:
         """Return every common name of a module: its own, its group's, its aliases, and those of its parts if it is fused."""
-        spellings = self.known.get(name)
+        spellings = self.cached_spellings.get(name)
         if spellings is None:
-            spellings = self.known[name] = tuple(self._spelled(name))
+            spellings = self.cached_spellings[name] = tuple(self._spelled(name))
         return spellings
 
     def _spelled(self, name: str) -> Iterator[tuple[str, Part | None]]:
