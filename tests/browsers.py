@@ -113,7 +113,7 @@ def violations(page: Any) -> list[str]:
     from axe_playwright_python.base import AXE_SCRIPT, AxeResults
 
     page.evaluate(AXE_SCRIPT)
-    found = []
+    reports = []
     for scheme, rules in (
         ("light", {}),
         ("dark", {"runOnly": ["color-contrast", "link-in-text-block"]}),
@@ -121,5 +121,5 @@ def violations(page: Any) -> list[str]:
         page.emulate_media(color_scheme=scheme)
         results = AxeResults(page.evaluate("options => axe.run(options)", {"resultTypes": ["violations"], **rules}))
         if results.violations_count:
-            found.append(f"{scheme}: {results.generate_report()}")
-    return found
+            reports.append(f"{scheme}: {results.generate_report()}")
+    return reports

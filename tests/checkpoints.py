@@ -75,5 +75,5 @@ class Fetched:
 
 def content_of(folder: Path) -> dict[str, bytes]:
     """The files in a folder and all its folders, by relative path, but for the space that a registry or a cache sets aside."""
-    found = ((str(path.relative_to(folder)), path) for path in sorted(folder.rglob("*")) if path.is_file())
-    return {name: path.read_bytes() for name, path in found if not name.startswith("reserve/")}
+    files = ((str(path.relative_to(folder)), path) for path in sorted(folder.rglob("*")) if path.is_file())
+    return {name: path.read_bytes() for name, path in files if not name.startswith("reserve/")}

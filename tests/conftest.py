@@ -122,12 +122,12 @@ def own_folders(homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Itera
 @pytest.fixture
 def new_checkpoint(tmp_path: Path) -> Callable[..., Path]:
     """Saves small checkpoints, each in a folder of its own; equal arguments give equal content."""
-    made = 0
+    count = 0
 
     def save(**content: object) -> Path:
-        nonlocal made
-        made += 1
-        return save_checkpoint(tmp_path / f"checkpoint-{made}", **content)
+        nonlocal count
+        count += 1
+        return save_checkpoint(tmp_path / f"checkpoint-{count}", **content)
 
     return save
 

@@ -135,20 +135,20 @@ class Proxy:
 
     upstream: str
     rules: list[Rule] = field(default_factory=list)
-    seen: list[tuple[str, str]] = field(default_factory=list)
+    requests: list[tuple[str, str]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     url: str = ""
 
-    def breaks(self, fault: Fault, **which: Any) -> None:
+    def breaks(self, fault: Fault, **conditions: Any) -> None:
         """Add a rule."""
-        self.rules.append(Rule(fault, **which))
+        self.rules.append(Rule(fault, **conditions))
 
     def handle(self, handler: BaseHTTPRequestHandler) -> None:
         """Answer one request."""
         body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
         exchange = Exchange(handler, self.upstream, body, dict(handler.headers.items()))
         with self._lock:
-            self.seen.append((exchange.method, exchange.path))
+            self.requests.append((exchange.method, exchange.path))
             fault = next((rule.fault for rule in self.rules if rule.meets(exchange)), None)
         try:
             if fault:

@@ -126,9 +126,9 @@ class Server:
         self.process.kill()
         self.process.wait(_START)
 
-    def bucket(self, **where: str) -> Bucket:
+    def bucket(self, **options: str) -> Bucket:
         """A place in it that no other test uses."""
-        return Bucket(BUCKET, f"test/{uuid.uuid4().hex}", **{"endpoint": self.url, **where})
+        return Bucket(BUCKET, f"test/{uuid.uuid4().hex}", **{"endpoint": self.url, **options})
 
     def _answers(self) -> bool:
         try:

@@ -28,9 +28,9 @@ def run_json(run) -> Callable[..., Any]:
     """Run `deltahub` with arguments and `--json`, and read what it prints."""
 
     def read(*arguments: object) -> Any:
-        done = run(*arguments, "--json")
-        assert done.exit_code == 0, done.output
-        return json.loads(done.stdout)
+        result = run(*arguments, "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
 
     return read
 

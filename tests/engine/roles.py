@@ -57,10 +57,10 @@ def disturbed(layer: nn.Module, part: Part | None, position: int | None = None) 
 @contextmanager
 def watched_attention(model: nn.Module) -> Iterator[FirstCalls]:
     """The query, key and value that reach transformers' attention function, by attention module."""
-    seen: FirstCalls = {}
+    calls: FirstCalls = {}
 
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        seen.setdefault(id(module), [t.detach().clone() for t in (query, key, value)])
+        calls.setdefault(id(module), [t.detach().clone() for t in (query, key, value)])
         return seen_before(module, query, key, value, *args, **kwargs)
 
     seen_before: Callable[..., Any] = eager_attention_forward
@@ -72,7 +72,7 @@ def watched_attention(model: nn.Module) -> Iterator[FirstCalls]:
 
     ALL_ATTENTION_FUNCTIONS.get_interface = get_interface
     try:
-        yield seen
+        yield calls
     finally:
         del ALL_ATTENTION_FUNCTIONS.get_interface  # the one of its class is there again
 
@@ -103,10 +103,10 @@ def behaves_as(attention: nn.Module, run: Callable[[int], Any], layer: nn.Module
         run: runs the model on so many tokens.
     """
     alone = _change(attention, run, 1, layer, part, 0).any()
-    others = _change(attention, run, 4, layer, part, 1)
-    elsewhere = others[:, [i for i in range(others.shape[1]) if i != 1]].any()
+    changes = _change(attention, run, 4, layer, part, 1)
+    elsewhere = changes[:, [i for i in range(changes.shape[1]) if i != 1]].any()
     if not elsewhere:
-        return "q" if others.any() and not alone else ""
+        return "q" if changes.any() and not alone else ""
     return "v" if alone else "k"
 
 

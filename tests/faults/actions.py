@@ -73,9 +73,9 @@ class World:
 def push_many(registry: Registry, world: World, many: int) -> None:
     """Publish a version of one delta and a new delta in one call; from `many` files on one sync is for all."""
     added = Publication(NER, world.manifests[3], world.folders[3], aliases=["prod"])
-    made = Publication(NLI, world.manifests[1], world.folders[1])
+    fresh = Publication(NLI, world.manifests[1], world.folders[1])
     with patch.object(durable, "MANY", many):
-        for result in publish_many(registry, [added, made]):
+        for result in publish_many(registry, [added, fresh]):
             if isinstance(result, DeltaHubError):
                 raise result
 
@@ -110,10 +110,10 @@ def between(action: str, before: State, after: State) -> list[State]:
 
 def state_of(registry: Registry) -> State:
     """Every document as it is stored."""
-    found = {path: registry.stored(path) for path in registry.names()}
-    return {path: document for path, document in found.items() if document is not None}
+    documents = {path: registry.stored(path) for path in registry.names()}
+    return {path: document for path, document in documents.items() if document is not None}
 
 
 def damage_of(registry: Registry) -> dict[str, str]:
     """What `verify` finds."""
-    return {where: damage for where, damage in verify(registry) if damage}
+    return {place: damage for place, damage in verify(registry) if damage}

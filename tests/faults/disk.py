@@ -134,8 +134,8 @@ class Disk:
             node.synced = True
             return
         node.durable = dict(node.entries)
-        left = [[half for half in change if half.folder != number] for change in self.pending]
-        self.pending = [change for change in left if change]
+        changes = [[half for half in change if half.folder != number] for change in self.pending]
+        self.pending = [change for change in changes if change]
 
     def syncfs(self) -> None:
         """Make all durable."""
@@ -162,10 +162,10 @@ class Disk:
         chosen += [[one] for one in range(count)] + [[n for n in range(count) if n != one] for one in range(count)]
         chance = random.Random(seed)
         chosen += [[n for n in range(count) if chance.random() < 0.5] for _ in range(tries)]
-        for kept in chosen:
+        for numbers in chosen:
             for both in (False, True):
                 entries = {number: dict(node.durable) for number, node in self.nodes.items()}
-                for change in kept:
+                for change in numbers:
                     for half in self.pending[change][:1] if both else self.pending[change]:
                         if half.node is None:
                             entries[half.folder].pop(half.name, None)

@@ -19,7 +19,7 @@ PART: Final = ("acme/plan", "1" * 64, 1)  # the delta, the sha256 of the whole f
 S = TypeVar("S", bound=Store)
 
 
-def keep_one_of_each(store: S, file: Path) -> S:
+def store_one_of_each(store: S, file: Path) -> S:
     """Put a token, a session, a private repository, an upload of one part and a key for addresses into a store.
 
     Args:
@@ -41,8 +41,8 @@ def key_of(store: Store, kind: Kind) -> str:
 
 def replace(store: Store, key: str, data: bytes) -> None:
     """Put other bytes in the place of a document."""
-    found = store.read_tagged(key)
-    store.swap(key, data, found[1] if found else None)
+    tagged = store.read_tagged(key)
+    store.swap(key, data, tagged[1] if tagged else None)
 
 
 def flipped(data: bytes, step: int = 1) -> Iterator[bytes]:

@@ -43,9 +43,9 @@ class Recorder:
 
     def _inside(self, path: Any, dir_fd: int | None = None) -> str | None:
         """The path below the root; None if it is elsewhere."""
-        where = Path(f"/proc/self/fd/{dir_fd}").readlink() if dir_fd is not None else Path.cwd()
-        found = where / os.fspath(path)
-        return str(found.relative_to(self.root)) if found.is_relative_to(self.root) else None
+        folder = Path(f"/proc/self/fd/{dir_fd}").readlink() if dir_fd is not None else Path.cwd()
+        target = folder / os.fspath(path)
+        return str(target.relative_to(self.root)) if target.is_relative_to(self.root) else None
 
     def note(self, change: Callable[..., None], *arguments: Any) -> None:
         """Write down one step."""

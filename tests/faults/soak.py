@@ -78,7 +78,7 @@ class Worker:
     def run(self, seconds: float) -> None:
         """Change things for so long."""
         end = time.monotonic() + seconds
-        with (self.folder / "told.jsonl").open("w") as told:
+        with (self.folder / "told.jsonl").open("w") as log:
             while time.monotonic() < end:
                 (action,) = self.chance.choices(list(WEIGHTS), list(WEIGHTS.values()))
                 self.made += 1
@@ -88,8 +88,8 @@ class Worker:
                     entry |= getattr(self, f"_{action}")()
                 except DeltaHubError as error:
                     entry |= {"error": type(error).__name__, "text": str(error)}
-                told.write(json.dumps(entry | {"end": time.monotonic()}) + "\n")
-                told.flush()
+                log.write(json.dumps(entry | {"end": time.monotonic()}) + "\n")
+                log.flush()
 
     def _some(self) -> tuple[str, str]:
         name = self.chance.choice(NAMES)
@@ -147,21 +147,21 @@ class Worker:
 
     def _verify(self) -> dict[str, Any]:
         name = self.chance.choice(NAMES)
-        return {"name": name, "damage": {where: damage for where, damage in verify(self.registry, [name]) if damage}}
+        return {"name": name, "damage": {place: damage for place, damage in verify(self.registry, [name]) if damage}}
 
 
-def registry_at(where: Path | Bucket) -> Registry:
+def registry_at(place: Path | Bucket) -> Registry:
     """The registry that all change."""
-    return Registry(LocalStore(where) if isinstance(where, Path) else S3Store(where))
+    return Registry(LocalStore(place) if isinstance(place, Path) else S3Store(place))
 
 
-def work(where: Path | Bucket, name: str, folder: Path, seconds: float) -> None:
+def work(place: Path | Bucket, name: str, folder: Path, seconds: float) -> None:
     """What one process does."""
     logging.disable(logging.WARNING)  # of what was renamed, and of waiting
-    Worker(registry_at(where), name, folder / name).run(seconds)
+    Worker(registry_at(place), name, folder / name).run(seconds)
 
 
-def soak(where: Path | Bucket, folder: Path, seconds: float, processes: int) -> Counter[str]:
+def soak(place: Path | Bucket, folder: Path, seconds: float, processes: int) -> Counter[str]:
     """Run the workers, and check what they were told against what the registry holds.
 
     Returns:
@@ -169,14 +169,14 @@ def soak(where: Path | Bucket, folder: Path, seconds: float, processes: int) -> 
     """
     context = multiprocessing.get_context("forkserver")  # a process that has used a bucket must not be forked
     context.set_forkserver_preload([__name__, "obstore"])
-    workers = [context.Process(target=work, args=(where, f"{n}", folder, seconds)) for n in range(processes)]
+    workers = [context.Process(target=work, args=(place, f"{n}", folder, seconds)) for n in range(processes)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     assert not any(worker.exitcode for worker in workers), [worker.exitcode for worker in workers]
-    told = [json.loads(line) for path in folder.glob("*/told.jsonl") for line in path.read_text().splitlines()]
-    return check(registry_at(where), told)
+    entries = [json.loads(line) for path in folder.glob("*/told.jsonl") for line in path.read_text().splitlines()]
+    return check(registry_at(place), entries)
 
 
 @contextlib.contextmanager
@@ -197,8 +197,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--processes", type=int, default=8)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, places(options.store, Path(folder)) as where:
-        counts = soak(where, Path(folder), options.seconds, options.processes)
+    with tempfile.TemporaryDirectory() as folder, places(options.store, Path(folder)) as place:
+        counts = soak(place, Path(folder), options.seconds, options.processes)
     sys.stdout.write(json.dumps(counts) + "\n")
 
 

@@ -17,7 +17,7 @@ from deltahub.registry.verify import verify
 from deltahub.stores.local import LocalStore
 from tests.checkpoints import content_of
 from tests.faults.actions import NER, damage_of
-from tests.faults.hub_documents import keep_one_of_each
+from tests.faults.hub_documents import store_one_of_each
 
 EVERY = int(os.environ.get("DELTAHUB_EVERY_BIT", "37"))  # one of so many bits and lengths is tried; 1: all of them
 
@@ -38,7 +38,7 @@ def registry(quick, world) -> Registry:
 @pytest.fixture
 def served(registry, world) -> Registry:
     """The same, and one document of each kind that a hub keeps. What was uploaded is a file of the delta."""
-    keep_one_of_each(registry.store, world.folders[0] / "delta.safetensors")
+    store_one_of_each(registry.store, world.folders[0] / "delta.safetensors")
     for path in (registry.store.root / "hub").rglob("*"):
         path.chmod(0o755)
     return registry

@@ -18,7 +18,7 @@ from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry, ref_key
 from deltahub.stores.base import object_key
 from deltahub.stores.memory import MemoryStore
-from tests.faults.checking import Told, check
+from tests.faults.checking import Entry, check
 
 SECONDS = os.environ.get("DELTAHUB_SOAK_SECONDS", "3")
 ROOT = Path(__file__).parents[2]
@@ -37,10 +37,10 @@ def test_processes_that_change_one_registry_at_once_lose_nothing_and_invent_noth
 
 
 @pytest.fixture
-def told(world, monkeypatch) -> tuple[Registry, list[Told]]:
+def told(world, monkeypatch) -> tuple[Registry, list[Entry]]:
     """A registry, and what two who changed it were told."""
     registry = Registry(MemoryStore())
-    entries: list[Told] = []
+    entries: list[Entry] = []
     for number in range(2):
         monkeypatch.setenv("DELTAHUB_AUTHOR", f"{number}.1")
         folder = world.folders[number]

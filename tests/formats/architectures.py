@@ -101,6 +101,6 @@ def logits_of(model: nn.Module, kind: str) -> Tensor:
     if kind in ("t5", "bart", "whisper"):
         inputs["decoder_input_ids"] = torch.randint(3, 50, (2, 4), generator=draw)
     with torch.no_grad():
-        found = model(**inputs)
-    logits: Tensor = found if isinstance(found, Tensor) else found.logits
+        output = model(**inputs)
+    logits: Tensor = output if isinstance(output, Tensor) else output.logits
     return logits

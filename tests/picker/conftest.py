@@ -25,14 +25,14 @@ class Waiting:
         sessions: where the session is put.
     """
 
-    def __init__(self, call: Callable[[], Any], told: queue.Queue[str], sessions: list[Session]) -> None:
+    def __init__(self, call: Callable[[], Any], output: queue.Queue[str], sessions: list[Session]) -> None:
         self._call = call
         self._sessions = sessions
         self.value: Any = None
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        self.url = re.search(r"http://\S+", told.get(timeout=LONG)).group()
+        self.url = re.search(r"http://\S+", output.get(timeout=LONG)).group()
 
     def _run(self) -> None:
         try:
@@ -64,16 +64,16 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Waiting]]:
     started: list[Waiting] = []
 
     def start(call: Callable[[], Any], grace: float = LONG) -> Waiting:
-        told: queue.Queue[str] = queue.Queue()
+        output: queue.Queue[str] = queue.Queue()
         sessions: list[Session] = []
 
         def new_session(*args: Any) -> Session:
             sessions.append(Session(*args, grace=grace))
             return sessions[0]
 
-        monkeypatch.setattr(choosing, "_on_stderr", told.put)
+        monkeypatch.setattr(choosing, "_on_stderr", output.put)
         monkeypatch.setattr(choosing, "Session", new_session)
-        started.append(Waiting(call, told, sessions))
+        started.append(Waiting(call, output, sessions))
         return started[-1]
 
     yield start

@@ -10,14 +10,14 @@ from deltahub.errors import IntegrityError
 from deltahub.registry.hub_records import KINDS
 from deltahub.registry.verify import verify
 from deltahub.stores.memory import MemoryStore
-from tests.faults.hub_documents import flipped, keep_one_of_each, key_of, replace
+from tests.faults.hub_documents import flipped, key_of, replace, store_one_of_each
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> MemoryStore:
     """One document of each kind, and no delta."""
     (tmp_path / "part").write_bytes(b"part")
-    return keep_one_of_each(MemoryStore(), tmp_path / "part")
+    return store_one_of_each(MemoryStore(), tmp_path / "part")
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.schema)
@@ -43,7 +43,7 @@ def test_a_document_that_is_cut_longer_or_in_another_s_place_is_not_read(store, 
 
 def test_verify_names_every_damaged_document_and_says_what_to_do(anywhere, tmp_path):
     (tmp_path / "part").write_bytes(b"part")
-    store = keep_one_of_each(anywhere.store, tmp_path / "part")
+    store = store_one_of_each(anywhere.store, tmp_path / "part")
     assert list(verify(anywhere)) == []
     for kind in KINDS:
         key = key_of(store, kind)

@@ -20,8 +20,8 @@ from deltahub.stores.base import Store
 
 
 async def caller(request: Request) -> JSONResponse:
-    found = caller_of(request)
-    return JSONResponse({"name": found.name, "scope": found.scope})
+    current = caller_of(request)
+    return JSONResponse({"name": current.name, "scope": current.scope})
 
 
 async def echo(request: Request) -> JSONResponse:

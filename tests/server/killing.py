@@ -88,10 +88,10 @@ class Killing:
         with serving(self.root / "log", *options) as hub, Client(hub.url, self._secret) as client:
             for repository, commit, number in self.acknowledged:
                 try:
-                    whole = client.pull(repository, FILE, commit) == self.content(number)
+                    is_whole = client.pull(repository, FILE, commit) == self.content(number)
                 except AssertionError:
-                    whole = False
-                if not whole:
+                    is_whole = False
+                if not is_whole:
                     missing.append((repository, commit, number))
         return missing
 

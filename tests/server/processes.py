@@ -62,8 +62,8 @@ def serving(log: Path, *arguments: object, **environment: str) -> Iterator[Servi
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:
     """Where the hub says that it is; its socket takes connections before it says so."""
     while process.poll() is None:
-        if found := re.search(r"served at (https?://\S+)", log.read_text()):
-            return found[1]
+        if match := re.search(r"served at (https?://\S+)", log.read_text()):
+            return match[1]
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.02)
     raise AssertionError(log.read_text())

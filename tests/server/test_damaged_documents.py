@@ -23,7 +23,7 @@ from deltahub.server.settings import Settings
 from deltahub.server.tokens import Tokens
 from deltahub.server.upload_urls import Signer
 from deltahub.stores.memory import MemoryStore
-from tests.faults.hub_documents import PART, flipped, keep_one_of_each, key_of, replace
+from tests.faults.hub_documents import PART, flipped, key_of, replace, store_one_of_each
 from tests.server.clients import commit_body
 
 _ONE_OF = 37  # bits that a whole request is made for
@@ -39,7 +39,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(file: Path) -> MemoryStore:
     """One document of each kind, and no delta."""
-    return keep_one_of_each(MemoryStore(), file)
+    return store_one_of_each(MemoryStore(), file)
 
 
 # ----- tokens -----

@@ -22,8 +22,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
     """A web server of an empty folder."""
     root = tmp_path / "site"
     root.mkdir()
-    with serving(root) as found:
-        yield found
+    with serving(root) as served:
+        yield served
 
 
 class Web:

@@ -27,10 +27,10 @@ class Remote(RegistrySource):
 
     def __init__(self, name: str, tmp_path: Path) -> None:
         super().__init__(Registry(MemoryStore(), name), tmp_path / "indexes")
-        self.down, self.asked = False, 0
+        self.down, self.request_count = False, 0
 
     def _answer(self) -> None:
-        self.asked += 1
+        self.request_count += 1
         if self.down:
             msg = f"Reading {self.place} failed. The server cannot be reached."
             raise UnreachableError(msg)

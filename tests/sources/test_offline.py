@@ -37,12 +37,12 @@ def silent(request, world, monkeypatch):
         elif request.param == "HF_HUB_OFFLINE":
             monkeypatch.delenv("DELTAHUB_OFFLINE")
             monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        world.team.asked = world.public.asked = 0
+        world.team.request_count = world.public.request_count = 0
         return world.hub(local_files_only=request.param == "local_files_only")
 
     yield hub
     if request.param != "no answer":
-        assert (world.team.asked, world.public.asked) == (0, 0)
+        assert (world.team.request_count, world.public.request_count) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_a_source_that_has_the_delta_but_not_the_version_ends_the_search(world):
     remove(world.team.registry, "acme/ner", "v1")
     with pytest.raises(RemovedError):
         world.hub().pull(NER.at("v1"))
-    assert world.public.asked == 0
+    assert world.public.request_count == 0
 
 
 def test_a_name_that_was_renamed_is_followed_within_its_source(world):
@@ -104,7 +104,7 @@ def test_a_source_that_does_not_answer_ends_the_search_with_the_way_out(world):
     assert "team (memory) failed" in told
     assert "acme/ner may be there, so it is looked for nowhere else" in told
     assert "deltahub source disable team" in told
-    assert world.public.asked == 0
+    assert world.public.request_count == 0
 
     assert world.hub().pull(Reference.parse("public:acme/ner")).reference.source == "public"
     assert world.hub(disabled=("team",)).pull(NER).reference.source == "public"
@@ -128,7 +128,7 @@ def test_a_source_that_refuses_to_answer_ends_the_search_too(world, monkeypatch)
     monkeypatch.setattr(world.team.registry, "document", refuse)
     with pytest.raises(StorageError, match="You may not read there"):
         world.hub().pull(NER)
-    assert world.public.asked == 0
+    assert world.public.request_count == 0
 
 
 def test_a_namespace_that_belongs_to_a_source_is_looked_for_there_only(world):
@@ -202,7 +202,7 @@ def test_a_name_in_a_private_namespace_is_not_asked_for_in_public(world, holder,
         assert f"public (memory) was not asked, for acme is a namespace of {holder}" in str(caught.value)
         assert f"to ask it, name it: public:{mistyped}" in str(caught.value)
         assert caught.value.nearest[0] == "acme/ner"
-    assert world.public.asked == 0
+    assert world.public.request_count == 0
 
 
 def test_a_private_namespace_that_is_known_in_public_is_asked_for_there(world):
@@ -226,7 +226,7 @@ def test_a_namespace_is_private_once_something_was_pulled_from_it(world):
     world.hub().pull(Reference.parse("team:acme/ner"))
     with pytest.raises(NotFoundError, match=r"Acme is a namespace of team, from which it was pulled before"):
         world.hub(disabled=("team",)).pull(Reference.parse("Acme/other"))
-    assert world.public.asked == 0
+    assert world.public.request_count == 0
 
 
 @pytest.mark.parametrize("mistyped", ["amce/other", "acm/other", "acmee/other", "axme/other"])
@@ -235,13 +235,13 @@ def test_so_is_one_of_nearly_its_name(world, mistyped):
     world.hub().pull(Reference.parse("team:acme/ner"))
     with pytest.raises(NotFoundError, match=r"acme is a namespace of team, from which it was pulled before"):
         world.hub(disabled=("team",)).pull(Reference.parse(mistyped))
-    assert world.public.asked == 0
+    assert world.public.request_count == 0
 
 
 def test_a_namespace_that_is_bound_to_a_private_source_is_private_and_so_is_nearly_its_name(world):
     with pytest.raises(NotFoundError, match=r"secret is a namespace of team"):
         world.hub(bound={"secret": ("team",)}).pull(Reference.parse("secert/ner"))
-    assert world.public.asked == 0
+    assert world.public.request_count == 0
 
 
 @pytest.mark.parametrize("name", ["ner", "lba/ner", "la/ner", "lap/ner"])
@@ -249,7 +249,7 @@ def test_the_namespace_of_the_user_is_private_and_so_is_nearly_its_name(world, m
     monkeypatch.setenv("DELTAHUB_NAMESPACE", "lab")
     with pytest.raises(NotFoundError, match=r"lab is your own namespace"):
         world.hub().pull(Reference.parse(name))
-    assert world.public.asked == 0
+    assert world.public.request_count == 0
 
 
 def test_a_namespace_like_no_private_one_is_asked_for_in_public(world):
@@ -280,7 +280,7 @@ def test_with_a_lock_file_a_link_must_be_pinned(world, tmp_path, monkeypatch, ne
     with serving(tmp_path) as site:
         with pytest.raises(ConfigError, match=r"can change, and the lock file .* is in force.*Write #sha256="):
             world.hub().pull(Link.parse(f"{site.url}/ner"))
-        assert site.asked == []
+        assert site.requests == []
         assert world.hub().pull(Link.parse(f"{site.url}/ner#sha256={digest}")).digest == f"sha256:{digest}"
 
 

@@ -112,10 +112,10 @@ def test_a_bundle_with_one_delta_is_pulled_by_its_address(web, bundle, new_check
 def test_a_bundle_that_was_pulled_and_is_the_same_is_not_fetched_again(web, bundle, site):
     url = bundle("acme/ner")
     web.pull(url)
-    asked = len(site.asked)
+    asked = len(site.requests)
     web.pull(url)
 
-    ((_, headers),) = site.asked[asked:]
+    ((_, headers),) = site.requests[asked:]
     assert headers["Range"] == "bytes=0-65535"
 
 
@@ -152,11 +152,11 @@ def test_a_link_with_the_digest_of_a_delta_that_was_pulled_asks_nobody(web, publ
     found = web.resolve(Link.parse(url))
     web.pull(url)
     web.names.remember(Link.parse(url), Meaning(found.reference, found.digest, url))
-    asked = len(site.asked)
+    asked = len(site.requests)
     again = web.resolve(found.reference)
 
     assert again.digest == found.digest
-    assert len(site.asked) == asked
+    assert len(site.requests) == asked
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_body_that_breaks_off_goes_on_where_it_was(web, published, site):
     folder = web.pull(url)
 
     assert delta(folder) == content_of(site.root / "ner")
-    headers = [headers for path, headers in site.asked if path.endswith(WEIGHTS)][-1]
+    headers = [headers for path, headers in site.requests if path.endswith(WEIGHTS)][-1]
     assert (headers["Range"], headers["If-Range"]) == ("bytes=100-", tag)
     assert len(web.pauses) == 1
 
@@ -226,7 +226,7 @@ def test_without_a_strong_etag_it_begins_anew(web, published, site, tag):
     site.answers(WEIGHTS, None, lambda handler: handler.say(200, data, headers, sent=100))
     web.pull(url)
 
-    assert "Range" not in [headers for path, headers in site.asked if path.endswith(WEIGHTS)][-1]
+    assert "Range" not in [headers for path, headers in site.requests if path.endswith(WEIGHTS)][-1]
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_what_a_failed_download_got_is_taken_up_by_the_next(web, published, site
     assert not list(web.cache.root.glob("deltas/*/*"))
 
     assert delta(web.pull(url)) == content_of(site.root / "ner")
-    assert site.asked[-1][1]["Range"] == "bytes=100-"
+    assert site.requests[-1][1]["Range"] == "bytes=100-"
     assert not list((web.cache.root / PARTIAL).iterdir())
 
 
@@ -278,7 +278,7 @@ def test_a_bundle_goes_on_where_it_was_too(web, bundle, site):
     site.answers(".tar", None, lambda handler: handler.say(200, data, {"ETag": tag}, sent=1000))  # first for its index
 
     assert checkpoint.is_checkpoint(web.pull(url))
-    assert site.asked[-1][1]["Range"] == "bytes=1000-"
+    assert site.requests[-1][1]["Range"] == "bytes=1000-"
 
 
 # ----- tricks -----
@@ -443,7 +443,7 @@ def test_redirects_in_a_circle_are_left(web, site):
     site.answers(checkpoint.CONFIG, *[_to("/a/delta_config.json")] * 50)
     with pytest.raises(UnreachableError, match="sends on more than 5 times"):
         web.pull(f"{site.url}/a")
-    assert len(site.asked) == 6
+    assert len(site.requests) == 6
 
 
 @pytest.mark.parametrize("place", ["http://{host}/x", "ftp://{host}/x", "file:///etc/passwd", "gopher://{host}/"])
@@ -468,7 +468,7 @@ def test_a_link_on_a_public_server_never_leads_behind_the_firewall(web, publishe
         site.answers(f"a/{checkpoint.CONFIG}", _to(f"{inner.url}/ner/{checkpoint.CONFIG}"))
         with pytest.raises(UnreachableError, match=r"leads from a public server to 127\.0\.0\.2, which is not public"):
             web.pull(f"{site.url}/a")
-        assert inner.asked == []
+        assert inner.requests == []
     assert checkpoint.is_checkpoint(web.pull(url))
     with serving(site.root, "127.0.0.2") as inner:  # whoever starts behind it may stay there
         inner.answers(f"a/{checkpoint.CONFIG}", _to("/ner/delta_config.json"))
@@ -528,7 +528,7 @@ def test_through_a_proxy_a_public_link_leads_to_no_private_name(web, monkeypatch
     site.answers(checkpoint.CONFIG, _to("http://169.254.169.254/latest/meta-data"))
     with pytest.raises(UnreachableError, match="is not public"):
         web.pull("http://deltas.example/ner")
-    assert [path for path, _ in site.asked] == ["http://deltas.example/ner/delta_config.json"]
+    assert [path for path, _ in site.requests] == ["http://deltas.example/ner/delta_config.json"]
 
 
 @pytest.mark.parametrize(
@@ -550,10 +550,10 @@ def test_a_link_can_only_be_pulled(web, call, why):
 def test_a_cached_delta_that_is_fetched_again_is_downloaded_once_for_all_its_files(web, bundle, site):
     link = Link.parse(bundle("acme/ner"))
     pulled = bring(web.resolve(link), web.cache)
-    asked = len(site.asked)
+    asked = len(site.requests)
 
     again = bring(web.resolve(link), web.cache, force=True)
 
     assert again == pulled
     assert len(pulled.manifest.files) > 2
-    assert len(site.asked) - asked == 2  # the start of the bundle, and the bundle
+    assert len(site.requests) - asked == 2  # the start of the bundle, and the bundle

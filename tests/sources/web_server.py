@@ -23,7 +23,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self.server.site.asked.append((self.path, dict(self.headers)))
+        self.server.site.requests.append((self.path, dict(self.headers)))
         for rule in list(self.server.site.rules):
             if rule(self):
                 return
@@ -36,9 +36,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         data = path.read_bytes()
         tag = f'"{hashlib.sha256(data).hexdigest()[:16]}"' if etag == "strong" else etag
-        wanted = self.headers.get("Range") if ranges else None
-        if wanted and self.headers.get("If-Range", tag) == tag:
-            first, _, last = wanted.removeprefix("bytes=").partition("-")
+        range_header = self.headers.get("Range") if ranges else None
+        if range_header and self.headers.get("If-Range", tag) == tag:
+            first, _, last = range_header.removeprefix("bytes=").partition("-")
             start, end = int(first), min(int(last) if last else len(data) - 1, len(data) - 1)
             if start >= len(data):
                 self.say(416, b"", {"Content-Range": f"bytes */{len(data)}"})
@@ -92,13 +92,13 @@ class Site:
     """What a server serves, and what it was asked.
 
     Attributes:
-        asked: path and headers of each request.
+        requests: path and headers of each request.
         rules: answer first.
     """
 
     root: Path
     url: str = ""
-    asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     rules: list[Answer] = field(default_factory=list)
 
     def answers(self, ending: str, *answers: Callable[[Handler], object] | None) -> None:
@@ -118,7 +118,7 @@ class Site:
 
     def paths(self) -> list[str]:
         """What was asked for."""
-        return [path for path, _ in self.asked]
+        return [path for path, _ in self.requests]
 
 
 class Server(http.server.ThreadingHTTPServer):

@@ -173,13 +173,13 @@ def test_a_server_is_asked_once_before_the_first_write_and_never_for_reading(pro
     place = moto.bucket(endpoint=proxy.url)
     S3Store(place, QUICK).read_tagged(DOCUMENT)
     list(S3Store(place, QUICK).keys("refs/"))
-    assert [path for _, path in proxy.seen if "/probe/" in path] == []
+    assert [path for _, path in proxy.requests if "/probe/" in path] == []
 
     S3Store(place, QUICK).swap(DOCUMENT, b"1", None)
-    asked = len([path for _, path in proxy.seen if "/probe/" in path])
+    asked = len([path for _, path in proxy.requests if "/probe/" in path])
     S3Store(place, QUICK).create({SHA: WEIGHTS})
     assert asked > 0
-    assert len([path for _, path in proxy.seen if "/probe/" in path]) == asked
+    assert len([path for _, path in proxy.requests if "/probe/" in path]) == asked
     assert stored(S3Store(place, QUICK)) == [object_key(SHA), DOCUMENT]
 
 

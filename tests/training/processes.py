@@ -42,7 +42,7 @@ def train_everywhere(rank: int, folder: Path) -> None:
         dist.destroy_process_group()
 
 
-def own_half(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def half_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The rows of a batch that are this process's."""
     return {key: tensor.chunk(WORLD)[dist.get_rank()] for key, tensor in batch.items()}
 
@@ -58,7 +58,7 @@ def under_ddp(rank: int, folder: Path, kind: str) -> None:
     """Wrap after the delta is on; every process holds all of it, so one saves it."""
     backbone = bert()
     delta = put_on(backbone, kind, train=HEADED)
-    losses = mean_over_processes(train_plainly(backbone, STEPS, call=DistributedDataParallel(backbone), share=own_half))
+    losses = mean_over_processes(train_plainly(backbone, STEPS, call=DistributedDataParallel(backbone), share=half_of))
     if rank == 0:
         delta.save_finetuned(folder / "delta")
         torch.save({"losses": losses, "logits": answers(backbone)}, folder / "result.pt")
@@ -69,7 +69,7 @@ def under_fsdp(rank: int, folder: Path, kind: str) -> None:
     backbone = bert()
     delta = put_on(backbone, kind, train=HEADED)
     shard(backbone, blocks=kind not in SHARDED_AS_A_WHOLE)
-    losses = mean_over_processes(train_plainly(backbone, STEPS, share=own_half))
+    losses = mean_over_processes(train_plainly(backbone, STEPS, share=half_of))
     logits = answers(backbone)
     delta.save_finetuned(folder / "delta")
     assert (folder / "delta" / "delta_config.json").is_file(), f"rank {rank} went on before the delta was saved"
@@ -78,7 +78,7 @@ def under_fsdp(rank: int, folder: Path, kind: str) -> None:
     results["bare"] = answers_anew(backbone)
     delta.attach()
     results["again"] = answers_anew(backbone)
-    train_plainly(backbone, 1, share=own_half)
+    train_plainly(backbone, 1, share=half_of)
     delta.load_checkpoint(folder / "delta" / "delta.safetensors")
     results["reloaded"] = answers_anew(backbone)
     if rank == 0:
@@ -104,11 +104,11 @@ def merge_sharded() -> dict[str, Tensor]:
     delta = LoraModel(backbone, modified_modules=["query", "pooler.dense"])
     stir(delta)
     shard(backbone)
-    found = {"before": answers(backbone)}
+    results = {"before": answers(backbone)}
     delta.merge()
-    found["merged"] = answers_anew(backbone)
+    results["merged"] = answers_anew(backbone)
     delta.unmerge()
-    return {**found, "after": answers_anew(backbone)}
+    return {**results, "after": answers_anew(backbone)}
 
 
 def refusals(saved: Path) -> dict[str, str]:
@@ -129,10 +129,10 @@ def refusals(saved: Path) -> dict[str, str]:
         "apart": lambda: answers(apart),
         "flattened": lambda: delta.save_finetuned(saved.parent / "flattened"),
     }
-    return {what: said(attempt) for what, attempt in attempts.items()}
+    return {name: message_of(attempt) for name, attempt in attempts.items()}
 
 
-def said(attempt: Callable[[], object]) -> str:
+def message_of(attempt: Callable[[], object]) -> str:
     """The sentence that refuses something."""
     try:
         attempt()

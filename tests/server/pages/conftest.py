@@ -64,15 +64,15 @@ class Hub:
 @pytest.fixture
 def push(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Push a delta; gives its version."""
-    made = 0
+    count = 0
 
     def pushed(
         name: str, *, author: str = "ada", message: str = "", tags: Any = (), aliases: Any = (), **content: Any
     ) -> str:
-        nonlocal made
-        made += 1
+        nonlocal count
+        count += 1
         monkeypatch.setenv("DELTAHUB_AUTHOR", author)
-        folder = save_delta(tmp_path / f"pushed-{made}", **content)
+        folder = save_delta(tmp_path / f"pushed-{count}", **content)
         manifest = describe(folder)
         return publish(
             registry, Publication(Reference.parse(name), manifest, folder, tags=tags, aliases=aliases, message=message)

@@ -23,12 +23,12 @@ def fingerprint(backbone: str) -> Fingerprint:
 
 def tensors_of(blocks: int, value: float = 1.0) -> dict[str, Any]:
     """LoRA on query and value of each block, and a head; every value of A is `value`, every one of B is 1."""
-    found = {"classifier.bias": np.full(4, 0.5, np.float32)}
+    tensors = {"classifier.bias": np.full(4, 0.5, np.float32)}
     for at in range(blocks):
         for part in ("query", "value"):
-            found[f"encoder.layer.{at}.{part}.deltas.lora_A"] = np.full((RANK, WIDTH), value * (at + 1), np.float32)
-            found[f"encoder.layer.{at}.{part}.deltas.lora_B"] = np.ones((WIDTH, RANK), np.float32)
-    return found
+            tensors[f"encoder.layer.{at}.{part}.deltas.lora_A"] = np.full((RANK, WIDTH), value * (at + 1), np.float32)
+            tensors[f"encoder.layer.{at}.{part}.deltas.lora_B"] = np.ones((WIDTH, RANK), np.float32)
+    return tensors
 
 
 def save_delta(

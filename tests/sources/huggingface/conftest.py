@@ -74,9 +74,9 @@ def user(proxy: Proxy, token: str, pauses: list[float], tmp_path: Path) -> Calla
 
     def make(**options: object) -> Hub:
         cache = Cache(tmp_path / f"user-{next(_numbers)}")
-        known = CachedNames(cache).known
-        given = {"endpoint": proxy.url, "token": token, "known": known, "pause": pauses.append, **options}
-        hf = HuggingFace("hf", **given)  # type: ignore[arg-type]
+        known_version = CachedNames(cache).known
+        arguments = {"endpoint": proxy.url, "token": token, "known": known_version, "pause": pauses.append, **options}
+        hf = HuggingFace("hf", **arguments)  # type: ignore[arg-type]
         return Hub({"local": Registry(MemoryStore(), "local"), "hf": hf}, cache)
 
     return make

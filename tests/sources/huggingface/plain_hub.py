@@ -51,10 +51,14 @@ class Repo:
 class Refused(Exception):
     """What is not answered."""
 
-    def __init__(self, status: int, code: str = "", said: str = "", **headers: str) -> None:
-        named = {"X-Error-Code": code, "X-Error-Message": said, **{k.replace("_", "-"): v for k, v in headers.items()}}
-        super().__init__(said)
-        self.answer = JSONResponse({"error": said}, status, {name: value for name, value in named.items() if value})
+    def __init__(self, status: int, code: str = "", message: str = "", **headers: str) -> None:
+        named = {
+            "X-Error-Code": code,
+            "X-Error-Message": message,
+            **{k.replace("_", "-"): v for k, v in headers.items()},
+        }
+        super().__init__(message)
+        self.answer = JSONResponse({"error": message}, status, {name: value for name, value in named.items() if value})
 
 
 class PlainHub:
@@ -77,9 +81,9 @@ class PlainHub:
 
     def answer(self, request: Request, body: bytes) -> Response:
         parts = [unquote(part) for part in scope_path(request).strip("/").split("/")]
-        self.known = "authorization" in request.headers
-        if request.method != "GET" and not self.known:
-            raise Refused(401, said="Invalid username or password.")
+        self.is_signed_in = "authorization" in request.headers
+        if request.method != "GET" and not self.is_signed_in:
+            raise Refused(401, message="Invalid username or password.")
         match parts:
             case ["api", "repos", "create"]:
                 return self.create(request, json.loads(body))
@@ -94,31 +98,35 @@ class PlainHub:
         raise Refused(404)
 
     def repo(self, path: str) -> Repo:
-        found = self.repos.get(path)
-        if found is None or (found.private and not self.known):
-            raise Refused(404 if self.known else 401, "RepoNotFound", "Repository not found")
-        return found
+        repo = self.repos.get(path)
+        if repo is None or (repo.private and not self.is_signed_in):
+            raise Refused(404 if self.is_signed_in else 401, "RepoNotFound", "Repository not found")
+        return repo
 
-    def create(self, request: Request, asked: dict[str, Any]) -> Response:
-        path = f"{asked['organization']}/{asked['name']}"
+    def create(self, request: Request, body: dict[str, Any]) -> Response:
+        path = f"{body['organization']}/{body['name']}"
         url = f"http://{request.headers['host']}/{path}"
         if path in self.repos:
             return JSONResponse({"error": "exists", "url": url}, 409)
-        self.repos[path] = Repo(asked.get("visibility") == "private")
+        self.repos[path] = Repo(body.get("visibility") == "private")
         self.repos[path].commit({".gitattributes": b""}, "initial commit")
         return JSONResponse({"url": url})
 
     def list(self, query: dict[str, list[str]]) -> Response:
-        shown = [self.info(path, it, it.branches["main"]) for path, it in sorted(self.repos.items()) if not it.private]
-        word, author = query.get("search", [""])[0], query.get("author", [""])[0]
-        found = [
-            it
-            for it in shown
-            if set(query.get("filter", ())) <= set(it["tags"])
-            and word.lower() in it["id"].lower()
-            and it["author"].startswith(author)
+        shown = [
+            self.info(path, info, info.branches["main"])
+            for path, info in sorted(self.repos.items())
+            if not info.private
         ]
-        return JSONResponse(found)
+        word, author = query.get("search", [""])[0], query.get("author", [""])[0]
+        matches = [
+            info
+            for info in shown
+            if set(query.get("filter", ())) <= set(info["tags"])
+            and word.lower() in info["id"].lower()
+            and info["author"].startswith(author)
+        ]
+        return JSONResponse(matches)
 
     def info(self, path: str, repo: Repo, sha: str) -> dict[str, Any]:
         tree = repo.trees[sha]
@@ -128,14 +136,14 @@ class PlainHub:
             {"rfilename": name, "size": len(data), "blobId": git(data), **lfs(name, data)}
             for name, data in tree.items()
         ]
-        known = {"id": path, "author": path.partition("/")[0], "sha": sha, "lastModified": TIME, "cardData": card}
-        return {**known, "siblings": files, "tags": [*card.get("tags", ()), card.get("library_name")]}
+        facts = {"id": path, "author": path.partition("/")[0], "sha": sha, "lastModified": TIME, "cardData": card}
+        return {**facts, "siblings": files, "tags": [*card.get("tags", ()), card.get("library_name")]}
 
-    def of_repo(self, path: str, request: Request, what: list[str], body: bytes) -> Response:  # noqa: PLR0911  (a table)
+    def of_repo(self, path: str, request: Request, segments: list[str], body: bytes) -> Response:  # noqa: PLR0911  (a table)
         repo = self.repo(path)
-        match request.method, what:
+        match request.method, segments:
             case "GET", [] | ["revision", _]:
-                return JSONResponse(self.info(path, repo, repo.find(what[1] if what else "main")))
+                return JSONResponse(self.info(path, repo, repo.find(segments[1] if segments else "main")))
             case "GET", ["refs"]:
                 kinds = {"branches": repo.branches, "tags": repo.tags, "converts": {}}
                 return JSONResponse(
@@ -152,11 +160,11 @@ class PlainHub:
                     [{"type": "file", "path": n, "size": len(d), "oid": git(d)} for n, d in tree.items()]
                 )
             case "POST", ["tag" | "branch" as kind, name]:
-                asked = json.loads(body or b"{}")
+                document = json.loads(body or b"{}")
                 refs = repo.tags if kind == "tag" else repo.branches
-                name, sha = (asked["tag"], repo.find(name)) if kind == "tag" else (name, repo.branches["main"])
+                name, sha = (document["tag"], repo.find(name)) if kind == "tag" else (name, repo.branches["main"])
                 if name in refs:
-                    raise Refused(409, said="it exists")
+                    raise Refused(409, message="it exists")
                 refs[name] = sha
                 return JSONResponse({})
             case "DELETE", ["tag", name]:
@@ -165,7 +173,7 @@ class PlainHub:
                 return JSONResponse({})
             case "POST", ["preupload", revision]:
                 tree = repo.trees[repo.find(revision)]
-                names = [it["path"] for it in json.loads(body)["files"]]
+                names = [entry["path"] for entry in json.loads(body)["files"]]
                 same = {name: {"oid": git(tree[name])} for name in names if name in tree}
                 plain = {"uploadMode": "regular", "shouldIgnore": False}
                 return JSONResponse({"files": [{"path": name, **plain, **same.get(name, {})} for name in names]})
@@ -174,16 +182,16 @@ class PlainHub:
         raise Refused(404)
 
     def commit(self, path: str, repo: Repo, lines: list[dict[str, Any]]) -> Response:
-        head, said = repo.branches["main"], lines[0]["value"]
-        if said.get("parentCommit", head) != head:
-            raise Refused(412, said="A commit has happened since. Please refresh and try again.")
+        head, header = repo.branches["main"], lines[0]["value"]
+        if header.get("parentCommit", head) != head:
+            raise Refused(412, message="A commit has happened since. Please refresh and try again.")
         tree = dict(repo.trees[head])
         for line in lines[1:]:
             if line["key"] == "file":
                 tree[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             elif line["key"] == "deletedFile":
                 del tree[line["value"]["path"]]
-        sha = repo.commit(tree, said["summary"], said["description"])
+        sha = repo.commit(tree, header["summary"], header["description"])
         return JSONResponse({"success": True, "commitOid": sha, "commitUrl": f"{self.url}/{path}/commit/{sha}"})
 
     def file(self, path: str, revision: str, name: str, part: str | None) -> Response:

@@ -277,7 +277,7 @@ def test_a_card_that_the_hub_does_not_take_is_told_of_before_anything_is_sent(hu
     )
     with pytest.raises(ConfigError, match=r"front matter(?s:.*)license must be one of theirs"):
         hub.push(checkpoint_folder, f"hf:{repo}")
-    assert not [path for method, path in proxy.seen if "/commit/" in path]
+    assert not [path for method, path in proxy.requests if "/commit/" in path]
 
 
 def test_a_commit_whose_answer_is_lost_is_found_and_not_made_again(hub, proxy, repo, new_checkpoint):
@@ -335,7 +335,7 @@ def test_a_file_that_changes_during_the_push_is_not_published(hub, repo, checkpo
     proxy.breaks(changes, method="GET", words="refs")
     with pytest.raises(IntegrityError, match="It changed while it was published; repeat"):
         hub.push(checkpoint_folder, f"hf:{repo}")
-    assert not [path for method, path in proxy.seen if "/commit/" in path]
+    assert not [path for method, path in proxy.requests if "/commit/" in path]
 
 
 def test_a_password_in_the_address_is_in_no_message(user, repo):

@@ -71,9 +71,9 @@ def test_it_is_sorted_by_name_or_metric_and_shown_in_parts(pushed, space):
 
 
 def test_a_line_says_what_is_known_without_asking_for_each_delta(pushed, space, proxy):
-    proxy.seen.clear()
+    proxy.requests.clear()
     found, _ = pushed.search(Search(Query(author=space, tags=("best",))), "hf")
-    assert len(proxy.seen) == 1
+    assert len(proxy.requests) == 1
     assert found[0].tags == ("best", "task=sst2")
     assert found[0].version == pushed.resolve(ref(found[0].name)).reference.version
     assert found[0].summary == {

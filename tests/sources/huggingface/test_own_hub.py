@@ -221,12 +221,12 @@ def test_a_list_of_a_hub_is_that_of_its_registry(lists, query, count):
 def test_who_pushed_is_asked_of_a_hub_as_of_its_registry(lists, proxy):
     authors = {it.author for it in lists(Query())[1][0]}
     assert len(authors) == 2
-    proxy.seen.clear()
+    proxy.requests.clear()
     for author in authors:
         through, direct = lists(Query(author=author))
         assert through == direct
         assert through[1]
-    assert len(proxy.seen) == 2
+    assert len(proxy.requests) == 2
 
 
 @pytest.mark.parametrize("near", [False, True])
@@ -237,10 +237,10 @@ def test_what_fits_a_backbone_is_asked_of_a_hub_as_of_its_registry(lists, proxy,
     save_file(
         {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, tmp_path / "backbone/model.safetensors"
     )
-    proxy.seen.clear()
+    proxy.requests.clear()
     through, direct = lists(Query(near=near), backbone=backbone_tensors(tmp_path / "backbone"))
     assert through == direct
-    assert len([path for _, path in proxy.seen if "backbone.json" in path]) == 1  # one record for both deltas
+    assert len([path for _, path in proxy.requests if "backbone.json" in path]) == 1  # one record for both deltas
 
 
 def test_a_private_delta_is_in_no_list_of_a_stranger_however_it_is_asked_for(hub, user, server, lists, repo):
@@ -302,10 +302,10 @@ def test_all_of_a_hub_is_copied_into_a_registry_with_its_history(hub, server, re
 
 def test_a_small_delta_is_fetched_in_two_requests(user, repo, checkpoint_folder, proxy):
     user().push(checkpoint_folder, f"hf:{repo}")
-    proxy.seen.clear()
+    proxy.requests.clear()
     pulled = user().pull(ref(repo))
 
-    assert [path.rpartition("/")[0].rpartition("/")[2] for _, path in proxy.seen] == ["main", "pack"]
+    assert [path.rpartition("/")[0].rpartition("/")[2] for _, path in proxy.requests] == ["main", "pack"]
     assert delta_files(pulled.folder) == content_of(checkpoint_folder)
 
 
@@ -321,6 +321,6 @@ def test_what_is_not_right_among_the_files_is_fetched_by_itself(user, repo, chec
 def test_a_large_delta_is_not_offered_in_one_answer(user, repo, checkpoint_folder, proxy, monkeypatch):
     monkeypatch.setattr("deltahub.server.routes.packs._LARGEST", 100)
     user().push(checkpoint_folder, f"hf:{repo}")
-    proxy.seen.clear()
+    proxy.requests.clear()
     user().pull(ref(repo))
-    assert not [path for _, path in proxy.seen if "/pack/" in path]
+    assert not [path for _, path in proxy.requests if "/pack/" in path]

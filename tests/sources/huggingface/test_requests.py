@@ -19,8 +19,8 @@ PATHS = ("manifest.json", "README.md", "backbone.json", "delta.safetensors", "de
 
 def asked(proxy):
     """The requests since the last time, as method and the end of their path."""
-    found = [(method, path.rpartition("/")[2]) for method, path in proxy.seen]
-    proxy.seen.clear()
+    found = [(method, path.rpartition("/")[2]) for method, path in proxy.requests]
+    proxy.requests.clear()
     return found
 
 
@@ -33,7 +33,7 @@ def checkpoint_folder(new_checkpoint):
 @pytest.fixture
 def pushed(user, repo, checkpoint_folder, proxy):
     done = user().push(checkpoint_folder, f"hf:{repo}", aliases=["champion"])
-    proxy.seen.clear()
+    proxy.requests.clear()
     return done
 
 
@@ -130,5 +130,5 @@ def test_a_delta_that_was_damaged_in_our_cache_is_fetched_again(hub, pushed, rep
 
 def test_a_push_of_what_is_there_sends_nothing(hub, pushed, repo, proxy, checkpoint_folder):
     hub.push(checkpoint_folder, f"hf:{repo}", aliases=["champion"])
-    assert all(method == "GET" for method, _ in proxy.seen)
-    assert len(proxy.seen) <= 4
+    assert all(method == "GET" for method, _ in proxy.requests)
+    assert len(proxy.requests) <= 4
