@@ -88,7 +88,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, new_moto(Path(name)) as server, proxied(server.url) as proxy:
         root = Path(name)
         folders = small_deltas(root / "runs", asked.deltas + 2)
-        made = [Publication(Reference("acme", it.name), checkpoint.describe(it), it) for it in folders]
+        made = [Publication(Reference.parse(f"acme/{it.name}"), checkpoint.describe(it), it) for it in folders]
         line = Line(proxy)
         for method in ("GET", "PUT", "POST", "DELETE", "HEAD"):
             proxy.breaks(functools.partial(hold, seconds=asked.delay / 1000), method=method, times=None)

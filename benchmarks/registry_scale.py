@@ -159,7 +159,7 @@ def pushes(few: Registry, many: Registry, root: Path) -> dict[str, float]:
 
     def prepared(registry: Registry) -> Callable[[], Callable[[], object]]:
         return lambda: (
-            lambda: publish(registry, Publication(Reference("team0", f"new-{next(number)}"), manifest, folder))
+            lambda: publish(registry, Publication(Reference.parse(f"team0/new-{next(number)}"), manifest, folder))
         )
 
     return interleaved({"push: 100 deltas": prepared(few), "push: all": prepared(many)}, ROUNDS * 5, time.perf_counter)

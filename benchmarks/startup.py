@@ -35,7 +35,7 @@ def fill(home: Path) -> None:
         manifest = Manifest(config, (entry,), (), {"total": 1000, "delta": 1000})
         publish(
             registry,
-            Publication(Reference("team", f"delta-{number:04}"), manifest, folder, tags=[f"task={number % 7}"]),
+            Publication(Reference.parse(f"team/delta-{number:04}"), manifest, folder, tags=[f"task={number % 7}"]),
         )
 
 

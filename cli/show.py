@@ -38,6 +38,7 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     hub = Hub.open()
     resolved = hub.resolve(Reference.parse(ref))
     manifest, exact = resolved.manifest, resolved.reference
+    assert isinstance(exact, Reference)  # as a reference never resolves to a link
     document = hub.source(exact.source).document(exact.path)
     version = str(exact.version)
     number, entry = _version_entry(document, version, resolved.digest)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 from deltahub.errors import ReferenceSyntaxError
@@ -78,21 +78,57 @@ class Digest(str):
         return self[: len(_ALGORITHM) + 12]
 
 
+class DeltaPath(str):
+    """The name of a delta with its namespace: ``"DeltaHub/sst2-t5-base"``.
+
+    Raises:
+        ReferenceSyntaxError: the text is not a namespace and a name, with one slash between them.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        """Check and keep the text."""
+        namespace, slash, name = text.rpartition("/")
+        if not slash:
+            msg = f"{text!r} is not the name of a delta: expected namespace/name."
+            raise ReferenceSyntaxError(msg)
+        check_name(namespace, "namespace")
+        check_name(name, "name")
+        return super().__new__(cls, text)
+
+    @property
+    def namespace(self) -> str:
+        """The team or person, e.g. ``"DeltaHub"``."""
+        return self.partition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """The delta within the namespace."""
+        return self.partition("/")[2]
+
+
+def as_delta_path(text: str) -> DeltaPath | None:
+    """Return the path that a text is; None if it is not valid, as a name in another hub's list may be."""
+    try:
+        return DeltaPath(text)
+    except ReferenceSyntaxError:
+        return None
+
+
 @dataclass(frozen=True)
 class Reference:
     """A delta's name, with an optional source and version.
 
     Attributes:
-        namespace: the team or person, e.g. ``"DeltaHub"``.
-        name: the delta within the namespace.
+        path: the name with its namespace.
         source: a source's name, a registry's folder or s3:// address, or None for the first that has the delta.
         version: ``"v3"``, an alias or branch such as ``"release/1.0"``, ``"sha256:..."``, or None for ``"latest"``.
     """
 
-    namespace: str
-    name: str
-    source: str | None = None
-    version: str | None = None
+    path: DeltaPath
+    source: str | None = field(default=None, kw_only=True)
+    version: str | None = field(default=None, kw_only=True)
 
     @classmethod
     def parse(cls, text: str) -> Reference:
@@ -122,18 +158,11 @@ class Reference:
         source, colon, path = rest.rpartition(":")
         if colon:
             check_source(source)
-        namespace, slash, name = path.rpartition("/")
         return cls(
-            namespace=check_name(namespace if slash else default_namespace(), "namespace"),
-            name=check_name(name, "name"),
+            DeltaPath(path if "/" in path else f"{default_namespace()}/{path}"),
             source=source if colon else None,
             version=check_version(version) if at else None,
         )
-
-    @property
-    def path(self) -> str:
-        """The name with its namespace: ``"DeltaHub/sst2-t5-base"``."""
-        return f"{self.namespace}/{self.name}"
 
     def at(self, version: str | None) -> Reference:
         """Return the same delta at another version."""
@@ -142,12 +171,6 @@ class Reference:
     def anywhere(self) -> Reference:
         """Return the same reference without its source."""
         return replace(self, source=None)
-
-    @staticmethod
-    def exact(source: str, path: str, version: str) -> Reference:
-        """Return the reference of a located version: its source, its name there, and its number."""
-        namespace, _, name = path.partition("/")
-        return Reference(namespace, name, source, version)
 
     def __str__(self) -> str:
         source = f"{self.source}:" if self.source else ""

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from deltahub.errors import ReferenceSyntaxError
 from deltahub.reference import (
+    DeltaPath,
     Digest,
     Reference,
+    as_delta_path,
     check_alias,
     check_name,
     check_tag,
@@ -48,7 +50,7 @@ versions = st.one_of(
 
 @given(names, names, st.none() | sources, st.none() | versions)
 def test_every_reference_is_read_back_as_it_was_written(namespace, name, source, version):
-    reference = Reference(namespace, name, source, version)
+    reference = Reference(DeltaPath(f"{namespace}/{name}"), source=source, version=version)
 
     assert Reference.parse(str(reference)) == reference
 
@@ -69,12 +71,12 @@ def test_any_text_is_a_reference_that_reads_back_or_a_named_error(text):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("DeltaHub/sst2-t5-base", Reference("DeltaHub", "sst2-t5-base")),
-        ("local:DeltaHub/sst2@v3", Reference("DeltaHub", "sst2", "local", "v3")),
-        ("acme/ner@champion", Reference("acme", "ner", None, "champion")),
-        (f"hf:acme/ner@{DIGEST}", Reference("acme", "ner", "hf", DIGEST)),
-        ("ner", Reference("DeltaHub", "ner")),
-        ("local:ner@latest", Reference("DeltaHub", "ner", "local", "latest")),
+        ("DeltaHub/sst2-t5-base", Reference(DeltaPath("DeltaHub/sst2-t5-base"))),
+        ("local:DeltaHub/sst2@v3", Reference(DeltaPath("DeltaHub/sst2"), source="local", version="v3")),
+        ("acme/ner@champion", Reference(DeltaPath("acme/ner"), version="champion")),
+        (f"hf:acme/ner@{DIGEST}", Reference(DeltaPath("acme/ner"), source="hf", version=DIGEST)),
+        ("ner", Reference(DeltaPath("DeltaHub/ner"))),
+        ("local:ner@latest", Reference(DeltaPath("DeltaHub/ner"), source="local", version="latest")),
     ],
 )
 def test_a_reference_has_a_source_a_namespace_a_name_and_a_version(text, expected):
@@ -91,6 +93,19 @@ def test_a_bad_namespace_in_the_environment_is_refused(monkeypatch):
     monkeypatch.setenv("DELTAHUB_NAMESPACE", "../acme")
     with pytest.raises(ReferenceSyntaxError, match=r"'\.\./acme' cannot be a namespace"):
         Reference.parse("ner")
+
+
+def test_the_path_of_a_delta_has_a_namespace_and_a_name():
+    path = DeltaPath("acme/ner")
+
+    assert (path, path.namespace, path.name) == ("acme/ner", "acme", "ner")
+    assert as_delta_path("acme/ner") == path
+
+
+@pytest.mark.parametrize("text", ["", "ner", "/", "acme/", "/ner", "acme/ner/large", "acme/ner@v1", "local:acme/ner"])
+def test_a_text_that_is_not_one_namespace_and_one_name_is_not_a_path(text):
+    assert not accepted(DeltaPath, text)
+    assert as_delta_path(text) is None
 
 
 def test_the_same_delta_at_another_version():
@@ -146,7 +161,7 @@ def test_a_bad_name_is_refused_wherever_a_name_can_stand(text):
 def test_an_alias_is_called_as_a_git_tag_and_named_in_a_reference(mark):
     assert check_alias(mark) == check_version(mark) == mark
     for source in (None, "hf", "/mnt/deltas"):
-        reference = Reference("acme", "ner", source, mark)
+        reference = Reference(DeltaPath("acme/ner"), source=source, version=mark)
         assert Reference.parse(str(reference)) == reference
 
 

@@ -145,7 +145,7 @@ class Hub:
         """
         source, document = self.document(reference)
         version, entry = source.amend(document.name, reference.version, amendment)
-        return reference.exact(source.name, document.name, version), entry
+        return Reference(document.name, source=source.name, version=version), entry
 
     def resolve(self, wanted: Reference | Link, *, fresh: bool = False, transfer: Transfer | None = None) -> Resolved:
         """Return the version that a reference or a link means.

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from deltahub.cache.remembered import CachedNames
 from deltahub.errors import NotFoundError
 from deltahub.link import Link
-from deltahub.reference import Reference
+from deltahub.reference import DeltaPath, Reference
 from deltahub.sources.base import Source
 from deltahub.sources.catalog import Choice
 from deltahub.text.suggestions import mistyped
@@ -65,16 +65,16 @@ class PrivateNames:
 
     def _known_at(self, reference: Reference, source: Source) -> bool:
         """Check whether a namespace is known in a public source, or this exact name was pulled before from any source."""
-        namespace = reference.namespace
+        namespace = reference.path.namespace
         if source.name in self._choice.rules.bound.get(namespace.lower(), ()):
             return True
         return self._names.knows(reference.path) or source.name in self._names.sources(namespace)
 
-    def _why_private(self, reference: Reference, near: dict[str, tuple[str, ...]]) -> str | None:
+    def _why_private(self, reference: Reference, near: dict[str, tuple[DeltaPath, ...]]) -> str | None:
         if near:
             place, names = next(iter(near.items()))
-            return f"{names[0].partition('/')[0]} is a namespace of {place}"
-        namespace = reference.namespace
+            return f"{names[0].namespace} is a namespace of {place}"
+        namespace = reference.path.namespace
         for known, why in self._private_namespaces(namespace):
             if mistyped(namespace, [known]):
                 return f"{namespace if namespace.lower() == known.lower() else known} {why}"

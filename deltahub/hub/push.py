@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from deltahub.checkpoint.default_name import default_name, folder_name
 from deltahub.errors import DeltaHubError, Outcome, ReferenceSyntaxError, outcome
-from deltahub.reference import Digest, Reference, check_alias, check_tag
+from deltahub.reference import DeltaPath, Digest, Reference, check_alias, check_tag
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.publish import Publication
@@ -109,7 +109,7 @@ def sign_all(
     """
     from deltahub.registry.signatures import add_signatures  # late: few sign
 
-    documents: dict[str, ReferenceDocument] = {}
+    documents: dict[DeltaPath, ReferenceDocument] = {}
     stated: list[str] = []
     made: dict[Digest, bytes] = {}
     for it in publications:

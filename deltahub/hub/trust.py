@@ -80,7 +80,7 @@ class Policies:
 
         def refuse(document: ReferenceDocument, version: str) -> None:
             digest = document.versions[version].digest
-            exact = Reference.parse(document.name).exact(registry.name, document.name, version)
+            exact = Reference(document.name, source=registry.name, version=version)
             self.check(Resolved(exact, digest, registry.manifest(digest), registry.fetch), chosen=True)
 
         return refuse
@@ -111,7 +111,7 @@ class Policies:
             return
         for source in self._choice.on():
             keys = self._trust.get(source.name)
-            if keys and source.name in self._choice.names(exact.namespace) and self._has(source, exact, ask=ask):
+            if keys and source.name in self._choice.names(exact.path.namespace) and self._has(source, exact, ask=ask):
                 yield source.name, keys
 
     def _has(self, source: Source, exact: Reference, *, ask: bool) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from deltahub.errors import ConfigError
-from deltahub.reference import Digest
+from deltahub.reference import DeltaPath, Digest
 from deltahub.registry import stamps
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Version
@@ -69,7 +69,7 @@ def _is_finite(value: object) -> bool:
 
 def amend(
     registry: Registry,
-    path: str,
+    path: DeltaPath,
     version: str | None,
     amendment: Amendment,
     stamp: tuple[str, str] | None = None,

@@ -162,9 +162,8 @@ def _checked(
 ) -> tuple[ReferenceDocument, dict[str, Source]]:
     """Check a delta's document completely and return it with its objects."""
     document = ReferenceDocument.from_bytes(canonical_json(delta))
-    reference = Reference.parse(document.name)
-    if reference.path != document.name or not document.versions:
-        raise _wrong(path, "deltas with versions, each under its namespace/name", repr(document.name))
+    if not document.versions:
+        raise _wrong(path, "deltas with versions", repr(document.name))
     if document.moving:
         raise _wrong(path, f"{document.name} under one name", f"that it is about to be {document.moving.to}")
     for alias in document.aliases:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from deltahub.errors import NoVersionError, RemovedError
 from deltahub.files.documents import sealed
 from deltahub.files.sized_cache import SizedCache
-from deltahub.reference import LATEST, MAIN, Digest, is_digest
+from deltahub.reference import LATEST, MAIN, DeltaPath, Digest, is_digest
 from deltahub.registry.document_check import AMENDED_VERSION, SCHEMA_VERSION, read_whole
 from deltahub.registry.entries import Move, Moving, Removed, Version, merged_tags, number
 from deltahub.text.suggestions import closest
@@ -31,7 +31,7 @@ class ReferenceDocument:
     """The versions, aliases, tags and log of a delta.
 
     Attributes:
-        name: ``"namespace/name"``.
+        name: the delta's name with its namespace.
         versions: ``"v1"``, ``"v2"``, ... in order.
         aliases: alias to version.
         log: oldest first.
@@ -41,12 +41,12 @@ class ReferenceDocument:
         branches: the newest version of each line. The main line, ``"main"``, is listed only where it is not the newest of all.
     """
 
-    name: str
+    name: DeltaPath
     versions: Mapping[str, Version] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     log: tuple[Move, ...] = ()
     removed: Mapping[str, Removed] = field(default_factory=dict)
-    moved_to: str | None = None
+    moved_to: DeltaPath | None = None
     branches: Mapping[str, str] = field(default_factory=dict)
     moving: Moving | None = None
 
@@ -290,9 +290,10 @@ def _read(data: bytes, name: str) -> ReferenceDocument:
     log = tuple(Move(m["time"], m["author"], m["action"], m["what"], m["from"], m["to"]) for m in document["log"])
     ordered = {name: versions[name] for name in sorted(versions, key=number)}
     gone = {name: removed[name] for name in sorted(removed, key=number)}
-    moved, branches = document.get("moved_to"), document.get("branches", {})
-    moving = Moving(**document["moving"]) if "moving" in document else None
-    return ReferenceDocument(document["name"], ordered, document["aliases"], log, gone, moved, branches, moving)
+    moved = DeltaPath(document["moved_to"]) if "moved_to" in document else None
+    moving = Moving.from_dict(document["moving"]) if "moving" in document else None
+    path, branches = DeltaPath(document["name"]), document.get("branches", {})
+    return ReferenceDocument(path, ordered, document["aliases"], log, gone, moved, branches, moving)
 
 
 def _weight(document: ReferenceDocument) -> int:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from deltahub.errors import CheckpointError, IntegrityError
 from deltahub.files.documents import unsealed
+from deltahub.reference import as_delta_path
 
 SCHEMA: Final = "reference.v1"
 SCHEMA_VERSION: Final = 1
@@ -25,7 +26,7 @@ def read_whole(data: bytes, name: str = "") -> Mapping[str, Any]:
         CheckpointError: a later deltahub wrote it.
     """
     document, wrong = unsealed(data, SCHEMA)
-    if wrong := wrong or _dangling(document):
+    if wrong := wrong or _misnamed(document) or _dangling(document):
         raise _unreadable(name, wrong, document)
     found: Mapping[str, Any] = document
     return found
@@ -42,6 +43,12 @@ def _unreadable(name: str, wrong: str, document: Any) -> CheckpointError | Integ
         "of its versions are stored apart."
     )
     return IntegrityError(what, "versions, aliases, tags and a log", wrong, remedy)
+
+
+def _misnamed(document: Mapping[str, Any]) -> str | None:
+    """Return the first name in the document that is not the name of a delta; None if there is none."""
+    paths = (document["name"], document.get("moved_to"), document.get("moving", {}).get("to"))
+    return next((f"the name {path!r}" for path in paths if path is not None and not as_delta_path(path)), None)
 
 
 def _dangling(document: Mapping[str, Any]) -> str | None:

@@ -13,14 +13,14 @@ from typing import Final
 
 from deltahub.errors import ConflictError, InUseError, NotFoundError
 from deltahub.files.reserve import with_reserve
-from deltahub.reference import check_alias, check_tag
+from deltahub.reference import DeltaPath, check_alias, check_tag
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Version
 from deltahub.registry.registry import Registry
 
 
 def remove(
-    registry: Registry, path: str, version: str | None, *, message: str = "", needed: Collection[str] = ()
+    registry: Registry, path: DeltaPath, version: str | None, *, message: str = "", needed: Collection[str] = ()
 ) -> tuple[ReferenceDocument, str]:
     """Remove a version; its number is never reused, and its files are deleted by the second garbage collection from now.
 
@@ -73,7 +73,7 @@ ANYTHING: Final = Anything.ANYTHING
 
 
 def set_alias(
-    registry: Registry, path: str, alias: str, version: str | None, *, expect: str | Anything | None = ANYTHING
+    registry: Registry, path: DeltaPath, alias: str, version: str | None, *, expect: str | Anything | None = ANYTHING
 ) -> ReferenceDocument:
     """Point an alias to a version, or remove it with None.
 
@@ -113,7 +113,7 @@ def set_alias(
 
 
 def set_tags(
-    registry: Registry, path: str, version: str | None, add: Collection[str], remove: Collection[str]
+    registry: Registry, path: DeltaPath, version: str | None, add: Collection[str], remove: Collection[str]
 ) -> Version:
     """Add and remove tags of a version.
 
@@ -135,7 +135,7 @@ def set_tags(
     return registry.update(path, change).versions[name]
 
 
-def undo(registry: Registry, path: str) -> tuple[ReferenceDocument, Move]:
+def undo(registry: Registry, path: DeltaPath) -> tuple[ReferenceDocument, Move]:
     """Undo the last alias move; a second call undoes the one before.
 
     Returns:

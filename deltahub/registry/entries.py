@@ -12,7 +12,7 @@ from typing import Any, Final
 from deltahub.checkpoint.checkpoint import BACKBONE
 from deltahub.checkpoint.default_name import backbone_name
 from deltahub.checkpoint.manifest import FILES, Manifest
-from deltahub.reference import Digest
+from deltahub.reference import DeltaPath, Digest
 
 RECORD: Final = "backbone_record"
 CARD_FACTS: Final = "card"  # the front matter of the card that came with a commit to a hub
@@ -139,10 +139,15 @@ class Moving:
         author: who decided it.
     """
 
-    to: str
+    to: DeltaPath
     over: str | None
     time: str
     author: str
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Moving:
+        """Build the rename from its stored form."""
+        return cls(**{**stored, "to": DeltaPath(stored["to"])})
 
 
 @dataclass(frozen=True)

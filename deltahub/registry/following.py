@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from deltahub.reference import Reference
+from deltahub.reference import DeltaPath, Reference
 from deltahub.registry.document import NOBODY, ReferenceDocument
 from deltahub.registry.entries import Move
 from deltahub.registry.registry import Registry
@@ -38,7 +38,7 @@ def known_as(target: Registry, theirs: ReferenceDocument) -> ReferenceDocument |
     return None
 
 
-def follow(target: Registry, theirs: ReferenceDocument) -> str:
+def follow(target: Registry, theirs: ReferenceDocument) -> DeltaPath:
     """Repeat the renames of a delta in another registry, and return its name here.
 
     Args:
@@ -57,7 +57,8 @@ def follow(target: Registry, theirs: ReferenceDocument) -> str:
             continue
         before = replace(theirs, name=mine.name, log=theirs.log[:place])
         target.update(mine.name, partial(_brought, theirs=before))
-        mine = rename(target, _reference(mine.name), _reference(move.after), (move.time, move.author))
+        new = Reference(DeltaPath(move.after))
+        mine = rename(target, Reference(mine.name), new, (move.time, move.author))
     return mine.name
 
 
@@ -72,8 +73,3 @@ def _same(mine: ReferenceDocument, theirs: ReferenceDocument) -> bool:
 
 def _renames(document: ReferenceDocument) -> list[tuple[int, Move]]:
     return [(place, move) for place, move in enumerate(document.log) if move.action == "rename"]
-
-
-def _reference(path: str) -> Reference:
-    namespace, _, name = path.partition("/")
-    return Reference(namespace, name)

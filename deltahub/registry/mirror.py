@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import ConflictError
 from deltahub.files.atomic import scratch
+from deltahub.reference import DeltaPath
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move
 from deltahub.registry.following import beginning, follow, known_as, made_anew
@@ -32,13 +33,13 @@ class Copied:
     """The result of copying one delta.
 
     Attributes:
-        name: ``"namespace/name"``.
+        name: the delta's name with its namespace.
         versions: the versions new to the target.
         changed: whether the target changed.
         size: bytes transferred.
     """
 
-    name: str
+    name: DeltaPath
     versions: tuple[str, ...]
     changed: bool
     size: int

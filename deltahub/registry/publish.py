@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, Outcome, StorageError
-from deltahub.reference import Digest, Reference, check_alias, check_tag
+from deltahub.reference import DeltaPath, Digest, Reference, check_alias, check_tag
 from deltahub.registry import stamps
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version, merged_tags, summary_of
@@ -158,7 +158,7 @@ def _add(
     registry: Registry, publications: Sequence[Publication], additions: Mapping[int, Addition]
 ) -> dict[int, Outcome[Published]]:
     """Swap the documents of stored additions; several of one delta are one change."""
-    groups: dict[str, list[int]] = defaultdict(list)
+    groups: dict[DeltaPath, list[int]] = defaultdict(list)
     for number in additions:
         groups[publications[number].reference.path].append(number)
     refused: dict[int, DeltaHubError] = {}

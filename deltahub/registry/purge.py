@@ -7,13 +7,14 @@ from dataclasses import replace
 
 from deltahub.errors import ConflictError
 from deltahub.files.reserve import with_reserve
+from deltahub.reference import DeltaPath
 from deltahub.registry.document import NOBODY, ReferenceDocument
 from deltahub.registry.entries import Move
 from deltahub.registry.reading import ref_key
 from deltahub.registry.registry import Registry
 
 
-def forget(registry: Registry, path: str, time: str) -> None:
+def forget(registry: Registry, path: DeltaPath, time: str) -> None:
     """Delete a delta and all details in its documents except the numbers and digests of its versions.
 
     A number is never reused, so that a remembered version never means another one.
@@ -33,7 +34,7 @@ def forget(registry: Registry, path: str, time: str) -> None:
         _forget_old_name(registry, name, time)
 
 
-def reuse_name(registry: Registry, path: str, time: str) -> None:
+def reuse_name(registry: Registry, path: DeltaPath, time: str) -> None:
     """Free the former name of a renamed delta for something new: the name does not lead to that delta any more.
 
     The numbers of the delta's versions are not reused under this name either.

@@ -13,7 +13,7 @@ from typing import Final
 
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import IntegrityError, NotFoundError, StorageError
-from deltahub.reference import Digest, Reference
+from deltahub.reference import DeltaPath, Digest, Reference, as_delta_path
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.stores.base import Progress, Store, object_key
@@ -157,18 +157,18 @@ class Reader:
         """Return the names of all deltas, ``"namespace/name"``, sorted."""
         return [key[len(REFS) : -len(".json")] for key, _ in self.store.keys(REFS) if key.endswith(".json")]
 
-    def neighbours(self, path: str) -> tuple[str, ...]:
+    def neighbours(self, path: DeltaPath) -> tuple[DeltaPath, ...]:
         """Return the names of the deltas in a namespace, or in one of nearly its name, those most like `path` first."""
         folders = {folder[:-1] for folder in self.store.children(REFS) if folder.endswith("/")}
-        near = {it.lower() for it in mistyped(path.partition("/")[0], folders)}
-        names = [
-            f"{folder}/{file.removesuffix('.json')}"
+        near = {it.lower() for it in mistyped(path.namespace, folders)}
+        paths = [
+            neighbour
             for folder in sorted(folders)
             if folder.lower() in near
             for file in self.store.children(f"{REFS}{folder}/")
-            if file.endswith(".json")
+            if file.endswith(".json") and (neighbour := as_delta_path(f"{folder}/{file.removesuffix('.json')}"))
         ]
-        return closest(path, names, limit=max(len(names), 1), cutoff=0)
+        return closest(path, paths, limit=max(len(paths), 1), cutoff=0)
 
     def resolve(self, reference: Reference) -> Found:
         """Return the version that a reference means, with its manifest.

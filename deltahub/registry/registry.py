@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 
 from deltahub.errors import ConflictError, DeltaHubError, Outcome, ReferenceSyntaxError, outcome
+from deltahub.reference import DeltaPath, as_delta_path
 from deltahub.registry import stamps
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.gc_state import spare, store_spared
@@ -41,14 +42,13 @@ class Names:
         self._root = root
         self._listed: dict[str, dict[str, str]] = {}  # folder to its entries by their lower-case names
 
-    def refuse_twin(self, path: str) -> None:
+    def refuse_twin(self, path: DeltaPath) -> None:
         """Add the name of a delta to be created.
 
         Raises:
             ReferenceSyntaxError: the name of another delta or namespace differs only in upper and lower case.
         """
-        namespace, _, name = path.partition("/")
-        file = f"{name}{_SUFFIX}"
+        namespace, file = path.namespace, f"{path.name}{_SUFFIX}"
         known = self._in("").setdefault(f"{namespace}/".lower(), f"{namespace}/").rstrip("/")
         theirs = self._in(f"{known}/").get(file.lower(), "")
         if theirs and f"{known}/{theirs}" != f"{namespace}/{file}":
@@ -57,12 +57,11 @@ class Names:
             raise _twin(namespace, known)
         self._in(f"{namespace}/")[file.lower()] = file
 
-    def twin(self, path: str) -> str | None:
+    def twin(self, path: DeltaPath) -> DeltaPath | None:
         """Return the stored name of a delta from its name in any upper and lower case; None if there is none."""
-        namespace, _, name = path.lower().partition("/")
-        folder = self._in("").get(f"{namespace}/", "")
-        file = self._in(folder).get(f"{name}{_SUFFIX}") if folder else None
-        return f"{folder}{file.removesuffix(_SUFFIX)}" if file else None
+        folder = self._in("").get(f"{path.namespace}/".lower(), "")
+        file = self._in(folder).get(f"{path.name}{_SUFFIX}".lower()) if folder else None
+        return as_delta_path(f"{folder}{file.removesuffix(_SUFFIX)}") if file else None
 
     def _in(self, folder: str) -> dict[str, str]:
         if folder not in self._listed:
@@ -90,7 +89,7 @@ class Registry(Reader):
     """
 
     def add(
-        self, objects: Mapping[str, Source], path: str, change: Change, progress: Progress | None = None
+        self, objects: Mapping[str, Source], path: DeltaPath, change: Change, progress: Progress | None = None
     ) -> ReferenceDocument:
         """Store objects, then swap the document that refers to them, safe from a garbage collection that runs meanwhile.
 
@@ -108,7 +107,7 @@ class Registry(Reader):
         """Return the time and the author of a change made now."""
         return stamps.now(), stamps.author()
 
-    def update(self, path: str, change: Change, *, may_create: bool = False) -> ReferenceDocument:
+    def update(self, path: DeltaPath, change: Change, *, may_create: bool = False) -> ReferenceDocument:
         """Swap a document for a changed one; after a lost race, apply the change again to the winner's document.
 
         Args:
@@ -158,7 +157,7 @@ class Registry(Reader):
         with contextlib.suppress(ConflictError):
             self.store.swap(ref_key(document.name), outcome.to_bytes(), etag)
 
-    def update_all(self, changes: Mapping[str, Change]) -> dict[str, Outcome[ReferenceDocument]]:
+    def update_all(self, changes: Mapping[DeltaPath, Change]) -> dict[DeltaPath, Outcome[ReferenceDocument]]:
         """Change many documents at once like `update`; missing ones are created.
 
         Args:
@@ -170,8 +169,8 @@ class Registry(Reader):
         Raises:
             StorageError: the store failed as a whole. Each document is the old one or the new one.
         """
-        done: dict[str, Outcome[ReferenceDocument]] = {}
-        made: dict[str, ReferenceDocument] = {}
+        done: dict[DeltaPath, Outcome[ReferenceDocument]] = {}
+        made: dict[DeltaPath, ReferenceDocument] = {}
         swaps: list[Swap] = []
         same: list[str] = []
         read = spread(lambda path: outcome(lambda: self.settled(path)), changes, self.store.at_once)
@@ -198,7 +197,7 @@ class Registry(Reader):
         """Return the names that `refuse_twin` compares with, to share between many calls."""
         return Names(self.store, REFS)
 
-    def refuse_twin(self, path: str, names: Names | None = None) -> None:
+    def refuse_twin(self, path: DeltaPath, names: Names | None = None) -> None:
         """Raise if another delta's name differs only in upper and lower case."""
         if self.store.read_tagged(ref_key(path)) is None:
             (names or self.known_names()).refuse_twin(path)

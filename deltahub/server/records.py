@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from deltahub.errors import IntegrityError
+from deltahub.reference import DeltaPath, as_delta_path
 from deltahub.registry.hub_records import REPOSITORIES, repository_key
 from deltahub.stores.base import Store
 from deltahub.stores.folder_stamps import FolderStamp, folder_stamps
@@ -119,7 +120,7 @@ class Records:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._watched = PolledDocuments(store, REPOSITORIES.prefix, _parse_listed)
-        self._hidden: tuple[Mapping[str, Record | None], frozenset[str]] = ({}, frozenset())
+        self._hidden: tuple[Mapping[str, Record | None], frozenset[DeltaPath]] = ({}, frozenset())
 
     def find(self, path: str) -> Record | None:
         """Return the record of a repository, ``"namespace/name"``; None if it does not exist.
@@ -137,11 +138,12 @@ class Records:
         """Return every record by repository, None for a damaged one; only records changed since the last call are read."""
         return {_path(key): record for key, record in self._watched.current().items()}
 
-    def private(self) -> frozenset[str]:
+    def private(self) -> frozenset[DeltaPath]:
         """Return the names of all private repositories, including those with a damaged record: they may be private."""
         current = self._watched.current()
         if self._hidden[0] is not current:
-            self._hidden = (current, frozenset(_path(key) for key, record in current.items() if may_be_private(record)))
+            paths = (as_delta_path(_path(key)) for key, record in current.items() if may_be_private(record))
+            self._hidden = (current, frozenset(path for path in paths if path))
         return self._hidden[1]
 
     def names(self) -> list[str]:

@@ -15,8 +15,8 @@ from starlette.requests import Request
 
 from deltahub.checkpoint.from_files import describe_files
 from deltahub.checkpoint.manifest import FILES, FileEntry, Manifest
-from deltahub.errors import IntegrityError, NotFoundError, ReferenceSyntaxError, RemovedError
-from deltahub.reference import MAIN, check_name
+from deltahub.errors import IntegrityError, NotFoundError, RemovedError
+from deltahub.reference import MAIN, DeltaPath, as_delta_path
 from deltahub.registry.commit_message import DIGITS, commit_id
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
@@ -59,20 +59,15 @@ class Repository:
     """A repository that the caller may see.
 
     Attributes:
-        path: its name, ``"namespace/name"``; not the one that was asked for, if it was renamed.
+        path: its name; not the one that was asked for, if it was renamed.
         document: its versions; none of a new one.
         record: what is known beside them; None for what was pushed straight to the registry.
     """
 
-    path: str
+    path: DeltaPath
     document: ReferenceDocument
     record: Record | None
     state: State
-
-    @property
-    def namespace(self) -> str:
-        """The part of the name before the slash."""
-        return self.path.partition("/")[0]
 
     @property
     def private(self) -> bool:
@@ -180,37 +175,36 @@ def may_change(request: Request) -> None:
     require_write(request, request.path_params["namespace"])
 
 
-def find_repository(request: Request, path: str, *, write: bool = False) -> Repository:
+def find_repository(request: Request, name: str, *, write: bool = False) -> Repository:
     """Return the repository with a name, ``"namespace/name"``: see `open_repository`."""
-    state = state_of(request)
-    namespace = path.partition("/")[0]
+    state, path = state_of(request), as_delta_path(name)
+    if path is None:
+        raise repository_not_found(request, name)
     if write:
-        require_write(request, namespace)
+        require_write(request, path.namespace)
     try:
-        checked(path)
         repository = lookup_any_case(state, path)
-    except (ReferenceSyntaxError, NotFoundError):
+    except NotFoundError:
         repository = None
     except IntegrityError:  # it may be private, and a caller without permission must not learn that it exists
-        require_read(request, namespace, path in state.records.private(), path)
+        require_read(request, path.namespace, path in state.records.private(), path)
         raise
     if repository is None:
-        require_read(request, namespace, False, path)
         raise repository_not_found(request, path)
-    require_read(request, repository.namespace, repository.private, path)
-    if write and repository.namespace != namespace:
-        require_write(request, repository.namespace)
+    require_read(request, repository.path.namespace, repository.private, path)
+    if write and repository.path.namespace != path.namespace:
+        require_write(request, repository.path.namespace)
     return repository
 
 
-def lookup_any_case(state: State, path: str) -> Repository | None:
+def lookup_any_case(state: State, path: DeltaPath) -> Repository | None:
     """Look a repository up by name ignoring case, as the Hub does; an exact match takes precedence."""
     with contextlib.suppress(NotFoundError):  # on a case-insensitive disk
         if repository := lookup(state, path):
             return repository
     twin = state.registry.known_names().twin(path)
     if twin is None:
-        twin = next((name for name in state.records.names() if name.lower() == path.lower()), None)
+        twin = next((DeltaPath(name) for name in state.records.names() if name.lower() == path.lower()), None)
     return lookup(state, twin) if twin and twin != path else None
 
 
@@ -219,7 +213,7 @@ def is_old_name(path: str, repository: Repository) -> bool:
     return path.lower() != repository.path.lower()
 
 
-def lookup(state: State, path: str) -> Repository | None:
+def lookup(state: State, path: DeltaPath) -> Repository | None:
     """Return a repository by name, regardless of the caller; None if it does not exist.
 
     A private repository has its record before its first version, and until its last version is gone. So the record is read before
@@ -234,21 +228,6 @@ def lookup(state: State, path: str) -> Repository | None:
     if record is None and (document is None or not document.versions):
         return None
     return Repository(path, document.remembered() if document else ReferenceDocument(path), record, state)
-
-
-def checked(path: str) -> str:
-    """Return a repository's name if it has the form ``"namespace/name"``.
-
-    Raises:
-        ReferenceSyntaxError: it has not.
-    """
-    namespace, slash, name = path.partition("/")
-    if not slash:
-        msg = f"{path!r} is not a repository name: expected namespace/name."
-        raise ReferenceSyntaxError(msg)
-    check_name(namespace, "namespace")
-    check_name(name, "name")
-    return path
 
 
 def is_delta(manifest: Manifest) -> bool:

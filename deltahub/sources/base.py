@@ -14,7 +14,7 @@ from typing import Protocol
 
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.link import Link
-from deltahub.reference import Digest, Reference
+from deltahub.reference import DeltaPath, Digest, Reference
 from deltahub.registry.amend import Amendment
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
@@ -117,7 +117,7 @@ class Source(Protocol):
         """
         ...
 
-    def document(self, path: str) -> ReferenceDocument:
+    def document(self, path: DeltaPath) -> ReferenceDocument:
         """Return the document of a delta: versions oldest first, aliases, tags, and the log of changes.
 
         Args:
@@ -129,7 +129,7 @@ class Source(Protocol):
         """
         ...
 
-    def neighbours(self, path: str) -> tuple[str, ...]:
+    def neighbours(self, path: DeltaPath) -> tuple[DeltaPath, ...]:
         """Return the names of deltas in a namespace, or in one with a similar name, the most similar names first.
 
         Args:
@@ -166,7 +166,7 @@ class Source(Protocol):
         """
         ...
 
-    def amend(self, path: str, version: str | None, amendment: Amendment) -> tuple[str, Version]:
+    def amend(self, path: DeltaPath, version: str | None, amendment: Amendment) -> tuple[str, Version]:
         """Change what is said about a version after its push; its content and digest stay.
 
         Args:

@@ -213,7 +213,7 @@ class Choice:
         if isinstance(reference, Link) or reference.source:
             yield self.source_of(reference)
             return
-        for name in self.names(reference.namespace):
+        for name in self.names(reference.path.namespace):
             yield self.sources[name]
 
     def needs_network(self, reference: Reference | Link) -> bool:

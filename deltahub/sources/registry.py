@@ -8,7 +8,7 @@ from pathlib import Path
 from deltahub.checkpoint.manifest import FileEntry
 from deltahub.errors import ConfigError, DeltaHubError, Outcome
 from deltahub.link import Link
-from deltahub.reference import Reference
+from deltahub.reference import DeltaPath, Reference
 from deltahub.registry.amend import Amendment, amend
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
@@ -53,17 +53,17 @@ class RegistrySource:
         """See `Source.resolve`; the document is always read again, so that moved aliases are noticed."""
         document = self.registry.document(reference.path)
         version = document.resolve(reference.version)
-        exact = Reference.exact(self.name, document.name, version)
+        exact = Reference(document.name, source=self.name, version=version)
         digest = document.versions[version].digest
         found = self._known(exact) if self._known else None
         manifest = found[1] if found and found[0] == digest else self.registry.manifest(digest)
         return Resolved(exact, digest, manifest, self._fetch)
 
-    def document(self, path: str) -> ReferenceDocument:
+    def document(self, path: DeltaPath) -> ReferenceDocument:
         """See `Source.document`."""
         return self.registry.document(path)
 
-    def neighbours(self, path: str) -> tuple[str, ...]:
+    def neighbours(self, path: DeltaPath) -> tuple[DeltaPath, ...]:
         """See `Source.neighbours`."""
         return self.registry.neighbours(path)
 
@@ -94,14 +94,14 @@ class RegistrySource:
             for it, became in zip(publications, done, strict=True)
         ]
 
-    def amend(self, path: str, version: str | None, amendment: Amendment) -> tuple[str, Version]:
+    def amend(self, path: DeltaPath, version: str | None, amendment: Amendment) -> tuple[str, Version]:
         """See `Source.amend`."""
         document, name = amend(self.registry, path, version, amendment)
         return name, document.versions[name]
 
     def _pushed(self, publication: Publication, became: Published) -> Pushed:
         entry = became.document.versions[became.version]
-        exact = publication.reference.exact(self.name, became.document.name, became.version)
+        exact = Reference(became.document.name, source=self.name, version=became.version)
         return Pushed(exact, entry.digest, became.new, publication.manifest.size, entry.tags)
 
     def _fetch(self, entry: FileEntry, into: Path, progress: Progress | None) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import takewhile
+from typing import TypeVar, cast
+
+Word = TypeVar("Word", bound=str)
 
 
-def closest(word: str, known_words: Iterable[str], limit: int = 5, cutoff: float = 0.5) -> tuple[str, ...]:
+def closest(word: str, known_words: Iterable[Word], limit: int = 5, cutoff: float = 0.5) -> tuple[Word, ...]:
     """Return the known words most similar to `word`, best first.
 
     Args:
@@ -15,7 +18,8 @@ def closest(word: str, known_words: Iterable[str], limit: int = 5, cutoff: float
     """
     from difflib import get_close_matches  # late import: needed only for errors
 
-    return tuple(get_close_matches(word, list(dict.fromkeys(known_words)), n=limit, cutoff=cutoff))
+    matches = get_close_matches(word, list(dict.fromkeys(known_words)), n=limit, cutoff=cutoff)
+    return tuple(cast("list[Word]", matches))
 
 
 def mistyped(word: str, known_words: Iterable[str], cutoff: float = 0.7) -> tuple[str, ...]:

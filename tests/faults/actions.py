@@ -27,7 +27,7 @@ from deltahub.stores.base import Store
 from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import save_checkpoint
 
-NER, NLI = Reference("acme", "ner"), Reference("acme", "nli")
+NER, NLI = Reference.parse("acme/ner"), Reference.parse("acme/nli")
 State = dict[str, ReferenceDocument]
 
 

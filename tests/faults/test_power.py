@@ -189,7 +189,7 @@ def test_many_pushes_at_once_that_share_a_sync_outlast_too(machine, world, monke
     root = machine.place()
     registry = world.fill(LocalStore(root))
     before, disk, recorder = state_of(registry), Disk.of(root), Recorder(root)
-    pushed = [Publication(Reference("acme", f"n{n}"), world.manifests[n], world.folders[n]) for n in (2, 3)]
+    pushed = [Publication(Reference.parse(f"acme/n{n}"), world.manifests[n], world.folders[n]) for n in (2, 3)]
     with recorder.recording(machine.patch):
         publish_many(registry, pushed)
     after = state_of(registry)

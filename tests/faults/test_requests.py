@@ -119,7 +119,7 @@ from deltahub.stores.s3 import S3Store
 name, prefix, endpoint, folder = sys.argv[1:]
 registry = Registry(S3Store(Bucket(name, prefix, endpoint)))
 print("ready", flush=True)
-publish(registry, Publication(Reference("acme", "ner"), checkpoint.describe(Path(folder)), Path(folder)))
+publish(registry, Publication(Reference.parse("acme/ner"), checkpoint.describe(Path(folder)), Path(folder)))
 """
 
 

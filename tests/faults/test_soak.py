@@ -45,7 +45,7 @@ def told(world, monkeypatch) -> tuple[Registry, list[Entry]]:
         monkeypatch.setenv("DELTAHUB_AUTHOR", f"{number}.1")
         folder = world.folders[number]
         manifest = checkpoint.describe(folder)
-        published = publish(registry, Publication(Reference("acme", "a"), manifest, folder))
+        published = publish(registry, Publication(Reference.parse("acme/a"), manifest, folder))
         version, new = published.version, published.new
         entry = {"action": "push", "author": f"{number}.1", "name": "acme/a", "version": version, "new": new}
         entries.append({**entry, "digest": manifest.digest, "start": 0.0, "end": 1.0})

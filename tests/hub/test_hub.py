@@ -27,7 +27,7 @@ from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import content_of
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
 
-NER = Reference("acme", "ner")
+NER = Reference.parse("acme/ner")
 FILES = (checkpoint.BACKBONE, checkpoint.CARD, checkpoint.CONFIG, checkpoint.WEIGHTS)
 
 
@@ -127,7 +127,7 @@ def test_an_unknown_delta_says_where_it_was_looked_for_and_what_is_near(two, che
     two.push(checkpoint_folder, "acme/ner")
     two.push(checkpoint_folder, "acme/nerd", to="team")
     with pytest.raises(NotFoundError) as caught:
-        two.pull(Reference("acme", "nrr"))
+        two.pull(Reference.parse("acme/nrr"))
     assert str(caught.value) == (
         f"The delta acme/nrr was not found. Looked in: local ({two.registries['local'].store.root}); team (memory). "
         "The nearest names are: acme/ner, acme/nerd."

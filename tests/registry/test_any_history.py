@@ -103,7 +103,7 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data())
     def rename_and_back(self, data):
         name = data.draw(st.sampled_from([name for name in NAMES if self.versions[name]]))
-        other = Reference("acme", f"other-{name[-1]}")
+        other = Reference.parse(f"acme/other-{name[-1]}")
         rename(self.registry, Reference.parse(name), other)
         rename(self.registry, other, Reference.parse(name))
 

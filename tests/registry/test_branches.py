@@ -77,7 +77,7 @@ def test_the_end_of_a_branch_is_not_removed(registry, new_checkpoint):
 
     for value in (1.0, 2.0):
         folder = new_checkpoint(value=value)
-        publish(registry, Publication(Reference("acme", "ner"), describe(folder), folder))
+        publish(registry, Publication(Reference.parse("acme/ner"), describe(folder), folder))
     registry.update("acme/ner", lambda found: found.with_branch("exp", "v1", NOON, "ada"))
 
     with pytest.raises(InUseError, match="the branch exp points to it"):

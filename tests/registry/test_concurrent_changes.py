@@ -27,7 +27,7 @@ from tests.checkpoints import save_checkpoint
 from tests.clocks import clock
 from tests.registry.test_concurrent_renames import Interleaved, RepositoryLocks
 
-NAMES = [Reference("acme", name) for name in ("ner", "nli", "qa")]
+NAMES = [Reference.parse(f"acme/{name}") for name in ("ner", "nli", "qa")]
 ACTIONS = ["push", "push", "many", "alias", "undo", "remove", "rename", "rename", "collect", "collect", "copy"]
 
 

@@ -219,6 +219,8 @@ def changed(**change: object) -> bytes:
         b"\xff",
         b"[" * 100_000,
         GOLDEN.read_bytes()[:-1],
+        changed(name="../ner"),
+        changed(moved_to="ner"),
         changed(versions={}),
         changed(versions=[]),
         changed(versions={"x": {}}),
@@ -233,7 +235,7 @@ def changed(**change: object) -> bytes:
         changed(moved_to="acme/nli"),
         changed(moved_to="../nli", versions={}, aliases={}),
     ],
-    ids=range(19),
+    ids=range(21),
 )
 def test_a_damaged_document_is_an_integrity_error_with_the_way_out(data):
     with pytest.raises(IntegrityError, match=r"A reference document is damaged: .*Restore refs/.*push the delta again"):

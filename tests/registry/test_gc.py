@@ -26,7 +26,7 @@ from deltahub.stores.memory import MemoryStore
 from tests.clocks import clock
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
 
-NER = Reference("acme", "ner")
+NER = Reference.parse("acme/ner")
 NOW = timedelta()
 
 

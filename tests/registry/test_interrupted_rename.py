@@ -10,7 +10,7 @@ from deltahub.registry.registry import Registry
 from deltahub.registry.rename import rename
 from deltahub.stores.memory import MemoryStore
 
-NER, NLI = Reference("acme", "ner"), Reference("acme", "nli")
+NER, NLI = Reference.parse("acme/ner"), Reference.parse("acme/nli")
 
 
 class Halting(MemoryStore):

@@ -17,7 +17,7 @@ from deltahub.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="no fork")
 
-NER = Reference("acme", "ner")
+NER = Reference.parse("acme/ner")
 
 
 @pytest.fixture(autouse=True)

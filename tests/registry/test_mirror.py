@@ -42,7 +42,7 @@ def source(new_registry, publish) -> Registry:
         publish(registry, value=value, aliases=["champion"], tags=[f"run={value}"])
     remove(registry, "acme/ner", "v1")
     publish(registry, "acme/old")
-    rename(registry, Reference("acme", "old"), Reference("acme", "zoo"))
+    rename(registry, Reference.parse("acme/old"), Reference.parse("acme/zoo"))
     return registry
 
 
@@ -59,7 +59,7 @@ def test_a_mirror_is_the_same_to_the_last_byte(source, target):
     assert intact(target)
     assert (done["acme/ner"].versions, done["acme/old"].versions) == (("v2", "v3"), ())
     assert all(copied.changed for copied in done.values())
-    assert target.resolve(Reference("acme", "old")).document.name == "acme/zoo"
+    assert target.resolve(Reference.parse("acme/old")).document.name == "acme/zoo"
 
 
 def test_what_is_there_is_not_moved_again(source, target, publish):
@@ -130,7 +130,7 @@ def test_a_name_never_takes_the_place_of_a_delta(source, target, publish):
 
 
 def test_damaged_bytes_are_not_copied(source, target):
-    (entry, *_) = source.resolve(Reference("acme", "ner")).manifest.files
+    (entry, *_) = source.resolve(Reference.parse("acme/ner")).manifest.files
     source.store.delete(object_key(entry.sha256))
     with pytest.raises(IntegrityError, match="in the registry source"):
         list(copy(source, target))

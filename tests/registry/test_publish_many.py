@@ -179,7 +179,7 @@ def test_a_delta_that_was_renamed_takes_what_is_pushed_under_both_names(anywhere
     from deltahub.registry.rename import rename
 
     publish_many(anywhere, [publication("acme/a", 1)])
-    rename(anywhere, Reference("acme", "a"), Reference("acme", "b"))
+    rename(anywhere, Reference.parse("acme/a"), Reference.parse("acme/b"))
     done = publish_many(anywhere, [publication("acme/a", 2), publication("acme/b", 3)])
     assert {(it.document.name, it.new) for it in done} == {("acme/b", True)}
     assert len(anywhere.document("acme/b").versions) == 3

@@ -20,7 +20,7 @@ from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
 
-NER = Reference("acme", "ner")
+NER = Reference.parse("acme/ner")
 
 
 def push(registry, folder, reference=NER, **options):
@@ -77,7 +77,7 @@ def test_equal_content_has_one_digest_in_every_registry(registry, new_checkpoint
 def test_an_unknown_name_says_where_it_looked_and_what_is_near(registry, checkpoint_folder):
     push(registry, checkpoint_folder)
     with pytest.raises(NotFoundError) as caught:
-        registry.resolve(Reference("acme", "nerr"))
+        registry.resolve(Reference.parse("acme/nerr"))
     assert str(caught.value) == (
         f"acme/nerr was not found. Looked in: local ({registry.store.root}). The nearest names are: acme/ner."
     )
@@ -203,7 +203,7 @@ registry = Registry(LocalStore(Path(sys.argv[1])))
 print("ready", flush=True)
 sys.stdin.readline()
 for folder in map(Path, sys.argv[2:]):
-    publish(registry, Publication(Reference("acme", "ner"), checkpoint.describe(folder), folder))
+    publish(registry, Publication(Reference.parse("acme/ner"), checkpoint.describe(folder), folder))
 """
 
 

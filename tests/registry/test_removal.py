@@ -19,7 +19,7 @@ from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
 
-NER, NLI = Reference("acme", "ner"), Reference("acme", "nli")
+NER, NLI = Reference.parse("acme/ner"), Reference.parse("acme/nli")
 
 
 class Rival(MemoryStore):
@@ -204,7 +204,7 @@ def test_an_old_name_leads_to_the_new_one_and_says_so_once(anywhere, publish, ca
 def test_a_delta_can_be_renamed_again_and_back(anywhere, publish):
     publish(anywhere)
     rename(anywhere, NER, NLI)
-    rename(anywhere, NLI, Reference("acme", "qa"))
+    rename(anywhere, NLI, Reference.parse("acme/qa"))
     assert anywhere.document("acme/ner").name == "acme/qa"
     rename(anywhere, NER, NLI)
 
@@ -215,15 +215,15 @@ def test_a_delta_can_be_renamed_again_and_back(anywhere, publish):
 def test_a_name_that_is_taken_is_given_to_nobody_else(anywhere, publish):
     publish(anywhere)
     publish(anywhere, "acme/nli")
-    rename(anywhere, NER, Reference("acme", "qa"))
+    rename(anywhere, NER, Reference.parse("acme/qa"))
     for taken, why in ((NLI, "acme/nli is another delta"), (NER, "acme/ner is the old name of acme/qa")):
         with pytest.raises(InUseError, match=why) as caught:
-            rename(anywhere, NLI if taken is NER else Reference("acme", "qa"), taken)
+            rename(anywhere, NLI if taken is NER else Reference.parse("acme/qa"), taken)
         assert "Choose a name that is free" in str(caught.value)
     with pytest.raises(ReferenceSyntaxError, match="differ only in upper and lower case"):
-        rename(anywhere, NLI, Reference("acme", "NLI"))
+        rename(anywhere, NLI, Reference.parse("acme/NLI"))
     with pytest.raises(NotFoundError):
-        rename(anywhere, Reference("acme", "nothing"), Reference("acme", "else"))
+        rename(anywhere, Reference.parse("acme/nothing"), Reference.parse("acme/else"))
 
 
 def test_what_is_pushed_while_a_delta_is_renamed_is_renamed_too(contested, publish):

@@ -17,7 +17,7 @@ from deltahub.registry.rename import rename
 from deltahub.registry.verify import verify
 from deltahub.stores.memory import MemoryStore
 
-NER, NLI, QA = Reference("acme", "ner"), Reference("acme", "nli"), Reference("acme", "qa")
+NER, NLI, QA = Reference.parse("acme/ner"), Reference.parse("acme/nli"), Reference.parse("acme/qa")
 
 
 class Busy(MemoryStore):

@@ -17,7 +17,7 @@ from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
 
-NER = Reference("acme", "ner")
+NER = Reference.parse("acme/ner")
 
 
 def break_object(registry, sha256, data=b"broken"):

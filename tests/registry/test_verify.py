@@ -19,7 +19,7 @@ from deltahub.registry.verify import verify
 from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
 
-NER = Reference("acme", "ner")
+NER = Reference.parse("acme/ner")
 
 
 def push(registry, folder, reference=NER):
@@ -48,7 +48,7 @@ def objects(registry) -> dict[str, str]:
 
 def test_a_whole_registry_is_clean(pushed, new_checkpoint):
     push(pushed, new_checkpoint(value=0.25))
-    push(pushed, new_checkpoint(), Reference("acme", "zoo"))
+    push(pushed, new_checkpoint(), Reference.parse("acme/zoo"))
 
     assert list(verify(pushed)) == [("acme/ner@v1", None), ("acme/ner@v2", None), ("acme/zoo@v1", None)]
     assert list(verify(pushed, ["acme/ner"])) == [("acme/ner@v1", None), ("acme/ner@v2", None)]
@@ -56,7 +56,7 @@ def test_a_whole_registry_is_clean(pushed, new_checkpoint):
 
 
 def test_what_deltas_share_is_read_once_and_damages_each_of_them(pushed, checkpoint_folder, monkeypatch):
-    push(pushed, checkpoint_folder, Reference("acme", "zoo"))
+    push(pushed, checkpoint_folder, Reference.parse("acme/zoo"))
     weights = objects(pushed)[checkpoint.WEIGHTS]
     reads, fetch = [], LocalStore.fetch
     monkeypatch.setattr(LocalStore, "fetch", lambda store, key, into: (reads.append(key), fetch(store, key, into))[1])
@@ -79,7 +79,7 @@ def test_all_that_is_damaged_is_reported(pushed):
 
 
 def test_an_old_name_is_not_verified_twice(pushed):
-    rename(pushed, NER, Reference("acme", "nli"))
+    rename(pushed, NER, Reference.parse("acme/nli"))
     assert list(verify(pushed)) == [("acme/nli@v1", None)]
     assert list(verify(pushed, ["acme/ner"])) == [("acme/nli@v1", None)]
 
@@ -132,7 +132,7 @@ def test_a_damaged_manifest_is_not_read(pushed):
 
 
 def test_a_damaged_document_is_named_and_does_not_hide_the_others(pushed, checkpoint_folder):
-    push(pushed, checkpoint_folder, Reference("acme", "zoo"))
+    push(pushed, checkpoint_folder, Reference.parse("acme/zoo"))
     (pushed.store.root / "refs/acme/ner.json").write_bytes(b'{"name": "acme/ner"')
     (where, damage), other = verify(pushed)
 
@@ -160,7 +160,7 @@ def killed(*names):
         os.kill(os.getpid(), 9)
     replace(*names)
 os.replace = killed
-publish(Registry(LocalStore(Path(sys.argv[1]))), Publication(Reference("acme", "ner"), checkpoint.describe(folder), folder))
+publish(Registry(LocalStore(Path(sys.argv[1]))), Publication(Reference.parse("acme/ner"), checkpoint.describe(folder), folder))
 """
 
 

@@ -31,7 +31,7 @@ from tests.clocks import clock
 from tests.hub_server import HubServer, hub_server
 from tests.sources.web_server import Site, serving
 
-NER = Reference("acme", "ner")
+NER = Reference.parse("acme/ner")
 
 
 class Origin(ABC):

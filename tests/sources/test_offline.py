@@ -196,7 +196,7 @@ def test_names_that_differ_only_in_upper_and_lower_case_are_kept_apart(world):
     names = CachedNames(world.cache)
     seen = Meaning(Reference.parse("team:acme/ner@v1"), Digest("sha256:" + "0" * 64), "team (memory)")
     names.remember(NER, seen)
-    other = Reference("acme", "ner", version="Champion")
+    other = Reference.parse("acme/ner@Champion")
     names.remember(other.at("champion"), seen)
     assert names.recall(NER) == seen
     assert names.recall(other) is None

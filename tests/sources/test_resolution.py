@@ -31,7 +31,7 @@ from tests.checkpoints import content_of
 from tests.sources.remote import Remote
 from tests.sources.web_server import serving
 
-NER = Reference("acme", "ner")
+NER = Reference.parse("acme/ner")
 
 
 class World:
@@ -116,7 +116,7 @@ def test_a_typing_error_is_helped_with_though_a_later_source_does_not_answer(wor
     with pytest.raises(
         UnreachableError, match=r"team .* The nearest names elsewhere are: acme/sentiment\. Name the source"
     ):
-        world.hub().pull(Reference("acme", "sentimnt"))
+        world.hub().pull(Reference.parse("acme/sentimnt"))
 
 
 def test_a_source_that_refuses_to_answer_ends_the_search_too(world, monkeypatch):

@@ -20,7 +20,7 @@ from tests.s3_proxy import Exchange, Proxy, proxied
 from tests.s3_servers import QUICK, Server, new_seaweed
 
 pytestmark = pytest.mark.slow
-NER = Reference("acme", "ner")
+NER = Reference.parse("acme/ner")
 
 
 @pytest.fixture(scope="module")

@@ -143,9 +143,17 @@ def _delta(database: sqlite3.Connection, document: ReferenceDocument, record: st
     backbone, fingerprint, model = (_text(summary.get(key)) for key in keys)
     texts = filter(None, (delta_type, model, backbone))
     words = " ".join([document.name, *entry.tags, *texts, entry.message, _text(summary.get("description")) or ""])
-    namespace = document.name.partition("/")[0]
     numbers = [_whole(summary.get(key)) for key in ("size", "parameters")]
-    values = (document.name, namespace, entry.time, entry.author, delta_type, backbone, fingerprint, record)
+    values = (
+        document.name,
+        document.name.namespace,
+        entry.time,
+        entry.author,
+        delta_type,
+        backbone,
+        fingerprint,
+        record,
+    )
     insert = f"INSERT INTO deltas VALUES (NULL{', ?' * 11})"  # noqa: S608
     delta = database.execute(insert, (*values, *numbers, len(document.versions))).lastrowid
     database.execute("INSERT INTO rows VALUES (?, ?)", (delta, json.dumps(row)))

@@ -35,7 +35,7 @@ def commands(delta: Found, hub: str) -> list[Command]:
         hub: the hub's URL, e.g. ``"https://hub.acme.org"``.
     """
     name, version = delta.document.name, delta.version
-    folder = f"./{name.partition('/')[2]}"
+    folder = f"./{name.name}"
     # Quoted against shell injection: the name comes from a config written by another user.
     backbone = shlex.quote(" ".join(backbone_name(delta.manifest.config).split()) or "BACKBONE")
     download = f"HF_ENDPOINT={hub} hf download {name} --revision {version} --local-dir {folder}"

@@ -31,7 +31,7 @@ def hidden_names(request: Request) -> tuple[str, ...]:
     if caller.scope == "none":
         raise Refusal(401, "This hub requires a token. Sign in with one that has read access.")
     private = state_of(request).records.private()
-    return tuple(name for name in private if not caller.may_read(name.partition("/")[0], private=True))
+    return tuple(name for name in private if not caller.may_read(name.namespace, private=True))
 
 
 def query_visible(request: Request, ask: Callable[[tuple[str, ...]], T]) -> T:

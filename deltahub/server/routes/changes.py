@@ -147,7 +147,7 @@ class Change:
             else:
                 tree[path] = self._entry_of(path, operation)
             read = partial(self._read, tree[path])
-            refuse_pickle_within(self._state.settings, self._repository.namespace, path, tree[path].size, read)
+            refuse_pickle_within(self._state.settings, self._repository.path.namespace, path, tree[path].size, read)
         if len(tree) > _MOST_FILES:
             message = f"The commit would make a version of {len(tree):,} files, and {_MOST_FILES:,} are the most. Use several repositories."
             raise Refusal(413, message)

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from deltahub.errors import ConflictError, ReferenceSyntaxError
 from deltahub.files.reserve import with_reserve
-from deltahub.reference import Reference
+from deltahub.reference import DeltaPath, Reference
 from deltahub.registry import uploads
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.purge import forget, reuse_name
@@ -22,7 +22,6 @@ from deltahub.server.paths import MODEL
 from deltahub.server.records import Record
 from deltahub.server.repositories import (
     Repository,
-    checked,
     find_repository,
     is_old_name,
     lookup,
@@ -46,10 +45,9 @@ def create(request: Request, body: dict[str, Any]) -> Response:
         Refusal: it exists already, or cannot be created.
     """
     refuse_other_types(body.get("type"))
-    path = f"{_namespace(request, body)}/{text_field(body, 'name')}"
-    namespace = path.partition("/")[0]
+    namespace = _namespace(request, body)
     require_write(request, namespace)
-    checked(path)
+    path = DeltaPath(f"{namespace}/{text_field(body, 'name')}")
     if namespace.lower() in RESERVED:
         raise Refusal(400, f"{namespace!r} cannot be a namespace: the address /{namespace} is reserved.")
     state = state_of(request)
@@ -92,7 +90,7 @@ def _namespace(request: Request, body: dict[str, Any]) -> str:
     return only[0] if len(only) == 1 else caller.name or "anonymous"
 
 
-def _refuse_twin(state: State, path: str) -> None:
+def _refuse_twin(state: State, path: DeltaPath) -> None:
     """Refuse a name that differs from an existing one only in upper and lower case."""
     state.registry.refuse_twin(path)
     if twin := next((name for name in state.records.names() if name != path and name.lower() == path.lower()), None):
@@ -149,17 +147,16 @@ def move(request: Request, body: dict[str, Any]) -> Response:
         Refusal: the new name is taken.
     """
     refuse_other_types(body.get("type"))
-    old, new = find_repository(request, text_field(body, "fromRepo"), write=True), text_field(body, "toRepo")
-    namespace = new.partition("/")[0]
-    require_write(request, namespace)
-    checked(new)
+    old = find_repository(request, text_field(body, "fromRepo"), write=True)
+    new = DeltaPath(text_field(body, "toRepo"))
+    require_write(request, new.namespace)
     state = old.state
     if new == old.path:
         return JSONResponse({})
     existing = lookup(state, new)
     # An interrupted move may be repeated.
     is_resumed = existing and not existing.document.versions and old.document.versions and existing.record == old.record
-    if namespace.lower() in RESERVED or (existing and existing != old and not is_resumed):
+    if new.namespace.lower() in RESERVED or (existing and existing != old and not is_resumed):
         raise _taken(new)
     _refuse_twin(state, new)
 
@@ -170,7 +167,7 @@ def move(request: Request, body: dict[str, Any]) -> Response:
         return old.record
 
     if old.document.versions:
-        rename(state.registry, _reference(old.path), _reference(new), stamp_of(request))
+        rename(state.registry, Reference(old.path), Reference(new), stamp_of(request))
     else:
         state.records.change(new, change)
         state.records.delete(old.path)
@@ -179,11 +176,6 @@ def move(request: Request, body: dict[str, Any]) -> Response:
 
 def _taken(name: str) -> Refusal:
     return Refusal(409, f"{name} is taken. Choose another name.")
-
-
-def _reference(path: str) -> Reference:
-    namespace, _, name = path.partition("/")
-    return Reference(namespace, name)
 
 
 def settings(request: Request, body: dict[str, Any]) -> Response:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deltahub.checkpoint.checkpoint import CARD
+from deltahub.reference import as_delta_path
 from deltahub.registry.commit_message import commit_id
 from deltahub.registry.search.conditions import Query, Search
 from deltahub.registry.search.index import Listed
@@ -87,8 +88,7 @@ def my_repositories(request: Request) -> Response:
 
 
 def _is_own(facts: ModelInfo, caller: Caller, namespace: str | None) -> bool:
-    owner = facts.path.partition("/")[0]
-    return owner == namespace if namespace else caller.may_write(owner)
+    return facts.author == namespace if namespace else caller.may_write(facts.author)
 
 
 def _all(request: Request, state: State) -> Iterator[ModelInfo]:
@@ -100,11 +100,12 @@ def _all(request: Request, state: State) -> Iterator[ModelInfo]:
     for entry, private in _committed(request, state, Query(text=search)):
         committed.add(entry.name)
         yield _info_of(entry, records.get(entry.name), private=private)
-    for path, record in records.items():
+    for name, record in records.items():
         words = search.lower().split()
-        if record is None or path in committed or not all(word in path.lower() for word in words):
+        if record is None or name in committed or not all(word in name.lower() for word in words):
             continue
-        if caller.may_read(path.partition("/")[0], private=may_be_private(record) or path in state.records.private()):
+        path = as_delta_path(name)
+        if path and caller.may_read(path.namespace, private=may_be_private(record) or path in state.records.private()):
             document = state.registry.stored(path)
             if document is None or not (document.versions or document.moved_to):
                 yield ModelInfo(
@@ -115,13 +116,14 @@ def _all(request: Request, state: State) -> Iterator[ModelInfo]:
 def _committed(request: Request, state: State, query: Query) -> Iterator[tuple[Listed, bool]]:
     """Yield the deltas that match a query and are visible to the caller, and whether each is private."""
     caller = caller_of(request)
-    hidden = {path for path, record in state.records.all().items() if may_be_private(record)}
+    hidden = state.records.private()
     matches = state.index.search(Search(query))[0]
     # A repository created since is in the index; one deleted since is still in the records read before.
     hidden |= state.records.private()
+    namespaces: dict[str, str] = {path: path.namespace for path in hidden}
     for entry in matches:
         private = entry.name in hidden
-        if caller.may_read(entry.name.partition("/")[0], private=private):
+        if caller.may_read(namespaces.get(entry.name, ""), private=private):
             yield entry, private
 
 
@@ -143,7 +145,7 @@ def _matches(facts: ModelInfo, request: Request) -> bool:
     query = request.query_params
     required_tags = [tag for text in query.getlist("filter") for tag in text.split(",") if tag]
     required_tags += [text for text in query.getlist("pipeline_tag") if text]
-    if (author := query.get("author")) and facts.path.partition("/")[0].lower() != author.lower():
+    if (author := query.get("author")) and facts.author.lower() != author.lower():
         return False
     return not required_tags or set(required_tags) <= set(facts.all_tags())
 

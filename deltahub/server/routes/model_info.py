@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from deltahub.checkpoint.manifest import FileEntry
+from deltahub.reference import DeltaPath
 from deltahub.registry.search.index import Listed
 from deltahub.server.frontmatter import texts
 from deltahub.server.routes.trees import blob_id, lfs_facts, moment
@@ -57,6 +58,11 @@ class ModelInfo:
     listed: Listed | None = None
 
     @property
+    def author(self) -> str:
+        """The namespace."""
+        return DeltaPath(self.path).namespace
+
+    @property
     def library(self) -> str | None:
         """The library that the files are for."""
         if isinstance(name := self.card.get("library_name"), str):
@@ -101,7 +107,7 @@ class ModelInfo:
             "_id": self.path,
             "id": self.path,
             "modelId": self.path,
-            "author": self.path.partition("/")[0],
+            "author": self.author,
             "sha": self.sha,
             "lastModified": moment(self.modified),
             "createdAt": moment(self.created),

@@ -37,7 +37,7 @@ def auth_check(request: Request) -> Response:
         raise Refusal(404, f"{action!r} is not a permission: expected write.")
     repository = open_repository(request, write=bool(action))
     if action:
-        require_write(request, repository.namespace)
+        require_write(request, repository.path.namespace)
     return JSONResponse({})
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.errors import ConfigError, ReferenceSyntaxError
 from deltahub.files.documents import canonical_json
-from deltahub.reference import check_git_tag, is_version
+from deltahub.reference import DeltaPath, check_git_tag, is_version
 from deltahub.registry.commit_message import CommitDigest, commit_id, digest_in, without_digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Version, number
@@ -111,7 +111,7 @@ def names(calls: Calls, repo: str, doing: str) -> Names:
 
 
 def _document(repo: str, added: Any) -> ReferenceDocument:
-    return ReferenceDocument.from_bytes(canonical_json(added), repo) if added else ReferenceDocument(repo)
+    return ReferenceDocument.from_bytes(canonical_json(added), repo) if added else ReferenceDocument(DeltaPath(repo))
 
 
 def history(calls: Calls, repo: str, doing: str, refs: Names | None = None) -> History:
@@ -132,11 +132,10 @@ def history(calls: Calls, repo: str, doing: str, refs: Names | None = None) -> H
     return History(tuple(reversed(commits)), refs)
 
 
-def document(name: str, past: History, tags: tuple[str, ...] = ()) -> ReferenceDocument:
+def document(path: DeltaPath, past: History, tags: tuple[str, ...] = ()) -> ReferenceDocument:
     """Return the history as a reference document; the hub's own, if it has one.
 
     Args:
-        name: ``"namespace/name"``.
         tags: of the newest version.
     """
     if past.names.document:
@@ -150,7 +149,7 @@ def document(name: str, past: History, tags: tuple[str, ...] = ()) -> ReferenceD
     tags_of_commits = {tag: newest[commit] for tag, commit in past.names.tags.items() if commit in newest}
     aliases = {tag: version for tag, version in tags_of_commits.items() if tag != version and _alias(tag)}
     log = [Move(entry.time, entry.author, "push", version, after=entry.digest) for version, entry in versions.items()]
-    return ReferenceDocument(name, versions, aliases, tuple(log))
+    return ReferenceDocument(path, versions, aliases, tuple(log))
 
 
 def _version(commit: str, info: GitCommitInfo | None) -> Version:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from deltahub.errors import ConfigError
-from deltahub.reference import Digest
+from deltahub.reference import Digest, as_delta_path
 from deltahub.registry.search.conditions import Metric, Query, Search
 from deltahub.registry.search.index import Listed
 from deltahub.sources.huggingface.calls import Calls
@@ -167,9 +167,9 @@ def _entry_of(info: ModelInfo) -> Listed:
         "metrics": {result.metric_type: result.metric_value for result in _results(info)},
     }
     time = info.last_modified.strftime("%Y-%m-%dT%H:%M:%SZ") if info.last_modified else ""
-    return Listed(
-        info.id, info.sha or "", "", tags_of(info), {}, time, info.author or info.id.partition("/")[0], summary
-    )
+    path = as_delta_path(info.id)
+    author = info.author or (path.namespace if path else "")
+    return Listed(info.id, info.sha or "", "", tags_of(info), {}, time, author, summary)
 
 
 def _line(name: str, line: Mapping[str, Any]) -> Listed:

@@ -15,7 +15,7 @@ from deltahub.checkpoint.from_files import MANIFEST
 from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import CheckpointError, NotFoundError, NoVersionError
 from deltahub.link import Link
-from deltahub.reference import LATEST, Digest, Reference, is_digest
+from deltahub.reference import LATEST, DeltaPath, Digest, Reference, as_delta_path, is_digest
 from deltahub.registry.amend import Amendment
 from deltahub.registry.commit_message import commit_id
 from deltahub.registry.document import ReferenceDocument
@@ -121,7 +121,7 @@ class HuggingFace:
             return self._resolved(snapshot, read_manifest(self.calls, snapshot.repo, snapshot.commit, address))
         return self._resolved(snapshot, foreign.manifest, foreign)
 
-    def version(self, path: str, digest: Digest) -> Resolved:
+    def version(self, path: DeltaPath, digest: Digest) -> Resolved:
         """Return a version of a DeltaHub hub with all of its files, by its digest.
 
         Args:
@@ -136,7 +136,7 @@ class HuggingFace:
         address = f"/api/deltahub/{path}/manifest/{snapshot.commit}"
         return self._resolved(snapshot, read_manifest(self.calls, path, snapshot.commit, address))
 
-    def document(self, path: str) -> ReferenceDocument:
+    def document(self, path: DeltaPath) -> ReferenceDocument:
         """See `Source.document`, and `history` for what counts as a version. Only the newest version has tags."""
         doing = f"Looking up {path}"
         past = history(self.calls, path, doing)
@@ -149,11 +149,12 @@ class HuggingFace:
         info = self.calls.make(lambda: self.calls.api.model_info(path), doing, f"{self.name}:{path}")
         return document(path, past, tags_of(info))
 
-    def neighbours(self, path: str) -> tuple[str, ...]:
+    def neighbours(self, path: DeltaPath) -> tuple[DeltaPath, ...]:
         """See `Source.neighbours`."""
-        names = [entry.name for entry in search_hub(self.calls, Search())[0]]
-        near = mistyped(path.partition("/")[0], {name.partition("/")[0] for name in names})
-        inside = [name for name in names if name.partition("/")[0].lower() in {namespace.lower() for namespace in near}]
+        entries = search_hub(self.calls, Search())[0]
+        paths = [listed for entry in entries if (listed := as_delta_path(entry.name))]
+        near = {namespace.lower() for namespace in mistyped(path.namespace, {listed.namespace for listed in paths})}
+        inside = [listed for listed in paths if listed.namespace.lower() in near]
         return closest(path, inside, limit=max(len(inside), 1), cutoff=0)
 
     def search(self, search: Search) -> tuple[list[Listed], int]:
@@ -172,10 +173,10 @@ class HuggingFace:
         reference, manifest = publication.reference, publication.manifest
         if progress:
             progress(manifest.size)
-        exact = reference.exact(self.name, reference.path, published.commit)
+        exact = Reference(reference.path, source=self.name, version=published.commit)
         return Pushed(exact, manifest.digest, published.new, manifest.size, published.tags)
 
-    def amend(self, path: str, version: str | None, amendment: Amendment) -> tuple[str, Version]:
+    def amend(self, path: DeltaPath, version: str | None, amendment: Amendment) -> tuple[str, Version]:
         """See `Source.amend`; only a hub of DeltaHub keeps such changes."""
         return amend(self.calls, path, names(self.calls, path, f"Looking up {path}"), version, amendment)
 

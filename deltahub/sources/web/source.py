@@ -13,7 +13,7 @@ from deltahub.cache.remembered import CachedNames
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import ConfigError, IntegrityError
 from deltahub.link import SOURCE, Link
-from deltahub.reference import Digest, Reference
+from deltahub.reference import DeltaPath, Digest, Reference
 from deltahub.sources.base import Resolved, pause
 from deltahub.sources.partial import PARTIAL
 from deltahub.sources.web.bundle import ENDING, WebBundle, digest_in
@@ -122,7 +122,7 @@ class WebSource:
 
         return Resolved(link, digest, manifest, fetch)
 
-    def neighbours(self, path: str) -> tuple[str, ...]:
+    def neighbours(self, path: DeltaPath) -> tuple[DeltaPath, ...]:
         """Return no names: a link leads to one delta."""
         return ()
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deltahub.reference import Digest
+from deltahub.reference import DeltaPath, Digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.search import conditions, tables
@@ -19,7 +19,7 @@ def found(message: str, text: str, *, frequent: bool = False) -> bool:
     """Whether a search for a text finds a delta with this message."""
     database = tables.connect(":memory:")
     entry = Version(Digest("sha256:" + "0" * 64), "2026-01-02T03:04:05Z", "ada", message)
-    tables.remember(database, "refs/q/q.json", "1", ReferenceDocument("q/q", {"v1": entry}), None)
+    tables.remember(database, "refs/q/q.json", "1", ReferenceDocument(DeltaPath("q/q"), {"v1": entry}), None)
     asked = conditions.parts(Query(text))
     where, values = conditions.joined(asked, None if frequent else conditions.fewest(database, asked))
     (count,) = database.execute(f"SELECT count(*) FROM deltas WHERE {where}", values).fetchone()

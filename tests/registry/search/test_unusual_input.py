@@ -14,7 +14,7 @@ from deltahub.registry.search.index import Index
 @pytest.fixture
 def index(registry, checkpoint_folder, tmp_path) -> Index:
     """The index of a registry with the delta acme/ner."""
-    publish(registry, Publication(Reference("acme", "ner"), describe(checkpoint_folder), checkpoint_folder))
+    publish(registry, Publication(Reference.parse("acme/ner"), describe(checkpoint_folder), checkpoint_folder))
     return Index(tmp_path / "cache" / "index.sqlite3", registry)
 
 

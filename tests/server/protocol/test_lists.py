@@ -105,7 +105,7 @@ def test_what_was_pushed_straight_to_the_registry_is_listed_too(hub, api, new_ch
     from deltahub.checkpoint.checkpoint import describe
 
     folder = new_checkpoint()
-    publish(hub.registry, Publication(Reference("acme", "pushed"), describe(folder), folder, tags=["sst2"]))
+    publish(hub.registry, Publication(Reference.parse("acme/pushed"), describe(folder), folder, tags=["sst2"]))
 
     (found,) = api.list_models(filter=["sst2", "base_model:bert-tiny", "deltahub", "lora"])
     assert (found.id, found.library_name, found.sha) == (

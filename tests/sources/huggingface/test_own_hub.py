@@ -13,6 +13,7 @@ from deltahub.checkpoint.backbone_fit import backbone_tensors
 from deltahub.checkpoint.checkpoint import describe
 from deltahub.errors import NotFoundError, StorageError
 from deltahub.hub.copy import copy_from_hub
+from deltahub.reference import DeltaPath
 from deltahub.registry.amend import Amendment
 from deltahub.registry.commit_message import commit_id
 from deltahub.registry.edits import remove, set_tags
@@ -262,10 +263,10 @@ def test_a_query_that_is_none_is_refused(hub, server, query):
 
 
 def test_a_name_in_nearly_a_private_namespace_is_known_by_a_hub(hub, lists):
-    near = hub.source("hf").neighbours("amce/nerr")
+    near = hub.source("hf").neighbours(DeltaPath("amce/nerr"))
     assert near
     assert all(name.startswith("acme/") for name in near)
-    assert hub.source("hf").neighbours("other/ner") == ()
+    assert hub.source("hf").neighbours(DeltaPath("other/ner")) == ()
 
 
 def test_plain_files_are_pulled_from_a_hub_as_from_its_registry(hub, server, repo):
