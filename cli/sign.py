@@ -135,11 +135,15 @@ def signatures_of(checked: Sequence[tuple[str | None, str]]) -> dict[tuple[str |
 
 
 def _state(manifest: bytes, key_id: str, data: bytes, keys: Sequence[str], version: str) -> str:
-    from deltahub.signing import PublicKey, each_of, holds, stated
+    from deltahub.signing import PublicKey, is_valid_signature, split_signatures, stated_version
 
     for pem in keys:
         key = PublicKey.parse(pem.encode(), "The settings")
         if key.id == key_id:
-            names = [name for line in each_of(data) if holds(manifest, line, key, name := stated(line) or "")]
+            names = [
+                name
+                for line in split_signatures(data)
+                if is_valid_signature(manifest, line, key, name := stated_version(line) or "")
+            ]
             return "good" if {version, ""} & set(names) else "signed under another name" if names else "bad"
     return "unknown key"

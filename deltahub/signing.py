@@ -158,7 +158,7 @@ def check(manifest: bytes, signature: bytes, key: PublicKey, version: str | None
     subject = f"The signature of {Digest.of(manifest)}"
     if len(signature) > MOST:
         raise IntegrityError(subject, f"{MOST} bytes at most", f"{len(signature)} bytes", remedy)
-    with _laid_out(manifest, (stated(signature) or "") if version is None else version) as folder:
+    with _laid_out(manifest, (stated_version(signature) or "") if version is None else version) as folder:
         (folder.parent / "signature.json").write_bytes(signature)
         (folder.parent / "key.pub").write_text(key.pem, "ascii")
         config = verifying.Config().use_elliptic_key_verifier(public_key=folder.parent / "key.pub")
@@ -169,7 +169,7 @@ def check(manifest: bytes, signature: bytes, key: PublicKey, version: str | None
             raise IntegrityError(subject, f"one by the key {key.id[:16]} over this delta", actual, remedy) from error
 
 
-def trusted_by(
+def trusted_signer(
     manifest: bytes, signatures: Mapping[str, bytes], keys: Mapping[str, PublicKey], version: str = ""
 ) -> str | None:
     """Return the id of the first trusted key that signed a delta; None if there is none.
@@ -180,13 +180,15 @@ def trusted_by(
         version: the version that the signature must state, as in `check`.
     """
     for key_id in sorted(signatures.keys() & keys.keys()):
-        for signature in each_of(signatures[key_id]):
-            if stated(signature) in (version, None) and holds(manifest, signature, keys[key_id], version):
+        for signature in split_signatures(signatures[key_id]):
+            if stated_version(signature) in (version, None) and is_valid_signature(
+                manifest, signature, keys[key_id], version
+            ):
                 return key_id
     return None
 
 
-def holds(manifest: bytes, signature: bytes, key: PublicKey, version: str = "") -> bool:
+def is_valid_signature(manifest: bytes, signature: bytes, key: PublicKey, version: str = "") -> bool:
     """Return whether a signature is valid for a key, a delta and a version, as in `check`."""
     try:
         check(manifest, signature, key, version)
@@ -195,12 +197,12 @@ def holds(manifest: bytes, signature: bytes, key: PublicKey, version: str = "") 
     return True
 
 
-def each_of(data: bytes) -> list[bytes]:
+def split_signatures(data: bytes) -> list[bytes]:
     """Split the stored signatures of a key, one per line."""
     return [line for line in data.split(b"\n") if line.strip()] or [data]
 
 
-def stated(signature: bytes) -> str | None:
+def stated_version(signature: bytes) -> str | None:
     """Return the version that a signature states, ``"namespace/name@v3"``; empty for none, None if it is not a signature.
 
     The signature is not verified here.

@@ -22,7 +22,7 @@ from deltahub.registry.mirror import copy
 from deltahub.registry.publish import publish
 from deltahub.registry.registry import Registry
 from deltahub.registry.signatures import PREFIX, add_signature, copy_signatures, signatures
-from deltahub.signing import MOST, PASSWORD, PrivateKey, PublicKey, check, trusted_by
+from deltahub.signing import MOST, PASSWORD, PrivateKey, PublicKey, check, trusted_signer
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from deltahub.stores.s3 import S3Store
@@ -105,9 +105,9 @@ def test_a_signature_filed_under_another_key_counts_for_neither(key, other, mani
     signature = other.sign(manifest)
     trusted = {key.public.id: key.public}
 
-    assert trusted_by(manifest, {key.public.id: signature}, trusted) is None
-    assert trusted_by(manifest, {other.public.id: signature}, trusted) is None
-    assert trusted_by(manifest, {key.public.id: key.sign(manifest)}, trusted) == key.public.id
+    assert trusted_signer(manifest, {key.public.id: signature}, trusted) is None
+    assert trusted_signer(manifest, {other.public.id: signature}, trusted) is None
+    assert trusted_signer(manifest, {key.public.id: key.sign(manifest)}, trusted) == key.public.id
 
 
 def test_an_encrypted_key_needs_its_password(tmp_path, monkeypatch, manifest):

@@ -49,7 +49,7 @@ _TAKEN: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 Fetch = Callable[[FileEntry, Path], None]
 
 
-def pulled_as(folder: Path) -> str | None:
+def pulled_reference(folder: Path) -> str | None:
     """Return the reference that a folder in a cache was last pulled by; None for any other folder."""
     try:
         origin = json.loads(read_file(folder / ORIGIN))["origin"] if (folder / MANIFEST).exists() else None
@@ -264,19 +264,19 @@ def read_cached(get: Callable[[], Path], read: Callable[[Path], T]) -> T:
                 return read(folder)
             except (CheckpointError, IntegrityError, OSError):  # on NFS a removed file can be a stale one
                 still_there = state is not None and _state(folder) == state
-                if still_there or not _in_cache(folder) or number == READ_ATTEMPTS - 1:
+                if still_there or not _is_in_cache(folder) or number == READ_ATTEMPTS - 1:
                     raise
             marks.enter_context(_reading_mark(folder))
     raise AssertionError  # the last try returns or raises
 
 
-def published_as(folder: Path) -> Manifest | None:
+def published_manifest(folder: Path) -> Manifest | None:
     """Return the manifest of a delta in a cache, verified by the digest in its path; None for any other folder.
 
     Raises:
         IntegrityError: the manifest there is another one.
     """
-    if not _in_cache(folder):
+    if not _is_in_cache(folder):
         return None
     return Manifest.from_bytes(read_file(folder / MANIFEST), digest_in_path(folder))
 
@@ -289,7 +289,7 @@ def checked(folder: Path) -> Iterator[tuple[Path, str | None]]:
         The folder to read and, if it is in a cache, the required sha256 of its config, which vouches for the other files.
             A delta in another format, without such a config, is copied to a temporary folder and verified on the way.
     """
-    manifest = published_as(folder)
+    manifest = published_manifest(folder)
     files = {entry.path: entry.sha256 for entry in manifest.files} if manifest else {}
     if manifest is None or CONFIG in files:
         yield folder, files.get(CONFIG)
@@ -299,7 +299,7 @@ def checked(folder: Path) -> Iterator[tuple[Path, str | None]]:
         yield place / "delta", None
 
 
-def being_read(root: Path, digits: str) -> bool:
+def is_being_read(root: Path, digits: str) -> bool:
     """Check whether a reader has marked a delta in a cache.
 
     Args:
@@ -331,7 +331,7 @@ def _reading_mark(folder: Path) -> Iterator[None]:
             mark.unlink()
 
 
-def _in_cache(folder: Path) -> bool:
+def _is_in_cache(folder: Path) -> bool:
     return _DIGITS.fullmatch(f"{folder.parent.name}/{folder.name}") is not None and folder.parents[1].name == DELTAS
 
 

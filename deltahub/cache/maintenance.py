@@ -20,11 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from deltahub.cache.cache import Cache, being_read, digest_in_path, forget_killed, pulled_as
+from deltahub.cache.cache import Cache, digest_in_path, forget_killed, is_being_read, pulled_reference
 from deltahub.cache.remembered import CachedNames
 from deltahub.errors import DeltaHubError, NotFoundError, ReferenceSyntaxError
 from deltahub.files.atomic import read_file, storage_errors
-from deltahub.files.reserve import spend, with_reserve
+from deltahub.files.reserve import release_piece, with_reserve
 from deltahub.reference import LATEST, Digest, Reference, is_digest, is_version
 
 PINS: Final = "pins"
@@ -63,7 +63,9 @@ def entries(cache: Cache) -> Iterator[Cached]:
         with contextlib.suppress(OSError, ReferenceSyntaxError):  # removed meanwhile, or not a delta
             digest = digest_in_path(folder)
             size, used = _size(folder), folder.stat().st_mtime
-            yield Cached(digest, folder, pulled_as(folder) or "unknown", size, used, pinned_references.get(digest))
+            yield Cached(
+                digest, folder, pulled_reference(folder) or "unknown", size, used, pinned_references.get(digest)
+            )
 
 
 def _folders(cache: Cache) -> Iterator[Path]:
@@ -107,7 +109,7 @@ def find(cache: Cache, text: str) -> Cached:
         for entry in deltas
         if entry.digest.startswith(digest)
         and any(
-            name is None or _means(name, candidate)
+            name is None or _is_name_of(name, candidate)
             for candidate in (entry.origin, entry.pinned, *references.get(entry.digest, ()))
             if candidate
         )
@@ -143,7 +145,7 @@ def _name_and_digest(names: CachedNames, text: str) -> tuple[str | None, str]:
     return (name if version == LATEST else str(reference)), ""
 
 
-def _means(text: str, reference: str) -> bool:
+def _is_name_of(text: str, reference: str) -> bool:
     name = reference.partition(":")[2] or reference
     return text in (reference, name, reference.partition("@")[0], name.partition("@")[0])
 
@@ -263,7 +265,7 @@ def _remove(cache: Cache, deltas: Iterable[Cached]) -> list[Cached]:
                     removed.append(queue[0])
                 queue.popleft()
 
-    with_reserve(partial(spend, cache.root), remove)
+    with_reserve(partial(release_piece, cache.root), remove)
     return removed
 
 
@@ -287,6 +289,6 @@ def _is_needed(cache: Cache, entry: Cached, folder: Path) -> bool:
     """Check whether a delta was used or pinned since it was listed, or a reader needs it."""
     try:
         used = folder.stat().st_mtime > entry.used
-        return used or _pin_path(cache, entry.digest).exists() or being_read(cache.root, entry.digest.hex)
+        return used or _pin_path(cache, entry.digest).exists() or is_being_read(cache.root, entry.digest.hex)
     except FileNotFoundError:
         return False

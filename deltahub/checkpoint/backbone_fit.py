@@ -82,7 +82,7 @@ def fit(expected: Fingerprint, tensors: Tensors) -> Difference:
     rename, prefix = min(_renamings(expected, tensors), key=lambda renaming: _missing(expected, tensors, renaming[0]))
     entries = {leaf: tensors[rename(leaf.name)] for leaf in expected.leaves if rename(leaf.name) in tensors}
     expected_fingerprint = Fingerprint(
-        tuple(leaf for leaf in expected.leaves if leaf in entries or not _tied(leaf, entries, tensors))
+        tuple(leaf for leaf in expected.leaves if leaf in entries or not _is_tied(leaf, entries, tensors))
     )
     actual_fingerprint = Fingerprint(tuple(_actual_leaf(leaf, entry) for leaf, entry in entries.items()))
     difference = expected_fingerprint.compare(actual_fingerprint)
@@ -95,7 +95,7 @@ def _missing(expected: Fingerprint, tensors: Tensors, rename: Callable[[str], st
     return sum(rename(leaf.name) not in tensors for leaf in expected.leaves)
 
 
-def _tied(leaf: Leaf, entries: Mapping[Leaf, TensorEntry], tensors: Tensors) -> bool:
+def _is_tied(leaf: Leaf, entries: Mapping[Leaf, TensorEntry], tensors: Tensors) -> bool:
     """Return whether a missing matrix has the bytes of another one; vectors of zeros would be equal by chance."""
     is_copy = any((candidate.shape, candidate.hash) == (leaf.shape, leaf.hash) for candidate in entries)
     return len(leaf.shape) > 1 and leaf.name not in tensors and is_copy

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.bypassed import is_bypassed
-from deltahub.engine.insertion import Insertion, overrides
+from deltahub.engine.insertion import Insertion, acts_in
 from deltahub.engine.modules import module_at
 from deltahub.engine.offloading import device_of
 from deltahub.engine.shapes import output_widths
@@ -174,7 +174,7 @@ def _silent(backbone: nn.Module, insertions: Mapping[str, Insertion]) -> list[st
     return [
         address
         for address, insertion in insertions.items()
-        if (overrides(insertion, "before") or overrides(insertion, "after")) and is_bypassed(backbone, address)
+        if (acts_in(insertion, "before") or acts_in(insertion, "after")) and is_bypassed(backbone, address)
     ]
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from deltahub.engine.insertion import overrides
+from deltahub.engine.insertion import acts_in
 from deltahub.engine.ledger import has_run
 from deltahub.engine.modules import module_at, own_modules
 from deltahub.engine.site import site_of, was_called
@@ -43,7 +43,7 @@ def uncalled(backbone: nn.Module, delta: str, addresses: Iterable[str], serial: 
     for address in addresses:
         target = module_at(backbone, address)
         insertion = site_of(target).slots[delta]
-        if overrides(insertion, "before") or overrides(insertion, "after"):
+        if acts_in(insertion, "before") or acts_in(insertion, "after"):
             targets[address] = target
     if not (has_run(backbone, delta, serial) or any(site_of(target).called for target in targets.values())):
         return []

@@ -40,7 +40,7 @@ def fingerprint(
     originals, elsewhere = own_values(backbone), offloaded(backbone)
     leaves: list[Leaf] = []
     for name, tensor in backbone_tensors(backbone):
-        if name not in without and (version > 1 or _in_version_1(tensor)):
+        if name not in without and (version > 1 or _is_in_version_1(tensor)):
             fetch = elsewhere.get(name)
             value = originals[name] if name in originals else tensor if fetch is None else fetch()
             # A value saved before the backbone was cast counts as cast with it.
@@ -52,11 +52,11 @@ def fingerprint(
 
 def missing_from_version_1(backbone: nn.Module, without: Collection[str] = ()) -> list[str]:
     """Return the names of the tensors that version 1 leaves out."""
-    buffers = [name for name, tensor in backbone_tensors(backbone) if not _in_version_1(tensor)]
+    buffers = [name for name, tensor in backbone_tensors(backbone) if not _is_in_version_1(tensor)]
     return [name for name in (*buffers, *(name for name, _ in _other_state(backbone))) if name not in without]
 
 
-def _in_version_1(tensor: Tensor) -> bool:
+def _is_in_version_1(tensor: Tensor) -> bool:
     return isinstance(tensor, nn.Parameter) or tensor.is_floating_point()
 
 

@@ -88,7 +88,7 @@ class Insertion(nn.Module):
         return NotImplemented
 
 
-def overrides(insertion: Insertion, method: str) -> bool:
+def acts_in(insertion: Insertion, method: str) -> bool:
     """Return whether an insertion overrides one of the base class's methods."""
     return getattr(type(insertion), method) is not getattr(Insertion, method)
 

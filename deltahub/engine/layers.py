@@ -156,7 +156,7 @@ def _trial_of_linear(layer: nn.Module) -> bool | None:
     output = _called(layer, twin, x)
     if not isinstance(output, Tensor) or output.shape != expected.shape:
         return None
-    return _agree(output, expected)
+    return _are_close(output, expected)
 
 
 # ----- look-ups -----
@@ -181,7 +181,7 @@ def lookup_fault(layer: nn.Embedding) -> str:
     scale = embed_scale(twin)
     output = _called(layer, twin, rows)
     same = isinstance(output, Tensor) and output.shape == expected.shape
-    return "" if same and _agree(output, expected if scale is None else expected * scale) else mistaken
+    return "" if same and _are_close(output, expected if scale is None else expected * scale) else mistaken
 
 
 def embed_scale(layer: nn.Module) -> Tensor | float | None:
@@ -243,7 +243,7 @@ def _is_norm_of(form: NormForm, twin: nn.Module, x: Tensor, output: Any) -> bool
     weight, bias = twin._parameters["weight"], twin._parameters.get("bias")
     assert weight is not None
     n, shift = form.normalised(x), 0 if bias is None else bias
-    return _agree(output, n * weight + shift) or _agree(output, n * (1 + weight) + shift)
+    return _are_close(output, n * weight + shift) or _are_close(output, n * (1 + weight) + shift)
 
 
 # ----- biases -----
@@ -333,6 +333,6 @@ def _called(layer: nn.Module, twin: nn.Module, x: Tensor) -> Any:
         return None
 
 
-def _agree(output: Tensor, expected: Tensor) -> bool:
+def _are_close(output: Tensor, expected: Tensor) -> bool:
     error = (output.float() - expected).abs().max()
     return bool(error <= 1e-4 * expected.abs().max())  # False for a NaN

@@ -22,7 +22,7 @@ def reshard(backbone: nn.Module) -> None:
     Raises:
         ConfigError: FullyShardedDataParallel has flattened them, so that no tensor has its own shape.
     """
-    if not _among_others():
+    if not _is_one_of_several():
         return
     for module in _sharded_modules(backbone):
         module.reshard()
@@ -75,12 +75,12 @@ def done_once(backbone: nn.Module, action: Callable[[], None]) -> None:
 
 
 def _sharded_modules(backbone: nn.Module) -> list[Any]:
-    if not _among_others():
+    if not _is_one_of_several():
         return []
     from torch.distributed.fsdp import FSDPModule
 
     return [module for _, module in own_modules(backbone) if isinstance(module, FSDPModule)]
 
 
-def _among_others() -> bool:
+def _is_one_of_several() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()

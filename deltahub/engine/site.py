@@ -24,7 +24,7 @@ from torch import nn
 from torch.compiler import is_dynamo_compiling
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from deltahub.engine.insertion import Args, Insertion, Kwargs, overrides
+from deltahub.engine.insertion import Args, Insertion, Kwargs, acts_in
 from deltahub.engine.tracing import while_tracing
 from deltahub.errors import TargetError
 
@@ -102,11 +102,11 @@ class Site(nn.Module):
         self.order[name] = 1 + next(reversed(self.order.values()), -1)
         self.slots[name] = insertion
         self._modules[name] = insertion  # the last slot, so every list below stays in order
-        if overrides(insertion, "before"):
+        if acts_in(insertion, "before"):
             self.befores = (insertion, *self.befores)
-        if overrides(insertion, "after"):
+        if acts_in(insertion, "after"):
             self.afters = (*self.afters, insertion)
-        if overrides(insertion, "attend"):
+        if acts_in(insertion, "attend"):
             self.attends = (*self.attends, insertion)
 
     def turn(self, name: str, on: bool) -> None:
@@ -134,12 +134,12 @@ class Site(nn.Module):
         self._modules.clear()
         self._modules.update(active)
         ordered = tuple(active.values())
-        if overrides(added, "before"):
-            self.befores = tuple(i for i in reversed(ordered) if overrides(i, "before"))  # the last added is outermost
-        if overrides(added, "after"):
-            self.afters = tuple(i for i in ordered if overrides(i, "after"))
-        if overrides(added, "attend"):
-            self.attends = tuple(i for i in ordered if overrides(i, "attend"))
+        if acts_in(added, "before"):
+            self.befores = tuple(i for i in reversed(ordered) if acts_in(i, "before"))  # the last added is outermost
+        if acts_in(added, "after"):
+            self.afters = tuple(i for i in ordered if acts_in(i, "after"))
+        if acts_in(added, "attend"):
+            self.attends = tuple(i for i in ordered if acts_in(i, "attend"))
 
 
 def check_target(name: str, module: nn.Module) -> None:
@@ -185,9 +185,9 @@ def insert(target: nn.Module, name: str, insertion: Insertion, address: str = ""
     last = address.rpartition(".")[2]
     site.place = "*" if last.isdecimal() else last
     # Only the hooks that are needed: each costs microseconds.
-    if overrides(insertion, "before") and _before not in target._forward_pre_hooks.values():
+    if acts_in(insertion, "before") and _before not in target._forward_pre_hooks.values():
         target.register_forward_pre_hook(_before, with_kwargs=True)
-    if overrides(insertion, "after") and _after not in target._forward_hooks.values():
+    if acts_in(insertion, "after") and _after not in target._forward_hooks.values():
         target.register_forward_hook(_after, with_kwargs=True)
     site.put(name, insertion.train(target.training))
     _mark(target)
@@ -235,9 +235,9 @@ def eject(target: nn.Module, name: str) -> None:
     """Undo `insert`, and remove the hooks that no other insertion needs, and the site with its last insertion."""
     site = site_of(target)
     site.drop(name)
-    if not any(overrides(insertion, "before") for insertion in site.slots.values()):
+    if not any(acts_in(insertion, "before") for insertion in site.slots.values()):
         _unhook(target._forward_pre_hooks, target._forward_pre_hooks_with_kwargs, _before)
-    if not any(overrides(insertion, "after") for insertion in site.slots.values()):
+    if not any(acts_in(insertion, "after") for insertion in site.slots.values()):
         _unhook(target._forward_hooks, target._forward_hooks_with_kwargs, _after)
     if not site.slots:
         del target._modules[CHILD]

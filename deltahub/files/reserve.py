@@ -55,7 +55,7 @@ def _allocate(path: Path) -> None:
         os.close(descriptor)
 
 
-def spend(root: Path) -> bool:
+def release_piece(root: Path) -> bool:
     """Give up one piece.
 
     Returns:

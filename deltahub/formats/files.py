@@ -55,7 +55,7 @@ _USABLE: Final = frozenset(
 )
 
 
-def says(path: Path, key: str) -> bool:
+def has_key(path: Path, key: str) -> bool:
     """Return whether a file is a JSON object with a key; an unreadable file is not."""
     try:
         document = parse(read_limited(path, LARGEST_CONFIG))

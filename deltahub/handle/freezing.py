@@ -71,7 +71,7 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
     trainable_names: set[str] = set()
     patterns = []
     for pattern in exclude:
-        means = {delta, "", *(other for other in owners.values() if _names(pattern, other))}
+        means = {delta, "", *(other for other in owners.values() if _is_address_of(pattern, other))}
         names = [name for name, owner in owners.items() if owner in means]
         matches = {n for n in names if owners[n]} if pattern == CHILD else _matching_names(pattern, names, structure)
         trainable_names |= (matches - constants) or matches  # what is named alone has to train, or is refused below
@@ -102,7 +102,7 @@ def _detached_parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Paramete
                     yield delta_key(address, f"{name}.{key}"), parameter
 
 
-def _names(pattern: str, delta: str) -> bool:
+def _is_address_of(pattern: str, delta: str) -> bool:
     """Return whether an address names a delta: the address of a module does not mean other deltas inside it."""
     return bool(delta) and re.search(rf"\b{CHILD}\.{delta}\b", pattern.replace("\\", "")) is not None
 

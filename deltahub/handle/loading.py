@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from deltahub.cache.cache import checked, pulled_as, read_cached
+from deltahub.cache.cache import checked, pulled_reference, read_cached
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.checkpoint import Checkpoint
 from deltahub.checkpoint.config import DeltaConfig
@@ -74,7 +74,7 @@ def _read(
         saved = read_any(
             place, backbone, allow_pickle=allow_pickle, with_backbone=with_backbone, config_sha256=config_sha256
         )
-        name = pulled_as(folder)
+        name = pulled_reference(folder)
     saved = replace(saved, folder=folder)
     return saved, {**saved.parent, "name": name} if name else saved.parent
 

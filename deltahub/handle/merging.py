@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deltahub.engine.bypassed import uncalled
 from deltahub.engine.guards import refuse_routed
-from deltahub.engine.insertion import overrides as acts_in
+from deltahub.engine.insertion import acts_in
 from deltahub.engine.layers import writing_fault
 from deltahub.engine.ledger import Entry, Ledger, drop_ledger, ledger_holding
 from deltahub.engine.modules import module_at, own_modules

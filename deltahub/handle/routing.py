@@ -202,7 +202,7 @@ class _Route:
             raise RouteError(self._wrong_size(place, tuple(hidden.shape)))
         chosen = hidden.dim() == 2 and any("experts" in part for part in address.split("."))
         square = hidden.dim() > 2 and hidden.shape[1] == size > 1
-        if not certain and (chosen or (square and not self._rows_first(address))):
+        if not certain and (chosen or (square and not self._has_rows_first(address))):
             msg = (
                 f"{place} is given {list(hidden.shape)}, and it is not certain that the first dimension counts the {size} rows "
                 "of the batch. Pad the batch to another length, or route no delta that acts there."
@@ -221,7 +221,7 @@ class _Route:
             "(the length first, the tokens of all rows together, windows of an image) cannot be routed."
         )
 
-    def _rows_first(self, address: str) -> bool:
+    def _has_rows_first(self, address: str) -> bool:
         if self.row_modules is None and not torch.compiler.is_compiling():
             holders = [name for name, module in own_modules(self.backbone) if CHILD in module._modules]
             self.row_modules = modules_with_rows_first(self.backbone, holders)

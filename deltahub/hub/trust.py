@@ -29,7 +29,7 @@ from deltahub.registry.reconcile import Vouched
 from deltahub.registry.registry import Registry
 from deltahub.registry.signatures import signatures
 from deltahub.settings.source_entry import S3, is_place, place_of
-from deltahub.signing import PublicKey, each_of, holds, stated, trusted_by
+from deltahub.signing import PublicKey, is_valid_signature, split_signatures, stated_version, trusted_signer
 from deltahub.sources.base import Resolved, Source
 from deltahub.sources.catalog import Choice
 from deltahub.sources.registry import RegistrySource
@@ -178,7 +178,7 @@ def require_signature(
     trusted = {key.id: key for key in (PublicKey.parse(pem.encode(), "The settings") for pem in keys)}
     manifest, version = found.manifest.to_bytes(), _version(found)
     folder = cache / SIGNATURES / found.digest.hex
-    if key_id := trusted_by(manifest, _kept(folder, trusted), trusted, version):
+    if key_id := trusted_signer(manifest, _kept(folder, trusted), trusted, version):
         return key_id
     why = ""
     claims: Mapping[str, bytes] = {}
@@ -186,9 +186,9 @@ def require_signature(
         claims = ask(found.digest)
     except DeltaHubError as error:
         why = f"its signatures cannot be read: {error}"
-    key_id = trusted_by(manifest, claims, trusted, version)
+    key_id = trusted_signer(manifest, claims, trusted, version)
     if key_id is None:  # signatures of releases that stated no names
-        key_id = trusted_by(manifest, claims, trusted) or trusted_by(manifest, _kept(folder, trusted), trusted)
+        key_id = trusted_signer(manifest, claims, trusted) or trusted_signer(manifest, _kept(folder, trusted), trusted)
         if key_id is None:
             why = f"{why or _why(manifest, claims, trusted, version)}{because and f' ({because})'}"
             raise SignatureError(str(found.reference), why, tuple(sorted(trusted)))
@@ -213,8 +213,10 @@ def _why(manifest: bytes, claims: Mapping[str, bytes], trusted: Mapping[str, Pub
     for key_id in sorted(claims.keys() & trusted.keys()):
         others = [
             name
-            for line in each_of(claims[key_id])
-            if (name := stated(line)) and name != version and holds(manifest, line, trusted[key_id], name)
+            for line in split_signatures(claims[key_id])
+            if (name := stated_version(line))
+            and name != version
+            and is_valid_signature(manifest, line, trusted[key_id], name)
         ]
         if others:
             return f"its content is signed as {', '.join(others[:_SHOWN])} and under no other name or version"

@@ -15,7 +15,7 @@ from typing import Final
 from deltahub.errors import ConflictError, DeltaHubError, NotFoundError, Outcome, StorageError, outcome
 from deltahub.reference import Digest
 from deltahub.registry.registry import Registry
-from deltahub.signing import MOST, each_of, stated
+from deltahub.signing import MOST, split_signatures, stated_version
 from deltahub.stores.base import Swap
 from deltahub.stores.retry import SwapRetry
 from deltahub.stores.threads import spread
@@ -67,9 +67,9 @@ def add_signature(registry: Registry, digest: Digest, key_id: str, data: bytes) 
 
 def _together(there: bytes, new: bytes) -> bytes:
     """Merge signatures of a key; a new one replaces one that states the same."""
-    lines = {stated(line): line for line in each_of(there) if stated(line) is not None}
-    for line in each_of(new):
-        lines[stated(line)] = line
+    lines = {stated_version(line): line for line in split_signatures(there) if stated_version(line) is not None}
+    for line in split_signatures(new):
+        lines[stated_version(line)] = line
     together = b"\n".join(line for said, line in lines.items() if said is not None or len(lines) == 1)
     if len(together) > MOST:
         msg = "One key has signed too many versions with the same content. Sign this one with another key."
@@ -124,8 +124,8 @@ def merge_signatures(registry: Registry, digest: Digest, theirs: Mapping[str, by
     """
     mine = signatures(registry, digest) if theirs else {}
     for key_id, data in theirs.items():
-        known = {stated(line) for line in each_of(mine[key_id])} if key_id in mine else set()
-        new = [line for line in each_of(data) if not known or stated(line) not in {*known, None}]
+        known = {stated_version(line) for line in split_signatures(mine[key_id])} if key_id in mine else set()
+        new = [line for line in split_signatures(data) if not known or stated_version(line) not in {*known, None}]
         if new:
             add_signature(registry, digest, key_id, b"\n".join(new))
 

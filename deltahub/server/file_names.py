@@ -34,7 +34,7 @@ def check_path(path: str) -> str:
     """
     parts = path.split("/")
     well_formed = len(path) <= LONGEST and _PATH.fullmatch(path) and not {".", ".."}.intersection(parts)
-    if not well_formed or not _encodes(path) or any(part != part.strip() for part in parts):
+    if not well_formed or not _is_encodable(path) or any(part != part.strip() for part in parts):
         raise _refusal(
             path,
             "expected parts with '/' between them, none of them '.' or '..', without '\\', control characters and spaces at an end",
@@ -66,7 +66,7 @@ def _unwritable(part: str) -> str | None:
     return None
 
 
-def _encodes(path: str) -> bool:
+def _is_encodable(path: str) -> bool:
     try:
         path.encode()
     except UnicodeEncodeError:  # half of a surrogate pair

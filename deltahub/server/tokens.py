@@ -80,7 +80,7 @@ class DocumentCache(Generic[T]):
         """
         now = self._clock()
         cached = self._cache.get(number)
-        if cached is None or cached[0] <= now or _failed(cached[1]):
+        if cached is None or cached[0] <= now or _has_failed(cached[1]):
             usual = not suspect or number in self._existing
             pool = self._lookups.usual if usual else self._lookups.suspect
             future = asyncio.get_running_loop().run_in_executor(pool, self._read_now, number)
@@ -103,7 +103,7 @@ def _touch(cache: OrderedDict[str, Any], number: str) -> None:
         cache.popitem(last=False)
 
 
-def _failed(future: asyncio.Future[T | None]) -> bool:
+def _has_failed(future: asyncio.Future[T | None]) -> bool:
     return future.done() and (future.cancelled() or future.exception() is not None)
 
 

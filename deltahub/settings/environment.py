@@ -32,15 +32,15 @@ def forbidden(*, hub: bool = False) -> str | None:
     Args:
         hub: whether the client of Hugging Face is used.
     """
-    own_value, is_hub_offline = os.environ.get(VARIABLE), _on(_HUGGING_FACE)
-    if _on(VARIABLE):
+    own_value, is_hub_offline = os.environ.get(VARIABLE), _is_on(_HUGGING_FACE)
+    if _is_on(VARIABLE):
         return f"{VARIABLE} is set"
     if is_hub_offline and (hub or not own_value):
         return f"{_HUGGING_FACE} is set"
     return None
 
 
-def _on(variable: str) -> bool:
+def _is_on(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in _ON
 
 

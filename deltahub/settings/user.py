@@ -46,9 +46,9 @@ class Settings:
     def names(self) -> tuple[str, ...]:
         """The names of all sources in search order; public sources, open to anyone's names, come last."""
         listed = (*self.order, *(name for name in (LOCAL, *self.added, HF) if name not in self.order))
-        return tuple(sorted(listed, key=self._public))
+        return tuple(sorted(listed, key=self._is_public))
 
-    def _public(self, name: str) -> bool:
+    def _is_public(self, name: str) -> bool:
         return name == HF or (name in self.added and self.added[name].public)
 
     @property
@@ -167,7 +167,7 @@ class Settings:
             msg = f"{', '.join(names)} names a source twice. Name each once."
             raise ConfigError(msg)
         settings = replace(self, order=names)
-        early = next((name for name in names if self._public(name)), None)
+        early = next((name for name in names if self._is_public(name)), None)
         if early and settings.names[: len(names)] != names:
             msg = (
                 f"{early} is public: anybody can take a free name there, which would then hide the same name in a later "

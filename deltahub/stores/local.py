@@ -29,7 +29,7 @@ from deltahub.files.atomic import (
 )
 from deltahub.files.durable import SyncBatch
 from deltahub.files.permissions import inherit_permissions, make_folder, make_root
-from deltahub.files.reserve import reserve_space, spend
+from deltahub.files.reserve import release_piece, reserve_space
 from deltahub.stores.base import Progress, Source, Swap, object_key, require_digest, require_size
 from deltahub.stores.local_files import children, reading, replace_claimed, replace_staged, walk
 
@@ -114,7 +114,7 @@ class LocalStore:
             folders: list[Path] = []
             for sha256, source in sources.items():
                 target = self.root / object_key(sha256)
-                if _intact(target, sha256, source):
+                if _is_intact(target, sha256, source):
                     folders.append(target.parent)
                     if progress:
                         progress(len(source) if isinstance(source, bytes) else source.stat().st_size)
@@ -210,7 +210,7 @@ class LocalStore:
 
     def spend_reserve(self) -> bool:
         """Release a piece of the reserved space."""
-        return spend(self.root)
+        return release_piece(self.root)
 
     def _make_root(self) -> None:
         """Create the folder of the store durably."""
@@ -240,7 +240,7 @@ def _etag(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _intact(target: Path, sha256: str, source: Source) -> bool:
+def _is_intact(target: Path, sha256: str, source: Source) -> bool:
     """Check whether an object is stored intact; if so, its modification time is updated, so that it counts as new."""
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.errors import StorageError
 from deltahub.stores.retry import S3_ATTEMPTS
-from deltahub.stores.s3_errors import code_of, lost, s3_errors, status_of
+from deltahub.stores.s3_errors import code_of, is_unanswered, s3_errors, status_of
 from deltahub.stores.threads import interruptible
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _weakness(client: Client) -> str | None:
         except GenericError as error:
             if status_of(error) == 501 or code_of(error) == "NotImplemented":
                 return "does not know conditional writes"
-            if last or not lost(error):
+            if last or not is_unanswered(error):
                 raise
     return "refuses a write whose condition holds"
 

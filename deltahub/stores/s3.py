@@ -18,7 +18,7 @@ from deltahub.files.atomic import CHUNK, WHOLE
 from deltahub.stores.base import Progress, Source, Swap, require_digest
 from deltahub.stores.bucket import Bucket, Patience, connect
 from deltahub.stores.probe import refuse_weak
-from deltahub.stores.s3_errors import lost, s3_errors
+from deltahub.stores.s3_errors import is_unanswered, s3_errors
 from deltahub.stores.s3_upload import conditional_put, digest_of, size_of, upload
 from deltahub.stores.threads import each, interruptible, spread
 
@@ -257,6 +257,6 @@ class S3Store:
             try:
                 obstore.delete(client, key)
             except GenericError as error:
-                if not lost(error):
+                if not is_unanswered(error):
                     raise
                 obstore.delete(client, key)

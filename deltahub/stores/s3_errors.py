@@ -84,12 +84,12 @@ def code_of(error: Exception) -> str:
     return match[1] if match else ""
 
 
-def lost(error: Exception) -> bool:
+def is_unanswered(error: Exception) -> bool:
     """Check whether a request may have been carried out though its answer did not arrive."""
     return status_of(error) is None and _MACHINE not in str(error)
 
 
-def repeated(error: Exception) -> bool:
+def was_retried(error: Exception) -> bool:
     """Check whether a request was retried before this answer, so that an earlier try may have been carried out."""
     return _REPEATED.search(str(error)) is not None
 

@@ -18,7 +18,7 @@ from deltahub.files.atomic import CHUNK, sha256_file
 from deltahub.stores.base import Progress, Source, object_key, require_digest
 from deltahub.stores.bucket import PART
 from deltahub.stores.retry import S3_ATTEMPTS
-from deltahub.stores.s3_errors import lost, repeated, s3_errors
+from deltahub.stores.s3_errors import is_unanswered, s3_errors, was_retried
 from deltahub.stores.threads import Stopped
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ def conditional_put(
             try:
                 return obstore.put(client, key, data, mode=mode)["e_tag"] or ""
             except (AlreadyExistsError, PreconditionError) as error:
-                unsure = unsure or repeated(error)
+                unsure = unsure or was_retried(error)
             except GenericError as error:
-                if last or not lost(error):
+                if last or not is_unanswered(error):
                     raise
                 unsure = True
         current = read_tagged(key)  # raises if the server still does not answer

@@ -29,12 +29,12 @@ def mistyped(word: str, known_words: Iterable[str], cutoff: float = 0.7) -> tupl
     return tuple(
         spellings[candidate]
         for candidate in dict.fromkeys(
-            (*alike, *(candidate for candidate in spellings if _one_slip(word.lower(), candidate)))
+            (*alike, *(candidate for candidate in spellings if _is_one_slip(word.lower(), candidate)))
         )
     )
 
 
-def _one_slip(word: str, other: str) -> bool:
+def _is_one_slip(word: str, other: str) -> bool:
     """Return whether one letter was added, left out, taken for another one, or swapped with the next."""
     start = _shared(word, other)
     end = _shared(word[start:][::-1], other[start:][::-1])

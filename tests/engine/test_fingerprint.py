@@ -9,7 +9,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from deltahub import LoraModel
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.engine.fingerprint import backbone_tensors, fingerprint
-from deltahub.engine.overrides import opened
+from deltahub.engine.overrides import overrides_for
 from deltahub.errors import CheckpointError, DeltaHubError, FingerprintMismatch
 from tests.backbones import bert, bert_mlm, gpt2, original, stir, untouched
 
@@ -169,7 +169,7 @@ def test_tensors_left_out_or_put_in_place_of_others_decide_the_hash():
 
     assert fingerprint(backbone, head).hash == fingerprint(other, head).hash
     assert fingerprint(backbone).hash != fingerprint(other).hash
-    opened(other, head[:1])[
+    overrides_for(other, head[:1])[
         head[0]
     ].base = backbone.classifier.weight.detach()  # as while a delta has put its own there
     assert fingerprint(backbone).hash == fingerprint(other).hash

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input, map_hidden, overrides, stackable
+from deltahub.engine.insertion import Args, Insertion, Kwargs, acts_in, first_input, map_hidden, stackable
 from deltahub.engine.ledger import Entry
 from deltahub.engine.routing.heads import Head
 from deltahub.engine.site import Site
@@ -256,7 +256,7 @@ def _plan(acting: Sequence[Any], heads: Sequence[Head | None], times: int, devic
     own_heads = [head for head in heads for _ in range(times)]
 
     def only(method: str) -> list[Insertion | None]:
-        return [insertion if insertion is not None and overrides(insertion, method) else None for insertion in acting]
+        return [insertion if insertion is not None and acts_in(insertion, method) else None for insertion in acting]
 
     befores, afters, attends = only("before"), only("after"), only("attend")
     stages = [Split.of(own_heads, device)] if any(own_heads) else []

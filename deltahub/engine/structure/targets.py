@@ -68,7 +68,7 @@ def find_targets(
         matched = _match(pattern, modules, structure, common_structure, ending)
         if not matched and pattern in optional and (undivided_pattern := undivided(pattern)):
             matched = _match(undivided_pattern, modules, structure, common_structure)
-        matched = [(name, part) for name, part in matched if not _excluded(name, left_out, structure)]
+        matched = [(name, part) for name, part in matched if not _is_excluded(name, left_out, structure)]
         if not matched and pattern not in optional:
             raise _no_match(pattern, modules, exclude, structure, common_structure)
         if not matched:
@@ -99,13 +99,13 @@ def without_excluded(backbone: nn.Module, targets: Sequence[Target], exclude: Se
         NoMatchError: none is left.
     """
     structure, left_out = StructureMap.of(backbone), [*exclude, *map(marked, exclude)]
-    remaining_targets = [target for target in targets if not _excluded(target.name, left_out, structure)]
+    remaining_targets = [target for target in targets if not _is_excluded(target.name, left_out, structure)]
     if targets and not remaining_targets:
         raise NoMatchError(targets[0].name, (), f"All that it means is left out by exclude_modules={list(exclude)}.")
     return remaining_targets
 
 
-def _excluded(name: str, patterns: Sequence[str], structure: StructureMap) -> bool:
+def _is_excluded(name: str, patterns: Sequence[str], structure: StructureMap) -> bool:
     return lies_within(name, patterns) or lies_within(structure.common_name(name), patterns)
 
 

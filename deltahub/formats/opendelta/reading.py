@@ -31,7 +31,7 @@ from deltahub.engine.structure.targets import find_targets
 from deltahub.errors import AddressError, CheckpointError, ConfigError
 from deltahub.files.atomic import sha256_file
 from deltahub.files.documents import load_schema
-from deltahub.formats.files import read_config, says
+from deltahub.formats.files import has_key, read_config
 from deltahub.formats.opendelta.tensor_names import DELTA_TYPES, SILENT_MODULES, belongs_to_a_delta, chosen
 from deltahub.formats.torch_file import read_pickle
 from deltahub.log import LOGGER
@@ -110,7 +110,7 @@ _TENSORS_EVERYWHERE: Final = ("lora", "adapter", "low_rank_adapter")  # each mod
 
 def is_checkpoint(folder: Path) -> bool:
     """Return whether `folder` holds a delta saved by OpenDelta."""
-    return (folder / WEIGHTS).is_file() and says(folder / CONFIG, "delta_type")
+    return (folder / WEIGHTS).is_file() and has_key(folder / CONFIG, "delta_type")
 
 
 def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint:

@@ -20,7 +20,7 @@ from deltahub.engine.modules import own_modules
 from deltahub.engine.site import delta_key
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files.atomic import sha256_file
-from deltahub.formats.files import read_config, read_safetensors, says
+from deltahub.formats.files import has_key, read_config, read_safetensors
 from deltahub.formats.peft.export import CONFIG, WEIGHTS
 from deltahub.formats.peft.fields import check_fields
 from deltahub.formats.peft.lora_reading import lora
@@ -37,7 +37,7 @@ PICKLE: Final = "adapter_model.bin"
 
 def is_adapter(folder: Path) -> bool:
     """Return whether a folder holds an adapter saved by PEFT."""
-    return says(folder / CONFIG, "peft_type")
+    return has_key(folder / CONFIG, "peft_type")
 
 
 def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint:

@@ -176,10 +176,10 @@ def _metric_sorts(search: Query, lines: list[Listed]) -> list[tuple[str, str]]:
     names = {str(name): None for line in lines for name in _metrics(line)}
     if search.sort not in dict(SORTS):
         names = {search.sort: None, **names}
-    return [(name, f"Highest {name}") for name in [*names][:6] if name not in dict(SORTS) and _sortable(name)]
+    return [(name, f"Highest {name}") for name in [*names][:6] if name not in dict(SORTS) and _is_sortable(name)]
 
 
-def _sortable(name: str) -> bool:
+def _is_sortable(name: str) -> bool:
     try:
         Query(sort=name)
     except ConfigError:

@@ -147,7 +147,7 @@ def document(path: DeltaPath, past: History, tags: tuple[str, ...] = ()) -> Refe
         versions[newest_version] = replace(versions[newest_version], tags=tags)
     newest = {commit: version for version, commit in past.numbers.items()}
     tags_of_commits = {tag: newest[commit] for tag, commit in past.names.tags.items() if commit in newest}
-    aliases = {tag: version for tag, version in tags_of_commits.items() if tag != version and _alias(tag)}
+    aliases = {tag: version for tag, version in tags_of_commits.items() if tag != version and _is_alias(tag)}
     log = [Move(entry.time, entry.author, "push", version, after=entry.digest) for version, entry in versions.items()]
     return ReferenceDocument(path, versions, aliases, tuple(log))
 
@@ -161,7 +161,7 @@ def _version(commit: str, info: GitCommitInfo | None) -> Version:
     return Version(digest_in(info.message) or CommitDigest(commit), time, ", ".join(info.authors), message)
 
 
-def _alias(tag: str) -> bool:
+def _is_alias(tag: str) -> bool:
     try:
         return bool(check_git_tag(tag))
     except ReferenceSyntaxError:

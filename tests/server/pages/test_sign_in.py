@@ -11,7 +11,7 @@ import requests
 from deltahub.server import sessions, tokens
 from deltahub.server.app import build_app
 from deltahub.server.pages.browsers import COOKIE
-from deltahub.server.pages.sign_in import own_path
+from deltahub.server.pages.sign_in import path_on_this_hub
 from deltahub.server.settings import Settings
 from tests.server.pages.conftest import Pages
 from tests.server.running import listening
@@ -189,7 +189,7 @@ def test_a_token_in_a_header_goes_before_the_cookie(hub, secret):
     ],
 )
 def test_the_way_back_leads_to_this_hub_alone(asked, expected):
-    assert own_path(asked) == expected
+    assert path_on_this_hub(asked) == expected
 
 
 @pytest.mark.parametrize(("theme", "shown"), [("dark", 'data-theme="dark"'), ("light", 'data-theme="light"')])
