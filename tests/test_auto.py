@@ -128,7 +128,7 @@ def test_a_moved_alias_leads_to_another_version(published, tmp_path):
     assert torch.equal(published["v2"], logits_of(backbone))
 
 
-def test_what_is_pulled_can_lie_elsewhere(published, tmp_path):
+def test_cache_dir_moves_the_cache_for_one_call(published, tmp_path):
     load("me/sst2", bert(), cache_dir=tmp_path / "elsewhere", force_download=True)
 
     assert list((tmp_path / "elsewhere").rglob("delta.safetensors"))
@@ -172,7 +172,7 @@ def test_the_factory_has_only_what_it_can_run():
     assert inspect.signature(ours).parameters == inspect.signature(theirs).parameters
 
 
-def test_a_class_gets_no_dtype_that_nobody_asked_for(monkeypatch):
+def test_a_class_gets_no_dtype_unless_requested(monkeypatch):
     asked = {}
     monkeypatch.setattr(LoraModel, "from_config", classmethod(lambda cls, *_, **options: asked.update(options)))
     AutoDeltaModel.from_config(LoraConfig(), bert())

@@ -29,7 +29,7 @@ def test_a_short_form_uses_options_that_the_benchmark_has(name, short):
         assert f'add_argument("{option}"' in text(name)
 
 
-def test_the_help_says_of_every_part_what_the_benchmark_says_of_itself():
+def test_the_help_of_every_part_comes_from_its_benchmark():
     help_ = subprocess.run(
         [sys.executable, BENCHMARKS / "run.py", "--help"], capture_output=True, text=True, check=True
     ).stdout

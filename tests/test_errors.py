@@ -132,7 +132,7 @@ def test_every_error_class_has_an_example():
 
 
 @each_error
-def test_the_sentence_says_what_happened(error, sentence):
+def test_the_message_says_what_happened(error, sentence):
     assert str(error) == sentence
 
 
@@ -166,7 +166,7 @@ def test_one_except_clause_catches_them_all(error, sentence):
         (PickleRefusedError, CheckpointError),
     ],
 )
-def test_errors_are_also_what_python_calls_such_a_thing(error, builtin):
+def test_errors_are_also_the_matching_builtin_exceptions(error, builtin):
     assert issubclass(error, builtin)
 
 

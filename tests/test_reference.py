@@ -149,7 +149,7 @@ BAD_NAMES = [
 
 
 @pytest.mark.parametrize("text", BAD_NAMES, ids=ascii)
-def test_a_bad_name_is_refused_wherever_a_name_can_stand(text):
+def test_an_invalid_name_is_refused_in_every_position(text):
     for check in (check_name, check_alias, check_version):
         assert not accepted(check, text) or (text == "a/b" and check is not check_name)
     for reference in (f"{text}/name", f"namespace/{text}", f"namespace/name@{text}", f"local:{text}/name"):
@@ -168,7 +168,7 @@ def test_an_alias_is_called_as_a_git_tag_and_named_in_a_reference(mark):
 @pytest.mark.parametrize(
     "mark", ["/a", "a/", "a//b", "a/.b", "a/b.lock", "a/../b", "a b", "a:b", "a~1", "a^", "a?", "refs/x"]
 )
-def test_what_git_refuses_as_a_tag_is_no_alias(mark):
+def test_an_invalid_git_tag_is_not_an_alias(mark):
     assert not accepted(check_alias, mark)
 
 
@@ -246,7 +246,7 @@ def test_other_words_can(text):
 
 
 @pytest.mark.parametrize("text", ["sha256:", "sha256:abc", f"sha256:{'a' * 65}", "sha256:ABCDEF012345", "sha256:xyz"])
-def test_a_bad_digest_is_told_what_a_digest_is(text):
+def test_an_invalid_digest_error_says_what_a_digest_looks_like(text):
     with pytest.raises(ReferenceSyntaxError, match="expected 'sha256:' and 12 to 64 of the digits 0-9 a-f"):
         check_version(text)
 
@@ -259,7 +259,7 @@ def test_a_bad_source_is_refused(source):
         Reference.parse(f"{source}:a/b")
 
 
-def test_versions_and_digests_are_told_apart():
+def test_versions_and_digests_are_distinguished():
     assert (is_version("v3"), is_version("v0"), is_version("champion"), is_version("v3\n")) == (
         True,
         False,
@@ -287,6 +287,6 @@ def test_a_text_that_is_not_a_whole_digest_is_refused(text):
         Digest(text)
 
 
-def test_the_stand_in_for_a_digest_is_copied_as_it_is():
+def test_the_placeholder_for_a_digest_is_copied_unchanged():
     digest = CommitDigest("a" * 40)
     assert [copy.deepcopy(digest), pickle.loads(pickle.dumps(digest))] == [digest, digest] == [f"commit:{'a' * 40}"] * 2

@@ -130,7 +130,7 @@ def test_a_password_for_another_key_is_no_hindrance(tmp_path, monkeypatch, manif
     check(manifest, signing.sign(manifest), signing.public)
 
 
-def test_what_is_no_key_of_the_right_kind_is_refused(tmp_path):
+def test_a_key_of_the_wrong_type_is_refused(tmp_path):
     path = new_key(tmp_path / "key.pem")
     big = rsa.generate_private_key(65537, 2048)
     (tmp_path / "rsa.pem").write_bytes(big.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -169,7 +169,7 @@ def test_a_signed_delta_is_pulled_from_a_registry_that_asks_for_it(team, tmp_pat
     assert list(signatures(team, pushed.digest)) == [key.public.id]
 
 
-def test_an_unsigned_delta_is_refused_and_nothing_of_it_is_fetched(team, tmp_path, key, checkpoint_folder):
+def test_an_unsigned_delta_is_refused_and_not_downloaded(team, tmp_path, key, checkpoint_folder):
     hub = hub_of(team, tmp_path, key)
     hub.push(checkpoint_folder, "acme/ner")
     with pytest.raises(SignatureError) as caught:
@@ -211,7 +211,7 @@ def test_a_key_that_is_no_longer_trusted_no_longer_counts_even_for_what_is_cache
         hub_of(team, tmp_path, other).pull(REF)
 
 
-def test_what_was_checked_can_be_checked_again_without_the_registry(team, tmp_path, key, checkpoint_folder):
+def test_verified_signatures_can_be_verified_again_offline(team, tmp_path, key, checkpoint_folder):
     hub = hub_of(team, tmp_path, key)
     hub.push(checkpoint_folder, "acme/ner", sign=key)
     hub.pull(REF)
@@ -223,7 +223,7 @@ def test_what_was_checked_can_be_checked_again_without_the_registry(team, tmp_pa
         hub_of(team, tmp_path, key, cache="fresh").pull(REF)
 
 
-def test_what_is_kept_in_the_cache_is_checked_and_not_believed(team, tmp_path, key, other, checkpoint_folder):
+def test_cached_signatures_are_verified_again(team, tmp_path, key, other, checkpoint_folder):
     hub = hub_of(team, tmp_path, key)
     pushed = hub.push(checkpoint_folder, "acme/ner")
     kept = tmp_path / "cache" / PREFIX / pushed.digest[7:] / f"{key.public.id}.json"
@@ -248,7 +248,7 @@ def test_a_lock_file_is_no_way_around_the_policy(team, tmp_path, key, checkpoint
         strict.pull(REF)
 
 
-def test_what_is_not_signed_is_not_locked_where_signatures_are_asked_for(team, tmp_path, key, checkpoint_folder):
+def test_unsigned_deltas_are_not_locked_where_signatures_are_required(team, tmp_path, key, checkpoint_folder):
     hub = hub_of(team, tmp_path, key)
     pushed = hub.push(checkpoint_folder, "acme/ner")
     with pytest.raises(SignatureError, match="it is not signed"):
@@ -298,7 +298,7 @@ def test_a_signature_of_an_earlier_release_counts_with_a_warning(team, tmp_path,
     assert caplog.text == ""
 
 
-def test_the_policy_belongs_to_the_place_whatever_it_is_called(team, tmp_path, key, checkpoint_folder):
+def test_the_policy_belongs_to_the_address_under_any_name(team, tmp_path, key, checkpoint_folder):
     hub_of(team, tmp_path).push(checkpoint_folder, "acme/ner")
     (tmp_path / "link").symlink_to(tmp_path / "team")
     other = Registry(LocalStore(tmp_path / "link"), "other")

@@ -48,7 +48,7 @@ def test_it_is_fetched_again_on_demand(cache, source):
 
 
 @pytest.mark.parametrize("name", ["README.md", "backbone.json", "delta.safetensors", "delta_config.json", MANIFEST])
-def test_what_is_damaged_or_gone_is_fetched_again(cache, source, name):
+def test_damaged_or_missing_files_are_downloaded_again(cache, source, name):
     path = source.into(cache) / name
     data = path.read_bytes()
     flipped = [data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :] for place in range(0, len(data), 9)]
@@ -93,7 +93,7 @@ def test_a_delta_is_placed_though_the_folder_of_all_is_removed_meanwhile(cache, 
 
 @pytest.mark.parametrize("name", ["delta.safetensors", "delta_config.json", MANIFEST])
 @pytest.mark.parametrize("kind", ["a pipe", "a device", "64 GB of nothing"])
-def test_what_is_no_file_of_a_delta_is_not_read_and_fetched_again(cache, source, name, kind):
+def test_files_that_are_not_part_of_a_delta_are_not_read(cache, source, name, kind):
     path = source.into(cache) / name
     path.unlink()
     if kind == "a pipe":
@@ -152,7 +152,7 @@ def test_a_full_disk_is_one_sentence(cache, source, faults):
     )
 
 
-def test_a_cache_that_may_only_be_read_serves_what_it_has(shared_folder, source, new_checkpoint, as_nobody):
+def test_a_read_only_cache_serves_its_deltas(shared_folder, source, new_checkpoint, as_nobody):
     cache, other = Cache(shared_folder / "cache"), Fetched(new_checkpoint(value=0.25))
     source.into(cache)
     as_nobody()
@@ -198,7 +198,7 @@ def test_the_next_pull_removes_what_a_killed_one_left_but_no_running_one(cache, 
     assert [path.name for path in (cache.root / "staging").iterdir()] == [new]
 
 
-def test_a_copy_is_of_what_was_published_or_is_none(cache, source, tmp_path):
+def test_a_copy_is_the_published_content_or_fails(cache, source, tmp_path):
     folder = source.into(cache)
     (folder / "README.md").write_bytes(b"x")
     with pytest.raises(IntegrityError, match=r"README\.md in the cache is damaged: .* Repeat the pull\."):

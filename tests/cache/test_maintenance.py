@@ -53,7 +53,7 @@ def gone(removed) -> list[str]:
 # ----- what is there -----
 
 
-def test_what_is_cached_is_listed_with_its_origin_and_its_bytes(cache, source):
+def test_cached_deltas_are_listed_with_origin_and_size(cache, source):
     folder = source.into(cache)
     (entry,) = entries(cache)
 
@@ -109,7 +109,7 @@ def test_a_delta_that_is_not_in_the_cache_is_not_found(cache, aged):
         find(cache, "acme/nix")
 
 
-def test_a_name_with_two_versions_in_the_cache_must_be_told_apart(cache, aged):
+def test_a_name_with_two_cached_versions_is_ambiguous(cache, aged):
     aged(1, "local:acme/ner@v1")
     second = aged(2, "local:acme/ner@v2")
 
@@ -121,7 +121,7 @@ def test_a_name_with_two_versions_in_the_cache_must_be_told_apart(cache, aged):
 # ----- what goes -----
 
 
-def test_pruning_removes_what_was_not_used_for_a_while(cache, source, aged):
+def test_pruning_removes_unused_deltas(cache, source, aged):
     old = aged(1)
     source.into(cache)
 
@@ -138,7 +138,7 @@ def test_using_a_delta_keeps_it(cache, source):
     assert prune(cache, older=3600) == []
 
 
-def test_a_cache_that_is_too_big_loses_what_was_not_used_for_longest(cache, aged):
+def test_a_cache_over_its_limit_loses_the_least_recently_used(cache, aged):
     ages = [aged(used) for used in (3, 1, 2)]
     size = max(entry.size for entry in entries(cache))
 
@@ -173,7 +173,7 @@ def test_a_dry_run_says_the_same_and_removes_nothing(cache, aged):
     assert len(planned) == 3
 
 
-def test_what_is_pinned_stays_whatever_is_pruned(cache, aged):
+def test_a_pinned_delta_is_never_pruned(cache, aged):
     kept, other = aged(1), aged(2)
     pin(cache, kept, "local:acme/ner@v1", lambda: None)
 
@@ -216,7 +216,7 @@ def test_a_delta_that_cannot_be_fetched_is_not_pinned(cache, source):
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("how", ["used", "pinned"])
-def test_what_was_used_or_pinned_since_it_was_listed_stays(cache, source, monkeypatch, moment, how):
+def test_a_delta_used_or_pinned_since_it_was_listed_is_kept(cache, source, monkeypatch, moment, how):
     os.utime(source.into(cache), (1, 1))
     replace = os.replace
 
@@ -243,7 +243,7 @@ def test_what_was_used_or_pinned_since_it_was_listed_stays(cache, source, monkey
     assert cache.damage(source.digest) is None
 
 
-def test_what_another_process_pruned_is_no_error(cache, aged):
+def test_a_delta_pruned_by_another_process_is_not_an_error(cache, aged):
     aged(1)
     doomed = list(entries(cache))
     shutil.rmtree(doomed[0].folder)

@@ -91,7 +91,7 @@ def test_a_reader_whose_delta_goes_again_and_again_gives_up(cache, source):
     assert list((cache.root / READING).iterdir()) == []
 
 
-def test_what_a_killed_reader_left_holds_for_an_hour(cache, source):
+def test_a_killed_readers_mark_is_valid_for_an_hour(cache, source):
     source.into(cache)
     mark = cache.root / READING / f"{source.digest[7:]}.{'0' * 32}"
     mark.parent.mkdir()

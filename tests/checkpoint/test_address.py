@@ -79,7 +79,7 @@ def test_a_longer_first_part_is_another_name(name, more):
     ("name", "expected"),
     [("layer.0", True), ("layer.0.dense.weight", True), ("layer.1.dense", False), ("layer", False)],
 )
-def test_what_a_module_contains_lies_within_it(name, expected):
+def test_children_of_a_module_are_inside_it(name, expected):
     assert lies_within(name, ["head", "0"]) == expected
 
 

@@ -66,13 +66,13 @@ def test_a_delta_of_a_model_with_a_head_fits_the_model_without_it():
     assert (difference.level, difference.detail[-30:]) == (SAME_STRUCTURE, "; in the files not under bert.")
 
 
-def test_another_precision_is_said():
+def test_another_precision_is_reported():
     difference = fit(EXPECTED, tensors(SHAPES, "BF16"))
     assert difference.level == OTHER_PRECISION
     assert "embed.weight is bfloat16, expected float32" in difference.detail
 
 
-def test_resized_embeddings_are_told_from_another_backbone():
+def test_resized_embeddings_are_distinguished_from_another_backbone():
     difference = fit(EXPECTED, tensors({**SHAPES, "embed.weight": (11, 4)}))
     assert difference == Difference(RESIZED, "embed.weight is [11, 4], expected [10, 4]")
 
@@ -94,7 +94,7 @@ def test_resized_embeddings_are_told_from_another_backbone():
     ],
     ids=["nothing", "one missing", "another width", "other names", "deeper"],
 )
-def test_any_other_backbone_does_not_and_the_reason_is_said(found, detail):
+def test_any_other_backbone_does_not_fit_and_the_reason_is_given(found, detail):
     assert fit(EXPECTED, tensors(found)) == Difference(INCOMPATIBLE, detail)
 
 
@@ -147,7 +147,7 @@ def index(registry, publish, tmp_path) -> Index:
     return Index(tmp_path / "index.sqlite3", registry)
 
 
-def test_a_search_by_backbone_counts_and_pages_what_fits_and_says_how(index):
+def test_a_search_by_backbone_counts_and_pages_fitting_deltas(index):
     lines, total = index.search(Search(Query(sort="name"), limit=1, offset=1, backbone=tensors(SHAPES)))
     assert ([line.name for line in lines], total) == (["me/d1"], 3)
     assert lines[0].fit.level == SAME_STRUCTURE

@@ -115,7 +115,7 @@ def test_the_golden_record_is_still_written_and_read(version):
     ],
     ids=lambda value: value.level.replace(" ", "-") if isinstance(value, Difference) else "",
 )
-def test_each_kind_of_difference_is_told_with_the_tensors(found, expected):
+def test_each_kind_of_difference_is_reported_with_its_tensors(found, expected):
     assert BACKBONE.compare(Fingerprint(found)) == expected
 
 

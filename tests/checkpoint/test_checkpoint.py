@@ -24,11 +24,11 @@ from tests.checkpoints import content_of, save_checkpoint
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
 
 
-def test_whoever_may_read_one_file_of_a_delta_may_read_all(checkpoint_folder):
+def test_all_files_of_a_delta_have_the_same_readers(checkpoint_folder):
     assert len({(checkpoint_folder / name).stat().st_mode for name in (CONFIG, WEIGHTS, BACKBONE, CARD)}) == 1
 
 
-def test_what_was_saved_is_read_back(checkpoint_folder):
+def test_saved_documents_are_read_back(checkpoint_folder):
     found = read(checkpoint_folder)
 
     assert found.document["lora_r"] == 1

@@ -129,7 +129,7 @@ def test_a_value_that_can_never_work_is_refused_with_what_was_expected_and_found
 
 
 @pytest.mark.parametrize("value", ["query", 3])
-def test_one_name_instead_of_a_list_is_told_how_to_write_it(value):
+def test_one_name_instead_of_a_list_is_refused_with_the_correct_form(value):
     with pytest.raises(ConfigError, match=r"modified_modules must be a list of names, got .*; for one name write \["):
         LoraConfig(modified_modules=value)
     with pytest.raises(ConfigError, match="feedforward_modules must be a list of names"):

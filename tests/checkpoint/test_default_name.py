@@ -30,7 +30,7 @@ def test_the_first_fact_known_about_the_task_gives_the_name(metadata, tags, expe
     assert default_name({**CONFIG, "metadata": metadata}, tags) == expected
 
 
-def test_the_class_stands_in_for_a_backbone_without_a_name():
+def test_the_class_replaces_a_missing_backbone_name():
     assert default_name({"delta_type": "lora", "backbone_class": "T5Model"}) == "DeltaHub/lora-T5Model"
     assert default_name({"delta_type": "lora"}) == "DeltaHub/lora-backbone"
 
@@ -47,7 +47,7 @@ def test_the_namespace_is_the_environment_s(monkeypatch):
 @example("", "")
 @example("a.", ".b")
 @example("../..", "/home/ada/t5")
-def test_whatever_the_task_and_the_backbone_are_called_the_name_is_a_good_one(task, backbone):
+def test_the_default_name_is_valid_for_any_task_and_backbone(task, backbone):
     name = default_name({"delta_type": "lora", "backbone_checkpoint_name": backbone}, [task.replace("=", "")])
 
     assert Reference.parse(name).path == name

@@ -65,7 +65,7 @@ def published(folder: Path, page: bytes | None) -> Manifest:
 
 
 @pytest.mark.parametrize("page", [None, b"---\ntags: [best]\n---\n# Edited\n"])
-def test_what_a_push_to_a_hub_lays_beside_a_delta_leaves_it_what_it_is(checkpoint_folder, page):
+def test_files_added_by_a_push_to_a_hub_do_not_change_the_delta(checkpoint_folder, page):
     manifest = published(checkpoint_folder, page)
     assert described(checkpoint_folder)[0] == manifest
 
@@ -86,7 +86,7 @@ def test_a_manifest_beside_other_files_than_its_own_is_one_of_them(checkpoint_fo
     assert {entry.path for entry in found.files} >= {"manifest.json", name}
 
 
-def test_a_delta_beside_other_files_is_told_by_its_config(checkpoint_folder):
+def test_a_delta_among_other_files_is_recognised_by_its_config(checkpoint_folder):
     (checkpoint_folder / "training_args.bin").write_bytes(b"x")
     found, _ = described(checkpoint_folder)
 
@@ -174,7 +174,7 @@ def test_a_header_is_read_as_the_library_reads_it(tmp_path_factory, tensors):
 
 
 @given(st.binary(max_size=40))
-def test_what_is_no_safetensors_file_is_refused_in_a_sentence(data):
+def test_an_invalid_safetensors_file_is_one_clear_error(data):
     with pytest.raises(CheckpointError, match="x is not a safetensors file"):
         tensor_entries(lambda start, end: data[start:end], len(data), "x")
 

@@ -16,7 +16,7 @@ def gathered(center_args=(), pool=(), list_tags=(), dict_tags=(), test_result=No
     return gather(dict(center_args), dict(pool), list_tags, dict(dict_tags), test_result, usage)
 
 
-def test_nothing_said_is_nothing_saved():
+def test_empty_metadata_is_not_saved():
     assert gathered({"description": "", "train_tasks": None, "tags": []}) == {}
 
 
@@ -51,7 +51,7 @@ def test_center_args_win_over_the_pool():
     assert gathered({"license": "mit"}, pool={"license": "gpl"}) == {"license": "mit"}
 
 
-def test_what_the_checkpoint_itself_tells_is_not_repeated():
+def test_facts_of_the_checkpoint_are_not_repeated():
     assert gathered({"delta_type": "lora", "checkpoint_size": 3, "trainable_ratio": 0.1}) == {}
 
 

@@ -42,7 +42,7 @@ def test_a_push_that_expects_an_alias_elsewhere_says_both_and_publishes_nothing(
     assert run_json("show", "me/x") == before
 
 
-def test_where_an_alias_is_expected_can_be_said_by_a_digest_or_latest(run, run_json, ckpts):
+def test_expect_takes_a_digest_or_latest(run, run_json, ckpts):
     digest = run_json("show", "me/x@v1")["digest"]
     assert run("alias", "me/x", "prod", "--expect", "latest").exit_code == 4
     assert run("alias", "me/x", "prod", "--expect", digest[:19]).exit_code == 0

@@ -32,7 +32,7 @@ def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
 
 
-def test_the_list_says_what_each_was_pulled_as_how_big_it_is_and_what_is_pinned(run, run_json, two):
+def test_the_list_shows_reference_size_and_pin_of_each_delta(run, run_json, two):
     run("cache", "pin", "me/new")
     done = run("cache", "list")
     listed = {entry["origin"]: entry for entry in run_json("cache", "list")}
@@ -61,7 +61,7 @@ def test_a_digest_its_start_and_latest_name_what_is_in_the_cache(run, run_json, 
     assert run("cache", "show", f"me/old@{digest[:19]}").exit_code == 3
 
 
-def test_prune_with_a_limit_removes_what_was_not_used_for_longest(run, run_json, two):
+def test_prune_with_a_limit_removes_the_least_recently_used(run, run_json, two):
     sizes = [entry["size"] for entry in run_json("cache", "list")]
     dry = run("cache", "prune", "--max", f"{max(sizes)}B", "--dry-run")
 
@@ -72,12 +72,12 @@ def test_prune_with_a_limit_removes_what_was_not_used_for_longest(run, run_json,
     assert names(run_json("cache", "list")) == ["local:me/new@v1"]
 
 
-def test_prune_without_options_removes_what_was_not_used_for_30_days(run, run_json, two):
+def test_prune_without_options_removes_deltas_unused_for_30_days(run, run_json, two):
     assert run("cache", "prune").stdout.startswith("1 removed, ")
     assert names(run_json("cache", "list")) == ["local:me/new@v1"]
 
 
-def test_what_is_pinned_stays_until_it_is_unpinned(run, run_json, two):
+def test_a_pinned_delta_is_kept_until_unpinned(run, run_json, two):
     shutil.rmtree(two["me/old"])
     done = run("cache", "pin", "me/old@latest")
     assert (done.stdout, Path(two["me/old"]).is_dir()) == ("local:me/old@v1\n", True)
@@ -91,7 +91,7 @@ def test_what_is_pinned_stays_until_it_is_unpinned(run, run_json, two):
     assert len(run_json("cache", "prune")["removed"]) == 1
 
 
-def test_pinning_what_no_source_has_is_refused(run):
+def test_pinning_a_delta_that_no_source_has_is_refused(run):
     done = run("cache", "pin", "me/nix")
 
     assert done.exit_code != 0
@@ -108,7 +108,7 @@ def test_show_checks_a_delta_in_the_cache(run, run_json, two):
     assert "state\tdamaged: README.md" in run("cache", "show", "me/new").stdout
 
 
-def test_show_and_unpin_of_what_is_not_there_say_what_is(run, two):
+def test_show_and_unpin_of_a_missing_delta_list_the_existing_ones(run, two):
     for command in ("show", "unpin"):
         done = run("cache", command, "me/nix")
         assert done.exit_code != 0
@@ -129,7 +129,7 @@ def test_verify_repairs_from_where_a_delta_was_pulled(run, run_json, two):
     assert run_json("cache", "verify", "--repair")[0]["damage"] is None
 
 
-def test_what_cannot_be_repaired_is_named_with_the_reason(run, run_json, two):
+def test_unrepairable_damage_is_named_with_the_reason(run, run_json, two):
     damage(two["me/new"] / "README.md")
     assert run("rm", "me/new@v1").exit_code == 0
     done = run("cache", "verify", "--repair")
@@ -182,7 +182,7 @@ def test_sizes_are_read_as_people_write_them(text, size):
 
 
 @pytest.mark.parametrize("text", ["10", "GB", "-1GB", "10IB", "1e9B", "", "10 GB x"])
-def test_what_is_no_size_is_refused(run, text):
+def test_an_invalid_size_is_refused(run, text):
     with pytest.raises(BadParameter, match="such as 10GB"):
         size_in_bytes(text, "--max")
     assert run("cache", "prune", f"--max={text}").exit_code == 2

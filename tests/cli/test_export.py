@@ -21,7 +21,7 @@ def pushed(run, tmp_path):
     return push
 
 
-def test_an_adapter_is_written_and_who_can_load_it_is_said(run, pushed, tmp_path):
+def test_an_export_says_which_servers_can_load_it(run, pushed, tmp_path):
     pushed(llama())
     done = run("pull", "me/x", "--format", "peft", "--to", tmp_path / "out")
 
@@ -31,7 +31,7 @@ def test_an_adapter_is_written_and_who_can_load_it_is_said(run, pushed, tmp_path
     assert f"vllm serve MODEL --enable-lora --lora-modules NAME={tmp_path / 'out'}" in done.stderr
 
 
-def test_what_a_server_will_refuse_is_said_in_place_of_how_to_start_it(run, run_json, pushed, tmp_path):
+def test_the_page_says_what_a_server_refuses_instead_of_a_command(run, run_json, pushed, tmp_path):
     pushed(llama(), use_dora=True)
     done = run("pull", "me/x", "--format", "peft", "--to", tmp_path / "out")
 

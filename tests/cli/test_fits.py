@@ -23,7 +23,7 @@ def backbone(run, tmp_path):
     return made
 
 
-def test_how_a_delta_fits_is_said_in_json_and_in_the_table(run, run_json, backbone):
+def test_json_and_table_show_how_a_delta_fits(run, run_json, backbone):
     folder = backbone(dtype=np.float16)
     (entry,) = run_json("list", "--fits", folder)
     assert entry["fit"]["level"] == "other precision"
@@ -32,7 +32,7 @@ def test_how_a_delta_fits_is_said_in_json_and_in_the_table(run, run_json, backbo
     assert "fit" not in run_json("list")[0]
 
 
-def test_what_does_not_fit_is_listed_with_the_reason_when_asked_for(run, run_json, backbone):
+def test_deltas_that_do_not_fit_are_listed_with_the_reason_on_request(run, run_json, backbone):
     folder = backbone(embed_weight=(11, 4))
     assert run_json("list", "--fits", folder) == []
     (entry,) = run_json("list", "--fits", folder, "--near")

@@ -64,7 +64,7 @@ def test_options_that_do_not_go_together_are_wrong_usage(run, backbone, argument
     assert why in " ".join(re.sub("[│\n]", " ", done.stderr).split())
 
 
-def test_the_name_of_a_delta_is_told_from_a_folder(run):
+def test_the_name_of_a_delta_is_distinguished_from_a_folder(run):
     done = run("inspect", "acme/ner")
     assert done.exit_code == 1
     assert (
@@ -80,7 +80,7 @@ def test_a_delta_has_no_tree_to_save(run, ckpt):
     assert "need a backbone's folder" in " ".join(re.sub("[│\n]", " ", done.stderr).split())
 
 
-def test_a_picture_that_cannot_be_written_is_said_in_a_sentence(run, backbone, tmp_path):
+def test_an_unwritable_picture_is_one_clear_error(run, backbone, tmp_path):
     done = run("inspect", backbone, "--svg", tmp_path / "missing" / "tree.svg")
 
     assert done.exit_code == 6

@@ -111,7 +111,7 @@ def test_a_search_that_finds_nothing_says_how_to_see_more(run, three, arguments,
     assert "deltahub push" not in done.stderr
 
 
-def test_sorting_by_a_metric_that_nobody_has_is_said(run, three):
+def test_sorting_by_an_unknown_metric_is_reported(run, three):
     assert "No delta listed has the metric 'nme' to sort by." in run("list", "--sort", "nme").stderr
     assert "No delta listed" not in run("list", "--sort", "name").stderr
 
@@ -156,7 +156,7 @@ def test_show_tells_where_each_alias_points(run, three):
     assert "versions\tv1 (champion, prod) v2\n" in text
 
 
-def test_show_tells_what_a_delta_came_of(run, tmp_path):
+def test_show_lists_the_parents_of_a_delta(run, tmp_path):
     parents = [
         {"relation": "resumed", "digest": f"sha256:{'1' * 64}", "name": "local:a/b@v1"},
         {"relation": "converted", "digest": f"sha256:{'2' * 64}", "format": "opendelta"},
@@ -239,7 +239,7 @@ def test_a_search_that_cannot_be_read_is_wrong_usage(run, arguments):
     assert run("list", *arguments).exit_code == 2
 
 
-def test_list_finds_what_fits_a_backbone(run, run_json, three, tmp_path):
+def test_list_finds_deltas_that_fit_a_backbone(run, run_json, three, tmp_path):
     from safetensors.numpy import save_file
 
     from tests.checkpoints import LEAVES
@@ -264,7 +264,7 @@ def test_a_list_shows_how_far_a_first_index_is(run, three, monkeypatch, tmp_path
     assert seen == [("Indexing", "deltas", done, 3) for done in range(3)]
 
 
-def test_what_is_counted_is_shown_when_it_takes_a_while(monkeypatch):
+def test_a_slow_count_shows_progress(monkeypatch):
     updates = []
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(Progress, "update", lambda bar, task, **what: updates.append(what))
@@ -277,7 +277,7 @@ def test_what_is_counted_is_shown_when_it_takes_a_while(monkeypatch):
     assert updates == [{"completed": 0, "total": 2}, {"completed": 1, "total": 2}]
 
 
-def test_what_is_counted_reads_as_a_sentence(monkeypatch, capsys):
+def test_counts_read_as_a_sentence(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(output, "_SHORT", 0)
     monkeypatch.setenv("COLUMNS", "80")
@@ -288,7 +288,7 @@ def test_what_is_counted_reads_as_a_sentence(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("way", [{"quiet": True}, {"as_json": True}], ids=str)
-def test_nothing_is_counted_where_nobody_looks(monkeypatch, way):
+def test_nothing_is_counted_without_a_terminal(monkeypatch, way):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     out = Output(as_json=way.get("as_json", False), quiet=way.get("quiet", False))
     with out.counting("Indexing", "deltas") as counted:

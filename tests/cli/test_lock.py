@@ -37,7 +37,7 @@ def test_adding_keeps_what_is_locked_and_naming_replaces_it(run, run_json, file)
     assert sorted(run_json("lock", "me/x", "-o", file)) == ["me/x"]
 
 
-def test_a_pull_under_a_lock_takes_what_is_locked_and_nothing_else(run, run_json, file, monkeypatch):
+def test_a_pull_with_a_lock_file_takes_locked_versions_only(run, run_json, file, monkeypatch):
     monkeypatch.setenv("DELTAHUB_LOCK", str(file))
     assert run_json("pull", "me/x")["version"] == "v1"
     done = run("pull", "me/y")
@@ -52,7 +52,7 @@ def test_sync_leaves_the_deltas_of_other_projects_in_the_cache(run, run_json, fi
     assert (len(kept["held"]), kept["removed"], len(run_json("cache", "list"))) == (1, [], 2)
 
 
-def test_sync_brings_what_is_locked_and_with_prune_removes_the_rest(run, run_json, file):
+def test_sync_pulls_locked_deltas_and_with_prune_removes_the_rest(run, run_json, file):
     run("pull", "me/x@v2")
     assert run("sync", file, "--keep", "--prune").exit_code == 2
     done = run_json("sync", file, "--prune")

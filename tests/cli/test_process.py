@@ -43,7 +43,7 @@ def test_a_closed_output_is_no_failure(run, ckpt):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_what_belongs_on_a_closed_stderr_does_not_appear_on_stdout():
+def test_output_for_a_closed_stderr_does_not_go_to_stdout():
     done = deltahub("show", "me/x", capture_output=False, stdout=subprocess.PIPE, preexec_fn=lambda: os.close(2))
     assert (done.returncode, done.stdout) == (3, b"")
 
@@ -66,7 +66,7 @@ def test_bytes_that_are_no_text_are_refused_nowhere_with_a_traceback(run, ckpt):
         assert subprocess.run([*COMMAND, *arguments], env=environment, check=False).returncode == 0
 
 
-def test_what_others_wrote_drives_no_terminal_and_stays_on_its_line(run, ckpt, monkeypatch):
+def test_text_of_others_contains_no_terminal_codes_and_stays_on_its_line(run, ckpt, monkeypatch):
     monkeypatch.setenv("DELTAHUB_AUTHOR", "eve\t\x1b[2J\n")
     run("push", ckpt, "me/x", "-m", "one\ntwo")
     (line,) = run("log", "me/x").stdout.splitlines()
@@ -76,7 +76,7 @@ def test_what_others_wrote_drives_no_terminal_and_stays_on_its_line(run, ckpt, m
     assert "one two" in run("show", "me/x", "--quiet").stdout
 
 
-def test_a_push_that_is_told_to_end_leaves_nothing_behind(ckpt, monkeypatch, tmp_path):
+def test_a_push_stopped_by_a_signal_leaves_nothing_behind(ckpt, monkeypatch, tmp_path):
     monkeypatch.setenv("DELTAHUB_HOME", str(tmp_path / "home"))
     done = subprocess.run([sys.executable, "-c", TERMINATED, "push", str(ckpt), "me/x"], check=False)
     assert done.returncode == 128 + signal.SIGTERM

@@ -28,7 +28,7 @@ def test_pushing_the_same_content_again_is_no_new_version(run_json, ckpt):
     assert first["digest"] == second["digest"]
 
 
-def test_a_message_for_what_is_there_already_is_not_dropped_in_silence(run, ckpt):
+def test_a_message_for_existing_content_is_not_dropped_silently(run, ckpt):
     run("push", ckpt, "me/x", "-m", "first")
     assert "Already there, its message unchanged" in run("push", ckpt, "me/x", "-m", "second").stderr
 
@@ -103,7 +103,7 @@ def test_pull_of_an_unknown_version_names_those_that_there_are(run, ckpt, versio
         (["pull", "nowhere:me/x"], 3, "The source 'nowhere' was not found"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence_and_an_exit_code(run, ckpt, tmp_path, arguments, code, words):
+def test_an_impossible_request_is_one_clear_error_and_an_exit_code(run, ckpt, tmp_path, arguments, code, words):
     places = {"ckpt": ckpt, "missing": tmp_path / "missing"}
     done = run(*(argument.format(**places) for argument in arguments))
     assert code == done.exit_code
@@ -184,7 +184,7 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
         progress(10)
 
 
-def test_pull_to_a_folder_with_files_of_somebody_else_overwrites_nothing(run, ckpt, tmp_path):
+def test_pull_to_a_folder_with_other_files_overwrites_nothing(run, ckpt, tmp_path):
     run("push", ckpt, "me/x")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("mine")

@@ -99,7 +99,7 @@ def test_a_name_in_the_folder_of_a_registry_is_published_there(run, run_json, ru
 
 
 @pytest.mark.parametrize("option", [["--alias", "champion"], ["--private"]])
-def test_what_is_for_one_delta_is_refused_for_many(run, runs, option):
+def test_options_for_one_delta_are_refused_for_many(run, runs, option):
     done = run("push", *folders(runs), "--namespace", "acme", *option)
     assert done.exit_code == 2
     assert f"{option[0]} is for one delta" in " ".join(done.stderr.split())

@@ -168,7 +168,7 @@ def test_with_read_only_keys_everything_can_be_read(run, run_json, ckpt, seaweed
         (["registry", "default", "tema"], 3, "The nearest names are: team."),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence_and_changes_nothing(
+def test_an_impossible_request_is_one_clear_error_and_changes_nothing(
     run, run_json, ckpt, team, tmp_path, moto, s3_keys, arguments, code, words
 ):
     before = run_json("registry", "list")

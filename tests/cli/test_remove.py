@@ -15,7 +15,7 @@ def two(run, tmp_path) -> None:
         assert run("push", folder, "me/x", "--alias", "champion").exit_code == 0
 
 
-def test_a_removed_version_says_so_to_whoever_asks(run, run_json, two):
+def test_a_removed_version_is_reported_as_removed(run, run_json, two):
     removed = run_json("rm", "me/x@v1", "-m", "wrong data")
     assert (removed["removed"], removed["left"]) == ("local:me/x@v1", ["v2"])
     shown = run_json("show", "me/x")
@@ -26,7 +26,7 @@ def test_a_removed_version_says_so_to_whoever_asks(run, run_json, two):
     assert "by ada: wrong data. Still there: v2." in done.stderr
 
 
-def test_what_an_alias_points_to_is_not_removed(run, two):
+def test_the_target_of_an_alias_is_not_removed(run, two):
     done = run("rm", "me/x@champion")
     assert done.exit_code == 1
     assert "me/x@v2 stays as it is: the alias champion points to it." in done.stderr

@@ -59,7 +59,7 @@ def test_tokens_lie_in_the_registry_that_is_served(run, tmp_path):
     assert run("serve", "token", "list").stdout == ""
 
 
-def test_what_cannot_be_a_token_is_one_sentence(run):
+def test_an_invalid_token_is_one_clear_error(run):
     for arguments in (
         ["--name", "a/b"],
         ["--name", "ci", "--scope", "none"],

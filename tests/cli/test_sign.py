@@ -29,14 +29,14 @@ def team(run, tmp_path, key):
     return tmp_path / "team"
 
 
-def test_what_is_signed_when_it_is_pushed_is_pulled_from_a_registry_that_asks_for_it(run, run_json, team, key, ckpt):
+def test_a_delta_signed_at_push_is_pulled_where_signatures_are_required(run, run_json, team, key, ckpt):
     pushed = run_json("push", ckpt, "team:me/x", "--sign", key)
 
     assert len(pushed["signed_by"]) == 64
     assert run("pull", "team:me/x").exit_code == 0
 
 
-def test_what_is_not_signed_is_refused_until_it_is(run, run_json, team, key, ckpt):
+def test_an_unsigned_delta_is_refused_until_it_is_signed(run, run_json, team, key, ckpt):
     run("push", ckpt, "team:me/x")
     refused = run("pull", "me/x")
     assert (refused.exit_code, refused.stdout) == (DAMAGED, "")
@@ -69,7 +69,7 @@ def test_the_address_of_a_registry_is_no_way_around_its_policy(run, team, ckpt):
     assert run("pull", "me/x", "--from", team).exit_code == DAMAGED
 
 
-def test_what_is_refused_is_not_locked_and_the_lock_file_stays_as_it_was(run, team, key, ckpt, tmp_path):
+def test_a_refused_delta_is_not_locked_and_the_lock_file_is_unchanged(run, team, key, ckpt, tmp_path):
     file = tmp_path / "deltahub.lock"
     run("push", ckpt, "team:me/x", "--sign", key)
     assert run("lock", "team:me/x", "-o", file).exit_code == 0
@@ -123,7 +123,7 @@ def test_a_key_that_cannot_sign_is_refused_before_anything_is_published(run, run
     assert run_json("list") == []
 
 
-def test_verify_tells_who_signed_what(run, run_json, team, key, other, ckpt):
+def test_verify_shows_signatures_and_keys(run, run_json, team, key, other, ckpt):
     run("push", ckpt, "team:me/x", "--sign", key)
     run("sign", "team:me/x", "--key", other)
     done = run("verify", "team:me/x")
@@ -147,7 +147,7 @@ def test_verify_finds_a_signature_that_is_not_over_the_delta(run, run_json, team
     assert "me/x@v2\tits signature by the key" in done.stdout
 
 
-def test_verify_without_signatures_says_nothing_of_them(run, run_json, ckpt):
+def test_verify_without_signatures_does_not_mention_them(run, run_json, ckpt):
     run("push", ckpt, "me/x")
 
     assert run("verify").stderr == ""

@@ -38,7 +38,7 @@ def test_the_address_of_hugging_face_is_that_of_its_own_client(run_json, monkeyp
     assert run_json("source", "list")[1]["url"] == "https://hub.example"
 
 
-def test_sources_are_added_before_the_public_one_and_listed_with_what_is_said_of_them(run, run_json, tmp_path):
+def test_sources_are_added_before_the_public_one_and_listed_with_their_settings(run, run_json, tmp_path):
     added = run("source", "add", "team", tmp_path / "team", "--namespaces", "acme,acme-lab")
     assert (
         added.stdout
@@ -76,7 +76,7 @@ def test_the_order_is_chosen_and_kept(run, run_json, ckpt, team, tmp_path):
     assert names(run_json) == ["local", "other", "hf"]
 
 
-def test_what_is_off_is_neither_searched_nor_named_until_it_is_on_again(run, run_json, ckpt, team):
+def test_a_disabled_source_is_not_used_until_enabled(run, run_json, ckpt, team):
     run("push", ckpt, "me/x", "--to", "team")
     assert run("source", "disable", "team").stdout == "team is off.\n"
     assert run("source", "list").stdout.splitlines()[1].split("\t")[3] == "off"
@@ -117,7 +117,7 @@ def test_what_is_off_is_neither_searched_nor_named_until_it_is_on_again(run, run
         (["remove", "local"], 2, "The local registry cannot be removed"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence_and_changes_nothing(run, run_json, team, arguments, code, words):
+def test_an_impossible_request_is_one_clear_error_and_changes_nothing(run, run_json, team, arguments, code, words):
     before = (config_home() / FILE).read_bytes()
     done = run("source", *arguments)
     assert done.exit_code == code, done.output
@@ -160,7 +160,7 @@ def test_several_are_pulled_at_once(run, run_json, tmp_path):
     assert lines == [entry["folder"] for entry in pulled]
 
 
-def test_of_several_one_that_fails_is_told_and_the_others_are_there(run, ckpt):
+def test_one_failed_delta_is_reported_and_the_others_are_done(run, ckpt):
     run("push", ckpt, "me/x")
     done = run("pull", "me/x", "me/none", "--json")
     assert done.exit_code == 3
@@ -213,7 +213,7 @@ def test_where_a_name_is_wanted_a_link_is_refused_and_not_shown(run, command):
     assert "hidden" not in done.stderr
 
 
-def test_the_bar_grows_with_what_turns_out_to_be_needed(monkeypatch):
+def test_the_progress_bar_grows_with_the_total(monkeypatch):
     import sys
 
     from deltahub_cli.output import Output

@@ -60,7 +60,7 @@ def test_verify_repairs_from_the_cache_and_says_so(run, run_json, pulled, ckpt):
     ]
 
 
-def test_verify_that_cannot_repair_says_what_is_left_and_exits_with_5(run, ckpt):
+def test_verify_that_cannot_repair_lists_remaining_damage_and_exits_with_5(run, ckpt):
     run("push", ckpt, "me/x")
     digits = hashlib.sha256((ckpt / "delta.safetensors").read_bytes()).hexdigest()
     damage(home() / "registry" / "objects" / "sha256" / digits[:2] / digits[2:])
@@ -95,7 +95,7 @@ def test_a_damaged_token_of_a_hub_is_named_by_its_key_and_exits_with_5(run, run_
 
 
 @pytest.mark.parametrize("arguments", [["me/x", "--all"], ["{ckpt}", "--repair"]])
-def test_verify_refuses_what_it_could_only_half_do(run, ckpt, arguments):
+def test_verify_refuses_options_it_could_only_partly_apply(run, ckpt, arguments):
     assert run("verify", *(argument.format(ckpt=ckpt) for argument in arguments)).exit_code == 2
 
 
@@ -135,7 +135,7 @@ def test_the_cache_lists_checks_and_forgets(run, run_json, pulled):
     assert run("cache", "list", "--quiet").output == ""
 
 
-def test_what_is_damaged_in_the_cache_is_named_and_then_fetched_again(run, pulled):
+def test_damage_in_the_cache_is_named_and_then_repaired(run, pulled):
     damage(pulled / "delta.safetensors")
     done = run("cache", "verify")
     assert done.exit_code == 5

@@ -115,7 +115,7 @@ def test_two_adapters_on_one_module_act_one_after_the_other():
     assert torch.equal(h, both)
 
 
-def test_the_arguments_stand_in_the_order_of_the_original():
+def test_the_arguments_have_the_order_of_opendelta():
     delta = AdapterModel(bert(), 4, "relu", ["attention"], ["layer.1"], ["deltas", "classifier"], False)
 
     assert (delta.config.bottleneck_dim, delta.config.non_linearity) == (4, "relu")

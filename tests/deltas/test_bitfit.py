@@ -117,7 +117,7 @@ def test_a_module_without_any_layer_inside_is_refused():
         BitFitModel(backbone, modified_modules=["query", "empty"])
 
 
-def test_the_arguments_stand_in_the_order_of_the_original():
+def test_the_arguments_have_the_order_of_opendelta():
     delta = BitFitModel(original("bert"), ["attention"], ["layer.1"], ["deltas", "classifier"], False)
 
     assert delta.config.unfrozen_modules == ("deltas", "classifier")
@@ -147,7 +147,7 @@ def test_a_bias_is_added_to_the_channels_wherever_they_are(layer, inputs):
     assert torch.allclose(added, torch.arange(4.0).expand_as(added), atol=1e-5)
 
 
-def test_what_is_excluded_inside_an_addressed_module_gets_no_bias():
+def test_modules_excluded_inside_an_addressed_one_get_no_bias():
     delta = BitFitModel(bert(), modified_modules=["0.attention"], exclude_modules=["LayerNorm"])
 
     assert [address.rpartition(".")[2] for address in delta.insertions] == ["query", "key", "value", "dense"]

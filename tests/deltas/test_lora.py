@@ -135,7 +135,7 @@ def test_exclude_modules_is_heeded():
     assert list(delta.insertions) == ["bert.encoder.layer.1.attention.self.query"]
 
 
-def test_the_arguments_stand_in_the_order_of_the_original():
+def test_the_arguments_have_the_order_of_opendelta():
     delta = LoraModel(bert(), 4, 8, 0.1, ["query"], ["deltas", "classifier"], ["layer.1"], False)
 
     assert (delta.config.lora_r, delta.config.lora_alpha, delta.config.lora_dropout) == (4, 8, 0.1)

@@ -65,7 +65,7 @@ def heads_of(states, heads=2):
     return states.unflatten(-1, (heads, -1)).transpose(-2, -3)
 
 
-def test_keys_and_values_stand_before_those_of_the_text():
+def test_prefix_keys_and_values_come_before_those_of_the_text():
     backbone = bert()
     delta = prefix(backbone, modified_modules=["layer.0.attention"])
     attention, x = backbone.get_submodule(LAYERS[0]), torch.randn(2, 5, 16)
@@ -132,7 +132,7 @@ def test_eager_and_sdpa_agree(make, reparameterize):
     assert torch.allclose(*logits, atol=1e-4)
 
 
-def test_a_text_still_cannot_see_what_follows():
+def test_causal_attention_still_hides_later_tokens():
     backbone = llama()
     prefix(backbone)
     ids = inputs_for(backbone)["input_ids"]
@@ -385,7 +385,7 @@ def test_it_cannot_be_merged():
         delta.merge()
 
 
-def test_the_arguments_stand_in_the_order_of_the_original():
+def test_the_arguments_have_the_order_of_opendelta():
     delta = PrefixModel(bert(), 4, False, 5, 6, ["attention"], ["layer.1"], ["deltas", "classifier"], False)
     config = delta.config
 

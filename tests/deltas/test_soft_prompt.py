@@ -61,7 +61,7 @@ def by_hand(backbone, delta, **more):
 
 
 @pytest.mark.parametrize("make", [bert, gpt2, llama, opt])
-def test_soft_tokens_stand_before_the_text(make):
+def test_soft_tokens_come_before_the_text(make):
     backbone = make()
     delta = soft_prompt(backbone)
     found = logits_of(backbone)
@@ -114,7 +114,7 @@ def test_masks_segments_and_positions_grow_and_those_of_the_caller_stay():
     assert all(torch.equal(before[key], given[key]) for key in given)
 
 
-def test_an_argument_can_stand_in_its_place_and_embeddings_for_a_text():
+def test_arguments_can_be_positional_and_embeddings_replace_a_text():
     backbone = bert()
     soft_prompt(backbone)
     ids, mask = ids_of(backbone), torch.tensor([[1] * TOKENS, [1] * 5 + [0] * 2])
@@ -159,7 +159,7 @@ def test_labels_that_are_positions_move_with_the_text():
     assert torch.allclose(output.loss, sum(losses) / 2)
 
 
-def test_what_else_has_an_entry_for_each_token_can_be_named():
+def test_other_per_token_arguments_can_be_named():
     backbone = bert()
     ones = torch.ones(2, TOKENS, dtype=torch.long)
     delta = soft_prompt(backbone, other_expand_ids={"token_type_ids": 1, "attention_mask": 0})
@@ -203,7 +203,7 @@ def test_a_cache_changes_nothing_with_padding_on_the_left(make):
 
 
 @pytest.mark.parametrize("make", [gpt2, llama])
-def test_beams_share_what_a_cache_holds(make):
+def test_beams_share_cached_keys_and_values(make):
     backbone = make()
     soft_prompt(backbone)
     with torch.no_grad():
@@ -352,7 +352,7 @@ def test_the_backbone_still_says_what_it_takes():
     assert "input_ids" in expected.parameters
 
 
-def test_two_of_them_stand_one_before_the_other():
+def test_of_two_soft_prompts_one_is_before_the_other():
     backbone = gpt2()
     first, second = soft_prompt(backbone, seed=1), soft_prompt(backbone, seed=2, soft_token_num=2)
     both = logits_of(backbone)
@@ -388,7 +388,7 @@ def test_it_cannot_be_merged():
         soft_prompt(bert()).merge()
 
 
-def test_the_arguments_stand_in_the_order_of_the_original():
+def test_the_arguments_have_the_order_of_opendelta():
     delta = SoftPromptModel(bert(), 4, 0.1, False, {"token_type_ids": 1}, None, None, ["deltas", "classifier"], False)
     config = delta.config
 

@@ -141,7 +141,7 @@ class TestStretches:
         with untouched(backbone), pytest.raises(ConfigError, match=r"query .*is meant twice"):
             ParallelAdapterModel(backbone, modified_modules=twice)
 
-    def test_a_stretch_adds_what_its_formula_says(self):
+    def test_an_adapter_parallel_to_two_modules_follows_its_formula(self):
         backbone = bert()
         layer = backbone.bert.encoder.layer[0]
         delta = ParallelAdapterModel(

@@ -49,7 +49,7 @@ def function(implementation):
     return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
 
 
-def test_the_prefix_stands_before_the_keys_of_every_row_head_by_head():
+def test_the_prefix_comes_before_the_keys_of_every_row_and_head():
     call = call_of().with_prefix(*PREFIX)
 
     assert call.key.shape == call.value.shape == (BATCH, HEADS, PLACES + KEYS, WIDTH)
@@ -90,7 +90,7 @@ def test_no_mask_stays_none_where_everything_is_visible():
 
 
 @pytest.mark.parametrize("keys", [QUERIES, KEYS])
-def test_what_a_kernel_hides_by_itself_is_written_into_a_mask(keys):
+def test_masking_done_by_a_kernel_is_written_into_a_mask(keys):
     """With more keys than queries, as in a static cache that was just filled, sdpa starts the queries where the keys start."""
     module, key, value = Attention(), KEY[:, :, :keys], VALUE[:, :, :keys]
     insert(module, "prefix", TwoPlaces())
@@ -105,7 +105,7 @@ def test_what_a_kernel_hides_by_itself_is_written_into_a_mask(keys):
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_what_a_call_says_of_causality_comes_before_what_its_module_says(told):
+def test_causality_of_a_call_overrides_that_of_its_module(told):
     module = Attention()
     module.is_causal = not told
     insert(module, "prefix", TwoPlaces())
@@ -174,7 +174,7 @@ def test_a_relative_bias_counts_the_prefix_as_just_before_the_text(seen, spare):
         assert torch.equal(bias, call.position_bias[..., PLACES:])
 
 
-def test_each_of_several_prefixes_stands_just_before_the_text():
+def test_each_of_several_prefixes_is_just_before_the_text():
     attention = relative(0)
     bias = attention.compute_bias(QUERIES, KEYS, past_seen_tokens=KEYS - QUERIES)
     mask = torch.ones(1, 1, QUERIES, KEYS, dtype=torch.bool).tril(KEYS - QUERIES)
@@ -213,7 +213,7 @@ def test_an_attention_without_a_site_runs_as_it_did(implementation):
     assert torch.equal(expected, function(implementation)(module, query=QUERY, key=KEY, value=VALUE)[0])
 
 
-def test_what_else_an_attention_is_given_reaches_it():
+def test_other_arguments_of_an_attention_reach_it():
     module, given = Attention(), {}
 
     def kernel(module, query, key, value, attention_mask, **options):
@@ -225,7 +225,7 @@ def test_what_else_an_attention_is_given_reaches_it():
     assert given == {"scaling": 3, "softcap": 4}
 
 
-def test_a_detour_stands_in_for_every_attend():
+def test_a_detour_replaces_every_attention_call():
     class Detour:
         def attend(self, target, call):
             return call.with_prefix(*(10 * part for part in PREFIX))

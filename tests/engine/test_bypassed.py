@@ -217,7 +217,7 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize("model", [LoraModel, IA3Model])
 @pytest.mark.parametrize("name", ["attn", "conv", "attn.out_proj"])
-def test_the_message_on_attentions_and_convolutions_sends_nobody_in_a_circle(model, name):
+def test_refused_attentions_and_convolutions_suggest_no_address(model, name):
     with pytest.raises(TargetError) as refused:
         model(Attention(), modified_modules=[name])
     assert "Address" not in str(refused.value)

@@ -74,7 +74,7 @@ class Codes(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["codes", "zeros", "scale"])
-def test_whatever_a_quantised_layer_saves_counts(name):
+def test_all_saved_tensors_of_a_quantised_layer_count(name):
     twin = Codes()
     getattr(twin, name)[0] = 0 if name != "scale" else 2
     if name == "codes":
@@ -121,14 +121,14 @@ def test_negative_zero_and_nan_are_other_bits():
     assert level(model, twin) == "same structure, other weights"
 
 
-def test_another_precision_is_told_from_other_weights():
+def test_another_precision_is_distinguished_from_other_weights():
     difference = fingerprint(bert()).compare(fingerprint(bert().bfloat16()))
 
     assert difference.level == "other precision"
     assert "is bfloat16, expected float32" in difference.detail
 
 
-def test_renamed_tensors_are_told_from_missing_ones():
+def test_renamed_tensors_are_distinguished_from_missing_ones():
     class Wrapped(nn.Module):
         def __init__(self, inner):
             super().__init__()
@@ -142,7 +142,7 @@ def test_renamed_tensors_are_told_from_missing_ones():
 
 
 @pytest.mark.parametrize("make", [bert_mlm, gpt2])
-def test_resized_embeddings_are_told_from_another_architecture(make):
+def test_resized_embeddings_are_distinguished_from_another_architecture(make):
     longer = make()
     longer.resize_token_embeddings(53, mean_resizing=False)
     difference = fingerprint(make()).compare(fingerprint(longer))
@@ -155,7 +155,7 @@ def test_another_width_is_incompatible():
     assert level(bert(), original("bert")) == "incompatible"
 
 
-def test_what_a_delta_adds_does_not_count():
+def test_modules_added_by_a_delta_do_not_count():
     backbone = bert()
     expected = fingerprint(backbone).hash
     stir(LoraModel(backbone))

@@ -113,7 +113,7 @@ def mlps():
 
 
 @pytest.mark.parametrize("index", range(5))
-def test_what_is_called_gate_is_activated_and_w1_is_not(index):
+def test_gate_is_activated_and_w1_is_not(index):
     layer, mlp = list(mlps())[index]
     width = next(parameter.shape[-1] for parameter in getattr(mlp, layer).parameters() if parameter.dim() == 2)
     x = torch.linspace(-1, 1, 2 * width).view(1, 2, width)

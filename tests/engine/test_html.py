@@ -140,7 +140,7 @@ def test_a_common_name_is_shown_from_the_block_on(common, short):
     assert short == short_name(common)
 
 
-def test_what_is_shown_as_a_common_name_can_be_used_as_one(tmp_path):
+def test_a_shown_common_name_can_be_used(tmp_path):
     model = bert()
     structure = StructureMap.of(model)
     common = short_name(structure.common_name("bert.encoder.layer.0.attention.self.query"))

@@ -214,7 +214,7 @@ def test_a_layer_that_does_not_compute_what_a_method_assumes_is_refused_by_name(
 
 @pytest.mark.parametrize("model", [LoraModel, IA3Model, BitFitModel])
 @pytest.mark.parametrize("layer", [Doubled(8, 8), DoubledConv1D(8, 8)], ids=["Linear", "Conv1D"])
-def test_what_acts_beside_a_layer_with_a_forward_of_its_own_is_not_merged(model, layer):
+def test_a_delta_on_a_layer_with_its_own_forward_is_not_merged(model, layer):
     _refused_whole(Holder(layer), model)
 
 

@@ -73,7 +73,7 @@ def test_values_on_disk_are_compared_too(tmp_path):
     assert torch.equal(logits_of(delta.backbone_model), logits_of(away))
 
 
-def test_what_is_offloaded_does_not_train_is_not_replaced_and_not_merged(tmp_path):
+def test_offloaded_tensors_cannot_be_trained_replaced_or_merged(tmp_path):
     delta = LoraModel(bert(), lora_r=2)
     delta.freeze_module(exclude=["deltas", "classifier"])
     delta.save_finetuned(tmp_path)
@@ -114,7 +114,7 @@ class Codes(nn.Module):
         self.register_buffer("codes", torch.zeros(4, 4, dtype=torch.int8, device="meta"))
 
 
-def test_what_is_fresh_is_on_the_device_of_the_layers_own_tensors():
+def test_new_parameters_are_on_the_device_of_the_layer():
     backbone = nn.Sequential(nn.Linear(4, 4), Codes())  # on two devices, one of them without values
 
     assert device_of(backbone[1], backbone).type == "meta"

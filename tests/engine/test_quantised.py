@@ -113,7 +113,7 @@ def test_a_lora_adds_its_update_trains_and_is_loaded_again(make, tmp_path):
     assert torch.equal(again(X), backbone(X))
 
 
-def test_what_reads_or_writes_the_codes_is_refused_and_changes_nothing(make):
+def test_reading_or_writing_quantised_codes_is_refused_and_changes_nothing(make):
     backbone = make()
     plain = backbone(X)
     with pytest.raises(TargetError, match="layer cannot hold a DoRA"):
@@ -150,6 +150,6 @@ def test_a_weight_that_was_trained_whole_is_not_loaded_over_codes(make, tmp_path
     assert torch.equal(backbone(X), plain)
 
 
-def test_backbones_with_other_codes_are_told_apart(make):
+def test_backbones_with_other_codes_are_distinguished(make):
     assert fingerprint(make()).hash == fingerprint(make()).hash
     assert fingerprint(make()).hash != fingerprint(make(seed=2)).hash

@@ -42,7 +42,7 @@ def split():
     return Split.of([a, None, a, b], CPU), a, b
 
 
-def test_each_row_is_changed_by_what_acts_on_it(split):
+def test_each_row_is_changed_by_its_own_delta(split):
     assert torch.equal(plus(10, 0, 10, 20), split[0].after(None, (BATCH,), {}, BATCH))
     (changed,), _ = split[0].before(None, (BATCH,), {})
     assert torch.equal(plus(10, 0, 10, 20), changed)
@@ -52,7 +52,7 @@ Pair = namedtuple("Pair", ["hidden", "rest"])  # noqa: PYI024  (what modules of 
 
 
 @pytest.mark.parametrize("output", [(BATCH, "rest"), Pair(BATCH, "rest")], ids=["tuple", "named"])
-def test_what_else_is_returned_passes_through(split, output):
+def test_other_return_values_pass_through(split, output):
     changed = split[0].after(None, (BATCH,), {}, output)
 
     assert type(output) is type(changed)
@@ -81,7 +81,7 @@ def test_an_insertion_is_given_its_rows_of_all_that_has_rows(split):
     assert split[2].given[1]["pair"][0].tolist() == [3]
 
 
-def test_what_nothing_changes_stays_the_object_that_it_was(split):
+def test_an_unchanged_value_stays_the_same_object(split):
     rest = torch.ones(4)
     (_, same), kwargs = split[0].before(None, (BATCH, rest), {"pair": (rest, rest)})
 
@@ -126,6 +126,6 @@ class Adds(Plus):
         (Adds, "turns its input into something else"),
     ],
 )
-def test_what_rows_cannot_do_one_by_one_is_refused(kind, why):
+def test_deltas_that_cannot_act_per_row_are_refused(kind, why):
     with pytest.raises(RouteError, match=why):
         Split.of([kind(1), None, None, None], CPU).before(None, (BATCH,), {"mask": torch.ones(1, 3)})

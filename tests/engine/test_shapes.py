@@ -32,7 +32,7 @@ def test_a_norm_tells_its_width_and_others_do_not(module, expected):
     assert expected == known_width(module)
 
 
-def test_conv1d_is_told_from_a_linear_layer():
+def test_conv1d_is_distinguished_from_a_linear_layer():
     assert is_conv1d(Conv1D(5, 3))
     assert not is_conv1d(nn.Linear(3, 5))
 

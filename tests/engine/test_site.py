@@ -71,7 +71,7 @@ def test_before_runs_last_added_first():
     assert target(ONE).item() == 20  # (1 + 1) * 10
 
 
-def test_what_comes_back_on_keeps_its_slot_among_the_others():
+def test_an_insertion_turned_on_again_keeps_its_slot():
     target = nn.Identity()
     for name, insertion in {"z": Times(10), "y": Plus(1), "x": TimesBefore(2), "w": PlusBefore(3)}.items():
         insert(target, name, insertion)
@@ -208,7 +208,7 @@ def test_a_container_is_refused_and_a_child_is_named(container, hint):
         ("", False),
     ],
 )
-def test_names_of_deltas_are_told_from_those_of_the_backbone(name, expected):
+def test_names_of_deltas_are_distinguished_from_those_of_the_backbone(name, expected):
     assert expected == is_delta_name(name)
 
 

@@ -186,7 +186,7 @@ tensors = st.fixed_dictionaries(
 
 @MANY
 @given(st.dictionaries(texts, tensors | values, max_size=3), st.integers(-3, 40), st.binary(max_size=40))
-def test_a_header_that_lies_is_refused(header, more, body):
+def test_a_false_header_is_refused(header, more, body):
     data = json.dumps(header).encode()
     require_same(max(len(data) + more, 0).to_bytes(8, "little") + data + body)
     require_same(len(data).to_bytes(8, "little") + data + body)
@@ -206,7 +206,7 @@ def test_a_tensor_that_is_longer_or_shorter_than_it_says_is_refused(tensors, dat
 
 @MANY
 @given(st.integers(0, 63), st.integers(0, 1 << 30))
-def test_a_length_that_lies_is_refused_before_anything_of_that_length_is_read(bit, more):
+def test_a_false_length_is_refused_before_reading_that_much(bit, more):
     data = (1 << bit | more).to_bytes(8, "little") + b"{}"
     reads: list[int] = []
 
@@ -219,7 +219,7 @@ def test_a_length_that_lies_is_refused_before_anything_of_that_length_is_read(bi
     assert max(reads) <= len(data)
 
 
-def test_a_name_that_stands_twice_in_a_header_is_refused():
+def test_a_duplicate_name_in_a_header_is_refused():
     one = '"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
     for header in (f"{{{one},{one}}}", f'{{"a":{{}},{one}}}'):
         with pytest.raises(CheckpointError):

@@ -105,7 +105,7 @@ def repeated(action: str, world: World, after: State):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("action", ACTIONS)
-def test_what_was_acknowledged_outlasts_a_power_loss_and_the_rest_is_done_or_not(machine, world, action):
+def test_acknowledged_changes_survive_a_power_loss_and_the_rest_are_done_or_not(machine, world, action):
     root = machine.place()
     registry = world.fill(LocalStore(root))
     before, disk = state_of(registry), Disk.of(root)
@@ -124,7 +124,7 @@ def test_what_was_acknowledged_outlasts_a_power_loss_and_the_rest_is_done_or_not
 
 @pytest.mark.slow
 @pytest.mark.parametrize("action", ACTIONS)
-def test_what_is_acknowledged_after_a_kill_outlasts_a_power_loss(machine, world, action):
+def test_changes_acknowledged_after_a_kill_survive_a_power_loss(machine, world, action):
     """The one who was killed left things that were never synced, and the one who comes after it builds on them."""
     root = machine.place()
     registry = world.fill(LocalStore(root))
@@ -166,7 +166,7 @@ def test_the_first_push_of_all_makes_a_registry_that_outlasts(machine, world):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("many", "syncs"), [(2, 6), (1000, 0)], ids=["one sync", "a sync for each"])
-def test_what_outlasts_of_many_that_were_pushed_signed_is_signed(machine, world, tmp_path, monkeypatch, many, syncs):
+def test_signed_pushes_that_survive_a_power_loss_are_signed(machine, world, tmp_path, monkeypatch, many, syncs):
     monkeypatch.setattr(durable, "MANY", many)
     monkeypatch.setattr(durable, "file_system", lambda _: 0xEF53)
     root = machine.place()

@@ -73,7 +73,7 @@ def behind(proxy: Proxy, outage: Outage, bucket: Bucket) -> Registry:
 @pytest.mark.slow
 @pytest.mark.parametrize("carried_out", [False, True], ids=["not carried out", "carried out"])
 @pytest.mark.parametrize("action", ACTIONS if ALL else ["push", "alias", "rename", "gc", "import"])
-def test_whoever_is_cut_off_at_any_request_leaves_the_old_state_or_the_new_one(
+def test_a_connection_lost_at_any_request_leaves_the_old_state_or_the_new_one(
     moto, proxy, world, filled, action, carried_out
 ):
     act = ACTIONS[action]

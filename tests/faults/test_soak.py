@@ -94,7 +94,7 @@ def damage_that_was_seen(registry, entries):
     entries[-1]["damage"] = {"acme/a@v1": "weights"}
 
 
-def test_the_check_accepts_what_is_as_it_was_told(told):
+def test_the_check_accepts_a_correct_history(told):
     assert check(*told)["versions checked"] == 2
 
 

@@ -31,7 +31,7 @@ ERRORS = [error(number) for number in (errno.ENOSPC, errno.EIO, errno.EACCES, er
 
 @pytest.mark.slow
 @pytest.mark.parametrize("action", ACTIONS)
-def test_whoever_is_killed_at_any_step_leaves_the_old_state_or_the_new_one(registries, world, faults, action):
+def test_a_process_killed_at_any_step_leaves_the_old_state_or_the_new_one(registries, world, faults, action):
     act = ACTIONS[action]
     registry = registries.new("count")
     before = state_of(registry)
@@ -85,7 +85,7 @@ def test_an_error_at_any_step_is_one_sentence_and_loses_nothing(registries, worl
 @pytest.mark.slow
 @pytest.mark.parametrize("turn", range(2) if ALL else [0])
 @pytest.mark.parametrize("action", ACTIONS)
-def test_what_cannot_be_read_is_an_error_of_ours_and_loses_nothing(registries, world, monkeypatch, action, turn):
+def test_a_read_error_is_a_deltahub_error_and_loses_nothing(registries, world, monkeypatch, action, turn):
     faults = Faults(monkeypatch, removals=True, reads=True)
     act = ACTIONS[action]
     registry = registries.new("count")
@@ -126,7 +126,7 @@ READERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("failure", ERRORS, ids=lambda error: errno.errorcode[error.errno])
 @pytest.mark.parametrize("reader", READERS)
-def test_who_only_reads_gets_what_is_there_or_an_error_of_ours(registries, monkeypatch, reader, failure, quick):
+def test_readers_get_the_content_or_a_deltahub_error(registries, monkeypatch, reader, failure, quick):
     faults = Faults(monkeypatch, removals=True, reads=True)
     registry = Registry(LocalStore(registries.filled))
 

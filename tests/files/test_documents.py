@@ -16,7 +16,7 @@ STRUCTURES = sorted((ROOT / "deltahub" / "structures").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "schemas").glob("*.json")), ids=lambda path: path.stem)
-def test_a_schema_compiles_and_says_what_it_is_for(path):
+def test_a_schema_compiles_and_has_a_title(path):
     schema = load_schema(path.stem)
     fastjsonschema.compile(schema)
     assert schema["title"]

@@ -193,7 +193,7 @@ def test_tensors_of_peft_that_no_delta_has_are_refused(config, tensors, tmp_path
         ({"delta_type": "bitfit"}, {f"{QUERY}.bias": torch.ones(16, dtype=torch.bool)}),
     ],
 )
-def test_what_a_pickle_holds_beside_plain_tensors_is_refused(config, tensors, tmp_path, backbone):
+def test_a_pickle_with_anything_but_plain_tensors_is_refused(config, tensors, tmp_path, backbone):
     with pytest.raises(DeltaHubError):
         AutoDeltaModel.from_finetuned(
             opendelta(tmp_path, config, tensors), backbone_model=backbone, allow_pickle=True, check_hash=False

@@ -78,7 +78,7 @@ def test_a_checkpoint_of_the_original_gives_the_outputs_of_the_original(name, tm
     assert equal(state, tensors_of(backbone))
 
 
-def test_what_the_original_did_not_save_is_named():
+def test_tensors_not_saved_by_opendelta_are_named():
     facts = facts_of(UNDETERMINED)
     backbone = backbone_of(facts)
 
@@ -259,7 +259,7 @@ def test_the_config_of_a_backbone_is_no_delta(tmp_path):
     assert not is_checkpoint(tmp_path / "nowhere")
 
 
-def test_what_deltahub_saved_comes_before_a_backbones_own_config(checkpoint):
+def test_a_delta_config_takes_precedence_over_a_backbone_config(checkpoint):
     folder, backbone = checkpoint
     load(folder, backbone).save_finetuned(folder)  # into the same folder, beside the original's files
     fresh = backbone_of(facts_of("lora__bert__default"))

@@ -199,7 +199,7 @@ def test_a_soft_prompt_with_a_trained_head_gives_the_same_outputs_in_peft(writte
 
 
 @pytest.mark.parametrize("exclude", [("classifier",), ("classifier", "LayerNorm"), ("pooler", "classifier")])
-def test_what_else_was_trained_goes_with_it(written, exclude):
+def test_other_trained_parameters_are_saved_too(written, exclude):
     expected, folder, config = written(bert, LoraModel, exclude=("deltas", *exclude), steps=2)
     found, _ = in_peft(bert, folder)
 
@@ -215,12 +215,12 @@ def test_trained_biases_of_adapted_layers_go_with_it(written):
     assert (config["bias"], config["modules_to_save"]) == ("all", None)
 
 
-def test_what_peft_cannot_replace_is_refused(written):
+def test_a_module_that_peft_cannot_replace_is_refused(written):
     with pytest.raises(ConfigError, match=r"trained .*query\.weight, which is of a layer that the delta adapts"):
         written(bert, LoraModel, exclude=("deltas", "query"))
 
 
-def test_what_layers_may_share_needs_the_backbone_and_is_written_for_each(written):
+def test_possibly_shared_weights_need_the_backbone_and_are_written_for_each_layer(written):
     with pytest.raises(
         ConfigError, match=r"trained shared\.weight, and only the backbone tells .* share it.*--backbone"
     ):
@@ -247,7 +247,7 @@ def test_half_of_a_trained_layer_takes_its_other_half_from_the_backbone(written)
     assert config["modules_to_save"] == ["classifier"]
 
 
-def test_what_peft_takes_for_the_same_name_is_written_as_the_backbone_has_it(written):
+def test_layers_that_peft_also_matches_are_written_with_backbone_values(written):
     expected, folder, _ = written(distilbert, LoraModel, exclude=("deltas", "[r]classifier"), steps=1, given=True)
 
     assert far(expected, in_peft(distilbert, folder)[0]) < TOLERANCE
@@ -337,7 +337,7 @@ def test_a_task_whose_model_takes_other_inputs_is_left_out(written):
         (PrefixModel, "moves the positions of the text"),
     ],
 )
-def test_what_peft_has_no_form_for_is_refused_with_the_reason(written, tmp_path, kind, reason):
+def test_a_delta_that_peft_cannot_express_is_refused_with_the_reason(written, tmp_path, kind, reason):
     options = {"reduction_factor": 4} if kind in (CompacterModel, LowRankAdapterModel) else {}
     with pytest.raises(ConfigError, match=rf"cannot be written for PEFT: .*{reason}.* Load it with deltahub\."):
         written(bert, kind, **options)
@@ -411,7 +411,7 @@ def vllm_takes(folder):
         ({"modified_modules": ["layers.0.self_attn.q_proj"]}, "a LoRA on some layers of a kind"),
     ],
 )
-def test_it_is_said_what_a_server_will_refuse(written, options, note):
+def test_the_notes_list_what_a_server_refuses(written, options, note):
     _, folder, _ = written(llama, LoraModel, **options)
     notes = serving_notes(folder)
 
@@ -420,7 +420,7 @@ def test_it_is_said_what_a_server_will_refuse(written, options, note):
     assert vllm_takes(folder) == (note is None or "it also" not in note)
 
 
-def test_it_is_said_that_servers_take_lora_only(written):
+def test_the_notes_say_that_servers_take_lora_only(written):
     _, folder, _ = written(llama, IA3Model)
 
     assert serving_notes(folder) == ["vLLM and LoRAX serve LoRA only; this is IA3, for PEFT itself."]

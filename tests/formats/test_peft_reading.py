@@ -121,7 +121,7 @@ def test_a_lora_of_peft_gives_the_same_outputs_here(saved, case):
 
 
 @pytest.mark.parametrize("case", STARTS)
-def test_what_the_initialisation_took_out_of_the_backbone_is_taken_out_here(saved, case):
+def test_the_initialisations_change_of_the_backbone_is_repeated(saved, case):
     make, options = STARTS[case]
     expected, folder = saved(make, LoraConfig(**options))
     _, backbone = load(make, folder)
@@ -254,7 +254,7 @@ def test_training_goes_on_from_an_adapter(saved):
     assert any("deltas" in name for name in trained)
 
 
-def test_another_name_of_the_backbone_is_said(saved, caplog):
+def test_another_name_of_the_backbone_is_reported(saved, caplog):
     _, folder = saved(llama, LoraConfig(target_modules=["q_proj"], r=2))
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "acme/first"}))

@@ -66,7 +66,7 @@ def test_peft_loads_a_written_delta_from_a_hub_that_it_knows_by_its_address_alon
     assert torch.allclose(found, logits_of(backbone), atol=1e-4)
 
 
-def test_an_adapter_that_lies_in_a_registry_is_loaded_by_its_name(tmp_path, monkeypatch):
+def test_an_adapter_in_a_registry_is_loaded_by_its_name(tmp_path, monkeypatch):
     backbone = llama()
     delta = LoraModel(backbone)
     delta.freeze_module()

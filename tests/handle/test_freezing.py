@@ -25,7 +25,7 @@ def row_id(row):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=row_id)
-def test_what_the_original_left_trainable_stays_trainable_and_nothing_is_passed_over(row):
+def test_parameters_trainable_in_opendelta_stay_trainable_and_none_is_ignored(row):
     backbone = original(row["backbone"])
     delta = MODELS[row["delta"]](backbone, **row["kwargs"])
     expected = {re.sub(r"\.(lora|adapter)\.(modulelist\.)?", r".deltas.\1.", name) for name in row["trainable"]}
@@ -46,7 +46,7 @@ def test_what_the_original_left_trainable_stays_trainable_and_nothing_is_passed_
         assert any(pattern.strip("@") in words or pattern in name or pattern.startswith("[r]") for pattern in patterns)
 
 
-def test_only_what_is_named_trains():
+def test_only_named_parameters_train():
     backbone = bert()
     delta = LoraModel(backbone)
     delta.freeze_module(exclude=["deltas", "classifier"])
@@ -114,7 +114,7 @@ def test_a_name_that_matches_nothing_is_an_error_and_nothing_is_frozen():
     assert delta.config.unfrozen_modules == ("deltas",)
 
 
-def test_the_state_dict_of_the_backbone_holds_only_what_trains():
+def test_the_state_dict_of_the_backbone_holds_only_trainable_parameters():
     backbone = bert()
     LoraModel(backbone).freeze_module(exclude=["deltas", "classifier"])
 
@@ -245,7 +245,7 @@ def test_freezing_trains_the_deltas_own_parameters_and_others_only_when_named(of
     assert (trains(lang), trains(task)) == ({True}, {False})
 
 
-def test_a_module_that_is_named_does_not_stand_for_other_deltas_inside():
+def test_a_named_module_does_not_include_other_deltas_inside():
     backbone, lang, task = two_deltas()
     task.freeze_module(exclude=["layer.0"])
 
@@ -253,7 +253,7 @@ def test_a_module_that_is_named_does_not_stand_for_other_deltas_inside():
     assert "bert.encoder.layer.0.output.dense.weight" in trainable(backbone)
 
 
-def test_what_a_delta_keeps_of_its_names_is_right_under_another_name(tmp_path):
+def test_names_stored_in_a_delta_stay_valid_under_another_name(tmp_path):
     _, _, task = two_deltas()
     task.freeze_module(exclude=["deltas.task", "deltas.lang"])
     task.save_finetuned(tmp_path)

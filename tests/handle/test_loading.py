@@ -147,7 +147,7 @@ def test_a_cut_or_flipped_file_is_refused(saved, damage, why):
     assert "Fetch or save the delta again" in refused(IntegrityError, why, saved[0])
 
 
-def test_what_is_no_delta_is_refused(saved, tmp_path):
+def test_files_that_are_not_a_delta_are_refused(saved, tmp_path):
     assert "Check the path" in refused(CheckpointError, "There is no folder", tmp_path / "nowhere")
     assert "parent folder" in refused(CheckpointError, "is a file", saved[0] / "delta.safetensors")
     (tmp_path / "empty").mkdir()

@@ -68,7 +68,7 @@ def perturbed():
         (gpt2, "incompatible", "missing bert.embeddings.* unexpected transformer.h.0"),
     ],
 )
-def test_another_backbone_is_refused_with_what_differs(folder, make, level, detail):
+def test_a_different_backbone_is_refused_with_the_differences(folder, make, level, detail):
     backbone = make()
 
     with untouched(backbone), pytest.raises(FingerprintMismatch, match=detail) as caught:

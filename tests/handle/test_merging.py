@@ -115,7 +115,7 @@ def test_several_are_merged_on_top_of_each_other():
     assert equal(own, own_tensors(backbone))
 
 
-def test_what_was_merged_on_top_comes_out_first():
+def test_the_last_merged_delta_is_unmerged_first():
     backbone = bert()
     first, second = put(MERGEABLE["lora"], backbone), put(MERGEABLE["ia3"], backbone)
     first.merge()
@@ -175,13 +175,13 @@ class TestRefusals:
         with untouched(backbone), pytest.raises(MergeError, match=r"merged already\. Call unmerge\(\)"):
             delta.merge()
 
-    def test_unmerging_what_is_not_merged(self):
+    def test_unmerging_an_unmerged_delta(self):
         delta = put(MERGEABLE["lora"], bert())
 
         with pytest.raises(MergeError, match="is not merged"):
             delta.unmerge()
 
-    def test_merging_what_is_detached(self):
+    def test_merging_a_detached_delta(self):
         backbone = bert()
         delta = put(MERGEABLE["lora"], backbone)
         delta.detach()

@@ -82,7 +82,7 @@ def test_a_wrapper_is_refused_and_what_is_inside_it_is_named(wrap, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("through", ["wrapper", "function"])
-def test_what_was_compiled_around_a_backbone_sees_a_delta_that_is_added_later(through, caplog):
+def test_a_compiled_wrapper_sees_a_delta_added_later(through, caplog):
     backbone = bert(num_hidden_layers=1)
 
     def call(input_ids):

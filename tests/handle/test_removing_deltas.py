@@ -56,7 +56,7 @@ def test_removing_every_delta_leaves_no_trace(make):
     assert deltas_of(backbone) == {}
 
 
-def test_removing_what_was_loaded_gives_back_which_parameters_train(tmp_path):
+def test_removing_a_loaded_delta_restores_the_trainable_parameters(tmp_path):
     saved(tmp_path, "lora", 0)
     backbone = bert()
     backbone.requires_grad_(False)

@@ -20,7 +20,7 @@ from tests.engine.crowds import LONGER, four_rows, one_by_one, put_on, routed
         (["off"], r"'off' is detached. Call attach\(\) first"),
     ],
 )
-def test_what_cannot_be_routed_is_refused(rows, why):
+def test_a_delta_that_cannot_be_routed_is_refused(rows, why):
     backbone = bert()
     put_on(backbone, "lora", "en")
     put_on(backbone, "lora", "off").detach()

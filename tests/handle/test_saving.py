@@ -31,7 +31,7 @@ def test_a_saved_delta_is_a_folder_of_four_files(saved):
     assert config["backbone_hash"] == json.loads((folder / "backbone.json").read_text())["hash"]
 
 
-def test_only_what_was_trained_is_saved(saved):
+def test_only_trained_parameters_are_saved(saved):
     names = set(load_file(saved[0] / "delta.safetensors"))
 
     assert {name for name in names if not is_delta_name(name)} == {"classifier.weight", "classifier.bias"}

@@ -77,7 +77,7 @@ def test_a_name_is_taken_on_the_part_and_on_the_whole(makers):
         makers[1](backbone, "same")
 
 
-def test_deltas_of_one_name_that_share_no_module_are_told_apart_by_the_part():
+def test_deltas_with_one_name_on_separate_parts_are_distinguished_by_part():
     backbone = bert()
     LoraModel(backbone, modified_modules=["classifier"], exclude_modules=[])
     on_part(backbone)

@@ -41,7 +41,7 @@ def delta_files(folder) -> dict[str, bytes]:
     return {name: data for name, data in content_of(folder).items() if name in FILES}
 
 
-def test_what_was_pushed_is_pulled_to_the_last_byte(hub, checkpoint_folder, tmp_path):
+def test_a_pulled_delta_is_identical_to_the_pushed_one(hub, checkpoint_folder, tmp_path):
     pushed = hub.push(checkpoint_folder, "acme/ner", tags=["best"], aliases=["champion"])
     pulled = hub.pull(Reference.parse("acme/ner@champion"), to=tmp_path / "copy")
 
@@ -92,9 +92,7 @@ def test_tags_saved_with_the_checkpoint_are_pushed_too_but_the_push_has_the_last
         ("acme/ner", {"aliases": ["latest"]}),
     ],
 )
-def test_a_push_that_cannot_mean_what_it_says_is_refused_before_anything_is_written(
-    two, checkpoint_folder, name, options
-):
+def test_a_contradictory_push_is_refused_before_anything_is_written(two, checkpoint_folder, name, options):
     with pytest.raises(ReferenceSyntaxError):
         two.push(checkpoint_folder, name, **options)
     assert not two.registries["local"].store.root.exists()
@@ -171,7 +169,7 @@ def test_a_version_that_has_another_content_than_before_is_refused(hub, new_chec
         hub.pin(Reference.parse(after))
 
 
-def test_who_names_the_digest_takes_a_history_that_was_made_anew(hub, new_checkpoint):
+def test_naming_the_digest_accepts_a_recreated_history(hub, new_checkpoint):
     hub.push(new_checkpoint(), "acme/ner")
     hub.pull(NER)
     made_anew(hub, second := new_checkpoint(value=0.25))

@@ -54,7 +54,7 @@ def test_a_lock_file_is_sorted_and_read_back_as_it_was_written(lock, two):
 
 
 @pytest.mark.parametrize("asked", ["acme/ner@champion", "acme/ner", "acme/ner@v2", "team:acme/ner"])
-def test_what_is_locked_is_pulled_though_the_alias_moved_and_others_took_its_name(lock, two, new_checkpoint, asked):
+def test_the_locked_version_is_pulled_although_the_alias_moved(lock, two, new_checkpoint, asked):
     set_alias(two.registry("team"), "acme/ner", "champion", "v1")
     two.push(new_checkpoint(value=0.125), "acme/ner", aliases=["champion"], to="local")
     pulled = two.pull(parse(asked))
@@ -70,7 +70,7 @@ def test_a_digest_finds_what_is_locked(lock, two):
 @pytest.mark.parametrize(
     "asked", ["acme/nli", "acme/ner@v1", "acme/ner@prod", "local:acme/ner", "acme/ner@sha256:000000000000"]
 )
-def test_what_is_not_locked_is_an_error_that_says_what_to_do(lock, two, asked):
+def test_an_unlocked_name_is_an_error_that_says_what_to_do(lock, two, asked):
     with pytest.raises(NotLockedError) as caught:
         two.pull(parse(asked))
     assert f"{asked} is not locked in {lock.path}. It holds " in str(caught.value)
@@ -89,7 +89,7 @@ def test_other_content_under_a_locked_version_is_an_error_that_names_both(lock, 
         assert part in str(caught.value)
 
 
-def test_what_is_locked_and_cached_needs_no_registry(lock, two, tmp_path):
+def test_a_locked_and_cached_delta_needs_no_registry(lock, two, tmp_path):
     two.pull(NER)
     alone = Hub({"local": Registry(MemoryStore())}, two.cache)
 
@@ -99,7 +99,7 @@ def test_what_is_locked_and_cached_needs_no_registry(lock, two, tmp_path):
         alone.pull(NER)
 
 
-def test_what_was_locked_and_removed_says_so(lock, two):
+def test_a_locked_but_removed_version_says_so(lock, two):
     two.push(two.pull(NER).folder, "acme/ner", to="team")
     set_alias(two.registry("team"), "acme/ner", "champion", None)
     remove(two.registry("team"), "acme/ner", "v2")
@@ -108,7 +108,7 @@ def test_what_was_locked_and_removed_says_so(lock, two):
         two.pull(NER)
 
 
-def test_loading_a_delta_by_name_takes_what_is_locked(lock, two, monkeypatch):
+def test_loading_a_delta_by_name_takes_the_locked_version(lock, two, monkeypatch):
     monkeypatch.setattr(Hub, "open", classmethod(lambda cls, cache_dir, **how: two))
     assert content_of(locate("acme/ner")) == content_of(two.pull(NER).folder)
     with pytest.raises(NotLockedError):

@@ -92,7 +92,7 @@ def test_ctrl_c_ends_it_and_frees_the_port(monkeypatch):
         assert listener.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_a_port_that_is_taken_is_said_in_a_sentence():
+def test_a_port_in_use_is_one_clear_error():
     backbone = bert()
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

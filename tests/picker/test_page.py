@@ -72,7 +72,7 @@ def test_modules_are_chosen_by_click_and_submitted(visit, waiting, keep):
     keep(page, "done")
 
 
-def test_a_folded_item_stands_for_all_and_an_unfolded_one_for_itself(visit, waiting):
+def test_a_folded_item_represents_all_members_and_an_unfolded_one_itself(visit, waiting):
     page = visit(waiting.url)
     unfold(page, "0-1")
     item(page, "1, BertLayer").focus()
@@ -141,7 +141,7 @@ def test_arrows_move_through_the_tree(visit, waiting):
         assert page.locator("[role=treeitem][tabindex='0']").count() == 1
 
 
-def test_search_shows_what_it_finds_with_its_surroundings_and_chooses_it(visit, waiting, keep):
+def test_search_shows_matches_with_their_parents_and_chooses_them(visit, waiting, keep):
     page = visit(waiting.url)
     page.get_by_label("Search modules").fill("layer.1 dense")
     page.get_by_text("3 modules match.").wait_for()
@@ -169,7 +169,7 @@ def test_search_knows_common_names_and_types(visit, waiting):
         page.get_by_text(count, exact=True).wait_for()
 
 
-def test_what_cannot_hold_the_delta_is_refused_in_a_sentence_and_cannot_be_submitted(visit, waiting, keep):
+def test_modules_that_cannot_hold_the_delta_are_refused_and_not_submitted(visit, waiting, keep):
     page = visit(waiting.url)
     row(page, "0-1").click()
     page.get_by_role("alert").get_by_text("is a BertLayer; expected a Linear").wait_for()

@@ -18,7 +18,7 @@ def answer(backbone, names, delta_type="lora", deltas=DELTAS):
     return preview.answer(preview.choice(names, delta_type))
 
 
-def test_a_preview_tells_where_the_delta_will_act_and_what_it_trains():
+def test_a_preview_shows_where_the_delta_acts_and_what_it_trains():
     told = answer(bert(), QUERIES)
 
     assert told == {
@@ -30,7 +30,7 @@ def test_a_preview_tells_where_the_delta_will_act_and_what_it_trains():
     }
 
 
-def test_a_method_that_acts_inside_what_is_chosen_says_so():
+def test_a_method_that_acts_inside_the_chosen_modules_says_so():
     told = answer(bert(), ["bert.pooler"], "bitfit", {"bitfit": (BitFitModel, BitFitModel.config_class())})
 
     assert told["places"] == [{"pattern": "bert.pooler.dense", "count": 1}]
@@ -45,7 +45,7 @@ def test_a_method_that_acts_inside_what_is_chosen_says_so():
         ([], "Nothing chosen yet."),
     ],
 )
-def test_what_cannot_work_is_refused_in_a_sentence(names, why):
+def test_impossible_settings_are_one_clear_error(names, why):
     told = answer(bert(), names)
 
     assert told["refusal"].startswith(why)
@@ -82,7 +82,7 @@ def test_a_shared_module_counts_under_the_name_that_addresses_know():
     assert len(LoraModel(model, modified_modules=choice.addresses).insertions) == 1
 
 
-def test_the_tree_tells_common_names_sizes_and_what_is_folded():
+def test_the_tree_shows_common_names_sizes_and_folded_modules():
     tree = tree_json(bert())
     layer = tree["children"][0]["children"][1]["children"][0]["children"][0]
 

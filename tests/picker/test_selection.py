@@ -24,11 +24,11 @@ def meant(addresses, every):
         ([], []),
     ],
 )
-def test_the_shortest_addresses_mean_exactly_what_was_chosen(chosen, addresses):
+def test_the_shortest_addresses_match_exactly_the_chosen_modules(chosen, addresses):
     assert addresses == short_addresses(chosen, EVERY)
 
 
-def test_a_name_with_which_another_ends_is_told_apart_by_its_beginning():
+def test_a_name_that_is_a_suffix_of_another_needs_its_prefix():
     (address,) = short_addresses(["encoder.layer.0.query"], EVERY)
 
     assert address == r"[r]^encoder\.layer\.0\.query"

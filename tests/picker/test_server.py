@@ -79,7 +79,7 @@ def test_it_listens_on_this_machine_only(server):
 
 @pytest.mark.parametrize("path", ["/", "/tree", "/wrong/", "/wrong/tree", "//", "/../", "/%00/", "/%C3%A9/"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_whoever_does_not_know_the_token_is_refused(server, session, method, path):
+def test_a_request_without_the_token_is_refused(server, session, method, path):
     status, _, body = request(server, method, "", path=path, body=choice(QUERY))
 
     assert status == 403
@@ -143,7 +143,7 @@ def test_a_request_that_makes_no_sense_is_refused_and_the_session_goes_on(
 @pytest.mark.parametrize(
     ("method", "below"), [("GET", "picker.html"), ("GET", "../tree.py"), ("POST", ""), ("POST", "tree")]
 )
-def test_only_what_is_listed_is_served(server, method, below):
+def test_only_listed_files_are_served(server, method, below):
     assert request(server, method, below, choice())[0] == 404
 
 
@@ -162,7 +162,7 @@ def test_a_preview_changes_nothing_and_a_submit_ends_it(server, session):
     assert session.wait().names == (QUERY,)
 
 
-def test_what_is_refused_cannot_be_submitted(server, session):
+def test_a_refused_choice_cannot_be_submitted(server, session):
     status, _, body = request(server, "POST", "submit", choice("bert.encoder"))
 
     assert status == 200
@@ -171,7 +171,7 @@ def test_what_is_refused_cannot_be_submitted(server, session):
 
 
 @pytest.mark.parametrize(("first", "second"), [("submit", "cancel"), ("cancel", "submit"), ("submit", "submit")])
-def test_the_first_word_counts_and_the_second_is_told(server, session, first, second):
+def test_the_first_choice_counts_and_the_second_is_refused(server, session, first, second):
     assert "refusal" not in json.loads(request(server, "POST", first, choice(QUERY))[2])
     assert json.loads(request(server, "POST", second, choice("classifier"))[2])["refusal"].endswith("already ended.")
 
@@ -228,7 +228,7 @@ def test_a_page_that_comes_back_in_time_keeps_the_session(server, session):
     assert session.wait().names == (QUERY,)
 
 
-def test_a_session_that_nobody_has_opened_yet_waits(server, session):
+def test_a_session_waits_until_its_page_is_opened(server, session):
     session._grace = 0.0
 
     assert not session._is_left()

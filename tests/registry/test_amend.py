@@ -73,7 +73,7 @@ def test_a_tag_that_is_a_number_is_found_as_a_metric(publish, tmp_path):
 @pytest.mark.parametrize(
     "wrong", [{"message": "x" * 4001}, {"card": "x" * 200_000}, {"metrics": {"a": math.nan}}, {"metrics": {"": 1.0}}]
 )
-def test_what_is_too_long_or_no_metric_is_refused(wrong):
+def test_an_overlong_text_or_invalid_metric_is_refused(wrong):
     with pytest.raises(ConfigError):
         Amendment(**wrong)
 

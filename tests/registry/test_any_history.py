@@ -128,7 +128,7 @@ class Histories(RuleBasedStateMachine):
         import_bundle(self.file, self.registry)
 
     @invariant()
-    def it_holds_what_it_should(self):
+    def it_matches_the_model(self):
         for name in NAMES:
             if self.versions[name]:
                 document = self.registry.document(name)

@@ -44,14 +44,14 @@ def test_a_push_goes_to_the_end_of_the_main_line():
     assert found.branches == {"exp": "v3"}
 
 
-def test_the_main_line_can_go_back_to_what_it_was():
+def test_the_main_branch_can_go_back():
     found = document("1", "2").with_branch("main", "v1", NOON, "ada")
 
     assert (found.latest, list(found.history("v1"))) == ("v1", ["v1"])
     assert found.with_version(version("2"))[0].latest == "v1"  # a push of what is there is no new version
 
 
-def test_the_history_of_a_version_follows_its_parents_past_what_was_removed():
+def test_the_history_of_a_version_continues_past_removed_parents():
     found = branched()
     assert list(found.history("v3")) == ["v3", "v1"]
     assert list(found.history("v2")) == ["v2", "v1"]

@@ -81,7 +81,7 @@ def intact(registry) -> bool:
     return not any(damage for _, damage in verify(registry))
 
 
-def test_what_was_exported_is_imported_under_its_numbers_with_tags_and_aliases(source, target, bundle):
+def test_an_import_restores_version_numbers_tags_and_aliases(source, target, bundle):
     ner, zoo = import_bundle(bundle, target)
     document = target.document("acme/ner")
 
@@ -123,7 +123,7 @@ def test_any_tar_program_can_list_it(bundle):
     assert [member.name for member in members[1:]] == sorted(member.name for member in members[1:])
 
 
-def test_what_the_registry_has_stays_and_its_own_name_holds(source, target, bundle):
+def test_a_repeated_import_keeps_changed_tags_and_names(source, target, bundle):
     import_bundle(bundle, target)
     set_tags(target, "acme/ner", "v3", ["mine"], [])
     rename(target, parse("acme/ner"), parse("acme/nli"))
@@ -146,7 +146,7 @@ def test_other_content_under_one_number_is_a_conflict_before_anything_is_stored(
     assert content(other) == before
 
 
-def test_an_export_of_what_is_not_there_or_damaged_writes_nothing(source, tmp_path):
+def test_an_export_of_a_missing_or_damaged_delta_writes_nothing(source, tmp_path):
     path = tmp_path / "x.tar"
     for name in ("acme/nothing", "acme/ner@v9"):
         with pytest.raises(NotFoundError):
@@ -227,7 +227,7 @@ def stowaway(name="objects/../../evil", kind=tarfile.REGTYPE, data=b"evil", **fa
     ids=range(11),
 )
 @pytest.mark.parametrize("at", [0, 1, -1])
-def test_a_file_that_does_not_belong_is_refused_wherever_it_stands(target, bundle, member, at):
+def test_a_foreign_file_is_refused_in_every_position(target, bundle, member, at):
     rebuilt(bundle, lambda members: [*members[: at % (len(members) + 1)], member, *members[at % (len(members) + 1) :]])
     refused(bundle, target)
 
@@ -304,7 +304,7 @@ def test_a_size_that_would_fill_the_disk_is_refused_by_the_size_of_the_file(targ
     ],
     ids=range(14),
 )
-def test_an_index_that_says_what_cannot_be_is_refused_before_anything_is_stored(target, bundle, change):
+def test_an_inconsistent_index_is_refused_before_anything_is_stored(target, bundle, change):
     reindexed(bundle, change)
     refused(bundle, target, DeltaHubError, ".")
 
@@ -349,7 +349,7 @@ def test_a_name_in_other_letters_of_the_same_kind_is_refused(target, bundle, new
     assert target.names() == ["acme/NER"]
 
 
-def test_what_is_no_file_is_one_sentence(target, tmp_path):
+def test_a_path_that_is_not_a_file_is_one_clear_error(target, tmp_path):
     for path in (tmp_path / "nothing.tar", tmp_path):
         with pytest.raises(StorageError, match="Reading the bundle failed"):
             import_bundle(path, target)

@@ -87,7 +87,7 @@ def deltas(registry):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 120, 40))
-def test_whatever_is_done_at_once_nothing_is_lost_or_there_twice(first, contents, monkeypatch):
+def test_concurrent_changes_are_neither_lost_nor_applied_twice(first, contents, monkeypatch):
     for seed in range(first, first + 40):
         turns, numbers = RepositoryLocks(seed), count()
         for module in (gc_state, gc):

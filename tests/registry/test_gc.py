@@ -76,7 +76,7 @@ def removed(registry, publish) -> None:
     remove(registry, "acme/ner", "v1")
 
 
-def test_what_is_unused_goes_after_its_time_of_grace_and_not_before(anywhere, publish, day):
+def test_unused_objects_are_deleted_after_their_grace_period_and_not_before(anywhere, publish, day):
     day(1)
     removed(anywhere, publish)
     everything = objects(anywhere)
@@ -118,7 +118,7 @@ def test_a_clock_that_is_years_off_deletes_nothing_early_and_keeps_nothing_for_y
     assert len(collect(registry).freed) == 3
 
 
-def test_what_removing_and_collecting_write_fits_on_a_full_disk(tmp_path, publish, full_disk):
+def test_removing_and_collecting_work_on_a_full_disk(tmp_path, publish, full_disk):
     registry = Registry(LocalStore(tmp_path / "full"))
     publish(registry)
     publish(registry, value=0.25)
@@ -215,7 +215,7 @@ def test_an_empty_or_clean_registry_is_left_alone(anywhere, publish):
     assert clean(anywhere)
 
 
-def test_what_is_pushed_again_is_used_again(anywhere, publish, day):
+def test_an_unused_object_pushed_again_is_kept(anywhere, publish, day):
     day(1)
     removed(anywhere, publish)
     collect(anywhere)
@@ -226,7 +226,7 @@ def test_what_is_pushed_again_is_used_again(anywhere, publish, day):
     assert clean(anywhere)
 
 
-def test_nothing_goes_while_it_is_unknown_what_a_document_refers_to(registry, publish):
+def test_nothing_is_deleted_while_a_document_cannot_be_read(registry, publish):
     removed(registry, publish)
     publish(registry, "acme/zoo")
     (registry.store.root / "refs/acme/zoo.json").write_bytes(b"{")
@@ -266,7 +266,7 @@ def test_a_version_that_goes_while_it_is_looked_at_is_no_damage(anywhere, publis
     assert clean(anywhere)
 
 
-def test_a_collection_that_fails_while_it_deletes_holds_up_nobody(anywhere, publish, monkeypatch):
+def test_a_collection_that_fails_while_deleting_blocks_no_other(anywhere, publish, monkeypatch):
     removed(anywhere, publish)
     monkeypatch.setattr(type(anywhere.store), "delete", lambda store, key: (_ for _ in ()).throw(StorageError("full")))
     with pytest.raises(StorageError, match="full"):

@@ -50,7 +50,7 @@ def halfway(registry, publish) -> Registry:
     return registry
 
 
-def test_what_is_pushed_to_either_name_is_under_both_and_stays_when_the_rename_is_done(halfway, publish):
+def test_pushes_to_either_name_are_under_both_and_survive_the_rename(halfway, publish):
     publish(halfway, "acme/nli", value=1)
     publish(halfway, "acme/ner", value=2)
     assert versions(halfway, "acme/ner") == versions(halfway, "acme/nli") == ["v1", "v2", "v3"]
@@ -59,7 +59,7 @@ def test_what_is_pushed_to_either_name_is_under_both_and_stays_when_the_rename_i
     assert versions(halfway, "acme/ner") == versions(halfway, "acme/nli") == ["v1", "v2", "v3"]
 
 
-def test_what_is_pushed_to_the_new_name_while_a_rename_runs_is_kept(registry, publish):
+def test_a_push_to_the_new_name_during_a_rename_is_kept(registry, publish):
     publish(registry, "acme/ner")
     registry.store.before_second = lambda: publish(registry, "acme/nli", value=1)
     rename(registry, NER, NLI)
@@ -93,7 +93,7 @@ def test_a_rename_back_that_is_not_done_leaves_the_delta_under_the_name_it_has(r
     assert registry.document("acme/ner").name == registry.document("acme/nli").name == "acme/nli"
 
 
-def test_whoever_changes_the_delta_next_does_the_rest_of_a_rename(registry, publish):
+def test_the_next_change_completes_an_unfinished_rename(registry, publish):
     publish(registry, "acme/ner")
     rename(registry, NER, NLI)
     registry.store.before_second = halt

@@ -62,7 +62,7 @@ def test_a_mirror_is_the_same_to_the_last_byte(source, target):
     assert target.resolve(Reference.parse("acme/old")).document.name == "acme/zoo"
 
 
-def test_what_is_there_is_not_moved_again(source, target, publish):
+def test_existing_objects_are_not_copied_again(source, target, publish):
     list(copy(source, target))
     assert [(copied.changed, copied.size) for copied in copy(source, target)] == [(False, 0)] * 3
     publish(source, value=4, aliases=["champion"])
@@ -81,7 +81,7 @@ def test_one_delta_can_be_copied_alone(source, target):
         list(copy(source, target, ["acme/nothing"]))
 
 
-def test_what_only_the_target_has_stays(source, target, publish):
+def test_deltas_that_only_the_target_has_are_kept(source, target, publish):
     list(copy(source, target))
     publish(target, "acme/mine")
     set_alias(target, "acme/ner", "prod", "v2")
@@ -115,7 +115,7 @@ def test_a_history_that_goes_on_from_here_with_other_content_is_a_conflict_too(s
         merged(document, theirs, *source.stamp())
 
 
-def test_what_was_removed_in_the_target_stays_removed(source, target):
+def test_versions_removed_in_the_target_stay_removed(source, target):
     list(copy(source, target))
     remove(target, "acme/ner", "v2")
     list(copy(source, target))

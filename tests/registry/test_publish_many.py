@@ -166,7 +166,7 @@ class Rival(MemoryStore):
         return super().swap_all(swaps)
 
 
-def test_a_lost_race_is_run_again_on_what_the_winner_wrote(publication):
+def test_a_lost_race_is_retried_on_the_winners_document(publication):
     store = Rival()
     theirs = publication("acme/a", 9)
     store.before = lambda: publish(Registry(store), Publication(theirs.reference, theirs.manifest, theirs.folder))
@@ -243,7 +243,7 @@ class Sweeping(MemoryStore):
         return super().swap_all(swaps)
 
 
-def test_a_collection_that_comes_between_takes_nothing_of_what_was_published(publication):
+def test_a_concurrent_collection_deletes_nothing_published(publication):
     store = Sweeping()
     publications = [publication("acme/a", 1), publication("acme/b", 2)]
     store.victim = publications[1].manifest.files[0].sha256

@@ -36,7 +36,7 @@ def damages(registry, *asked) -> list[tuple[str, str | None]]:
     return list(verify(registry, *asked))
 
 
-def test_what_was_pushed_is_found_with_all_that_was_said(registry, new_checkpoint):
+def test_a_pushed_delta_is_listed_with_all_its_metadata(registry, new_checkpoint):
     folder = new_checkpoint(metadata={"test_result": {"f1": 0.5}})
     assert push(registry, folder, tags=["b", "a", "a"], aliases=["champion"], message="first") == ("v1", True)
 
@@ -121,7 +121,7 @@ def test_aliases_and_tags_move_and_are_logged(registry, new_checkpoint):
     assert [move.action for move in found.log] == ["push", "alias", "push", "alias", "tag", "untag", "alias", "unalias"]
 
 
-def test_a_move_of_what_is_not_there_names_what_is(registry, checkpoint_folder):
+def test_moving_a_missing_delta_names_the_existing_ones(registry, checkpoint_folder):
     push(registry, checkpoint_folder, aliases=["champion"])
     with pytest.raises(NotFoundError, match=r"acme/ner@champ was not found\. Looked in: aliases champion"):
         set_alias(registry, "acme/ner", "champ", None)
@@ -148,7 +148,7 @@ class Rival(MemoryStore):
         return super().swap(key, data, expected)
 
 
-def test_a_lost_race_is_run_again_on_what_the_winner_wrote(new_checkpoint):
+def test_a_lost_race_is_retried_on_the_winners_document(new_checkpoint):
     store = Rival(1)
     registry, mine, theirs = Registry(store), new_checkpoint(), new_checkpoint(value=0.25)
     store.before = lambda: push(Registry(store), theirs)

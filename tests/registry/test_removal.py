@@ -46,7 +46,7 @@ def contested(publish):
 # ----- removing -----
 
 
-def test_whoever_asks_for_a_removed_version_is_told_when_and_by_whom(anywhere, publish, monkeypatch):
+def test_a_removed_version_says_when_and_by_whom_it_was_removed(anywhere, publish, monkeypatch):
     publish(anywhere)
     publish(anywhere, value=0.25)
     digest = anywhere.document("acme/ner").versions["v1"].digest
@@ -179,7 +179,7 @@ def test_an_alias_is_not_put_back_to_a_version_that_is_gone(anywhere, publish):
     assert anywhere.document("acme/ner").aliases == {"prod": "v2"}
 
 
-def test_undoing_never_takes_back_what_somebody_else_moved_meanwhile(contested):
+def test_undo_never_reverts_a_concurrent_move(contested):
     contested.store.rival = lambda: set_alias(contested, "acme/ner", "champion", "v2")
     with pytest.raises(ConflictError, match="expected champion: nothing -> v1, found champion: v1 -> v2"):
         undo(contested, "acme/ner")
@@ -212,7 +212,7 @@ def test_a_delta_can_be_renamed_again_and_back(anywhere, publish):
     assert rename(anywhere, NLI, NLI) == anywhere.document("acme/nli")
 
 
-def test_a_name_that_is_taken_is_given_to_nobody_else(anywhere, publish):
+def test_a_name_in_use_cannot_be_taken(anywhere, publish):
     publish(anywhere)
     publish(anywhere, "acme/nli")
     rename(anywhere, NER, Reference.parse("acme/qa"))
@@ -226,7 +226,7 @@ def test_a_name_that_is_taken_is_given_to_nobody_else(anywhere, publish):
         rename(anywhere, Reference.parse("acme/nothing"), Reference.parse("acme/else"))
 
 
-def test_what_is_pushed_while_a_delta_is_renamed_is_renamed_too(contested, publish):
+def test_a_push_during_a_rename_is_renamed_too(contested, publish):
     swap = contested.store.swap
 
     def push_before_the_old_name_goes(key, data, expected):

@@ -65,19 +65,19 @@ def renaming(registry, *names):
 
 
 @pytest.mark.parametrize("names", [(NER, NLI), (NER, NLI, QA), (NER, NLI, NER)], ids=len)
-def test_what_is_renamed_while_a_collection_looks_is_in_use(registry, names):
+def test_a_delta_renamed_during_a_collection_is_in_use(registry, names):
     before = used(registry)
     registry.store.listed = renaming(registry, *names)
     assert used(registry) == before
 
 
-def test_what_is_renamed_while_it_is_verified_is_whole_and_no_name_leads_nowhere(registry):
+def test_a_delta_renamed_during_verify_is_intact_and_its_names_resolve(registry):
     registry.store.listed = renaming(registry, NER, NLI)
     assert list(verify(registry)) == [("acme/nli@v1", None)]
 
 
 @pytest.mark.parametrize("names", [(NER, NLI), (NER, NLI, QA), (NER, NLI, NER)], ids=len)
-def test_what_is_renamed_while_it_is_copied_arrives_once_and_its_names_lead_to_it(registry, mirror, names):
+def test_a_delta_renamed_during_a_copy_arrives_once_with_its_names(registry, mirror, names):
     registry.store.listed = renaming(registry, *names)
     list(copy(registry, mirror))
     assert mirror.document("acme/ner").name == registry.document("acme/ner").name
@@ -96,7 +96,7 @@ def test_a_copy_while_a_rename_is_halfway_takes_one_delta(registry, mirror):
 
 
 @pytest.mark.parametrize("names", [(NER, NLI), (NER, NLI, QA), (NER, NLI, NER)], ids=len)
-def test_what_was_renamed_since_the_last_copy_is_renamed_in_the_mirror(registry, mirror, publish, names):
+def test_a_delta_renamed_since_the_last_copy_is_renamed_in_the_mirror(registry, mirror, publish, names):
     list(copy(registry, mirror))
     publish(registry, NER.path, value=1, aliases=["champion"])
     renaming(registry, *names)()
@@ -109,9 +109,7 @@ def test_what_was_renamed_since_the_last_copy_is_renamed_in_the_mirror(registry,
 
 
 @pytest.mark.parametrize("copied_before", [True, False])
-def test_what_was_made_anew_under_an_old_name_is_never_brought_into_the_renamed_delta(
-    registry, mirror, publish, copied_before
-):
+def test_a_new_delta_under_an_old_name_stays_separate_from_the_renamed_one(registry, mirror, publish, copied_before):
     list(copy(registry, mirror))
     rename(registry, NER, NLI)
     if copied_before:

@@ -109,7 +109,7 @@ def test_a_damaged_cache_repairs_nothing(anywhere, publish, tmp_path):
     assert "README.md is damaged" in done.damage
 
 
-def test_only_what_was_asked_for_is_repaired(pair, publish):
+def test_only_the_requested_deltas_are_repaired(pair, publish):
     mine, theirs = pair
     publish(mine, "acme/nli", value=0.25)
     publish(theirs, "acme/nli", value=0.25)
@@ -118,7 +118,7 @@ def test_only_what_was_asked_for_is_repaired(pair, publish):
     assert [damage is None for _, damage in verify(mine)] == [False, True]
 
 
-def test_no_other_document_stands_in_for_a_damaged_one(registry, new_registry, publish):
+def test_no_other_document_replaces_a_damaged_one(registry, new_registry, publish):
     other = new_registry("other")
     publish(registry)
     publish(other)

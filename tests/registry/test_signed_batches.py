@@ -134,7 +134,7 @@ def test_a_batch_that_is_signed_again_has_one_signature_by_each_key(anywhere, tm
         check(describe(folder).to_bytes(), held[key.public.id], key.public)
 
 
-def test_of_two_who_sign_a_batch_with_one_key_at_the_same_time_both_are_done(key, monkeypatch):
+def test_two_concurrent_batches_signed_with_one_key_both_succeed(key, monkeypatch):
     registry, digests = Registry(MemoryStore(), "team"), [Digest.of_hex(f"{number:064x}") for number in range(3)]
     swap_all = registry.store.swap_all
 
@@ -149,7 +149,7 @@ def test_of_two_who_sign_a_batch_with_one_key_at_the_same_time_both_are_done(key
     assert [signatures(registry, digest) for digest in digests] == [{key.public.id: b"mine"}] * 3
 
 
-def test_a_signature_that_loses_every_race_is_said_of_its_delta_alone(key, monkeypatch):
+def test_a_signature_that_loses_every_race_fails_only_its_delta(key, monkeypatch):
     registry, digests = Registry(MemoryStore(), "team"), [Digest.of_hex(f"{number:064x}") for number in range(2)]
     swap = registry.store.swap
 

@@ -55,7 +55,7 @@ def test_a_whole_registry_is_clean(pushed, new_checkpoint):
     assert list(verify(pushed, ["acme/ner"], "latest")) == [("acme/ner@v2", None)]
 
 
-def test_what_deltas_share_is_read_once_and_damages_each_of_them(pushed, checkpoint_folder, monkeypatch):
+def test_shared_objects_are_read_once_and_damage_is_reported_for_each_delta(pushed, checkpoint_folder, monkeypatch):
     push(pushed, checkpoint_folder, Reference.parse("acme/zoo"))
     weights = objects(pushed)[checkpoint.WEIGHTS]
     reads, fetch = [], LocalStore.fetch
@@ -84,7 +84,7 @@ def test_an_old_name_is_not_verified_twice(pushed):
     assert list(verify(pushed, ["acme/ner"])) == [("acme/nli@v1", None)]
 
 
-def test_verifying_what_is_not_there_is_an_error(pushed):
+def test_verifying_a_missing_delta_is_an_error(pushed):
     with pytest.raises(NotFoundError, match="acme/nix was not found"):
         list(verify(pushed, ["acme/nix"]))
     with pytest.raises(NotFoundError, match="acme/ner@v7 was not found"):

@@ -67,7 +67,7 @@ def ask(address: tuple[str, int], path: str) -> bytes:
         return b"".join(iter(lambda: line.recv(65536), b""))
 
 
-def test_the_health_is_told_though_somebody_holds_all_connections(monkeypatch):
+def test_health_checks_are_answered_while_all_connections_are_taken(monkeypatch):
     with limited(8, monkeypatch) as address, contextlib.ExitStack() as stack:
         held = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(60)]
         assert len(held) == 60

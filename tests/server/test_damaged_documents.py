@@ -51,7 +51,7 @@ def at_once(monkeypatch) -> None:
     monkeypatch.setattr(known_module, "LIFETIME", 0.0)
 
 
-def test_a_token_with_any_bit_flipped_lets_nobody_in_and_the_answer_is_a_sentence(at_once):
+def test_a_token_with_any_bit_flipped_gives_no_access_and_a_clear_error(at_once):
     store = MemoryStore()
     token, secret = Tokens(store).create("ada", "admin")
     client = TestClient(build_app(Registry(store), Settings()), headers={"Authorization": f"Bearer {secret}"})
@@ -79,7 +79,7 @@ def test_the_document_of_an_administrator_in_another_token_s_place_grants_nothin
     assert client.get("/api/models").status_code == 500
 
 
-def test_a_damaged_token_hides_no_other_and_stands_in_nobody_s_way(caplog):
+def test_a_damaged_token_hides_and_blocks_no_other(caplog):
     store = MemoryStore()
     tokens = Tokens(store)
     damaged, _ = tokens.create("ada", "read")
@@ -157,7 +157,7 @@ def test_a_repository_whose_record_is_damaged_is_in_no_list_of_strangers_and_hid
     assert {model["id"]: model["private"] for model in theirs} == {"acme/ner": False, "acme/plan": True}
 
 
-def test_whoever_may_see_it_is_told_that_it_is_damaged_and_the_log_says_which(opened, caplog):
+def test_authorised_callers_see_the_damage_and_the_log_names_the_document(opened, caplog):
     answer = opened.owner.get("/api/models/acme/plan")
     assert answer.status_code == 500
     assert answer.json()["error"].startswith("The stored data is damaged.")

@@ -33,7 +33,7 @@ def write(store, name: str, text: str) -> None:
     store.swap(f"hub/x/{name}.json", text.encode(), found[1] if found else None)
 
 
-def test_what_is_created_replaced_and_deleted_is_seen_at_once(store):
+def test_created_replaced_and_deleted_keys_are_visible_at_once(store):
     clock = Clock()
     seen = watched(store, clock)
     assert dict(seen.current()) == {}

@@ -25,7 +25,7 @@ def card(head: str) -> str:
         "a: " + "1_" * 5000,
     ],
 )
-def test_a_value_that_is_not_what_its_tag_says_is_told(head):
+def test_a_value_that_does_not_match_its_tag_is_reported(head):
     with pytest.raises(ValueError, match=r"\S"):
         front_matter(card(head))
 
@@ -49,16 +49,16 @@ def test_every_value_can_be_written_as_json(head):
         "{" * 60_000,
     ],
 )
-def test_what_nests_deeply_is_refused_before_anything_is_made_of_it(head):
+def test_deep_nesting_is_refused_before_parsing(head):
     with pytest.raises(ValueError, match="40 levels"):
         front_matter(card(head))
 
 
-def test_what_nests_as_deeply_as_people_write_is_read():
+def test_reasonable_nesting_is_read():
     assert json.dumps(front_matter(card("a: " + "[" * 39 + "]" * 39))["a"]) == "[" * 39 + "]" * 39
 
 
-def test_aliases_are_refused_wherever_they_stand():
+def test_aliases_are_refused_in_every_position():
     for head in ("a: &x [1]\nb: *x", "a: &x {b: 1}\nc: {<<: *x}", "&x a: *x"):
         with pytest.raises(ValueError, match="aliases are not read"):
             front_matter(card(head))

@@ -109,7 +109,7 @@ def test_a_body_that_names_little_has_to_be_small(method, target, most):
         assert wire.send(method, target, headers, b" " * most).status < 413
 
 
-def test_bodies_that_nobody_finishes_take_a_share_of_the_memory_and_everybody_else_goes_on():
+def test_unfinished_bodies_use_a_limited_share_of_memory():
     store = MemoryStore()
     app = build_app(Registry(store), Settings(buffered=400_000))
     mallory, ada = bearer(store, "write"), bearer(store, "admin")
@@ -198,7 +198,7 @@ def test_the_words_of_a_commit_are_counted(tmp_path, monkeypatch):
         parser.feed(line * 5)
 
 
-def test_a_cache_keeps_what_fits_and_forgets_what_was_used_longest_ago():
+def test_a_cache_evicts_the_least_recently_used_entries():
     cache = SizedCache[str, bytes](100, len)
     made = []
 

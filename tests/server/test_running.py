@@ -34,7 +34,7 @@ def connect(url: str) -> socket.socket:
 
 
 @pytest.mark.slow
-def test_a_hub_answers_and_ends_when_it_is_told_to(tmp_path):
+def test_a_hub_answers_and_stops_on_a_signal(tmp_path):
     with serving(tmp_path / "log", "--registry", tmp_path / "registry") as hub:
         assert requests.get(f"{hub.url}/readyz", timeout=60).text == "ready\n"
         assert hub.stop() == 0
@@ -78,7 +78,7 @@ def refused(url: str) -> bool:
 
 
 @pytest.mark.slow
-def test_several_processes_serve_one_registry_and_all_refuse_what_is_revoked(tmp_path):
+def test_several_processes_serve_one_registry_and_all_refuse_revoked_tokens(tmp_path):
     tokens = Tokens(LocalStore(tmp_path / "registry"))
     _, secret = tokens.create("ada", "write")
     headers = {"Authorization": f"Bearer {secret}", "Connection": "close"}
@@ -220,7 +220,7 @@ def test_a_hub_with_a_certificate_speaks_tls_and_nothing_else(tmp_path):
         (["--max-file", "much"], 2, "expected a number"),
     ],
 )
-def test_what_cannot_be_served_is_one_sentence(tmp_path, arguments, code, words):
+def test_an_unservable_registry_is_one_clear_error(tmp_path, arguments, code, words):
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == code
     assert words in " ".join(done.stderr.replace("│", " ").split())

@@ -167,7 +167,7 @@ def test_a_body_that_stops_coming_is_answered_and_the_connection_closed():
         assert b"Only 9 bytes" in answer
 
 
-def test_an_answer_that_nobody_reads_is_cut_off():
+def test_an_answer_that_is_not_read_is_cut_off():
     async def flood(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % (64 << 20))]})
         for _ in range(64):

@@ -172,7 +172,7 @@ def test_no_secret_is_in_any_log_or_answer_wherever_it_came(log, client, store):
         ("https://ada:hunter22@proxy.acme.org/x", "hunter22"),
     ],
 )
-def test_what_looks_like_a_secret_is_blacked_out(text, hidden):
+def test_text_that_looks_like_a_secret_is_redacted(text, hidden):
     assert hidden in text
     assert hidden not in redacted(text)
 

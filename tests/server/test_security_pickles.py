@@ -88,7 +88,7 @@ def test_arrays_of_objects_are_pickles_and_arrays_of_numbers_are_not():
         ("empty", b""),
     ],
 )
-def test_what_is_no_pickle_is_taken_for_none(path, data):
+def test_other_files_are_not_mistaken_for_pickles(path, data):
     assert looks_pickled(path, data[:HEAD]) is None
 
 
@@ -187,7 +187,7 @@ def test_a_pickle_is_known_by_its_content_whatever_it_is_called_and_wrapped_in(v
     ],
     ids=["no end", "inst", "obj", "after another value", "after another pickle", "very long"],
 )
-def test_what_runs_code_is_a_pickle_however_it_goes_on(data):
+def test_a_file_that_starts_to_run_code_is_a_pickle(data):
     assert within(data)
 
 
@@ -243,17 +243,17 @@ def test_any_other_content_is_taken(data):
     ["28b52ffd", "502a4d18", "04224d18", "377abcaf271c", "526172211a0700", "1f9d90", "ff060000734e61507059"],
     ids=["zstd", "skipped frame", "lz4", "7z", "rar", "compress", "snappy"],
 )
-def test_what_is_compressed_so_that_it_cannot_be_looked_into_is_refused(mark):
+def test_files_compressed_in_an_uninspectable_format_are_refused(mark):
     data = bytes.fromhex(mark) + bytes(range(100))
     assert "cannot look into" in within(data)
     assert within(zip_of(data))
 
 
 @pytest.mark.parametrize("ending", [".zst", ".br", ".7z", ".Z"])
-def test_so_is_what_its_name_says_to_be(ending):
+def test_a_file_named_like_an_uninspectable_format_is_refused(ending):
     assert "cannot look into" in looks_pickled(f"weights{ending}", b"text")
 
 
-def test_what_begins_with_a_lot_of_nothing_is_refused():
+def test_many_empty_members_before_the_content_are_refused():
     nothing = gzip.compress(b"", mtime=0)
     assert "hold nothing" in within(nothing * (2 + (1 << 20) // len(nothing)) + gzip.compress(b"text"))

@@ -96,7 +96,7 @@ def outsider(hub, request) -> TestClient:
 
 
 @pytest.mark.parametrize(("method", "address"), READS)
-def test_what_is_private_is_answered_as_what_is_not_there(outsider, method, address):
+def test_a_private_repository_is_answered_like_a_missing_one(outsider, method, address):
     private = outsider.request(method, address.format(PRIVATE))
     missing = outsider.request(method, address.format(MISSING))
     assert private.status_code == missing.status_code
@@ -110,7 +110,7 @@ def test_what_is_private_is_answered_as_what_is_not_there(outsider, method, addr
 @pytest.mark.parametrize(
     "address", ["/api/models", "/api/models?search=secret", "/api/models?author=acme", "/", "/?q=secret"]
 )
-def test_what_is_private_is_in_no_list(outsider, address):
+def test_a_private_repository_is_in_no_list(outsider, address):
     answer = outsider.get(address)
     assert answer.status_code == 200
     assert "secret-plan" not in answer.text.replace("q=secret", "")
@@ -122,7 +122,7 @@ def test_a_name_that_is_almost_a_private_one_is_not_corrected(outsider):
 
 
 @pytest.mark.parametrize(("method", "address", "body"), WRITES)
-def test_nobody_changes_what_is_not_theirs(hub, outsider, method, address, body):
+def test_callers_cannot_change_repositories_of_others(hub, outsider, method, address, body):
     for repository in ("acme/ner", PRIVATE):
         before = hub.state(repository)
         answer = outsider.request(method, address.format(repository), content=body)
@@ -138,7 +138,7 @@ def test_a_token_that_reads_does_not_write_in_its_own_namespace_either(hub, meth
     assert hub.state("acme/ner") == before
 
 
-def test_nobody_creates_deletes_or_moves_in_the_namespace_of_others(hub, outsider):
+def test_callers_cannot_create_delete_or_move_in_namespaces_of_others(hub, outsider):
     before = hub.state("acme/ner")
     for method, address, body in (
         ("POST", "/api/repos/create", {"name": "evil", "organization": "acme"}),
@@ -220,7 +220,7 @@ def test_a_pickle_is_refused_by_its_name_and_by_its_bytes_however_it_comes(hub, 
     assert hub.state("acme/ner") == before
 
 
-def test_a_client_is_told_that_pickles_are_refused_before_it_sends_them(hub):
+def test_pickles_are_refused_before_a_client_uploads_them(hub):
     for path, data in (("x.pt", b""), ("x.safetensors", pickle.dumps([1]))):
         file = {"path": path, "size": 9, "sample": base64.b64encode(data).decode()}
         answer = hub.acme.post("/api/models/acme/ner/preupload/main", json={"files": [file]})
@@ -248,7 +248,7 @@ def test_nothing_else_is_called_as_a_commit_is(hub):
     assert hub.acme.get(f"/acme/ner/resolve/{first}/README.md").text == "# ner"
 
 
-def test_what_is_private_stays_so_while_it_is_deleted_and_while_it_is_made(hub, monkeypatch):
+def test_a_private_repository_stays_private_during_creation_and_deletion(hub, monkeypatch):
     stranger, reads = hub.client(), {"deleted": Registry.read, "made": Records.find}
     made = {"name": "secret-new", "organization": "acme", "visibility": "private"}
 
@@ -277,7 +277,7 @@ def test_what_is_private_stays_so_while_it_is_deleted_and_while_it_is_made(hub, 
         assert stranger.get(f"/acme/{name}/resolve/main/README.md").status_code == 401
 
 
-def test_whoever_has_the_name_of_a_deleted_private_repository_next_shows_nothing_of_it(hub):
+def test_a_successor_of_a_deleted_private_repository_reveals_nothing(hub):
     registry, name = Registry(hub.store), {"name": "secret-plan", "organization": "acme"}
     rename(registry, Reference.parse(PRIVATE), Reference.parse("acme/hidden-plan"))
     for path in ("secret-message", "secret-customer"):
@@ -304,7 +304,7 @@ def test_whoever_has_the_name_of_a_deleted_private_repository_next_shows_nothing
     assert "acme-bot" not in stranger.get(f"/{PRIVATE}/resolve/v1/README.md").text
 
 
-def test_the_history_of_a_deleted_public_repository_is_still_told(hub):
+def test_the_history_of_a_deleted_public_repository_is_still_shown(hub):
     name = {"name": "ner", "organization": "acme"}
     assert hub.acme.request("DELETE", "/api/repos/delete", json=name).status_code == 200
     assert hub.acme.post("/api/repos/create", json=name).status_code == 200
@@ -331,7 +331,7 @@ def test_a_private_repository_that_is_made_while_a_list_is_read_is_not_in_it(hub
     assert "secret-new" not in answer.text
 
 
-def test_what_is_private_stays_so_when_it_is_renamed_behind_the_hub_s_back_and_renamed_back(hub):
+def test_a_private_repository_stays_private_when_renamed_directly_and_back(hub):
     registry, stranger = Registry(hub.store), hub.client()
     names = ["acme/secret-plan", "acme/hidden-plan", "acme/secret-plan"]
     for old, new in pairwise(names):

@@ -97,7 +97,7 @@ def test_a_token_that_expires_while_it_is_known_is_refused(hub, monkeypatch):
     assert hub.client.get("/caller", headers=headers).status_code == 401
 
 
-def test_a_revoked_token_is_refused_once_what_was_known_of_it_is_too_old(hub, at_once):
+def test_a_revoked_token_is_refused_once_its_cache_entry_expires(hub, at_once):
     headers = hub.token("ada", "write")
     assert hub.client.get("/caller", headers=headers).status_code == 200
     hub.tokens.revoke("ada")
@@ -122,7 +122,7 @@ def test_known_tokens_cost_no_read_of_the_store_until_they_are_too_old(hub, monk
     assert hub.client.get("/caller", headers=headers).status_code == 200
 
 
-def test_a_store_out_of_reach_lets_nobody_in(hub, monkeypatch):
+def test_an_unreachable_store_gives_no_access(hub, monkeypatch):
     headers = hub.token("ada", "write")
 
     def fail(*_):
@@ -143,7 +143,7 @@ def test_two_authorizations_in_one_request_are_refused(hub):
 
 
 @pytest.mark.parametrize("scope", ["none", "read"])
-def test_nobody_writes_without_a_token(scope):
+def test_writing_needs_a_token(scope):
     answer = Hub(anonymous=scope).client.post("/write/acme")
     assert answer.status_code == 401
     assert "needs a token of scope write" in answer.json()["error"]
@@ -162,7 +162,7 @@ def test_a_token_writes_in_its_own_namespaces_only(hub):
         assert hub.client.post(f"/write/{other}", headers=headers).status_code == 403
 
 
-def test_what_is_private_is_read_by_tokens_of_its_namespace_and_by_administrators(hub):
+def test_private_repositories_are_read_by_their_namespaces_tokens_and_admins(hub):
     readers = {
         200: [hub.token("own", "read", ["acme"]), hub.token("every", "read"), hub.token("root", "admin")],
         404: [hub.token("other", "write", ["lab"])],
@@ -173,7 +173,7 @@ def test_what_is_private_is_read_by_tokens_of_its_namespace_and_by_administrator
             assert hub.client.get("/read/acme/private", headers=headers).status_code == status
 
 
-def test_what_one_may_not_see_is_answered_as_if_it_were_not_there(hub):
+def test_an_invisible_repository_is_answered_like_a_missing_one(hub):
     answer = hub.client.get("/read/acme/private", headers=hub.token("other", "read", ["lab"]))
     assert answer.headers["X-Error-Code"] == "RepoNotFound"
     assert "private" not in answer.json()["error"]
@@ -200,7 +200,7 @@ def test_strangers_may_write_where_the_hub_says_so_and_never_administer():
 # ----- how often -----
 
 
-def test_too_many_requests_are_told_when_to_come_back():
+def test_rate_limited_requests_get_retry_after():
     hub = Hub(rate=0.5, burst=3)
     assert [hub.client.get("/caller").status_code for _ in range(4)] == [200, 200, 200, 429]
     answer = hub.client.get("/caller")
@@ -208,7 +208,7 @@ def test_too_many_requests_are_told_when_to_come_back():
     assert answer.headers["RateLimit"].startswith('"api";r=0;t=')
 
 
-def test_the_client_of_the_hub_waits_as_long_as_it_is_told(monkeypatch):
+def test_huggingface_hub_waits_as_long_as_requested(monkeypatch):
     from huggingface_hub.utils import http_backoff
 
     waits = []
@@ -251,7 +251,7 @@ def test_guessing_a_token_is_stopped_and_costs_one_read_of_the_store(monkeypatch
     assert hub.client.get("/caller").status_code == 200
 
 
-def test_wrong_tokens_lock_out_nobody_who_calls_from_the_same_address():
+def test_wrong_tokens_do_not_lock_out_other_callers_from_the_same_address():
     hub = Hub(failures=3)
     early = hub.token("early", "write")
     assert hub.client.get("/caller", headers=early).status_code == 200
@@ -265,7 +265,7 @@ def test_wrong_tokens_lock_out_nobody_who_calls_from_the_same_address():
     assert [hub.client.get("/caller", headers=headers).status_code for headers in (early, late, {})] == [200] * 3
 
 
-def test_a_revoked_token_is_told_so_however_many_wrong_ones_came_from_its_address(at_once):
+def test_a_revoked_token_is_reported_despite_many_wrong_ones_from_its_address(at_once):
     hub = Hub(failures=2)
     headers = hub.token("ada", "write")
     hub.tokens.revoke("ada")
@@ -315,5 +315,5 @@ def test_made_up_callers_fill_no_memory(monkeypatch):
         ("testclient", "testclient"),
     ],
 )
-def test_addresses_of_one_customer_count_as_one(host, address):
+def test_addresses_of_one_network_count_as_one(host, address):
     assert address_of({"client": (host, 1)}) == address

@@ -34,7 +34,7 @@ def test_a_hub_s_temporary_files_lie_in_a_folder_that_goes_with_it(temporary):
     assert tempfile.gettempdir() == str(temporary)
 
 
-def test_the_folder_of_a_hub_that_runs_is_left_alone_and_one_that_nobody_holds_is_removed():
+def test_the_folder_of_a_running_hub_is_kept_and_an_abandoned_one_removed():
     with spool() as folder:
         sweep()
         assert folder.exists()

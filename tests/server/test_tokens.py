@@ -73,7 +73,7 @@ def test_an_unknown_id_costs_the_same_comparison(monkeypatch):
 
 
 @pytest.mark.parametrize("position", [22, 40, 64])
-def test_a_secret_with_one_other_character_is_nobody_s(tokens, position):
+def test_a_secret_with_one_changed_character_is_invalid(tokens, position):
     token, secret = tokens.create("ci", "read")
     other = "A" if secret[position] != "A" else "B"
     assert holder(token, secret[:position] + other + secret[position + 1 :]) is None
@@ -112,7 +112,7 @@ def test_a_name_in_use_is_refused(tokens):
         tokens.create("ci", "read")
 
 
-def test_what_cannot_be_a_token_is_refused_before_anything_is_stored(tokens):
+def test_an_invalid_token_is_refused_before_anything_is_stored(tokens):
     for name in ("", "a/b", "a b", "é", "../x", "a\nb"):
         with pytest.raises(ReferenceSyntaxError):
             tokens.create(name, "read")
@@ -129,11 +129,11 @@ def test_what_cannot_be_a_token_is_refused_before_anything_is_stored(tokens):
 @pytest.mark.parametrize(
     "text", ["", "hf_abc", "dhub_", "dhub_0_x", "dhub_" + "0" * 16 + "_" + "a" * 44, "dhub_" + "../" * 6]
 )
-def test_what_is_no_secret_leads_to_no_key(text):
+def test_an_invalid_secret_leads_to_no_key(text):
     assert id_of(text) is None
 
 
-def test_a_damaged_document_lets_nobody_in():
+def test_a_damaged_document_gives_no_access():
     store = MemoryStore()
     tokens = Tokens(store)
     token, _ = tokens.create("ci", "read")

@@ -37,7 +37,7 @@ def test_without_a_file_there_is_only_the_local_one(settings):
     assert Settings.read().names == ("local", "hf")
 
 
-def test_what_was_added_is_read_again_in_its_order(settings):
+def test_added_sources_are_read_back_in_order(settings):
     for entry in (TEAM, BUCKET, SourceEntry("another", "/mnt/another")):
         change(lambda settings, entry=entry: settings.add(entry))
     change(lambda settings: settings.make_default("bucket"))
@@ -60,7 +60,7 @@ def test_the_hub_searches_them_after_the_local_one_and_asks_none_of_them_to_open
     assert (store.bucket.region, store.bucket.profile) == ("eu-west-1", "work")
 
 
-def test_no_other_source_stands_in_for_one_that_cannot_be_reached(tmp_path, checkpoint_folder, monkeypatch):
+def test_no_other_source_replaces_an_unreachable_one(tmp_path, checkpoint_folder, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "A")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "B")
     change(lambda settings: settings.add(SourceEntry("bucket", "s3://deltas/x", "http://127.0.0.1:1")))
@@ -92,14 +92,14 @@ def test_a_folder_is_kept_absolute_and_a_home_is_filled_in(tmp_path, monkeypatch
         (("team", "s3://deltas"), {"endpoint": "here"}, "is not the address of an S3 server"),
     ],
 )
-def test_what_cannot_be_a_registry_is_refused(arguments, where, words):
+def test_an_invalid_registry_address_is_refused(arguments, where, words):
     with pytest.raises(ConfigError, match=words):
         SourceEntry.checked(*arguments, **where)
     assert Settings.read() == Settings()
 
 
 @pytest.mark.parametrize("name", ["Team", "t", "a_b", "", "team:x"])
-def test_what_cannot_be_a_source_is_refused(name):
+def test_an_invalid_source_is_refused(name):
     with pytest.raises(ReferenceSyntaxError, match="cannot be a source: expected 2 to 32 lower-case letters"):
         SourceEntry.checked(name, "/x")
 

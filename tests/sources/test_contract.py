@@ -268,7 +268,7 @@ def test_damage_in_the_cache_is_fetched_again(origin, trained, tmp_path):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in trained[1].items())
 
 
-def test_what_is_missing_is_said_with_its_place(origin, trained):
+def test_missing_files_are_reported_with_their_place(origin, trained):
     origin.hold(trained[0])
     reference, place = origin.missing()
     with pytest.raises(NotFoundError if origin.checked else CheckpointError) as caught:
@@ -276,7 +276,7 @@ def test_what_is_missing_is_said_with_its_place(origin, trained):
     assert place in str(caught.value)
 
 
-def test_without_the_network_what_was_pulled_loads_and_the_rest_is_refused(origin, trained, tmp_path):
+def test_offline_pulled_deltas_load_and_others_are_refused(origin, trained, tmp_path):
     reference = origin.hold(trained[0])
     if origin.remote:
         with pytest.raises(NotFoundError, match=r"local_files_only is set.*Pull it beforehand"):

@@ -49,7 +49,7 @@ def silent(request, world, monkeypatch):
     "asked",
     ["acme/ner", "acme/ner@v1", "acme/ner@champion", "team:acme/ner", "team:acme/ner@v1", "team:acme/ner@champion"],
 )
-def test_what_was_pulled_loads_by_the_name_and_version_it_was_pulled_by(world, silent, asked):
+def test_a_pulled_delta_loads_by_the_name_and_version_it_was_pulled_by(world, silent, asked):
     digest = world.push("team")
     set_alias(world.team.registry, "acme/ner", "champion", "v1")
     world.hub().pull(Reference.parse(asked))
@@ -59,7 +59,7 @@ def test_what_was_pulled_loads_by_the_name_and_version_it_was_pulled_by(world, s
     assert checkpoint.describe(pulled.folder).digest == digest
 
 
-def test_an_exact_version_loads_whatever_name_it_was_pulled_by(world, silent):
+def test_an_exact_version_loads_by_any_name_it_was_pulled_by(world, silent):
     digest = world.push("team")
     world.hub().pull(NER)
     assert silent().pull(Reference.parse("team:acme/ner@v1")).digest == digest
@@ -94,7 +94,7 @@ def test_a_name_is_not_answered_from_elsewhere_only_because_its_source_is_silent
 
 
 @pytest.mark.parametrize("reason", SILENCE[:3])
-def test_the_error_for_the_rest_says_what_to_pull_beforehand(world, monkeypatch, reason):
+def test_the_error_for_other_names_says_what_to_pull_beforehand(world, monkeypatch, reason):
     world.push("team")
     world.push("team", name="acme/nli")
     world.hub().pull(Reference.parse("acme/nli"))
@@ -112,7 +112,7 @@ def test_the_error_for_the_rest_says_what_to_pull_beforehand(world, monkeypatch,
     )
 
 
-def test_fetching_again_does_not_do_with_what_is_in_the_cache(world, silent):
+def test_force_download_does_not_accept_the_cached_copy(world, silent):
     world.push("team")
     world.hub().pull(NER)
     with pytest.raises((NotCachedError, UnreachableError)):
@@ -127,7 +127,7 @@ def test_a_delta_that_was_pruned_or_damaged_does_not_load(world, silent):
         silent().pull(NER)
 
 
-def test_a_source_that_now_means_another_place_does_not_vouch_for_what_came_before(world, silent, monkeypatch):
+def test_a_source_moved_to_another_address_does_not_vouch_for_earlier_pulls(world, silent, monkeypatch):
     world.push("team")
     world.hub().pull(NER)
     world.team.registry.name = "elsewhere"

@@ -172,7 +172,7 @@ def test_the_same_content_from_elsewhere_is_the_same(world):
     assert world.hub(disabled=("team",)).pull(NER).digest == digest
 
 
-def test_a_private_name_that_comes_from_another_private_source_is_told_of(world, caplog):
+def test_a_private_name_from_another_private_source_is_reported(world, caplog):
     world.push("team", 0.5)
     world.hub().pull(NER)
     world.push("local", 0.75)
@@ -184,7 +184,7 @@ def test_a_private_name_that_comes_from_another_private_source_is_told_of(world,
     assert caplog.text == ""
 
 
-def test_what_was_pulled_by_its_full_name_says_nothing_about_the_short_one(world):
+def test_a_pull_by_full_name_does_not_define_the_short_name(world):
     world.push("team", 0.5)
     public = world.push("public", 0.75)
     world.hub().pull(Reference.parse("team:acme/ner"))
@@ -258,7 +258,7 @@ def test_a_namespace_like_no_private_one_is_asked_for_in_public(world):
     assert world.hub().pull(Reference.parse("bigscience/ner")).digest == digest
 
 
-def test_a_lock_file_decides_whatever_the_sources_say(world, tmp_path, monkeypatch):
+def test_a_lock_file_overrides_the_sources(world, tmp_path, monkeypatch):
     digest = world.push("team", 0.5)
     path = tmp_path / "deltahub.lock"
     Lock(path, {"acme/ner": world.hub().pin(NER)}).write()
@@ -319,7 +319,7 @@ def test_a_place_that_has_a_name_goes_by_it(world, tmp_path, new_checkpoint):
     assert str(hub.push(new_checkpoint(), "acme/ner", to=f"{tmp_path}/registry/").reference) == "local:acme/ner@v1"
 
 
-def test_what_changes_a_delta_wants_a_registry(world, monkeypatch):
+def test_changing_a_delta_needs_a_registry(world, monkeypatch):
     class NoRegistry:
         name, place, remote = "hub", "hub (https://hub.example)", False
 

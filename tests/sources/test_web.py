@@ -96,7 +96,7 @@ def test_a_link_without_a_delta_says_where_it_was_looked_for(web, site):
         web.pull(f"{site.url}/nothing.tar")
 
 
-def test_the_page_of_a_repo_on_hugging_face_is_told_from_a_folder(web):
+def test_the_url_of_a_hugging_face_repo_is_distinguished_from_a_folder(web):
     import responses
 
     with responses.RequestsMock() as server:
@@ -147,7 +147,7 @@ def test_a_pin_is_the_digest_of_the_delta_or_of_the_file_and_anything_else_is_re
         web.pull(f"{url}#sha256={'0' * 64}")
 
 
-def test_a_link_with_the_digest_of_a_delta_that_was_pulled_asks_nobody(web, published, site):
+def test_a_link_with_the_digest_of_a_cached_delta_makes_no_request(web, published, site):
     url = published()
     found = web.resolve(Link.parse(url))
     web.pull(url)
@@ -173,7 +173,7 @@ def test_a_link_with_the_digest_of_a_delta_that_was_pulled_asks_nobody(web, publ
         "http:/host",
     ],
 )
-def test_what_is_no_link_is_refused_before_anybody_is_asked(text):
+def test_an_invalid_link_is_refused_before_any_request(text):
     with pytest.raises(ReferenceSyntaxError):
         Link.parse(text)
 
@@ -240,7 +240,7 @@ def test_without_a_strong_etag_it_begins_anew(web, published, site, tag):
     ],
     ids=["Range ignored", "another part", "no Content-Range", "ETag changed", "no such part"],
 )
-def test_a_server_that_goes_on_with_something_else_is_asked_for_all_of_it(web, published, site, second):
+def test_a_changed_file_is_downloaded_again_in_full(web, published, site, second):
     url = published()
     data = (site.root / "ner" / WEIGHTS).read_bytes()
     site.answers(WEIGHTS, None, lambda handler: handler.say(200, data, {"ETag": '"tag"'}, sent=100), second)
@@ -256,7 +256,7 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up(web, published, sit
         web.pull(url, Limits(whole=0.2))
 
 
-def test_what_a_failed_download_got_is_taken_up_by_the_next(web, published, site):
+def test_a_failed_download_is_resumed_by_the_next(web, published, site):
     url = published()
     data = (site.root / "ner" / WEIGHTS).read_bytes()
     tag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'

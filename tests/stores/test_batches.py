@@ -33,7 +33,7 @@ def test_many_documents_are_replaced_at_once(store):
     assert store.swap_all([]) == []
 
 
-def test_one_that_was_changed_meanwhile_keeps_nobody_from_being_replaced(store):
+def test_a_concurrently_changed_document_does_not_block_the_others(store):
     etags = store.swap_all([Swap(key, b"1", None) for key in KEYS])
     theirs = store.swap(KEYS[1], b"theirs", etags[1])
     done = store.swap_all([Swap(key, b"2", etag) for key, etag in zip(KEYS, etags, strict=True)])

@@ -27,13 +27,13 @@ def test_an_address_is_a_bucket_and_a_prefix():
     "url",
     ["s3://", "s3:///x", "s3://De", "s3://Deltas", "s3://deltas/a b", "s3://deltas/../x", "s3://deltas/a//b", "deltas"],
 )
-def test_what_is_no_address_is_refused(url):
+def test_an_invalid_address_is_refused(url):
     with pytest.raises(ConfigError, match=r"is not a location in a bucket: expected s3://bucket/prefix"):
         Bucket.parse(url)
 
 
 @pytest.mark.parametrize("endpoint", ["s3.example.org", "ftp://x", "https://x/?y", "https://"])
-def test_what_is_no_server_is_refused(endpoint):
+def test_an_invalid_server_is_refused(endpoint):
     with pytest.raises(ConfigError, match="is not the address of an S3 server"):
         Bucket.parse("s3://deltas", endpoint=endpoint)
 
@@ -47,7 +47,7 @@ def test_a_secret_in_an_address_is_refused_and_not_repeated(url, endpoint):
     assert "secret@" not in str(caught.value)
 
 
-def test_people_are_told_the_server_too(monkeypatch):
+def test_human_output_names_the_server_too(monkeypatch):
     assert Bucket("deltas", "team").url == "s3://deltas/team"
     assert Bucket("deltas", "", "http://here:1").url == "s3://deltas at http://here:1"
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://there:1")
@@ -56,7 +56,7 @@ def test_people_are_told_the_server_too(monkeypatch):
     assert Bucket("deltas", "team").url == "s3://deltas/team at http://nearer:1"
 
 
-def test_what_the_registry_says_goes_before_the_environment(monkeypatch):
+def test_registry_options_take_precedence_over_the_environment(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://there:1")
     monkeypatch.setenv("AWS_REGION", "us-west-1")
     monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")

@@ -69,7 +69,7 @@ def test_an_empty_object_has_no_piece(store):
     assert (store.size(key), list(store.chunks(key))) == (0, [])
 
 
-def test_what_is_missing_has_neither_size_nor_pieces(store):
+def test_a_missing_key_has_neither_size_nor_content(store):
     with pytest.raises(NotFoundError):
         store.size(object_key("0" * 64))
     with pytest.raises(NotFoundError):
@@ -106,7 +106,7 @@ def test_bytes_with_another_digest_are_refused_and_nothing_is_stored(store):
     assert list(store.keys("objects/")) == []
 
 
-def test_a_document_is_replaced_only_by_who_knows_it(store):
+def test_a_document_is_replaced_only_with_its_current_etag(store):
     first = store.swap(DOCUMENT, b"1", None)
     assert store.read_tagged(DOCUMENT) == (b"1", first)
     second = store.swap(DOCUMENT, b"2", first)
@@ -119,7 +119,7 @@ def test_a_document_is_replaced_only_by_who_knows_it(store):
     assert store.read(DOCUMENT) == b"2"
 
 
-def test_of_two_who_write_the_same_the_second_is_told(store):
+def test_of_two_equal_writes_the_second_fails(store):
     first = store.swap(DOCUMENT, b"1", None)
     with pytest.raises(ConflictError):
         store.swap(DOCUMENT, b"1", None)
@@ -162,7 +162,7 @@ def test_a_stamp_changes_whenever_the_bytes_do(store):
     assert dict(store.keys("refs/"))[DOCUMENT] == stamps[-1]
 
 
-def test_deleting_what_is_not_there_is_fine(store):
+def test_deleting_a_missing_key_succeeds(store):
     (key,) = create(store, b"a")
     store.delete(key)
     store.delete(key)

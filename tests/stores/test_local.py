@@ -175,7 +175,7 @@ def test_a_colleague_can_store_an_object_that_is_there_already(shared_folder, as
     assert store.read(KEYS[0]) == WEIGHTS
 
 
-def test_what_may_not_be_read_is_one_sentence(shared_folder, as_nobody, tmp_path):
+def test_a_forbidden_read_is_one_clear_error(shared_folder, as_nobody, tmp_path):
     store = LocalStore(shared_folder / "store")
     store.create(SOURCES)
     store.swap(DOCUMENT, b"1", None)
@@ -221,7 +221,7 @@ def test_a_key_that_vanishes_while_keys_are_listed_is_passed_over(store, monkeyp
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such rights")
 @pytest.mark.parametrize(("root", "folder", "file"), [(0o2775, 0o2775, 0o664), (0o750, 0o750, 0o640)])
-def test_what_is_made_takes_after_the_root_whatever_the_umask(tmp_path, root, folder, file):
+def test_new_files_inherit_from_the_root_under_any_umask(tmp_path, root, folder, file):
     store = LocalStore(tmp_path / "shared")
     store.root.mkdir()
     store.root.chmod(root)

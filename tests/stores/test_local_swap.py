@@ -60,14 +60,14 @@ def test_a_claim_of_a_killed_process_is_taken_away(store, monkeypatch):
     assert content_of(store.root) == {DOCUMENT: b"new"}
 
 
-def test_an_empty_claim_is_of_somebody_who_is_done(store):
+def test_an_empty_claim_belongs_to_a_finished_writer(store):
     etag = store.swap(DOCUMENT, b"old", None)
     (store.root / CLAIMS / DOCUMENT).mkdir(parents=True)
     store.swap(DOCUMENT, b"new", etag)
     assert content_of(store.root) == {DOCUMENT: b"new"}
 
 
-def test_who_lost_its_claim_while_it_was_slow_overwrites_nothing(store, monkeypatch):
+def test_a_slow_writer_that_lost_its_claim_overwrites_nothing(store, monkeypatch):
     monkeypatch.setattr(local_files, "SILENT", 0.0)
     etag = store.swap(DOCUMENT, b"old", None)
     looks = []
@@ -86,7 +86,7 @@ def test_who_lost_its_claim_while_it_was_slow_overwrites_nothing(store, monkeypa
     assert content_of(store.root) == {DOCUMENT: b"theirs"}
 
 
-def test_who_lost_its_claim_to_one_who_wrote_nothing_tries_again(store):
+def test_a_writer_whose_claim_was_taken_without_a_write_tries_again(store):
     store.swap(DOCUMENT, b"old", None)
     claim = store.root / CLAIMS / DOCUMENT
     looks = []
@@ -100,7 +100,7 @@ def test_who_lost_its_claim_to_one_who_wrote_nothing_tries_again(store):
     assert store.read(DOCUMENT) == b"new"
 
 
-def test_who_waits_for_a_claim_is_told_at_once_when_the_document_changes(store):
+def test_a_writer_waiting_for_a_claim_notices_a_change_at_once(store):
     etag = store.swap(DOCUMENT, b"old", None)
     claim = store.root / CLAIMS / DOCUMENT
     claim.mkdir(parents=True)

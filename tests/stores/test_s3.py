@@ -194,9 +194,7 @@ def test_an_answer_that_was_lost_makes_no_server_weak(proxy: Proxy, moto):
 
 
 @pytest.mark.parametrize("server", ["moto", "seaweed"])
-def test_of_many_who_push_to_one_delta_at_once_nobody_loses_anything(
-    request, s3_keys, new_checkpoint, tmp_path, server
-):
+def test_concurrent_pushes_to_one_delta_lose_nothing(request, s3_keys, new_checkpoint, tmp_path, server):
     bucket, folders = request.getfixturevalue(server).bucket(), [new_checkpoint(value=float(n)) for n in range(5)]
     hubs = [Hub({"team": Registry(S3Store(bucket, QUICK), "team")}, Cache(tmp_path / "cache")) for _ in folders]
     start, pushed = threading.Barrier(len(folders)), []
@@ -300,7 +298,7 @@ def test_a_server_that_cannot_be_reached_is_one_sentence(s3_keys):
         (400, "Strange", r"\(400 Strange\)\. Check the address"),
     ],
 )
-def test_what_a_server_answers_is_one_sentence_with_the_way_out(proxy: Proxy, moto, number, code, words):
+def test_server_errors_become_one_clear_error_with_a_remedy(proxy: Proxy, moto, number, code, words):
     store = S3Store(moto.bucket(endpoint=proxy.url), QUICK)
     etag = store.swap(DOCUMENT, b"1", None)
     proxy.breaks(status(number, code), times=None)
@@ -310,7 +308,7 @@ def test_what_a_server_answers_is_one_sentence_with_the_way_out(proxy: Proxy, mo
     assert store.read(DOCUMENT) == b"1"
 
 
-def test_of_two_who_know_the_same_document_the_second_is_told(store):
+def test_of_two_swaps_of_one_document_the_second_fails(store):
     first = store.swap(DOCUMENT, b"1", None)
     second = store.swap(DOCUMENT, b"2", first)
     with pytest.raises(ConflictError):

@@ -59,7 +59,7 @@ def fault(request):
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_document_is_swapped_once_whatever_fails_on_the_way(store, good, proxy, fault, times):
+def test_a_document_is_swapped_once_despite_failures(store, good, proxy, fault, times):
     proxy.breaks(fault, times=times)
     first = store.swap(DOCUMENT, b"1", None)
     assert good.read_tagged(DOCUMENT) == (b"1", first)
@@ -77,7 +77,7 @@ def test_a_server_that_asks_for_a_repetition_gets_one(store, good, proxy, there)
 
 
 @pytest.mark.parametrize("fault", ["reset", "lost", "done but denied", "503"], indirect=True)
-def test_what_somebody_else_wrote_meanwhile_is_never_overwritten(store, good, proxy, fault):
+def test_concurrent_changes_are_never_overwritten(store, good, proxy, fault):
     etag = store.swap(DOCUMENT, b"1", None)
 
     def overtaken(exchange: Exchange) -> None:
@@ -104,16 +104,14 @@ def test_a_swap_that_was_done_and_then_overtaken_is_a_conflict_that_overwrites_n
     assert good.read(DOCUMENT) == b"theirs"
 
 
-def test_objects_are_stored_whatever_fails_on_the_way(store, good, proxy, fault):
+def test_objects_are_stored_despite_failures(store, good, proxy, fault):
     proxy.breaks(fault, times=2)
     store.create({SHA: WEIGHTS})
     assert good.read(object_key(SHA)) == WEIGHTS
 
 
 @pytest.mark.parametrize(("method", "words"), [("POST", "?uploads"), ("PUT", "partNumber=2"), ("POST", "?uploadId")])
-def test_a_file_of_several_parts_is_stored_whatever_fails_on_the_way(
-    store, good, proxy, tmp_path, fault, method, words
-):
+def test_a_multipart_file_is_stored_despite_failures(store, good, proxy, tmp_path, fault, method, words):
     data = os.urandom(PART + 1)
     (tmp_path / "big").write_bytes(data)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -122,7 +120,7 @@ def test_a_file_of_several_parts_is_stored_whatever_fails_on_the_way(
     assert good.fetch(object_key(sha256), tmp_path / "copy") == sha256
 
 
-def test_reading_goes_on_whatever_fails_on_the_way(store, good, proxy, tmp_path, fault):
+def test_reading_continues_despite_failures(store, good, proxy, tmp_path, fault):
     good.create({SHA: WEIGHTS})
     for number, read in enumerate(
         (
@@ -148,7 +146,7 @@ def test_a_download_that_breaks_off_is_taken_up_where_it_was(store, good, proxy,
     assert sum(seen) == len(data)
 
 
-def test_a_key_is_removed_whatever_fails_on_the_way(store, good, proxy, fault):
+def test_a_key_is_removed_despite_failures(store, good, proxy, fault):
     good.create({SHA: WEIGHTS})
     proxy.breaks(fault, method="DELETE")
     store.delete(object_key(SHA))

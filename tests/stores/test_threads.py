@@ -47,7 +47,7 @@ def test_every_item_has_its_call_and_no_more_than_asked_run_at_once():
     assert sorted(done) == [0, 1, 2, 3]
 
 
-def test_the_first_failure_is_raised_and_the_rest_are_told_to_stop():
+def test_the_first_failure_is_raised_and_the_rest_are_stopped():
     started, told = [], threading.Event()
 
     def call(item: int, stop: threading.Event) -> None:
@@ -90,7 +90,7 @@ def test_calls_that_are_spread_come_back_in_order_from_no_more_threads_than_aske
     assert len({thread for _, thread in found}) <= 3
 
 
-def test_whoever_stops_asking_leaves_no_thread_behind():
+def test_an_abandoned_iteration_leaves_no_thread_behind():
     started, go = [], threading.Event()
 
     def call(item: int) -> int:

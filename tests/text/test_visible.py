@@ -52,7 +52,7 @@ def test_a_warning_is_safe_whatever_handler_prints_it(caplog):
     assert caplog.messages == [f"{visible(HOSTILE)} is odd"]
 
 
-def test_a_stream_escapes_what_anybody_writes_and_rich_finds_the_one_behind():
+def test_a_stream_escapes_all_writes_and_rich_finds_the_stream_behind_it():
     behind = io.StringIO()
     stream = VisibleStream(behind)
     print(HOSTILE, file=stream)
@@ -90,7 +90,7 @@ def test_a_variable_with_white_space_only_is_no_token(monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", ["\u201csecret\u201d", "secret\nsecret", "sec ret", "secret\x00", "\udcffsecret"])
-def test_what_no_header_can_hold_is_refused_by_its_variable_and_not_shown(monkeypatch, wrong):
+def test_a_token_invalid_in_a_header_is_refused_by_its_variable_and_not_shown(monkeypatch, wrong):
     monkeypatch.setenv("TEAM_TOKEN", wrong.replace("\x00", "\x01"))
     with pytest.raises(ConfigError, match="The environment variable TEAM_TOKEN holds") as caught:
         Calls("team", "http://127.0.0.1:9", token_variable="TEAM_TOKEN").headers()

@@ -107,7 +107,7 @@ def test_a_checkpoint_that_lacks_a_part_of_the_backbone_is_still_missed():
         backbone.load_state_dict({**whole, **backbone.state_dict()})
 
 
-def test_what_the_state_dict_leaves_out_is_not_missed_inside_a_wrapper():
+def test_tensors_left_out_of_the_state_dict_are_not_missing_inside_a_wrapper():
     wrapper = nn.ModuleDict({"encoder": bert(), "probe": nn.Linear(3, 1)})
     put_on(wrapper["encoder"], KINDS[0])
     state = wrapper.state_dict()

@@ -44,7 +44,7 @@ def test_every_value_is_counted_and_an_unknown_one_is_none(index):
     }
 
 
-def test_what_is_asked_of_a_facet_narrows_the_others_alone(index):
+def test_a_chosen_facet_narrows_only_the_other_facets(index):
     found = counts(index, author="ada")
     assert found["author"] == {"ada": 2, "grace": 2}
     assert found["backbone"] == {"bert": 2}

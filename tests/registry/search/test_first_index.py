@@ -37,7 +37,7 @@ def names(index, told=None) -> list[str]:
     return sorted(line.name for line in index.search(Search(report=told))[0])
 
 
-def test_over_any_store_whoever_waits_hears_of_each_delta_that_is_read(anywhere, publish, tmp_path):
+def test_the_first_index_reports_each_delta_it_reads(anywhere, publish, tmp_path):
     for name in NAMES:
         publish(anywhere, name)
     index, heard = Index(tmp_path / "index.sqlite3", anywhere), []
@@ -68,7 +68,7 @@ def test_many_deltas_to_read_are_logged(full, tmp_path, monkeypatch, caplog, man
     assert [line.message.partition(";")[0] for line in caplog.records] == [text.format(full.place) for text in said]
 
 
-def test_what_another_process_indexed_meanwhile_is_not_read_again(full, tmp_path, monkeypatch, read):
+def test_documents_indexed_by_another_process_are_not_read_again(full, tmp_path, monkeypatch, read):
     path = tmp_path / "index.sqlite3"
     keys, other = full.store.keys, [Index(path, full)]
 

@@ -258,7 +258,7 @@ def test_searches_at_the_same_time_all_see_everything(index, push):
         assert found == [3, 3, 3, 3]
 
 
-def test_a_page_of_what_many_deltas_have_is_the_same_as_of_what_few_have(index, push, monkeypatch):
+def test_a_page_is_the_same_for_common_and_rare_conditions(index, push, monkeypatch):
     for number in range(5):
         push(f"acme/d{number}", tags=[f"odd={number % 2}"])
     queries = [Query("acme", sort=sort, tags=tags) for sort in ("time", "name", "size") for tags in ((), ("odd=1",))]
@@ -268,7 +268,7 @@ def test_a_page_of_what_many_deltas_have_is_the_same_as_of_what_few_have(index, 
     assert [total for _, total in pages] == [5, 2] * 3
 
 
-def test_words_of_what_was_pushed_before_are_forgotten(index, push):
+def test_search_words_of_earlier_versions_are_forgotten(index, push):
     push("acme/ner", message="an early message")
     assert names(index, text="early") == ["acme/ner"]
     push("acme/ner", message="a late message", value=0.25)

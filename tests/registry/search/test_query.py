@@ -93,12 +93,12 @@ def test_pages_follow_each_other_without_a_gap(index):
 @pytest.mark.parametrize(
     "text", ["accuracy", "accuracy>", ">0.9", "accuracy>high", "accuracy>nan", "accuracy=>1", 'a"b>1', "a'b>1", ""]
 )
-def test_what_is_no_condition_says_what_one_looks_like(text):
+def test_an_invalid_condition_error_shows_a_valid_one(text):
     with pytest.raises(ConfigError, match=r"as in 'accuracy>0\.9'"):
         Metric.parse(text)
 
 
 @pytest.mark.parametrize("key", ["", "a'b", 'a"b', "name; DROP TABLE deltas", "\u0430"])
-def test_what_nothing_can_be_sorted_by_is_refused(key):
+def test_an_invalid_sort_key_is_refused(key):
     with pytest.raises(ConfigError, match="is not a sort key: expected time, name, size, parameters or a metric"):
         Query(sort=key)

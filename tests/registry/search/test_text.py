@@ -30,7 +30,7 @@ def found(message: str, text: str, *, frequent: bool = False) -> bool:
 @pytest.mark.skipif(not tables.has_trigrams(), reason="this SQLite has no FTS5")
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(message=TEXTS, text=TEXTS)
-def test_trigrams_find_what_a_look_at_every_text_finds(monkeypatch, message, text):
+def test_trigrams_find_the_same_as_a_full_scan(monkeypatch, message, text):
     words = tables.searchable(f"q/q {message}")
     expected = all(word in words for word in tables.searchable(text).split())
     assert found(message, text) == expected

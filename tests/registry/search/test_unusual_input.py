@@ -27,7 +27,7 @@ def test_a_copied_document_is_not_listed_as_a_second_delta(index, caplog):
 
 
 @pytest.mark.parametrize("query", [Query("\udcff"), Query(author="\udcff"), Query(tags=("\udcff",))])
-def test_what_no_text_can_hold_is_found_nowhere(index, query):
+def test_a_query_that_no_text_can_contain_finds_nothing(index, query):
     assert index.search(Search(query)) == ([], 0)
 
 

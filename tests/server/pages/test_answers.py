@@ -88,7 +88,7 @@ def test_no_other_file_is_served(pages, path):
     ("path", "status"),
     [("/a/b", 401), ("/a", 404), ("/a/b/c/d/e", 404), ("/..%2F..%2Fetc/passwd", 401), ("/a/b%00", 400)],
 )
-def test_what_is_not_there_is_a_page_with_a_sentence_and_a_way_on(pages, path, status):
+def test_a_missing_page_has_a_clear_error_and_links(pages, path, status):
     page = pages.get(path)
     assert page.status_code == status
     assert page.headers["Content-Type"].startswith("text/html")

@@ -64,7 +64,7 @@ def test_nothing_of_a_card_runs(text):
             assert place is None or place.startswith(("/acme/ner/blob/v3/", "/acme/ner/resolve/v3/"))
 
 
-def test_what_markdown_says_is_shown():
+def test_markdown_is_rendered():
     html = shown(
         "Some *words*, **bold**, `code`, ~~gone~~.\n\n- one\n- two\n\n> said\n\n```python\nx = 1\n```\n\n| a |\n|:-:|\n| b |\n"
     )
@@ -90,7 +90,7 @@ def test_what_markdown_says_is_shown():
         ("#\n## b", ["h3"]),
     ],
 )
-def test_headings_stand_below_those_of_the_page_and_skip_no_level(text, expected):
+def test_card_headings_are_below_page_headings_and_skip_no_level(text, expected):
     assert re.findall(r"<(h\d)>", shown(text)) == expected
 
 
@@ -130,7 +130,7 @@ def test_a_long_address_is_not_repeated_by_thousands_of_short_links(link, target
     assert len(shown(f"[a]: {target}\n\n" + link * 2000)) < 500_000
 
 
-def test_front_matter_is_told_apart_and_read_as_text():
+def test_front_matter_is_separated_and_read_as_text():
     card = render_card(
         "---\nlicense: mit\ntags: [a, b]\nn: 2026-01-01\nx:\n  - k: v\n---\n# T\n", "/a/b/blob/v1/", "/a/b/resolve/v1/"
     )
@@ -153,7 +153,7 @@ def test_front_matter_is_told_apart_and_read_as_text():
     ],
     ids=["aliases", "python", "broken", "a list", "deep", "long"],
 )
-def test_front_matter_that_cannot_be_read_is_said_to_be_wrong(head, wrong):
+def test_unreadable_front_matter_is_reported(head, wrong):
     card = render_card(f"---\n{head}\n---\nThe text.\n", "/a/b/blob/v1/", "/a/b/resolve/v1/")
     assert wrong in card.wrong
     assert card.facts == ()

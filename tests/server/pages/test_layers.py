@@ -47,7 +47,7 @@ def test_weights_of_too_many_tensors_say_so_and_only_the_length_of_their_table_i
     assert "up to 100 bytes are read for a plot" in pages.get("/acme/ner/layers/v1").text
 
 
-def test_what_is_too_large_says_so_and_is_not_read(pages, hub, push, monkeypatch):
+def test_a_file_that_is_too_large_is_reported_and_not_read(pages, hub, push, monkeypatch):
     push("acme/ner")
     monkeypatch.setattr(layers, "LARGEST", 100)
     monkeypatch.setattr(layers, "content_of", lambda *_: pytest.fail("it was read"))
@@ -62,7 +62,7 @@ def test_norms_are_read_once(pages, push, monkeypatch):
     assert pages.get("/acme/ner/layers/v1").text == first
 
 
-def test_damaged_weights_are_told_in_a_sentence(pages, registry, push):
+def test_damaged_weights_are_one_clear_error(pages, registry, push):
     push("acme/ner", value=0.77)
     files = registry.resolve(Reference.parse("acme/ner")).manifest.files
     entry = next(file for file in files if file.path.endswith("safetensors"))
@@ -112,7 +112,7 @@ def cells(text: str) -> dict[str, tuple[str, str]]:
     return {name.split()[0]: (left, right) for name, left, right in plain}
 
 
-def test_a_comparison_shows_what_differs_side_by_side(pages, two):
+def test_a_comparison_shows_differences_side_by_side(pages, two):
     page = pages.get(two)
     assert cells(section(page, "config")) == {"lora_r": ("2", "3")}
     assert cells(section(page, "metrics")) == {"f1": ("0.8", "0.9"), "recall": ("0.7", "none")}
@@ -136,7 +136,7 @@ def test_norms_are_drawn_on_one_scale_and_in_a_table(pages, two):
     assert brief(float(table["encoder.layer.1.query"][1])) == brief(4 / 3 * 3 * 6)
 
 
-def test_equal_versions_are_said_to_be_the_same(pages, push):
+def test_equal_versions_are_shown_as_equal(pages, push):
     push("acme/ner")
     push("lab/copy")
     assert "the same content and the same digest" in pages.get("/-/compare?left=acme/ner@v1&right=lab/copy").text

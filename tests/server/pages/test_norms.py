@@ -98,7 +98,7 @@ def test_values_that_are_not_finite_give_a_norm_that_is_not():
     assert math.isinf(second.norm)
 
 
-def test_what_is_no_safetensors_file_is_refused_in_a_sentence():
+def test_an_invalid_safetensors_file_is_one_clear_error():
     for data in (b"", b"\xff" * 20, save({"a": UP})[:-1]):
         with pytest.raises(CheckpointError, match="not a safetensors file"):
             module_norms(data, {})

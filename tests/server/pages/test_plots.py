@@ -42,7 +42,7 @@ def test_norms_that_are_not_finite_are_left_out():
 
 
 @given(st.floats(min_value=0, allow_nan=False, allow_infinity=False, width=32))
-def test_ticks_reach_what_they_measure_and_are_few(highest):
+def test_ticks_cover_the_data_and_are_few(highest):
     found = ticks(highest)
     assert found[0] == 0
     assert found[-1] >= highest * (1 - 1e-6)
@@ -54,7 +54,7 @@ def test_ticks_reach_what_they_measure_and_are_few(highest):
     st.dictionaries(st.integers(0, 10**6), st.just(math.nan) | st.floats(min_value=0, width=32), max_size=30),
     st.dictionaries(st.integers(0, 50), st.floats(min_value=0, width=32, allow_infinity=False), max_size=30),
 )
-def test_everything_lies_on_the_paper(one, other):
+def test_everything_is_inside_the_plot_area(one, other):
     drawn = plot([("a", one), ("b", other)])
     for line in drawn.lines:
         assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y, _ in line.dots)

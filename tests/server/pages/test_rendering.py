@@ -40,7 +40,7 @@ def test_sizes_have_the_largest_unit(count, expected):
         ("no time", "no time"),
     ],
 )
-def test_times_are_told_by_their_age(time, expected):
+def test_times_are_shown_as_ages(time, expected):
     assert age(time, NOW) == expected
 
 
@@ -58,6 +58,6 @@ def test_letters_that_hide_or_turn_others_are_shown_as_numbers():
     assert visible("a\u202eb\u200bc\x1bd\r\ne\tf") == "a\\u202eb\\u200bc\\u001bd\ne\tf"
 
 
-def test_a_query_holds_only_what_was_asked_for():
+def test_a_query_contains_only_given_conditions():
     assert query(q="a b", type="", tag=["x=y", "z"], page=None) == "?q=a+b&tag=x%3Dy&tag=z"
     assert query(q="") == ""

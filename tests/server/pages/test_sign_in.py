@@ -29,7 +29,7 @@ def cookie_of(answer: requests.Response, name: str = COOKIE):
     return SimpleCookie(answer.headers.get("Set-Cookie", "")).get(name)
 
 
-def test_whoever_signs_in_sees_private_deltas_until_they_sign_out(hub, secret):
+def test_private_deltas_are_visible_from_sign_in_to_sign_out(hub, secret):
     pages = hub.pages
     before = pages.get(secret)
     assert before.status_code == 401
@@ -50,7 +50,7 @@ def test_the_cookie_is_for_this_hub_alone_and_for_no_script(hub):
     assert not found["secure"]
 
 
-def test_the_cookie_is_no_token_and_nobody_who_reads_the_store_can_make_it(hub):
+def test_the_cookie_is_not_the_token_and_cannot_be_made_from_the_store(hub):
     token = hub.token()
     value = cookie_of(hub.pages.post("/-/sign-in", token=token)).value
     assert value not in token
@@ -134,7 +134,7 @@ def test_guessing_tokens_in_the_form_is_stopped(registry):
         assert [pages.post("/-/sign-in", token=token).status_code for _ in range(3)] == [303, 303, 429]
 
 
-def test_what_cannot_be_a_token_is_told_at_once(pages):
+def test_an_invalid_token_is_reported_at_once(pages):
     for token in ("", "a b", "x" * 300, "dhub_\r\nSet-Cookie: a=b", "é" * 20):
         answer = pages.post("/-/sign-in", token=token)
         assert answer.status_code == 400
@@ -150,7 +150,7 @@ def test_forms_of_other_sites_are_refused(pages, path, origin):
     assert "Set-Cookie" not in answer.headers
 
 
-def test_a_form_whose_origin_nobody_names_is_refused(pages):
+def test_a_form_without_an_origin_is_refused(pages):
     answer = pages.session.post(f"{pages.url}/-/sign-out", timeout=60)
     assert answer.status_code == 403
     named = pages.session.post(f"{pages.url}/-/sign-out", headers={"Sec-Fetch-Site": "same-origin"}, timeout=60)
@@ -201,7 +201,7 @@ def test_the_choice_of_colours_is_kept(pages, theme, shown):
     assert "data-theme" not in pages.get("/").text
 
 
-def test_a_theme_that_nobody_offers_is_none(pages):
+def test_an_unknown_theme_is_ignored(pages):
     pages.post("/-/theme", theme='x" onload="alert(1)')
     pages.session.cookies.set("deltahub_theme", "evil")
     assert '<html lang="en">' in pages.get("/").text

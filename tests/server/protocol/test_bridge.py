@@ -137,7 +137,7 @@ def test_files_of_any_kind_and_branches_travel_in_a_bundle(api, hub, adapter, tm
     assert set(dict(verify(whole)).values()) == {None}
 
 
-def test_what_the_client_deletes_is_freed_by_collections_of_the_registry(api, hub, adapter):
+def test_deletions_by_a_client_are_freed_by_collections(api, hub, adapter):
     api.create_repo(REPO)
     api.upload_folder(repo_id=REPO, folder_path=adapter)
     api.delete_repo(REPO)

@@ -56,7 +56,7 @@ def raises(status: int):
     return pytest.raises(HfHubHTTPError, check=lambda error: error.response.status_code == status)
 
 
-def test_what_was_uploaded_comes_back_byte_for_byte(api, pushed, folder, tmp_path):
+def test_uploads_are_downloaded_byte_for_byte(api, pushed, folder, tmp_path):
     found = snapshot_download(REPO, endpoint=api.endpoint, token=api.token, cache_dir=tmp_path / "cache")
 
     assert content_of(Path(found)) == content_of(folder)
@@ -137,7 +137,7 @@ def test_tags_and_branches_are_made_moved_and_deleted(api, pushed):
         api.delete_tag(REPO, tag="v1.0")
 
 
-def test_what_gitignore_leaves_out_and_secrets_are_not_uploaded_unasked(api, tmp_path):
+def test_ignored_files_and_secrets_are_not_uploaded_by_default(api, tmp_path):
     up, ignored = tmp_path / "up", ("prod.key", "a/x.log", ".env", "a/.env.local", "id_ed25519", "a/ca.pem")
     for name in (*ignored, "model.txt", "a/kept.log", ".env.example"):
         (up / name).parent.mkdir(parents=True, exist_ok=True)
@@ -213,7 +213,7 @@ def test_a_new_repository_has_a_first_commit_of_which_branches_and_tags_can_be_m
     assert (api.list_repo_files(REPO), api.list_repo_files(REPO, revision="exp")) == ([], ["b.txt"])
 
 
-def test_a_branch_that_nobody_made_is_refused_in_a_new_repository_too(api):
+def test_a_missing_branch_is_refused_in_a_new_repository_too(api):
     api.create_repo(REPO)
     with pytest.raises(RevisionNotFoundError):
         api.upload_file(repo_id=REPO, path_or_fileobj=b"b", path_in_repo="b.txt", revision="exp")
@@ -278,7 +278,7 @@ def test_trees_are_listed_folder_by_folder_or_whole(api, pushed):
         list(api.list_repo_tree(REPO, "nothing"))
 
 
-def test_an_expanded_tree_says_in_which_commit_a_file_became_what_it_is(api, pushed):
+def test_an_expanded_tree_names_the_last_commit_of_each_file(api, pushed):
     newer = api.upload_file(repo_id=REPO, path_or_fileobj=b"1", path_in_repo="sub dir/a.txt", commit_message="newer")
     last = {item.path: item.last_commit for item in api.list_repo_tree(REPO, recursive=True, expand=True)}
 
@@ -313,7 +313,7 @@ def test_downloads_by_any_revision_are_the_same(api, pushed, tmp_path):
         assert Path(path).readlink().name == hashlib.sha256(WEIGHTS).hexdigest()
 
 
-def test_what_is_missing_has_an_error_of_its_own(api, pushed, tmp_path):
+def test_a_missing_key_has_its_own_error(api, pushed, tmp_path):
     where = {"endpoint": api.endpoint, "token": api.token, "cache_dir": tmp_path / "cache"}
     with pytest.raises(EntryNotFoundError):
         hf_hub_download(REPO, "nothing.bin", **where)
@@ -354,7 +354,7 @@ def test_repositories_move_become_private_and_go(api, served, user, pushed):
     assert api.list_repo_files("acme/moved") == []
 
 
-def test_the_history_of_a_branch_is_squashed_but_for_what_is_tagged(api, pushed):
+def test_squashing_a_branch_keeps_tagged_versions(api, pushed):
     commits = [
         api.upload_file(repo_id=REPO, path_or_fileobj=str(n).encode(), path_in_repo="n.txt").oid for n in range(3)
     ]
@@ -396,7 +396,7 @@ def test_a_repository_is_found_in_any_upper_and_lower_case(api, pushed):
     assert not api.repo_exists(REPO)
 
 
-def test_an_old_name_that_is_used_anew_does_not_lead_to_what_had_it_before(api, pushed, served):
+def test_a_reused_old_name_does_not_lead_to_the_renamed_delta(api, pushed, served):
     api.move_repo(REPO, "acme/renamed")
     with raises(400):
         api.delete_repo(REPO)

@@ -59,16 +59,16 @@ def test_a_range_outside_of_the_file_is_refused_with_its_size(address, asked):
 
 
 @pytest.mark.parametrize("asked", ["bytes=0-1,5-6", "bytes=-", "lines=1-2", "bytes=a-b", "nonsense"])
-def test_what_is_no_single_range_is_answered_with_the_whole(address, asked):
+def test_any_other_range_header_is_answered_with_the_whole_file(address, asked):
     assert get(address, Range=asked).status_code == 200
 
 
-def test_a_range_of_what_changed_meanwhile_is_answered_with_the_whole(address):
+def test_a_range_of_a_changed_file_is_answered_with_the_whole_file(address):
     assert get(address, **{"Range": "bytes=0-9", "If-Range": ETAG}).status_code == 206
     assert get(address, **{"Range": "bytes=0-9", "If-Range": '"other"'}).content == DATA
 
 
-def test_what_the_caller_has_is_not_sent_again(address):
+def test_files_that_the_caller_has_are_not_sent_again(address):
     answer = get(address, **{"If-None-Match": ETAG})
     assert (answer.status_code, answer.content, answer.headers["ETag"]) == (304, b"", ETAG)
 

@@ -76,7 +76,7 @@ def test_a_file_is_sent_checked_named_by_a_commit_and_fetched(caller):
     assert requests.get(found["actions"]["download"]["href"], timeout=30).content == DATA
 
 
-def test_what_the_repository_has_is_not_sent_again_and_no_other_repository_is_told_of(caller):
+def test_files_in_the_repository_are_not_sent_again_and_no_other_is_revealed(caller):
     put(caller.address()["href"])
     assert "actions" not in caller.batch((OID, len(DATA))).json()["objects"][0]
     assert "actions" in caller.batch((OID, len(DATA)), repo="acme/other").json()["objects"][0]
@@ -101,7 +101,7 @@ def test_other_bytes_than_announced_are_refused_and_not_kept(caller, hub):
     assert list(hub.registry.store.keys("objects/")) == []
 
 
-def test_an_address_is_good_for_what_it_was_signed_for_and_nothing_else(caller):
+def test_a_signed_address_is_valid_only_for_its_file(caller):
     href = caller.address()["href"]
     other = hashlib.sha256(b"other").hexdigest()
     changed = [
@@ -164,7 +164,7 @@ def test_an_address_of_a_private_repository_is_good_for_whom_it_was_made(caller,
     assert Owner(hub).statuses() == [200, 200]
 
 
-def test_what_was_sent_to_a_deleted_repository_is_not_there_in_its_successor(caller, api):
+def test_uploads_to_a_deleted_repository_are_not_in_its_successor(caller, api):
     put(caller.address()["href"])
     api.delete_repo(REPO)
     api.create_repo(REPO)
@@ -223,7 +223,7 @@ def test_a_client_that_knows_no_parts_sends_the_whole(caller, parts):
     assert (answer["transfer"], "header" in answer["objects"][0]["actions"]["upload"]) == ("basic", False)
 
 
-def test_what_waits_for_its_commit_is_kept_by_collections_for_their_grace(caller, hub, parts):
+def test_uncommitted_uploads_are_kept_for_the_grace_period(caller, hub, parts):
     put(caller.address(transfers=["basic"])["href"])
     for _ in range(3):
         assert collect(hub.registry, timedelta(minutes=1)).freed == {}

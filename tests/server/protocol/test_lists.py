@@ -71,7 +71,7 @@ def test_the_newest_comes_first(many, monkeypatch):
     assert first.created_at.year != 2099
 
 
-def test_more_is_told_when_it_is_asked_for(many):
+def test_full_lists_contain_files_and_cards(many):
     plain, full = (next(iter(many.list_models(search="m1", **options))) for options in ({}, {"full": True}))
     assert (plain.siblings, plain.card_data) == (None, None)
     assert ([file.rfilename for file in full.siblings], full.card_data.base_model) == (["README.md"], "bert")
@@ -90,7 +90,7 @@ def test_private_repositories_are_listed_for_those_who_may_see_them(hub, many, u
     assert ids(HfApi(hub.url, token=False).list_models(search="secret")) == []
 
 
-def test_a_user_lists_what_they_may_change(hub, many, user):
+def test_a_user_lists_the_repositories_they_may_change(hub, many, user):
     many.create_repo("beta/secret", private=True)
     mine = user(hub, "write", "beta")
     found = {repo.id: (repo.visibility, repo.type, repo.storage) for repo in mine.list_user_repos()}
@@ -101,7 +101,7 @@ def test_a_user_lists_what_they_may_change(hub, many, user):
     assert requests.get(f"{hub.url}/api/settings/repositories", timeout=30).status_code == 401
 
 
-def test_what_was_pushed_straight_to_the_registry_is_listed_too(hub, api, new_checkpoint):
+def test_deltas_pushed_directly_to_the_registry_are_listed_too(hub, api, new_checkpoint):
     from deltahub.checkpoint.checkpoint import describe
 
     folder = new_checkpoint()
@@ -141,7 +141,7 @@ def test_more_paths_than_may_be_asked_for_at_once_are_refused(api, wide, monkeyp
         api.get_paths_info(wide, ["1.txt", "2.txt", "3.txt", "4.txt"])
 
 
-def test_of_a_commit_that_is_too_far_back_nothing_is_said_rather_than_a_wrong_one(api, wide, monkeypatch):
+def test_a_commit_too_far_back_is_left_out_rather_than_wrong(api, wide, monkeypatch):
     newest, _, oldest = [commit.commit_id for commit in api.list_repo_commits(wide)]
     found = {item.path: item.last_commit for item in api.list_repo_tree(wide, expand=True)}
     assert (found["0.txt"].oid, found["1.txt"].oid) == (newest, oldest)

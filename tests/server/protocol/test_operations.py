@@ -114,7 +114,7 @@ def test_a_file_of_many_blocks_takes_little_memory(tmp_path):
         (body_of(HEADER) * 25_001, 413, "more than 25,000 lines"),
     ],
 )
-def test_what_is_no_commit_is_refused(tmp_path, lines, status, said):
+def test_an_invalid_commit_is_refused(tmp_path, lines, status, said):
     with pytest.raises(Refusal) as caught:
         parsed(tmp_path, lines, largest=1024)
     assert (caught.value.status, said in caught.value.message) == (status, True), caught.value.message

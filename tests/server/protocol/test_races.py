@@ -92,14 +92,14 @@ def test_commits_without_a_parent_all_happen_one_on_top_of_the_other(hubs):
     assert set(dict(verify(hubs[1].registry)).values()) == {None}
 
 
-def test_a_repository_is_created_once_whoever_asks(hubs, user):
+def test_a_repository_is_created_once(hubs, user):
     users = [user(hubs[number % 2]) for number in range(4)]
     found = at_once([lambda each=each: str(each.create_repo(REPO).repo_id) for each in users])
 
     assert (found.count(REPO), found.count(409)) == (1, 3)
 
 
-def test_a_tag_is_made_once_whoever_asks(hubs, user):
+def test_a_tag_is_created_once(hubs, user):
     users = [user(hubs[number % 2]) for number in range(4)]
     users[0].create_repo(REPO)
     users[0].upload_file(repo_id=REPO, path_or_fileobj=b"0", path_in_repo="n")
@@ -108,7 +108,7 @@ def test_a_tag_is_made_once_whoever_asks(hubs, user):
     assert (found.count(None), found.count(409)) == (1, 3)
 
 
-def test_what_one_server_acknowledged_the_other_shows_at_once(hubs, user, tmp_path):
+def test_a_change_on_one_server_is_visible_on_the_other_at_once(hubs, user, tmp_path):
     writer, reader = user(hubs[0]), user(hubs[1])
     writer.create_repo(REPO, private=True)
     for number in range(5):

@@ -73,7 +73,7 @@ def test_nothing_is_a_file_and_a_folder_at_once(commit):
     assert (answer.status_code, "at once" in answer.json()["error"]) == (400, True)
 
 
-def test_what_is_not_there_is_not_deleted(commit):
+def test_a_missing_path_cannot_be_deleted(commit):
     for key in ("deletedFile", "deletedFolder"):
         answer = commit((key, {"path": "nothing"}))
         assert (answer.status_code, answer.headers["X-Error-Code"]) == (404, "EntryNotFound")
@@ -122,7 +122,7 @@ def test_data_sets_and_spaces_are_refused_in_a_sentence(ask):
             assert (answer.status_code, "models only" in answer.json()["error"]) == (404, True)
 
 
-def test_a_client_with_xet_is_told_what_to_set(ask):
+def test_the_error_for_a_client_with_xet_names_the_setting(ask):
     answer = ask("GET", f"/api/models/{REPO}/xet-write-token/main")
     assert (answer.status_code, "HF_HUB_DISABLE_XET=1" in answer.headers["X-Error-Message"]) == (404, True)
 
@@ -146,7 +146,7 @@ def test_a_card_that_cannot_be_read_hides_nothing_else(commit, ask):
     assert (answer.status_code, answer.json()["cardData"]) == (200, {})
 
 
-def test_nobody_is_told_of_what_they_may_not_see(hub, api, ask):
+def test_answers_to_strangers_do_not_reveal_private_repositories(hub, api, ask):
     api.create_repo("acme/secret", private=True)
     api.upload_file(repo_id="acme/secret", path_or_fileobj=b"1", path_in_repo="a")
     stranger = {"Authorization": f"Bearer {hub.token('write', 'beta')}"}
@@ -214,7 +214,7 @@ def test_a_move_that_was_killed_before_the_delta_was_renamed_can_be_repeated(hub
     assert (records.find("acme/new"), records.find(REPO)) == (record, record)
 
 
-def test_what_this_hub_does_not_have_is_not_set(ask):
+def test_unsupported_settings_are_refused(ask):
     assert ask("PUT", f"/api/models/{REPO}/settings", json={"gated": "auto"}).status_code == 400
     assert ask("PUT", f"/api/models/{REPO}/settings", json={"visibility": "internal"}).status_code == 400
     assert ask("PUT", f"/api/models/{REPO}/settings", json={"gated": False}).json() == {

@@ -129,7 +129,7 @@ def test_an_interrupted_pull_goes_on_where_it_was(user, proxy, repo, checkpoint_
     assert list(kept.iterdir()) == []
 
 
-def test_what_a_pull_got_is_kept_when_it_is_stopped_and_checked_when_it_is_taken_up(
+def test_an_interrupted_pull_keeps_its_data_and_checks_it_when_resumed(
     user, proxy, repo, checkpoint_folder, tmp_path, monkeypatch
 ):
     user().push(checkpoint_folder, f"hf:{repo}")
@@ -203,13 +203,13 @@ def test_a_hub_that_gives_no_answer_is_unreachable(hub, proxy, repo, pauses, fau
     assert pauses == [1, 2, 4, 8]
 
 
-def test_a_hub_that_nobody_can_connect_to_is_soon_given_up(user, repo, pauses):
+def test_an_unreachable_hub_fails_fast(user, repo, pauses):
     with pytest.raises(UnreachableError, match=f"Looking up {repo} failed in hf"):
         user(endpoint="http://127.0.0.1:9").pull(ref(repo))
     assert pauses == [1]
 
 
-def test_a_list_of_a_hub_that_nobody_can_connect_to_is_soon_given_up(user, pauses, caplog):
+def test_listing_an_unreachable_hub_fails_fast(user, pauses, caplog):
     with pytest.raises(UnreachableError, match="Listing deltas failed in hf"):
         user(endpoint="http://127.0.0.1:9").search(Search(), "hf")
     assert pauses == [1]
@@ -253,7 +253,7 @@ def test_a_refusal_says_how_to_be_let_in(hub, proxy, repo, fault, kind, sentence
     assert pauses == []
 
 
-def test_who_may_not_write_is_told_so_and_nothing_is_made(user, proxy, repo, checkpoint_folder):
+def test_a_missing_write_permission_is_reported_and_nothing_is_created(user, proxy, repo, checkpoint_folder):
     hub = user(token=False)
     with pytest.raises(StorageError, match="It requires a token: log in with `hf auth login`, or set HF_TOKEN"):
         hub.push(checkpoint_folder, f"hf:{repo}")
@@ -261,14 +261,14 @@ def test_who_may_not_write_is_told_so_and_nothing_is_made(user, proxy, repo, che
         user().pull(ref(repo))
 
 
-def test_whoever_uses_the_login_of_hugging_face_is_told_of_it(user, proxy, repo, monkeypatch):
+def test_a_pull_without_a_token_suggests_to_log_in(user, proxy, repo, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "")
     hub = user(token=None)
     with pytest.raises(NotFoundError, match="asked without a token: if it is private, log in with `hf auth login`"):
         hub.pull(ref(repo))
 
 
-def test_a_card_that_the_hub_does_not_take_is_told_of_before_anything_is_sent(hub, proxy, repo, checkpoint_folder):
+def test_a_card_the_hub_rejects_is_reported_before_anything_is_sent(hub, proxy, repo, checkpoint_folder):
     body = b'{"errors": [{"message": "license must be one of theirs"}], "warnings": []}'
     proxy.breaks(
         lambda exchange: exchange.respond(400, [("Content-Type", "application/json")], body),
@@ -290,7 +290,7 @@ def test_a_commit_whose_answer_is_lost_is_found_and_not_made_again(hub, proxy, r
     assert hub.resolve(ref(repo, "champion")).digest == hub.resolve(ref(repo, "v2")).digest == pushed.digest
 
 
-def test_who_loses_the_race_for_a_commit_builds_on_the_winners(user, proxy, repo, new_checkpoint):
+def test_a_push_that_loses_a_race_builds_on_the_winners_commit(user, proxy, repo, new_checkpoint):
     hub, other = user(), user()
     hub.push(new_checkpoint(), f"hf:{repo}")
     folder = new_checkpoint(value=0.8)
@@ -309,7 +309,7 @@ def test_who_loses_the_race_for_a_commit_builds_on_the_winners(user, proxy, repo
     assert hub.resolve(ref(repo, "mine")).digest == pushed.digest
 
 
-def test_who_loses_every_race_is_told_so(hub, proxy, repo, new_checkpoint):
+def test_losing_every_race_is_an_error(hub, proxy, repo, new_checkpoint):
     hub.push(new_checkpoint(), f"hf:{repo}")
     proxy.breaks(answer(412, "A commit has happened since"), method="POST", words="/commit/", times=None)
     with pytest.raises(ConflictError, match=f"hf:{repo}:"):

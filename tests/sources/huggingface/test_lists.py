@@ -70,7 +70,7 @@ def test_it_is_sorted_by_name_or_metric_and_shown_in_parts(pushed, space):
     assert ([entry.name for entry in found], total) == ([f"{space}/sst2-bert"], 3)
 
 
-def test_a_line_says_what_is_known_without_asking_for_each_delta(pushed, space, proxy):
+def test_a_list_line_needs_no_request_per_delta(pushed, space, proxy):
     proxy.requests.clear()
     found, _ = pushed.search(Search(Query(author=space, tags=("best",))), "hf")
     assert len(proxy.requests) == 1
@@ -83,7 +83,7 @@ def test_a_line_says_what_is_known_without_asking_for_each_delta(pushed, space, 
     }
 
 
-def test_what_a_hub_does_not_know_is_refused_in_a_sentence(pushed):
+def test_a_query_unsupported_by_a_hub_is_refused(pushed):
     with pytest.raises(ConfigError, match=r"does not list which backbone a delta fits\. Pull the deltas"):
         pushed.search(Search(backbone={}), "hf")
     with pytest.raises(ConfigError, match="does not list the size of a delta"):

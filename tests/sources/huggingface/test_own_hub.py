@@ -31,7 +31,7 @@ from tests.sources.huggingface.test_unmanifested import upload
 pytestmark = pytest.mark.parametrize("server", ["own"], indirect=True)
 
 
-def test_what_was_pushed_over_the_protocol_is_in_the_registry_under_its_digest(hub, server, repo, checkpoint_folder):
+def test_a_delta_pushed_over_the_protocol_is_in_the_registry_under_its_digest(hub, server, repo, checkpoint_folder):
     pushed = hub.push(checkpoint_folder, f"hf:{repo}", tags=["task=sst2"], aliases=["champion"], message="two epochs")
     document = server.registry.document(repo)
 
@@ -50,7 +50,7 @@ def test_tags_of_a_later_push_are_added_to_the_version(hub, server, repo, checkp
     assert server.registry.document(repo).versions["v1"].tags == ("best", "task=sst2")
 
 
-def test_what_was_pushed_to_the_registry_is_pulled_over_the_protocol(hub, server, repo, checkpoint_folder):
+def test_a_delta_pushed_to_the_registry_is_pulled_over_the_protocol(hub, server, repo, checkpoint_folder):
     manifest = describe(checkpoint_folder)
     publish(server.registry, Publication(ref(repo).anywhere(), manifest, checkpoint_folder, aliases=["champion"]))
     pulled = hub.pull(ref(repo, "champion"))
@@ -153,7 +153,7 @@ def test_a_version_is_amended_through_a_hub_as_in_its_registry(hub, server, repo
     )
 
 
-def test_who_may_not_push_may_not_amend(user, server, repo, registered):
+def test_amending_needs_the_right_to_push(user, server, repo, registered):
     reader = user(token=server.token("read"))
     with pytest.raises(StorageError, match="lacks the permission for that"):
         reader.amend(ref(repo), Amendment("mine"))
@@ -171,7 +171,7 @@ def test_who_may_not_push_may_not_amend(user, server, repo, registered):
         {"card": "x" * 200_000},
     ],
 )
-def test_what_cannot_be_said_about_a_version_is_refused(hub, server, repo, registered, body):
+def test_invalid_version_metadata_is_refused(hub, server, repo, registered, body):
     calls = hub.source("hf").calls
     url = f"{calls.endpoint}/api/deltahub/{repo}/amend/v1"
     assert huggingface_hub.get_session().post(url, json=body, headers=calls.headers()).status_code == 400
@@ -219,7 +219,7 @@ def test_a_list_of_a_hub_is_that_of_its_registry(lists, query, count):
     assert lists(query, limit=1, offset=1)[0] == lists(query, limit=1, offset=1)[1]
 
 
-def test_who_pushed_is_asked_of_a_hub_as_of_its_registry(lists, proxy):
+def test_a_hub_and_its_registry_are_searched_by_author_alike(lists, proxy):
     authors = {it.author for it in lists(Query())[1][0]}
     assert len(authors) == 2
     proxy.requests.clear()
@@ -232,7 +232,7 @@ def test_who_pushed_is_asked_of_a_hub_as_of_its_registry(lists, proxy):
 
 @pytest.mark.parametrize("near", [False, True])
 @pytest.mark.parametrize("size", [10, 11])
-def test_what_fits_a_backbone_is_asked_of_a_hub_as_of_its_registry(lists, proxy, tmp_path, near, size):
+def test_a_hub_and_its_registry_find_the_same_fitting_deltas(lists, proxy, tmp_path, near, size):
     shapes = {leaf.name: leaf.shape for leaf in LEAVES} | {"embed.weight": (size, 4)}
     (tmp_path / "backbone").mkdir()
     save_file(
@@ -313,7 +313,7 @@ def test_a_small_delta_is_fetched_in_two_requests(user, repo, checkpoint_folder,
 @pytest.mark.parametrize(
     "fault", [flipped, answer(404, code="EntryNotFound"), answer(403)], ids=["damaged", "gone", "no"]
 )
-def test_what_is_not_right_among_the_files_is_fetched_by_itself(user, repo, checkpoint_folder, proxy, fault):
+def test_a_damaged_file_is_downloaded_separately(user, repo, checkpoint_folder, proxy, fault):
     user().push(checkpoint_folder, f"hf:{repo}")
     proxy.breaks(fault, method="GET", words="/pack/", times=None)
     assert delta_files(user().pull(ref(repo)).folder) == content_of(checkpoint_folder)

@@ -78,7 +78,7 @@ def test_a_repo_of_others_keeps_its_page_and_learns_what_the_delta_is():
     assert (got.facts["license"], got.facts["library_name"]) == ("bsd", "deltahub")
 
 
-def test_what_changes_nothing_leaves_the_page_as_it_was_written():
+def test_a_push_without_changes_leaves_the_page_as_written():
     own = card()
     first = page(own, whole(own, CONFIG), ["best", "task=sst2"], None, Card())
     for tags in ((), ("best",), ("task=sst2", "best")):

@@ -56,7 +56,7 @@ def test_the_manifest_in_the_repo_has_the_digest_of_the_delta(hub, repo, checkpo
         assert Digest.of(file.read()) == pushed.digest
 
 
-def test_a_push_is_one_commit_on_what_was_there(hub, repo, new_checkpoint):
+def test_a_push_is_one_commit_on_the_current_one(hub, repo, new_checkpoint):
     api(hub).create_repo(repo)
     api(hub).upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id=repo)
     before = len(api(hub).list_repo_commits(repo))

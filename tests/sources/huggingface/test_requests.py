@@ -42,7 +42,7 @@ def test_a_cold_pull_asks_once_for_each_file(hub, pushed, repo, proxy):
     assert sorted(asked(proxy)) == sorted(("GET", path) for path in (*PATHS[:1], *PATHS[2:], "README.md"))
 
 
-def test_a_warm_pull_of_what_may_move_asks_once(hub, pushed, repo, proxy):
+def test_a_warm_pull_of_a_movable_reference_makes_one_request(hub, pushed, repo, proxy):
     hub.pull(ref(repo))
     asked(proxy)
     for version in (None, "main", "champion", "v1"):
@@ -85,7 +85,7 @@ def test_from_finetuned_asks_as_seldom(pushed, repo, proxy, token, monkeypatch, 
     assert load(str(done.reference)) == []
 
 
-def test_what_the_cache_of_hugging_face_has_is_not_fetched_again(hub, pushed, repo, proxy, tmp_path, monkeypatch):
+def test_files_in_the_hugging_face_cache_are_not_downloaded_again(hub, pushed, repo, proxy, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     hub.source("hf").calls.api.snapshot_download(repo, cache_dir=tmp_path / "hf" / "hub")
     asked(proxy)
@@ -95,7 +95,7 @@ def test_what_the_cache_of_hugging_face_has_is_not_fetched_again(hub, pushed, re
     assert asked(proxy) == [("GET", "manifest.json")]
 
 
-def test_what_is_damaged_in_that_cache_is_fetched_and_left_as_it_is(hub, pushed, repo, proxy, tmp_path, monkeypatch):
+def test_a_damaged_file_in_that_cache_is_downloaded_and_left_as_it_is(hub, pushed, repo, proxy, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     folder = hub.source("hf").calls.api.snapshot_download(repo, cache_dir=tmp_path / "hub")
     weights = tmp_path / "hub" / folder / WEIGHTS
@@ -108,9 +108,7 @@ def test_what_is_damaged_in_that_cache_is_fetched_and_left_as_it_is(hub, pushed,
     assert weights.read_bytes() == b"damaged"
 
 
-def test_without_the_network_what_was_pulled_loads_by_each_name_that_it_was_pulled_by(
-    hub, pushed, repo, proxy, monkeypatch
-):
+def test_offline_a_pulled_delta_loads_by_every_name_it_was_pulled_by(hub, pushed, repo, proxy, monkeypatch):
     first = hub.pull(ref(repo, "champion"))
     asked(proxy)
     monkeypatch.setenv("DELTAHUB_OFFLINE", "1")
@@ -128,7 +126,7 @@ def test_a_delta_that_was_damaged_in_our_cache_is_fetched_again(hub, pushed, rep
     assert delta_files(hub.pull(pushed.reference).folder) == whole
 
 
-def test_a_push_of_what_is_there_sends_nothing(hub, pushed, repo, proxy, checkpoint_folder):
+def test_a_push_of_existing_content_sends_nothing(hub, pushed, repo, proxy, checkpoint_folder):
     hub.push(checkpoint_folder, f"hf:{repo}", aliases=["champion"])
     assert all(method == "GET" for method, _ in proxy.requests)
     assert len(proxy.requests) <= 4

@@ -63,7 +63,7 @@ def test_the_manifest_of_another_program_is_none(hub, repo, checkpoint_folder):
         assert hub.pull(ref(repo)).digest == checkpoint.describe(checkpoint_folder).digest
 
 
-def test_a_page_that_was_edited_on_the_hub_leaves_the_delta_what_it_is(user, repo, checkpoint_folder):
+def test_editing_the_page_on_the_hub_does_not_change_the_delta(user, repo, checkpoint_folder):
     pushed = user().push(checkpoint_folder, f"hf:{repo}", tags=["best"])
     upload(user(), repo, {"README.md": b"---\nlicense: mit\n---\n# Better words\n"})
 
@@ -72,7 +72,7 @@ def test_a_page_that_was_edited_on_the_hub_leaves_the_delta_what_it_is(user, rep
     assert delta_files(pulled.folder) == content_of(checkpoint_folder)
 
 
-def test_a_push_after_that_keeps_the_words_and_adds_what_the_version_is(user, repo, new_checkpoint):
+def test_a_push_keeps_edited_text_and_adds_the_version(user, repo, new_checkpoint):
     hub = user()
     hub.push(new_checkpoint(), f"hf:{repo}", tags=["best"])
     upload(hub, repo, {"README.md": b"---\nlicense: mit\ntags: [deltahub, lora, best]\n---\n# Better words\n"})
@@ -104,7 +104,7 @@ def test_a_file_that_was_replaced_on_the_hub_is_found_by_the_config_that_vouches
     ],
     ids="+".join,
 )
-def test_what_others_saved_is_pulled_as_it_is_without_what_lies_beside_it(hub, repo, files, proxy):
+def test_checkpoints_of_other_libraries_are_pulled_without_other_files(hub, repo, files, proxy):
     own = {**files, "README.md": b"# Theirs\n"}
     upload(hub, repo, {**own, "optimizer.pt": b"large", "checkpoint-1/adapter_config.json": b"{}"})
     pulled = hub.pull(ref(repo))
