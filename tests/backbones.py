@@ -1,10 +1,8 @@
-"""Tiny random backbones, the same on every run, and what tests ask of them."""
+"""The tiny backbones of `deltahub.testing`, those of the original OpenDelta's tables, and settings for both."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,70 +11,52 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
+
+from deltahub.testing.backbones import (
+    BACKBONES,
+    _make,
+    bert,
+    bert_mlm,
+    equal,
+    forward,
+    gpt2,
+    inputs_for,
+    llama,
+    logits_of,
+    stir,
+    t5,
+    t5_gated,
+    tensors_of,
+    train,
+    untouched,
+    vit,
+)
+
+__all__ = [
+    "BACKBONES",
+    "OPENDELTA",
+    "_make",
+    "bert",
+    "bert_mlm",
+    "equal",
+    "forward",
+    "gpt2",
+    "inputs_for",
+    "llama",
+    "logits_of",
+    "original",
+    "stir",
+    "t5",
+    "t5_gated",
+    "tensors_of",
+    "train",
+    "untouched",
+    "vit",
+]
 
 torch.set_num_threads(1)  # more only wait for each other on tensors this small
 OPENDELTA = Path(__file__).parent / "fixtures" / "opendelta"
-_TEXT = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-
-
-def _make(kind: str, seed: int = 0, **options: Any) -> nn.Module:
-    cls: Any = getattr(transformers, kind)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = cls(cls.config_class(**options))
-        for parameter in model.parameters():  # larger than real weights, so that nothing hides below rounding
-            nn.init.normal_(parameter, std=0.3)
-    return model.eval()
-
-
-def bert(seed: int = 0, **changes: Any) -> nn.Module:
-    """BERT with a classifier of three classes."""
-    return _make(
-        "BertForSequenceClassification", seed, **{**_TEXT, **changes}, max_position_embeddings=12, num_labels=3
-    )
-
-
-def bert_mlm(seed: int = 0, **changes: Any) -> nn.Module:
-    """BERT with its language-model head, whose weight is the embedding's."""
-    return _make("BertForMaskedLM", seed, **_TEXT, max_position_embeddings=12, **changes)
-
-
-def gpt2(seed: int = 0) -> nn.Module:
-    """GPT-2 with a tied head and fused q, k, v."""
-    return _make("GPT2LMHeadModel", seed, vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=12, bos_token_id=0)
-
-
-def t5(seed: int = 0, **changes: Any) -> nn.Module:
-    """T5 with tied embeddings and layers without biases."""
-    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
-    return _make("T5ForConditionalGeneration", seed, **sizes, **changes)
-
-
-def t5_gated(seed: int = 0) -> nn.Module:
-    """T5 v1.1: a gated feed-forward."""
-    return t5(seed, feed_forward_proj="gated-gelu")
-
-
-def llama(seed: int = 0, **changes: Any) -> nn.Module:
-    """Llama: RMSNorm, no biases."""
-    return _make("LlamaForCausalLM", seed, **{"max_position_embeddings": 12, **_TEXT, **changes})
-
-
-def vit(seed: int = 0) -> nn.Module:
-    """A vision transformer with a classifier."""
-    sizes = {key: value for key, value in _TEXT.items() if key != "vocab_size"}
-    return _make("ViTForImageClassification", seed, **sizes, image_size=8, patch_size=4, num_channels=3)
-
-
-BACKBONES: dict[str, Callable[..., nn.Module]] = {
-    "bert": bert,
-    "gpt2": gpt2,
-    "t5": t5,
-    "t5_gated": t5_gated,
-    "llama": llama,
-    "vit": vit,
-}
 
 
 def original(name: str, **changes: Any) -> nn.Module:
@@ -85,82 +65,3 @@ def original(name: str, **changes: Any) -> nn.Module:
     folder, kind = classes.get(name, (name, ""))
     config = transformers.AutoConfig.from_pretrained(OPENDELTA / "_backbones" / folder, **changes)
     return getattr(transformers, kind or config.architectures[0])(config).eval()
-
-
-def inputs_for(backbone: nn.Module) -> dict[str, Tensor]:
-    """A batch of two that the backbone understands."""
-    draw = torch.Generator().manual_seed(1)
-    like = next(backbone.parameters())
-    if backbone.main_input_name == "pixel_values":
-        return {"pixel_values": torch.randn(2, 3, 8, 8, generator=draw).to(like.dtype)}
-    if backbone.main_input_name == "input_features":
-        inputs = {"input_features": torch.randn(2, 4, 16, generator=draw).to(like.dtype)}
-    else:
-        inputs = {"input_ids": torch.randint(1, 50, (2, 7), generator=draw)}
-    if backbone.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = torch.randint(1, 50, (2, 4), generator=draw)
-    return inputs
-
-
-def forward(backbone: nn.Module) -> Tensor:
-    """The backbone's logits, with gradients."""
-    logits: Tensor = backbone(**inputs_for(backbone)).logits
-    return logits
-
-
-def logits_of(backbone: nn.Module) -> Tensor:
-    """The backbone's logits."""
-    with torch.no_grad():
-        return forward(backbone)
-
-
-def train(backbone: nn.Module, steps: int = 1) -> None:
-    """Move every trainable parameter by some SGD steps, far enough to see."""
-    parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=0.05)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        forward(backbone).float().square().mean().backward()
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def stir(delta: Any, seed: int = 2) -> None:
-    """Give every parameter of a delta a value of its own, as training would."""
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in delta.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.2)
-
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of all tensors that a model saves."""
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def equal(expected: dict[str, Tensor], actual: dict[str, Tensor]) -> bool:
-    """Whether two state dicts have the same names in the same order, and the same bits."""
-    return list(expected) == list(actual) and all(torch.equal(expected[name], actual[name]) for name in expected)
-
-
-def _state(model: nn.Module) -> dict[str, Any]:
-    modules = dict(model.named_modules())
-    return {
-        "modules": list(modules),
-        "hooks": [
-            [len(getattr(m, kind)) for kind in ("_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks")]
-            for m in modules.values()
-        ],
-        "attributes": [sorted(module.__dict__) for module in modules.values()],
-        "training": [module.training for module in modules.values()],
-        "parameters": [(name, id(p), p.requires_grad) for name, p in model.named_parameters()],
-    }
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Fail if what happens inside leaves any trace on a model: a value, a name, a module, a hook, a flag."""
-    state, tensors = _state(model), tensors_of(model)
-    yield
-    assert state == _state(model)
-    assert equal(tensors, tensors_of(model))

@@ -31,6 +31,7 @@ LAYERS = (
     ("handle",),
     ("deltas",),
     ("auto",),
+    ("testing",),
 )
 _FIRST_WITH_TORCH = next(level for level, layer in enumerate(LAYERS) if "algebra.factors" in layer)
 TORCH_FREE = {name for layer in LAYERS[:_FIRST_WITH_TORCH] for name in layer}
@@ -159,8 +160,10 @@ def test_the_command_line_starts_without_torch(arguments, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_deltahub_imports_no_torch():
-    script = "import sys, deltahub; assert 'torch' not in sys.modules"
+def test_importing_deltahub_imports_neither_torch_nor_pytest_and_looks_for_no_entry_points():
+    script = (
+        "import sys, deltahub; assert not {'torch', 'pytest', 'deltahub.plugins.entry_points'} & sys.modules.keys()"
+    )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

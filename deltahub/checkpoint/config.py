@@ -114,7 +114,7 @@ def as_names(key: str, value: Any) -> tuple[str, ...] | None:
     """
     if value is None:
         return None
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
+    if isinstance(value, (str, Mapping)) or not hasattr(value, "__iter__"):
         msg = (
             f"{key} must be a list of names, got {shown(value)}; for one name write [{json.dumps(shown(value)[1:-1])}]."
         )
