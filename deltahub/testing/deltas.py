@@ -258,7 +258,7 @@ class DeltaContract:
         assert (total, [entry.name for entry in found]) == (1, ["acme/delta"])
         assert [damage for _, damage in verify(registry)] == [None]
         assert pushed.digest == describe(tmp_path / "delta").digest
-        AutoDeltaModel.from_finetuned(hub.pull(Reference("acme", "delta")).folder, backbone_model=fresh)
+        AutoDeltaModel.from_finetuned(hub.pull(Reference.parse("acme/delta")).folder, backbone_model=fresh)
         assert torch.equal(logits_of(backbone), logits_of(fresh))
 
     # ----- merged and routed -----
