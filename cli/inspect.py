@@ -42,7 +42,7 @@ def inspect(
 
     [dim]deltahub inspect ./ckpt[/dim]
     """
-    from deltahub.checkpoint.checkpoint import is_checkpoint
+    from deltahub.checkpoint.from_files import holds_delta
     from deltahub.errors import CheckpointError
 
     out = Output(as_json=json, quiet=quiet)
@@ -55,7 +55,7 @@ def inspect(
             f"There is no folder {folder}. A delta that is not in a folder of yours is shown by: deltahub show {folder}"
         )
         raise CheckpointError(msg)
-    if is_checkpoint(folder):
+    if holds_delta(folder):
         if svg or html or web:
             raise typer.BadParameter(f"{folder} is a delta; --svg, --html and --web need a backbone's folder.")
         inspect_delta(folder, out)
@@ -74,9 +74,9 @@ def inspect(
 
 def inspect_delta(folder: Path, out: Output) -> None:
     """Print the config and the tensors of a saved delta."""
-    from deltahub.checkpoint.checkpoint import describe
+    from deltahub.checkpoint.from_files import describe
 
-    manifest = describe(folder)
+    manifest = describe(folder, allow_pickle=True)
     if out.as_json:
         print_json({"digest": manifest.digest, **asdict(manifest)})
         return

@@ -82,7 +82,7 @@ def push(
 
 def _name(folders: Sequence[str], namespace: str | None) -> str | None:
     """Return the second of two arguments if it is a name; None if all arguments are folders."""
-    from deltahub.checkpoint.checkpoint import is_checkpoint
+    from deltahub.checkpoint.from_files import holds_delta
     from deltahub.reference import is_placed
 
     if len(folders) != 2 or namespace is not None:
@@ -93,7 +93,7 @@ def _name(folders: Sequence[str], namespace: str | None) -> str | None:
     if second.startswith((".", "/", "~")) or second.endswith("/"):
         return None
     parent = Path(second).parent
-    if is_checkpoint(Path(second)):
+    if holds_delta(Path(second)):
         problem = "can be a name and is a folder with a delta"
     elif parent != Path() and parent.is_dir():
         problem = f"can be a name, and there is a folder {parent} in which no {Path(second).name} holds a delta"

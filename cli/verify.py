@@ -100,12 +100,12 @@ def _signatures(
 
 
 def _folder(folder: Path) -> list[Repaired]:
-    from deltahub.checkpoint.checkpoint import describe
+    from deltahub.checkpoint.from_files import describe
     from deltahub.errors import IntegrityError
     from deltahub.registry.verify import Repaired
 
     try:
-        describe(folder)
+        describe(folder, allow_pickle=True)
     except IntegrityError as error:  # the result of the command, not a failure
         return [Repaired(str(folder), {}, str(error))]
     return [Repaired(str(folder), {}, None)]

@@ -30,14 +30,20 @@ def default_name(config: Mapping[str, Any], tags: Collection[str] = ()) -> str:
     metadata = config.get("metadata", {})
     if "name" in metadata:
         return str(metadata["name"])
-    all_tags = [*tags, *metadata.get("tags", [])]
+    is_own = "delta_type" in config  # the card of another library's delta has tags for its hub
+    all_tags = [*tags, *(metadata.get("tags", []) if is_own else ())]
     pairs = dict(tag.split("=", 1) for tag in all_tags if "=" in tag)
     labels = [tag for tag in all_tags if "=" not in tag]
-    tasks = [*metadata.get("train_tasks", []), *metadata.get("train_datasets", [])]
+    tasks = [*metadata.get("train_tasks", []), *metadata.get("train_datasets", [])] if is_own else []
     candidates = [*tasks[:1], *(pairs[key] for key in ("task", "dataset") if key in pairs), *labels]
-    task = candidates[0] if candidates else config["delta_type"]
+    task = candidates[0] if candidates else method_of(config)
     backbone = backbone_name(config).rpartition("/")[2] or "backbone"
     return f"{default_namespace()}/{_plain(f'{task}-{backbone}')}"
+
+
+def method_of(config: Mapping[str, Any]) -> str:
+    """Return the method of a delta in any format: ``"lora"``."""
+    return str(config.get("delta_type") or config.get("peft_type") or config.get("method") or "delta").lower()
 
 
 def folder_name(folder: Path, namespace: str) -> str:

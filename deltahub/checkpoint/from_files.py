@@ -7,11 +7,15 @@ backbone, or an incomplete delta, is of the kind "files".
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
+from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.checkpoint import (
     CARD,
     CONFIG,
@@ -21,11 +25,14 @@ from deltahub.checkpoint.checkpoint import (
     manifest_of,
     parse_document,
 )
-from deltahub.checkpoint.manifest import DELTA, FILES, FileEntry, Manifest, TensorEntry
-from deltahub.checkpoint.safetensors_header import tensor_entries
-from deltahub.errors import CheckpointError, DeltaHubError
+from deltahub.checkpoint.foreign import LONGEST_HEADER, MODEL_CONFIG, Foreign, recognise
+from deltahub.checkpoint.manifest import FILES, FileEntry, Manifest, TensorEntry
+from deltahub.checkpoint.safetensors_header import require_usable, tensor_entries, tensor_table
+from deltahub.errors import CheckpointError, DeltaHubError, PickleRefusedError
+from deltahub.files.atomic import regular, sha256_file, storage_errors
 from deltahub.files.documents import parse
 from deltahub.reference import Digest
+from deltahub.text.front_matter import texts
 
 Read = Callable[[FileEntry, int, int], bytes]  # reads the bytes of a file from the first position to before the second
 WHOLE: Final = "deltahub"  # the format of a delta beside other files
@@ -33,7 +40,6 @@ INCOMPLETE: Final = "part of a delta"  # the format of an incomplete delta
 MANIFEST: Final = "manifest.json"  # the manifest of a delta in a hub's repo
 OWN_CARD: Final = "delta_card.md"  # the delta's card, where the README is the repo's page, which people edit
 _MOST_TENSORS: Final = 50_000  # maximum number of tensors in a manifest
-_LONGEST_HEADER: Final = 16 << 20  # maximum bytes of a safetensors header to read
 _SHARD: Final = ".safetensors"
 
 
@@ -45,33 +51,125 @@ def describe_files(entries: Iterable[FileEntry], read: Read) -> Manifest:
         read: reads a range of a file.
     """
     files = {entry.path: entry for entry in sorted(entries, key=lambda entry: entry.path)}
-    config = _format_facts(files, read)
-    if CONFIG in files:
-        try:
-            return _published(files, read) or _delta(files, read)
-        except DeltaHubError:  # loading reports the error
-            config = {"format": INCOMPLETE}
-    tensors = _tensors(files, read)
-    total = sum(math.prod(tensor.shape) for tensor in tensors)
-    parameters = {"total": total, "delta": total if "peft_type" in config else 0}
-    return Manifest(config, tuple(files.values()), tensors, parameters, kind=FILES)
+    return _published(files, read) or _described(files, read)
 
 
 def _published(files: Mapping[str, FileEntry], read: Read) -> Manifest | None:
-    """Return the manifest among the files, if it belongs to the delta beside it and no other files are there.
-
-    Raises:
-        DeltaHubError: there is no complete delta.
-    """
+    """Return the manifest among the files, if it belongs to the delta beside it and no other files are there."""
     if MANIFEST not in files:
         return None
     own_files = {path: entry for path, entry in files.items() if path not in (MANIFEST, OWN_CARD, CARD)}
     cards = [files[OWN_CARD]] if OWN_CARD in files else [files.get(CARD), None]
     for card in cards:
-        manifest = _delta({**own_files, CARD: replace(card, path=CARD)} if card else own_files, read)
-        if manifest.kind == DELTA and manifest.digest == Digest.of_hex(files[MANIFEST].sha256):
+        manifest = _described({**own_files, CARD: replace(card, path=CARD)} if card else own_files, read)
+        if manifest.digest == Digest.of_hex(files[MANIFEST].sha256):
             return manifest
     return None
+
+
+def _described(files: Mapping[str, FileEntry], read: Read) -> Manifest:
+    """Build the manifest of files without a manifest among them."""
+    if CONFIG in files:
+        try:
+            return _delta(files, read)
+        except DeltaHubError:  # loading reports the error
+            return _of_files({"format": INCOMPLETE}, files, _tensors(files, read))
+    sizes = {path: entry.size for path, entry in files.items()}
+    foreign = recognise(sizes, lambda path, start, end: read(files[path], start, end))
+    if foreign is None:
+        return _of_files(_model_facts(files, read), files, _tensors(files, read))
+    tensors = foreign.tensors or _tensors(files, read)
+    total = sum(math.prod(tensor.shape) for tensor in tensors)
+    return replace(_of_files(foreign.config, files, tensors, total), metrics=foreign.metrics)
+
+
+def _of_files(
+    config: Mapping[str, Any], files: Mapping[str, FileEntry], tensors: tuple[TensorEntry, ...], delta: int = 0
+) -> Manifest:
+    """Build a manifest of the kind "files".
+
+    Args:
+        delta: how many of the values in the tensors are a delta's.
+    """
+    total = sum(math.prod(tensor.shape) for tensor in tensors)
+    return Manifest(config, tuple(files.values()), tensors, {"total": total, "delta": delta}, kind=FILES)
+
+
+def describe(folder: Path, *, allow_pickle: bool = False) -> Manifest:
+    """Check the folder of a delta in any known format and build its manifest, without torch.
+
+    A delta saved by DeltaHub vouches for its files; of another format, the files that belong to it are described as they are.
+
+    Args:
+        allow_pickle: whether a delta whose weights are a Python pickle is accepted; it is not opened.
+
+    Raises:
+        CheckpointError: there is no delta, or a file is missing or malformed.
+        ConfigError: a value in the config is invalid.
+        IntegrityError: a file differs from the one saved.
+        PickleRefusedError: its weights are a pickle, and `allow_pickle` is false.
+    """
+    foreign = None if checkpoint.is_checkpoint(folder) else foreign_in(folder)
+    if foreign is None:
+        return checkpoint.describe(folder)
+    if foreign.missing:
+        msg = f"{folder} holds a part of a delta in the format {foreign.format}: {foreign.missing} is missing. Fetch it again."
+        raise CheckpointError(msg)
+    if foreign.pickles and not allow_pickle:
+        msg = (
+            f"{folder / foreign.pickles[0]} is a Python pickle, which can run code in the program that opens it. Save the delta as safetensors, or "
+            "if you trust its author keep it as it is with --allow-pickle (allow_pickle=True)."
+        )
+        raise PickleRefusedError(msg)
+    for name in foreign.files:
+        _refuse_link(folder, name)
+        if name.endswith(_SHARD):
+            require_usable(tensor_table(folder / name), str(folder / name))
+    entries = [FileEntry(name, *sha256_file(folder / name)) for name in foreign.files]
+
+    def read(entry: FileEntry, start: int, end: int) -> bytes:
+        with regular(folder / entry.path) as file:
+            file.seek(start)
+            return file.read(end - start)
+
+    return describe_files(entries, read)
+
+
+def holds_delta(folder: Path) -> bool:
+    """Return whether a folder holds a delta in any known format, complete or not."""
+    return checkpoint.is_checkpoint(folder) or (folder.is_dir() and foreign_in(folder) is not None)
+
+
+def foreign_in(folder: Path) -> Foreign | None:
+    """Return the delta of another library in a folder; None if there is none.
+
+    Raises:
+        StorageError: the folder cannot be read.
+    """
+    with storage_errors("Looking for a delta", folder, "read"):
+        if not folder.is_dir():
+            return None
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+
+    def read(name: str, start: int, end: int) -> bytes:
+        with regular(folder / name) as file:
+            file.seek(start)
+            return file.read(end - start)
+
+    return recognise(sizes, read)
+
+
+def _refuse_link(folder: Path, name: str) -> None:
+    """Refuse a link out of the folder, which could publish any file; in Hugging Face's cache each file is one to a blob.
+
+    Raises:
+        CheckpointError: it is such a link.
+    """
+    target = Path(os.path.realpath(folder / name))  # unlike resolve(), no error for circular links
+    own_folders = (folder.resolve(), folder.resolve().parent.parent / "blobs")
+    if not any(target.is_relative_to(own) for own in own_folders):
+        msg = f"{folder / name} is a link to {target}, outside the folder. Copy the file there, or remove the link."
+        raise CheckpointError(msg)
 
 
 def _delta(files: Mapping[str, FileEntry], read: Read) -> Manifest:
@@ -97,7 +195,7 @@ def _delta(files: Mapping[str, FileEntry], read: Read) -> Manifest:
 
 
 def _table(entry: FileEntry, read: Read) -> tuple[TensorEntry, ...]:
-    return tensor_entries(lambda start, end: read(entry, start, end), entry.size, entry.path, _LONGEST_HEADER)
+    return tensor_entries(lambda start, end: read(entry, start, end), entry.size, entry.path, LONGEST_HEADER)
 
 
 def _whole(entry: FileEntry, read: Read) -> bytes:
@@ -107,32 +205,19 @@ def _whole(entry: FileEntry, read: Read) -> bytes:
     return read(entry, 0, entry.size) if entry.size else b""
 
 
-def _format_facts(files: Mapping[str, FileEntry], read: Read) -> dict[str, Any]:
-    """Detect the format of the files and, as far as known, method, model type and base model."""
-    adapter = _object(files, "adapter_config.json", read)
-    if isinstance(adapter.get("peft_type"), str):
-        fields = {"base_model": adapter.get("base_model_name_or_path"), "task_type": adapter.get("task_type")}
-        texts = {key: value for key, value in fields.items() if isinstance(value, str) and value}
-        return {"format": "peft", "peft_type": adapter["peft_type"], **texts}
-    config = _object(files, "config.json", read)
-    if isinstance(config.get("delta_type"), str):
-        return {"format": "opendelta", "method": config["delta_type"]}
-    if isinstance(config.get("model_type"), str):
-        names = config.get("architectures")
-        known_names = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-        return {"format": "transformers", "model_type": config["model_type"], "architectures": known_names}
-    return {"format": "files"}
-
-
-def _object(files: Mapping[str, FileEntry], name: str, read: Read) -> dict[str, Any]:
-    """Read a file with a JSON object; return an empty dict if there is none."""
-    if name not in files:
-        return {}
-    try:
-        document = parse(_whole(files[name], read))
-    except (ValueError, CheckpointError):
-        return {}
-    return document if isinstance(document, dict) else {}
+def _model_facts(files: Mapping[str, FileEntry], read: Read) -> dict[str, Any]:
+    """Return the model type of a backbone's files; any other files are just files."""
+    config: Any = None
+    if MODEL_CONFIG in files:
+        with contextlib.suppress(ValueError, CheckpointError):
+            config = parse(_whole(files[MODEL_CONFIG], read))
+    if isinstance(config, dict) and isinstance(config.get("model_type"), str):
+        return {
+            "format": "transformers",
+            "model_type": config["model_type"],
+            "architectures": texts(config.get("architectures")),
+        }
+    return {"format": FILES}
 
 
 def _tensors(files: Mapping[str, FileEntry], read: Read) -> tuple[TensorEntry, ...]:

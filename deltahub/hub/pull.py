@@ -76,13 +76,13 @@ def check_replaceable(to: Path, digest: Digest, is_kept: Callable[[Digest], bool
         CheckpointError: the folder holds a delta never pushed, or changed since.
         StorageError: the folder cannot be read.
     """
-    from deltahub.checkpoint.checkpoint import describe, is_checkpoint  # late: most pulls go to the cache
+    from deltahub.checkpoint.from_files import describe, holds_delta  # late: most pulls go to the cache
 
     with storage_errors("Looking at what would be overwritten", to, "read"):
-        if not is_checkpoint(to):
+        if not holds_delta(to):
             return
         try:
-            present = describe(to).digest
+            present = describe(to, allow_pickle=True).digest
             problem = "" if present == digest or is_kept(present) else "which no registry and no cache holds"
         except StorageError:
             raise

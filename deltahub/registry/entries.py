@@ -15,6 +15,10 @@ from deltahub.checkpoint.manifest import FILES, Manifest
 from deltahub.reference import DeltaPath, Digest
 
 RECORD: Final = "backbone_record"
+_RANKS: Final = ("lora_r", "r", "rank", "bottleneck_dim")  # keys of configs, DeltaHub's own first
+_ALPHAS: Final = ("lora_alpha", "alpha")
+_TARGETS: Final = ("modified_modules", "target_modules", "attn_matrices")
+_MOST_TARGETS: Final = 100
 CARD_FACTS: Final = "card"  # the front matter of the card that came with a commit to a hub
 
 
@@ -24,10 +28,24 @@ def summary_of(manifest: Manifest) -> dict[str, object]:
     known = {key: manifest.config[key] for key in keys if manifest.config.get(key)}
     known["backbone_checkpoint_name"] = backbone_name(manifest.config)
     if manifest.kind == FILES:
-        known |= {"delta_type": _what(manifest.config), "format": manifest.config.get("format")}
+        known |= {"delta_type": _type_of(manifest.config), "format": manifest.config.get("format")}
     metrics = {str(m["metric_type"]): m["metric_value"] for m in manifest.metrics}
     counts = {"size": manifest.size, "parameters": manifest.parameters["total"]}
-    return {**known, **counts, "metrics": metrics, RECORD: record_of(manifest)}
+    return {**known, **counts, **_options(manifest.config), "metrics": metrics, RECORD: record_of(manifest)}
+
+
+def _options(config: Mapping[str, Any]) -> dict[str, object]:
+    """Return the rank, the scale and the target modules of a delta, as far as its config states them."""
+    options = config.get("options", config)  # in the format of another library, the options are apart
+    found = {
+        "rank": next((options[key] for key in _RANKS if isinstance(options.get(key), int)), None),
+        "alpha": next((options[key] for key in _ALPHAS if isinstance(options.get(key), int | float)), None),
+        "targets": next((options[key] for key in _TARGETS if isinstance(options.get(key), list | str)), None),
+    }
+    targets = found["targets"]
+    if isinstance(targets, list):
+        found["targets"] = [str(target) for target in targets[:_MOST_TARGETS]]
+    return {key: value for key, value in found.items() if value}
 
 
 def metrics_of(manifest: Manifest, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -44,7 +62,7 @@ def metrics_of(manifest: Manifest, summary: Mapping[str, Any]) -> list[dict[str,
     return [*pushed, *({"metric_type": k, "metric_value": v} for k, v in now.items() if k not in names)]
 
 
-def _what(config: Mapping[str, Any]) -> str:
+def _type_of(config: Mapping[str, Any]) -> str:
     """Return the type of a set of files, to show as the delta type: ``"lora"``, ``"peft lora"``, ``"transformers bert"``."""
     if "delta_type" in config:
         return str(config["delta_type"])

@@ -22,12 +22,12 @@ from deltahub.reference import Digest
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.index import INDEXES, Index
 from deltahub.server.budget import Budget
-from deltahub.server.frontmatter import LARGEST, front_matter
 from deltahub.server.records import Records
 from deltahub.server.settings import Settings
 from deltahub.server.upload_urls import Signer
 from deltahub.settings.environment import cache_home
 from deltahub.stores.base import object_key
+from deltahub.text.front_matter import LARGEST, front_matter
 
 _DIGEST: Final = 32  # bytes of a SHA-256
 _SIZE: Final = 8  # bytes of the stored file size

@@ -111,7 +111,8 @@ def test_a_peft_adapter_says_its_method_and_base_model(tmp_path):
     save_file({"a": np.zeros((2, 3), np.float32)}, tmp_path / "adapter_model.safetensors")
     found, _ = described(tmp_path)
 
-    assert found.config == {"format": "peft", "peft_type": "LORA", "base_model": "bert-base-uncased"}
+    facts = {"format": "peft", "peft_type": "LORA", "base_model": "bert-base-uncased"}
+    assert found.config == {**facts, "options": {"r": 8}}
     assert found.parameters == {"total": 6, "delta": 6}
 
 

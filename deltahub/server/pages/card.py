@@ -18,7 +18,8 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markupsafe import Markup
 
-from deltahub.server import frontmatter
+from deltahub.text.front_matter import LARGEST as LARGEST_HEAD
+from deltahub.text.front_matter import read_yaml
 
 LARGEST: Final = 128 << 10  # bytes of a card to render
 _FIRST_HEADING: Final = 3  # the card is part of a section of the page
@@ -103,10 +104,10 @@ def front_matter(head: str) -> tuple[tuple[tuple[str, str], ...], str]:
     """Return the front matter as pairs of text, and the error in it."""
     if not head.strip():
         return (), ""
-    if len(head) > frontmatter.LARGEST:
-        return (), f"it has {len(head):,} characters; at most {frontmatter.LARGEST:,} are read"
+    if len(head) > LARGEST_HEAD:
+        return (), f"it has {len(head):,} characters; at most {LARGEST_HEAD:,} are read"
     try:
-        mapping = frontmatter.read_yaml(head)
+        mapping = read_yaml(head)
     except ValueError as error:
         return (), f"it is not valid YAML ({error})"
     return tuple((key, _as_text(value)) for key, value in mapping.items()), ""

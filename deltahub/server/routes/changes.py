@@ -25,13 +25,13 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version, merged_tags, number, summary_of
 from deltahub.server.errors import ENTRY_NOT_FOUND, Refusal
 from deltahub.server.file_names import below, check_path, refuse_clashes
-from deltahub.server.frontmatter import texts
 from deltahub.server.pickles import refuse_pickle_within
 from deltahub.server.repositories import Repository, is_delta
 from deltahub.server.routes.model_info import CARD_KEYS
 from deltahub.server.routes.operations import Added, Deleted, Named, Operations
 from deltahub.server.routes.revisions import stamp_of
 from deltahub.stores.base import Source
+from deltahub.text.front_matter import texts
 
 _MOST_FILES: Final = 25_000  # per version
 _PARENT: Final = re.compile(r"[0-9a-f]{7,40}")

@@ -9,8 +9,8 @@ from typing import Any, Final
 from deltahub.checkpoint.manifest import FileEntry
 from deltahub.reference import DeltaPath
 from deltahub.registry.search.index import Listed
-from deltahub.server.frontmatter import texts
 from deltahub.server.routes.trees import blob_id, lfs_facts, moment
+from deltahub.text.front_matter import texts
 
 DELTA: Final = "deltahub"  # the key of fields that only DeltaHub reads
 CARD_KEYS: Final = (

@@ -11,9 +11,9 @@ from starlette.routing import Route
 from deltahub.server.access import repository_not_found, require_write
 from deltahub.server.bodies import LARGE, text_field, with_json
 from deltahub.server.errors import REPO_NOT_FOUND, Refusal
-from deltahub.server.frontmatter import front_matter
 from deltahub.server.paths import MODEL, REPOSITORY
 from deltahub.server.repositories import open_repository
+from deltahub.text.front_matter import front_matter
 
 
 def validate_yaml(request: Request, body: dict[str, Any]) -> Response:

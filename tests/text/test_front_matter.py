@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from deltahub.server.frontmatter import front_matter
+from deltahub.text.front_matter import front_matter
 
 
 def card(head: str) -> str:
