@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from deltahub.handle.base import DeltaBase as DeltaBase
     from deltahub.handle.base import deltas_of as deltas_of
     from deltahub.handle.merging import merged_copy as merged_copy
+    from deltahub.handle.recording import record_backbone as record_backbone
     from deltahub.handle.routing import route as route
     from deltahub.handle.saving import SaveLoadMixin as SaveLoadMixin
 
@@ -89,6 +90,7 @@ _HOMES = {
     "merged_copy": "handle.merging",
     "pull": "api",
     "push": "api",
+    "record_backbone": "handle.recording",
     "route": "handle.routing",
 }
 

@@ -216,11 +216,11 @@ def copy_delta(manifest: Manifest, folder: Path, to: Path) -> None:
         CheckpointError: files that do not belong to a delta would be overwritten.
         IntegrityError: a file in the cache is missing or damaged.
     """
-    from deltahub.checkpoint.checkpoint import CONFIG
+    from deltahub.checkpoint.from_files import holds_delta
 
     with storage_errors("Copying the delta", to):
         taken = [entry.path for entry in manifest.files if (to / entry.path).exists()]
-        if taken and not (to / CONFIG).is_file():
+        if taken and not holds_delta(to):
             msg = f"{to} holds no delta, and its {', '.join(taken)} would be overwritten. Choose a new folder."
             raise CheckpointError(msg)
         to.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ BACKBONE: Final = "backbone.json"
 CARD: Final = "README.md"
 PICKLE: Final = "pytorch_model.bin"  # OpenDelta's file
 LARGEST_CONFIG: Final = 8 << 20  # maximum bytes of a config to read
-_LARGEST: Final = 256 << 20  # maximum bytes of any other file except the tensors
+LARGEST: Final = 256 << 20  # maximum bytes of any other file except the tensors
 RESUMED: Final = "resumed"  # relation to the parent delta: training was resumed,
 CONVERTED: Final = "converted"  # or the delta was converted from another format
 _OTHERS: Final = (  # content of a folder without a delta, by the name of a file in it; the last match wins
@@ -72,6 +72,7 @@ class Checkpoint:
         fingerprint: the backbone tensors that the delta does not change; None if the checkpoint has no record.
         tensors: name to tensor, on the CPU.
         parent: the entry for this delta in the `parents` of a delta trained on from it.
+        unchanged: backbone tensors in the files of another library that are equal to the backbone's, and so not in `tensors`.
     """
 
     folder: Path
@@ -79,6 +80,7 @@ class Checkpoint:
     fingerprint: Fingerprint | None
     tensors: Mapping[str, Tensor]
     parent: Mapping[str, str]
+    unchanged: tuple[str, ...] = ()
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -163,13 +165,13 @@ def verified_bytes(folder: Path, name: str, document: Mapping[str, Any]) -> byte
     with regular(path) as file:
         if (size := os.fstat(file.fileno()).st_size) != entry["size"]:
             raise _damaged(path, f"{entry['size']} bytes", f"{size} bytes")
-        if name != WEIGHTS and size > _LARGEST:
-            msg = f"{path} has {size} bytes, and {_LARGEST} is the limit. Fetch or save the delta again."
+        if name != WEIGHTS and size > LARGEST:
+            msg = f"{path} has {size} bytes, and {LARGEST} is the limit. Fetch or save the delta again."
             raise CheckpointError(msg)
         try:
             data = usable_bytes(file, str(path)) if name == WEIGHTS else file.read(size)
         except CheckpointError:
-            if size <= _LARGEST:  # a malformed file is usually a damaged one
+            if size <= LARGEST:  # a malformed file is usually a damaged one
                 file.seek(0)
                 _require_same(path, entry, hashlib.file_digest(file, "sha256").hexdigest(), size)
             raise
@@ -252,7 +254,7 @@ def describe(folder: Path) -> Manifest:
         if (size := path.stat().st_size) != entry.size:  # before hashing the whole file
             raise _damaged(path, f"{entry.size} bytes", f"{size} bytes")
         if (
-            entry.path == WEIGHTS and size > _LARGEST
+            entry.path == WEIGHTS and size > LARGEST
         ):  # a small one that is malformed is most often damaged: the digest says so
             require_usable(tensor_table(path), str(path))
         _require_same(path, document["files"][entry.path], *sha256_file(path))
@@ -281,7 +283,7 @@ def listed_files(document: Mapping[str, Any], place: str, remedy: str = "Save th
 def _manifest(folder: Path, document: Mapping[str, Any]) -> Manifest:
     """Build the manifest of a checkpoint whose listed files are checked already; only small files are read."""
     names = {CONFIG, *([CARD] if (folder / CARD).is_file() else [])} - document["files"].keys()
-    entries = [FileEntry.of(name, read_limited(folder / name, _LARGEST)) for name in names]
+    entries = [FileEntry.of(name, read_limited(folder / name, LARGEST)) for name in names]
     return manifest_of(document, entries, tensor_table(folder / WEIGHTS))
 
 

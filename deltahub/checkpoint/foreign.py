@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from deltahub.checkpoint.checkpoint import CARD, LARGEST_CONFIG, PICKLE
+from deltahub.checkpoint.checkpoint import BACKBONE, CARD, LARGEST_CONFIG, PICKLE
 from deltahub.checkpoint.gguf_header import Header, read_header
 from deltahub.checkpoint.manifest import TensorEntry
 from deltahub.checkpoint.safetensors_header import tensor_entries
@@ -82,7 +82,7 @@ def recognise(sizes: Mapping[str, int], read: Read) -> Foreign | None:
     files = _Files({name: size for name, size in sizes.items() if "/" not in name}, read)
     for recogniser in (_peft, _adapters, _opendelta, _diffusers, _gguf):
         if found := recogniser(files):
-            return files.with_card(found)
+            return files.completed(found)
     return None
 
 
@@ -125,8 +125,8 @@ class _Files:
         """Return the first of the names that exists; empty if none does."""
         return self.present(names)[:1]
 
-    def with_card(self, found: Foreign) -> Foreign:
-        """Add the card, its facts, and the tokenizer."""
+    def completed(self, found: Foreign) -> Foreign:
+        """Add the card, its facts, the tokenizer, and the record of the backbone."""
         config, metrics = dict(found.config), found.metrics
         if self.sizes.get(CARD):
             head = self.read(CARD, 0, min(self.sizes[CARD], LARGEST)).decode(errors="replace")
@@ -137,7 +137,9 @@ class _Files:
                 named = texts(card.get("base_model"))
                 if named and _is_path(config.get("base_model")):
                     config["base_model"] = named[0]
-        files = tuple(sorted((*found.files, *self.present((CARD, *_TOKENIZER)))))
+        if isinstance(backbone_hash := self.object(BACKBONE).get("hash"), str):
+            config["backbone_hash"] = backbone_hash
+        files = tuple(sorted((*found.files, *self.present((BACKBONE, CARD, *_TOKENIZER)))))
         return replace(found, files=files, config=config, metrics=metrics)
 
 

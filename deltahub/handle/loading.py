@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deltahub.cache.cache import checked, pulled_reference, read_cached
 from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.checkpoint import Checkpoint
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.building import build, check_dtype, completed
@@ -26,6 +27,7 @@ from deltahub.engine.overrides import overrides
 from deltahub.engine.site import is_delta_name
 from deltahub.engine.trainable import remember
 from deltahub.errors import CheckpointError, ConfigError
+from deltahub.files.atomic import read_limited
 from deltahub.formats import files
 from deltahub.formats.opendelta import reading as opendelta
 from deltahub.formats.peft import reading as peft_reading
@@ -57,13 +59,27 @@ def read_any(
         PickleRefusedError: the folder holds a pickle, and `allow_pickle` is false.
     """
     if config_sha256 is None and not checkpoint.is_checkpoint(folder):
-        if opendelta.is_checkpoint(folder):
-            return opendelta.read(folder, backbone, allow_pickle=allow_pickle)
-        if peft_reading.is_adapter(folder):
-            return peft_reading.read(folder, backbone, allow_pickle=allow_pickle)
-        files.refuse(folder)
+        foreign = _read_foreign(folder, backbone, allow_pickle=allow_pickle)
+        if foreign:
+            return replace(foreign, fingerprint=_recorded(folder)) if with_backbone else foreign
     refuse_larger(folder / checkpoint.WEIGHTS, backbone)
     return checkpoint.read(folder, with_backbone=with_backbone, config_sha256=config_sha256)
+
+
+def _read_foreign(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint | None:
+    """Read a delta of another library; return None if the folder holds none that is known."""
+    if opendelta.is_checkpoint(folder):
+        return opendelta.read(folder, backbone, allow_pickle=allow_pickle)
+    if peft_reading.is_adapter(folder):
+        return peft_reading.read(folder, backbone, allow_pickle=allow_pickle)
+    files.refuse(folder)
+    return None
+
+
+def _recorded(folder: Path) -> Fingerprint | None:
+    """Return the record of the backbone that `record_backbone` wrote beside a delta of another library."""
+    path = folder / checkpoint.BACKBONE
+    return Fingerprint.from_bytes(read_limited(path, checkpoint.LARGEST)) if path.is_file() else None
 
 
 def _read(
@@ -120,7 +136,7 @@ def load(
         tensors = {
             key: t.to(dtype) if is_delta_name(key) and t.is_floating_point() else t for key, t in tensors.items()
         }
-    _check_backbone(saved, backbone, replaced_names(saved.tensors), check_hash)
+    _check_backbone(saved, backbone, brought_names(saved), check_hash)
     insertions = build(cls, backbone, completed(cls, config, backbone), empty=True)
     _check_release(saved, insertions, backbone)
     replaced = fill(insertions, backbone, tensors)
@@ -175,6 +191,11 @@ def _check_release(saved: Checkpoint, modules: Iterable[str], backbone: nn.Modul
 def _trains(module: nn.Module) -> bool:
     """Return whether any part of a module is in training mode; setting a mode costs ten times as much as checking."""
     return module.training or any(child is not None and _trains(child) for child in module._modules.values())
+
+
+def brought_names(saved: Checkpoint) -> tuple[str, ...]:
+    """Return the names of the backbone tensors that a delta has values of its own for; they do not identify its backbone."""
+    return (*replaced_names(saved.tensors), *saved.unchanged)
 
 
 def _check_backbone(saved: Checkpoint, backbone: nn.Module, replaced: tuple[str, ...], check_hash: bool | str) -> None:

@@ -82,7 +82,9 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
     }
     check_document(document)
     parent = {"relation": CONVERTED, "digest": Digest.of_hex(sha256_file(weights)[0]), "format": "peft"}
-    return Checkpoint(folder, document, None, {**tensors, **replaced}, parent)
+    own = {names.tensors[name] for name in own_tensors}
+    unchanged = sorted(name for name in own - replaced.keys() if len(names.shared_names(name)) == 1)
+    return Checkpoint(folder, document, None, {**tensors, **replaced}, parent, tuple(unchanged))
 
 
 def _as_trained(tensor: Tensor) -> Tensor:

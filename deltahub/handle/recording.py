@@ -1,0 +1,75 @@
+"""Records of backbones for deltas of other libraries, whose files do not identify the backbone they were trained on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import nn
+
+from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.backbone_fit import backbone_folder
+from deltahub.checkpoint.backbone_record import Fingerprint
+from deltahub.engine.fingerprint import fingerprint
+from deltahub.engine.guards import refuse_closed
+from deltahub.errors import CheckpointError, ConfigError
+from deltahub.files.atomic import move_all, staging, storage_errors, write_synced
+from deltahub.handle.loading import brought_names, read_any
+
+
+def record_backbone(
+    folder: str | os.PathLike[str], backbone_model: nn.Module, *, allow_pickle: bool = False
+) -> Fingerprint:
+    """Write `backbone.json`, the record of a backbone, beside a delta of another library; its own files stay as they are.
+
+    With the record, `from_finetuned` refuses the delta on any other backbone, as it does for a delta saved by DeltaHub,
+    and a push publishes it, so that `list --fits` finds the delta.
+
+    Args:
+        folder: the delta's folder.
+        backbone_model: the backbone that it was trained on, in the precision that it will be used in.
+        allow_pickle: whether its weights may be a pickle, which is then opened with `weights_only=True`.
+
+    Returns:
+        The fingerprint of the tensors that the delta does not replace.
+
+    Raises:
+        CheckpointError: the folder holds no delta, or it does not fit the backbone.
+        ConfigError: DeltaHub saved the delta, with a record of its own, or its kind is not supported.
+        PickleRefusedError: the weights are a pickle, and `allow_pickle` is false.
+        StorageError: the record cannot be written.
+    """
+    place = Path(folder).expanduser()
+    if checkpoint.is_checkpoint(place):
+        msg = f"{place} was saved by DeltaHub, with the record of its backbone. Save the delta again to change that."
+        raise ConfigError(msg)
+    refuse_closed(backbone_model)
+    saved = read_any(place, backbone_model, allow_pickle=allow_pickle, with_backbone=False)
+    identity = fingerprint(backbone_model, brought_names(saved))
+    with storage_errors("Recording the backbone", place), staging(place) as stage:
+        write_synced(stage / checkpoint.BACKBONE, identity.to_bytes())
+        move_all(stage, place, [checkpoint.BACKBONE])
+    return identity
+
+
+def load_backbone(name: str) -> nn.Module:
+    """Load a backbone with its weights in the precision of its files, as the class that its config names.
+
+    Args:
+        name: its folder, or a model id in huggingface_hub's cache; nothing is downloaded.
+
+    Raises:
+        CheckpointError: there is no such backbone, or transformers cannot load it.
+    """
+    import transformers
+
+    folder = backbone_folder(name)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        classes = (getattr(transformers, architecture, None) for architecture in config.architectures or ())
+        model_class = next((cls for cls in classes if cls is not None), transformers.AutoModel)
+        model: nn.Module = model_class.from_pretrained(folder, dtype="auto", local_files_only=True)
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        msg = f"{folder} holds no backbone that transformers can load: {error}"
+        raise CheckpointError(msg) from error
+    return model.eval()
