@@ -38,7 +38,7 @@ from deltahub.files.permissions import inherit_permissions, make_folder, make_ro
 from deltahub.files.reserve import reserve_space
 from deltahub.reference import Digest
 from deltahub.stores.retry import CACHE_ATTEMPTS, READ_ATTEMPTS
-from deltahub.stores.threads import each
+from deltahub.stores.threads import run_concurrently
 
 MANIFEST: Final = ".deltahub-manifest.json"  # beside the files of a delta, none of which may have this name
 ORIGIN: Final = ".deltahub-origin.json"  # the reference it was pulled by, for people
@@ -129,7 +129,7 @@ class Cache:
             for entry in manifest.files:
                 (delta / entry.path).parent.mkdir(parents=True, exist_ok=True)
             if at_once > 1:
-                each(lambda entry, _: fetch(entry, delta / entry.path), manifest.files, at_once)
+                run_concurrently(lambda entry, _: fetch(entry, delta / entry.path), manifest.files, at_once)
             else:
                 for entry in manifest.files:
                     fetch(entry, delta / entry.path)

@@ -97,7 +97,7 @@ def refuse_unsupported(backend: str) -> None:
         raise ConfigError(msg)
 
 
-def completed(method: type[Method], config: DeltaConfig, backbone: nn.Module) -> DeltaConfig:
+def complete_config(method: type[Method], config: DeltaConfig, backbone: nn.Module) -> DeltaConfig:
     """Return a config with the method's defaults and the backbone's name filled in."""
 
     def given(names: Sequence[str] | None, default: tuple[str, ...]) -> tuple[str, ...]:
@@ -132,7 +132,7 @@ def build(
     """Create the insertions of a delta for a backbone.
 
     Args:
-        config: as returned by `completed`.
+        config: as returned by `complete_config`.
         empty: create them on the meta device, to be filled from a checkpoint.
         dtype: dtype of their parameters; by default float32, or the layer's dtype if it is wider.
 

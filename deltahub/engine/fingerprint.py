@@ -17,7 +17,7 @@ from deltahub.checkpoint.backbone_record import VERSION, Fingerprint, Leaf
 from deltahub.engine.modules import own_modules, own_parameters
 from deltahub.engine.offloading import offloaded
 from deltahub.engine.overrides import own_values
-from deltahub.engine.sharding import whole
+from deltahub.engine.sharding import full_tensor
 from deltahub.errors import DeltaHubError
 
 BUFFER: Final = 16 << 20  # bytes copied at a time
@@ -44,7 +44,7 @@ def fingerprint(
             fetch = elsewhere.get(name)
             value = originals[name] if name in originals else tensor if fetch is None else fetch()
             # A value saved before the backbone was cast counts as cast with it.
-            leaves += _leaves(name, whole(value).to(tensor.dtype), version)
+            leaves += _leaves(name, full_tensor(value).to(tensor.dtype), version)
     for name, tensor in _other_state(backbone) if version > 1 else ():
         leaves += _leaves(name, tensor, version)
     return Fingerprint(tuple(sorted(leaves)), version)

@@ -20,7 +20,7 @@ from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.modules import own_modules, plain_name
 from deltahub.engine.overrides import Override, drop_empty, override_of, overrides, overrides_for, tensor_at
-from deltahub.engine.sharding import whole
+from deltahub.engine.sharding import full_tensor
 from deltahub.engine.site import CHILD, Site, is_delta_name
 from deltahub.engine.tracing import while_tracing
 from deltahub.engine.trainable import restore_trainable
@@ -95,8 +95,10 @@ class Ledger:
         """Forget those of an entry's values that equal the backbone's own."""
         for name in sorted(names):  # sorted: all processes of a sharded backbone gather in one order
             record, live = _record(backbone, entry, name), tensor_at(backbone, name)
-            value = whole(record.value(entry.serial, live))
-            if torch.equal(value, whole(record.own(live)).to(value)):  # the backbone may have been moved or cast since
+            value = full_tensor(record.value(entry.serial, live))
+            if torch.equal(
+                value, full_tensor(record.own(live)).to(value)
+            ):  # the backbone may have been moved or cast since
                 record.drop(entry.serial, live)
                 del entry.replaced[name]
         drop_empty(backbone)
@@ -127,7 +129,7 @@ def check_tensors(backbone: nn.Module, entry: Entry) -> None:
     for name, shape in entry.replaced.items():
         _record(backbone, entry, name)
         if tuple(tensor_at(backbone, name).shape) != shape:
-            raise _exchanged(backbone, entry, name)
+            raise _exchange_error(backbone, entry, name)
 
 
 def value_of(backbone: nn.Module, entry: Entry, name: str) -> Tensor:
@@ -138,11 +140,11 @@ def value_of(backbone: nn.Module, entry: Entry, name: str) -> Tensor:
 def _record(backbone: nn.Module, entry: Entry, name: str) -> Override:
     record = override_of(backbone, name)
     if record is None or entry.serial not in record.values:
-        raise _exchanged(backbone, entry, name)
+        raise _exchange_error(backbone, entry, name)
     return record
 
 
-def _exchanged(backbone: nn.Module, entry: Entry, name: str) -> TargetError:
+def _exchange_error(backbone: nn.Module, entry: Entry, name: str) -> TargetError:
     shape, recorded_shape = list(tensor_at(backbone, name).shape), list(entry.replaced[name])
     how = f"is {shape}, and was {recorded_shape} when" if shape != recorded_shape else "was replaced after"
     return TargetError(

@@ -35,7 +35,7 @@ def reshard(backbone: nn.Module) -> None:
         raise ConfigError(msg)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return a tensor with all its values on this process."""
     full: Any = getattr(tensor, "full_tensor", None)
     if full is None:

@@ -195,7 +195,7 @@ def canonical_json(document: Any) -> bytes:
     return text.encode()
 
 
-def sealed(document: Mapping[str, Any]) -> bytes:
+def with_checksum(document: Mapping[str, Any]) -> bytes:
     """Serialise a document with its checksum.
 
     Args:
@@ -207,7 +207,7 @@ def sealed(document: Mapping[str, Any]) -> bytes:
     return empty.replace(_member(""), _member(checksum), 1)
 
 
-def unsealed(data: bytes, schema: str) -> tuple[Any, str | None]:
+def parse_stored(data: bytes, schema: str) -> tuple[Any, str | None]:
     """Parse a stored document; return it with the first problem, as a clause, or None if it is valid.
 
     Args:
@@ -215,10 +215,10 @@ def unsealed(data: bytes, schema: str) -> tuple[Any, str | None]:
         schema: the name of its schema, which requires a ``"checksum"``.
     """
     document, wrong = parse_checked(data, schema)
-    return document, wrong or _broken(data, document)
+    return document, wrong or _checksum_problem(data, document)
 
 
-def _broken(data: bytes, document: Mapping[str, Any]) -> str | None:
+def _checksum_problem(data: bytes, document: Mapping[str, Any]) -> str | None:
     """Check the checksum in a document; return the problem as a clause, or None."""
     recorded = document["checksum"]
     checksum = hashlib.sha256(data.replace(_member(recorded), b"", 1)).hexdigest()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
-from deltahub.engine.building import Method, build, completed, refuse_unsupported
+from deltahub.engine.building import Method, build, complete_config, refuse_unsupported
 from deltahub.engine.guards import check_name, note_compiled, refuse_closed
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.ledger import Entry, free_name, ledger_holding, ledger_of, ledgers_in
@@ -82,7 +82,7 @@ class DeltaBase(SaveLoadMixin, Method):
             from deltahub.picker.choosing import config_chosen  # imported late: few calls need this server
 
             config = config_chosen(type(self), backbone_model, config, interactive_modify)
-        config = completed(type(self), config, backbone_model)
+        config = complete_config(type(self), config, backbone_model)
         if insertions is None:
             insertions = build(type(self), backbone_model, config, dtype=dtype)
         name = name or free_name(backbone_model, self.delta_type or type(self).__name__)

@@ -16,7 +16,7 @@ from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.checkpoint import Checkpoint
 from deltahub.checkpoint.config import DeltaConfig
-from deltahub.engine.building import build, check_dtype, completed
+from deltahub.engine.building import build, check_dtype, complete_config
 from deltahub.engine.filling import fill, refuse_larger, replaced_names
 from deltahub.engine.fingerprint import fingerprint, missing_from_version_1
 from deltahub.engine.guards import refuse_closed
@@ -137,7 +137,7 @@ def load(
             key: t.to(dtype) if is_delta_name(key) and t.is_floating_point() else t for key, t in tensors.items()
         }
     _check_backbone(saved, backbone, brought_names(saved), check_hash)
-    insertions = build(cls, backbone, completed(cls, config, backbone), empty=True)
+    insertions = build(cls, backbone, complete_config(cls, config, backbone), empty=True)
     _check_release(saved, insertions, backbone)
     replaced = fill(insertions, backbone, tensors)
 

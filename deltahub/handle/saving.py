@@ -27,7 +27,7 @@ from deltahub.engine.insertion import Insertion
 from deltahub.engine.ledger import Entry, ledger_holding, value_of
 from deltahub.engine.modules import own_parameters
 from deltahub.engine.overrides import overrides
-from deltahub.engine.sharding import assign, done_once, reshard, whole
+from deltahub.engine.sharding import assign, done_once, full_tensor, reshard
 from deltahub.engine.site import delta_key, is_delta_name
 from deltahub.errors import CheckpointError
 from deltahub.files.atomic import regular, staging, storage_errors, sync_file, sync_folders
@@ -260,7 +260,7 @@ class SaveLoadMixin:
 
 
 def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: whole(tensor) for name, tensor in sorted(tensors.items())}  # in the same order on every process
+    return {name: full_tensor(tensor) for name, tensor in sorted(tensors.items())}  # in the same order on every process
 
 
 def _write(

@@ -15,7 +15,7 @@ from deltahub.files.atomic import storage_errors
 from deltahub.reference import Digest
 from deltahub.sources.base import Pulled, Resolved
 from deltahub.stores.base import Progress
-from deltahub.stores.threads import spread
+from deltahub.stores.threads import map_concurrently
 
 T = TypeVar("T")
 FILES_AT_ONCE: Final = 4  # files of a delta
@@ -113,4 +113,4 @@ def several(pull: Callable[[T], Pulled], wanted: Sequence[T]) -> list[Outcome[Pu
     Returns:
         The pulled delta or else the error, in the order of `wanted`; an error does not stop the others.
     """
-    return list(spread(lambda one: outcome(partial(pull, one)), wanted, _DELTAS_AT_ONCE))
+    return list(map_concurrently(lambda one: outcome(partial(pull, one)), wanted, _DELTAS_AT_ONCE))

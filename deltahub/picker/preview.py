@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from deltahub.checkpoint.config import DeltaConfig
-from deltahub.engine.building import Method, build, completed
+from deltahub.engine.building import Method, build, complete_config
 from deltahub.engine.modules import own_modules
 from deltahub.errors import ConfigError, DeltaHubError
 from deltahub.picker.selection import exact_addresses, patterns_of, short_addresses
@@ -84,7 +84,7 @@ class Preview:
         method, config = self.deltas[choice.delta_type]
         config = replace(config, modified_modules=choice.addresses, common_structure=False)
         try:
-            insertions = build(method, self.backbone, completed(method, config, self.backbone), empty=True)
+            insertions = build(method, self.backbone, complete_config(method, config, self.backbone), empty=True)
         except DeltaHubError as error:
             return {**reply, "refusal": str(error)}
         trained = {id(p): p.numel() for insertion in insertions.values() for p in insertion.parameters()}

@@ -16,7 +16,7 @@ from itertools import count, islice
 from typing import Any, Final
 
 from deltahub.errors import NoVersionError, RemovedError
-from deltahub.files.documents import sealed
+from deltahub.files.documents import with_checksum
 from deltahub.files.sized_cache import SizedCache
 from deltahub.reference import LATEST, MAIN, DeltaPath, Digest, is_digest
 from deltahub.registry.document_check import AMENDED_VERSION, SCHEMA_VERSION, read_whole
@@ -264,7 +264,7 @@ class ReferenceDocument:
             document["moved_to"] = self.moved_to
         if self.moving is not None:
             document["moving"] = asdict(self.moving)
-        return sealed(document)
+        return with_checksum(document)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "") -> ReferenceDocument:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from deltahub.errors import CheckpointError, IntegrityError
-from deltahub.files.documents import unsealed
+from deltahub.files.documents import parse_stored
 from deltahub.reference import as_delta_path
 
 SCHEMA: Final = "reference.v1"
@@ -25,7 +25,7 @@ def read_whole(data: bytes, name: str = "") -> Mapping[str, Any]:
         IntegrityError: it is not a valid reference document.
         CheckpointError: a later deltahub wrote it.
     """
-    document, wrong = unsealed(data, SCHEMA)
+    document, wrong = parse_stored(data, SCHEMA)
     if wrong := wrong or _misnamed(document) or _dangling(document):
         raise _unreadable(name, wrong, document)
     found: Mapping[str, Any] = document

@@ -25,7 +25,7 @@ from deltahub.registry.registry import Registry
 from deltahub.registry.uploads import expire, waiting
 from deltahub.stores.base import object_key
 from deltahub.stores.retry import SwapRetry
-from deltahub.stores.threads import spread
+from deltahub.stores.threads import map_concurrently
 
 GRACE: Final = timedelta(days=14)
 _OBJECTS: Final = "objects/sha256/"
@@ -225,7 +225,7 @@ class Marker:
             IntegrityError: a document or a manifest is damaged.
         """
         found = waiting(self._registry.store)  # first: a commit swaps the document, then removes these
-        for objects in spread(self._used_by, self._registry.names(), self._registry.store.at_once):
+        for objects in map_concurrently(self._used_by, self._registry.names(), self._registry.store.at_once):
             found |= objects
         return found
 

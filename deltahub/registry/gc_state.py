@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from deltahub.errors import ConflictError, IntegrityError
-from deltahub.files.documents import sealed, unsealed
+from deltahub.files.documents import parse_stored, with_checksum
 from deltahub.stores.base import Progress, Source, Store
 
 STATE: Final = "gc/state.json"
@@ -55,7 +55,7 @@ def read_state(store: Store) -> tuple[State, str | None]:
     found = store.read_tagged(STATE)
     if found is None:
         return State(), None
-    document, wrong = unsealed(found[0], SCHEMA)
+    document, wrong = parse_stored(found[0], SCHEMA)
     if wrong:
         remedy = "Delete it: only the record of how long objects have been unused is lost."
         raise IntegrityError(f"{STATE} in {store.url}", "the state of a collection", wrong, remedy)
@@ -76,7 +76,7 @@ def write_state(store: Store, state: State, etag: str | None) -> str:
         "sweeping": dict(state.sweeping),
         "sweeper": state.sweeper,
     }
-    return store.swap(STATE, sealed(document), etag)
+    return store.swap(STATE, with_checksum(document), etag)
 
 
 def spare(store: Store, objects: Collection[str]) -> int:

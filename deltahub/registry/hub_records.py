@@ -12,9 +12,9 @@ from functools import partial
 from typing import Any, Final
 
 from deltahub.errors import DeltaHubError, IntegrityError, outcome
-from deltahub.files.documents import sealed, unsealed
+from deltahub.files.documents import parse_stored, with_checksum
 from deltahub.stores.base import Store
-from deltahub.stores.threads import spread
+from deltahub.stores.threads import map_concurrently
 
 SCHEMA_VERSION: Final = 1
 
@@ -54,7 +54,7 @@ class Kind:
         Raises:
             IntegrityError: it is damaged, or belongs under another key.
         """
-        document, wrong = unsealed(data, self.schema)
+        document, wrong = parse_stored(data, self.schema)
         if wrong is None and document["key"] != key:
             wrong = f"the one of {document['key']}"
         if wrong:
@@ -71,12 +71,12 @@ class Kind:
         Raises:
             ConflictError: it changed meanwhile.
         """
-        store.swap(key, sealed({"schema_version": SCHEMA_VERSION, "key": key, **values}), etag)
+        store.swap(key, with_checksum({"schema_version": SCHEMA_VERSION, "key": key, **values}), etag)
 
     def damages(self, store: Store) -> Iterator[tuple[str, DeltaHubError]]:
         """Iterate over the keys of all unreadable documents of this kind, each with its error."""
         keys = [key for key, _ in store.keys(self.prefix)]
-        read = spread(lambda key: outcome(partial(self.read, store, key)), keys, store.at_once)
+        read = map_concurrently(lambda key: outcome(partial(self.read, store, key)), keys, store.at_once)
         for key, found in zip(keys, read, strict=True):
             if isinstance(found, DeltaHubError):
                 yield key, found

@@ -22,7 +22,7 @@ from deltahub.registry.reconcile import Vouched, merged
 from deltahub.registry.registry import Registry, ref_key
 from deltahub.registry.signatures import copy_signatures
 from deltahub.stores.base import Progress, Source, object_key
-from deltahub.stores.threads import spread
+from deltahub.stores.threads import map_concurrently
 
 _OBJECTS = "objects/sha256/"
 _AT_ONCE = 8  # deltas copied in parallel over a network
@@ -68,7 +68,7 @@ def copy(
     paths = source.names() if paths is None else [source.document(path).name for path in paths]
     waiting = source.store.at_once > 1 or target.store.at_once > 1  # network latency, during which others can be copied
     job = _Copying(source, target, progress, vouched)
-    for done in spread(job.copy, paths, _AT_ONCE if waiting else 1):
+    for done in map_concurrently(job.copy, paths, _AT_ONCE if waiting else 1):
         if done is not None:
             yield done
     yield from job.rest()

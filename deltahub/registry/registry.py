@@ -24,7 +24,7 @@ from deltahub.registry.gc_state import spare, store_spared
 from deltahub.registry.reading import REFS, Found, Reader, ref_key
 from deltahub.stores.base import Progress, Source, Store, Swap
 from deltahub.stores.retry import SwapRetry
-from deltahub.stores.threads import spread
+from deltahub.stores.threads import map_concurrently
 
 _SUFFIX = ".json"
 
@@ -173,7 +173,7 @@ class Registry(Reader):
         made: dict[DeltaPath, ReferenceDocument] = {}
         swaps: list[Swap] = []
         same: list[str] = []
-        read = spread(lambda path: outcome(lambda: self.settled(path)), changes, self.store.at_once)
+        read = map_concurrently(lambda path: outcome(lambda: self.settled(path)), changes, self.store.at_once)
         for (path, change), found in zip(changes.items(), read, strict=True):
             if isinstance(found, DeltaHubError):
                 done[path] = found

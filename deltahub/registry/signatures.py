@@ -18,7 +18,7 @@ from deltahub.registry.registry import Registry
 from deltahub.signing import MOST, split_signatures, stated_version
 from deltahub.stores.base import Swap
 from deltahub.stores.retry import SwapRetry
-from deltahub.stores.threads import spread
+from deltahub.stores.threads import map_concurrently
 
 PREFIX: Final = "signatures/"
 _KEY_ID: Final = re.compile(r"[0-9a-f]{64}")
@@ -90,7 +90,7 @@ def add_signatures(registry: Registry, key_id: str, data: Mapping[Digest, bytes]
         StorageError: the registry failed as a whole.
     """
     keys = {digest: _key(digest, key_id) for digest in data}
-    there = spread(registry.store.read_tagged, keys.values(), registry.store.at_once)
+    there = map_concurrently(registry.store.read_tagged, keys.values(), registry.store.at_once)
     swaps = [
         Swap(keys[digest], _together(found[0] if found else b"", data[digest]), found[1] if found else None)
         for digest, found in zip(data, there, strict=True)

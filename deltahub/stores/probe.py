@@ -54,7 +54,7 @@ def _weakness(client: Client) -> str | None:
 
     for last in [False] * (S3_ATTEMPTS - 1) + [True]:
         try:
-            return _tried(client, f"{PROBES}{uuid.uuid4().hex}")
+            return _probe_once(client, f"{PROBES}{uuid.uuid4().hex}")
         except (AlreadyExistsError, PreconditionError):
             # The condition held. A request that was retried after a lost answer looks the same, so the probe starts anew.
             continue
@@ -66,7 +66,7 @@ def _weakness(client: Client) -> str | None:
     return "refuses a write whose condition holds"
 
 
-def _tried(client: Client, key: str) -> str | None:
+def _probe_once(client: Client, key: str) -> str | None:
     import obstore
     from obstore.exceptions import AlreadyExistsError, PreconditionError
 

@@ -20,7 +20,7 @@ from deltahub.stores.bucket import Bucket, Patience, connect
 from deltahub.stores.probe import refuse_weak
 from deltahub.stores.s3_errors import is_unanswered, s3_errors
 from deltahub.stores.s3_upload import conditional_put, digest_of, size_of, upload
-from deltahub.stores.threads import each, interruptible, spread
+from deltahub.stores.threads import interruptible, map_concurrently, run_concurrently
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -206,8 +206,8 @@ class S3Store:
                 upload(client, *item, self._stored, progress, stop)
 
         small = {sha256 for sha256, source in sources.items() if size_of(source) <= _SMALL}
-        each(send, [item for item in sources.items() if item[0] in small], _REQUESTS)
-        each(send, [item for item in sources.items() if item[0] not in small], _AT_ONCE)
+        run_concurrently(send, [item for item in sources.items() if item[0] in small], _REQUESTS)
+        run_concurrently(send, [item for item in sources.items() if item[0] not in small], _AT_ONCE)
 
     def _stored(self, key: str) -> str | None:
         digest = hashlib.sha256()
@@ -230,7 +230,7 @@ class S3Store:
         """Replace many documents by conditional writes, several at once."""
         refuse_weak(self._writer, self.bucket)
         return list(
-            spread(
+            map_concurrently(
                 lambda swap: outcome(functools.partial(self._swap, swap.key, swap.data, swap.expected)),
                 swaps,
                 _REQUESTS,

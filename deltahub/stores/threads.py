@@ -28,10 +28,10 @@ def interruptible(call: Callable[[], T]) -> T:
     """
     if threading.current_thread() is not threading.main_thread():
         return call()
-    return _started(call).result()
+    return _start_future(call).result()
 
 
-def within(seconds: float, call: Callable[[], T]) -> T:
+def with_time_limit(seconds: float, call: Callable[[], T]) -> T:
     """Make a call on a thread of its own, and give it up after a time: a server that sends a byte now and then is silent to no timeout.
 
     The thread is a daemon, and is left alone then.
@@ -41,14 +41,14 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     """
     from concurrent.futures import wait  # late, as below
 
-    future = _started(call)
+    future = _start_future(call)
     if not wait([future], seconds).done:
         msg = f"not done after {seconds:.0f} s"
         raise TimeoutError(msg)
     return future.result()
 
 
-def spread(call: Callable[[Item], T], items: Iterable[Item], at_once: int) -> Iterator[T]:
+def map_concurrently(call: Callable[[Item], T], items: Iterable[Item], at_once: int) -> Iterator[T]:
     """Yield the results of a call for every item, in their order, with several calls running concurrently.
 
     Args:
@@ -70,7 +70,7 @@ def spread(call: Callable[[Item], T], items: Iterable[Item], at_once: int) -> It
         for item in items:
             if len(running) == at_once:
                 yield running.popleft().result()
-            future, promise = _promised(partial(call, item))
+            future, promise = _future_of(partial(call, item))
             running.append(future)
             pending.put(promise)
             if threads < at_once:
@@ -83,7 +83,7 @@ def spread(call: Callable[[Item], T], items: Iterable[Item], at_once: int) -> It
             pending.put(None)
 
 
-def each(call: Callable[[Item, threading.Event], None], items: Iterable[Item], at_once: int) -> None:
+def run_concurrently(call: Callable[[Item, threading.Event], None], items: Iterable[Item], at_once: int) -> None:
     """Run a call for every item, several at once; the first error is raised after the others have ended early.
 
     Args:
@@ -105,7 +105,7 @@ def each(call: Callable[[Item, threading.Event], None], items: Iterable[Item], a
                 return
             call(item, stop)
 
-    running = [_started(work) for _ in range(min(at_once, waiting.qsize()))]
+    running = [_start_future(work) for _ in range(min(at_once, waiting.qsize()))]
     try:
         for future in as_completed(running):
             future.result()
@@ -117,13 +117,13 @@ def each(call: Callable[[Item, threading.Event], None], items: Iterable[Item], a
         stop.set()
 
 
-def _started(call: Callable[[], T]) -> Future[T]:
-    future, promise = _promised(call)
+def _start_future(call: Callable[[], T]) -> Future[T]:
+    future, promise = _future_of(call)
     _start(promise)
     return future
 
 
-def _promised(call: Callable[[], T]) -> tuple[Future[T], Callable[[], None]]:
+def _future_of(call: Callable[[], T]) -> tuple[Future[T], Callable[[], None]]:
     """Return the future of a call, and a function that runs it on any thread."""
     from concurrent.futures import Future  # late: 15 ms that a folder does not need
 

@@ -6,7 +6,7 @@ from accelerate import cpu_offload, disk_offload
 from torch import nn
 
 from deltahub import AdapterModel, AutoDeltaModel, LayerNormModel, LoraModel, SoftPromptModel
-from deltahub.engine.building import build, completed
+from deltahub.engine.building import build, complete_config
 from deltahub.engine.offloading import device_of
 from deltahub.errors import CheckpointError, ConfigError, MergeError
 from tests.backbones import bert, forward, gpt2, llama, logits_of, stir
@@ -119,6 +119,6 @@ def test_new_parameters_are_on_the_device_of_the_layer():
 
     assert device_of(backbone[1], backbone).type == "meta"
     assert device_of(nn.ReLU(), backbone).type == "cpu"
-    config = completed(LoraModel, LoraModel.config_class(modified_modules=("0", "1")), backbone)
+    config = complete_config(LoraModel, LoraModel.config_class(modified_modules=("0", "1")), backbone)
     made = build(LoraModel, backbone, config)
     assert [made[name].lora_A.device.type for name in ("0", "1")] == ["cpu", "meta"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from deltahub.errors import IntegrityError, InUseError
-from deltahub.files.documents import sealed
+from deltahub.files.documents import with_checksum
 from deltahub.reference import Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.edits import remove
@@ -90,7 +90,7 @@ def test_branches_are_read_back_and_a_branch_of_nothing_is_damage():
 
     damaged = {**json.loads(found.to_bytes()), "branches": {"exp": "v9"}}
     with pytest.raises(IntegrityError, match="the branch 'exp' of v9, which is not there"):
-        ReferenceDocument.from_bytes(sealed(damaged))
+        ReferenceDocument.from_bytes(with_checksum(damaged))
 
 
 def test_branches_come_with_a_copy_even_into_a_delta_with_a_history_of_its_own():

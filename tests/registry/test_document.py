@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltahub.errors import CheckpointError, IntegrityError, NotFoundError
-from deltahub.files.documents import sealed
+from deltahub.files.documents import with_checksum
 from deltahub.reference import Digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Moving, Removed, Version
@@ -110,7 +110,7 @@ def test_versions_are_numbered_in_order_beyond_nine():
 def test_a_number_is_never_given_twice():
     data = json.loads(document("0", "1", "2").to_bytes())
     del data["versions"]["v2"]
-    found, name = ReferenceDocument.from_bytes(sealed(data)).with_version(version("3"))
+    found, name = ReferenceDocument.from_bytes(with_checksum(data)).with_version(version("3"))
 
     assert name == "v4"
     assert list(found.versions) == ["v1", "v3", "v4"]
@@ -207,7 +207,7 @@ def test_tags_that_change_nothing_leave_no_trace():
 def changed(**change: object) -> bytes:
     document = {**json.loads(GOLDEN.read_bytes()), **change}
     del document["checksum"]
-    return sealed(document)
+    return with_checksum(document)
 
 
 @pytest.mark.parametrize(
@@ -247,4 +247,4 @@ def test_a_document_of_a_later_release_is_not_called_damaged():
     with pytest.raises(
         CheckpointError, match=r"^The reference document of a/b has schema_version 2; .*Update deltahub"
     ):
-        ReferenceDocument.from_bytes(sealed(data), "a/b")
+        ReferenceDocument.from_bytes(with_checksum(data), "a/b")

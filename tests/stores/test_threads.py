@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from deltahub.stores.threads import each, interruptible, spread
+from deltahub.stores.threads import interruptible, map_concurrently, run_concurrently
 
 
 def test_a_call_gives_back_what_it_gives_or_raises():
@@ -43,7 +43,7 @@ def test_every_item_has_its_call_and_no_more_than_asked_run_at_once():
             done.append(item)
         full.wait()
 
-    each(call, range(4), 2)
+    run_concurrently(call, range(4), 2)
     assert sorted(done) == [0, 1, 2, 3]
 
 
@@ -58,13 +58,13 @@ def test_the_first_failure_is_raised_and_the_rest_are_stopped():
         told.set()
 
     with pytest.raises(ValueError, match="0"):
-        each(call, range(100), 2)
+        run_concurrently(call, range(100), 2)
     assert told.is_set() == (len(started) == 2)
     assert len(started) <= 2
 
 
 def test_nothing_to_do_is_done():
-    each(lambda item, stop: pytest.fail("called"), [], 4)
+    run_concurrently(lambda item, stop: pytest.fail("called"), [], 4)
 
 
 def test_a_thread_that_hears_no_signals_makes_its_calls_itself():
@@ -85,7 +85,7 @@ def test_calls_that_are_spread_come_back_in_order_from_no_more_threads_than_aske
     def call(item: int) -> tuple[int, int]:
         return item, threading.get_ident()
 
-    found = list(spread(call, range(50), 3))
+    found = list(map_concurrently(call, range(50), 3))
     assert [item for item, _ in found] == list(range(50))
     assert len({thread for _, thread in found}) <= 3
 
@@ -99,7 +99,7 @@ def test_an_abandoned_iteration_leaves_no_thread_behind():
             go.wait(30)
         return item
 
-    calls = spread(call, range(9), 3)
+    calls = map_concurrently(call, range(9), 3)
     assert next(calls) == 0
     calls.close()
     go.set()
@@ -109,7 +109,7 @@ def test_an_abandoned_iteration_leaves_no_thread_behind():
 
 
 def test_a_spread_call_that_fails_is_raised_when_it_is_its_turn():
-    calls = spread(lambda item: 1 // item, [1, 0, 1], 3)
+    calls = map_concurrently(lambda item: 1 // item, [1, 0, 1], 3)
     assert next(calls) == 1
     with pytest.raises(ZeroDivisionError):
         next(calls)

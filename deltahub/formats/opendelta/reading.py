@@ -32,7 +32,7 @@ from deltahub.errors import AddressError, CheckpointError, ConfigError
 from deltahub.files.atomic import sha256_file
 from deltahub.files.documents import load_schema
 from deltahub.formats.files import has_key, read_config
-from deltahub.formats.opendelta.tensor_names import DELTA_TYPES, SILENT_MODULES, belongs_to_a_delta, chosen
+from deltahub.formats.opendelta.tensor_names import DELTA_TYPES, SILENT_MODULES, belongs_to_a_delta, choose_tensors
 from deltahub.formats.torch_file import read_pickle
 from deltahub.log import LOGGER
 from deltahub.reference import Digest
@@ -213,7 +213,7 @@ def _translate(
     """Yield the tensors under DeltaHub's names, without those of other deltas."""
     delta_type = config["delta_type"]
     carried = Counter(m for e in entries_of(backbone) if e.config.delta_type == delta_type for m in e.insertions)
-    places = chosen(saved, config, carried)
+    places = choose_tensors(saved, config, carried)
     values = dict(backbone_values(backbone))
     aliases = {plain_name(name) for name, _ in backbone.named_parameters(remove_duplicate=False)} - values.keys()
     shared = SharedBiases(backbone, delta_type, values)

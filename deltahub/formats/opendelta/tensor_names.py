@@ -74,7 +74,9 @@ def belongs_to_a_delta(name: str) -> bool:
     return any(place_of(delta_type, name) for delta_type in _LEAVES)
 
 
-def chosen(saved: Mapping[str, Tensor], config: Mapping[str, Any], carried: Mapping[str, int]) -> dict[str, Place]:
+def choose_tensors(
+    saved: Mapping[str, Tensor], config: Mapping[str, Any], carried: Mapping[str, int]
+) -> dict[str, Place]:
     """Choose the tensors of the delta that a config describes, where several of its type were on a backbone together.
 
     A checkpoint holds the tensors of every delta. Its own delta is the one with the sizes of its config; failing that, they are

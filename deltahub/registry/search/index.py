@@ -24,7 +24,7 @@ from deltahub.registry.search.conditions import INDEXED, Part, Search, Value, fe
 from deltahub.registry.search.refresh import Told, refresh
 from deltahub.registry.search.tables import connect
 from deltahub.stores.base import object_key
-from deltahub.stores.threads import spread
+from deltahub.stores.threads import map_concurrently
 
 T = TypeVar("T")
 
@@ -127,7 +127,7 @@ class Index:
                 expected = Fingerprint(())
             return fit(expected, backbone)
 
-        return dict(zip(records, spread(decide, records, self.registry.store.at_once), strict=True))
+        return dict(zip(records, map_concurrently(decide, records, self.registry.store.at_once), strict=True))
 
     def read(self, ask: Callable[[sqlite3.Connection], T], told: Told | None = None) -> T:
         """Run a function on the database, once it is up to date.

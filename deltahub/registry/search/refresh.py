@@ -29,7 +29,7 @@ from deltahub.registry.entries import RECORD, record_of
 from deltahub.registry.registry import REFS, Registry
 from deltahub.registry.search.tables import forget, remember
 from deltahub.stores.folder_stamps import FolderStamp, folder_stamps
-from deltahub.stores.threads import spread
+from deltahub.stores.threads import map_concurrently
 
 TRUST: Final = 600.0  # seconds for which a folder is skipped
 MANY: Final = 5_000  # number of documents that takes some seconds to read
@@ -162,7 +162,9 @@ def _read(database: sqlite3.Connection, registry: Registry, stamps: Mapping[str,
             raise found
         return found
 
-    for number, (key, found) in enumerate(zip(stamps, spread(read, stamps, registry.store.at_once), strict=True)):
+    for number, (key, found) in enumerate(
+        zip(stamps, map_concurrently(read, stamps, registry.store.at_once), strict=True)
+    ):
         if told:
             told(number, len(stamps))
         if found is None:  # deleted since it was listed

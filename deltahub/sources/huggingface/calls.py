@@ -19,7 +19,7 @@ from deltahub.log import LOGGER
 from deltahub.sources.base import pause
 from deltahub.sources.huggingface.failures import BUSY, CallContext, sentence
 from deltahub.stores.retry import CONNECT_ATTEMPTS, HUB_ANSWER_TIMEOUT, HUB_ATTEMPTS
-from deltahub.stores.threads import within
+from deltahub.stores.threads import with_time_limit
 from deltahub.text.credentials import header_value
 from deltahub.version import VERSION
 
@@ -190,7 +190,7 @@ class Calls:
             UnreachableError: there was no answer, or none that ended.
             StorageError: it refused.
         """
-        bounded_call = call if size is None else partial(within, self.patience(size), call)
+        bounded_call = call if size is None else partial(with_time_limit, self.patience(size), call)
         attempt = CallContext(doing, subject, self.place, bool(self.token), self._log_in)
         try:
             return with_retries(bounded_call, doing, self.place, self._pause)

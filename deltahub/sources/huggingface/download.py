@@ -20,7 +20,7 @@ from deltahub.sources.huggingface.calls import COMMIT, Calls
 from deltahub.sources.partial import resumed
 from deltahub.stores.base import Progress
 from deltahub.stores.retry import HUB_TIMEOUT
-from deltahub.stores.threads import within
+from deltahub.stores.threads import with_time_limit
 
 if TYPE_CHECKING:
     from httpx2 import Response
@@ -110,7 +110,7 @@ def copy(
             end = time.monotonic() + calls.patience(size)
             headers = {"Range": f"bytes={partial.position}-"} if partial.position else {}
             with ExitStack() as stack:
-                response = within(calls.patience(0), lambda: stack.enter_context(_opened(calls, url, headers)))
+                response = with_time_limit(calls.patience(0), lambda: stack.enter_context(_opened(calls, url, headers)))
                 if response.headers.get("content-range", "").partition("-")[0] != f"bytes {partial.position}":
                     partial.restart()
                 for chunk in response.iter_bytes():  # unbuffered, so that none are lost with the connection

@@ -16,7 +16,7 @@ from deltahub.registry.entries import RECORD
 from deltahub.registry.search.index import Listed
 from deltahub.sources.huggingface.calls import Calls
 from deltahub.sources.huggingface.download import read
-from deltahub.stores.threads import spread
+from deltahub.stores.threads import map_concurrently
 
 _AT_ONCE: Final = 4
 
@@ -31,7 +31,7 @@ def fitting(calls: Calls, entries: Sequence[Listed], backbone: Tensors, *, near:
         UnreachableError: there was no answer.
     """
     with_record = {entry.summary.get(RECORD): entry for entry in entries}
-    decided = spread(lambda entry: fit(_record(calls, entry), backbone), with_record.values(), _AT_ONCE)
+    decided = map_concurrently(lambda entry: fit(_record(calls, entry), backbone), with_record.values(), _AT_ONCE)
     fits = dict(zip(with_record, decided, strict=True))
     lines = [replace(entry, fit=fits[entry.summary.get(RECORD)]) for entry in entries]
     return [entry for entry in lines if near or (entry.fit and entry.fit.level in FITS)]

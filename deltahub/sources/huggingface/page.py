@@ -56,7 +56,7 @@ class Card:
         return f"---\n{CardData(**self.facts).to_yaml()}\n---\n{self.text}".encode()
 
 
-def whole(card: bytes | None, config: Mapping[str, Any]) -> Card:
+def completed_card(card: bytes | None, config: Mapping[str, Any]) -> Card:
     """Return a checkpoint's card, completed with default front matter.
 
     Args:

@@ -22,7 +22,7 @@ from deltahub.sources.huggingface.calls import Calls
 from deltahub.sources.huggingface.download import read
 from deltahub.sources.huggingface.git_tags import GitTags
 from deltahub.sources.huggingface.history import BRANCH, Names, history, names
-from deltahub.sources.huggingface.page import Card, labels, page, tags_of, whole
+from deltahub.sources.huggingface.page import Card, completed_card, labels, page, tags_of
 from deltahub.sources.huggingface.search import tags_of as tags_in
 from deltahub.sources.huggingface.snapshot import Head, manifest_in, read_head
 from deltahub.stores.retry import SwapRetry
@@ -149,8 +149,10 @@ class Push:
 
         card_path = self.folder / CARD if any(entry.path == CARD for entry in self.manifest.files) else None
         card = card_path.read_bytes() if card_path else None
-        previous_card = whole(head.card, head.manifest.config) if head.manifest else Card()
-        content = page(card, whole(card, self.manifest.config), self.publication.tags, head.page, previous_card)
+        previous_card = completed_card(head.card, head.manifest.config) if head.manifest else Card()
+        content = page(
+            card, completed_card(card, self.manifest.config), self.publication.tags, head.page, previous_card
+        )
         tags = labels(tags_of(Card.read(content)))
         is_same = head.manifest is not None and head.manifest.digest == self.manifest.digest
         if is_same and content == head.page:

@@ -21,7 +21,7 @@ from deltahub.link import shown
 from deltahub.log import LOGGER
 from deltahub.sources.base import pause
 from deltahub.sources.web.public_only import Guard, GuardedAdapter, PrivateAddressError
-from deltahub.stores.threads import within
+from deltahub.stores.threads import with_time_limit
 from deltahub.version import VERSION
 
 FILE_VARIABLE: Final = "DELTAHUB_MAX_FILE"
@@ -160,7 +160,7 @@ class Web:
                 ask = partial(
                     self._session.get, here, headers=sent, timeout=patience, stream=True, allow_redirects=False
                 )
-                response: requests.Response = within(self.limits.whole, ask)
+                response: requests.Response = with_time_limit(self.limits.whole, ask)
             except TimeoutError as error:
                 raise too_slow(url, self.limits.whole) from error
             except PrivateAddressError as error:

@@ -14,7 +14,7 @@ import pytest
 
 from deltahub.checkpoint import checkpoint
 from deltahub.errors import NotFoundError
-from deltahub.files.documents import canonical_json, sealed
+from deltahub.files.documents import canonical_json, with_checksum
 from deltahub.reference import Reference
 from deltahub.registry.edits import set_alias, set_tags
 from deltahub.registry.publish import Publication, publish
@@ -216,7 +216,7 @@ def test_a_strange_summary_does_not_hide_the_others(index, push, registry):
     path = registry.store.root / "refs/acme/ner.json"
     document = json.loads(path.read_bytes())
     document["versions"]["v1"]["summary"] = {"delta_type": {"a": [1]}, "backbone_class": None}
-    path.write_bytes(sealed(document))
+    path.write_bytes(with_checksum(document))
 
     assert names(index) == ["acme/nli", "acme/ner"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deltahub.sources.huggingface.page import Card, page, tags_of, whole
+from deltahub.sources.huggingface.page import Card, completed_card, page, tags_of
 from tests.checkpoints import DOCUMENT
 
 CONFIG = {**DOCUMENT, "metadata": {"license": "mit"}}
@@ -16,13 +16,13 @@ def card(text="# A delta\n", **facts):
 
 def made(own, tags=(), theirs=None, before=None, config=CONFIG):
     """The page as a card; `before` is the card of the last push."""
-    base = whole(before, config) if before else Card()
-    return Card.read(page(own, whole(own, config), tags, theirs, base))
+    base = completed_card(before, config) if before else Card()
+    return Card.read(page(own, completed_card(own, config), tags, theirs, base))
 
 
 def test_a_card_that_says_all_is_the_page_to_the_last_byte():
-    own = whole(card(), CONFIG).to_bytes()
-    assert page(own, whole(own, CONFIG), (), None, Card()) == own
+    own = completed_card(card(), CONFIG).to_bytes()
+    assert page(own, completed_card(own, CONFIG), (), None, Card()) == own
 
 
 def test_a_card_without_front_matter_gets_what_the_config_knows():
@@ -38,7 +38,7 @@ def test_the_tags_of_a_push_are_added_and_of_one_key_only_the_last_stays():
 
 
 def test_tags_of_earlier_pushes_and_of_people_stay():
-    first = page(card(), whole(card(), CONFIG), ["best"], None, Card())
+    first = page(card(), completed_card(card(), CONFIG), ["best"], None, Card())
     edited = Card({**Card.read(first).facts, "tags": [*tags_of(Card.read(first)), "by-people"]}, "# A delta\n")
     got = made(card(text="# Second\n"), ["late"], edited.to_bytes(), card())
     assert tags_of(got) == ["deltahub", "lora", "best", "by-people", "late"]
@@ -80,9 +80,9 @@ def test_a_repo_of_others_keeps_its_page_and_learns_what_the_delta_is():
 
 def test_a_push_without_changes_leaves_the_page_as_written():
     own = card()
-    first = page(own, whole(own, CONFIG), ["best", "task=sst2"], None, Card())
+    first = page(own, completed_card(own, CONFIG), ["best", "task=sst2"], None, Card())
     for tags in ((), ("best",), ("task=sst2", "best")):
-        assert page(own, whole(own, CONFIG), tags, first, whole(own, CONFIG)) == first
+        assert page(own, completed_card(own, CONFIG), tags, first, completed_card(own, CONFIG)) == first
 
 
 @pytest.mark.parametrize("broken", [b"---\n- a list\n---\ntext", b"---\na: [\n---\ntext", b"\xff\xfe---\n", b"---\n"])
