@@ -11,6 +11,7 @@ A link is displayed without its user, query and fragment, which may hold secrets
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, replace
 from typing import Final
@@ -90,6 +91,20 @@ class Link:
     def path(self) -> str:
         """The name for display."""
         return self.inside.path if self.inside else self.shown
+
+    @property
+    def unplaced(self) -> None:
+        """None, as no source is searched for a link."""
+
+    @property
+    def cache_key(self) -> str:
+        """The key of its meaning in a cache: a hash of the address, as its parts may be secret."""
+        return f"{self}#{hashlib.sha256(self.url.encode()).hexdigest()}"
+
+    @property
+    def cache_folder(self) -> str:
+        """The folder of the meanings of links in a cache; no namespace begins with a dot."""
+        return ".links"
 
     def pinned(self, digest: Digest) -> Link:
         """Return the same link, pinned to a digest."""

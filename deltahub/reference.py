@@ -164,6 +164,21 @@ class Reference:
             version=check_version(version) if at else None,
         )
 
+    @property
+    def unplaced(self) -> Reference | None:
+        """The reference if it names no source, so that the sources are searched for it; else None."""
+        return None if self.source else self
+
+    @property
+    def cache_key(self) -> str:
+        """The key of its meaning in a cache."""
+        return str(self)
+
+    @property
+    def cache_folder(self) -> str:
+        """The folder of its meaning in a cache."""
+        return self.path
+
     def at(self, version: str | None) -> Reference:
         """Return the same delta at another version."""
         return replace(self, version=version)

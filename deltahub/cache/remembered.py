@@ -26,7 +26,6 @@ from deltahub.reference import Digest, Reference
 from deltahub.text.suggestions import closest
 
 NAMES: Final = "names"
-_LINKS: Final = ".links"
 _ANY: Final = "@*"  # after a name: the version pulled last
 
 
@@ -53,7 +52,7 @@ class CachedNames:
 
     def recall(self, reference: Reference | Link) -> Meaning | None:
         """Return the meaning of a reference at its last pull; None if it was never pulled or its record is lost."""
-        meaning = self._read(self._file(reference, _key(reference)), _key(reference))
+        meaning = self._read(self._file(reference, reference.cache_key), reference.cache_key)
         if meaning and isinstance(reference, Link):  # the record lacks the parts of the address that may be secret
             return replace(meaning, reference=reference.pinned(meaning.digest))
         return meaning
@@ -65,7 +64,7 @@ class CachedNames:
 
     def remember(self, reference: Reference | Link, meaning: Meaning) -> None:
         """Record the current meaning of a reference; without write permission, record nothing."""
-        names = [(reference, _key(reference)), (meaning.reference, _key(meaning.reference))]
+        names = [(name, name.cache_key) for name in (reference, meaning.reference)]
         if reference.source is None:
             names.append((reference, f"{reference.path}{_ANY}"))
         for name, key in names:
@@ -134,20 +133,14 @@ class CachedNames:
                 yield document["asked"]
 
     def _file(self, reference: Reference | Link, key: str) -> Path:
-        folder = _LINKS if isinstance(reference, Link) else reference.path
-        return self._cache.root / NAMES / folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        return (
+            self._cache.root / NAMES / reference.cache_folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        )
 
     def _read(self, file: Path, key: str) -> Meaning | None:
         document = _document(file)
         # On a case-insensitive file system, the file may belong to another name.
         return _meaning(document) if document.get("asked") == key else None
-
-
-def _key(reference: Reference | Link) -> str:
-    """Return the key for a name; for a link, the shown form without secrets and a hash of its URL."""
-    if isinstance(reference, Reference):
-        return str(reference)
-    return f"{reference}#{hashlib.sha256(reference.url.encode()).hexdigest()}"
 
 
 def _facts(meaning: Meaning) -> tuple[str, Digest, str]:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 
 from deltahub.cache.remembered import CachedNames
 from deltahub.errors import NotFoundError
-from deltahub.link import Link
 from deltahub.reference import DeltaPath, Reference
 from deltahub.sources.base import Source
 from deltahub.sources.catalog import Choice
@@ -35,30 +34,25 @@ class PrivateNames:
         self._choice = choice
         self._names = names
 
-    def withheld(self, reference: Reference | Link, source: Source, asked: Sequence[Source]) -> NotFoundError | None:
+    def withheld(self, reference: Reference, source: Source, asked: Sequence[Source]) -> NotFoundError | None:
         """Return the error for a forbidden lookup; None if the lookup is allowed.
 
         Args:
-            reference: the reference to look up.
+            reference: the reference to look up, without a source.
             source: the next source to ask.
             asked: the sources that do not have it.
 
         Raises:
             UnreachableError: a private source cannot list its names.
         """
-        if (
-            isinstance(reference, Link)
-            or reference.source
-            or source.name not in self._choice.rules.public
-            or self._known_at(reference, source)
-        ):
+        if source.name not in self._choice.rules.public or self._known_at(reference, source):
             return None
         private = [one for one in asked if one.name not in self._choice.rules.public]
         near = {one.place: names for one in private if (names := one.neighbours(reference.path))}
         why = self._why_private(reference, near)
         if why is None:
             return None
-        named = f"{source.name}:{reference.anywhere()}"
+        named = f"{source.name}:{reference}"
         place = f"{source.place} was not asked, for {why}; to ask it, name it: {named}"
         nearest = dict.fromkeys(name for names in near.values() for name in names)
         return NotFoundError(f"The delta {reference}", (place,), tuple(nearest)[:_NEAR])

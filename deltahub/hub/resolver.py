@@ -79,7 +79,7 @@ class Resolver:
                     LOGGER.info("%s, so %s is what it was when last pulled: %s", why, reference, seen.reference)
                     return recall(seen)
                 raise self._not_cached(reference, source, why, misses)
-            if withheld := self._private.withheld(reference, source, asked):
+            if (name := reference.unplaced) and (withheld := self._private.withheld(name, source, asked)):
                 misses.append(withheld)
                 continue
             try:

@@ -210,11 +210,10 @@ class Choice:
 
     def candidates(self, reference: Reference | Link) -> Iterator[Source]:
         """Yield the sources to try for a delta, in order."""
-        if isinstance(reference, Link) or reference.source:
+        if name := reference.unplaced:
+            yield from (self.sources[source] for source in self.names(name.path.namespace))
+        else:
             yield self.source_of(reference)
-            return
-        for name in self.names(reference.path.namespace):
-            yield self.sources[name]
 
     def needs_network(self, reference: Reference | Link) -> bool:
         """Return whether a delta comes over the network; False if its source is not in use any more."""
