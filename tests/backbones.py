@@ -14,6 +14,7 @@ import transformers
 from torch import nn
 
 from deltahub.testing.backbones import (
+    _TEXT,
     BACKBONES,
     _make,
     bert,
@@ -36,6 +37,7 @@ from deltahub.testing.backbones import (
 __all__ = [
     "BACKBONES",
     "OPENDELTA",
+    "_TEXT",
     "_make",
     "bert",
     "bert_mlm",

@@ -127,9 +127,9 @@ def known_types() -> tuple[str, ...]:
     return tuple(load_schema(SCHEMA)["definitions"]["types"])
 
 
-def unknown_type(delta_type: object, known: Collection[str]) -> ConfigError:
+def unknown_type(delta_type: object, types: Collection[str]) -> ConfigError:
     """Return the error for a delta type that neither is built in nor comes from an installed package."""
-    hint = suggest(shown(delta_type).strip("'"), known)
+    hint = suggest(shown(delta_type).strip("'"), types)
     return ConfigError(f"delta_type is {shown(delta_type)}, which this version does not know: {hint}")
 
 
@@ -157,9 +157,9 @@ def check_document(document: Mapping[str, Any], config_class: type | None = None
     if isinstance(version, int) and version > FORMAT_VERSION:
         msg = f"This delta has format_version {version}; this deltahub reads {FORMAT_VERSION}. Update deltahub to load it."
         raise ConfigError(msg)
-    delta_type, known = document.get("delta_type"), known_types()
+    delta_type, types = document.get("delta_type"), known_types()
     validator: str | Callable[[Any], Any] = SCHEMA
-    if isinstance(delta_type, str) and delta_type in known:
+    if isinstance(delta_type, str) and delta_type in types:
         options = schema["definitions"]["types"][delta_type]["properties"]
         refuse_unknown(document, {*schema["properties"], *options} - {"delta_package"}, delta_type)
     elif config_class is not None:
@@ -167,7 +167,7 @@ def check_document(document: Mapping[str, Any], config_class: type | None = None
     elif "delta_package" in document:
         options = {}
     else:
-        raise unknown_type(delta_type, known)
+        raise unknown_type(delta_type, types)
     schema = {**schema, "properties": schema["properties"] | options}
     if wrong := next(_odd_numbers(document, schema, ""), None) or problem(document, validator):
         msg = f"The {delta_type} config cannot work: {wrong}."
@@ -183,11 +183,11 @@ def _own_options(config_class: type) -> Mapping[str, Mapping[str, Any]]:
     """
     common = load_schema(SCHEMA)["properties"]
     options = options_of(config_class)
-    own = {key: schema for key, schema in options.items() if key not in options_of(DeltaConfig)}
-    if taken := sorted(own.keys() & common.keys()):
+    own_options = {key: schema for key, schema in options.items() if key not in options_of(DeltaConfig)}
+    if taken := sorted(own_options.keys() & common.keys()):
         msg = f"{config_class.__name__} has an option {taken[0]!r}, which in every delta_config.json means something else. Rename it."
         raise ConfigError(msg)
-    return own
+    return own_options
 
 
 @cache

@@ -81,8 +81,8 @@ def recognise(sizes: Mapping[str, int], read: Read) -> Foreign | None:
     """
     files = _Files({name: size for name, size in sizes.items() if "/" not in name}, read)
     for recogniser in (_peft, _adapters, _opendelta, _diffusers, _gguf):
-        if found := recogniser(files):
-            return files.completed(found)
+        if foreign := recogniser(files):
+            return files.completed(foreign)
     return None
 
 
@@ -125,9 +125,9 @@ class _Files:
         """Return the first of the names that exists; empty if none does."""
         return self.present(names)[:1]
 
-    def completed(self, found: Foreign) -> Foreign:
+    def completed(self, foreign: Foreign) -> Foreign:
         """Add the card, its facts, the tokenizer, and the record of the backbone."""
-        config, metrics = dict(found.config), found.metrics
+        config, metrics = dict(foreign.config), foreign.metrics
         if self.sizes.get(CARD):
             head = self.read(CARD, 0, min(self.sizes[CARD], LARGEST)).decode(errors="replace")
             with contextlib.suppress(ValueError):
@@ -139,8 +139,8 @@ class _Files:
                     config["base_model"] = named[0]
         if isinstance(backbone_hash := self.object(BACKBONE).get("hash"), str):
             config["backbone_hash"] = backbone_hash
-        files = tuple(sorted((*found.files, *self.present((BACKBONE, CARD, *_TOKENIZER)))))
-        return replace(found, files=files, config=config, metrics=metrics)
+        files = tuple(sorted((*foreign.files, *self.present((BACKBONE, CARD, *_TOKENIZER)))))
+        return replace(foreign, files=files, config=config, metrics=metrics)
 
 
 def _peft(files: _Files) -> Foreign | None:

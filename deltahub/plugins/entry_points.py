@@ -39,13 +39,15 @@ class Group:
         Raises:
             ConfigError: several packages have one.
         """
-        found = self._by_name().get(name, ())
+        entries = self._by_name().get(name, ())
         if package is not None:
-            found = tuple(entry for entry in found if _normalised(package_of(entry)) == _normalised(package))
-        if len(found) > 1:
-            msg = f"The {self.noun} {name!r} is in several packages: {_packages(found)}. Uninstall all but one of them."
+            entries = tuple(entry for entry in entries if _normalised(package_of(entry)) == _normalised(package))
+        if len(entries) > 1:
+            msg = (
+                f"The {self.noun} {name!r} is in several packages: {_packages(entries)}. Uninstall all but one of them."
+            )
             raise ConfigError(msg)
-        return found[0] if found else None
+        return entries[0] if entries else None
 
     def load(self, entry: EntryPoint) -> Any:
         """Import the object of an entry point.
@@ -68,13 +70,15 @@ class Group:
     def usable(self, built_in: Collection[str]) -> dict[str, EntryPoint]:
         """Return the entry points by name, and warn about names that are built in or in several packages."""
         usable = {}
-        for name, found in self._by_name().items():
+        for name, entries in self._by_name().items():
             if name in built_in:
-                LOGGER.warning("The %s %r of %s is ignored: it is built in.", self.noun, name, _packages(found))
-            elif len(found) > 1:
-                LOGGER.warning("The %s %r is ignored: several packages have it, %s.", self.noun, name, _packages(found))
+                LOGGER.warning("The %s %r of %s is ignored: it is built in.", self.noun, name, _packages(entries))
+            elif len(entries) > 1:
+                LOGGER.warning(
+                    "The %s %r is ignored: several packages have it, %s.", self.noun, name, _packages(entries)
+                )
             else:
-                usable[name] = found[0]
+                usable[name] = entries[0]
         return usable
 
     def _by_name(self) -> Mapping[str, tuple[EntryPoint, ...]]:
@@ -96,14 +100,14 @@ def _normalised(package: str) -> str:
     return re.sub(r"[-_.]+", "-", package).lower()
 
 
-def _packages(found: Collection[EntryPoint]) -> str:
-    return ", ".join(sorted(map(package_of, found)))
+def _packages(entries: Collection[EntryPoint]) -> str:
+    return ", ".join(sorted(map(package_of, entries)))
 
 
 @cache
 def _scan(group: str, path: tuple[str, ...]) -> Mapping[str, tuple[EntryPoint, ...]]:
     """Return the entry points of a group by name; `path` is `sys.path`, on which the answer depends."""
-    found: dict[str, tuple[EntryPoint, ...]] = {}
-    for entry in sorted(entry_points(group=group), key=lambda one: (one.name, package_of(one))):
-        found[entry.name] = (*found.get(entry.name, ()), entry)
-    return found
+    entries_by_name: dict[str, tuple[EntryPoint, ...]] = {}
+    for entry in sorted(entry_points(group=group), key=lambda item: (item.name, package_of(item))):
+        entries_by_name[entry.name] = (*entries_by_name.get(entry.name, ()), entry)
+    return entries_by_name

@@ -93,12 +93,12 @@ class DeltaContract:
     def test_training_moves_it_and_nothing_else(self, backbone: nn.Module) -> None:
         delta = self.make(backbone)
         delta.freeze_module()
-        before, own = logits_of(backbone), {name: p.detach().clone() for name, p in delta.named_parameters()}
+        before, parameters = logits_of(backbone), {name: p.detach().clone() for name, p in delta.named_parameters()}
         base = {name: p.detach().clone() for name, p in backbone.named_parameters() if not is_delta_name(name)}
         train(backbone)
 
         assert not torch.equal(before, logits_of(backbone))
-        assert any(not torch.equal(own[name], p) for name, p in delta.named_parameters())
+        assert any(not torch.equal(parameters[name], p) for name, p in delta.named_parameters())
         assert all(torch.equal(tensor, backbone.get_parameter(name)) for name, tensor in base.items())
 
     def test_gradients_reach_its_parameters_and_nothing_else(self, backbone: nn.Module) -> None:
@@ -142,11 +142,11 @@ class DeltaContract:
     def test_it_pickles_with_its_backbone(self) -> None:
         backbone = bert()
         self.trained(backbone)
-        whole = io.BytesIO()
-        torch.save(backbone, whole)
-        whole.seek(0)
+        file = io.BytesIO()
+        torch.save(backbone, file)
+        file.seek(0)
 
-        for twin in (pickle.loads(pickle.dumps(backbone)), torch.load(whole, weights_only=False)):
+        for twin in (pickle.loads(pickle.dumps(backbone)), torch.load(file, weights_only=False)):
             assert torch.equal(logits_of(backbone), logits_of(twin))
             deltas_of(twin)[self.delta_type].detach()
             assert torch.equal(logits_of(bert()), logits_of(twin))
@@ -254,8 +254,8 @@ class DeltaContract:
         hub = Hub({"team": registry}, Cache(tmp_path / "cache"))
         pushed = hub.push(tmp_path / "delta", "acme/delta")
 
-        found, total = hub.search(Search(Query(delta_type=self.delta_type)))
-        assert (total, [entry.name for entry in found]) == (1, ["acme/delta"])
+        matches, total = hub.search(Search(Query(delta_type=self.delta_type)))
+        assert (total, [entry.name for entry in matches]) == (1, ["acme/delta"])
         assert [damage for _, damage in verify(registry)] == [None]
         assert pushed.digest == describe(tmp_path / "delta").digest
         AutoDeltaModel.from_finetuned(hub.pull(Reference.parse("acme/delta")).folder, backbone_model=fresh)
