@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +14,8 @@ from .output import Output, print_json, say, size_text
 from .sign import SignOpt, still_to_sign
 
 if TYPE_CHECKING:
-    from deltahub.errors import DeltaHubError
+    from deltahub.errors import DeltaHubError, Outcome
+    from deltahub.registry.publish import Publication
     from deltahub.signing import PrivateKey
     from deltahub.sources.base import Pushed
 
@@ -69,15 +70,38 @@ def push(
         raise typer.BadParameter(
             "--expect says where an alias must point now. Name it with --alias, or leave --expect out."
         )
+    from deltahub.hub.hub import Hub
+    from deltahub.registry.publish import Publication
+
     expected_aliases = None if expect is None else dict.fromkeys(alias or (), expected(expect))
-    name, out = _name(folders, namespace), Output(as_json=json, quiet=quiet)
+    name, paths = _name(folders, namespace), [Path(folder) for folder in folders]
+    key, out = _key(sign), Output(as_json=json, quiet=quiet)
     if name is None and (len(folders) > 1 or namespace is not None):
         if alias or private:
             option = "--alias" if alias else "--private"
             raise typer.BadParameter(f"{option} is for one delta. Push them one by one, or leave it out.")
-        _push_many([Path(folder) for folder in folders], namespace, tags, message, to, _key(sign), out)
+        _require_checkpoints(paths)
+        with out.progress("Pushing", _size(paths)) as progress:
+            results = Hub.open().push_many(
+                paths, namespace, tags=split_tags(tags), message=message, to=to, progress=progress, sign=key
+            )
+        _report_many(paths, results, key, out)
         return
-    _push_one(Path(folders[0]), name, tags, alias, expected_aliases, message, to, _key(sign), private or None, out)
+    with out.progress("Pushing", _size(paths[:1])) as progress:
+        hub = Hub.open()
+        publication = Publication.of(
+            paths[0],
+            name,
+            to=to,
+            tags=split_tags(tags),
+            aliases=alias or (),
+            message=message,
+            expect=expected_aliases,
+            private=private or None,
+            signer=key,
+        )
+        pushed = hub.publish(publication, progress)
+    _report(publication, pushed, out)
 
 
 def _name(folders: Sequence[str], namespace: str | None) -> str | None:
@@ -106,34 +130,10 @@ def _name(folders: Sequence[str], namespace: str | None) -> str | None:
     raise typer.BadParameter(msg)
 
 
-def _push_one(
-    folder: Path,
-    name: str | None,
-    tags: list[str] | None,
-    alias: list[str] | None,
-    expect: Mapping[str, str | None] | None,
-    message: str,
-    to: str | None,
-    key: PrivateKey | None,
-    private: bool | None,
-    out: Output,
-) -> None:
-    from deltahub.hub.hub import Hub
+def _report(publication: Publication, pushed: Pushed, out: Output) -> None:
     from deltahub.settings.source_entry import LOCAL
 
-    with out.progress("Pushing", _size([folder])) as progress:
-        pushed = Hub.open().push(
-            folder,
-            name,
-            tags=split_tags(tags),
-            aliases=alias or (),
-            message=message,
-            to=to,
-            expect=expect,
-            progress=progress,
-            sign=key,
-            private=private,
-        )
+    key = publication.signer
     data = {
         "reference": str(pushed.reference),
         "version": pushed.reference.version,
@@ -144,7 +144,8 @@ def _push_one(
         "signed_by": key.public.id if key else None,
     }
     named = pushed.reference.at(None)
-    kind = "New version" if pushed.new else "Already there, its message unchanged" if message else "Already there"
+    unchanged = "Already there, its message unchanged" if publication.message else "Already there"
+    kind = "New version" if pushed.new else unchanged
     out.result(
         data,
         str(pushed.reference),
@@ -163,26 +164,20 @@ def _key(path: Path | None) -> PrivateKey | None:
     return PrivateKey(path)
 
 
-def _push_many(
-    folders: Sequence[Path],
-    namespace: str | None,
-    tags: list[str] | None,
-    message: str,
-    to: str | None,
-    key: PrivateKey | None,
-    out: Output,
-) -> None:
-    """Push all and print the result of each; the first failure determines the exit code."""
+def _require_checkpoints(folders: Sequence[Path]) -> None:
+    """Refuse a mistyped folder, which stops all pushes; damage inside a folder stops only its own."""
     from deltahub.checkpoint.checkpoint import read_document
-    from deltahub.errors import DeltaHubError
-    from deltahub.hub.hub import Hub
 
     for folder in folders:
-        read_document(folder)  # a mistyped folder stops all pushes; damage inside a folder only its own
-    with out.progress("Pushing", _size(folders)) as progress:
-        results = Hub.open().push_many(
-            folders, namespace, tags=split_tags(tags), message=message, to=to, progress=progress, sign=key
-        )
+        read_document(folder)
+
+
+def _report_many(
+    folders: Sequence[Path], results: Sequence[Outcome[Pushed]], key: PrivateKey | None, out: Output
+) -> None:
+    """Print the result of each; the first failure determines the exit code."""
+    from deltahub.errors import DeltaHubError
+
     pairs = list(zip(folders, results, strict=True))
     failed = [(folder, result) for folder, result in pairs if isinstance(result, DeltaHubError)]
     if out.as_json:

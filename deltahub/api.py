@@ -10,6 +10,7 @@ from deltahub.hub.hub import Hub
 from deltahub.link import parse_reference
 from deltahub.reference import Reference
 from deltahub.registry.amend import Amendment
+from deltahub.registry.publish import Publication
 from deltahub.registry.search.conditions import Metric, Query, Search
 from deltahub.registry.search.index import Listed
 from deltahub.sources.base import Pulled, Pushed
@@ -26,7 +27,8 @@ def push(
     expect: Mapping[str, str | None] | None = None,
 ) -> Pushed:
     """Publish a checkpoint folder: see `Hub.push`."""
-    return Hub.open().push(Path(folder), name, tags=tags, aliases=aliases, message=message, to=to, expect=expect)
+    publication = Publication.of(Path(folder), name, to=to, tags=tags, aliases=aliases, message=message, expect=expect)
+    return Hub.open().publish(publication)
 
 
 def pull(reference: str, *, to: str | os.PathLike[str] | None = None, force: bool = False) -> Pulled:

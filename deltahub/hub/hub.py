@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from deltahub.cache.cache import Cache
 from deltahub.cache.remembered import CachedNames
-from deltahub.errors import DeltaHubError, Outcome
+from deltahub.checkpoint.default_name import folder_name
+from deltahub.errors import DeltaHubError, Outcome, outcome
 from deltahub.hub.lockfile import Lock, Pin, active, pin_of, pinned
 from deltahub.hub.pull import FILES_AT_ONCE, Transfer, bring, check_replaceable, copy_out, several
-from deltahub.hub.push import push_many, ready, sign_all, sign_moved
+from deltahub.hub.push import push, push_many
 from deltahub.hub.resolver import Resolver
 from deltahub.hub.trust import Policies
 from deltahub.link import Link
@@ -21,6 +22,7 @@ from deltahub.reference import Digest, Reference
 from deltahub.registry.amend import Amendment
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
+from deltahub.registry.publish import Publication
 from deltahub.registry.reconcile import Vouched
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.conditions import Search
@@ -206,17 +208,28 @@ class Hub:
             ReferenceSyntaxError: the name, a tag or an alias is not well formed.
             ConfigError: the source is disabled, or cannot be pushed to.
         """
-        it = ready(Path(folder), name, tags=tags, aliases=aliases, message=message, expect=expect, to=to)
-        source = self._choice.reachable(it.reference.source)
-        if not sign:
-            return source.publish(it, private=private, progress=progress)
-        registry = as_registry(source)
-        stated, failed = sign_all(registry, [it], sign)
-        for error in failed.values():
-            raise error
-        pushed = source.publish(it, private=private, progress=progress)
-        sign_moved(registry, [(it, stated[0], pushed)], sign)
-        return pushed
+        publication = Publication.of(
+            Path(folder),
+            name,
+            to=to,
+            tags=tags,
+            aliases=aliases,
+            message=message,
+            expect=expect,
+            private=private,
+            signer=sign,
+        )
+        return self.publish(publication, progress)
+
+    def publish(self, publication: Publication, progress: Progress | None = None) -> Pushed:
+        """Publish a checkpoint at the source of its reference; with a key, it is signed first.
+
+        Raises:
+            ConflictError: an alias does not point to the expected version. No version was added.
+            IntegrityError: a file changed since the publication was made.
+            ConfigError: the source is disabled, or cannot be pushed to.
+        """
+        return push(self._choice.reachable(publication.reference.source), publication, progress)
 
     def push_many(
         self,
@@ -243,7 +256,13 @@ class Hub:
             StorageError: the source failed as a whole. All can be published again.
             ConfigError: they are to be signed, and the source is not a registry. Nothing was published.
         """
-        return push_many(self._choice.reachable(to), folders, namespace, tags, message, progress, sign)
+        source = self._choice.reachable(to)
+        if sign:
+            as_registry(source)  # refuse before reading every file
+        names = [None if namespace is None else folder_name(folder, namespace) for folder in folders]
+        make = partial(Publication.of, to=source.name, tags=tags, message=message, signer=sign)
+        requests = [outcome(partial(make, folder, name)) for folder, name in zip(folders, names, strict=True)]
+        return push_many(source, requests, progress)
 
     def pull(
         self,

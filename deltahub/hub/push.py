@@ -1,16 +1,13 @@
-"""Preparation of pushes: every check and signature before a source is asked to store anything."""
+"""Pushes to a source, and their signatures, which are stored before anything else."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from deltahub.checkpoint.default_name import default_name, folder_name
-from deltahub.errors import DeltaHubError, Outcome, ReferenceSyntaxError, outcome
-from deltahub.reference import DeltaPath, Digest, Reference, check_alias, check_tag
+from deltahub.errors import DeltaHubError, Outcome, outcome
+from deltahub.reference import DeltaPath, Digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.publish import Publication
@@ -19,89 +16,48 @@ from deltahub.sources.base import Pushed, Source
 from deltahub.sources.registry import RegistrySource, as_registry
 from deltahub.stores.base import Progress
 
-if TYPE_CHECKING:
-    from deltahub.signing import PrivateKey
 
-
-def ready(
-    folder: Path,
-    name: str | None = None,
-    *,
-    tags: Collection[str] = (),
-    aliases: Collection[str] = (),
-    message: str = "",
-    expect: Mapping[str, str | None] | None = None,
-    to: str | None = None,
-) -> Publication:
-    """Check a folder, every file in it, and its name and tags.
-
-    Args:
-        name: ``"[source:]namespace/name"``; by default made from its task and backbone.
-        tags: labels and key=value pairs, beside those saved in the checkpoint.
-        expect: alias to the version that it must point to now, None if it must not exist.
-        to: the source to publish to.
-
-    Returns:
-        The publication. The source of its reference is its destination, None for the default one.
-
-    Raises:
-        CheckpointError: the folder does not hold a complete delta.
-        IntegrityError: a file differs from the saved one.
-        ReferenceSyntaxError: the name, a tag or an alias is not well formed.
-    """
-    checked = [check_tag(tag) for tag in tags]
-    for alias in aliases:
-        check_alias(alias)
-    from deltahub.checkpoint.checkpoint import describe  # late: a list or a pull reads no checkpoint
-
-    manifest = describe(folder)
-    saved = [check_tag(tag) for tag in manifest.config.get("metadata", {}).get("tags", [])]
-    reference = Reference.parse(name or default_name(manifest.config, checked))
-    if reference.version:
-        msg = f"A push numbers its version itself. Leave out '@{reference.version}', or give it as an alias."
-        raise ReferenceSyntaxError(msg)
-    if to and reference.source and to != reference.source:
-        msg = f"{str(reference)!r} names another source than {to!r}. Name one of them."
-        raise ReferenceSyntaxError(msg)
-    named = replace(reference, source=to or reference.source)
-    return Publication(named, manifest, folder, (*saved, *checked), tuple(aliases), message, expect)
+def push(source: Source, publication: Publication, progress: Progress | None = None) -> Pushed:
+    """Publish a checkpoint at a source: see `Hub.publish`."""
+    if not publication.signer:
+        return source.publish(publication, progress)
+    registry = as_registry(source)
+    versions, failed = _sign(registry, [publication])
+    for error in failed.values():
+        raise error
+    pushed = source.publish(publication, progress)
+    _sign_moved(registry, [(publication, versions[0], pushed)])
+    return pushed
 
 
 def push_many(
-    source: Source,
-    folders: Sequence[Path],
-    namespace: str | None,
-    tags: Collection[str],
-    message: str = "",
-    progress: Progress | None = None,
-    sign: PrivateKey | None = None,
+    source: Source, requests: Sequence[Outcome[Publication]], progress: Progress | None = None
 ) -> list[Outcome[Pushed]]:
-    """Publish many checkpoint folders at a source: see `Hub.push_many`."""
-    registry = as_registry(source) if sign else None  # refuse before reading every file
-    checked: list[Outcome[Publication]] = []
-    for folder in folders:
-        name = None if namespace is None else folder_name(folder, namespace)
-        checked.append(outcome(partial(ready, folder, name, tags=tags, message=message, to=source.name)))
-    stated: list[str] = []
-    if sign and registry:
-        able = [it for it in checked if isinstance(it, Publication)]
-        versions, failed = sign_all(registry, able, sign)
-        stated = [version for version, it in zip(versions, able, strict=True) if it.manifest.digest not in failed]
-        checked = [failed.get(it.manifest.digest, it) if isinstance(it, Publication) else it for it in checked]
-    able = [it for it in checked if isinstance(it, Publication)]
+    """Publish many checkpoints at a source: see `Hub.push_many`.
+
+    Args:
+        requests: the publications; an error stands for one that could not be prepared, and is its result.
+    """
+    publications = [request for request in requests if isinstance(request, Publication)]
+    registry = as_registry(source) if any(publication.signer for publication in publications) else None
+    versions: list[str] = []
+    if registry:
+        stated, failed = _sign(registry, publications)
+        pairs = zip(stated, publications, strict=True)
+        versions = [version for version, publication in pairs if publication.manifest.digest not in failed]
+        requests = [failed.get(it.manifest.digest, it) if isinstance(it, Publication) else it for it in requests]
+        publications = [request for request in requests if isinstance(request, Publication)]
     if isinstance(source, RegistrySource):
-        results = source.publish_many(able, progress)
+        results = source.publish_many(publications, progress)
     else:
-        results = [outcome(partial(source.publish, it, progress=progress)) for it in able]
-    if sign and registry:
-        sign_moved(registry, list(zip(able, stated, results, strict=True)), sign)
-    done = iter(results)
-    return [next(done) if isinstance(it, Publication) else it for it in checked]
+        results = [outcome(partial(source.publish, publication, progress)) for publication in publications]
+    if registry:
+        _sign_moved(registry, list(zip(publications, versions, results, strict=True)))
+    remaining = iter(results)
+    return [next(remaining) if isinstance(request, Publication) else request for request in requests]
 
 
-def sign_all(
-    registry: Registry, publications: Sequence[Publication], key: PrivateKey
-) -> tuple[list[str], dict[Digest, DeltaHubError]]:
+def _sign(registry: Registry, publications: Sequence[Publication]) -> tuple[list[str], dict[Digest, DeltaHubError]]:
     """Sign publications before they are visible, each as the version that the registry would assign now.
 
     Returns:
@@ -110,25 +66,31 @@ def sign_all(
     from deltahub.registry.signatures import add_signatures  # late: few sign
 
     documents: dict[DeltaPath, ReferenceDocument] = {}
-    stated: list[str] = []
-    made: dict[Digest, bytes] = {}
-    for it in publications:
-        path, digest = it.reference.path, it.manifest.digest
+    versions: list[str] = []
+    signatures: dict[str, dict[Digest, bytes]] = defaultdict(dict)  # by key and digest
+    for publication in publications:
+        path, digest = publication.reference.path, publication.manifest.digest
         if path not in documents:
             documents[path] = registry.read(path)[0] or ReferenceDocument(path)
         documents[path], version = documents[path].with_version(Version(digest, "", "", "", (), {}))
-        stated.append(f"{documents[path].name}@{version}")
-        signature = key.sign(it.manifest.to_bytes(), stated[-1])
-        made[digest] = b"\n".join(filter(None, (made.get(digest), signature)))
-    return stated, add_signatures(registry, key.public.id, made)
+        versions.append(f"{documents[path].name}@{version}")
+        if key := publication.signer:
+            signed = signatures[key.public.id]
+            signature = key.sign(publication.manifest.to_bytes(), versions[-1])
+            signed[digest] = b"\n".join(filter(None, (signed.get(digest), signature)))
+    failed: dict[Digest, DeltaHubError] = {}
+    for key_id, signed in signatures.items():
+        failed |= add_signatures(registry, key_id, signed)
+    return versions, failed
 
 
-def sign_moved(registry: Registry, done: Sequence[tuple[Publication, str, Outcome[Pushed]]], key: PrivateKey) -> None:
+def _sign_moved(registry: Registry, results: Sequence[tuple[Publication, str, Outcome[Pushed]]]) -> None:
     """Sign publications that became another version than signed, because of concurrent pushes; until then they are refused."""
     from deltahub.registry.signatures import add_signature  # late: few sign
 
-    for it, stated, pushed in done:
-        if isinstance(pushed, Pushed) and isinstance(pushed.reference, Reference):
+    for publication, signed_version, pushed in results:
+        if isinstance(pushed, Pushed) and (key := publication.signer):
             version = f"{pushed.reference.path}@{pushed.reference.version}"
-            if version != stated:
-                add_signature(registry, pushed.digest, key.public.id, key.sign(it.manifest.to_bytes(), version))
+            if version != signed_version:
+                signature = key.sign(publication.manifest.to_bytes(), version)
+                add_signature(registry, pushed.digest, key.public.id, signature)

@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
+from deltahub.checkpoint.checkpoint import describe
+from deltahub.checkpoint.default_name import default_name
 from deltahub.checkpoint.manifest import Manifest
-from deltahub.errors import ConflictError, DeltaHubError, IntegrityError, Outcome, StorageError
+from deltahub.errors import (
+    ConflictError,
+    DeltaHubError,
+    IntegrityError,
+    Outcome,
+    ReferenceSyntaxError,
+    StorageError,
+)
 from deltahub.reference import DeltaPath, Digest, Reference, check_alias, check_tag
 from deltahub.registry import stamps
 from deltahub.registry.document import ReferenceDocument
@@ -21,19 +31,24 @@ from deltahub.registry.gc_state import spare, store_spared
 from deltahub.registry.registry import Registry
 from deltahub.stores.base import Progress, Source
 
+if TYPE_CHECKING:
+    from deltahub.signing import PrivateKey
+
 
 @dataclass(frozen=True)
 class Publication:
-    """A checkpoint to publish.
+    """A request to publish a checkpoint: made once, by the command or the call of the user, and passed whole.
 
     Attributes:
-        reference: its name.
+        reference: its name. Its source is the destination, None for the default one.
         manifest: its manifest.
         folder: the folder with the files of `manifest`.
         tags: the tags of the version.
         aliases: the aliases to point to it.
         message: why it is pushed.
         expect: alias to the version that it must point to now, None if it must not exist.
+        private: whether a new delta is visible to its owners only; None for the default of the source.
+        signer: the key to sign it with before it is visible; None to leave it unsigned.
     """
 
     reference: Reference
@@ -43,6 +58,57 @@ class Publication:
     aliases: Collection[str] = ()
     message: str = ""
     expect: Mapping[str, str | None] | None = None
+    private: bool | None = None
+    signer: PrivateKey | None = None
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        name: str | None = None,
+        *,
+        to: str | None = None,
+        tags: Collection[str] = (),
+        aliases: Collection[str] = (),
+        message: str = "",
+        expect: Mapping[str, str | None] | None = None,
+        private: bool | None = None,
+        signer: PrivateKey | None = None,
+    ) -> Self:
+        """Check a folder, every file in it, and its name, tags and aliases.
+
+        Args:
+            name: ``"[source:]namespace/name"``; by default made from its task and backbone.
+            to: the source to publish to.
+            tags: labels and key=value pairs, beside those saved in the checkpoint.
+
+        Raises:
+            CheckpointError: the folder does not hold a complete delta.
+            IntegrityError: a file differs from the saved one.
+            ReferenceSyntaxError: the name, a tag or an alias is not well formed.
+        """
+        checked_tags, checked_aliases = [check_tag(tag) for tag in tags], tuple(check_alias(alias) for alias in aliases)
+        manifest = describe(folder)
+        saved_tags = [check_tag(tag) for tag in manifest.config.get("metadata", {}).get("tags", [])]
+        reference = _destination(name or default_name(manifest.config, checked_tags), to)
+        all_tags = (*saved_tags, *checked_tags)
+        return cls(reference, manifest, folder, all_tags, checked_aliases, message, expect, private, signer)
+
+
+def _destination(name: str, to: str | None) -> Reference:
+    """Return the reference to publish as, with its source.
+
+    Raises:
+        ReferenceSyntaxError: the name is not well formed, has a version, or names another source than `to`.
+    """
+    reference = Reference.parse(name)
+    if reference.version:
+        msg = f"A push numbers its version itself. Leave out '@{reference.version}', or give it as an alias."
+        raise ReferenceSyntaxError(msg)
+    if to and reference.source and to != reference.source:
+        msg = f"{str(reference)!r} names another source than {to!r}. Name one of them."
+        raise ReferenceSyntaxError(msg)
+    return replace(reference, source=to or reference.source)
 
 
 @dataclass(frozen=True)

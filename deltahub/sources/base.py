@@ -149,14 +149,11 @@ class Source(Protocol):
         """
         ...
 
-    def publish(
-        self, publication: Publication, *, private: bool | None = None, progress: Progress | None = None
-    ) -> Pushed:
+    def publish(self, publication: Publication, progress: Progress | None = None) -> Pushed:
         """Publish a checkpoint folder as a new version; unchanged content creates none.
 
         Args:
             publication: the folder with verified files, and its valid name, aliases and tags.
-            private: whether a new delta is visible to its owners only; None for the default of the source.
 
         Raises:
             ConfigError: this source is not writable, or does not support the request.

@@ -71,11 +71,9 @@ class RegistrySource:
         """See `Source.search`."""
         return Index.of(self.registry, self._indexes).search(search)
 
-    def publish(
-        self, publication: Publication, *, private: bool | None = None, progress: Progress | None = None
-    ) -> Pushed:
+    def publish(self, publication: Publication, progress: Progress | None = None) -> Pushed:
         """See `Source.publish`."""
-        if private is not None:
+        if publication.private is not None:
             msg = f"Who may see what is in {self.place} is a matter of its folder or bucket. Leave out that it is private."
             raise ConfigError(msg)
         return self._pushed(publication, publish(self.registry, publication, progress))

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
+from deltahub.cache.cache import Cache
 from deltahub.hub.hub import Hub
-from deltahub.hub.push import push_many
 from deltahub.signing import PrivateKey
 from tests.keys import new_key, public_of
 
@@ -153,15 +153,16 @@ def test_a_source_that_takes_one_at_a_time_gets_them_one_by_one(runs, registry, 
     class Single:
         """A source as its protocol says, over a registry."""
 
-        name = "single"
+        name, place, remote = "single", "single", False
 
-        def publish(self, publication, **options):
+        def publish(self, publication, progress=None):
             from deltahub.sources.registry import RegistrySource
 
-            return RegistrySource(registry, tmp_path).publish(publication, **options)
+            return RegistrySource(registry, tmp_path).publish(publication, progress)
 
     (runs / "third" / "delta.safetensors").unlink()
-    done = push_many(Single(), sorted(runs.iterdir()), "acme", (), "", None)
+    hub = Hub({"single": Single()}, Cache(tmp_path / "cache"))
+    done = hub.push_many(sorted(runs.iterdir()), "acme")
     assert [str(it.reference.path) for it in done[:2]] == ["acme/first-run", "acme/second"]
     assert "delta.safetensors is missing" in str(done[2])
 

@@ -55,11 +55,10 @@ class Push:
         calls: to the hub.
         publication: the delta. Its aliases become git tags, and the first line of its message the title of the commit; the
             expected target of an alias is a version or a commit.
-        private: whether a newly created repo is visible to its owners only; None for the hub's default.
     """
 
-    def __init__(self, calls: Calls, publication: Publication, *, private: bool | None = None) -> None:
-        self.calls, self.publication, self.private = calls, publication, private
+    def __init__(self, calls: Calls, publication: Publication) -> None:
+        self.calls, self.publication = calls, publication
         self.repo, self.folder, self.manifest = publication.reference.path, publication.folder, publication.manifest
         self.doing, self.subject = f"Pushing {self.repo}", f"{calls.name}:{self.repo}"
 
@@ -96,7 +95,7 @@ class Push:
             return read_head(self.calls, self.repo, self.doing)
         except NotFoundError:
             self.calls.make(
-                lambda: self.calls.api.create_repo(self.repo, private=self.private, exist_ok=True),
+                lambda: self.calls.api.create_repo(self.repo, private=self.publication.private, exist_ok=True),
                 self.doing,
                 self.subject,
             )

@@ -161,15 +161,9 @@ class HuggingFace:
         """See `Source.search`; the hub itself searches, so there is no progress to report."""
         return search_hub(self.calls, search)
 
-    def publish(
-        self, publication: Publication, *, private: bool | None = None, progress: Progress | None = None
-    ) -> Pushed:
-        """See `Source.publish`; a missing repo is created.
-
-        Args:
-            private: whether a newly created repo is visible to its owners only; None for the hub's default.
-        """
-        published = Push(self.calls, publication, private=private).run()
+    def publish(self, publication: Publication, progress: Progress | None = None) -> Pushed:
+        """See `Source.publish`; a missing repo is created."""
+        published = Push(self.calls, publication).run()
         reference, manifest = publication.reference, publication.manifest
         if progress:
             progress(manifest.size)
