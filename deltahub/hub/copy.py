@@ -8,6 +8,7 @@ from dataclasses import replace
 from deltahub.errors import ConfigError, ConflictError, IntegrityError, NotFoundError
 from deltahub.files.atomic import scratch
 from deltahub.registry.amend import DESCRIPTION
+from deltahub.registry.case_collisions import Names, refuse_twin
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import CARD_FACTS, Version, summary_of
 from deltahub.registry.mirror import Copied
@@ -33,7 +34,7 @@ def copy_from_hub(
         IntegrityError: the hub sends other bytes. Deltas copied before stay.
         NotFoundError: the hub has no such delta.
     """
-    known = target.known_names()
+    known = Names(target)
     for path in paths if paths is not None else [entry.name for entry in source.search(Search(Query(sort="name")))[0]]:
         theirs = names(source.calls, path, f"Copying {path}").document
         if theirs is None:
@@ -46,7 +47,7 @@ def copy_from_hub(
             raise NotFoundError(
                 f"{source.name}:{path}", (f"{source.place}: a new repo to which nothing was pushed yet",)
             )
-        target.refuse_twin(theirs.name, known)
+        refuse_twin(target, theirs.name, known)
         yield _copy(source, target, theirs, progress)
 
 

@@ -19,6 +19,7 @@ from deltahub.files.atomic import scratch, staging, storage_errors, sync_file, s
 from deltahub.files.documents import canonical_json
 from deltahub.reference import Digest, Reference, check_alias, check_tag
 from deltahub.registry.archive import Member, Signed, unpack, write
+from deltahub.registry.case_collisions import refuse_twin
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.reconcile import Vouched, merged, part
 from deltahub.registry.registry import Change, Registry
@@ -133,7 +134,7 @@ def import_bundle(path: Path, registry: Registry) -> list[Bundled]:
             raise _wrong(path, "signatures of its deltas only", f"one of {others[0]}")
         before: dict[str, tuple[str, ...]] = {}
         for document, _ in checked:
-            registry.refuse_twin(document.name)
+            refuse_twin(registry, document.name)
             mine = registry.read(document.name)[0] or ReferenceDocument(document.name)
             merged(mine, document, *registry.stamp())
             before[document.name] = tuple(mine.versions)

@@ -14,6 +14,7 @@ from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import ConflictError
 from deltahub.files.atomic import scratch
 from deltahub.reference import DeltaPath
+from deltahub.registry.case_collisions import Names, refuse_twin
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move
 from deltahub.registry.following import beginning, follow, known_as, made_anew
@@ -79,7 +80,7 @@ class _Copying:
 
     def __init__(self, source: Registry, target: Registry, progress: Progress | None, vouched: Vouched | None) -> None:
         self._source, self._target, self._progress, self._vouched = source, target, progress, vouched
-        self._known = target.known_names()
+        self._known = Names(target)
         self._names: list[str] = []  # redirects to other deltas
         self._anew: list[str] = []  # reused names: the former delta must have its new name in the target first
         self._copied: set[tuple[str | None, Move]] = set()  # see `beginning`
@@ -121,7 +122,7 @@ class _Copying:
 
     def _copy(self, theirs: ReferenceDocument) -> Copied:
         source, target, path = self._source, self._target, theirs.name
-        target.refuse_twin(path, self._known)
+        refuse_twin(target, path, self._known)
         mine = known_as(target, theirs) or ReferenceDocument(path)
         if made_anew(theirs) and mine.log and beginning(mine) != beginning(theirs):
             raise ConflictError(f"The delta {path}", "the one that was made anew under an old name", "the old one")

@@ -25,6 +25,7 @@ from deltahub.errors import (
 )
 from deltahub.reference import DeltaPath, Digest, Reference, check_alias, check_tag
 from deltahub.registry import stamps
+from deltahub.registry.case_collisions import Names, refuse_twin
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version, merged_tags, summary_of
 from deltahub.registry.gc_state import spare, store_spared
@@ -176,7 +177,7 @@ def publish(registry: Registry, publication: Publication, progress: Progress | N
     """
     addition = Addition(publication, *registry.stamp())
     path = publication.reference.path
-    registry.refuse_twin(path)
+    refuse_twin(registry, path)
     document = registry.add(addition.objects, path, addition.change, progress)
     return Published(document, addition.version, addition.new)
 
@@ -194,12 +195,12 @@ def publish_many(
     """
     done: dict[int, Outcome[Published]] = {}
     additions: dict[int, Addition] = {}
-    names, stamp = registry.known_names(), registry.stamp()
+    names, stamp = Names(registry), registry.stamp()
     for number, publication in enumerate(publications):
         try:
             additions[number] = Addition(publication, *stamp)
             _require_files(publication)
-            registry.refuse_twin(publication.reference.path, names)
+            refuse_twin(registry, publication.reference.path, names)
         except DeltaHubError as error:
             additions.pop(number, None)
             done[number] = error

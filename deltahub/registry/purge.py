@@ -10,8 +10,7 @@ from deltahub.files.reserve import with_reserve
 from deltahub.reference import DeltaPath
 from deltahub.registry.document import NOBODY, ReferenceDocument
 from deltahub.registry.entries import Move
-from deltahub.registry.reading import ref_key
-from deltahub.registry.registry import Registry
+from deltahub.registry.registry import Registry, ref_key
 
 
 def forget(registry: Registry, path: DeltaPath, time: str) -> None:

@@ -3,90 +3,254 @@
     objects/sha256/<2>/<62>           files and manifests, immutable and shared by all deltas
     refs/<namespace>/<name>.json      the reference document of each delta
 
-A push writes the objects, then swaps the document; a reader goes the other way. An interruption leaves at most unreferenced
-objects.
+A push writes the objects, then swaps the document; a reader goes the other way, checks every byte and takes no lock. An
+interruption leaves at most unreferenced objects.
 
-Names that differ only in upper and lower case are refused, as case-insensitive file systems and people confuse them.
+During a rename, or after an interrupted one, the delta is stored under both names. First its old document records the move, then
+the new one is written, then the old one becomes a redirect. Until then the old document is the delta, and the new one is a copy
+that must not be built upon.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Final
 
-from deltahub.errors import ConflictError, DeltaHubError, Outcome, ReferenceSyntaxError, outcome
-from deltahub.reference import DeltaPath, as_delta_path
+from deltahub.checkpoint.manifest import FileEntry, Manifest
+from deltahub.errors import (
+    ConflictError,
+    DeltaHubError,
+    IntegrityError,
+    NotFoundError,
+    Outcome,
+    StorageError,
+    outcome,
+)
+from deltahub.reference import DeltaPath, Digest, Reference, as_delta_path
 from deltahub.registry import stamps
 from deltahub.registry.document import ReferenceDocument
+from deltahub.registry.entries import Version
 from deltahub.registry.gc_state import spare, store_spared
-from deltahub.registry.reading import REFS, Found, Reader, ref_key
-from deltahub.stores.base import Progress, Source, Store, Swap
+from deltahub.stores.base import Progress, Source, Store, Swap, object_key
 from deltahub.stores.retry import SwapRetry
 from deltahub.stores.threads import map_concurrently
+from deltahub.text.suggestions import closest, mistyped
 
-_SUFFIX = ".json"
+REFS: Final = "refs/"
+_SUFFIX: Final = ".json"
+_HOPS: Final = 16  # from name to name, for what was renamed more than once
 
-
-class Names:
-    """The names in a registry; only the namespaces, and the names in those asked for, are listed, each once.
-
-    Args:
-        store: the registry's store.
-        root: the common prefix of all reference documents' keys.
-    """
-
-    def __init__(self, store: Store, root: str) -> None:
-        self._store = store
-        self._root = root
-        self._listed: dict[str, dict[str, str]] = {}  # folder to its entries by their lower-case names
-
-    def refuse_twin(self, path: DeltaPath) -> None:
-        """Add the name of a delta to be created.
-
-        Raises:
-            ReferenceSyntaxError: the name of another delta or namespace differs only in upper and lower case.
-        """
-        namespace, file = path.namespace, f"{path.name}{_SUFFIX}"
-        known = self._in("").setdefault(f"{namespace}/".lower(), f"{namespace}/").rstrip("/")
-        theirs = self._in(f"{known}/").get(file.lower(), "")
-        if theirs and f"{known}/{theirs}" != f"{namespace}/{file}":
-            raise _twin(path, f"{known}/{theirs.removesuffix(_SUFFIX)}")
-        if known != namespace and self._in(f"{known}/"):  # an empty folder is not a namespace
-            raise _twin(namespace, known)
-        self._in(f"{namespace}/")[file.lower()] = file
-
-    def twin(self, path: DeltaPath) -> DeltaPath | None:
-        """Return the stored name of a delta from its name in any upper and lower case; None if there is none."""
-        folder = self._in("").get(f"{path.namespace}/".lower(), "")
-        file = self._in(folder).get(f"{path.name}{_SUFFIX}".lower()) if folder else None
-        return as_delta_path(f"{folder}{file.removesuffix(_SUFFIX)}") if file else None
-
-    def _in(self, folder: str) -> dict[str, str]:
-        if folder not in self._listed:
-            found = self._store.children(f"{self._root}{folder}")
-            self._listed[folder] = {name.lower(): name for name in found}
-        return self._listed[folder]
-
-
-def _twin(new: str, old: str) -> ReferenceSyntaxError:
-    msg = f"{new!r} and {old!r}, which exists, differ only in upper and lower case. Use the existing writing."
-    return ReferenceSyntaxError(msg)
-
-
-__all__ = ["REFS", "Change", "Found", "Registry", "ref_key"]
 
 Change = Callable[[ReferenceDocument], ReferenceDocument]
 
 
-class Registry(Reader):
-    """Read and write access to the deltas in a store.
+def ref_key(path: str) -> str:
+    """Return the key of a delta's reference document."""
+    return f"{REFS}{path}{_SUFFIX}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One version of a delta in a registry.
+
+    Attributes:
+        document: the delta's reference document.
+        version: ``"v3"``.
+        manifest: its manifest.
+    """
+
+    document: ReferenceDocument
+    version: str
+    manifest: Manifest
+
+    @property
+    def entry(self) -> Version:
+        """The entry of the version in the reference document."""
+        return self.document.versions[self.version]
+
+
+def came_from(document: ReferenceDocument) -> str | None:
+    """Return the delta's former name, if nothing changed since its rename."""
+    last = document.log[-1] if document.log and not document.moved_to else None
+    return last.before if last and last.action == "rename" else None
+
+
+def is_copy(document: ReferenceDocument, original: ReferenceDocument | None) -> bool:
+    """Check whether a document is the copy that an unfinished rename wrote under the new name.
+
+    Args:
+        original: the document under the name that `came_from` returns.
+    """
+    return original is not None and original.moving is not None and original.renamed()[0] == document
+
+
+class Registry:
+    """The deltas in a store.
 
     Args:
         store: the store with the bytes.
         name: the name of this registry as a source.
     """
+
+    def __init__(self, store: Store, name: str = "local") -> None:
+        self.store = store
+        self.name = name
+        self._said: set[str] = set()  # old names whose rename was already logged
+
+    def document(self, path: str) -> ReferenceDocument:
+        """Return the reference document of a delta.
+
+        Args:
+            path: ``"namespace/name"``.
+
+        Raises:
+            NotFoundError: the delta does not exist; the message suggests the nearest names.
+        """
+        document, _ = self.read(path)
+        if document is None:
+            raise self.unknown(path)
+        return replace(document, moving=None)
+
+    def read(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
+        """Return the reference document of a delta and its etag, following redirects; both None if it does not exist.
+
+        Until a rename is done, the new name leads to the old one, whose document has `moving` set.
+        """
+        document, etag = self.current(path)
+        if document and not document.moving:
+            self._say_renamed(path, document.name)
+        return document, etag
+
+    def current(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
+        """Read a document like `read`, without logging a rename."""
+        asked = path
+        for _ in range(_HOPS):
+            document, etag = self._tagged(path)
+            if document is None:
+                return None, None
+            if document.moved_to is None:
+                before = came_from(document)
+                original, its_etag = self._tagged(before) if before else (None, None)
+                return (original, its_etag) if is_copy(document, original) else (document, etag)
+            path = document.moved_to
+        raise IntegrityError(
+            f"The reference document of {asked}",
+            "a delta",
+            "names that lead to each other",
+            "Push it under a new name.",
+        )
+
+    def stored(self, path: str) -> ReferenceDocument | None:
+        """Return the document stored under a name, without following a redirect; None if there is none.
+
+        Raises:
+            IntegrityError: it is damaged.
+            NotFoundError: it is the document of another delta.
+        """
+        document, _ = self._tagged(path)
+        return replace(document, moving=None) if document else None
+
+    def _tagged(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
+        found = self.store.read_tagged(ref_key(path))
+        if found is None:
+            return None, None
+        document = ReferenceDocument.from_bytes(found[0], path)
+        if document.name != path:  # also on a case-insensitive file system
+            raise NotFoundError(path, (self.place,), (document.name,))
+        return document, found[1]
+
+    def _say_renamed(self, asked: str, name: str) -> None:
+        if asked != name and asked not in self._said:
+            from deltahub.log import LOGGER  # late: hardly ever needed
+
+            self._said.add(asked)
+            LOGGER.warning("%s was renamed: it is %s now.", asked, name)
+
+    def unknown(self, path: str) -> NotFoundError:
+        """Return the error for an unknown name, with the nearest names."""
+        names: list[str] = []
+        with contextlib.suppress(StorageError):  # a namespace without read permission
+            names = self.names()
+        return NotFoundError(path, (self.place,), closest(path, names))
+
+    @property
+    def place(self) -> str:
+        """The registry's name and location, for people."""
+        return self.name if self.name == self.store.url else f"{self.name} ({self.store.url})"
+
+    def names(self) -> list[str]:
+        """Return the names of all deltas, ``"namespace/name"``, sorted."""
+        return [key[len(REFS) : -len(_SUFFIX)] for key, _ in self.store.keys(REFS) if key.endswith(_SUFFIX)]
+
+    def neighbours(self, path: DeltaPath) -> tuple[DeltaPath, ...]:
+        """Return the names of the deltas in a namespace, or in one of nearly its name, those most like `path` first."""
+        folders = {folder[:-1] for folder in self.store.children(REFS) if folder.endswith("/")}
+        near = {it.lower() for it in mistyped(path.namespace, folders)}
+        paths = [
+            neighbour
+            for folder in sorted(folders)
+            if folder.lower() in near
+            for file in self.store.children(f"{REFS}{folder}/")
+            if file.endswith(_SUFFIX) and (neighbour := as_delta_path(f"{folder}/{file.removesuffix(_SUFFIX)}"))
+        ]
+        return closest(path, paths, limit=max(len(paths), 1), cutoff=0)
+
+    def resolve(self, reference: Reference) -> Found:
+        """Return the version that a reference means, with its manifest.
+
+        Raises:
+            NotFoundError: the delta or version does not exist.
+            IntegrityError: the manifest is damaged.
+        """
+        return self.found(self.document(reference.path), reference.version)
+
+    def found(self, document: ReferenceDocument, asked: str | None) -> Found:
+        """Return the version of a delta named by a version, alias or digest; None means the newest."""
+        version = document.resolve(asked)
+        return Found(document, version, self.manifest(document.versions[version].digest))
+
+    def manifest(self, digest: Digest) -> Manifest:
+        """Return a manifest by its digest.
+
+        Raises:
+            IntegrityError: it is damaged or missing.
+        """
+        try:
+            data = self.store.read(object_key(digest.hex))
+        except NotFoundError as error:
+            remedy = "Repair it with `deltahub verify --repair`, or push the delta again."
+            raise IntegrityError(f"The manifest {digest}", "the published bytes", "nothing", remedy) from error
+        return Manifest.from_bytes(data, digest)
+
+    def holds(self, digest: Digest) -> bool:
+        """Check whether the manifest of this digest is stored here intact, whether or not anything refers to it."""
+        try:
+            self.manifest(digest)
+        except IntegrityError:
+            return False
+        return True
+
+    def fetch(self, entry: FileEntry, into: Path, progress: Progress | None = None) -> None:
+        """Copy a file to a new path and verify it.
+
+        Raises:
+            IntegrityError: the stored bytes are not the published ones; nothing is left at `into`.
+        """
+        what = f"{entry.path} in the registry {self.place}"
+        remedy = "Push the delta again from an intact copy."
+        try:
+            found = self.store.fetch(object_key(entry.sha256), into, progress, entry.size)
+        except NotFoundError as error:
+            raise IntegrityError(what, Digest.of_hex(entry.sha256), "nothing", remedy) from error
+        except IntegrityError as error:
+            raise IntegrityError(what, error.expected, error.found, remedy) from error
+        if found != entry.sha256:
+            into.unlink()
+            raise IntegrityError(what, Digest.of_hex(entry.sha256), Digest.of_hex(found), remedy)
 
     def add(
         self, objects: Mapping[str, Source], path: DeltaPath, change: Change, progress: Progress | None = None
@@ -192,12 +356,3 @@ class Registry(Reader):
             if isinstance(swapped, ConflictError):  # a lost race
                 done[path] = outcome(partial(self.update, path, changes[path], may_create=True))
         return done
-
-    def known_names(self) -> Names:
-        """Return the names that `refuse_twin` compares with, to share between many calls."""
-        return Names(self.store, REFS)
-
-    def refuse_twin(self, path: DeltaPath, names: Names | None = None) -> None:
-        """Raise if another delta's name differs only in upper and lower case."""
-        if self.store.read_tagged(ref_key(path)) is None:
-            (names or self.known_names()).refuse_twin(path)

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from deltahub.errors import InUseError, NotFoundError
 from deltahub.reference import Reference
+from deltahub.registry.case_collisions import refuse_twin
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Move, Moving
 from deltahub.registry.hub_records import REPOSITORIES, repository_key
@@ -35,7 +36,7 @@ def rename(
         ReferenceSyntaxError: the new name differs from another one in upper and lower case only.
         ConflictError: others kept changing the delta. It still has its old name.
     """
-    registry.refuse_twin(new.path)
+    refuse_twin(registry, new.path)
     decided: tuple[int, Move] | None = None  # the position and the entry of the rename in the log, once done
     retry = SwapRetry()
     while True:

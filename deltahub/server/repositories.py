@@ -17,6 +17,7 @@ from deltahub.checkpoint.from_files import describe_files
 from deltahub.checkpoint.manifest import FILES, FileEntry, Manifest
 from deltahub.errors import IntegrityError, NotFoundError, RemovedError
 from deltahub.reference import MAIN, DeltaPath, as_delta_path
+from deltahub.registry.case_collisions import Names
 from deltahub.registry.commit_message import DIGITS, commit_id
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
@@ -202,7 +203,7 @@ def lookup_any_case(state: State, path: DeltaPath) -> Repository | None:
     with contextlib.suppress(NotFoundError):  # on a case-insensitive disk
         if repository := lookup(state, path):
             return repository
-    twin = state.registry.known_names().twin(path)
+    twin = Names(state.registry).twin(path)
     if twin is None:
         twin = next((DeltaPath(name) for name in state.records.names() if name.lower() == path.lower()), None)
     return lookup(state, twin) if twin and twin != path else None

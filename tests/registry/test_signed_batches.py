@@ -14,8 +14,7 @@ from deltahub.files import durable
 from deltahub.hub.hub import Hub
 from deltahub.reference import Digest
 from deltahub.registry.gc import collect
-from deltahub.registry.reading import REFS
-from deltahub.registry.registry import Registry
+from deltahub.registry.registry import REFS, Registry
 from deltahub.registry.signatures import add_signature, add_signatures, signatures
 from deltahub.signing import PrivateKey, check
 from deltahub.stores.local import LocalStore

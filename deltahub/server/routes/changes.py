@@ -20,6 +20,7 @@ from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import ConflictError, ReferenceSyntaxError
 from deltahub.reference import MAIN, Digest, check_tag
 from deltahub.registry import stamps, uploads
+from deltahub.registry.case_collisions import refuse_twin
 from deltahub.registry.commit_message import commit_id, digest_in, without_digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version, merged_tags, number, summary_of
@@ -89,7 +90,7 @@ class Change:
         objects[manifest.digest.hex] = manifest.to_bytes()
         new_version = self._version(manifest, tags)
         if not self._repository.document.versions:
-            self._state.registry.refuse_twin(self._repository.path)
+            refuse_twin(self._state.registry, self._repository.path)
 
         def change(document: ReferenceDocument) -> ReferenceDocument:
             return self._with_version(document, new_version)

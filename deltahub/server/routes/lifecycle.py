@@ -12,6 +12,7 @@ from deltahub.errors import ConflictError, ReferenceSyntaxError
 from deltahub.files.reserve import with_reserve
 from deltahub.reference import DeltaPath, Reference
 from deltahub.registry import uploads
+from deltahub.registry.case_collisions import refuse_twin
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.purge import forget, reuse_name
 from deltahub.registry.rename import rename
@@ -92,7 +93,7 @@ def _namespace(request: Request, body: dict[str, Any]) -> str:
 
 def _refuse_twin(state: State, path: DeltaPath) -> None:
     """Refuse a name that differs from an existing one only in upper and lower case."""
-    state.registry.refuse_twin(path)
+    refuse_twin(state.registry, path)
     if twin := next((name for name in state.records.names() if name != path and name.lower() == path.lower()), None):
         msg = f"{path!r} and {twin!r}, which exists, differ only in upper and lower case. Use the existing writing."
         raise ReferenceSyntaxError(msg)

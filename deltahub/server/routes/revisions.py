@@ -16,6 +16,7 @@ from starlette.routing import Route
 from deltahub.reference import MAIN, check_alias, check_git_tag, is_version
 from deltahub.registry import stamps
 from deltahub.registry.amend import DESCRIPTION
+from deltahub.registry.case_collisions import refuse_twin
 from deltahub.registry.commit_message import digest_in, with_digest
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import CARD_FACTS, Version, summary_of
@@ -227,7 +228,7 @@ def _version(repository: Repository, revision: str) -> str:
         return document if document.versions else document.with_version(_first(repository))[0]
 
     registry = repository.state.registry
-    registry.refuse_twin(repository.path)
+    refuse_twin(registry, repository.path)
     objects = {EMPTY.digest.hex: EMPTY.to_bytes()}
     document = repository.document
     if not document.versions:
