@@ -25,7 +25,7 @@ def push(
         list[str],
         typer.Argument(
             metavar="FOLDER... | FOLDER NAME",
-            help="Folders that save_finetuned wrote. NAME: [source:]namespace/name, made from task and backbone if left "
+            help="Folders that save_finetuned, PEFT, AdapterHub, OpenDelta or diffusers wrote. NAME: [source:]namespace/name, made from task and backbone if left "
             "out. The registry numbers versions itself: v1, v2, ...; name one with --alias.",
         ),
     ],
@@ -46,12 +46,24 @@ def push(
     private: Annotated[
         bool, typer.Option("--private", help="On a hub: let only its owners see it, if it is new there.")
     ] = False,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone",
+            metavar="BACKBONE",
+            help="Record this backbone beside a delta of another library, which is then refused on any other: a folder, or a "
+            "model in Hugging Face's cache.",
+        ),
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Also publish weights that are a pickle (.bin); they are not opened.")
+    ] = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
     """Publish saved deltas as new versions; unchanged content makes no new version.
 
-    Every file is checked against the digests saved with it. Pushing many at once is far faster than one by one; if one
+    Every file is checked against the digests saved with it. A delta of another library is published as it is. Pushing many at once is far faster than one by one; if one
     cannot be published, the others are. With --expect nothing is published if the alias points elsewhere, and the exit code is 4.
 
     [dim]deltahub push ./ckpt --tags sst2[/dim]
@@ -65,11 +77,14 @@ def push(
     [dim]deltahub push ./ckpt hf:acme/sst2-bert --private[/dim]
 
     [dim]deltahub push ./runs/* --namespace acme[/dim]
+
+    [dim]deltahub push ./peft-adapter acme/summaries --backbone ./llama[/dim]
     """
     if expect is not None and not alias:
         raise typer.BadParameter(
             "--expect says where an alias must point now. Name it with --alias, or leave --expect out."
         )
+    from deltahub.checkpoint.from_files import size_of
     from deltahub.hub.hub import Hub
     from deltahub.registry.publish import Publication
 
@@ -80,14 +95,23 @@ def push(
         if alias or private:
             option = "--alias" if alias else "--private"
             raise typer.BadParameter(f"{option} is for one delta. Push them one by one, or leave it out.")
-        _require_checkpoints(paths)
-        with out.progress("Pushing", _size(paths)) as progress:
+        _require_folders(paths)
+        _record(paths, backbone, allow_pickle=allow_pickle)
+        with out.progress("Pushing", sum(map(size_of, paths))) as progress:
             results = Hub.open().push_many(
-                paths, namespace, tags=split_tags(tags), message=message, to=to, progress=progress, sign=key
+                paths,
+                namespace,
+                tags=split_tags(tags),
+                message=message,
+                to=to,
+                progress=progress,
+                sign=key,
+                allow_pickle=allow_pickle,
             )
         _report_many(paths, results, key, out)
         return
-    with out.progress("Pushing", _size(paths[:1])) as progress:
+    _record(paths[:1], backbone, allow_pickle=allow_pickle)
+    with out.progress("Pushing", size_of(paths[0])) as progress:
         hub = Hub.open()
         publication = Publication.of(
             paths[0],
@@ -99,6 +123,7 @@ def push(
             expect=expected_aliases,
             private=private or None,
             signer=key,
+            allow_pickle=allow_pickle,
         )
         pushed = hub.publish(publication, progress)
     _report(publication, pushed, out)
@@ -131,9 +156,10 @@ def _name(folders: Sequence[str], namespace: str | None) -> str | None:
 
 
 def _report(publication: Publication, pushed: Pushed, out: Output) -> None:
+    from deltahub.checkpoint.from_files import left_out
     from deltahub.settings.source_entry import LOCAL
 
-    key = publication.signer
+    key, others = publication.signer, left_out(publication.folder, publication.manifest)
     data = {
         "reference": str(pushed.reference),
         "version": pushed.reference.version,
@@ -142,6 +168,7 @@ def _report(publication: Publication, pushed: Pushed, out: Output) -> None:
         "size": pushed.size,
         "tags": pushed.tags,
         "signed_by": key.public.id if key else None,
+        "left_out": others,
     }
     named = pushed.reference.at(None)
     unchanged = "Already there, its message unchanged" if publication.message else "Already there"
@@ -152,6 +179,7 @@ def _report(publication: Publication, pushed: Pushed, out: Output) -> None:
         f"{kind}, {size_text(pushed.size)}, {pushed.digest.short}, tags: {', '.join(pushed.tags) or 'none'}",
         still_to_sign(pushed.reference.source, str(pushed.reference), key)
         or f"Fetch it with: deltahub pull {named.path if named.source == LOCAL else named}",
+        *([f"Left out, as not part of the delta: {', '.join(others)}"] if others else []),
     )
 
 
@@ -164,12 +192,24 @@ def _key(path: Path | None) -> PrivateKey | None:
     return PrivateKey(path)
 
 
-def _require_checkpoints(folders: Sequence[Path]) -> None:
-    """Refuse a mistyped folder, which stops all pushes; damage inside a folder stops only its own."""
+def _require_folders(folders: Sequence[Path]) -> None:
+    """Refuse a mistyped folder, which stops all pushes; a folder without an intact delta stops only its own."""
     from deltahub.checkpoint.checkpoint import read_document
 
     for folder in folders:
-        read_document(folder)
+        if not folder.is_dir():
+            read_document(folder)  # raises
+
+
+def _record(folders: Sequence[Path], backbone: str | None, *, allow_pickle: bool) -> None:
+    """Record a backbone beside deltas of other libraries."""
+    if backbone is None:
+        return
+    from deltahub.handle.recording import load_backbone, record_backbone  # seconds: it imports torch
+
+    model = load_backbone(backbone)
+    for folder in folders:
+        record_backbone(folder, model, allow_pickle=allow_pickle)
 
 
 def _report_many(
@@ -218,11 +258,3 @@ def _data(folder: Path, result: Pushed | DeltaHubError, key: PrivateKey | None) 
         "tags": result.tags,
         "signed_by": key.public.id if key else None,
     }
-
-
-def _size(folders: Sequence[Path]) -> int:
-    """Return the bytes of the deltas' own files; a trainer's folder holds others too."""
-    from deltahub.checkpoint.checkpoint import BACKBONE, CARD, CONFIG, WEIGHTS
-
-    files = [folder / name for folder in folders for name in (CONFIG, WEIGHTS, BACKBONE, CARD)]
-    return sum(path.stat().st_size for path in files if path.is_file())

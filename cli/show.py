@@ -111,8 +111,17 @@ def _content(manifest: Manifest) -> list[tuple[str, str]]:
 
     config = manifest.config
     if manifest.kind == FILES:
-        kind, total = str(summary_of(manifest)["delta_type"]), manifest.parameters["total"]
-        return [("files", kind), ("base model", backbone_name(config) or "unknown"), ("parameters", f"{total:,}")]
+        summary, total = summary_of(manifest), manifest.parameters["total"]
+        revision, fingerprint = config.get("base_revision"), config.get("backbone_hash")
+        return [
+            ("files", str(summary["delta_type"])),
+            *([("options", _options(summary))] if _options(summary) else []),
+            ("base model", backbone_name(config) or "unknown"),
+            *([("revision", str(revision))] if revision else []),
+            *([("fingerprint", str(fingerprint))] if fingerprint else []),
+            *([("license", str(license_name))] if (license_name := config.get("metadata", {}).get("license")) else []),
+            ("parameters", f"{total:,}"),
+        ]
     return [
         ("method", method_text(config)),
         ("modules", " ".join(config.get("modified_modules") or ())),
@@ -124,6 +133,12 @@ def _content(manifest: Manifest) -> list[tuple[str, str]]:
         ("saved with", " ".join(_tools(config))),
         ("parameters", f"{manifest.parameters['delta']:,} of the delta, {manifest.parameters['total']:,} in all"),
     ]
+
+
+def _options(summary: Mapping[str, object]) -> str:
+    """Format the rank, the scale and the targets of a delta of another library."""
+    values = {key: summary[key] for key in ("rank", "alpha", "targets") if key in summary}
+    return " ".join(f"{key}={','.join(value) if isinstance(value, list) else value}" for key, value in values.items())
 
 
 def _parent(parent: Mapping[str, str]) -> str:

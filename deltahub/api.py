@@ -25,9 +25,19 @@ def push(
     message: str = "",
     to: str | None = None,
     expect: Mapping[str, str | None] | None = None,
+    allow_pickle: bool = False,
 ) -> Pushed:
-    """Publish a checkpoint folder: see `Hub.push`."""
-    publication = Publication.of(Path(folder), name, to=to, tags=tags, aliases=aliases, message=message, expect=expect)
+    """Publish a folder with a delta in any format: see `Hub.push`."""
+    publication = Publication.of(
+        Path(folder),
+        name,
+        to=to,
+        tags=tags,
+        aliases=aliases,
+        message=message,
+        expect=expect,
+        allow_pickle=allow_pickle,
+    )
     return Hub.open().publish(publication)
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.checkpoint import (
+    BACKBONE,
     CARD,
     CONFIG,
     LARGEST_CONFIG,
@@ -133,6 +134,22 @@ def describe(folder: Path, *, allow_pickle: bool = False) -> Manifest:
             return file.read(end - start)
 
     return describe_files(entries, read)
+
+
+def left_out(folder: Path, manifest: Manifest) -> list[str]:
+    """Return the names in a folder of another library's delta that are not part of it."""
+    if manifest.kind != FILES:
+        return []
+    return sorted({path.name for path in folder.iterdir()} - {entry.path for entry in manifest.files})
+
+
+def size_of(folder: Path) -> int:
+    """Return the size in bytes of the files of a delta in any format; a trainer's folder holds others too."""
+    names: tuple[str, ...] = (CONFIG, WEIGHTS, BACKBONE, CARD)
+    if not checkpoint.is_checkpoint(folder):
+        foreign = foreign_in(folder)
+        names = foreign.files if foreign else ()
+    return sum(path.stat().st_size for name in names if (path := folder / name).is_file())
 
 
 def holds_delta(folder: Path) -> bool:

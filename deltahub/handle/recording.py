@@ -64,6 +64,7 @@ def load_backbone(name: str) -> nn.Module:
     import transformers
 
     folder = backbone_folder(name)
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         classes = (getattr(transformers, architecture, None) for architecture in config.architectures or ())

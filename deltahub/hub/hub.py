@@ -189,8 +189,9 @@ class Hub:
         progress: Progress | None = None,
         sign: PrivateKey | None = None,
         private: bool | None = None,
+        allow_pickle: bool = False,
     ) -> Pushed:
-        """Publish a checkpoint folder; every file is verified first.
+        """Publish a folder with a delta in any format; every file is verified first.
 
         Args:
             name: its name, ``"namespace/name"``; by default made from its task and backbone.
@@ -200,10 +201,12 @@ class Hub:
             expect: alias to the version that it must point to now, None if it must not exist.
             sign: the key to sign it with. It is signed before it is published, so that it is never visible unsigned.
             private: whether a new delta on a hub is visible to its owners only; None for the hub's default.
+            allow_pickle: whether weights that are a Python pickle are published; they are not opened.
 
         Raises:
             ConflictError: an alias does not point to the expected version. No version was added.
             CheckpointError: the folder does not hold a complete delta.
+            PickleRefusedError: its weights are a pickle, and `allow_pickle` is false.
             IntegrityError: a file differs from the saved one.
             ReferenceSyntaxError: the name, a tag or an alias is not well formed.
             ConfigError: the source is disabled, or cannot be pushed to.
@@ -218,6 +221,7 @@ class Hub:
             expect=expect,
             private=private,
             signer=sign,
+            allow_pickle=allow_pickle,
         )
         return self.publish(publication, progress)
 
@@ -241,13 +245,14 @@ class Hub:
         to: str | None = None,
         progress: Progress | None = None,
         sign: PrivateKey | None = None,
+        allow_pickle: bool = False,
     ) -> list[Outcome[Pushed]]:
         """Publish many checkpoint folders; a registry takes them in one batch, which is far faster than one by one.
 
         Args:
             namespace: name each after its folder, in this namespace; by default each is named as in `push`.
             tags: for all of them; likewise `message`.
-            to: see `push`; likewise `sign`.
+            to: see `push`; likewise `sign` and `allow_pickle`.
 
         Returns:
             For each its result, or the error that kept it from being published; the others are published.
@@ -260,7 +265,9 @@ class Hub:
         if sign:
             as_registry(source)  # refuse before reading every file
         names = [None if namespace is None else folder_name(folder, namespace) for folder in folders]
-        make = partial(Publication.of, to=source.name, tags=tags, message=message, signer=sign)
+        make = partial(
+            Publication.of, to=source.name, tags=tags, message=message, signer=sign, allow_pickle=allow_pickle
+        )
         requests = [outcome(partial(make, folder, name)) for folder, name in zip(folders, names, strict=True)]
         return push_many(source, requests, progress)
 

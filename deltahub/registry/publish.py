@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from deltahub.checkpoint.checkpoint import describe
 from deltahub.checkpoint.default_name import default_name
+from deltahub.checkpoint.from_files import describe
 from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import (
     ConflictError,
@@ -75,21 +75,25 @@ class Publication:
         expect: Mapping[str, str | None] | None = None,
         private: bool | None = None,
         signer: PrivateKey | None = None,
+        allow_pickle: bool = False,
     ) -> Self:
-        """Check a folder, every file in it, and its name, tags and aliases.
+        """Check a folder with a delta in any format, every file in it, and its name, tags and aliases.
 
         Args:
             name: ``"[source:]namespace/name"``; by default made from its task and backbone.
             to: the source to publish to.
             tags: labels and key=value pairs, beside those saved in the checkpoint.
 
+            allow_pickle: whether weights that are a Python pickle are published; they are not opened.
+
         Raises:
             CheckpointError: the folder does not hold a complete delta.
             IntegrityError: a file differs from the saved one.
+            PickleRefusedError: its weights are a pickle, and `allow_pickle` is false.
             ReferenceSyntaxError: the name, a tag or an alias is not well formed.
         """
         checked_tags, checked_aliases = [check_tag(tag) for tag in tags], tuple(check_alias(alias) for alias in aliases)
-        manifest = describe(folder)
+        manifest = describe(folder, allow_pickle=allow_pickle)
         saved_tags = [check_tag(tag) for tag in manifest.config.get("metadata", {}).get("tags", [])]
         reference = _destination(name or default_name(manifest.config, checked_tags), to)
         all_tags = (*saved_tags, *checked_tags)
