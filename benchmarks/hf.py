@@ -54,7 +54,7 @@ def fill(registry: Path, folder: Path, count: int) -> list[str]:
 def ours(url: str, cache: Path) -> Hub:
     """Create a user of the hub with a cache of their own."""
     place = Cache(cache)
-    return Hub({"hf": HuggingFace(endpoint=url, token=False, known=CachedNames(place).known)}, place)
+    return Hub({"hf": HuggingFace(endpoint=url, token=False, lookup=CachedNames(place).lookup)}, place)
 
 
 def one_by_one(url: str, names: Sequence[str], cache: Path) -> None:

@@ -81,7 +81,7 @@ class CachedNames:
                     (stage / "name").write_text(json.dumps(document), "utf-8")
                     self._cache.place_file(stage / "name", file)
 
-    def known(self, exact: Reference) -> tuple[Digest, Manifest] | None:
+    def lookup(self, exact: Reference) -> tuple[Digest, Manifest] | None:
         """Return the digest and manifest of an exact reference, if it was pulled before and is cached."""
         meaning = self.recall(exact)
         manifest = self.manifest(meaning.digest) if meaning else None

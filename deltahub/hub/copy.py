@@ -34,51 +34,53 @@ def copy_from_hub(
         IntegrityError: the hub sends other bytes. Deltas copied before stay.
         NotFoundError: the hub has no such delta.
     """
-    known = Names(target)
+    existing_names = Names(target)
     for path in paths if paths is not None else [entry.name for entry in source.search(Search(Query(sort="name")))[0]]:
-        theirs = names(source.calls, path, f"Copying {path}").document
-        if theirs is None:
+        hub_document = names(source.calls, path, f"Copying {path}").document
+        if hub_document is None:
             msg = (
                 f"{source.place} is not a hub of DeltaHub, so it does not provide the whole history of {path}. Pull what you want of it, and "
                 "push it to the registry."
             )
             raise ConfigError(msg)
-        if not (theirs.versions or theirs.removed):
+        if not (hub_document.versions or hub_document.removed):
             raise NotFoundError(
                 f"{source.name}:{path}", (f"{source.place}: a new repo to which nothing was pushed yet",)
             )
-        refuse_twin(target, theirs.name, known)
-        yield _copy(source, target, theirs, progress)
+        refuse_twin(target, hub_document.name, existing_names)
+        yield _copy(source, target, hub_document, progress)
 
 
-def _copy(source: HuggingFace, target: Registry, theirs: ReferenceDocument, progress: Progress | None) -> Copied:
-    path = theirs.name
-    mine = target.current(path)[0] or ReferenceDocument(path)
-    if mine.name != path:
-        raise ConflictError(f"The name {path}", "a delta of that name", f"an old name of {mine.name}")
-    merged(mine, theirs, *target.stamp())  # a conflict must be found before anything is transferred
+def _copy(source: HuggingFace, target: Registry, hub_document: ReferenceDocument, progress: Progress | None) -> Copied:
+    path = hub_document.name
+    registry_document = target.current(path)[0] or ReferenceDocument(path)
+    if registry_document.name != path:
+        raise ConflictError(f"The name {path}", "a delta of that name", f"an old name of {registry_document.name}")
+    merged(registry_document, hub_document, *target.stamp())  # a conflict must be found before anything is transferred
     versions: dict[str, Version] = {}
     objects: dict[str, Source] = {}
     with scratch() as folder:
-        for name, entry in theirs.versions.items():
-            if name in mine.versions or name in mine.removed:
-                known = mine.versions.get(name)
-                versions[name] = _with_summary(entry, known.summary) if known else entry
+        for name, entry in hub_document.versions.items():
+            if name in registry_document.versions or name in registry_document.removed:
+                existing_version = registry_document.versions.get(name)
+                versions[name] = _with_summary(entry, existing_version.summary) if existing_version else entry
                 continue
-            found = source.version(path, entry.digest)
-            if found.digest != entry.digest:
-                raise IntegrityError(f"{path}@{name} in {source.place}", entry.digest, found.digest)
-            for file in found.manifest.files:
+            resolved = source.version(path, entry.digest)
+            if resolved.digest != entry.digest:
+                raise IntegrityError(f"{path}@{name} in {source.place}", entry.digest, resolved.digest)
+            for file in resolved.manifest.files:
                 if file.sha256 not in objects:
                     objects[file.sha256] = folder / file.sha256
-                    found.fetch(file, folder / file.sha256, progress)
-            objects[entry.digest.hex] = found.manifest.to_bytes()
-            versions[name] = _with_summary(entry, summary_of(found.manifest))
-        whole = replace(theirs, versions=versions)
+                    resolved.fetch(file, folder / file.sha256, progress)
+            objects[entry.digest.hex] = resolved.manifest.to_bytes()
+            versions[name] = _with_summary(entry, summary_of(resolved.manifest))
+        summarised = replace(hub_document, versions=versions)
         size = sum(len(data) if isinstance(data, bytes) else data.stat().st_size for data in objects.values())
-        changed = target.add(objects, path, lambda now: merged(now, whole, *target.stamp()))
-    new = tuple(name for name in versions if name not in mine.versions and name not in mine.removed)
-    return Copied(path, new, changed != mine, size)
+        changed = target.add(objects, path, lambda now: merged(now, summarised, *target.stamp()))
+    new = tuple(
+        name for name in versions if name not in registry_document.versions and name not in registry_document.removed
+    )
+    return Copied(path, new, changed != registry_document, size)
 
 
 def _with_summary(entry: Version, summary: Mapping[str, object]) -> Version:

@@ -30,7 +30,7 @@ from deltahub.registry.search.index import INDEXES, Listed
 from deltahub.registry.verify import Supply, from_registry
 from deltahub.settings.environment import cache_home
 from deltahub.settings.user import Settings
-from deltahub.sources.base import Known, Pulled, Pushed, Resolved, Source
+from deltahub.sources.base import CacheLookup, Pulled, Pushed, Resolved, Source
 from deltahub.sources.catalog import Choice, Rules, Sources, link_at, open_source, registry_at
 from deltahub.sources.partial import PARTIAL
 from deltahub.sources.registry import RegistrySource, as_registry
@@ -62,11 +62,11 @@ class Hub:
     ) -> None:
         self.cache = cache
         self._names = CachedNames(cache)
-        indexes, known = cache.root / INDEXES, self._names.known
+        indexes, lookup = cache.root / INDEXES, self._names.lookup
         self._choice = Choice(
-            Sources({name: partial(_as_source, sources, name, indexes, known) for name in sources}),
+            Sources({name: partial(_as_source, sources, name, indexes, lookup) for name in sources}),
             rules or Rules(next(iter(sources))),
-            partial(registry_at, indexes=indexes, known=known),
+            partial(registry_at, indexes=indexes, lookup=lookup),
             partial(link_at, cache=cache, names=self._names),
             local_only=local_files_only,
         )
@@ -86,9 +86,10 @@ class Hub:
         """
         settings = Settings.read()
         cache = Cache(Path(cache_dir) if cache_dir else cache_home())
-        known = CachedNames(cache).known
+        lookup = CachedNames(cache).lookup
         openers = {
-            e.name: partial(open_source, e, cache.root / INDEXES, known, cache.root / PARTIAL) for e in settings.sources
+            e.name: partial(open_source, e, cache.root / INDEXES, lookup, cache.root / PARTIAL)
+            for e in settings.sources
         }
         trust = {key: e.trust for e in settings.sources if e.trust for key in (e.name, e.url)}
         return cls(Sources(openers), cache, Rules.of(settings), local_files_only=local_files_only, trust=trust)
@@ -114,7 +115,7 @@ class Hub:
     @property
     def registries(self) -> dict[str, Registry]:
         """The registries among the enabled sources, in their order."""
-        return {it.name: it.registry for it in self._choice.on() if isinstance(it, RegistrySource)}
+        return {source.name: source.registry for source in self._choice.on() if isinstance(source, RegistrySource)}
 
     def document(self, reference: Reference) -> tuple[Source, ReferenceDocument]:
         """Return the first source that has a delta, and its reference document there.
@@ -149,7 +150,9 @@ class Hub:
         version, entry = source.amend(document.name, reference.version, amendment)
         return Reference(document.name, source=source.name, version=version), entry
 
-    def resolve(self, wanted: Reference | Link, *, fresh: bool = False, transfer: Transfer | None = None) -> Resolved:
+    def resolve(
+        self, reference: Reference | Link, *, fresh: bool = False, transfer: Transfer | None = None
+    ) -> Resolved:
         """Return the version that a reference or a link means.
 
         Args:
@@ -161,7 +164,7 @@ class Hub:
             UnreachableError: a source that may have it does not answer.
             IntegrityError: the manifest is damaged.
         """
-        return self._resolver.resolve(wanted, fresh=fresh, progress=transfer.progress if transfer else None)
+        return self._resolver.resolve(reference, fresh=fresh, progress=transfer.progress if transfer else None)
 
     def supplies(self, registry: Registry) -> dict[str, Supply]:
         """Return other places for the objects of a registry: the other registries, and the cache."""
@@ -273,7 +276,7 @@ class Hub:
 
     def pull(
         self,
-        wanted: Reference | Link,
+        reference: Reference | Link,
         *,
         to: Path | None = None,
         force: bool = False,
@@ -299,24 +302,24 @@ class Hub:
             CheckpointError: `to` holds other files, or a delta without another copy.
         """
         lock = active()
-        pin = lock.find(wanted) if lock else None
+        pin = lock.find(reference) if lock else None
         if lock and pin:
-            found = self._pinned(pin, lock, fresh=force)
+            resolved = self._pinned(pin, lock, fresh=force)
         else:
-            found = self.resolve(wanted, fresh=force, transfer=transfer)
-        ask = not pin or self._names.manifest(found.digest) is None
-        self._policies.check(found, trust, chosen=wanted.source is not None, ask=ask)
+            resolved = self.resolve(reference, fresh=force, transfer=transfer)
+        ask = not pin or self._names.manifest(resolved.digest) is None
+        self._policies.check(resolved, trust, chosen=reference.source is not None, ask=ask)
         if to and not force:
-            check_replaceable(to, found.digest, self._is_kept)
-        at_once = at_once if self._choice.needs_network(found.reference) else 1
-        pulled = bring(found, self.cache, force=force, transfer=transfer, at_once=at_once)
+            check_replaceable(to, resolved.digest, self._is_kept)
+        at_once = at_once if self._choice.needs_network(resolved.reference) else 1
+        pulled = bring(resolved, self.cache, force=force, transfer=transfer, at_once=at_once)
         if not pin:
-            self._resolver.remember(wanted, found)
-        return copy_out(pulled, to, lambda: bring(found, self.cache)) if to else pulled
+            self._resolver.remember(reference, resolved)
+        return copy_out(pulled, to, lambda: bring(resolved, self.cache)) if to else pulled
 
     def pull_all(
         self,
-        wanted: Sequence[Reference | Link],
+        references: Sequence[Reference | Link],
         *,
         force: bool = False,
         transfer: Transfer | None = None,
@@ -325,9 +328,11 @@ class Hub:
         """Bring several deltas into the cache, some at the same time.
 
         Returns:
-            The pulled delta or else the error, in the order of `wanted`; an error does not stop the others.
+            The pulled delta or else the error, in the order of `references`; an error does not stop the others.
         """
-        return several(lambda one: self.pull(one, force=force, transfer=transfer, at_once=1, trust=trust), wanted)
+        return several(
+            lambda reference: self.pull(reference, force=force, transfer=transfer, at_once=1, trust=trust), references
+        )
 
     def pin(self, reference: Reference) -> Pin:
         """Return the current meaning of a reference, for a lock file.
@@ -336,9 +341,9 @@ class Hub:
             NotFoundError: no source has it.
             SignatureError: its registry requires a signature, and it has no valid one by a trusted key.
         """
-        found = self.resolve(reference, fresh=True)
-        self._policies.check(found, chosen=reference.source is not None)
-        return pin_of(found)
+        resolved = self.resolve(reference, fresh=True)
+        self._policies.check(resolved, chosen=reference.source is not None)
+        return pin_of(resolved)
 
     def sync(self, lock: Lock, progress: Progress | None = None) -> list[Pulled]:
         """Bring all deltas of a lock file into the cache, every byte verified.
@@ -347,21 +352,23 @@ class Hub:
             IntegrityError: the content in a source differs from the locked one, or is damaged.
         """
         transfer = Transfer(progress)
-        found = [self._pinned(pin, lock) for pin in dict.fromkeys(lock.pins.values())]
-        for each in found:
-            self._policies.check(each, ask=self._names.manifest(each.digest) is None)
-        brought = several(lambda each: bring(each, self.cache, transfer=transfer), found)
-        for result in brought:
+        resolved = [self._pinned(pin, lock) for pin in dict.fromkeys(lock.pins.values())]
+        for version in resolved:
+            self._policies.check(version, ask=self._names.manifest(version.digest) is None)
+        results = several(lambda version: bring(version, self.cache, transfer=transfer), resolved)
+        for result in results:
             if isinstance(result, DeltaHubError):
                 raise result
-        return [result for result in brought if isinstance(result, Pulled)]
+        return [result for result in results if isinstance(result, Pulled)]
 
     def _is_kept(self, digest: Digest) -> bool:
         """Check whether the cache or a registry on this machine holds a delta intact."""
         if self.cache.manifest(digest) is not None:
             return True
         return any(
-            it.registry.holds(digest) for it in self._choice.on() if isinstance(it, RegistrySource) and not it.remote
+            source.registry.holds(digest)
+            for source in self._choice.on()
+            if isinstance(source, RegistrySource) and not source.remote
         )
 
     def vouched(self, registry: Registry) -> Vouched | None:
@@ -375,6 +382,6 @@ class Hub:
         return pinned(pin, lock, look_up, (lambda _: None) if fresh else self._names.manifest)
 
 
-def _as_source(sources: Mapping[str, Source | Registry], name: str, indexes: Path, known: Known) -> Source:
-    found = sources[name]
-    return RegistrySource(found, indexes, known) if isinstance(found, Registry) else found
+def _as_source(sources: Mapping[str, Source | Registry], name: str, indexes: Path, lookup: CacheLookup) -> Source:
+    source = sources[name]
+    return RegistrySource(source, indexes, lookup) if isinstance(source, Registry) else source

@@ -73,9 +73,9 @@ class Lock:
         """
         with storage_errors("Reading the lock file", path, "read"):
             data = path.read_bytes()
-        document, wrong = parse_checked(data, SCHEMA)
-        if wrong:
-            msg = f"{path} is not a valid lock file: {wrong}. Restore it, or write it anew with `deltahub lock REF... -o {path}`."
+        document, fault = parse_checked(data, SCHEMA)
+        if fault:
+            msg = f"{path} is not a valid lock file: {fault}. Restore it, or write it anew with `deltahub lock REF... -o {path}`."
             raise CheckpointError(msg)
         return cls(
             path, {key: Pin(**{**pin, "digest": Digest(pin["digest"])}) for key, pin in document["deltas"].items()}
@@ -112,19 +112,19 @@ class Lock:
         if isinstance(reference, Link):
             _require_pin(reference, self)
             return None
-        known = [pin for pin in self.pins.values() if pin.name == reference.path]
-        asked = reference.version
-        found = [pin for key, pin in self.pins.items() if key == str(reference.anywhere())]
-        if not found:
-            found = [pin for pin in known if asked in (None, pin.version) or _starts(pin, asked)]
-        found = [pin for pin in found if reference.source in (None, pin.source)]
-        if len(set(found)) == 1:
-            return found[0]
-        raise NotLockedError(str(reference), str(self.path), tuple(sorted(map(str, known)) or sorted(self.pins)))
+        pins_of_name = [pin for pin in self.pins.values() if pin.name == reference.path]
+        version = reference.version
+        matches = [pin for key, pin in self.pins.items() if key == str(reference.anywhere())]
+        if not matches:
+            matches = [pin for pin in pins_of_name if version in (None, pin.version) or _starts(pin, version)]
+        matches = [pin for pin in matches if reference.source in (None, pin.source)]
+        if len(set(matches)) == 1:
+            return matches[0]
+        raise NotLockedError(str(reference), str(self.path), tuple(sorted(map(str, pins_of_name)) or sorted(self.pins)))
 
 
-def _starts(pin: Pin, asked: str | None) -> bool:
-    return asked is not None and is_digest(asked) and pin.digest.startswith(asked)
+def _starts(pin: Pin, version: str | None) -> bool:
+    return version is not None and is_digest(version) and pin.digest.startswith(version)
 
 
 def active() -> Lock | None:
@@ -133,13 +133,13 @@ def active() -> Lock | None:
     return Lock.read(Path(path).expanduser()) if path else None
 
 
-def pin_of(found: Resolved) -> Pin:
+def pin_of(resolved: Resolved) -> Pin:
     """Return the pin of a resolved reference, for a lock file."""
-    exact = found.reference
+    exact = resolved.reference
     assert isinstance(exact, Reference)
     assert exact.source is not None
     assert exact.version is not None
-    return Pin(exact.path, exact.source, exact.version, found.digest)
+    return Pin(exact.path, exact.source, exact.version, resolved.digest)
 
 
 def _require_pin(link: Link, lock: Lock) -> None:
@@ -171,13 +171,13 @@ def pinned(
     exact = Reference.parse(str(pin))
 
     def looked_up() -> Resolved:
-        found = look_up(exact)
-        if found.digest != pin.digest:
+        resolved = look_up(exact)
+        if resolved.digest != pin.digest:
             remedy = (
                 f"Ask who changed it; if the new content is right, lock it: deltahub lock --add {exact} -o {lock.path}"
             )
-            raise IntegrityError(f"{exact}, locked in {lock.path},", pin.digest, found.digest, remedy)
-        return found
+            raise IntegrityError(f"{exact}, locked in {lock.path},", pin.digest, resolved.digest, remedy)
+        return resolved
 
     def fetch(entry: FileEntry, into: Path, progress: Progress | None) -> None:
         looked_up().fetch(entry, into, progress)

@@ -34,26 +34,30 @@ class PrivateNames:
         self._choice = choice
         self._names = names
 
-    def withheld(self, reference: Reference, source: Source, asked: Sequence[Source]) -> NotFoundError | None:
+    def withheld(self, reference: Reference, source: Source, asked_sources: Sequence[Source]) -> NotFoundError | None:
         """Return the error for a forbidden lookup; None if the lookup is allowed.
 
         Args:
             reference: the reference to look up, without a source.
             source: the next source to ask.
-            asked: the sources that do not have it.
+            asked_sources: the sources that do not have it.
 
         Raises:
             UnreachableError: a private source cannot list its names.
         """
         if source.name not in self._choice.rules.public or self._known_at(reference, source):
             return None
-        private = [one for one in asked if one.name not in self._choice.rules.public]
-        near = {one.place: names for one in private if (names := one.neighbours(reference.path))}
-        why = self._why_private(reference, near)
-        if why is None:
+        public = self._choice.rules.public
+        near = {
+            private.place: names
+            for private in asked_sources
+            if private.name not in public and (names := private.neighbours(reference.path))
+        }
+        reason = self._why_private(reference, near)
+        if reason is None:
             return None
-        named = f"{source.name}:{reference}"
-        place = f"{source.place} was not asked, for {why}; to ask it, name it: {named}"
+        full_name = f"{source.name}:{reference}"
+        place = f"{source.place} was not asked, for {reason}; to ask it, name it: {full_name}"
         nearest = dict.fromkeys(name for names in near.values() for name in names)
         return NotFoundError(f"The delta {reference}", (place,), tuple(nearest)[:_NEAR])
 
@@ -69,19 +73,19 @@ class PrivateNames:
             place, names = next(iter(near.items()))
             return f"{names[0].namespace} is a namespace of {place}"
         namespace = reference.path.namespace
-        for known, why in self._private_namespaces(namespace):
-            if mistyped(namespace, [known]):
-                return f"{namespace if namespace.lower() == known.lower() else known} {why}"
+        for private_namespace, reason in self._private_namespaces(namespace):
+            if mistyped(namespace, [private_namespace]):
+                return f"{namespace if namespace.lower() == private_namespace.lower() else private_namespace} {reason}"
         return None
 
-    def _private_namespaces(self, like: str) -> Iterator[tuple[str, str]]:
-        """Yield private namespaces and why each is private, without asking a source; previously pulled ones only if similar to `like`."""
+    def _private_namespaces(self, similar_name: str) -> Iterator[tuple[str, str]]:
+        """Yield private namespaces and why each is private, without asking a source; previously pulled ones only if similar to `similar_name`."""
         public = {*self._choice.rules.public}
-        if own := os.environ.get("DELTAHUB_NAMESPACE", ""):
-            yield own, "is your own namespace (DELTAHUB_NAMESPACE)"
+        if own_namespace := os.environ.get("DELTAHUB_NAMESPACE", ""):
+            yield own_namespace, "is your own namespace (DELTAHUB_NAMESPACE)"
         for namespace, sources in self._choice.rules.bound.items():
             if not public & {*sources}:
                 yield namespace, f"is a namespace of {sources[0]}"
-        for namespace in mistyped(like, self._names.namespaces()):
+        for namespace in mistyped(similar_name, self._names.namespaces()):
             if private := sorted(self._names.sources(namespace) - public):
                 yield namespace, f"is a namespace of {private[0]}, from which it was pulled before"

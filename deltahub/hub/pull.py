@@ -36,7 +36,7 @@ class Transfer:
 
 
 def bring(
-    found: Resolved,
+    resolved: Resolved,
     cache: Cache,
     *,
     force: bool = False,
@@ -53,15 +53,15 @@ def bring(
         IntegrityError: its source is damaged.
         StorageError: the cache is full or not writable, or the source is out of reach.
     """
-    told = transfer or Transfer()
+    callbacks = transfer or Transfer()
 
     def fetch(entry: FileEntry, into: Path) -> None:
-        if told.expected:
-            told.expected(entry.size)
-        found.fetch(entry, into, told.progress)
+        if callbacks.expected:
+            callbacks.expected(entry.size)
+        resolved.fetch(entry, into, callbacks.progress)
 
-    folder = cache.get(found.digest, found.manifest, fetch, str(found.reference), fresh=force, at_once=at_once)
-    return Pulled(found.reference, found.digest, folder, found.manifest)
+    folder = cache.get(resolved.digest, resolved.manifest, fetch, str(resolved.reference), fresh=force, at_once=at_once)
+    return Pulled(resolved.reference, resolved.digest, folder, resolved.manifest)
 
 
 def check_replaceable(to: Path, digest: Digest, is_kept: Callable[[Digest], bool]) -> None:
@@ -82,8 +82,10 @@ def check_replaceable(to: Path, digest: Digest, is_kept: Callable[[Digest], bool
         if not holds_delta(to):
             return
         try:
-            present = describe(to, allow_pickle=True).digest
-            problem = "" if present == digest or is_kept(present) else "which no registry and no cache holds"
+            present_digest = describe(to, allow_pickle=True).digest
+            problem = (
+                "" if present_digest == digest or is_kept(present_digest) else "which no registry and no cache holds"
+            )
         except StorageError:
             raise
         except DeltaHubError as error:
@@ -107,10 +109,10 @@ def copy_out(pulled: Pulled, to: Path, again: Callable[[], Pulled]) -> Pulled:
     return replace(pulled, folder=to)
 
 
-def several(pull: Callable[[T], Pulled], wanted: Sequence[T]) -> list[Outcome[Pulled]]:
+def several(pull: Callable[[T], Pulled], references: Sequence[T]) -> list[Outcome[Pulled]]:
     """Pull several deltas, some at the same time.
 
     Returns:
-        The pulled delta or else the error, in the order of `wanted`; an error does not stop the others.
+        The pulled delta or else the error, in the order of `references`; an error does not stop the others.
     """
-    return list(map_concurrently(lambda one: outcome(partial(pull, one)), wanted, _DELTAS_AT_ONCE))
+    return list(map_concurrently(lambda reference: outcome(partial(pull, reference)), references, _DELTAS_AT_ONCE))

@@ -45,7 +45,10 @@ def push_many(
         stated, failed = _sign(registry, publications)
         pairs = zip(stated, publications, strict=True)
         versions = [version for version, publication in pairs if publication.manifest.digest not in failed]
-        requests = [failed.get(it.manifest.digest, it) if isinstance(it, Publication) else it for it in requests]
+        requests = [
+            failed.get(request.manifest.digest, request) if isinstance(request, Publication) else request
+            for request in requests
+        ]
         publications = [request for request in requests if isinstance(request, Publication)]
     if isinstance(source, RegistrySource):
         results = source.publish_many(publications, progress)

@@ -72,30 +72,30 @@ class Resolver:
             UnreachableError: a source that may have it does not answer, and it was never pulled by this name.
         """
         misses: list[NotFoundError] = []
-        asked: list[Source] = []
+        asked_sources: list[Source] = []
         for source in self._choice.candidates(reference):
-            if why := self._choice.forbidden(source):
-                if recall and (seen := self._recalled(reference)):
-                    LOGGER.info("%s, so %s is what it was when last pulled: %s", why, reference, seen.reference)
-                    return recall(seen)
-                raise self._not_cached(reference, source, why, misses)
-            if (name := reference.unplaced) and (withheld := self._private.withheld(name, source, asked)):
+            if reason := self._choice.forbidden(source):
+                if recall and (meaning := self._recalled(reference)):
+                    LOGGER.info("%s, so %s is what it was when last pulled: %s", reason, reference, meaning.reference)
+                    return recall(meaning)
+                raise self._not_cached(reference, source, reason, misses)
+            if (name := reference.unplaced) and (withheld := self._private.withheld(name, source, asked_sources)):
                 misses.append(withheld)
                 continue
             try:
                 return ask(source)
             except UnreachableError as error:
-                if recall and (seen := self._recalled(reference)):
+                if recall and (meaning := self._recalled(reference)):
                     LOGGER.warning(
-                        "%s Until then %s is what it was when last pulled: %s", error, reference, seen.reference
+                        "%s Until then %s is what it was when last pulled: %s", error, reference, meaning.reference
                     )
-                    return recall(seen)
+                    return recall(meaning)
                 raise _stopped(reference, source, error, _nearest(misses)) from error
             except (NoVersionError, RemovedError):
                 raise
             except NotFoundError as error:
                 misses.append(error)
-                asked.append(source)
+                asked_sources.append(source)
         raise NotFoundError(f"The delta {reference}", _places(misses), _nearest(misses))
 
     def resolve(
@@ -113,91 +113,93 @@ class Resolver:
             ConfigError: it came from one of the user's own sources before, and now only a public one has it.
         """
         recall = None if fresh else self._from_cache
-        found = self.ask(reference, lambda source: source.resolve(reference, progress), recall)
+        resolved = self.ask(reference, lambda source: source.resolve(reference, progress), recall)
         if isinstance(reference, Reference):  # a link has no history
             if reference.source is None:
-                self._compare_origin(reference, found)
-            self._compare_versions(reference, found)
-        return found
+                self._compare_origin(reference, resolved)
+            self._compare_versions(reference, resolved)
+        return resolved
 
-    def remember(self, wanted: Reference | Link, found: Resolved) -> None:
+    def remember(self, reference: Reference | Link, resolved: Resolved) -> None:
         """Record the current meaning of a reference or a link."""
-        place = self._choice.source_of(found.reference).place
-        self._names.remember(wanted, Meaning(found.reference, found.digest, place))
+        place = self._choice.source_of(resolved.reference).place
+        self._names.remember(reference, Meaning(resolved.reference, resolved.digest, place))
 
     def _recalled(self, reference: Reference | Link) -> Meaning | None:
         """Return the meaning of a reference at its last pull, if its source is still in use and the delta is cached."""
-        seen = self._names.recall(reference)
-        if seen is None or self._names.manifest(seen.digest) is None:
+        meaning = self._names.recall(reference)
+        if meaning is None or self._names.manifest(meaning.digest) is None:
             return None
-        name = seen.reference.source
-        source = next((it for it in self._choice.candidates(reference) if it.name == name), None)
-        return seen if source and source.place == seen.place else None
+        name = meaning.reference.source
+        source = next((candidate for candidate in self._choice.candidates(reference) if candidate.name == name), None)
+        return meaning if source and source.place == meaning.place else None
 
-    def _from_cache(self, seen: Meaning) -> Resolved:
-        manifest = self._names.manifest(seen.digest)
+    def _from_cache(self, meaning: Meaning) -> Resolved:
+        manifest = self._names.manifest(meaning.digest)
         assert manifest is not None
-        exact = seen.reference
+        exact = meaning.reference
 
         def fetch(entry: FileEntry, into: Path, progress: Progress | None) -> None:
             source = self._choice.source_of(exact)
-            if why := self._choice.forbidden(source):
-                raise self._not_cached(exact, source, f"It is damaged in the cache. {why}", [])
+            if reason := self._choice.forbidden(source):
+                raise self._not_cached(exact, source, f"It is damaged in the cache. {reason}", [])
             msg = f"{exact} is damaged in the cache, and {source.place} gives no answer. Repeat later."
             raise UnreachableError(msg)
 
-        return Resolved(exact, seen.digest, manifest, fetch)
+        return Resolved(exact, meaning.digest, manifest, fetch)
 
-    def _compare_origin(self, reference: Reference, found: Resolved) -> None:
+    def _compare_origin(self, reference: Reference, resolved: Resolved) -> None:
         """Warn if a name comes from another place than before; refuse it if that is a public source where anybody may take the name."""
-        exact = _exact(found.reference)
-        before = self._names.origin(reference.path)
+        exact = _exact(resolved.reference)
+        previous_meaning = self._names.origin(reference.path)
         place = self._choice.source(exact.source).place
-        if before is None or before.place == place or before.digest == found.digest:
+        if previous_meaning is None or previous_meaning.place == place or previous_meaning.digest == resolved.digest:
             return
-        was, public = _exact(before.reference), self._choice.rules.public
-        told = f"{reference.path} came from {before.place} when it was last pulled by this name, and comes from {place} now."
-        if exact.source in public and was.source not in public:
+        previous, public = _exact(previous_meaning.reference), self._choice.rules.public
+        summary = f"{reference.path} came from {previous_meaning.place} when it was last pulled by this name, and comes from {place} now."
+        if exact.source in public and previous.source not in public:
             msg = (
-                f"{told} Anybody can take a name there, so it does not take the other's place. "
+                f"{summary} Anybody can take a name there, so it does not take the other's place. "
                 f"If it is what you mean, name it: {exact.source}:{reference.anywhere()}"
             )
             raise ConfigError(msg)
-        LOGGER.warning("%s Name the source to be sure, or lock it: deltahub lock %s", told, was.at(None))
+        LOGGER.warning("%s Name the source to be sure, or lock it: deltahub lock %s", summary, previous.at(None))
 
-    def _compare_versions(self, reference: Reference, found: Resolved) -> None:
+    def _compare_versions(self, reference: Reference, resolved: Resolved) -> None:
         """Refuse a version with other content than before; warn of an alias or "latest" that went back.
 
         A reference with a digest chooses the content, and from then on the version means that.
         """
-        asked, exact = reference.version, _exact(found.reference)
-        if asked and is_digest(asked):
+        version, exact = reference.version, _exact(resolved.reference)
+        if version and is_digest(version):
             return
         source = self._choice.source(exact.source)
-        moves = not (asked and is_version(asked))
+        is_movable = not (version and is_version(version))
         for name in (exact, replace(reference, source=exact.source), reference.anywhere()):
-            before = self._names.recall(name)
-            if before is None or before.place != source.place:
+            previous_meaning = self._names.recall(name)
+            if previous_meaning is None or previous_meaning.place != source.place:
                 continue
-            if before.digest != found.digest and not (moves and name is not exact):
-                raise _changed(name, before, found)
-            past = _exact(before.reference)
-            if past.path == exact.path and (back := _went_back(source, before, found)):
+            if previous_meaning.digest != resolved.digest and not (is_movable and name is not exact):
+                raise _changed(name, previous_meaning, resolved)
+            previous = _exact(previous_meaning.reference)
+            if previous.path == exact.path and (step_back := _went_back(source, previous_meaning, resolved)):
                 if self._trusted_keys(exact.source):
-                    self._refuse_earlier_copy(exact, past)
-                LOGGER.warning("%s is %s now; it was %s when it was last pulled. %s", reference, exact, past, back)
+                    self._refuse_earlier_copy(exact, previous)
+                LOGGER.warning(
+                    "%s is %s now; it was %s when it was last pulled. %s", reference, exact, previous, step_back
+                )
                 return
 
-    def _refuse_earlier_copy(self, exact: Reference, past: Reference) -> None:
+    def _refuse_earlier_copy(self, exact: Reference, previous: Reference) -> None:
         """Refuse a document without a version that was pulled before: signatures do not tell an old document from a new one."""
         document = self._choice.source(exact.source).document(exact.path)
-        if past.version not in {*document.versions, *document.removed}:
+        if previous.version not in {*document.versions, *document.removed}:
             remedy = (
                 "An earlier copy of its document was put back. Ask its owner. If it was restored on purpose, pull a version "
                 f"by its digest: deltahub pull {exact.at(document.versions[exact.version or ''].digest)}"
             )
-            found = f"{exact}, and nothing about {past.version}"
-            raise IntegrityError(f"The history of {exact.path}", str(past), found, remedy)
+            actual = f"{exact}, and nothing about {previous.version}"
+            raise IntegrityError(f"The history of {exact.path}", str(previous), actual, remedy)
 
     def _not_cached(
         self, reference: Reference | Link, source: Source, why: str, misses: list[NotFoundError]
@@ -212,40 +214,45 @@ def _exact(reference: object) -> Reference:
     return reference
 
 
-def _went_back(source: Source, before: Meaning, found: Resolved) -> str | None:
+def _went_back(source: Source, previous_meaning: Meaning, resolved: Resolved) -> str | None:
     """Return a sentence if a version precedes the earlier one, else None; a hub with commits is asked for their order."""
-    now, past = str(_exact(found.reference).version), str(_exact(before.reference).version)
-    if is_version(now) and is_version(past):
-        return _BACK if number(now) < number(past) else None
-    if now == past or before.digest == found.digest:
+    version, previous_version = str(_exact(resolved.reference).version), str(_exact(previous_meaning.reference).version)
+    if is_version(version) and is_version(previous_version):
+        return _BACK if number(version) < number(previous_version) else None
+    if version == previous_version or previous_meaning.digest == resolved.digest:
         return None
     try:
-        entries = [*source.document(_exact(found.reference).path).versions.values()]
+        entries = [*source.document(_exact(resolved.reference).path).versions.values()]
     except DeltaHubError:  # the order is unknown
         return None
-    at, was_at = _place(entries, now, found.digest), _place(entries, past, before.digest)
-    if at is None:  # on another branch
+    position, previous_position = (
+        _place(entries, version, resolved.digest),
+        _place(entries, previous_version, previous_meaning.digest),
+    )
+    if position is None:  # on another branch
         return None
-    if was_at is None:
+    if previous_position is None:
         return "Its history was rewritten, and that is not in it any more."
-    return _BACK if at < was_at else None
+    return _BACK if position < previous_position else None
 
 
 def _place(entries: Sequence[Version], commit: str, digest: Digest) -> int | None:
     """Return the position of a commit among a delta's versions, oldest first; None if it is not among them."""
     names = {digest, CommitDigest(commit)}
-    found = [place for place, it in enumerate(entries) if it.digest in names or commit_id(it.digest) == commit]
-    return found[-1] if found else None
+    positions = [
+        position for position, entry in enumerate(entries) if entry.digest in names or commit_id(entry.digest) == commit
+    ]
+    return positions[-1] if positions else None
 
 
-def _changed(name: Reference, before: Meaning, found: Resolved) -> IntegrityError:
-    exact = _exact(found.reference)
+def _changed(name: Reference, previous_meaning: Meaning, resolved: Resolved) -> IntegrityError:
+    exact = _exact(resolved.reference)
     remedy = (
         "A version keeps its digest for ever, and this one had another when it was last pulled: the delta was deleted and "
         "made anew, or an old copy of its registry was restored. Ask its owner. If the new content is right, pull it by "
-        f"its digest: deltahub pull {exact.at(found.digest)}"
+        f"its digest: deltahub pull {exact.at(resolved.digest)}"
     )
-    return IntegrityError(f"The history of {name}", before.digest, found.digest, remedy)
+    return IntegrityError(f"The history of {name}", previous_meaning.digest, resolved.digest, remedy)
 
 
 def _stopped(

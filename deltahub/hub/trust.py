@@ -115,8 +115,8 @@ class Policies:
                 yield source.name, keys
 
     def _has(self, source: Source, exact: Reference, *, ask: bool) -> bool:
-        before = self._names.origin(exact.path)
-        if before and before.place == source.place:
+        origin = self._names.origin(exact.path)
+        if origin and origin.place == source.place:
             return True
         if not ask or self._choice.forbidden(source):
             return False
@@ -135,8 +135,8 @@ class Policies:
     def _is_at(self, name: str, url: str) -> bool:
         if is_place(name):
             return same_place(place_of(name), url)
-        there = self._url(self._choice.sources[name]) if name in self._choice.sources else None
-        return there is not None and same_place(there, url)
+        source_url = self._url(self._choice.sources[name]) if name in self._choice.sources else None
+        return source_url is not None and same_place(source_url, url)
 
     def _signatures(self, reference: Reference | Link, digest: Digest) -> Mapping[str, bytes]:
         source = self._choice.require_reachable(self._choice.source_of(reference))
@@ -147,18 +147,22 @@ class Policies:
         return source.registry.store.url if isinstance(source, RegistrySource) else None
 
 
-def same_place(one: str, other: str) -> bool:
+def same_place(address: str, other_address: str) -> bool:
     """Check whether two addresses mean the same registry: one bucket and prefix on any server, or one folder by any path."""
-    if S3 in (one[: len(S3)], other[: len(S3)]):
-        return one.partition(" at ")[0].rstrip("/") == other.partition(" at ")[0].rstrip("/")
+    if S3 in (address[: len(S3)], other_address[: len(S3)]):
+        return address.partition(" at ")[0].rstrip("/") == other_address.partition(" at ")[0].rstrip("/")
     try:
-        return Path(one).samefile(other)
+        return Path(address).samefile(other_address)
     except OSError:  # one of them does not exist
-        return os.path.realpath(one) == os.path.realpath(other)
+        return os.path.realpath(address) == os.path.realpath(other_address)
 
 
 def require_signature(
-    found: Resolved, keys: Collection[str], ask: Callable[[Digest], Mapping[str, bytes]], cache: Path, because: str = ""
+    resolved: Resolved,
+    keys: Collection[str],
+    ask: Callable[[Digest], Mapping[str, bytes]],
+    cache: Path,
+    reason: str = "",
 ) -> str:
     """Refuse a delta without a valid signature by a trusted key.
 
@@ -166,7 +170,7 @@ def require_signature(
         keys: the trusted keys, in PEM.
         ask: returns the signatures of a digest at its source.
         cache: the cache for verified signatures.
-        because: why these keys are required, as a clause, where it is not obvious.
+        reason: why these keys are required, as a clause, where it is not obvious.
 
     Returns:
         The id of the key that signed it.
@@ -176,34 +180,34 @@ def require_signature(
         ConfigError: signing is not installed.
     """
     trusted = {key.id: key for key in (PublicKey.parse(pem.encode(), "The settings") for pem in keys)}
-    manifest, version = found.manifest.to_bytes(), _version(found)
-    folder = cache / SIGNATURES / found.digest.hex
+    manifest, version = resolved.manifest.to_bytes(), _version(resolved)
+    folder = cache / SIGNATURES / resolved.digest.hex
     if key_id := trusted_signer(manifest, _kept(folder, trusted), trusted, version):
         return key_id
-    why = ""
+    problem = ""
     claims: Mapping[str, bytes] = {}
     try:
-        claims = ask(found.digest)
+        claims = ask(resolved.digest)
     except DeltaHubError as error:
-        why = f"its signatures cannot be read: {error}"
+        problem = f"its signatures cannot be read: {error}"
     key_id = trusted_signer(manifest, claims, trusted, version)
     if key_id is None:  # signatures of releases that stated no names
         key_id = trusted_signer(manifest, claims, trusted) or trusted_signer(manifest, _kept(folder, trusted), trusted)
         if key_id is None:
-            why = f"{why or _why(manifest, claims, trusted, version)}{because and f' ({because})'}"
-            raise SignatureError(str(found.reference), why, tuple(sorted(trusted)))
+            problem = f"{problem or _why(manifest, claims, trusted, version)}{reason and f' ({reason})'}"
+            raise SignatureError(str(resolved.reference), problem, tuple(sorted(trusted)))
         LOGGER.warning(
             "The signature of %s, by an earlier release, states no name and version, so it could be that of another delta. "
             "Sign it again: deltahub sign %s --key KEY",
-            *(found.reference, found.reference),
+            *(resolved.reference, resolved.reference),
         )
     if key_id in claims:
         _keep(cache, folder, key_id, claims[key_id])
     return key_id
 
 
-def _version(found: Resolved) -> str:
-    exact = found.reference
+def _version(resolved: Resolved) -> str:
+    exact = resolved.reference
     return f"{exact.path}@{exact.version}" if isinstance(exact, Reference) else ""
 
 
@@ -225,11 +229,11 @@ def _why(manifest: bytes, claims: Mapping[str, bytes], trusted: Mapping[str, Pub
 
 
 def _kept(folder: Path, trusted: Mapping[str, PublicKey]) -> dict[str, bytes]:
-    found = {}
+    signatures_by_key = {}
     for key_id in trusted:
         with contextlib.suppress(DeltaHubError, OSError):
-            found[key_id] = read_file(folder / f"{key_id}.json")
-    return found
+            signatures_by_key[key_id] = read_file(folder / f"{key_id}.json")
+    return signatures_by_key
 
 
 def _keep(cache: Path, folder: Path, key_id: str, signature: bytes) -> None:

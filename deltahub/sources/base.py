@@ -62,7 +62,7 @@ class Pulled:
 
 Fetch = Callable[[FileEntry, Path, Progress | None], None]
 # Returns digest and manifest of an exact reference that is cached; None if it is not.
-Known = Callable[[Reference], tuple[Digest, Manifest] | None]
+CacheLookup = Callable[[Reference], tuple[Digest, Manifest] | None]
 
 
 @dataclass(frozen=True)

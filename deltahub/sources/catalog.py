@@ -19,7 +19,7 @@ from deltahub.registry.registry import Registry
 from deltahub.settings import environment
 from deltahub.settings.source_entry import HF, HUB, SourceEntry, is_place, place_of
 from deltahub.settings.user import Settings, disabled_source, unknown_source
-from deltahub.sources.base import Known, Source
+from deltahub.sources.base import CacheLookup, Source
 from deltahub.sources.registry import RegistrySource
 
 Opener = Callable[[], Source]
@@ -48,34 +48,34 @@ class Sources(Mapping[str, Source]):
         return len(self._openers)
 
 
-def open_source(entry: SourceEntry, indexes: Path, known: Known, kept: Path | None = None) -> Source:
+def open_source(entry: SourceEntry, indexes: Path, lookup: CacheLookup, kept: Path | None = None) -> Source:
     """Open a source.
 
     Args:
         indexes: the folder for search indexes.
         kept: the folder for interrupted downloads; None to discard them.
-        known: looks up manifests in the cache.
+        lookup: looks up manifests in the cache.
 
     Raises:
         ConfigError: its address is malformed.
     """
     if entry.kind != HUB:
-        return RegistrySource(Registry(entry.store(), entry.name), indexes, known)
+        return RegistrySource(Registry(entry.store(), entry.name), indexes, lookup)
     from deltahub.sources.huggingface.source import HuggingFace  # imported lazily: only hubs need it
 
     if entry.name == HF:  # address and token come from the Hugging Face client's settings
-        return HuggingFace(entry.name, known=known, kept=kept)
-    return HuggingFace(entry.name, endpoint=entry.url, token_variable=entry.token_variable, known=known, kept=kept)
+        return HuggingFace(entry.name, lookup=lookup, kept=kept)
+    return HuggingFace(entry.name, endpoint=entry.url, token_variable=entry.token_variable, lookup=lookup, kept=kept)
 
 
-def registry_at(address: str, indexes: Path, known: Known) -> RegistrySource:
+def registry_at(address: str, indexes: Path, lookup: CacheLookup) -> RegistrySource:
     """Open a registry that is not a configured source, by folder or ``s3://bucket/prefix``, which is also its name.
 
     Raises:
         ConfigError: the address is malformed.
     """
     place = place_of(address)
-    return RegistrySource(Registry(SourceEntry(place, place).store(), place), indexes, known)
+    return RegistrySource(Registry(SourceEntry(place, place).store(), place), indexes, lookup)
 
 
 def link_at(link: Link, cache: Cache, names: CachedNames) -> Source:

@@ -16,7 +16,7 @@ from deltahub.registry.publish import Publication, Published, publish, publish_m
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.conditions import Search
 from deltahub.registry.search.index import Index, Listed
-from deltahub.sources.base import Known, Pushed, Resolved, Source
+from deltahub.sources.base import CacheLookup, Pushed, Resolved, Source
 from deltahub.stores.base import Progress
 
 
@@ -26,13 +26,13 @@ class RegistrySource:
     Args:
         registry: the registry; its name is the source's.
         indexes: the folder for its search index.
-        known: looks up manifests that need not be read again.
+        lookup: looks up manifests that need not be read again.
     """
 
-    def __init__(self, registry: Registry, indexes: Path, known: Known | None = None) -> None:
+    def __init__(self, registry: Registry, indexes: Path, lookup: CacheLookup | None = None) -> None:
         self.registry = registry
         self._indexes = indexes
-        self._known = known
+        self._lookup = lookup
 
     @property
     def name(self) -> str:
@@ -55,8 +55,8 @@ class RegistrySource:
         version = document.resolve(reference.version)
         exact = Reference(document.name, source=self.name, version=version)
         digest = document.versions[version].digest
-        found = self._known(exact) if self._known else None
-        manifest = found[1] if found and found[0] == digest else self.registry.manifest(digest)
+        cached = self._lookup(exact) if self._lookup else None
+        manifest = cached[1] if cached and cached[0] == digest else self.registry.manifest(digest)
         return Resolved(exact, digest, manifest, self._fetch)
 
     def document(self, path: DeltaPath) -> ReferenceDocument:
@@ -86,10 +86,10 @@ class RegistrySource:
         Raises:
             StorageError: the registry failed as a whole. All can be published again.
         """
-        done = publish_many(self.registry, publications, progress)
+        results = publish_many(self.registry, publications, progress)
         return [
-            became if isinstance(became, DeltaHubError) else self._pushed(it, became)
-            for it, became in zip(publications, done, strict=True)
+            result if isinstance(result, DeltaHubError) else self._pushed(publication, result)
+            for publication, result in zip(publications, results, strict=True)
         ]
 
     def amend(self, path: DeltaPath, version: str | None, amendment: Amendment) -> tuple[str, Version]:
@@ -97,10 +97,10 @@ class RegistrySource:
         document, name = amend(self.registry, path, version, amendment)
         return name, document.versions[name]
 
-    def _pushed(self, publication: Publication, became: Published) -> Pushed:
-        entry = became.document.versions[became.version]
-        exact = Reference(became.document.name, source=self.name, version=became.version)
-        return Pushed(exact, entry.digest, became.new, publication.manifest.size, entry.tags)
+    def _pushed(self, publication: Publication, published: Published) -> Pushed:
+        entry = published.document.versions[published.version]
+        exact = Reference(published.document.name, source=self.name, version=published.version)
+        return Pushed(exact, entry.digest, published.new, publication.manifest.size, entry.tags)
 
     def _fetch(self, entry: FileEntry, into: Path, progress: Progress | None) -> None:
         self.registry.fetch(entry, into, progress)

@@ -37,7 +37,7 @@ from deltahub.stores.retry import HUB_ANSWER_TIMEOUT
 from deltahub.text.suggestions import closest, mistyped
 
 if TYPE_CHECKING:
-    from deltahub.sources.base import Known
+    from deltahub.sources.base import CacheLookup
 
 HF: Final = "hf"
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -52,7 +52,7 @@ class HuggingFace:
         token: the user's token there; False for none.
         token_variable: the environment variable that holds it otherwise; None for the one of `hf auth login` or HF_TOKEN, which
             belongs to the hub that HF_ENDPOINT names.
-        known: what was pulled before, so that a pinned commit needs no request.
+        lookup: what was pulled before, so that a pinned commit needs no request.
         pause: waits for a number of seconds, when the hub asks for it.
         kept: the folder in which what interrupted downloads got is kept; None to keep nothing.
         longest: seconds for one answer as a whole, without the bytes of files.
@@ -64,14 +64,14 @@ class HuggingFace:
         endpoint: str | None = None,
         token: Token = None,
         token_variable: str | None = None,
-        known: Known | None = None,
+        lookup: CacheLookup | None = None,
         pause: Callable[[float], None] = pause,
         kept: Path | None = None,
         longest: float = HUB_ANSWER_TIMEOUT,
     ) -> None:
         self.calls = Calls(name, endpoint, token, token_variable, pause, longest)
         self._kept = kept
-        self._known = known
+        self._lookup = lookup
 
     @property
     def name(self) -> str:
@@ -176,7 +176,7 @@ class HuggingFace:
 
     def _cached(self, path: str, commit: str) -> Resolved | None:
         """Return a commit pulled before, if it is cached."""
-        pulled = self._known(Reference.parse(f"{self.name}:{path}@{commit}")) if self._known else None
+        pulled = self._lookup(Reference.parse(f"{self.name}:{path}@{commit}")) if self._lookup else None
         return self._resolved(Snapshot(self.calls, path, commit, self._kept), pulled[1]) if pulled else None
 
     def _resolved(

@@ -59,12 +59,12 @@ class WebBundle:
         self.file_sha256 = sha256_file(file)[0]
         self._registry = Registry(LocalStore(folder / "registry"), shown(link.url))
         try:
-            held = import_bundle(file, self._registry)
+            copies = import_bundle(file, self._registry)
         except IntegrityError as error:
             remedy = "Ask its owner to publish it again."
             raise IntegrityError(f"The bundle {shown(link.url)}", error.expected, error.found, remedy) from error
         file.unlink()
-        document = _wanted(link, [self._registry.document(each.name) for each in held])
+        document = _wanted(link, [self._registry.document(copy.name) for copy in copies])
         version = document.resolve(link.inside.version if link.inside else None)
         self.manifest: Manifest = self._registry.manifest(document.versions[version].digest)
 
@@ -86,24 +86,24 @@ def digest_in(web: Web, link: Link) -> Digest:
         size = tarfile.TarInfo.frombuf(data[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape").size
     except tarfile.TarError:
         size = 0  # `read_index` reports the error
-    whole = tarfile.BLOCKSIZE + size + -size % tarfile.BLOCKSIZE
-    if len(data) < whole <= LARGEST_INDEX:
-        data = start(web, link.url, whole)
+    index_size = tarfile.BLOCKSIZE + size + -size % tarfile.BLOCKSIZE
+    if len(data) < index_size <= LARGEST_INDEX:
+        data = start(web, link.url, index_size)
     deltas = read_index(io.BytesIO(data), shown(link.url))["deltas"]
     document = _wanted(link, [ReferenceDocument.from_bytes(canonical_json(delta)) for delta in deltas])
     return document.versions[document.resolve(link.version)].digest
 
 
-def _wanted(link: Link, held: Sequence[ReferenceDocument]) -> ReferenceDocument:
+def _wanted(link: Link, documents: Sequence[ReferenceDocument]) -> ReferenceDocument:
     """Return the delta of a bundle that a link names."""
     if link.inside is None:
-        if len(held) == 1:
-            return held[0]
-        names = [f"{document.name}@{version}" for document in held for version in document.versions]
+        if len(documents) == 1:
+            return documents[0]
+        names = [f"{document.name}@{version}" for document in documents for version in document.versions]
         msg = f"The bundle {link} has several deltas: {', '.join(names)}. Name one of them: {link.shown}#{names[0]}"
         raise ReferenceSyntaxError(msg)
-    for document in held:
+    for document in documents:
         if document.name == link.inside.path:
             return document
-    names = [document.name for document in held]
+    names = [document.name for document in documents]
     raise NotFoundError(link.inside.path, (link.shown,), closest(link.inside.path, names))

@@ -75,12 +75,12 @@ def _size(variable: str, usual: int) -> int:
     text = os.environ.get(variable, "").strip()
     if not text:
         return usual
-    found = _SIZE.fullmatch(text)
-    if found is None:
+    match = _SIZE.fullmatch(text)
+    if match is None:
         msg = f"{variable} is {text!r}; expected a number of bytes, or one with KB, MB, GB or TB, such as 20GB."
         raise ConfigError(msg)
-    unit = (found[2] or "").upper()
-    return int(found[1]) * _UNITS["" if unit == "B" else unit]
+    unit = (match[2] or "").upper()
+    return int(match[1]) * _UNITS["" if unit == "B" else unit]
 
 
 _BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -120,19 +120,19 @@ class Web:
             StorageError: the server refuses.
         """
         for number in range(self.limits.tries):
-            last = number == self.limits.tries - 1
+            is_last = number == self.limits.tries - 1
             try:
                 response = self._once(url, headers or {})
             except RequestException as error:
-                gone = number >= _DIALS - 1 and _never_connected(error)
-                if last or gone or not isinstance(error, requests.ConnectionError | requests.Timeout):
+                is_gone = number >= _DIALS - 1 and _never_connected(error)
+                if is_last or is_gone or not isinstance(error, requests.ConnectionError | requests.Timeout):
                     raise no_answer(url, error) from error
                 self.wait(number, None, shown(url), "gives no answer")
                 continue
-            if response.status_code in _BUSY and not last:
-                asked = response.headers.get("Retry-After")
+            if response.status_code in _BUSY and not is_last:
+                retry_after = response.headers.get("Retry-After")
                 response.close()
-                self.wait(number, asked, shown(url), f"is busy ({response.status_code})")
+                self.wait(number, retry_after, shown(url), f"is busy ({response.status_code})")
                 continue
             if response.ok or response.status_code in (404, 410, 416):
                 return response
@@ -140,55 +140,60 @@ class Web:
             raise _refused(url, response.status_code)
         raise AssertionError  # the last attempt returns or raises
 
-    def wait(self, number: int, asked: str | None, what: str, why: str) -> None:
+    def wait(self, number: int, retry_after: str | None, address: str, problem: str) -> None:
         """Wait before the next attempt.
 
         Args:
             number: number of waits before this one.
-            asked: the server's Retry-After header, if any.
+            retry_after: the server's Retry-After header, if any.
         """
-        seconds = min(max(self.limits.backoff * 2**number, _seconds(asked)), self.limits.longest)
-        LOGGER.warning("%s %s; asking again in %.0f s.", what, why, seconds)
+        seconds = min(max(self.limits.backoff * 2**number, _seconds(retry_after)), self.limits.longest)
+        LOGGER.warning("%s %s; asking again in %.0f s.", address, problem, seconds)
         self._pause(seconds)
 
     def _once(self, url: str, headers: Mapping[str, str]) -> requests.Response:
-        sent = {"User-Agent": f"deltahub/{VERSION}", "Accept-Encoding": "identity", **headers}
+        all_headers = {"User-Agent": f"deltahub/{VERSION}", "Accept-Encoding": "identity", **headers}
         patience = (self.limits.connect, self.limits.answer)
-        here = url
+        address = url
         for _ in range(self.limits.redirects + 1):
             try:
-                ask = partial(
-                    self._session.get, here, headers=sent, timeout=patience, stream=True, allow_redirects=False
+                request = partial(
+                    self._session.get,
+                    address,
+                    headers=all_headers,
+                    timeout=patience,
+                    stream=True,
+                    allow_redirects=False,
                 )
-                response: requests.Response = with_time_limit(self.limits.whole, ask)
+                response: requests.Response = with_time_limit(self.limits.whole, request)
             except TimeoutError as error:
                 raise too_slow(url, self.limits.whole) from error
             except PrivateAddressError as error:
-                msg = f"{shown(url)} is not followed to {shown(here)}. {error}"
+                msg = f"{shown(url)} is not followed to {shown(address)}. {error}"
                 raise UnreachableError(msg) from error
-            place = response.headers.get("Location")
-            if response.status_code not in _MOVED or place is None:
+            location = response.headers.get("Location")
+            if response.status_code not in _MOVED or location is None:
                 return response
             response.close()
-            here = _next(url, here, place)
+            address = _next(url, address, location)
         msg = (
-            f"{shown(url)} sends on more than {self.limits.redirects} times, the last time to {shown(here)}. "
+            f"{shown(url)} sends on more than {self.limits.redirects} times, the last time to {shown(address)}. "
             "Ask its owner for the address of the file itself."
         )
         raise UnreachableError(msg)
 
 
-def _next(start: str, here: str, place: str) -> str:
+def _next(start: str, address: str, location: str) -> str:
     """Return the target of a redirect, if it may be followed."""
-    there = urljoin(here, place).partition("#")[0]
-    scheme = urlsplit(there).scheme.lower()
-    if scheme not in _PORTS or (urlsplit(here).scheme.lower() == "https" and scheme != "https"):
+    target = urljoin(address, location).partition("#")[0]
+    scheme = urlsplit(target).scheme.lower()
+    if scheme not in _PORTS or (urlsplit(address).scheme.lower() == "https" and scheme != "https"):
         msg = (
-            f"{shown(start)} is not followed to {shown(there)}: a secure address must not lead to one that is not, "
+            f"{shown(start)} is not followed to {shown(target)}: a secure address must not lead to one that is not, "
             "where anybody on the way could change the bytes. Ask its owner for another address."
         )
         raise UnreachableError(msg)
-    return there
+    return target
 
 
 def _never_connected(error: Exception) -> bool:
@@ -231,15 +236,15 @@ def _refused(url: str, status: int) -> StorageError:
     return StorageError(f"Fetching {shown(url)} failed ({status}). {remedy}")
 
 
-def _seconds(asked: str | None) -> float:
+def _seconds(retry_after: str | None) -> float:
     """Parse a Retry-After header, a number or a date, to seconds."""
-    if not asked:
+    if not retry_after:
         return 0.0
     try:
-        return max(float(asked), 0.0)
+        return max(float(retry_after), 0.0)
     except ValueError:
         pass
     try:
-        return max((parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds(), 0.0)
+        return max((parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds(), 0.0)
     except (ValueError, TypeError):
         return 0.0

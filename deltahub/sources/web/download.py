@@ -154,39 +154,41 @@ class Download:
 
     def _go_on(self, progress: Progress | None) -> None:
         """Download the missing bytes."""
-        there = self._into.stat().st_size if self._etag and self._into.exists() else 0
-        headers = {"Range": f"bytes={there}-", "If-Range": str(self._etag)} if there else {}
+        received = self._into.stat().st_size if self._etag and self._into.exists() else 0
+        headers = {"Range": f"bytes={received}-", "If-Range": str(self._etag)} if received else {}
         with contextlib.closing(self._web.get(self._url, headers)) as response:
             if response.status_code in _GONE:
                 raise NotFoundError(shown(self._url), (shown(self._url),))
             etag = response.headers.get("ETag", "")
-            if response.status_code in _PART and not (there and _first(response) == there and etag == self._etag):
+            if response.status_code in _PART and not (received and _first(response) == received and etag == self._etag):
                 self._etag = None  # not the requested range, or of another file: start again
                 raise BrokenError("another part than was asked for")
             if response.status_code not in _PART:
-                there = 0
+                received = 0
             self._etag = etag if etag.startswith('"') and len(etag) <= _LONGEST_ETAG else None
-            most = self._web.limits.file if self._size is None else self._size
+            limit = self._web.limits.file if self._size is None else self._size
             try:
-                with self._into.open("ab" if there else "wb") as file:
-                    patience = self._web.limits.seconds(most - there)
-                    for piece in pieces(response, self._url, most - there, patience):
+                with self._into.open("ab" if received else "wb") as file:
+                    patience = self._web.limits.seconds(limit - received)
+                    for piece in pieces(response, self._url, limit - received, patience):
                         file.write(piece)
                         if progress:
                             progress(len(piece))
             except _TooLargeError as error:
                 if self._size is None:
                     raise
-                expected, found = f"{self._size} bytes", f"{there + error.found} bytes or more"
-                raise IntegrityError(shown(self._url), expected, found, "Ask its owner to publish it again.") from error
+                expected, actual = f"{self._size} bytes", f"{received + error.found} bytes or more"
+                raise IntegrityError(
+                    shown(self._url), expected, actual, "Ask its owner to publish it again."
+                ) from error
 
     def _take_up(self) -> None:
         """Resume an earlier download; only one process can claim it."""
         with contextlib.suppress(OSError, ValueError):
             forget_old(self._kept)
-            for found in self._kept.glob(f"{self._key}.*"):
-                etag = bytes.fromhex(found.suffix[1:]).decode()
-                os.replace(found, self._into)
+            for partial_file in self._kept.glob(f"{self._key}.*"):
+                etag = bytes.fromhex(partial_file.suffix[1:]).decode()
+                os.replace(partial_file, self._into)
                 self._etag = etag
                 return
 
@@ -198,23 +200,23 @@ class Download:
 
 
 class _TooLargeError(StorageError):
-    def __init__(self, text: str, found: int) -> None:
-        super().__init__(text, found)
-        self.found = found
+    def __init__(self, text: str, size: int) -> None:
+        super().__init__(text, size)
+        self.found = size
 
 
-def _too_large(url: str, found: int, most: int) -> _TooLargeError:
+def _too_large(url: str, size: int, limit: int) -> _TooLargeError:
     return _TooLargeError(
-        f"{shown(url)} has {found:,} bytes or more, and {most:,} may be taken. If it is what you want, set "
+        f"{shown(url)} has {size:,} bytes or more, and {limit:,} may be taken. If it is what you want, set "
         "DELTAHUB_MAX_FILE and DELTAHUB_MAX_DOWNLOAD to more.",
-        found,
+        size,
     )
 
 
 def _first(response: requests.Response) -> int | None:
     """Return the position of the first byte of a partial response."""
-    found = _FIRST.match(response.headers.get("Content-Range", ""))
-    return int(found[1]) if found else None
+    match = _FIRST.match(response.headers.get("Content-Range", ""))
+    return int(match[1]) if match else None
 
 
 def _wait(web: Web, number: int, url: str, error: BrokenError) -> None:

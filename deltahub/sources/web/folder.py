@@ -40,12 +40,12 @@ class WebFolder:
 
     def __init__(self, web: Web, link: Link, kept: Path) -> None:
         self._web, self._url, self._kept = web, link.url, kept
-        where = shown(self._address(CONFIG))
+        address = shown(self._address(CONFIG))
         config = small(web, self._address(CONFIG), _CONFIG)
         if config is None:
-            raise NotFoundError(str(link), (where,), _repo(link.url))
-        document = parse_document(config, where)
-        listed = listed_files(document, where, "Ask its owner to save the delta again.")
+            raise NotFoundError(str(link), (address,), _repo(link.url))
+        document = parse_document(config, address)
+        listed = listed_files(document, address, "Ask its owner to save the delta again.")
         self._refuse_large(listed)
         card = None if CARD in document["files"] else small(web, self._address(CARD), _CARD)
         self._small = {CONFIG: config} | ({CARD: card} if card is not None else {})
@@ -64,11 +64,11 @@ class WebFolder:
                 progress(entry.size)
         else:
             Download(self._web, self._address(entry.path), into, self._kept, entry.size).run(progress)
-        found, size = sha256_file(into)
-        if found != entry.sha256:
+        actual, size = sha256_file(into)
+        if actual != entry.sha256:
             into.unlink()
-            what, expected = shown(self._address(entry.path)), f"sha256:{entry.sha256}, {entry.size} bytes"
-            raise IntegrityError(what, expected, f"sha256:{found}, {size} bytes", _REMEDY)
+            address, expected = shown(self._address(entry.path)), f"sha256:{entry.sha256}, {entry.size} bytes"
+            raise IntegrityError(address, expected, f"sha256:{actual}, {size} bytes", _REMEDY)
 
     def _address(self, name: str) -> str:
         parts = urlsplit(self._url)

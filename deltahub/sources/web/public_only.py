@@ -58,11 +58,11 @@ class Guard:
 
 def is_public(address: str) -> bool:
     """Return whether an IP address is globally reachable: not loopback, link-local, private or reserved."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    inner = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
-    if found in _TRANSLATED:
-        inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-    return (inner or found).is_global and not found.is_multicast
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    inner = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
+    if parsed in _TRANSLATED:
+        inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
+    return (inner or parsed).is_global and not parsed.is_multicast
 
 
 def looks_public(host: str) -> bool:

@@ -79,46 +79,46 @@ class WebSource:
             StorageError: it is too large, or the server refuses.
         """
         link = self._link
-        seen = self._names.recall(link) if link.pin else None
-        if seen and (manifest := self._names.manifest(seen.digest)):
-            return self._held(seen.digest, manifest)
+        meaning = self._names.recall(link) if link.pin else None
+        if meaning and (manifest := self._names.manifest(meaning.digest)):
+            return self._held(meaning.digest, manifest)
         web = self._web()
         if _is_bundle(link):  # the start of a bundle tells which delta it is
             digest = digest_in(web, link)
             manifest = self._names.manifest(digest) if link.pin in (None, digest.hex) else None
             if manifest:
                 return self._held(digest, manifest)
-        found = self._fetched(web, link, progress)
-        return Resolved(link.pinned(found.manifest.digest), found.manifest.digest, found.manifest, found.fetch)
+        delta = self._fetched(web, link, progress)
+        return Resolved(link.pinned(delta.manifest.digest), delta.manifest.digest, delta.manifest, delta.fetch)
 
     def _web(self) -> Web:
         return Web(self._limits or Limits.read(), self._pause)
 
     def _fetched(self, web: Web, link: Link, progress: Progress | None) -> WebBundle | WebFolder:
         kept = self._cache.root / PARTIAL
-        found: WebBundle | WebFolder
+        delta: WebBundle | WebFolder
         if _is_bundle(link):
-            found = WebBundle(web, link, self._cache.root, kept, progress)
-            also, what = found.file_sha256, "the bundle"
+            delta = WebBundle(web, link, self._cache.root, kept, progress)
+            file_sha256, file_name = delta.file_sha256, "the bundle"
         else:
-            found = WebFolder(web, link, kept)
-            also, what = found.config_sha256, "its config"
-        digest = found.manifest.digest
-        if link.pin and link.pin not in (digest.hex, also):
-            there = f"sha256:{also} ({what}) and {digest} (the delta)"
-            raise IntegrityError(link.shown, Digest.of_hex(link.pin), there, "Ask its owner what was changed.")
-        return found
+            delta = WebFolder(web, link, kept)
+            file_sha256, file_name = delta.config_sha256, "its config"
+        digest = delta.manifest.digest
+        if link.pin and link.pin not in (digest.hex, file_sha256):
+            actual = f"sha256:{file_sha256} ({file_name}) and {digest} (the delta)"
+            raise IntegrityError(link.shown, Digest.of_hex(link.pin), actual, "Ask its owner what was changed.")
+        return delta
 
     def _held(self, digest: Digest, manifest: Manifest) -> Resolved:
         """Return a cached delta; it is downloaded again, once for all files, only if the cached copy is damaged."""
         link, lock = self._link.pinned(digest), threading.Lock()
-        fetched: list[WebBundle | WebFolder] = []
+        downloads: list[WebBundle | WebFolder] = []
 
         def fetch(entry: FileEntry, into: Path, progress: Progress | None) -> None:
             with lock:
-                if not fetched:
-                    fetched.append(self._fetched(self._web(), link, progress))
-            fetched[0].fetch(entry, into, progress)
+                if not downloads:
+                    downloads.append(self._fetched(self._web(), link, progress))
+            downloads[0].fetch(entry, into, progress)
 
         return Resolved(link, digest, manifest, fetch)
 

@@ -74,8 +74,8 @@ def user(proxy: Proxy, token: str, pauses: list[float], tmp_path: Path) -> Calla
 
     def make(**options: object) -> Hub:
         cache = Cache(tmp_path / f"user-{next(_numbers)}")
-        known_version = CachedNames(cache).known
-        arguments = {"endpoint": proxy.url, "token": token, "known": known_version, "pause": pauses.append, **options}
+        lookup = CachedNames(cache).lookup
+        arguments = {"endpoint": proxy.url, "token": token, "lookup": lookup, "pause": pauses.append, **options}
         hf = HuggingFace("hf", **arguments)  # type: ignore[arg-type]
         return Hub({"local": Registry(MemoryStore(), "local"), "hf": hf}, cache)
 
