@@ -88,7 +88,7 @@ class SentenceGroup(TyperGroup):
         escape_help(self)
 
     def make_context(self, info_name: str | None, args: list[str], *others: Any, **kwargs: Any) -> Any:
-        """Parse the options before a command; one of them, `--install-completion`, writes into the user's home."""
+        """Parse the options before a command; `--install-completion` writes into the user's home."""
         as_json = "--json" in args
         try:
             with _usage_errors(as_json=as_json):

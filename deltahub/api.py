@@ -54,7 +54,7 @@ def amend(
     description: str | None = None,
     card: str | None = None,
 ) -> Reference:
-    """Change what is said about a version after its push, in a registry or a hub of DeltaHub; its content and digest stay.
+    """Amend the metadata of a version after its push, in a registry or a DeltaHub hub; its content and digest stay.
 
     Args:
         reference: by default the newest version.

@@ -329,5 +329,5 @@ def is_version(text: str) -> bool:
 
 
 def is_digest(text: str) -> bool:
-    """Return whether `text` is a content digest or a prefix of one."""
+    """Return whether `text` is a content digest or a digest prefix."""
     return _DIGEST.fullmatch(text) is not None

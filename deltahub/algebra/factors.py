@@ -78,7 +78,7 @@ class Reduced:
 
 
 def weighted_sum(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
-    """Return the weighted sum of updates of one shape, exact, in float64: the factors beside each other."""
+    """Return the weighted sum of equally shaped updates, exact, in float64, by concatenating their factors."""
     ups = [weight * term.up.double() for term, weight in zip(terms, weights, strict=True)]
     return Factors(torch.cat(ups, dim=1), torch.cat([term.down.double() for term in terms]))
 
@@ -107,7 +107,7 @@ def norm(factors: Factors) -> float:
 
 
 def cosine(first: Factors, second: Factors) -> float:
-    """Return the cosine of the angle between two updates of one shape as vectors; NaN if one is zero."""
+    """Return the cosine of the angle between two equally shaped updates as vectors; NaN if one is zero."""
     norms = norm(first) * norm(second)
     inner = (first.up.double().T @ second.up.double()) * (first.down.double() @ second.down.double().T)
     return max(-1.0, min(1.0, float(inner.sum()) / norms)) if norms else math.nan

@@ -91,7 +91,7 @@ def _size(folder: Path | str) -> int:
 
 
 def find(cache: Cache, text: str) -> Cached:
-    """Find the one delta in a cache with a digest, the start of one, or a reference.
+    """Find the only cached delta with a digest, a digest prefix, or a reference.
 
     Args:
         text: ``"sha256:3f9a51c0ffee"``, or a reference it was pulled or pinned by; source and version may be left out, and an

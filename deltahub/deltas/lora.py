@@ -321,7 +321,7 @@ class LoraModel(DeltaBase):
         """Build an update for each target.
 
         Raises:
-            NoMatchError: an address of a pattern matches none of them.
+            NoMatchError: an address of a pattern matches no module of the delta.
         """
         names = [target.name for target in targets]
         for pattern in (*config.rank_pattern, *config.alpha_pattern):

@@ -83,7 +83,7 @@ def _declared_widths(module: nn.Module) -> Widths | None:
     code = inspect.unwrap(type(module).forward).__code__
     width = _number(module, _HEADS) * _number(module, _HEAD_WIDTHS)
     if not width or {"repeat_kv", "repeat_interleave"} & {*code.co_names}:
-        return None  # it repeats heads itself, so the interface receives more of them
+        return None  # it repeats heads itself, so the interface receives more heads
     layers = {key: shape[1] for key, layer in module._modules.items() if layer and (shape := linear_width(layer))}
     apart = any(layers.get(key) == layers.get(value) == width for key, value in _PAIRS)
     fused = any(layers.get(key) == 3 * width for key in _FUSED)

@@ -62,7 +62,7 @@ def training_fault(layer: nn.Module, tensor: Tensor) -> str:
 
 
 def is_constant(layer: nn.Module, tensor: Tensor) -> bool:
-    """Return whether a tensor holds whole numbers that stand for themselves, such as a table of indices."""
+    """Return whether a tensor holds whole numbers that are plain values, such as a table of indices."""
     return not (tensor.is_floating_point() or tensor.is_complex()) and not _is_quantised(layer)
 
 

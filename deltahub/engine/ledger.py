@@ -270,7 +270,7 @@ def _keep_trainable(module: nn.Module, state_dict: dict[str, Any], prefix: str, 
 
 
 # The counterpart: a state dict without any frozen tensor counts as complete, e.g. for a Trainer that resumes. One with
-# some of them still counts as that of a whole model, so the others are reported as missing.
+# some frozen tensors still counts as a whole model's, so the others are reported as missing.
 def _miss_only_trainable(module: nn.Module, keys: Any) -> None:
     ledger = module.__dict__.get(ATTRIBUTE)
     if not isinstance(ledger, Ledger) or not ledger.only_trainable:

@@ -21,7 +21,7 @@ ATTRIBUTE: Final = "_deltahub_overrides"
 
 @dataclass(eq=False)
 class Override:
-    """The values of one backbone tensor.
+    """The values of a backbone tensor.
 
     Attributes:
         base: the backbone's own value while the live tensor holds another; None while the own value is live, so that changes

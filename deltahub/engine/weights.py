@@ -92,7 +92,7 @@ class FusedInsertion(Insertion):
     """An insertion that holds one insertion for each selected part of a layer; the other parts pass through.
 
     Args:
-        parts: the parts, all of one layer, with the insertion of each.
+        parts: the parts, all in the same layer, with the insertion of each.
     """
 
     def __init__(self, parts: Mapping[Part, Insertion]) -> None:

@@ -214,7 +214,7 @@ def scratch() -> Iterator[Path]:
 
 
 def move_all(stage: Path, folder: Path, names: Sequence[str]) -> None:
-    """Move files from `stage` over those in `folder`, in order; if a move fails, roll all of them back.
+    """Move files from `stage` over those in `folder`, in order; if a move fails, roll all moves back.
 
     A crash half way leaves the replaced files in `stage`.
     """

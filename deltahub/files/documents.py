@@ -20,7 +20,7 @@ _DEPTH: Final = 64  # maximum nesting of objects and arrays
 _DEEP: Final = "it nests too deeply"
 _MARKED: Final = "it begins with a byte-order mark; save it as UTF-8 without one"
 _DIGITS: Final = 300  # of a whole number: every float can hold so many
-_LONG_NUMBER: Final = re.compile(rb"\d{301}")  # it may stand in a text
+_LONG_NUMBER: Final = re.compile(rb"\d{301}")  # it may be inside a string
 
 _PLACE: Final = 200  # maximum characters of a file's text in a message
 _BOUNDS: Final = {

@@ -1,4 +1,4 @@
-"""DeltaBase: the handle of one delta on one backbone.
+"""DeltaBase: the handle of a delta on a backbone.
 
 A handle is not a module: its parameters live in the backbone, each in the `deltas` child of the module it acts on.
 `deltas_of(backbone)` recreates the handles, on the backbone or on any copy.

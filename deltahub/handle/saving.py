@@ -53,7 +53,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 class SaveLoadMixin:
-    """The state of one delta on one backbone: its config and tensors, saved and restored. The name is OpenDelta's.
+    """The state of a delta on a backbone: its config and tensors, saved and restored. The name is OpenDelta's.
 
     Args:
         backbone_model: the backbone, or the part of a model that the delta was put on.

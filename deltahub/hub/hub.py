@@ -44,11 +44,11 @@ class Hub:
     """All sources and the cache.
 
     Args:
-        sources: by name, in the order of lookup for a name without a source; a registry may stand for its source.
+        sources: by name, in the order of lookup for a name without a source; a registry can be given instead of its source.
         cache: the cache for pulled deltas.
-        rules: which sources are used; by default all of them, and the first is the default for push and list.
+        rules: which sources are used; by default all, and the first is the default for push and list.
         local_files_only: use no network, whatever the environment says.
-        trust: keys in PEM, by the name or the address of a registry: deltas from there need a signature by one of them.
+        trust: keys in PEM, by the name or the address of a registry: deltas from there need a signature by any of the keys.
     """
 
     def __init__(
@@ -137,10 +137,10 @@ class Hub:
         return as_registry(source), document
 
     def amend(self, reference: Reference, amendment: Amendment) -> tuple[Reference, Version]:
-        """Change what is said about a version after its push, in the first source that has it; its content and digest stay.
+        """Amend the metadata of a version after its push, in the first source that has it; its content and digest stay.
 
         Returns:
-            The version with its source, and what is said about it now.
+            The version with its source, and its new metadata.
 
         Raises:
             NotFoundError: no source has it.
@@ -254,7 +254,7 @@ class Hub:
 
         Args:
             namespace: name each after its folder, in this namespace; by default each is named as in `push`.
-            tags: for all of them; likewise `message`.
+            tags: for all deltas; likewise `message`.
             to: see `push`; likewise `sign` and `allow_pickle`.
 
         Returns:

@@ -2,7 +2,7 @@
 
 A name without a source is looked up in one source after the other, and the first that has it wins. A private name is not
 looked up in a public source (`private_names`). A source that does not answer ends the search: it may have a delta of that name, and
-no other source stands in for it. Without the network, a reference has the meaning of its last pull by that name.
+no other source replaces it. Without the network, a reference has the meaning of its last pull by that name.
 
 A version keeps its digest for ever. If a source returns other content for a version than before, it is refused; if an alias or
 "latest" moved to an older version than before, a warning is logged.

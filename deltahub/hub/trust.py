@@ -1,6 +1,6 @@
 """Enforcement of signatures: a delta must be signed by a key that the user trusts for its registry.
 
-A delta from a registry with trusted keys needs a valid signature by one of them. Verified signatures are kept in the cache, so
+A delta from a registry with trusted keys needs a valid signature by any of the keys. Verified signatures are kept in the cache, so
 that they can be verified again without the network; this happens each time, so that a key that loses trust no longer counts.
 
 The policy applies to the location, not to its name: it covers a link to the registry's folder, another spelling of its address and
@@ -53,7 +53,7 @@ class Policies:
         self._choice, self._names, self._cache = choice, names, cache
 
     def check(self, resolved: Resolved, trust: Sequence[str] = (), *, chosen: bool = False, ask: bool = True) -> None:
-        """Refuse a delta if keys are trusted and it has no valid signature by one of them.
+        """Refuse a delta if keys are trusted and it has no valid signature by any trusted key.
 
         Args:
             trust: keys in PEM, one of which must have signed it, whatever its registry requires.
@@ -153,7 +153,7 @@ def same_place(address: str, other_address: str) -> bool:
         return address.partition(" at ")[0].rstrip("/") == other_address.partition(" at ")[0].rstrip("/")
     try:
         return Path(address).samefile(other_address)
-    except OSError:  # one of them does not exist
+    except OSError:  # a path does not exist
         return os.path.realpath(address) == os.path.realpath(other_address)
 
 

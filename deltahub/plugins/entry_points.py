@@ -20,7 +20,7 @@ from deltahub.log import LOGGER
 
 @dataclass(frozen=True)
 class Group:
-    """The entry points of one kind.
+    """The entry points of a kind.
 
     Attributes:
         name: its name in a pyproject.toml.

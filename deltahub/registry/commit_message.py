@@ -24,7 +24,7 @@ class CommitDigest(Digest):
         return str.__new__(cls, f"commit:{commit}")
 
     def __getnewargs__(self) -> tuple[str]:
-        """Return the commit's id, so that copies and pickles are made of it alone."""
+        """Return the commit's id, so that copies and pickles contain only the id."""
         return (self.hex,)
 
 

@@ -118,7 +118,7 @@ class ReferenceDocument:
         return self.resolve(version) if by_content and self.versions else version
 
     def version_for(self, digest: Digest) -> str:
-        """Return the version with this content, or the one that a push of it would create."""
+        """Return the version with this content, or the version that a push would create."""
         same = next((name for name, known in self.versions.items() if known.digest == digest), None)
         return same or self._next()
 

@@ -80,13 +80,13 @@ def write_state(store: Store, state: State, etag: str | None) -> str:
 
 
 def spare(store: Store, objects: Collection[str]) -> int:
-    """Take objects off the list of deletions; wait for a collection that is deleting one of them.
+    """Take objects off the list of deletions; wait for a collection that is deleting any.
 
     Args:
         objects: their sha256.
 
     Returns:
-        The generation in which none of them is listed. Objects that were being deleted may be gone.
+        The generation in which no object is listed. Objects that were being deleted may be gone.
     """
     while True:
         state, etag = settled(store, lambda sweeping: not sweeping.isdisjoint(objects))
@@ -100,7 +100,7 @@ def spare(store: Store, objects: Collection[str]) -> int:
 
 
 def store_spared(store: Store, objects: Mapping[str, Source], progress: Progress | None = None) -> int:
-    """Store objects in a generation without deletions of them.
+    """Store objects in a generation that does not delete any.
 
     Args:
         objects: see `Store.create`.

@@ -189,7 +189,7 @@ def publish(registry: Registry, publication: Publication, progress: Progress | N
 def publish_many(
     registry: Registry, publications: Sequence[Publication], progress: Progress | None = None
 ) -> list[Outcome[Published]]:
-    """Publish many checkpoints, those of one delta in their order.
+    """Publish many checkpoints; those with the same delta in their order.
 
     Returns:
         For each its result, or the error that kept it from being published.
@@ -228,7 +228,7 @@ def publish_many(
 def _add(
     registry: Registry, publications: Sequence[Publication], additions: Mapping[int, Addition]
 ) -> dict[int, Outcome[Published]]:
-    """Swap the documents of stored additions; several of one delta are one change."""
+    """Swap the documents of stored additions; several to the same delta are one change."""
     groups: dict[DeltaPath, list[int]] = defaultdict(list)
     for number in additions:
         groups[publications[number].reference.path].append(number)

@@ -1,7 +1,7 @@
 """Signatures in a registry: `signatures/<64 of the digest>/<64 of the key>.json`, one file per delta and key.
 
 They are not part of a version: a delta can be signed at any time, by several keys. A file holds the signatures of a key, one per
-line: each states the name and version that it covers, and content with several of them has a signature for each. This module
+line: each states the name and version that it covers, and content with several has a signature for each. This module
 does not verify signatures.
 """
 

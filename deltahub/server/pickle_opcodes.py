@@ -206,7 +206,7 @@ def is_pickle(size: int, read: Callable[[int, int], bytes]) -> bool:
 
     Args:
         size: number of bytes.
-        read: reads a range of them.
+        read: reads a range of the bytes.
     """
     source = _Bytes(size, read)
     machine = _Machine(source)

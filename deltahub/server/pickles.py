@@ -34,7 +34,7 @@ _ZIPPED: Final = re.compile(rb"[^\x00]{0,200}(data\.pkl|\.pickle|\.pkl|\.data/ve
 _ARRAY: Final = b"\x93NUMPY"
 _LONGEST_HEADER: Final = 1 << 20  # bytes of the header of an array
 _UNPACKED: Final = 1 << 20  # bytes of compressed content that are looked into
-_BY_BYTE: Final = 64 << 10  # bytes of it that are unpacked one by one
+_BY_BYTE: Final = 64 << 10  # bytes that are unpacked one by one
 _MOST_MEMBERS: Final = 20_000  # of an archive
 _MOST_READ: Final = 256 << 20  # bytes of an archive to read at most
 _MOST_UNPACKED: Final = 256 << 20  # bytes of all files of a compressed tar archive
@@ -92,7 +92,7 @@ def pickle_within(size: int, read: Read, *, deep: bool = True) -> str | None:
 
     Args:
         size: bytes of the file.
-        read: reads a range of it.
+        read: reads a range of the file.
         deep: whether to look into archives and compressed files.
     """
     head = read(0, min(size, HEAD)) if size else b""

@@ -3,7 +3,7 @@
 They are stored in the registry's own store, under `hub/repos/`, so that all processes of a hub share them. A delta pushed
 straight to the registry has no record: it is public.
 
-A copy of them is kept in memory, and checking for changes costs next to nothing: only changed folders are listed, by
+A copy is kept in memory, and checking for changes costs next to nothing: only changed folders are listed, by
 `deltahub.stores.folder_stamps`, and only changed documents are read.
 """
 

@@ -46,7 +46,7 @@ class Commit:
         id: 40 hex digits.
         version: of the delta, e.g. ``"v3"``; None for the first commit of a new repository.
         manifest: what it holds.
-        entry: what is said about the version; None for that first commit.
+        entry: metadata of the version; None for that first commit.
     """
 
     id: str
@@ -118,7 +118,7 @@ class Repository:
             raise _no_revision(self.path, revision, "no branch, tag, version or commit is called so") from error
 
     def commit(self, version: str | None) -> Commit:
-        """Return a version as a commit; None stands for the first commit of a new repository."""
+        """Return a version as a commit; None means the first commit of a new repository."""
         if version is None:
             return Commit(commit_id(EMPTY.digest), None, EMPTY, None)
         entry = self.document.versions[version]

@@ -186,7 +186,7 @@ class TelemetryMiddleware:
 
 
 class _Exchange:
-    """Counts and status of one request and its response."""
+    """Counts and status of a request and its response."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send

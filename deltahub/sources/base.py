@@ -164,14 +164,14 @@ class Source(Protocol):
         ...
 
     def amend(self, path: DeltaPath, version: str | None, amendment: Amendment) -> tuple[str, Version]:
-        """Change what is said about a version after its push; its content and digest stay.
+        """Amend the metadata of a version after its push; its content and digest stay.
 
         Args:
             path: ``"namespace/name"``.
             version: a version, alias or digest; None for the newest.
 
         Returns:
-            The version, and what is said about it now.
+            The version, and its new metadata.
 
         Raises:
             NotFoundError: no such delta or version here.

@@ -129,7 +129,7 @@ class Store(Protocol):
         ...
 
     def create(self, sources: Mapping[str, Source], progress: Progress | None = None) -> None:
-        """Store objects; on return all of them are durable.
+        """Store objects; on return all are durable.
 
         An existing object keeps its bytes and counts as new; a damaged one is written again.
 

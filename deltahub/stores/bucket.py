@@ -44,7 +44,7 @@ class Patience:
     Attributes:
         connect: seconds to wait for a connection.
         answer: seconds to wait for the next byte of an answer.
-        upload: seconds for a whole request that sends bytes, at most `PART` of them.
+        upload: seconds for a whole request that sends at most `PART` bytes.
         retries: how often a request is repeated after a lost connection or an answer 429 or 5xx.
         backoff: seconds before the first retry; each further wait is up to twice as long.
         total: seconds after which there are no more retries.

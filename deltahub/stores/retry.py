@@ -16,7 +16,7 @@ CONNECT_ATTEMPTS: Final = 2  # for an unknown host or a refused connection
 
 # In seconds.
 HUB_TIMEOUT: Final = 60.0  # of a connection to a hub without a byte
-HUB_ANSWER_TIMEOUT: Final = 300.0  # of one answer of a hub as a whole, without the bytes of files
+HUB_ANSWER_TIMEOUT: Final = 300.0  # for a whole answer of a hub, without the bytes of files
 INDEX_TIMEOUT: Final = 30.0  # for another process to write the search index
 READINESS_TIMEOUT: Final = 5.0  # for the store of a served registry to answer a check
 RENDER_TIMEOUT: Final = 30.0  # for one card and the start of the process that renders it, on a busy machine

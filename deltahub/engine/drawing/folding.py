@@ -64,7 +64,7 @@ class Node:
 
     @cached_property
     def size(self) -> int:
-        """Number of elements in all parameters of one of the modules; a tensor shared by two parameters counts twice."""
+        """Number of elements in all parameters of each module; a tensor shared by two parameters counts twice."""
         own_size = sum(leaf.size for leaf in self.parameters)
         return own_size + sum(child.size * len(child.names) for child in self.children)
 

@@ -192,7 +192,7 @@ _LAYOUTS: Final[Mapping[str, Layout]] = {
         _halves,
     ),
 }
-# Classes with ambiguous names, told apart by the module that defines them.
+# Classes with ambiguous names, distinguished by the module that defines them.
 _LAYOUTS_BY_MODULE: Final[Mapping[tuple[str, str], Layout]] = {
     ("Attention", "modeling_openai"): _thirds,
     ("VisionAttention", "modeling_qwen2_vl"): _thirds,

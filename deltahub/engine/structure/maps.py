@@ -60,7 +60,7 @@ def explicit_maps() -> dict[str, tuple[NameTree, NameTree]]:
 
 
 def explicit_map(cls: type) -> tuple[NameTree, NameTree] | None:
-    """Return the map of a class or of one that it inherits from, or None."""
+    """Return the map of a class or of a base class, or None."""
     maps = explicit_maps()
     return next((maps[base.__name__] for base in cls.__mro__ if base.__name__ in maps), None)
 

@@ -1,6 +1,6 @@
 """Names of a delta's tensors in OpenDelta: `<module>.<delta>[_<number>].<parameter>`.
 
-The number separates deltas of one type on one module: the second is `lora_1`; the third with a "_" in its name is cut at the
+The number separates deltas with the same type on one module: the second is `lora_1`; the third with a "_" in its name is cut at the
 first "_", so `low_rank_adapter`, `low_rank_adapter_1`, `low_2`.
 """
 
@@ -80,7 +80,7 @@ def choose_tensors(
     """Choose the tensors of the delta that a config describes, where several of its type were on a backbone together.
 
     A checkpoint holds the tensors of every delta. Its own delta is the one with the sizes of its config; failing that, they are
-    told apart as OpenDelta does it, by the number of deltas the module carries already.
+    distinguished as in OpenDelta, by the number of deltas the module carries already.
 
     Args:
         saved: all tensors of the checkpoint.

@@ -193,7 +193,7 @@ def _with_initial(
 def _replacement(
     module: str, weight: Tensor, names: Names, updates: Mapping[str, _Update], *, use_dora: bool
 ) -> _Update:
-    """Express a new weight of one module alone as a LoRA of full rank."""
+    """Express the new weight of a single module as a LoRA of full rank."""
     layer = names.modules[module]
     plain = type(layer).forward in (nn.Linear.forward, nn.Embedding.forward)
     if use_dora or module in updates or not plain or getattr(layer, "max_norm", None) is not None:

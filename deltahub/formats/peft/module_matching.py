@@ -109,7 +109,7 @@ def target_names(modules: Collection[str], every: Collection[str]) -> Names:
 
 
 def whole_names(modules: Collection[str], every: Collection[str]) -> Names:
-    """Return the full names of some modules; a regular expression if one of them is also the end of another module's name."""
+    """Return the full names of some modules; a regular expression if any is also the end of another module's name."""
     names = sorted(modules)
     return names if meant(names, every) <= set(names) else as_pattern(names)
 

@@ -36,7 +36,7 @@ def trained(
         own_tensors: the backbone's tensors in the file, by plain name.
 
     Returns:
-        The tensors for all modules that share them, by their name in the backbone; the weights of one module alone, by the module's
+        The tensors for all modules that share them, by their name in the backbone; the weights of a single module, by the module's
         plain name.
 
     Raises:

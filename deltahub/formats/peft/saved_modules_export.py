@@ -1,7 +1,7 @@
 """Conversion of trained backbone tensors to PEFT: `modules_to_save`, and biases of layers with a LoRA.
 
 PEFT replaces each module in `modules_to_save` by a copy, and needs the whole copy in the file. So the untrained tensors of such a
-module are taken from the backbone. A tensor shared by several modules is written for each of them, because each gets a copy.
+module are taken from the backbone. A tensor shared by several modules is written once per module, because each gets a copy.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def add_trained(
         heads: the modules that PEFT saves with every adapter for this task.
 
     Raises:
-        ConfigError: PEFT cannot replace one of them, or the backbone is needed.
+        ConfigError: PEFT cannot replace a module, or the backbone is needed.
     """
     replaced: set[str] = set()
     for name, tensor in trained.items():

@@ -1,4 +1,4 @@
-"""Amending what is said about a version after its push, for clients of DeltaHub: clients of the Hugging Face Hub know no such thing."""
+"""Amending the metadata of a version after its push, for DeltaHub clients; the Hugging Face Hub has no such endpoint."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from deltahub.server.telemetry import note
 
 
 def amend_version(request: Request, body: dict[str, Any]) -> Response:
-    """Change message, metrics, description or card of a version, and answer with what is said about it now.
+    """Change message, metrics, description or card of a version, and answer with the new metadata.
 
     Raises:
-        Refusal: there is no such version, or nothing that can be changed is named.
+        Refusal: there is no such version, or the request names no field that can be changed.
     """
     repository = open_repository(request, write=True)
     version = repository.find(request.path_params["revision"])

@@ -210,7 +210,7 @@ def squash(request: Request, body: dict[str, Any]) -> Response:
 
 
 def _first(repository: Repository) -> Version:
-    """Return what is said about the first commit of a new repository."""
+    """Return the metadata of the first commit of a new repository."""
     author = repository.record.author if repository.record else ""
     return Version(EMPTY.digest, repository.created, author, FIRST_COMMIT, (), summary_of(EMPTY))
 

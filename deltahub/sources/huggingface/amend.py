@@ -1,4 +1,4 @@
-"""Amending what is said about a version of a hub of DeltaHub, by a request that clients of other hubs do not know."""
+"""Amending the metadata of a version on a DeltaHub hub, through an endpoint that other hubs do not have."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Answer:
 def read(calls: Calls, repo: str, revision: str, path: str, doing: str) -> Answer:
     """Read a small file at a revision, and the commit of the revision, in one request.
 
-    The content is verified against the ETag, which is git's sha1 of it, or its sha256 if it is in LFS.
+    The content is verified against the ETag, which is git's sha1, or the sha256 of an LFS file.
 
     Raises:
         IntegrityError: the content does not match.
@@ -123,7 +123,7 @@ def copy(
         start = partial.take_up()
         if not start or start < size:
             calls.make(call, f"Pulling {repo}", subject, None)
-        if start and partial.digest.hexdigest() != sha256:  # what was there was not the start of it
+        if start and partial.digest.hexdigest() != sha256:  # the partial file was not its start
             partial.restart()
             calls.make(call, f"Pulling {repo}", subject, None)
     return partial.digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Which deltas of a hub of DeltaHub fit a backbone: their records of it are fetched, each once for all deltas that share it."""
+"""Deltas on a DeltaHub hub that fit a backbone: each backbone record is fetched once for all deltas that share it."""
 
 from __future__ import annotations
 

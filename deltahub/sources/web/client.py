@@ -42,9 +42,9 @@ class Limits:
         tries: maximum number of attempts per request.
         connect: connection timeout in seconds.
         answer: seconds without a byte.
-        whole: seconds for an answer that is read into memory, and for the head of one that is copied.
+        whole: seconds for an answer that is read into memory, and for the headers of an answer that is copied.
         backoff: seconds before the second try; each further wait is twice as long.
-        longest: seconds of the longest wait, also of one that the server asks for.
+        longest: seconds of the longest wait, also if the server asks for it.
     """
 
     file: int = 20 * 10**9
