@@ -26,6 +26,15 @@ def verify(
         bool, typer.Option("--repair", help="Fetch what is damaged from another registry or the cache.")
     ] = False,
     source: SourceOpt = None,
+    lineage: Annotated[
+        bool, typer.Option("--lineage", help="Compute a combined, resized or scaled delta again from its parents.")
+    ] = False,
+    parent: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parent", metavar="FOLDER", help="With --lineage: a parent that is not in a registry or the cache."
+        ),
+    ] = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -40,8 +49,15 @@ def verify(
     [dim]deltahub verify ./ckpt[/dim]
 
     [dim]deltahub verify --all --repair[/dim]
+
+    [dim]deltahub verify ./both --lineage --parent ./a --parent ./b[/dim]
     """
     out = Output(as_json=json, quiet=quiet)
+    if lineage or parent:
+        if not lineage or target is None or every or repair or source:
+            raise typer.BadParameter("--lineage takes one delta, with --parent or none, and no other option.")
+        _lineage(out, target, parent or [])
+        return
     if target and (every or Path(target).is_dir()):
         if every or repair:
             clause = "--all is every registry" if every else f"{target} is a folder: save it again, or pull it"
@@ -68,11 +84,7 @@ def verify(
     else:
         say(f"{len(results)} checked, all intact.")
     if not json and not quiet:
-        for reference, file, place in repaired:
-            say(f"{reference}: {file} was repaired from {place}.", err=True)
-        for signed_reference, states in signed.items():
-            keys_text = ", ".join(f"{signature['key'][:16]} ({signature['state']})" for signature in states)
-            say(f"{signed_reference}: signed by the key {keys_text}.", err=True)
+        _print_repairs(repaired, signed)
     if damaged:
         if not json and not quiet:
             remedy = (
@@ -81,6 +93,29 @@ def verify(
                 else "Try --repair, or push them again from intact copies."
             )
             say(f"{len(damaged)} of {len(results)} are damaged. {remedy}", err=True)
+        raise typer.Exit(DAMAGED)
+
+
+def _print_repairs(repaired: list[tuple[str, str, str]], signed: dict[str, list[dict[str, str]]]) -> None:
+    """Print on stderr what was repaired from where, and the keys of the signatures."""
+    for reference, file, place in repaired:
+        say(f"{reference}: {file} was repaired from {place}.", err=True)
+    for signed_reference, states in signed.items():
+        keys_text = ", ".join(f"{signature['key'][:16]} ({signature['state']})" for signature in states)
+        say(f"{signed_reference}: signed by the key {keys_text}.", err=True)
+
+
+def _lineage(out: Output, target: str, parents: list[str]) -> None:
+    """Compute a delta again from its parents, and print whether it is the same."""
+    from deltahub.algebra.lineage import OTHER, verify_lineage
+
+    check = verify_lineage(target, parents)
+    data = {**asdict(check), "parents": [{"digest": digest, "found": place} for digest, place in check.parents]}
+    detail = f" ({check.detail})" if check.detail else ""
+    verdict = "is not" if check.status == OTHER else "is"
+    line = f"{target} {verdict} the {check.operation} of its {len(check.parents)} parents: {check.status}{detail}."
+    out.result(data, line, *(f"{digest} from {place}" for digest, place in check.parents))
+    if check.status == OTHER:
         raise typer.Exit(DAMAGED)
 
 

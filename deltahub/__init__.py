@@ -13,6 +13,12 @@ from deltahub.renamed import RenamedModules
 from deltahub.version import VERSION
 
 if TYPE_CHECKING:
+    from deltahub.algebra.combine import combine as combine
+    from deltahub.algebra.diff import diff as diff
+    from deltahub.algebra.extract import extract as extract
+    from deltahub.algebra.lineage import verify_lineage as verify_lineage
+    from deltahub.algebra.resize import resize as resize
+    from deltahub.algebra.scale import scale as scale
     from deltahub.api import amend as amend
     from deltahub.api import list_deltas as list_deltas
     from deltahub.api import pull as pull
@@ -84,14 +90,20 @@ _HOMES = {
     "SoftPromptModel": "deltas",
     "Visualization": "engine.drawing.visualize",
     "amend": "api",
+    "combine": "algebra.combine",
     "deltas_of": "handle.base",
+    "diff": "algebra.diff",
     "export_peft": "formats.peft.export",
+    "extract": "algebra.extract",
     "list_deltas": "api",
     "merged_copy": "handle.merging",
     "pull": "api",
     "push": "api",
     "record_backbone": "handle.recording",
+    "resize": "algebra.resize",
     "route": "handle.routing",
+    "scale": "algebra.scale",
+    "verify_lineage": "algebra.lineage",
 }
 
 __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604  (names of _HOMES are strings)

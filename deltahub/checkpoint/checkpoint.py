@@ -338,7 +338,7 @@ def write(
     folder: Path,
     document: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
-    fingerprint: Fingerprint,
+    fingerprint: Fingerprint | None,
     card: str,
     save_function: Saver,
 ) -> None:
@@ -348,6 +348,7 @@ def write(
     whose config does not vouch for its weights, which is refused.
 
     Args:
+        fingerprint: the record of the backbone; None if it is not known.
         save_function: writes the tensors to a path, as a safetensors file.
 
     Raises:
@@ -359,11 +360,13 @@ def write(
         with staging(folder) as stage:
             save_function(tensors, stage / WEIGHTS)
             require_usable(tensor_table(stage / WEIGHTS), str(folder / WEIGHTS))
-            write_synced(stage / BACKBONE, fingerprint.to_bytes())
-            shutil.copymode(stage / BACKBONE, stage / WEIGHTS)  # safetensors makes its files private
-            sync_file(stage / WEIGHTS)
             write_synced(stage / CARD, card.encode())
-            digests = {name: sha256_file(stage / name) for name in (WEIGHTS, BACKBONE)}
+            shutil.copymode(stage / CARD, stage / WEIGHTS)  # safetensors makes its files private
+            sync_file(stage / WEIGHTS)
+            if fingerprint:
+                write_synced(stage / BACKBONE, fingerprint.to_bytes())
+            listed = [WEIGHTS, *([BACKBONE] if fingerprint else [])]
+            digests = {name: sha256_file(stage / name) for name in listed}
             files = {name: {"sha256": sha256, "size": size} for name, (sha256, size) in digests.items()}
             full_document = {**document, "files": files}
             check_document(full_document)
@@ -371,7 +374,5 @@ def write(
             write_synced(stage / CONFIG, f"{text}\n".encode())
             # A README that describes the other files stays.
             keeps_card = (folder / CARD).exists() and not is_checkpoint(folder)
-            move_all(
-                stage, folder, [name for name in (WEIGHTS, BACKBONE, CARD, CONFIG) if not (keeps_card and name == CARD)]
-            )
+            move_all(stage, folder, [name for name in (*listed, CARD, CONFIG) if not (keeps_card and name == CARD)])
             sync_folders([folder, folder.parent])

@@ -31,6 +31,7 @@ CHECKPOINT_KEYS: Final = frozenset(
         "torch_version",
         "backbone_revision",
         "parents",
+        "lineage",
         "delta_type",
         "delta_package",
         "metadata",

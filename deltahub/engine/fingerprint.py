@@ -103,10 +103,15 @@ def _leaves(name: str, tensor: Tensor, version: int) -> Iterator[Leaf]:
         for part in wrapper.__tensor_flatten__()[0]:
             yield from _leaves(f"{name}.{part}", getattr(wrapper, part), version)
     else:
-        yield _leaf(name, tensor)
+        yield leaf_of(name, tensor)
 
 
-def _leaf(name: str, tensor: Tensor) -> Leaf:
+def leaf_of(name: str, tensor: Tensor) -> Leaf:
+    """Return the entry of one plain tensor in a fingerprint.
+
+    Raises:
+        DeltaHubError: it is on the meta device and has no bytes.
+    """
     if tensor.is_meta:
         msg = f"{name} is on the meta device and has no values. Load the backbone's weights before the delta."
         raise DeltaHubError(msg)
