@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from deltahub.errors import ReferenceSyntaxError
+from deltahub.link import Link
 from deltahub.reference import (
     DeltaPath,
     Digest,
@@ -290,3 +291,18 @@ def test_a_text_that_is_not_a_whole_digest_is_refused(text):
 def test_the_placeholder_for_a_digest_is_copied_unchanged():
     digest = CommitDigest("a" * 40)
     assert [copy.deepcopy(digest), pickle.loads(pickle.dumps(digest))] == [digest, digest] == [f"commit:{'a' * 40}"] * 2
+
+
+def test_only_a_name_without_a_source_is_searched_for():
+    name = Reference.parse("acme/ner@v2")
+
+    assert name.unplaced == name
+    assert Reference.parse("team:acme/ner").unplaced is None
+    assert Link.parse("https://host/bundle.tar#acme/ner").unplaced is None
+
+
+def test_a_link_is_remembered_by_its_whole_address_without_showing_its_secrets():
+    links = [Link.parse(f"https://host/ner?key={key}") for key in ("hidden1", "hidden2")]
+
+    assert links[0].cache_key != links[1].cache_key
+    assert not any(key in links[0].cache_key for key in ("hidden1", "hidden2"))
