@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from deltahub.checkpoint.default_name import backbone_name
+from deltahub.checkpoint.default_name import backbone_name, method_of
+
+# The library that reads a format, by its name on the Hugging Face Hub.
+_LIBRARIES: Final = {"peft": "peft", "adapters": "adapter-transformers", "diffusers": "diffusers", "gguf": "gguf"}
 
 
 def model_card(document: Mapping[str, Any], counts: Mapping[str, int]) -> str:
@@ -35,16 +38,17 @@ def front_matter(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _data(document: Mapping[str, Any]) -> ModelCardData:
     metadata = document.get("metadata", {})
-    base = metadata.get("backbone_model") or document.get("backbone_checkpoint_name")  # never a class name
+    own_base = document.get("backbone_checkpoint_name") or document.get("base_model")  # never a class name
+    base = metadata.get("backbone_model") or own_base
     base, results = (base if _is_id(base) else None), _eval_results(metadata)
     return ModelCardData(
-        library_name="deltahub",
+        library_name=_LIBRARIES.get(document.get("format", ""), "deltahub"),
         license=metadata.get("license"),
         base_model=base,
         base_model_relation="adapter" if base else None,
         datasets=[name for name in metadata.get("train_datasets", ()) if _is_id(name)] or None,
         metrics=sorted({result.metric_type for result in results}) or None,
-        tags=["deltahub", document["delta_type"], *metadata.get("tags", [])],
+        tags=list(dict.fromkeys(("deltahub", method_of(document), *metadata.get("tags", [])))),
         model_name=_title(document) if results else None,
         eval_results=results or None,
     )
@@ -52,7 +56,7 @@ def _data(document: Mapping[str, Any]) -> ModelCardData:
 
 def _title(document: Mapping[str, Any]) -> str:
     metadata = document.get("metadata", {})
-    task = " ".join([*metadata.get("train_tasks", [])[:1], document["delta_type"]])
+    task = " ".join([*metadata.get("train_tasks", [])[:1], method_of(document)])
     return str(metadata.get("name") or f"{task} for {backbone_name(document) or 'its backbone'}")
 
 

@@ -10,14 +10,14 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from deltahub.checkpoint.checkpoint import CARD, CONFIG, PICKLE, describe, read_document
+from deltahub.checkpoint.checkpoint import CARD, CONFIG, describe, read_document
+from deltahub.checkpoint.foreign import recognise
 from deltahub.checkpoint.from_files import describe_files
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import CheckpointError, IntegrityError
 from deltahub.files.atomic import copy_hashed, sha256_file, storage_errors
-from deltahub.files.documents import parse
 from deltahub.reference import Digest
 from deltahub.sources.huggingface.download import copy, git_blob
 from deltahub.sources.huggingface.snapshot import Snapshot
@@ -26,12 +26,7 @@ from deltahub.stores.base import Progress
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
-OPENDELTA: Final = "config.json"
-_OTHERS: Final = (  # config and weights as saved by other programs, the better format first
-    ("adapter_config.json", "adapter_model.safetensors"),
-    ("adapter_config.json", "adapter_model.bin"),
-    (OPENDELTA, PICKLE),
-)
+_LARGEST: Final = 1 << 30  # bytes of a file that only its content can show to be a delta
 _SHOWN: Final = 5  # file names in a message
 
 
@@ -82,9 +77,13 @@ class UnmanifestedDelta:
     def _manifest(self) -> Manifest:
         if CONFIG in self._siblings:
             return self._saved_by_deltahub()
-        for names in _OTHERS:
-            if self._siblings.keys() >= {*names} and (manifest := self._saved_by_others(names)):
-                return manifest
+        sizes = {name: sibling.size or 0 for name, sibling in self._siblings.items()}
+        found = recognise(sizes, self._read)
+        if found and not found.missing:
+            for name in found.files:
+                self._take_once(name)
+            entries = [FileEntry(name, *sha256_file(self._folder / name)) for name in found.files]
+            return describe_files(entries, lambda entry, start, end: self._read(entry.path, start, end))
         names_listed = ", ".join(sorted(self._siblings)[:_SHOWN]) or "nothing"
         msg = f"{self._snapshot} holds no delta: {CONFIG} is missing, and there is {names_listed}. Check the name."
         raise CheckpointError(msg)
@@ -101,24 +100,18 @@ class UnmanifestedDelta:
             subject = error.what.replace(str(self._folder), str(self._snapshot))
             raise IntegrityError(subject, error.expected, error.found, error.remedy) from error
 
-    def _saved_by_others(self, names: tuple[str, str]) -> Manifest | None:
-        """Return the manifest of a delta in another program's format; None if `config.json` belongs to a whole model."""
-        config, weights = names
-        self._take(config)
-        if config == OPENDELTA and "delta_type" not in self._document(config):
-            return None
-        self._take(weights)
-        if CARD in self._siblings:
-            self._take(CARD)
-        entries = [FileEntry(path.name, *sha256_file(path)) for path in self._folder.iterdir()]
-        return describe_files(entries, lambda entry, start, end: (self._folder / entry.path).read_bytes()[start:end])
+    def _read(self, name: str, start: int, end: int) -> bytes:
+        """Read a range of a file, which is downloaded as a whole; nothing of one too large to be downloaded on suspicion."""
+        if (self._siblings[name].size or 0) > _LARGEST and not (self._folder / name).exists():
+            return b""
+        self._take_once(name)
+        with (self._folder / name).open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
 
-    def _document(self, name: str) -> dict[str, Any]:
-        try:
-            document = parse((self._folder / name).read_bytes())
-        except ValueError:
-            return {}
-        return document if isinstance(document, dict) else {}
+    def _take_once(self, name: str) -> None:
+        if not (self._folder / name).exists():
+            self._take(name)
 
     def _take(self, name: str) -> None:
         """Download a file into the temporary folder, and verify it against the hub's listing."""

@@ -14,11 +14,13 @@ from safetensors.numpy import save
 
 from deltahub import AutoDeltaModel
 from deltahub.checkpoint import checkpoint
+from deltahub.checkpoint.from_files import describe
 from deltahub.errors import CheckpointError, IntegrityError
 from deltahub.hub.hub import Hub
 from deltahub.sources.huggingface.page import Card
 from tests.backbones import bert, forward
 from tests.checkpoints import content_of
+from tests.foreign import FOLDERS
 from tests.sources.huggingface.test_push_and_pull import api, delta_files, ref
 
 OPENDELTA = {"delta_type": "lora", "modified_modules": ["query"], "lora_r": 8}
@@ -114,6 +116,22 @@ def test_checkpoints_of_other_libraries_are_pulled_without_other_files(hub, repo
     assert pulled.manifest.kind == "files"
     assert not [path for _, path in proxy.requests if "optimizer.pt" in path and "resolve" in path]
     assert hub.pull(ref(repo), force=True).digest == pulled.digest
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_each_format_has_the_same_identity_in_a_folder_and_on_a_hub(hub, repo, tmp_path, name):
+    write, _ = FOLDERS[name]
+    write(tmp_path)
+    upload(hub, repo, {**content_of(tmp_path), "optimizer.pt": b"state"})
+    assert hub.pull(ref(repo)).digest == describe(tmp_path, allow_pickle=True).digest
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_each_format_is_pushed_to_a_hub_and_pulled_with_its_identity(hub, repo, tmp_path, name):
+    write, _ = FOLDERS[name]
+    write(tmp_path)
+    pushed = hub.push(tmp_path, f"hf:{repo}", allow_pickle=True)
+    assert hub.pull(ref(repo), force=True).digest == pushed.digest
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT asks by the old name
