@@ -46,6 +46,7 @@ _COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
     "verify": ("verify", "verify"),
     "sign": ("sign", "sign"),
     "inspect": ("inspect", "inspect"),
+    "check": ("check", "check"),
     "cache": ("cache", None),
     "registry": ("registry", None),
     "source": ("source", None),

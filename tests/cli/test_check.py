@@ -1,0 +1,73 @@
+"""`deltahub check` loads a delta on a backbone, and records the backbone beside a delta that has no record."""
+
+from __future__ import annotations
+
+import peft
+import pytest
+import torch
+
+from tests.backbones import bert
+
+# PEFT asks transformers for what it renames.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The folders of an adapter of PEFT, of its backbone, and of a backbone of the same shape with other weights."""
+    root = tmp_path_factory.mktemp("check")
+    backbone = bert()
+    backbone.save_pretrained(root / "bert")
+    with torch.no_grad():
+        backbone.bert.pooler.dense.bias.add_(1)
+    backbone.save_pretrained(root / "other")
+    config = peft.LoraConfig(r=4, target_modules=["query"], init_lora_weights=False)
+    peft.get_peft_model(bert(), config).save_pretrained(root / "adapter")
+    return root
+
+
+@pytest.fixture
+def adapter(folders, tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for path in (folders / "adapter").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_without_a_record_only_names_and_shapes_are_checked(run, run_json, folders, adapter):
+    assert run_json("check", adapter, "--backbone", folders / "other")["verified"] is False
+    assert "has no record to compare" in run("check", adapter, "--backbone", folders / "bert").stderr
+
+
+def test_a_record_in_the_folder_refuses_another_backbone(run, run_json, folders, adapter):
+    assert run_json("check", adapter, "--backbone", folders / "bert", "--record")["verified"] is True
+    done = run("check", adapter, "--backbone", folders / "other")
+    assert done.exit_code == 5
+    assert "trained on another backbone" in done.stderr
+
+
+def test_a_record_of_a_published_delta_is_its_next_version_with_the_same_tags(run, run_json, folders, adapter):
+    run("push", adapter, "acme/sums", "--tags", "best")
+    checked = run_json("check", "acme/sums", "--backbone", folders / "bert", "--record")
+
+    assert checked["delta"] == "local:acme/sums@v2"
+    assert (
+        run_json("show", "acme/sums")["tags"]
+        == run_json("show", "acme/sums@v1")["tags"]
+        == ["best", "lora", "transformers"]
+    )
+    assert run("check", "acme/sums", "--backbone", folders / "other").exit_code == 5
+    assert [it["name"] for it in run_json("list", "--fits", folders / "bert")] == ["acme/sums"]
+
+
+def test_the_backbone_is_recorded_by_a_push_too(run, run_json, folders, adapter):
+    run("push", adapter, "acme/sums", "--backbone", folders / "bert")
+    assert run("check", "acme/sums", "--backbone", folders / "bert").exit_code == 0
+    assert run("check", "acme/sums", "--backbone", folders / "other").exit_code == 5
+
+
+def test_a_folder_without_a_backbone_is_refused(run, adapter):
+    done = run("check", adapter, "--backbone", adapter)
+    assert done.exit_code == 1
+    assert "no backbone" in " ".join(done.stderr.split())
