@@ -20,7 +20,7 @@ from deltahub.stores.base import object_key
 from deltahub.stores.memory import MemoryStore
 from tests.faults.checking import Entry, check
 
-SECONDS = os.environ.get("DELTAHUB_SOAK_SECONDS", "3")
+SECONDS = os.environ.get("DELTAHUB_SOAK_SECONDS", "1")
 ROOT = Path(__file__).parents[2]
 
 
