@@ -5,10 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from deltahub.cache import maintenance
 from deltahub.cache.cache import Cache
 from deltahub.checkpoint.checkpoint import describe
 from tests.checkpoints import Fetched
+
+pytestmark = pytest.mark.slow  # processes
 
 READER = """
 import sys

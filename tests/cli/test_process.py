@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and devices")
+pytestmark = [
+    pytest.mark.slow,  # processes
+    pytest.mark.skipif(os.name == "nt", reason="POSIX signals and devices"),
+]
 
 COMMAND = [sys.executable, "-c", "from deltahub_cli.main import main; main()"]
 TERMINATED = """
@@ -57,7 +60,6 @@ def test_a_character_that_the_output_cannot_hold_is_escaped(run, ckpt, encoding)
     assert b"na" in deltahub("show", "me/x", env=environment).stdout
 
 
-@pytest.mark.slow
 def test_bytes_that_are_no_text_are_refused_nowhere_with_a_traceback(run, ckpt):
     environment = {**os.environb, b"DELTAHUB_AUTHOR": b"\xff", b"PYTHONUTF8": b"1"}
     pushed = subprocess.run([*COMMAND, "push", str(ckpt), "me/x", "-m", b"\xff"], env=environment, check=False)

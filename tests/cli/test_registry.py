@@ -17,6 +17,8 @@ from tests.checkpoints import content_of, save_checkpoint
 from tests.s3_proxy import Exchange
 from tests.s3_servers import ADMIN, READER
 
+pytestmark = pytest.mark.slow  # S3 servers
+
 
 @pytest.fixture
 def team(run, tmp_path) -> str:

@@ -17,6 +17,8 @@ from tests.backbones import bert, llama, stir, untouched
 from tests.engine.families import SIZES, family, run
 from tests.engine.roles import behaves_as, fed_by, roles_of
 
+pytestmark = pytest.mark.slow  # every family of models
+
 NO_ATTENTION = ("mamba", "resnet")
 # Their attention has no layer for the query that is ever called, so the defaults of LoRA find nothing.
 NO_QUERY = (*NO_ATTENTION, "fnet", "wavlm")

@@ -18,7 +18,10 @@ from deltahub.stores.local import LocalStore
 from tests.faults.actions import ACTIONS, NER, between, damage_of, state_of
 from tests.faults.injection import Faults
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="no fork")
+pytestmark = [
+    pytest.mark.slow,  # an error at every step
+    pytest.mark.skipif(os.name == "nt", reason="no fork"),
+]
 
 
 def error(number: int) -> OSError:
@@ -29,7 +32,6 @@ ALL = "DELTAHUB_FAULTS_ALL" in os.environ  # every error at every step; else one
 ERRORS = [error(number) for number in (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_process_killed_at_any_step_leaves_the_old_state_or_the_new_one(registries, world, faults, action):
     act = ACTIONS[action]
@@ -82,7 +84,6 @@ def test_an_error_at_any_step_is_one_sentence_and_loses_nothing(registries, worl
     assert all(reason in sentence for sentence, reason in sentences)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("turn", range(4) if ALL else [0])
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_read_error_is_a_deltahub_error_and_loses_nothing(registries, world, monkeypatch, action, turn):
@@ -123,7 +124,6 @@ READERS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("turn", range(4) if ALL else [0])
 @pytest.mark.parametrize("reader", READERS)
 def test_readers_get_the_content_or_a_deltahub_error(registries, monkeypatch, reader, turn, quick):

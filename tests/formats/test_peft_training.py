@@ -11,6 +11,7 @@ from deltahub import AutoDeltaModel, export_peft
 from tests.backbones import bert, equal, forward, gpt2, llama
 
 pytestmark = [
+    pytest.mark.slow,  # thirty steps of training, here and in PEFT
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Unsupported layer type .*Norm:UserWarning"),
 ]

@@ -8,6 +8,8 @@ from deltahub import deltas_of, route
 from tests.backbones import BACKBONES, bert, gpt2, t5, vit
 from tests.engine.crowds import ROUTED, four_rows, one_by_one, only, put_on, routed
 
+pytestmark = pytest.mark.slow  # every delta type on every family
+
 
 @pytest.mark.parametrize("make", BACKBONES.values(), ids=BACKBONES)
 @pytest.mark.parametrize("kind", ROUTED)

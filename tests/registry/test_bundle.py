@@ -40,6 +40,8 @@ from deltahub.stores.s3 import S3Store
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
 from tests.s3_servers import QUICK
 
+pytestmark = pytest.mark.slow  # damage at every place of a bundle
+
 parse = Reference.parse
 
 
@@ -358,7 +360,6 @@ def test_a_path_that_is_not_a_file_is_one_clear_error(target, tmp_path):
 # ----- faults -----
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
 def test_an_import_that_fails_at_any_step_can_be_repeated(tmp_path, source, faults, error):
     export(source, tmp_path / "x.tar", "acme/zoo")

@@ -26,6 +26,8 @@ from deltahub.stores.memory import MemoryStore
 from tests.clocks import clock
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
 
+pytestmark = pytest.mark.slow  # an error at every step
+
 NER = Reference.parse("acme/ner")
 NOW = timedelta()
 
@@ -436,7 +438,6 @@ def test_a_push_waits_for_a_running_collection_and_takes_over_from_a_dead_one(an
     assert read_state(anywhere.store)[0].sweeping == {}
 
 
-@pytest.mark.slow
 def test_pushes_and_collections_in_many_threads_lose_nothing(anywhere, publish, new_checkpoint, monkeypatch):
     monkeypatch.setattr(gc_state, "PAUSE", 0.001)
     errors: list[BaseException] = []
@@ -469,7 +470,6 @@ def test_pushes_and_collections_in_many_threads_lose_nothing(anywhere, publish, 
     assert [list(anywhere.document(f"acme/{name}").versions) for name in ("ner", "nli")] == [["v5"], ["v5"]]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
 def test_a_collection_that_fails_at_any_step_harms_nothing(tmp_path, publish, faults, quick, error):
     def prepare(case):

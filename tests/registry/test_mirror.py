@@ -21,6 +21,8 @@ from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
 
+pytestmark = pytest.mark.slow  # every kind of registry
+
 
 def documents(registry) -> dict[str, bytes]:
     return {key: registry.store.read(key) for key, _ in registry.store.keys(REFS)}

@@ -20,6 +20,8 @@ from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from tests.faults import FULL, INTERRUPT
 
+pytestmark = pytest.mark.slow  # an error at every step
+
 
 @pytest.fixture(autouse=True)
 def still(monkeypatch) -> None:
@@ -185,7 +187,6 @@ def test_a_delta_that_was_renamed_takes_what_is_pushed_under_both_names(anywhere
     assert len(anywhere.document("acme/b").versions) == 3
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no fork")
 def test_many_that_are_killed_at_any_step_are_published_or_not_and_can_be_repeated(tmp_path, publication, faults):
     publications = [publication("acme/a", 2), publication("acme/b", 3)]

@@ -19,6 +19,8 @@ from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
 
+pytestmark = pytest.mark.slow  # an error at every step
+
 NER, NLI = Reference.parse("acme/ner"), Reference.parse("acme/nli")
 
 

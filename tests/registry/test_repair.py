@@ -17,6 +17,8 @@ from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from tests.faults import FORBIDDEN, FULL, INTERRUPT
 
+pytestmark = pytest.mark.slow  # damage of every kind
+
 NER = Reference.parse("acme/ner")
 
 

@@ -21,6 +21,8 @@ from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from tests.keys import new_key
 
+pytestmark = pytest.mark.slow  # an error at every step
+
 
 @pytest.fixture(scope="module")
 def key(tmp_path_factory) -> PrivateKey:
@@ -185,7 +187,6 @@ def test_a_collection_keeps_the_signatures_of_a_batch(anywhere, tmp_path, key, f
     assert unsigned(anywhere) == []
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no fork")
 def test_many_that_are_killed_at_any_step_are_signed_wherever_they_can_be_seen(
     tmp_path, key, folders, faults, monkeypatch

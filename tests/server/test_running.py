@@ -25,7 +25,10 @@ from deltahub.stores.local import LocalStore
 from tests.server.clients import Client
 from tests.server.processes import COMMAND, serving
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+pytestmark = [
+    pytest.mark.slow,  # processes that serve
+    pytest.mark.skipif(os.name == "nt", reason="POSIX signals"),
+]
 
 
 def connect(url: str) -> socket.socket:
@@ -33,7 +36,6 @@ def connect(url: str) -> socket.socket:
     return socket.create_connection((parts.hostname, parts.port), timeout=60)
 
 
-@pytest.mark.slow
 def test_a_hub_answers_and_stops_on_a_signal(tmp_path):
     with serving(tmp_path / "log", "--registry", tmp_path / "registry") as hub:
         assert requests.get(f"{hub.url}/readyz", timeout=60).text == "ready\n"
@@ -77,7 +79,6 @@ def refused(url: str) -> bool:
     return False
 
 
-@pytest.mark.slow
 def test_several_processes_serve_one_registry_and_all_refuse_revoked_tokens(tmp_path):
     tokens = Tokens(LocalStore(tmp_path / "registry"))
     _, secret = tokens.create("ada", "write")
@@ -98,7 +99,6 @@ def test_several_processes_serve_one_registry_and_all_refuse_revoked_tokens(tmp_
         assert hub.stop() == 0
 
 
-@pytest.mark.slow
 def test_commits_through_several_hubs_of_several_processes_are_all_kept(tmp_path):
     registry = tmp_path / "registry"
     _, secret = Tokens(LocalStore(registry)).create("ada", "write")
@@ -119,7 +119,6 @@ def test_commits_through_several_hubs_of_several_processes_are_all_kept(tmp_path
     assert [damage for _, damage in verify(Registry(LocalStore(registry))) if damage] == []
 
 
-@pytest.mark.slow
 def test_a_bucket_is_served_by_its_name_as_a_source(tmp_path, moto, s3_keys):
     bucket = moto.bucket()
     entry = SourceEntry.checked(
@@ -135,7 +134,6 @@ def test_a_bucket_is_served_by_its_name_as_a_source(tmp_path, moto, s3_keys):
     assert Registry(entry.store()).document("acme/ner").latest == "v1"
 
 
-@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     with serving(tmp_path / "log", "--registry", tmp_path / "registry", "--workers", 2) as hub:
         assert requests.get(f"{hub.url}/healthz", timeout=60).ok
@@ -145,7 +143,6 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
             pass
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(tmp_path):
     with serving(tmp_path / "log", "--registry", tmp_path / "registry", "--workers", 2) as hub:
         requests.get(f"{hub.url}/healthz", timeout=60)
@@ -164,7 +161,6 @@ def workers(parent: int) -> list[int]:
     return [int(line.split()[0]) for line in listed.stdout.splitlines() if "spawn_main" in line]
 
 
-@pytest.mark.slow
 def test_a_hub_with_a_certificate_speaks_tls_and_nothing_else(tmp_path):
     certificate = tmp_path / "hub.pem"
     made = subprocess.run(
@@ -245,7 +241,6 @@ def test_a_missing_package_is_one_sentence_with_the_way_to_get_it():
     assert "pip install 'deltahub[serve]'" in done.stderr
 
 
-@pytest.mark.slow
 def test_logs_go_to_files_where_the_command_says_so(tmp_path):
     logs = ("--access-log", tmp_path / "access.jsonl", "--audit-log", tmp_path / "audit.jsonl")
     with serving(tmp_path / "log", "--registry", tmp_path / "registry", *logs) as hub:

@@ -19,6 +19,8 @@ from tests.server.clients import commit_body
 from tests.server.raw import Wire
 from tests.server.test_fuzz import _routes, filled
 
+pytestmark = pytest.mark.slow  # every route with many paths
+
 CANARY = "the canary outside of the registry"
 ESCAPES = [
     *(

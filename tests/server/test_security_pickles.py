@@ -20,6 +20,8 @@ from deltahub.server.errors import Refusal
 from deltahub.server.pickles import HEAD, looks_pickled, pickle_within, refuse_pickle
 from deltahub.server.settings import Settings
 
+pytestmark = pytest.mark.slow  # hundreds of pickles
+
 
 def torch_file(*, zipped: bool) -> bytes:
     file = io.BytesIO()

@@ -25,6 +25,8 @@ from deltahub.stores.base import object_key
 from deltahub.stores.local import LocalStore
 from tests.server.clients import commit_body
 
+pytestmark = pytest.mark.slow  # every route with every token
+
 PRIVATE, MISSING = "acme/secret-plan", "acme/nothing-plan"
 READS = [
     ("GET", "/api/models/{}"),

@@ -26,6 +26,8 @@ from deltahub.stores.s3 import S3Store
 from tests.s3_proxy import Proxy, status, without
 from tests.s3_servers import QUICK, READER
 
+pytestmark = pytest.mark.slow  # S3 servers
+
 DOCUMENT = "refs/acme/ner.json"
 WEIGHTS = b"weights"
 SHA = hashlib.sha256(WEIGHTS).hexdigest()
@@ -109,7 +111,6 @@ print(most() - before)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
 def test_a_big_file_takes_no_more_memory_than_one_of_a_few_parts(moto, s3_keys, tmp_path):
     arguments = [*dataclasses.astuple(moto.bucket())[:3]]

@@ -17,6 +17,8 @@ from deltahub.stores.s3 import S3Store
 from tests.s3_proxy import Exchange, cut, lose, reset, status
 from tests.s3_servers import QUICK
 
+pytestmark = pytest.mark.slow  # a server that fails in every way
+
 DOCUMENT = "refs/acme/ner.json"
 WEIGHTS = b"weights"
 SHA = hashlib.sha256(WEIGHTS).hexdigest()

@@ -10,6 +10,8 @@ from deltahub import AutoDeltaModel
 from tests.backbones import gpt2, llama, original, stir, t5
 from tests.training.matrix import KINDS, put_on
 
+pytestmark = pytest.mark.slow  # every delta type writes text
+
 
 def bart(seed: int = 0) -> nn.Module:
     """BART: an encoder-decoder with learned positions."""

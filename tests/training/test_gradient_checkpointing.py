@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from tests.backbones import BACKBONES, forward, stir
 from tests.training.matrix import KINDS, put_on
 
+pytestmark = pytest.mark.slow  # every delta type is trained
+
 KINDS_OF_BACKBONE = ("bert", "gpt2", "llama", "t5")
 
 

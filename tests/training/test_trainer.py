@@ -15,6 +15,8 @@ from deltahub import AutoDeltaModel, deltas_of
 from tests.backbones import bert, equal
 from tests.training.matrix import HEADED, KINDS, answers, in_order, labelled_rows, put_on, require_carries_over
 
+pytestmark = pytest.mark.slow  # every delta type is trained
+
 STEPS = 4
 EVERY_SECOND_STEP = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
 

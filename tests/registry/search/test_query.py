@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from deltahub.checkpoint import checkpoint
@@ -11,6 +13,8 @@ from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.registry.search.conditions import Metric, Query, Search
 from deltahub.registry.search.index import Index
+from deltahub.stores.memory import MemoryStore
+from tests.checkpoints import save_checkpoint
 
 RESULTS = {
     "a/none": None,
@@ -22,19 +26,34 @@ RESULTS = {
 }
 
 
-@pytest.fixture
-def index(anywhere: Registry, new_checkpoint, tmp_path, monkeypatch) -> Index:
-    """A registry of deltas with these results, pushed one a minute."""
+def fill(registry: Registry, folder: Path, patch: pytest.MonkeyPatch) -> Index:
+    """Push deltas with these results, one a minute."""
+    patch.setenv("DELTAHUB_AUTHOR", "ada")
     for minute, (name, results) in enumerate(RESULTS.items()):
-        folder = new_checkpoint(value=minute, **({"metadata": {"test_result": results}} if results else {}))
-        monkeypatch.setattr("deltahub.registry.stamps.now", lambda minute=minute: f"2026-01-02T03:{minute:02}:00Z")
-        publish(anywhere, Publication(Reference.parse(name), checkpoint.describe(folder), folder))
-    return Index(tmp_path / "index.sqlite3", anywhere)
+        content = {"metadata": {"test_result": results}} if results else {}
+        checkpoint_folder = save_checkpoint(folder / f"{minute}", value=minute, **content)
+        patch.setattr("deltahub.registry.stamps.now", lambda minute=minute: f"2026-01-02T03:{minute:02}:00Z")
+        publish(registry, Publication(Reference.parse(name), checkpoint.describe(checkpoint_folder), checkpoint_folder))
+    return Index(folder / "index.sqlite3", registry)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory) -> Index:
+    """The index of a registry of deltas with these results, which is only read."""
+    with pytest.MonkeyPatch.context() as patch:
+        return fill(Registry(MemoryStore()), tmp_path_factory.mktemp("query"), patch)
 
 
 def names(index, *conditions, limit=None, offset=0, **query) -> list[str]:
     asked = Query(metrics=tuple(map(Metric.parse, conditions)), **query)
     return [line.name for line in index.search(Search(asked, limit, offset))[0]]
+
+
+def test_deltas_are_found_and_ordered_in_every_kind_of_registry(anywhere, tmp_path, monkeypatch):
+    index = fill(anywhere, tmp_path, monkeypatch)
+    assert set(names(index, "accuracy>0.4", "f1>0.5")) == {"b/low"}
+    assert "".join(name[0] for name in names(index, sort="accuracy")) == "dcbaef"
+    assert names(index, sort="name", limit=2, offset=2) == ["c/high", "d/one"]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,10 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, Repositor
 
 from tests.checkpoints import content_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the client's own HTTP library
+pytestmark = [
+    pytest.mark.slow,  # every client against every server
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # of the client's own HTTP library
+]
 
 REPO = "acme/sst2"
 WEIGHTS = hashlib.shake_256(b"weights").digest(450_017)

@@ -10,6 +10,8 @@ import requests
 
 from deltahub.stores.base import object_key
 
+pytestmark = pytest.mark.slow  # a hub and files of many parts
+
 REPO = "acme/sst2"
 DATA = hashlib.shake_256(b"weights").digest(3_500_000)
 ETAG = f'"{hashlib.sha256(DATA).hexdigest()}"'

@@ -15,6 +15,8 @@ from deltahub.server import upload_urls
 from deltahub.server.routes import lfs
 from deltahub.server.tokens import Tokens
 
+pytestmark = pytest.mark.slow  # a hub and files of many parts
+
 REPO = "acme/sst2"
 DATA = hashlib.shake_256(b"large").digest(250_000)
 OID = hashlib.sha256(DATA).hexdigest()

@@ -19,6 +19,8 @@ from tests.hub_server import hub_server
 from tests.s3_servers import QUICK
 from tests.server.clients import Client
 
+pytestmark = pytest.mark.slow  # several hubs at once
+
 REPO = "acme/sst2"
 
 
@@ -55,7 +57,6 @@ def at_once(calls: list[Callable[[], object]]) -> list[object]:
     return found
 
 
-@pytest.mark.slow
 def test_of_commits_on_top_of_the_same_one_exactly_one_wins(hubs, user):
     users = [user(hubs[number % 2]) for number in range(6)]
     users[0].create_repo(REPO)

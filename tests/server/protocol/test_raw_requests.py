@@ -10,6 +10,8 @@ import requests
 
 from deltahub.server.records import Records
 
+pytestmark = pytest.mark.slow  # a hub for each request
+
 REPO = "acme/sst2"
 
 

@@ -28,6 +28,8 @@ from tests.checkpoints import content_of
 from tests.sources.huggingface.test_push_and_pull import api, delta_files, ref
 from tests.sources.web_server import serving
 
+pytestmark = pytest.mark.slow  # a server that fails in every way
+
 
 def answer(status, said="", code="", **headers):
     """A fault: the hub answers so."""

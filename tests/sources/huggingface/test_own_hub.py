@@ -28,7 +28,10 @@ from tests.sources.huggingface.test_failures import answer, flipped
 from tests.sources.huggingface.test_push_and_pull import api, delta_files, ref
 from tests.sources.huggingface.test_unmanifested import upload
 
-pytestmark = pytest.mark.parametrize("server", ["own"], indirect=True)
+pytestmark = [
+    pytest.mark.slow,  # a hub for each test
+    pytest.mark.parametrize("server", ["own"], indirect=True),
+]
 
 
 def test_a_delta_pushed_over_the_protocol_is_in_the_registry_under_its_digest(hub, server, repo, checkpoint_folder):
