@@ -12,8 +12,8 @@ from tests.training.matrix import HEADED, KINDS, put_on, require_carries_over, t
 
 
 def one_block() -> nn.Module:
-    """A BERT of one block: compiling takes seconds for each."""
-    return bert(num_hidden_layers=1)
+    """A BERT of one block that knows its problem: it would learn that in the first step, and be compiled again for the second."""
+    return bert(num_hidden_layers=1, problem_type="single_label_classification")
 
 
 # The compiler looks at the gradient of every tensor that it meets, of one that a soft prompt has made too; torch warns of that.
