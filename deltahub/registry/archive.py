@@ -75,7 +75,7 @@ def write(
     members = sorted(members, key=lambda member: member.sha256)
     objects = [{"sha256": member.sha256, "size": member.size} for member in members]
     document = {"schema_version": 1, "deltas": deltas, "objects": objects}
-    if signatures := [asdict(one) for one in sorted(signed)]:
+    if signatures := [asdict(entry) for entry in sorted(signed)]:
         document["signatures"] = signatures
     index = canonical_json(document)
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
@@ -107,8 +107,8 @@ def unpack(path: Path, folder: Path) -> tuple[list[Any], dict[str, Member], list
         if sorted({member.sha256 for member in members}) != [member.sha256 for member in members]:
             raise _damaged(path, "objects in order, each once", "another list of them")
         expected = _length([document["_size"], *(member.size for member in members)])
-        if (found := path.stat().st_size) != expected:
-            raise _damaged(path, f"{expected} bytes", f"{found} bytes")
+        if (size := path.stat().st_size) != expected:
+            raise _damaged(path, f"{expected} bytes", f"{size} bytes")
         for member in members:
             _compare(file, path, _header(object_key(member.sha256), member.size))
             digest = hashlib.sha256()
@@ -163,10 +163,10 @@ def _header(name: str, size: int) -> tarfile.TarInfo:
     return info
 
 
-def _compare(file: BinaryIO, path: Path | str, wanted: tarfile.TarInfo) -> None:
-    found = _read(file, path, tarfile.BLOCKSIZE)
-    if found != wanted.tobuf(tarfile.GNU_FORMAT):
-        raise _damaged(path, f"the file {wanted.name} of {wanted.size} bytes", _described(found))
+def _compare(file: BinaryIO, path: Path | str, header: tarfile.TarInfo) -> None:
+    block = _read(file, path, tarfile.BLOCKSIZE)
+    if block != header.tobuf(tarfile.GNU_FORMAT):
+        raise _damaged(path, f"the file {header.name} of {header.size} bytes", _described(block))
 
 
 def _described(header: bytes) -> str:

@@ -43,7 +43,7 @@ class Bundled:
 
 
 def export_bundle(
-    wanted: Iterable[tuple[Registry, Reference]],
+    requests: Iterable[tuple[Registry, Reference]],
     path: Path,
     *,
     history: bool = False,
@@ -52,7 +52,7 @@ def export_bundle(
     """Write deltas into one file; the same deltas give the same bytes.
 
     Args:
-        wanted: each delta and its registry; a version is exported with its tags and the aliases that point to it.
+        requests: each delta and its registry; a version is exported with its tags and the aliases that point to it.
         path: the file, which is replaced as a whole.
         history: export all versions, aliases and moves of each delta.
         vouched: returns for a registry a check that raises for a version without a required signature; None for no check.
@@ -64,15 +64,15 @@ def export_bundle(
         ConfigError: two registries have different deltas under one name.
     """
     documents: dict[str, tuple[Registry, ReferenceDocument]] = {}
-    for registry, reference in wanted:
+    for registry, reference in requests:
         document = registry.document(reference.path)
         version = document.resolve(reference.version)
         taken = document if history else part(document, version)
-        known = documents.get(document.name)
-        if known and known[0] is not registry:
-            msg = f"{document.name} is asked for from {known[0].name} and from {registry.name}. Export two bundles."
+        earlier = documents.get(document.name)
+        if earlier and earlier[0] is not registry:
+            msg = f"{document.name} is asked for from {earlier[0].name} and from {registry.name}. Export two bundles."
             raise ConfigError(msg)
-        documents[document.name] = registry, merged(known[1], taken, "", "") if known and not history else taken
+        documents[document.name] = registry, merged(earlier[1], taken, "", "") if earlier and not history else taken
     parts = {name: replace(document, log=document.log if history else ()) for name, (_, document) in documents.items()}
     places: dict[str, tuple[Registry, Member]] = {}
     signed: set[Signed] = set()
@@ -86,8 +86,8 @@ def export_bundle(
             digits, size = digest.hex, len(registry.store.read(object_key(digest.hex)))
             members = [Member(digits, size), *(Member(entry.sha256, entry.size) for entry in manifest.files)]
             places.update({member.sha256: (registry, member) for member in members})
-            found = signatures(registry, digest).items()
-            signed.update(Signed(digest, key_id, data.decode("utf-8", "replace")) for key_id, data in found)
+            key_signatures = signatures(registry, digest).items()
+            signed.update(Signed(digest, key_id, data.decode("utf-8", "replace")) for key_id, data in key_signatures)
     deltas = [json.loads(parts[name].to_bytes()) for name in sorted(parts)]
     _save(path, deltas, places, signed)
     return [Bundled(name, tuple(parts[name].versions)) for name in sorted(parts)]
@@ -99,11 +99,11 @@ def _save(path: Path, deltas: list[Any], places: dict[str, tuple[Registry, Membe
 
         def fetch(member: Member) -> Path:
             registry, _ = places[member.sha256]
-            found = registry.store.fetch(object_key(member.sha256), stage / "object")
-            if found != member.sha256 or (stage / "object").stat().st_size != member.size:
-                what = f"An object in the registry {registry.place}"
+            sha256 = registry.store.fetch(object_key(member.sha256), stage / "object")
+            if sha256 != member.sha256 or (stage / "object").stat().st_size != member.size:
+                subject = f"An object in the registry {registry.place}"
                 remedy = "Repair it with `deltahub verify --repair`, or push the delta again."
-                raise IntegrityError(what, Digest.of_hex(member.sha256), Digest.of_hex(found), remedy)
+                raise IntegrityError(subject, Digest.of_hex(member.sha256), Digest.of_hex(sha256), remedy)
             return stage / "object"
 
         with (stage / "bundle").open("xb") as file:
@@ -130,7 +130,7 @@ def import_bundle(path: Path, registry: Registry) -> list[Bundled]:
         if stray := sorted(members.keys() - held):
             raise _wrong(path, "objects of its deltas only", f"{Digest.of_hex(stray[0])}, which belongs to none")
         versions = {entry.digest for document, _ in checked for entry in document.versions.values()}
-        if others := sorted(one.digest for one in signed if one.digest not in versions):
+        if others := sorted(signature.digest for signature in signed if signature.digest not in versions):
             raise _wrong(path, "signatures of its deltas only", f"one of {others[0]}")
         before: dict[str, tuple[str, ...]] = {}
         for document, _ in checked:
@@ -142,7 +142,9 @@ def import_bundle(path: Path, registry: Registry) -> list[Bundled]:
             registry.add(objects, document.name, _with(document, registry))
         for digest in versions:
             merge_signatures(
-                registry, digest, {one.key: one.signature.encode() for one in signed if one.digest == digest}
+                registry,
+                digest,
+                {signature.key: signature.signature.encode() for signature in signed if signature.digest == digest},
             )
         return [
             Bundled(
@@ -154,8 +156,8 @@ def import_bundle(path: Path, registry: Registry) -> list[Bundled]:
         ]
 
 
-def _with(theirs: ReferenceDocument, registry: Registry) -> Change:
-    return lambda mine: merged(mine, theirs, *registry.stamp())
+def _with(imported: ReferenceDocument, registry: Registry) -> Change:
+    return lambda mine: merged(mine, imported, *registry.stamp())
 
 
 def _checked(

@@ -41,8 +41,8 @@ def with_digest(message: str, digest: Digest) -> tuple[str, str]:
 
 def digest_in(message: str) -> Digest | None:
     """Return the digest in the trailer of a commit message; None if it has none."""
-    found = _TRAILER.findall(message)
-    return Digest(found[-1]) if found else None
+    digests = _TRAILER.findall(message)
+    return Digest(digests[-1]) if digests else None
 
 
 def without_digest(message: str) -> str:

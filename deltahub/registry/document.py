@@ -64,23 +64,23 @@ class ReferenceDocument:
 
     def history(self, version: str) -> Iterator[str]:
         """Iterate over a version and its ancestors, newest first, without removed ones."""
-        known = sorted({*self.versions, *self.removed}, key=number)
-        positions = {name: position for position, name in enumerate(known)}
+        numbered = sorted({*self.versions, *self.removed}, key=number)
+        positions = {name: position for position, name in enumerate(numbered)}
         step: str | None = version
         while step:
             entry, position = self.versions.get(step), positions[step]
             if entry:
                 yield step
-            before = known[position - 1] if position else None
+            before = numbered[position - 1] if position else None
             step = entry.parent if entry and entry.parent in positions else before
 
     def aliases_of(self, version: str) -> list[str]:
         """Return the aliases that point to a version, sorted."""
         return sorted(alias for alias, target in self.aliases.items() if target == version)
 
-    def _gone(self, version: str, what: str) -> RemovedError:
+    def _gone(self, version: str, subject: str) -> RemovedError:
         entry = self.removed[version]
-        return RemovedError(what, entry.time, entry.author, entry.message, tuple(self.versions))
+        return RemovedError(subject, entry.time, entry.author, entry.message, tuple(self.versions))
 
     def resolve(self, version: str | None) -> str:
         """Return the version named by a version, alias, branch or digest; None means the newest.
@@ -102,15 +102,15 @@ class ReferenceDocument:
         if version in self.removed:
             raise self._gone(version, f"{self.name}@{version}")
         if is_digest(version):
-            found = [name for name, entry in self.versions.items() if entry.digest.startswith(version)]
-            if len({self.versions[name].digest for name in found}) == 1:
-                return found[-1]
+            matches = [name for name, entry in self.versions.items() if entry.digest.startswith(version)]
+            if len({self.versions[name].digest for name in matches}) == 1:
+                return matches[-1]
             gone = [name for name, entry in self.removed.items() if entry.digest.startswith(version)]
-            if gone and not found:
+            if gone and not matches:
                 raise self._gone(gone[-1], f"{self.name}@{gone[-1]} ({self.removed[gone[-1]].digest})")
-        known = (*self.versions, *self.aliases, LATEST)
-        near = closest(version, known, limit=3, cutoff=0.6)
-        raise NoVersionError(f"{self.name}@{version}", (f"versions and aliases {', '.join(known)}",), near)
+        names = (*self.versions, *self.aliases, LATEST)
+        near = closest(version, names, limit=3, cutoff=0.6)
+        raise NoVersionError(f"{self.name}@{version}", (f"versions and aliases {', '.join(names)}",), near)
 
     def expected(self, version: str | None) -> str | None:
         """Return the version that an alias is expected to point to, which may be given as "latest" or by its digest."""
@@ -119,7 +119,7 @@ class ReferenceDocument:
 
     def version_for(self, digest: Digest) -> str:
         """Return the version with this content, or the version that a push would create."""
-        same = next((name for name, known in self.versions.items() if known.digest == digest), None)
+        same = next((name for name, entry in self.versions.items() if entry.digest == digest), None)
         return same or self._next()
 
     def with_version(self, entry: Version) -> tuple[ReferenceDocument, str]:
@@ -201,7 +201,7 @@ class ReferenceDocument:
 
     def forgotten(self, time: str) -> ReferenceDocument:
         """Remove everything but the numbers and digests of the versions, so that the document discloses nothing else."""
-        digests = {name: entry.digest for known in (self.versions, self.removed) for name, entry in known.items()}
+        digests = {name: entry.digest for entries in (self.versions, self.removed) for name, entry in entries.items()}
         removed = {name: Removed(digests[name], time, NOBODY) for name in sorted(digests, key=number)}
         last = max(removed, key=number)
         return ReferenceDocument(

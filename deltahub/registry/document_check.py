@@ -28,21 +28,21 @@ def read_whole(data: bytes, name: str = "") -> Mapping[str, Any]:
     document, wrong = parse_stored(data, SCHEMA)
     if wrong := wrong or _misnamed(document) or _dangling(document):
         raise _unreadable(name, wrong, document)
-    found: Mapping[str, Any] = document
-    return found
+    checked: Mapping[str, Any] = document
+    return checked
 
 
 def _unreadable(name: str, wrong: str, document: Any) -> CheckpointError | IntegrityError:
-    what = f"The reference document of {name}" if name else "A reference document"
+    subject = f"The reference document of {name}" if name else "A reference document"
     schema = document.get("schema_version") if isinstance(document, dict) else None
     if isinstance(schema, int) and schema > SCHEMA_VERSION and schema != AMENDED_VERSION:
-        msg = f"{what} has schema_version {schema}; this deltahub reads {AMENDED_VERSION}. Update deltahub."
+        msg = f"{subject} has schema_version {schema}; this deltahub reads {AMENDED_VERSION}. Update deltahub."
         return CheckpointError(msg)
     remedy = (
         f"Restore refs/{name or '...'}.json in its registry from a copy, or move it away and push the delta again; the files "
         "of its versions are stored apart."
     )
-    return IntegrityError(what, "versions, aliases, tags and a log", wrong, remedy)
+    return IntegrityError(subject, "versions, aliases, tags and a log", wrong, remedy)
 
 
 def _misnamed(document: Mapping[str, Any]) -> str | None:

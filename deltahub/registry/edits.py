@@ -50,14 +50,16 @@ def remove(
         if full and name in document.removed:  # the first try swapped it before the disk was found full
             return document
         document.resolve(name)  # also after a lost race that may have removed it
-        what = f"{document.name}@{name}"
+        subject = f"{document.name}@{name}"
         if aliases := document.aliases_of(name):
             remedy = f"Move the alias first, or remove it: deltahub alias {document.name} {aliases[0]} --remove"
-            raise InUseError(what, f"the alias {', '.join(aliases)} points to it", remedy)
+            raise InUseError(subject, f"the alias {', '.join(aliases)} points to it", remedy)
         if branches := [branch for branch, target in document.branches.items() if target == name]:
-            raise InUseError(what, f"the branch {branches[0]} points to it", "Delete the branch first, or add to it.")
+            raise InUseError(
+                subject, f"the branch {branches[0]} points to it", "Delete the branch first, or add to it."
+            )
         if document.versions[name].digest in needed:
-            raise InUseError(what, "the lock file pins it", "Lock another version first: deltahub lock")
+            raise InUseError(subject, "the lock file pins it", "Lock another version first: deltahub lock")
         return document.without_version(name, *registry.stamp(), message)
 
     return with_reserve(spend, lambda: registry.update(path, change)), name
@@ -102,8 +104,8 @@ def set_alias(
         if not isinstance(expect, Anything) and now != document.expected(expect):
             raise ConflictError(f"The alias {document.name}@{alias}", expect, now)
         if version is None and now is None:
-            known = f"aliases {', '.join(document.aliases) or 'none'}"
-            raise NotFoundError(f"The alias {document.name}@{alias}", (known,))
+            aliases = f"aliases {', '.join(document.aliases) or 'none'}"
+            raise NotFoundError(f"The alias {document.name}@{alias}", (aliases,))
         if version is not None and target is None:  # "latest" is resolved once, at the first attempt
             target = document.resolve(version)
         expect = now
@@ -126,10 +128,10 @@ def set_tags(
     def change(document: ReferenceDocument) -> ReferenceDocument:
         nonlocal name
         name = document.resolve(name or version)
-        known = document.versions[name].tags
-        if missing := [tag for tag in remove if tag not in known]:
-            what = f"The tag {missing[0]!r} of {document.name}@{name}"
-            raise NotFoundError(what, (f"tags {', '.join(known) or 'none'}",))
+        tags = document.versions[name].tags
+        if missing := [tag for tag in remove if tag not in tags]:
+            subject = f"The tag {missing[0]!r} of {document.name}@{name}"
+            raise NotFoundError(subject, (f"tags {', '.join(tags) or 'none'}",))
         return document.with_tags(name, add, remove, *registry.stamp())
 
     return registry.update(path, change).versions[name]

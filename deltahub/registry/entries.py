@@ -25,13 +25,13 @@ CARD_FACTS: Final = "card"  # the front matter of the card that came with a comm
 def summary_of(manifest: Manifest) -> dict[str, object]:
     """Return the values that a list shows of a version, and the sha256 of its backbone record, or None."""
     keys = ("delta_type", "backbone_class", "backbone_hash")
-    known = {key: manifest.config[key] for key in keys if manifest.config.get(key)}
-    known["backbone_checkpoint_name"] = backbone_name(manifest.config)
+    summary = {key: manifest.config[key] for key in keys if manifest.config.get(key)}
+    summary["backbone_checkpoint_name"] = backbone_name(manifest.config)
     if manifest.kind == FILES:
-        known |= {"delta_type": _type_of(manifest.config), "format": manifest.config.get("format")}
+        summary |= {"delta_type": _type_of(manifest.config), "format": manifest.config.get("format")}
     metrics = {str(m["metric_type"]): m["metric_value"] for m in manifest.metrics}
     counts = {"size": manifest.size, "parameters": manifest.parameters["total"]}
-    return {**known, **counts, **_options(manifest.config), "metrics": metrics, RECORD: record_of(manifest)}
+    return {**summary, **counts, **_options(manifest.config), "metrics": metrics, RECORD: record_of(manifest)}
 
 
 def _options(config: Mapping[str, Any]) -> dict[str, object]:

@@ -63,11 +63,11 @@ def collect(registry: Registry, grace: timedelta = GRACE, *, dry_run: bool = Fal
     if not dry_run:
         expire(registry.store, grace)
     freed: dict[str, int] = {}
-    known: Mapping[str, str] = {}
+    since: Mapping[str, str] = {}
     retry = SwapRetry()
     while True:
         state, etag = read_state(registry.store) if dry_run else settled(registry.store, bool)
-        plan = _planned(registry, marker, {**known, **state.condemned, **state.sweeping}, grace)
+        plan = _planned(registry, marker, {**since, **state.condemned, **state.sweeping}, grace)
         if dry_run:
             return plan.outcome({sha256: plan.sizes[sha256] for sha256 in plan.due})
         if not plan.due and plan.waits == state.condemned and not state.sweeping:
@@ -81,7 +81,7 @@ def collect(registry: Registry, grace: timedelta = GRACE, *, dry_run: bool = Fal
         freed |= {sha256: plan.sizes[sha256] for sha256 in sorted(gone)}
         if announced.sweeping == plan.due:
             return plan.outcome(freed)
-        known = {**plan.waits, **plan.due}  # the disk had no room to announce these
+        since = {**plan.waits, **plan.due}  # the disk had no room to announce these
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,17 @@ class _Plan:
         return Collected(freed, {sha256: self.sizes[sha256] for sha256 in self.waits}, self.next)
 
 
-def _planned(registry: Registry, marker: Marker, known: Mapping[str, str], grace: timedelta) -> _Plan:
+def _planned(registry: Registry, marker: Marker, recorded: Mapping[str, str], grace: timedelta) -> _Plan:
     """Find the unused objects.
 
     Args:
-        known: the time since when an object is unused, for those seen by an earlier collection.
+        recorded: the time since when an object is unused, for those seen by an earlier collection.
     """
     now = registry.stamp()[0]
     unused = _objects(registry) - marker.used()
-    since = {sha256: stamps.counted_from(known.get(sha256, now), now, grace) for sha256 in sorted(unused)}
-    due = {sha256: seen for sha256, seen in since.items() if stamps.is_due(seen, now, grace)}
-    waits = {sha256: seen for sha256, seen in since.items() if sha256 not in due}
+    since = {sha256: stamps.counted_from(recorded.get(sha256, now), now, grace) for sha256 in sorted(unused)}
+    due = {sha256: start for sha256, start in since.items() if stamps.is_due(start, now, grace)}
+    waits = {sha256: start for sha256, start in since.items() if sha256 not in due}
     first = min(map(_time, waits.values())) + grace if waits else None
     until = first.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z") if first else None
     return _Plan(due, waits, marker.sizes(unused), until)
@@ -224,10 +224,10 @@ class Marker:
         Raises:
             IntegrityError: a document or a manifest is damaged.
         """
-        found = waiting(self._registry.store)  # first: a commit swaps the document, then removes these
+        referenced = waiting(self._registry.store)  # first: a commit swaps the document, then removes these
         for objects in map_concurrently(self._used_by, self._registry.names(), self._registry.store.at_once):
-            found |= objects
-        return found
+            referenced |= objects
+        return referenced
 
     def _used_by(self, path: str) -> set[str]:
         """Return the sha256 of every object that one delta refers to.
@@ -250,17 +250,17 @@ class Marker:
 
     def sizes(self, unused: Collection[str]) -> dict[str, int]:
         """Return the sizes of unused objects in bytes, from the manifests of removed versions or else from the store."""
-        known: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         for digest in self._removed:
             with contextlib.suppress(DeltaHubError):  # deleted, or never complete
-                known.update(self._objects(digest))
-        return {sha256: known[sha256] if sha256 in known else _measured(self._registry, sha256) for sha256 in unused}
+                sizes.update(self._objects(digest))
+        return {sha256: sizes[sha256] if sha256 in sizes else _measured(self._registry, sha256) for sha256 in unused}
 
     def _objects(self, digest: Digest) -> dict[str, int]:
         if digest not in self._held:
             manifest = self._registry.manifest(digest)
-            own = {digest.hex: len(manifest.to_bytes())}
-            self._held[digest] = own | {entry.sha256: entry.size for entry in manifest.files}
+            sizes = {digest.hex: len(manifest.to_bytes())}
+            self._held[digest] = sizes | {entry.sha256: entry.size for entry in manifest.files}
         return self._held[digest]
 
 

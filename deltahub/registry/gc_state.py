@@ -52,15 +52,15 @@ def read_state(store: Store) -> tuple[State, str | None]:
     Raises:
         IntegrityError: it is damaged.
     """
-    found = store.read_tagged(STATE)
-    if found is None:
+    stored = store.read_tagged(STATE)
+    if stored is None:
         return State(), None
-    document, wrong = parse_stored(found[0], SCHEMA)
+    document, wrong = parse_stored(stored[0], SCHEMA)
     if wrong:
         remedy = "Delete it: only the record of how long objects have been unused is lost."
         raise IntegrityError(f"{STATE} in {store.url}", "the state of a collection", wrong, remedy)
     fields = {name: value for name, value in document.items() if name not in ("schema_version", "checksum")}
-    return State(**fields), found[1]
+    return State(**fields), stored[1]
 
 
 def write_state(store: Store, state: State, etag: str | None) -> str:

@@ -26,13 +26,13 @@ class Kind:
     Attributes:
         prefix: the common prefix of its keys.
         schema: the name of its schema.
-        what: a name for one document, for messages.
+        subject: a name for one document, for messages.
         remedy: the advice if one is damaged.
     """
 
     prefix: str
     schema: str
-    what: str
+    subject: str
     remedy: str
 
     def read(self, store: Store, key: str) -> tuple[dict[str, Any], str] | None:
@@ -42,8 +42,8 @@ class Kind:
             IntegrityError: it is damaged.
             StorageError: the store is out of reach.
         """
-        found = store.read_tagged(key)
-        return (self.parse(key, found[0]), found[1]) if found else None
+        stored = store.read_tagged(key)
+        return (self.parse(key, stored[0]), stored[1]) if stored else None
 
     def parse(self, key: str, data: bytes) -> dict[str, Any]:
         """Return a document's content.
@@ -58,7 +58,7 @@ class Kind:
         if wrong is None and document["key"] != key:
             wrong = f"the one of {document['key']}"
         if wrong:
-            raise IntegrityError(key, self.what, wrong, self.remedy)
+            raise IntegrityError(key, self.subject, wrong, self.remedy)
         return {name: value for name, value in document.items() if name not in ("schema_version", "key", "checksum")}
 
     def write(self, store: Store, key: str, values: Mapping[str, Any], etag: str | None) -> None:
@@ -77,9 +77,9 @@ class Kind:
         """Iterate over the keys of all unreadable documents of this kind, each with its error."""
         keys = [key for key, _ in store.keys(self.prefix)]
         read = map_concurrently(lambda key: outcome(partial(self.read, store, key)), keys, store.at_once)
-        for key, found in zip(keys, read, strict=True):
-            if isinstance(found, DeltaHubError):
-                yield key, found
+        for key, document in zip(keys, read, strict=True):
+            if isinstance(document, DeltaHubError):
+                yield key, document
 
 
 TOKENS: Final = Kind(

@@ -88,28 +88,28 @@ class _Copying:
 
     def copy(self, path: str) -> Copied | None:
         """Copy a delta; return None for a redirect or a deleted delta."""
-        theirs, _ = self._source.current(path)
-        if theirs is None:  # deleted since it was listed
+        document, _ = self._source.current(path)
+        if document is None:  # deleted since it was listed
             return None
-        if theirs.name != path:
+        if document.name != path:
             self._names.append(path)
             return None
-        if made_anew(theirs):
+        if made_anew(document):
             self._anew.append(path)
             return None
-        return self._copy(replace(theirs, moving=None))
+        return self._copy(replace(document, moving=None))
 
     def rest(self) -> Iterator[Copied]:
         """Copy deltas with reused names, then redirects: the target of a redirect must exist first."""
         for path in self._anew:
-            theirs, _ = self._source.current(path)
-            if theirs and theirs.name == path:
-                yield self._copy(replace(theirs, moving=None))
+            document, _ = self._source.current(path)
+            if document and document.name == path:
+                yield self._copy(replace(document, moving=None))
         left: list[ReferenceDocument] = []
         for path in self._names:
-            theirs, _ = self._source.current(path)
-            if theirs and beginning(theirs) not in self._copied:  # renamed since it was listed
-                yield self._copy(replace(theirs, moving=None))
+            document, _ = self._source.current(path)
+            if document and beginning(document) not in self._copied:  # renamed since it was listed
+                yield self._copy(replace(document, moving=None))
             name = self._source.stored(path)
             if name and name.moved_to:
                 left.append(name)
@@ -120,75 +120,75 @@ class _Copying:
                 yield Copied(name.name, (), _copy_name(self._target, mine, name), 0)
             left = [name for name in left if name not in ready]
 
-    def _copy(self, theirs: ReferenceDocument) -> Copied:
-        source, target, path = self._source, self._target, theirs.name
+    def _copy(self, document: ReferenceDocument) -> Copied:
+        source, target, path = self._source, self._target, document.name
         refuse_twin(target, path, self._known)
-        mine = known_as(target, theirs) or ReferenceDocument(path)
-        if made_anew(theirs) and mine.log and beginning(mine) != beginning(theirs):
+        mine = known_as(target, document) or ReferenceDocument(path)
+        if made_anew(document) and mine.log and beginning(mine) != beginning(document):
             raise ConflictError(f"The delta {path}", "the one that was made anew under an old name", "the old one")
-        merged(mine, theirs, *target.stamp())  # a conflict must be found before anything is transferred
+        merged(mine, document, *target.stamp())  # a conflict must be found before anything is transferred
         if self._vouched:
-            for version in theirs.versions.keys() - mine.versions.keys():
-                self._vouched(theirs, version)
-        wanted = _objects(source, mine, theirs)
-        size = _copy_objects(source, target, theirs, wanted, self._present() if wanted else set(), self._progress)
-        changed = known_as(target, theirs) != mine
-        copy_signatures(source, target, [entry.digest for entry in theirs.versions.values()])
-        self._copied.add(beginning(theirs))
-        return Copied(path, tuple(name for name in theirs.versions if name not in mine.versions), changed, size)
+            for version in document.versions.keys() - mine.versions.keys():
+                self._vouched(document, version)
+        objects = _objects(source, mine, document)
+        size = _copy_objects(source, target, document, objects, self._present() if objects else set(), self._progress)
+        changed = known_as(target, document) != mine
+        copy_signatures(source, target, [entry.digest for entry in document.versions.values()])
+        self._copied.add(beginning(document))
+        return Copied(path, tuple(name for name in document.versions if name not in mine.versions), changed, size)
 
 
-def _free_name(target: Registry, theirs: ReferenceDocument) -> None:
+def _free_name(target: Registry, document: ReferenceDocument) -> None:
     """Replace a redirect in the target, if the source reused the name for a new delta."""
-    mine = target.stored(theirs.name)
-    if made_anew(theirs) and mine and mine.moved_to and known_as(target, theirs) is None:
-        found = target.store.read_tagged(ref_key(theirs.name))
-        target.store.swap(ref_key(theirs.name), theirs.to_bytes(), found[1] if found else None)
+    mine = target.stored(document.name)
+    if made_anew(document) and mine and mine.moved_to and known_as(target, document) is None:
+        stored = target.store.read_tagged(ref_key(document.name))
+        target.store.swap(ref_key(document.name), document.to_bytes(), stored[1] if stored else None)
 
 
-def _copy_name(target: Registry, mine: ReferenceDocument, theirs: ReferenceDocument) -> bool:
+def _copy_name(target: Registry, mine: ReferenceDocument, document: ReferenceDocument) -> bool:
     """Copy a redirect; it never replaces a delta with versions here."""
-    if mine.moved_to == theirs.moved_to:
+    if mine.moved_to == document.moved_to:
         target.store.settle([ref_key(mine.name)])
         return False
     if mine.versions or mine.removed or mine.moved_to:
-        raise ConflictError(f"The name {mine.name}", mine.moved_to or "a delta", theirs.moved_to or "a delta")
-    target.store.swap(ref_key(mine.name), theirs.to_bytes(), None)
+        raise ConflictError(f"The name {mine.name}", mine.moved_to or "a delta", document.moved_to or "a delta")
+    target.store.swap(ref_key(mine.name), document.to_bytes(), None)
     return True
 
 
-def _objects(source: Registry, mine: ReferenceDocument, theirs: ReferenceDocument) -> dict[str, Source | FileEntry]:
+def _objects(source: Registry, mine: ReferenceDocument, document: ReferenceDocument) -> dict[str, Source | FileEntry]:
     """Return the objects of the missing versions by sha256: manifests as bytes, files as entries."""
-    found: dict[str, Source | FileEntry] = {}
-    for name, entry in theirs.versions.items():
+    objects: dict[str, Source | FileEntry] = {}
+    for name, entry in document.versions.items():
         if name not in mine.versions and name not in mine.removed:
             manifest: Manifest = source.manifest(entry.digest)
             digits = entry.digest.hex
-            found.update((file.sha256, file) for file in manifest.files)
-            found[digits] = source.store.read(object_key(digits))
-    return found
+            objects.update((file.sha256, file) for file in manifest.files)
+            objects[digits] = source.store.read(object_key(digits))
+    return objects
 
 
 def _copy_objects(
     source: Registry,
     target: Registry,
-    theirs: ReferenceDocument,
-    wanted: dict[str, Source | FileEntry],
+    document: ReferenceDocument,
+    objects: dict[str, Source | FileEntry],
     there: set[str],
     progress: Progress | None,
 ) -> int:
     """Copy missing objects, then the document, safe from a garbage collection that runs meanwhile."""
     size = 0
-    generation = spare(target.store, wanted)
+    generation = spare(target.store, objects)
     while True:
-        target.store.settle(object_key(sha256) for sha256 in wanted.keys() & there)
-        size += _fetch(source, target, {key: value for key, value in wanted.items() if key not in there}, progress)
-        there.update(wanted)
-        if (now := spare(target.store, wanted)) == generation:
-            name = follow(target, theirs)
-            _free_name(target, theirs)
-            target.update(name, lambda mine: merged(mine, theirs, *target.stamp()), may_create=True)
-            now = spare(target.store, wanted)
+        target.store.settle(object_key(sha256) for sha256 in objects.keys() & there)
+        size += _fetch(source, target, {key: value for key, value in objects.items() if key not in there}, progress)
+        there.update(objects)
+        if (now := spare(target.store, objects)) == generation:
+            name = follow(target, document)
+            _free_name(target, document)
+            target.update(name, lambda mine: merged(mine, document, *target.stamp()), may_create=True)
+            now = spare(target.store, objects)
         if now == generation:
             return size
         there.clear()
@@ -203,12 +203,12 @@ def _fetch(
         return 0
     with scratch() as folder:
         sources: dict[str, Source] = {}
-        for sha256, wanted in missing.items():
-            if isinstance(wanted, FileEntry):
-                source.fetch(wanted, folder / sha256, progress)
+        for sha256, content in missing.items():
+            if isinstance(content, FileEntry):
+                source.fetch(content, folder / sha256, progress)
                 sources[sha256] = folder / sha256
             else:
-                sources[sha256] = wanted
+                sources[sha256] = content
         target.store.create(sources)
         return sum(len(data) if isinstance(data, bytes) else data.stat().st_size for data in sources.values())
 

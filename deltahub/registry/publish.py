@@ -249,13 +249,13 @@ def _add(
     updated = registry.update_all({path: together(numbers) for path, numbers in groups.items()})
     done: dict[int, Outcome[Published]] = {}
     for path, numbers in groups.items():
-        found = updated[path]
+        document = updated[path]
         for number in numbers:
             addition = additions[number]
-            if isinstance(found, DeltaHubError):
-                done[number] = found
+            if isinstance(document, DeltaHubError):
+                done[number] = document
             else:
-                done[number] = refused.get(number) or Published(found, addition.version, addition.new)
+                done[number] = refused.get(number) or Published(document, addition.version, addition.new)
     return done
 
 

@@ -45,20 +45,20 @@ def reuse_name(registry: Registry, path: DeltaPath, time: str) -> None:
     Raises:
         ConflictError: the name is not an old name, or is already in use.
     """
-    found = registry.store.read_tagged(ref_key(path))
-    document = ReferenceDocument.from_bytes(found[0], path) if found else None
+    stored = registry.store.read_tagged(ref_key(path))
+    document = ReferenceDocument.from_bytes(stored[0], path) if stored else None
     renamed, _ = registry.current(path)
-    if found is None or document is None or renamed is None or not document.moved_to:
+    if stored is None or document is None or renamed is None or not document.moved_to:
         raise ConflictError(f"The name {path}", "an old name", "something new")
     free = replace(renamed.forgotten(time), name=path)
-    registry.store.swap(ref_key(path), free.to_bytes(), found[1])
+    registry.store.swap(ref_key(path), free.to_bytes(), stored[1])
 
 
 def _forget_old_name(registry: Registry, name: str, time: str) -> None:
     """Cut the log of a document that redirects to the delta's new name."""
-    found = registry.store.read_tagged(ref_key(name))
-    document = ReferenceDocument.from_bytes(found[0], name) if found else None
-    if found and document and document.moved_to:
+    stored = registry.store.read_tagged(ref_key(name))
+    document = ReferenceDocument.from_bytes(stored[0], name) if stored else None
+    if stored and document and document.moved_to:
         rename = Move(time, NOBODY, "rename", document.moved_to, name, document.moved_to)
         with contextlib.suppress(ConflictError):  # something new with its own log has the name by now
-            registry.store.swap(ref_key(name), replace(document, log=(rename,)).to_bytes(), found[1])
+            registry.store.swap(ref_key(name), replace(document, log=(rename,)).to_bytes(), stored[1])

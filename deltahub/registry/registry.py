@@ -127,7 +127,7 @@ class Registry:
 
     def current(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
         """Read a document like `read`, without logging a rename."""
-        asked = path
+        requested_path = path
         for _ in range(_HOPS):
             document, etag = self._tagged(path)
             if document is None:
@@ -138,7 +138,7 @@ class Registry:
                 return (original, its_etag) if is_copy(document, original) else (document, etag)
             path = document.moved_to
         raise IntegrityError(
-            f"The reference document of {asked}",
+            f"The reference document of {requested_path}",
             "a delta",
             "names that lead to each other",
             "Push it under a new name.",
@@ -155,20 +155,20 @@ class Registry:
         return replace(document, moving=None) if document else None
 
     def _tagged(self, path: str) -> tuple[ReferenceDocument | None, str | None]:
-        found = self.store.read_tagged(ref_key(path))
-        if found is None:
+        stored = self.store.read_tagged(ref_key(path))
+        if stored is None:
             return None, None
-        document = ReferenceDocument.from_bytes(found[0], path)
+        document = ReferenceDocument.from_bytes(stored[0], path)
         if document.name != path:  # also on a case-insensitive file system
             raise NotFoundError(path, (self.place,), (document.name,))
-        return document, found[1]
+        return document, stored[1]
 
-    def _say_renamed(self, asked: str, name: str) -> None:
-        if asked != name and asked not in self._said:
+    def _say_renamed(self, old_name: str, name: str) -> None:
+        if old_name != name and old_name not in self._said:
             from deltahub.log import LOGGER  # late: hardly ever needed
 
-            self._said.add(asked)
-            LOGGER.warning("%s was renamed: it is %s now.", asked, name)
+            self._said.add(old_name)
+            LOGGER.warning("%s was renamed: it is %s now.", old_name, name)
 
     def unknown(self, path: str) -> NotFoundError:
         """Return the error for an unknown name, with the nearest names."""
@@ -189,7 +189,7 @@ class Registry:
     def neighbours(self, path: DeltaPath) -> tuple[DeltaPath, ...]:
         """Return the names of the deltas in a namespace, or in one of nearly its name, those most like `path` first."""
         folders = {folder[:-1] for folder in self.store.children(REFS) if folder.endswith("/")}
-        near = {it.lower() for it in mistyped(path.namespace, folders)}
+        near = {namespace.lower() for namespace in mistyped(path.namespace, folders)}
         paths = [
             neighbour
             for folder in sorted(folders)
@@ -208,9 +208,9 @@ class Registry:
         """
         return self.found(self.document(reference.path), reference.version)
 
-    def found(self, document: ReferenceDocument, asked: str | None) -> Found:
+    def found(self, document: ReferenceDocument, name: str | None) -> Found:
         """Return the version of a delta named by a version, alias or digest; None means the newest."""
-        version = document.resolve(asked)
+        version = document.resolve(name)
         return Found(document, version, self.manifest(document.versions[version].digest))
 
     def manifest(self, digest: Digest) -> Manifest:
@@ -240,17 +240,17 @@ class Registry:
         Raises:
             IntegrityError: the stored bytes are not the published ones; nothing is left at `into`.
         """
-        what = f"{entry.path} in the registry {self.place}"
+        subject = f"{entry.path} in the registry {self.place}"
         remedy = "Push the delta again from an intact copy."
         try:
-            found = self.store.fetch(object_key(entry.sha256), into, progress, entry.size)
+            sha256 = self.store.fetch(object_key(entry.sha256), into, progress, entry.size)
         except NotFoundError as error:
-            raise IntegrityError(what, Digest.of_hex(entry.sha256), "nothing", remedy) from error
+            raise IntegrityError(subject, Digest.of_hex(entry.sha256), "nothing", remedy) from error
         except IntegrityError as error:
-            raise IntegrityError(what, error.expected, error.found, remedy) from error
-        if found != entry.sha256:
+            raise IntegrityError(subject, error.expected, error.found, remedy) from error
+        if sha256 != entry.sha256:
             into.unlink()
-            raise IntegrityError(what, Digest.of_hex(entry.sha256), Digest.of_hex(found), remedy)
+            raise IntegrityError(subject, Digest.of_hex(entry.sha256), Digest.of_hex(sha256), remedy)
 
     def add(
         self, objects: Mapping[str, Source], path: DeltaPath, change: Change, progress: Progress | None = None
@@ -338,18 +338,18 @@ class Registry:
         swaps: list[Swap] = []
         same: list[str] = []
         read = map_concurrently(lambda path: outcome(lambda: self.settled(path)), changes, self.store.at_once)
-        for (path, change), found in zip(changes.items(), read, strict=True):
-            if isinstance(found, DeltaHubError):
-                done[path] = found
+        for (path, change), current in zip(changes.items(), read, strict=True):
+            if isinstance(current, DeltaHubError):
+                done[path] = current
                 continue
-            document = found[0] or ReferenceDocument(path)
+            document = current[0] or ReferenceDocument(path)
             changed = outcome(partial(change, document))
             if isinstance(changed, DeltaHubError) or changed == document:
                 done[path] = changed
-                same += [ref_key(document.name)] if found[1] else []
+                same += [ref_key(document.name)] if current[1] else []
                 continue
             made[path] = changed
-            swaps.append(Swap(ref_key(document.name), changed.to_bytes(), found[1]))
+            swaps.append(Swap(ref_key(document.name), changed.to_bytes(), current[1]))
         self.store.settle(same)
         for (path, document), swapped in zip(made.items(), self.store.swap_all(swaps), strict=True):
             done[path] = document if isinstance(swapped, str) else swapped

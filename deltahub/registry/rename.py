@@ -68,15 +68,15 @@ def _carry_record(registry: Registry, old: str, new: str, *, back: bool) -> None
     Raises:
         InUseError: another repository has the new name.
     """
-    known = REPOSITORIES.read(registry.store, repository_key(old))
-    if known is None:
+    record = REPOSITORIES.read(registry.store, repository_key(old))
+    if record is None:
         return
     there = REPOSITORIES.read(registry.store, repository_key(new))
-    if there and there[0] == known[0]:
+    if there and there[0] == record[0]:
         return
     if there and not back:
         raise InUseError(old, f"{new} is another repository of a hub", "Choose a name that is free.")
-    REPOSITORIES.write(registry.store, repository_key(new), known[0], there[1] if there else None)
+    REPOSITORIES.write(registry.store, repository_key(new), record[0], there[1] if there else None)
 
 
 def _free(registry: Registry, name: str, document: ReferenceDocument) -> str | None:
@@ -85,11 +85,11 @@ def _free(registry: Registry, name: str, document: ReferenceDocument) -> str | N
     Raises:
         InUseError: the name belongs to another delta or leads to one.
     """
-    found = registry.store.read_tagged(ref_key(name))
-    if found is None:
+    stored = registry.store.read_tagged(ref_key(name))
+    if stored is None:
         return None
-    there = ReferenceDocument.from_bytes(found[0], name)
+    there = ReferenceDocument.from_bytes(stored[0], name)
     if there.moved_to == document.name:
-        return found[1]
+        return stored[1]
     user = f"{name} is {'the old name of ' + there.moved_to if there.moved_to else 'another delta'}"
     raise InUseError(document.name, user, "Choose a name that is free.")

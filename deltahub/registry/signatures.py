@@ -34,16 +34,16 @@ def signatures(registry: Registry, digest: Digest) -> dict[str, bytes]:
         StorageError: the registry cannot be read.
     """
     folder = _folder(digest)
-    found = {}
+    by_key = {}
     for name in sorted(registry.store.children(folder)):
         key_id = name.removesuffix(".json")
         if _KEY_ID.fullmatch(key_id) and name.endswith(".json"):
             try:
                 if registry.store.size(f"{folder}{name}") <= MOST:
-                    found[key_id] = registry.store.read(f"{folder}{name}")
+                    by_key[key_id] = registry.store.read(f"{folder}{name}")
             except NotFoundError:  # replaced just now
                 continue
-    return found
+    return by_key
 
 
 def add_signature(registry: Registry, digest: Digest, key_id: str, data: bytes) -> None:
@@ -56,12 +56,12 @@ def add_signature(registry: Registry, digest: Digest, key_id: str, data: bytes) 
     retry = SwapRetry()
     while True:
         there = registry.store.read_tagged(key)
-        wanted = _together(there[0] if there else b"", data)
-        if there and there[0] == wanted:
+        merged = _together(there[0] if there else b"", data)
+        if there and there[0] == merged:
             registry.store.settle([key])
             return
         with retry:  # against concurrent signatures by the same key
-            registry.store.swap(key, wanted, there[1] if there else None)
+            registry.store.swap(key, merged, there[1] if there else None)
             return
 
 
@@ -92,8 +92,8 @@ def add_signatures(registry: Registry, key_id: str, data: Mapping[Digest, bytes]
     keys = {digest: _key(digest, key_id) for digest in data}
     there = map_concurrently(registry.store.read_tagged, keys.values(), registry.store.at_once)
     swaps = [
-        Swap(keys[digest], _together(found[0] if found else b"", data[digest]), found[1] if found else None)
-        for digest, found in zip(data, there, strict=True)
+        Swap(keys[digest], _together(current[0] if current else b"", data[digest]), current[1] if current else None)
+        for digest, current in zip(data, there, strict=True)
     ]
     failed: dict[Digest, DeltaHubError] = {}
     for digest, swapped in zip(data, registry.store.swap_all(swaps), strict=True):
@@ -112,20 +112,20 @@ def copy_signatures(source: Registry, target: Registry, digests: Collection[Dige
         StorageError: the source cannot be read, or the target cannot be written.
     """
     for digest in dict.fromkeys(digests):
-        if theirs := signatures(source, digest):
-            merge_signatures(target, digest, theirs)
+        if source_signatures := signatures(source, digest):
+            merge_signatures(target, digest, source_signatures)
 
 
-def merge_signatures(registry: Registry, digest: Digest, theirs: Mapping[str, bytes]) -> None:
+def merge_signatures(registry: Registry, digest: Digest, added: Mapping[str, bytes]) -> None:
     """Store the signatures of a delta, by key, that a registry lacks.
 
     Raises:
         StorageError: the registry cannot be read or written.
     """
-    mine = signatures(registry, digest) if theirs else {}
-    for key_id, data in theirs.items():
-        known = {stated_version(line) for line in split_signatures(mine[key_id])} if key_id in mine else set()
-        new = [line for line in split_signatures(data) if not known or stated_version(line) not in {*known, None}]
+    mine = signatures(registry, digest) if added else {}
+    for key_id, data in added.items():
+        versions = {stated_version(line) for line in split_signatures(mine[key_id])} if key_id in mine else set()
+        new = [line for line in split_signatures(data) if not versions or stated_version(line) not in {*versions, None}]
         if new:
             add_signature(registry, digest, key_id, b"\n".join(new))
 

@@ -44,8 +44,8 @@ def text(typed: str) -> str:
 
 def author() -> str:
     """Return the author of a change: DELTAHUB_AUTHOR, or the user of this machine."""
-    if found := os.environ.get("DELTAHUB_AUTHOR"):
-        return text(found)
+    if name := os.environ.get("DELTAHUB_AUTHOR"):
+        return text(name)
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may have no entry for its user

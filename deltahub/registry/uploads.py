@@ -105,12 +105,12 @@ def expire(store: Store, grace: timedelta) -> None:
     for kind in (UPLOADS, PARTS):
         for key in [key for key, _ in store.keys(kind.prefix)]:
             try:
-                found = kind.read(store, key)
+                stored = kind.read(store, key)
             except IntegrityError:
                 store.delete(key)
                 continue
-            if found:
-                _expire(store, kind, key, *found, now, grace)
+            if stored:
+                _expire(store, kind, key, *stored, now, grace)
 
 
 def _expire(store: Store, kind: Kind, key: str, record: dict[str, Any], etag: str, now: str, grace: timedelta) -> None:
@@ -133,15 +133,15 @@ def _part_key(path: str, oid: str, number: int) -> str:
 def _note(store: Store, kind: Kind, key: str, record: Mapping[str, Any]) -> None:
     """Write a record, replacing any existing one."""
     with contextlib.suppress(ConflictError):  # a concurrent upload of the same bytes
-        known = store.read_tagged(key)
-        kind.write(store, key, record, known[1] if known else None)
+        stored = store.read_tagged(key)
+        kind.write(store, key, record, stored[1] if stored else None)
 
 
 def _noted(store: Store, kind: Kind, key: str) -> dict[str, Any] | None:
     """Return a record; None if it does not exist or is damaged, so that the bytes are uploaded again."""
     try:
-        found = kind.read(store, key)
+        stored = kind.read(store, key)
     except IntegrityError as error:
         LOGGER.warning("%s", error)
         return None
-    return found[0] if found else None
+    return stored[0] if stored else None

@@ -55,21 +55,21 @@ def verify(
         NotFoundError: a requested delta or version does not exist.
     """
     intact: set[str] = set()
-    for where, found in versions(registry, paths, version):
-        if isinstance(found, DeltaHubError):
-            yield where, str(found)
+    for reference, digest in versions(registry, paths, version):
+        if isinstance(digest, DeltaHubError):
+            yield reference, str(digest)
             continue
         try:
-            damage = "; ".join(map(str, damages(registry, found, intact))) or None
+            damage = "; ".join(map(str, damages(registry, digest, intact))) or None
         except DeltaHubError as error:
             damage = str(error)
-        if damage is None or _still_there(registry, where):
-            yield where, damage
+        if damage is None or _still_there(registry, reference):
+            yield reference, damage
 
 
-def _still_there(registry: Registry, where: str) -> bool:
+def _still_there(registry: Registry, reference: str) -> bool:
     """Check whether a version still exists, as it may have been removed while it was read."""
-    path, _, version = where.partition("@")
+    path, _, version = reference.partition("@")
     try:
         document = registry.stored(path)
     except DeltaHubError:
@@ -140,22 +140,22 @@ def damages(registry: Registry, digest: Digest, intact: set[str]) -> list[Damage
         StorageError: the registry cannot be read.
     """
     digits = digest.hex
-    wanted: dict[str, tuple[str, int | None]] = {digits: (MANIFEST_FILE, None)}
+    files: dict[str, tuple[str, int | None]] = {digits: (MANIFEST_FILE, None)}
     try:
-        wanted.update((entry.sha256, (entry.path, entry.size)) for entry in registry.manifest(digest).files)
+        files.update((entry.sha256, (entry.path, entry.size)) for entry in registry.manifest(digest).files)
     except IntegrityError:
         pass
     else:
         intact.add(digits)
-    found = []
-    for sha256, (file, size) in wanted.items():
+    damaged = []
+    for sha256, (file, size) in files.items():
         if sha256 not in intact:
-            seen = _seen(registry, sha256, size)
-            if seen == Digest.of_hex(sha256):
+            content = _seen(registry, sha256, size)
+            if content == Digest.of_hex(sha256):
                 intact.add(sha256)
             else:
-                found.append(Damage(file, sha256, seen))
-    return found
+                damaged.append(Damage(file, sha256, content))
+    return damaged
 
 
 def _seen(registry: Registry, sha256: str, size: int | None) -> str:
@@ -170,9 +170,9 @@ def _seen(registry: Registry, sha256: str, size: int | None) -> str:
     key = object_key(sha256)
     with scratch() as folder:
         try:
-            found = registry.store.size(key)
-            if found > max(size or 0, WHOLE):  # damaged, and perhaps a sparse file that takes hours to read
-                return f"{found} bytes"
+            stored_size = registry.store.size(key)
+            if stored_size > max(size or 0, WHOLE):  # damaged, and perhaps a sparse file that takes hours to read
+                return f"{stored_size} bytes"
             return Digest.of_hex(registry.store.fetch(key, folder / "object"))
         except NotFoundError:
             return "nothing"
@@ -214,9 +214,9 @@ def repair(
         StorageError: the registry is full or not writable.
     """
     intact: set[str] = set()
-    for where, digest in versions(registry, paths, version):
+    for reference, digest in versions(registry, paths, version):
         if isinstance(digest, DeltaHubError):  # a document is mutable, so no copy can replace it
-            yield Repaired(where, {}, str(digest))
+            yield Repaired(reference, {}, str(digest))
             continue
         repaired: dict[str, str] = {}
         left = damages(registry, digest, intact)
@@ -227,7 +227,7 @@ def repair(
             for damage in left:
                 repaired |= _replaced(registry, supplies, damage)
         remaining = damages(registry, digest, intact) if left else []
-        yield Repaired(where, repaired, "; ".join(map(str, remaining)) or None)
+        yield Repaired(reference, repaired, "; ".join(map(str, remaining)) or None)
 
 
 def _replaced(registry: Registry, supplies: Mapping[str, Supply], damage: Damage) -> dict[str, str]:
@@ -236,10 +236,10 @@ def _replaced(registry: Registry, supplies: Mapping[str, Supply], damage: Damage
         with scratch() as folder:
             copy = folder / "object"
             try:
-                found = supply(damage.sha256, copy)
+                copied = supply(damage.sha256, copy)
             except DeltaHubError:  # it lacks the bytes, or is out of reach
                 continue
-            if found == damage.sha256:
+            if copied == damage.sha256:
                 registry.store.create({damage.sha256: copy})
                 return {damage.file: name}
     return {}

@@ -26,7 +26,7 @@ def test_a_document_with_any_bit_flipped_is_not_read(store, kind):
     data = store.read(key)
     assert kind.parse(key, data)
     for other in flipped(data):
-        with pytest.raises(IntegrityError, match=f"^{key} is damaged: expected {kind.what}, found "):
+        with pytest.raises(IntegrityError, match=f"^{key} is damaged: expected {kind.subject}, found "):
             kind.parse(key, other)
 
 
@@ -51,5 +51,5 @@ def test_verify_names_every_damaged_document_and_says_what_to_do(anywhere, tmp_p
     found = dict(verify(anywhere))
     assert list(found) == [key_of(store, kind) for kind in KINDS]
     for kind, (key, damage) in zip(KINDS, found.items(), strict=True):
-        assert damage.startswith(f"{key} is damaged: expected {kind.what}, found ")
+        assert damage.startswith(f"{key} is damaged: expected {kind.subject}, found ")
         assert damage.endswith(kind.remedy)

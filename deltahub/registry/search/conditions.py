@@ -47,15 +47,15 @@ class Metric:
         Raises:
             ConfigError: it is not a condition on a metric.
         """
-        found = _METRIC.fullmatch(text.strip())
+        match = _METRIC.fullmatch(text.strip())
         try:
-            value = float(found[3]) if found else math.nan
+            value = float(match[3]) if match else math.nan
         except ValueError:
             value = math.nan
-        if found is None or not math.isfinite(value):
+        if match is None or not math.isfinite(value):
             msg = f"{text!r} is not a condition on a metric: expected a name, one of < <= = != >= > and a number, as in 'accuracy>0.9'."
             raise ConfigError(msg)
-        return cls(found[1], found[2].replace("==", "="), value)
+        return cls(match[1], match[2].replace("==", "="), value)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Query:
         """Return the query as a hub of DeltaHub is asked it; without `hidden`, which the hub knows itself."""
         fields = {key: value for key, value in asdict(self).items() if value not in (None, (), "", False)}
         fields.pop("hidden", None)
-        metrics = [f"{it.name}{it.comparison}{it.value!r}" for it in self.metrics]
+        metrics = [f"{metric.name}{metric.comparison}{metric.value!r}" for metric in self.metrics]
         return json.dumps({**fields, **({"metrics": metrics} if metrics else {})})
 
     @classmethod
@@ -114,22 +114,22 @@ class Query:
             ConfigError: it is nothing of the kind.
         """
         try:
-            found: Any = parse(text.encode())
+            fields: Any = parse(text.encode())
         except ValueError:
-            found = None
-        if not isinstance(found, dict) or not all(_is_field(key, value) for key, value in found.items()):
+            fields = None
+        if not isinstance(fields, dict) or not all(_is_field(key, value) for key, value in fields.items()):
             msg = "The query for deltas cannot be read. Update deltahub."
             raise ConfigError(msg)
-        lists = {key: tuple(value) for key, value in found.items() if isinstance(value, list)}
+        lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
         metrics = tuple(map(Metric.parse, lists.get("metrics", ())))
-        return cls(**{**found, **lists, "metrics": metrics})
+        return cls(**{**fields, **lists, "metrics": metrics})
 
 
 def _is_field(key: str, value: object) -> bool:
     if key in ("reverse", "near"):
         return isinstance(value, bool)
     if key in ("tags", "metrics"):
-        return isinstance(value, list) and all(isinstance(it, str) for it in value)
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
     return key in ("text", "delta_type", "author", "sort", "backbone", "fingerprint") and isinstance(value, str)
 
 
@@ -165,86 +165,86 @@ class Part:
 
     Attributes:
         test: SQL condition on a delta, with `values`.
-        source: SQL query of the ids of all matching deltas, with `known`; empty if there is no such query.
+        source: SQL query of the ids of all matching deltas, with `source_values`; empty if there is no such query.
         scan: whether that query scans every text: quicker than testing each delta, but slow for any number of matches.
     """
 
     test: str
     values: tuple[Value, ...]
     source: str = ""
-    known: tuple[Value, ...] = ()
+    source_values: tuple[Value, ...] = ()
     scan: bool = False
 
 
 def parts(query: Query) -> list[Part]:
     """Return the conditions of a query."""
-    found: list[Part] = []
+    result: list[Part] = []
     words = searchable(query.text).split()
     phrases = tuple(word for word in words if len(word) > 2 and has_trigrams())
     if phrases:
         match = " AND ".join('"{}"'.format(word.replace('"', '""')) for word in phrases)
         test = " AND ".join([_CONTAINS] * len(phrases))
-        found.append(Part(test, phrases, "SELECT rowid FROM trigrams WHERE trigrams MATCH ?", (match,)))
+        result.append(Part(test, phrases, "SELECT rowid FROM trigrams WHERE trigrams MATCH ?", (match,)))
     scan = "SELECT id FROM texts WHERE instr(words, ?) > 0"
-    found += [Part(_CONTAINS, (word,), scan, (word,), scan=True) for word in words if word not in phrases]
+    result += [Part(_CONTAINS, (word,), scan, (word,), scan=True) for word in words if word not in phrases]
     for tag in map(_plain, query.tags):
         test = "EXISTS (SELECT 1 FROM tags WHERE tag = ? AND tags.id = deltas.id)"
-        found.append(Part(test, (tag,), "SELECT id FROM tags WHERE tag = ?", (tag,)))
+        result.append(Part(test, (tag,), "SELECT id FROM tags WHERE tag = ?", (tag,)))
     for facet in FACETS:
         value = getattr(query, facet)
         if value is not None:  # "+" keeps SQLite from choosing the index of this column for a test
-            known = (_plain(value),)
-            found.append(Part(f"+{facet} = ?", known, f"SELECT id FROM deltas WHERE {facet} = ?", known))  # noqa: S608
+            bound = (_plain(value),)
+            result.append(Part(f"+{facet} = ?", bound, f"SELECT id FROM deltas WHERE {facet} = ?", bound))  # noqa: S608
     if query.hidden:
-        found.append(Part("name NOT IN (SELECT value FROM json_each(?))", (json.dumps(query.hidden),)))
+        result.append(Part("name NOT IN (SELECT value FROM json_each(?))", (json.dumps(query.hidden),)))
     for metric in query.metrics:
-        where = f"name = ? AND value {metric.comparison} ?"
-        test = f"EXISTS (SELECT 1 FROM metrics WHERE {where} AND metrics.id = deltas.id)"  # noqa: S608
-        asked = (metric.name, metric.value)
-        found.append(Part(test, asked, f"SELECT id FROM metrics WHERE {where}", asked))  # noqa: S608
-    return found
+        condition = f"name = ? AND value {metric.comparison} ?"
+        test = f"EXISTS (SELECT 1 FROM metrics WHERE {condition} AND metrics.id = deltas.id)"  # noqa: S608
+        pair = (metric.name, metric.value)
+        result.append(Part(test, pair, f"SELECT id FROM metrics WHERE {condition}", pair))  # noqa: S608
+    return result
 
 
-def fewest(database: sqlite3.Connection, asked: list[Part]) -> int | None:
+def fewest(database: sqlite3.Connection, query_parts: list[Part]) -> int | None:
     """Return the number of the part that fewest deltas match; None if no part has a query of ids."""
-    able = [number for number, part in enumerate(asked) if part.source]
-    short = [number for number in able if not asked[number].scan] or able[:1]
+    able = [number for number, part in enumerate(query_parts) if part.source]
+    short = [number for number in able if not query_parts[number].scan] or able[:1]
     if len(short) < 2:
         return short[0] if short else None
 
     def size(number: int) -> int:
-        counted = f"SELECT count(*) FROM ({asked[number].source})"  # noqa: S608  (built above)
-        found: int = database.execute(counted, asked[number].known).fetchone()[0]
-        return found
+        counted = f"SELECT count(*) FROM ({query_parts[number].source})"  # noqa: S608  (built above)
+        count: int = database.execute(counted, query_parts[number].source_values).fetchone()[0]
+        return count
 
     return min(short, key=size)
 
 
-def ids(asked: list[Part], first: int | None) -> tuple[str, list[Value]]:
+def ids(query_parts: list[Part], first: int | None) -> tuple[str, list[Value]]:
     """Return an SQL query of the matching ids, and its values; a single part does not need the table of deltas."""
-    if len(asked) == 1 and first == 0:
-        return asked[0].source, list(asked[0].known)
-    where, values = joined(asked, first)
-    return f"SELECT id FROM deltas WHERE {where}", values  # noqa: S608
+    if len(query_parts) == 1 and first == 0:
+        return query_parts[0].source, list(query_parts[0].source_values)
+    condition, values = joined(query_parts, first)
+    return f"SELECT id FROM deltas WHERE {condition}", values  # noqa: S608
 
 
-def joined(asked: list[Part], first: int | None) -> tuple[str, list[Value]]:
+def joined(query_parts: list[Part], first: int | None) -> tuple[str, list[Value]]:
     """Return all parts as one SQL condition over the table of deltas, and its values.
 
     Args:
         first: the part to start from; None to test each delta in turn.
     """
     clauses, values = ["1"], list[Value]()
-    for number, part in enumerate(asked):
+    for number, part in enumerate(query_parts):
         clauses.append(f"deltas.id IN ({part.source})" if number == first else part.test)
-        values += part.known if number == first else part.values
+        values += part.source_values if number == first else part.values
     return " AND ".join(clauses), values
 
 
 def conditions(query: Query) -> tuple[str, list[Value]]:
     """Return a query as one SQL condition over the table of deltas, and its values."""
-    asked = parts(query)
-    return joined(asked, next((number for number, part in enumerate(asked) if part.source), None))
+    query_parts = parts(query)
+    return joined(query_parts, next((number for number, part in enumerate(query_parts) if part.source), None))
 
 
 def order(query: Query) -> str:

@@ -44,19 +44,19 @@ def facets(index: Index, query: Query, limit: int = 8) -> list[Facet]:
 
 def _facet(database: sqlite3.Connection, name: str, query: Query, limit: int) -> Facet:
     if name == "tags":
-        where, values = conditions(query)
+        condition, values = conditions(query)
         source = "deltas JOIN tags USING (id)" if values else "tags"  # without conditions, every tag counts
         counted = f"SELECT tag AS value, count(*) AS times FROM {source}"  # noqa: S608  (one of the two)
         chosen = query.tags
     else:
         without: dict[str, Any] = {name: None}
-        where, values = conditions(replace(query, **without))
+        condition, values = conditions(replace(query, **without))
         counted = f"SELECT {name} AS value, count(*) AS times FROM deltas"  # noqa: S608  (from SHOWN)
         chosen = tuple(filter(None, [getattr(query, name)]))
     rows = database.execute(
-        f"{counted} WHERE {where} GROUP BY value HAVING value <> '' ORDER BY times DESC, value LIMIT ?",
+        f"{counted} WHERE {condition} GROUP BY value HAVING value <> '' ORDER BY times DESC, value LIMIT ?",
         [*values, limit + len(chosen)],
     )
-    found = [(str(value), int(times)) for value, times in rows]
-    missing = [(value, 0) for value in chosen if value not in dict(found)]
-    return Facet(name, (*missing, *found), chosen)
+    counts = [(str(value), int(times)) for value, times in rows]
+    missing = [(value, 0) for value in chosen if value not in dict(counts)]
+    return Facet(name, (*missing, *counts), chosen)

@@ -89,34 +89,36 @@ class Index:
         query = search.query
 
         def ask(database: sqlite3.Connection) -> tuple[list[Listed], int]:
-            asked, decided = parts(query), dict[str | None, Difference]()
-            first = fewest(database, asked)
+            conditions, decided = parts(query), dict[str | None, Difference]()
+            first = fewest(database, conditions)
             if search.backbone is not None:
-                decided = self._decided(database, *joined(asked, first), search.backbone)
-                able = [record or "" for record, found in decided.items() if query.near or found.level in FITS]
-                asked.append(Part("ifnull(record, '') IN (SELECT value FROM json_each(?))", (json.dumps(able),)))
-            wanted, values = ids(asked, first)
-            hits = database.execute(f"{wanted} LIMIT ?", [*values, _MANY]).fetchall()
+                decided = self._decided(database, *joined(conditions, first), search.backbone)
+                able = [
+                    record or "" for record, difference in decided.items() if query.near or difference.level in FITS
+                ]
+                conditions.append(Part("ifnull(record, '') IN (SELECT value FROM json_each(?))", (json.dumps(able),)))
+            matching, values = ids(conditions, first)
+            hits = database.execute(f"{matching} LIMIT ?", [*values, _MANY]).fetchall()
             total = len(hits)
             if total < _MANY:  # the list is complete
-                where, values = "id IN (SELECT value FROM json_each(?))", [json.dumps([hit for (hit,) in hits])]
+                condition, values = "id IN (SELECT value FROM json_each(?))", [json.dumps([hit for (hit,) in hits])]
             else:
-                total = database.execute(f"SELECT count(*) FROM ({wanted})", values).fetchone()[0]  # noqa: S608
-                where, values = joined(asked, None if query.sort in INDEXED else first)
-            page = f"SELECT id FROM deltas WHERE {where} ORDER BY {order(query)} LIMIT ? OFFSET ?"  # noqa: S608
+                total = database.execute(f"SELECT count(*) FROM ({matching})", values).fetchone()[0]  # noqa: S608
+                condition, values = joined(conditions, None if query.sort in INDEXED else first)
+            page = f"SELECT id FROM deltas WHERE {condition} ORDER BY {order(query)} LIMIT ? OFFSET ?"  # noqa: S608
             place = [-1 if search.limit is None else min(search.limit, _MOST), min(search.offset, _MOST)]
             chosen = database.execute(page, [*values, *place]).fetchall()
             one_row = "SELECT row, record FROM deltas JOIN rows USING (id) WHERE id = ?"
-            rows = [database.execute(one_row, one).fetchone() for one in chosen]
+            rows = [database.execute(one_row, row_id).fetchone() for row_id in chosen]
             return [_listed(row, decided.get(record)) for row, record in rows], total
 
         return self.read(ask, search.report)
 
     def _decided(
-        self, database: sqlite3.Connection, where: str, values: list[Value], backbone: Tensors
+        self, database: sqlite3.Connection, condition: str, values: list[Value], backbone: Tensors
     ) -> dict[str | None, Difference]:
         """Compare each backbone record of the matching deltas with the backbone; many deltas share a record."""
-        rows = database.execute(f"SELECT DISTINCT record FROM deltas WHERE {where}", values)  # noqa: S608
+        rows = database.execute(f"SELECT DISTINCT record FROM deltas WHERE {condition}", values)  # noqa: S608
         records: list[str | None] = [record for (record,) in rows]
 
         def decide(record: str | None) -> Difference:
@@ -129,28 +131,28 @@ class Index:
 
         return dict(zip(records, map_concurrently(decide, records, self.registry.store.at_once), strict=True))
 
-    def read(self, ask: Callable[[sqlite3.Connection], T], told: Told | None = None) -> T:
+    def read(self, ask: Callable[[sqlite3.Connection], T], report: Told | None = None) -> T:
         """Run a function on the database, once it is up to date.
 
         Args:
             ask: reads the tables; if the database is damaged, it is rebuilt and this is called again.
-            told: see `Search.report`.
+            report: see `Search.report`.
         """
         try:
-            return self._read(self.path, ask, told)
+            return self._read(self.path, ask, report)
         except _DAMAGE as error:
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
-                return self._read(":memory:", ask, told)  # another process still holds its lock
+                return self._read(":memory:", ask, report)  # another process still holds its lock
             # Deleting the file loses nothing: it can be rebuilt.
             for path in (self.path, Path(f"{self.path}-journal")):
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
         try:
-            return self._read(self.path, ask, told)
+            return self._read(self.path, ask, report)
         except _DAMAGE:  # it cannot be rebuilt either: the cache is full or read-only
-            return self._read(":memory:", ask, told)
+            return self._read(":memory:", ask, report)
 
-    def _read(self, path: Path | str, ask: Callable[[sqlite3.Connection], T], told: Told | None) -> T:
+    def _read(self, path: Path | str, ask: Callable[[sqlite3.Connection], T], report: Told | None) -> T:
         folder, new = self.path.parent, not self.path.exists()
         with contextlib.suppress(OSError):
             make_root(folder.parent)
@@ -159,7 +161,7 @@ class Index:
             if new:
                 inherit_permissions(folder, [self.path])
             with database:
-                refresh(database, self.registry, told)
+                refresh(database, self.registry, report)
             return ask(database)
 
 

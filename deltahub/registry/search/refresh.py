@@ -56,26 +56,26 @@ class _Looked:
     stale: list[str]
 
 
-def refresh(database: sqlite3.Connection, registry: Registry, told: Told | None = None) -> None:
+def refresh(database: sqlite3.Connection, registry: Registry, report: Told | None = None) -> None:
     """Bring the index up to date with the reference documents; the caller commits.
 
     Args:
-        told: called with the numbers of documents read and to read; not called if there are none.
+        report: called with the numbers of documents read and to read; not called if there are none.
 
     Raises:
         sqlite3.Error: the index is damaged or not writable, or another process writes it for longer than the timeout.
     """
     before = _commits(database)
-    looked = list(_look(database, registry, told))
+    looked = list(_look(database, registry, report))
     if not looked:
         return
     database.execute("BEGIN IMMEDIATE")
     if _commits(database) != before:  # another process updated it meanwhile
-        looked = list(_look(database, registry, told))
+        looked = list(_look(database, registry, report))
     if stale := [key for each in looked for key in each.stale]:
         forget(database, stale)
     stamps = {key: stamp for each in looked for key, stamp in each.changed.items()}
-    unread = _read(database, registry, stamps, told)
+    unread = _read(database, registry, stamps, report)
     for each in looked:
         if each.state is None:
             database.execute("DELETE FROM folders WHERE folder = ?", (each.folder,))
@@ -87,11 +87,11 @@ def refresh(database: sqlite3.Connection, registry: Registry, told: Told | None 
 
 def _commits(database: sqlite3.Connection) -> int:
     """Return a number that changes when another connection writes the index."""
-    found: int = database.execute("PRAGMA data_version").fetchone()[0]
-    return found
+    version: int = database.execute("PRAGMA data_version").fetchone()[0]
+    return version
 
 
-def _look(database: sqlite3.Connection, registry: Registry, told: Told | None) -> Iterator[_Looked]:
+def _look(database: sqlite3.Connection, registry: Registry, report: Told | None) -> Iterator[_Looked]:
     """Iterate over the folders changed since they were last listed, or with a stamp to store."""
     now, total = time.time(), 0
     stamps = folder_stamps(registry.store, REFS)
@@ -103,19 +103,19 @@ def _look(database: sqlite3.Connection, registry: Registry, told: Told | None) -
         before = states.get(folder)
         if before and before.proves(stamp, now, TRUST):
             continue
-        known, current, changed = _documents(database, folder), dict[str, str](), dict[str, str]()
+        indexed, current, changed = _documents(database, folder), dict[str, str](), dict[str, str]()
         listed = _keys(registry, folder)
         if listed is None:
             if before:
-                yield _Looked(folder, None, {}, [*known])
+                yield _Looked(folder, None, {}, [*indexed])
             continue
-        for key, found in listed:
-            current[key] = found
-            if known.get(key) != found and key.endswith(".json"):
-                changed[key] = found
-                if told and len(changed) % _PAGE == 0:
-                    told(0, total + len(changed))
-        stale = [key for key in known if current.get(key) != known[key]]
+        for key, key_stamp in listed:
+            current[key] = key_stamp
+            if indexed.get(key) != key_stamp and key.endswith(".json"):
+                changed[key] = key_stamp
+                if report and len(changed) % _PAGE == 0:
+                    report(0, total + len(changed))
+        stale = [key for key in indexed if current.get(key) != indexed[key]]
         total += len(changed)
         state = (before or FolderStamp(seen=now)).listed(stamp, now)
         if changed or stale or state != before:
@@ -144,7 +144,7 @@ def _documents(database: sqlite3.Connection, folder: str) -> dict[str, str]:
     return dict(database.execute("SELECT key, stamp FROM documents WHERE key > ? AND key < ?", (folder, after)))
 
 
-def _read(database: sqlite3.Connection, registry: Registry, stamps: Mapping[str, str], told: Told | None) -> set[str]:
+def _read(database: sqlite3.Connection, registry: Registry, stamps: Mapping[str, str], report: Told | None) -> set[str]:
     """Put documents into the index, and return the keys of unreadable ones."""
     if len(stamps) >= MANY:
         from deltahub.log import LOGGER  # late: hardly ever needed
@@ -157,22 +157,22 @@ def _read(database: sqlite3.Connection, registry: Registry, stamps: Mapping[str,
     unread = set()
 
     def read(key: str) -> Outcome[tuple[bytes, str] | None]:
-        found = outcome(lambda: registry.store.read_tagged(key))
-        if isinstance(found, UnreachableError):
-            raise found
-        return found
+        stored = outcome(lambda: registry.store.read_tagged(key))
+        if isinstance(stored, UnreachableError):
+            raise stored
+        return stored
 
-    for number, (key, found) in enumerate(
+    for number, (key, stored) in enumerate(
         zip(stamps, map_concurrently(read, stamps, registry.store.at_once), strict=True)
     ):
-        if told:
-            told(number, len(stamps))
-        if found is None:  # deleted since it was listed
+        if report:
+            report(number, len(stamps))
+        if stored is None:  # deleted since it was listed
             continue
         try:
-            if isinstance(found, DeltaHubError):
-                raise found
-            document = _document(key, found[0])
+            if isinstance(stored, DeltaHubError):
+                raise stored
+            document = _document(key, stored[0])
         except DeltaHubError as error:  # a damaged or unreadable document must not hide the others
             from deltahub.log import LOGGER  # late: hardly ever needed
 

@@ -84,8 +84,8 @@ def connect(path: Path | str) -> sqlite3.Connection:
 
 
 def _version(database: sqlite3.Connection) -> int:
-    found: int = database.execute("PRAGMA user_version").fetchone()[0]
-    return found
+    version: int = database.execute("PRAGMA user_version").fetchone()[0]
+    return version
 
 
 def _make(database: sqlite3.Connection, version: int) -> None:
@@ -99,16 +99,16 @@ def _make(database: sqlite3.Connection, version: int) -> None:
 
 def forget(database: sqlite3.Connection, keys: Collection[str]) -> None:
     """Remove documents and their deltas from the index."""
-    wanted = json.dumps(list(keys))
-    found = "SELECT id FROM documents WHERE key IN (SELECT value FROM json_each(?))"
+    key_list = json.dumps(list(keys))
+    ids = "SELECT id FROM documents WHERE key IN (SELECT value FROM json_each(?))"
     if has_trigrams():  # an external-content table needs explicit deletes
-        told = (
-            f"INSERT INTO trigrams (trigrams, rowid, words) SELECT 'delete', id, words FROM texts WHERE id IN ({found})"  # noqa: S608
+        delete = (
+            f"INSERT INTO trigrams (trigrams, rowid, words) SELECT 'delete', id, words FROM texts WHERE id IN ({ids})"  # noqa: S608
         )
-        database.execute(told, [wanted])
+        database.execute(delete, [key_list])
     for table in ("deltas", "rows", "texts", "tags", "metrics"):
-        database.execute(f"DELETE FROM {table} WHERE id IN ({found})", [wanted])  # noqa: S608
-    database.execute("DELETE FROM documents WHERE key IN (SELECT value FROM json_each(?))", [wanted])
+        database.execute(f"DELETE FROM {table} WHERE id IN ({ids})", [key_list])  # noqa: S608
+    database.execute("DELETE FROM documents WHERE key IN (SELECT value FROM json_each(?))", [key_list])
 
 
 def remember(
