@@ -27,7 +27,9 @@ LATEST: Final = "latest"
 MAIN: Final = "main"  # the line of versions that ends at "latest"
 
 _NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
-_PLACED: Final = re.compile(r"(?P<place>(?:s3://|[./~]).*?):(?P<rest>[^:@]+(?:@.*)?)", re.DOTALL)
+_PLACED: Final = re.compile(
+    r"(?P<place>(?:(?!https?://)[a-z][a-z0-9+.-]*://|[./~]).*?):(?P<rest>[^:@]+(?:@.*)?)", re.DOTALL
+)
 _SOURCE: Final = re.compile(r"[a-z][a-z0-9-]{1,31}")
 _VERSION: Final = re.compile(r"v[1-9][0-9]{0,8}")
 _ALGORITHM: Final = "sha256:"

@@ -28,7 +28,7 @@ from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.reconcile import Vouched
 from deltahub.registry.registry import Registry
 from deltahub.registry.signatures import signatures
-from deltahub.settings.source_entry import S3, is_place, place_of
+from deltahub.settings.source_entry import is_place, place_of
 from deltahub.signing import PublicKey, is_valid_signature, split_signatures, stated_version, trusted_signer
 from deltahub.sources.base import Resolved, Source
 from deltahub.sources.catalog import Choice
@@ -149,7 +149,7 @@ class Policies:
 
 def same_place(address: str, other_address: str) -> bool:
     """Check whether two addresses mean the same registry: one bucket and prefix on any server, or one folder by any path."""
-    if S3 in (address[: len(S3)], other_address[: len(S3)]):
+    if "://" in address or "://" in other_address:
         return address.partition(" at ")[0].rstrip("/") == other_address.partition(" at ")[0].rstrip("/")
     try:
         return Path(address).samefile(other_address)

@@ -9,11 +9,13 @@ import os
 import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from deltahub.errors import ConfigError
+from deltahub.plugins.entry_points import STORES
 from deltahub.reference import check_name, check_source
 from deltahub.stores.base import Store
 from deltahub.stores.local import LocalStore
@@ -24,9 +26,10 @@ REGISTRY: Final = "registry"
 HUB: Final = "hub"
 S3: Final = "s3://"
 WEB: Final = ("https://", "http://")
-_RESERVED: Final = frozenset({LOCAL, HF, "http", "https", "file", "s3", "sha256", "url"})
+RESERVED: Final = frozenset({LOCAL, HF, "http", "https", "file", "s3", "sha256", "url"})
 _PUBLIC: Final = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*)://")
 _OF_BUCKETS: Final = ("endpoint", "region", "profile")
 
 
@@ -69,7 +72,7 @@ class SourceEntry:
             ReferenceSyntaxError: the name cannot be a source, or a namespace is not well formed.
             ConfigError: the name is reserved, or another value is not well formed or holds a secret.
         """
-        if check_source(name) in _RESERVED:
+        if check_source(name) in RESERVED:
             msg = f"{name!r} is a reserved source name. Choose another name."
             raise ConfigError(msg)
         bound_namespaces = tuple(dict.fromkeys(check_name(namespace, "namespace") for namespace in namespaces))
@@ -80,7 +83,7 @@ class SourceEntry:
             return cls(name, _hub(url, token_env), kind=HUB, token_env=token_env, namespaces=bound_namespaces)
         _refuse(given_options, ("token_env",), "hubs", f"{url} is a registry")
         if not url.startswith(S3):
-            _refuse(given_options, _OF_BUCKETS, "registries in buckets", f"{url} is a folder")
+            _refuse(given_options, _OF_BUCKETS, "registries in buckets", f"{url} is not in one")
         endpoint, region, profile = map(options.get, _OF_BUCKETS)
         entry = cls(name, place_of(url), endpoint, region, profile, namespaces=bound_namespaces)
         entry.store()
@@ -97,8 +100,11 @@ class SourceEntry:
         Raises:
             ConfigError: the address is not well formed.
         """
-        if not self.url.startswith(S3):
+        if not (scheme := _SCHEME.match(self.url)):
             return LocalStore(Path(self.url))
+        if not self.url.startswith(S3):
+            store: Store = STORES.load(_store_entry(scheme[1], self.url))(self.url)
+            return store
         from deltahub.stores.bucket import Bucket  # late import: only needed for buckets
         from deltahub.stores.s3 import S3Store
 
@@ -112,7 +118,7 @@ class SourceEntry:
     @property
     def missing(self) -> bool:
         """Whether this is a registry in a folder that does not exist."""
-        return self.kind == REGISTRY and not self.url.startswith(S3) and not Path(self.url).exists()
+        return self.kind == REGISTRY and not _SCHEME.match(self.url) and not Path(self.url).exists()
 
     @property
     def place(self) -> str:
@@ -150,19 +156,44 @@ def place_of(url: str) -> str:
     """Normalise a registry's address: an absolute folder, with its ``~`` expanded.
 
     Raises:
-        ConfigError: the address is neither a folder nor ``s3://bucket/prefix``.
+        ConfigError: the address is neither a folder nor ``s3://bucket/prefix``, nor that of an installed package's store.
     """
     if url.startswith(S3):
         return f"{S3}{url.removeprefix(S3).rstrip('/')}"
+    if scheme := _SCHEME.match(url):
+        _store_entry(scheme[1], url)
+        parts = urlsplit(url)
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            msg = f"The address of a registry is like {scheme[0]}place/prefix, without user, secret, '?' or '#'."
+            raise ConfigError(msg)
+        return url.rstrip("/")
     if "://" in url:
-        msg = f"{url!r} is not the location of a registry: expected a folder, or s3://bucket/prefix."
-        raise ConfigError(msg)
+        raise _no_registry(url)
     return str(Path(os.path.abspath(Path(url).expanduser())))  # noqa: PTH100  (keeps symbolic links)
 
 
 def is_place(text: str) -> bool:
-    """Return whether a text is a registry's address, a folder or ``s3://bucket/prefix``, rather than a source's name."""
-    return text.startswith((S3, ".", "/", "~")) or Path(text).is_absolute()
+    """Return whether a text is a registry's address, a folder or a URL, rather than a source's name."""
+    return text.startswith((".", "/", "~")) or _SCHEME.match(text) is not None or Path(text).is_absolute()
+
+
+def _store_entry(scheme: str, url: str) -> EntryPoint:
+    """Return the entry point of the stores of a URL scheme.
+
+    Raises:
+        ConfigError: no installed package has one, or several have.
+    """
+    entry = None if scheme in RESERVED else STORES.find(scheme)
+    if entry is None:
+        raise _no_registry(url)
+    return entry
+
+
+def _no_registry(url: str) -> ConfigError:
+    return ConfigError(
+        f"{url!r} is not the location of a registry: expected a folder, or s3://bucket/prefix. A store for other URLs needs an "
+        f"installed package that adds it ({STORES.name})."
+    )
 
 
 def _hub(url: str, token_env: str | None) -> str:

@@ -14,10 +14,11 @@ from deltahub.cache.cache import Cache
 from deltahub.cache.remembered import CachedNames
 from deltahub.errors import ConfigError, NotFoundError, UnreachableError
 from deltahub.link import Link
+from deltahub.plugins.entry_points import SOURCES
 from deltahub.reference import Reference
 from deltahub.registry.registry import Registry
 from deltahub.settings import environment
-from deltahub.settings.source_entry import HF, HUB, SourceEntry, is_place, place_of
+from deltahub.settings.source_entry import HF, HUB, RESERVED, SourceEntry, is_place, place_of
 from deltahub.settings.user import Settings, disabled_source, unknown_source
 from deltahub.sources.base import CacheLookup, Source
 from deltahub.sources.registry import RegistrySource
@@ -149,6 +150,7 @@ class Choice:
         self._open_place = open_place
         self._open_link = open_link
         self._local_only = local_only
+        self._outside_sources: dict[str, Source] = {}
 
     def source(self, name: str | None) -> Source:
         """Return a source by name, or the registry at an address; the default source for None.
@@ -163,11 +165,26 @@ class Choice:
             if address not in self.rules.places:
                 return self._open_place(address)
             name = self.rules.places[address]
-        if name not in self.sources:
-            raise unknown_source(name, tuple(self.sources))
         if name in self.rules.disabled:
             raise disabled_source(name)
-        return self.sources[name]
+        return self.sources[name] if name in self.sources else self._outside(name)
+
+    def _outside(self, name: str) -> Source:
+        """Return a source that an installed package adds; it is used only where it is named.
+
+        Raises:
+            NotFoundError: no package adds it.
+            ConfigError: several do, or the package does not work.
+        """
+        if name not in self._outside_sources:
+            entry = None if name in RESERVED else SOURCES.find(name)
+            if entry is None:
+                raise unknown_source(name, tuple(self.sources))
+            source: Source = SOURCES.load(entry)(name)
+            if source.name != name:
+                raise SOURCES.fault(entry, f"gives a source called {source.name!r}")
+            self._outside_sources[name] = source
+        return self._outside_sources[name]
 
     def source_of(self, reference: Reference | Link) -> Source:
         """Return the source that a reference names, or that a link is; the default source for a name without one."""

@@ -46,8 +46,8 @@ class RegistrySource:
 
     @property
     def remote(self) -> bool:
-        """Whether it is in a bucket; a folder on a network drive does not count."""
-        return self.registry.store.url.startswith("s3://")
+        """Whether its address is a URL, such as that of a bucket; a folder on a network drive does not count."""
+        return "://" in self.registry.store.url
 
     def resolve(self, reference: Reference | Link, progress: Progress | None = None) -> Resolved:
         """See `Source.resolve`; the document is always read again, so that moved aliases are noticed."""

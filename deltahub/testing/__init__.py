@@ -2,8 +2,10 @@
 
 import pytest
 
-pytest.register_assert_rewrite("deltahub.testing.deltas")
+pytest.register_assert_rewrite("deltahub.testing.deltas", "deltahub.testing.sources", "deltahub.testing.stores")
 
 from deltahub.testing.deltas import DeltaContract
+from deltahub.testing.sources import SourceContract
+from deltahub.testing.stores import StoreContract
 
-__all__ = ["DeltaContract"]
+__all__ = ["DeltaContract", "SourceContract", "StoreContract"]

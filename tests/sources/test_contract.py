@@ -21,17 +21,27 @@ from deltahub.registry.publish import Publication, publish
 from deltahub.registry.registry import Registry
 from deltahub.settings.source_entry import SourceEntry
 from deltahub.settings.user import change
+from deltahub.sources.registry import RegistrySource
 from deltahub.stores.base import object_key
 from deltahub.stores.bucket import Bucket
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
 from deltahub.stores.s3 import S3Store
+from deltahub.testing import SourceContract
 from tests.backbones import bert, train, untouched
 from tests.clocks import clock
 from tests.hub_server import HubServer, hub_server
 from tests.sources.web_server import Site, serving
 
 NER = Reference.parse("acme/ner")
+
+
+class TestRegistrySource(SourceContract):
+    @pytest.fixture
+    def source(self, folder, tmp_path):
+        registry = Registry(MemoryStore(), "team")
+        publish(registry, Publication(Reference(self.PATH), checkpoint.describe(folder), folder))
+        return RegistrySource(registry, tmp_path / "indexes")
 
 
 class Origin(ABC):
