@@ -161,11 +161,11 @@ def place_of(url: str) -> str:
     if url.startswith(S3):
         return f"{S3}{url.removeprefix(S3).rstrip('/')}"
     if scheme := _SCHEME.match(url):
-        _store_entry(scheme[1], url)
         parts = urlsplit(url)
         if "@" in parts.netloc or parts.query or parts.fragment:
             msg = f"The address of a registry is like {scheme[0]}place/prefix, without user, secret, '?' or '#'."
             raise ConfigError(msg)
+        _store_entry(scheme[1], url)
         return url.rstrip("/")
     if "://" in url:
         raise _no_registry(url)
