@@ -16,7 +16,7 @@ demo: $(VENV)/base ## Train a delta on real sentences, push it, pull it, load it
 test: $(VENV)/dev ## Run all tests.
 	$(BIN)/python -m pytest --numprocesses auto
 
-quick: $(VENV)/dev ## Run the tests that take no more than a few seconds each.
+quick: $(VENV)/dev ## Run the tests that are not marked slow.
 	$(BIN)/python -m pytest --numprocesses auto -m "not slow"
 
 check: $(VENV)/dev ## Lint, formatting, types and tests.

@@ -55,6 +55,7 @@ def test_it_holds_every_module_schema_structure_map_and_page(names):
     assert set() == wanted - names
 
 
+@pytest.mark.slow
 def test_the_command_works_from_an_unpacked_wheel(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
     packages = [path for path in sys.path if path.endswith("site-packages")]

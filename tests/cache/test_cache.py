@@ -120,6 +120,7 @@ def test_a_source_that_is_damaged_leaves_nothing_behind(cache, source):
     assert cache.damage(source.digest) == f"{MANIFEST} is missing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
 @pytest.mark.parametrize("before", ["empty", "whole", "damaged"])
 def test_a_pull_that_fails_at_any_step_leaves_nothing_to_mistake_for_a_delta(tmp_path, source, faults, before, error):

@@ -277,6 +277,7 @@ def test_a_cache_that_may_not_be_written_says_so(shared_folder, source, as_nobod
     assert held(cache) == {source.digest}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
 def test_a_prune_that_fails_at_any_step_leaves_each_delta_whole_or_gone(tmp_path, new_checkpoint, monkeypatch, error):
     sources, faults = (
@@ -304,6 +305,7 @@ def test_a_prune_that_fails_at_any_step_leaves_each_delta_whole_or_gone(tmp_path
         assert len(held(cache)) == 2, case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
 def test_a_pin_that_fails_at_any_step_is_there_or_not(tmp_path, source, faults, error):
     def prepare(case):

@@ -257,6 +257,7 @@ def test_a_file_of_another_size_is_refused_before_it_is_read(checkpoint_folder, 
         open_it(checkpoint_folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
 def test_a_save_that_fails_at_any_step_leaves_the_old_delta_or_the_new_one(tmp_path, faults, error):
     before = describe(save_checkpoint(tmp_path / "old")).digest

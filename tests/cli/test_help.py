@@ -35,6 +35,7 @@ def test_a_command_has_help_with_an_example(run, name):
     assert f"deltahub {name}" in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(commands()))
 def test_the_rendered_help_shows_every_word_that_was_written(run, name, monkeypatch):
     monkeypatch.setenv("TERMINAL_WIDTH", "100")
@@ -51,6 +52,7 @@ def test_the_help_of_push_and_pull_shows_how_a_delta_is_named(run, monkeypatch):
         assert "[source:]namespace/name" in run(command, "--help").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(commands()))
 def test_a_command_takes_json_and_quiet(name):
     options = {option for parameter in commands()[name].params for option in parameter.opts}

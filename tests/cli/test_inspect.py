@@ -49,6 +49,7 @@ def test_pictures_are_saved_and_named_on_stdout(run, run_json, backbone, tmp_pat
     assert run_json("inspect", backbone, "--html", html) == {"html": str(html)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [

@@ -94,6 +94,7 @@ def make(request):
 X = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 def test_a_lora_adds_its_update_trains_and_is_loaded_again(make, tmp_path):
     backbone = make()
     hidden = backbone.norm(X)

@@ -25,6 +25,8 @@ from deltahub.registry.gc_state import STATE, State, read_state, write_state
 from deltahub.stores.memory import MemoryStore
 from tests.checkpoints import save_checkpoint
 
+pytestmark = pytest.mark.slow  # many examples of each
+
 EXAMPLES = int(os.environ.get("DELTAHUB_EXAMPLES", "40"))  # of each
 MANY = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 texts = st.text(max_size=30)

@@ -52,6 +52,7 @@ def far(expected, actual):
     return ((expected - actual).abs().max() / expected.abs().max().clamp(min=1)).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXTURES)
 def test_a_checkpoint_of_the_original_gives_the_outputs_of_the_original(name, tmp_path):
     facts, tensors = facts_of(name), load_file(OPENDELTA / name / "io.safetensors")

@@ -44,6 +44,7 @@ def own_tensors(backbone):
 CASES = [(name, make) for name in MERGEABLE for make in (bert, gpt2, t5, llama)] + [("bitfit", bert), ("bitfit", gpt2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "make"), CASES)
 class TestMerge:
     def test_a_merged_delta_gives_the_outputs_of_an_unmerged_one(self, method, make):

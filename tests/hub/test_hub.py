@@ -217,6 +217,7 @@ def test_a_damaged_cache_is_repaired_from_the_source(hub, checkpoint_folder):
     assert delta_files(hub.pull(NER).folder) == content_of(checkpoint_folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
 def test_a_copy_that_fails_at_any_step_leaves_the_old_delta_or_the_new_one(hub, new_checkpoint, faults, error):
     new = new_checkpoint(value=0.25)

@@ -148,6 +148,7 @@ def test_a_lock_file_that_is_not_there_is_an_error(lock, two):
         two.pull(NER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
 def test_writing_that_fails_at_any_step_leaves_the_old_file_or_the_new_one(lock, two, faults, error):
     new = Lock(lock.path, {"acme/ner": two.pin(NER.at("v1"))})

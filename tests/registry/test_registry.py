@@ -230,6 +230,7 @@ def test_processes_that_push_at_the_same_time_lose_nothing(registry, new_checkpo
     assert found == {checkpoint.describe(folder).digest for folder in folders}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
 def test_a_push_that_fails_at_any_step_leaves_the_old_state_or_the_new_one(tmp_path, new_checkpoint, faults, error):
     first, second = new_checkpoint(), new_checkpoint(value=0.25)

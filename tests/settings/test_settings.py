@@ -156,6 +156,7 @@ def test_a_damaged_file_is_one_sentence_and_is_not_written_over(settings, conten
     assert settings.read_text("utf-8") == content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
 def test_a_change_that_fails_at_any_step_leaves_the_old_settings_or_the_new_ones(settings, faults, error):
     change(lambda settings: settings.add(TEAM))

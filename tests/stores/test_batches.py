@@ -93,6 +93,7 @@ def test_an_empty_place_has_no_children(store):
     assert store.children("refs/") == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
 def test_a_batch_that_fails_at_any_step_leaves_each_document_old_or_new(tmp_path, faults, error):
@@ -149,6 +150,7 @@ def test_a_batch_that_is_killed_at_any_step_leaves_each_document_old_or_new_and_
         assert [store.read(key) for key in keys] == [b"newer", b"newer"], step
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("error", [FULL, INTERRUPT], ids=["full", "interrupted"])
 def test_many_objects_whose_storing_fails_at_any_step_are_whole_or_not_there(tmp_path, faults, error):

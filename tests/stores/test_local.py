@@ -74,6 +74,7 @@ def test_a_whole_object_is_left_alone_but_counts_as_new(store):
     assert path.stat().st_mtime > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
 def test_storing_objects_that_fails_at_any_step_leaves_only_whole_ones(tmp_path, faults, error):
     steps = faults.count(lambda: LocalStore(tmp_path / "count").create(SOURCES))
@@ -88,6 +89,7 @@ def test_storing_objects_that_fails_at_any_step_leaves_only_whole_ones(tmp_path,
         assert sorted(readable(store)) == sorted(KEYS), case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
 def test_a_swap_that_fails_at_any_step_leaves_the_old_document_or_the_new_one(tmp_path, faults, error):
     def prepare(case):

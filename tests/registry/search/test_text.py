@@ -27,6 +27,7 @@ def found(message: str, text: str, *, frequent: bool = False) -> bool:
     return count == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not tables.has_trigrams(), reason="this SQLite has no FTS5")
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(message=TEXTS, text=TEXTS)

@@ -11,7 +11,10 @@ from deltahub.errors import ConfigError, ConflictError, NotFoundError, NoVersion
 from deltahub.reference import Digest, Reference
 from tests.checkpoints import content_of
 
-pytestmark = pytest.mark.parametrize("server", ["plain", "own"], indirect=True)
+pytestmark = [
+    pytest.mark.slow,  # a hub for each test
+    pytest.mark.parametrize("server", ["plain", "own"], indirect=True),
+]
 
 FILES = {checkpoint.BACKBONE, checkpoint.CARD, checkpoint.CONFIG, checkpoint.WEIGHTS}
 
