@@ -24,11 +24,10 @@ def delta_classes() -> Mapping[str, type[Any]]:
 
     A package that cannot be used is left out with a warning.
     """
-    for name, entry in DELTAS.usable(known_types()).items():
+    for entry in DELTAS.usable(known_types()).values():
         try:
             _class_of(entry)
         except ConfigError as error:
-            _TYPES.pop(name, None)
             LOGGER.warning("%s", error)
     return _TYPES
 
@@ -84,6 +83,8 @@ def _entry(delta_type: str, package: str | None = None) -> EntryPoint | None:
 def _class_of(entry: EntryPoint) -> type[Any]:
     loaded, cls = DELTAS.load(entry), _TYPES.get(entry.name)
     if cls is None or cls is not loaded or cls.config_class.delta_type != entry.name:
+        if cls is loaded:
+            _TYPES.pop(entry.name, None)  # or the next call would find it
         raise DELTAS.fault(
             entry,
             f"is not the one subclass of DeltaBase that has delta_type {entry.name!r}, as its config_class must too",

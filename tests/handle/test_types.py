@@ -175,6 +175,24 @@ def test_a_built_in_type_is_never_taken_from_a_package(site, caplog):
     assert "The delta type 'lora' of acme-lora is ignored: it is built in." in caplog.text
 
 
+def test_a_class_whose_config_is_of_another_type_is_refused_every_time(site):
+    code = SHIFT.replace('delta_type: ClassVar[str] = "shift"', 'delta_type: ClassVar[str] = "other"')
+    install(site, "acme-shift", "[deltahub.deltas]\nshift = acme_shift:ShiftModel\n", "acme_shift", code)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="as its config_class must too"):
+            AutoDeltaConfig.from_dict({"delta_type": "shift"})
+    assert "shift" not in delta_classes()
+
+
+def test_a_class_of_the_running_program_keeps_its_name(shift):
+    class Own(LoraModel):
+        delta_type = "shift"
+
+    with pytest.raises(ConfigError, match="is not the one subclass"):
+        types.class_for("shift", "acme-shift")
+    assert delta_classes()["shift"] is Own
+
+
 def test_a_class_that_would_not_be_found_again_is_not_saved(tmp_path):
     class Shift(DeltaBase):
         config_class = LoraConfig
