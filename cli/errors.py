@@ -29,6 +29,7 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (errors.ConflictError, 4),
     (errors.IntegrityError, DAMAGED),
     (errors.FingerprintMismatch, DAMAGED),
+    (errors.ProbeError, DAMAGED),
     (errors.StorageError, STORAGE),
     (errors.ReferenceSyntaxError, USAGE),
     (errors.ConfigError, USAGE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +36,18 @@ def verify(
             "--parent", metavar="FOLDER", help="With --lineage: a parent that is not in a registry or the cache."
         ),
     ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe", help="Also run the delta on the inputs saved with it, and compare the outputs; needs --backbone."
+        ),
+    ] = False,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone", metavar="BACKBONE", help="For --probe: a folder, or a model in Hugging Face's cache."
+        ),
+    ] = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -51,7 +64,11 @@ def verify(
     [dim]deltahub verify --all --repair[/dim]
 
     [dim]deltahub verify ./both --lineage --parent ./a --parent ./b[/dim]
+
+    [dim]deltahub verify DeltaHub/sst2-t5-base --probe --backbone ./t5-base[/dim]
     """
+    if probe != (backbone is not None) or (probe and target is None):
+        raise typer.BadParameter("--probe runs one delta on its backbone: verify REF --probe --backbone BACKBONE.")
     out = Output(as_json=json, quiet=quiet)
     if lineage or parent:
         if not lineage or target is None or every or repair or source:
@@ -67,39 +84,61 @@ def verify(
     else:
         results = _registries(target, source, every=every, repair=repair)
         signed = _signatures(results, target, source, every=every)
-    damaged = [(result.reference, result.damage) for result in results if result.damage]
-    repaired = [
-        (result.reference, file, place) for result in results for file, place in sorted(result.repaired.items())
-    ]
-    damaged += [
-        (signed_reference, f"its signature by the key {signature['key'][:16]} does not match it")
-        for signed_reference, states in signed.items()
-        for signature in states
-        if signature["state"] == "bad"
-    ]
-    if json:
-        print_json([{**asdict(result), "signatures": signed.get(result.reference, [])} for result in results])
-    elif damaged:
-        out.rows(("damaged", "what"), damaged, wrap=True)
-    else:
-        say(f"{len(results)} checked, all intact.")
-    if not json and not quiet:
-        _print_repairs(repaired, signed)
+    if target and backbone:
+        results = _with_probe(target, backbone, results)
+    damaged = _damaged(results, signed)
+    _print(out, results, signed, damaged, target)
     if damaged:
         if not json and not quiet:
-            remedy = (
-                "Push them again from intact copies."
-                if repair
-                else "Try --repair, or push them again from intact copies."
-            )
+            others = "push them again from intact copies."
+            remedy = others.capitalize() if repair else f"Try --repair, or {others}"
             say(f"{len(damaged)} of {len(results)} are damaged. {remedy}", err=True)
         raise typer.Exit(DAMAGED)
 
 
-def _print_repairs(repaired: list[tuple[str, str, str]], signed: dict[str, list[dict[str, str]]]) -> None:
+def _print(
+    out: Output,
+    results: list[Repaired],
+    signed: Mapping[str, list[dict[str, str]]],
+    damaged: list[tuple[str, str]],
+    target: str | None,
+) -> None:
+    if out.as_json:
+        print_json([{**asdict(result), "signatures": signed.get(result.reference, [])} for result in results])
+    elif damaged:
+        out.rows(("damaged", "what"), damaged, wrap=True)
+    else:
+        say(f"{len(results)} checked, all intact.{_without_digests(target)}")
+    if not out.as_json and not out.quiet:
+        _print_repairs(results, signed)
+
+
+def _damaged(results: list[Repaired], signed: Mapping[str, list[dict[str, str]]]) -> list[tuple[str, str]]:
+    """Return what is damaged, files and signatures, each with a description."""
+    files = [(result.reference, result.damage) for result in results if result.damage]
+    signatures = [
+        (reference, f"its signature by the key {signature['key'][:16]} does not match it")
+        for reference, states in signed.items()
+        for signature in states
+        if signature["state"] == "bad"
+    ]
+    return [*files, *signatures]
+
+
+def _without_digests(target: str | None) -> str:
+    """Return the caveat for the folder of another library's delta, whose bytes nothing vouches for."""
+    from deltahub.checkpoint.checkpoint import is_checkpoint
+
+    if target is None or not Path(target).is_dir() or is_checkpoint(Path(target)):
+        return ""
+    return " Its library saves no digests, so only the form of the files was checked; once pushed, every byte is."
+
+
+def _print_repairs(results: list[Repaired], signed: Mapping[str, list[dict[str, str]]]) -> None:
     """Print on stderr what was repaired from where, and the keys of the signatures."""
-    for reference, file, place in repaired:
-        say(f"{reference}: {file} was repaired from {place}.", err=True)
+    for result in results:
+        for file, place in sorted(result.repaired.items()):
+            say(f"{result.reference}: {file} was repaired from {place}.", err=True)
     for signed_reference, states in signed.items():
         keys_text = ", ".join(f"{signature['key'][:16]} ({signature['state']})" for signature in states)
         say(f"{signed_reference}: signed by the key {keys_text}.", err=True)
@@ -144,6 +183,20 @@ def _folder(folder: Path) -> list[Repaired]:
     except IntegrityError as error:  # the result of the command, not a failure
         return [Repaired(str(folder), {}, str(error))]
     return [Repaired(str(folder), {}, None)]
+
+
+def _with_probe(target: str, backbone: str, results: list[Repaired]) -> list[Repaired]:
+    """Run a delta on its probe; outputs that differ count as damage."""
+    from deltahub.auto import AutoDeltaModel
+    from deltahub.errors import ProbeError
+    from deltahub.handle.recording import load_backbone
+    from deltahub.registry.verify import Repaired
+
+    try:
+        AutoDeltaModel.from_finetuned(target, backbone_model=load_backbone(backbone), check_probe=True)
+    except ProbeError as error:
+        return [*results, Repaired(target, {}, str(error))]
+    return results
 
 
 def _registries(target: str | None, source: str | None, *, every: bool, repair: bool) -> list[Repaired]:

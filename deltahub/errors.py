@@ -184,6 +184,24 @@ class FingerprintMismatch(DeltaHubError):
         return self.level in ("same structure, other weights", "other precision")
 
 
+class ProbeError(DeltaHubError):
+    """A loaded delta does not give the outputs that it gave when it was saved.
+
+    Attributes:
+        difference: a description of the difference.
+    """
+
+    def __init__(self, difference: str) -> None:
+        super().__init__(difference)
+        self.difference = difference
+
+    def _sentence(self) -> str:
+        return (
+            f"The delta does not act as it did when it was saved: {self.difference}. Load it on the backbone that it was trained "
+            "on, in its precision, with the releases that saved it."
+        )
+
+
 class ReferenceSyntaxError(DeltaHubError, ValueError):
     """A name, version, alias, tag or reference is not well formed."""
 

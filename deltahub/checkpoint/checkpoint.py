@@ -3,6 +3,7 @@
     delta_config.json     the delta's options, and the sha256 of the other files; written last, so it vouches for them
     delta.safetensors     tensors, `<address>.deltas.<parameter>` or the name of an unfrozen backbone tensor
     backbone.json         the backbone tensors that the delta does not change, one leaf each
+    probe.safetensors     optional: inputs, with outputs with and without the delta
     README.md             the model card
 
 The folder may also hold a backbone's own files, as a trainer's output folder does. Reading the config, the tensor
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 CONFIG: Final = "delta_config.json"
 WEIGHTS: Final = "delta.safetensors"
 BACKBONE: Final = "backbone.json"
+PROBE: Final = "probe.safetensors"
 CARD: Final = "README.md"
 PICKLE: Final = "pytorch_model.bin"  # OpenDelta's file
 LARGEST_CONFIG: Final = 8 << 20  # maximum bytes of a config to read
@@ -73,6 +75,7 @@ class Checkpoint:
         tensors: name to tensor, on the CPU.
         parent: the entry for this delta in the `parents` of a delta trained on from it.
         unchanged: backbone tensors in the files of another library that are equal to the backbone's, and so not in `tensors`.
+        probe: the content of its probe, if it has one.
     """
 
     folder: Path
@@ -81,6 +84,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     parent: Mapping[str, str]
     unchanged: tuple[str, ...] = ()
+    probe: bytes | None = None
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -212,7 +216,8 @@ def read(folder: Path, *, with_backbone: bool = True, config_sha256: str | None 
         fingerprint = Fingerprint.from_bytes(verified_bytes(folder, BACKBONE, document))
     tensors = tensors_in(weights, str(folder / WEIGHTS))
     parent = {"relation": RESUMED, "digest": _manifest(folder, document).digest}
-    return Checkpoint(folder, document, fingerprint, tensors, parent)
+    probe = verified_bytes(folder, PROBE, document) if PROBE in document["files"] else None
+    return Checkpoint(folder, document, fingerprint, tensors, parent, probe=probe)
 
 
 def tensors_in(data: bytes, file_name: str) -> dict[str, Tensor]:
@@ -341,6 +346,7 @@ def write(
     fingerprint: Fingerprint | None,
     card: str,
     save_function: Saver,
+    probe: bytes | None = None,
 ) -> None:
     """Save a delta: stage every file, sync, then move them into place with the config last.
 
@@ -350,6 +356,7 @@ def write(
     Args:
         fingerprint: the record of the backbone; None if it is not known.
         save_function: writes the tensors to a path, as a safetensors file.
+        probe: the content of its probe; None for none.
 
     Raises:
         CheckpointError: `save_function` did not write a safetensors file.
@@ -365,7 +372,9 @@ def write(
             sync_file(stage / WEIGHTS)
             if fingerprint:
                 write_synced(stage / BACKBONE, fingerprint.to_bytes())
-            listed = [WEIGHTS, *([BACKBONE] if fingerprint else [])]
+            if probe:
+                write_synced(stage / PROBE, probe)
+            listed = [WEIGHTS, *([BACKBONE] if fingerprint else []), *([PROBE] if probe else [])]
             digests = {name: sha256_file(stage / name) for name in listed}
             files = {name: {"sha256": sha256, "size": size} for name, (sha256, size) in digests.items()}
             full_document = {**document, "files": files}

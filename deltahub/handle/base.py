@@ -138,6 +138,7 @@ class DeltaBase(SaveLoadMixin, Method):
         allow_pickle: bool = False,
         name: str | None = None,
         dtype: torch.dtype | None = None,
+        check_probe: bool = False,
         **options: Any,
     ) -> Self:
         """Put a saved delta on a backbone, which must be the one that it was trained on.
@@ -159,10 +160,12 @@ class DeltaBase(SaveLoadMixin, Method):
             allow_pickle: whether OpenDelta's `pytorch_model.bin` may be read.
             name: the delta's name on the backbone.
             dtype: dtype of its parameters; by default that of the saved tensors, and float32 for PEFT's.
+            check_probe: whether to run the backbone on the inputs that were saved with it, and compare the outputs.
             options: options that replace those of the config.
 
         Raises:
             NotFoundError: no source has it.
+            ProbeError: it does not give the outputs that it gave when it was saved; it is removed again.
             IntegrityError: its bytes are not the ones that were saved or published.
             FingerprintMismatch: the backbone is another one.
             CheckpointError: its tensors do not fit.
@@ -182,6 +185,7 @@ class DeltaBase(SaveLoadMixin, Method):
             allow_pickle=allow_pickle,
             name=name,
             dtype=dtype,
+            check_probe=check_probe,
             options=options,
         )
         return delta

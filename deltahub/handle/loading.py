@@ -31,6 +31,7 @@ from deltahub.files.atomic import read_limited
 from deltahub.formats import files
 from deltahub.formats.opendelta import reading as opendelta
 from deltahub.formats.peft import reading as peft_reading
+from deltahub.handle.probe import Probe, refuse_others
 from deltahub.hub.locating import locate
 from deltahub.log import LOGGER
 
@@ -109,6 +110,7 @@ def load(
     allow_pickle: bool,
     name: str | None,
     dtype: torch.dtype | None,
+    check_probe: bool,
     options: Mapping[str, Any],
 ) -> Any:
     """Put a saved delta on a backbone: see `DeltaBase.from_finetuned`.
@@ -127,6 +129,7 @@ def load(
         lambda: locate(path, cache_dir, force=force_download, local_files_only=local_files_only),
         lambda folder: _read(folder, backbone, allow_pickle=allow_pickle, with_backbone=check_hash is not False),
     )
+    probe = _probe_of(saved, backbone) if check_probe else None
     cls = class_for(saved.document["delta_type"], saved.document.get("delta_package"))
     config = cls.config_class.from_dict(config.to_dict() if config else saved.document, **options)
     # Copy given tensors, so that the delta's own do not change with the caller's.
@@ -152,6 +155,8 @@ def load(
     count = sum(len(other.entries) for _, _, other in ledgers_in(backbone))
     if count == 1 and _trains(backbone):  # other deltas on it may be in training
         backbone.eval()
+    if probe:
+        _check_probe(probe, delta)
     return delta
 
 
@@ -171,6 +176,29 @@ def _check_arguments(surplus: tuple[Any, ...], backbone: Any, check_hash: Any, c
         actual_type = type(config).__name__
         msg = f"delta_config is of type {actual_type}; expected a config of a delta. Make one with AutoDeltaConfig.from_dict."
         raise ConfigError(msg)
+
+
+def _probe_of(saved: Checkpoint, backbone: nn.Module) -> Probe:
+    """Return the probe of a delta, which can be checked only on a backbone where no other delta acts.
+
+    Raises:
+        CheckpointError: it has none, or a malformed one.
+        ConfigError: another delta is attached.
+    """
+    if saved.probe is None:
+        msg = f"{saved.folder} holds no probe to check. Save the delta with save_finetuned(..., probe=batch), or leave out check_probe."
+        raise CheckpointError(msg)
+    refuse_others(backbone)
+    return Probe.from_bytes(saved.probe, str(saved.folder / checkpoint.PROBE))
+
+
+def _check_probe(probe: Probe, delta: Any) -> None:
+    """Check a probe; a delta that fails is removed again."""
+    try:
+        probe.check(delta.backbone_model)
+    except BaseException:
+        delta.remove()
+        raise
 
 
 def _check_release(saved: Checkpoint, modules: Iterable[str], backbone: nn.Module) -> None:

@@ -31,6 +31,7 @@ from deltahub.engine.sharding import assign, done_once, full_tensor, reshard
 from deltahub.engine.site import delta_key, is_delta_name
 from deltahub.errors import CheckpointError
 from deltahub.files.atomic import regular, staging, storage_errors, sync_file, sync_folders
+from deltahub.handle.probe import Probe
 from deltahub.handle.switching import check_places
 from deltahub.handle.types import package_for
 from deltahub.log import LOGGER
@@ -201,6 +202,7 @@ class SaveLoadMixin:
         delay_push: bool = False,
         test_result: Mapping[str, Any] | float | None = None,
         usage: str = "",
+        probe: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Save the delta as a folder, atomically.
 
@@ -219,9 +221,12 @@ class SaveLoadMixin:
             delay_push: print the command that pushes it, instead of pushing.
             test_result: metric to value, or one number.
             usage: instructions for use, for the model card.
+            probe: a few inputs of the backbone's forward, at most 1 MB. The outputs with and without the delta are kept beside it, so that
+                ``from_finetuned(..., check_probe=True)`` and ``deltahub verify --probe`` can prove that it acts, and acts the same.
 
         Raises:
-            CheckpointError: a tensor is not finite, the path is a file, or tensors alone would break a delta there.
+            CheckpointError: a tensor is not finite, the path is a file, tensors alone would break a delta there, or the delta has
+                no effect on the probe.
             ConfigError: the delta's class would not be found when it is loaded: it is neither built in nor from an installed package.
             TargetError: the delta was removed, or a module with it has been replaced since.
             StorageError: the disk is full or not writable; no partial delta is left.
@@ -232,6 +237,7 @@ class SaveLoadMixin:
             raise CheckpointError(msg)
         facts = metadata.gather(center_args, center_args_pool, list_tags, dict_tags, test_result, usage)
         self.check_places()
+        probe_bytes = None if probe is None else Probe.take(self.backbone_model, self._entry, probe).to_bytes()
         _warn_of_uncalled(self.backbone_model, self._entry)
         tensors = _gathered(self.state_dict() if state_dict is None else state_dict)
         _check_savable(tensors)
@@ -247,7 +253,17 @@ class SaveLoadMixin:
         identity = fingerprint(self.backbone_model, replaced_names(tensors))
 
         def write() -> None:
-            _write(self.backbone_model, self._entry, description, folder, tensors, identity, facts, save_function)
+            _write(
+                self.backbone_model,
+                self._entry,
+                description,
+                folder,
+                tensors,
+                identity,
+                facts,
+                save_function,
+                probe_bytes,
+            )
             if delay_push:
                 print(f"deltahub push {shlex.quote(str(folder))}")  # noqa: T201  (OpenDelta prints the command to run later)
             elif push_to_dc:
@@ -272,6 +288,7 @@ def _write(
     identity: Fingerprint,
     facts: dict[str, Any],
     save: Saver,
+    probe: bytes | None,
 ) -> None:
     from deltahub.checkpoint.card import model_card
 
@@ -290,7 +307,7 @@ def _write(
         "parents": list(entry.parents),
         "metadata": facts,
     }
-    checkpoint.write(folder, document, tensors, identity, model_card(document, counts), save)
+    checkpoint.write(folder, document, tensors, identity, model_card(document, counts), save, probe)
     LOGGER.info("The delta has been saved in %s (%d tensors)", folder, len(tensors))
 
 

@@ -5,8 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from deltahub.settings.environment import home
+from tests.backbones import bert
+from tests.handle.saved import trained
 
 
 @pytest.fixture
@@ -189,3 +192,14 @@ def test_inspect_of_something_else_says_what_it_expected(run, tmp_path):
     done = run("inspect", tmp_path)
     assert done.exit_code == 1
     assert "expected delta_config.json or config.json" in done.stderr
+
+
+def test_a_probe_is_run_on_the_backbone(run, run_json, tmp_path):
+    backbone = bert()
+    backbone.save_pretrained(tmp_path / "bert")
+    trained(backbone).save_finetuned(tmp_path / "delta", probe={"input_ids": torch.tensor([[1, 2, 3]])})
+    run("push", tmp_path / "delta", "acme/sst2")
+
+    for target in ("acme/sst2", tmp_path / "delta"):
+        assert run_json("verify", target, "--probe", "--backbone", tmp_path / "bert")[0]["damage"] is None
+    assert run("verify", "acme/sst2", "--probe").exit_code == 2

@@ -51,6 +51,8 @@ def test_a_pushed_delta_is_listed_with_all_its_metadata(registry, new_checkpoint
         "backbone_hash": "d7474661c20756431f06fe37973b5126",
         "size": found.manifest.size,
         "parameters": 10,
+        "rank": 1,
+        "targets": ["query"],
         "metrics": {"f1": 0.5},
         "backbone_record": next(file.sha256 for file in found.manifest.files if file.path == "backbone.json"),
     }
