@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from deltahub.deltas import PrefixModel as PrefixModel
     from deltahub.deltas import SoftPromptConfig as SoftPromptConfig
     from deltahub.deltas import SoftPromptModel as SoftPromptModel
+    from deltahub.deltas import WeightUpdateConfig as WeightUpdateConfig
+    from deltahub.deltas import WeightUpdateModel as WeightUpdateModel
     from deltahub.engine.drawing.visualize import Visualization as Visualization
     from deltahub.engine.structure.names import CommonStructureMap as CommonStructureMap
     from deltahub.formats.peft.export import export_peft as export_peft
@@ -88,6 +90,8 @@ _HOMES = {
     "SaveLoadMixin": "handle.saving",
     "SoftPromptConfig": "deltas",
     "SoftPromptModel": "deltas",
+    "WeightUpdateConfig": "deltas",
+    "WeightUpdateModel": "deltas",
     "Visualization": "engine.drawing.visualize",
     "amend": "api",
     "combine": "algebra.combine",

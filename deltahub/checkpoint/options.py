@@ -82,6 +82,10 @@ def _schema(hint: Any, place: str) -> dict[str, Any]:
             **schema,
             **({"enum": [*schema["enum"], None]} if "enum" in schema else {"type": [schema["type"], "null"]}),
         }
+    if origin in (Union, UnionType) and all(argument in _PLAIN for argument in arguments):
+        schemas = [_PLAIN[argument] for argument in arguments]
+        merged = {key: value for schema in schemas for key, value in schema.items()}
+        return {**merged, "type": [schema["type"] for schema in schemas]}
     if origin in (list, tuple, Sequence) and arguments[1:] in ((), (...,)):
         return {"type": "array", "maxItems": 100_000, "items": _schema(arguments[0], place)}
     if origin in (dict, Mapping) and arguments[0] is str:

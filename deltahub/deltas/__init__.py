@@ -10,6 +10,7 @@ from deltahub.deltas.low_rank_adapter import LowRankAdapterConfig, LowRankAdapte
 from deltahub.deltas.parallel_adapter import ParallelAdapterConfig, ParallelAdapterModel
 from deltahub.deltas.prefix import PrefixConfig, PrefixModel
 from deltahub.deltas.soft_prompt import SoftPromptConfig, SoftPromptModel
+from deltahub.deltas.weight_update import WeightUpdateConfig, WeightUpdateModel
 
 __all__ = [
     "AdapterConfig",
@@ -32,4 +33,6 @@ __all__ = [
     "PrefixModel",
     "SoftPromptConfig",
     "SoftPromptModel",
+    "WeightUpdateConfig",
+    "WeightUpdateModel",
 ]

@@ -23,17 +23,18 @@ from typing import Annotated, Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
 
 from deltahub.checkpoint.address import Address, value_for
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.checkpoint.options import Count, Limits
 from deltahub.deltas.precision import added, widened
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
-from deltahub.engine.layers import embed_scale, linear_fault, lookup_fault, reading_fault, update_fault
+from deltahub.engine.layers import embed_scale, linear_fault, lookup_fault, reading_fault, update_fault, weight_fault
 from deltahub.engine.shapes import linear_shape
 from deltahub.engine.structure.targets import Target
 from deltahub.engine.weights import as_stored, linear_bias, linear_weight
-from deltahub.errors import MergeError, NoMatchError, TargetError
+from deltahub.errors import ConfigError, MergeError, NoMatchError, TargetError
 from deltahub.handle.base import DeltaBase
 from deltahub.text.suggestions import closest
 
@@ -48,14 +49,26 @@ class LowRankUpdate(Insertion):
         rank: width in between.
         scale: factor of the update.
         dropout: share of the input dropped in training.
+        bias: whether B has a bias, scaled like the update.
     """
 
-    def __init__(self, like: Tensor, n_in: int, n_out: int, rank: int, scale: float, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        like: Tensor,
+        n_in: int,
+        n_out: int,
+        rank: int,
+        scale: float,
+        dropout: float = 0.0,
+        *,
+        bias: bool = False,
+    ) -> None:
         super().__init__()
         self.scale = scale
         self.dropout = nn.Dropout(dropout) if dropout else None
         self.lora_A = nn.Parameter(like.new_empty(rank, n_in))
         self.lora_B = nn.Parameter(like.new_zeros(n_out, rank))
+        self.lora_bias = nn.Parameter(like.new_zeros(n_out)) if bias else None
         if not like.is_meta:
             self.reset()
 
@@ -75,7 +88,8 @@ class LowRankUpdate(Insertion):
     def update(self, x: Tensor, output: Tensor) -> Tensor:
         """Compute ``s B A x``, ``(..., n_out)``, in the wider of the precisions of the parameters and of `output`."""
         dtype = self.precision(output)
-        return self.scale * F.linear(self.low_rank(x, dtype), self.lora_B.to(dtype))
+        bias = None if self.lora_bias is None else self.lora_bias.to(dtype)
+        return self.scale * F.linear(self.low_rank(x, dtype), self.lora_B.to(dtype), bias)
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Add the update to the output tensor, ``(..., n_out)``."""
@@ -87,7 +101,7 @@ class LowRankUpdate(Insertion):
 
         The input has shape ``(rows, length, n_in)``, the output ``(rows, length, n_out)``.
         """
-        if any(member.dropout is not None and member.training for member in members):
+        if any((member.dropout is not None and member.training) or member.lora_bias is not None for member in members):
             return NotImplemented
         # `_parameters[...]`, not attributes: for many rows nn.Module.__getattr__ would be a fifth of the cost.
         downs = [cast("Tensor", member._parameters["lora_A"]) for member in members]
@@ -106,8 +120,13 @@ class LowRankUpdate(Insertion):
         return added(output, update.view(output.shape))
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
-        """Return the layer's weight with the update added."""
-        return {"weight": as_stored(target, self._sum(target))}
+        """Return the layer's weight with the update added, and its bias with that of B."""
+        values = {"weight": as_stored(target, self._sum(target))}
+        if self.lora_bias is None:
+            return values
+        if (bias := linear_bias(target)) is None:
+            raise MergeError("it has no bias of its own to add to")
+        return {**values, "bias": bias.to(values["weight"].dtype) + self.scale * self.lora_bias}
 
     def merge_fault(self, target: nn.Module) -> str:
         """Return why the update cannot be merged into the layer's weight: a clause, empty if it can."""
@@ -122,6 +141,25 @@ class LowRankUpdate(Insertion):
         weight = linear_weight(target)
         wide = torch.promote_types(weight.dtype, torch.float32)
         return weight.to(wide) + self.scale * (self.lora_B.to(wide) @ self.lora_A.to(wide))
+
+
+class LowRankKernel(LowRankUpdate):
+    """A low-rank update of a convolution: A is a convolution to r channels, B mixes them."""
+
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Add the update to the output tensor, ``(batch, n_out, *spatial)``."""
+        layer, dtype = cast("_ConvNd", target), self.precision(output)
+        x = first_input(args, kwargs).to(dtype)
+        x = x if self.dropout is None else self.dropout(x)
+        low = layer._conv_forward(x, self.lora_A.to(dtype).view(-1, *layer.weight.shape[1:]), None)  # type: ignore[operator]
+        channel = low.dim() - 1 - len(layer.kernel_size)
+        bias = None if self.lora_bias is None else self.lora_bias.to(dtype)
+        update = F.linear(low.movedim(channel, -1), self.lora_B.to(dtype), bias).movedim(-1, channel)
+        return added(output, self.scale * update)
+
+    def merge_fault(self, target: nn.Module) -> str:
+        """Return why the update cannot be merged into the kernel: a clause, empty if it can."""
+        return weight_fault(target)
 
 
 class LowRankRows(LowRankUpdate):
@@ -207,6 +245,7 @@ class LoraConfig(DeltaConfig):
         lora_dropout: share of the input dropped in training, from 0 to less than 1.
         use_rslora: scale by ``lora_alpha / sqrt(lora_r)`` instead.
         use_dora: decompose the weight into magnitude and direction (`LowRankUpdate`).
+        use_bias: B has a bias, scaled like the update; that of an embedding has none.
         rank_pattern: ranks of single modules, by real address, instead of `lora_r`; the first address that matches a module counts.
         alpha_pattern: the same for `lora_alpha`.
     """
@@ -216,15 +255,17 @@ class LoraConfig(DeltaConfig):
     lora_dropout: Annotated[float, Limits(minimum=0, exclusiveMaximum=1)] = 0.0
     use_rslora: bool = False
     use_dora: bool = False
+    use_bias: bool = False
     rank_pattern: Mapping[str, Count] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
     delta_type: ClassVar[str] = "lora"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the delta type and every option, as JSON types; empty patterns are left out, as in files older than patterns."""
+        """Return the delta type and every option, as JSON types; what is off and unknown to older releases is left out."""
         document = super().to_dict()
-        return {key: value for key, value in document.items() if value or key not in ("rank_pattern", "alpha_pattern")}
+        newer = ("rank_pattern", "alpha_pattern", "use_bias")
+        return {key: value for key, value in document.items() if value or key not in newer}
 
     @property
     def scale(self) -> float:
@@ -248,7 +289,7 @@ class LoraModel(DeltaBase):
         lora_r: rank of the update, at least 1.
         lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
         lora_dropout: share of the input dropped in training.
-        modified_modules: addresses of linear layers, Conv1D layers or embeddings.
+        modified_modules: addresses of linear layers, Conv1D layers, convolutions or embeddings.
         unfrozen_modules: addresses of parameters that `freeze_module` leaves trainable.
         exclude_modules: addresses of modules to leave out.
         common_structure: True for common names only, False for real names only, None for whichever matches.
@@ -256,6 +297,7 @@ class LoraModel(DeltaBase):
         backend: only ``"hf"``.
         use_rslora: scale by ``lora_alpha / sqrt(lora_r)`` instead.
         use_dora: decompose the weight into magnitude and direction.
+        use_bias: B has a bias, scaled like the update; that of an embedding has none.
         rank_pattern: ranks of single modules, by real address, instead of `lora_r`.
         alpha_pattern: the same for `lora_alpha`.
         name: the delta's name on this backbone.
@@ -281,6 +323,7 @@ class LoraModel(DeltaBase):
         *,
         use_rslora: bool = False,
         use_dora: bool = False,
+        use_bias: bool = False,
         rank_pattern: Mapping[str, int] | None = None,
         alpha_pattern: Mapping[str, float] | None = None,
         name: str | None = None,
@@ -292,6 +335,7 @@ class LoraModel(DeltaBase):
             lora_dropout=lora_dropout,
             use_rslora=use_rslora,
             use_dora=use_dora,
+            use_bias=use_bias,
             rank_pattern=dict(rank_pattern or {}),
             alpha_pattern=dict(alpha_pattern or {}),
             modified_modules=modified_modules,
@@ -305,11 +349,15 @@ class LoraModel(DeltaBase):
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
-        """Check that each module is a linear layer or embedding that can hold a LoRA."""
+        """Check that each module is a linear layer, a convolution or an embedding that can hold a LoRA."""
         for target in targets:
-            linear_shape(target.name, target.module)
             module = target.module
-            if fault := lookup_fault(module) if isinstance(module, nn.Embedding) else update_fault(module):
+            if isinstance(module, _ConvNd):
+                fault = weight_fault(module) or ("" if module.groups == 1 else "its channels are in groups")
+            else:
+                linear_shape(target.name, module)
+                fault = lookup_fault(module) if isinstance(module, nn.Embedding) else update_fault(module)
+            if fault:
                 msg = f"{target.name} ({type(module).__name__}) cannot hold a LoRA: {fault}. Leave it out."
                 raise TargetError(msg)
         return targets
@@ -332,15 +380,21 @@ class LoraModel(DeltaBase):
     @classmethod
     def new_insertion(cls, config: LoraConfig, target: Target, width: int, like: Tensor) -> LowRankUpdate:
         """Build a new update for one layer, or for `width` rows of a fused one."""
-        n_in, _ = linear_shape(target.name, target.module)
-        sizes = (*config.sizes(target.name), config.lora_dropout)
+        sizes, module = (*config.sizes(target.name), config.lora_dropout), target.module
+        if isinstance(module, _ConvNd):
+            n_in, kind = math.prod(module.weight.shape[1:]), LowRankKernel
+        else:
+            n_in = linear_shape(target.name, module)[0]
+            kind = LowRankRows if isinstance(module, nn.Embedding) else LowRankUpdate
         if not config.use_dora:
-            kind = LowRankRows if isinstance(target.module, nn.Embedding) else LowRankUpdate
-            return kind(like, n_in, width, *sizes)
-        if isinstance(target.module, nn.Embedding):
-            msg = f"{target.name} is an Embedding; DoRA acts on linear layers. Leave it out, or leave use_dora off."
+            return kind(like, n_in, width, *sizes, bias=config.use_bias and kind is not LowRankRows)
+        if config.use_bias:
+            msg = "A DoRA has no bias of B. Set use_dora or use_bias to False."
+            raise ConfigError(msg)
+        if kind is not LowRankUpdate:
+            msg = f"{target.name} is a {type(module).__name__}; DoRA acts on linear layers. Leave it out, or leave use_dora off."
             raise TargetError(msg)
-        if fault := linear_fault(target.module):
+        if fault := linear_fault(module):
             msg = f"{target.name} cannot hold a DoRA, which reads the layer's weight: {fault}. Leave use_dora off."
             raise TargetError(msg)
-        return DecomposedUpdate(like, target.module, n_in, width, *sizes)
+        return DecomposedUpdate(like, module, n_in, width, *sizes)

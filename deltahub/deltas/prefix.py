@@ -22,10 +22,12 @@ from torch.nn import functional as F
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.checkpoint.options import Count
 from deltahub.deltas.precision import linear
+from deltahub.deltas.shifted_positions import bias_table, shifts
 from deltahub.engine.attention import AttentionCall, install
 from deltahub.engine.attention_layers import Widths, attentions, key_value_widths
 from deltahub.engine.building import Like
 from deltahub.engine.insertion import Insertion
+from deltahub.engine.modules import own_modules
 from deltahub.engine.structure.targets import Target, without_excluded
 from deltahub.errors import ConfigError, TargetError
 from deltahub.handle.base import DeltaBase
@@ -41,21 +43,33 @@ class PrefixConfig(DeltaConfig):
         reparameterize: whether one network computes the prefixes of all layers; otherwise they are parameters themselves.
         embed_dim: width of the network's input, at least 1.
         mid_dim: width of the network's hidden layer, at least 1.
+        shift_positions: whether the text's positions begin after the prefix, as PEFT counts them; otherwise they begin at 0.
     """
 
     prefix_token_num: Count = 6
     reparameterize: bool = True
     embed_dim: Count = 512
     mid_dim: Count = 512
+    shift_positions: bool = False
 
     delta_type: ClassVar[str] = "prefix"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the delta type and every option, as JSON types; positions that stay are not mentioned, as in older files."""
+        document = super().to_dict()
+        return {key: value for key, value in document.items() if value or key != "shift_positions"}
+
 
 class Prefix(Insertion):
-    """The base class of insertions that put keys and values before those of an attention."""
+    """The base class of insertions that put keys and values before those of an attention.
 
-    def __init__(self) -> None:
+    Args:
+        bias_table: the attention that computes the relative bias to the prefix, as in T5; by default the one extended, where it can.
+    """
+
+    def __init__(self, bias_table: nn.Module | None = None) -> None:
         super().__init__()
+        self.bias_table = (bias_table,)  # in a tuple it is not a submodule
         install()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -64,7 +78,7 @@ class Prefix(Insertion):
 
     def attend(self, target: nn.Module, call: AttentionCall) -> AttentionCall:
         """Add the prefix, visible to every query regardless of its position and of the mask."""
-        return call.with_prefix(*self.key_and_value(call.key.dtype))
+        return call.with_prefix(*self.key_and_value(call.key.dtype), self.__dict__.get("bias_table", (None,))[0])
 
     def key_and_value(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the prefix of the keys, ``(n, kv_heads * head_dim)``, and of the values, ``(n, kv_heads * value_dim)``."""
@@ -79,8 +93,8 @@ class PlainPrefix(Prefix):
         widths: widths of keys and values, all heads together.
     """
 
-    def __init__(self, like: Tensor, widths: Widths, config: PrefixConfig) -> None:
-        super().__init__()
+    def __init__(self, like: Tensor, widths: Widths, config: PrefixConfig, bias_table: nn.Module | None = None) -> None:
+        super().__init__(bias_table)
         self.past_key = nn.Parameter(like.new_empty(config.prefix_token_num, widths[0]))
         self.past_value = nn.Parameter(like.new_empty(config.prefix_token_num, widths[1]))
         if not like.is_meta:
@@ -133,8 +147,10 @@ class ReparameterizedPrefix(Prefix):
         owner: whether the network is a submodule of this insertion.
     """
 
-    def __init__(self, network: PrefixNetwork, start: int, widths: Widths, *, owner: bool) -> None:
-        super().__init__()
+    def __init__(
+        self, network: PrefixNetwork, start: int, widths: Widths, bias_table: nn.Module | None = None, *, owner: bool
+    ) -> None:
+        super().__init__(bias_table)
         self.shared = (network,)  # in a tuple it is not a submodule, so it is saved, trained and counted once
         self.start = start
         self.widths = widths
@@ -161,6 +177,7 @@ class PrefixModel(DeltaBase):
         unfrozen_modules: addresses of parameters that `freeze_module` leaves trainable.
         common_structure: True for common names only, False for real names only, None for whichever matches.
         interactive_modify: True, or a local port, to choose the modules on a web page.
+        shift_positions: whether the text's positions begin after the prefix, as PEFT counts them; otherwise they begin at 0.
         name: the delta's name on this backbone.
         dtype: dtype of the parameters; by default float32, or the layer's if wider.
     """
@@ -182,6 +199,7 @@ class PrefixModel(DeltaBase):
         common_structure: bool | None = None,
         interactive_modify: bool | int = False,
         *,
+        shift_positions: bool = False,
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -190,6 +208,7 @@ class PrefixModel(DeltaBase):
             reparameterize=reparameterize,
             embed_dim=embed_dim,
             mid_dim=mid_dim,
+            shift_positions=shift_positions,
             modified_modules=modified_modules,
             exclude_modules=exclude_modules,
             unfrozen_modules=unfrozen_modules,
@@ -220,15 +239,56 @@ class PrefixModel(DeltaBase):
     ) -> Mapping[str, Insertion]:
         """Build a new prefix for every attention."""
         widths = key_value_widths(backbone, {target.name: target.module for target in targets})
-        if not config.reparameterize:
-            return {target.name: PlainPrefix(like(target.module), widths[target.name], config) for target in targets}
-        network = PrefixNetwork(like(targets[0].module), sum(map(sum, widths.values())), config)
+        tables = _bias_tables(backbone, targets) if config.shift_positions else {}
         insertions: dict[str, Insertion] = {}
+        if not config.reparameterize:
+            for target in targets:
+                table = tables.get(target.name)
+                insertions[target.name] = PlainPrefix(like(target.module), widths[target.name], config, table)
+            return {**insertions, **_shifts(backbone, config, targets)}
+        network = PrefixNetwork(like(targets[0].module), sum(map(sum, widths.values())), config)
         start = 0
         for target in targets:
-            insertions[target.name] = ReparameterizedPrefix(network, start, widths[target.name], owner=not insertions)
-            start += sum(widths[target.name])
-        return insertions
+            own = widths[target.name]
+            insertions[target.name] = ReparameterizedPrefix(network, start, own, tables.get(target.name), owner=not insertions)
+            start += sum(own)
+        return {**insertions, **_shifts(backbone, config, targets)}
+
+
+def _stacks(backbone: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """Return the encoder and the decoder with any of these attentions, by name; the backbone itself if it is only one of them."""
+    modules = dict(own_modules(backbone))
+    found = {}
+    if getattr(getattr(backbone, "config", None), "is_encoder_decoder", False):
+        for get in (backbone.get_encoder, backbone.get_decoder):  # type: ignore[operator]
+            stack: Any = get()  # type: ignore[operator]
+            found.update({name: module for name, module in modules.items() if module is stack})
+    return {
+        name: stack
+        for name, stack in (found or {"": backbone}).items()
+        if any(_is_inside(inner, name) for inner in names)
+    }
+
+
+def _is_inside(name: str, outer: str) -> bool:
+    return not outer or f"{name}.".startswith(f"{outer}.")
+
+
+def _bias_tables(backbone: nn.Module, targets: Sequence[Target]) -> dict[str, nn.Module | None]:
+    """Return for each attention the one that computes its relative bias, or None."""
+    tables: dict[str, nn.Module | None] = {}
+    for name, stack in _stacks(backbone, [target.name for target in targets]).items():
+        tables |= {target.name: bias_table(stack) for target in targets if _is_inside(target.name, name)}
+    return tables
+
+
+def _shifts(backbone: nn.Module, config: PrefixConfig, targets: Sequence[Target]) -> dict[str, Insertion]:
+    """Return the insertions that shift the positions of the text, where the config asks for it."""
+    made: dict[str, Insertion] = {}
+    if config.shift_positions:
+        for name, stack in _stacks(backbone, [target.name for target in targets]).items():
+            made |= shifts(stack, name, config.prefix_token_num)
+    return made
 
 
 def _shortened(names: list[str]) -> str:

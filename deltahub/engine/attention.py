@@ -62,12 +62,13 @@ class AttentionCall:
         """
         return replace(self, rows=rows)
 
-    def with_prefix(self, key: Tensor, value: Tensor) -> Self:
+    def with_prefix(self, key: Tensor, value: Tensor, bias_table: nn.Module | None = None) -> Self:
         """Return the call with a prefix before its keys and values, visible to every query of the selected rows.
 
         Args:
             key: ``(places, kv_heads * head_dim)``, the heads side by side.
             value: ``(places, kv_heads * value_dim)``.
+            bias_table: the attention that computes the relative bias to the prefix, as in T5; by default the one called, where it can.
 
         Raises:
             TargetError: the prefix does not have the width of the attention's heads.
@@ -84,7 +85,7 @@ class AttentionCall:
             key=self._before(key, self.key),
             value=self._before(value, self.value),
             attention_mask=self._longer_mask(key.shape[0]),
-            position_bias=self._longer_bias(key.shape[0]),
+            position_bias=self._longer_bias(key.shape[0], bias_table),
             places=self.places + key.shape[0],
         )
 
@@ -117,15 +118,15 @@ class AttentionCall:
         column = column.masked_fill(~self.rows.to(mask.device).view(-1, 1, 1, 1), hidden)
         return torch.cat([column.expand(*mask.shape[:-1], places), mask], dim=-1)
 
-    def _longer_bias(self, places: int) -> Tensor | None:
+    def _longer_bias(self, places: int, table: nn.Module | None) -> Tensor | None:
         bias = self.position_bias
         if bias is None:
             return None
         if not hasattr(self.module, "has_relative_attention_bias"):
             return F.pad(bias, (places, 0))
-        if self.module.has_relative_attention_bias:
+        if table is not None or self.module.has_relative_attention_bias:
             past = places + self._seen()
-            near = self.module.compute_bias(bias.shape[2], places, device=bias.device, past_seen_tokens=past)  # type: ignore[operator]
+            near = (table or self.module).compute_bias(bias.shape[2], places, device=bias.device, past_seen_tokens=past)  # type: ignore[operator]
             return torch.cat([near.to(bias).expand(*bias.shape[:-1], places), bias], dim=-1)
         # T5 passes the first layer's bias to the other layers. OpenDelta drops it in layers with a prefix, and trained
         # prefixes rely on that.

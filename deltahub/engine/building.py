@@ -146,6 +146,8 @@ def build(
     """
     if dtype is not None:
         check_dtype(dtype)
+    if empty and config.modified_modules == () and method.default_modified_modules:
+        return {}  # the checkpoint has only tensors of the backbone
     targets = method.plan(backbone, config)
     for target in targets:
         check_target(target.name, target.module)

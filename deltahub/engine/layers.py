@@ -20,6 +20,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -111,6 +112,15 @@ def linear_fault(layer: nn.Module | SomeRows) -> str:
     return (
         "" if _trial_of_linear(layer) else f"{_own_forward(layer)}, and does not compute W x + b with its weight alone"
     )
+
+
+def weight_fault(layer: nn.Module | SomeRows) -> str:
+    """Return why a layer does not compute ``W x + b`` or a convolution with its own values, as a clause; empty if it does."""
+    if not isinstance(layer, _ConvNd):
+        return linear_fault(layer)
+    if layer.transposed:
+        return "it is a transposed convolution, whose weight has another order"
+    return reading_fault(layer) or bias_fault(layer)
 
 
 def update_fault(layer: nn.Module) -> str:

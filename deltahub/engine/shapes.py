@@ -60,7 +60,7 @@ def _hint(name: str, module: nn.Module) -> str:
     if isinstance(module, nn.MultiheadAttention):
         return " It reads its weights itself and calls no layer inside it. Leave it out, or put an adapter on it."
     if isinstance(module, _ConvNd):
-        return " A convolution is none of these (Conv1D is transformers' linear layer). Leave it out, or use BitFit."
+        return " A convolution is none of these (Conv1D is transformers' linear layer). Leave it out, or use LoRA or BitFit."
     for key, child in module.named_modules():
         if isinstance(child, nn.Linear) and not isinstance(child, NonDynamicallyQuantizableLinear):
             return f" Address {name}.{key} instead."

@@ -3,6 +3,7 @@
     Linear          weight: (n_out, n_in)
     Conv1D          weight: (n_in, n_out)       transformers' own, as in GPT-2
     Embedding       weight: (rows, width)       a linear layer of one-hot inputs, so (n_in, n_out) as well
+    Conv            weight: (n_out, channels, *kernel)      a linear layer of patches: n_in counts channels times kernel
 
 Nothing here changes a weight, and nothing is copied except selected rows and offloaded weights.
 
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, Self, cast
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from deltahub.engine.insertion import Args, Insertion, Kwargs, stackable
 from deltahub.engine.offloading import resident
@@ -30,6 +32,8 @@ def is_turned(layer: nn.Module) -> bool:
 def linear_weight(layer: nn.Module) -> Tensor:
     """Return a layer's weight as ``(n_out, n_in)``: the parameter itself or a view; for `SomeRows`, a copy of the rows."""
     weight = cast("Tensor", resident(layer, "weight"))
+    if weight.dim() > 2:
+        return weight.flatten(1)
     return weight.T if is_turned(layer) else weight
 
 
@@ -40,6 +44,8 @@ def linear_bias(layer: nn.Module) -> Tensor | None:
 
 def as_stored(layer: nn.Module, weight: Tensor) -> Tensor:
     """Return a weight ``(n_out, n_in)`` the way round that a layer stores it."""
+    if isinstance(layer, _ConvNd):
+        return weight.view(layer.weight.shape)
     return weight.T if is_turned(layer) else weight
 
 

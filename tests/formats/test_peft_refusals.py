@@ -8,11 +8,13 @@ import peft
 import pytest
 import torch
 import transformers
-from peft import IA3Config, LNTuningConfig, LoraConfig, PromptTuningConfig
+from peft import IA3Config, LNTuningConfig, LoraConfig, PeftType, PromptTuningConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
 
 from deltahub import AutoDeltaModel
 from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
+from deltahub.formats.peft.adapter_types import TYPES
 from deltahub.formats.peft.fields import check_fields
 from tests.backbones import bert, llama, logits_of, untouched
 
@@ -73,19 +75,21 @@ def refused(folder, error, match, make=llama, **options):
 # ----- fields -----
 
 
-@pytest.mark.parametrize("config", [LoraConfig, IA3Config, LNTuningConfig, PromptTuningConfig])
-def test_every_default_of_peft_is_understood(config):
-    document = json.loads(json.dumps(config().to_dict(), default=list))
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_default_of_peft_is_understood(kind):
+    own = {"total_step": 1} if kind == "ADALORA" else {"cpt_token_ids": [1], "task_type": "CAUSAL_LM"} if kind == "CPT" else {}
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)](**own)
+    document = json.loads(json.dumps(config.to_dict(), default=list))
     check_fields({**document, "auto_mapping": {"base_model_class": "A", "parent_library": "b"}, "revision": "main"})
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("lora_bias", True),
         ("layer_replication", [[0, 1]]),
-        ("trainable_token_indices", [1]),
-        ("target_parameters", ["mlp.experts.down_proj"]),
+        ("layer_replication", [[0, 4], [2, 5]]),
+        ("kasa_config", {"beta": 1}),
+        ("velora_config", {"num_groups": 2}),
         ("alora_invocation_tokens", [5]),
         ("megatron_config", {"a": 1}),
         ("use_qalora", True),
@@ -117,13 +121,11 @@ def test_a_field_of_a_later_release_that_is_off_is_taken(value):
 def test_fields_are_those_of_the_type(saved):
     with pytest.raises(ConfigError, match="a IA3 with use_dora=True"):
         check_fields({"peft_type": "IA3", "use_dora": True})
-    with pytest.raises(
-        ConfigError, match=r"type LOHA is not supported\. Supported: LORA, IA3, LN_TUNING, PROMPT_TUNING"
-    ):
-        check_fields({"peft_type": "LOHA"})
+    with pytest.raises(ConfigError, match=r"type OF_A_LATER_RELEASE is not supported\. Supported: LORA, ADALORA, BEFT"):
+        check_fields({"peft_type": "OF_A_LATER_RELEASE"})
     folder = saved(llama, LoraConfig(**PLAIN))
-    configure(folder, lora_bias=True)
-    refused(folder, ConfigError, "lora_bias=True")
+    configure(folder, use_qalora=True)
+    refused(folder, ConfigError, "use_qalora=True")
 
 
 def test_a_start_that_the_weight_does_not_determine_is_refused(saved):

@@ -80,7 +80,7 @@ def trainable(
         replaced: the tensors replaced for all modules that share them, by their name in the backbone.
     """
     saved = _saved(config, names)
-    biased = config.get("bias") in ("all", "lora_only")
+    biased = config.get("bias") not in (None, "none")
     parts = set()
     for name in own_tensors:
         first = names.tensors[name]

@@ -9,10 +9,10 @@ base_model.model.language_model.model.layers.0.[...]                      from t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -23,17 +23,42 @@ from deltahub.engine.site import is_delta_name
 from deltahub.errors import CheckpointError, ConfigError
 
 _WRAPPERS: Final = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-_ADAPTER: Final = r"(?:\.(?!(?:weight|bias)$)(?P<adapter>[^.]+))?"
-_LEAVES: Final = {
-    "LORA": re.compile(
-        rf"(?P<module>.+)\.(?:lora_(?:embedding_)?(?P<side>[AB])|(?P<whole>lora_magnitude_vector)){_ADAPTER}(?:\.weight)?"
-    ),
-    "IA3": re.compile(rf"(?P<module>.+)\.(?P<whole>ia3_l){_ADAPTER}"),
-    "LN_TUNING": re.compile(rf"(?P<module>.+)\.ln_tuning_layers{_ADAPTER}\.(?P<side>weight|bias)"),
-    "PROMPT_TUNING": re.compile(r"(?P<module>)(?P<whole>prompt_embeddings)(?P<adapter>)"),
-}
+_ADAPTER: Final = r"(?:\.(?!(?:weight|bias)$)[^.]+)?"  # the adapter's name
+_ROWS: Final = re.compile(rf"(?P<module>.+?)\.(?:token_adapter\.)?trainable_tokens_delta{_ADAPTER}")
 _SAVED_MODULE: Final = ".modules_to_save."
+_INNER: Final = ".base_layer"
 Leaves = dict[tuple[str, str], Tensor]
+
+
+class LeafNames:
+    """The names of a method's tensors in a file, and their own names.
+
+    Args:
+        leaves: name in the file, after that of the module and without that of the adapter, to own name.
+        shared: those of no single module.
+        wraps_once: whether PEFT puts one wrapper around the backbone, as for prompts, and not two.
+    """
+
+    def __init__(self, leaves: Mapping[str, str], *, shared: Collection[str] = (), wraps_once: bool = False) -> None:
+        self.wraps_once = wraps_once
+        self._own = [*leaves.values(), *shared]
+        module = r"(?P<module>.+)\." if leaves else ""
+        own = [f"{module}(?:{'|'.join(self._choice(k, leaf) for k, leaf in enumerate(leaves))})"] if leaves else []
+        loose = [rf"(?:base_model\.)?{self._choice(k, leaf)}" for k, leaf in enumerate(shared, len(leaves))]
+        self._pattern = re.compile("|".join([*loose, *own]))
+
+    @staticmethod
+    def _choice(number: int, leaf: str) -> str:
+        head, dot, rest = leaf.partition(".")
+        return rf"(?P<leaf{number}>{head}{_ADAPTER}{re.escape(dot)}{rest})"
+
+    def split(self, name: str) -> tuple[str, str] | None:
+        """Return the module and the own name of a tensor of the method; None for any other tensor."""
+        match = self._pattern.fullmatch(name)
+        if match is None:
+            return None
+        own = self._own[int(str(match.lastgroup).removeprefix("leaf"))]
+        return match.groupdict().get("module") or "", own
 
 
 def plain(name: str) -> str:
@@ -131,39 +156,61 @@ class Names:
         )
 
 
-def sort_tensors(saved: Mapping[str, Tensor], kind: str, names: Names) -> tuple[Leaves, dict[str, Tensor]]:
-    """Sort a file's tensors into those of the method and those that replace the backbone's own.
+@dataclass
+class Sorted:
+    """The tensors of a file.
 
-    Args:
-        kind: PEFT's name of the method.
+    Attributes:
+        leaves: the method's, by plain name of the module and own name; no module for shared ones.
+        rows: single rows of embeddings that the adapter trains, by plain name of the module.
+        own: those that replace the backbone's, by plain name in the backbone.
+    """
 
-    Returns:
-        The method's tensors by plain name of the module and ``"A"``, ``"B"``, ``"weight"`` and so on; the others by their plain name
-        in the backbone.
+    leaves: Leaves = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    own: dict[str, Tensor] = field(default_factory=dict)
+
+
+def sort_tensors(saved: Mapping[str, Tensor], leaf_names: LeafNames, names: Names) -> Sorted:
+    """Sort a file's tensors.
 
     Raises:
         CheckpointError: a module or tensor is not in the backbone, or a place has two tensors.
         ConfigError: a module is part of a mixture of experts.
     """
-    leaves: Leaves = {}
-    own_tensors: dict[str, Tensor] = {}
+    found = Sorted()
     for key, tensor in saved.items():
         if ".original_module." in key:  # from a replaced layer; with bias="all" PEFT saves its bias too
             continue
-        name = _bare(key, kind, names)
-        if match := _LEAVES[kind].fullmatch(name):
-            parts = match.groupdict()
-            place = (names.module(match["module"]), parts.get("side") or parts["whole"])
-            if place in leaves:
-                msg = f"The adapter holds two tensors for {place[0]}, as {key} and another: of several adapters? Save one of them alone."
-                raise CheckpointError(msg)
-            leaves[place] = tensor
+        name = _bare(key, names, once=leaf_names.wraps_once)
+        if split := leaf_names.split(name):
+            module, leaf = _unwrapped(*split)
+            place = (names.module(module) if module else "", leaf)
+            _put(found.leaves, place, tensor, key, place[0] or leaf)
+        elif match := _ROWS.fullmatch(name):
+            module = names.module(match["module"])
+            _put(found.rows, module, tensor, key, module)
         else:
             own_name = _own_name(name, tensor, names)
-            if not torch.equal(own_tensors.setdefault(own_name, tensor), tensor):
+            if not torch.equal(found.own.setdefault(own_name, tensor), tensor):
                 msg = f"The adapter holds two values of {own_name}. Save it again."
                 raise CheckpointError(msg)
-    return leaves, own_tensors
+    return found
+
+
+def _unwrapped(module: str, leaf: str) -> tuple[str, str]:
+    """Remove PEFT's wrappers from the name of a module; a leaf of the n-th inner wrapper of a module gets ``/n``."""
+    depth = 0
+    while module.endswith(_INNER):
+        module, depth = module.removesuffix(_INNER), depth + 1
+    return module.replace(f"{_INNER}.", "."), f"{leaf}/{depth}" if depth else leaf
+
+
+def _put(tensors: dict[Any, Tensor], place: Any, tensor: Tensor, key: str, name: str) -> None:
+    if place in tensors:
+        msg = f"The adapter holds two tensors for {name}, as {key} and another: of several adapters? Save one of them alone."
+        raise CheckpointError(msg)
+    tensors[place] = tensor
 
 
 def _own_name(name: str, tensor: Tensor, names: Names) -> str:
@@ -177,12 +224,12 @@ def _own_name(name: str, tensor: Tensor, names: Names) -> str:
     return own_name
 
 
-def _bare(key: str, kind: str, names: Names) -> str:
+def _bare(key: str, names: Names, *, once: bool) -> str:
     """Remove the prefixes of PEFT and of wrappers from a key; prompts are wrapped once, other methods twice."""
     name = plain(key)
     while name.startswith("module."):
         name = name.removeprefix("module.")
-    name = name.removeprefix("base_model." if kind == "PROMPT_TUNING" else "base_model.model.")
+    name = name.removeprefix("base_model." if once else "base_model.model.")
     while name.startswith("module.") and "module" not in names.modules:
         name = name.removeprefix("module.")
     return name

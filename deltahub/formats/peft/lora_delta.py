@@ -1,0 +1,106 @@
+"""A LoRA delta made of the updates of single modules, each with its own rank and scale."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deltahub.engine.site import delta_key
+from deltahub.engine.weights import is_turned
+from deltahub.errors import ConfigError
+from deltahub.formats.peft.saved_adapter import Converted, SavedAdapter
+
+
+@dataclass
+class LowRank:
+    """The update of a module: ``scale * up @ down``, with ``down`` ``(r, n_in)`` and ``up`` ``(n_out, r)``.
+
+    Attributes:
+        magnitude: DoRA's norm of each row, ``(n_out,)``.
+        bias: what is added to the output together with the update, ``(n_out,)``, scaled as well.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float
+    magnitude: Tensor | None = None
+    bias: Tensor | None = None
+
+    @property
+    def alpha(self) -> float:
+        """The scale times the rank."""
+        return self.scale * len(self.down)
+
+
+def lora_delta(updates: Mapping[str, LowRank], adapter: SavedAdapter, *, dropout: float = 0.0) -> Converted:
+    """Make a LoRA of the updates of single modules, and of the weights replaced in one of the modules that share them.
+
+    Args:
+        updates: by plain name of the module.
+        dropout: share of the input dropped in training.
+
+    Raises:
+        ConfigError: the adapter replaces a weight where a LoRA cannot.
+    """
+    use_dora = any(update.magnitude is not None for update in updates.values())
+    updates = dict(updates)
+    for module, weight in adapter.alone.items():
+        updates[module] = _replacement(module, weight, adapter, updates, use_dora=use_dora)
+    use_bias = any(update.bias is not None for update in updates.values())
+    for module, update in updates.items():
+        if use_bias and update.bias is None and not isinstance(adapter.layer(module), nn.Embedding):
+            update.bias = update.up.new_zeros(len(update.up))
+    real = {adapter.names.real[module]: update for module, update in sorted(updates.items())}
+    tensors: dict[str, Tensor] = {}
+    for name, update in real.items():
+        leaves = {
+            "lora_A": update.down,
+            "lora_B": update.up,
+            "lora_magnitude_vector": update.magnitude,
+            "lora_bias": update.bias,
+        }
+        tensors |= {delta_key(name, leaf): tensor.contiguous() for leaf, tensor in leaves.items() if tensor is not None}
+    rank, alpha = _most_common(updates)
+    options = {
+        "delta_type": "lora",
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "lora_r": rank,
+        "modified_modules": list(real),
+        "use_dora": use_dora,
+        "rank_pattern": {name: len(update.down) for name, update in real.items() if len(update.down) != rank},
+        "alpha_pattern": {name: update.alpha for name, update in real.items() if update.alpha != alpha},
+    }
+    if use_bias:
+        options["use_bias"] = True
+    return Converted(options, tensors)
+
+
+def _most_common(updates: Mapping[str, LowRank]) -> tuple[int, float]:
+    """Return the most common rank and alpha."""
+    if not updates:
+        return 8, 8.0  # only parameters of the backbone are trained
+    return Counter((len(update.down), update.alpha) for update in updates.values()).most_common(1)[0][0]
+
+
+def _replacement(
+    module: str, weight: Tensor, adapter: SavedAdapter, updates: Mapping[str, LowRank], *, use_dora: bool
+) -> LowRank:
+    """Express the new weight of a single module as a LoRA of full rank."""
+    layer = adapter.layer(module)
+    plain = type(layer).forward in (nn.Linear.forward, nn.Embedding.forward)
+    if use_dora or module in updates or not plain or getattr(layer, "max_norm", None) is not None:
+        reason = "beside a DoRA" if use_dora else f"in a {type(layer).__name__} that has a LoRA or a forward of its own"
+        msg = f"The adapter replaces the weight of {module} alone, which it shares with another layer; {reason} DeltaHub cannot. Load it with PEFT."
+        raise ConfigError(msg)
+    live = adapter.value(f"{module}.weight")
+    assert live is not None  # `trained` compared it
+    live = live.detach().cpu()
+    wide = torch.promote_types(torch.promote_types(live.dtype, weight.dtype), torch.float32)
+    change = weight.to(wide) - live.to(wide)
+    identity = torch.eye(change.shape[1], dtype=wide)
+    return LowRank(change.T.contiguous(), identity, 1.0) if is_turned(layer) else LowRank(identity, change, 1.0)
