@@ -76,16 +76,8 @@ def _schema(hint: Any, place: str) -> dict[str, Any]:
         return dict(_PLAIN[hint])
     if origin is Literal:
         return {"enum": list(arguments)}
-    if origin in (Union, UnionType) and len(arguments) == 2 and NoneType in arguments:
-        schema = _schema(next(argument for argument in arguments if argument is not NoneType), place)
-        return {
-            **schema,
-            **({"enum": [*schema["enum"], None]} if "enum" in schema else {"type": [schema["type"], "null"]}),
-        }
-    if origin in (Union, UnionType) and all(argument in _PLAIN for argument in arguments):
-        schemas = [_PLAIN[argument] for argument in arguments]
-        merged = {key: value for schema in schemas for key, value in schema.items()}
-        return {**merged, "type": [schema["type"] for schema in schemas]}
+    if origin in (Union, UnionType) and (choices := _choices(arguments, place)):
+        return choices
     if origin in (list, tuple, Sequence) and arguments[1:] in ((), (...,)):
         return {"type": "array", "maxItems": 100_000, "items": _schema(arguments[0], place)}
     if origin in (dict, Mapping) and arguments[0] is str:
@@ -95,6 +87,18 @@ def _schema(hint: Any, place: str) -> dict[str, Any]:
         "Mapping[str, T]; limits go into Annotated[T, Limits(...)]."
     )
     raise ConfigError(msg)
+
+
+def _choices(hints: Sequence[Any], place: str) -> dict[str, Any] | None:
+    """Return the schema of one of several types: T | None, or plain types as in ``bool | float``; None for others."""
+    if len(hints) == 2 and NoneType in hints:
+        schema = _schema(next(hint for hint in hints if hint is not NoneType), place)
+        nullable = {"enum": [*schema["enum"], None]} if "enum" in schema else {"type": [schema["type"], "null"]}
+        return {**schema, **nullable}
+    if any(hint not in _PLAIN for hint in hints):
+        return None
+    keywords = {key: value for hint in hints for key, value in _PLAIN[hint].items()}
+    return {**keywords, "type": [_PLAIN[hint]["type"] for hint in hints]}
 
 
 def _limited(schema: Mapping[str, Any], keywords: Mapping[str, Any]) -> dict[str, Any]:

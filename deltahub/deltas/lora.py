@@ -151,7 +151,7 @@ class LowRankKernel(LowRankUpdate):
         layer, dtype = cast("_ConvNd", target), self.precision(output)
         x = first_input(args, kwargs).to(dtype)
         x = x if self.dropout is None else self.dropout(x)
-        low = layer._conv_forward(x, self.lora_A.to(dtype).view(-1, *layer.weight.shape[1:]), None)  # type: ignore[operator]
+        low = layer._conv_forward(x, self.lora_A.to(dtype).view(-1, *layer.weight.shape[1:]), None)
         channel = low.dim() - 1 - len(layer.kernel_size)
         bias = None if self.lora_bias is None else self.lora_bias.to(dtype)
         update = F.linear(low.movedim(channel, -1), self.lora_B.to(dtype), bias).movedim(-1, channel)
@@ -381,6 +381,7 @@ class LoraModel(DeltaBase):
     def new_insertion(cls, config: LoraConfig, target: Target, width: int, like: Tensor) -> LowRankUpdate:
         """Build a new update for one layer, or for `width` rows of a fused one."""
         sizes, module = (*config.sizes(target.name), config.lora_dropout), target.module
+        kind: type[LowRankUpdate]
         if isinstance(module, _ConvNd):
             n_in, kind = math.prod(module.weight.shape[1:]), LowRankKernel
         else:

@@ -250,7 +250,9 @@ class PrefixModel(DeltaBase):
         start = 0
         for target in targets:
             own = widths[target.name]
-            insertions[target.name] = ReparameterizedPrefix(network, start, own, tables.get(target.name), owner=not insertions)
+            insertions[target.name] = ReparameterizedPrefix(
+                network, start, own, tables.get(target.name), owner=not insertions
+            )
             start += sum(own)
         return {**insertions, **_shifts(backbone, config, targets)}
 
@@ -260,7 +262,7 @@ def _stacks(backbone: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     modules = dict(own_modules(backbone))
     found = {}
     if getattr(getattr(backbone, "config", None), "is_encoder_decoder", False):
-        for get in (backbone.get_encoder, backbone.get_decoder):  # type: ignore[operator]
+        for get in (backbone.get_encoder, backbone.get_decoder):
             stack: Any = get()  # type: ignore[operator]
             found.update({name: module for name, module in modules.items() if module is stack})
     return {

@@ -44,10 +44,12 @@ class WeightUpdateConfig(DeltaConfig):
     delta_type: ClassVar[str] = "weight_update"
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            msg = f"method is {self.method!r}, which is not a method of updating weights: {suggest(str(self.method), METHODS)}"
-            raise ConfigError(msg)
         super().__post_init__()
+        if self.method not in METHODS:
+            msg = (
+                f"method is {self.method!r}, which is not a method of updating weights: {suggest(self.method, METHODS)}"
+            )
+            raise ConfigError(msg)
         defaults = METHODS[self.method].defaults
         for options in (self.options, *self.options_pattern.values()):
             refuse_unknown(options, set(defaults), self.method)

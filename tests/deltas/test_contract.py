@@ -71,6 +71,14 @@ class TestPrefix(DeltaContract):
     parameters = 3 * 4 + 4 * 5 + 5 + (5 + 1) * (2 * 2 * 16)  # places + middle + layers * (keys, values)
 
 
+class TestWeightUpdate(DeltaContract):
+    delta_type = "weight_update"
+    options = {"method": "loha", "options": {"r": 2}}
+    parameters = 2 * 2 * 2 * (2 * 16 + 16 * 2)  # layers * (q, v) * both products * (A + B)
+    change_at_start = 0
+    mergeable = True
+
+
 class TestSoftPrompt(DeltaContract):
     delta_type = "soft_prompt"
     options = {"soft_token_num": 3}

@@ -77,7 +77,13 @@ def refused(folder, error, match, make=llama, **options):
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_every_default_of_peft_is_understood(kind):
-    own = {"total_step": 1} if kind == "ADALORA" else {"cpt_token_ids": [1], "task_type": "CAUSAL_LM"} if kind == "CPT" else {}
+    own = (
+        {"total_step": 1}
+        if kind == "ADALORA"
+        else {"cpt_token_ids": [1], "task_type": "CAUSAL_LM"}
+        if kind == "CPT"
+        else {}
+    )
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)](**own)
     document = json.loads(json.dumps(config.to_dict(), default=list))
     check_fields({**document, "auto_mapping": {"base_model_class": "A", "parent_library": "b"}, "revision": "main"})

@@ -11,11 +11,12 @@ from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
-from deltahub import AutoDeltaModel
+from deltahub import AutoDeltaModel, export_peft
 from deltahub.errors import ConfigError
 from deltahub.formats.peft.adapter_types import REFUSED, TYPES
 from deltahub.formats.peft.fields import check_fields
 from tests.backbones import bert, gpt2, llama, logits_of, t5, vit
+from tests.formats.interop import parts, table
 
 TOLERANCE = 1e-5  # relative to the largest logit
 LINEAR = {"target_modules": ["q_proj", "down_proj"]}  # of other widths: 16 x 16 and 24 x 16
@@ -215,6 +216,19 @@ def test_an_adapter_gives_the_outputs_that_it_gives_in_peft(tmp_path, case):
     assert plain.shape != expected.shape or far(expected, plain) > 100 * TOLERANCE
 
 
+@pytest.mark.parametrize("case", ["adalora", "lora_b_bias", "lora_conv", "lora_conv_bias", "lora_rows"])
+def test_what_became_a_lora_goes_back_to_peft(tmp_path, case):
+    make, kind, options = CASES[case]
+    expected, folder = saved(tmp_path, make, kind, options)
+    AutoDeltaModel.from_finetuned(folder, backbone_model=make()).save_finetuned(tmp_path / "delta")
+    export_peft(tmp_path / "delta", tmp_path / "back", backbone=make())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        back = peft.PeftModel.from_pretrained(make(), tmp_path / "back").eval()
+
+    assert far(expected, logits_of(back)) < TOLERANCE
+
+
 class Mixing(nn.Module):
     """A layer with a matrix and a stack of matrices that no layer of torch computes with."""
 
@@ -292,6 +306,11 @@ def test_every_type_of_peft_is_decided():
     assert kinds == TYPES.keys() | REFUSED.keys()
     assert not TYPES.keys() & REFUSED.keys()
     assert {kind for _, kind, _ in CASES.values()} >= TYPES.keys() - {"CPT", "MULTITASK_PROMPT_TUNING"}
+
+
+def test_the_documentation_says_what_becomes_of_each_type():
+    _, inside, _ = parts()
+    assert inside == table(), "run python -m tests.formats.interop"
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -38,7 +38,7 @@ class Reflections(WeightUpdate):
         """Reflect W column by column of U, which takes products of W with vectors only."""
         directions = self.hra_u.to(weight.dtype)
         if self["orthogonal"]:
-            basis = torch.linalg.qr(directions).Q
+            basis: Tensor = torch.linalg.qr(directions).Q
             return -2 * (weight @ basis) @ basis.T
         reflected = weight
         for direction in (directions / directions.norm(dim=0)).T:

@@ -42,11 +42,11 @@ class HadamardProduct(WeightUpdate):
 
     def update(self, weight: Tensor) -> Tensor:
         """Multiply the two products."""
-        return self["alpha"] / self["r"] * self._product(1) * self._product(2)
+        scale: float = self["alpha"] / self["r"]
+        return scale * self._product(1) * self._product(2)
 
     def _product(self, number: int) -> Tensor:
-        up, down = getattr(self, f"hada_w{number}_a"), getattr(self, f"hada_w{number}_b")
+        up, down = self.tensor(f"hada_w{number}_a"), self.tensor(f"hada_w{number}_b")
         if not self["tucker"]:
-            product: Tensor = up @ down
-            return product
-        return torch.einsum("ijkl,jr,ip->prkl", getattr(self, f"hada_t{number}"), down, up).flatten(1)
+            return up @ down
+        return torch.einsum("ijkl,jr,ip->prkl", self.tensor(f"hada_t{number}"), down, up).flatten(1)

@@ -52,26 +52,29 @@ class KroneckerProduct(WeightUpdate):
             self._factors(like, 2, (out_2, rank), (rank, in_2 * math.prod(kernel)))
 
     def _factors(self, like: Tensor, number: int, up: tuple[int, int], down: tuple[int, int]) -> None:
-        setattr(self, f"lokr_w{number}_a", nn.Parameter(like.new_zeros(up)))
-        setattr(self, f"lokr_w{number}_b", nn.Parameter(like.new_empty(down)))
-        nn.init.kaiming_uniform_(getattr(self, f"lokr_w{number}_b"), a=math.sqrt(5))
+        factors = nn.Parameter(like.new_zeros(up)), nn.Parameter(like.new_empty(down))
+        nn.init.kaiming_uniform_(factors[1], a=math.sqrt(5))
         if number == 1:  # one zero factor is enough
-            nn.init.kaiming_uniform_(self.lokr_w1_a, a=math.sqrt(5))
+            nn.init.kaiming_uniform_(factors[0], a=math.sqrt(5))
+        for side, factor in zip("ab", factors, strict=True):
+            setattr(self, f"lokr_w{number}_{side}", factor)
 
     def update(self, weight: Tensor) -> Tensor:
-        """Multiply the two factors."""
-        first = self.lokr_w1 if "lokr_w1" in self._parameters else self.lokr_w1_a @ self.lokr_w1_b
-        if "lokr_w2" in self._parameters:
-            second = self.lokr_w2
-        elif "lokr_t2" in self._parameters:
-            second = torch.einsum("ijkl,ip,jr->prkl", self.lokr_t2, self.lokr_w2_a, self.lokr_w2_b)
-        else:
-            second = self.lokr_w2_a @ self.lokr_w2_b
-        second = second.flatten(2) if second.dim() > 2 else second[:, :, None]
-        if second.shape[2] == 1 and len(self.shape) > 2:  # D holds the kernel's sizes in its columns
-            second = second.view(len(second), -1, math.prod(self.shape[2:]))
-        product = torch.kron(first[:, :, None].contiguous(), second.contiguous())
-        return self["alpha"] / self["r"] * product.flatten(1)
+        """Multiply the two factors; D of a convolution holds the kernel's sizes in its columns."""
+        first, second = self._factor(1), self._factor(2)
+        kernel = math.prod(self.shape[2:])
+        product = torch.kron(first[:, :, None].contiguous(), second.reshape(len(second), -1, kernel))
+        scale: float = self["alpha"] / self["r"]
+        return scale * product.flatten(1)
+
+    def _factor(self, number: int) -> Tensor:
+        name = f"lokr_w{number}"
+        if name in self._parameters:
+            return self.tensor(name)
+        up, down = self.tensor(f"{name}_a"), self.tensor(f"{name}_b")
+        if "lokr_t2" in self._parameters and number == 2:
+            return torch.einsum("ijkl,ip,jr->prkl", self.lokr_t2, up, down)
+        return up @ down
 
 
 def split_width(width: int, factor: int) -> tuple[int, int]:

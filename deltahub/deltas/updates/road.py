@@ -55,7 +55,7 @@ class OutputRotation(WeightUpdate):
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         """Return c_1 and c_2, ``(n_out,)`` each."""
-        theta, alpha, group = self.road_theta, self.road_alpha, self["group_size"]
+        theta, alpha, group = self.tensor("road_theta"), self.tensor("road_alpha"), self["group_size"]
         if self["variant"] == 4:
             (theta_1, theta_2), (alpha_1, alpha_2) = (
                 (part[:, 0].flatten(), part[:, 1].flatten())

@@ -45,10 +45,9 @@ class SparseUpdate(WeightUpdate):
 
     def entries(self) -> Tensor:
         """Return s E, ``(n_out, n_in)``."""
-        places: Any = self.places
-        return self["scale"] * self.values.new_zeros(self.n_out * self.n_in).scatter(0, places, self.values).view(
-            self.n_out, self.n_in
-        )
+        values, scale = self.tensor("values"), float(self["scale"])
+        flat = values.new_zeros(self.n_out * self.n_in).scatter(0, self.tensor("places"), values)
+        return scale * flat.view(self.n_out, self.n_in)
 
     def update(self, weight: Tensor) -> Tensor:
         """Return the entries themselves."""
@@ -64,7 +63,8 @@ class FourierUpdate(SparseUpdate):
     def update(self, weight: Tensor) -> Tensor:
         """Transform the entries; half precision is not transformed."""
         spectrum = self.entries()
-        return torch.fft.ifft2(spectrum.to(torch.promote_types(spectrum.dtype, torch.float32))).real
+        update: Tensor = torch.fft.ifft2(spectrum.to(torch.promote_types(spectrum.dtype, torch.float32))).real
+        return update
 
 
 class WaveletUpdate(SparseUpdate):

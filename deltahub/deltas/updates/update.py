@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ class WeightUpdate(Insertion):
         shift = self.shift(target)
         shift = None if shift is None else shift.to(wide)
         if isinstance(target, _ConvNd):
-            return added(output, target._conv_forward(x.to(wide), change.view(self.shape), shift))  # type: ignore[operator]
+            return added(output, target._conv_forward(x.to(wide), change.view(self.shape), shift))
         return added(output, F.linear(x.to(wide), change, shift))
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
@@ -115,10 +115,15 @@ class WeightUpdate(Insertion):
     def __getitem__(self, option: str) -> Any:
         return self.options[option]
 
+    def tensor(self, name: str) -> Tensor:
+        """Return a parameter or buffer of the method."""
+        tensor: Tensor = getattr(self, name)
+        return tensor
+
 
 def weight_shape(target: nn.Module, n_in: int, n_out: int) -> tuple[int, ...]:
     """Return the shape of a layer's weight: ``(n_out, n_in)``, or that of a convolution's kernel."""
-    return tuple(cast("Tensor", target.weight).shape) if isinstance(target, _ConvNd) else (n_out, n_in)
+    return tuple(target.weight.shape) if isinstance(target, _ConvNd) else (n_out, n_in)
 
 
 def divided(width: int, by: int, what: str) -> int:

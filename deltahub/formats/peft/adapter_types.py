@@ -15,7 +15,7 @@ from deltahub.formats.peft.lora_reading import lora
 from deltahub.formats.peft.low_rank_reading import low_rank
 from deltahub.formats.peft.saved_adapter import Converted, SavedAdapter
 from deltahub.formats.peft.tensor_names import LeafNames
-from deltahub.formats.peft.update_reading import dense, update
+from deltahub.formats.peft.update_reading import dense, weight_update
 
 _BASE: Final = {
     "auto_mapping",
@@ -125,13 +125,13 @@ TYPES: Final[Mapping[str, AdapterType]] = {
     "BEFT": _type("bitfit", vector_reading.beft, "beft_bias", "init_weights"),
     "BOFT": _type(
         "weight_update (boft)",
-        update("boft", update_reading.boft),
+        weight_update("boft", update_reading.boft),
         "boft_R boft_s",
         "bias boft_block_num boft_block_size boft_dropout boft_n_butterfly_factor fan_in_fan_out init_weights",
     ),
     "C3A": _type(
         "weight_update (c3a)",
-        update("c3a", update_reading.c3a),
+        weight_update("c3a", update_reading.c3a),
         "c3a_kernel",
         "bias block_size block_size_pattern init_weights",
     ),
@@ -161,13 +161,13 @@ TYPES: Final[Mapping[str, AdapterType]] = {
     ),
     "FOURIERFT": _type(
         "weight_update (fourierft)",
-        update("fourierft", update_reading.fourierft),
+        weight_update("fourierft", update_reading.fourierft),
         "fourierft_spectrum",
         "bias fan_in_fan_out init_weights n_frequency n_frequency_pattern random_loc_seed scaling",
     ),
     "GLORA": _type(
         "weight_update (dense)",
-        update("dense", update_reading.glora),
+        weight_update("dense", update_reading.glora),
         " ".join(f"glora_{part}.{leaf}" for part in "ABCDE" for leaf in ("X", "Xd", "Xu", "zeros")),
         "bias config_A_B config_C config_D_E init_weights r",
     ),
@@ -179,11 +179,13 @@ TYPES: Final[Mapping[str, AdapterType]] = {
     ),
     "HIRA": _type(
         "weight_update (hira)",
-        update("hira", update_reading.hira),
+        weight_update("hira", update_reading.hira),
         "hira_A hira_B",
         "fan_in_fan_out hira_dropout init_weights r rank_pattern",
     ),
-    "HRA": _type("weight_update (hra)", update("hra", update_reading.hra), "hra_u", "apply_GS bias init_weights r"),
+    "HRA": _type(
+        "weight_update (hra)", weight_update("hra", update_reading.hra), "hra_u", "apply_GS bias init_weights r"
+    ),
     "IA3": _type(
         "ia3", vector_reading.ia3, "ia3_l", "fan_in_fan_out feedforward_modules init_ia3_weights", base=_TUNER
     ),
@@ -195,13 +197,13 @@ TYPES: Final[Mapping[str, AdapterType]] = {
     ),
     "LOHA": _type(
         "weight_update (loha)",
-        update("loha", update_reading.loha),
+        weight_update("loha", update_reading.loha),
         "hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1 hada_t2",
         _LYCORIS,
     ),
     "LOKR": _type(
         "weight_update (lokr)",
-        update("lokr", update_reading.lokr),
+        weight_update("lokr", update_reading.lokr),
         "lokr_w1 lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b lokr_t2",
         f"{_LYCORIS} decompose_both decompose_factor rank_dropout_scale",
     ),
@@ -218,13 +220,13 @@ TYPES: Final[Mapping[str, AdapterType]] = {
     ),
     "OFT": _type(
         "weight_update (oft)",
-        update("oft", update_reading.oft),
+        weight_update("oft", update_reading.oft),
         "oft_R.weight",
         "bias block_share coft eps fan_in_fan_out init_weights module_dropout num_cayley_neumann_terms oft_block_size r use_cayley_neumann",
     ),
     "OSF": _type(
         "weight_update (dense)",
-        update("dense", dense(update_reading.osf)),
+        weight_update("dense", dense(update_reading.osf)),
         "osf_svd_params.U_low osf_svd_params.S_low osf_svd_params.V_low",
         "effective_rank init_weights rank_pattern target_svd_config",
     ),
@@ -256,20 +258,20 @@ TYPES: Final[Mapping[str, AdapterType]] = {
     ),
     "RANDLORA": _type(
         "weight_update (dense)",
-        update("dense", dense(update_reading.randlora)),
+        weight_update("dense", dense(update_reading.randlora)),
         "randlora_gamma randlora_lambda randlora_A randlora_B",
         f"bias fan_in_fan_out init_weights r randlora_alpha randlora_dropout sparse very_sparse {_PROJECTIONS}",
         shared="randlora_A randlora_B",
     ),
     "ROAD": _type(
         "weight_update (road)",
-        update("road", update_reading.road),
+        weight_update("road", update_reading.road),
         "road_alpha road_theta",
         "group_size init_weights variant",
     ),
     "SHIRA": _type(
         "weight_update (sparse)",
-        update("sparse", update_reading.shira),
+        weight_update("sparse", update_reading.shira),
         "shira_weight shira_indices",
         "fan_in_fan_out init_weights mask_type r random_seed",
         whole_numbers="shira_indices",
@@ -308,7 +310,7 @@ TYPES: Final[Mapping[str, AdapterType]] = {
     ),
     "WAVEFT": _type(
         "weight_update (waveft), with the wavelets db1",
-        update("waveft", update_reading.waveft),
+        weight_update("waveft", update_reading.waveft),
         "waveft_spectrum",
         "bias fan_in_fan_out init_weights n_frequency n_frequency_pattern proportional_parameters random_loc_seed scaling use_idwt "
         "wavelet_family",

@@ -45,8 +45,9 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
     use_dora, use_rslora = bool(document.get("use_dora")), bool(document.get("use_rslora"))
     fused = {module: by_part(leaves) for module, leaves in shares.items() if "lora_A" not in leaves}
     tensors: dict[str, Tensor] = {}
-    if fused and use_dora:
-        msg = f"PEFT has no DoRA on a part of a layer, and this one acts on {next(iter(fused))} so. Load it with deltahub."
+    if fused and (use_dora or document.get("use_bias")):
+        kind = "DoRA" if use_dora else "LoRA with a bias of B"
+        msg = f"PEFT has no {kind} on a part of a layer, and this one acts on {next(iter(fused))} so. Load it with deltahub."
         raise ConfigError(msg)
     ranks, alphas = document.get("rank_pattern") or {}, document.get("alpha_pattern") or {}
     file_rank = max((len(parts) for parts in fused.values()), default=1) * rank
@@ -60,11 +61,15 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
             if extra
             else (down, up)
         )
-        if backbone.is_embedding(module, down.shape[1], up.shape[0]):
+        if len(kernel := backbone.shapes.get(f"{module}.weight", ())) > 2:  # a convolution; B is one of single points
+            down, up = down.view(-1, *kernel[1:]), up.view(*up.shape, *[1] * (len(kernel) - 2))
+        elif backbone.is_embedding(module, down.shape[1], up.shape[0]):
             _refuse_unscaled(document, module, backbone)
             tensors |= {f"{module}.lora_embedding_A": down, f"{module}.lora_embedding_B": up}
             continue
         tensors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+        if "lora_bias" in leaves:
+            tensors[f"{module}.lora_B.bias"] = leaves["lora_bias"]
         if use_dora:
             tensors[f"{module}.lora_magnitude_vector"] = leaves["lora_magnitude_vector"]
     if file_rank != rank:  # keep the scale, whatever the new rank
@@ -74,6 +79,7 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
         **(_patterns(document, updates, file_rank, alpha, use_rslora=use_rslora) if ranks or alphas else {}),
         "bias": "none",
         "fan_in_fan_out": any(map(backbone.is_turned, shares)),
+        "lora_bias": bool(document.get("use_bias")),
         "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
         "lora_dropout": float(document.get("lora_dropout", 0.0)),
         "r": file_rank,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -138,17 +138,17 @@ def _flat(adapter: SavedAdapter, module: str, down: Tensor, up: Tensor) -> tuple
     layer = adapter.layer(module)
     if down.dim() == up.dim() == 2:
         return down, up
-    plain = (
-        isinstance(layer, _ConvNd)
-        and layer.groups == 1
-        and set(layer.dilation) == {1}
-        and layer.padding_mode == "zeros"
-    )
-    if not plain or down.dim() != up.dim() or down.shape[2:] != tuple(layer.kernel_size):
+    fits = isinstance(layer, _ConvNd) and down.dim() == up.dim() and down.shape[2:] == tuple(layer.kernel_size)
+    if not fits or not _is_plain(layer):
         kind = type(layer).__name__
         msg = f"The adapter acts on {module}, a {kind}, where a delta has no LoRA of this shape. Load it with PEFT."
         raise ConfigError(msg)
     return down.flatten(1), up.flatten(1)
+
+
+def _is_plain(layer: Any) -> bool:
+    """Return whether PEFT's A, a convolution of the same kernel, stride and padding, sees the patches of a convolution."""
+    return bool(layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros")
 
 
 def _with_initial(

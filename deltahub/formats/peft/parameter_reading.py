@@ -48,7 +48,11 @@ def parameters_of(adapter: SavedAdapter) -> dict[str, Tensor]:
 def modules_of(adapter: SavedAdapter) -> set[str]:
     """Return the modules whose parameters have a LoRA of their own."""
     attentions = {module for module in adapter.modules if isinstance(adapter.layer(module), nn.MultiheadAttention)}
-    return {*targeted_parameters(adapter.config, adapter.names), *attentions, *(f"{module}.out_proj" for module in attentions)}
+    return {
+        *targeted_parameters(adapter.config, adapter.names),
+        *attentions,
+        *(f"{module}.out_proj" for module in attentions),
+    }
 
 
 def targeted_parameters(config: Mapping[str, Any], names: Names) -> dict[str, list[str]]:
@@ -63,7 +67,9 @@ def targeted_parameters(config: Mapping[str, Any], names: Names) -> dict[str, li
     return found
 
 
-def _updated(adapter: SavedAdapter, name: str, down: Tensor, up: Tensor, key: str = "", times: int = 1) -> dict[str, Tensor]:
+def _updated(
+    adapter: SavedAdapter, name: str, down: Tensor, up: Tensor, key: str = "", times: int = 1
+) -> dict[str, Tensor]:
     """Return a parameter with its update.
 
     Args:

@@ -38,7 +38,8 @@ def check_shapes(document: Mapping[str, Any], shares: Mapping[str, Mapping[str, 
 def _faults(document: Mapping[str, Any], module: str, leaves: Mapping[str, Tensor]) -> list[str]:
     """Return a clause for each tensor of a module that is missing, unexpected, not finite, or of another shape or dtype."""
     shapes = _shapes(document, module)
-    required = shapes.keys() if document["delta_type"] != "layer_norm" else {"weight"}
+    # Norms may have no bias, embeddings no bias of B.
+    required = shapes.keys() - {"lora_bias"} if document["delta_type"] != "layer_norm" else {"weight"}
     wrong = []
     for label, share in (by_part(leaves) if all("." in leaf for leaf in leaves) else {"": leaves}).items():
         place = f"{module}.{label}".strip(".")
@@ -62,7 +63,8 @@ def _shapes(document: Mapping[str, Any], module: str) -> Shapes:
     if kind == "lora":
         rank = value_for(document.get("rank_pattern") or {}, module, int(document.get("lora_r", 8)))
         pair: Shapes = {"lora_A": (rank, None), "lora_B": (None, rank)}
-        return {**pair, "lora_magnitude_vector": _VECTOR} if document.get("use_dora") else pair
+        vectors = {"use_dora": "lora_magnitude_vector", "use_bias": "lora_bias"}
+        return {**pair, **{leaf: _VECTOR for option, leaf in vectors.items() if document.get(option)}}
     if kind == "soft_prompt":
         return {"soft_embeds": (document.get("soft_token_num"), None)}
     return {"ia3_l": _VECTOR} if kind == "ia3" else {"weight": _VECTOR, "bias": _VECTOR}

@@ -31,7 +31,7 @@ Tensors = dict[str, Tensor]
 Read = Callable[[SavedAdapter, str], tuple[Options, Tensors]]
 
 
-def update(method: str, read: Read) -> Callable[[SavedAdapter], Converted]:
+def weight_update(method: str, read: Read) -> Callable[[SavedAdapter], Converted]:
     """Return a reader that makes a `weight_update` of each module's options and tensors.
 
     Args:
@@ -207,7 +207,7 @@ def _sparse(adapter: SavedAdapter, module: str, places: Tensor, values: Tensor) 
         places.shape != values.shape
         or int(places.min()) < 0
         or int(places.max()) >= n_in * n_out
-        or len(places.unique()) < len(places)
+        or len(set(places.tolist())) < len(places)
     ):
         msg = f"The adapter's places for {module} are not {len(values)} different ones in its weight {[n_out, n_in]}. Load its own backbone."
         raise CheckpointError(msg)
@@ -217,8 +217,8 @@ def _sparse(adapter: SavedAdapter, module: str, places: Tensor, values: Tensor) 
 def supertuning(adapter: SavedAdapter) -> Converted:
     """Convert Super-tuning: single entries, and with a rank a LoRA beside them, together a dense update."""
     if adapter.config.get("r") is None:
-        return update("sparse", _super_entries)(adapter)
-    return update("dense", dense(_super_dense))(adapter)
+        return weight_update("sparse", _super_entries)(adapter)
+    return weight_update("dense", dense(_super_dense))(adapter)
 
 
 def _super_entries(adapter: SavedAdapter, module: str) -> tuple[Options, Tensors]:
@@ -249,7 +249,7 @@ def dense(change: Callable[[SavedAdapter, str], Tensor]) -> Read:
 def miss(adapter: SavedAdapter) -> Converted:
     """Convert MiSS: a LoRA, or the variant "bat", which depends on the weight."""
     if adapter.config.get("init_weights") == "bat":
-        return update("dense", dense(_bat))(adapter)
+        return weight_update("dense", dense(_bat))(adapter)
     return low_rank(low_rank_miss, dropout="miss_dropout")(adapter)
 
 
@@ -296,7 +296,8 @@ def osf(adapter: SavedAdapter, module: str) -> Tensor:
     if high > 0 and len(sizes) and not s[high - 1] - s[high] > 1e-6 * s[0]:
         msg = f"The adapter is an OSF, and the weight of {module} does not determine the directions that it replaces. Load it with PEFT."
         raise ConfigError(msg)
-    return (left * sizes) @ right - (u[:, high:] * s[high:]) @ v[high:]
+    update: Tensor = (left * sizes) @ right - (u[:, high:] * s[high:]) @ v[high:]
+    return update
 
 
 def glora(adapter: SavedAdapter, module: str) -> tuple[Options, Tensors]:
