@@ -27,7 +27,7 @@ from deltahub.algebra.agreement import (
 from deltahub.algebra.factors import Factors
 from deltahub.algebra.methods import Method, Recipe, combined_factors, combined_values
 from deltahub.algebra.opening import open_operands
-from deltahub.algebra.operand import Operand, module_of, part_of, refuse_dora
+from deltahub.algebra.operand import Operand, module_of, part_of, refuse_more_than_factors
 from deltahub.algebra.result import (
     COMBINED,
     Change,
@@ -121,7 +121,7 @@ def combined(
     """Compute a combination without writing it: see `combine`."""
     require_same_method(operands)
     for operand in operands:
-        refuse_dora(operand, "combined")
+        refuse_more_than_factors(operand, "combined")
     leaves = common_record(operands, check_hash=check_hash)
     trained = trained_tensors(operands, recipe.weights, heads)
     common = {"unfrozen_modules": unfrozen(operands), **common_facts(operands)}

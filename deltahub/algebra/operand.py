@@ -145,12 +145,15 @@ def require_floats(operand: Operand) -> None:
         raise CheckpointError(msg)
 
 
-def refuse_dora(operand: Operand, operation: str) -> None:
-    """Refuse a DoRA, whose update depends on the weight that it changes.
+def refuse_more_than_factors(operand: Operand, operation: str) -> None:
+    """Refuse a LoRA that is more than its factors: a DoRA, whose update depends on the weight that it changes, or one with biases of B.
 
     Raises:
-        ConfigError: the delta is a DoRA.
+        ConfigError: the delta is such a LoRA.
     """
+    if operand.document.get("use_bias"):
+        msg = f"{operand.label} is a LoRA with biases of B (use_bias), which cannot be {operation}. Train it without them, or load it as it is."
+        raise ConfigError(msg)
     if operand.document.get("use_dora"):
         msg = (
             f"{operand.label} is a DoRA: its update depends on the weights of the backbone, so it cannot be {operation} by itself. "

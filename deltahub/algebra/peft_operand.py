@@ -23,7 +23,8 @@ from deltahub.errors import CheckpointError, ConfigError, IntegrityError
 from deltahub.files.atomic import read_limited, sha256_file
 from deltahub.formats.files import has_key, read_config
 from deltahub.formats.peft.export import CONFIG, WEIGHTS
-from deltahub.formats.peft.fields import REBUILT_STARTS, check_fields
+from deltahub.formats.peft.fields import check_fields
+from deltahub.formats.peft.lora_starts import REBUILT_STARTS
 from deltahub.formats.peft.module_matching import by_pattern, is_in_layers, meant
 from deltahub.formats.peft.tensor_names import plain
 from deltahub.reference import Digest
@@ -32,6 +33,7 @@ _FACTOR: Final = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB]|magnitude_vector)(?:\.(?!weight$)[^.]+)?(?:\.weight)?"
 )
 _LARGEST_RECORD: Final = 256 << 20  # bytes
+_BESIDE_FACTORS: Final = ("lora_bias", "target_parameters", "trainable_token_indices")
 _ENDS: Final = {"A": DOWN, "B": UP, "magnitude_vector": MAGNITUDE}
 
 
@@ -103,6 +105,12 @@ def _check_form(config: Mapping[str, Any], label: str) -> None:
         )
         raise ConfigError(msg)
     check_fields(config)
+    if other := next((key for key in _BESIDE_FACTORS if config.get(key)), None):
+        msg = (
+            f"{label} has {other}, which is computed with only as a delta: load it with AutoDeltaModel.from_finetuned on its backbone, and "
+            "save it with save_finetuned."
+        )
+        raise ConfigError(msg)
     start = config.get("init_lora_weights")
     if start in REBUILT_STARTS:
         msg = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from deltahub.algebra.combine import Report, combined
 from deltahub.algebra.methods import Method, Recipe, check_size
 from deltahub.algebra.opening import open_operands
-from deltahub.algebra.operand import Operand, refuse_dora
+from deltahub.algebra.operand import Operand, refuse_more_than_factors
 from deltahub.algebra.result import RESIZED, Computed, Written, check_folder, written
 from deltahub.errors import ConfigError
 
@@ -55,7 +55,7 @@ def resize(
 
 def resized(operand: Operand, rank: int | None, energy: float | None, report: Report | None = None) -> Computed:
     """Compute a resized delta without writing it: see `resize`."""
-    refuse_dora(operand, "resized")
+    refuse_more_than_factors(operand, "resized")
     if operand.delta_type != "lora":
         msg = f"{operand.label} is a {operand.delta_type}, which has no rank. Only a LoRA can be resized."
         raise ConfigError(msg)

@@ -16,7 +16,7 @@ from deltahub.algebra.agreement import common_facts, common_record, options_of, 
 from deltahub.algebra.combine import combined
 from deltahub.algebra.methods import Method, Recipe
 from deltahub.algebra.opening import open_operands
-from deltahub.algebra.operand import Operand, refuse_dora
+from deltahub.algebra.operand import Operand, refuse_more_than_factors
 from deltahub.algebra.result import SCALED, Computed, Written, check_folder, written
 from deltahub.algebra.trained import FIRST, trained_tensors
 from deltahub.errors import ConfigError
@@ -61,7 +61,7 @@ def scaled(operand: Operand, factor: float, heads: str | None = None) -> Compute
     if not math.isfinite(factor) or not factor:
         msg = f"The factor is {factor}; expected a finite number other than zero."
         raise ConfigError(msg)
-    refuse_dora(operand, "scaled")
+    refuse_more_than_factors(operand, "scaled")
     if operand.delta_type not in _LINEAR:
         msg = (
             f"{operand.label} is a {operand.delta_type}, whose update is not linear in its parameters, so no parameters give {factor:.6g} times "

@@ -306,6 +306,8 @@ def test_a_recorded_backbone_of_an_adapter_counts_like_that_of_a_delta(tmp_path)
         ({"init_lora_weights": "pissa"}, "changed the weights of its backbone"),
         ({"peft_type": "IA3"}, "of type IA3"),
         ({"lora_bias": True}, "lora_bias"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"target_parameters": ["experts.down_proj"]}, "target_parameters"),
         ({"target_modules": ["query"]}, "target_modules in adapter_config.json does not name"),
         ({"r": 4}, "its config says rank 4"),
     ],
@@ -467,6 +469,9 @@ def test_soft_prompts_and_doras_are_refused_with_a_way_out(tmp_path):
     dora = write_lora(tmp_path / "dora", 1, use_dora=True)
     with pytest.raises(ConfigError, match=r"is a DoRA.*deltahub extract BASE MERGED"):
         combine([dora, dora], tmp_path / "c")
+    biased = write_lora(tmp_path / "biased", 1, use_bias=True)
+    with pytest.raises(ConfigError, match=r"with biases of B \(use_bias\), which cannot be combined"):
+        combine([biased, biased], tmp_path / "c")
 
 
 @pytest.mark.parametrize(
