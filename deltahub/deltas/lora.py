@@ -264,8 +264,10 @@ class LoraConfig(DeltaConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the delta type and every option, as JSON types; what is off and unknown to older releases is left out."""
         document = super().to_dict()
-        newer = ("rank_pattern", "alpha_pattern", "use_bias")
-        return {key: value for key, value in document.items() if value or key not in newer}
+        for key, off in {"rank_pattern": {}, "alpha_pattern": {}, "use_bias": False}.items():
+            if document[key] == off and isinstance(document[key], type(off)):
+                del document[key]
+        return document
 
     @property
     def scale(self) -> float:

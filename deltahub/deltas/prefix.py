@@ -57,7 +57,7 @@ class PrefixConfig(DeltaConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the delta type and every option, as JSON types; positions that stay are not mentioned, as in older files."""
         document = super().to_dict()
-        return {key: value for key, value in document.items() if value or key != "shift_positions"}
+        return {key: value for key, value in document.items() if key != "shift_positions" or value is not False}
 
 
 class Prefix(Insertion):

@@ -59,8 +59,9 @@ class WeightUpdateConfig(DeltaConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the delta type and every option, as JSON types."""
         document = super().to_dict()
-        patterns = {address: dict(options) for address, options in self.options_pattern.items()}
-        return {**document, "options": dict(self.options), "options_pattern": patterns}
+        for key in ("options", "options_pattern"):
+            document[key] = _plain(document[key])
+        return document
 
     def options_of(self, module: str) -> dict[str, Any]:
         """Return the options of a module."""
@@ -82,6 +83,11 @@ def check_option(method: str, key: str, value: Any, default: Any) -> None:
     if isinstance(default, int) and not isinstance(default, bool) and value < least:
         msg = f"The option {key} of {method} must be at least {least}, got {value}."
         raise ConfigError(msg)
+
+
+def _plain(value: Any) -> Any:
+    """Return mappings of mappings as dicts."""
+    return {key: _plain(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
 
 
 def _matches(address: str, module: str) -> bool:
