@@ -360,12 +360,11 @@ def test_a_path_that_is_not_a_file_is_one_clear_error(target, tmp_path):
 # ----- faults -----
 
 
-@pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
-def test_an_import_that_fails_at_any_step_can_be_repeated(tmp_path, source, faults, error):
+def test_an_import_that_is_interrupted_at_any_step_can_be_repeated(tmp_path, source, faults):
     export(source, tmp_path / "x.tar", "acme/zoo")
     target = Registry(LocalStore(tmp_path / "count"))
     steps = faults.count(lambda: import_bundle(tmp_path / "x.tar", target))
-    for case, step, failure in faults.each(steps, error):
+    for case, step, failure in faults.each(steps, INTERRUPT):  # for errors, see tests/faults/test_steps.py
         target = Registry(LocalStore(tmp_path / case))
         with faults.at(step, failure), contextlib.suppress(StorageError, KeyboardInterrupt):
             import_bundle(tmp_path / "x.tar", target)

@@ -18,7 +18,7 @@ from deltahub.registry.registry import REFS, Registry
 from deltahub.registry.verify import verify
 from deltahub.stores.local import LocalStore
 from deltahub.stores.memory import MemoryStore
-from tests.faults import FORBIDDEN, FULL, INTERRUPT
+from tests.faults import FULL, INTERRUPT
 
 NER = Reference.parse("acme/ner")
 
@@ -233,7 +233,7 @@ def test_processes_that_push_at_the_same_time_lose_nothing(registry, new_checkpo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error", [FULL, FORBIDDEN, INTERRUPT], ids=["full", "forbidden", "interrupted"])
+@pytest.mark.parametrize("error", [FULL, INTERRUPT], ids=["full", "interrupted"])
 def test_a_push_that_fails_at_any_step_leaves_the_old_state_or_the_new_one(tmp_path, new_checkpoint, faults, error):
     first, second = new_checkpoint(), new_checkpoint(value=0.25)
 

@@ -94,7 +94,6 @@ def test_the_handles_are_found_on_a_compiled_backbone():
 
 
 METHODS = {
-    "adapter": lambda backbone: AdapterModel(backbone, modified_modules=["self_attn"]),
     "activation": lambda backbone: AdapterModel(backbone, modified_modules=["act_fn"]),
     "lora": LoraModel,
     "prefix": lambda backbone: PrefixModel(backbone, prefix_token_num=2, embed_dim=3, mid_dim=3),
