@@ -26,6 +26,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # of the client's own HTTP library
 ]
 
+# Names, branches and histories are the same whichever way the bytes took; where they are kept is not.
+of_names = pytest.mark.parametrize("way", ["regular", "s3"], indirect=True)
+
 REPO = "acme/sst2"
 WEIGHTS = hashlib.shake_256(b"weights").digest(450_017)
 
@@ -112,6 +115,7 @@ def test_a_commit_on_top_of_an_old_one_is_refused_and_changes_nothing(api, pushe
     assert api.upload_file(repo_id=REPO, path_or_fileobj=b"2", path_in_repo="a.txt", parent_commit=newer.oid[:8]).oid
 
 
+@of_names
 def test_tags_and_branches_are_made_moved_and_deleted(api, pushed):
     api.create_tag(REPO, tag="v1.0", tag_message="first")
     with raises(409):
@@ -162,6 +166,7 @@ def test_ignored_files_and_secrets_are_not_uploaded_by_default(api, tmp_path):
         api.upload_folder(repo_id=REPO, folder_path=up)
 
 
+@of_names
 def test_tags_are_called_as_in_git_and_a_number_is_one_unless_it_is_that_of_another_version(api, pushed):
     second = api.upload_file(repo_id=REPO, path_or_fileobj=b"m", path_in_repo="m.txt")
     for tag in ("release/1.0", "ner@1.0.0", "model#prod", "1.0+cpu"):
@@ -191,6 +196,7 @@ def test_a_commit_that_brings_back_old_content_is_the_old_commit_and_the_end_of_
     assert [commit.commit_id for commit in api.list_repo_commits(REPO)] == [after.oid, pushed.oid]
 
 
+@of_names
 def test_a_new_repository_has_a_first_commit_of_which_branches_and_tags_can_be_made(api):
     api.create_repo(REPO)
     first = api.model_info(REPO).sha
@@ -216,12 +222,14 @@ def test_a_new_repository_has_a_first_commit_of_which_branches_and_tags_can_be_m
     assert (api.list_repo_files(REPO), api.list_repo_files(REPO, revision="exp")) == ([], ["b.txt"])
 
 
+@of_names
 def test_a_missing_branch_is_refused_in_a_new_repository_too(api):
     api.create_repo(REPO)
     with pytest.raises(RevisionNotFoundError):
         api.upload_file(repo_id=REPO, path_or_fileobj=b"b", path_in_repo="b.txt", revision="exp")
 
 
+@of_names
 def test_a_new_repository_is_squashed_to_its_first_commit(api):
     api.create_repo(REPO)
     api.super_squash_history(REPO, commit_message="Begun")
@@ -238,6 +246,7 @@ def test_a_push_into_a_new_repository_is_its_first_version(api, served):
         api.create_branch(REPO, branch="exp", revision=first)
 
 
+@of_names
 def test_a_new_repository_is_empty(api, tmp_path):
     url = api.create_repo(REPO)
 
@@ -247,6 +256,7 @@ def test_a_new_repository_is_empty(api, tmp_path):
     assert [model.id for model in api.list_models()] == [REPO]
 
 
+@of_names
 def test_a_repository_is_created_once(api):
     api.create_repo(REPO)
     assert api.create_repo(REPO, exist_ok=True).repo_id == REPO
@@ -270,6 +280,7 @@ def test_files_are_described_with_their_digests(api, pushed, folder):
     assert sorted(file.rfilename for file in info.siblings) == sorted(content_of(folder))
 
 
+@of_names
 def test_trees_are_listed_folder_by_folder_or_whole(api, pushed):
     top = {item.path: type(item).__name__ for item in api.list_repo_tree(REPO)}
     assert top["sub dir"] == "RepoFolder"
@@ -281,6 +292,7 @@ def test_trees_are_listed_folder_by_folder_or_whole(api, pushed):
         list(api.list_repo_tree(REPO, "nothing"))
 
 
+@of_names
 def test_an_expanded_tree_names_the_last_commit_of_each_file(api, pushed):
     newer = api.upload_file(repo_id=REPO, path_or_fileobj=b"1", path_in_repo="sub dir/a.txt", commit_message="newer")
     last = {item.path: item.last_commit for item in api.list_repo_tree(REPO, recursive=True, expand=True)}
@@ -289,6 +301,7 @@ def test_an_expanded_tree_names_the_last_commit_of_each_file(api, pushed):
     assert (last["README.md"].oid, last["README.md"].title) == (pushed.oid, "first")
 
 
+@of_names
 def test_single_paths_are_described_and_unknown_ones_left_out(api, pushed):
     found = api.get_paths_info(REPO, ["sub dir", "empty.txt", "nothing"])
 
@@ -316,6 +329,7 @@ def test_downloads_by_any_revision_are_the_same(api, pushed, tmp_path):
         assert Path(path).readlink().name == hashlib.sha256(WEIGHTS).hexdigest()
 
 
+@of_names
 def test_a_missing_key_has_its_own_error(api, pushed, tmp_path):
     where = {"endpoint": api.endpoint, "token": api.token, "cache_dir": tmp_path / "cache"}
     with pytest.raises(EntryNotFoundError):
@@ -336,6 +350,7 @@ def test_the_client_can_check_its_copy_against_the_digests(api, pushed, tmp_path
     assert len(api.verify_repo_checksums(REPO, local_dir=path).mismatches) == 1
 
 
+@of_names
 def test_repositories_move_become_private_and_go(api, served, user, pushed):
     stranger = user(served, "read", "beta")
     assert stranger.model_info(REPO).sha == pushed.oid
@@ -357,6 +372,7 @@ def test_repositories_move_become_private_and_go(api, served, user, pushed):
     assert api.list_repo_files("acme/moved") == []
 
 
+@of_names
 def test_squashing_a_branch_keeps_tagged_versions(api, pushed):
     commits = [
         api.upload_file(repo_id=REPO, path_or_fileobj=str(n).encode(), path_in_repo="n.txt").oid for n in range(3)
@@ -369,6 +385,7 @@ def test_squashing_a_branch_keeps_tagged_versions(api, pushed):
     assert not api.revision_exists(REPO, commits[1])
 
 
+@of_names
 def test_squashing_a_branch_leaves_the_history_of_others_and_keeps_its_message(api, pushed):
     def add(number, branch="main"):
         return api.upload_file(
@@ -387,6 +404,7 @@ def test_squashing_a_branch_leaves_the_history_of_others_and_keeps_its_message(a
     assert [api.revision_exists(REPO, commit) for commit in (shared, *own)] == [True, False, True]
 
 
+@of_names
 def test_a_repository_is_found_in_any_upper_and_lower_case(api, pushed):
     other = REPO.upper().replace("ACME", "Acme")
     assert api.model_info(other).id == REPO
@@ -399,6 +417,7 @@ def test_a_repository_is_found_in_any_upper_and_lower_case(api, pushed):
     assert not api.repo_exists(REPO)
 
 
+@of_names
 def test_a_reused_old_name_does_not_lead_to_the_renamed_delta(api, pushed, served):
     api.move_repo(REPO, "acme/renamed")
     with raises(400):
