@@ -225,7 +225,7 @@ class SaveLoadMixin:
                 ``from_finetuned(..., check_probe=True)`` and ``deltahub verify --probe`` can prove that it acts, and acts the same.
 
         Raises:
-            CheckpointError: a tensor is not finite, the path is a file, tensors alone would break a delta there, or the delta has
+            CheckpointError: `state_dict` lacks tensors of the delta or has others, a tensor is empty or not finite, the path is a file, tensors alone would break a delta there, or the delta has
                 no effect on the probe.
             ConfigError: the delta's class would not be found when it is loaded: it is neither built in nor from an installed package.
             TargetError: the delta was removed, or a module with it has been replaced since.
@@ -239,7 +239,10 @@ class SaveLoadMixin:
         self.check_places()
         probe_bytes = None if probe is None else Probe.take(self.backbone_model, self._entry, probe).to_bytes()
         _warn_of_uncalled(self.backbone_model, self._entry)
-        tensors = _gathered(self.state_dict() if state_dict is None else state_dict)
+        own = self.state_dict()
+        tensors = _gathered(own if state_dict is None else state_dict)
+        if state_dict is not None:
+            _require_whole(own, state_dict)
         _check_savable(tensors)
         _warn_if_whole(self.backbone_model, tensors)
         if not save_config:
@@ -333,8 +336,31 @@ def _warn_if_whole(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
+def _require_whole(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Refuse a state dict with which the delta could not be loaded: of a part of it, or of something else.
+
+    Raises:
+        CheckpointError: a tensor of the delta is missing, has another shape, or does not belong to it.
+    """
+    wrong = [f"{name} is missing" for name in own if is_delta_name(name) and name not in given]
+    wrong += [f"{name} is not part of this delta" for name in given if name not in own]
+    for name in own.keys() & given.keys():
+        if own[name].numel() and own[name].shape != given[name].shape:  # ZeRO-3 leaves empty tensors in the model
+            wrong.append(f"{name} is {list(given[name].shape)}, expected {list(own[name].shape)}")
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        msg = f"The delta was not saved: in state_dict {'; '.join(wrong[:3])}{more}. Pass the whole state_dict() of the delta, gathered."
+        raise CheckpointError(msg)
+
+
 def _check_savable(tensors: Mapping[str, Tensor]) -> None:
     refuse_without_values(tensors, tensors)
+    if empty := next((name for name, tensor in tensors.items() if tensor.numel() == 0), None):
+        msg = (
+            f"The delta was not saved: {empty} is empty, its shape is {list(tensors[empty].shape)}. DeepSpeed ZeRO-3 keeps such stand-ins "
+            "in the model: gather the parameters, and pass them as state_dict."
+        )
+        raise CheckpointError(msg)
     if wrong := not_finite(tensors):
         msg = f"The delta was not saved: {'; '.join(wrong[:3])}. Training diverged; go back to an earlier state."
         raise CheckpointError(msg)

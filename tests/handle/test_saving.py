@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import deltahub
-from deltahub import AdapterModel, LoraModel, deltas_of
+from deltahub import AdapterModel, AutoDeltaModel, LoraModel, deltas_of
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import CheckpointError, ConfigError, StorageError
 from tests.backbones import bert, gpt2, logits_of, stir, t5, train, untouched
@@ -207,3 +207,35 @@ def test_delay_push_prints_a_command_that_works(tmp_path, capsys):
     assert (program, command) == ("deltahub", "push")
     deltahub.push(argument)
     assert load("me/sst2").name == "lora"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda tensors: {}, "is missing"),
+        (lambda tensors: dict(list(tensors.items())[1:]), "is missing"),
+        (lambda tensors: {**tensors, "foo": torch.ones(1)}, "foo is not part of this delta"),
+        (lambda tensors: {name: tensor.flatten() for name, tensor in tensors.items()}, "expected"),
+        (lambda tensors: {name: tensor.new_empty(0) for name, tensor in tensors.items()}, "expected"),
+    ],
+)
+def test_a_state_dict_with_which_it_could_not_be_loaded_is_not_saved(tmp_path, change, sentence):
+    delta = LoraModel(bert(), modified_modules=["query"])
+    delta.freeze_module()
+    with pytest.raises(CheckpointError, match=sentence):
+        delta.save_finetuned(tmp_path / "delta", state_dict=change(delta.state_dict()))
+    assert not (tmp_path / "delta").exists()
+
+
+def test_a_gathered_state_dict_is_saved_where_the_model_holds_only_empty_tensors(tmp_path):
+    delta = LoraModel(bert(), modified_modules=["query"])
+    delta.freeze_module()
+    whole = {name: tensor.clone() for name, tensor in delta.state_dict().items()}
+    for parameter in delta.parameters():
+        parameter.data = parameter.data.new_empty(0)
+
+    with pytest.raises(CheckpointError, match="ZeRO-3"):
+        delta.save_finetuned(tmp_path / "empty")
+    delta.save_finetuned(tmp_path / "delta", state_dict=whole)
+    loaded = AutoDeltaModel.from_finetuned(tmp_path / "delta", backbone_model=bert())
+    assert all(torch.equal(loaded.state_dict()[name], whole[name]) for name in whole)
