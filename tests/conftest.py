@@ -60,8 +60,19 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow tests come first, so that the others fill the time until the last of them is done."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Put the slow tests first, so that the others fill the time until the last slow one is done.
+
+    A worker begins with a piece of this list and takes from the end of another's when it has none left. So the first worker
+    keeps the browser, which needs a core for itself, and the tests that are allowed to take minutes do not start last.
+    """
+
+    def turn(item: pytest.Item) -> int:
+        if item.get_closest_marker("slow") is None:
+            return 2
+        alone = "browser" in item.fixturenames or item.get_closest_marker("timeout") is not None  # type: ignore[attr-defined]
+        return 0 if alone else 1
+
+    items.sort(key=turn)
 
 
 def pytest_collection_finish() -> None:

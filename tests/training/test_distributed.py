@@ -13,7 +13,7 @@ from tests.backbones import bert
 from tests.training.matrix import HEADED, KINDS, answers, put_on, train_plainly
 from tests.training.processes import STEPS, WORLD, train_everywhere
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # all of them need what two processes trained
 
 TOLERANCE = 1e-4
 
@@ -26,7 +26,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("framework", ["ddp", "fsdp"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_what_one_trains(framework, kind, trained):

@@ -102,7 +102,7 @@ def test_nothing_that_was_pushed_runs(visit, pages, hostile):
     assert all(url.startswith(pages.url) for url in asked)
 
 
-def test_files_that_would_run_are_downloaded(visit, pages, hostile):
+def test_files_that_would_run_are_downloaded(pages, hostile):
     for name in ("page.html", "plot.svg"):
         for kind in ("resolve", "raw"):
             answer = pages.get(f"/evil/files/{kind}/v1/{name}")
