@@ -90,12 +90,12 @@ def _schema(hint: Any, place: str) -> dict[str, Any]:
 
 
 def _choices(hints: Sequence[Any], place: str) -> dict[str, Any] | None:
-    """Return the schema of one of several types: T | None, or plain types as in ``bool | float``; None for others."""
+    """Return the schema of one of several types: T | None, or ``bool | float``; None for others."""
     if len(hints) == 2 and NoneType in hints:
         schema = _schema(next(hint for hint in hints if hint is not NoneType), place)
         nullable = {"enum": [*schema["enum"], None]} if "enum" in schema else {"type": [schema["type"], "null"]}
         return {**schema, **nullable}
-    if any(hint not in _PLAIN for hint in hints):
+    if any(hint not in (bool, int, float) for hint in hints):
         return None
     keywords = {key: value for hint in hints for key, value in _PLAIN[hint].items()}
     return {**keywords, "type": [_PLAIN[hint]["type"] for hint in hints]}

@@ -21,8 +21,9 @@ from deltahub.engine.ledger import Entry, free_name, ledger_holding, ledger_of, 
 from deltahub.engine.modules import module_at
 from deltahub.engine.site import insert, uncompiled
 from deltahub.errors import ConfigError
-from deltahub.handle import freezing, merging, report, switching
+from deltahub.handle import freezing, low_rank, merging, report, switching
 from deltahub.handle.loading import load
+from deltahub.handle.low_rank import LoraConversion
 from deltahub.handle.merging import MergeReport
 from deltahub.handle.saving import SaveLoadMixin
 from deltahub.handle.types import class_for, delta_classes, register
@@ -307,6 +308,30 @@ class DeltaBase(SaveLoadMixin, Method):
         """
         self.check_places()
         merging.unmerge(self.backbone_model, self._entry)
+
+    def as_lora(
+        self, rank: int | None = None, energy: float | None = None, *, name: str | None = None
+    ) -> LoraConversion:
+        """Convert the delta to a LoRA, which takes its place: this delta is detached, and stays on the backbone.
+
+        Args:
+            rank: the largest rank of each update.
+            energy: the share of each update's squared norm to keep, instead of a rank or with one as its limit.
+            name: the name of the LoRA on the backbone.
+
+        Returns:
+            The LoRA, and the rank and the relative error of each module.
+
+        Raises:
+            ConfigError: neither is given, or the delta does not change the weights of layers.
+            MergeError: deltas are merged.
+            RouteError: a route is open.
+        """
+        self.check_places()
+        lora = class_for("lora")
+        conversion = low_rank.converted(lora, self.backbone_model, self._entry, rank=rank, energy=energy, name=name)
+        self.detach()
+        return conversion
 
     # ----- reports -----
 

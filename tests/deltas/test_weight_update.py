@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deltahub import AutoDeltaModel, WeightUpdateModel, route
+from deltahub import AdapterModel, AutoDeltaModel, BitFitModel, WeightUpdateModel, route
 from deltahub.deltas.updates.update import METHODS
 from deltahub.errors import ConfigError, MergeError, NoMatchError, TargetError
 from tests.backbones import bert, gpt2, logits_of, stir, vit
@@ -137,3 +137,48 @@ def test_layers_that_it_cannot_act_on_are_refused():
     delta.merge()  # a rotation of no bias is none
     with pytest.raises(MergeError):
         delta.merge()
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_an_update_becomes_a_lora_of_full_rank_exactly_and_of_a_lower_one_with_the_error_it_says(method):
+    backbone = bert()
+    delta = WeightUpdateModel(backbone, method, SMALL[method][0], WHERE)
+    stir(delta)
+    expected = logits_of(backbone)
+    whole = delta.as_lora(rank=16)
+    exact = logits_of(backbone)
+    whole.delta.remove()
+    delta.attach()
+    rough = delta.as_lora(rank=1)
+
+    torch.testing.assert_close(exact, expected, rtol=1e-4, atol=1e-5)
+    assert whole.max_error < 1e-5
+    assert [change.rank for change in rough.changes] == [1] * 6
+    assert rough.max_error > 1e-3
+    assert not delta.attached
+
+
+def test_a_trained_head_goes_with_the_lora_and_energy_sets_its_rank():
+    backbone = bert()
+    delta = WeightUpdateModel(backbone, "loha", {"r": 2}, WHERE)
+    delta.freeze_module(exclude=["deltas", "classifier"])
+    stir(delta)
+    with torch.no_grad():
+        backbone.classifier.weight.add_(1.0)
+    expected = logits_of(backbone)
+    conversion = delta.as_lora(energy=1 - 1e-12)
+
+    torch.testing.assert_close(logits_of(backbone), expected, rtol=1e-4, atol=1e-5)
+    assert all(change.rank <= 4 for change in conversion.changes)
+    conversion.delta.detach()
+    assert torch.equal(logits_of(backbone), logits_of(bert()))
+
+
+def test_a_lora_needs_a_size_and_a_matrix():
+    delta = WeightUpdateModel(bert(), "loha", {}, WHERE)
+    with pytest.raises(ConfigError, match="needs a rank, or the energy"):
+        delta.as_lora()
+    with pytest.raises(ConfigError, match="changes no matrix there"):
+        BitFitModel(bert(), ["query"]).as_lora(rank=1)
+    with pytest.raises(ConfigError, match="cannot become a LoRA: the effect of"):
+        AdapterModel(bert()).as_lora(rank=1)

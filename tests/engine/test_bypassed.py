@@ -215,15 +215,20 @@ class Attention(nn.Module):
         return self.conv(self.attn(x, x, x)[0].mT)
 
 
-@pytest.mark.parametrize("model", [LoraModel, IA3Model])
-@pytest.mark.parametrize("name", ["attn", "conv", "attn.out_proj"])
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        *((LoraModel, name) for name in ("attn", "attn.out_proj")),
+        *((IA3Model, name) for name in ("attn", "conv", "attn.out_proj")),
+    ],
+)
 def test_refused_attentions_and_convolutions_suggest_no_address(model, name):
     with pytest.raises(TargetError) as refused:
         model(Attention(), modified_modules=[name])
     assert "Address" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("model", "name"), [(AdapterModel, "attn"), (BitFitModel, "conv")])
+@pytest.mark.parametrize(("model", "name"), [(AdapterModel, "attn"), (BitFitModel, "conv"), (LoraModel, "conv")])
 def test_the_remedy_that_the_message_names_works(model, name):
     backbone, x = Attention(), torch.ones(2, 1, 4)
     plain = backbone(x)
