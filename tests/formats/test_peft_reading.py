@@ -264,3 +264,54 @@ def test_another_name_of_the_backbone_is_reported(saved, caplog):
         AutoDeltaModel.from_finetuned(folder, backbone_model=backbone)
 
     assert "trained on first, and this backbone is called second" in caplog.text
+
+
+def body(make):
+    """The model inside a model with a head."""
+    return lambda: make().base_model
+
+
+@pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers. to .True.:UserWarning")
+@pytest.mark.parametrize(
+    ("make", "options", "left"),
+    [
+        (bert, {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}, "classifier.bias, classifier.weight"),
+        (bert, {"target_modules": r"bert\.encoder.*query", "rank_pattern": {"^bert.encoder.layer.0.*": 3}}, None),
+        (
+            llama,
+            {"target_modules": ["q_proj", "lm_head"]},
+            "lm_head.base_layer.weight, lm_head.lora_A.weight, lm_head.lora_B.weight",
+        ),
+    ],
+)
+def test_an_adapter_of_a_model_with_a_head_acts_on_the_model_inside(tmp_path, caplog, make, options, left):
+    model = peft.get_peft_model(make(), LoraConfig(r=2, init_lora_weights=False, **options)).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    tokens = torch.arange(1, 7)[None]
+    backbone = body(make)()
+    AutoDeltaModel.from_finetuned(tmp_path / "adapter", backbone_model=backbone)
+    with torch.no_grad():
+        expected = model.base_model.model.base_model(tokens).last_hidden_state
+        actual = backbone(tokens).last_hidden_state
+
+    assert far(expected, actual) < TOLERANCE
+    assert [r.message for r in caplog.records if "Left out" in r.message] == (
+        [f"The adapter is of a model with a head that this {type(backbone).__name__} has not. Left out: {left}"]
+        if left
+        else []
+    )
+
+
+@pytest.mark.parametrize("make", [bert, llama])
+def test_an_adapter_of_the_model_inside_acts_in_a_model_with_a_head(tmp_path, make):
+    targets = {"target_modules": ["query", "q_proj"], "rank_pattern": {"^(encoder.layer|layers).0.*": 3}}
+    model = peft.get_peft_model(body(make)(), LoraConfig(r=2, init_lora_weights=False, **targets)).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    tokens = torch.arange(1, 7)[None]
+    backbone = make()
+    AutoDeltaModel.from_finetuned(tmp_path / "adapter", backbone_model=backbone)
+    with torch.no_grad():
+        expected = model(tokens).last_hidden_state
+        actual = backbone.base_model(tokens).last_hidden_state
+
+    assert far(expected, actual) < TOLERANCE

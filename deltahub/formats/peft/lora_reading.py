@@ -114,8 +114,8 @@ def _update(adapter: SavedAdapter, module: str) -> LowRank:
         msg = f"The adapter's file has {'a' if bias is not None else 'no'} bias of B for {module}, unlike its config. Fetch it again."
         raise CheckpointError(msg)
     down, up = _flat(adapter, module, down, up)
-    rank = int(by_pattern(config.get("rank_pattern"), module, config.get("r", 8)))
-    alpha = float(by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
+    rank = int(by_pattern(config.get("rank_pattern"), adapter.spelled(module), config.get("r", 8)))
+    alpha = float(by_pattern(config.get("alpha_pattern"), adapter.spelled(module), config.get("lora_alpha", 8)))
     start = config.get("init_lora_weights")
     rebuilt = start in REBUILT_STARTS
     # These two initialisations limit the rank to the layer's smaller width.

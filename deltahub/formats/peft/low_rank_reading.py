@@ -23,7 +23,6 @@ from torch import Tensor
 
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats.peft.lora_delta import LowRank, lora_delta
-from deltahub.formats.peft.module_matching import by_pattern
 from deltahub.formats.peft.saved_adapter import Converted, SavedAdapter
 from deltahub.formats.peft.token_rows import token_rows
 
@@ -187,8 +186,3 @@ def unilora(adapter: SavedAdapter, module: str) -> LowRank:
         for side in "AB"
     ]
     return LowRank(sides[0], sides[1], 1.0)
-
-
-def hinted_rank(adapter: SavedAdapter, module: str, key: str, default: int) -> int:
-    """Return a module's rank according to the config."""
-    return int(by_pattern(adapter.config.get("rank_pattern"), module, adapter.config.get(key, default)))

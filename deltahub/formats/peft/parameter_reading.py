@@ -83,8 +83,8 @@ def _updated(
     if config.get("use_dora") or config.get("lora_bias") or config.get("init_lora_weights") in ("pissa", "olora"):
         msg = f"The adapter acts on the parameter {name} with more than a plain LoRA, which DeltaHub cannot. Load it with PEFT."
         raise ConfigError(msg)
-    rank = int(by_pattern(config.get("rank_pattern"), key or name, config.get("r", 8)))
-    alpha = float(by_pattern(config.get("alpha_pattern"), key or name, config.get("lora_alpha", 8)))
+    rank = int(by_pattern(config.get("rank_pattern"), adapter.spelled(key or name), config.get("r", 8)))
+    alpha = float(by_pattern(config.get("alpha_pattern"), adapter.spelled(key or name), config.get("lora_alpha", 8)))
     scale = times * alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     live = live.detach().cpu()
     experts = len(live) if live.dim() == 3 else 1

@@ -57,6 +57,9 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
     weights, saved = _tensors(folder, backbone, allow_pickle=allow_pickle)
     _compare_names(config, backbone)
     found = sort_tensors(saved, kind.leaves, names)
+    if found.outside:
+        text = "The adapter is of a model with a head that this %s has not. Left out: %s"
+        LOGGER.warning(text, type(backbone).__name__, ", ".join(sorted(found.outside)))
     leaves = {place: _as_trained(place, tensor, kind, weights) for place, tensor in found.leaves.items()}
     rows = {module: _as_trained((module, ""), tensor, kind, weights) for module, tensor in found.rows.items()}
     _check_places(leaves, rows, config, names, weights)
@@ -127,7 +130,9 @@ def _check_places(
             f"{weights} holds no tensor of a {config['peft_type']}, though {CONFIG} says there is one. Fetch it again."
         )
         raise CheckpointError(msg)
-    expected = targeted(config, names.modules, names.backbone)
+    by_spelling = {names.body.there(module): module for module in names.modules}
+    spelled = targeted(config, {name: names.modules[module] for name, module in by_spelling.items()}, names.backbone)
+    expected = None if spelled is None else {by_spelling[name] for name in spelled}
     if expected is None or config["peft_type"] == "TRAINABLE_TOKENS":  # whose rows are checked one by one
         return
     tied = names.tied_with_embeddings() if config.get("ensure_weight_tying") else set()

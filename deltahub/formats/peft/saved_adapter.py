@@ -60,6 +60,10 @@ class SavedAdapter:
     def _own_values(self) -> dict[str, Tensor]:
         return own_values(self.names.backbone)
 
+    def spelled(self, name: str) -> str:
+        """Return the name of a module or tensor as patterns of the config match it."""
+        return self.names.body.there(name)
+
     def layer(self, module: str) -> nn.Module:
         """Return a module of the backbone."""
         return self.names.modules[module]

@@ -21,6 +21,7 @@ from deltahub.engine.fingerprint import backbone_tensors
 from deltahub.engine.modules import own_modules, running_statistics
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import CheckpointError, ConfigError
+from deltahub.formats.peft.body_names import BodyNames
 
 _WRAPPERS: Final = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _ADAPTER: Final = r"(?:\.(?!(?:weight|bias)$)[^.]+)?"  # the adapter's name
@@ -75,12 +76,14 @@ class Names:
         modules: plain name to module.
         real: plain name of a module to its name in the backbone.
         tensors: plain name of a tensor, any of the names of a tied one, to its first name in the backbone.
+        body: how the names in the adapter differ, if one of both has a head that the other has not.
     """
 
     backbone: nn.Module
     modules: dict[str, nn.Module] = field(default_factory=dict)
     real: dict[str, str] = field(default_factory=dict)
     tensors: dict[str, str] = field(default_factory=dict)
+    body: BodyNames = field(default_factory=BodyNames)
 
     @classmethod
     def of(cls, backbone: nn.Module) -> Names:
@@ -164,11 +167,13 @@ class Sorted:
         leaves: the method's, by plain name of the module and own name; no module for shared ones.
         rows: single rows of embeddings that the adapter trains, by plain name of the module.
         own: those that replace the backbone's, by plain name in the backbone.
+        outside: names of those for a head that the backbone has not.
     """
 
     leaves: Leaves = field(default_factory=dict)
     rows: dict[str, Tensor] = field(default_factory=dict)
     own: dict[str, Tensor] = field(default_factory=dict)
+    outside: list[str] = field(default_factory=list)
 
 
 def sort_tensors(saved: Mapping[str, Tensor], leaf_names: LeafNames, names: Names) -> Sorted:
@@ -179,11 +184,15 @@ def sort_tensors(saved: Mapping[str, Tensor], leaf_names: LeafNames, names: Name
         ConfigError: a module is part of a mixture of experts.
     """
     found = Sorted()
-    for key, tensor in saved.items():
-        if ".original_module." in key:  # from a replaced layer; with bias="all" PEFT saves its bias too
-            continue
-        name = _bare(key, names, once=leaf_names.wraps_once)
-        if split := leaf_names.split(name):
+    # With bias="all" PEFT saves the biases of replaced layers too.
+    bare = {key: _bare(key, names, once=leaf_names.wraps_once) for key in saved if ".original_module." not in key}
+    names.body = BodyNames.of(bare.values(), names.backbone, names.modules)
+    for key, spelled in bare.items():
+        tensor, shared = saved[key], leaf_names.split(spelled)
+        name = spelled if shared and not shared[0] else names.body.here(spelled)
+        if name is None:
+            found.outside.append(spelled)
+        elif split := leaf_names.split(name):
             module, leaf = _unwrapped(*split)
             place = (names.module(module) if module else "", leaf)
             _put(found.leaves, place, tensor, key, place[0] or leaf)

@@ -70,11 +70,15 @@ def _own(adapter: SavedAdapter, module: str) -> Tensors:
 
 
 def _ranked(adapter: SavedAdapter, module: str, key: str = "r", default: int = 8) -> int:
-    return int(by_pattern(adapter.config.get("rank_pattern"), module, adapter.config.get(key, default)))
+    return int(
+        by_pattern(adapter.config.get("rank_pattern"), adapter.spelled(module), adapter.config.get(key, default))
+    )
 
 
 def _scaled(adapter: SavedAdapter, module: str) -> float:
-    return float(by_pattern(adapter.config.get("alpha_pattern"), module, adapter.config.get("alpha", 8)))
+    return float(
+        by_pattern(adapter.config.get("alpha_pattern"), adapter.spelled(module), adapter.config.get("alpha", 8))
+    )
 
 
 def loha(adapter: SavedAdapter, module: str) -> tuple[Options, Tensors]:
