@@ -338,15 +338,42 @@ def test_names_of_transformers_4_are_those_of_today(saved):
     assert not torch.allclose(text_logits(llava()), expected)
 
 
-@pytest.mark.parametrize("place", ["block_sparse_moe.experts.0.w1", "mlp.experts.base_layer"])
-def test_a_lora_on_experts_is_refused_for_that_reason(saved, place):
-    def mixtral():
-        sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
-        config = transformers.MixtralConfig(
-            **sizes, num_hidden_layers=1, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1
-        )
+def mixtral():
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    config = transformers.MixtralConfig(
+        **sizes, num_hidden_layers=1, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         return transformers.MixtralForCausalLM(config).eval()
 
+
+def test_a_lora_on_experts_without_their_names_is_refused_for_that_reason(saved):
     folder = saved(mixtral, LoraConfig(**PLAIN))
-    change(folder, lambda tensors: {name.replace("self_attn.q_proj", place): t for name, t in tensors.items()})
+    change(
+        folder, lambda tensors: {n.replace("self_attn.q_proj", "mlp.experts.base_layer"): t for n, t in tensors.items()}
+    )
     refused(folder, ConfigError, "of experts of a mixture", mixtral)
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning")
+def test_experts_that_were_layers_in_transformers_4_are_parts_of_a_parameter(saved):
+    folder = saved(mixtral, LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj"], init_lora_weights=False))
+    draw = torch.Generator().manual_seed(5)
+    widths = {"w1": (24, 16), "w2": (16, 24), "w3": (24, 16)}
+    experts = {
+        f"base_model.model.model.layers.0.block_sparse_moe.experts.{expert}.{layer}.lora_{side}.weight": torch.randn(
+            *((2, n_in) if side == "A" else (n_out, 2)), generator=draw
+        )
+        for expert in range(2)
+        for layer, (n_out, n_in) in widths.items()
+        for side in "AB"
+    }
+    change(folder, lambda tensors: {**tensors, **experts})
+    configure(folder, target_modules=["q_proj", "w1", "w2", "w3"])
+    expected = text_logits(peft.PeftModel.from_pretrained(mixtral(), folder).eval())
+    backbone = mixtral()
+    AutoDeltaModel.from_finetuned(folder, backbone_model=backbone)
+
+    torch.testing.assert_close(text_logits(backbone), expected)
+    assert (text_logits(mixtral()) - expected).abs().max() > 0.01

@@ -62,9 +62,16 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
         LOGGER.warning(text, type(backbone).__name__, ", ".join(sorted(found.outside)))
     leaves = {place: _as_trained(place, tensor, kind, weights) for place, tensor in found.leaves.items()}
     rows = {module: _as_trained((module, ""), tensor, kind, weights) for module, tensor in found.rows.items()}
-    _check_places(leaves, rows, config, names, weights)
+    experts = {
+        place: {leaf: _as_trained(("", leaf), tensor, kind, weights) for leaf, tensor in own.items()}
+        for place, own in found.experts.items()
+    }
+    _check_places(leaves, {**rows, **experts}, config, names, weights)
     replaced, alone = trained(found.own, config, names)
-    adapter = SavedAdapter(config, leaves, names, alone, rows)
+    adapter = SavedAdapter(config, leaves, names, alone, rows, experts)
+    if experts and config["peft_type"] != "LORA":
+        msg = f"The adapter is a {config['peft_type']} on experts of a mixture (MoE), where DeltaHub knows LoRA only. Load it with PEFT."
+        raise ConfigError(msg)
     converted = kind.read(adapter)
     if alone and converted.options["delta_type"] != "lora":
         module = min(alone)
@@ -117,7 +124,7 @@ def _tensors(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> tuple[
 
 
 def _check_places(
-    leaves: Leaves, rows: Mapping[str, Tensor], config: Mapping[str, Any], names: Names, weights: Path
+    leaves: Leaves, others: Mapping[Any, Any], config: Mapping[str, Any], names: Names, weights: Path
 ) -> None:
     """Refuse a file with tensors on other modules than its config names.
 
@@ -125,7 +132,7 @@ def _check_places(
         CheckpointError: a module does not match; the message names the first.
     """
     modules = {module for module, _ in leaves if module}
-    if not leaves and not rows:
+    if not leaves and not others:
         msg = (
             f"{weights} holds no tensor of a {config['peft_type']}, though {CONFIG} says there is one. Fetch it again."
         )

@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from deltahub.engine.layers import reading_fault
 from deltahub.engine.weights import is_turned
 from deltahub.errors import CheckpointError, ConfigError
+from deltahub.formats.peft.expert_names import ExpertPlace
 from deltahub.formats.peft.saved_modules import own_values
 from deltahub.formats.peft.tensor_names import Leaves, Names
 
@@ -43,6 +44,7 @@ class SavedAdapter:
         names: the names in the backbone.
         alone: new weights of single modules whose weight is shared in the backbone, by plain name of the module.
         rows: trained rows of embeddings, by plain name of the module.
+        experts: the method's tensors for layers that are parts of a parameter now, by their own name.
     """
 
     config: Mapping[str, Any]
@@ -50,6 +52,7 @@ class SavedAdapter:
     names: Names
     alone: Mapping[str, Tensor]
     rows: Mapping[str, Tensor] = field(default_factory=dict)
+    experts: Mapping[ExpertPlace, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @cached_property
     def modules(self) -> list[str]:

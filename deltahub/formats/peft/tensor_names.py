@@ -9,7 +9,7 @@ base_model.model.language_model.model.layers.0.[...]                      from t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -22,6 +22,7 @@ from deltahub.engine.modules import own_modules, running_statistics
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats.peft.body_names import BodyNames
+from deltahub.formats.peft.expert_names import ExpertPlace, expert_place
 
 _WRAPPERS: Final = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _ADAPTER: Final = r"(?:\.(?!(?:weight|bias)$)[^.]+)?"  # the adapter's name
@@ -116,15 +117,29 @@ class Names:
         return {name.removesuffix(".weight") for name in shared}
 
     @cached_property
-    def _rename(self) -> Callable[[str], tuple[str, str | None]]:
-        """Transformers' function to turn a tensor's name of release 4 into today's name and the pattern of experts fused into it."""
+    def _conversions(self) -> tuple[list[Any], list[Any]]:
+        """Transformers' renamings and conversions of tensors of release 4."""
         from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
 
         steps = get_model_conversion_mapping(self.backbone)  # type: ignore[arg-type]  # any module with a config will do
         renamings = [step for step in steps if isinstance(step, WeightRenaming)]
-        converters = [step for step in steps if isinstance(step, WeightConverter)]
-        return lambda name: rename_source_key(name, renamings, converters)
+        return renamings, [step for step in steps if isinstance(step, WeightConverter)]
+
+    def _rename(self, name: str) -> tuple[str, str | None]:
+        """Turn a tensor's name of release 4 into today's name and the pattern of experts fused into it."""
+        from transformers.core_model_loading import rename_source_key
+
+        return rename_source_key(name, *self._conversions)
+
+    def expert(self, name: str) -> ExpertPlace | None:
+        """Return the part of a parameter that was the weight of a module in release 4; None if it is a module."""
+        if name in self.modules or ".experts." not in f".{name}":
+            return None
+        renamed, source = self._rename(f"{name}.weight")
+        if source is None or renamed not in self.tensors:
+            return None
+        return expert_place(f"{name}.weight", renamed, source, self._conversions[1])
 
     def module(self, name: str) -> str:
         """Return the plain name of a module in this backbone.
@@ -167,12 +182,14 @@ class Sorted:
         leaves: the method's, by plain name of the module and own name; no module for shared ones.
         rows: single rows of embeddings that the adapter trains, by plain name of the module.
         own: those that replace the backbone's, by plain name in the backbone.
+        experts: the method's for layers that are parts of a parameter now, by own name.
         outside: names of those for a head that the backbone has not.
     """
 
     leaves: Leaves = field(default_factory=dict)
     rows: dict[str, Tensor] = field(default_factory=dict)
     own: dict[str, Tensor] = field(default_factory=dict)
+    experts: dict[ExpertPlace, dict[str, Tensor]] = field(default_factory=dict)
     outside: list[str] = field(default_factory=list)
 
 
@@ -194,6 +211,9 @@ def sort_tensors(saved: Mapping[str, Tensor], leaf_names: LeafNames, names: Name
             found.outside.append(spelled)
         elif split := leaf_names.split(name):
             module, leaf = _unwrapped(*split)
+            if expert := names.expert(module):
+                _put(found.experts.setdefault(expert, {}), leaf, tensor, key, module)
+                continue
             place = (names.module(module) if module else "", leaf)
             _put(found.leaves, place, tensor, key, place[0] or leaf)
         elif match := _ROWS.fullmatch(name):
