@@ -377,3 +377,53 @@ def test_experts_that_were_layers_in_transformers_4_are_parts_of_a_parameter(sav
 
     torch.testing.assert_close(text_logits(backbone), expected)
     assert (text_logits(mixtral()) - expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("how", ["flat", "number", "doubled", "whole"])
+@pytest.mark.parametrize(
+    ("kind", "leaf"), [("OFT", "oft_R"), ("VERA", "vera_lambda_d"), ("LOHA", "hada_w1_a"), ("C3A", "c3a_kernel")]
+)
+def test_tensors_of_other_shapes_than_the_methods_are_refused(saved, kind, leaf, how):
+    options = {"OFT": {"oft_block_size": 4}, "C3A": {"block_size": 8}}.get(kind, {"r": 2})
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)](target_modules=["q_proj"], **options)
+    folder = saved(llama, config)
+    ways = {
+        "flat": lambda t: t.flatten().unsqueeze(0).repeat(3, 1),
+        "number": lambda t: t.flatten()[0].clone(),
+        "doubled": lambda t: torch.cat([t, t]),
+        "whole": lambda t: t.to(torch.int32),
+    }
+    change(folder, lambda tensors: {n: ways[how](t) if leaf in n else t for n, t in tensors.items()})
+    refused(folder, (CheckpointError, ConfigError), "Fetch it again|Load|cannot be divided")
+
+
+def test_a_config_of_an_early_release_is_read(saved):
+    folder = saved(llama, LoraConfig(**PLAIN))
+    expected = outputs(llama, folder)
+    early = {"enable_lora": None, "merge_weights": False, "fan_in_fan_out": False, "inference_mode": True}
+    early |= {
+        "base_model_name_or_path": "a/b",
+        "bias": "none",
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps({**early, **PLAIN, "task_type": "CAUSAL_LM"}))
+
+    assert torch.equal(outputs(llama, folder), expected)
+
+
+@pytest.mark.parametrize("changes", [{"r": 0}, {"r": None}, {"lora_alpha": None}, {"rank_pattern": {"q_proj": [True]}}])
+def test_a_size_that_is_none_is_refused(saved, changes):
+    folder = saved(llama, LoraConfig(**PLAIN))
+    configure(folder, **changes)
+    refused(folder, ConfigError, "expected (a number|whole numbers)")
+
+
+@pytest.mark.parametrize("changes", [{"peft_version": "0.17.1"}, {"peft_version": None}, {"use_cayley_neumann": ...}])
+def test_rotations_of_releases_that_computed_them_otherwise_are_refused(saved, changes):
+    folder = saved(llama, PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.OFT](target_modules=["q_proj"], oft_block_size=4))
+    config = {**json.loads((folder / "adapter_config.json").read_text()), **changes}
+    text = json.dumps({key: value for key, value in config.items() if value is not ...})
+    (folder / "adapter_config.json").write_text(text)
+    refused(folder, ConfigError, "of a release of PEFT that computed its rotations otherwise")

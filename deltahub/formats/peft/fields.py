@@ -65,3 +65,6 @@ def _check_sizes(config: Mapping[str, Any]) -> None:
         if key in config and config[key] in values and (kind, key) not in _MAY_BE_EMPTY:
             msg = f"The adapter is a {kind} with {key}={config[key]!r}; expected a number, as PEFT writes it. Fetch it again."
             raise ConfigError(msg)
+    if kind != "ADALORA" and any(isinstance(rank, list) for rank in (config.get("rank_pattern") or {}).values()):
+        msg = f"The adapter is a {kind} with a rank_pattern of lists; expected whole numbers, as PEFT writes them. Fetch it again."
+        raise ConfigError(msg)

@@ -4,7 +4,8 @@
     MultiheadAttention  W' = W + s B A                W: in_proj_weight (3 width, width)
                         W' = W + 2 s B A              W: the weight of out_proj
 
-Layers of single experts, as in transformers 4, are parts of such a parameter: `expert_names`. PEFT wraps a module once for each of its parameters, in the order of the module, the first innermost.
+Layers of single experts, as in transformers 4, are parts of such a parameter: `expert_names`. PEFT wraps a module once for each of its
+parameters, in the order of the module, the first innermost.
 """
 
 from __future__ import annotations

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from deltahub.checkpoint.checkpoint import CONVERTED, Checkpoint
 from deltahub.checkpoint.config import check_document
 from deltahub.engine.filling import refuse_larger
-from deltahub.errors import CheckpointError, ConfigError
+from deltahub.errors import CheckpointError, ConfigError, DeltaHubError
 from deltahub.files.atomic import sha256_file
 from deltahub.formats.files import has_key, read_config, read_safetensors
 from deltahub.formats.peft.adapter_types import TYPES, AdapterType
 from deltahub.formats.peft.export import CONFIG, WEIGHTS
 from deltahub.formats.peft.fields import check_fields
 from deltahub.formats.peft.parameter_reading import targeted_parameters
-from deltahub.formats.peft.saved_adapter import SavedAdapter
+from deltahub.formats.peft.saved_adapter import Converted, SavedAdapter
 from deltahub.formats.peft.saved_modules import trainable, trained
 from deltahub.formats.peft.targets import targeted
 from deltahub.formats.peft.tensor_names import Leaves, Names, sort_tensors
@@ -72,7 +72,7 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
     if experts and config["peft_type"] != "LORA":
         msg = f"The adapter is a {config['peft_type']} on experts of a mixture (MoE), where DeltaHub knows LoRA only. Load it with PEFT."
         raise ConfigError(msg)
-    converted = kind.read(adapter)
+    converted = _converted(kind, adapter, weights)
     if alone and converted.options["delta_type"] != "lora":
         module = min(alone)
         msg = (
@@ -94,6 +94,23 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
     unchanged = sorted(name for name in own - replaced.keys() if len(names.shared_names(name)) == 1)
     brought = {**replaced, **converted.replaced}
     return Checkpoint(folder, document, None, {**converted.tensors, **brought}, parent, tuple(unchanged))
+
+
+def _converted(kind: AdapterType, adapter: SavedAdapter, weights: Path) -> Converted:
+    """Convert an adapter.
+
+    Raises:
+        ConfigError: it has something without an equivalent in a delta.
+        CheckpointError: its tensors do not have the shapes of its method.
+    """
+    try:
+        return kind.read(adapter)
+    except DeltaHubError:
+        raise
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:  # of an operation on tensors of other shapes
+        method = adapter.config["peft_type"]
+        msg = f"The tensors in {weights} are not those of a {method} on this backbone ({error}). Fetch it again, or load its own backbone."
+        raise CheckpointError(msg) from error
 
 
 def _as_trained(place: tuple[str, str], tensor: Tensor, kind: AdapterType, weights: Path) -> Tensor:
