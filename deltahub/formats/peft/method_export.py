@@ -84,7 +84,7 @@ _NO_FORM: Final = {
     "low_rank_adapter": "PEFT has no low-rank adapters",
     "compacter": "PEFT has no compacters",
     "bitfit": "PEFT has no biases that are added to a layer's",
-    "weight_update": "such updates are not written for PEFT",
+    "weight_update": "such updates are not written for PEFT; delta.as_lora(rank=...) makes a LoRA of it",
     "prefix": "PEFT's prefix tuning moves the positions of the text by the length of the prefix, so that it gives other outputs",
 }
 
