@@ -20,6 +20,7 @@ from deltahub.errors import (
     NotFoundError,
     NothingChosenError,
     PickleRefusedError,
+    ProbeError,
     ReferenceSyntaxError,
     StorageError,
     TargetError,
@@ -91,6 +92,13 @@ EXAMPLES = [
         (
             "This delta was trained on another backbone (incompatible): missing a. Expected fingerprint aa, found bb. "
             "Load the backbone that the delta was trained on, or pass check_hash=False to attach it anyway."
+        ),
+    ),
+    (
+        ProbeError("the outputs differ by 0.1 at most"),
+        (
+            "The delta does not act as it did when it was saved: the outputs differ by 0.1 at most. Load it on the backbone that it was "
+            "trained on, in its precision, with the releases that saved it."
         ),
     ),
     (

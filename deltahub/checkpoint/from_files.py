@@ -118,8 +118,9 @@ def describe(folder: Path, *, allow_pickle: bool = False) -> Manifest:
         raise CheckpointError(msg)
     if foreign.pickles and not allow_pickle:
         msg = (
-            f"{folder / foreign.pickles[0]} is a Python pickle, which can run code in the program that opens it. Save the delta as safetensors, or "
-            "if you trust its author keep it as it is with --allow-pickle (allow_pickle=True)."
+            f"{folder / foreign.pickles[0]} is a Python pickle, which can run code in the program that opens it. If you trust its author, "
+            "load it with AutoDeltaModel.from_finetuned(..., allow_pickle=True) and save_finetuned() it as safetensors, or push it as it "
+            "is with --allow-pickle (allow_pickle=True)."
         )
         raise PickleRefusedError(msg)
     for name in foreign.files:
