@@ -2,16 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from torch import Tensor, nn
 
+from deltahub.checkpoint.address import Address
+from deltahub.deltas.precision import added
+from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input, map_hidden, with_first_input
 from deltahub.engine.shapes import channel_dimension
 from deltahub.engine.structure.targets import Target
-from deltahub.errors import ConfigError, TargetError
+from deltahub.errors import ConfigError, NoMatchError, TargetError
+from deltahub.text.suggestions import closest
 
 _STANDARD_DEVIATION: Final = 0.01  # of new weights; biases are zero, so an adapter starts close to the identity
+
+
+class HiddenUpdate(Insertion):
+    """The base class of insertions that add an update to the hidden state of a module's output."""
+
+    def update(self, hidden: Tensor) -> Tensor:
+        """Compute the update of a hidden state, both ``(..., width)``."""
+        raise NotImplementedError
+
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Change the hidden state, ``(..., width)``; other outputs of the module pass through."""
+        return map_hidden(output, lambda hidden: added(hidden, self.update(hidden)))
+
+
+class InputUpdate(HiddenUpdate):
+    """The base class of insertions that compute an update from a module's output and add it to the module's input.
+
+        y = f(x + g(f(x)))
+
+    The inner f is the module alone, without other deltas in the same place.
+    """
+
+    reads_weight = True
+
+    def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Change the input, ``(..., width)``, which is as wide as the output."""
+        x, update = first_input(args, kwargs), None
+
+        def note(hidden: Tensor) -> Tensor:
+            nonlocal update
+            update = self.update(hidden)
+            return hidden
+
+        map_hidden(target.forward(*args, **kwargs), note)
+        if update is None or x.shape != update.shape:
+            msg = (
+                f"A delta with at_input adds to the input of a {type(target).__name__}, which is {list(x.shape)}, and its output has another "
+                "shape. Address modules that keep the shape, such as a LayerNorm."
+            )
+            raise TargetError(msg)
+        return with_first_input(args, kwargs, added(x, update))
+
+    after = Insertion.after
+
+
+def without_defaults(document: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
+    """Leave out options at their default, given by name: those that older releases do not know."""
+    return {
+        key: value
+        for key, value in document.items()
+        if key not in defaults or value != defaults[key] or type(value) is not type(defaults[key])
+    }
+
+
+def refuse_parts_at_input(target: Target) -> None:
+    """Raise if only some parts of a fused layer are meant: their input belongs to all parts.
+
+    Raises:
+        TargetError: this is so.
+    """
+    if target.parts:
+        msg = f"at_input needs a whole module, and only parts of {target.name} are meant. Address the whole module."
+        raise TargetError(msg)
+
+
+def refuse_unmatched(patterns: Mapping[str, Any], option: str, targets: Iterable[Target]) -> None:
+    """Raise if an address in an option matches none of the targets.
+
+    Raises:
+        NoMatchError: an address matches no module of the delta.
+    """
+    names = [target.name for target in targets]
+    for pattern in patterns:
+        if not any(pattern == name or Address(pattern).matches(name) for name in names):
+            raise NoMatchError(pattern, closest(pattern, names), f"It is in {option}.")
 
 
 def activation(name: str) -> nn.Module:

@@ -24,10 +24,17 @@ from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.checkpoint.options import Count, Limits, Positive, Text
-from deltahub.deltas.adapter_layers import activation, bottleneck_width, refuse_channels_first
-from deltahub.deltas.precision import added
+from deltahub.deltas.adapter_layers import (
+    HiddenUpdate,
+    InputUpdate,
+    activation,
+    bottleneck_width,
+    refuse_channels_first,
+    refuse_parts_at_input,
+    without_defaults,
+)
 from deltahub.engine.building import Like
-from deltahub.engine.insertion import Args, Insertion, Kwargs, map_hidden
+from deltahub.engine.insertion import Insertion
 from deltahub.engine.structure.targets import Target
 from deltahub.engine.weights import FusedInsertion
 from deltahub.errors import ConfigError
@@ -196,6 +203,7 @@ class CompacterConfig(DeltaConfig):
         kronecker_prod: kept for OpenDelta's signature, where it chose between two ways to the same result.
         use_bias_up_sampler: whether the up projection has a bias.
         use_bias_down_sampler: whether the down projection has a bias.
+        at_input: see `AdapterConfig`.
     """
 
     reduction_factor: Count = 16
@@ -215,11 +223,16 @@ class CompacterConfig(DeltaConfig):
     kronecker_prod: bool | None = None
     use_bias_up_sampler: bool = True
     use_bias_down_sampler: bool = True
+    at_input: bool = False
 
     delta_type: ClassVar[str] = "compacter"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the delta type and every option, as JSON types; what is off and unknown to older releases is left out."""
+        return without_defaults(super().to_dict(), at_input=False)
 
-class HypercomplexBottleneck(Insertion):
+
+class HypercomplexBottleneck(HiddenUpdate):
     """An insertion that adds ``up(act(down(h)))`` to the hidden state of a module's output.
 
     Args:
@@ -235,13 +248,15 @@ class HypercomplexBottleneck(Insertion):
         self.activation = activation(config.non_linearity)
         self.up_sampler = HypercomplexLinear(like, bottleneck, width, config, config.use_bias_up_sampler, address)
 
-    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Change the hidden state, ``(..., width)``; other outputs of the module pass through."""
-        return map_hidden(output, self._change)
-
-    def _change(self, hidden: Tensor) -> Tensor:
+    def update(self, hidden: Tensor) -> Tensor:
+        """Compute ``up(act(down(h)))``, both ``(..., width)``."""
         h = hidden.to(torch.promote_types(hidden.dtype, self.down_sampler.dtype))
-        return added(hidden, self.up_sampler(self.activation(self.down_sampler(h)).to(h.dtype)))
+        result: Tensor = self.up_sampler(self.activation(self.down_sampler(h)).to(h.dtype))
+        return result
+
+
+class HypercomplexInputBottleneck(InputUpdate, HypercomplexBottleneck):
+    """A compacter that adds its result to the input of a module."""
 
 
 class CompacterModel(DeltaBase):
@@ -290,6 +305,7 @@ class CompacterModel(DeltaBase):
         use_bias_up_sampler: bool = True,
         use_bias_down_sampler: bool = True,
         *,
+        at_input: bool = False,
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -313,6 +329,7 @@ class CompacterModel(DeltaBase):
             kronecker_prod=kronecker_prod,
             use_bias_up_sampler=use_bias_up_sampler,
             use_bias_down_sampler=use_bias_down_sampler,
+            at_input=at_input,
         )
         super().__init__(
             backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify, backend=backend
@@ -328,7 +345,10 @@ class CompacterModel(DeltaBase):
     def new_insertion(cls, config: CompacterConfig, target: Target, width: int, like: Tensor) -> HypercomplexBottleneck:
         """Build a new compacter for one module."""
         bottleneck = bottleneck_width(width, config.reduction_factor, target.name)
-        return HypercomplexBottleneck(like, width, bottleneck, config, target.name)
+        if config.at_input:
+            refuse_parts_at_input(target)
+        kind = HypercomplexInputBottleneck if config.at_input else HypercomplexBottleneck
+        return kind(like, width, bottleneck, config, target.name)
 
     @classmethod
     def new_insertions(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from deltahub.checkpoint.config import DeltaConfig, as_names
 from deltahub.checkpoint.options import Text
 from deltahub.engine.building import Like, addressed
-from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
+from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input, with_first_input
 from deltahub.engine.layers import linear_fault, update_fault
 from deltahub.engine.shapes import linear_shape
 from deltahub.engine.structure.targets import Target
@@ -77,8 +77,7 @@ class ScaledInput(ScaledOutput):
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Scale the input tensor, ``(..., width)``."""
         x = first_input(args, kwargs)
-        x = (x * self.ia3_l).to(x.dtype)
-        return ((x, *args[1:]), kwargs) if args else ((), {**kwargs, next(iter(kwargs)): x})
+        return with_first_input(args, kwargs, (x * self.ia3_l).to(x.dtype))
 
     after = Insertion.after
 

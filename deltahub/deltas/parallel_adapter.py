@@ -11,16 +11,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from deltahub.checkpoint.address import value_for
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.checkpoint.options import Count, Text
-from deltahub.deltas.adapter_layers import activation, refuse_channels_first, small_linear
+from deltahub.deltas.adapter_layers import (
+    activation,
+    refuse_channels_first,
+    refuse_unmatched,
+    small_linear,
+    without_defaults,
+)
 from deltahub.deltas.precision import added, linear, widened
 from deltahub.engine.building import Like, addressed
 from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input, map_hidden
@@ -42,13 +49,20 @@ class ParallelAdapterConfig(DeltaConfig):
         bottleneck_dim: width of the bottleneck, at least 1.
         non_linearity: see `AdapterConfig`.
         scaled: factor of its output.
+        bottleneck_pattern: widths of single bottlenecks, by real address of the module that gives the input, instead of
+            `bottleneck_dim`; the first address that matches counts.
     """
 
     bottleneck_dim: Count = 24
     non_linearity: Text = "gelu_new"
     scaled: float = 1.0
+    bottleneck_pattern: Mapping[str, Count] = field(default_factory=dict)
 
     delta_type: ClassVar[str] = "parallel_adapter"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the delta type and every option, as JSON types; what is off and unknown to older releases is left out."""
+        return without_defaults(super().to_dict(), bottleneck_pattern={})
 
 
 class ParallelBottleneck(Insertion):
@@ -58,13 +72,14 @@ class ParallelBottleneck(Insertion):
         like: a tensor with the dtype and device of the new parameters.
         n_in: width of the input.
         n_out: width of the output.
+        bottleneck: width of the bottleneck.
     """
 
-    def __init__(self, like: Tensor, n_in: int, n_out: int, config: ParallelAdapterConfig) -> None:
+    def __init__(self, like: Tensor, n_in: int, n_out: int, bottleneck: int, config: ParallelAdapterConfig) -> None:
         super().__init__()
-        self.down_proj = small_linear(n_in, config.bottleneck_dim, like)
+        self.down_proj = small_linear(n_in, bottleneck, like)
         self.activation = activation(config.non_linearity)
-        self.up_proj = small_linear(config.bottleneck_dim, n_out, like)
+        self.up_proj = small_linear(bottleneck, n_out, like)
         self.scaled = config.scaled
 
     def update(self, args: Args, kwargs: Kwargs) -> Tensor:
@@ -109,8 +124,10 @@ class SpanStart(ParallelBottleneck):
         handover: shared with the `SpanEnd`.
     """
 
-    def __init__(self, like: Tensor, n_in: int, n_out: int, config: ParallelAdapterConfig, handover: Handover) -> None:
-        super().__init__(like, n_in, n_out, config)
+    def __init__(
+        self, like: Tensor, n_in: int, n_out: int, bottleneck: int, config: ParallelAdapterConfig, handover: Handover
+    ) -> None:
+        super().__init__(like, n_in, n_out, bottleneck, config)
         self.handover = handover
 
     def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
@@ -166,6 +183,7 @@ class ParallelAdapterModel(DeltaBase):
         interactive_modify: True, or a port, to choose the modules on a web page.
         backend: only ``"hf"``.
         scaled: factor of the bottleneck's output.
+        bottleneck_pattern: widths of single bottlenecks: see `ParallelAdapterConfig`.
         name: the delta's name on this backbone.
         dtype: dtype of the parameters; by default float32, or the layer's dtype if it is wider.
     """
@@ -188,6 +206,7 @@ class ParallelAdapterModel(DeltaBase):
         backend: str = "hf",
         *,
         scaled: float = 1.0,
+        bottleneck_pattern: Mapping[str, int] | None = None,
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -195,6 +214,7 @@ class ParallelAdapterModel(DeltaBase):
             bottleneck_dim=bottleneck_dim,
             non_linearity=non_linearity,
             scaled=scaled,
+            bottleneck_pattern=dict(bottleneck_pattern or {}),
             modified_modules=modified_modules,
             exclude_modules=exclude_modules,
             unfrozen_modules=unfrozen_modules,
@@ -221,13 +241,15 @@ class ParallelAdapterModel(DeltaBase):
     ) -> Mapping[str, Insertion]:
         """Create a bottleneck for each single module, and a start and an end for each pair."""
         modules = {target.name: target.module for target in targets}
+        refuse_unmatched(config.bottleneck_pattern, "bottleneck_pattern", targets[::2])
         n_in, n_out = input_widths(backbone, modules), output_widths(backbone, modules)
         insertions: dict[str, Insertion] = {}
         for first, second in zip(targets[::2], targets[1::2], strict=True):
             if first.name in insertions or second.name in insertions:
                 msg = f"{first.name} or {second.name} is meant twice. Name each module in one pair of addresses only."
                 raise ConfigError(msg)
-            width, sample = (n_in[first.name], n_out[second.name]), like(first.module)
+            bottleneck = value_for(config.bottleneck_pattern, first.name, config.bottleneck_dim)
+            width, sample = (n_in[first.name], n_out[second.name], bottleneck), like(first.module)
             if first.name == second.name:
                 insertions[first.name] = ParallelBottleneck(sample, *width, config)
             else:

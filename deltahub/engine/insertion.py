@@ -106,6 +106,13 @@ def first_input(args: Args, kwargs: Kwargs) -> Any:
     return kwargs["hidden_states"] if "hidden_states" in kwargs else next(iter(kwargs.values()))
 
 
+def with_first_input(args: Args, kwargs: Kwargs, value: Any) -> tuple[Args, Kwargs]:
+    """Return the arguments of a call with another first argument: the one that `first_input` returns."""
+    if args:
+        return (value, *args[1:]), kwargs
+    return (), {**kwargs, "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs)): value}
+
+
 def map_hidden(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Apply `change` to the hidden state of an output: a tensor, or the first element of a tuple or ModelOutput."""
     if isinstance(output, Tensor):

@@ -1,7 +1,4 @@
-"""Safe reading of files of other libraries: JSON configs checked by a schema, and tensors a delta can be computed with.
-
-Adapters saved by AdapterHub's `adapters` library are detected, and refused with a clear message.
-"""
+"""Safe reading of files of other libraries: JSON configs checked by a schema, and tensors a delta can be computed with."""
 
 from __future__ import annotations
 
@@ -17,33 +14,6 @@ from deltahub.checkpoint.safetensors_header import usable_bytes
 from deltahub.errors import CheckpointError, ConfigError, DeltaHubError
 from deltahub.files.atomic import read_limited, regular
 from deltahub.files.documents import parse, problem
-
-CONFIG: Final = "adapter_config.json"
-
-
-def refuse(folder: Path) -> None:
-    """Refuse a folder written by the `adapters` library; do nothing for any other folder.
-
-    Raises:
-        ConfigError: the folder holds such an adapter.
-    """
-    try:
-        document = parse(read_limited(folder / CONFIG, LARGEST_CONFIG))
-    except (DeltaHubError, ValueError):
-        return
-    if (
-        not isinstance(document, dict)
-        or "peft_type" in document
-        or not isinstance(config := document.get("config"), dict)
-    ):
-        return
-    kind = config.get("architecture") or "bottleneck adapter"
-    msg = (
-        f"{folder} holds an adapter of AdapterHub's adapters library ({kind}, for {document.get('model_class') or 'a model'}), which DeltaHub "
-        "does not load. Load it with adapters: model.load_adapter(...)."
-    )
-    raise ConfigError(msg)
-
 
 _LONGEST_NAME: Final = 1024
 _USABLE: Final = frozenset(

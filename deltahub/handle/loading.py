@@ -28,7 +28,7 @@ from deltahub.engine.site import is_delta_name
 from deltahub.engine.trainable import remember
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files.atomic import read_limited
-from deltahub.formats import files
+from deltahub.formats.adapters import reading as adapters_reading
 from deltahub.formats.opendelta import reading as opendelta
 from deltahub.formats.peft import reading as peft_reading
 from deltahub.handle.probe import Probe, refuse_others
@@ -73,7 +73,8 @@ def _read_foreign(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> C
         return opendelta.read(folder, backbone, allow_pickle=allow_pickle)
     if peft_reading.is_adapter(folder):
         return peft_reading.read(folder, backbone, allow_pickle=allow_pickle)
-    files.refuse(folder)
+    if adapters_reading.is_adapter(folder):
+        return adapters_reading.read(folder, backbone, allow_pickle=allow_pickle)
     return None
 
 

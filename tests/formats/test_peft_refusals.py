@@ -254,12 +254,6 @@ def test_a_file_that_is_cut_is_refused(saved):
     refused(folder, CheckpointError, "is not a safetensors file")
 
 
-def test_an_adapter_of_adapterhub_is_called_that(tmp_path):
-    config = {"config": {"architecture": "lora"}, "model_class": "BertModel", "version": "adapters.1.3.0"}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    refused(tmp_path, ConfigError, r"an adapter of AdapterHub's adapters library \(lora, for BertModel\)")
-
-
 # ----- other spellings -----
 
 

@@ -1,0 +1,137 @@
+"""The supported fields of the configs of `adapters`; an adapter with any other field set is refused.
+
+A field is *used* by a reader, or *inert*: its value cannot change the outputs of a saved adapter. Every other field, in any release
+of `adapters`, must be off: null, false, zero or empty.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from deltahub.errors import ConfigError
+from deltahub.files.documents import shown
+
+BOTTLENECK: Final = "bottleneck"  # the name here of what has no architecture there
+_COMMON: Final = frozenset({"architecture", "init_weights", "init_weights_seed", "leave_out"})
+_TRAINING: Final = frozenset({"dropout", "stochastic_depth"})  # off in a saved adapter until it is trained on
+# By architecture; the comments say why a field is inert.
+_KNOWN: Final[Mapping[str, frozenset[str]]] = {
+    BOTTLENECK: _COMMON
+    | _TRAINING
+    | {
+        "adapter_residual_before_ln",  # used only with `ln_after`
+        "cross_adapter",
+        "factorized_phm_W",
+        "factorized_phm_rule",
+        "hypercomplex_nonlinearity",  # for an initialisation, as are `phm_c_init` and `phm_init_range`
+        "inv_adapter_reduction_factor",  # used only with `inv_adapter`
+        "is_parallel",
+        "learn_phm",
+        "mh_adapter",
+        "non_linearity",
+        "original_ln_after",
+        "original_ln_before",
+        "output_adapter",
+        "phm_bias",
+        "phm_c_init",
+        "phm_dim",
+        "phm_init_range",
+        "phm_layer",
+        "phm_rank",
+        "reduction_factor",
+        "residual_before_ln",
+        "scaling",
+        "shared_phm_rule",
+    },
+    "lora": _COMMON
+    | {
+        "alpha",
+        "attn_matrices",
+        "composition_mode",
+        "dropout",
+        "intermediate_lora",
+        "output_lora",
+        "r",
+        "selfattn_lora",
+    },
+    "prefix_tuning": _COMMON
+    | _TRAINING
+    | {
+        "bottleneck_size",
+        "cross_prefix",  # for encoder-decoders, as is the next one
+        "encoder_prefix",
+        "flat",
+        "non_linearity",
+        "prefix_length",
+        "shared_gating",  # used only with `use_gating`
+    },
+}
+_ARCHITECTURES: Final[Mapping[str, str]] = {
+    "mtl_lora": "it mixes the LoRAs of several tasks",
+    "prompt_tuning": "adapters puts the prompt after the positions and normalisation of the embeddings, and a soft prompt here is before them",
+    "reft": "DeltaHub has no delta that changes the hidden states of single positions",
+    "union": "it is a union of several methods, and one delta is one method",
+}
+_FIELDS: Final[Mapping[str, str]] = {
+    "inv_adapter": "it has an invertible adapter at the embeddings, which is undone before the language model's head",
+    "ln_after": "it normalises the result of the bottleneck",
+    "ln_before": "it normalises the input of the bottleneck",
+    "shared_W_phm": "its layers share their weights",
+    "use_dora": "DoRA there also multiplies the bias of the layer, and its norm leaves out the scale",
+    "use_gating": "a gate computed from the input scales its result",
+    "vera_b": "it is a VeRA, whose matrices are drawn at random when it is loaded",
+    "vera_d": "it is a VeRA, whose matrices are drawn at random when it is loaded",
+}
+# Fields with a single supported value that is not off.
+_REQUIRED: Final[Mapping[str, tuple[Any, str]]] = {
+    "original_ln_after": (True, "it leaves out the residual connection and the LayerNorm after it"),
+}
+_RELEASE: Final = re.compile(r"adapters\.[01]\.")
+WAY_OUT: Final = "Load it with adapters: model.load_adapter(...)."
+
+
+def check_fields(document: Mapping[str, Any]) -> str:
+    """Refuse a config of `adapters` with any field set that no reader supports.
+
+    Args:
+        document: the content of `adapter_config.json`.
+
+    Returns:
+        The architecture.
+
+    Raises:
+        ConfigError: a field is set that is not supported; the message says which, and the way out.
+    """
+    version = document.get("version")
+    if not _RELEASE.match(str(version)):
+        msg = (
+            f"The adapter was saved by {'an unknown release' if version is None else f'release {shown(version)}'}; expected adapters 1.x. "
+            "Load it with adapters and save it again."
+        )
+        raise ConfigError(msg)
+    config = document["config"]
+    kind = config.get("architecture") or BOTTLENECK
+    if kind not in _KNOWN:
+        reason = _ARCHITECTURES.get(kind, "this architecture is not supported")
+        raise ConfigError(f"The adapter has architecture={shown(kind)}: {reason}. {WAY_OUT}")
+    for key, value in config.items():
+        required, reason = _REQUIRED.get(key, (value, ""))
+        if key not in (*_KNOWN[kind], *_REQUIRED) and value not in (None, False, "") and value not in ([], {}):
+            reason = _FIELDS.get(key, f"this field of {version} is not supported")
+        elif value == required:
+            continue
+        if reason:
+            raise unsupported(kind, key, value, reason)
+    return kind
+
+
+def unsupported(kind: str, key: str, value: Any, reason: str) -> ConfigError:
+    """Return the error for a value that no delta can have.
+
+    Args:
+        kind: the architecture.
+        reason: a clause.
+    """
+    return ConfigError(f"The adapter is a {kind} with {shown(key)[1:-1]}={shown(value)}: {reason}. {WAY_OUT}")

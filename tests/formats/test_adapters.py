@@ -1,0 +1,159 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from deltahub import AutoDeltaModel
+from deltahub.errors import CheckpointError, ConfigError, PickleRefusedError
+from tests.backbones import untouched
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "adapters"
+CLASSES = {
+    "bert": transformers.BertForSequenceClassification,
+    "gpt2": transformers.GPT2LMHeadModel,
+    "llama": transformers.LlamaForCausalLM,
+    "t5": transformers.T5ForConditionalGeneration,
+}
+KINDS = {
+    "seq_bn_bert": "adapter",
+    "double_seq_bn_t5": "adapter",
+    "par_bn_llama": "parallel_adapter",
+    "compacterpp_bert": "compacter",
+    "lora_gpt2": "lora",
+    "ia3_bert": "ia3",
+    "prefix_gpt2": "prefix",
+}
+
+
+def backbone_of(name):
+    transformers.utils.logging.disable_progress_bar()
+    family = name.rpartition("_")[2]
+    return CLASSES[family].from_pretrained(FIXTURES / "_backbones" / family, attn_implementation="eager").eval()
+
+
+def logits_of(backbone, name):
+    tensors = load_file(FIXTURES / name / "io.safetensors")
+    inputs = {key.removeprefix("in."): tensor for key, tensor in tensors.items() if key.startswith("in.")}
+    with torch.no_grad():
+        return backbone(**inputs).logits, tensors["adapter.logits"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_adapter_gives_the_outputs_of_adapters_also_after_it_is_saved_here(name, tmp_path):
+    backbone = backbone_of(name)
+    delta = AutoDeltaModel.from_finetuned(FIXTURES / name / "adapter", backbone_model=backbone, allow_pickle=True)
+    found, expected = logits_of(backbone, name)
+
+    assert delta.delta_type == KINDS[name]
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    delta.save_finetuned(tmp_path)
+    delta.remove()
+    AutoDeltaModel.from_finetuned(tmp_path, backbone_model=backbone)
+    assert torch.equal(found, logits_of(backbone, name)[0])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of a sequential bottleneck adapter."""
+    shutil.copytree(FIXTURES / "seq_bn_bert" / "adapter", tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def change(folder, fields=(), **options):
+    path = folder / "adapter_config.json"
+    document = json.loads(path.read_text()) | dict(fields)
+    document["config"] |= options
+    path.write_text(json.dumps(document))
+
+
+def refused(folder, error, match):
+    backbone = backbone_of("bert")
+    with untouched(backbone), pytest.raises(error, match=match):
+        AutoDeltaModel.from_finetuned(folder, backbone_model=backbone)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"architecture": "union"}, "a union of several methods"),
+        ({"architecture": "reft"}, "single positions"),
+        ({"architecture": "prompt_tuning"}, "after the positions"),
+        ({"use_dora": True}, "use_dora=True: DoRA there"),
+        ({"inv_adapter": "nice"}, "inv_adapter='nice': it has an invertible adapter"),
+        ({"use_gating": True}, "use_gating=True: a gate"),
+        ({"ln_before": True}, "ln_before=True"),
+        ({"original_ln_after": False}, "original_ln_after=False"),
+        ({"residual_before_ln": "post_add"}, "residual_before_ln='post_add'"),
+        ({"new_field": 3}, "new_field=3: this field of adapters.1.3.0 is not supported"),
+        ({"non_linearity": "unheard"}, "non_linearity='unheard'"),
+        ({"scaling": "other"}, "scaling"),
+    ],
+)
+def test_what_no_delta_computes_is_refused_by_field_and_value(folder, options, why):
+    change(folder, **options)
+    refused(folder, ConfigError, why)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"mh_adapter": True}, "no tensors for encoder.layer.0.attention.output"),
+        ({"leave_out": [0]}, "tensors for encoder.layer.0.output, where its config puts none"),
+        ({"reduction_factor": 2.0}, "is .8, 32.; expected .16, 32."),
+        ({"scaling": "learned"}, "no scaling for"),
+    ],
+)
+def test_a_file_has_the_tensors_that_its_config_announces(folder, options, why):
+    change(folder, **options)
+    refused(folder, CheckpointError, why)
+
+
+def test_an_adapter_for_another_family_or_release_is_refused(folder):
+    change(folder, {"model_type": "roberta"})
+    refused(folder, CheckpointError, "made for a roberta")
+    change(folder, {"model_type": "bert", "version": "3.2.1"})
+    refused(folder, ConfigError, "release '3.2.1'; expected adapters 1.x")
+
+
+def test_a_pickle_is_opened_only_on_request(folder):
+    (folder / "adapter.safetensors").unlink()
+    shutil.copy(FIXTURES / "seq_bn_bert" / "pytorch_adapter.bin", folder)
+    refused(folder, PickleRefusedError, "is a Python pickle")
+    backbone = backbone_of("bert")
+    AutoDeltaModel.from_finetuned(folder, backbone_model=backbone, allow_pickle=True)
+    found, expected = logits_of(backbone, "seq_bn_bert")
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_fixed_scale_and_widths_of_single_layers_count(folder):
+    change(folder, scaling=2.0, reduction_factor={"1": 8.0, "default": 4.0})
+    path = folder / "adapter.safetensors"
+    tensors = load_file(path)
+    for name in [name for name in tensors if ".layer.1." in name and name.endswith(("down.0.weight", "down.0.bias"))]:
+        tensors[name] = tensors[name][:4].contiguous()
+    up = next(name for name in tensors if ".layer.1." in name and name.endswith("up.weight"))
+    tensors[up] = tensors[up][:, :4].contiguous()
+    save_file(tensors, path)
+
+    delta = AutoDeltaModel.from_finetuned(folder, backbone_model=backbone_of("bert"))
+    own = {name.rpartition("encoder.")[2]: parameter for name, parameter in delta.named_parameters()}
+    assert torch.equal(2 * tensors[up], own["layer.1.output.LayerNorm.deltas.up_proj.weight"])
+    assert own["layer.0.output.LayerNorm.deltas.down_proj.weight"].shape == (8, 32)
+
+
+def test_a_head_replaces_the_backbones_own_or_is_refused(folder):
+    (folder / "head_config.json").write_text("{}")
+    backbone = backbone_of("bert")
+    save_file({"classifier.bias": backbone.classifier.bias.detach() + 1}, folder / "model_head.safetensors")
+    before = backbone.classifier.bias.detach().clone()
+    delta = AutoDeltaModel.from_finetuned(folder, backbone_model=backbone)
+    assert torch.equal(before + 1, backbone.classifier.bias)
+    delta.detach()
+    assert torch.equal(before, backbone.classifier.bias)
+
+    save_file({"heads.task.1.weight": torch.ones(2, 32)}, folder / "model_head.safetensors")
+    refused(folder, ConfigError, "prediction head with heads.task.1.weight .* no place")
