@@ -5,7 +5,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from deltahub import AdapterModel
 from deltahub.deltas.adapter import activation
-from deltahub.errors import ConfigError, TargetError
+from deltahub.errors import AddressError, ConfigError, TargetError
 from tests.backbones import bert, gpt2, logits_of, stir, t5
 
 ADDRESS = "bert.encoder.layer.0.output.dense"
@@ -127,3 +127,29 @@ def test_the_arguments_have_the_order_of_opendelta():
 def test_a_layer_whose_channels_are_not_last_is_refused(layer):
     with pytest.raises(TargetError, match="whose channels are not the last dimension"):
         AdapterModel(nn.ModuleDict({"layer": layer}), modified_modules=["layer"])
+
+
+def test_at_input_the_result_is_added_before_the_module():
+    backbone = bert()
+    delta = AdapterModel(backbone, bottleneck_dim=3, at_input=True, modified_modules=["0.output.LayerNorm"])
+    stir(delta)
+    norm = backbone.get_submodule("bert.encoder.layer.0.output.LayerNorm")
+    x = torch.randn(2, 5, norm.normalized_shape[0])
+    found = norm(x)
+    (insertion,) = delta.insertions.values()
+    delta.detach()
+
+    assert torch.allclose(norm(x + insertion.update(norm(x))), found, atol=1e-6)
+
+
+def test_at_input_needs_a_module_that_keeps_the_width():
+    backbone = bert()
+    AdapterModel(backbone, bottleneck_dim=3, at_input=True, modified_modules=["0.intermediate.dense"])
+
+    with pytest.raises(TargetError, match="at_input adds to the input of a Linear"):
+        logits_of(backbone)
+
+
+def test_an_address_of_bottleneck_pattern_that_matches_nothing_is_refused():
+    with pytest.raises(AddressError, match="It is in bottleneck_pattern"):
+        AdapterModel(bert(), modified_modules=["0.output.dense"], bottleneck_pattern={"7.output.dense": 2})
