@@ -81,7 +81,7 @@ def refused(folder, error, match):
     [
         ({"architecture": "union"}, "a union of several methods"),
         ({"architecture": "reft"}, "single positions"),
-        ({"architecture": "prompt_tuning"}, "after the positions"),
+        ({"architecture": "prompt_tuning"}, "gives other outputs"),
         ({"use_dora": True}, "use_dora=True: DoRA there"),
         ({"inv_adapter": "nice"}, "inv_adapter='nice': it has an invertible adapter"),
         ({"use_gating": True}, "use_gating=True: a gate"),

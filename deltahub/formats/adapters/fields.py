@@ -70,7 +70,7 @@ _KNOWN: Final[Mapping[str, frozenset[str]]] = {
 }
 _ARCHITECTURES: Final[Mapping[str, str]] = {
     "mtl_lora": "it mixes the LoRAs of several tasks",
-    "prompt_tuning": "adapters puts the prompt after the positions and normalisation of the embeddings, and a soft prompt here is before them",
+    "prompt_tuning": "a soft prompt here gives other outputs than the prompt of adapters",
     "reft": "DeltaHub has no delta that changes the hidden states of single positions",
     "union": "it is a union of several methods, and one delta is one method",
 }

@@ -32,7 +32,7 @@ def prefix(config: Mapping[str, Any], saved: Mapping[str, Tensor], backbone: Bac
         CheckpointError: the file is damaged, or does not fit the backbone.
     """
     if backbone.family.relative_positions:
-        reason = "adapters also moves the text in the relative positions of its attention, and a prefix here does not"
+        reason = "with relative positions a prefix here gives other outputs than that of adapters"
         raise unsupported("prefix_tuning", "prefix_length", config.get("prefix_length"), reason)
     leaves, others = sorted_leaves(saved, "prefix_tunings", backbone)
     refuse_others(others)
