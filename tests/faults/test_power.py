@@ -26,7 +26,9 @@ from tests.keys import new_key
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the recorder asks Linux where a file is")
 
 ALL = "DELTAHUB_FAULTS_ALL" in os.environ  # look at disks too that differ only in what nobody reads
-RANDOM = int(os.environ.get("DELTAHUB_POWER_RANDOM", "1"))  # random choices of what outlasts, at each step
+RANDOM = int(
+    os.environ.get("DELTAHUB_POWER_RANDOM", "2" if ALL else "1")
+)  # random choices of what outlasts, at each step
 
 
 class Machine:

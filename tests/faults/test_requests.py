@@ -77,7 +77,7 @@ def behind(proxy: Proxy, outage: Outage, bucket: Bucket) -> Registry:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "carried_out"),
-    itertools.product(ACTIONS, [False, True]) if ALL else SOME,
+    list(itertools.product(ACTIONS, [False, True])) if ALL else SOME,
     ids=lambda value: value if isinstance(value, str) else "carried out" if value else "not carried out",
 )
 def test_a_connection_lost_at_any_request_leaves_the_old_state_or_the_new_one(
