@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.algebra.combine import Report
-from deltahub.algebra.factors import Factors, approximated
+from deltahub.algebra.factors import Factors, approximated, is_finite
 from deltahub.algebra.methods import check_size
 from deltahub.algebra.model_files import ModelFiles, names_of
 from deltahub.algebra.result import Change, Computed, Written, check_folder, lora_options, lora_tensors, written
@@ -211,7 +211,7 @@ def _finite(name: str, tensor: Tensor) -> Tensor:
     Raises:
         CheckpointError: it does.
     """
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if not is_finite(tensor):
         msg = f"{name} holds values that are not finite in one of the models. Training diverged; use an earlier state."
         raise CheckpointError(msg)
     return tensor

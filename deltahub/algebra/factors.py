@@ -24,6 +24,8 @@ from torch import Tensor
 
 _OVERSAMPLING: Final = 8  # directions of the sketch beyond the rank
 _POWER_ITERATIONS: Final = 2
+_CANCELLED: Final = 1e-2  # share of the squared norm below which 1 - kept has too few digits
+_PART: Final = 1 << 22  # values
 _FIRST_RANK: Final = 16  # the first guess where only an energy is asked for
 
 
@@ -145,8 +147,23 @@ def approximated(matrix: Tensor, rank: int | None = None, energy: float | None =
         captured = (values[:size].double() ** 2).cumsum(0)
         size = min(size, int((captured < energy * total**2).sum()) + 1)
     factors = _balanced(left[:, :size], values[:size], right[:size])
-    error = float(torch.linalg.matrix_norm(torch.addmm(matrix, factors.up, factors.down, alpha=-1)))
-    return Reduced(factors, error / total if total else 0.0)
+    return Reduced(factors, _residual(matrix, factors, values[:size], total))
+
+
+def _residual(matrix: Tensor, factors: Factors, values: Tensor, total: float) -> float:
+    """Return the relative error of an orthogonal projection of a matrix, given the singular values that it keeps."""
+    if not total:
+        return 0.0
+    lost = 1 - float((values.double() ** 2).sum()) / total**2
+    if lost > _CANCELLED:
+        return math.sqrt(lost)
+    return float(torch.linalg.matrix_norm(torch.addmm(matrix, factors.up, factors.down, alpha=-1))) / total
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor holds neither a NaN nor an infinity, a part at a time: a sum of all would copy it in float64."""
+    parts = tensor.flatten().split(_PART) if tensor.is_floating_point() else ()
+    return all(math.isfinite(part.sum(dtype=torch.float64)) or bool(torch.isfinite(part).all()) for part in parts)
 
 
 def _core(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from deltahub.algebra.factors import Factors
+from deltahub.algebra.factors import Factors, is_finite
 from deltahub.checkpoint.address import value_for
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.default_name import backbone_name
@@ -88,7 +88,7 @@ class Operand:
             CheckpointError: a value is not finite.
         """
         tensor: Tensor = self._tensors.get_tensor(self.stored_names.get(name, name))
-        if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=torch.float64).item()):
+        if not is_finite(tensor):
             msg = f"{name} of {self.label} holds values that are not finite. Train the delta again, or leave it out."
             raise CheckpointError(msg)
         return tensor
