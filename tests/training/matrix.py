@@ -23,7 +23,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "parallel_adapter": {"bottleneck_dim": 3},
     "prefix": {"prefix_token_num": 3, "embed_dim": 4, "mid_dim": 5},
     "soft_prompt": {"soft_token_num": 3},
-    "weight_update": {"options": {"alpha": 64}},  # a product of four small factors is small
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "dora": {"delta_type": "lora", "lora_r": 2, "use_dora": True},

@@ -56,7 +56,7 @@ class TestGenerate:
         stir(put_on(backbone, kind))
 
         expected = written(backbone, use_cache=False)
-        assert not torch.allclose(bare, expected, atol=1e-2)
+        assert not torch.allclose(bare, expected, atol=1e-3)  # a hundred times what is equal below
         assert torch.allclose(expected, written(backbone, use_cache=True), atol=1e-5)
 
     def test_a_loaded_delta_writes_the_same(self, kind, name, tmp_path):

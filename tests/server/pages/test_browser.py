@@ -151,7 +151,7 @@ def test_the_next_page_is_read_from_its_top(look, monkeypatch):
 
 def test_from_an_empty_hub_the_way_leads_to_the_sign_in(visit, pages):
     page = visit(pages.url)
-    page.get_by_role("link", name="sign in", exact=True).click()
+    page.get_by_role("main").get_by_role("link", name="Sign in", exact=True).click()
     page.get_by_label("Token").wait_for()
 
 
