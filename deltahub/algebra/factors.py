@@ -162,7 +162,7 @@ def _residual(matrix: Tensor, factors: Factors, values: Tensor, total: float) ->
 
 def is_finite(tensor: Tensor) -> bool:
     """Return whether a tensor holds neither a NaN nor an infinity, a part at a time: a sum of all would copy it in float64."""
-    parts = tensor.flatten().split(_PART) if tensor.is_floating_point() else ()
+    parts = tensor.flatten().split(_PART) if tensor.is_floating_point() else ()  # type: ignore[no-untyped-call]
     return all(math.isfinite(part.sum(dtype=torch.float64)) or bool(torch.isfinite(part).all()) for part in parts)
 
 
