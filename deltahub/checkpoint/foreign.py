@@ -247,8 +247,13 @@ def _lacking(files: _Files, names: tuple[str, ...]) -> str:
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a config that are set; without the longest ones if they are too long to keep."""
     options = {key: value for key, value in sorted(config.items()) if value not in (None, False, "", [], {})}
-    while options and len(canonical_json(options)) > _LONGEST_OPTIONS:
-        del options[max(options, key=lambda key: len(canonical_json(options[key])))]
+    lengths = {key: len(canonical_json({key: value})) for key, value in options.items()}
+    total = sum(lengths.values())
+    for key in sorted(lengths, key=lambda key: -lengths[key]):
+        if total <= _LONGEST_OPTIONS:
+            break
+        total -= lengths[key]
+        del options[key]
     return options
 
 

@@ -6,6 +6,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 an
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from deltahub.errors import CheckpointError
 
 MAGIC: Final = b"GGUF"
 _LONGEST: Final = 16 << 20  # bytes of a header to read; an adapter repeats no vocabulary, so it has kilobytes
+_MOST_SIZES: Final = 4  # dimensions of a tensor in GGUF
 _CHUNK: Final = 64 << 10  # bytes to read at first
-_MOST: Final = 50_000  # maximum number of tensors, of metadata keys and of values in a list
+_MOST: Final = 50_000  # maximum number of tensors, of metadata keys, and of values in all lists together
 _VERSIONS: Final = (2, 3)
 _STRING: Final = 8
 _ARRAY: Final = 9
@@ -72,6 +74,7 @@ class _Cursor:
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
+        self.listed = 0  # values in lists so far
 
     def header(self) -> Header:
         if self._take(4) != MAGIC:
@@ -86,7 +89,10 @@ class _Cursor:
 
     def _tensor(self) -> TensorEntry:
         name = self._text()
-        shape = [self._number("<Q") for _ in range(self._count("<I"))]
+        if (sizes := self._number("<I")) > _MOST_SIZES:
+            msg = f"{name:.80} has {sizes} dimensions, and {_MOST_SIZES} is the limit"
+            raise ValueError(msg)
+        shape = [self._number("<Q") for _ in range(sizes)]
         dtype = self._number("<I")
         self._number("<Q")  # the position of its values
         return TensorEntry(name, _DTYPES.get(dtype, f"GGML{dtype}"), tuple(reversed(shape)))
@@ -99,14 +105,22 @@ class _Cursor:
             if kind == _ARRAY:
                 msg = "a list in its metadata holds lists"
                 raise ValueError(msg)
+            self.listed = self._within(self.listed + count)
             return [self._value(kind) for _ in range(count)]
-        return self._number(_NUMBERS[kind])
+        value = self._number(_NUMBERS[kind])
+        if not math.isfinite(value):
+            msg = f"a number in its metadata is {value}"
+            raise ValueError(msg)
+        return value
 
     def _text(self) -> str:
         return self._take(self._number("<Q")).decode(errors="replace")
 
     def _count(self, form: str) -> int:
-        count = int(self._number(form))
+        return self._within(int(self._number(form)))
+
+    @staticmethod
+    def _within(count: int) -> int:
         if count > _MOST:
             msg = f"it counts {count} entries, and {_MOST} is the limit"
             raise ValueError(msg)

@@ -166,9 +166,10 @@ def _span(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
         msg = f"{name} has the dtype {entry['dtype']!r:.80}"
         raise TypeError(msg)
     width = _BITS.get(entry["dtype"])  # None for a dtype of a later release of the format
-    bits = math.prod(_sizes(entry["shape"])) * (width or 0)
-    if width and bits != (last - first) * 8:
-        msg = f"{name} has {bits // 8} bytes by its shape and {last - first} by its place"
+    values, bits = math.prod(_sizes(entry["shape"])), (last - first) * 8
+    if values > bits if width is None else values * width != bits:
+        # Shortened before it is printed: a product of sizes may have more digits than Python prints.
+        msg = f"{name} has {min(values, 1 << 63)} values by its shape and {last - first} bytes by its place"
         raise ValueError(msg)
     return first, last
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,32 @@ def test_a_damaged_gguf_header_is_read_or_refused_and_nothing_else(gguf_bytes, p
 def test_a_truncated_gguf_header_is_refused(gguf_bytes, length):
     with pytest.raises(CheckpointError, match="is not a GGUF file"):
         read_header(lambda start, end: gguf_bytes[start:end], length, "lora.gguf")
+
+
+def gguf_with(*fields: bytes) -> bytes:
+    """Return a GGUF header with one field after the number of tensors and of keys."""
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k" + b"".join(fields)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (gguf_with(struct.pack("<If", 6, float("nan"))), "is nan"),
+        (gguf_with(struct.pack("<IIQ", 9, 0, 60_000), bytes(60_000)), "60000 entries"),
+        (
+            b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q", 1) + b"t" + struct.pack("<I", 40_000),
+            "dimensions",
+        ),
+    ],
+    ids=["a number that JSON cannot hold", "a long list", "too many dimensions"],
+)
+def test_a_gguf_header_that_no_adapter_has_is_refused(content, sentence):
+    with pytest.raises(CheckpointError, match=sentence):
+        read_header(lambda start, end: content[start:end], len(content), "lora.gguf")
+
+
+def test_of_options_that_are_too_long_the_longest_are_left_out(tmp_path):
+    peft(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "notes": "x" * (64 << 10)}))
+    assert of(tmp_path).config["options"] == {"r": 4, "target_modules": ["q_proj"]}
