@@ -71,7 +71,7 @@ def verify(
         raise typer.BadParameter("--probe runs one delta on its backbone: verify REF --probe --backbone BACKBONE.")
     out = Output(as_json=json, quiet=quiet)
     if lineage or parent:
-        if not lineage or target is None or every or repair or source:
+        if not lineage or target is None or every or repair or source or probe:
             raise typer.BadParameter("--lineage takes one delta, with --parent or none, and no other option.")
         _lineage(out, target, parent or [])
         return
@@ -85,7 +85,7 @@ def verify(
         results = _registries(target, source, every=every, repair=repair)
         signed = _signatures(results, target, source, every=every)
     if target and backbone:
-        results = _with_probe(target, backbone, results)
+        results = _with_probe(_at(target, source), backbone, results)
     damaged = _damaged(results, signed)
     _print(out, results, signed, damaged, target)
     if damaged:
@@ -183,6 +183,13 @@ def _folder(folder: Path) -> list[Repaired]:
     except IntegrityError as error:  # the result of the command, not a failure
         return [Repaired(str(folder), {}, str(error))]
     return [Repaired(str(folder), {}, None)]
+
+
+def _at(target: str, source: str | None) -> str:
+    """Return a reference in the source whose bytes were verified; a folder as it is."""
+    from deltahub.reference import Reference
+
+    return target if source is None or Path(target).is_dir() else str(replace(Reference.parse(target), source=source))
 
 
 def _with_probe(target: str, backbone: str, results: list[Repaired]) -> list[Repaired]:

@@ -99,12 +99,11 @@ class Probe:
         """
         tensors = tensors_in(data, file_name)
         inputs = {name.removeprefix(_INPUT): value for name, value in tensors.items() if name.startswith(_INPUT)}
-        if not inputs or not {_WITH, _WITHOUT} <= tensors.keys() or tensors[_WITH].shape != tensors[_WITHOUT].shape:
-            msg = (
-                f"{file_name} is not a probe: expected inputs, and outputs with and without the delta. Fetch it again."
-            )
+        outputs = [tensors[name].float() for name in (_WITH, _WITHOUT) if name in tensors]
+        if not inputs or len(outputs) != 2 or not _differ(*outputs):
+            msg = f"{file_name} is not a probe: expected inputs, and finite outputs that differ with and without the delta. Fetch it again."
             raise CheckpointError(msg)
-        return cls(inputs, tensors[_WITH].float(), tensors[_WITHOUT].float())
+        return cls(inputs, *outputs)
 
     def check(self, model: nn.Module) -> None:
         """Run a backbone with the delta loaded on it, and compare the outputs with those at the time of saving.
@@ -168,6 +167,12 @@ def _first_floats(output: Any) -> Tensor:
         f"The backbone returned {type(output).__name__} without a tensor of floats, so its outputs cannot be compared."
     )
     raise ConfigError(msg)
+
+
+def _differ(acting: Tensor, plain: Tensor) -> bool:
+    """Return whether two lists of values are finite, of one length and not equal."""
+    finite = bool(acting.isfinite().all() and plain.isfinite().all())
+    return acting.dim() == 1 and acting.shape == plain.shape and finite and not torch.equal(acting, plain)
 
 
 def _largest(values: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -59,18 +60,34 @@ def load_backbone(name: str) -> nn.Module:
         name: its folder, or a model id in huggingface_hub's cache; nothing is downloaded.
 
     Raises:
-        CheckpointError: there is no such backbone, or transformers cannot load it.
+        CheckpointError: there is no such backbone, transformers cannot load it, or its files lack weights.
     """
     import transformers
 
     folder = backbone_folder(name)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        classes = (getattr(transformers, architecture, None) for architecture in config.architectures or ())
-        model_class = next((cls for cls in classes if cls is not None), transformers.AutoModel)
-        model: nn.Module = model_class.from_pretrained(folder, dtype="auto", local_files_only=True)
-    except (ValueError, OSError, KeyError, ImportError) as error:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        classes = (getattr(transformers, str(architecture), None) for architecture in config.architectures or ())
+        model_class: Any = next((cls for cls in classes if _is_model(cls)), transformers.AutoModel)
+        loaded = model_class.from_pretrained(
+            folder, dtype="auto", local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # a malformed config or file raises errors of many libraries
         msg = f"{folder} holds no backbone that transformers can load: {error}"
         raise CheckpointError(msg) from error
+    model: nn.Module = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):  # transformers filled them with random values
+        msg = (
+            f"{folder} has no values for {missing[0]} ({len(missing)} tensors in all) of its {type(model).__name__}, so it cannot be compared. "
+            "Save the model again with all of its weights, or name the class that it has weights for in architectures of its config.json."
+        )
+        raise CheckpointError(msg)
     return model.eval()
+
+
+def _is_model(cls: object) -> bool:
+    """Return whether an attribute of transformers, which a config names, is the class of a model."""
+    import transformers
+
+    return isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)

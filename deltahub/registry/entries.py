@@ -37,6 +37,8 @@ def summary_of(manifest: Manifest) -> dict[str, object]:
 def _options(config: Mapping[str, Any]) -> dict[str, object]:
     """Return the rank, the scale and the target modules of a delta, as far as its config states them."""
     options = config.get("options", config)  # in the format of another library, the options are apart
+    if not isinstance(options, Mapping):  # a manifest that another program made
+        return {}
     found = {
         "rank": next((options[key] for key in _RANKS if isinstance(options.get(key), int)), None),
         "alpha": next((options[key] for key in _ALPHAS if isinstance(options.get(key), int | float)), None),

@@ -203,3 +203,18 @@ def test_a_probe_is_run_on_the_backbone(run, run_json, tmp_path):
     for target in ("acme/sst2", tmp_path / "delta"):
         assert run_json("verify", target, "--probe", "--backbone", tmp_path / "bert")[0]["damage"] is None
     assert run("verify", "acme/sst2", "--probe").exit_code == 2
+    assert run("verify", tmp_path / "delta", "--lineage", "--probe", "--backbone", tmp_path / "bert").exit_code == 2
+
+
+def test_a_probe_is_run_on_the_delta_of_the_source_that_was_verified(run, run_json, tmp_path):
+    backbone = bert()
+    backbone.save_pretrained(tmp_path / "bert")
+    trained(backbone).save_finetuned(tmp_path / "plain")
+    trained(bert()).save_finetuned(tmp_path / "probed", probe={"input_ids": torch.tensor([[1, 2, 3]])})
+    run("source", "add", "team", tmp_path / "team")
+    run("push", tmp_path / "plain", "acme/sst2")
+    run("push", tmp_path / "probed", "team:acme/sst2")
+
+    done = run_json("verify", "acme/sst2", "--source", "team", "--probe", "--backbone", tmp_path / "bert")
+    assert done[0]["damage"] is None
+    assert run("verify", "acme/sst2", "--probe", "--backbone", tmp_path / "bert").exit_code == 1

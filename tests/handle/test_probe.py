@@ -10,6 +10,7 @@ import torch
 from deltahub import AutoDeltaModel, LoraModel
 from deltahub.checkpoint.checkpoint import describe
 from deltahub.errors import CheckpointError, ConfigError, ProbeError
+from deltahub.handle.probe import Probe
 from tests.backbones import bert, logits_of
 from tests.handle.saved import trained
 
@@ -96,3 +97,13 @@ def test_half_precision_is_compared_with_its_own_tolerance(tmp_path):
     backbone = bert().bfloat16()
     trained(backbone).save_finetuned(tmp_path, probe=BATCH)
     load(tmp_path, bert().bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("acting", "plain"),
+    [([1.0], [1.0]), ([1.0], [float("nan")]), ([float("inf")], [1.0]), (1.0, 2.0), ([1.0, 2.0], [1.0]), ([], [])],
+)
+def test_a_probe_that_proves_no_effect_is_refused(acting, plain):
+    data = Probe({"input_ids": BATCH["input_ids"]}, torch.tensor(acting), torch.tensor(plain)).to_bytes()
+    with pytest.raises(CheckpointError):
+        Probe.from_bytes(data, "probe.safetensors")

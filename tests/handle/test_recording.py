@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import peft
 import pytest
 import torch
 
 from deltahub import AutoDeltaModel, LoraModel, record_backbone
 from deltahub.checkpoint.from_files import describe
-from deltahub.errors import ConfigError, FingerprintMismatch
+from deltahub.errors import CheckpointError, ConfigError, FingerprintMismatch
+from deltahub.handle.recording import load_backbone
 from deltahub.registry.entries import record_of
 from tests.backbones import bert, logits_of
 
@@ -86,3 +89,37 @@ def test_a_delta_of_deltahub_has_its_own_record(tmp_path):
     LoraModel(bert(), modified_modules=["query"]).save_finetuned(tmp_path)
     with pytest.raises(ConfigError, match="saved by DeltaHub"):
         record_backbone(tmp_path, bert())
+
+
+@pytest.fixture(scope="module")
+def bert_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bert")
+    bert().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"architectures": ["BertForPreTraining"]}, "has no values for cls"),  # transformers would draw them at random
+        ({"hidden_size": 64}, "holds no backbone"),
+        ({"hidden_size": "large"}, "holds no backbone"),
+    ],
+)
+def test_a_backbone_without_all_of_its_weights_is_refused(bert_folder, tmp_path, wrong, sentence):
+    _changed(bert_folder, tmp_path, wrong)
+    with pytest.raises(CheckpointError, match=sentence):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("architecture", ["pipeline", "logging", 3])
+def test_an_architecture_that_is_not_a_model_is_passed_over(bert_folder, tmp_path, architecture):
+    _changed(bert_folder, tmp_path, {"architectures": [architecture]})
+    assert type(load_backbone(str(tmp_path))).__name__ == "BertModel"
+
+
+def _changed(folder, to, options):
+    """Copy a backbone with other values in its config."""
+    config = json.loads((folder / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps({**config, **options}))
+    (to / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deltahub.checkpoint.manifest import FILES, Manifest
 from deltahub.errors import CheckpointError, IntegrityError, NotFoundError
 from deltahub.files.documents import with_checksum
 from deltahub.reference import Digest
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.entries import Move, Moving, Removed, Version
+from deltahub.registry.entries import Move, Moving, Removed, Version, summary_of
 
 GOLDEN = Path(__file__).parents[1] / "golden/reference.v1.json"
 NOON = "2026-01-02T12:00:00Z"
@@ -248,3 +249,8 @@ def test_a_document_of_a_later_release_is_not_called_damaged():
         CheckpointError, match=r"^The reference document of a/b has schema_version 2; .*Update deltahub"
     ):
         ReferenceDocument.from_bytes(with_checksum(data), "a/b")
+
+
+def test_a_manifest_of_another_program_with_options_of_another_form_is_listed_without_them():
+    manifest = Manifest({"format": "peft", "options": ["r"]}, (), (), {"total": 0, "delta": 0}, kind=FILES)
+    assert summary_of(manifest).keys().isdisjoint({"rank", "alpha", "targets"})
