@@ -58,6 +58,7 @@ def check(
         record_backbone(folder, model, allow_pickle=allow_pickle)
     elif record and not was_recorded:
         reference = _publish(target, folder, model, allow_pickle=allow_pickle)
+        folder = locate(reference)
     delta = AutoDeltaModel.from_finetuned(folder, backbone_model=model, allow_pickle=allow_pickle)
     compared = record or was_recorded
     data: dict[str, Any] = {

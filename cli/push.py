@@ -25,8 +25,8 @@ def push(
         list[str],
         typer.Argument(
             metavar="FOLDER... | FOLDER NAME",
-            help="Folders that save_finetuned, PEFT, AdapterHub, OpenDelta or diffusers wrote. NAME: [source:]namespace/name, made from task and backbone if left "
-            "out. The registry numbers versions itself: v1, v2, ...; name one with --alias.",
+            help="Folders that save_finetuned, PEFT, AdapterHub, OpenDelta or diffusers wrote. NAME: "
+            "[source:]namespace/name, made from task and backbone if left out. The registry numbers versions itself: v1, v2, ...; name one with --alias.",
         ),
     ],
     tags: TagsOpt = None,
@@ -63,8 +63,9 @@ def push(
 ) -> None:
     """Publish saved deltas as new versions; unchanged content makes no new version.
 
-    Every file is checked against the digests saved with it. A delta of another library is published as it is. Pushing many at once is far faster than one by one; if one
-    cannot be published, the others are. With --expect nothing is published if the alias points elsewhere, and the exit code is 4.
+    Every file is checked against the digests saved with it. A delta of another library is published as it is. Pushing many at once
+    is far faster than one by one; if one cannot be published, the others are. With --expect nothing is published if the alias
+    points elsewhere, and the exit code is 4.
 
     [dim]deltahub push ./ckpt --tags sst2[/dim]
 
@@ -111,20 +112,20 @@ def push(
         _report_many(paths, results, key, out)
         return
     _record(paths[:1], backbone, allow_pickle=allow_pickle)
-    with out.progress("Pushing", size_of(paths[0])) as progress:
-        hub = Hub.open()
-        publication = Publication.of(
-            paths[0],
-            name,
-            to=to,
-            tags=split_tags(tags),
-            aliases=alias or (),
-            message=message,
-            expect=expected_aliases,
-            private=private or None,
-            signer=key,
-            allow_pickle=allow_pickle,
-        )
+    hub = Hub.open()
+    publication = Publication.of(
+        paths[0],
+        name,
+        to=to,
+        tags=split_tags(tags),
+        aliases=alias or (),
+        message=message,
+        expect=expected_aliases,
+        private=private or None,
+        signer=key,
+        allow_pickle=allow_pickle,
+    )
+    with out.progress("Pushing", publication.manifest.size) as progress:
         pushed = hub.publish(publication, progress)
     _report(publication, pushed, out)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deltahub.checkpoint.manifest import Manifest
     from deltahub.registry.document import ReferenceDocument
     from deltahub.registry.entries import Move, Version
+    from deltahub.sources.base import Resolved
 
 
 def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
@@ -33,7 +34,6 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         return
     from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
-    from deltahub.registry.entries import metrics_of
 
     hub = Hub.open()
     resolved = hub.resolve(Reference.parse(ref))
@@ -42,29 +42,7 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     document = hub.source(exact.source).document(exact.path)
     version = str(exact.version)
     number, entry = _version_entry(document, version, resolved.digest)
-    data: dict[str, Any] = {
-        "reference": str(exact),
-        "name": document.name,
-        "source": exact.source,
-        "version": version,
-        "digest": resolved.digest,
-        "size": manifest.size,
-        "time": entry.time,
-        "author": entry.author,
-        "message": entry.message,
-        "tags": entry.tags,
-        "aliases": dict(document.aliases),
-        "versions": {name: version_entry.digest for name, version_entry in document.versions.items()},
-        "removed": {name: asdict(removal) for name, removal in document.removed.items()},
-        "kind": manifest.kind,
-        "config": dict(manifest.config),
-        "parameters": dict(manifest.parameters),
-        "metrics": metrics_of(manifest, entry.summary),
-        "description": entry.summary.get("description", ""),
-        "card": entry.card,
-        "files": [asdict(file) for file in manifest.files],
-        "tensors": [asdict(tensor) for tensor in manifest.tensors],
-    }
+    data = _facts(resolved, document, version, entry)
     if json:
         print_json(data)
         return
@@ -83,6 +61,35 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     ]
     out.rows(("", ""), facts, key=None)
     out.rows(("file", "size", "sha256"), [(f.path, size_text(f.size), f.sha256) for f in manifest.files], key=None)
+
+
+def _facts(resolved: Resolved, document: ReferenceDocument, version: str, entry: Version) -> dict[str, Any]:
+    """Return all facts about a version, for `--json`."""
+    from deltahub.registry.entries import metrics_of
+
+    return {
+        "reference": str(resolved.reference),
+        "name": document.name,
+        "source": resolved.reference.source,
+        "version": version,
+        "digest": resolved.digest,
+        "size": resolved.manifest.size,
+        "time": entry.time,
+        "author": entry.author,
+        "message": entry.message,
+        "tags": entry.tags,
+        "aliases": dict(document.aliases),
+        "versions": {name: version_entry.digest for name, version_entry in document.versions.items()},
+        "removed": {name: asdict(removal) for name, removal in document.removed.items()},
+        "kind": resolved.manifest.kind,
+        "config": dict(resolved.manifest.config),
+        "parameters": dict(resolved.manifest.parameters),
+        "metrics": metrics_of(resolved.manifest, entry.summary),
+        "description": entry.summary.get("description", ""),
+        "card": entry.card,
+        "files": [asdict(file) for file in resolved.manifest.files],
+        "tensors": [asdict(tensor) for tensor in resolved.manifest.tensors],
+    }
 
 
 def _pointed(document: ReferenceDocument, version: str) -> str:
@@ -107,7 +114,7 @@ def _content(manifest: Manifest) -> list[tuple[str, str]]:
     """Describe the content of a version."""
     from deltahub.checkpoint.default_name import backbone_name
     from deltahub.checkpoint.manifest import FILES
-    from deltahub.registry.entries import summary_of
+    from deltahub.registry.entries import option_words, summary_of
 
     config = manifest.config
     if manifest.kind == FILES:
@@ -115,7 +122,7 @@ def _content(manifest: Manifest) -> list[tuple[str, str]]:
         revision, fingerprint = config.get("base_revision"), config.get("backbone_hash")
         return [
             ("files", str(summary["delta_type"])),
-            *([("options", _options(summary))] if _options(summary) else []),
+            *([("options", " ".join(words))] if (words := option_words(summary)) else []),
             ("base model", backbone_name(config) or "unknown"),
             *([("revision", str(revision))] if revision else []),
             *([("fingerprint", str(fingerprint))] if fingerprint else []),
@@ -133,12 +140,6 @@ def _content(manifest: Manifest) -> list[tuple[str, str]]:
         ("saved with", " ".join(_tools(config))),
         ("parameters", f"{manifest.parameters['delta']:,} of the delta, {manifest.parameters['total']:,} in all"),
     ]
-
-
-def _options(summary: Mapping[str, object]) -> str:
-    """Format the rank, the scale and the targets of a delta of another library."""
-    values = {key: summary[key] for key in ("rank", "alpha", "targets") if key in summary}
-    return " ".join(f"{key}={','.join(value) if isinstance(value, list) else value}" for key, value in values.items())
 
 
 def _parent(parent: Mapping[str, str]) -> str:

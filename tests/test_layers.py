@@ -151,7 +151,7 @@ def test_the_command_line_starts_without_torch(arguments, tmp_path):
         "from deltahub_cli.main import main\n"
         "try:\n    main()\n"
         "except SystemExit as done:\n    assert not done.code, done.code\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'fastjsonschema', 'requests', 'huggingface_hub', 'obstore'} & sys.modules.keys()\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'fastjsonschema', 'requests', 'huggingface_hub', 'obstore', 'yaml'} & sys.modules.keys()\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run(

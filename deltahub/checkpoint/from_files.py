@@ -79,6 +79,17 @@ def _described(files: Mapping[str, FileEntry], read: Read) -> Manifest:
     foreign = recognise(sizes, lambda path, start, end: read(files[path], start, end))
     if foreign is None:
         return _of_files(_model_facts(files, read), files, _tensors(files, read))
+    return foreign_manifest(foreign, files.values(), read)
+
+
+def foreign_manifest(foreign: Foreign, entries: Iterable[FileEntry], read: Read) -> Manifest:
+    """Build the manifest of a recognised delta of another library.
+
+    Args:
+        entries: the files to list, sorted by path.
+        read: reads a range of a file.
+    """
+    files = {entry.path: entry for entry in entries}
     tensors = foreign.tensors or _tensors(files, read)
     total = sum(math.prod(tensor.shape) for tensor in tensors)
     return replace(_of_files(foreign.config, files, tensors, total), metrics=foreign.metrics)
@@ -128,13 +139,7 @@ def describe(folder: Path, *, allow_pickle: bool = False) -> Manifest:
         if name.endswith(_SHARD):
             require_usable(tensor_table(folder / name), str(folder / name))
     entries = [FileEntry(name, *sha256_file(folder / name)) for name in foreign.files]
-
-    def read(entry: FileEntry, start: int, end: int) -> bytes:
-        with regular(folder / entry.path) as file:
-            file.seek(start)
-            return file.read(end - start)
-
-    return describe_files(entries, read)
+    return foreign_manifest(foreign, entries, lambda entry, start, end: _range_of(folder / entry.path, start, end))
 
 
 def left_out(folder: Path, manifest: Manifest) -> list[str]:
@@ -169,12 +174,13 @@ def foreign_in(folder: Path) -> Foreign | None:
             return None
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
 
-    def read(name: str, start: int, end: int) -> bytes:
-        with regular(folder / name) as file:
-            file.seek(start)
-            return file.read(end - start)
+    return recognise(sizes, lambda name, start, end: _range_of(folder / name, start, end))
 
-    return recognise(sizes, read)
+
+def _range_of(path: Path, start: int, end: int) -> bytes:
+    with regular(path) as file:
+        file.seek(start)
+        return file.read(end - start)
 
 
 def _refuse_link(folder: Path, name: str) -> None:

@@ -23,7 +23,7 @@ def record_backbone(
 ) -> Fingerprint:
     """Write `backbone.json`, the record of a backbone, beside a delta of another library; its own files stay as they are.
 
-    With the record, `from_finetuned` refuses the delta on any other backbone, as it does for a delta saved by DeltaHub,
+    A record that is there already is kept, and must be of the same backbone. With the record, `from_finetuned` refuses the delta on any other backbone, as it does for a delta saved by DeltaHub,
     and a push publishes it, so that `list --fits` finds the delta.
 
     Args:
@@ -37,6 +37,7 @@ def record_backbone(
     Raises:
         CheckpointError: the folder holds no delta, or it does not fit the backbone.
         ConfigError: DeltaHub saved the delta, with a record of its own, or its kind is not supported.
+        FingerprintMismatch: another backbone is recorded there; remove `backbone.json` first if that is wrong.
         PickleRefusedError: the weights are a pickle, and `allow_pickle` is false.
         StorageError: the record cannot be written.
     """
@@ -45,8 +46,11 @@ def record_backbone(
         msg = f"{place} was saved by DeltaHub, with the record of its backbone. Save the delta again to change that."
         raise ConfigError(msg)
     refuse_closed(backbone_model)
-    saved = read_any(place, backbone_model, allow_pickle=allow_pickle, with_backbone=False)
+    saved = read_any(place, backbone_model, allow_pickle=allow_pickle)
     identity = fingerprint(backbone_model, brought_names(saved))
+    if saved.fingerprint:
+        saved.fingerprint.require(identity)
+        return identity
     with storage_errors("Recording the backbone", place), staging(place) as stage:
         write_synced(stage / checkpoint.BACKBONE, identity.to_bytes())
         move_all(stage, place, [checkpoint.BACKBONE])

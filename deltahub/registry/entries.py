@@ -50,6 +50,12 @@ def _options(config: Mapping[str, Any]) -> dict[str, object]:
     return {key: value for key, value in found.items() if value}
 
 
+def option_words(summary: Mapping[str, Any]) -> list[str]:
+    """Return the options of a version as words to search and show: ``"rank=8"``, ``"targets=q_proj,v_proj"``."""
+    values = {key: summary[key] for key in ("rank", "alpha", "targets") if summary.get(key)}
+    return [f"{key}={','.join(map(str, it)) if isinstance(it, list) else it}" for key, it in values.items()]
+
+
 def metrics_of(manifest: Manifest, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the metrics of a version in the form of its manifest, with later amendments.
 

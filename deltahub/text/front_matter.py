@@ -7,30 +7,35 @@ gigabytes, a number may have more digits than can be printed, and a text may hol
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import re
 from typing import Any, ClassVar, Final
-
-import yaml
 
 LARGEST: Final = 64 << 10  # bytes of a card to parse
 _HEAD: Final = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 _DEEPEST: Final = 40  # nesting levels; more would also be slow to parse
 _LARGEST_NUMBER: Final = 1 << 64
-# The C parser takes milliseconds where the Python one takes seconds while holding a thread of the hub and the GIL.
-_SAFE: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BOOLEAN: Final = "tag:yaml.org,2002:bool"
 
 
-class _Loader(_SAFE):  # type: ignore[misc]
-    """YAML loader that accepts only true and false as booleans, as YAML 1.2 does: ``no`` is Norwegian, not false."""
+@functools.cache
+def _loader() -> Any:
+    """Build the YAML loader, which accepts only true and false as booleans, as YAML 1.2 does: ``no`` is Norwegian, not false.
 
-    yaml_implicit_resolvers: ClassVar = {
-        character: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOLEAN]
-        for character, resolvers in _SAFE.yaml_implicit_resolvers.items()
-    }
+    The C parser takes milliseconds where the Python one takes seconds while holding a thread of the hub and the GIL.
+    """
+    import yaml  # late import: 20 ms, and most commands read no card
 
+    safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-_Loader.add_implicit_resolver(_BOOLEAN, re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
+    class Loader(safe):  # type: ignore[misc]
+        yaml_implicit_resolvers: ClassVar = {
+            character: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOLEAN]
+            for character, resolvers in safe.yaml_implicit_resolvers.items()
+        }
+
+    Loader.add_implicit_resolver(_BOOLEAN, re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
+    return Loader
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -49,9 +54,11 @@ def read_yaml(text: str) -> dict[str, Any]:
     Raises:
         ValueError: the text is not YAML accepted here, or not a mapping.
     """
+    import yaml  # late import, as in _loader
+
     try:
         _refuse_bombs(text)
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        value = yaml.load(text, Loader=_loader())  # noqa: S506  (a SafeLoader)
         mapping = _plain({} if value is None else value)
     except Exception as error:  # constructors of a SafeLoader raise various types: KeyError, IndexError, ...
         msg = " ".join(str(error).split())[:300] or "a value is not what its tag says"
@@ -64,8 +71,10 @@ def read_yaml(text: str) -> dict[str, Any]:
 
 def _refuse_bombs(text: str) -> None:
     """Reject aliases and deep nesting before any value is constructed."""
+    import yaml  # late import, as in _loader
+
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for event in yaml.parse(text, Loader=_loader()):
         if isinstance(event, yaml.AliasEvent):
             msg = "aliases are not read"
             raise ValueError(msg)  # noqa: TRY004  (the text is wrong, not the call)

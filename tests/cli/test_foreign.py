@@ -96,6 +96,21 @@ def test_a_team_migrates_in_one_command_and_learns_what_was_not_taken(run, tmp_p
     assert "2 of 4 pushed." in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "way_out"), [("peft", "deltahub pull REF --to DIR"), ("gguf", "save_finetuned() it first")]
+)
+def test_a_delta_that_deltahub_did_not_save_is_not_written_for_peft(run, tmp_path, name, way_out):
+    write, _ = FOLDERS[name]
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    write(folder)
+    run("push", folder, "acme/mine")
+    done = run("pull", "acme/mine", "--format", "peft", "--to", tmp_path / "written")
+    assert done.exit_code == 2
+    assert way_out in " ".join(done.stderr.split())
+    assert not (tmp_path / "written").exists()
+
+
 def test_it_is_bundled_locked_and_copied_as_any_delta(run, run_json, adapter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     digest = run_json("push", adapter, "acme/sums")["digest"]

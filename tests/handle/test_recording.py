@@ -85,6 +85,16 @@ def test_an_adapter_that_does_not_fit_gets_no_record(adapter):
     assert not (folder / "backbone.json").exists()
 
 
+def test_a_record_of_another_backbone_is_kept_and_the_new_one_refused(adapter):
+    folder, _ = adapter
+    record_backbone(folder, bert())
+    before = (folder / "backbone.json").read_bytes()
+    record_backbone(folder, bert())
+    with pytest.raises(FingerprintMismatch):
+        record_backbone(folder, changed(bert()))
+    assert (folder / "backbone.json").read_bytes() == before
+
+
 def test_a_delta_of_deltahub_has_its_own_record(tmp_path):
     LoraModel(bert(), modified_modules=["query"]).save_finetuned(tmp_path)
     with pytest.raises(ConfigError, match="saved by DeltaHub"):

@@ -19,7 +19,8 @@ from torch import nn
 from deltahub.cache.cache import checked, read_cached
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.checkpoint import CARD, Checkpoint
-from deltahub.errors import CheckpointError
+from deltahub.checkpoint.from_files import foreign_in
+from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files.atomic import move_all, staging, storage_errors, sync_folders, write_synced
 from deltahub.formats.peft.adapter import Exported
 from deltahub.formats.peft.backbone import Backbone
@@ -81,6 +82,14 @@ def export_peft(
 
 def _read(folder: Path) -> Checkpoint:
     with checked(folder) as (place, config_sha256):
+        if not checkpoint.is_checkpoint(place) and (foreign := foreign_in(place)):
+            way_out = (
+                "Copy its files as they are: deltahub pull REF --to DIR"
+                if foreign.format == "peft"
+                else "Load it on its backbone with AutoDeltaModel.from_finetuned, and save_finetuned() it first"
+            )
+            msg = f"{folder} holds a delta in the format {foreign.format}; expected one that DeltaHub saved. {way_out}."
+            raise ConfigError(msg)
         return replace(checkpoint.read(place, config_sha256=config_sha256), folder=folder)
 
 

@@ -11,13 +11,13 @@ import functools
 import json
 import re
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
 from deltahub.checkpoint.foreign import FORMATS as FOREIGN
 from deltahub.registry.document import ReferenceDocument
-from deltahub.registry.entries import Version
+from deltahub.registry.entries import Version, option_words
 from deltahub.stores.retry import INDEX_TIMEOUT
 
 _VERSION: Final = 10  # of the tables below; the next number is for them without FTS5
@@ -143,7 +143,7 @@ def _delta(database: sqlite3.Connection, document: ReferenceDocument, record: st
     method = delta_type.rpartition(" ")[2] if delta_type and summary.get("format") in FOREIGN else delta_type
     keys = ("backbone_checkpoint_name", "backbone_hash", "backbone_class")
     backbone, fingerprint, model = (_text(summary.get(key)) for key in keys)
-    texts = filter(None, (delta_type, model, backbone, *_options(summary)))
+    texts = filter(None, (delta_type, model, backbone, *option_words(summary)))
     words = " ".join([document.name, *entry.tags, *texts, entry.message, _text(summary.get("description")) or ""])
     numbers = [_whole(summary.get(key)) for key in ("size", "parameters")]
     values = (
@@ -168,13 +168,6 @@ def _delta(database: sqlite3.Connection, document: ReferenceDocument, record: st
         [(name, delta, value) for name, value in numbered.items() if value is not None],
     )
     return delta
-
-
-def _options(summary: Mapping[str, Any]) -> list[str]:
-    """Return the words for the options of a delta, such as ``"rank=8"``."""
-    targets = summary.get("targets") or ()
-    words = [targets] if isinstance(targets, str) else [str(target) for target in targets]
-    return [*(f"{key}={summary[key]}" for key in ("rank", "alpha") if summary.get(key)), *words]
 
 
 def _metrics(entry: Version) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from deltahub.checkpoint.checkpoint import CARD, CONFIG, describe, read_document
 from deltahub.checkpoint.foreign import recognise
-from deltahub.checkpoint.from_files import describe_files
+from deltahub.checkpoint.from_files import foreign_manifest
 from deltahub.checkpoint.manifest import FileEntry, Manifest
 from deltahub.errors import CheckpointError, IntegrityError
 from deltahub.files.atomic import copy_hashed, sha256_file, storage_errors
@@ -83,7 +83,7 @@ class UnmanifestedDelta:
             for name in found.files:
                 self._take_once(name)
             entries = [FileEntry(name, *sha256_file(self._folder / name)) for name in found.files]
-            return describe_files(entries, lambda entry, start, end: self._read(entry.path, start, end))
+            return foreign_manifest(found, entries, lambda entry, start, end: self._read(entry.path, start, end))
         names_listed = ", ".join(sorted(self._siblings)[:_SHOWN]) or "nothing"
         msg = f"{self._snapshot} holds no delta: {CONFIG} is missing, and there is {names_listed}. Check the name."
         raise CheckpointError(msg)
