@@ -261,11 +261,14 @@ def read_cached(get: Callable[[], Path], read: Callable[[Path], T]) -> T:
             folder = get()
             state = _state(folder)
             try:
-                return read(folder)
+                result = read(folder)
             except (CheckpointError, IntegrityError, OSError):  # on NFS a removed file can be a stale one
                 still_there = state is not None and _state(folder) == state
                 if still_there or not _is_in_cache(folder) or number == READ_ATTEMPTS - 1:
                     raise
+            else:
+                if number == READ_ATTEMPTS - 1 or not _was_replaced(folder, state):
+                    return result
             marks.enter_context(_reading_mark(folder))
     raise AssertionError  # the last try returns or raises
 
@@ -333,6 +336,12 @@ def _reading_mark(folder: Path) -> Iterator[None]:
 
 def _is_in_cache(folder: Path) -> bool:
     return _DIGITS.fullmatch(f"{folder.parent.name}/{folder.name}") is not None and folder.parents[1].name == DELTAS
+
+
+def _was_replaced(folder: Path, state: tuple[int, int] | None) -> bool:
+    """Check whether a delta was removed and fetched again since: a read of an optional file may have found nothing in between."""
+    now = _state(folder)
+    return _is_in_cache(folder) and state is not None and now is not None and now[0] != state[0]
 
 
 def _state(folder: Path) -> tuple[int, int] | None:

@@ -58,7 +58,10 @@ RESUMED: Final = "resumed"  # relation to the parent delta: training was resumed
 CONVERTED: Final = "converted"  # or the delta was converted from another format
 _OTHERS: Final = (  # content of a folder without a delta, by the name of a file in it; the last match wins
     ("config.json", "a model, which from_pretrained of transformers loads"),
-    ("adapter_config.json", "an adapter whose config is neither one of PEFT nor one of AdapterHub"),
+    (
+        "adapter_config.json",
+        "an adapter of another library, which AutoDeltaModel.from_finetuned loads on its backbone if it is complete",
+    ),
 )
 
 Saver = Callable[[Mapping[str, "Tensor"], Path], None]

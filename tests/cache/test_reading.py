@@ -50,6 +50,22 @@ def test_a_delta_that_is_moved_away_and_back_under_its_reader_is_read_again(cach
     assert read_cached(lambda: source.into(cache), read) == cache.folder(source.digest)
 
 
+def test_a_delta_that_is_removed_and_fetched_again_while_it_is_read_is_read_again(cache, source):
+    cards = []
+
+    def read(folder):
+        if not cards:
+            os.replace(folder, cache.root / "aside")
+            cards.append((folder / "README.md").is_file())
+            source.into(cache)
+        else:
+            cards.append((folder / "README.md").is_file())
+        return cards[-1]
+
+    assert read_cached(lambda: source.into(cache), read)
+    assert cards == [False, True]
+
+
 @pytest.mark.parametrize(
     "error", [CheckpointError("malformed"), IntegrityError("it", "a", "b"), FileNotFoundError("x")]
 )

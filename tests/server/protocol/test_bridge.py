@@ -162,7 +162,7 @@ def test_show_says_what_files_are(api, hub, adapter, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("file", "said"), [("adapter_config.json", "an adapter in the format of PEFT"), ("config.json", "a model, which")]
+    ("file", "said"), [("adapter_config.json", "an adapter of another library"), ("config.json", "a model, which")]
 )
 def test_loading_files_as_a_delta_says_what_they_are(tmp_path, file, said):
     (tmp_path / file).write_text("{}")
