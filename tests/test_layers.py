@@ -31,7 +31,7 @@ LAYERS = (
     ("handle",),
     ("deltas",),
     ("auto",),
-    ("testing",),
+    ("compat", "testing"),
 )
 _FIRST_WITH_TORCH = next(level for level, layer in enumerate(LAYERS) if "algebra.factors" in layer)
 TORCH_FREE = {name for layer in LAYERS[:_FIRST_WITH_TORCH] for name in layer}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -79,6 +79,15 @@ def find_targets(
         raise _no_match((missed or ["an empty list of patterns"])[0], modules, exclude, structure, common_structure)
     experts = structure.guess.experts
     return [_target(n, module, hits[n], n in experts) for n, module in modules.items() if n in hits]
+
+
+def matches(
+    name: str, patterns: Iterable[str], exclude: Sequence[str], structure: StructureMap, common_structure: bool | None
+) -> bool:
+    """Return whether the name of a module matches one of the patterns, and is not excluded."""
+    if _is_excluded(name, [*exclude, *map(marked, exclude)], structure):
+        return False
+    return any(_match(pattern, [name], structure, common_structure) for pattern in patterns)
 
 
 def undivided(pattern: str) -> str | None:
