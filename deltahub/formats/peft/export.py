@@ -20,11 +20,11 @@ from deltahub.cache.cache import checked, read_cached
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.checkpoint import CARD, Checkpoint
 from deltahub.checkpoint.from_files import foreign_in
-from deltahub.errors import CheckpointError, ConfigError
-from deltahub.files.atomic import move_all, staging, storage_errors, sync_folders, write_synced
+from deltahub.errors import ConfigError
+from deltahub.formats.backbone import Backbone
 from deltahub.formats.peft.adapter import Exported
-from deltahub.formats.peft.backbone import Backbone
 from deltahub.formats.peft.method_export import exported, task_of
+from deltahub.formats.writing import Format, card, check_target, write_files, write_folder
 from deltahub.hub.locating import locate
 
 CONFIG: Final = "adapter_config.json"
@@ -60,24 +60,28 @@ def export_peft(
         StorageError: the disk is full or not writable; no partial adapter is left.
     """
     folder = Path(to).expanduser()
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
-        msg = f"{folder} contains something other than a PEFT adapter. Choose a new folder."
-        raise CheckpointError(msg)
+    check_target(folder, Format.PEFT)
     saved = read_cached(lambda: locate(path, cache_dir), _read)
     model_or_path = backbone if backbone is None or isinstance(backbone, nn.Module) else os.fspath(backbone)
-    base = Backbone.of(saved, model_or_path)
-    adapter = exported(saved, base)
-    config = {**_common(saved.document, adapter, base), **adapter.options}
-    with storage_errors("Writing the adapter", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with staging(folder) as stage:
-            tensors = {name: tensor.contiguous() for name, tensor in sorted(adapter.tensors.items())}
-            write_synced(stage / WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"}))
-            write_synced(stage / CARD, _card(config, saved.parent["digest"]).encode())
-            write_synced(stage / CONFIG, f"{json.dumps(config, indent=2, sort_keys=True)}\n".encode())
-            move_all(stage, folder, [WEIGHTS, CARD, CONFIG])
-        sync_folders([folder, folder.parent])
-    return folder
+    content = files(saved, Backbone.of(saved, model_or_path))
+    return write_folder(folder, Format.PEFT, lambda stage: write_files(content, stage))
+
+
+def files(saved: Checkpoint, backbone: Backbone) -> dict[str, bytes]:
+    """Return the files of an adapter, by name.
+
+    Raises:
+        ConfigError: PEFT has no equivalent of this delta, or the backbone is needed; the message says which.
+        CheckpointError, FingerprintMismatch: the backbone is not the one of the delta.
+    """
+    adapter = exported(saved, backbone)
+    config = {**_common(saved.document, adapter, backbone), **adapter.options}
+    tensors = {name: tensor.contiguous() for name, tensor in sorted(adapter.tensors.items())}
+    return {
+        WEIGHTS: safetensors.torch.save(tensors, {"format": "pt"}),
+        CARD: card(saved, config["base_model_name_or_path"], "peft"),
+        CONFIG: f"{json.dumps(config, indent=2, sort_keys=True)}\n".encode(),
+    }
 
 
 def _read(folder: Path) -> Checkpoint:
@@ -91,13 +95,6 @@ def _read(folder: Path) -> Checkpoint:
             msg = f"{folder} holds a delta in the format {foreign.format}; expected one that DeltaHub saved. {way_out}."
             raise ConfigError(msg)
         return replace(checkpoint.read(place, config_sha256=config_sha256), folder=folder)
-
-
-def _card(config: Mapping[str, Any], digest: str) -> str:
-    """Build a model card with the adapter's backbone and the digest of its delta, which the config has no keys for."""
-    base = config["base_model_name_or_path"]
-    front = f"base_model: {json.dumps(base)}\nlibrary_name: peft\n" if base else "library_name: peft\n"
-    return f"---\n{front}---\n\nWritten by deltahub from the delta {digest}.\n"
 
 
 def _common(document: Mapping[str, Any], adapter: Exported, backbone: Backbone) -> dict[str, Any]:

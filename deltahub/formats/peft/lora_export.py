@@ -12,8 +12,8 @@ from torch import Tensor
 
 from deltahub.checkpoint.address import value_for
 from deltahub.errors import ConfigError
+from deltahub.formats.backbone import Backbone
 from deltahub.formats.peft.adapter import Exported, by_part, named, whole_width
-from deltahub.formats.peft.backbone import Backbone
 from deltahub.formats.peft.module_matching import target_names
 
 _MAMBAS: Final = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}

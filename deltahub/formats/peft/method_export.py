@@ -26,8 +26,8 @@ from deltahub.checkpoint.checkpoint import Checkpoint
 from deltahub.checkpoint.manifest import DELTA_PART
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import AddressError, ConfigError
+from deltahub.formats.backbone import Backbone
 from deltahub.formats.peft.adapter import Exported, by_part, named, whole_width
-from deltahub.formats.peft.backbone import Backbone
 from deltahub.formats.peft.lora_export import lora
 from deltahub.formats.peft.module_matching import HEADS, as_pattern, left_out, saved, whole_names
 from deltahub.formats.peft.saved_modules_export import add_trained

@@ -12,8 +12,8 @@ from typing import Final
 from torch import Tensor, nn
 
 from deltahub.errors import ConfigError
+from deltahub.formats.backbone import Backbone
 from deltahub.formats.peft.adapter import MODEL, PROMPTED, Exported
-from deltahub.formats.peft.backbone import Backbone
 from deltahub.formats.peft.module_matching import outermost, saved
 
 # Names that PEFT adds to the tree of modules, which names in modules_to_save could match too.

@@ -1,4 +1,4 @@
-"""The backbone of a delta to write for PEFT: its modules, its tensors, and which tensors are shared.
+"""The backbone of a delta to write in the format of another library: its modules, its tensors, and which tensors are shared.
 
 A given backbone, as a folder or a model, answers everything. Without it the delta's record has names, shapes and hashes, and a
 stand-in, a model of the same class with the default sizes of the class, has the kinds of modules and the tensors that can be shared.
@@ -30,7 +30,7 @@ from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap
 from deltahub.engine.structure.targets import find_targets
 from deltahub.errors import CheckpointError, ConfigError, NoMatchError
-from deltahub.formats.peft.backbone_values import Values
+from deltahub.formats.backbone_values import Values
 
 ASK: Final = "Pass its folder or model id, or the model: backbone=... in Python, --backbone on the command line."
 
