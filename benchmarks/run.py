@@ -13,7 +13,18 @@ import sys
 from pathlib import Path
 from typing import Final
 
-PEERS: Final = ("attach", "fingerprint", "startup", "transfer", "bucket", "step", "many", "rows", "algebra")
+PEERS: Final = (
+    "attach",
+    "fingerprint",
+    "startup",
+    "transfer",
+    "push_adapters",
+    "bucket",
+    "step",
+    "many",
+    "rows",
+    "algebra",
+)
 SHORT: Final = {  # the others, and the arguments of their short form
     "registry_transfer": "",
     "registry_many": "--count 100 --commands 3",

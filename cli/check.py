@@ -14,6 +14,9 @@ from .output import Output
 if TYPE_CHECKING:
     from torch import nn
 
+    from deltahub.link import Link
+    from deltahub.reference import Reference
+
 
 def check(
     target: Annotated[
@@ -47,17 +50,17 @@ def check(
     from deltahub.auto import AutoDeltaModel
     from deltahub.checkpoint import checkpoint
     from deltahub.handle.recording import load_backbone, record_backbone
-    from deltahub.hub.locating import locate
+    from deltahub.hub.locating import locate, locate_exactly
 
     out = Output(as_json=json, quiet=quiet)
-    folder = locate(target)
+    folder, exact = locate_exactly(target)
     model = load_backbone(backbone)
     was_recorded = (folder / checkpoint.BACKBONE).is_file()
     reference = target
-    if record and not was_recorded and Path(target).expanduser().is_dir():
+    if record and not was_recorded and exact is None:
         record_backbone(folder, model, allow_pickle=allow_pickle)
     elif record and not was_recorded:
-        reference = _publish(target, folder, model, allow_pickle=allow_pickle)
+        reference = _publish(target, exact, folder, model, allow_pickle=allow_pickle)
         folder = locate(reference)
     delta = AutoDeltaModel.from_finetuned(folder, backbone_model=model, allow_pickle=allow_pickle)
     compared = record or was_recorded
@@ -71,15 +74,19 @@ def check(
     out.result(data, reference, f"It loads on {backbone} as a {delta.config.delta_type}; the backbone {fit}.")
 
 
-def _publish(target: str, folder: Path, model: nn.Module, *, allow_pickle: bool) -> str:
-    """Publish a delta with the record of its backbone as the next version; its tags stay."""
+def _publish(target: str, exact: Reference | Link | None, folder: Path, model: nn.Module, *, allow_pickle: bool) -> str:
+    """Publish a delta with the record of its backbone as the next version; its tags stay.
+
+    Args:
+        target: the delta as the user named it, which may mean another version by now.
+        exact: the version in `folder`.
+    """
     from deltahub.files.atomic import scratch
     from deltahub.handle.recording import record_backbone
     from deltahub.hub.hub import Hub
     from deltahub.reference import Reference
 
     hub = Hub.open()
-    exact = hub.resolve(Reference.parse(target)).reference
     if not isinstance(exact, Reference):
         raise typer.BadParameter(f"{target} is a link; pull it into a folder, and record the backbone there.")
     entry = hub.source(exact.source).document(exact.path).versions.get(str(exact.version))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,34 +85,35 @@ def push(
         raise typer.BadParameter(
             "--expect says where an alias must point now. Name it with --alias, or leave --expect out."
         )
-    from deltahub.checkpoint.from_files import size_of
     from deltahub.hub.hub import Hub
+    from deltahub.reference import Reference
     from deltahub.registry.publish import Publication
 
     expected_aliases = None if expect is None else dict.fromkeys(alias or (), expected(expect))
     name, paths = _name(folders, namespace), [Path(folder) for folder in folders]
-    key, out = _key(sign), Output(as_json=json, quiet=quiet)
+    key, out, hub = _key(sign), Output(as_json=json, quiet=quiet), Hub.open()
     if name is None and (len(folders) > 1 or namespace is not None):
         if alias or private:
             option = "--alias" if alias else "--private"
             raise typer.BadParameter(f"{option} is for one delta. Push them one by one, or leave it out.")
         _require_folders(paths)
-        _record(paths, backbone, allow_pickle=allow_pickle)
-        with out.progress("Pushing", sum(map(size_of, paths))) as progress:
-            results = Hub.open().push_many(
+        record = _recorder(backbone, allow_pickle=allow_pickle)
+        with out.transfer("Pushing") as (grow, progress):
+            results = hub.push_many(
                 paths,
                 namespace,
                 tags=split_tags(tags),
                 message=message,
                 to=to,
                 progress=progress,
+                expected=grow,
                 sign=key,
                 allow_pickle=allow_pickle,
+                record=record,
             )
         _report_many(paths, results, key, out)
         return
-    _record(paths[:1], backbone, allow_pickle=allow_pickle)
-    hub = Hub.open()
+    hub.source(to or (Reference.parse(name).source if name else None))  # before a record is written
     publication = Publication.of(
         paths[0],
         name,
@@ -124,6 +125,7 @@ def push(
         private=private or None,
         signer=key,
         allow_pickle=allow_pickle,
+        record=_recorder(backbone, allow_pickle=allow_pickle),
     )
     with out.progress("Pushing", publication.manifest.size) as progress:
         pushed = hub.publish(publication, progress)
@@ -194,23 +196,22 @@ def _key(path: Path | None) -> PrivateKey | None:
 
 
 def _require_folders(folders: Sequence[Path]) -> None:
-    """Refuse a mistyped folder, which stops all pushes; a folder without an intact delta stops only its own."""
+    """Refuse a mistyped path, which stops all pushes; a file, or a folder without an intact delta, stops only its own."""
     from deltahub.checkpoint.checkpoint import read_document
 
     for folder in folders:
-        if not folder.is_dir():
+        if not folder.exists():
             read_document(folder)  # raises
 
 
-def _record(folders: Sequence[Path], backbone: str | None, *, allow_pickle: bool) -> None:
-    """Record a backbone beside deltas of other libraries."""
+def _recorder(backbone: str | None, *, allow_pickle: bool) -> Callable[[Path], object] | None:
+    """Return a function that records a backbone beside a delta of another library; None without a backbone."""
     if backbone is None:
-        return
+        return None
     from deltahub.handle.recording import load_backbone, record_backbone  # seconds: it imports torch
 
     model = load_backbone(backbone)
-    for folder in folders:
-        record_backbone(folder, model, allow_pickle=allow_pickle)
+    return lambda folder: record_backbone(folder, model, allow_pickle=allow_pickle)
 
 
 def _report_many(

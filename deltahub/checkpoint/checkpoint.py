@@ -110,8 +110,14 @@ def read_document(folder: Path, expected: str | None = None) -> dict[str, Any]:
     if not folder.exists():
         msg = f"There is no folder {folder}. Check the path; it is the one that save_finetuned wrote."
         raise CheckpointError(msg)
+    if folder.is_file():
+        msg = f"{folder} is a file, and a delta is a folder. Name the folder that it is in."
+        raise CheckpointError(msg)
     if not path.is_file():
-        remedy = "Point to the folder that save_finetuned wrote."
+        remedy = (
+            "Expected a folder that save_finetuned wrote, or one with a delta of PEFT, AdapterHub, OpenDelta, diffusers, kohya or "
+            "llama.cpp (GGUF)."
+        )
         for name, contents in _OTHERS:
             if (folder / name).is_file():
                 remedy = f"It holds {contents}."

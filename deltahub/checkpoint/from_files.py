@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.checkpoint import (
-    BACKBONE,
     CARD,
     CONFIG,
     LARGEST_CONFIG,
@@ -90,7 +89,10 @@ def foreign_manifest(foreign: Foreign, entries: Iterable[FileEntry], read: Read)
         read: reads a range of a file.
     """
     files = {entry.path: entry for entry in entries}
-    tensors = foreign.tensors or _tensors(files, read)
+    return _of_foreign(foreign, files, foreign.tensors or _tensors(files, read))
+
+
+def _of_foreign(foreign: Foreign, files: Mapping[str, FileEntry], tensors: tuple[TensorEntry, ...]) -> Manifest:
     total = sum(math.prod(tensor.shape) for tensor in tensors)
     return replace(_of_files(foreign.config, files, tensors, total), metrics=foreign.metrics)
 
@@ -134,12 +136,14 @@ def describe(folder: Path, *, allow_pickle: bool = False) -> Manifest:
             "is with --allow-pickle (allow_pickle=True)."
         )
         raise PickleRefusedError(msg)
+    tables: list[tuple[TensorEntry, ...]] = []
     for name in foreign.files:
         _refuse_link(folder, name)
         if name.endswith(_SHARD):
-            require_usable(tensor_table(folder / name), str(folder / name))
-    entries = [FileEntry(name, *sha256_file(folder / name)) for name in foreign.files]
-    return foreign_manifest(foreign, entries, lambda entry, start, end: _range_of(folder / entry.path, start, end))
+            tables.append(tensor_table(folder / name, LONGEST_HEADER))
+            require_usable(tables[-1], str(folder / name))
+    entries = {name: FileEntry(name, *sha256_file(folder / name)) for name in foreign.files}
+    return _of_foreign(foreign, entries, foreign.tensors or _merged(tables))
 
 
 def left_out(folder: Path, manifest: Manifest) -> list[str]:
@@ -147,15 +151,6 @@ def left_out(folder: Path, manifest: Manifest) -> list[str]:
     if manifest.kind != FILES:
         return []
     return sorted({path.name for path in folder.iterdir()} - {entry.path for entry in manifest.files})
-
-
-def size_of(folder: Path) -> int:
-    """Return the size in bytes of the files of a delta in any format; a trainer's folder holds others too."""
-    names: tuple[str, ...] = (CONFIG, WEIGHTS, BACKBONE, CARD)
-    if not checkpoint.is_checkpoint(folder):
-        foreign = foreign_in(folder)
-        names = foreign.files if foreign else ()
-    return sum(path.stat().st_size for name in names if (path := folder / name).is_file())
 
 
 def holds_delta(folder: Path) -> bool:
@@ -172,8 +167,8 @@ def foreign_in(folder: Path) -> Foreign | None:
     with storage_errors("Looking for a delta", folder, "read"):
         if not folder.is_dir():
             return None
-        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
-
+        with os.scandir(folder) as entries:
+            sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
     return recognise(sizes, lambda name, start, end: _range_of(folder / name, start, end))
 
 
@@ -189,6 +184,8 @@ def _refuse_link(folder: Path, name: str) -> None:
     Raises:
         CheckpointError: it is such a link.
     """
+    if not (folder / name).is_symlink():
+        return
     target = Path(os.path.realpath(folder / name))  # unlike resolve(), no error for circular links
     own_folders = (folder.resolve(), folder.resolve().parent.parent / "blobs")
     if not any(target.is_relative_to(own) for own in own_folders):
@@ -245,13 +242,18 @@ def _model_facts(files: Mapping[str, FileEntry], read: Read) -> dict[str, Any]:
 
 
 def _tensors(files: Mapping[str, FileEntry], read: Read) -> tuple[TensorEntry, ...]:
-    """Collect the tensors of all safetensors files at the top level, each name once, sorted; none if there are too many."""
-    tensors: dict[str, TensorEntry] = {}
+    """Read the tensors of all safetensors files at the top level."""
+    tables: list[tuple[TensorEntry, ...]] = []
     for entry in files.values():
         if "/" not in entry.path and entry.path.endswith(_SHARD):
-            try:
-                table = _table(entry, read)
-            except CheckpointError:
-                continue
-            tensors |= {tensor.name: tensor for tensor in table if tensor.name not in tensors}
+            with contextlib.suppress(CheckpointError):
+                tables.append(_table(entry, read))
+    return _merged(tables)
+
+
+def _merged(tables: Iterable[tuple[TensorEntry, ...]]) -> tuple[TensorEntry, ...]:
+    """Merge tables of tensors, each name once, sorted; none if there are too many."""
+    tensors: dict[str, TensorEntry] = {}
+    for table in tables:
+        tensors |= {tensor.name: tensor for tensor in table if tensor.name not in tensors}
     return tuple(tensors[name] for name in sorted(tensors)) if len(tensors) <= _MOST_TENSORS else ()

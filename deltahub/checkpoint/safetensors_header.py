@@ -21,6 +21,7 @@ from deltahub.files.documents import parse
 Read = Callable[[int, int], bytes]  # returns the bytes from the first position to before the second
 LONGEST: Final = 100_000_000  # maximum bytes of a header in safetensors
 _PREFIX: Final = 8
+_WHOLE: Final = {int}  # the type of a size: bool is not
 _LONGEST_NAME: Final = 1024  # maximum characters of a tensor's name
 _MOST_SIZES: Final = 64  # maximum dimensions, as in torch
 _F8: Final = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
@@ -35,21 +36,25 @@ _BITS: Final = {  # bits per value
 _USABLE: Final = _BITS.keys() - {"F4", "F6_E2M3", "F6_E3M2", "U16", "U32", "U64", *_F8}  # torch cannot add U16
 
 
-def tensor_table(path: Path) -> tuple[TensorEntry, ...]:
+def tensor_table(path: Path, longest: int = LONGEST) -> tuple[TensorEntry, ...]:
     """Read the names, dtypes and shapes in a safetensors file, sorted by name, without its values.
+
+    Args:
+        longest: maximum bytes of its header.
 
     Raises:
         CheckpointError: it is not a safetensors file.
     """
     with regular(path) as file:
-        return table_of(file, str(path))
+        return table_of(file, str(path), longest)
 
 
-def table_of(file: BinaryIO, file_name: str) -> tuple[TensorEntry, ...]:
+def table_of(file: BinaryIO, file_name: str, longest: int = LONGEST) -> tuple[TensorEntry, ...]:
     """Read the tensor table of an open file from its start; its position changes.
 
     Args:
         file_name: the name of the file, for messages.
+        longest: maximum bytes of its header.
 
     Raises:
         CheckpointError: it is not a safetensors file.
@@ -59,7 +64,7 @@ def table_of(file: BinaryIO, file_name: str) -> tuple[TensorEntry, ...]:
         file.seek(start)
         return file.read(end - start)
 
-    return tensor_entries(read, file.seek(0, os.SEEK_END), file_name)
+    return tensor_entries(read, file.seek(0, os.SEEK_END), file_name, longest)
 
 
 def usable_bytes(file: BinaryIO, file_name: str) -> bytes:
@@ -136,28 +141,25 @@ def tensor_entries(read: Read, size: int, file_name: str, longest: int = LONGEST
         raise _malformed(file_name, "its metadata are not texts by name")
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     try:
-        spans = sorted(_span(name, entry) for name, entry in tensors.items())
-        table = tuple(
-            TensorEntry(name, entry["dtype"], _sizes(entry["shape"])) for name, entry in sorted(tensors.items())
-        )
+        places = [_place(name, tensors[name]) for name in sorted(tensors)]
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise _malformed(file_name, f"its header does not describe tensors ({error!r:.200})") from error
     position = 0
-    for first, last in spans:
+    for first, last in sorted(span for _, span in places):
         if first != position or last < first:
             raise _malformed(file_name, "its tensors do not follow each other")
         position = last
     if end + position != size:
         raise _malformed(file_name, f"expected {end + position} bytes, found {size}")
-    return table
+    return tuple(entry for entry, _ in places)
 
 
 def _are_texts(metadata: object) -> bool:
     return isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
 
 
-def _span(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the position of a tensor's values, after comparing their length with its shape."""
+def _place(name: str, entry: Mapping[str, Any]) -> tuple[TensorEntry, tuple[int, int]]:
+    """Return a tensor and the position of its values, after comparing their length with its shape."""
     if len(name) > _LONGEST_NAME:
         msg = f"a name has {len(name)} characters, and {_LONGEST_NAME} is the limit"
         raise ValueError(msg)
@@ -166,16 +168,17 @@ def _span(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
         msg = f"{name} has the dtype {entry['dtype']!r:.80}"
         raise TypeError(msg)
     width = _BITS.get(entry["dtype"])  # None for a dtype of a later release of the format
-    values, bits = math.prod(_sizes(entry["shape"])), (last - first) * 8
+    shape = _sizes(entry["shape"])
+    values, bits = math.prod(shape), (last - first) * 8
     if values > bits if width is None else values * width != bits:
         # Shortened before it is printed: a product of sizes may have more digits than Python prints.
         msg = f"{name} has {min(values, 1 << 63)} values by its shape and {last - first} bytes by its place"
         raise ValueError(msg)
-    return first, last
+    return TensorEntry(name, entry["dtype"], shape), (first, last)
 
 
 def _sizes(value: object) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(size) is int and size >= 0 for size in value):
+    if not isinstance(value, list) or not set(map(type, value)) <= _WHOLE or min(value, default=0) < 0:
         msg = f"{value!r:.80} is not a list of sizes"
         raise ValueError(msg)
     if len(value) > _MOST_SIZES:

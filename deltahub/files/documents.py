@@ -17,6 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 _DEPTH: Final = 64  # maximum nesting of objects and arrays
+_NESTING: Final = frozenset({dict, list})  # the types of parsed objects and arrays
 _DEEP: Final = "it nests too deeply"
 _MARKED: Final = "it begins with a byte-order mark; save it as UTF-8 without one"
 _DIGITS: Final = 300  # of a whole number: every float can hold so many
@@ -100,12 +101,16 @@ def _whole_number(text: str) -> int:
 
 
 def _refuse_deep(document: Any) -> None:
-    level = [document]
+    level = [document] if type(document) in _NESTING else []
     for _ in range(_DEPTH):
-        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))]
-        if not inner:
+        if not level:
             return
-        level = [child for children in inner for child in children if isinstance(child, (dict, list))]
+        level = [
+            child
+            for item in level
+            for child in (item.values() if type(item) is dict else item)
+            if type(child) in _NESTING
+        ]
     raise ValueError(_DEEP)
 
 

@@ -9,6 +9,7 @@ keeps everything below it private. On a mount without such permissions (CIFS, NT
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import stat
 from collections.abc import Iterable
@@ -30,7 +31,9 @@ def make_folder(root: Path, folder: Path) -> None:
     """Create a folder below a root, with missing parents; each inherits the permissions of the root."""
     if folder.is_dir():
         return
-    fresh = [path for path in (folder, *folder.parents) if path.is_relative_to(root) and not path.exists()]
+    fresh = list(
+        itertools.takewhile(lambda path: path.is_relative_to(root) and not path.exists(), (folder, *folder.parents))
+    )
     folder.mkdir(parents=True, exist_ok=True)
     inherit_permissions(root, reversed(fresh))
 

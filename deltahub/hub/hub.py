@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltahub.cache.cache import Cache
 from deltahub.cache.remembered import CachedNames
-from deltahub.checkpoint.default_name import folder_name
-from deltahub.errors import DeltaHubError, Outcome, outcome
+from deltahub.errors import DeltaHubError, Outcome
 from deltahub.hub.lockfile import Lock, Pin, active, pin_of, pinned
 from deltahub.hub.pull import FILES_AT_ONCE, Transfer, bring, check_replaceable, copy_out, several
-from deltahub.hub.push import push, push_many
+from deltahub.hub.push import publications, push, push_many
 from deltahub.hub.resolver import Resolver
 from deltahub.hub.trust import Policies
 from deltahub.link import Link
@@ -247,8 +246,10 @@ class Hub:
         message: str = "",
         to: str | None = None,
         progress: Progress | None = None,
+        expected: Progress | None = None,
         sign: PrivateKey | None = None,
         allow_pickle: bool = False,
+        record: Callable[[Path], object] | None = None,
     ) -> list[Outcome[Pushed]]:
         """Publish many checkpoint folders; a registry takes them in one batch, which is far faster than one by one.
 
@@ -256,6 +257,8 @@ class Hub:
             namespace: name each after its folder, in this namespace; by default each is named as in `push`.
             tags: for all deltas; likewise `message`.
             to: see `push`; likewise `sign` and `allow_pickle`.
+            progress: receives the bytes published; `expected` those to come.
+            record: see `Publication.of`.
 
         Returns:
             For each its result, or the error that kept it from being published; the others are published.
@@ -263,15 +266,23 @@ class Hub:
         Raises:
             StorageError: the source failed as a whole. All can be published again.
             ConfigError: they are to be signed, and the source is not a registry. Nothing was published.
+            ReferenceSyntaxError: the namespace is not well formed.
         """
         source = self._choice.reachable(to)
         if sign:
             as_registry(source)  # refuse before reading every file
-        names = [None if namespace is None else folder_name(folder, namespace) for folder in folders]
         make = partial(
-            Publication.of, to=source.name, tags=tags, message=message, signer=sign, allow_pickle=allow_pickle
+            Publication.of,
+            to=source.name,
+            tags=tags,
+            message=message,
+            signer=sign,
+            allow_pickle=allow_pickle,
+            record=record,
         )
-        requests = [outcome(partial(make, folder, name)) for folder, name in zip(folders, names, strict=True)]
+        requests = publications(folders, namespace, make)
+        if expected:
+            expected(sum(request.manifest.size for request in requests if isinstance(request, Publication)))
         return push_many(source, requests, progress)
 
     def pull(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from deltahub.errors import CheckpointError
 from deltahub.hub.hub import Hub
-from deltahub.link import is_link, parse_reference
-from deltahub.reference import is_placed
+from deltahub.link import Link, is_link, parse_reference
+from deltahub.reference import Reference, is_placed
 
 
 def locate(
@@ -30,11 +30,22 @@ def locate(
         CheckpointError: it looks like a folder that does not exist, or is a file.
         NotFoundError: no source has it.
     """
+    return locate_exactly(path, cache_dir, force=force, local_files_only=local_files_only)[0]
+
+
+def locate_exactly(
+    path: str | os.PathLike[str],
+    cache_dir: str | os.PathLike[str] | None = None,
+    *,
+    force: bool = False,
+    local_files_only: bool = False,
+) -> tuple[Path, Reference | Link | None]:
+    """Return the folder of a delta like `locate`, and the exact version in it, whose meaning never changes; None for a folder."""
     text = os.fspath(path)
     if not is_link(text):
         folder = Path(path).expanduser()
         if folder.is_dir():
-            return folder
+            return folder, None
         if folder.exists():
             msg = f"{text} is a file; expected the folder that save_finetuned wrote. Pass its parent folder."
             raise CheckpointError(msg)
@@ -43,4 +54,5 @@ def locate(
         ):
             msg = f"There is no folder {text}. Check the path, or pass a reference such as DeltaHub/sst2-t5-base."
             raise CheckpointError(msg)
-    return Hub.open(cache_dir, local_files_only=local_files_only).pull(parse_reference(text), force=force).folder
+    pulled = Hub.open(cache_dir, local_files_only=local_files_only).pull(parse_reference(text), force=force)
+    return pulled.folder, pulled.reference

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
-from deltahub.errors import DeltaHubError, Outcome, outcome
-from deltahub.reference import DeltaPath, Digest
+from deltahub.checkpoint.default_name import folder_name
+from deltahub.errors import DeltaHubError, Outcome, ReferenceSyntaxError, outcome
+from deltahub.reference import DeltaPath, Digest, Reference
 from deltahub.registry.document import ReferenceDocument
 from deltahub.registry.entries import Version
 from deltahub.registry.publish import Publication
@@ -28,6 +30,41 @@ def push(source: Source, publication: Publication, progress: Progress | None = N
     pushed = source.publish(publication, progress)
     _sign_moved(registry, [(publication, versions[0], pushed)])
     return pushed
+
+
+def publications(
+    folders: Sequence[Path], namespace: str | None, make: Callable[[Path, str | None], Publication]
+) -> list[Outcome[Publication]]:
+    """Check many checkpoint folders.
+
+    Args:
+        namespace: name each after its folder, in this namespace; None for the default names.
+        make: checks one folder with its name.
+
+    Returns:
+        For each its publication, or the error that keeps it from being published.
+
+    Raises:
+        ReferenceSyntaxError: the namespace is not well formed.
+    """
+    if namespace is None:
+        return [outcome(partial(make, folder, None)) for folder in folders]
+    Reference.parse(f"{namespace}/delta")  # once for all
+    names = [folder_name(folder, namespace) for folder in folders]
+    same_name: dict[str, set[Path]] = defaultdict(set)
+    for folder, name in zip(folders, names, strict=True):
+        same_name[name].add(folder.resolve())
+    return [
+        _shared(name, same_name[name]) if len(same_name[name]) > 1 else outcome(partial(make, folder, name))
+        for folder, name in zip(folders, names, strict=True)
+    ]
+
+
+def _shared(name: str, folders: set[Path]) -> ReferenceSyntaxError:
+    """Return the error of folders that would become versions of one delta by accident."""
+    first, second = sorted(folders)[:2]
+    msg = f"{first} and {second} would both be named {name}. Rename one of them, or push each with a name of its own."
+    return ReferenceSyntaxError(msg)
 
 
 def push_many(

@@ -76,6 +76,7 @@ class Publication:
         private: bool | None = None,
         signer: PrivateKey | None = None,
         allow_pickle: bool = False,
+        record: Callable[[Path], object] | None = None,
     ) -> Self:
         """Check a folder with a delta in any format, every file in it, and its name, tags and aliases.
 
@@ -83,8 +84,8 @@ class Publication:
             name: ``"[source:]namespace/name"``; by default made from its task and backbone.
             to: the source to publish to.
             tags: labels and key=value pairs, beside those saved in the checkpoint.
-
             allow_pickle: whether weights that are a Python pickle are published; they are not opened.
+            record: adds the record of its backbone to the folder, once everything else is checked.
 
         Raises:
             CheckpointError: the folder does not hold a complete delta.
@@ -96,6 +97,9 @@ class Publication:
         manifest = describe(folder, allow_pickle=allow_pickle)
         saved_tags = [check_tag(tag) for tag in manifest.config.get("metadata", {}).get("tags", [])]
         reference = _destination(name or default_name(manifest.config, checked_tags), to)
+        if record:
+            record(folder)
+            manifest = describe(folder, allow_pickle=allow_pickle)
         all_tags = (*saved_tags, *checked_tags)
         return cls(reference, manifest, folder, all_tags, checked_aliases, message, expect, private, signer)
 

@@ -6,6 +6,7 @@ import peft
 import pytest
 import torch
 
+from deltahub.handle import recording
 from tests.backbones import bert
 
 # PEFT asks transformers for what it renames.
@@ -66,6 +67,40 @@ def test_the_backbone_is_recorded_by_a_push_too(run, run_json, folders, adapter)
     run("push", adapter, "acme/sums", "--backbone", folders / "bert")
     assert run("check", "acme/sums", "--backbone", folders / "bert").exit_code == 0
     assert run("check", "acme/sums", "--backbone", folders / "other").exit_code == 5
+
+
+@pytest.mark.parametrize(
+    "arguments", [["acme/sums@v1"], ["acme/sums", "--tags", "not a tag!"], ["acme/sums", "--to", "nowhere"]]
+)
+def test_a_refused_push_records_nothing(run, folders, adapter, arguments):
+    assert run("push", adapter, *arguments, "--backbone", folders / "bert").exit_code != 0
+    assert not (adapter / "backbone.json").exists()
+
+
+def test_of_many_the_backbone_is_recorded_beside_those_that_fit(run, folders, adapter, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = run("push", adapter, tmp_path / "empty", "--namespace", "acme", "--backbone", folders / "bert")
+    assert done.exit_code == 1
+    assert "1 of 2 pushed." in done.stderr
+    assert run("check", "acme/adapter", "--backbone", folders / "other").exit_code == 5
+
+
+def test_a_record_is_added_to_the_version_that_was_pulled_although_its_alias_moved(
+    run, run_json, folders, adapter, monkeypatch
+):
+    run("push", adapter, "acme/sums", "--alias", "prod", "--tags", "first")
+    real = recording.load_backbone
+
+    def moved_meanwhile(name):
+        (adapter / "README.md").write_text("another card")
+        run("push", adapter, "acme/sums", "--alias", "prod", "--tags", "second")
+        return real(name)
+
+    monkeypatch.setattr(recording, "load_backbone", moved_meanwhile)
+    run_json("check", "acme/sums@prod", "--backbone", folders / "bert", "--record")
+    shown = run_json("show", "acme/sums@v3")
+    assert "first" in shown["tags"]
+    assert "second" not in shown["tags"]
 
 
 def test_a_folder_without_a_backbone_is_refused(run, adapter):

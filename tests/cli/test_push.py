@@ -92,6 +92,33 @@ def test_of_many_folders_none_is_published_if_one_is_mistyped(run, run_json, run
     assert run_json("list") == []
 
 
+def test_a_file_among_the_folders_and_an_empty_folder_are_named_and_the_deltas_are_pushed(run, runs):
+    (runs / "notes.txt").write_text("which is the best")
+    (runs / "empty").mkdir()
+    done = run("push", *folders(runs), "--namespace", "acme", "--json")
+    assert done.exit_code == 1
+    results = {entry["folder"]: entry for entry in json.loads(done.stdout)}
+    assert "is a file, and a delta is a folder" in results[str(runs / "notes.txt")]["error"]
+    assert "one with a delta of PEFT, AdapterHub" in results[str(runs / "empty")]["error"]
+    assert sum("reference" in entry for entry in results.values()) == 3
+
+
+def test_folders_that_would_get_the_same_name_are_refused_and_the_others_are_pushed(run, runs, new_checkpoint):
+    (runs.parent / "other").mkdir()
+    new_checkpoint(value=7).rename(runs.parent / "other" / "second")
+    done = run("push", *folders(runs), runs.parent / "other" / "second", "--namespace", "acme")
+    assert done.exit_code == 2
+    assert done.stderr.count("would both be named acme/second") == 2
+    assert run("list", "--quiet", "--sort", "name").stdout.split() == ["acme/first-run", "acme/third"]
+    assert run("push", runs / "third", runs / "third", "--namespace", "acme").exit_code == 0
+
+
+def test_a_namespace_that_is_not_valid_is_one_error(run, runs):
+    done = run("push", *folders(runs), "--namespace", "a b")
+    assert done.exit_code == 2
+    assert done.stderr.count("a b") == 1
+
+
 def test_a_name_in_the_folder_of_a_registry_is_published_there(run, run_json, runs, tmp_path):
     done = run("push", runs / "second", f"{tmp_path / 'registry'}:acme/ner", "--quiet")
     assert done.stdout == f"{tmp_path / 'registry'}:acme/ner@v1\n"
