@@ -12,7 +12,7 @@ from .options import JsonOpt, QuietOpt
 from .output import Output, say, size_text
 
 if TYPE_CHECKING:
-    from deltahub.algebra.result import Written
+    from deltahub.algebra.result import Change, Written
 
 DeltasArg = Annotated[
     list[str], typer.Argument(metavar="DELTA...", help="Folders, references or https:// links; LoRAs of PEFT too.")
@@ -121,13 +121,14 @@ def print_written(out: Output, result: Written, lost: str = "lost") -> None:
     out.result(data, str(result.folder))
     if out.as_json or out.quiet:
         return
-    print_errors(result, lost)
+    print_errors(result.changes, lost)
+    if result.trained:
+        say(f"Trained as a whole: {_some(result.trained)}", err=True)
     say(f"{result.digest.short}, {size_text(result.size)}. Push it with: deltahub push {result.folder}", err=True)
 
 
-def print_errors(result: Written, lost: str) -> None:
+def print_errors(changes: Sequence[Change], lost: str) -> None:
     """Print the ranks, and the relative errors of the modules that are not exact, on stderr."""
-    changes = result.changes
     ranks = sorted({change.rank for change in changes})
     if changes:
         span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
@@ -137,8 +138,6 @@ def print_errors(result: Written, lost: str) -> None:
         say(f"{change.module}: rank {change.rank}, {change.error:.2%} of the update {lost}", err=True)
     if len(worst) > _SHOWN:
         say(f"and {len(worst) - _SHOWN} modules with smaller errors: --json prints them all.", err=True)
-    if result.trained:
-        say(f"Trained as a whole: {_some(result.trained)}", err=True)
 
 
 _SHOWN = 10

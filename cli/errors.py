@@ -30,6 +30,7 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (errors.IntegrityError, DAMAGED),
     (errors.FingerprintMismatch, DAMAGED),
     (errors.ProbeError, DAMAGED),
+    (errors.VerificationError, DAMAGED),
     (errors.StorageError, STORAGE),
     (errors.ReferenceSyntaxError, USAGE),
     (errors.ConfigError, USAGE),

@@ -36,6 +36,7 @@ _COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
     "gc": ("gc", "gc"),
     "lock": ("lock", "lock"),
     "sync": ("lock", "sync"),
+    "convert": ("convert", "convert"),
     "copy": ("copy", "copy"),
     "bundle": ("bundle", None),
     "combine": ("combine", "combine"),

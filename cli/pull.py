@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltahub.formats.writing import Format
+
+from .convert import FORMATS, BackboneOpt, print_exported
 from .errors import exit_code
 from .options import JsonOpt, QuietOpt
 from .output import Output, print_json, say, size_text
@@ -43,25 +45,10 @@ ForceOpt = Annotated[
 ]
 
 
-class Format(StrEnum):
-    """An output format for a delta."""
-
-    DELTAHUB = "deltahub"
-    PEFT = "peft"
-
-
 FormatOpt = Annotated[
     Format,
     typer.Option(
-        "--format", help="Format to write into --to: the files as they are, or an adapter for PEFT, vLLM and LoRAX."
-    ),
-]
-BackboneOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--backbone",
-        metavar="MODEL",
-        help="With --format peft, where it asks for it: the backbone's folder, or its id in the cache.",
+        "--format", help=f"Format to write into --to; deltahub means the files as they are. One of {FORMATS}."
     ),
 ]
 
@@ -110,11 +97,11 @@ def pull(
             results = hub.pull_all(references, force=force, transfer=Transfer(*callbacks), trust=keys)
         _print_all(out, refs, results)
         return
-    copied = None if form is Format.PEFT else to
+    copied = to if form is Format.DELTAHUB else None
     with out.transfer("Pulling") as callbacks:
         pulled = hub.pull(references[0], to=copied, force=force, transfer=Transfer(*callbacks), trust=keys)
-    if form is Format.PEFT and to is not None:
-        _write_peft(out, pulled, to, backbone)
+    if form is not Format.DELTAHUB and to is not None:
+        _write(out, pulled, to, form, backbone)
     else:
         _print_one(out, pulled)
 
@@ -125,35 +112,23 @@ def _check_export(form: Format, to: Path | None, backbone: str | None) -> None:
     Raises:
         BadParameter: the options cannot be combined.
     """
-    if form is Format.PEFT and to is None:
-        raise typer.BadParameter("--format peft writes a folder: name it with --to DIR.")
-    if backbone is not None and form is not Format.PEFT:
-        raise typer.BadParameter("--backbone is for --format peft. Leave it out.")
+    if form is not Format.DELTAHUB and to is None:
+        msg = f"--format {form} writes a folder: name it with --to DIR."
+        raise typer.BadParameter(msg)
+    if backbone is not None and form is Format.DELTAHUB:
+        raise typer.BadParameter("--backbone is for another --format, such as peft. Leave it out.")
 
 
-def _write_peft(out: Output, pulled: Pulled, to: Path, backbone: str | None) -> None:
-    """Write a pulled delta as an adapter, and print how to load it."""
-    from deltahub.formats.peft.export import WEIGHTS, export_peft, serving_notes
+def _write(out: Output, pulled: Pulled, to: Path, form: Format, backbone: str | None) -> None:
+    """Write a pulled delta in another format, and print how to load it."""
+    from deltahub.conversion.convert import convert
 
-    folder = export_peft(pulled.folder, to, backbone=backbone)
-    notes = serving_notes(folder)
-    size = (folder / WEIGHTS).stat().st_size
-    data = {
+    facts = {
         "reference": str(pulled.reference),
         "version": pulled.reference.version,
         "digest": pulled.digest,
-        "folder": str(folder),
-        "size": size,
-        "format": "peft",
-        "notes": notes,
     }
-    out.result(
-        data,
-        str(folder),
-        f"{pulled.reference} for PEFT, {size_text(size)}",
-        f'Load it with: PeftModel.from_pretrained(model, "{folder}")',
-        *(notes or [f"Serve it with: vllm serve MODEL --enable-lora --lora-modules NAME={folder}"]),
-    )
+    print_exported(out, convert(pulled.folder, to, form, backbone=backbone), facts)
 
 
 def _print_one(out: Output, pulled: Pulled) -> None:

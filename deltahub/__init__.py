@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from deltahub.auto import AutoDeltaModel as AutoDeltaModel
     from deltahub.checkpoint.config import BaseDeltaConfig as BaseDeltaConfig
     from deltahub.checkpoint.config import DeltaConfig as DeltaConfig
+    from deltahub.conversion.convert import convert as convert
     from deltahub.deltas import AdapterConfig as AdapterConfig
     from deltahub.deltas import AdapterModel as AdapterModel
     from deltahub.deltas import BitFitConfig as BitFitConfig
@@ -95,6 +96,7 @@ _HOMES = {
     "Visualization": "engine.drawing.visualize",
     "amend": "api",
     "combine": "algebra.combine",
+    "convert": "conversion.convert",
     "deltas_of": "handle.base",
     "diff": "algebra.diff",
     "export_peft": "formats.peft.export",

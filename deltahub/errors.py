@@ -202,6 +202,10 @@ class ProbeError(DeltaHubError):
         )
 
 
+class VerificationError(DeltaHubError):
+    """A converted delta does not give the outputs of its source; it was not written."""
+
+
 class ReferenceSyntaxError(DeltaHubError, ValueError):
     """A name, version, alias, tag or reference is not well formed."""
 

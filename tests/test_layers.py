@@ -31,6 +31,7 @@ LAYERS = (
     ("handle",),
     ("deltas",),
     ("auto",),
+    ("conversion",),
     ("compat", "testing"),
 )
 _FIRST_WITH_TORCH = next(level for level, layer in enumerate(LAYERS) if "algebra.factors" in layer)

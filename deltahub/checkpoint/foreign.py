@@ -33,7 +33,7 @@ MODEL_CONFIG: Final = "config.json"
 LONGEST_HEADER: Final = 16 << 20  # maximum bytes of a safetensors header to read
 FORMATS: Final = ("peft", "adapters", "opendelta", "diffusers", "kohya", "gguf")
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
-_TOKENIZER: Final = (  # an adapter with new tokens cannot be used without its tokenizer
+TOKENIZER: Final = (  # an adapter with new tokens cannot be used without its tokenizer
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
@@ -135,11 +135,11 @@ class _Files:
                 metadata, metrics = _metadata(card), _metrics(card)
                 config |= {"metadata": metadata} if metadata else {}
                 named = texts(card.get("base_model"))
-                if named and _is_path(config.get("base_model")):
+                if named and is_path(config.get("base_model")):
                     config["base_model"] = named[0]
         if isinstance(backbone_hash := self.object(BACKBONE).get("hash"), str):
             config["backbone_hash"] = backbone_hash
-        files = tuple(sorted((*foreign.files, *self.present((BACKBONE, CARD, *_TOKENIZER)))))
+        files = tuple(sorted((*foreign.files, *self.present((BACKBONE, CARD, *TOKENIZER)))))
         return replace(foreign, files=files, config=config, metrics=metrics)
 
 
@@ -257,7 +257,7 @@ def _options(config: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _is_path(name: Any) -> bool:
+def is_path(name: Any) -> bool:
     """Return whether a base model is missing or named by a local path, which says nothing elsewhere."""
     return not isinstance(name, str) or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
 

@@ -74,6 +74,11 @@ def done_once(backbone: nn.Module, action: Callable[[], None]) -> None:
         raise outcome[0]
 
 
+def is_sharded(backbone: nn.Module) -> bool:
+    """Return whether each process holds a part of the backbone only."""
+    return bool(_sharded_modules(backbone))
+
+
 def _sharded_modules(backbone: nn.Module) -> list[Any]:
     if not _is_one_of_several():
         return []

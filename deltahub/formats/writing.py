@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.checkpoint.checkpoint import CONFIG
 from deltahub.errors import CheckpointError, ConfigError
@@ -54,9 +54,11 @@ class Writer:
 
 # One line for each writer; its module is imported on first use.
 WRITERS: Final[Mapping[Format, Writer]] = {
+    Format.DELTAHUB: Writer("deltahub.formats.as_saved", CONFIG, "DeltaHub"),
     Format.PEFT: Writer("deltahub.formats.peft.export", "adapter_config.json", "PEFT, vLLM and LoRAX"),
 }
-_MARKS: Final = {Format.DELTAHUB: CONFIG, Format.MERGED: "config.json"}
+_MODEL: Final = "config.json"  # the mark of a merged model
+_UPDATES: Final = ("ia3", "weight_update")  # the types that change weights
 _WEIGHTS: Final = (".safetensors", ".index.json", ".bin", ".pt", ".gguf")  # files that a loader may take instead
 
 
@@ -71,8 +73,19 @@ def files_of(form: Format, saved: Checkpoint, backbone: Backbone) -> dict[str, b
     if form not in WRITERS:
         msg = f"DeltaHub cannot write the format {form} yet. It can write {', '.join(WRITERS)}."
         raise ConfigError(msg)
-    files: dict[str, bytes] = import_module(WRITERS[form].module).files(saved, backbone)
+    try:
+        files: dict[str, bytes] = import_module(WRITERS[form].module).files(saved, backbone)
+    except ConfigError as error:
+        if not _is_update(saved.document) or "--backbone" in str(error):
+            raise
+        msg = f"{error} Or convert it to a LoRA of a stated rank and error: --as-lora RANK or --energy SHARE (as_lora, energy in Python)."
+        raise ConfigError(msg) from error
     return files
+
+
+def _is_update(document: Mapping[str, Any]) -> bool:
+    """Return whether a delta changes weights in another way than a LoRA, so that `as_lora` converts it."""
+    return document["delta_type"] in _UPDATES or (document["delta_type"] == "lora" and bool(document.get("use_dora")))
 
 
 def check_target(folder: Path, form: Format) -> None:
@@ -85,7 +98,7 @@ def check_target(folder: Path, form: Format) -> None:
     if folder.exists() and not folder.is_dir():
         msg = f"{folder} is a file; expected a folder to write into. Choose another path."
         raise CheckpointError(msg)
-    mark = WRITERS[form].mark if form in WRITERS else _MARKS[form]
+    mark = WRITERS[form].mark if form in WRITERS else _MODEL
     with storage_errors("Looking at what would be overwritten", folder, "read"):
         if _content(folder) and not any(folder.glob(mark)):
             kind = "PEFT adapter" if form is Format.PEFT else f"delta in the format {form}"
@@ -141,12 +154,14 @@ def card(saved: Checkpoint, base: str, library: str) -> bytes:
     """Build the model card of a delta in the format of another library.
 
     Args:
-        saved: the delta; the card names its digest, for which the formats have no field.
+        saved: the delta; the card names its digest, if it has one, for which the formats have no field.
         base: the model id of the backbone; empty if unknown.
         library: the value of `library_name`.
     """
+    digest = saved.parent.get("digest")
+    origin = f" from the delta {digest}" if digest else ""
     front = f"base_model: {json.dumps(base)}\nlibrary_name: {library}\n" if base else f"library_name: {library}\n"
-    return f"---\n{front}---\n\nWritten by deltahub from the delta {saved.parent['digest']}.\n".encode()
+    return f"---\n{front}---\n\nWritten by deltahub{origin}.\n".encode()
 
 
 def _content(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -21,7 +22,8 @@ from deltahub.engine.ledger import Entry, free_name, ledger_holding, ledger_of, 
 from deltahub.engine.modules import module_at
 from deltahub.engine.site import insert, uncompiled
 from deltahub.errors import ConfigError
-from deltahub.handle import freezing, low_rank, merging, report, switching
+from deltahub.handle import exporting, freezing, low_rank, merging, report, switching
+from deltahub.handle.exporting import Exported
 from deltahub.handle.loading import load
 from deltahub.handle.low_rank import LoraConversion
 from deltahub.handle.merging import MergeReport
@@ -332,6 +334,38 @@ class DeltaBase(SaveLoadMixin, Method):
         conversion = low_rank.converted(lora, self.backbone_model, self._entry, rank=rank, energy=energy, name=name)
         self.detach()
         return conversion
+
+    def export(
+        self,
+        folder: str | os.PathLike[str],
+        format: str = "peft",  # noqa: A002  (the name that users expect)
+        *,
+        verify: bool | Mapping[str, Tensor] = False,
+    ) -> Exported:
+        """Write the delta in a format of another library, or merged into its backbone.
+
+        Args:
+            folder: the folder to write: new, empty, or of the same format.
+            format: ``"peft"``, ``"merged"`` (a model of transformers with the delta in its weights), ``"deltahub"`` or another one of
+                docs/converting.md.
+            verify: load what was written and compare the outputs before it is moved into place: True for random tokens, or the inputs of the
+                backbone's forward by name.
+
+        Returns:
+            The folder, its size, and the comparison.
+
+        Raises:
+            ConfigError: the format cannot hold the delta; the message says why, and what to do instead.
+            CheckpointError: the folder holds something else, or the delta to be verified has no effect.
+            VerificationError: the outputs differ. Nothing was written.
+            MergeError: deltas are merged.
+            StorageError: the disk is full or not writable; no part is left.
+        """
+        self.check_places()
+        source = exporting.live(self.backbone_model, self._entry)
+        return exporting.export(
+            source, Path(folder).expanduser(), exporting.format_of(format), self.save_finetuned, verify
+        )
 
     # ----- reports -----
 

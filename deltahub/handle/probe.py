@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint.checkpoint import tensors_in
-from deltahub.engine.ledger import Entry, entries_of
+from deltahub.engine.ledger import Entry, ledgers_in
 from deltahub.errors import CheckpointError, ConfigError, ProbeError
 from deltahub.handle.switching import attach, detach
 
@@ -70,7 +70,7 @@ class Probe:
             raise ConfigError(msg)
         refuse_others(backbone, entry)
         acting = _values(backbone, inputs)
-        with _detached(backbone, entry):
+        with detached(backbone, entry):
             plain = _values(backbone, inputs)
         if not (acting.isfinite().all() and plain.isfinite().all()):
             msg = (
@@ -137,16 +137,21 @@ def refuse_others(backbone: nn.Module, own: Entry | None = None) -> None:
     Raises:
         ConfigError: another delta is attached.
     """
-    others = [entry.name for entry in entries_of(backbone) if entry.attached and entry is not own]
+    others = {
+        entry.name
+        for _, _, ledger in ledgers_in(backbone)
+        for entry in ledger.entries.values()
+        if entry.attached and entry is not own
+    }
     if others:
-        msg = f"{others[0]!r} is attached to the backbone, so its outputs are not those of one delta alone. Call detach() on it first."
+        msg = f"{min(others)!r} is attached to the backbone, so its outputs are not those of one delta alone. Call detach() on it first."
         raise ConfigError(msg)
 
 
 def _values(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return values of the model's output for some inputs, in eval mode, on the CPU in float32."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         output = _first_floats(model(**{name: value.to(device) for name, value in inputs.items()}))
     values = output.detach().reshape(-1)
     return values[:: -(-len(values) // _MOST_VALUES)].cpu().float().clone()
@@ -180,7 +185,8 @@ def _largest(values: Tensor) -> float:
 
 
 @contextmanager
-def _detached(backbone: nn.Module, entry: Entry) -> Iterator[None]:
+def detached(backbone: nn.Module, entry: Entry) -> Iterator[None]:
+    """Detach a delta, and attach it again afterwards."""
     detach(backbone, entry, None, reset_state_dict=False)
     try:
         yield
@@ -189,7 +195,7 @@ def _detached(backbone: nn.Module, entry: Entry) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode; each module gets its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
