@@ -55,7 +55,7 @@ def convert(
 ) -> None:
     """Write a delta in the format of another library, or one of another library in DeltaHub's.
 
-    What the format cannot hold is refused with the reason. docs/converting.md lists what each format holds.
+    A delta that the format cannot hold is refused with the reason. docs/converting.md lists what each format holds.
 
     [dim]deltahub convert acme/sst2-bert ./adapter --format peft[/dim]
 

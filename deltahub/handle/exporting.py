@@ -56,7 +56,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Source:
-    """What an export starts from.
+    """A delta to export, on its backbone.
 
     Attributes:
         backbone: the backbone that the delta is attached to.

@@ -1,0 +1,230 @@
+"""Every delta type in every format: it gives the outputs of its source, or is refused with a way out."""
+
+import json
+import re
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from deltahub import AutoDeltaModel, BitFitModel, LoraModel, convert, deltas_of, export_peft
+from deltahub.checkpoint.config import known_types
+from deltahub.errors import CheckpointError, ConfigError, FingerprintMismatch, StorageError, VerificationError
+from deltahub.formats.writing import WRITERS, Format, write_folder
+from tests.backbones import gpt2, llama, stir
+
+FORMATS = [*WRITERS, Format.MERGED]
+WAY_OUT = re.compile(r"--as-lora|\b(Load|Keep|Use|Pass|Choose|Train|Convert|Write|Put)\b")
+OPTIONS = {
+    "prefix": {"prefix_token_num": 3, "embed_dim": 4, "mid_dim": 5},
+    "soft_prompt": {"soft_token_num": 3},
+    "compacter": {"reduction_factor": 4, "hypercomplex_division": 2},
+    "low_rank_adapter": {"reduction_factor": 4},
+    "adapter": {"bottleneck_dim": 3},
+    "parallel_adapter": {"bottleneck_dim": 3},
+    "lora": {"lora_r": 4},
+}
+VARIANTS = {
+    "dora": ("lora", {"lora_r": 4, "use_dora": True}),
+    "rslora": ("lora", {"lora_r": 4, "use_rslora": True}),
+    "lora_bias": ("lora", {"lora_r": 4, "use_bias": True}),
+    "head": ("lora", {"lora_r": 4}),
+}
+KINDS = sorted({*known_types(), *VARIANTS} - {"weight_update"})
+
+
+def attached(model, kind):
+    delta_type, options = VARIANTS.get(kind, (kind, OPTIONS.get(kind, {})))
+    delta = AutoDeltaModel.from_config({"delta_type": delta_type, **options}, model)
+    delta.freeze_module(exclude=["deltas", *(["lm_head"] if kind == "head" else [])])
+    stir(delta)
+    if kind == "head":
+        with torch.no_grad():
+            model.lm_head.weight.add_(0.1)
+    return delta
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return llama()
+
+
+@pytest.fixture(scope="module")
+def backbone_folder(backbone, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone") / "llama"
+    backbone.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(backbone, tmp_path_factory):
+    """Folder of a delta of each kind, by the kind."""
+    folders = {}
+    for kind in KINDS:
+        delta = attached(backbone, kind)
+        folders[kind] = tmp_path_factory.mktemp(kind) / "delta"
+        delta.save_finetuned(folders[kind])
+        if kind == "head":
+            with torch.no_grad():
+                backbone.lm_head.weight.sub_(0.1)
+        delta.remove()
+    return folders
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_delta_acts_the_same_in_a_format_or_is_refused_with_a_way_out(backbone, saved, tmp_path, kind, form):
+    result, refusal = None, ""
+    try:
+        result = convert(saved[kind], tmp_path / "out", form, backbone=backbone, verify=True)
+    except ConfigError as error:
+        refusal = str(error)
+
+    assert bool(result) == (tmp_path / "out").exists()
+    if result is None:
+        assert WAY_OUT.search(refusal), refusal
+    else:
+        assert result.comparison.difference <= result.comparison.bound < result.comparison.effect
+    assert deltas_of(backbone) == {}
+
+
+def test_what_peft_writes_comes_back_as_a_delta_that_names_its_source(backbone, saved, tmp_path):
+    convert(saved["lora"], tmp_path / "adapter", "peft", backbone=backbone)
+    convert(tmp_path / "adapter", tmp_path / "back", "deltahub", backbone=backbone, verify=True)
+
+    (parent,) = json.loads((tmp_path / "back" / "delta_config.json").read_text())["parents"]
+    assert (parent["relation"], parent["format"]) == ("converted", "peft")
+    convert(tmp_path / "adapter", tmp_path / "again", "peft", backbone=backbone)
+    assert parent["digest"] in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_the_card_of_a_delta_that_was_never_saved_names_no_digest(backbone, tmp_path):
+    delta = attached(backbone, "lora")
+    delta.export(tmp_path / "adapter", "peft", verify=True)
+    delta.remove()
+
+    assert "sha256" not in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_a_merged_model_loads_alone_with_the_tokenizer_of_its_backbone(backbone_folder, saved, tmp_path):
+    (backbone_folder / "tokenizer.json").write_text("{}")
+    convert(saved["lora"], tmp_path / "model", "merged", backbone=backbone_folder)
+    (backbone_folder / "tokenizer.json").unlink()
+
+    base = AutoModelForCausalLM.from_pretrained(backbone_folder)
+    AutoDeltaModel.from_finetuned(saved["lora"], backbone_model=base)
+    ids = torch.arange(8)[None]
+    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path / "model")(ids).logits, base(ids).logits)
+    assert (tmp_path / "model" / "tokenizer.json").is_file()
+
+
+def test_a_merge_refuses_another_delta_that_acts_and_one_that_does_not(tmp_path):
+    model = llama()
+    first, second = LoraModel(model), BitFitModel(model)
+    with pytest.raises(ConfigError, match="'bitfit' is attached"):
+        first.export(tmp_path / "model", "merged")
+    second.detach()
+    first.detach()
+    with pytest.raises(ConfigError, match="'lora' is detached"):
+        first.export(tmp_path / "model", "merged")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_delta_without_effect_does_not_pass_verification(backbone, tmp_path):
+    delta = LoraModel(backbone)
+    with pytest.raises(CheckpointError, match="changes no output"):
+        delta.export(tmp_path / "out", "peft", verify=True)
+    delta.remove()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_gives_other_outputs_is_not_written(backbone, saved, tmp_path, monkeypatch):
+    from deltahub.formats.peft import export
+
+    def other(saved, backbone, files=export.files):
+        tensors = {name: tensor * 1.5 for name, tensor in saved.tensors.items()}
+        return files(type(saved)(**{**vars(saved), "tensors": tensors}), backbone)
+
+    monkeypatch.setattr(export, "files", other)
+    with pytest.raises(VerificationError, match="Nothing was written"):
+        convert(saved["lora"], tmp_path / "out", "peft", backbone=backbone, verify=True)
+    assert not (tmp_path / "out").exists()
+    assert deltas_of(backbone) == {}
+
+
+def test_outputs_that_are_not_numbers_are_refused(tmp_path):
+    model = llama()
+    delta = attached(model, "lora")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="not finite"):
+        delta.export(tmp_path / "out", "peft", verify=True)
+
+
+def test_a_delta_of_another_backbone_is_refused(saved, tmp_path):
+    model = llama()
+    with torch.no_grad():
+        model.lm_head.weight.add_(1)
+    with pytest.raises(FingerprintMismatch):
+        convert(saved["lora"], tmp_path / "out", "merged", backbone=model)
+    assert deltas_of(model) == {}
+
+
+def test_the_error_of_a_computed_lora_is_told_for_each_module(backbone, saved, tmp_path):
+    result = convert(saved["dora"], tmp_path / "out", "peft", backbone=backbone, as_lora=2, verify=True)
+
+    assert {change.rank for change in result.changes} == {2}
+    assert all(0 < change.error < 1 for change in result.changes)
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["use_dora"] is False
+
+
+def test_a_model_of_the_caller_trains_as_before(backbone, saved, tmp_path):
+    model = llama().train()
+    model.lm_head.requires_grad_(False)
+    before = [(p.requires_grad, p.clone()) for p in model.parameters()]
+    convert(saved["lora"], tmp_path / "out", "peft", backbone=model, verify=True)
+
+    assert model.training
+    assert all(p.requires_grad == g and torch.equal(p, v) for p, (g, v) in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("where", ["delta", "delta/out", "."])
+def test_a_folder_is_not_written_into_its_source_or_around_it(saved, where):
+    target = saved["lora"].parent / where
+    with pytest.raises(CheckpointError, match="Choose"):
+        convert(saved["lora"], target, "deltahub")
+
+
+def test_a_folder_with_other_files_is_refused_and_one_of_the_same_format_replaced(saved, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="something other than a PEFT adapter"):
+        convert(saved["lora"], tmp_path, "peft")
+    out = tmp_path / "out"
+    export_peft(saved["rslora"], out)
+    convert(saved["lora"], out, "peft")
+    assert json.loads((out / "adapter_config.json").read_text())["use_rslora"] is False
+    (out / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        convert(saved["lora"], out, "peft")
+
+
+def test_a_full_disk_leaves_the_old_folder_and_no_new_one(tmp_path):
+    def fill(stage):
+        (stage / "adapter_config.json").write_text("{}")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match="No space is left"):
+        write_folder(tmp_path / "new", Format.PEFT, fill)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_source_of_another_library_needs_its_backbone(saved, tmp_path):
+    convert(saved["lora"], tmp_path / "adapter", "peft")
+    with pytest.raises(ConfigError, match="in the format peft, and its conversion needs the backbone"):
+        convert(tmp_path / "adapter", tmp_path / "out", "deltahub")
+
+
+def test_a_part_of_a_fused_layer_is_written_and_verified(tmp_path):
+    model = gpt2()
+    delta = attached(model, "lora")
+    assert delta.export(tmp_path / "out", "peft", verify=True).comparison
