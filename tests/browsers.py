@@ -108,18 +108,30 @@ def keep() -> Callable[..., None]:
     return save
 
 
-def violations(page: Any) -> list[str]:
-    """What keeps people from using an open page, in light colours and in dark ones; the checker needs `bypass_csp`."""
+_COLOURS = ["color-contrast", "link-in-text-block"]  # only these depend on the scheme
+_LAYOUT = ["color-contrast", "target-size", "scrollable-region-focusable"]  # only these depend on the width
+
+
+def violations(page: Any, *, narrow: int | None = None) -> list[str]:
+    """What keeps people from using an open page, in light colours and in dark ones; the checker needs `bypass_csp`.
+
+    With `narrow` it is made so many pixels wide in the end, and looked at again. That is enough where a narrow page shows no more.
+    """
     from axe_playwright_python.base import AXE_SCRIPT, AxeResults
 
-    page.evaluate(AXE_SCRIPT)
-    reports = []
-    for scheme, rules in (
-        ("light", {}),
-        ("dark", {"runOnly": ["color-contrast", "link-in-text-block"]}),
-    ):  # only colours depend on the scheme
-        page.emulate_media(color_scheme=scheme)
-        results = AxeResults(page.evaluate("options => axe.run(options)", {"resultTypes": ["violations"], **rules}))
+    def look(name: str, rules: list[str] | None) -> None:
+        only = {"runOnly": rules} if rules else {}
+        results = AxeResults(page.evaluate("options => axe.run(options)", {"resultTypes": ["violations"], **only}))
         if results.violations_count:
-            reports.append(f"{scheme}: {results.generate_report()}")
+            reports.append(f"{name}: {results.generate_report()}")
+
+    page.evaluate(AXE_SCRIPT)
+    reports: list[str] = []
+    page.emulate_media(color_scheme="light")
+    look("light", None)
+    page.emulate_media(color_scheme="dark")
+    look("dark", _COLOURS)
+    if narrow is not None:
+        page.set_viewport_size({"width": narrow, "height": 800})
+        look("narrow", _LAYOUT)
     return reports

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -48,6 +49,10 @@ if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ENOUGH:
 
 _NOBODY = 65534
 
+_TESTS = Path(__file__).parent
+_ROOMS_OF_MODELS = {"algebra", "deltas", "engine", "formats", "handle", "picker", "training"}
+_QUICK = 4
+
 # How long an example takes depends on what else the machine is doing, and decides nothing.
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-machine")
@@ -58,21 +63,43 @@ def pytest_xdist_auto_num_workers() -> int:
     return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2 * (os.cpu_count() or 1)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Mark what `make quick` leaves out before the tests are chosen, and put them in order afterwards."""
+    _leave_most_of_the_grids_to_the_whole_suite(items)
+    yield
+    items.sort(key=_turn)
+
+
+def _leave_most_of_the_grids_to_the_whole_suite(items: list[pytest.Item]) -> None:
+    """Mark as slow, where models are built, what runs on other architectures than BERT and three of four sets of parameters.
+
+    A test of a contract is one test, however many types inherit it. Each begins at another set, so that all types have their turn.
+    """
+    grids: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.path.relative_to(_TESTS).parts[0] in _ROOMS_OF_MODELS and item.get_closest_marker("slow") is None:
+            parameters = getattr(item, "callspec", None)
+            if parameters and parameters.params.get("backbone", "bert") != "bert":
+                item.add_marker(pytest.mark.slow)
+            else:
+                grids.setdefault(f"{item.path.name}::{getattr(item, 'originalname', item.name)}", []).append(item)
+    for name, grid in grids.items():
+        for place, item in enumerate(grid if len(grid) >= _QUICK else ()):
+            if (place + zlib.crc32(name.encode())) % _QUICK:
+                item.add_marker(pytest.mark.slow)
+
+
+def _turn(item: pytest.Item) -> int:
     """Put the slow tests first, so that the others fill the time until the last slow one is done.
 
     A worker begins with a piece of this list and takes from the end of another's when it has none left. So the first worker
     keeps the browser, which needs a core for itself, and the tests that are allowed to take minutes do not start last.
     """
-
-    def turn(item: pytest.Item) -> int:
-        if item.get_closest_marker("slow") is None:
-            return 2
-        alone = "browser" in item.fixturenames or item.get_closest_marker("timeout") is not None  # type: ignore[attr-defined]
-        return 0 if alone else 1
-
-    items.sort(key=turn)
+    if item.get_closest_marker("slow") is None:
+        return 2
+    alone = "browser" in item.fixturenames or item.get_closest_marker("timeout") is not None  # type: ignore[attr-defined]
+    return 0 if alone else 1
 
 
 def pytest_collection_finish() -> None:

@@ -4,6 +4,7 @@ import ast
 import re
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,13 @@ RIDDLES = {
 }
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text("utf-8"))))
+
+
 def docstrings(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield ast.get_docstring(node) or ""
 
@@ -32,7 +38,7 @@ def comments(path: Path) -> Iterator[str]:
 
 
 def messages(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in nodes(path):
         parts = node.values if isinstance(node, ast.JoinedStr) else [node]
         texts = [part.value if isinstance(part, ast.Constant) else "{}" for part in parts]
         if all(isinstance(text, str) for text in texts):
@@ -65,7 +71,7 @@ def test_docstrings_comments_and_messages_hold_no_riddles(folder):
     found = [
         f"{path.name}: {riddle}"
         for path in folder.glob("*.py")
-        for text in (*docstrings(path), *comments(path), *messages(path))
+        for text in {*docstrings(path), *comments(path), *messages(path)}
         for riddle in riddles(text)
     ]
     assert found == []
