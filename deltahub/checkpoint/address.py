@@ -10,6 +10,7 @@ with one difference: a pattern that matches nothing is an error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -59,6 +60,17 @@ def value_for(patterns: Mapping[str, T], name: str, default: T) -> T:
     if name in patterns:
         return patterns[name]
     return next((value for pattern, value in patterns.items() if Address(pattern).matches(name)), default)
+
+
+def exact_addresses(chosen: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """Return for each chosen module an address that matches no other module: its name, unless other names end with it.
+
+    Args:
+        chosen: names of modules.
+        names: the names of all modules.
+    """
+    tails = {".".join(parts[start:]) for parts in (name.split(".") for name in names) for start in range(1, len(parts))}
+    return {name: f"{REGEX_MARK}^{re.escape(name)}$" if name in tails else name for name in chosen}
 
 
 def _is_tail(name: str, start: int, end: int | None = None) -> bool:

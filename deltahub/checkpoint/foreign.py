@@ -40,10 +40,12 @@ TOKENIZER: Final = (  # an adapter with new tokens cannot be used without its to
 _LONGEST_OPTIONS: Final = 64 << 10  # bytes of the options of a config to keep for search
 # The names of a LoRA's tensors in diffusers, kohya and LyCORIS.
 _LORA_NAME: Final = re.compile(
-    r".*(?:lora_(?:A|B|down|up)(?:\.[^.]+)?\.weight|lora\.(?:down|up)\.weight|\.alpha|dora_scale|lora_magnitude_vector"
+    r".*(?:lora_(?:A|B|down|up)(?:\.[^.]+)?\.weight|lora_B(?:\.[^.]+)?\.bias"
+    r"|lora(?:_linear_layer)?\.(?:down\.weight|up\.(?:weight|bias))"
+    r"|\.alpha|dora_scale|lora_magnitude_vector(?:\.[^.]+)?"
     r"(?:\.weight)?|hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?|lora_mid\.weight)"
 )
-_DOWN: Final = re.compile(r".*(?:lora_(?:A|down)(?:\.[^.]+)?|lora\.down)\.weight")
+_DOWN: Final = re.compile(r".*(?:lora_(?:A|down)(?:\.[^.]+)?|lora(?:_linear_layer)?\.down)\.weight")
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,22 @@ def table_of(file: BinaryIO, file_name: str, longest: int = LONGEST) -> tuple[Te
     return tensor_entries(read, file.seek(0, os.SEEK_END), file_name, longest)
 
 
+def metadata_of(path: Path) -> dict[str, str]:
+    """Read the texts that the header of a safetensors file holds beside its tensors, by name.
+
+    Raises:
+        CheckpointError: it is not a safetensors file.
+    """
+    with regular(path) as file:
+
+        def read(start: int, end: int) -> bytes:
+            file.seek(start)
+            return file.read(end - start)
+
+        header, _ = _header(read, file.seek(0, os.SEEK_END), str(path), LONGEST)
+    return dict(header.get("__metadata__", {}))
+
+
 def usable_bytes(file: BinaryIO, file_name: str) -> bytes:
     """Read a whole open safetensors file of a delta, after checking its header: no memory is allocated before.
 
@@ -125,6 +141,24 @@ def tensor_entries(read: Read, size: int, file_name: str, longest: int = LONGEST
     Raises:
         CheckpointError: it is not a safetensors file, or it is truncated.
     """
+    header, end = _header(read, size, file_name, longest)
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    try:
+        places = [_place(name, tensors[name]) for name in sorted(tensors)]
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise _malformed(file_name, f"its header does not describe tensors ({error!r:.200})") from error
+    position = 0
+    for first, last in sorted(span for _, span in places):
+        if first != position or last < first:
+            raise _malformed(file_name, "its tensors do not follow each other")
+        position = last
+    if end + position != size:
+        raise _malformed(file_name, f"expected {end + position} bytes, found {size}")
+    return tuple(entry for entry, _ in places)
+
+
+def _header(read: Read, size: int, file_name: str, longest: int) -> tuple[dict[str, Any], int]:
+    """Read a file's header, and the position after it."""
     length = int.from_bytes(read(0, _PREFIX), "little") if size >= _PREFIX else size
     end = _PREFIX + length
     if length > longest:
@@ -139,19 +173,7 @@ def tensor_entries(read: Read, size: int, file_name: str, longest: int = LONGEST
         raise _malformed(file_name, "its header is not a JSON object")
     if not _are_texts(header.get("__metadata__", {})):
         raise _malformed(file_name, "its metadata are not texts by name")
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    try:
-        places = [_place(name, tensors[name]) for name in sorted(tensors)]
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise _malformed(file_name, f"its header does not describe tensors ({error!r:.200})") from error
-    position = 0
-    for first, last in sorted(span for _, span in places):
-        if first != position or last < first:
-            raise _malformed(file_name, "its tensors do not follow each other")
-        position = last
-    if end + position != size:
-        raise _malformed(file_name, f"expected {end + position} bytes, found {size}")
-    return tuple(entry for entry, _ in places)
+    return header, end
 
 
 def _are_texts(metadata: object) -> bool:

@@ -6,6 +6,7 @@ The pseudo forward pass runs a copy of the backbone without values, so it costs 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
@@ -248,3 +249,12 @@ def meta_copy(backbone: nn.Module) -> nn.Module:
         if hasattr(config, key):
             setattr(config, key, value)
     return clone
+
+
+def split_width(width: int, factor: int) -> tuple[int, int]:
+    """Split a width into two factors: the smaller one first, except that a `factor` that divides the width is the first."""
+    if factor > 0 and width % factor == 0:
+        return factor, width // factor
+    largest = min(factor, math.isqrt(width)) if factor > 0 else math.isqrt(width)
+    first = max(size for size in range(1, largest + 1) if width % size == 0)
+    return first, width // first

@@ -29,6 +29,7 @@ from deltahub.engine.trainable import remember
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files.atomic import read_limited
 from deltahub.formats.adapters import reading as adapters_reading
+from deltahub.formats.diffusers import reading as diffusers_reading
 from deltahub.formats.opendelta import reading as opendelta
 from deltahub.formats.peft import reading as peft_reading
 from deltahub.handle.probe import Probe, refuse_others
@@ -46,7 +47,7 @@ def read_any(
     with_backbone: bool = True,
     config_sha256: str | None = None,
 ) -> Checkpoint:
-    """Read a delta saved by DeltaHub or OpenDelta, or an adapter of PEFT.
+    """Read a delta saved by DeltaHub or by another library.
 
     Args:
         backbone: the model of the delta; files of other libraries cannot be read without it.
@@ -75,6 +76,8 @@ def _read_foreign(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> C
         return peft_reading.read(folder, backbone, allow_pickle=allow_pickle)
     if adapters_reading.is_adapter(folder):
         return adapters_reading.read(folder, backbone, allow_pickle=allow_pickle)
+    if diffusers_reading.is_lora(folder):
+        return diffusers_reading.read(folder, backbone)
     return None
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.deltas.updates.update import WeightUpdate
+from deltahub.engine.shapes import split_width
 
 
 class KroneckerProduct(WeightUpdate):
@@ -75,12 +76,3 @@ class KroneckerProduct(WeightUpdate):
         if "lokr_t2" in self._parameters and number == 2:
             return torch.einsum("ijkl,ip,jr->prkl", self.lokr_t2, up, down)
         return up @ down
-
-
-def split_width(width: int, factor: int) -> tuple[int, int]:
-    """Split a width into two factors: the smaller one first, except that a `factor` that divides the width is the first."""
-    if factor > 0 and width % factor == 0:
-        return factor, width // factor
-    largest = min(factor, math.isqrt(width)) if factor > 0 else math.isqrt(width)
-    first = max(size for size in range(1, largest + 1) if width % size == 0)
-    return first, width // first

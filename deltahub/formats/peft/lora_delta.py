@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from deltahub.checkpoint.address import exact_addresses
 from deltahub.engine.site import delta_key
 from deltahub.engine.weights import is_turned
 from deltahub.errors import ConfigError
@@ -65,15 +66,16 @@ def lora_delta(updates: Mapping[str, LowRank], adapter: SavedAdapter, *, dropout
         }
         tensors |= {delta_key(name, leaf): tensor.contiguous() for leaf, tensor in leaves.items() if tensor is not None}
     rank, alpha = _most_common(updates)
+    addresses = exact_addresses(real, adapter.names.real.values())
     options = {
         "delta_type": "lora",
         "lora_alpha": alpha,
         "lora_dropout": dropout,
         "lora_r": rank,
-        "modified_modules": list(real),
+        "modified_modules": list(addresses.values()),
         "use_dora": use_dora,
-        "rank_pattern": {name: len(update.down) for name, update in real.items() if len(update.down) != rank},
-        "alpha_pattern": {name: update.alpha for name, update in real.items() if update.alpha != alpha},
+        "rank_pattern": {addresses[name]: len(u.down) for name, u in real.items() if len(u.down) != rank},
+        "alpha_pattern": {addresses[name]: u.alpha for name, u in real.items() if u.alpha != alpha},
     }
     if use_bias:
         options["use_bias"] = True

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltahub.checkpoint.address import exact_addresses
 from deltahub.engine.site import delta_key
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats.peft.low_rank_reading import low_rank
@@ -41,9 +42,10 @@ def weight_update(method: str, read: Read) -> Callable[[SavedAdapter], Converted
 
     def convert(adapter: SavedAdapter) -> Converted:
         found = {adapter.names.real[module]: read(adapter, module) for module in adapter.modules}
+        addresses = exact_addresses(found, adapter.names.real.values())
         common = dict(Counter(tuple(sorted(options.items())) for options, _ in found.values()).most_common(1)[0][0])
         patterns = {
-            name: {key: value for key, value in options.items() if value != common[key]}
+            addresses[name]: {key: value for key, value in options.items() if value != common[key]}
             for name, (options, _) in found.items()
             if options != common
         }
@@ -52,7 +54,7 @@ def weight_update(method: str, read: Read) -> Callable[[SavedAdapter], Converted
             "method": method,
             "options": common,
             "options_pattern": patterns,
-            "modified_modules": sorted(found),
+            "modified_modules": [addresses[name] for name in sorted(found)],
         }
         tensors = {
             delta_key(name, leaf): tensor.contiguous()
