@@ -8,6 +8,7 @@ import pickle
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,15 @@ from torch import nn
 
 from deltahub.compat import opendelta
 from deltahub.compat.opendelta.base import MODELS
-from deltahub.errors import AddressError, CheckpointError, ConfigError, DeltaHubError, NoMatchError, TargetError
+from deltahub.errors import (
+    AddressError,
+    CheckpointError,
+    ConfigError,
+    DeltaHubError,
+    NoMatchError,
+    StorageError,
+    TargetError,
+)
 from tests.backbones import bert, equal, logits_of, stir, t5, tensors_of
 
 ROOT = Path(__file__).parents[2]
@@ -61,14 +70,12 @@ PATHS = {
     "delta_models.parallel_adapter": "ParallelAdapterConfig ParallelAdapterModel",
     "delta_models.prefix": "PrefixConfig PrefixModel",
     "delta_models.soft_prompt": "SoftPromptConfig SoftPromptModel",
-    "utils.cuda": "get_device get_dtype",
     "utils.inspect": "inspect_module_statistics inspect_optimizer_statistics num_delta_parameters num_trainable_parameters",
     "utils.interactive.web": "interactive",
     "utils.logging": "get_logger set_verbosity_info",
     "utils.model_md5": "gen_model_hash gen_parameter_hash",
     "utils.name_based_addressing": "endswith_in endswith_in_normal endswith_in_regex superstring_in",
     "utils.saving_loading_utils": "SaveLoadMixin",
-    "utils.signature": "get_arg_names get_arg_names_inside_func signature",
     "utils.structure_mapping": "CommonStructureMap",
     "utils.visualization": "Visualization",
 }
@@ -97,7 +104,7 @@ def test_installing_twice_is_installing_once_and_another_opendelta_is_not_replac
     assert sys.modules["opendelta"] is json
 
 
-@pytest.mark.parametrize("path", ["delta_models.layers.low_rank_linear", "utils.decorate", "utils.delta_center"])
+@pytest.mark.parametrize("path", ["delta_models.layers.low_rank_linear", "utils.decorate", "utils.cuda"])
 def test_a_module_without_a_counterpart_names_the_alternative(as_opendelta, path):
     opendelta.install()
     module = importlib.import_module(f"opendelta.{path}")
@@ -121,7 +128,7 @@ def test_a_delta_of_any_type_has_the_methods_of_opendelta_and_loads_as_its_class
     }
     assert all("deltas" in name.split(".") for name in delta.trainable_parameters_names())
     assert {id(p) for p in delta.trainable_parameters()} == {id(p) for p in delta.parameters()}
-    assert (own, total - own) == (delta.num_trainable_parameters(backbone), delta.num_frozen_parameters(backbone))
+    assert (own, total) == (delta.num_trainable_parameters(backbone), delta.num_total_parameters(backbone))
     assert opendelta.utils.inspect.num_delta_parameters(backbone) == own
     delta.mark_as_delta()
     assert all(p._is_delta for p in delta.parameters())
@@ -169,7 +176,7 @@ def test_what_is_not_a_config_is_refused(tmp_path):
     config = opendelta.AutoDeltaConfig.from_dict({"delta_type": "lora"})
     with pytest.raises(ConfigError, match="pushed with its delta"):
         config.save_finetuned(tmp_path, push_to_hub=True)
-    with pytest.raises(CheckpointError, match="is a file"):
+    with pytest.raises(StorageError, match="File exists"):
         config.save_finetuned(tmp_path / "config.json")
 
 
@@ -188,17 +195,10 @@ COMPACTER = {"hypercomplex_adapters": True, "gradient_clip": False, "phm_clamp":
 JOBS = {  # of a T5 with 16 numbers in a hidden state, 2 blocks on each side: fields, options of the method, numbers that train
     "bitfit": ({}, {}, 608),
     "adapter": ({"unfrozen_modules": NORMS}, {"bottleneck_dim": 24}, 8 * (2 * 16 * 24 + 24 + 16)),
-    "lora": ({}, {"lora_r": 8}, 8 * 8 * (16 + 16)),
-    "compacter": ({"unfrozen_modules": NORMS}, {**COMPACTER, "reduction_factor": 4}, 1504),
     "compacter++": (
         {"unfrozen_modules": NORMS, "modified_modules": ["DenseReluDense"]},
         {**COMPACTER, "reduction_factor": 4},
         752,
-    ),
-    "low_rank_adapter": (
-        {"unfrozen_modules": NORMS},
-        {"reduction_factor": 4, "low_rank_rank": 1},
-        8 * (16 + 4 + 4 + 4 + 16 + 16),
     ),
     "soft_prompt": ({}, {"soft_token_num": 5, "token_init": False}, 5 * 16),
 }
@@ -428,9 +428,8 @@ def test_a_soft_prompt_on_a_module_that_holds_two_models_is_refused_as_in_opende
 def test_statistics_of_an_optimizer_count_each_group(caplog):
     backbone = bert()
     made("lora", backbone).freeze_module()
-    optimizer = torch.optim.SGD(
-        [{"params": backbone.parameters()}, {"params": [nn.Parameter(torch.ones(3))], "lr": 0.5}], lr=0.1
-    )
+    groups = [{"params": [*backbone.parameters()], "lr": 0.1}, {"params": [nn.Parameter(torch.ones(3))], "lr": 0.5}]
+    optimizer = SimpleNamespace(param_groups=groups)  # as of any optimizer of PyTorch
     with caplog.at_level(logging.INFO, "deltahub"):
         first, second = opendelta.utils.inspect.inspect_optimizer_statistics(optimizer).values()
     total = sum(p.numel() for p in backbone.parameters())
@@ -453,15 +452,12 @@ def test_only_the_usual_order_of_axes_is_taken():
     assert opendelta.global_setting.axis_order == [0, 1, 2]
 
 
-def test_common_names_are_told_as_opendelta_tells_them():
-    names = opendelta.CommonStructureMap.load(bert())
-    assert names.transform("bert.encoder.layer.0.attention.self.query")[0] == "bert.encoder@.block@.0.attn@.q@"
-    assert copy.copy(names).transform("bert.pooler", strict=False)[0] == "bert.pooler"
-    with pytest.raises(AddressError, match="no common name"):
-        names.transform("bert.pooler")
+def test_common_names_are_found_by_opendeltas_call():
+    names = opendelta.CommonStructureMap.load(bert(), "BertModel", strict=False)
+    assert names.common_name("bert.encoder.layer.0.attention.self.query") == "bert.encoder@.block@.0.attn@.q@"
 
 
-def test_names_signatures_and_hashes():
+def test_names_and_hashes():
     tools = opendelta.utils.name_based_addressing
     assert tools.is_child_key("a.b.c", ["a.b"])
     assert not tools.is_child_key("a.bc", ["a.b"])
@@ -470,13 +466,6 @@ def test_names_signatures_and_hashes():
     assert not tools.endswith_in("c_attn", ["attn"])
     assert tools.endswith_in_regex("h.0.attn", [r"\d\.attn"])
     assert not tools.endswith_in_normal("h.0.attn", [r"[r]\d\.attn"])
-
-    def function(self, a, b=1, *rest, **more):
-        return a
-
-    assert opendelta.utils.signature.signature(function) == (["self", "a", "b"], [1], "rest", "more")
-    assert opendelta.utils.signature.get_arg_names(function) == ["a", "b"]
-    assert opendelta.utils.signature.get_arg_names_inside_func(function) == ["a", "b"]
     model, hashes = nn.Linear(2, 2), opendelta.utils.model_md5
     other = copy.deepcopy(model)
     assert hashes.gen_model_hash(model) == hashes.gen_model_hash(other)
@@ -486,8 +475,6 @@ def test_names_signatures_and_hashes():
     nn.init.zeros_(other.weight)
     assert hashes.gen_model_hash(model) != hashes.gen_model_hash(other)
     assert hashes.gen_model_hash(model, with_parameters=False) == hashes.gen_model_hash(other, with_parameters=False)
-    assert opendelta.utils.cuda.get_device(model) == torch.device("cpu")
-    assert opendelta.utils.cuda.get_dtype(model.weight) == torch.float32
 
 
 def test_the_level_of_messages_is_that_of_deltahubs_logger():

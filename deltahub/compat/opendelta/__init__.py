@@ -13,22 +13,11 @@ import sys
 from importlib.util import find_spec
 from types import ModuleType
 
-from deltahub.compat.opendelta import logging
+from deltahub.compat.opendelta import base, configs, counting, logging, tools
 from deltahub.compat.opendelta.arguments import DeltaArguments
 from deltahub.compat.opendelta.base import DeltaBase
 from deltahub.compat.opendelta.configs import BaseDeltaConfig
-from deltahub.compat.opendelta.models import (
-    AdapterModel,
-    AutoDeltaConfig,
-    AutoDeltaModel,
-    BitFitModel,
-    CompacterModel,
-    LoraModel,
-    LowRankAdapterModel,
-    ParallelAdapterModel,
-    PrefixModel,
-    SoftPromptModel,
-)
+from deltahub.compat.opendelta.factories import AutoDeltaConfig, AutoDeltaModel, interactive
 from deltahub.compat.opendelta.paths import new_modules, register
 from deltahub.compat.opendelta.settings import global_setting, set_axis_order
 from deltahub.compat.opendelta.tools import CommonStructureMap
@@ -54,15 +43,15 @@ __all__ = [
     "Visualization",
     "global_setting",
     "install",
+    "interactive",
     "logging",
     "set_axis_order",
 ]
-
 __version__ = "0.3.2"  # the release of OpenDelta whose interface this is
 
-_MODULES = new_modules("opendelta")
-_DRAWING = ModuleType("bigmodelvis", "Pictures of models, by DeltaHub.")
-vars(_DRAWING).update(Visualization=Visualization)
+globals().update({model_class.__name__: model_class for model_class in base.MODELS.values()})
+_NAMES = {name: value for module in (base, configs, counting, logging, tools) for name, value in vars(module).items()}
+_MODULES = new_modules("opendelta", {**_NAMES, **globals()})
 globals().update({path: module for path, module in _MODULES.items() if "." not in path})
 
 
@@ -72,6 +61,8 @@ def install() -> None:
     Raises:
         ConfigError: OpenDelta itself is imported already.
     """
-    register("opendelta", __name__, _MODULES)
+    register("opendelta", sys.modules[__name__], _MODULES)
     if "bigmodelvis" not in sys.modules and find_spec("bigmodelvis") is None:
-        register("bigmodelvis", _DRAWING, {})
+        drawing = ModuleType("bigmodelvis", "Pictures of models, by DeltaHub.")
+        drawing.Visualization = Visualization  # type: ignore[attr-defined]
+        register("bigmodelvis", drawing, {})

@@ -13,14 +13,11 @@ class DeltaArguments:
 
     Args:
         delta_type: the type of the delta, or ``"none"``.
-        backbone_model: the name of the backbone, for the model card.
-        model_path_public: where the backbone is published, for the model card.
+        backbone_model, model_path_public: the backbone's name and address, for the model card.
         modified_modules: addresses of the modules to put the delta on; None for the method's default.
         unfrozen_modules: addresses of parameters that `freeze_module` leaves trainable.
         finetuned_delta_path: the folder to save the delta to.
-        force_download: whether to fetch a delta again.
-        local_files_only: whether to use only files on this machine.
-        delta_cache_dir: the cache for pulled deltas.
+        force_download, local_files_only, delta_cache_dir: arguments of `from_finetuned`.
         delay_push: whether to print the command that pushes the delta instead of pushing it.
     """
 

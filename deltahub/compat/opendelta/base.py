@@ -1,16 +1,16 @@
-"""The methods of OpenDelta's DeltaBase that DeltaHub's does not have."""
+"""The methods of OpenDelta's DeltaBase that DeltaHub's does not have, and the delta models with them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final, NoReturn, Self, cast
 
 from torch import nn
 
 from deltahub.checkpoint.config import DeltaConfig
-from deltahub.compat.opendelta.configs import BaseDeltaConfig
-from deltahub.compat.opendelta.counting import num_frozen_parameters, num_total_parameters, num_trainable_parameters
+from deltahub.compat.opendelta.configs import CONFIGS, METHODS, with_methods
+from deltahub.compat.opendelta.counting import num_total_parameters, num_trainable_parameters
 from deltahub.compat.opendelta.inserted import InsertedModule, put
 from deltahub.engine.ledger import ledger_holding
 from deltahub.engine.modules import module_at
@@ -20,20 +20,21 @@ from deltahub.errors import CheckpointError, ConfigError, NoMatchError
 from deltahub.handle import base
 from deltahub.log import LOGGER
 
-MODELS: Final[dict[str, type[Any]]] = {}  # delta type to the class with OpenDelta's methods
-_ELSEWHERE: Final = (
-    "A delta is built whole from its config, so that it can be saved and loaded. Pass modified_modules to the class, or write a "
-    "method of your own with new_insertion (docs/extending.md)."
-)
+
+def _refused(method: str) -> Callable[..., NoReturn]:
+    def refuse(self: Any, *args: Any, **options: Any) -> NoReturn:
+        """Refuse the call: a delta is built whole from its config, which names the alternative."""
+        msg = (
+            f"{method} has no meaning in DeltaHub. A delta is built whole from its config, so that it can be saved and loaded. Pass "
+            "modified_modules to the class, or write a method of your own with new_insertion (docs/extending.md)."
+        )
+        raise ConfigError(msg)
+
+    return refuse
 
 
 class DeltaBase(base.DeltaBase):
     """A delta with OpenDelta's methods."""
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if cls.delta_type:
-            MODELS.setdefault(cls.delta_type, cls)
 
     def __init__(self, backbone_model: nn.Module, config: DeltaConfig, **options: Any) -> None:
         values = {field.name: getattr(config, field.name) for field in fields(config)}
@@ -66,15 +67,8 @@ class DeltaBase(base.DeltaBase):
         """Count the numbers in a module's parameters, by default in the delta's alone."""
         return num_total_parameters(module or self)
 
-    def num_frozen_parameters(self, module: nn.Module | None = None) -> int:
-        """Count the frozen numbers in a module, by default in the delta alone."""
-        return num_frozen_parameters(module or self)
-
     def mark_as_delta(self, module: nn.Module | None = None) -> None:
-        """Set `_is_delta` on the delta's parameters; DeltaHub knows them by their names and does not read it.
-
-        Args:
-            module: a part of the delta; by default the whole delta.
+        """Set `_is_delta` on the parameters of the delta, or of a part of it; DeltaHub itself does not read it.
 
         Raises:
             ConfigError: the module has parameters of the backbone, which would be frozen and not saved all the same.
@@ -92,10 +86,7 @@ class DeltaBase(base.DeltaBase):
     def freeze_module(
         self, module: nn.Module | None = None, exclude: Sequence[str] | None = None, set_state_dict: bool = True
     ) -> None:
-        """Freeze everything except the named parameters; a name that matches nothing is passed over with a warning.
-
-        Args, Raises: as for DeltaHub's, except NoMatchError.
-        """
+        """Freeze everything except the named parameters, as DeltaHub does; a name that matches nothing is passed over with a warning."""
         names = list((self.config.unfrozen_modules if exclude is None else exclude) or ())
         unmatched: list[str] = []
         while True:
@@ -167,7 +158,7 @@ class DeltaBase(base.DeltaBase):
             msg = "_delta_info describes an insertion of OpenDelta. Pass delta_module, and use attach() to activate a delta again."
             raise ConfigError(msg)
         self.check_places()
-        put(self.backbone_model, self._entry, module, method, delta_module, strict=strict)
+        put(self.backbone_model, self._entry, module, InsertedModule(delta_module, method), strict=strict)
 
     def insert_sequential_module(self, module: nn.Module, *args: Any, **options: Any) -> None:
         """Call `insert_module` with the method ``"sequential"``."""
@@ -177,25 +168,10 @@ class DeltaBase(base.DeltaBase):
         """Call `insert_module` with the method ``"parallel"``."""
         self.insert_module(module, "parallel", *args, **options)
 
-    def add_all_delta_to_backbone(self, *args: Any, **options: Any) -> NoReturn:
-        """Refuse the call: the constructor does this.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise _refusal("add_all_delta_to_backbone")
-
-    def update_module(self, *args: Any, **options: Any) -> NoReturn:
-        """Refuse the call: see `add_all_delta_to_backbone`."""
-        raise _refusal("update_module")
-
-    def modify_module(self, *args: Any, **options: Any) -> NoReturn:
-        """Refuse the call: see `add_all_delta_to_backbone`."""
-        raise _refusal("modify_module")
-
-    def replace_module(self, *args: Any, **options: Any) -> NoReturn:
-        """Refuse the call: a delta does not take the place of a module; see `add_all_delta_to_backbone`."""
-        raise _refusal("replace_module")
+    add_all_delta_to_backbone = _refused("add_all_delta_to_backbone")
+    update_module = _refused("update_module")
+    modify_module = _refused("modify_module")
+    replace_module = _refused("replace_module")
 
     # ----- saving -----
 
@@ -218,8 +194,8 @@ class DeltaBase(base.DeltaBase):
         super().save_finetuned(*args, **options)
 
 
-def _refusal(method: str) -> ConfigError:
-    return ConfigError(f"{method} has no meaning in DeltaHub. {_ELSEWHERE}")
-
-
-__all__ = ["MODELS", "BaseDeltaConfig", "DeltaBase"]
+MODELS: Final = {
+    method: with_methods(DeltaBase, f"{name}Model", __name__, config_class=CONFIGS[method])
+    for method, name in METHODS.items()
+}
+globals().update({model_class.__name__: model_class for model_class in MODELS.values()})

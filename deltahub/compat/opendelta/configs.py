@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -63,26 +63,21 @@ class BaseDeltaConfig(DeltaConfig):
         """Write the config as `config.json` into a folder, which is made if it does not exist.
 
         Raises:
-            CheckpointError: the path is a file.
             ConfigError: `push_to_hub` is true: a config is pushed only with its delta.
             StorageError: the folder cannot be written.
         """
-        folder = Path(save_directory).expanduser()
         if push_to_hub:
             msg = "A config is pushed with its delta: save the delta with save_finetuned, then push its folder with deltahub.push."
             raise ConfigError(msg)
-        if folder.is_file():
-            msg = f"{folder} is a file; expected a folder to save into. Choose another path."
-            raise CheckpointError(msg)
+        folder = Path(save_directory).expanduser()
         with storage_errors("Saving the config", folder):
             folder.mkdir(parents=True, exist_ok=True)
         self.to_json_file(folder / CONFIG)
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return the delta type and the options that differ from their defaults, as JSON types."""
-        defaults = {f.name: f.default if f.default is not MISSING else _made(f.default_factory) for f in fields(self)}
-        lists = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
-        return {key: value for key, value in self.to_dict().items() if key not in lists or value != lists[key]}
+        defaults = {**type(self)().to_dict(), "delta_type": None}
+        return {key: value for key, value in self.to_dict().items() if value != defaults[key]}
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """Return the config as JSON: only what differs from the defaults, or every option."""
@@ -97,10 +92,6 @@ class BaseDeltaConfig(DeltaConfig):
         path = Path(json_file_path)
         with storage_errors("Saving the config", path.parent):
             path.write_text(self.to_json_string(use_diff), "utf-8")
-
-
-def _made(factory: Any) -> Any:
-    return None if factory is MISSING else factory()
 
 
 def document_at(place: str | os.PathLike[str]) -> dict[str, Any]:
@@ -125,33 +116,23 @@ def document_at(place: str | os.PathLike[str]) -> dict[str, Any]:
     return document
 
 
-class AdapterConfig(BaseDeltaConfig, deltas.AdapterConfig):
-    """The config of adapters."""
+METHODS: Final = {
+    "adapter": "Adapter",
+    "bitfit": "BitFit",
+    "compacter": "Compacter",
+    "lora": "Lora",
+    "low_rank_adapter": "LowRankAdapter",
+    "parallel_adapter": "ParallelAdapter",
+    "prefix": "Prefix",
+    "soft_prompt": "SoftPrompt",
+}
 
 
-class BitFitConfig(BaseDeltaConfig, deltas.BitFitConfig):
-    """The config of BitFit."""
+def with_methods(base: type, name: str, module: str, **attributes: Any) -> type[Any]:
+    """Return DeltaHub's class of a name with the methods of an OpenDelta base class, as a class of a module."""
+    original = getattr(deltas, name)
+    return type(name, (original, base), {"__module__": module, "__doc__": original.__doc__, **attributes})
 
 
-class CompacterConfig(BaseDeltaConfig, deltas.CompacterConfig):
-    """The config of compacters."""
-
-
-class LoraConfig(BaseDeltaConfig, deltas.LoraConfig):
-    """The config of LoRA."""
-
-
-class LowRankAdapterConfig(BaseDeltaConfig, deltas.LowRankAdapterConfig):
-    """The config of low-rank adapters."""
-
-
-class ParallelAdapterConfig(BaseDeltaConfig, deltas.ParallelAdapterConfig):
-    """The config of parallel adapters."""
-
-
-class PrefixConfig(BaseDeltaConfig, deltas.PrefixConfig):
-    """The config of prefix tuning."""
-
-
-class SoftPromptConfig(BaseDeltaConfig, deltas.SoftPromptConfig):
-    """The config of prompt tuning."""
+CONFIGS: Final = {method: with_methods(BaseDeltaConfig, f"{name}Config", __name__) for method, name in METHODS.items()}
+globals().update({config_class.__name__: config_class for config_class in CONFIGS.values()})

@@ -17,11 +17,6 @@ def num_trainable_parameters(module: Any) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def num_frozen_parameters(module: Any) -> int:
-    """Count the frozen numbers in a module's parameters."""
-    return sum(p.numel() for p in module.parameters() if not p.requires_grad)
-
-
 def num_total_parameters(module: Any) -> int:
     """Count the numbers in a module's parameters."""
     return sum(p.numel() for p in module.parameters())
@@ -33,11 +28,7 @@ def num_delta_parameters(module: nn.Module) -> int:
 
 
 def inspect_module_statistics(module: nn.Module, verbose: bool = True) -> dict[str, float]:
-    """Count parameters and measure CUDA memory: see `DeltaBase.get_statistics`.
-
-    Args:
-        verbose: whether to log the result too.
-    """
+    """Count parameters and measure CUDA memory as `DeltaBase.get_statistics` does; log it too if `verbose`."""
     statistics = report.count(module)
     if verbose:
         LOGGER.info("%s", statistics)
@@ -45,25 +36,18 @@ def inspect_module_statistics(module: nn.Module, verbose: bool = True) -> dict[s
 
 
 def inspect_optimizer_statistics(optimizer: Optimizer, verbose: bool = True) -> dict[str, dict[str, Any]]:
-    """Count the parameters of an optimizer.
+    """Count the parameters of each ``param_group_<number>``, and return them with the options of the group.
 
-    Args:
-        verbose: whether to log the result too.
-
-    Returns:
-        For each ``param_group_<number>`` the total_parameters, the trainable_parameters, their trainable_ratio as text in percent, and the
-        options of the group.
+    The trainable_ratio is text, in percent. `verbose` logs the result too.
     """
     statistics = {}
     for number, group in enumerate(optimizer.param_groups):
         total = sum(p.numel() for p in group["params"])
         trainable = sum(p.numel() for p in group["params"] if p.requires_grad)
-        statistics[f"param_group_{number}"] = {
-            "total_parameters": total,
-            "trainable_parameters": trainable,
-            "trainable_ratio": f"{trainable / total * 100 if total else 0:.6f}%",
-            **{key: value for key, value in group.items() if key != "params"},
-        }
+        ratio = f"{trainable / total * 100 if total else 0:.6f}%"
+        counts = {"total_parameters": total, "trainable_parameters": trainable, "trainable_ratio": ratio}
+        options = {key: value for key, value in group.items() if key != "params"}
+        statistics[f"param_group_{number}"] = {**counts, **options}
     if verbose:
         LOGGER.info("optimizer info: %s", statistics)
     return statistics

@@ -13,84 +13,56 @@ from deltahub.engine.site import CHILD, Site, check_target, insert
 from deltahub.errors import ConfigError, TargetError
 from deltahub.handle.freezing import prefix_of
 
-
-class InsertedModule(Insertion):
-    """An insertion that calls a user's module."""
-
-    keeps_length = False  # not known
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module: Any = module
-
-
-class Before(InsertedModule):
-    """An insertion that changes the arguments by `pre_forward`."""
-
-    def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """Call `pre_forward`, which returns the positional and the keyword arguments."""
-        changed_args, changed_kwargs = self.module.pre_forward(*args, **kwargs)
-        return tuple(changed_args), changed_kwargs
-
-
-class After(InsertedModule):
-    """An insertion that changes the output by `post_forward`."""
-
-    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Call `post_forward`."""
-        return self.module.post_forward(output)
-
-
-class Around(Before, After):
-    """An insertion that changes the arguments and the output."""
-
-
-class Parallel(InsertedModule):
-    """An insertion that adds the output of the module for the same arguments."""
-
-    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-        """Call the module, and return the sum of both outputs."""
-        return output + self.module(*args, **kwargs)
-
-
-_NEEDS: Final[dict[str, tuple[str, ...]]] = {
+_CALLS: Final = {  # the functions of the module that each method calls; those that it has
     "sequential": ("pre_forward", "post_forward"),
     "before": ("pre_forward",),
     "after": ("post_forward",),
     "parallel": ("forward",),
 }
-_CLASSES: Final[dict[tuple[str, ...], type[InsertedModule]]] = {
-    ("pre_forward", "post_forward"): Around,
-    ("pre_forward",): Before,
-    ("post_forward",): After,
-    ("forward",): Parallel,
-}
 
 
-def _new(method: str, module: Any) -> InsertedModule:
-    if method not in _NEEDS:
-        msg = f"method must be one of {', '.join(_NEEDS)}, got {method!r}."
-        raise ConfigError(msg)
-    if not isinstance(module, nn.Module):
-        msg = f"delta_module must be a module of PyTorch, got a {type(module).__name__}."
-        raise ConfigError(msg)
-    calls = tuple(name for name in _NEEDS[method] if hasattr(module, name))
-    if not calls:
-        msg = f"{type(module).__name__} has no {' and no '.join(_NEEDS[method])}, so inserted as {method!r} it would never act."
-        raise ConfigError(f"{msg} Define one, or choose another method.")
-    return _CLASSES[calls](module)
+class InsertedModule(Insertion):
+    """An insertion that calls a user's module.
+
+    Raises:
+        ConfigError: the method is unknown, or the module would never act.
+    """
+
+    keeps_length = False  # not known
+
+    def __init__(self, module: Any, method: str) -> None:
+        super().__init__()
+        if method not in _CALLS:
+            msg = f"method must be one of {', '.join(_CALLS)}, got {method!r}."
+            raise ConfigError(msg)
+        self.calls = [name for name in _CALLS[method] if hasattr(module, name)]
+        if not self.calls or not isinstance(module, nn.Module):
+            msg = f"delta_module must be a module of PyTorch with {' or '.join(_CALLS[method])} for {method!r}, got a {type(module).__name__}."
+            raise ConfigError(msg)
+        self.module: Any = module
+
+    def before(self, target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Call `pre_forward`, which returns the positional and the keyword arguments."""
+        if "pre_forward" in self.calls:
+            args, kwargs = self.module.pre_forward(*args, **kwargs)
+        return tuple(args), kwargs
+
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Call `post_forward`, or return the sum of both outputs for ``"parallel"``."""
+        if "forward" in self.calls:
+            return output + self.module(*args, **kwargs)
+        return self.module.post_forward(output) if "post_forward" in self.calls else output
 
 
-def put(backbone: nn.Module, entry: Entry, target: nn.Module, method: str, module: Any, *, strict: bool) -> None:
+def put(backbone: nn.Module, entry: Entry, target: nn.Module, insertion: InsertedModule, *, strict: bool) -> None:
     """Add a user's module to a delta: see `DeltaBase.insert_module`.
 
     Raises:
-        ConfigError: the method is unknown, the module would never act, the delta acts on the target already, or is detached.
+        ConfigError: the delta acts on the target already, or is detached.
         AddressError: the target is not part of the backbone, or cannot hold a delta. Nothing was changed.
         MergeError: deltas are merged.
         RouteError: a route is open.
     """
-    insertion = _new(method, module)
     address = prefix_of(backbone, target).rstrip(".")
     check_target(address, target)
     refuse_merged(backbone)

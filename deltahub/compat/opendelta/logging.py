@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from logging import CRITICAL, DEBUG, ERROR, FATAL, INFO, WARN, WARNING, Logger, getLogger
 
 from deltahub.log import LOGGER
@@ -14,31 +15,9 @@ def get_logger(name: str | None = None) -> Logger:
     return LOGGER if name is None else getLogger(name)
 
 
-def get_verbosity() -> int:
-    """Return the level of DeltaHub's logger."""
-    return LOGGER.getEffectiveLevel()
-
-
-def set_verbosity(verbosity: int) -> None:
-    """Set the level of DeltaHub's logger."""
-    LOGGER.setLevel(verbosity)
-
-
-def set_verbosity_debug() -> None:
-    """Show everything."""
-    set_verbosity(DEBUG)
-
-
-def set_verbosity_info() -> None:
-    """Show information, warnings and errors."""
-    set_verbosity(INFO)
-
-
-def set_verbosity_warning() -> None:
-    """Show warnings and errors."""
-    set_verbosity(WARNING)
-
-
-def set_verbosity_error() -> None:
-    """Show only errors."""
-    set_verbosity(ERROR)
+get_verbosity = LOGGER.getEffectiveLevel
+set_verbosity = LOGGER.setLevel
+set_verbosity_debug = partial(set_verbosity, DEBUG)
+set_verbosity_info = partial(set_verbosity, INFO)
+set_verbosity_warning = partial(set_verbosity, WARNING)
+set_verbosity_error = partial(set_verbosity, ERROR)

@@ -1,9 +1,9 @@
-"""OpenDelta's global settings: the order of the axes of hidden states."""
+"""OpenDelta's global setting: the order of the axes of hidden states, of which only (batch, tokens, hidden) works here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from deltahub.errors import ConfigError
 
@@ -11,18 +11,14 @@ _ORDER: Final = (0, 1, 2)
 
 
 class GlobalSetting:
-    """The settings of a process. Only (batch, tokens, hidden) is supported as the order of axes."""
+    """The settings of a process: `axis_order` is batch, tokens, hidden."""
 
-    @property
-    def axis_order(self) -> list[int]:
-        """The axes of hidden states: batch, tokens, hidden."""
-        return list(_ORDER)
+    axis_order: Sequence[int] = list(_ORDER)
 
-    @axis_order.setter
-    def axis_order(self, order: Sequence[int]) -> None:
-        if tuple(order) != _ORDER:
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "axis_order" or tuple(value) != _ORDER:
             msg = (
-                f"axis_order must be {list(_ORDER)}, (batch, tokens, hidden), got {list(order)}: deltas would act on the wrong "
+                f"axis_order must be {list(_ORDER)}, (batch, tokens, hidden), got {name}={value}: deltas would act on the wrong "
                 "axis. Transpose the hidden states around the modules, or put the delta on modules that return this order."
             )
             raise ConfigError(msg)
@@ -37,4 +33,4 @@ def set_axis_order(axis_order: Sequence[int] = _ORDER) -> None:
     Raises:
         ConfigError: it is another order than (batch, tokens, hidden).
     """
-    global_setting.axis_order = list(axis_order)
+    global_setting.axis_order = axis_order
