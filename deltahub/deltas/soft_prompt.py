@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Final
 
 import torch
@@ -110,44 +110,73 @@ class SoftPromptModel(DeltaBase):
 
     @classmethod
     def plan(cls, backbone: nn.Module, config: SoftPromptConfig) -> list[Target]:
-        """Return the backbone itself, and its encoder if it has a decoder too; the last one gets the soft tokens.
+        """Return the model, and its encoder if it has a decoder too, which then gets the soft tokens.
 
-        With `bare_embeddings`, the module of its token embeddings comes first.
+        With `bare_embeddings`, the module of its token embeddings comes first. In a module that only holds models, each of them
+        gets soft tokens.
         """
         if config.modified_modules:
             raise _no_choice("modified_modules", list(config.modified_modules))
-        modules = dict(own_modules(backbone))
-        refuse_own_deltas(modules)
-        targets = [Target("", backbone)]
-        if config.bare_embeddings:
-            home = home_of_embeddings(backbone)
-            targets = [Target(home, modules[home]), *targets]
-        if getattr(getattr(backbone, "config", None), "is_encoder_decoder", False):
-            encoder: Any = backbone.get_encoder()  # type: ignore[operator]
-            targets += [Target(name, module) for name, module in modules.items() if module is encoder]
-        vocabulary = len(_embedding_weight(targets[-1].module))
-        if config.token_init and config.soft_token_num > vocabulary:
-            msg = (
-                f"{config.soft_token_num} soft tokens cannot start as the first tokens of a vocabulary of {vocabulary}. "
-                "Use fewer, or token_init=False."
-            )
-            raise ConfigError(msg)
-        return targets
+        refuse_own_deltas(dict(own_modules(backbone)))
+        return [target for name, model in _models(backbone).items() for target in _places(name, model, config)]
 
     @classmethod
     def new_insertions(
         cls, backbone: nn.Module, config: SoftPromptConfig, targets: Sequence[Target], like: Like
     ) -> Mapping[str, Insertion]:
-        """Build soft tokens at the last target, and at the one around it an insertion that lets a decoder see them."""
-        *around, home = targets[1:] if config.bare_embeddings else targets
-        bare = {t.name: BareEmbeddings(t.module) for t in targets[:1] if config.bare_embeddings}
-        weight = _embedding_weight(home.module).detach()
-        soft = like(home.module).new_empty(config.soft_token_num, weight.shape[1])
-        if not soft.is_meta:
-            _draw(soft, weight, config)
-        fills, count = config.other_expand_ids, config.soft_token_num
-        masks = {target.name: MaskExtension(target.module, count, fills) for target in around}
-        return {**bare, **masks, home.name: SoftTokens(soft, home.module, fills)}
+        """Build soft tokens at the last target of each model, and at the one around it an insertion that lets a decoder see them."""
+        insertions: dict[str, Insertion] = {}
+        for name in _models(backbone):
+            own_targets = [target for target in targets if f"{target.name}.".startswith(f"{name}." if name else "")]
+            insertions |= _new_insertions(config, own_targets, like)
+        return insertions
+
+
+def _models(backbone: nn.Module) -> dict[str, nn.Module]:
+    """Return the models that take a text, by name: the backbone, or the outermost ones in a module that only holds models."""
+    models: dict[str, nn.Module] = {}
+    for name, module in own_modules(backbone):
+        outermost = not any(f"{name}.".startswith(f"{outer}." if outer else "") for outer in models)
+        if outermost and hasattr(module, "get_input_embeddings"):
+            models[name] = module
+    return models or {"": backbone}
+
+
+def _places(name: str, model: nn.Module, config: SoftPromptConfig) -> list[Target]:
+    """Return the targets in one model: see `SoftPromptModel.plan`.
+
+    Raises:
+        ConfigError: the vocabulary is smaller than the number of soft tokens that start as its first tokens.
+        TargetError: the model takes no embeddings.
+    """
+    modules = dict(own_modules(model))
+    targets = [Target("", model)]
+    if config.bare_embeddings:
+        home = home_of_embeddings(model)
+        targets = [Target(home, modules[home]), *targets]
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        encoder: Any = model.get_encoder()  # type: ignore[operator]
+        targets += [Target(inner, module) for inner, module in modules.items() if module is encoder]
+    vocabulary = len(_embedding_weight(targets[-1].module))
+    if config.token_init and config.soft_token_num > vocabulary:
+        msg = (
+            f"{config.soft_token_num} soft tokens cannot start as the first tokens of a vocabulary of {vocabulary}. "
+            "Use fewer, or token_init=False."
+        )
+        raise ConfigError(msg)
+    return [replace(target, name=f"{name}.{target.name}".strip(".")) for target in targets]
+
+
+def _new_insertions(config: SoftPromptConfig, targets: Sequence[Target], like: Like) -> Mapping[str, Insertion]:
+    *around, home = targets[1:] if config.bare_embeddings else targets
+    bare = {t.name: BareEmbeddings(t.module) for t in targets[:1] if config.bare_embeddings}
+    weight = _embedding_weight(home.module).detach()
+    soft = like(home.module).new_empty(config.soft_token_num, weight.shape[1])
+    if not soft.is_meta:
+        _draw(soft, weight, config)
+    fills, count = config.other_expand_ids, config.soft_token_num
+    masks = {target.name: MaskExtension(target.module, count, fills) for target in around}
+    return {**bare, **masks, home.name: SoftTokens(soft, home.module, fills)}
 
 
 def _draw(soft: Tensor, weight: Tensor, config: SoftPromptConfig) -> None:

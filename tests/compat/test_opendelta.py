@@ -410,16 +410,12 @@ def test_parameters_of_the_backbone_are_not_marked_as_those_of_a_delta():
     assert not any(hasattr(p, "_is_delta") for p in backbone.parameters())
 
 
-def test_a_soft_prompt_on_a_module_that_holds_two_models_is_refused_as_in_opendelta():
-    class Pair(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = bert(), bert(1)
-
-    pair = Pair()
-    with pytest.raises(TargetError, match="does not support soft prompts"):
-        made("soft_prompt", pair)
-    assert len(made("lora", pair).insertions) == 8
+@pytest.mark.parametrize("delta_type", TYPES)
+def test_in_a_module_that_holds_two_models_the_delta_acts_on_both(delta_type):
+    backbone = nn.ModuleDict({"a": bert(), "b": bert(1)})
+    places = made(delta_type, backbone).insertions
+    inner_names = [[name[2:] for name in places if f"{name}.".startswith(f"{key}.")] for key in "ab"]
+    assert inner_names[0] == inner_names[1] != []
 
 
 # ----- tools -----

@@ -415,3 +415,24 @@ def test_a_model_that_has_no_answer_for_its_embeddings_is_refused():
 
     with untouched(backbone), pytest.raises(TargetError, match="Encoder does not support soft prompts"):
         SoftPromptModel(backbone)
+
+
+def test_in_a_module_that_only_holds_models_each_gets_soft_tokens(tmp_path):
+    def holder():
+        return nn.ModuleDict({"inner": nn.ModuleDict({"decoder": gpt2()}), "both": t5()})
+
+    backbone = holder()
+    delta = soft_prompt(backbone)
+
+    assert set(delta.insertions) == {"inner.decoder", "both", "both.encoder"}
+    for model, alone, place in (
+        (backbone["inner"]["decoder"], gpt2(), "inner.decoder.deltas.soft_embeds"),
+        (backbone["both"], t5(), "both.encoder.deltas.soft_embeds"),
+    ):
+        (soft,) = SoftPromptModel(alone, soft_token_num=N).parameters()
+        soft.data.copy_(dict(delta.named_parameters())[place])
+        assert torch.equal(logits_of(model), logits_of(alone))
+    delta.save_finetuned(tmp_path)
+    other = holder()
+    AutoDeltaModel.from_finetuned(tmp_path, backbone_model=other)
+    assert torch.equal(logits_of(other["both"]), logits_of(backbone["both"]))
