@@ -56,6 +56,7 @@ class Writer:
 WRITERS: Final[Mapping[Format, Writer]] = {
     Format.DELTAHUB: Writer("deltahub.formats.as_saved", CONFIG, "DeltaHub"),
     Format.PEFT: Writer("deltahub.formats.peft.export", "adapter_config.json", "PEFT, vLLM and LoRAX"),
+    Format.OPENDELTA: Writer("deltahub.formats.opendelta.export", "pytorch_model.bin", "OpenDelta 0.3"),
 }
 _MODEL: Final = "config.json"  # the mark of a merged model
 _UPDATES: Final = ("ia3", "weight_update")  # the types that change weights

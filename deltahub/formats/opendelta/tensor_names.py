@@ -14,31 +14,48 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-_WAYS: Final = r"(?P<leaf>(?:down|up)_proj\.(?:weight|bias))"
-# Patterns of the delta's name and of its parameters, by delta type.
-_PATTERNS: Final = {
-    "lora": ("lora", r"(?P<leaf>lora_[AB])"),
-    "adapter": ("adapter", rf"modulelist\.{_WAYS}"),
-    "bitfit": ("bitfit", r"(?P<leaf>bias)"),
-    "low_rank_adapter": ("low_rank_adapter", r"(?P<leaf>(?:down|up)_sampler\.(?:W_left|W_right|b))"),
-    "compacter": (
+_WAYS: Final = r"(?:down|up)_proj\.(?:weight|bias)"
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The form of the names of a delta type: `<module>.<called>.<inner><leaf>`.
+
+    Attributes:
+        called: the delta's name.
+        inner: what is between it and the leaf.
+        leaf: a pattern of the name within the delta.
+    """
+
+    called: str
+    inner: str
+    leaf: str
+
+
+_FORMS: Final = {
+    "lora": _Form("lora", "", r"lora_[AB]"),
+    "adapter": _Form("adapter", "modulelist.", _WAYS),
+    "bitfit": _Form("bitfit", "", r"bias"),
+    "low_rank_adapter": _Form("low_rank_adapter", "", r"(?:down|up)_sampler\.(?:W_left|W_right|b)"),
+    "compacter": _Form(
         "compactor",  # OpenDelta's spelling
-        r"(?P<leaf>(?:down|up)_sampler\.(?:phm_rule|phm_rule_left|phm_rule_right|W|W_left|W_right|b))",
+        "",
+        r"(?:down|up)_sampler\.(?:phm_rule|phm_rule_left|phm_rule_right|W|W_left|W_right|b)",
     ),
-    "parallel_adapter": ("parallel_adapter", rf"modulelist\.{_WAYS}"),
-    "prefix": ("prefix", r"(?P<leaf>past_key|past_value)"),
-    "soft_prompt": ("soft_prompt_layer", r"(?P<leaf>soft_embeds)"),
+    "parallel_adapter": _Form("parallel_adapter", "modulelist.", _WAYS),
+    "prefix": _Form("prefix", "", r"past_key|past_value"),
+    "soft_prompt": _Form("soft_prompt_layer", "", r"soft_embeds"),
 }
 
 
-def _compiled(called: str, leaf: str) -> re.Pattern[str]:
-    head = called.split("_", maxsplit=1)[0]
-    number = rf"(?:{called}(?:_(?P<number>\d+))?|{head}_(?P<cut>\d+))"
-    return re.compile(rf"(?:(?P<module>.+)\.)?{number}\.{leaf}")
+def _compiled(form: _Form) -> re.Pattern[str]:
+    head = form.called.split("_", maxsplit=1)[0]
+    number = rf"(?:{form.called}(?:_(?P<number>\d+))?|{head}_(?P<cut>\d+))"
+    return re.compile(rf"(?:(?P<module>.+)\.)?{number}\.{re.escape(form.inner)}(?P<leaf>{form.leaf})")
 
 
-DELTA_TYPES: Final = tuple(_PATTERNS)
-_LEAVES: Final = {delta_type: _compiled(*patterns) for delta_type, patterns in _PATTERNS.items()}
+DELTA_TYPES: Final = tuple(_FORMS)
+_LEAVES: Final = {delta_type: _compiled(form) for delta_type, form in _FORMS.items()}
 # The network that generates the prefixes of all modules.
 _NETWORK: Final = re.compile(r"(?P<module>.+)\.(?P<leaf>reparams)(?:_(?P<number>\d+))?\.(?P<rest>.+)")
 # Types whose tensors do not name every module they act on.
@@ -67,6 +84,12 @@ def place_of(delta_type: str, name: str) -> Place | None:
     if match := _LEAVES[delta_type].fullmatch(name):
         return Place(match["module"] or "", match["number"] or match["cut"] or "", match["leaf"])
     return None
+
+
+def name_of(delta_type: str, module: str, leaf: str) -> str:
+    """Return the name of a tensor of the only delta on a module: the reverse of `place_of`."""
+    form, place = _FORMS[delta_type], f"{module}." if module else ""
+    return f"{place}{leaf}" if leaf.startswith("reparams.") else f"{place}{form.called}.{form.inner}{leaf}"
 
 
 def belongs_to_a_delta(name: str) -> bool:

@@ -53,7 +53,7 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
     file_rank = max((len(parts) for parts in fused.values()), default=1) * rank
     updates: dict[str, int] = {}
     for module, leaves in shares.items():
-        down, up = _joined(module, fused[module], backbone) if module in fused else (leaves["lora_A"], leaves["lora_B"])
+        down, up = joined(module, fused[module], backbone) if module in fused else (leaves["lora_A"], leaves["lora_B"])
         extra = 0 if ranks or alphas else file_rank - down.shape[0]  # servers want one rank for all layers
         updates[module] = down.shape[0]
         down, up = (
@@ -116,7 +116,7 @@ def _patterns(
     return patterns
 
 
-def _joined(module: str, shares: Mapping[str, Mapping[str, Tensor]], backbone: Backbone) -> tuple[Tensor, Tensor]:
+def joined(module: str, shares: Mapping[str, Mapping[str, Tensor]], backbone: Backbone) -> tuple[Tensor, Tensor]:
     """Join the updates of some parts of a layer into one of the whole layer: ``(k r, n_in)`` and ``(n_out, k r)``."""
     parts = backbone.parts(module, shares)
     first = next(iter(shares))
