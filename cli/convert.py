@@ -47,6 +47,13 @@ def convert(
         ),
     ] = None,
     energy: EnergyOpt = None,
+    no_check_hash: Annotated[
+        bool,
+        typer.Option(
+            "--no-check-hash",
+            help="Use a backbone that is not the recorded one, such as the full precision of a quantised one.",
+        ),
+    ] = False,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Open weights that are a pickle (.bin), as plain tensors only.")
     ] = False,
@@ -76,6 +83,7 @@ def convert(
         verify=verify,
         as_lora=as_lora,
         energy=energy,
+        check_hash=not no_check_hash,
         allow_pickle=allow_pickle,
     )
     print_exported(out, result)
@@ -103,10 +111,8 @@ def print_exported(out: Output, result: Exported, facts: dict[str, Any] | None =
         return
     print_errors(result.changes, "lost")
     if comparison:
-        say(
-            f"Verified: the outputs differ by {comparison.difference:.3g} at most; the delta changes them by {comparison.effect:.3g}.",
-            err=True,
-        )
+        effect = "" if comparison.effect is None else f"; the delta changes them by {comparison.effect:.3g}"
+        say(f"Verified: the outputs differ by {comparison.difference:.3g} at most{effect}.", err=True)
     for line in (*usage, *notes):
         say(line, err=True)
 

@@ -43,6 +43,7 @@ def convert(
     verify: bool | Mapping[str, Tensor] = False,
     as_lora: int | None = None,
     energy: float | None = None,
+    check_hash: bool | str = True,
     allow_pickle: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Exported:
@@ -58,6 +59,7 @@ def convert(
             of the delta's probe, if it has one, else random tokens; or the inputs of the backbone's forward by name.
         as_lora: convert the delta to a LoRA of at most this rank first.
         energy: convert it to a LoRA that keeps this share of each update's squared norm.
+        check_hash: as in `from_finetuned`: False for a backbone that is not the recorded one, such as the full precision of a quantised one.
         allow_pickle: whether the source's weights may be a pickle, which is then opened with `weights_only=True`.
         cache_dir: the cache for pulled deltas, if not the default one.
 
@@ -80,7 +82,8 @@ def convert(
         if backbone is None:
             msg = f"{reason} needs the backbone of the delta: backbone=... in Python, --backbone on the command line."
             raise ConfigError(msg)
-        with _loaded(origin, source, backbone, allow_pickle=allow_pickle, cache_dir=cache_dir) as (delta, start):
+        options = {"check_hash": check_hash, "allow_pickle": allow_pickle, "cache_dir": cache_dir}
+        with _loaded(origin, source, backbone, options) as (delta, start):
             return _export(delta, start, origin, folder, form, verify, lora)
     assert origin.saved is not None  # no reason
     facts = Backbone.of(
@@ -163,18 +166,18 @@ def _loaded(
     origin: Origin,
     source: str | os.PathLike[str],
     backbone: str | os.PathLike[str] | nn.Module,
-    *,
-    allow_pickle: bool,
-    cache_dir: str | os.PathLike[str] | None,
+    options: Mapping[str, Any],
 ) -> Iterator[tuple[DeltaBase, Source]]:
-    """Load a delta on its backbone; a model given by the caller is left as it was."""
+    """Load a delta on its backbone; a model given by the caller is left as it was.
+
+    Args:
+        options: of `from_finetuned`.
+    """
     model = backbone if isinstance(backbone, nn.Module) else load_backbone(os.fspath(backbone))
     before = set(deltas_of(model))
     with unchanged(model):
         try:
-            delta = AutoDeltaModel.from_finetuned(
-                source, backbone_model=model, allow_pickle=allow_pickle, cache_dir=cache_dir
-            )
+            delta = AutoDeltaModel.from_finetuned(source, backbone_model=model, **options)
             start = live(model, delta._entry)
             if not isinstance(backbone, nn.Module):
                 folder = backbone_folder(os.fspath(backbone))

@@ -15,9 +15,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deltahub.checkpoint.checkpoint import CONFIG
+from deltahub.checkpoint.checkpoint import CARD, CONFIG
 from deltahub.errors import CheckpointError, ConfigError
-from deltahub.files.atomic import STAGE, move_all, staging, storage_errors, sync_folders, write_synced
+from deltahub.files.atomic import (
+    STAGE,
+    WHOLE,
+    move_all,
+    read_limited,
+    staging,
+    storage_errors,
+    sync_folders,
+    write_synced,
+)
 
 if TYPE_CHECKING:
     from deltahub.checkpoint.checkpoint import Checkpoint
@@ -58,6 +67,7 @@ WRITERS: Final[Mapping[Format, Writer]] = {
     Format.PEFT: Writer("deltahub.formats.peft.export", "adapter_config.json", "PEFT, vLLM and LoRAX"),
     Format.OPENDELTA: Writer("deltahub.formats.opendelta.export", "pytorch_model.bin", "OpenDelta 0.3"),
 }
+_WRITTEN: Final = "Written by deltahub"  # on the card of every conversion
 _MODEL: Final = "config.json"  # the mark of a merged model
 _UPDATES: Final = ("ia3", "weight_update")  # the types that change weights
 _WEIGHTS: Final = (".safetensors", ".index.json", ".bin", ".pt", ".gguf")  # files that a loader may take instead
@@ -93,17 +103,23 @@ def check_target(folder: Path, form: Format) -> None:
     """Refuse to write into a folder that holds something else.
 
     Raises:
-        CheckpointError: the path is a file, or the folder holds other files than those of the format.
+        CheckpointError: the path is a file, or the folder holds anything but an earlier conversion to the format, which its card tells.
         StorageError: the folder cannot be read.
     """
     if folder.exists() and not folder.is_dir():
         msg = f"{folder} is a file; expected a folder to write into. Choose another path."
         raise CheckpointError(msg)
     mark = WRITERS[form].mark if form in WRITERS else _MODEL
+    card_path = folder / CARD
     with storage_errors("Looking at what would be overwritten", folder, "read"):
-        if _content(folder) and not any(folder.glob(mark)):
+        if not _content(folder):
+            return
+        if not any(folder.glob(mark)):
             kind = "PEFT adapter" if form is Format.PEFT else f"delta in the format {form}"
             msg = f"{folder} contains something other than a {kind}. Choose a new folder."
+            raise CheckpointError(msg)
+        if not card_path.is_file() or _WRITTEN.encode() not in read_limited(card_path, WHOLE):
+            msg = f"{folder} was not written by a conversion, and would be lost. Choose a new folder, or remove this one first."
             raise CheckpointError(msg)
 
 
@@ -124,10 +140,9 @@ def write_folder(
         The folder.
 
     Raises:
-        CheckpointError: the folder holds something else.
+        CheckpointError: weights of something else would stay beside the new files.
         StorageError: the disk is full or not writable; the folder is as it was.
     """
-    check_target(folder, form)
     existed = folder.is_dir()
     try:
         with storage_errors(f"Writing the format {form}", folder), staging(folder) as stage:
@@ -159,10 +174,14 @@ def card(saved: Checkpoint, base: str, library: str) -> bytes:
         base: the model id of the backbone; empty if unknown.
         library: the value of `library_name`.
     """
-    digest = saved.parent.get("digest")
+    return card_from(saved.parent.get("digest"), base, library)
+
+
+def card_from(digest: str | None, base: str, library: str) -> bytes:
+    """Build the model card of a delta of a digest; None for one that was never saved."""
     origin = f" from the delta {digest}" if digest else ""
     front = f"base_model: {json.dumps(base)}\nlibrary_name: {library}\n" if base else f"library_name: {library}\n"
-    return f"---\n{front}---\n\nWritten by deltahub{origin}.\n".encode()
+    return f"---\n{front}---\n\n{_WRITTEN}{origin}.\n".encode()
 
 
 def _content(folder: Path) -> list[Path]:

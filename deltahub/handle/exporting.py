@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import transformers
 from torch import Tensor, nn
 
 from deltahub.algebra.result import Change
@@ -21,9 +23,9 @@ from deltahub.engine.guards import refuse_merged
 from deltahub.engine.ledger import Entry
 from deltahub.engine.sharding import is_sharded
 from deltahub.errors import CheckpointError, ConfigError, MergeError
-from deltahub.files.atomic import scratch, sync_file
+from deltahub.files.atomic import scratch, sync_file, write_synced
 from deltahub.formats.backbone import Backbone
-from deltahub.formats.writing import Format, check_target, files_of, write_files, write_folder
+from deltahub.formats.writing import Format, card_from, check_target, files_of, write_files, write_folder
 from deltahub.handle.loading import load
 from deltahub.handle.merging import merged_copy
 from deltahub.handle.probe import detached, refuse_others
@@ -32,6 +34,7 @@ from deltahub.handle.types import class_for
 from deltahub.handle.verification import Comparison, Reference, unchanged
 from deltahub.log import LOGGER
 
+_PROCESSOR: Final = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 _QUANTISED: Final = ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
 
 
@@ -91,7 +94,7 @@ def format_of(name: str) -> Format:
 def live(backbone: nn.Module, entry: Entry) -> Source:
     """Return a delta on a backbone in memory, with what the backbone knows of its own origin."""
     name = getattr(getattr(backbone, "config", None), "_name_or_path", "") or ""
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return Source(backbone, entry, tokenizers=(Path(name),))
     try:
         return Source(backbone, entry, named=name, tokenizers=(backbone_folder(name),) if name else ())
@@ -130,7 +133,7 @@ def export(
 
     if form is Format.MERGED:
         model = _merged(source)
-        write_folder(folder, form, lambda stage: _write_model(model, stage, source.tokenizers), check)
+        write_folder(folder, form, lambda stage: _write_model(model, stage, source), check)
     else:
         with _saved(source, save) as saved:
             facts = Backbone.of(saved, source.backbone)
@@ -170,15 +173,13 @@ def _merged(source: Source) -> Any:
         ConfigError: transformers cannot save it, it is quantised, or the delta cannot be merged.
     """
     backbone = source.backbone
-    if not hasattr(backbone, "save_pretrained"):
-        msg = (
-            f"A {type(backbone).__name__} cannot be saved as transformers saves a model. Pass a model of transformers."
-        )
+    if not hasattr(backbone, "save_pretrained") or _is_part(type(backbone)):
+        msg = f"A {type(backbone).__name__} cannot be saved so that transformers loads it by its config. Put the delta on a whole model of transformers."
         raise ConfigError(msg)
     if any(getattr(backbone, name, False) is True for name in _QUANTISED) or getattr(backbone, "hf_quantizer", None):
         msg = (
             f"The {type(backbone).__name__} is quantised, and a merge would round the delta to its few bits. Put the delta on the backbone in "
-            'full precision, from_finetuned(..., check_hash="structure"), and write that; or load the two separately.'
+            "full precision (check_hash=False, or --no-check-hash) and write that, or load the two separately."
         )
         raise ConfigError(msg)
     try:
@@ -188,14 +189,22 @@ def _merged(source: Source) -> Any:
         raise ConfigError(msg) from error
 
 
-def _write_model(model: Any, stage: Path, tokenizers: tuple[Path, ...]) -> list[str]:
-    """Save a model with its tokenizer; return the names of the files, the config last."""
-    model.save_pretrained(stage)
-    for place in tokenizers:
-        if found := [name for name in TOKENIZER if (place / name).is_file()]:
-            for name in found:
-                shutil.copyfile(place / name, stage / name)
-            break
+def _is_part(model_class: type[nn.Module]) -> bool:
+    """Return whether a class is transformers' own but not public, such as T5Stack: by its config, another class would be loaded."""
+    public = getattr(sys.modules[model_class.__module__], "__all__", ())
+    return model_class.__module__.startswith("transformers.") and model_class.__name__ not in public
+
+
+def _write_model(model: Any, stage: Path, source: Source) -> list[str]:
+    """Save a model with its tokenizer and a card; return the names of the files, the config last."""
+    with _without_progress():
+        model.save_pretrained(stage)
+    for group in (TOKENIZER, _PROCESSOR):
+        holders = [place for place in source.tokenizers if any((place / name).is_file() for name in group)]
+        for name in group if holders else ():
+            if (holders[0] / name).is_file():
+                shutil.copyfile(holders[0] / name, stage / name)
+    write_synced(stage / checkpoint.CARD, card_from(source.parent.get("digest"), source.named, "transformers"))
     names = sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file())
     for name in names:
         sync_file(stage / name)
@@ -210,7 +219,7 @@ def _verified(source: Source, stage: Path, form: Format, reference: Reference) -
         ConfigError: DeltaHub cannot read the format.
     """
     if form is Format.MERGED:
-        return reference.compare(load_backbone(str(stage)).to(_device(source.backbone)))
+        return reference.compare(_model_in(stage, type(source.backbone)).to(_device(source.backbone)))
     with detached(source.backbone, source.entry), unchanged(source.backbone), _quiet():
         delta = load(
             class_for,
@@ -234,6 +243,13 @@ def _verified(source: Source, stage: Path, form: Format, reference: Reference) -
             delta.remove()
 
 
+def _model_in(folder: Path, model_class: Any) -> Any:
+    """Load a model by its config alone; one whose class is not of transformers by its class."""
+    if getattr(transformers, model_class.__name__, None) is model_class:
+        return load_backbone(str(folder))
+    return model_class.from_pretrained(folder, dtype="auto", local_files_only=True)
+
+
 def _device(model: nn.Module) -> Any:
     return next((parameter.device for parameter in model.parameters()), "cpu")
 
@@ -247,3 +263,15 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         LOGGER.setLevel(level)
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    """Hide transformers' progress bars."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]

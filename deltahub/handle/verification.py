@@ -35,12 +35,12 @@ class Comparison:
     Attributes:
         difference: the largest difference of an output.
         bound: the largest difference allowed.
-        effect: the largest change of an output by the delta.
+        effect: the largest change of an output by the delta; None if it changes their number, as a prompt does.
     """
 
     difference: float
     bound: float
-    effect: float
+    effect: float | None
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Reference:
     Attributes:
         inputs: the arguments of the backbone's forward, by name.
         acting: the outputs with the delta, 1-d.
-        effect: the largest change by the delta.
+        effect: the largest change by the delta; None if it changes the number of outputs.
         bound: the largest difference allowed.
     """
 
     inputs: Mapping[str, Tensor]
     acting: Tensor
-    effect: float
+    effect: float | None
     bound: float
 
     @classmethod
@@ -79,16 +79,15 @@ class Reference:
         if not (acting.isfinite().all() and plain.isfinite().all()):
             msg = "The outputs of the backbone with the delta are not finite, so the delta cannot be verified. Training diverged."
             raise CheckpointError(msg)
-        effect = (
-            _largest(acting - plain) if acting.shape == plain.shape else math.inf
-        )  # a prompt makes the output longer
+        effect = _largest(acting - plain) if acting.shape == plain.shape else None  # a prompt adds outputs
         if effect == 0:
             msg = (
                 "The delta changes no output of the backbone, so there is nothing to verify: it was not trained, or does not act on these "
                 "inputs. Train it, pass inputs of your own (verify={...} in Python), or write it unverified."
             )
             raise CheckpointError(msg)
-        bound = min(math.sqrt(torch.finfo(acting.dtype).eps) * _largest(acting), effect / 2)
+        bound = math.sqrt(torch.finfo(acting.dtype).eps) * _largest(acting)
+        bound = bound if effect is None else min(bound, effect / 2)
         return cls(inputs, acting, effect, bound)
 
     def compare(self, model: nn.Module) -> Comparison:
@@ -103,9 +102,10 @@ class Reference:
             raise VerificationError(msg)
         difference = _largest(actual.to(self.acting.dtype) - self.acting)
         if not difference <= self.bound:  # also if it is not a number
+            effect = "" if self.effect is None else f"; the effect of the delta is {self.effect:.3g}"
             msg = (
-                f"The outputs of the converted delta differ by {difference:.3g} from those of its source, where {self.bound:.3g} is allowed; the "
-                f"effect of the delta is {self.effect:.3g}. Nothing was written. Convert on a backbone of a wider precision if it is in half precision."
+                f"The outputs of the converted delta differ by {difference:.3g} from those of its source, where {self.bound:.3g} is allowed{effect}. "
+                "Nothing was written. Convert on a backbone of a wider precision if it is in half precision."
             )
             raise VerificationError(msg)
         return Comparison(difference, self.bound, self.effect)

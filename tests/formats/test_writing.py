@@ -11,7 +11,7 @@ from deltahub import AutoDeltaModel, BitFitModel, LoraModel, convert, deltas_of,
 from deltahub.checkpoint.config import known_types
 from deltahub.errors import CheckpointError, ConfigError, FingerprintMismatch, StorageError, VerificationError
 from deltahub.formats.writing import WRITERS, Format, write_folder
-from tests.backbones import gpt2, llama, stir
+from tests.backbones import gpt2, llama, stir, t5
 
 FORMATS = [*WRITERS, Format.MERGED]
 WAY_OUT = re.compile(r"--as-lora|\b(Load|Keep|Use|Pass|Choose|Train|Convert|Write|Put)\b")
@@ -84,7 +84,8 @@ def test_a_delta_acts_the_same_in_a_format_or_is_refused_with_a_way_out(backbone
     if result is None:
         assert WAY_OUT.search(refusal), refusal
     else:
-        assert result.comparison.difference <= result.comparison.bound < result.comparison.effect
+        assert result.comparison.difference <= result.comparison.bound
+        assert result.comparison.effect is None or result.comparison.bound < result.comparison.effect
     assert deltas_of(backbone) == {}
 
 
@@ -116,6 +117,13 @@ def test_a_merged_model_loads_alone_with_the_tokenizer_of_its_backbone(backbone_
     ids = torch.arange(8)[None]
     torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path / "model")(ids).logits, base(ids).logits)
     assert (tmp_path / "model" / "tokenizer.json").is_file()
+    assert "Written by deltahub from the delta sha256:" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_part_that_transformers_would_load_as_another_class_is_not_merged_alone(tmp_path):
+    delta = attached(t5().encoder, "lora")
+    with pytest.raises(ConfigError, match="A T5Stack cannot be saved"):
+        delta.export(tmp_path / "out", "merged")
 
 
 def test_a_merge_refuses_another_delta_that_acts_and_one_that_does_not(tmp_path):
@@ -203,9 +211,20 @@ def test_a_folder_with_other_files_is_refused_and_one_of_the_same_format_replace
     export_peft(saved["rslora"], out)
     convert(saved["lora"], out, "peft")
     assert json.loads((out / "adapter_config.json").read_text())["use_rslora"] is False
+    (out / "README.md").write_text("my adapter")
+    with pytest.raises(CheckpointError, match="was not written by a conversion"):
+        convert(saved["lora"], out, "peft")
+    (out / "README.md").write_text("Written by deltahub")
     (out / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         convert(saved["lora"], out, "peft")
+
+
+def test_a_backbone_and_a_delta_are_not_written_over(backbone_folder, saved):
+    with pytest.raises(CheckpointError, match="would be lost"):
+        convert(saved["lora"], backbone_folder, "merged", backbone=backbone_folder)
+    with pytest.raises(CheckpointError, match="would be lost"):
+        convert(saved["lora"], saved["dora"], "deltahub")
 
 
 def test_a_full_disk_leaves_the_old_folder_and_no_new_one(tmp_path):
