@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import itertools
+import logging
 import os
 import shutil
 import sys
@@ -59,8 +60,9 @@ settings.load_profile("any-machine")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Twice as many as there are cores: half of the time a test waits for a disk or a server."""
-    return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2 * (os.cpu_count() or 1)
+    """Three for two cores: some tests wait for a server, and each worker imports all tests first, which takes a core 20 seconds."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + (cores + 1) // 2
 
 
 @pytest.hookimpl(wrapper=True)
@@ -105,6 +107,10 @@ def _turn(item: pytest.Item) -> int:
 def pytest_collection_finish() -> None:
     """What was imported stays, and no more needs to be looked at."""
     gc.freeze()
+    for logger in list(logging.Logger.manager.loggerDict.values()):
+        # Pytest hangs its handlers on each logger that hands nothing to the root, six times a test; those of torch are fifty.
+        if isinstance(logger, logging.Logger) and logger.name.startswith("torch"):
+            logger.propagate = True
 
 
 @pytest.fixture(autouse=True)

@@ -203,24 +203,44 @@ def test_a_hub_with_a_certificate_speaks_tls_and_nothing_else(tmp_path):
             assert hub.stop() == 0  # though somebody is still connected
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        (["--registry", "nobody"], 3, "nobody"),
-        (["--registry", "hf"], 2, "is a hub itself"),
-        (["--host", "203.0.113.1"], 2, "Cannot listen on 203.0.113.1"),
-        (["--anonymous", "admin"], 2, "admin"),
-        (["--upload-mode", "xet"], 2, "expected one of regular, lfs"),
-        (["--tls-key", "x.key"], 2, "--tls-cert"),
-        (["--tls-cert", "/nothing.pem"], 2, "nothing.pem"),
-        (["--max-file", "much"], 2, "expected a number"),
-    ],
-)
-def test_an_unservable_registry_is_one_clear_error(tmp_path, arguments, code, words):
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == code
-    assert words in " ".join(done.stderr.replace("│", " ").split())
-    assert "Traceback" not in done.stderr
+UNSERVABLE = [
+    (["--registry", "nobody"], 3, "nobody"),
+    (["--registry", "hf"], 2, "is a hub itself"),
+    (["--host", "203.0.113.1"], 2, "Cannot listen on 203.0.113.1"),
+    (["--anonymous", "admin"], 2, "admin"),
+    (["--upload-mode", "xet"], 2, "expected one of regular, lfs"),
+    (["--tls-key", "x.key"], 2, "--tls-cert"),
+    (["--tls-cert", "/nothing.pem"], 2, "nothing.pem"),
+    (["--max-file", "much"], 2, "expected a number"),
+]
+_TRY_ALL = """
+import contextlib, io, json, sys
+from deltahub_cli.main import main
+
+done = []
+for words in json.loads(sys.argv[1]):
+    sys.argv[1:] = words
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+    done.append((code, err.getvalue()))
+print(json.dumps(done))
+"""
+
+
+def test_an_unservable_registry_is_one_clear_error():
+    lines = [["serve", "--port", "0", *arguments] for arguments, _, _ in UNSERVABLE]
+    tried = subprocess.run(
+        [COMMAND[0], "-c", _TRY_ALL, json.dumps(lines)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert tried.returncode == 0, tried.stderr
+    for (arguments, code, words), (ended, said) in zip(UNSERVABLE, json.loads(tried.stdout), strict=True):
+        assert ended == code, (arguments, said)
+        assert words in " ".join(said.replace("│", " ").split())
+        assert "Traceback" not in said
 
 
 def test_a_port_that_is_taken_is_one_sentence(tmp_path):

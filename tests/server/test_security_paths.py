@@ -144,7 +144,8 @@ def test_no_parameter_of_any_route_leads_out_of_the_registry(hub, escape):
             for place in range(route.path.count("{")):
                 values = ["acme", "ner", "main", "README.md", "x"]
                 values[place] = raw
-                for method in sorted(route.methods or {"GET"}):
+                methods = route.methods or {"GET"}
+                for method in methods - {"HEAD"} if "GET" in methods else methods:  # they share a function
                     answer = wire.send(method, filled(route.path, values).encode(), headers, b"{}")
                     assert answer.status < 500, (method, route.path, values, answer)
                     assert CANARY.encode() not in answer.body

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-HF = Path(sys.executable).parent / "hf"
+from deltahub import LoraModel, export_peft
+from tests.backbones import inputs_for, llama, logits_of, stir
+
+# Every start of the command takes a second, so several run in one process; what each wrote is kept apart.
+_HF = """
+import contextlib, io, json, sys
+from huggingface_hub.cli.hf import main
+
+written = []
+for words in json.loads(sys.argv[1]):
+    sys.argv[1:] = words
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            main()
+        except SystemExit as done:
+            assert not done.code, (words, done.code, out.getvalue())
+    written.append(out.getvalue())
+print(json.dumps(written))
+"""
 
 
 @pytest.fixture
@@ -36,6 +57,11 @@ def run(environment: dict[str, str], *command: object) -> str:
     return done.stdout
 
 
+def hf(environment: dict[str, str], *lines: str) -> list[str]:
+    """What `hf` writes for each line of arguments."""
+    return json.loads(run(environment, sys.executable, "-c", _HF, json.dumps([shlex.split(line) for line in lines])))
+
+
 @pytest.mark.slow
 def test_the_hf_command_uploads_lists_tags_and_downloads(hub, environment, tmp_path):
     folder = tmp_path / "folder"
@@ -43,13 +69,17 @@ def test_the_hf_command_uploads_lists_tags_and_downloads(hub, environment, tmp_p
     (folder / "weights.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}" + bytes(10))
     (folder / "README.md").write_text("---\ntags: [sst2]\n---\n# x\n")
 
-    assert "acme" in run(environment, HF, "auth", "whoami")
-    run(environment, HF, "upload", "acme/cli", folder, "--commit-message", "by hf")
-    run(environment, HF, "repos", "tag", "create", "acme/cli", "v1.0", "-m", "first")
-    assert "v1.0" in run(environment, HF, "repos", "tag", "list", "acme/cli")
-    assert "acme/cli" in run(environment, HF, "models", "ls", "--search", "cli", "--quiet")
-    run(environment, HF, "download", "acme/cli", "--revision", "v1.0", "--local-dir", tmp_path / "copy")
+    who, _, _, tags, found, _ = hf(
+        environment,
+        "auth whoami",
+        f"upload acme/cli {folder} --commit-message 'by hf'",
+        "repos tag create acme/cli v1.0 -m first",
+        "repos tag list acme/cli",
+        "models ls --search cli --quiet",
+        f"download acme/cli --revision v1.0 --local-dir {tmp_path / 'copy'}",
+    )
 
+    assert ("acme" in who, "v1.0" in tags, "acme/cli" in found) == (True, True, True)
     assert (tmp_path / "copy/weights.safetensors").read_bytes() == (folder / "weights.safetensors").read_bytes()
     entry = hub.registry.document("acme/cli").versions["v1"]
     assert (entry.message, entry.author.startswith("tester-")) == ("by hf", True)
@@ -71,13 +101,37 @@ expected, there = model.state_dict(), found.state_dict()
 assert expected.keys() == there.keys()
 assert all(torch.equal(expected[name], there[name]) for name in expected)
 print(len(expected), "tensors are equal")
+
+from huggingface_hub import create_repo, upload_folder
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+create_repo("acme/served")
+upload_folder(repo_id="acme/served", folder_path="written")
+backbone = AutoModelForCausalLM.from_pretrained("backbone").eval()
+model = PeftModel.from_pretrained(backbone, "acme/served").eval()
+with torch.no_grad():
+    save_file({"logits": model(**load_file("inputs.safetensors")).logits}, "found.safetensors")
 """
 
 
 @pytest.mark.slow
-def test_peft_and_transformers_push_and_load(hub, environment):
+def test_peft_and_transformers_push_and_load_what_is_theirs_and_what_was_written_for_them(
+    hub, environment, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    model = llama()
+    model.save_pretrained("backbone")
+    delta = LoraModel(model)
+    delta.freeze_module()
+    stir(delta)
+    delta.save_finetuned("delta")
+    export_peft("delta", "written")
+    save_file(inputs_for(model), "inputs.safetensors")
+
     assert "tensors are equal" in run(environment, sys.executable, "-c", _PEFT)
 
+    assert torch.allclose(load_file("found.safetensors")["logits"], logits_of(model), atol=1e-4)
     adapter, backbone = (hub.registry.document(name).versions["v1"] for name in ("acme/adapter", "acme/tiny-bert"))
     assert (adapter.message, adapter.summary["delta_type"]) == ("by peft", "peft lora")
     assert adapter.summary["backbone_checkpoint_name"] == "acme/tiny-bert"
@@ -87,18 +141,22 @@ def test_peft_and_transformers_push_and_load(hub, environment):
 @pytest.mark.slow
 def test_the_hf_command_looks_after_repositories(hub, environment, tmp_path):
     (tmp_path / "a.txt").write_text("a")
-    run(environment, HF, "repos", "create", "acme/x", "--private")
-    run(environment, HF, "upload", "acme/x", tmp_path / "a.txt")
-    run(environment, HF, "upload", "acme/x", tmp_path / "a.txt", "sub/b.txt")
-    assert "sub/b.txt" in run(environment, HF, "models", "info", "acme/x")
-    run(environment, HF, "repos", "branch", "create", "acme/x", "exp/one")
-    run(environment, HF, "repos", "delete-files", "acme/x", "sub/b.txt")
-    run(environment, HF, "download", "acme/x")
-    assert "match" in run(environment, HF, "cache", "verify", "acme/x")
-    run(environment, HF, "repos", "settings", "acme/x", "--public")
-    run(environment, HF, "repos", "branch", "delete", "acme/x", "exp/one")
-    run(environment, HF, "repos", "move", "acme/x", "acme/y")
-    assert "acme/y" in run(environment, HF, "repos", "list", "--quiet")
+    *_, info, _, _, _, checked, _, _, _, listed = hf(
+        environment,
+        "repos create acme/x --private",
+        f"upload acme/x {tmp_path / 'a.txt'}",
+        f"upload acme/x {tmp_path / 'a.txt'} sub/b.txt",
+        "models info acme/x",
+        "repos branch create acme/x exp/one",
+        "repos delete-files acme/x sub/b.txt",
+        "download acme/x",
+        "cache verify acme/x",
+        "repos settings acme/x --public",
+        "repos branch delete acme/x exp/one",
+        "repos move acme/x acme/y",
+        "repos list --quiet",
+    )
+    assert ("sub/b.txt" in info, "match" in checked, "acme/y" in listed) == (True, True, True)
     assert hub.registry.document("acme/y").branches == {"main": "v1"}
-    run(environment, HF, "repos", "delete", "acme/y", "--yes")
-    assert run(environment, HF, "repos", "list", "--quiet").strip() == ""
+    _, left = hf(environment, "repos delete acme/y --yes", "repos list --quiet")
+    assert left.strip() == ""
