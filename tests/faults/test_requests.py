@@ -109,8 +109,8 @@ def test_a_connection_lost_at_any_request_leaves_the_old_state_or_the_new_one(
         assert not damage_of(registry), request
         if action == "gc" or found != after:
             act(registry, world)
-        assert state_of(registry) == after, request
-        assert not damage_of(registry), request
+            assert state_of(registry) == after, request
+            assert not damage_of(registry), request
     assert refused
 
 

@@ -48,8 +48,8 @@ def test_a_process_killed_at_any_step_leaves_the_old_state_or_the_new_one(regist
         assert not damage_of(registry), step
         if action == "gc" or found != after:
             act(registry, world)
-        assert state_of(registry) == after, step
-        assert not damage_of(registry), step
+            assert state_of(registry) == after, step
+            assert not damage_of(registry), step
         registries.drop("killed")
 
 
@@ -77,8 +77,8 @@ def test_an_error_at_any_step_is_one_sentence_and_loses_nothing(registries, worl
         assert not damage_of(registry), step
         if action == "gc" or found != after:
             act(registry, world)
-        assert state_of(registry) == after, step
-        assert not damage_of(registry), step
+            assert state_of(registry) == after, step
+            assert not damage_of(registry), step
         registries.drop("failed")
     assert sentences
     assert all(reason in sentence for sentence, reason in sentences)
@@ -111,7 +111,7 @@ def test_a_read_error_is_a_deltahub_error_and_loses_nothing(registries, world, m
         assert not damage_of(registry), step
         if action == "gc" or found != after:
             act(registry, world)
-        assert state_of(registry) == after, step
+            assert state_of(registry) == after, step
         registries.drop("failed")
 
 
