@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from deltahub import errors
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 
+@cache
 def commands() -> dict[str, object]:
     """Every command by what is typed, e.g. ``"cache list"``."""
     return dict(below("", get_command(build_app())))
@@ -52,11 +54,9 @@ def test_the_help_of_push_and_pull_shows_how_a_delta_is_named(run, monkeypatch):
         assert "[source:]namespace/name" in run(command, "--help").stdout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(commands()))
-def test_a_command_takes_json_and_quiet(name):
-    options = {option for parameter in commands()[name].params for option in parameter.opts}
-    assert {"--json", "--quiet"} <= options
+def test_every_command_takes_json_and_quiet():
+    for name, command in commands().items():
+        assert {"--json", "--quiet"} <= {option for parameter in command.params for option in parameter.opts}, name
 
 
 def test_the_help_documents_the_exit_codes(run):
