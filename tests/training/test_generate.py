@@ -49,21 +49,15 @@ def written(backbone: nn.Module, *, use_cache: bool) -> Tensor:
 
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("kind", KINDS)
-class TestGenerate:
-    def test_the_cache_changes_nothing(self, kind, name):
-        backbone = DECODERS[name]()
-        bare = written(backbone, use_cache=True)
-        stir(put_on(backbone, kind))
+def test_a_delta_writes_the_same_with_a_cache_and_when_it_is_loaded(kind, name, tmp_path):
+    backbone, fresh = DECODERS[name](), DECODERS[name]()
+    bare = written(backbone, use_cache=True)
+    delta = put_on(backbone, kind)
+    stir(delta)
+    delta.save_finetuned(tmp_path)
+    AutoDeltaModel.from_finetuned(tmp_path, backbone_model=fresh)
 
-        expected = written(backbone, use_cache=False)
-        assert not torch.allclose(bare, expected, atol=1e-3)  # a hundred times what is equal below
-        assert torch.allclose(expected, written(backbone, use_cache=True), atol=1e-5)
-
-    def test_a_loaded_delta_writes_the_same(self, kind, name, tmp_path):
-        backbone, fresh = DECODERS[name](), DECODERS[name]()
-        delta = put_on(backbone, kind)
-        stir(delta)
-        delta.save_finetuned(tmp_path)
-        AutoDeltaModel.from_finetuned(tmp_path, backbone_model=fresh)
-
-        assert torch.equal(written(backbone, use_cache=True), written(fresh, use_cache=True))
+    expected, cached = written(backbone, use_cache=False), written(backbone, use_cache=True)
+    assert not torch.allclose(bare, expected, atol=1e-3)  # a hundred times what is equal below
+    assert torch.allclose(expected, cached, atol=1e-5)
+    assert torch.equal(cached, written(fresh, use_cache=True))
