@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from deltahub.deltas import CompacterModel as CompacterModel
     from deltahub.deltas import IA3Config as IA3Config
     from deltahub.deltas import IA3Model as IA3Model
+    from deltahub.deltas import InvertibleAdapterConfig as InvertibleAdapterConfig
+    from deltahub.deltas import InvertibleAdapterModel as InvertibleAdapterModel
     from deltahub.deltas import LayerNormConfig as LayerNormConfig
     from deltahub.deltas import LayerNormModel as LayerNormModel
     from deltahub.deltas import LoraConfig as LoraConfig
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from deltahub.deltas import PrefixModel as PrefixModel
     from deltahub.deltas import SoftPromptConfig as SoftPromptConfig
     from deltahub.deltas import SoftPromptModel as SoftPromptModel
+    from deltahub.deltas import UnionConfig as UnionConfig
+    from deltahub.deltas import UnionModel as UnionModel
     from deltahub.deltas import WeightUpdateConfig as WeightUpdateConfig
     from deltahub.deltas import WeightUpdateModel as WeightUpdateModel
     from deltahub.engine.drawing.visualize import Visualization as Visualization
@@ -78,6 +82,8 @@ _HOMES = {
     "DeltaConfig": "checkpoint.config",
     "IA3Config": "deltas",
     "IA3Model": "deltas",
+    "InvertibleAdapterConfig": "deltas",
+    "InvertibleAdapterModel": "deltas",
     "LayerNormConfig": "deltas",
     "LayerNormModel": "deltas",
     "LoraConfig": "deltas",
@@ -91,6 +97,8 @@ _HOMES = {
     "SaveLoadMixin": "handle.saving",
     "SoftPromptConfig": "deltas",
     "SoftPromptModel": "deltas",
+    "UnionConfig": "deltas",
+    "UnionModel": "deltas",
     "WeightUpdateConfig": "deltas",
     "WeightUpdateModel": "deltas",
     "Visualization": "engine.drawing.visualize",

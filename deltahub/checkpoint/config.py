@@ -78,7 +78,7 @@ class DeltaConfig:
             check_document({"format_version": FORMAT_VERSION, **self.to_dict()}, type(self))
         for value in vars(self).values():
             if isinstance(value, (tuple, Mapping)):
-                check_patterns(value)
+                check_patterns(pattern for pattern in value if isinstance(pattern, str))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the delta type and every option, as JSON types."""

@@ -81,7 +81,11 @@ def _schema(hint: Any, place: str) -> dict[str, Any]:
     if origin in (list, tuple, Sequence) and arguments[1:] in ((), (...,)):
         return {"type": "array", "maxItems": 100_000, "items": _schema(arguments[0], place)}
     if origin in (dict, Mapping) and arguments[0] is str:
-        return {"type": "object", "maxProperties": 20_000, "additionalProperties": _schema(arguments[1], place)}
+        return {
+            "type": "object",
+            "maxProperties": 20_000,
+            "additionalProperties": {} if arguments[1] is Any else _schema(arguments[1], place),
+        }
     msg = (
         f"{place} is of type {hint}, which has no JSON Schema here. Use bool, int, float, str, Literal, T | None, Sequence[T] or "
         "Mapping[str, T]; limits go into Annotated[T, Limits(...)]."

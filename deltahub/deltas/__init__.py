@@ -4,12 +4,14 @@ from deltahub.deltas.adapter import AdapterConfig, AdapterModel
 from deltahub.deltas.bitfit import BitFitConfig, BitFitModel
 from deltahub.deltas.compacter import CompacterConfig, CompacterModel
 from deltahub.deltas.ia3 import IA3Config, IA3Model
+from deltahub.deltas.invertible_adapter import InvertibleAdapterConfig, InvertibleAdapterModel
 from deltahub.deltas.layer_norm import LayerNormConfig, LayerNormModel
 from deltahub.deltas.lora import LoraConfig, LoraModel
 from deltahub.deltas.low_rank_adapter import LowRankAdapterConfig, LowRankAdapterModel
 from deltahub.deltas.parallel_adapter import ParallelAdapterConfig, ParallelAdapterModel
 from deltahub.deltas.prefix import PrefixConfig, PrefixModel
 from deltahub.deltas.soft_prompt import SoftPromptConfig, SoftPromptModel
+from deltahub.deltas.union import UnionConfig, UnionModel
 from deltahub.deltas.weight_update import WeightUpdateConfig, WeightUpdateModel
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "CompacterModel",
     "IA3Config",
     "IA3Model",
+    "InvertibleAdapterConfig",
+    "InvertibleAdapterModel",
     "LayerNormConfig",
     "LayerNormModel",
     "LoraConfig",
@@ -33,6 +37,8 @@ __all__ = [
     "PrefixModel",
     "SoftPromptConfig",
     "SoftPromptModel",
+    "UnionConfig",
+    "UnionModel",
     "WeightUpdateConfig",
     "WeightUpdateModel",
 ]

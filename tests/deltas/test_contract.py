@@ -79,6 +79,20 @@ class TestWeightUpdate(DeltaContract):
     mergeable = True
 
 
+class TestInvertibleAdapter(DeltaContract):
+    delta_type = "invertible_adapter"
+    options = {"reduction_factor": 2}
+    parameters = 2 * (8 * 4 + 4 + 4 * 8 + 8)  # networks * (down + up)
+    change_at_start = 0.05
+
+
+class TestUnion(DeltaContract):
+    delta_type = "union"
+    options = {"parts": [{"delta_type": "lora", "lora_r": 2}, {"delta_type": "adapter", "bottleneck_dim": 3}]}
+    parameters = TestLora.parameters + TestAdapter.parameters
+    change_at_start = 0.05
+
+
 class TestSoftPrompt(DeltaContract):
     delta_type = "soft_prompt"
     options = {"soft_token_num": 3}

@@ -26,6 +26,9 @@ KINDS = {
     "lora_gpt2": "lora",
     "ia3_bert": "ia3",
     "prefix_gpt2": "prefix",
+    "dora_bert": "lora",
+    "mam_bert": "union",
+    "seq_bn_inv_bert": "union",
 }
 
 
@@ -79,11 +82,10 @@ def refused(folder, error, match):
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"architecture": "union"}, "a union of several methods"),
         ({"architecture": "reft"}, "single positions"),
         ({"architecture": "prompt_tuning"}, "gives other outputs"),
-        ({"use_dora": True}, "use_dora=True: DoRA there"),
-        ({"inv_adapter": "nice"}, "inv_adapter='nice': it has an invertible adapter"),
+        ({"inv_adapter": "glow"}, "inv_adapter='glow': expected nice"),
+        ({"inv_adapter": "nice", "inv_adapter_reduction_factor": 0}, "inv_adapter_reduction_factor=0: expected"),
         ({"use_gating": True}, "use_gating=True: a gate"),
         ({"ln_before": True}, "ln_before=True"),
         ({"original_ln_after": False}, "original_ln_after=False"),
@@ -99,12 +101,28 @@ def test_what_no_delta_computes_is_refused_by_field_and_value(folder, options, w
 
 
 @pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({}, "a union with configs=None; expected a list"),
+        ({"configs": [{"architecture": "union"}]}, "architecture='union': this architecture"),
+        ({"configs": [{}], "new_field": 3}, "union with new_field=3"),
+        ({"configs": [{"use_gating": True}]}, "bottleneck with use_gating=True"),
+        ({"configs": [{"output_adapter": True}] * 2}, "two methods of one architecture"),
+    ],
+)
+def test_a_union_needs_methods_that_are_known(folder, config, why):
+    change(folder, {"config": {"architecture": "union", **config}})
+    refused(folder, ConfigError, why)
+
+
+@pytest.mark.parametrize(
     ("options", "why"),
     [
         ({"mh_adapter": True}, "no tensors for encoder.layer.0.attention.output"),
         ({"leave_out": [0]}, "tensors for encoder.layer.0.output, where its config puts none"),
         ({"reduction_factor": 2.0}, "is .8, 32.; expected .16, 32."),
         ({"scaling": "learned"}, "no scaling for"),
+        ({"inv_adapter": "nice", "inv_adapter_reduction_factor": 2}, "no F.0.weight for embeddings"),
     ],
 )
 def test_a_file_has_the_tensors_that_its_config_announces(folder, options, why):

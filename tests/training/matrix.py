@@ -23,6 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "parallel_adapter": {"bottleneck_dim": 3},
     "prefix": {"prefix_token_num": 3, "embed_dim": 4, "mid_dim": 5},
     "soft_prompt": {"soft_token_num": 3},
+    "union": {"parts": [{"delta_type": "lora", "lora_r": 2}, {"delta_type": "ia3", "modified_modules": ["ff.w2"]}]},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "dora": {"delta_type": "lora", "lora_r": 2, "use_dora": True},

@@ -54,7 +54,7 @@ def bottleneck(config: Mapping[str, Any], saved: Mapping[str, Tensor], backbone:
     options = {
         "bottleneck_dim": common,
         "bottleneck_pattern": {name: dim for name, dim in dims.items() if dim != common},
-        "non_linearity": _activation(config),
+        "non_linearity": activation_name(config),
     }
     if not parallel:
         at = at_input(config, backbone.family)
@@ -103,7 +103,7 @@ def compacter(config: Mapping[str, Any], saved: Mapping[str, Tensor], backbone: 
         "hypercomplex_division": config.get("phm_dim", 4),
         "learn_phm": bool(config.get("learn_phm", True)),
         "modified_modules": [each.end for each in found],
-        "non_linearity": _activation(config),
+        "non_linearity": activation_name(config),
         "phm_rank": config.get("phm_rank", 1),
         "reduction_factor": _whole_factor(found, config, backbone.width),
         "shared_phm_rule": shared,
@@ -163,7 +163,7 @@ def _scaled(value: Tensor, factor: float | Tensor) -> Tensor:
     return value * (factor[:, None] if value.dim() == 2 else factor)
 
 
-def _activation(config: Mapping[str, Any]) -> str:
+def activation_name(config: Mapping[str, Any]) -> str:
     """Return the activation's name.
 
     Raises:

@@ -41,12 +41,14 @@ class Family:
         places: the places of bottlenecks.
         attention: the self-attention of a layer, where a prefix is.
         relative_positions: whether the attention has a bias for relative positions.
+        embeddings: the module that returns the first hidden state, where an invertible adapter is.
     """
 
     post_norm: bool
     places: tuple[Place, ...]
     attention: str = ""
     relative_positions: bool = False
+    embeddings: str = ""
 
 
 def _bert() -> Family:
@@ -71,11 +73,18 @@ def _bert() -> Family:
             ),
         ),
         f"{attention}.self",
+        embeddings="embeddings",
     )
 
 
 def _two_modules(
-    layer: str, attention: tuple[str, str, str], feed_forward: tuple[str, str, str], core: str, *, post_norm: bool
+    layer: str,
+    attention: tuple[str, str, str],
+    feed_forward: tuple[str, str, str],
+    core: str,
+    embeddings: str,
+    *,
+    post_norm: bool,
 ) -> Family:
     """Return a family whose layers hold the bottlenecks in modules of their own.
 
@@ -83,6 +92,7 @@ def _two_modules(
         attention: output, total and start within the layer; ``"."`` is the layer itself.
         feed_forward: the same.
         core: the attention within the layer.
+        embeddings: the module that returns the first hidden state.
     """
 
     def place(flag: str, holder: str, names: tuple[str, str, str]) -> Place:
@@ -93,7 +103,7 @@ def _two_modules(
         place("mh_adapter", "attention_adapters", attention),
         place("output_adapter", "output_adapters", feed_forward),
     )
-    return Family(post_norm, places, f"{layer}.{core}")
+    return Family(post_norm, places, f"{layer}.{core}", embeddings=embeddings)
 
 
 def _t5() -> Family:
@@ -112,6 +122,7 @@ def _t5() -> Family:
             place("output_adapter", "decoder", 2, feed_forward),
         ),
         relative_positions=True,
+        embeddings="encoder.embed_tokens",
     )
 
 
@@ -121,6 +132,7 @@ _LLAMA: Final = _two_modules(
     ("self_attn.o_proj", "", "input_layernorm"),
     ("mlp.down_proj", ".", "post_attention_layernorm"),
     "self_attn",
+    "embed_tokens",
     post_norm=False,
 )
 FAMILIES: Final[Mapping[str, Family]] = {
@@ -130,10 +142,13 @@ FAMILIES: Final[Mapping[str, Family]] = {
         ("attention.out_lin", "sa_layer_norm", "attention.q_lin"),
         ("ffn.lin2", "output_layer_norm", "ffn.lin1"),
         "attention",
+        "embeddings",
         post_norm=True,
     ),
     "electra": _BERT,
-    "gpt2": _two_modules("h.*", ("attn.c_proj", "", "ln_1"), ("mlp.c_proj", ".", "ln_2"), "attn", post_norm=False),
+    "gpt2": _two_modules(
+        "h.*", ("attn.c_proj", "", "ln_1"), ("mlp.c_proj", ".", "ln_2"), "attn", "drop", post_norm=False
+    ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "mt5": _t5(),

@@ -7,13 +7,14 @@ of `adapters`, must be off: null, false, zero or empty.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from deltahub.errors import ConfigError
 from deltahub.files.documents import shown
 
 BOTTLENECK: Final = "bottleneck"  # the name here of what has no architecture there
+UNION: Final = "union"
 _COMMON: Final = frozenset({"architecture", "init_weights", "init_weights_seed", "leave_out"})
 _TRAINING: Final = frozenset({"dropout", "stochastic_depth"})  # off in a saved adapter until it is trained on
 # By architecture; the comments say why a field is inert.
@@ -26,7 +27,8 @@ _KNOWN: Final[Mapping[str, frozenset[str]]] = {
         "factorized_phm_W",
         "factorized_phm_rule",
         "hypercomplex_nonlinearity",  # for an initialisation, as are `phm_c_init` and `phm_init_range`
-        "inv_adapter_reduction_factor",  # used only with `inv_adapter`
+        "inv_adapter",
+        "inv_adapter_reduction_factor",
         "is_parallel",
         "learn_phm",
         "mh_adapter",
@@ -55,6 +57,7 @@ _KNOWN: Final[Mapping[str, frozenset[str]]] = {
         "output_lora",
         "r",
         "selfattn_lora",
+        "use_dora",
     },
     "prefix_tuning": _COMMON
     | _TRAINING
@@ -67,19 +70,17 @@ _KNOWN: Final[Mapping[str, frozenset[str]]] = {
         "prefix_length",
         "shared_gating",  # used only with `use_gating`
     },
+    UNION: frozenset({"architecture"}),
 }
 _ARCHITECTURES: Final[Mapping[str, str]] = {
     "mtl_lora": "it mixes the LoRAs of several tasks",
     "prompt_tuning": "a soft prompt here gives other outputs than the prompt of adapters",
     "reft": "DeltaHub has no delta that changes the hidden states of single positions",
-    "union": "it is a union of several methods, and one delta is one method",
 }
 _FIELDS: Final[Mapping[str, str]] = {
-    "inv_adapter": "it has an invertible adapter at the embeddings, which is undone before the language model's head",
     "ln_after": "it normalises the result of the bottleneck",
     "ln_before": "it normalises the input of the bottleneck",
     "shared_W_phm": "its layers share their weights",
-    "use_dora": "DoRA there also multiplies the bias of the layer, and its norm leaves out the scale",
     "use_gating": "a gate computed from the input scales its result",
     "vera_b": "it is a VeRA, whose matrices are drawn at random when it is loaded",
     "vera_d": "it is a VeRA, whose matrices are drawn at random when it is loaded",
@@ -92,14 +93,16 @@ _RELEASE: Final = re.compile(r"adapters\.[01]\.")
 WAY_OUT: Final = "Load it with adapters: model.load_adapter(...)."
 
 
-def check_fields(document: Mapping[str, Any]) -> str:
+def architecture(config: Mapping[str, Any]) -> str:
+    """Return the architecture in a config."""
+    return str(config.get("architecture") or BOTTLENECK)
+
+
+def check_fields(document: Mapping[str, Any]) -> None:
     """Refuse a config of `adapters` with any field set that no reader supports.
 
     Args:
         document: the content of `adapter_config.json`.
-
-    Returns:
-        The architecture.
 
     Raises:
         ConfigError: a field is set that is not supported; the message says which, and the way out.
@@ -112,9 +115,30 @@ def check_fields(document: Mapping[str, Any]) -> str:
         )
         raise ConfigError(msg)
     config = document["config"]
-    kind = config.get("architecture") or BOTTLENECK
-    if kind not in _KNOWN:
-        reason = _ARCHITECTURES.get(kind, "this architecture is not supported")
+    if architecture(config) != UNION:
+        _check_method(config, version)
+        return
+    configs = config.get("configs")
+    if not isinstance(configs, list) or not configs or not all(isinstance(each, dict) for each in configs):
+        msg = f"The adapter is a union with configs={shown(configs)}; expected a list of the configs of its methods. Fetch it again."
+        raise ConfigError(msg)
+    _check_method({key: value for key, value in config.items() if key != "configs"}, version)
+    for each in configs:
+        _check_method(each, version, _KNOWN.keys() - {UNION})
+
+
+def _check_method(config: Mapping[str, Any], version: object, kinds: Collection[str] = _KNOWN) -> None:
+    """Refuse an architecture that is not known, and a field that no reader of it supports.
+
+    Args:
+        kinds: the architectures to accept.
+
+    Raises:
+        ConfigError: one is.
+    """
+    kind = architecture(config)
+    if kind not in kinds:
+        reason = _ARCHITECTURES.get(kind, "this architecture is not supported here")
         raise ConfigError(f"The adapter has architecture={shown(kind)}: {reason}. {WAY_OUT}")
     for key, value in config.items():
         required, reason = _REQUIRED.get(key, (value, ""))
@@ -124,7 +148,6 @@ def check_fields(document: Mapping[str, Any]) -> str:
             continue
         if reason:
             raise unsupported(kind, key, value, reason)
-    return kind
 
 
 def unsupported(kind: str, key: str, value: Any, reason: str) -> ConfigError:

@@ -1,7 +1,10 @@
 """Conversion of LoRA, and of IA3, which `adapters` keeps as a LoRA that multiplies.
 
     add      y = W x + b + s B A x        s = alpha / r
+    DoRA     y = c (W x + b + s B A x)    c = m / ||W + B A||
     scale    y = l (W x + b)              l: lora_B, (n_out, 1)
+
+DoRA here leaves the bias alone and has ||W + s B A|| instead: the bias c b becomes a trained tensor, and m is converted.
 
 A layer that is q, k and v in one holds one update for each of those that are trained: A (k r, n_in), B (k n_out / 3, r).
 """
@@ -12,9 +15,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
-from deltahub.engine.shapes import linear_shape
+from deltahub.engine.fingerprint import backbone_values
+from deltahub.engine.layers import weight_fault
+from deltahub.engine.shapes import is_conv1d, linear_shape
 from deltahub.engine.site import delta_key
 from deltahub.engine.structure.names import StructureMap
 from deltahub.errors import CheckpointError
@@ -55,22 +61,57 @@ def low_rank(config: Mapping[str, Any], saved: Mapping[str, Tensor], backbone: B
             setting = next(key for key in ("r", "alpha") if config.get(key, 1) != 1)
             raise unsupported("lora", setting, config[setting], "with composition_mode=scale it is 1 in every IA3")
         return _ia3(leaves, config, backbone)
+    use_dora = bool(config.get("use_dora"))
     options = {
         "delta_type": "lora",
         "lora_alpha": config.get("alpha", 8),
         "lora_dropout": float(config.get("dropout") or 0.0),
         "lora_r": rank,
+        "use_dora": use_dora,
         "common_structure": None,
     }
+    scale = float(options["lora_alpha"]) / rank
     tensors: dict[str, Tensor] = {}
     addresses: list[str] = []
     for module, own in sorted(leaves.items()):
         for address, part, shape, values in _updates(module, own, rank, config, backbone):
-            require_leaves(values, {"lora_A": (rank, shape[0]), "lora_B": (shape[1], rank)}, module)
+            magnitude = {"m.weight": (shape[1], 1)} if use_dora else {}
+            require_leaves(values, {"lora_A": (rank, shape[0]), "lora_B": (shape[1], rank)} | magnitude, module)
             addresses.append(address)
+            if use_dora:
+                tensors |= _dora(module, values, scale, backbone)
+                continue
             prefix = f"{part}." if part else ""
             tensors |= {delta_key(backbone.real(module), f"{prefix}{leaf}"): value for leaf, value in values.items()}
     return {**options, "modified_modules": addresses}, tensors
+
+
+def _dora(module: str, leaves: Mapping[str, Tensor], scale: float, backbone: Backbone) -> dict[str, Tensor]:
+    """Convert the DoRA of a layer; the tensors have their names in a delta.
+
+    Raises:
+        ConfigError: the values of the layer are not at hand, or not plain.
+    """
+    layer, real = backbone.modules[module], backbone.real(module)
+    if fault := weight_fault(layer):
+        raise unsupported("lora", "use_dora", True, f"the weight of {real} is needed, and {fault}")
+    values = dict(backbone_values(backbone.model))
+    update = leaves["lora_B"] @ leaves["lora_A"]
+    own = {
+        name: values[f"{real}.{name}"].detach().cpu().to(update.dtype)
+        for name in ("weight", "bias")
+        if f"{real}.{name}" in values
+    }
+    weight = own["weight"].T if is_conv1d(layer) else own["weight"]
+    norm = torch.linalg.norm(weight + update, dim=1)
+    factor = leaves["m.weight"].flatten() / norm
+    magnitude = factor * torch.linalg.norm(weight + scale * update, dim=1)
+    tensors = {
+        delta_key(real, "lora_A"): leaves["lora_A"],
+        delta_key(real, "lora_B"): leaves["lora_B"],
+        delta_key(real, "lora_magnitude_vector"): magnitude,
+    }
+    return tensors | ({f"{real}.bias": own["bias"] * factor} if "bias" in own else {})
 
 
 def _updates(
@@ -87,6 +128,8 @@ def _updates(
     if module.rpartition(".")[2] != _FUSED:
         yield real, "", (n_in, n_out), leaves
         return
+    if config.get("use_dora"):
+        raise unsupported("lora", "use_dora", True, f"{real} is q, k and v in one")
     wanted = [matrix for matrix in _MATRICES if matrix in config.get("attn_matrices", ())]
     count, width = len(wanted), n_out // len(_MATRICES)
     require_leaves(leaves, {"lora_A": (count * rank, n_in), "lora_B": (count * width, rank)}, module)

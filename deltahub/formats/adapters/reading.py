@@ -6,25 +6,23 @@ backbone, and each must fit: `adapters` itself would fill what is missing with r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint.checkpoint import CONVERTED, LARGEST_CONFIG, Checkpoint
 from deltahub.checkpoint.config import check_document
-from deltahub.engine.filling import refuse_larger
+from deltahub.engine.filling import refuse_larger, replaced_names
 from deltahub.errors import CheckpointError, ConfigError, DeltaHubError
 from deltahub.files.atomic import read_limited, sha256_file
 from deltahub.files.documents import parse
-from deltahub.formats.adapters.bottleneck import bottleneck, compacter
 from deltahub.formats.adapters.fields import WAY_OUT, check_fields
 from deltahub.formats.adapters.heads import read_head
-from deltahub.formats.adapters.low_rank import low_rank
 from deltahub.formats.adapters.names import Backbone
-from deltahub.formats.adapters.prefix import prefix
+from deltahub.formats.adapters.parts import convert
 from deltahub.formats.files import read_config, read_safetensors
 from deltahub.formats.torch_file import read_pickle
 from deltahub.reference import Digest
@@ -37,11 +35,6 @@ _BESIDE: Final[Mapping[str, str]] = {
     "adapter_interface.json": "an adapter made for a model outside adapters' own families",
     "adapter_fusion_config.json": "an AdapterFusion of several adapters",
     "adapter_setup.json": "a composition of several adapters",
-}
-Reader = Callable[[Mapping[str, Any], Mapping[str, Tensor], Backbone], tuple[dict[str, Any], dict[str, Tensor]]]
-_READERS: Final[Mapping[str, Reader]] = {
-    "lora": low_rank,
-    "prefix_tuning": prefix,
 }
 
 
@@ -73,21 +66,21 @@ def read(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> Checkpoint
             msg = f"{folder} holds {description} ({name}), which DeltaHub does not load. {WAY_OUT}"
             raise ConfigError(msg)
     document = read_config(folder / CONFIG, "adapters_config.v1")
-    kind, config, place = check_fields(document), document["config"], Backbone.of(backbone)
+    check_fields(document)
+    place = Backbone.of(backbone)
     expected_type = document.get("model_type")
     if expected_type and expected_type != place.model_type:
         msg = f"The adapter was made for a {expected_type}, and this {type(backbone).__name__} is a {place.model_type}. Load its own backbone."
         raise CheckpointError(msg)
     weights, saved = _tensors(folder, backbone, allow_pickle=allow_pickle)
-    reader = _READERS.get(kind) or (compacter if config.get("phm_layer") else bottleneck)
-    options, tensors = reader(config, saved, place)
+    options, tensors = convert(document["config"], saved, place)
     head, unchanged = read_head(folder, backbone, allow_pickle=allow_pickle)
     converted = {
         "format_version": 1,
         "backbone_class": type(backbone).__name__,
         "common_structure": False,
         "exclude_modules": [],
-        "unfrozen_modules": ["deltas", *sorted(head)],
+        "unfrozen_modules": ["deltas", *sorted({*replaced_names(tensors), *head})],
         **options,
     }
     check_document(converted)

@@ -1,0 +1,139 @@
+"""Several methods in one delta, each at modules of its own: MAM adapters, UniPELT, MAD-X language adapters.
+
+He et al. 2021, "Towards a Unified View of Parameter-Efficient Transfer Learning", https://arxiv.org/abs/2110.04366
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import nn
+
+from deltahub.checkpoint.config import DeltaConfig
+from deltahub.engine.building import Like, complete_config
+from deltahub.engine.insertion import Insertion
+from deltahub.engine.structure.targets import Target
+from deltahub.errors import ConfigError
+from deltahub.handle.base import DeltaBase
+from deltahub.handle.types import class_for
+
+# Options of a part that only the whole delta has.
+_OF_THE_WHOLE: Final = ("unfrozen_modules", "backbone_class", "backbone_checkpoint_name", "backbone_hash")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnionConfig(DeltaConfig):
+    """Options of a union: the configs of its parts.
+
+    Args:
+        parts: configs of other delta types in their JSON form, at least one. Where a part acts is in its own
+            `modified_modules` and `exclude_modules`; those of the union are not used.
+    """
+
+    parts: Sequence[Mapping[str, Any]] = ()
+
+    delta_type: ClassVar[str] = "union"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.parts:
+            msg = (
+                "A union has no parts; expected the config of at least one delta type, such as {'delta_type': 'lora'}."
+            )
+            raise ConfigError(msg)
+        if self.modified_modules or self.exclude_modules:
+            msg = "A union has no modules of its own. Give each part its modified_modules and exclude_modules."
+            raise ConfigError(msg)
+        parts = tuple(config.to_dict() for _, config in map(_part, self.parts))
+        plain = ({key: value for key, value in part.items() if key not in _OF_THE_WHOLE} for part in parts)
+        object.__setattr__(self, "parts", tuple(plain))
+
+
+def _part(document: Mapping[str, Any]) -> tuple[type[DeltaBase], DeltaConfig]:
+    """Return the class and the config of a part.
+
+    Raises:
+        ConfigError: its delta type or an option is unknown, it is a union itself, or it has an option of the whole delta.
+    """
+    delta_type = document.get("delta_type")
+    if not isinstance(delta_type, str) or delta_type == UnionConfig.delta_type:
+        msg = f"A part of a union has delta_type {delta_type!r}; expected another delta type, such as 'lora'."
+        raise ConfigError(msg)
+    if taken := next((key for key in _OF_THE_WHOLE if document.get(key)), None):
+        msg = f"A part of a union has the option {taken}, which belongs to the union. Move it there."
+        raise ConfigError(msg)
+    cls: type[DeltaBase] = class_for(delta_type)
+    return cls, cls.config_class.from_dict(document)
+
+
+class UnionModel(DeltaBase):
+    """A delta with several methods, which act at different modules and are trained, saved and switched as one.
+
+    Args:
+        backbone_model: the model to modify.
+        parts: the configs of its methods, in their JSON form.
+        unfrozen_modules: addresses of parameters that `freeze_module` leaves trainable.
+        name: the delta's name on this backbone.
+        dtype: dtype of the parameters; by default float32, or the layer's if wider.
+    """
+
+    delta_type = "union"
+    config_class = UnionConfig
+    default_exclude_modules = ()
+    addresses_each = 2  # a part may address its modules in pairs, none of which can be left out
+
+    def __init__(
+        self,
+        backbone_model: nn.Module,
+        parts: Sequence[Mapping[str, Any]],
+        unfrozen_modules: Sequence[str] | None = None,
+        *,
+        name: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        config = UnionConfig(parts=parts, unfrozen_modules=unfrozen_modules)
+        super().__init__(backbone_model, config, name=name, dtype=dtype)
+
+    @classmethod
+    def plan(cls, backbone: nn.Module, config: UnionConfig) -> list[Target]:
+        """Return the modules of all parts.
+
+        Raises:
+            ConfigError: two parts act on one module.
+        """
+        targets: dict[str, Target] = {}
+        for method, part in _parts(backbone, config):
+            for target in method.plan(backbone, part):
+                if target.name in targets:
+                    raise _shared(target.name)
+                targets[target.name] = target
+        return list(targets.values())
+
+    @classmethod
+    def new_insertions(
+        cls, backbone: nn.Module, config: UnionConfig, targets: Sequence[Target], like: Like
+    ) -> Mapping[str, Insertion]:
+        """Build the insertions of all parts."""
+        left = {target.name for target in targets}
+        insertions: dict[str, Insertion] = {}
+        for method, part in _parts(backbone, config):
+            own = [target for target in method.plan(backbone, part) if target.name in left]
+            for address, insertion in method.new_insertions(backbone, part, own, like).items():
+                if address in insertions:
+                    raise _shared(address)
+                insertions[address] = insertion
+        return insertions
+
+
+def _parts(backbone: nn.Module, config: UnionConfig) -> list[tuple[type[DeltaBase], DeltaConfig]]:
+    return [(cls, complete_config(cls, part, backbone)) for cls, part in map(_part, config.parts)]
+
+
+def _shared(module: str) -> ConfigError:
+    where = module or "the model itself"
+    return ConfigError(
+        f"Two parts of a union act on {where}, which holds one. Add them as two deltas, or leave it out of one part."
+    )
