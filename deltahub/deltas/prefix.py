@@ -12,6 +12,7 @@ Li and Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation"
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.checkpoint.options import Count
+from deltahub.deltas.adapter_layers import without_defaults
 from deltahub.deltas.precision import linear
 from deltahub.deltas.shifted_positions import bias_table, shifts
 from deltahub.engine.attention import AttentionCall, install
@@ -28,8 +30,8 @@ from deltahub.engine.attention_layers import Widths, attentions, key_value_width
 from deltahub.engine.building import Like
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.modules import own_modules
-from deltahub.engine.structure.targets import Target, without_excluded
-from deltahub.errors import ConfigError, TargetError
+from deltahub.engine.structure.targets import Target, find_targets, without_excluded
+from deltahub.errors import ConfigError, NoMatchError, TargetError
 from deltahub.handle.base import DeltaBase
 from deltahub.renamed import renamed_in
 
@@ -44,6 +46,7 @@ class PrefixConfig(DeltaConfig):
         embed_dim: width of the network's input, at least 1.
         mid_dim: width of the network's hidden layer, at least 1.
         shift_positions: whether the text's positions begin after the prefix, as PEFT counts them; otherwise they begin at 0.
+        shift_keys: whether only the keys of the text begin after the prefix, in relative biases as T5's; `adapters` counts them so.
     """
 
     prefix_token_num: Count = 6
@@ -51,13 +54,19 @@ class PrefixConfig(DeltaConfig):
     embed_dim: Count = 512
     mid_dim: Count = 512
     shift_positions: bool = False
+    shift_keys: bool = False
 
     delta_type: ClassVar[str] = "prefix"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shift_positions and self.shift_keys:
+            msg = "shift_positions moves queries and keys, shift_keys the keys alone. Leave out one of the two."
+            raise ConfigError(msg)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the delta type and every option, as JSON types; positions that stay are not mentioned, as in older files."""
-        document = super().to_dict()
-        return {key: value for key, value in document.items() if key != "shift_positions" or value is not False}
+        """Return the delta type and every option, as JSON types; what is off and unknown to older releases is left out."""
+        return without_defaults(super().to_dict(), shift_positions=False, shift_keys=False)
 
 
 class Prefix(Insertion):
@@ -65,11 +74,15 @@ class Prefix(Insertion):
 
     Args:
         bias_table: the attention that computes the relative bias to the prefix, as in T5; by default the one extended, where it can.
+        shift_keys: see `PrefixConfig`.
     """
 
-    def __init__(self, bias_table: nn.Module | None = None) -> None:
+    shift_keys = False  # also in pickles of earlier releases
+
+    def __init__(self, bias_table: nn.Module | None = None, *, shift_keys: bool = False) -> None:
         super().__init__()
         self.bias_table = (bias_table,)  # in a tuple it is not a submodule
+        self.shift_keys = shift_keys
         install()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -78,7 +91,8 @@ class Prefix(Insertion):
 
     def attend(self, target: nn.Module, call: AttentionCall) -> AttentionCall:
         """Add the prefix, visible to every query regardless of its position and of the mask."""
-        return call.with_prefix(*self.key_and_value(call.key.dtype), self.__dict__.get("bias_table", (None,))[0])
+        table = self.__dict__.get("bias_table", (None,))[0]
+        return call.with_prefix(*self.key_and_value(call.key.dtype), table, shift_keys=self.shift_keys)
 
     def key_and_value(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the prefix of the keys, ``(n, kv_heads * head_dim)``, and of the values, ``(n, kv_heads * value_dim)``."""
@@ -94,7 +108,7 @@ class PlainPrefix(Prefix):
     """
 
     def __init__(self, like: Tensor, widths: Widths, config: PrefixConfig, bias_table: nn.Module | None = None) -> None:
-        super().__init__(bias_table)
+        super().__init__(bias_table, shift_keys=config.shift_keys)
         self.past_key = nn.Parameter(like.new_empty(config.prefix_token_num, widths[0]))
         self.past_value = nn.Parameter(like.new_empty(config.prefix_token_num, widths[1]))
         if not like.is_meta:
@@ -145,12 +159,20 @@ class ReparameterizedPrefix(Prefix):
         network: the network.
         start: index of this layer's first feature: its keys come first, then its values.
         owner: whether the network is a submodule of this insertion.
+        shift_keys: see `PrefixConfig`.
     """
 
     def __init__(
-        self, network: PrefixNetwork, start: int, widths: Widths, bias_table: nn.Module | None = None, *, owner: bool
+        self,
+        network: PrefixNetwork,
+        start: int,
+        widths: Widths,
+        bias_table: nn.Module | None = None,
+        *,
+        owner: bool,
+        shift_keys: bool,
     ) -> None:
-        super().__init__(bias_table)
+        super().__init__(bias_table, shift_keys=shift_keys)
         self.shared = (network,)  # in a tuple it is not a submodule, so it is saved, trained and counted once
         self.start = start
         self.widths = widths
@@ -178,6 +200,7 @@ class PrefixModel(DeltaBase):
         common_structure: True for common names only, False for real names only, None for whichever matches.
         interactive_modify: True, or a local port, to choose the modules on a web page.
         shift_positions: whether the text's positions begin after the prefix, as PEFT counts them; otherwise they begin at 0.
+        shift_keys: whether only the keys of the text begin after the prefix, in relative biases as T5's.
         name: the delta's name on this backbone.
         dtype: dtype of the parameters; by default float32, or the layer's if wider.
     """
@@ -200,6 +223,7 @@ class PrefixModel(DeltaBase):
         interactive_modify: bool | int = False,
         *,
         shift_positions: bool = False,
+        shift_keys: bool = False,
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -209,6 +233,7 @@ class PrefixModel(DeltaBase):
             embed_dim=embed_dim,
             mid_dim=mid_dim,
             shift_positions=shift_positions,
+            shift_keys=shift_keys,
             modified_modules=modified_modules,
             exclude_modules=exclude_modules,
             unfrozen_modules=unfrozen_modules,
@@ -239,7 +264,9 @@ class PrefixModel(DeltaBase):
     ) -> Mapping[str, Insertion]:
         """Build a new prefix for every attention."""
         widths = key_value_widths(backbone, {target.name: target.module for target in targets})
-        tables = _bias_tables(backbone, targets) if config.shift_positions else {}
+        tables = _bias_tables(backbone, targets) if config.shift_positions or config.shift_keys else {}
+        if config.shift_keys:
+            tables = _of_text(tables, backbone)
         insertions: dict[str, Insertion] = {}
         if not config.reparameterize:
             for target in targets:
@@ -251,7 +278,7 @@ class PrefixModel(DeltaBase):
         for target in targets:
             own = widths[target.name]
             insertions[target.name] = ReparameterizedPrefix(
-                network, start, own, tables.get(target.name), owner=not insertions
+                network, start, own, tables.get(target.name), owner=not insertions, shift_keys=config.shift_keys
             )
             start += sum(own)
         return {**insertions, **_shifts(backbone, config, targets)}
@@ -282,6 +309,22 @@ def _bias_tables(backbone: nn.Module, targets: Sequence[Target]) -> dict[str, nn
     for name, stack in _stacks(backbone, [target.name for target in targets]).items():
         tables |= {target.name: bias_table(stack) for target in targets if _is_inside(target.name, name)}
     return tables
+
+
+def _of_text(tables: Mapping[str, nn.Module | None], backbone: nn.Module) -> dict[str, nn.Module | None]:
+    """Return the tables of self-attentions; from a decoder to an encoder there is no relative bias.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    crossed: set[str] = set()
+    with suppress(NoMatchError):
+        crossed = {target.name for target in find_targets(backbone, ("crossattn",), (), True)}
+    own = {name: table for name, table in tables.items() if not any(_is_inside(name, outer) for outer in crossed)}
+    if None in own.values() or not own:
+        msg = f"shift_keys is for attentions with a relative bias, as in T5, and this {type(backbone).__name__} has none. Leave it out."
+        raise ConfigError(msg)
+    return own
 
 
 def _shifts(backbone: nn.Module, config: PrefixConfig, targets: Sequence[Target]) -> dict[str, Insertion]:

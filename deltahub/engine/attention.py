@@ -62,16 +62,19 @@ class AttentionCall:
         """
         return replace(self, rows=rows)
 
-    def with_prefix(self, key: Tensor, value: Tensor, bias_table: nn.Module | None = None) -> Self:
+    def with_prefix(
+        self, key: Tensor, value: Tensor, bias_table: nn.Module | None = None, *, shift_keys: bool = False
+    ) -> Self:
         """Return the call with a prefix before its keys and values, visible to every query of the selected rows.
 
         Args:
             key: ``(places, kv_heads * head_dim)``, the heads side by side.
             value: ``(places, kv_heads * value_dim)``.
             bias_table: the attention that computes the relative bias to the prefix, as in T5; by default the one called, where it can.
+            shift_keys: whether the relative bias counts the keys of the text on from the prefix, but not the queries.
 
         Raises:
-            TargetError: the prefix does not have the width of the attention's heads.
+            TargetError: the prefix does not have the width of the attention's heads, or another prefix is in the way.
             RouteError: the length of `rows` is not the batch size.
         """
         if self.rows is not None and len(self.rows) != self.key.shape[0]:
@@ -85,7 +88,11 @@ class AttentionCall:
             key=self._before(key, self.key),
             value=self._before(value, self.value),
             attention_mask=self._longer_mask(key.shape[0]),
-            position_bias=self._longer_bias(key.shape[0], bias_table),
+            position_bias=(
+                self._shifted_bias(key.shape[0], bias_table)
+                if shift_keys and bias_table is not None
+                else self._longer_bias(key.shape[0], bias_table)
+            ),
             places=self.places + key.shape[0],
         )
 
@@ -133,6 +140,25 @@ class AttentionCall:
         row_mask = None if self.rows is None else self.rows.to(bias.device).view(-1, 1, 1, 1)
         bias = torch.zeros_like(bias) if row_mask is None else torch.where(row_mask, torch.zeros_like(bias), bias)
         return F.pad(bias, (places, 0))
+
+    def _shifted_bias(self, places: int, table: nn.Module) -> Tensor | None:
+        """Return the relative bias of all keys, prefix and text, counted from 0."""
+        bias = self.position_bias
+        if bias is None:
+            return None
+        if self.places and self.rows is None:
+            msg = "A prefix with shift_keys must be the only one in its attention, and another one acts there before it. Detach one of them."
+            raise TargetError(msg)
+        text = bias.shape[3] - self.places
+        shifted: Tensor = table.compute_bias(
+            bias.shape[2], places + text, device=bias.device, past_seen_tokens=self._seen()
+        )  # type: ignore[operator]
+        if self.rows is None:
+            return shifted.to(bias)
+        near, far = torch.split(shifted.to(bias), [places, text], dim=-1)
+        others = bias[..., : self.places]  # prefixes of other rows, which these rows do not see
+        mine = torch.cat([near.expand(*others.shape[:-1], -1), others, far.expand(*others.shape[:-1], -1)], dim=-1)
+        return torch.where(self.rows.to(bias.device).view(-1, 1, 1, 1), mine, F.pad(bias, (places, 0)))
 
     def _seen(self) -> int | Tensor:
         """Return the number of tokens before the first query; a static cache has more keys than that."""

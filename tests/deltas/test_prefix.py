@@ -401,3 +401,28 @@ def test_a_network_that_is_sharded_apart_is_refused():
 
     with pytest.raises(ConfigError, match=r"Shard the backbone as a whole, or .* reparameterize=False"):
         delta.insertions[LAYERS[1]].key_and_value(torch.float32)
+
+
+def test_keys_alone_are_counted_on_only_where_positions_are_relative():
+    with pytest.raises(ConfigError, match="shift_keys is for attentions with a relative bias"):
+        PrefixModel(bert(), 2, reparameterize=False, shift_keys=True)
+    with pytest.raises(ConfigError, match="Leave out one of the two"):
+        PrefixModel(t5(), 2, shift_positions=True, shift_keys=True)
+
+
+@pytest.mark.parametrize("reparameterize", [True, False])
+def test_each_row_may_have_its_keys_counted_on_from_a_prefix_of_its_own(reparameterize):
+    backbone = t5()
+    expected = []
+    for name in ("first", "second"):
+        delta = PrefixModel(backbone, 2, reparameterize, 4, 5, ["attn@"], shift_keys=True, name=name)
+        stir(delta, len(expected))
+        expected.append(logits_of(backbone)[len(expected)])
+        delta.detach()
+    for delta in deltas_of(backbone).values():
+        delta.attach()
+    with route(backbone, ["first", "second"]):
+        assert torch.allclose(torch.stack(expected), logits_of(backbone), atol=1e-5)
+
+    with pytest.raises(TargetError, match="must be the only one in its attention"):
+        logits_of(backbone)

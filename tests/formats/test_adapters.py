@@ -26,6 +26,7 @@ KINDS = {
     "lora_gpt2": "lora",
     "ia3_bert": "ia3",
     "prefix_gpt2": "prefix",
+    "prefix_flat_t5": "prefix",
     "dora_bert": "lora",
     "mam_bert": "union",
     "seq_bn_inv_bert": "union",

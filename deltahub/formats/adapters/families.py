@@ -9,7 +9,7 @@ A bottleneck belongs to a branch of a layer: attention or feed-forward, whose ou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 
@@ -39,14 +39,14 @@ class Family:
     Attributes:
         post_norm: whether the LayerNorm comes after the residual sum.
         places: the places of bottlenecks.
-        attention: the self-attention of a layer, where a prefix is.
+        attentions: the attentions of a layer where a prefix is, by the name there of the group of prefixes.
         relative_positions: whether the attention has a bias for relative positions.
         embeddings: the module that returns the first hidden state, where an invertible adapter is.
     """
 
     post_norm: bool
     places: tuple[Place, ...]
-    attention: str = ""
+    attentions: Mapping[str, str] = field(default_factory=dict)
     relative_positions: bool = False
     embeddings: str = ""
 
@@ -72,7 +72,7 @@ def _bert() -> Family:
                 f"{layer}.intermediate.dense",
             ),
         ),
-        f"{attention}.self",
+        {"self_prefix": f"{attention}.self"},
         embeddings="embeddings",
     )
 
@@ -103,7 +103,7 @@ def _two_modules(
         place("mh_adapter", "attention_adapters", attention),
         place("output_adapter", "output_adapters", feed_forward),
     )
-    return Family(post_norm, places, f"{layer}.{core}", embeddings=embeddings)
+    return Family(post_norm, places, {"self_prefix": f"{layer}.{core}"}, embeddings=embeddings)
 
 
 def _t5() -> Family:
@@ -121,6 +121,11 @@ def _t5() -> Family:
             place("cross_adapter", "decoder", 1, crossed),
             place("output_adapter", "decoder", 2, feed_forward),
         ),
+        {
+            "encoder_prefix": "encoder.block.*.layer.0.SelfAttention",
+            "self_prefix": "decoder.block.*.layer.0.SelfAttention",
+            "cross_prefix": "decoder.block.*.layer.1.EncDecAttention",
+        },
         relative_positions=True,
         embeddings="encoder.embed_tokens",
     )

@@ -1,6 +1,6 @@
 """Conversion of prefix tuning.
 
-A prefix is computed by a network, [K_1; V_1; K_2; V_2; ...] = W_2 act(W_1 E + b_1) + b_2, or stored as a vector ("flat"). Either way
+The attentions of an encoder, those of a decoder and those from one to the other each have a pool of prefixes. A prefix is computed by a network, [K_1; V_1; K_2; V_2; ...] = W_2 act(W_1 E + b_1) + b_2, or stored as a vector ("flat"). Either way
 the delta holds the keys and values themselves. The file repeats the tensors under every attention.
 """
 
@@ -21,7 +21,6 @@ from deltahub.formats.adapters.names import Backbone, refuse_others, require_lea
 
 Converted = tuple[dict[str, Any], dict[str, Tensor]]
 _POOL: Final = "prefix_tuning"
-_GROUP: Final = "self_prefix"  # the prefixes of self-attention
 
 
 def prefix(config: Mapping[str, Any], saved: Mapping[str, Tensor], backbone: Backbone) -> Converted:
@@ -31,33 +30,43 @@ def prefix(config: Mapping[str, Any], saved: Mapping[str, Tensor], backbone: Bac
         ConfigError: no delta computes the same.
         CheckpointError: the file is damaged, or does not fit the backbone.
     """
-    if backbone.family.relative_positions:
-        reason = "with relative positions a prefix here gives other outputs than that of adapters"
-        raise unsupported("prefix_tuning", "prefix_length", config.get("prefix_length"), reason)
     leaves, others = sorted_leaves(saved, "prefix_tunings", backbone)
     refuse_others(others)
     pool = leaves.get(_POOL, {})
     _require_copies(leaves, pool)
-    if odd := next((leaf for leaf in pool if not leaf.startswith(f"{_GROUP}.")), None):
-        refuse_others({odd: pool[odd]})
-    names, count = _attentions(config, backbone), config.get("prefix_length", 30)
+    count = config.get("prefix_length", 30)
+    tensors: dict[str, Tensor] = {}
+    for group, names in _attentions(config, backbone).items():
+        own = {leaf.removeprefix(f"{group}."): pool.pop(leaf) for leaf in list(pool) if leaf.startswith(f"{group}.")}
+        tensors |= _prefixes(own, names, config, count, backbone)
+    refuse_others(pool)
+    options = {
+        "delta_type": "prefix",
+        "modified_modules": [name for names in _attentions(config, backbone).values() for name in names],
+        "prefix_token_num": count,
+        "reparameterize": False,
+    }
+    return options | ({"shift_keys": True} if backbone.family.relative_positions else {}), tensors
+
+
+def _prefixes(
+    leaves: Mapping[str, Tensor], names: list[str], config: Mapping[str, Any], count: int, backbone: Backbone
+) -> dict[str, Tensor]:
+    """Return the keys and values of a group of attentions, under their names in a delta.
+
+    Raises:
+        ConfigError: an attention cannot be extended.
+        CheckpointError: the tensors do not fit the backbone.
+    """
     places = attentions(backbone.model)
     if missing := [name for name in names if name not in places]:
         raise unsupported("prefix_tuning", "prefix_length", count, f"a prefix cannot extend {missing[0]} of this model")
     widths = key_value_widths(backbone.model, {name: places[name] for name in names})
     parts = [width for name in names for width in widths[name]]
-    own = {leaf.removeprefix(f"{_GROUP}."): tensor for leaf, tensor in pool.items()}
-    tensors = {
+    return {
         delta_key(names[index // 2], "past_value" if index % 2 else "past_key"): value.contiguous()
-        for index, value in enumerate(torch.split(_rows(own, config, count, sum(parts)), parts, dim=1))
+        for index, value in enumerate(torch.split(_rows(leaves, config, count, sum(parts)), parts, dim=1))
     }
-    options = {
-        "delta_type": "prefix",
-        "modified_modules": names,
-        "prefix_token_num": count,
-        "reparameterize": False,
-    }
-    return options, tensors
 
 
 def _require_copies(leaves: Mapping[str, Mapping[str, Tensor]], pool: Mapping[str, Tensor]) -> None:
@@ -73,15 +82,18 @@ def _require_copies(leaves: Mapping[str, Mapping[str, Tensor]], pool: Mapping[st
                 raise CheckpointError(msg)
 
 
-def _attentions(config: Mapping[str, Any], backbone: Backbone) -> list[str]:
-    """Return the real names of the attentions that have a prefix, first layer first."""
-    pattern = backbone.family.attention
+def _attentions(config: Mapping[str, Any], backbone: Backbone) -> dict[str, list[str]]:
+    """Return the real names of the attentions that have a prefix, first layer first, by their group."""
     left_out = set(config.get("leave_out") or ())
-    return [
-        backbone.real(pattern.replace("*", str(layer)))
-        for layer in backbone.layers(pattern)
-        if backbone.number(pattern, layer) not in left_out
-    ]
+    return {
+        group: [
+            backbone.real(pattern.replace("*", str(layer)))
+            for layer in backbone.layers(pattern)
+            if backbone.number(pattern, layer) not in left_out
+        ]
+        for group, pattern in backbone.family.attentions.items()
+        if config.get(group, True)  # encoder_prefix and cross_prefix are also fields
+    }
 
 
 @torch.no_grad()
