@@ -23,6 +23,7 @@ from .output import VisibleStream, say
 # Command to its module and function; None for a group of commands, the module's `app`.
 _COMMANDS: Final[dict[str, tuple[str, str | None]]] = {
     "push": ("push", "push"),
+    "migrate": ("migrate", "migrate"),
     "pull": ("pull", "pull"),
     "list": ("list", "list_"),
     "show": ("show", "show"),

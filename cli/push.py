@@ -14,7 +14,7 @@ from .output import Output, print_json, say, size_text
 from .sign import SignOpt, still_to_sign
 
 if TYPE_CHECKING:
-    from deltahub.errors import DeltaHubError, Outcome
+    from deltahub.errors import Outcome
     from deltahub.registry.publish import Publication
     from deltahub.signing import PrivateKey
     from deltahub.sources.base import Pushed
@@ -111,7 +111,7 @@ def push(
                 allow_pickle=allow_pickle,
                 record=record,
             )
-        _report_many(paths, results, key, out)
+        report_many(list(zip(map(str, paths), results, strict=True)), key, out)
         return
     hub.source(to or (Reference.parse(name).source if name else None))  # before a record is written
     publication = Publication.of(
@@ -214,44 +214,48 @@ def _recorder(backbone: str | None, *, allow_pickle: bool) -> Callable[[Path], o
     return lambda folder: record_backbone(folder, model, allow_pickle=allow_pickle)
 
 
-def _report_many(
-    folders: Sequence[Path], results: Sequence[Outcome[Pushed]], key: PrivateKey | None, out: Output
+def report_many(
+    results: Sequence[tuple[str, Outcome[Pushed]]], key: PrivateKey | None, out: Output, place: str = "folder"
 ) -> None:
-    """Print the result of each; the first failure determines the exit code."""
+    """Print the result of each; the first failure determines the exit code.
+
+    Args:
+        results: where each came from, and its result.
+        place: the word for where each came from.
+    """
     from deltahub.errors import DeltaHubError
 
-    pairs = list(zip(folders, results, strict=True))
-    failed = [(folder, result) for folder, result in pairs if isinstance(result, DeltaHubError)]
+    failed = [(origin, result) for origin, result in results if isinstance(result, DeltaHubError)]
     if out.as_json:
-        print_json([_data(folder, result, key) for folder, result in pairs])
+        print_json([_data(place, origin, result, key) for origin, result in results])
     else:
-        pushed = [(folder, result) for folder, result in pairs if not isinstance(result, DeltaHubError)]
+        pushed = [(origin, result) for origin, result in results if not isinstance(result, DeltaHubError)]
         rows = [
             (
                 str(version.reference),
                 "new" if version.new else "there",
                 size_text(version.size),
                 version.digest.short,
-                str(folder),
+                origin,
             )
-            for folder, version in pushed
+            for origin, version in pushed
         ]
         if rows:
-            out.rows(("reference", "version", "size", "digest", "folder"), rows)
+            out.rows(("reference", "version", "size", "digest", place), rows)
             if not out.quiet and (hint := still_to_sign(pushed[0][1].reference.source, "REF", key)):
                 say(hint, err=True)
-    for folder, error in failed:
-        say(f"Error: {folder}: {error}", err=True)
+    for origin, error in failed:
+        say(f"Error: {origin}: {error}", err=True)
     if failed:
-        say(f"{len(pairs) - len(failed)} of {len(pairs)} pushed.", err=True)
+        say(f"{len(results) - len(failed)} of {len(results)} pushed.", err=True)
         raise typer.Exit(exit_code(failed[0][1]))
 
 
-def _data(folder: Path, result: Pushed | DeltaHubError, key: PrivateKey | None) -> dict[str, Any]:
+def _data(place: str, origin: str, result: Outcome[Pushed], key: PrivateKey | None) -> dict[str, Any]:
     if isinstance(result, Exception):
-        return {"folder": str(folder), "error": str(result)}
+        return {place: origin, "error": str(result)}
     return {
-        "folder": str(folder),
+        place: origin,
         "reference": str(result.reference),
         "version": result.reference.version,
         "digest": result.digest,

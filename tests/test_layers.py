@@ -24,7 +24,7 @@ LAYERS = (
     ("cache", "registry", "settings"),
     ("sources",),
     ("hub", "server"),
-    ("api",),
+    ("api", "migrate"),
     ("algebra.factors",),
     ("engine",),
     ("formats", "picker"),

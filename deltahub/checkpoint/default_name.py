@@ -38,7 +38,7 @@ def default_name(config: Mapping[str, Any], tags: Collection[str] = ()) -> str:
     candidates = [*tasks[:1], *(pairs[key] for key in ("task", "dataset") if key in pairs), *labels]
     task = candidates[0] if candidates else method_of(config)
     backbone = backbone_name(config).rpartition("/")[2] or "backbone"
-    return f"{default_namespace()}/{_plain(f'{task}-{backbone}')}"
+    return f"{default_namespace()}/{plain_name(f'{task}-{backbone}')}"
 
 
 def method_of(config: Mapping[str, Any]) -> str:
@@ -48,11 +48,11 @@ def method_of(config: Mapping[str, Any]) -> str:
 
 def folder_name(folder: Path, namespace: str) -> str:
     """Name a delta after its folder: ``"namespace/folder"``."""
-    return f"{namespace}/{_plain(folder.resolve().name)}"
+    return f"{namespace}/{plain_name(folder.resolve().name)}"
 
 
-def _plain(text: str) -> str:
-    """Reduce `text` to the characters allowed in a name."""
+def plain_name(text: str) -> str:
+    """Reduce a text to the characters allowed in a name."""
     name = re.sub(r"[^A-Za-z0-9._]+", "-", text)
     name = re.sub(r"\.{2,}", ".", name)
     name = name[:96].strip("-._") or "delta"

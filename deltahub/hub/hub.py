@@ -285,6 +285,16 @@ class Hub:
             expected(sum(request.manifest.size for request in requests if isinstance(request, Publication)))
         return push_many(source, requests, progress)
 
+    def publish_many(
+        self, requests: Sequence[Outcome[Publication]], to: str | None = None, progress: Progress | None = None
+    ) -> list[Outcome[Pushed]]:
+        """Publish many checked checkpoints at one source; an error stands for one that could not be checked, and is its result.
+
+        Raises:
+            StorageError: the source failed as a whole. All can be published again.
+        """
+        return push_many(self._choice.reachable(to), requests, progress)
+
     def pull(
         self,
         reference: Reference | Link,

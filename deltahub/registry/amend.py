@@ -20,7 +20,7 @@ from deltahub.registry.registry import Registry
 
 DESCRIPTION: Final = "description"  # in the summary of a version
 _LONGEST: Final = 4000  # characters of a message or description
-_MOST_METRICS: Final = 200
+MOST_METRICS: Final = 200
 _LONGEST_CARD: Final = 128 << 10  # bytes
 _METRIC: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.@/-]{0,127}")
 
@@ -55,9 +55,14 @@ class Amendment:
             msg = f"The card is larger than {_LONGEST_CARD:,} bytes. Shorten it."
             raise ConfigError(msg)
         for name, value in self.metrics.items():
-            if not _METRIC.fullmatch(name) or not (value is None or _is_finite(value)):
+            if not (_METRIC.fullmatch(name) and (value is None or _is_finite(value))):
                 msg = f"{name}={value} is not a metric: expected a name and a finite number, such as accuracy=0.93."
                 raise ConfigError(msg)
+
+
+def is_metric(name: str, value: object) -> bool:
+    """Return whether a version can have a metric of this name and value."""
+    return _METRIC.fullmatch(name) is not None and _is_finite(value)
 
 
 def _is_finite(value: object) -> bool:
@@ -112,8 +117,8 @@ def _amended(entry: Version, amendment: Amendment) -> Version:
     if amendment.metrics:
         metrics = {**summary.get("metrics", {}), **amendment.metrics}
         summary["metrics"] = {name: value for name, value in metrics.items() if value is not None}
-        if len(summary["metrics"]) > _MOST_METRICS:
-            msg = f"The version would have {len(summary['metrics'])} metrics, and {_MOST_METRICS} are the most. Put the rest into the card."
+        if len(summary["metrics"]) > MOST_METRICS:
+            msg = f"The version would have {len(summary['metrics'])} metrics, and {MOST_METRICS} are the most. Put the rest into the card."
             raise ConfigError(msg)
     if amendment.description is not None:
         summary[DESCRIPTION] = stamps.text(amendment.description)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 from deltahub.checkpoint.default_name import default_name
 from deltahub.checkpoint.from_files import describe
@@ -50,6 +50,7 @@ class Publication:
         expect: alias to the version that it must point to now, None if it must not exist.
         private: whether a new delta is visible to its owners only; None for the default of the source.
         signer: the key to sign it with before it is visible; None to leave it unsigned.
+        metrics: results by name, beside those saved in the checkpoint; only a registry keeps them.
     """
 
     reference: Reference
@@ -61,6 +62,7 @@ class Publication:
     expect: Mapping[str, str | None] | None = None
     private: bool | None = None
     signer: PrivateKey | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -156,7 +158,7 @@ class Addition:
         self.version, self.new = "", False
         self._publication = publication
         self._aliases = [*map(check_alias, publication.aliases)]
-        self._added = Version(self.digest, time, author, message, tags, summary_of(manifest))
+        self._added = Version(self.digest, time, author, message, tags, _summary(publication))
 
     def change(self, document: ReferenceDocument) -> ReferenceDocument:
         """Return the document with the version and its aliases.
@@ -172,6 +174,14 @@ class Addition:
         for alias in self._aliases:
             changed = changed.with_alias(alias, self.version, self._added.time, self._added.author)
         return changed
+
+
+def _summary(publication: Publication) -> dict[str, object]:
+    """Return the summary of the manifest with the metrics of the publication; saved metrics of the same name are kept."""
+    summary = summary_of(publication.manifest)
+    if publication.metrics:
+        summary["metrics"] = {**publication.metrics, **cast("Mapping[str, object]", summary["metrics"])}
+    return summary
 
 
 def publish(registry: Registry, publication: Publication, progress: Progress | None = None) -> Published:

@@ -1,0 +1,1 @@
+"""Migration of deltas from hubs, tracking stores and directory trees into a registry."""
