@@ -182,3 +182,19 @@ def test_the_families_of_the_maps_are_known():
 )
 def test_plain_common_names_become_marked_ones(plain, expected):
     assert expected == marked(plain)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "places_in_a_layer"),
+    [
+        ("attention.query", ["attention.q_proj"]),
+        ("output.dense", ["attention.o_proj", "mlp.fc2"]),
+        (r"[r]encoder\.layer\.\d\.intermediate\.dense", ["mlp.fc1"]),
+    ],
+)
+def test_an_address_written_with_the_names_of_transformers_4_finds_the_modules(pattern, places_in_a_layer):
+    backbone = vit()
+    found = [target.name for target in find_targets(backbone, [pattern])]
+    assert found == [f"vit.layers.{layer}.{place}" for layer in (0, 1) for place in places_in_a_layer]
+    with pytest.raises(NoMatchError):
+        find_targets(backbone, [pattern], common_structure=True)

@@ -10,6 +10,7 @@ from torch import nn
 from deltahub.checkpoint.address import REGEX_MARK, Address, lies_within, nearest_names
 from deltahub.engine.modules import own_modules
 from deltahub.engine.site import refuse_own_deltas
+from deltahub.engine.structure.former_names import former_names
 from deltahub.engine.structure.inference import describe_linear_layers
 from deltahub.engine.structure.layouts import Part
 from deltahub.engine.structure.maps import MARK
@@ -44,7 +45,7 @@ def find_targets(
     """Return the modules that addresses match, in backbone order.
 
     Args:
-        patterns: addresses (`deltahub.checkpoint.address`) by real or common name.
+        patterns: addresses (`deltahub.checkpoint.address`) by real or common name, or by the real name of transformers 4.
         exclude: addresses of modules to leave out, with everything inside them.
         common_structure: True for common names only, False for real names only, None for whichever matches.
         optional: patterns that may match nothing as long as another one matches: a method's defaults.
@@ -68,6 +69,8 @@ def find_targets(
         matched = _match(pattern, modules, structure, common_structure, ending)
         if not matched and pattern in optional and (undivided_pattern := undivided(pattern)):
             matched = _match(undivided_pattern, modules, structure, common_structure)
+        if not matched and not common_structure and MARK not in pattern:
+            matched = [(n, None) for n, old in former_names(backbone, modules).items() if Address(pattern).matches(old)]
         matched = [(name, part) for name, part in matched if not _is_excluded(name, left_out, structure)]
         if not matched and pattern not in optional:
             raise _no_match(pattern, modules, exclude, structure, common_structure)
