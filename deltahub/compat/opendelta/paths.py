@@ -15,7 +15,7 @@ _PATHS: Final = {
     "auto_delta": "AutoDeltaConfig AutoDeltaModel",
     "basemodel": f"DeltaBase {_ADDRESSING}",
     "delta_configs": "BaseDeltaConfig",
-    "delta_models": "",
+    "delta_models": "BitFitModel LoraConfig LoraModel",
     **{f"delta_models.{method}": f"{name}Config {name}Model" for method, name in METHODS.items()},
     "utils": "",
     "utils.inspect": (
@@ -39,14 +39,20 @@ _EXTENDING: Final = "Write a method of your own with new_insertion and the layer
 _ABSENT: Final = {
     "delta_models.layers": _EXTENDING,
     "delta_models.layers.activations": _EXTENDING,
+    "delta_models.layers.init": _EXTENDING,
     "delta_models.layers.hypercomplex_linear": "deltahub.deltas.compacter.HypercomplexLinear has this layer.",
     "delta_models.layers.low_rank_linear": "LowRankAdapterModel has this layer.",
     "utils.backend": "Any model of PyTorch works; there is no other backend.",
+    **{
+        f"utils.common_structures{family}": "deltahub.CommonStructureMap.of(model) has the common names of a model."
+        for family in ("", ".bert", ".debertav2", ".gpt2", ".opt", ".roberta", ".t5")
+    },
     "utils.cuda": "A parameter has its device and dtype, as next(module.parameters()).device.",
     "utils.data_parallel": "Deltas run through hooks, which PyTorch copies itself.",
     "utils.decorate": _EXTENDING,
     "utils.delta_center": "The DeltaCenter no longer exists. deltahub.push and deltahub.pull use the registries that you configure.",
     "utils.delta_hub": "Use deltahub.push and deltahub.pull.",
+    "utils.file_utils": "from_finetuned and save_finetuned know the names of their files.",
     "utils.signature": "inspect.signature of Python returns the arguments of a function.",
 }
 
