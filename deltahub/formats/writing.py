@@ -66,6 +66,8 @@ WRITERS: Final[Mapping[Format, Writer]] = {
     Format.DELTAHUB: Writer("deltahub.formats.as_saved", CONFIG, "DeltaHub"),
     Format.PEFT: Writer("deltahub.formats.peft.export", "adapter_config.json", "PEFT, vLLM and LoRAX"),
     Format.OPENDELTA: Writer("deltahub.formats.opendelta.export", "pytorch_model.bin", "OpenDelta 0.3"),
+    Format.DIFFUSERS: Writer("deltahub.formats.diffusers.export", "pytorch_lora_weights.safetensors", "diffusers"),
+    Format.KOHYA: Writer("deltahub.formats.diffusers.kohya_export", "lora.safetensors", "kohya's scripts and ComfyUI"),
 }
 _WRITTEN: Final = "Written by deltahub"  # on the card of every conversion
 _MODEL: Final = "config.json"  # the mark of a merged model

@@ -8,10 +8,10 @@ import logging
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from deltahub import AutoDeltaModel
+from deltahub import AutoDeltaModel, LoraModel
 from deltahub.errors import CheckpointError, ConfigError, DeltaHubError
 from tests.backbones import untouched
 from tests.formats.image_backbones import CLIPTextModel, UNet2DConditionModel, draw, made, output, updated
@@ -353,3 +353,60 @@ def test_half_precision_is_computed_in_float32(tmp_path, unet):
     delta, backbone = loaded(saved(tmp_path, half), unet)
     assert same(output(backbone), updated(unet, {QUERY: expected}))
     assert {parameter.dtype for parameter in delta.parameters()} == {torch.float32}
+
+
+# ----- writing -----
+
+LAYERS = ["to_q", "proj_in", "conv1", "downsamplers.0.conv", "[r]^proj_out$"]
+METHODS = {
+    "lora": {"lora_r": 3, "lora_alpha": 4},
+    "patterns": {"lora_r": 3, "use_rslora": True, "rank_pattern": {"conv1": 2}, "alpha_pattern": {"to_q": 1}},
+    "dora": {"lora_r": 2, "use_dora": True, "modified_modules": ["to_q", "to_v"]},
+    "bias": {"lora_r": 2, "use_bias": True, "modified_modules": ["to_q", "to_v"]},
+}
+
+
+def trained(backbone, **options):
+    """A LoRA with values on a copy of a backbone."""
+    delta = LoraModel(copy.deepcopy(backbone), **{"modified_modules": LAYERS, "common_structure": False, **options})
+    delta.freeze_module()
+    for parameter in delta.parameters():
+        parameter.data = draw(*parameter.shape)
+    return delta
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_lora_comes_back_from_a_written_file(method, form, tmp_path, unet):
+    delta = trained(unet, **METHODS[method])
+    if (method, form) == ("bias", "kohya"):
+        with pytest.raises(ConfigError, match="no bias of B"):
+            delta.export(tmp_path, form)
+        return
+    delta.export(tmp_path, form)
+    assert same(output(loaded(tmp_path, unet)[1]), output(delta.backbone_model))
+
+
+def test_a_file_for_diffusers_needs_no_config_to_give_its_scale(tmp_path, unet):
+    delta = trained(unet, **METHODS["patterns"])
+    delta.export(tmp_path / "out", "diffusers")
+    tensors = load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors")
+    assert {name.partition(".")[0] for name in tensors} == {"unet"}
+    assert same(output(loaded(saved(tmp_path / "bare", tensors), unet)[1]), output(delta.backbone_model))
+
+
+def test_a_text_encoder_is_written_with_the_names_that_diffusers_expects(tmp_path, text_encoder):
+    delta = trained(text_encoder, modified_modules=["q_proj", "fc1"], lora_r=2)
+    delta.export(tmp_path, "diffusers")
+    assert f"text_encoder.text_model.{TEXT_QUERY}.lora_linear_layer.up.weight" in load_file(
+        tmp_path / "pytorch_lora_weights.safetensors"
+    )
+    assert same(output(loaded(tmp_path, text_encoder)[1]), output(delta.backbone_model))
+    with pytest.raises(ConfigError, match="U-Nets of diffusers"):
+        delta.export(tmp_path / "kohya", "kohya")
+
+
+def test_a_model_with_several_names_in_pipelines_is_refused(tmp_path):
+    backbone = nn.ModuleDict({"proj": nn.Linear(4, 4)})
+    with pytest.raises(ConfigError, match="not known for a ModuleDict"):
+        trained(backbone, modified_modules=["proj"]).export(tmp_path, "diffusers")

@@ -20,6 +20,7 @@ BIAS: Final = "lora_B.bias"
 MAGNITUDE: Final = "lora_magnitude_vector"
 SCALE: Final = "dora_scale"
 ALPHA: Final = "alpha"
+METADATA: Final = "lora_adapter_metadata"  # in the header: PEFT's config of each model, as JSON
 LOHA: Final = frozenset({f"hada_{leaf}" for leaf in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")})
 LOKR: Final = frozenset({f"lokr_{leaf}" for leaf in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")})
 

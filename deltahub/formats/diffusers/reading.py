@@ -27,7 +27,7 @@ from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files.atomic import sha256_file
 from deltahub.files.documents import parse, problem
 from deltahub.formats.diffusers import low_rank, lycoris
-from deltahub.formats.diffusers.keys import ALPHA, LOHA, LOKR, MIDDLE, SCALE, parse_key
+from deltahub.formats.diffusers.keys import ALPHA, LOHA, LOKR, METADATA, MIDDLE, SCALE, parse_key
 from deltahub.formats.diffusers.parts import WAY_OUT, Part, own_part
 from deltahub.formats.files import read_safetensors
 from deltahub.formats.peft.adapter_types import TYPES
@@ -36,7 +36,6 @@ from deltahub.formats.peft.saved_adapter import Converted, SavedAdapter
 from deltahub.formats.peft.tensor_names import Names
 from deltahub.reference import Digest
 
-METADATA: Final = "lora_adapter_metadata"
 _CONFIGS: Final = ("config.json", "adapter_config.json")  # of other formats
 _KINDS: Final[Mapping[str, tuple[frozenset[str], Callable[[SavedAdapter, Mapping[str, float]], Converted]]]] = {
     "LOHA": (LOHA | {ALPHA}, lycoris.loha),
