@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from deltahub.errors import CheckpointError, ConfigError, DeltaHubError
 from tests.backbones import untouched
 from tests.formats.image_backbones import CLIPTextModel, UNet2DConditionModel, draw, made, output, updated
 
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "diffusers"  # of diffusers 0.42.1 and LyCORIS 4.1.3
 DOWN = "down_blocks.0.attentions.0"
 ATTENTION = f"{DOWN}.transformer_blocks.0.attn1"
 QUERY, OUT = f"{ATTENTION}.to_q", f"{ATTENTION}.to_out.0"
@@ -61,6 +63,14 @@ def same(found, expected):
 
 def flat(prefix, layer):
     return f"{prefix}_{layer.replace('.', '_')}"
+
+
+@pytest.mark.parametrize("name", ["diffusers", "locon", "loha", "lokr"])
+def test_a_file_gives_the_output_of_its_own_program(name):
+    backbone = UNet2DConditionModel().eval()
+    backbone.load_state_dict(load_file(FIXTURES / "backbone.safetensors"))
+    expected = load_file(FIXTURES / name / "io.safetensors")["output"]
+    assert same(output(loaded(FIXTURES / name / "delta", backbone)[1]), expected)
 
 
 ENDINGS = {
