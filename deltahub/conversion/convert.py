@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deltahub.algebra.result import Change
 from deltahub.auto import AutoDeltaModel
-from deltahub.cache.cache import checked, read_cached
+from deltahub.cache.cache import checked, pulled_reference, read_cached
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.backbone_fit import backbone_folder
 from deltahub.checkpoint.checkpoint import CONVERTED, Checkpoint
@@ -80,7 +80,8 @@ def convert(
     lora = Rank(as_lora, energy) if as_lora is not None or energy is not None else None
     if reason := _reason_for_backbone(origin, form, is_verified=verify is not False, is_computed=lora is not None):
         if backbone is None:
-            msg = f"{reason} needs the backbone of the delta: backbone=... in Python, --backbone on the command line."
+            copy = " Or copy its files as they are: deltahub pull REF --to DIR" if origin.format == form else ""
+            msg = f"{reason} needs the backbone of the delta: backbone=... in Python, --backbone on the command line.{copy}"
             raise ConfigError(msg)
         options = {"check_hash": check_hash, "allow_pickle": allow_pickle, "cache_dir": cache_dir}
         with _loaded(origin, source, backbone, options) as (delta, start):
@@ -153,7 +154,8 @@ def _refuse_within(source: Path, to: Path) -> None:
 def _reason_for_backbone(origin: Origin, form: Format, *, is_verified: bool, is_computed: bool) -> str:
     """Return the subject of a sentence on what needs a loaded backbone; empty if nothing does."""
     if origin.saved is None:
-        return f"{origin.folder} is in the format {origin.format}, and its conversion"
+        name = pulled_reference(origin.folder) or origin.folder
+        return f"{name} is in the format {origin.format}, and its conversion"
     if form is Format.MERGED:
         return "A merged model"
     if is_computed:

@@ -97,9 +97,9 @@ def test_a_team_migrates_in_one_command_and_learns_what_was_not_taken(run, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("name", "way_out"), [("peft", "deltahub pull REF --to DIR"), ("gguf", "save_finetuned() it first")]
+    ("name", "way_out"), [("peft", "deltahub pull REF --to DIR"), ("gguf", "needs the backbone of the delta: ")]
 )
-def test_a_delta_that_deltahub_did_not_save_is_not_written_for_peft(run, tmp_path, name, way_out):
+def test_a_delta_that_deltahub_did_not_save_is_not_written_for_peft_without_its_backbone(run, tmp_path, name, way_out):
     write, _ = FOLDERS[name]
     folder = tmp_path / "mine"
     folder.mkdir()

@@ -30,7 +30,7 @@ VARIANTS = {
     "lora_bias": ("lora", {"lora_r": 4, "use_bias": True}),
     "head": ("lora", {"lora_r": 4}),
 }
-KINDS = sorted({*known_types(), *VARIANTS} - {"weight_update"})
+KINDS = sorted({*known_types(), *VARIANTS})
 
 
 def attached(model, kind):
@@ -123,6 +123,23 @@ def test_a_merged_model_loads_alone_with_the_tokenizer_of_its_backbone(backbone_
 def test_a_part_that_transformers_would_load_as_another_class_is_not_merged_alone(tmp_path):
     delta = attached(t5().encoder, "lora")
     with pytest.raises(ConfigError, match="A T5Stack cannot be saved"):
+        delta.export(tmp_path / "out", "merged")
+
+
+def test_what_a_format_cannot_hold_is_offered_as_a_lora(backbone, saved, tmp_path):
+    with pytest.raises(ConfigError, match="--as-lora RANK or --energy SHARE"):
+        convert(saved["weight_update"], tmp_path / "out", "peft")
+    convert(saved["weight_update"], tmp_path / "out", "peft", backbone=backbone, energy=0.9, verify=True)
+    with pytest.raises(ConfigError, match="cannot become a LoRA"):
+        convert(saved["prefix"], tmp_path / "other", "peft", backbone=backbone, as_lora=4)
+    assert deltas_of(backbone) == {}
+
+
+def test_a_quantised_backbone_is_not_merged_into(tmp_path):
+    model = llama()
+    delta = attached(model, "lora")
+    model.is_quantized = True
+    with pytest.raises(ConfigError, match="LlamaForCausalLM is quantised"):
         delta.export(tmp_path / "out", "merged")
 
 
@@ -227,12 +244,16 @@ def test_a_backbone_and_a_delta_are_not_written_over(backbone_folder, saved):
         convert(saved["lora"], saved["dora"], "deltahub")
 
 
-def test_a_full_disk_leaves_the_old_folder_and_no_new_one(tmp_path):
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [(OSError(28, "No space left on device"), StorageError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_a_full_disk_or_an_interrupt_leaves_no_folder(tmp_path, fault, expected):
     def fill(stage):
         (stage / "adapter_config.json").write_text("{}")
-        raise OSError(28, "No space left on device")
+        raise fault
 
-    with pytest.raises(StorageError, match="No space is left"):
+    with pytest.raises(expected):
         write_folder(tmp_path / "new", Format.PEFT, fill)
     assert not (tmp_path / "new").exists()
 

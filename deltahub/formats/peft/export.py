@@ -90,7 +90,7 @@ def _read(folder: Path) -> Checkpoint:
             way_out = (
                 "Copy its files as they are: deltahub pull REF --to DIR"
                 if foreign.format == "peft"
-                else "Load it on its backbone with AutoDeltaModel.from_finetuned, and save_finetuned() it first"
+                else "Convert it on its backbone: deltahub convert SRC DST --format peft --backbone MODEL"
             )
             msg = f"{folder} holds a delta in the format {foreign.format}; expected one that DeltaHub saved. {way_out}."
             raise ConfigError(msg)
