@@ -147,7 +147,7 @@ def _refuse_within(source: Path, to: Path) -> None:
     """
     one, other = source.resolve(), to.resolve()
     if one == other or one in other.parents or other in one.parents:
-        msg = f"{to} and the source {source} are in one another. Choose a folder of its own to write into."
+        msg = f"{to} and the source {source} are one folder, or one is inside the other. Choose a folder of its own to write into."
         raise CheckpointError(msg)
 
 

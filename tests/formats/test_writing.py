@@ -23,6 +23,7 @@ OPTIONS = {
     "adapter": {"bottleneck_dim": 3},
     "parallel_adapter": {"bottleneck_dim": 3},
     "lora": {"lora_r": 4},
+    "union": {"parts": [{"delta_type": "lora", "lora_r": 2}, {"delta_type": "adapter", "bottleneck_dim": 3}]},
 }
 VARIANTS = {
     "dora": ("lora", {"lora_r": 4, "use_dora": True}),
