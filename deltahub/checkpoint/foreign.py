@@ -37,6 +37,7 @@ TOKENIZER: Final = (  # an adapter with new tokens cannot be used without its to
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
+_HUB: Final = "https://huggingface.co/"
 _LONGEST_OPTIONS: Final = 64 << 10  # bytes of the options of a config to keep for search
 # The names of a LoRA's tensors in diffusers, kohya and LyCORIS.
 _LORA_NAME: Final = re.compile(
@@ -80,6 +81,9 @@ def recognise(sizes: Mapping[str, int], read: Read) -> Foreign | None:
     Args:
         sizes: the files, with their sizes in bytes; only those at the top level count.
         read: reads a range of a file.
+
+    Raises:
+        CheckpointError: an adapter in GGUF holds other tensors than its header states.
     """
     files = _Files({name: size for name, size in sizes.items() if "/" not in name}, read)
     for recogniser in (_peft, _adapters, _opendelta, _diffusers, _gguf):
@@ -219,6 +223,7 @@ def _gguf(files: _Files) -> Foreign | None:
         return None
     if header.metadata.get("general.type") != "adapter":
         return None
+    header.places(files.sizes[names[0]], names[0])
     return replace(_foreign("gguf", _gguf_facts(header), (names[0],)), tensors=header.tensors)
 
 
@@ -229,10 +234,18 @@ def _gguf_facts(header: Header) -> dict[str, Any]:
     options = {"r": max(ranks, default=None), "lora_alpha": alpha}
     return {
         "method": metadata.get("adapter.type") or "lora",
-        "base_model": metadata.get("general.base_model.0.name"),
+        "base_model": _gguf_base(metadata),
         "model_type": metadata.get("general.architecture"),
         "options": {key: value for key, value in options.items() if value is not None},
     }
+
+
+def _gguf_base(metadata: Mapping[str, Any]) -> Any:
+    """Return the model id of a base model that is in the hub of Hugging Face, else its name."""
+    url = metadata.get("general.base_model.0.repo_url")
+    if isinstance(url, str) and (name := url.removeprefix(_HUB).strip("/")).count("/") == 1 and url.startswith(_HUB):
+        return name
+    return metadata.get("general.base_model.0.name")
 
 
 def _foreign(name: str, facts: Mapping[str, Any], files: tuple[str, ...], missing: str = "") -> Foreign:

@@ -64,6 +64,7 @@ class Writer:
 # One line for each writer; its module is imported on first use.
 WRITERS: Final[Mapping[Format, Writer]] = {
     Format.DELTAHUB: Writer("deltahub.formats.as_saved", CONFIG, "DeltaHub"),
+    Format.GGUF: Writer("deltahub.formats.gguf.export", "*.gguf", "llama.cpp"),
     Format.PEFT: Writer("deltahub.formats.peft.export", "adapter_config.json", "PEFT, vLLM and LoRAX"),
     Format.OPENDELTA: Writer("deltahub.formats.opendelta.export", "pytorch_model.bin", "OpenDelta 0.3"),
     Format.DIFFUSERS: Writer("deltahub.formats.diffusers.export", "pytorch_lora_weights.safetensors", "diffusers"),

@@ -30,6 +30,7 @@ from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files.atomic import read_limited
 from deltahub.formats.adapters import reading as adapters_reading
 from deltahub.formats.diffusers import reading as diffusers_reading
+from deltahub.formats.gguf import reading as gguf_reading
 from deltahub.formats.opendelta import reading as opendelta
 from deltahub.formats.peft import reading as peft_reading
 from deltahub.handle.probe import Probe, refuse_others
@@ -78,6 +79,8 @@ def _read_foreign(folder: Path, backbone: nn.Module, *, allow_pickle: bool) -> C
         return adapters_reading.read(folder, backbone, allow_pickle=allow_pickle)
     if diffusers_reading.is_lora(folder):
         return diffusers_reading.read(folder, backbone)
+    if gguf_reading.is_adapter(folder):
+        return gguf_reading.read(folder, backbone)
     return None
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +57,21 @@ def lora_delta(updates: Mapping[str, LowRank], adapter: SavedAdapter, *, dropout
         if use_bias and update.bias is None and not isinstance(adapter.layer(module), nn.Embedding):
             update.bias = update.up.new_zeros(len(update.up))
     real = {adapter.names.real[module]: update for module, update in sorted(updates.items())}
+    return Converted(*lora_options(real, adapter.names.real.values(), dropout=dropout))
+
+
+def lora_options(
+    updates: Mapping[str, LowRank], modules: Iterable[str], *, dropout: float = 0.0
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the options and tensors of a LoRA that makes the updates of single modules.
+
+    Args:
+        updates: by name of the module in the backbone.
+        modules: the names of all modules of the backbone.
+        dropout: share of the input dropped in training.
+    """
     tensors: dict[str, Tensor] = {}
-    for name, update in real.items():
+    for name, update in updates.items():
         leaves = {
             "lora_A": update.down,
             "lora_B": update.up,
@@ -66,20 +80,20 @@ def lora_delta(updates: Mapping[str, LowRank], adapter: SavedAdapter, *, dropout
         }
         tensors |= {delta_key(name, leaf): tensor.contiguous() for leaf, tensor in leaves.items() if tensor is not None}
     rank, alpha = _most_common(updates)
-    addresses = exact_addresses(real, adapter.names.real.values())
+    addresses = exact_addresses(updates, modules)
     options = {
         "delta_type": "lora",
         "lora_alpha": alpha,
         "lora_dropout": dropout,
         "lora_r": rank,
         "modified_modules": list(addresses.values()),
-        "use_dora": use_dora,
-        "rank_pattern": {addresses[name]: len(u.down) for name, u in real.items() if len(u.down) != rank},
-        "alpha_pattern": {addresses[name]: u.alpha for name, u in real.items() if u.alpha != alpha},
+        "use_dora": any(update.magnitude is not None for update in updates.values()),
+        "rank_pattern": {addresses[name]: len(u.down) for name, u in updates.items() if len(u.down) != rank},
+        "alpha_pattern": {addresses[name]: u.alpha for name, u in updates.items() if u.alpha != alpha},
     }
-    if use_bias:
+    if any(update.bias is not None for update in updates.values()):
         options["use_bias"] = True
-    return Converted(options, tensors)
+    return options, tensors
 
 
 def _most_common(updates: Mapping[str, LowRank]) -> tuple[int, float]:

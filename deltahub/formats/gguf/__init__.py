@@ -1,0 +1,1 @@
+"""LoRA in the format GGUF of llama.cpp."""
