@@ -161,7 +161,7 @@ def write(delta, model, folder):
     folder.mkdir(exist_ok=True)
     for name, content in files_of(Format.GGUF, delta, Backbone.of(delta, model)).items():
         (folder / name).write_bytes(content)
-    return folder / name
+    return folder / "lora.gguf"
 
 
 def lora(model, modules, **options):

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from deltahub.checkpoint.address import value_for
-from deltahub.checkpoint.checkpoint import Checkpoint
+from deltahub.checkpoint.checkpoint import CARD, Checkpoint
 from deltahub.checkpoint.manifest import DELTA_PART
 from deltahub.engine.modules import module_at
 from deltahub.engine.shapes import linear_shape
@@ -27,6 +27,7 @@ from deltahub.formats.gguf.architectures import EMBEDDINGS, Architecture, gguf_p
 from deltahub.formats.peft.adapter import by_part
 from deltahub.formats.peft.lora_export import joined
 from deltahub.formats.peft.shapes import check_shapes
+from deltahub.formats.writing import card
 
 FILE: Final = "lora.gguf"
 _HUB: Final = "https://huggingface.co/"
@@ -62,7 +63,9 @@ def files(saved: Checkpoint, backbone: Backbone) -> dict[str, bytes]:
         factor = scale * len(down) / alpha
         tensors[f"{weight}.lora_a"] = (down.T if weight == EMBEDDINGS else down).float()
         tensors[f"{weight}.lora_b"] = (up if factor == 1 else up.double() * factor).float()
-    return {FILE: _gguf_bytes(tensors, alpha, architecture.name, _description(saved, backbone))}
+    base = _base_model(saved, backbone)
+    content = _gguf_bytes(tensors, alpha, architecture.name, _description(saved, base, backbone.class_name))
+    return {FILE: content, CARD: card(saved, base, "gguf")}
 
 
 def _shares(saved: Checkpoint) -> dict[str, dict[str, Tensor]]:
@@ -131,21 +134,28 @@ def _common_alpha(updates: Iterable[Update]) -> float:
     return usable[0] if usable else 1.0
 
 
-def _description(saved: Checkpoint, backbone: Backbone) -> dict[str, str]:
-    """Return the texts of the metadata, by key: the names of the adapter and its base model, and the delta's digest."""
+def _base_model(saved: Checkpoint, backbone: Backbone) -> str:
     document = saved.document
-    base = backbone.named or str(
-        document.get("metadata", {}).get("backbone_model") or document.get("backbone_checkpoint_name") or ""
-    )
+    recorded = document.get("metadata", {}).get("backbone_model") or document.get("backbone_checkpoint_name")
+    return backbone.named or str(recorded or "")
+
+
+def _description(saved: Checkpoint, base: str, class_name: str) -> dict[str, str]:
+    """Return the texts of the metadata, by key: the names of the adapter and its base model, and the delta's digest.
+
+    Args:
+        base: the name or id of the base model; empty if unknown.
+        class_name: its class.
+    """
     organization, _, base_name = base.rpartition("/")
     is_id = bool(organization) and "/" not in organization and not organization.startswith((".", "~"))
     texts = {
-        "general.name": saved.parent.get("name") or f"LoRA of {base_name or backbone.class_name}",
+        "general.name": saved.parent.get("name") or f"LoRA of {base_name or class_name}",
         "general.base_model.0.name": base_name,
         "general.base_model.0.organization": organization if is_id else "",
         "general.base_model.0.repo_url": f"{_HUB}{base}" if is_id else "",
-        "general.license": str(document.get("metadata", {}).get("license") or ""),
-        "deltahub.delta.digest": saved.parent["digest"],
+        "general.license": str(saved.document.get("metadata", {}).get("license") or ""),
+        "deltahub.delta.digest": saved.parent.get("digest", ""),
     }
     return {key: text for key, text in texts.items() if text}
 
