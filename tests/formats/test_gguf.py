@@ -6,6 +6,7 @@ The formula was compared with llama.cpp itself for each family of models that is
 import contextlib
 import struct
 import sys
+from dataclasses import replace
 
 import gguf
 import numpy as np
@@ -195,6 +196,8 @@ def test_one_alpha_serves_modules_with_scales_of_their_own_and_with_none(tmp_pat
     expected, delta = saved(lora(model, names, lora_alpha=0), tmp_path / "off")  # 0 is a scale of 1 in llama.cpp
     path = write(delta, model, tmp_path / "off_gguf")
     torch.testing.assert_close(llama_cpp("llama", path), expected)
+    with pytest.raises(ConfigError, match="do not fit into float32 after scaling"):
+        write(replace(delta, document={**delta.document, "lora_alpha": 1e300}), model, tmp_path / "large")
 
 
 def test_a_lora_on_a_part_of_a_fused_layer_is_written_with_zeros_for_the_rest(tmp_path):

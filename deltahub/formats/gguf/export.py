@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from deltahub.checkpoint.address import value_for
 from deltahub.checkpoint.checkpoint import CARD, Checkpoint
 from deltahub.checkpoint.manifest import DELTA_PART
+from deltahub.engine.filling import not_finite
 from deltahub.engine.modules import module_at
 from deltahub.engine.shapes import linear_shape
 from deltahub.engine.site import is_delta_name
@@ -63,6 +64,8 @@ def files(saved: Checkpoint, backbone: Backbone) -> dict[str, bytes]:
         factor = scale * len(down) / alpha
         tensors[f"{weight}.lora_a"] = (down.T if weight == EMBEDDINGS else down).float()
         tensors[f"{weight}.lora_b"] = (up if factor == 1 else up.double() * factor).float()
+    if wrong := not_finite(tensors):
+        raise ConfigError(f"The values do not fit into float32 after scaling: {wrong[0]}. {_WAY_OUT}")
     base = _base_model(saved, backbone)
     content = _gguf_bytes(tensors, alpha, architecture.name, _description(saved, base, backbone.class_name))
     return {FILE: content, CARD: card(saved, base, "gguf")}
@@ -129,7 +132,7 @@ def _common_alpha(updates: Iterable[Update]) -> float:
 
     The value is one that float32 holds, as in the file.
     """
-    counts = Counter(float(np.float32(scale * len(down))) for down, _, scale in updates)
+    counts = Counter(torch.tensor(scale * len(down), dtype=torch.float32).item() for down, _, scale in updates)
     usable = [alpha for alpha, _ in counts.most_common() if alpha and math.isfinite(alpha)]
     return usable[0] if usable else 1.0
 
