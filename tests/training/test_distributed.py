@@ -20,9 +20,10 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes left: they are started once, since that takes longer than all they do."""
+    """What two processes left: they are started once, from one that has imported what both need, since that takes longest."""
     folder = tmp_path_factory.mktemp("distributed")
-    multiprocessing.spawn(train_everywhere, (folder,), nprocs=WORLD)
+    multiprocessing.set_forkserver_preload([train_everywhere.__module__])
+    multiprocessing.start_processes(train_everywhere, (folder,), nprocs=WORLD, start_method="forkserver")
     return folder
 
 
