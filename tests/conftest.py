@@ -51,7 +51,8 @@ if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ENOUGH:
 _NOBODY = 65534
 
 _TESTS = Path(__file__).parent
-_ROOMS_OF_MODELS = {"algebra", "deltas", "engine", "formats", "handle", "picker", "training"}
+_GRIDS = {"algebra", "deltas", "engine", "formats", "handle", "picker", "sources", "stores", "training"}
+_S3 = {"bucket", "moto", "s3", "seaweed"}
 _QUICK = 4
 
 # How long an example takes depends on what else the machine is doing, and decides nothing.
@@ -74,15 +75,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
 
 
 def _leave_most_of_the_grids_to_the_whole_suite(items: list[pytest.Item]) -> None:
-    """Mark as slow, where models are built, what runs on other architectures than BERT and three of four sets of parameters.
+    """Mark as slow what needs an S3 server; in rooms of grids also other architectures than BERT and three of four sets of parameters.
 
     A test of a contract is one test, however many types inherit it. Each begins at another set, so that all types have their turn.
     """
     grids: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if item.path.relative_to(_TESTS).parts[0] in _ROOMS_OF_MODELS and item.get_closest_marker("slow") is None:
-            parameters = getattr(item, "callspec", None)
-            if parameters and parameters.params.get("backbone", "bert") != "bert":
+        if item.get_closest_marker("slow"):
+            continue
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        words = {value for value in parameters.values() if isinstance(value, str)}
+        if _S3 & {*words, *item.fixturenames}:  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.slow)
+        elif item.path.relative_to(_TESTS).parts[0] in _GRIDS:
+            if parameters.get("backbone", "bert") != "bert":
                 item.add_marker(pytest.mark.slow)
             else:
                 grids.setdefault(f"{item.path.name}::{getattr(item, 'originalname', item.name)}", []).append(item)

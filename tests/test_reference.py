@@ -173,6 +173,7 @@ def test_an_invalid_git_tag_is_not_an_alias(mark):
     assert not accepted(check_alias, mark)
 
 
+@pytest.mark.slow
 @given(st.text(min_size=1) | st.text(f"{ALNUM}._-/\\\0\n", min_size=1))
 @settings(suppress_health_check=[HealthCheck.filter_too_much])
 def test_a_name_is_plain_ascii_without_separators_or_controls(text):

@@ -84,6 +84,7 @@ def ours(answer: Answer) -> bool:
     return 200 <= answer.status < 500 and not injected and b"Traceback" not in answer.body
 
 
+@pytest.mark.slow
 @BOUNDED
 @given(data=st.data())
 def test_no_request_to_a_route_is_too_much_for_it(target, data):
@@ -107,6 +108,7 @@ def test_no_commit_is_too_much_for_it(target, lines, damage, place):
         assert ours(answer), (sent, answer)
 
 
+@pytest.mark.slow
 @BOUNDED
 @given(path=st.binary(max_size=60).map(lambda path: b"/" + path), method=METHODS, body=BODIES)
 def test_no_address_is_too_much_for_it(target, path, method, body):
