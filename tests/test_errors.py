@@ -24,6 +24,7 @@ from deltahub.errors import (
     ReferenceSyntaxError,
     StorageError,
     TargetError,
+    VerificationError,
     outcome,
 )
 
@@ -31,6 +32,7 @@ EXAMPLES = [
     (DeltaHubError("It went wrong."), "It went wrong."),
     (ConfigError("lora_r must be at least 1, got 0."), "lora_r must be at least 1, got 0."),
     (AddressError("No."), "No."),
+    (VerificationError("The outputs differ."), "The outputs differ."),
     (
         NoMatchError("atn", ("attn", "attn2"), "Look at deltahub inspect."),
         "No module matches 'atn'. The nearest names are: attn, attn2. Look at deltahub inspect.",
