@@ -21,6 +21,7 @@ from deltahub.files.documents import compiled, load_schema, problem, shown
 from deltahub.text.suggestions import suggest
 
 SCHEMA: Final = "delta_config.v1"
+_NEVER_ODD: Final = frozenset({str, bool, int, type(None)})  # types of values that need no check beside the schema's
 FORMAT_VERSION: Final = 1
 # Keys of delta_config.json that describe the checkpoint rather than the delta.
 CHECKPOINT_KEYS: Final = frozenset(
@@ -210,7 +211,9 @@ def _odd_numbers(value: Any, schema: Mapping[str, Any], place: str) -> Iterator[
     elif isinstance(value, Mapping):
         members, rest = schema.get("properties", {}), schema.get("additionalProperties") or {}
         for key, inner in value.items():
-            yield from _odd_numbers(inner, members.get(key, rest), f"{place}.{key}" if place else key)
+            if type(inner) not in _NEVER_ODD:
+                yield from _odd_numbers(inner, members.get(key, rest), f"{place}.{key}" if place else key)
     elif isinstance(value, (list, tuple)):
         for index, inner in enumerate(value):
-            yield from _odd_numbers(inner, schema.get("items") or {}, f"{place}[{index}]")
+            if type(inner) not in _NEVER_ODD:
+                yield from _odd_numbers(inner, schema.get("items") or {}, f"{place}[{index}]")

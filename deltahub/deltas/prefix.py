@@ -29,7 +29,8 @@ from deltahub.engine.attention import AttentionCall, install
 from deltahub.engine.attention_layers import Widths, attentions, key_value_widths
 from deltahub.engine.building import Like
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.modules import own_modules
+from deltahub.engine.modules import modules_by_name
+from deltahub.engine.structure.names import StructureMap
 from deltahub.engine.structure.targets import Target, find_targets, without_excluded
 from deltahub.errors import ConfigError, NoMatchError, TargetError
 from deltahub.handle.base import DeltaBase
@@ -256,7 +257,7 @@ class PrefixModel(DeltaBase):
                 raise TargetError(msg)
             names |= inside
         chosen = [Target(name, module) for name, module in every.items() if name in names]
-        return without_excluded(backbone, chosen, config.exclude_modules or ())
+        return without_excluded(StructureMap.of(backbone), chosen, config.exclude_modules or ())
 
     @classmethod
     def new_insertions(
@@ -286,7 +287,7 @@ class PrefixModel(DeltaBase):
 
 def _stacks(backbone: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     """Return the encoder and the decoder with any of these attentions, by name; the backbone itself if it is only one of them."""
-    modules = dict(own_modules(backbone))
+    modules = modules_by_name(backbone)
     found = {}
     if getattr(getattr(backbone, "config", None), "is_encoder_decoder", False):
         for get in (backbone.get_encoder, backbone.get_decoder):

@@ -23,9 +23,8 @@ from deltahub.checkpoint.options import Count, Limits, Positive
 from deltahub.deltas.soft_tokens import BareEmbeddings, MaskExtension, SoftTokens, home_of_embeddings
 from deltahub.engine.building import Like
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.modules import own_modules
+from deltahub.engine.modules import modules_by_name, own_modules
 from deltahub.engine.offloading import resident
-from deltahub.engine.site import refuse_own_deltas
 from deltahub.engine.structure.targets import Target
 from deltahub.errors import ConfigError, TargetError
 from deltahub.handle.base import DeltaBase
@@ -117,7 +116,6 @@ class SoftPromptModel(DeltaBase):
         """
         if config.modified_modules:
             raise _no_choice("modified_modules", list(config.modified_modules))
-        refuse_own_deltas(dict(own_modules(backbone)))
         return [target for name, model in _models(backbone).items() for target in _places(name, model, config)]
 
     @classmethod
@@ -149,7 +147,7 @@ def _places(name: str, model: nn.Module, config: SoftPromptConfig) -> list[Targe
         ConfigError: the vocabulary is smaller than the number of soft tokens that start as its first tokens.
         TargetError: the model takes no embeddings.
     """
-    modules = dict(own_modules(model))
+    modules = modules_by_name(model)
     targets = [Target("", model)]
     if config.bare_embeddings:
         home = home_of_embeddings(model)

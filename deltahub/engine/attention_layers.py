@@ -13,7 +13,7 @@ from torch import nn
 from deltahub.engine.attention import AttentionCall, check_implementation, goes_through_interface, install
 from deltahub.engine.dummy_inputs import possible_inputs
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.modules import own_modules
+from deltahub.engine.modules import modules_by_name, own_modules
 from deltahub.engine.shapes import meta_copy
 from deltahub.engine.site import insert
 from deltahub.engine.structure.tree import linear_width
@@ -122,7 +122,7 @@ class _Recorder(Insertion):
 def _probe(backbone: nn.Module, names: list[str]) -> dict[str, Widths]:
     clone = meta_copy(backbone).eval()
     widths: dict[str, Widths] = {}
-    modules = dict(own_modules(clone))
+    modules = modules_by_name(clone)
     for name in names:
         insert(modules[name], "widths", _Recorder(name, widths, len(names)))
     failures = list(_failures(backbone, clone))

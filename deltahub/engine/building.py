@@ -22,7 +22,8 @@ from deltahub.engine.modules import module_at
 from deltahub.engine.offloading import device_of
 from deltahub.engine.shapes import output_widths
 from deltahub.engine.site import check_target
-from deltahub.engine.structure.targets import Target, find_targets, without_excluded
+from deltahub.engine.structure.names import StructureMap
+from deltahub.engine.structure.targets import Target, find_targets, targets_in, without_excluded
 from deltahub.engine.weights import FusedInsertion, SomeRows
 from deltahub.errors import ConfigError, TargetError
 from deltahub.log import LOGGER
@@ -214,10 +215,11 @@ def addressed(method: type[Method], backbone: nn.Module, config: DeltaConfig) ->
         NoMatchError: an address matches nothing.
         TargetError: a module cannot hold this delta.
     """
+    structure = StructureMap.of(backbone)
     patterns, exclude = config.modified_modules or (), config.exclude_modules or ()
-    targets = find_targets(backbone, patterns, exclude, config.common_structure, {*method.default_modified_modules})
+    targets = targets_in(structure, patterns, exclude, config.common_structure, {*method.default_modified_modules})
     chosen = method.choose(targets)
-    return chosen if chosen is targets else without_excluded(backbone, chosen, exclude)
+    return chosen if chosen is targets else without_excluded(structure, chosen, exclude)
 
 
 def one_each(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from deltahub.checkpoint.backbone_record import VERSION, Fingerprint, Leaf
-from deltahub.engine.modules import own_modules, own_parameters
+from deltahub.engine.modules import modules_by_name, own_modules, own_parameters
 from deltahub.engine.offloading import offloaded
 from deltahub.engine.overrides import own_values
 from deltahub.engine.sharding import full_tensor
@@ -71,7 +71,7 @@ def backbone_values(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def backbone_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield a backbone's own parameters and persistent buffers; tied tensors once, under their first name."""
     tied: Any = getattr(backbone, "all_tied_weights_keys", None) or {}
-    for name, parameter in own_parameters(backbone):
+    for name, parameter in own_parameters(modules_by_name(backbone)):
         if not (parameter.is_meta and name in tied):  # accelerate unties the tensors it offloads
             yield name, parameter
     yielded_buffers: set[Tensor] = set()

@@ -6,28 +6,32 @@ A compiled, wrapped, sharded or merged backbone takes no new delta.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from deltahub.engine.ledger import ATTRIBUTE, Ledger, names_on
-from deltahub.engine.modules import own_modules
-from deltahub.engine.offloading import refuse_offloaded_as_a_whole
+from deltahub.engine.modules import modules_by_name
+from deltahub.engine.offloading import HOOK, refuse_offloaded_as_a_whole
 from deltahub.engine.overrides import overrides
-from deltahub.engine.site import CHILD, Site
+from deltahub.engine.sharding import is_one_of_several
+from deltahub.engine.site import CHILD, COMPILED, Site, refuse_own_deltas, site_of
 from deltahub.errors import ConfigError, MergeError, RouteError
 from deltahub.log import LOGGER
 
 
-def check_name(backbone: nn.Module, name: str) -> None:
-    """Check that a new delta on this backbone can have this name.
+def check_name(modules: Mapping[str, nn.Module], name: str) -> None:
+    """Check that a new delta on a backbone can have this name.
+
+    Args:
+        modules: the backbone's modules by name (`engine/modules.py`).
 
     Raises:
         ConfigError: the name is taken, or is not an identifier.
     """
-    if name in names_on(backbone):
+    if name in names_on(modules):
         msg = f"A delta called {name!r} is on this backbone already; choose another name."
         raise ConfigError(msg)
     if not name.isidentifier():
@@ -52,7 +56,9 @@ def refuse_merged_tensors(backbone: nn.Module, names: Collection[str]) -> None:
     Raises:
         MergeError: one is affected.
     """
-    if merged := sorted(name for name, record in overrides(backbone) if record.merged and name in names):
+    if merged := sorted(
+        name for name, record in overrides(modules_by_name(backbone)) if record.merged and name in names
+    ):
         msg = f"A delta is merged into {merged[0]}, so it cannot be trained. Call unmerge() first."
         raise MergeError(msg)
 
@@ -115,18 +121,23 @@ def has_compiled() -> bool:
     return bool(getattr(compiled, "seen", True))  # another torch may store its list elsewhere; resetting is always safe
 
 
-def refuse_closed(backbone: nn.Module) -> None:
+def refuse_closed(modules: Mapping[str, nn.Module]) -> None:
     """Refuse a backbone that cannot take another delta in its current state.
+
+    Args:
+        modules: the backbone's modules by name (`engine/modules.py`).
 
     Raises:
         ConfigError: it is a wrapper, whose prefix would become part of every saved name; its parameters are sharded; or a module
             is offloaded together with its children.
         MergeError: other deltas are merged into its weights.
         RouteError: a route is open on it.
+        TargetError: a part of the backbone itself is called `deltas`.
     """
+    backbone = modules[""]
     wrappers = (torch._dynamo.OptimizedModule,) if "torch._dynamo" in sys.modules else ()
     if isinstance(backbone, (*wrappers, nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        inner = "module" if "module" in backbone._modules else "_orig_mod"
+        inner = "module" if "module" in backbone._modules else COMPILED
         msg = (
             f"backbone_model is a {type(backbone).__name__} around the backbone: pass backbone_model=model.{inner}. "
             "Add deltas before wrapping: DataParallel and DistributedDataParallel see only what was there when they began."
@@ -134,20 +145,23 @@ def refuse_closed(backbone: nn.Module) -> None:
         raise ConfigError(msg)
     refuse_merged(backbone)
     refuse_routed(backbone)
-    refuse_offloaded_as_a_whole(backbone)
-    refuse_busy(site for _, module in own_modules(backbone) if isinstance(site := module._modules.get(CHILD), Site))
-    _refuse_sharded(backbone)
+    several = is_one_of_several()
+    for name, module in modules.items():
+        if CHILD in module._modules or CHILD in module._parameters or CHILD in module._buffers:
+            refuse_own_deltas(name, module)
+            refuse_busy((site_of(module),))
+        if HOOK in module.__dict__:
+            refuse_offloaded_as_a_whole(name, module)
+        if several:
+            _refuse_sharded(name, module)
 
 
-def _refuse_sharded(backbone: nn.Module) -> None:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
+def _refuse_sharded(name: str, module: nn.Module) -> None:
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
-    for name, module in own_modules(backbone):
-        if isinstance(module, (FSDPModule, FullyShardedDataParallel)):
-            msg = (
-                f"{name or 'The backbone'} is sharded ({type(module).__name__}), and a delta added now would be left out. "
-                "Add deltas before fully_shard or FullyShardedDataParallel."
-            )
-            raise ConfigError(msg)
+    if isinstance(module, (FSDPModule, FullyShardedDataParallel)):
+        msg = (
+            f"{name or 'The backbone'} is sharded ({type(module).__name__}), and a delta added now would be left out. "
+            "Add deltas before fully_shard or FullyShardedDataParallel."
+        )
+        raise ConfigError(msg)

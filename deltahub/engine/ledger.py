@@ -18,10 +18,10 @@ from torch.compiler import is_dynamo_compiling
 
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.modules import own_modules, plain_name
+from deltahub.engine.modules import modules_by_name, plain_name
 from deltahub.engine.overrides import Override, drop_empty, override_of, overrides, overrides_for, tensor_at
 from deltahub.engine.sharding import full_tensor
-from deltahub.engine.site import CHILD, Site, is_delta_name
+from deltahub.engine.site import CHILD, is_delta_name, site_of
 from deltahub.engine.tracing import while_tracing
 from deltahub.engine.trainable import restore_trainable
 from deltahub.errors import TargetError
@@ -152,27 +152,35 @@ def _exchange_error(backbone: nn.Module, entry: Entry, name: str) -> TargetError
     )
 
 
-def names_on(backbone: nn.Module) -> set[str]:
-    """Return the names of all deltas on a backbone, on its parts, and at its modules for a model around it."""
+def names_on(modules: Mapping[str, nn.Module]) -> set[str]:
+    """Return the names of all deltas on a backbone, on its parts, and at its modules for a model around it.
+
+    Args:
+        modules: the backbone's modules by name.
+    """
     names: set[str] = set()
-    for _, module in own_modules(backbone):
+    for module in modules.values():
         if ATTRIBUTE in module.__dict__:
             names |= module.__dict__[ATTRIBUTE].entries.keys()
-        if isinstance(site := module._modules.get(CHILD), Site):
-            names |= site.slots.keys()
+        if CHILD in module._modules:
+            names |= site_of(module).slots.keys()
     return names
 
 
-def free_name(backbone: nn.Module, base_name: str) -> str:
-    """Return `base_name`, with a number appended if a delta already has that name."""
-    taken = names_on(backbone)
+def free_name(modules: Mapping[str, nn.Module], base_name: str) -> str:
+    """Return `base_name`, with a number appended if a delta on the backbone with these modules already has that name."""
+    taken = names_on(modules)
     names = (f"{base_name}_{number}" if number else base_name for number in range(len(taken) + 1))
     return next(name for name in names if name not in taken)
 
 
-def ledgers_in(backbone: nn.Module) -> Iterator[tuple[str, nn.Module, Ledger]]:
-    """Yield the ledgers of a backbone and of its parts with their own deltas, with the name of each part and the part."""
-    for address, module in own_modules(backbone):
+def ledgers_in(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module, Ledger]]:
+    """Yield the ledgers of a backbone and of its parts with their own deltas, with the name of each part and the part.
+
+    Args:
+        modules: the backbone's modules by name.
+    """
+    for address, module in modules.items():
         ledger = module.__dict__.get(ATTRIBUTE)
         if isinstance(ledger, Ledger):
             yield address, module, ledger
@@ -230,7 +238,7 @@ def has_run(backbone: nn.Module, name: str, serial: int | None = None) -> bool:
     """
     return any(
         ledger.ran >= entry.serial or (part._compiled_call_impl is not None and type(part) in _TRACED)
-        for _, part, ledger in ledgers_in(backbone)
+        for _, part, ledger in ledgers_in(modules_by_name(backbone))
         for entry in ledger.entries.values()
         if entry.name == name and serial in (None, entry.serial)
     )
@@ -289,6 +297,6 @@ def _miss_only_trainable(module: nn.Module, keys: Any) -> None:
 def _kept_names(module: nn.Module) -> set[str]:
     names = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
     names |= {name for name, _ in module.named_buffers() if is_delta_name(name)}
-    acting = {name for name, record in overrides(module) if record.owner is not None}
+    acting = {name for name, record in overrides(modules_by_name(module)) if record.owner is not None}
     # `acting` includes running statistics, which change without a gradient.
     return {plain_name(name) for name in names} | acting

@@ -5,34 +5,49 @@ A part that torch.compile has wrapped keeps the name it had before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import ItemsView, Iterator, Mapping
 from typing import cast
 
 from torch import Tensor, nn
 
-from deltahub.engine.site import Site, uncompiled
+from deltahub.engine.site import COMPILED, Site, uncompiled
 
 
-def own_modules(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Iterate over the backbone and all its modules by name, each once; the modules of deltas are not even visited."""
+def modules_by_name(backbone: nn.Module) -> dict[str, nn.Module]:
+    """Walk a backbone, and return it and all its modules by name, each once, parents first; those of deltas are not visited.
+
+    The backbone itself has the name ``""``.
+    """
+    modules: dict[str, nn.Module] = {}
     visited_ids: set[int] = set()
 
-    def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    def walk(name: str, module: nn.Module) -> None:
         if id(module) in visited_ids:
             return
         visited_ids.add(id(module))
-        yield name, module
+        modules[name] = module
+        prefix = f"{name}." if name else ""
         for key, child in module._modules.items():
             if child is not None and not isinstance(child, Site):
-                yield from walk(f"{name}.{key}" if name else key, uncompiled(child))
+                walk(prefix + key, uncompiled(child) if COMPILED in child._modules else child)
 
-    return walk("", backbone)
+    walk("", backbone)
+    return modules
 
 
-def own_parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the backbone's own parameters by name, each once, without those of deltas."""
+def own_modules(backbone: nn.Module) -> ItemsView[str, nn.Module]:
+    """Return the names and modules of `modules_by_name`, to iterate over."""
+    return modules_by_name(backbone).items()
+
+
+def own_parameters(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield a backbone's own parameters by name, each once, without those of deltas.
+
+    Args:
+        modules: the backbone's modules by name.
+    """
     visited_ids: set[int] = set()
-    for name, module in own_modules(backbone):
+    for name, module in modules.items():
         for key, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in visited_ids:
                 visited_ids.add(id(parameter))
@@ -43,13 +58,15 @@ def module_at(backbone: nn.Module, address: str) -> nn.Module:
     """Return the module with a known real name; `get_submodule` checks each step and costs ten times as much."""
     module = backbone
     for part in address.split(".") if address else ():
-        module = uncompiled(cast("nn.Module", module._modules[part]))
+        module = cast("nn.Module", module._modules[part])
+        if COMPILED in module._modules:
+            module = uncompiled(module)
     return module
 
 
 def plain_name(name: str) -> str:
     """Remove the names of torch.compile's wrappers from a name in a backbone."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod") if "_orig_mod" in name else name
+    return ".".join(part for part in name.split(".") if part != COMPILED) if COMPILED in name else name
 
 
 def running_statistics(backbone: nn.Module, prefix: str = "") -> dict[str, Tensor]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from deltahub.engine.modules import own_modules
+from deltahub.engine.modules import modules_by_name, own_modules
 from deltahub.errors import ConfigError
+
+HOOK: Final = "_hf_hook"  # the attribute with the hook
 
 
 def resident(module: nn.Module, key: str) -> Any:
@@ -40,26 +42,35 @@ def offloaded(backbone: nn.Module) -> dict[str, Callable[[], Tensor]]:
 
 def device_of(module: nn.Module, backbone: nn.Module) -> torch.device:
     """Return the device a module computes on: that of its first tensor, of any dtype, or else of the backbone's."""
-    for _, owner in chain(own_modules(module), own_modules(backbone)):
+    for owner in _possible_owners(module, backbone):
         for _, tensor in _own_tensors(owner):
             hook = _hook(owner) if tensor.is_meta else None
             return tensor.device if hook is None else _device(hook)
     return torch.device("cpu")
 
 
-def refuse_offloaded_as_a_whole(backbone: nn.Module) -> None:
+def _possible_owners(module: nn.Module, backbone: nn.Module) -> Iterator[nn.Module]:
+    """Yield a module, those inside it, and those of the backbone; most have tensors of their own, which saves the walk."""
+    yield module
+    yield from modules_by_name(module).values()
+    yield from modules_by_name(backbone).values()
+
+
+def refuse_offloaded_as_a_whole(name: str, module: nn.Module) -> None:
     """Raise if the hook of a module fetches the tensors of all modules inside it, where it would not find a delta's.
 
+    Args:
+        name: the name of the module.
+
     Raises:
-        ConfigError: one does.
+        ConfigError: it does.
     """
-    for name, module in own_modules(backbone):
-        if (hook := _hook(module)) is not None and hook.place_submodules:
-            msg = (
-                f"accelerate offloads {name or 'the backbone'} with all that is in it at once (preload_module_classes), and does not "
-                "know a delta's tensors. Offload the backbone without preload_module_classes."
-            )
-            raise ConfigError(msg)
+    if (hook := _hook(module)) is not None and hook.place_submodules:
+        msg = (
+            f"accelerate offloads {name or 'the backbone'} with all that is in it at once (preload_module_classes), and does not "
+            "know a delta's tensors. Offload the backbone without preload_module_classes."
+        )
+        raise ConfigError(msg)
 
 
 def without_hooks(clone: nn.Module) -> nn.Module:
@@ -67,18 +78,18 @@ def without_hooks(clone: nn.Module) -> nn.Module:
     for module in clone.modules():
         if "_old_forward" in module.__dict__:
             module.forward = module.__dict__.pop("_old_forward")
-            module.__dict__.pop("_hf_hook", None)
+            module.__dict__.pop(HOOK, None)
     return clone
 
 
 def hooks(backbone: nn.Module) -> Iterator[Any]:
     """Iterate over accelerate's hooks on the backbone's modules."""
-    return (hook for module in backbone.modules() if (hook := module.__dict__.get("_hf_hook")) is not None)
+    return (hook for module in backbone.modules() if (hook := module.__dict__.get(HOOK)) is not None)
 
 
 def _hook(module: nn.Module) -> Any:
     """Return the hook that offloads a module's tensors, alone or among several, or None."""
-    hook = getattr(module, "__dict__", {}).get("_hf_hook")
+    hook = getattr(module, "__dict__", {}).get(HOOK)
     if hook is None:
         return None
     return next(

@@ -6,14 +6,14 @@ find the same record, and a copy of either has its own. The live tensor holds th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from deltahub.engine.modules import module_at, own_modules
+from deltahub.engine.modules import module_at, modules_by_name, own_modules
 from deltahub.engine.sharding import assign
 
 ATTRIBUTE: Final = "_deltahub_overrides"
@@ -94,9 +94,13 @@ class Override:
             self.values[next_owner] = None
 
 
-def overrides(backbone: nn.Module) -> Iterator[tuple[str, Override]]:
-    """Yield the records of a backbone by tensor name; that of a tied tensor under each of its names."""
-    for address, module in own_modules(backbone):
+def overrides(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Override]]:
+    """Yield the records of a backbone by tensor name; that of a tied tensor under each of its names.
+
+    Args:
+        modules: the backbone's modules by name.
+    """
+    for address, module in modules.items():
         for key, record in module.__dict__.get(ATTRIBUTE, {}).items():
             yield (f"{address}.{key}" if address else key), record
 
@@ -110,7 +114,7 @@ def override_of(backbone: nn.Module, name: str) -> Override | None:
 
 def own_values(backbone: nn.Module) -> dict[str, Tensor]:
     """Return the backbone's own values of the tensors that hold another value now, by name."""
-    return {name: record.base for name, record in overrides(backbone) if record.base is not None}
+    return {name: record.base for name, record in overrides(modules_by_name(backbone)) if record.base is not None}
 
 
 def overrides_for(backbone: nn.Module, names: Collection[str]) -> dict[str, Override]:

@@ -19,7 +19,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from deltahub.engine.dummy_inputs import possible_inputs
 from deltahub.engine.insertion import first_input, map_hidden
-from deltahub.engine.modules import own_modules
+from deltahub.engine.modules import modules_by_name
 from deltahub.engine.offloading import hooks, without_hooks
 from deltahub.engine.site import uncompiled
 from deltahub.engine.structure.maps import MARK
@@ -164,12 +164,12 @@ def _widths_inside(backbone: nn.Module, names: Collection[str], within: str = ""
     Args:
         within: prefix of that common name: ``attn@.`` gives the widths of blocks.
     """
-    structure, modules = StructureMap.of(backbone), dict(own_modules(backbone))
+    structure = StructureMap.of(backbone)
     widths = {name: structure.guess.widths[name] for name in names if name in structure.guess.widths}
     for name in names:
         common = f"{structure.common_name(name)}.{within}"
         last = {f"{common}proj{MARK}", f"{common}w2{MARK}"}
-        for inner, module in modules.items():
+        for inner, module in structure.modules.items():
             if (
                 inner.startswith(f"{name}.")
                 and structure.common_name(inner) in last
@@ -195,7 +195,7 @@ def _probe(backbone: nn.Module, names: Collection[str], *, of_inputs: bool = Fal
 
         return hook
 
-    modules = dict(own_modules(clone))
+    modules = modules_by_name(clone)
     for name in names:
         modules[name].register_forward_hook(watch(name), with_kwargs=True)
     failure = _run(clone, backbone)

@@ -22,7 +22,7 @@ def reshard(backbone: nn.Module) -> None:
     Raises:
         ConfigError: FullyShardedDataParallel has flattened them, so that no tensor has its own shape.
     """
-    if not _is_one_of_several():
+    if not is_one_of_several():
         return
     for module in _sharded_modules(backbone):
         module.reshard()
@@ -80,12 +80,13 @@ def is_sharded(backbone: nn.Module) -> bool:
 
 
 def _sharded_modules(backbone: nn.Module) -> list[Any]:
-    if not _is_one_of_several():
+    if not is_one_of_several():
         return []
     from torch.distributed.fsdp import FSDPModule
 
     return [module for _, module in own_modules(backbone) if isinstance(module, FSDPModule)]
 
 
-def _is_one_of_several() -> bool:
+def is_one_of_several() -> bool:
+    """Whether this process shares its work with others, so that a backbone can be sharded."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()

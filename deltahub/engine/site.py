@@ -17,7 +17,6 @@ Inside the target's forward, an attention may ask its site to extend its keys an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from torch import nn
@@ -29,6 +28,7 @@ from deltahub.engine.tracing import while_tracing
 from deltahub.errors import TargetError
 
 CHILD: Final = "deltas"  # the reserved child: `encoder.layer.0.query.deltas.lora.lora_A`
+COMPILED: Final = "_orig_mod"  # the child of torch.compile's wrapper
 
 _CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -96,6 +96,10 @@ class Site(nn.Module):
         self.called_before = False  # whether it has before that
         self.merged: list[str] = []  # those written into the target's weights, in the order that was done
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # nn.Module's own looks for parameters and modules, which no attribute of a site is, at ten times the cost.
+        object.__setattr__(self, name, value)
+
     def put(self, name: str, insertion: Insertion) -> None:
         """Add an insertion and activate it."""
         self.called, self.called_before = False, self.called or self.called_before
@@ -162,16 +166,18 @@ def check_target(name: str, module: nn.Module) -> None:
         raise TargetError(msg)
 
 
-def refuse_own_deltas(modules: Mapping[str, nn.Module]) -> None:
-    """Raise if a backbone has its own module or tensor called `deltas`, which would be taken for a delta's.
+def refuse_own_deltas(name: str, module: nn.Module) -> None:
+    """Raise if a module of a backbone has its own module or tensor called `deltas`, which would be taken for a delta's.
+
+    Args:
+        name: the name of the module.
 
     Raises:
         TargetError: it has one.
     """
-    for name, module in modules.items():
-        for members in (module._modules, module._parameters, module._buffers):
-            if CHILD in members and not isinstance(members[CHILD], Site):
-                raise _no_room(name, members[CHILD])
+    for members in (module._modules, module._parameters, module._buffers):
+        if CHILD in members and not isinstance(members[CHILD], Site):
+            raise _no_room(name, members[CHILD])
 
 
 def _no_room(name: str, attribute: Any) -> TargetError:
@@ -204,7 +210,8 @@ def _mark(target: nn.Module) -> None:
 def _site_at(target: nn.Module) -> Site:
     site = target._modules.get(CHILD)
     if not isinstance(site, Site):
-        site = Site().train(target.training)
+        site = Site()
+        site.training = target.training
         target.add_module(CHILD, site)
     return site
 
@@ -279,7 +286,7 @@ def site_of(target: nn.Module) -> Site:
 
 def uncompiled(module: nn.Module) -> nn.Module:
     """Return the module inside torch.compile's wrapper, or else the module itself; names do not include the wrapper."""
-    inner = module._modules.get("_orig_mod")
+    inner = module._modules.get(COMPILED)
     return inner if inner is not None and type(module).__name__ == "OptimizedModule" else module
 
 

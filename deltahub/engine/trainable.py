@@ -6,6 +6,7 @@ removed in any order.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,18 +30,16 @@ class Before:
     holders: set[int] = field(default_factory=set)
 
 
-def remember(backbone: nn.Module, holder: int) -> None:
-    """Record which parameters train, unless that is recorded already."""
-    for _, module in own_modules(backbone):
-        if module._parameters and ATTRIBUTE not in module.__dict__:
-            keys = (
-                key
-                for key, parameter in module._parameters.items()
-                if parameter is not None and parameter.requires_grad
-            )
-            module.__dict__[ATTRIBUTE] = Before(frozenset(keys))
-        if module._parameters:
-            module.__dict__[ATTRIBUTE].holders.add(holder)
+def remember(modules: Iterable[nn.Module], holder: int) -> None:
+    """Record which parameters of modules train, unless that is recorded already."""
+    for module in modules:
+        if not module._parameters:
+            continue
+        before = module.__dict__.get(ATTRIBUTE)
+        if before is None:
+            keys = (key for key, p in module._parameters.items() if p is not None and p.requires_grad)
+            before = module.__dict__[ATTRIBUTE] = Before(frozenset(keys))
+        before.holders.add(holder)
 
 
 def restore_trainable(backbone: nn.Module, holder: int) -> None:

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.building import Method, build, complete_config, refuse_unsupported
-from deltahub.engine.guards import check_name, note_compiled, refuse_closed
+from deltahub.engine.guards import check_name, refuse_closed
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.ledger import Entry, free_name, ledger_holding, ledger_of, ledgers_in
-from deltahub.engine.modules import module_at
-from deltahub.engine.site import insert, uncompiled
+from deltahub.engine.ledger import Entry, free_name, ledger_holding, ledgers_in
+from deltahub.engine.modules import modules_by_name
+from deltahub.engine.site import uncompiled
 from deltahub.errors import ConfigError
 from deltahub.handle import exporting, freezing, low_rank, merging, report, switching
 from deltahub.handle.exporting import Exported
 from deltahub.handle.loading import load
 from deltahub.handle.low_rank import LoraConversion
 from deltahub.handle.merging import MergeReport
-from deltahub.handle.saving import SaveLoadMixin
+from deltahub.handle.saving import SaveLoadMixin, handle_of
 from deltahub.handle.types import class_for, delta_classes, register
 
 __all__ = ["DeltaBase", "class_for", "delta_classes", "deltas_of"]
@@ -78,9 +78,10 @@ class DeltaBase(SaveLoadMixin, Method):
         dtype: torch.dtype | None = None,
     ) -> None:
         refuse_unsupported(backend)
-        refuse_closed(backbone_model)
+        modules = modules_by_name(backbone_model)
+        refuse_closed(modules)
         if name is not None:
-            check_name(backbone_model, name)
+            check_name(modules, name)
         if interactive_modify is not False:
             from deltahub.picker.choosing import config_chosen  # imported late: few calls need this server
 
@@ -88,13 +89,9 @@ class DeltaBase(SaveLoadMixin, Method):
         config = complete_config(type(self), config, backbone_model)
         if insertions is None:
             insertions = build(type(self), backbone_model, config, dtype=dtype)
-        name = name or free_name(backbone_model, self.delta_type or type(self).__name__)
-        ledger = ledger_of(backbone_model)
+        name = name or free_name(modules, self.delta_type or type(self).__name__)
         super().__init__(backbone_model, Entry(name, type(self), config, dict(insertions)))
-        for address, insertion in insertions.items():
-            insert(module_at(backbone_model, address), name, insertion, address)
-        ledger.entries[name] = self._entry
-        note_compiled(module_at(backbone_model, address) for address in insertions)
+        switching.add(backbone_model, self._entry)
 
     # ----- construction -----
 
@@ -429,12 +426,10 @@ def deltas_of(backbone: nn.Module) -> dict[str, DeltaBase]:
     """
     entries = [
         (e, part, address)
-        for address, part, ledger in ledgers_in(uncompiled(backbone))
+        for address, part, ledger in ledgers_in(modules_by_name(uncompiled(backbone)))
         for e in ledger.entries.values()
     ]
     handles: dict[str, DeltaBase] = {}
     for entry, part, address in sorted(entries, key=lambda item: item[0].serial):
-        handle: DeltaBase = object.__new__(entry.handle)
-        SaveLoadMixin.__init__(handle, part, entry)
-        handles[f"{address}.{entry.name}" if entry.name in handles else entry.name] = handle
+        handles[f"{address}.{entry.name}" if entry.name in handles else entry.name] = handle_of(part, entry)
     return handles

@@ -13,7 +13,7 @@ from deltahub.checkpoint.address import lies_within, nearest_names
 from deltahub.engine.guards import refuse_merged, refuse_merged_tensors, refuse_routed
 from deltahub.engine.layers import is_constant, training_fault
 from deltahub.engine.ledger import Entry, ledger_holding
-from deltahub.engine.modules import own_modules, own_parameters, plain_name, running_statistics
+from deltahub.engine.modules import modules_by_name, own_modules, own_parameters, plain_name, running_statistics
 from deltahub.engine.offloading import offloaded
 from deltahub.engine.sharding import reshard
 from deltahub.engine.site import CHILD, Site, delta_key, delta_of, uncompiled
@@ -39,7 +39,9 @@ class Selection:
 
     def names(self, backbone: nn.Module) -> set[str]:
         """Return the names of the backbone's own parameters among those to train."""
-        return {name for name, parameter in own_parameters(backbone) if id(parameter) in self.trainable_ids}
+        return {
+            name for name, parameter in own_parameters(modules_by_name(backbone)) if id(parameter) in self.trainable_ids
+        }
 
     def apply(self) -> None:
         """Make exactly the selected parameters trainable."""
@@ -161,7 +163,7 @@ def freeze(
     kept_names = selection.names(backbone) | running_statistics(backbone, prefix).keys()
     refuse_merged_tensors(backbone, kept_names)
     reshard(backbone)
-    remember(backbone, ledger.serial)
+    remember(modules_by_name(backbone).values(), ledger.serial)
     selection.apply()
     stale = [name for name in entry.replaced if name.startswith(prefix) and name not in kept_names]
     ledger.release(backbone, entry, stale)

@@ -19,10 +19,10 @@ from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.building import build, check_dtype, complete_config
 from deltahub.engine.filling import fill, refuse_larger, replaced_names
 from deltahub.engine.fingerprint import fingerprint, missing_from_version_1
-from deltahub.engine.guards import refuse_closed
+from deltahub.engine.guards import check_name, refuse_closed
 from deltahub.engine.layers import embed_scale
-from deltahub.engine.ledger import ledger_of, ledgers_in
-from deltahub.engine.modules import own_parameters
+from deltahub.engine.ledger import Entry, free_name, ledgers_in
+from deltahub.engine.modules import modules_by_name, own_parameters
 from deltahub.engine.overrides import overrides
 from deltahub.engine.site import is_delta_name
 from deltahub.engine.trainable import remember
@@ -34,6 +34,8 @@ from deltahub.formats.gguf import reading as gguf_reading
 from deltahub.formats.opendelta import reading as opendelta
 from deltahub.formats.peft import reading as peft_reading
 from deltahub.handle.probe import Probe, refuse_others
+from deltahub.handle.saving import handle_of
+from deltahub.handle.switching import add
 from deltahub.hub.locating import locate
 from deltahub.log import LOGGER
 
@@ -128,7 +130,10 @@ def load(
         options: config options that replace the saved ones.
     """
     _check_arguments(surplus, backbone, check_hash, config)
-    refuse_closed(backbone)
+    modules = modules_by_name(backbone)
+    refuse_closed(modules)
+    if name is not None:
+        check_name(modules, name)
     if dtype is not None:
         check_dtype(dtype)
 
@@ -147,21 +152,22 @@ def load(
             key: t.to(dtype) if is_delta_name(key) and t.is_floating_point() else t for key, t in tensors.items()
         }
     _check_backbone(saved, backbone, brought_names(saved), check_hash)
-    insertions = build(cls, backbone, complete_config(cls, config, backbone), empty=True)
+    config = complete_config(cls, config, backbone)
+    insertions = build(cls, backbone, config, empty=True)
     _check_release(saved, insertions, backbone)
     replaced = fill(insertions, backbone, tensors)
 
-    delta = cls.from_config(config, backbone, name=name, insertions=insertions)
-    ledger = ledger_of(backbone)
-    ledger.entries[delta.name].parents = (parent,)
-    ledger.replace(backbone, ledger.entries[delta.name], dict(replaced))
-    remember(backbone, ledger.serial)
-    trained = {name for name, record in overrides(backbone) if record.values}
-    for parameter_name, parameter in own_parameters(backbone):
+    entry = Entry(name or free_name(modules, cls.delta_type), cls, config, insertions, parents=(parent,))
+    ledger = add(backbone, entry)
+    ledger.replace(backbone, entry, dict(replaced))
+    remember(modules.values(), ledger.serial)
+    trained = {name for name, record in overrides(modules) if record.values}
+    for parameter_name, parameter in own_parameters(modules):
         parameter.requires_grad_(parameter_name in trained)  # untrained tensors remain the backbone's
-    count = sum(len(other.entries) for _, _, other in ledgers_in(backbone))
-    if count == 1 and _trains(backbone):  # other deltas on it may be in training
+    count = sum(len(other.entries) for _, _, other in ledgers_in(modules))
+    if count == 1 and any(module.training for module in modules.values()):  # other deltas on it may be in training
         backbone.eval()
+    delta = handle_of(backbone, entry)
     if probe:
         _check_probe(probe, delta)
     return delta
@@ -221,11 +227,6 @@ def _check_release(saved: Checkpoint, modules: Iterable[str], backbone: nn.Modul
                 "it again, or load it with the release that saved it."
             )
             raise CheckpointError(msg)
-
-
-def _trains(module: nn.Module) -> bool:
-    """Return whether any part of a module is in training mode; setting a mode costs ten times as much as checking."""
-    return module.training or any(child is not None and _trains(child) for child in module._modules.values())
 
 
 def brought_names(saved: Checkpoint) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from deltahub.engine.guards import refuse_routed
 from deltahub.engine.insertion import acts_in
 from deltahub.engine.layers import writing_fault
 from deltahub.engine.ledger import Entry, Ledger, drop_ledger, ledger_holding
-from deltahub.engine.modules import module_at, own_modules
+from deltahub.engine.modules import module_at, modules_by_name, own_modules
 from deltahub.engine.overrides import (
     Override,
     drop_empty,
@@ -258,7 +258,7 @@ def merged_copy(backbone: nn.Module) -> Any:
     """
     refuse_routed(backbone)
     twin = copy.deepcopy(backbone)
-    changed = {name for name, record in overrides(twin) if record.merged}
+    changed = {name for name, record in overrides(modules_by_name(twin)) if record.merged}
     holders = [(address, module) for address, module in own_modules(twin) if CHILD in module._modules]
     silent = {
         name: uncalled(twin, name, [address for address, module in holders if name in site_of(module).slots])

@@ -13,6 +13,7 @@ from deltahub.checkpoint.backbone_fit import backbone_folder
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.guards import refuse_closed
+from deltahub.engine.modules import modules_by_name
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files.atomic import move_all, staging, storage_errors, write_synced
 from deltahub.handle.loading import brought_names, read_any
@@ -45,7 +46,7 @@ def record_backbone(
     if checkpoint.is_checkpoint(place):
         msg = f"{place} was saved by DeltaHub, with the record of its backbone. Save the delta again to change that."
         raise ConfigError(msg)
-    refuse_closed(backbone_model)
+    refuse_closed(modules_by_name(backbone_model))
     saved = read_any(place, backbone_model, allow_pickle=allow_pickle)
     identity = fingerprint(backbone_model, brought_names(saved))
     if saved.fingerprint:

@@ -25,7 +25,7 @@ from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.guards import refuse_merged
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.ledger import Entry, ledger_holding, value_of
-from deltahub.engine.modules import own_parameters
+from deltahub.engine.modules import modules_by_name, own_parameters
 from deltahub.engine.overrides import overrides
 from deltahub.engine.sharding import assign, done_once, full_tensor, reshard
 from deltahub.engine.site import delta_key, is_delta_name
@@ -38,6 +38,13 @@ from deltahub.log import LOGGER
 from deltahub.version import VERSION
 
 Saver = Callable[[Mapping[str, Tensor], Path], None]
+
+
+def handle_of(backbone: nn.Module, entry: Entry) -> Any:
+    """Make the handle of an entry in a backbone's ledger, without the `__init__` of its class."""
+    handle: SaveLoadMixin = object.__new__(entry.handle)
+    SaveLoadMixin.__init__(handle, backbone, entry)
+    return handle
 
 
 def save_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -117,10 +124,11 @@ class SaveLoadMixin:
             for key, tensor in insertion.state_dict().items()
         }
         values = {name: value_of(self.backbone_model, self._entry, name) for name in sorted(self._entry.replaced)}
-        records = dict(overrides(self.backbone_model))
+        modules = modules_by_name(self.backbone_model)
+        records = dict(overrides(modules))
         trained = {
             name: records[name].own(parameter) if name in records else parameter.detach()
-            for name, parameter in own_parameters(self.backbone_model)
+            for name, parameter in own_parameters(modules)
             if parameter.requires_grad and (name not in records or not records[name].values)
         }
         return {**own_tensors, **values, **trained}
@@ -328,7 +336,7 @@ def _warn_of_uncalled(backbone: nn.Module, entry: Entry) -> None:
 
 def _warn_if_whole(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Warn if nothing is frozen: the whole backbone would be saved as a delta."""
-    own_names = [name for name, _ in own_parameters(backbone)]
+    own_names = [name for name, _ in own_parameters(modules_by_name(backbone))]
     if own_names and all(name in tensors for name in own_names):
         LOGGER.warning(
             "Every parameter of the backbone is trainable, so all of them are saved with the delta. "

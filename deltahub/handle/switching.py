@@ -8,13 +8,24 @@ from __future__ import annotations
 from torch import nn
 
 from deltahub.engine.guards import note_compiled, refuse_busy, refuse_merged, refuse_routed
-from deltahub.engine.ledger import Entry, check_tensors, entries_of, ledger_holding
+from deltahub.engine.ledger import Entry, Ledger, check_tensors, entries_of, ledger_holding, ledger_of
 from deltahub.engine.modules import module_at
 from deltahub.engine.offloading import device_of
 from deltahub.engine.sharding import reshard
-from deltahub.engine.site import eject, holds, site_of
+from deltahub.engine.site import eject, holds, insert, site_of
 from deltahub.errors import TargetError
 from deltahub.handle.freezing import prefix_of
+
+
+def add(backbone: nn.Module, entry: Entry) -> Ledger:
+    """Insert a new delta at its modules of a backbone, enter it in the backbone's ledger, and return the ledger."""
+    targets = {address: module_at(backbone, address) for address in entry.insertions}
+    ledger = ledger_of(backbone)
+    for address, insertion in entry.insertions.items():
+        insert(targets[address], entry.name, insertion, address)
+    ledger.entries[entry.name] = entry
+    note_compiled(targets.values())
+    return ledger
 
 
 def attach(backbone: nn.Module, entry: Entry, module: nn.Module | None, reset_state_dict: bool) -> None:

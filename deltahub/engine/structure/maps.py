@@ -28,7 +28,7 @@ class NameTree:
 
     def deepest(self, path: str) -> tuple[str, int]:
         """Return the common name of the nearest mapped ancestor, numbers filled in, and how many elements of `path` it covers."""
-        node, numbers, best = self, [], ("", 0)
+        node, numbers, nearest, covered = self, [], "", 0
         for depth, element in enumerate(path.split("."), 1):
             if (child := node.children.get(element)) is None and element.isdigit():
                 child = node.children.get("*")
@@ -37,10 +37,11 @@ class NameTree:
                 break
             node = child
             if node.value is not None:
-                filled = iter(numbers)
-                elements = [next(filled) if e == "*" else f"{e}{MARK}" for e in node.value.split(".")]
-                best = (".".join(elements), depth)
-        return best
+                nearest, covered = node.value, depth
+        if not covered:
+            return "", 0
+        filled = iter(numbers)
+        return ".".join(next(filled) if e == "*" else f"{e}{MARK}" for e in nearest.split(".")), covered
 
 
 @lru_cache(maxsize=1)

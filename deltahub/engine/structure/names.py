@@ -10,12 +10,12 @@ with an "@" after each mapped element (`attn@.q@`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from deltahub.engine.modules import own_modules
+from deltahub.engine.modules import modules_by_name
 from deltahub.engine.structure.inference import Inferred, infer
 from deltahub.engine.structure.layouts import Part, adjacent_parts
 from deltahub.engine.structure.maps import MARK, NameTree, explicit_map
@@ -35,12 +35,14 @@ class StructureMap:
     Attributes:
         roots: prefix of each module that has an explicit map (``""`` or ``"bert."``), with the tables of that map.
         guess: the names inferred for the modules outside them.
-        cached_spellings: names that were looked up before, by real name.
+        modules: the backbone's modules by name (`engine/modules.py`).
+        cached_variants: the common names that were looked up before, by real name.
     """
 
     roots: tuple[tuple[str, tuple[NameTree, NameTree]], ...] = ()
     guess: Inferred = field(default_factory=Inferred)
-    cached_spellings: dict[str, tuple[tuple[str, Part | None], ...]] = field(
+    modules: Mapping[str, nn.Module] = field(default_factory=dict, compare=False, repr=False)
+    cached_variants: dict[str, tuple[tuple[str, Part | None], ...]] = field(
         default_factory=dict, compare=False, repr=False
     )
 
@@ -52,9 +54,10 @@ class StructureMap:
     @classmethod
     def of(cls, backbone: nn.Module) -> StructureMap:
         """Find the maps for the modules inside `backbone`, and infer the names of the rest."""
+        modules = modules_by_name(backbone)
         roots, rest = [], {}
         inside = None
-        for name, module in own_modules(backbone):
+        for name, module in modules.items():
             if inside is not None and name.startswith(inside):
                 continue
             table = explicit_map(type(module))
@@ -63,13 +66,10 @@ class StructureMap:
             else:
                 inside = f"{name}." if name else ""
                 roots.append((inside, table))
-        return cls(tuple(roots), infer(rest))
+        return cls(tuple(roots), infer(rest), modules)
 
     def common_name(self, name: str) -> str:
         """Return the common name of a module in "@" notation, or its own name if no map has it."""
-        return self.variants(name)[0][0]
-
-    def _looked_up(self, name: str) -> str:
         for prefix, (names, _) in self.roots:
             if name.startswith(prefix):
                 relative = name[len(prefix) :]
@@ -89,13 +89,13 @@ class StructureMap:
 
     def variants(self, name: str) -> tuple[tuple[str, Part | None], ...]:
         """Return every common name of a module: its own, its group's, its aliases, and those of its parts if it is fused."""
-        spellings = self.cached_spellings.get(name)
-        if spellings is None:
-            spellings = self.cached_spellings[name] = tuple(self._spelled(name))
-        return spellings
+        variants = self.cached_variants.get(name)
+        if variants is None:
+            variants = self.cached_variants[name] = tuple(self._variants(name))
+        return variants
 
-    def _spelled(self, name: str) -> Iterator[tuple[str, Part | None]]:
-        common = self._looked_up(name)
+    def _variants(self, name: str) -> Iterator[tuple[str, Part | None]]:
+        common = self.common_name(name)
         yield common, None
         if group := self.group_name(name):
             yield group, None

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from deltahub.checkpoint.address import REGEX_MARK, Address, lies_within, nearest_names
-from deltahub.engine.modules import own_modules
-from deltahub.engine.site import refuse_own_deltas
 from deltahub.engine.structure.former_names import former_names
 from deltahub.engine.structure.inference import describe_linear_layers
 from deltahub.engine.structure.layouts import Part
@@ -52,12 +50,23 @@ def find_targets(
 
     Raises:
         NoMatchError: a pattern matches nothing; the message lists the nearest names.
-        TargetError: a part of the backbone itself is called `deltas`.
     """
-    structure = StructureMap.of(backbone)
-    every = dict(own_modules(backbone))
-    refuse_own_deltas(every)
-    modules = {name: module for name, module in every.items() if name}
+    return targets_in(StructureMap.of(backbone), patterns, exclude, common_structure, optional)
+
+
+def targets_in(
+    structure: StructureMap,
+    patterns: Sequence[str],
+    exclude: Sequence[str] = (),
+    common_structure: bool | None = None,
+    optional: Collection[str] = (),
+) -> list[Target]:
+    """Return the modules that addresses match, as `find_targets` does, in a backbone whose structure is known.
+
+    Raises:
+        NoMatchError: a pattern matches nothing; the message lists the nearest names.
+    """
+    modules = {name: module for name, module in structure.modules.items() if name}
     hits: dict[str, set[Part | None]] = {}
     left_out = [*exclude, *map(marked, exclude)]
     missed = []
@@ -70,7 +79,7 @@ def find_targets(
         if not matched and pattern in optional and (undivided_pattern := undivided(pattern)):
             matched = _match(undivided_pattern, modules, structure, common_structure)
         if not matched and not common_structure and MARK not in pattern:
-            matched = [(n, None) for n, old in former_names(backbone, modules).items() if Address(pattern).matches(old)]
+            matched = [(n, None) for n, old in former_names(structure.modules[""], modules).items() if Address(pattern).matches(old)]
         matched = [(name, part) for name, part in matched if not _is_excluded(name, left_out, structure)]
         if not matched and pattern not in optional:
             raise _no_match(pattern, modules, exclude, structure, common_structure)
@@ -104,13 +113,13 @@ def _target(name: str, module: nn.Module, hits: set[Part | None], stands_in: boo
     return Target(name, module, parts, stands_in)
 
 
-def without_excluded(backbone: nn.Module, targets: Sequence[Target], exclude: Sequence[str]) -> list[Target]:
+def without_excluded(structure: StructureMap, targets: Sequence[Target], exclude: Sequence[str]) -> list[Target]:
     """Drop the targets that `exclude` matches: a method may have chosen layers inside the addressed modules.
 
     Raises:
         NoMatchError: none is left.
     """
-    structure, left_out = StructureMap.of(backbone), [*exclude, *map(marked, exclude)]
+    left_out = [*exclude, *map(marked, exclude)]
     remaining_targets = [target for target in targets if not _is_excluded(target.name, left_out, structure)]
     if targets and not remaining_targets:
         raise NoMatchError(targets[0].name, (), f"All that it means is left out by exclude_modules={list(exclude)}.")

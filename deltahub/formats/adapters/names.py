@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from deltahub.engine.modules import own_modules
+from deltahub.engine.modules import modules_by_name
 from deltahub.engine.site import uncompiled
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats.adapters.families import FAMILIES, Family
@@ -47,7 +47,7 @@ class Backbone:
     def of(cls, model: nn.Module) -> Backbone:
         """Collect the names in a backbone; its deltas do not count."""
         prefix = str(getattr(uncompiled(model), "base_model_prefix", "") or "")
-        modules = dict(own_modules(uncompiled(model)))
+        modules = modules_by_name(uncompiled(model))
         base = f"{prefix}." if prefix in modules and prefix else ""
         relative = {name.removeprefix(base): module for name, module in modules.items() if name.startswith(base)}
         return cls(model, base, f"{prefix}." if prefix else "", relative)

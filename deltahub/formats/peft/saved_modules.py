@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.engine.fingerprint import backbone_values
-from deltahub.engine.modules import own_parameters, running_statistics
+from deltahub.engine.modules import modules_by_name, own_parameters, running_statistics
 from deltahub.errors import CheckpointError
 from deltahub.formats.peft.targets import names_to_save, to_save, unmatched
 from deltahub.formats.peft.tensor_names import Names
@@ -125,7 +125,7 @@ def _check_whole(own_tensors: Mapping[str, Tensor], saved: set[str], config: Map
     expected = {name for name in names.tensors if any(name.startswith(f"{module}.") for module in saved)}
     if config.get("bias") == "all":
         present_names = {names.tensors[name] for name in own_tensors}  # by any of its shared names
-        parameters = {name for name, _ in own_parameters(names.backbone)}
+        parameters = {name for name, _ in own_parameters(modules_by_name(names.backbone))}
         expected |= {
             name
             for name, first in names.tensors.items()
