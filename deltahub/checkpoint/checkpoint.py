@@ -106,6 +106,10 @@ def read_document(folder: Path, expected: str | None = None) -> dict[str, Any]:
         CheckpointError: the file is missing or not JSON.
         ConfigError: a value is invalid.
     """
+    return parse_document(_document_bytes(folder, expected), str(folder / CONFIG))
+
+
+def _document_bytes(folder: Path, expected: str | None = None) -> bytes:
     path = folder / CONFIG
     if not folder.exists():
         msg = f"There is no folder {folder}. Check the path; it is the one that save_finetuned wrote."
@@ -131,7 +135,7 @@ def read_document(folder: Path, expected: str | None = None) -> dict[str, Any]:
     data = read_limited(path, LARGEST_CONFIG)
     if expected and (digest := hashlib.sha256(data).hexdigest()) != expected:
         raise IntegrityError(str(path), Digest.of_hex(expected), Digest.of_hex(digest), "Fetch the delta again.")
-    return parse_document(data, str(path))
+    return data
 
 
 def parse_document(data: bytes, path: str) -> dict[str, Any]:
@@ -167,6 +171,12 @@ def verified_bytes(folder: Path, name: str, document: Mapping[str, Any]) -> byte
         CheckpointError: the file is missing or malformed, or the config does not vouch for it.
         IntegrityError: the file's bytes differ.
     """
+    return _verified(folder, name, document)[0]
+
+
+def _verified(folder: Path, name: str, document: Mapping[str, Any]) -> tuple[bytes, tuple[TensorEntry, ...]]:
+    """Return the bytes of `verified_bytes`, and the tensor table of the weights; no other file has one."""
+    table: tuple[TensorEntry, ...] = ()
     entry = document.get("files", {}).get(name)
     if entry is None:
         msg = f"{folder / CONFIG} lists no digest for {name}, so its bytes cannot be checked. Save the delta again."
@@ -182,14 +192,17 @@ def verified_bytes(folder: Path, name: str, document: Mapping[str, Any]) -> byte
             msg = f"{path} has {size} bytes, and {LARGEST} is the limit. Fetch or save the delta again."
             raise CheckpointError(msg)
         try:
-            data = usable_bytes(file, str(path)) if name == WEIGHTS else file.read(size)
+            if name == WEIGHTS:
+                data, table = usable_bytes(file, str(path))
+            else:
+                data = file.read(size)
         except CheckpointError:
             if size <= LARGEST:  # a malformed file is usually a damaged one
                 file.seek(0)
                 _require_same(path, entry, hashlib.file_digest(file, "sha256").hexdigest(), size)
             raise
     _require_same(path, entry, hashlib.sha256(data).hexdigest(), len(data))
-    return data
+    return data, table
 
 
 def _require_same(path: Path, entry: Mapping[str, Any], sha256: str, size: int) -> None:
@@ -207,7 +220,7 @@ def _damaged(path: Path, expected: str, actual: str) -> IntegrityError:
 
 
 def read(folder: Path, *, with_backbone: bool = True, config_sha256: str | None = None) -> Checkpoint:
-    """Read a delta, checking every byte before it is used.
+    """Read a delta, checking every byte before it is used; each file is read once.
 
     Args:
         with_backbone: whether to read the backbone's record too.
@@ -218,13 +231,14 @@ def read(folder: Path, *, with_backbone: bool = True, config_sha256: str | None 
         ConfigError: a value in the config is invalid.
         IntegrityError: a file differs from the one saved.
     """
-    document = read_document(folder, config_sha256)
-    weights = verified_bytes(folder, WEIGHTS, document)
+    config = _document_bytes(folder, config_sha256)
+    document = parse_document(config, str(folder / CONFIG))
+    weights, table = _verified(folder, WEIGHTS, document)
     fingerprint = None
     if with_backbone and BACKBONE in document["files"]:
         fingerprint = Fingerprint.from_bytes(verified_bytes(folder, BACKBONE, document))
     tensors = tensors_in(weights, str(folder / WEIGHTS))
-    parent = {"relation": RESUMED, "digest": _manifest(folder, document).digest}
+    parent = {"relation": RESUMED, "digest": _manifest(folder, config, document, table).digest}
     probe = verified_bytes(folder, PROBE, document) if PROBE in document["files"] else None
     return Checkpoint(folder, document, fingerprint, tensors, parent, probe=probe)
 
@@ -257,7 +271,8 @@ def describe(folder: Path) -> Manifest:
         ConfigError: a value in the config is invalid.
         IntegrityError: a file differs from the one saved.
     """
-    document = read_document(folder)
+    config = _document_bytes(folder)
+    document = parse_document(config, str(folder / CONFIG))
     listed = listed_files(document, str(folder / CONFIG))
     _refuse_foreign_card(folder)
     for entry in listed:
@@ -272,7 +287,7 @@ def describe(folder: Path) -> Manifest:
         ):  # a small one that is malformed is most often damaged: the digest says so
             require_usable(tensor_table(path), str(path))
         _require_same(path, document["files"][entry.path], *sha256_file(path))
-    manifest = _manifest(folder, document)
+    manifest = _manifest(folder, config, document, tensor_table(folder / WEIGHTS))
     require_usable(manifest.tensors, str(folder / WEIGHTS))
     return manifest
 
@@ -294,11 +309,18 @@ def listed_files(document: Mapping[str, Any], place: str, remedy: str = "Save th
     return [FileEntry(name, entry["sha256"], entry["size"]) for name, entry in document["files"].items()]
 
 
-def _manifest(folder: Path, document: Mapping[str, Any]) -> Manifest:
-    """Build the manifest of a checkpoint whose listed files are checked already; only small files are read."""
-    names = {CONFIG, *([CARD] if (folder / CARD).is_file() else [])} - document["files"].keys()
-    entries = [FileEntry.of(name, read_limited(folder / name, LARGEST)) for name in names]
-    return manifest_of(document, entries, tensor_table(folder / WEIGHTS))
+def _manifest(folder: Path, config: bytes, document: Mapping[str, Any], table: tuple[TensorEntry, ...]) -> Manifest:
+    """Build the manifest of a checkpoint whose listed files are checked already; only its card is read.
+
+    Args:
+        config: the bytes of its config.
+        document: its config.
+        table: its tensors.
+    """
+    entries = [FileEntry.of(CONFIG, config)]
+    if CARD not in document["files"] and (folder / CARD).is_file():
+        entries.append(FileEntry.of(CARD, read_limited(folder / CARD, LARGEST)))
+    return manifest_of(document, entries, table)
 
 
 def manifest_of(document: Mapping[str, Any], entries: Iterable[FileEntry], table: tuple[TensorEntry, ...]) -> Manifest:

@@ -83,19 +83,23 @@ def metadata_of(path: Path) -> dict[str, str]:
     return dict(header.get("__metadata__", {}))
 
 
-def usable_bytes(file: BinaryIO, file_name: str) -> bytes:
+def usable_bytes(file: BinaryIO, file_name: str) -> tuple[bytes, tuple[TensorEntry, ...]]:
     """Read a whole open safetensors file of a delta, after checking its header: no memory is allocated before.
 
     Args:
         file_name: the name of the file, for messages.
 
+    Returns:
+        The bytes of the file, and its tensor table.
+
     Raises:
         CheckpointError: it is not a safetensors file, holds tensors that no delta has, or is larger than the memory.
     """
-    require_usable(table_of(file, file_name), file_name)
+    table = table_of(file, file_name)
+    require_usable(table, file_name)
     file.seek(0)
     try:
-        return file.read()
+        return file.read(), table
     except MemoryError as error:
         msg = f"{file_name} is larger than the memory that is free. Load it on a larger machine."
         raise CheckpointError(msg) from error

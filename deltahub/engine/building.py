@@ -152,11 +152,10 @@ def build(
     targets = method.plan(backbone, config)
     for target in targets:
         check_target(target.name, target.module)
-    fallback = next((p.dtype for p in backbone.parameters() if p.is_floating_point()), torch.float32)
 
     def like(module: nn.Module) -> Tensor:
         # In half precision a small learning rate would not move a parameter at all.
-        precision = dtype or torch.promote_types(_precision(module, fallback), torch.float32)
+        precision = dtype or torch.promote_types(_precision(module, backbone), torch.float32)
         return torch.empty(0, dtype=precision, device="meta" if empty else device_of(module, backbone))
 
     insertions = dict(method.new_insertions(backbone, config, targets, like))
@@ -248,7 +247,8 @@ def check_dtype(dtype: object) -> None:
         raise ConfigError(msg)
 
 
-def _precision(module: nn.Module, fallback: torch.dtype) -> torch.dtype:
-    """Return the dtype of a module's floating-point parameters: its own first, which are found faster than nested ones."""
+def _precision(module: nn.Module, backbone: nn.Module) -> torch.dtype:
+    """Return the dtype of the first floating-point parameter: the module's own, one inside it, or one of the backbone."""
     direct_parameters = (parameter for parameter in module._parameters.values() if parameter is not None)
-    return next((p.dtype for p in chain(direct_parameters, module.parameters()) if p.is_floating_point()), fallback)
+    parameters = chain(direct_parameters, module.parameters(), backbone.parameters())
+    return next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)

@@ -63,7 +63,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file is not a safetensors file, or holds tensors that no delta has.
     """
     with regular(path) as file:
-        return tensors_in(usable_bytes(file, str(path)), str(path))
+        return tensors_in(usable_bytes(file, str(path))[0], str(path))
 
 
 def require_plain(saved: object, path: Path) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from deltahub.checkpoint.checkpoint import tensors_in
 from deltahub.engine.ledger import Entry, ledgers_in
+from deltahub.engine.modules import modules_by_name
 from deltahub.errors import CheckpointError, ConfigError, ProbeError
 from deltahub.handle.switching import attach, detach
 
@@ -139,7 +140,7 @@ def refuse_others(backbone: nn.Module, own: Entry | None = None) -> None:
     """
     others = {
         entry.name
-        for _, _, ledger in ledgers_in(backbone)
+        for _, _, ledger in ledgers_in(modules_by_name(backbone))
         for entry in ledger.entries.values()
         if entry.attached and entry is not own
     }

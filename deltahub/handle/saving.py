@@ -57,7 +57,7 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 def _read(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file; the default `load_func`."""
     with regular(path) as file:
-        return tensors_in(usable_bytes(file, str(path)), str(path))
+        return tensors_in(usable_bytes(file, str(path))[0], str(path))
 
 
 class SaveLoadMixin:

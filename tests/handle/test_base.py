@@ -1,10 +1,12 @@
 import copy
+from collections import Counter
 
 import pytest
 import torch
 from torch import nn
 
 from deltahub import AdapterModel, AutoDeltaModel, BitFitModel, LoraConfig, LoraModel, SaveLoadMixin, deltas_of
+from deltahub.engine.structure.maps import NameTree
 from deltahub.errors import ConfigError, NoMatchError, TargetError
 from deltahub.handle.base import DeltaBase
 from tests.backbones import bert, equal, forward, gpt2, logits_of, stir, t5, tensors_of, untouched
@@ -20,6 +22,50 @@ def three(backbone):
     for seed, delta in enumerate(deltas):
         stir(delta, seed)
     return deltas
+
+
+class Children(dict):
+    """The children of a module, which count how often all of them are visited."""
+
+    visits = 0
+
+    def items(self):
+        self.visits += 1
+        return super().items()
+
+
+@pytest.fixture
+def walked():
+    """A backbone whose children count the walks over its modules."""
+    backbone = bert()
+    backbone._modules = Children(backbone._modules)
+    return backbone
+
+
+@pytest.mark.parametrize("options", [{}, {"modified_modules": ["query"]}, {"name": "mine"}], ids=str)
+def test_attaching_walks_the_modules_once_for_their_state_and_once_for_their_names(walked, options):
+    LoraModel(walked, **options)
+
+    assert walked._modules.visits == 2
+
+
+def test_loading_walks_the_modules_no_more_often_than_attaching(walked, tmp_path):
+    delta = LoraModel(bert())
+    delta.freeze_module()
+    delta.save_finetuned(tmp_path)
+
+    AutoDeltaModel.from_finetuned(tmp_path, walked.eval(), check_hash=False)
+
+    assert walked._modules.visits == 3  # `eval` visited them, too
+
+
+def test_each_module_is_looked_up_once_in_the_map_of_its_family(monkeypatch):
+    paths, deepest = Counter(), NameTree.deepest
+    monkeypatch.setattr(NameTree, "deepest", lambda tree, path: paths.update([(id(tree), path)]) or deepest(tree, path))
+
+    LoraModel(bert())  # by two common names
+
+    assert set(paths.values()) == {1}
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (1, 0, 2)])

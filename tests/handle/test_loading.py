@@ -9,8 +9,10 @@ from torch import nn
 from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 
 from deltahub import AdapterConfig, AdapterModel, AutoDeltaConfig, AutoDeltaModel, LoraModel, deltas_of
+from deltahub.checkpoint import safetensors_header
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import CheckpointError, ConfigError, IntegrityError
+from deltahub.files import atomic
 from tests.backbones import (
     bert,
     equal,
@@ -31,6 +33,24 @@ def refused(error, match, folder, backbone=None, **options):
     with untouched(backbone), pytest.raises(error, match=match) as caught:
         load(folder, backbone, **options)
     return str(caught.value)
+
+
+def test_a_load_opens_each_file_once(saved, monkeypatch):
+    opened, open_file = [], atomic.open_file
+    monkeypatch.setattr(atomic, "open_file", lambda path: opened.append(path.name) or open_file(path))
+
+    load(saved[0], bert())
+
+    assert sorted(opened) == ["README.md", "backbone.json", "delta.safetensors", "delta_config.json"]
+
+
+def test_a_load_parses_the_header_of_its_tensors_once(saved, monkeypatch):
+    parsed, parse = [], safetensors_header.tensor_entries
+    monkeypatch.setattr(safetensors_header, "tensor_entries", lambda *given: parsed.append(given) or parse(*given))
+
+    load(saved[0], bert())
+
+    assert len(parsed) == 1
 
 
 def test_a_loaded_delta_gives_the_same_logits_and_comes_off(saved):

@@ -70,6 +70,9 @@ class StructureMap:
 
     def common_name(self, name: str) -> str:
         """Return the common name of a module in "@" notation, or its own name if no map has it."""
+        return self.variants(name)[0][0]
+
+    def _looked_up(self, name: str) -> str:
         for prefix, (names, _) in self.roots:
             if name.startswith(prefix):
                 relative = name[len(prefix) :]
@@ -95,7 +98,7 @@ class StructureMap:
         return variants
 
     def _variants(self, name: str) -> Iterator[tuple[str, Part | None]]:
-        common = self.common_name(name)
+        common = self._looked_up(name)
         yield common, None
         if group := self.group_name(name):
             yield group, None
