@@ -100,6 +100,9 @@ def main() -> None:
             ),
             "deltahub, backbone checked": on_copy(lambda fresh: AutoDeltaModel.from_finetuned(folder / "delta", fresh)),
             "peft": on_copy(lambda fresh: PeftModel.from_pretrained(fresh, folder / "peft")),
+            "deltahub, the folder of peft": on_copy(
+                lambda fresh: AutoDeltaModel.from_finetuned(folder / "peft", fresh, check_hash=False)
+            ),
         }
         report("Load LoRA from a folder, CPU time", interleaved(load, ROUNDS), "minimal")
 

@@ -41,6 +41,7 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "compacter": {"reduction_factor": 4},
     "prefix": {"prefix_token_num": 3, "embed_dim": 8, "mid_dim": 8},
     "soft_prompt": {"soft_token_num": 3},
+    "weight_update": {"method": "loha", "options": {"r": 2}},
 }
 
 

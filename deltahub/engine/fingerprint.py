@@ -71,11 +71,12 @@ def backbone_values(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def backbone_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield a backbone's own parameters and persistent buffers; tied tensors once, under their first name."""
     tied: Any = getattr(backbone, "all_tied_weights_keys", None) or {}
-    for name, parameter in own_parameters(modules_by_name(backbone)):
+    modules = modules_by_name(backbone)
+    for name, parameter in own_parameters(modules):
         if not (parameter.is_meta and name in tied):  # accelerate unties the tensors it offloads
             yield name, parameter
     yielded_buffers: set[Tensor] = set()
-    for prefix, module in own_modules(backbone):
+    for prefix, module in modules.items():
         for key, buffer in module._buffers.items():
             is_persistent = key not in module._non_persistent_buffers_set
             name = f"{prefix}.{key}" if prefix else key

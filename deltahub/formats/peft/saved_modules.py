@@ -44,7 +44,7 @@ def trained(
     """
     saved = _saved(config, names)
     _check_whole(own_tensors, saved, config, names)
-    live_values = own_values(names.backbone)
+    live_values = own_values(names.backbone) if own_tensors else {}
     everywhere: dict[str, Tensor] = {}
     alone: dict[str, Tensor] = {}
     for name, tensor in own_tensors.items():

@@ -25,6 +25,7 @@ from deltahub.formats.peft.body_names import BodyNames
 from deltahub.formats.peft.expert_names import ExpertPlace, expert_place
 
 _WRAPPERS: Final = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_WRAPPED: Final = re.compile("|".join(sorted(_WRAPPERS)))
 _ADAPTER: Final = r"(?:\.(?!(?:weight|bias)$)[^.]+)?"  # the adapter's name
 _ROWS: Final = re.compile(rf"(?P<module>.+?)\.(?:token_adapter\.)?trainable_tokens_delta{_ADAPTER}")
 _SAVED_MODULE: Final = ".modules_to_save."
@@ -65,6 +66,8 @@ class LeafNames:
 
 def plain(name: str) -> str:
     """Remove the parts that module wrappers add to a name."""
+    if not _WRAPPED.search(name):
+        return name
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
@@ -91,7 +94,8 @@ class Names:
         """Collect the names in a backbone; its deltas do not count."""
         names = cls(backbone)
         for name, module in own_modules(backbone):
-            names.modules[plain(name)], names.real[plain(name)] = module, name
+            plain_name = plain(name)
+            names.modules[plain_name], names.real[plain_name] = module, name
         first: dict[int, str] = {}
         for name, tensor in (*running_statistics(backbone).items(), *backbone_tensors(backbone)):
             names.tensors[plain(name)] = first[id(tensor)] = name
