@@ -80,7 +80,8 @@ def test_saving_again_replaces_the_delta_and_leaves_other_files_alone(tmp_path):
 def test_an_empty_folder_is_no_delta_and_the_error_says_what_to_point_to(tmp_path):
     assert not is_checkpoint(tmp_path)
     with pytest.raises(
-        CheckpointError, match=r"holds no delta: delta_config\.json is missing\. Expected a folder that save_finetuned wrote"
+        CheckpointError,
+        match=r"holds no delta: delta_config\.json is missing\. Expected a folder that save_finetuned wrote",
     ):
         describe(tmp_path)
 

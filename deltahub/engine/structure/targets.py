@@ -79,7 +79,11 @@ def targets_in(
         if not matched and pattern in optional and (undivided_pattern := undivided(pattern)):
             matched = _match(undivided_pattern, modules, structure, common_structure)
         if not matched and not common_structure and MARK not in pattern:
-            matched = [(n, None) for n, old in former_names(structure.modules[""], modules).items() if Address(pattern).matches(old)]
+            matched = [
+                (n, None)
+                for n, old in former_names(structure.modules[""], modules).items()
+                if Address(pattern).matches(old)
+            ]
         matched = [(name, part) for name, part in matched if not _is_excluded(name, left_out, structure)]
         if not matched and pattern not in optional:
             raise _no_match(pattern, modules, exclude, structure, common_structure)
