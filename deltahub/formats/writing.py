@@ -66,6 +66,7 @@ WRITERS: Final[Mapping[Format, Writer]] = {
     Format.DELTAHUB: Writer("deltahub.formats.as_saved", CONFIG, "DeltaHub"),
     Format.GGUF: Writer("deltahub.formats.gguf.export", "*.gguf", "llama.cpp"),
     Format.PEFT: Writer("deltahub.formats.peft.export", "adapter_config.json", "PEFT, vLLM and LoRAX"),
+    Format.ADAPTERS: Writer("deltahub.formats.adapters.export", "adapter_config.json", "adapters 1.3"),
     Format.OPENDELTA: Writer("deltahub.formats.opendelta.export", "pytorch_model.bin", "OpenDelta 0.3"),
     Format.DIFFUSERS: Writer("deltahub.formats.diffusers.export", "pytorch_lora_weights.safetensors", "diffusers"),
     Format.KOHYA: Writer("deltahub.formats.diffusers.kohya_export", "lora.safetensors", "kohya's scripts and ComfyUI"),

@@ -77,6 +77,7 @@ def test_a_checkpoint_of_the_original_is_written_as_the_original_saved_it(name, 
 def written(make, backbone, folder):
     """The files of a new delta with some values, and what the backbone computes with it."""
     delta = make(backbone)
+    delta.freeze_module()
     stir(delta)
     found = logits_of(backbone)
     delta.save_finetuned(folder)

@@ -85,6 +85,7 @@ def _two_modules(
     embeddings: str,
     *,
     post_norm: bool,
+    group: str = "self_prefix",
 ) -> Family:
     """Return a family whose layers hold the bottlenecks in modules of their own.
 
@@ -93,6 +94,8 @@ def _two_modules(
         feed_forward: the same.
         core: the attention within the layer.
         embeddings: the module that returns the first hidden state.
+        post_norm: see `Family`.
+        group: what the prefixes of self-attention are called.
     """
 
     def place(flag: str, holder: str, names: tuple[str, str, str]) -> Place:
@@ -103,7 +106,7 @@ def _two_modules(
         place("mh_adapter", "attention_adapters", attention),
         place("output_adapter", "output_adapters", feed_forward),
     )
-    return Family(post_norm, places, {"self_prefix": f"{layer}.{core}"}, embeddings=embeddings)
+    return Family(post_norm, places, {group: f"{layer}.{core}"}, embeddings=embeddings)
 
 
 def _t5() -> Family:
@@ -149,6 +152,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
         "attention",
         "embeddings",
         post_norm=True,
+        group="self",
     ),
     "electra": _BERT,
     "gpt2": _two_modules(

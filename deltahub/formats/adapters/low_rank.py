@@ -34,13 +34,13 @@ from deltahub.formats.adapters.names import (
 )
 
 Converted = tuple[dict[str, Any], dict[str, Tensor]]
-_MATRICES: Final = {  # the last part of the names of the layers
+MATRICES: Final = {  # the last part of the names of the layers
     "q": ("q", "q_lin", "q_proj", "query"),
     "k": ("k", "k_lin", "k_proj", "key"),
     "v": ("v", "v_lin", "v_proj", "value"),
 }
-_FUSED: Final = "c_attn"
-_NUMBER: Final = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
+FUSED: Final = "c_attn"
+NUMBER: Final = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 
 
 def low_rank(config: Mapping[str, Any], saved: Mapping[str, Tensor], backbone: Backbone) -> Converted:
@@ -55,7 +55,7 @@ def low_rank(config: Mapping[str, Any], saved: Mapping[str, Tensor], backbone: B
         raise unsupported("lora", "composition_mode", mode, "expected add or scale")
     leaves, others = sorted_leaves(saved, "loras", backbone)
     refuse_others(others)
-    _require_modules(config, set(leaves), backbone)
+    require_modules(config, set(leaves), backbone)
     if mode == "scale":
         if rank != 1 or config.get("alpha", 1) != 1:
             setting = next(key for key in ("r", "alpha") if config.get(key, 1) != 1)
@@ -125,13 +125,13 @@ def _updates(
     """
     real = backbone.real(module)
     n_in, n_out = linear_shape(real, backbone.modules[module])
-    if module.rpartition(".")[2] != _FUSED:
+    if module.rpartition(".")[2] != FUSED:
         yield real, "", (n_in, n_out), leaves
         return
     if config.get("use_dora"):
         raise unsupported("lora", "use_dora", True, f"{real} is q, k and v in one")
-    wanted = [matrix for matrix in _MATRICES if matrix in config.get("attn_matrices", ())]
-    count, width = len(wanted), n_out // len(_MATRICES)
+    wanted = [matrix for matrix in MATRICES if matrix in config.get("attn_matrices", ())]
+    count, width = len(wanted), n_out // len(MATRICES)
     require_leaves(leaves, {"lora_A": (count * rank, n_in), "lora_B": (count * width, rank)}, module)
     named = {part.label: common for common, part in StructureMap.of(backbone.model).variants(real) if part}
     for index, matrix in enumerate(wanted):
@@ -147,7 +147,7 @@ def _ia3(leaves: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any], 
     tensors: dict[str, Tensor] = {}
     for module, own in leaves.items():
         real = backbone.real(module)
-        if module.rpartition(".")[2] == _FUSED:
+        if module.rpartition(".")[2] == FUSED:
             raise unsupported("lora", "composition_mode", "scale", f"{real} is q, k and v in one")
         _, n_out = linear_shape(real, backbone.modules[module])
         require_leaves(own, {"lora_B": (n_out, 1)}, module)
@@ -156,7 +156,7 @@ def _ia3(leaves: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any], 
     return {"delta_type": "ia3", "feedforward_modules": [], "modified_modules": modules}, tensors
 
 
-def _require_modules(config: Mapping[str, Any], found: set[str], backbone: Backbone) -> None:
+def require_modules(config: Mapping[str, Any], found: set[str], backbone: Backbone) -> None:
     """Refuse a file with updates on other layers than its config names.
 
     The feed-forward layers of a flag differ between the families, so the file names them; each is in every layer.
@@ -168,19 +168,19 @@ def _require_modules(config: Mapping[str, Any], found: set[str], backbone: Backb
         msg = f"The adapter sits on {absent[0]}, which this {type(backbone.model).__name__} does not have. Load its own backbone."
         raise CheckpointError(msg)
     left_out = set(config.get("leave_out") or ())
-    patterns = {_NUMBER.sub("*", module, count=1) for module in found}
-    attention = {pattern for pattern in patterns if _matrix(pattern)}
+    patterns = {NUMBER.sub("*", module, count=1) for module in found}
+    attention = {pattern for pattern in patterns if matrix_of(pattern)}
     wanted = set(config.get("attn_matrices", ())) if config.get("selfattn_lora", True) else set()
-    if unknown := sorted(wanted - _MATRICES.keys()):
+    if unknown := sorted(wanted - MATRICES.keys()):
         raise unsupported("lora", "attn_matrices", sorted(wanted), f"{unknown[0]} is not q, k or v")
     if wanted:
         attention = {
             name
             for module in backbone.modules
-            if _matrix(name := _NUMBER.sub("*", module, count=1)) in (*wanted, _FUSED) and _is_linear(module, backbone)
+            if matrix_of(name := NUMBER.sub("*", module, count=1)) in (*wanted, FUSED) and _is_linear(module, backbone)
         }
     flags = sum(bool(config.get(flag)) for flag in ("intermediate_lora", "output_lora"))
-    feed_forward = {pattern for pattern in patterns if not _matrix(pattern)}
+    feed_forward = {pattern for pattern in patterns if not matrix_of(pattern)}
     stacks = {pattern.partition(".")[0] for pattern in feed_forward}
     if len(feed_forward) != flags * max(1, len(stacks)):
         msg = f"The adapter has tensors for {len(feed_forward)} kinds of layers outside attention; its config names {flags}. Fetch it again."
@@ -194,12 +194,12 @@ def _require_modules(config: Mapping[str, Any], found: set[str], backbone: Backb
     require_places(found, expected)
 
 
-def _matrix(module: str) -> str:
+def matrix_of(module: str) -> str:
     """Return which matrix of an attention a layer is, by the end of its name; empty for any other layer."""
     last = module.rpartition(".")[2]
-    if last == _FUSED:
-        return _FUSED
-    return next((matrix for matrix, names in _MATRICES.items() if last in names), "")
+    if last == FUSED:
+        return FUSED
+    return next((matrix for matrix, names in MATRICES.items() if last in names), "")
 
 
 def _is_linear(module: str, backbone: Backbone) -> bool:

@@ -12,7 +12,7 @@ h is the output of a branch and x the residual that it is added to.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +28,8 @@ class Bottleneck:
     """One bottleneck of a file.
 
     Attributes:
+        flag: the field of the config that puts it there.
+        number: the number of its layer in the configs of `adapters`.
         holder: the module of `adapters` that holds it.
         leaves: its tensors.
         dim: its width by the config.
@@ -35,6 +37,8 @@ class Bottleneck:
         end: the real name of the module that it acts on.
     """
 
+    flag: str
+    number: int
     holder: str
     leaves: Mapping[str, Tensor]
     dim: int
@@ -51,12 +55,23 @@ def bottlenecks(
         ConfigError: no delta has this place.
         CheckpointError: the file has other bottlenecks than the config names.
     """
-    family = backbone.family
     leaves, others = sorted_leaves(saved, "adapters", backbone)
-    chosen = [place for place in family.places if config.get(place.flag)]
-    left_out = set(config.get("leave_out") or ())
+    found = [replace(each, leaves=leaves.get(each.holder, {})) for each in places(config, backbone)]
+    require_places(set(leaves), {each.holder for each in found})
+    return found, others
+
+
+def places(config: Mapping[str, Any], backbone: Backbone) -> list[Bottleneck]:
+    """Return the bottlenecks that a config puts into a backbone, without tensors.
+
+    Raises:
+        ConfigError: no delta has this place.
+    """
+    family, left_out = backbone.family, set(config.get("leave_out") or ())
     found: list[Bottleneck] = []
-    for place in chosen:
+    for place in family.places:
+        if not config.get(place.flag):
+            continue
         end = _end(config, place, family)
         for layer in backbone.layers(place.output):
             number = backbone.number(place.output, layer)
@@ -65,9 +80,8 @@ def bottlenecks(
             start = place.start if config.get("is_parallel") else end
             holder, *ends = (name.replace("*", str(layer)) for name in (place.holder, start, end))
             dim, (first, last) = _dim(config, number, backbone), map(backbone.real, ends)
-            found.append(Bottleneck(holder, leaves.get(holder, {}), dim, first, last))
-    require_places(set(leaves), {each.holder for each in found})
-    return found, others
+            found.append(Bottleneck(place.flag, number, holder, {}, dim, first, last))
+    return found
 
 
 def at_input(config: Mapping[str, Any], family: Family) -> bool:

@@ -36,13 +36,13 @@ def prefix(config: Mapping[str, Any], saved: Mapping[str, Tensor], backbone: Bac
     _require_copies(leaves, pool)
     count = config.get("prefix_length", 30)
     tensors: dict[str, Tensor] = {}
-    for group, names in _attentions(config, backbone).items():
+    for group, names in prefixed(config, backbone).items():
         own = {leaf.removeprefix(f"{group}."): pool.pop(leaf) for leaf in list(pool) if leaf.startswith(f"{group}.")}
         tensors |= _prefixes(own, names, config, count, backbone)
     refuse_others(pool)
     options = {
         "delta_type": "prefix",
-        "modified_modules": [name for names in _attentions(config, backbone).values() for name in names],
+        "modified_modules": [name for names in prefixed(config, backbone).values() for name in names],
         "prefix_token_num": count,
         "reparameterize": False,
     }
@@ -82,7 +82,7 @@ def _require_copies(leaves: Mapping[str, Mapping[str, Tensor]], pool: Mapping[st
                 raise CheckpointError(msg)
 
 
-def _attentions(config: Mapping[str, Any], backbone: Backbone) -> dict[str, list[str]]:
+def prefixed(config: Mapping[str, Any], backbone: Backbone) -> dict[str, list[str]]:
     """Return the real names of the attentions that have a prefix, first layer first, by their group."""
     left_out = set(config.get("leave_out") or ())
     return {

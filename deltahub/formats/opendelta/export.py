@@ -205,8 +205,9 @@ def _parallel_adapter(document: Mapping[str, Any], shares: Shares, backbone: Bac
 
 
 def _bottleneck(document: Mapping[str, Any], shares: Shares, backbone: Backbone) -> dict[str, Any]:
+    name = activation(document, backbone)
     require_bottlenecks(shares)
-    return {"bottleneck_dim": _width(shares), "non_linearity": activation(document, backbone)}
+    return {"bottleneck_dim": _width(shares), "non_linearity": name}
 
 
 def _width(shares: Shares) -> int:
