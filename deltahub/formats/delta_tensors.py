@@ -19,15 +19,77 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from deltahub.checkpoint.address import value_for
+from deltahub.checkpoint.config import SCHEMA
 from deltahub.checkpoint.manifest import DELTA_PART
 from deltahub.engine.filling import not_finite
 from deltahub.engine.site import is_delta_name
 from deltahub.engine.structure.targets import find_targets
 from deltahub.errors import CheckpointError, ConfigError, NoMatchError
+from deltahub.files.documents import load_schema, shown
 from deltahub.formats.backbone import ASK, Backbone
 
+# Options by delta type that the writers of adapters and OpenDelta write, refuse, or know to leave the outputs as they are.
+_KNOWN: Final[Mapping[str, frozenset[str]]] = {
+    "adapter": frozenset({"at_input", "bottleneck_dim", "bottleneck_pattern", "non_linearity"}),
+    "bitfit": frozenset(),
+    "compacter": frozenset(
+        {
+            "at_input",
+            "factorized_phm",
+            "factorized_phm_rule",
+            "hypercomplex_division",
+            "hypercomplex_nonlinearity",
+            "kronecker_prod",
+            "learn_phm",
+            "non_linearity",
+            "phm_c_init",
+            "phm_init_range",
+            "phm_rank",
+            "reduction_factor",
+            "shared_W_phm",
+            "shared_phm_rule",
+            "use_bias_down_sampler",
+            "use_bias_up_sampler",
+        }
+    ),
+    "ia3": frozenset({"feedforward_modules"}),
+    "lora": frozenset(
+        {
+            "alpha_pattern",
+            "lora_alpha",
+            "lora_dropout",
+            "lora_r",
+            "rank_pattern",
+            "use_bias",
+            "use_dora",
+            "use_rslora",
+        }
+    ),
+    "low_rank_adapter": frozenset({"low_rank_rank", "low_rank_w_init", "non_linearity", "reduction_factor"}),
+    "parallel_adapter": frozenset({"bottleneck_dim", "bottleneck_pattern", "non_linearity", "scaled"}),
+    "prefix": frozenset({"embed_dim", "mid_dim", "prefix_token_num", "reparameterize", "shift_positions"}),
+    "soft_prompt": frozenset({"bare_embeddings", "init_range", "other_expand_ids", "soft_token_num", "token_init"}),
+}
 Shares = dict[str, dict[str, Tensor]]  # by module, by the name within the delta
 _WAYS: Final = ("down_proj.weight", "down_proj.bias", "up_proj.weight", "up_proj.bias")
+
+
+def refuse_unknown_options(document: Mapping[str, Any], library: str) -> None:
+    """Refuse a delta with an option set that the writers do not know.
+
+    Args:
+        document: the delta's config.
+        library: the library that it is written for.
+
+    Raises:
+        ConfigError: the message names the option.
+    """
+    kind = document["delta_type"]
+    options = load_schema(SCHEMA)["definitions"]["types"].get(kind, {}).get("properties", {})
+    for name in sorted(options.keys() - _KNOWN.get(kind, frozenset())):
+        if document.get(name) not in (None, False, "", [], {}):
+            msg = f"This {kind} has {name}={shown(document[name])}, which is not written for {library}. Keep it in DeltaHub's own format."
+            raise ConfigError(msg)
 
 
 def shares_of(tensors: Mapping[str, Tensor]) -> tuple[Shares, dict[str, Tensor]]:

@@ -19,6 +19,7 @@ from deltahub import (
 )
 from deltahub.checkpoint import checkpoint
 from deltahub.errors import CheckpointError, ConfigError
+from deltahub.formats import delta_tensors
 from deltahub.formats.backbone import Backbone
 from deltahub.formats.opendelta import reading
 from deltahub.formats.writing import Format, files_of
@@ -169,3 +170,14 @@ def test_a_delta_without_one_of_its_tensors_is_refused(tmp_path):
     del saved.tensors["bert.encoder.layer.0.output.dense.deltas.down_proj.bias"]
     with pytest.raises(CheckpointError, match=r"has no down_proj\.bias. Save the delta again"):
         files_of(Format.OPENDELTA, saved, Backbone.of(saved, backbone))
+
+
+@pytest.mark.parametrize("form", [Format.ADAPTERS, Format.OPENDELTA])
+def test_an_option_that_no_writer_knows_is_refused(form, tmp_path, monkeypatch):
+    backbone = bert()
+    delta = ParallelAdapterModel(backbone, 4, scaled=2.0)
+    delta.save_finetuned(tmp_path)
+    saved = checkpoint.read(tmp_path)
+    monkeypatch.setitem(delta_tensors._KNOWN, "parallel_adapter", frozenset({"bottleneck_dim", "non_linearity"}))
+    with pytest.raises(ConfigError, match=r"has scaled=2\.0, which is not written for \w+\. Keep"):
+        files_of(form, saved, Backbone.of(saved, backbone))

@@ -26,7 +26,7 @@ from deltahub.formats.adapters.names import Backbone as Names
 from deltahub.formats.adapters.prefix_writing import prefix
 from deltahub.formats.adapters.reading import CONFIG, WEIGHTS
 from deltahub.formats.backbone import Backbone
-from deltahub.formats.delta_tensors import Shares, model_of, shares_of, spans_of
+from deltahub.formats.delta_tensors import Shares, model_of, refuse_unknown_options, shares_of, spans_of
 from deltahub.formats.writing import card
 
 _VERSION: Final = "adapters.1.3.0"
@@ -38,9 +38,11 @@ _EAGER: Final = (
 )
 _NO_FORM: Final = {
     "bitfit": f"adapters trains no biases. {KEEP}",
+    "invertible_adapter": f"invertible adapters are read, and not written. {KEEP}",
     "layer_norm": f"adapters trains no LayerNorms. {KEEP}",
     "low_rank_adapter": f"adapters has no low-rank adapters. {KEEP}",
     "soft_prompt": f"the prompt of adapters is put behind the embeddings and gives other outputs than a soft prompt here. {KEEP}",
+    "union": f"a union is read, and not written; make a delta of each of its methods and write these. {KEEP}",
     "weight_update": f"the only update of a weight that adapters has is LoRA. {AS_LORA}",
 }
 
@@ -71,12 +73,13 @@ def files(saved: Checkpoint, backbone: Backbone) -> dict[str, bytes]:
 def _written(document: Mapping[str, Any], shares: Shares, backbone: Backbone, names: Names) -> Written:
     """Return the config of the method and its tensors by name relative to the base model."""
     kind = document["delta_type"]
-    if kind == "parallel_adapter":
-        return parallel_adapter(document, shares, spans_of(document, shares, backbone), names)
     writers = {"adapter": adapter, "compacter": compacter, "ia3": ia3, "lora": lora, "prefix": prefix}
-    if kind not in writers:
+    if kind not in (*writers, "parallel_adapter"):
         reason = _NO_FORM.get(kind, f"adapters has no such method. {KEEP}")
         raise ConfigError(f"This {kind} cannot be written for adapters: {reason}")
+    refuse_unknown_options(document, "adapters")
+    if kind == "parallel_adapter":
+        return parallel_adapter(document, shares, spans_of(document, shares, backbone), names)
     return writers[kind](document, shares, names)
 
 

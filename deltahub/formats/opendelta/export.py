@@ -36,6 +36,7 @@ from deltahub.formats.delta_tensors import (
     model_of,
     of_one_rank,
     of_width,
+    refuse_unknown_options,
     require_bottlenecks,
     require_leaves,
     shares_of,
@@ -94,6 +95,7 @@ def files(saved: Checkpoint, backbone: Backbone) -> dict[str, bytes]:
     if kind not in _WRITERS:
         reason = _NO_FORM.get(kind, "OpenDelta has no such method")
         raise ConfigError(f"This {kind} cannot be written for OpenDelta: {reason}. {AS_LORA}")
+    refuse_unknown_options(document, "OpenDelta")
     shares, trained = shares_of(saved.tensors)
     options, modules, converted = _WRITERS[kind](document, shares, backbone)
     tensors = {name_of(kind, module, leaf): t for module, own in converted.items() for leaf, t in own.items()}
