@@ -23,7 +23,7 @@ from deltahub.formats import delta_tensors
 from deltahub.formats.backbone import Backbone
 from deltahub.formats.opendelta import reading
 from deltahub.formats.writing import Format, files_of
-from tests.backbones import OPENDELTA, bert, gpt2, logits_of, stir, t5, vit
+from tests.backbones import OPENDELTA, bert, gpt2, llama, logits_of, stir, t5, vit
 from tests.formats.test_opendelta import backbone_of, facts_of, outputs_of
 
 # Fields that a writer cannot know: the addresses have other forms, and the hash depends on the reader's release of transformers.
@@ -83,7 +83,7 @@ def written(make, backbone, folder):
     found = logits_of(backbone)
     delta.save_finetuned(folder)
     saved = checkpoint.read(folder)
-    content = files_of(Format.OPENDELTA, saved, Backbone.of(saved, backbone))
+    content = files_of(Format.OPENDELTA, saved, Backbone.of(saved, backbone))  # the delta is on it
     delta.remove()
     return content, found
 
@@ -114,8 +114,13 @@ def written(make, backbone, folder):
             {"shared_phm_rule": False, "shared_W_phm": False},
         ),
         (lambda b: CompacterModel(b, reduction_factor=4, learn_phm=False), bert, {"learn_phm": False}),
+        (
+            lambda b: ParallelAdapterModel(b, 4, modified_modules=["up_proj", "down_proj"]),
+            llama,
+            {"bottleneck_dim": 4},
+        ),
     ],
-    ids=["ranks", "rslora", "norms", "widths", "scale", "shared", "fixed"],
+    ids=["ranks", "rslora", "norms", "widths", "scale", "shared", "fixed", "layers"],
 )
 def test_options_that_opendelta_lacks_are_written_as_equal_values(make, backbone, options, tmp_path):
     model = backbone()
@@ -137,6 +142,7 @@ def test_options_that_opendelta_lacks_are_written_as_equal_values(make, backbone
         (lambda b: AdapterModel(b, non_linearity="quick_gelu"), bert, "fails on the activation quick_gelu"),
         (lambda b: AdapterModel(b, modified_modules=["LayerNorm"], at_input=True), bert, "to the input of a LayerNorm"),
         (AdapterModel, vit, "a pass with tokens"),
+        (ParallelAdapterModel, llama, "not known that a llama calls it"),
         (lambda b: LowRankAdapterModel(b, reduction_factor=4, low_rank_rank=2), bert, "this one has rank 2"),
         (BitFitModel, t5, "has no bias of its own"),
         (lambda b: PrefixModel(b, shift_positions=True), t5, "moves the positions"),

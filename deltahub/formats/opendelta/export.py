@@ -25,6 +25,7 @@ import torch
 from deltahub.checkpoint.address import REGEX_MARK
 from deltahub.checkpoint.checkpoint import CARD, Checkpoint
 from deltahub.engine.attention_layers import attentions
+from deltahub.engine.site import Site
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.targets import find_targets
 from deltahub.errors import CheckpointError, ConfigError
@@ -193,7 +194,8 @@ def _parallel_adapter(document: Mapping[str, Any], shares: Shares, backbone: Bac
     family = getattr(getattr(backbone.model, "config", None), "model_type", "")
     for start in spans:
         module = backbone.module(start)
-        if module is not None and next(module.children(), None) is not None and family not in POSITIONAL:
+        is_block = module is not None and any(not isinstance(child, Site) for child in module.children())
+        if is_block and family not in POSITIONAL:
             msg = (
                 f"{start} is a {type(module).__name__}: it is not known that a {family or type(backbone.model).__name__} calls it with its "
                 f"hidden state as the first positional argument, where OpenDelta reads it. {KEEP}"
