@@ -77,15 +77,15 @@ def lora(document: Mapping[str, Any], shares: Shares, backbone: Backbone) -> Wri
     tensors: dict[str, Tensor] = {}
     matrices: set[frozenset[str]] = set()
     for module, own in by_module.items():
-        parts = [own[""]] if "" in own else []
+        chosen = [own[""]] if "" in own else []
         if module.rpartition(".")[2] == FUSED:
             divided = _divided(own[""]) if "" in own else own
             matrices.add(frozenset(divided))
-            parts = [divided[matrix] for matrix in MATRICES if matrix in divided]
-        if not parts:
+            chosen = [divided[matrix] for matrix in MATRICES if matrix in divided]
+        if not chosen:
             raise ConfigError(f"adapters has no LoRA on a part of {module}, as this one is. {KEEP}")
-        tensors[f"{module}.loras.{NAME}.lora_A"] = torch.cat([part.down for part in parts])
-        tensors[f"{module}.loras.{NAME}.lora_B"] = torch.cat([part.up for part in parts])
+        tensors[f"{module}.loras.{NAME}.lora_A"] = torch.cat([part.down for part in chosen])
+        tensors[f"{module}.loras.{NAME}.lora_B"] = torch.cat([part.up for part in chosen])
     where = _where(set(by_module), matrices, "lora", backbone)
     dropout = float(document.get("lora_dropout", 0.0))
     sizes = {"alpha": alpha, "composition_mode": "add", "dropout": dropout, "init_weights": "lora", "r": rank}
