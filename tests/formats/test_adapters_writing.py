@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load, load_file
 
 from deltahub import (
@@ -164,6 +165,18 @@ def test_what_adapters_would_compute_otherwise_is_refused(make, family, why, tmp
 def test_the_card_of_a_prefix_says_how_to_load_the_model(tmp_path):
     content, _ = written(lambda b: PrefixModel(b, 3), backbone_of("_gpt2"), tmp_path)
     assert 'attn_implementation="eager"' in content["README.md"].decode()
+
+
+def test_a_prefix_on_distilbert_has_the_name_that_adapters_gives_it(tmp_path):
+    config = transformers.DistilBertConfig(vocab_size=20, dim=32, hidden_dim=32, n_layers=2, n_heads=2)
+    backbone = transformers.DistilBertForSequenceClassification(config).eval()
+    content, found = written(lambda b: PrefixModel(b, 3, reparameterize=False), backbone, tmp_path / "delta")
+
+    assert list(load(content["adapter.safetensors"])) == [
+        "distilbert.prefix_tuning.prefix_tunings.delta.self.control_trans"
+    ]
+    AutoDeltaModel.from_finetuned(put(content, tmp_path / "written"), backbone_model=backbone)
+    torch.testing.assert_close(found, outputs_of(backbone), rtol=1e-5, atol=1e-5)
 
 
 def test_without_the_backbone_the_writer_asks_for_it(tmp_path):
