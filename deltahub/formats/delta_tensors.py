@@ -67,7 +67,9 @@ _KNOWN: Final[Mapping[str, frozenset[str]]] = {
     ),
     "low_rank_adapter": frozenset({"low_rank_rank", "low_rank_w_init", "non_linearity", "reduction_factor"}),
     "parallel_adapter": frozenset({"bottleneck_dim", "bottleneck_pattern", "non_linearity", "scaled"}),
-    "prefix": frozenset({"embed_dim", "mid_dim", "prefix_token_num", "reparameterize", "shift_positions"}),
+    "prefix": frozenset(
+        {"embed_dim", "mid_dim", "prefix_token_num", "reparameterize", "shift_keys", "shift_positions"}
+    ),
     "soft_prompt": frozenset({"bare_embeddings", "init_range", "other_expand_ids", "soft_token_num", "token_init"}),
 }
 Shares = dict[str, dict[str, Tensor]]  # by module, by the name within the delta

@@ -120,8 +120,26 @@ def with_head(backbone):
         (lambda b: IA3Model(b, modified_modules=["k", "v", "wi"], feedforward_modules=[]), "t5", {"r": 1}),
         (with_head, "bert", {"r": 2}),
         (lambda b: PrefixModel(b, modified_modules=["1.self_attn"]), "llama", {"leave_out": [0], "flat": True}),
+        (
+            lambda b: PrefixModel(b, 3, modified_modules=["SelfAttention", "EncDecAttention"], shift_keys=True),
+            "t5",
+            {"cross_prefix": True, "prefix_length": 3},
+        ),
     ],
-    ids=["houlsby", "widths", "layer", "decoder", "spans", "compacter", "ranks", "fused", "ia3", "head", "prefix"],
+    ids=[
+        "houlsby",
+        "widths",
+        "layer",
+        "decoder",
+        "spans",
+        "compacter",
+        "ranks",
+        "fused",
+        "ia3",
+        "head",
+        "prefix",
+        "stacks",
+    ],
 )
 def test_a_delta_on_the_places_of_adapters_gives_the_same_outputs_from_its_files(make, family, options, tmp_path):
     backbone = backbone_of(f"_{family}")
@@ -152,7 +170,7 @@ def test_a_delta_on_the_places_of_adapters_gives_the_same_outputs_from_its_files
         ),
         (IA3Model, "bert", "scales the input of .*--as-lora RANK"),
         (IA3Model, "gpt2", "is q, k and v in one"),
-        (PrefixModel, "t5", "With relative positions"),
+        (PrefixModel, "t5", "counts the positions of the text in another way"),
         (BitFitModel, "bert", "adapters trains no biases"),
         (lambda b: SoftPromptModel(b, 3), "bert", "gives other outputs than a soft prompt here"),
     ],

@@ -85,7 +85,7 @@ def _require_copies(leaves: Mapping[str, Mapping[str, Tensor]], pool: Mapping[st
 def prefixed(config: Mapping[str, Any], backbone: Backbone) -> dict[str, list[str]]:
     """Return the real names of the attentions that have a prefix, first layer first, by their group."""
     left_out = set(config.get("leave_out") or ())
-    return {
+    groups = {
         group: [
             backbone.real(pattern.replace("*", str(layer)))
             for layer in backbone.layers(pattern)
@@ -94,6 +94,7 @@ def prefixed(config: Mapping[str, Any], backbone: Backbone) -> dict[str, list[st
         for group, pattern in backbone.family.attentions.items()
         if config.get(group, True)  # encoder_prefix and cross_prefix are also fields
     }
+    return {group: names for group, names in groups.items() if names}
 
 
 @torch.no_grad()

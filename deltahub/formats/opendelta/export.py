@@ -278,8 +278,8 @@ def _bitfit(document: Mapping[str, Any], shares: Shares, backbone: Backbone) -> 
 
 
 def _prefix(document: Mapping[str, Any], shares: Shares, backbone: Backbone) -> Converted:
-    if document.get("shift_positions"):
-        msg = f"This prefix moves the positions of the text, as PEFT's does; OpenDelta's leaves them. {KEEP}"
+    if document.get("shift_positions") or document.get("shift_keys"):
+        msg = f"This prefix moves the positions of the text, and OpenDelta's leaves them. {KEEP}"
         raise ConfigError(msg)
     refuse_without_dummy_inputs(backbone)
     whole, count = bool(document.get("reparameterize", True)), document.get("prefix_token_num", 6)
