@@ -114,5 +114,5 @@ def _values(
     require_leaves(shares, {"reparams.wte.weight", *layers})
     own = next(iter(shares.values()))
     hidden = torch.tanh(F.linear(own["reparams.wte.weight"], own[f"{first}.weight"], own[f"{first}.bias"]))
-    parts = F.linear(hidden, own[f"{last}.weight"], own[f"{last}.bias"]).split(width, dim=1)
+    parts = torch.split(F.linear(hidden, own[f"{last}.weight"], own[f"{last}.bias"]), width, dim=1)
     return {name: (parts[2 * index], parts[2 * index + 1]) for index, name in enumerate(names)}
