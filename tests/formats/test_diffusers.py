@@ -365,6 +365,14 @@ def test_half_precision_is_computed_in_float32(tmp_path, unet):
     assert {parameter.dtype for parameter in delta.parameters()} == {torch.float32}
 
 
+def test_factors_of_different_precisions_are_computed_in_the_widest(tmp_path, unet):
+    tensors, changes = kohya(unet, "lora_unet", [QUERY])
+    tensors[f"{flat('lora_unet', QUERY)}.lora_up.weight"] = tensors[
+        f"{flat('lora_unet', QUERY)}.lora_up.weight"
+    ].double()
+    assert same(output(loaded(saved(tmp_path, tensors), unet)[1]), updated(unet, changes))
+
+
 # ----- writing -----
 
 LAYERS = ["to_q", "proj_in", "conv1", "downsamplers.0.conv", "[r]^proj_out$"]

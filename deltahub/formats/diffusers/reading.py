@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +34,7 @@ from deltahub.formats.files import read_safetensors
 from deltahub.formats.peft.adapter_types import TYPES
 from deltahub.formats.peft.fields import check_fields
 from deltahub.formats.peft.saved_adapter import Converted, SavedAdapter
-from deltahub.formats.peft.tensor_names import Names
+from deltahub.formats.peft.tensor_names import Leaves, Names
 from deltahub.reference import Digest
 
 _CONFIGS: Final = ("config.json", "adapter_config.json")  # of other formats
@@ -77,13 +78,7 @@ def read(folder: Path, backbone: nn.Module) -> Checkpoint:
     config = _peft_config(header, part, path)
     kind = _kind(part)
     alphas = _alphas(part)
-    leaves = {
-        (layer, leaf): tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        for layer, own in part.layers.items()
-        for leaf, tensor in own.items()
-        if leaf != ALPHA
-    }
-    adapter = SavedAdapter(config, leaves, names, {})
+    adapter = SavedAdapter(config, _in_one_precision(part), names, {})
     converted = _by_config(adapter, kind, alphas) if config else _KINDS[kind][1](adapter, alphas)
     document = {
         "format_version": 1,
@@ -97,6 +92,13 @@ def read(folder: Path, backbone: nn.Module) -> Checkpoint:
     origin = "kohya" if part.flat else "diffusers"
     parent = {"relation": CONVERTED, "digest": Digest.of_hex(sha256_file(path)[0]), "format": origin}
     return Checkpoint(folder, document, None, converted.tensors, parent)
+
+
+def _in_one_precision(part: Part) -> Leaves:
+    """Return the tensors of a part in the widest of their precisions, float32 at least, in which they are computed and trained."""
+    leaves = {(layer, leaf): t for layer, own in part.layers.items() for leaf, t in own.items() if leaf != ALPHA}
+    wide = reduce(torch.promote_types, (tensor.dtype for tensor in leaves.values()), torch.float32)
+    return {place: tensor.to(wide) for place, tensor in leaves.items()}
 
 
 def _weights(folder: Path) -> Path | None:
