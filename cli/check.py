@@ -99,5 +99,6 @@ def _publish(target: str, exact: Reference | Link | None, folder: Path, model: n
             tags=entry.tags if entry else (),
             message="Its backbone is recorded",
             allow_pickle=allow_pickle,
+            allow_untrained=True,  # it is published already
         )
     return str(pushed.reference)

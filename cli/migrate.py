@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .errors import exit_code
-from .options import JsonOpt, QuietOpt, TagsOpt, split_tags
+from .options import JsonOpt, QuietOpt, TagsOpt, UntrainedOpt, split_tags
 from .output import Output, print_json, say
 from .push import report_many
 
@@ -38,6 +38,7 @@ def migrate(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Also publish weights that are a pickle (.bin); they are not opened.")
     ] = False,
+    allow_untrained: UntrainedOpt = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -57,7 +58,7 @@ def migrate(
     from deltahub.migrate.sources import candidates_at
 
     out, hub = Output(as_json=json, quiet=quiet), Hub.open()
-    migration = Migration(hub, namespace, to, split_tags(tags), message, allow_pickle)
+    migration = Migration(hub, namespace, to, split_tags(tags), message, allow_pickle, allow_untrained)
     candidates = [candidate for source in sources for candidate in candidates_at(hub, source)]
     if not candidates and not json:
         say(f"No delta found in {', '.join(sources)}.", err=True)

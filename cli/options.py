@@ -15,6 +15,12 @@ RefArg = Annotated[
     str, typer.Argument(metavar="REF", help="A delta: [source:]namespace/name[@version, alias or sha256:...].")
 ]
 FolderArg = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that save_finetuned wrote.")]
+UntrainedOpt = Annotated[
+    bool,
+    typer.Option(
+        "--allow-untrained", help="Also publish a delta that changes nothing, such as a LoRA before training."
+    ),
+]
 TagsOpt = Annotated[
     list[str] | None,
     typer.Option("--tags", "--tag", "-t", metavar="TAG", help="A label or key=value; may be repeated, takes commas."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import exit_code
-from .options import ExpectOpt, JsonOpt, QuietOpt, TagsOpt, expected, split_tags
+from .options import ExpectOpt, JsonOpt, QuietOpt, TagsOpt, UntrainedOpt, expected, split_tags
 from .output import Output, print_json, say, size_text
 from .sign import SignOpt, still_to_sign
 
@@ -58,6 +58,7 @@ def push(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Also publish weights that are a pickle (.bin); they are not opened.")
     ] = False,
+    allow_untrained: UntrainedOpt = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -109,6 +110,7 @@ def push(
                 expected=grow,
                 sign=key,
                 allow_pickle=allow_pickle,
+                allow_untrained=allow_untrained,
                 record=record,
             )
         report_many(list(zip(map(str, paths), results, strict=True)), key, out)
@@ -125,6 +127,7 @@ def push(
         private=private or None,
         signer=key,
         allow_pickle=allow_pickle,
+        allow_untrained=allow_untrained,
         record=_recorder(backbone, allow_pickle=allow_pickle),
     )
     with out.progress("Pushing", publication.manifest.size) as progress:

@@ -26,6 +26,7 @@ def push(
     to: str | None = None,
     expect: Mapping[str, str | None] | None = None,
     allow_pickle: bool = False,
+    allow_untrained: bool = False,
 ) -> Pushed:
     """Publish a folder with a delta in any format: see `Hub.push`."""
     publication = Publication.of(
@@ -37,6 +38,7 @@ def push(
         message=message,
         expect=expect,
         allow_pickle=allow_pickle,
+        allow_untrained=allow_untrained,
     )
     return Hub.open().publish(publication)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from deltahub.checkpoint.checkpoint import tensors_in
 from deltahub.engine.ledger import Entry, ledgers_in
 from deltahub.engine.modules import modules_by_name
-from deltahub.errors import CheckpointError, ConfigError, ProbeError
+from deltahub.errors import CheckpointError, ConfigError, DeltaHubError, ProbeError
 from deltahub.handle.switching import attach, detach
 
 _INPUT: Final = "input."
@@ -59,7 +59,7 @@ class Probe:
             inputs: a few examples, at most 1 MB: ``{"input_ids": ..., "attention_mask": ...}``.
 
         Raises:
-            ConfigError: the inputs are not tensors by name, or too large, or another delta is attached.
+            ConfigError: the inputs are not tensors by name, too large or not of this backbone, or another delta is attached.
             CheckpointError: the delta changes none of the outputs, or they are not finite.
         """
         wrong = next((key for key, value in inputs.items() if not isinstance(value, Tensor)), None)
@@ -114,6 +114,7 @@ class Probe:
 
         Raises:
             ProbeError: the outputs differ, or the delta has no effect.
+            ConfigError: the backbone does not take the inputs.
         """
         actual = _values(model, self.inputs)
         if actual.shape != self.with_delta.shape:
@@ -153,9 +154,25 @@ def _values(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return values of the model's output for some inputs, in eval mode, on the CPU in float32."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with evaluating(model), torch.no_grad():
-        output = _first_floats(model(**{name: value.to(device) for name, value in inputs.items()}))
+        output = _first_floats(_run(model, {name: value.to(device) for name, value in inputs.items()}))
     values = output.detach().reshape(-1)
     return values[:: -(-len(values) // _MOST_VALUES)].cpu().float().clone()
+
+
+def _run(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    """Call a model.
+
+    Raises:
+        ConfigError: it does not take such inputs.
+    """
+    try:
+        return model(**inputs)
+    except DeltaHubError:
+        raise
+    except Exception as error:  # a model may raise anything for inputs of another model
+        shapes = ", ".join(f"{name} {list(value.shape)} of {value.dtype}" for name, value in inputs.items())
+        msg = f"{type(model).__name__} does not take the inputs of the probe, {shapes}: {type(error).__name__}: {error}. Pass inputs of its forward."
+        raise ConfigError(msg) from error
 
 
 def _first_floats(output: Any) -> Tensor:

@@ -18,6 +18,7 @@ from deltahub.checkpoint import checkpoint, metadata
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.checkpoint import tensors_in
 from deltahub.checkpoint.config import DeltaConfig
+from deltahub.checkpoint.effect import sides_only
 from deltahub.checkpoint.safetensors_header import usable_bytes
 from deltahub.engine.bypassed import uncalled
 from deltahub.engine.filling import check_fit, not_finite, refuse_larger, refuse_without_values, replaced_names
@@ -253,6 +254,7 @@ class SaveLoadMixin:
             _require_whole(own, state_dict)
         _check_savable(tensors)
         _warn_if_whole(self.backbone_model, tensors)
+        _warn_if_untrained(tensors)
         if not save_config:
             if checkpoint.is_checkpoint(folder):
                 msg = f"{folder} holds a delta, whose config vouches for its tensors. Save tensors alone to another folder."
@@ -341,6 +343,16 @@ def _warn_if_whole(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         LOGGER.warning(
             "Every parameter of the backbone is trainable, so all of them are saved with the delta. "
             "Call freeze_module(exclude=['deltas', ...]) before training to save only what is trained."
+        )
+
+
+def _warn_if_untrained(tensors: Mapping[str, Tensor]) -> None:
+    """Warn about a LoRA that provably changes nothing; a push refuses it."""
+    sides = sides_only(tensors)
+    if sides and all(any(not tensors[name].any() for name in names) for names in sides.values()):
+        LOGGER.warning(
+            "The delta changes no output: in every layer one of the two matrices of its LoRA is zero, as before training. "
+            "It is saved, and a push refuses it unless allow_untrained=True."
         )
 
 

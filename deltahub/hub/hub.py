@@ -192,6 +192,7 @@ class Hub:
         sign: PrivateKey | None = None,
         private: bool | None = None,
         allow_pickle: bool = False,
+        allow_untrained: bool = False,
     ) -> Pushed:
         """Publish a folder with a delta in any format; every file is verified first.
 
@@ -204,10 +205,11 @@ class Hub:
             sign: the key to sign it with. It is signed before it is published, so that it is never visible unsigned.
             private: whether a new delta on a hub is visible to its owners only; None for the hub's default.
             allow_pickle: whether weights that are a Python pickle are published; they are not opened.
+            allow_untrained: whether a delta that provably changes nothing is published.
 
         Raises:
             ConflictError: an alias does not point to the expected version. No version was added.
-            CheckpointError: the folder does not hold a complete delta.
+            CheckpointError: the folder does not hold a complete delta, or one that changes nothing.
             PickleRefusedError: its weights are a pickle, and `allow_pickle` is false.
             IntegrityError: a file differs from the saved one.
             ReferenceSyntaxError: the name, a tag or an alias is not well formed.
@@ -224,6 +226,7 @@ class Hub:
             private=private,
             signer=sign,
             allow_pickle=allow_pickle,
+            allow_untrained=allow_untrained,
         )
         return self.publish(publication, progress)
 
@@ -249,6 +252,7 @@ class Hub:
         expected: Progress | None = None,
         sign: PrivateKey | None = None,
         allow_pickle: bool = False,
+        allow_untrained: bool = False,
         record: Callable[[Path], object] | None = None,
     ) -> list[Outcome[Pushed]]:
         """Publish many checkpoint folders; a registry takes them in one batch, which is far faster than one by one.
@@ -256,7 +260,7 @@ class Hub:
         Args:
             namespace: name each after its folder, in this namespace; by default each is named as in `push`.
             tags: for all deltas; likewise `message`.
-            to: see `push`; likewise `sign` and `allow_pickle`.
+            to: see `push`; likewise `sign`, `allow_pickle` and `allow_untrained`.
             progress: receives the bytes published; `expected` those to come.
             record: see `Publication.of`.
 
@@ -278,6 +282,7 @@ class Hub:
             message=message,
             signer=sign,
             allow_pickle=allow_pickle,
+            allow_untrained=allow_untrained,
             record=record,
         )
         requests = publications(folders, namespace, make)

@@ -33,6 +33,7 @@ class Migration:
         tags: tags for all, beside those of each.
         message: why they are pushed; by default where each came from.
         allow_pickle: whether weights that are a Python pickle are published; they are not opened.
+        allow_untrained: whether deltas are published that provably change nothing.
 
     Raises:
         ConfigError: the destination is not a registry.
@@ -45,6 +46,7 @@ class Migration:
     tags: Collection[str] = ()
     message: str = ""
     allow_pickle: bool = False
+    allow_untrained: bool = False
 
     def __post_init__(self) -> None:
         """Check the destination."""
@@ -88,7 +90,15 @@ class Migration:
         tags = (*candidate.tags, *usable_tags([f"origin={candidate.address}"]), *self.tags)
         message = self.message or f"Migrated from {candidate.address}"
         to = self.hub.source(self.to).name
-        publication = Publication.of(folder, name, to=to, tags=tags, message=message, allow_pickle=self.allow_pickle)
+        publication = Publication.of(
+            folder,
+            name,
+            to=to,
+            tags=tags,
+            message=message,
+            allow_pickle=self.allow_pickle,
+            allow_untrained=self.allow_untrained,
+        )
         return replace(publication, metrics=candidate.metrics)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 from deltahub.checkpoint.default_name import default_name
+from deltahub.checkpoint.effect import require_effect
 from deltahub.checkpoint.from_files import describe
 from deltahub.checkpoint.manifest import Manifest
 from deltahub.errors import (
@@ -78,6 +79,7 @@ class Publication:
         private: bool | None = None,
         signer: PrivateKey | None = None,
         allow_pickle: bool = False,
+        allow_untrained: bool = False,
         record: Callable[[Path], object] | None = None,
     ) -> Self:
         """Check a folder with a delta in any format, every file in it, and its name, tags and aliases.
@@ -87,10 +89,11 @@ class Publication:
             to: the source to publish to.
             tags: labels and key=value pairs, beside those saved in the checkpoint.
             allow_pickle: whether weights that are a Python pickle are published; they are not opened.
+            allow_untrained: whether a delta is published that provably changes nothing.
             record: adds the record of its backbone to the folder, once everything else is checked.
 
         Raises:
-            CheckpointError: the folder does not hold a complete delta.
+            CheckpointError: the folder does not hold a complete delta, or the delta changes nothing and `allow_untrained` is false.
             IntegrityError: a file differs from the saved one.
             PickleRefusedError: its weights are a pickle, and `allow_pickle` is false.
             ReferenceSyntaxError: the name, a tag or an alias is not well formed.
@@ -98,6 +101,8 @@ class Publication:
         checked_tags, checked_aliases = [check_tag(tag) for tag in tags], tuple(check_alias(alias) for alias in aliases)
         manifest = describe(folder, allow_pickle=allow_pickle)
         saved_tags = [check_tag(tag) for tag in manifest.config.get("metadata", {}).get("tags", [])]
+        if not allow_untrained:
+            require_effect(folder, manifest)
         reference = _destination(name or default_name(manifest.config, checked_tags), to)
         if record:
             record(folder)

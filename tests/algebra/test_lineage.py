@@ -90,6 +90,12 @@ def test_another_content_is_noticed(pair, tmp_path, changes, status, detail):
     assert detail in check.detail
 
 
+def test_of_an_operation_that_rounds_nothing_only_the_same_bytes_are_accepted(pair, tmp_path):
+    folder = combine(pair, tmp_path / "c", method="cat", heads="first").folder
+    assert verify_lineage(folder, pair).status == "same bytes"
+    assert verify_lineage(rewritten(folder, tmp_path / "d", change=1e-6), pair).status == "other content"
+
+
 def test_another_head_and_another_parent_are_noticed(pair, tmp_path):
     folder = combine(pair, tmp_path / "c", heads="first").folder
     config = {key: value for key, value in config_of(folder).items() if key != "files"}

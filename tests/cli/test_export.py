@@ -16,7 +16,7 @@ def pushed(run, tmp_path):
         delta = kind(backbone, **options)
         delta.freeze_module()
         delta.save_finetuned(tmp_path / "delta")
-        assert run("push", tmp_path / "delta", "me/x").exit_code == 0
+        assert run("push", tmp_path / "delta", "me/x", "--allow-untrained").exit_code == 0
 
     return push
 

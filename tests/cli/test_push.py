@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from deltahub.cache.cache import Cache
 from deltahub.hub.hub import Hub
 from deltahub.signing import PrivateKey
+from tests.foreign import peft
 from tests.keys import new_key, public_of
 
 
@@ -197,3 +200,26 @@ def test_a_source_that_takes_one_at_a_time_gets_them_one_by_one(runs, registry, 
 def test_the_library_pushes_many_too(runs):
     done = Hub.open().push_many(sorted(runs.iterdir()), "acme", message="all")
     assert [it.new for it in done] == [True, True, True]
+
+
+def zeros(*names) -> dict[str, np.ndarray]:
+    """Rewrite the weights of an adapter of PEFT: ones, and zeros where named."""
+    sides = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+    tensors = {f"base_model.model.q.{side}": np.ones((2, 2), np.float32) for side in sides[: 2 + ("dora" in names)]}
+    return {
+        name: values * (not any(name.endswith(f"{zero}.weight") for zero in names)) for name, values in tensors.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "refused"), [(["lora_B"], True), (["lora_A"], True), ([], False), (["lora_B", "dora"], False)]
+)
+def test_a_lora_whose_product_is_zero_is_pushed_only_if_the_user_insists(run, tmp_path, names, refused):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    peft(folder)
+    save_file(zeros(*names), folder / "adapter_model.safetensors")
+    done = run("push", folder, "acme/sums")
+    assert (done.exit_code == 1) is refused
+    assert ("changes no output of its backbone" in done.stderr) is refused
+    assert run("push", folder, "acme/sums", "--allow-untrained").exit_code == 0

@@ -8,6 +8,7 @@ from deltahub_cli.errors import DAMAGED
 from deltahub.registry.signatures import PREFIX
 from deltahub.settings.environment import config_home, home
 from tests.checkpoints import save_checkpoint
+from tests.foreign import peft
 from tests.keys import new_key, public_of
 
 
@@ -47,6 +48,20 @@ def test_an_unsigned_delta_is_refused_until_it_is_signed(run, run_json, team, ke
     assert (signed.exit_code, signed.stdout) == (0, "team:me/x@v1\n")
     assert run("pull", "me/x").exit_code == 0
     assert run_json("sign", "me/x", "--key", key)["reference"] == "team:me/x@v1"
+
+
+def test_a_delta_of_another_library_is_signed_as_it_is(run, run_json, team, key, tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    peft(folder)
+    assert len(run_json("push", folder, "team:me/x", "--sign", key)["signed_by"]) == 64
+    assert run("pull", "team:me/x").exit_code == 0
+
+    (folder / "README.md").write_text("# Another card")
+    run("push", folder, "team:me/x")
+    assert run("pull", "team:me/x").exit_code == DAMAGED
+    assert run("sign", "team:me/x", "--key", key).exit_code == 0
+    assert run("pull", "team:me/x").exit_code == 0
 
 
 @pytest.mark.parametrize("signed", [[], ["--sign", "other.pem"]])

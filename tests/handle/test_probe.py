@@ -107,3 +107,9 @@ def test_a_probe_that_proves_no_effect_is_refused(acting, plain):
     data = Probe({"input_ids": BATCH["input_ids"]}, torch.tensor(acting), torch.tensor(plain)).to_bytes()
     with pytest.raises(CheckpointError):
         Probe.from_bytes(data, "probe.safetensors")
+
+
+@pytest.mark.parametrize("inputs", [{"pixel_values": torch.ones(1, 3)}, {"input_ids": torch.ones(1, 4)}])
+def test_inputs_that_the_backbone_does_not_take_are_one_error(tmp_path, inputs):
+    with pytest.raises(ConfigError, match="does not take the inputs of the probe"):
+        trained(bert()).save_finetuned(tmp_path, probe=inputs)

@@ -73,7 +73,7 @@ def test_from_finetuned_asks_as_seldom(pushed, repo, proxy, token, monkeypatch, 
     delta.freeze_module(exclude=["deltas"])
     delta.save_finetuned(tmp_path / "ckpt")
     delta.detach()
-    done = Hub.open().push(tmp_path / "ckpt", f"hf:{repo}-real")
+    done = Hub.open().push(tmp_path / "ckpt", f"hf:{repo}-real", allow_untrained=True)
     asked(proxy)
 
     def load(reference):
