@@ -326,3 +326,39 @@ def test_biases_of_another_moment_of_training_are_refused(tmp_path, order):
 
     with untouched(backbone), pytest.raises(CheckpointError, match="with another value than in the delta"):
         load(folders[order[1]], backbone)
+
+
+def test_a_lora_keeps_its_trained_biases_beside_another_delta_that_has_them(tmp_path, caplog):
+    name = "lora__bert__bias_unfrozen"
+    facts, tensors = facts_of(name), load_file(OPENDELTA / name / "io.safetensors")
+    folder = OPENDELTA / name / "delta"
+    backbone = backbone_of(facts)
+    first = load(folder, backbone, name="first")
+    expected = outputs_of(backbone, facts, tensors)
+    first.detach()
+    second = load(folder, backbone, name="second")
+    assert torch.equal(expected, outputs_of(backbone, facts, tensors))
+
+    third = load(folder, backbone, name="third")  # while the second is attached
+    second.detach()
+    assert torch.equal(expected, outputs_of(backbone, facts, tensors))
+    second.remove()
+    first.remove()
+    assert torch.equal(expected, outputs_of(backbone, facts, tensors))
+    assert third.export(tmp_path / "written", "opendelta", verify=True).comparison.difference == 0
+    assert "trained" not in caplog.text
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["BitFit first", "LoRA first"])
+def test_a_detached_delta_does_not_bring_the_biases_it_shares(tmp_path, caplog, order):
+    folders = biases_and_lora(tmp_path)
+    facts, tensors = facts_of("lora__bert__default"), load_file(OPENDELTA / "lora__bert__default" / "io.safetensors")
+    alone, backbone = backbone_of(facts), backbone_of(facts)
+    load(folders[order[1]], alone)
+    first = load(folders[order[0]], backbone)
+    first.detach()
+    caplog.clear()
+    load(folders[order[1]], backbone)
+
+    assert torch.equal(outputs_of(alone, facts, tensors), outputs_of(backbone, facts, tensors))
+    assert f"biases are also trained by {first.name!r}, which is detached" in caplog.text

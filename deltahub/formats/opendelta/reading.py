@@ -4,7 +4,8 @@ The names of the tensors contain the module of each delta (`...query.lora.lora_A
 releases wrote addresses that later ones no longer understand. The format is described in docs/migrating-from-opendelta.md.
 
 OpenDelta's BitFit trains the backbone's biases in place, and a checkpoint holds every trained value of every delta on the backbone.
-So the checkpoints of BitFit and of a LoRA beside it both hold the biases, which must not be added twice.
+So the checkpoints of BitFit and of a LoRA beside it both hold the biases. Here, BitFit adds to a bias and the others replace it, so that
+the two together would train it twice. Deltas that both replace it each keep their own value, and act right without the other.
 """
 
 from __future__ import annotations
@@ -45,20 +46,22 @@ def starting_value(bias: Tensor, saved: Tensor) -> Tensor:
 
 
 class SharedBiases:
-    """The trained biases of the deltas already on a backbone.
+    """The trained biases of the deltas already on a backbone, of which one would be added to the other's.
 
     Args:
-        delta_type: the type of the delta being read. Two BitFits are alternatives, each with its own biases.
+        delta_type: the type of the delta being read: for BitFit, deltas that replace biases count, for the others BitFit.
         values: the backbone's own values by name.
     """
 
     def __init__(self, backbone: nn.Module, delta_type: str, values: Mapping[str, Tensor]) -> None:
         self.backbone, self.values = backbone, values
-        self.entries = [e for e in entries_of(backbone) if not e.config.delta_type == delta_type == "bitfit"]
+        adds = delta_type == "bitfit"
+        self.entries = [e for e in entries_of(backbone) if (e.config.delta_type == "bitfit") is not adds]
         self.owners: dict[str, str] = {}
+        self.detached: dict[str, str] = {}
 
     def holds(self, name: str, saved: Tensor, *, alone: bool) -> bool:
-        """Return whether a delta on the backbone already has the saved value of a tensor, bit for bit.
+        """Return whether a delta that acts on the backbone already has the saved value of a tensor, bit for bit.
 
         Args:
             alone: whether the checkpoint holds a bias without the weight of its layer, as BitFit trains it.
@@ -69,6 +72,9 @@ class SharedBiases:
         for entry in self.entries:
             is_same = self._has_value(entry, name, saved)
             if is_same is None:
+                continue
+            if not entry.attached:  # it brings nothing
+                self.detached[name] = entry.name
                 continue
             if is_same:
                 self.owners[name] = entry.name
@@ -82,11 +88,21 @@ class SharedBiases:
         return False
 
     def report(self) -> None:
-        """Log which tensors were left out."""
+        """Log which tensors were left out, and which must not act together."""
         if self.owners:
             name, delta = next(iter(self.owners.items()))
-            text = "%d trained biases are left out: %r on the backbone has them already (%s, ...) and brings them."
+            text = (
+                "%d trained biases are left out: %r on the backbone has them already (%s, ...) and brings them while it is attached. "
+                "detach() it before loading to use this delta without it."
+            )
             LOGGER.warning(text, len(self.owners), delta, name)
+        if self.detached:
+            name, delta = next(iter(self.detached.items()))
+            text = (
+                "%d biases are also trained by %r, which is detached (%s, ...). Attached together, the two would add up: "
+                "to use both at once, load this delta while the other is attached."
+            )
+            LOGGER.warning(text, len(self.detached), delta, name)
 
     def _has_value(self, entry: Entry, name: str, saved: Tensor) -> bool | None:
         """Return whether a delta's value of a bias is the saved one; None if the delta has no value."""
