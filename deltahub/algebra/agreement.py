@@ -9,6 +9,7 @@ from deltahub.algebra.operand import Operand, module_of, part_of
 from deltahub.checkpoint.backbone_record import EXACT, Difference, Fingerprint, Leaf
 from deltahub.checkpoint.config import CHECKPOINT_KEYS
 from deltahub.errors import CheckpointError, ConfigError
+from deltahub.log import LOGGER
 
 _TARGETS: Final = ("modified_modules", "exclude_modules", "common_structure")
 _OF_BACKBONE: Final = ("backbone_class", "backbone_checkpoint_name", "backbone_hash", "backbone_revision")
@@ -28,16 +29,23 @@ def common_record(operands: Sequence[Operand], *, check_hash: bool = True) -> tu
     Raises:
         CheckpointError: the backbones differ, or it is unknown whether they do.
     """
-    if any(operand.fingerprint is None for operand in operands):
+    recorded = [operand for operand in operands if operand.fingerprint is not None]
+    leaves: dict[str, Leaf] = {}
+    for operand in recorded:
         if check_hash:
-            _require_same_name(operands)
-        return None
-    first, leaves = operands[0], {leaf.name: leaf for leaf in _leaves(operands[0])}
-    for other in operands[1:]:
-        if check_hash:
-            _require_same(first, other)
-        leaves = {leaf.name: leaf for leaf in _leaves(other)} | leaves
-    return tuple(sorted(leaves.values()))
+            _require_same(recorded[0], operand)
+        leaves = {leaf.name: leaf for leaf in _leaves(operand)} | leaves
+    if len(recorded) == len(operands):
+        return tuple(sorted(leaves.values()))
+    if check_hash:
+        _require_same_name(operands)
+    if recorded:
+        LOGGER.warning(
+            "%s has no record of its backbone, only its name was compared, and the result has no record either. "
+            "Record it first: deltahub check DELTA --backbone BACKBONE --record",
+            next(operand.label for operand in operands if operand.fingerprint is None),
+        )
+    return None
 
 
 def _leaves(operand: Operand) -> tuple[Leaf, ...]:

@@ -20,7 +20,7 @@ from typing import Any
 from deltahub.algebra.agreement import backbone_difference, options_of
 from deltahub.algebra.factors import Factors, cosine, effective_rank, norm, singular_values, weighted_sum
 from deltahub.algebra.opening import open_operands
-from deltahub.algebra.operand import Operand, module_of, part_of
+from deltahub.algebra.operand import DOWN, UP, Operand, module_of, part_of
 
 Pair = tuple[Any, Any]
 
@@ -95,10 +95,10 @@ def diff(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Delta
     one, other = open_operands([first, second])
     places = [set(operand.places) if operand.delta_type == "lora" else set[str]() for operand in (one, other)]
     updates = tuple(_updates(one, other, sorted(places[0] & places[1])))
-    of_updates = {
-        name for operand in (one, other) for name in operand.own if name.rpartition(".")[2] in ("lora_A", "lora_B")
-    }
-    names = [set(operand.table) - of_updates for operand in (one, other)]
+    names = [
+        set(operand.table) - {place + end for place in own for end in (DOWN, UP)}
+        for operand, own in zip((one, other), places, strict=True)
+    ]
     shared = [n for n in sorted(names[0] & names[1]) if one.table[n].shape == other.table[n].shape]
     tensors = tuple(_tensor(one, other, name) for name in shared)
     compared = {part.name for part in (*updates, *tensors)}

@@ -267,7 +267,7 @@ def read_cached(get: Callable[[], Path], read: Callable[[Path], T]) -> T:
                 if still_there or not _is_in_cache(folder) or number == READ_ATTEMPTS - 1:
                     raise
             else:
-                if number == READ_ATTEMPTS - 1 or not _was_replaced(folder, state):
+                if number == READ_ATTEMPTS - 1 or not _was_removed(folder, state):
                     return result
             marks.enter_context(_reading_mark(folder))
     raise AssertionError  # the last try returns or raises
@@ -338,10 +338,10 @@ def _is_in_cache(folder: Path) -> bool:
     return _DIGITS.fullmatch(f"{folder.parent.name}/{folder.name}") is not None and folder.parents[1].name == DELTAS
 
 
-def _was_replaced(folder: Path, state: tuple[int, int] | None) -> bool:
-    """Check whether a delta was removed and fetched again since: a read of an optional file may have found nothing in between."""
+def _was_removed(folder: Path, state: tuple[int, int] | None) -> bool:
+    """Check whether a delta in a cache was removed since, or fetched again: a read may have missed an optional file, such as the card."""
     now = _state(folder)
-    return _is_in_cache(folder) and state is not None and now is not None and now[0] != state[0]
+    return _is_in_cache(folder) and state is not None and (now is None or now[0] != state[0])
 
 
 def _state(folder: Path) -> tuple[int, int] | None:

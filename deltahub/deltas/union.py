@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ class UnionConfig(DeltaConfig):
     """Options of a union: the configs of its parts.
 
     Args:
-        parts: configs of other delta types in their JSON form, at least one. Where a part acts is in its own
+        parts: configs of other delta types, as configs or in their JSON form, at least one. Where a part acts is in its own
             `modified_modules` and `exclude_modules`; those of the union are not used.
     """
 
@@ -38,6 +38,8 @@ class UnionConfig(DeltaConfig):
     delta_type: ClassVar[str] = "union"
 
     def __post_init__(self) -> None:
+        plain_parts = [_document(part) if isinstance(part, DeltaConfig) else part for part in self.parts]
+        object.__setattr__(self, "parts", tuple(plain_parts))
         super().__post_init__()
         if not self.parts:
             msg = (
@@ -50,6 +52,12 @@ class UnionConfig(DeltaConfig):
         parts = tuple(config.to_dict() for _, config in map(_part, self.parts))
         plain = ({key: value for key, value in part.items() if key not in _OF_THE_WHOLE} for part in parts)
         object.__setattr__(self, "parts", tuple(plain))
+
+
+def _document(config: DeltaConfig) -> dict[str, Any]:
+    """Return the JSON form of a part without options of the whole delta that are at their default."""
+    defaults = DeltaConfig().to_dict()
+    return {key: v for key, v in config.to_dict().items() if key not in _OF_THE_WHOLE or v != defaults[key]}
 
 
 def _part(document: Mapping[str, Any]) -> tuple[type[DeltaBase], DeltaConfig]:
@@ -74,7 +82,7 @@ class UnionModel(DeltaBase):
 
     Args:
         backbone_model: the model to modify.
-        parts: the configs of its methods, in their JSON form.
+        parts: the configs of its methods, as configs or in their JSON form.
         unfrozen_modules: addresses of parameters that `freeze_module` leaves trainable.
         name: the delta's name on this backbone.
         dtype: dtype of the parameters; by default float32, or the layer's if wider.
@@ -88,13 +96,13 @@ class UnionModel(DeltaBase):
     def __init__(
         self,
         backbone_model: nn.Module,
-        parts: Sequence[Mapping[str, Any]],
+        parts: Sequence[Mapping[str, Any] | DeltaConfig],
         unfrozen_modules: Sequence[str] | None = None,
         *,
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        config = UnionConfig(parts=parts, unfrozen_modules=unfrozen_modules)
+        config = UnionConfig(parts=cast("Sequence[Mapping[str, Any]]", parts), unfrozen_modules=unfrozen_modules)
         super().__init__(backbone_model, config, name=name, dtype=dtype)
 
     @classmethod

@@ -286,6 +286,18 @@ def test_a_lora_of_peft_is_combined_as_it_is(tmp_path):
     assert_close(updates_of(combine([own, adapters[0]], tmp_path / "d").folder), first)
 
 
+def test_records_are_compared_beside_a_delta_without_one_and_their_loss_is_said(tmp_path, caplog):
+    own, adapter = write_lora(tmp_path / "own", 1), write_peft(tmp_path / "p", 2)
+    result = combine([own, adapter], tmp_path / "c")
+    assert config_of(result.folder)["backbone_hash"] is None
+    assert "has no record of its backbone, only its name was compared" in caplog.text
+
+    other = write_peft(tmp_path / "q", 3)
+    (other / "backbone.json").write_bytes(Fingerprint(RECORD.leaves[:1]).to_bytes())
+    with pytest.raises(CheckpointError, match="different backbones"):
+        combine([own, adapter, other], tmp_path / "d")
+
+
 def test_a_recorded_backbone_of_an_adapter_counts_like_that_of_a_delta(tmp_path):
     own, adapter = write_lora(tmp_path / "own", 1), write_peft(tmp_path / "p", 2, base_model_name_or_path=None)
     (adapter / "backbone.json").write_bytes(RECORD.to_bytes())

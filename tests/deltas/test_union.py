@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deltahub import AdapterModel, AutoDeltaModel, LoraModel, PrefixModel, UnionModel
+from deltahub import AdapterConfig, AdapterModel, AutoDeltaModel, LoraConfig, LoraModel, PrefixModel, UnionModel, diff
 from deltahub.errors import ConfigError, MergeError
 from tests.backbones import bert, logits_of, stir, untouched
 
@@ -75,6 +75,28 @@ def test_parts_that_cannot_work_are_refused(parts, why):
     backbone = bert()
     with untouched(backbone), pytest.raises(ConfigError, match=why):
         UnionModel(backbone, parts)
+
+
+def test_parts_may_be_configs():
+    backbone = bert()
+    union = UnionModel(backbone, [LoraConfig(lora_r=2), AdapterConfig(bottleneck_dim=3)])
+    assert [part["delta_type"] for part in union.config.parts] == ["lora", "adapter"]
+    with pytest.raises(ConfigError, match="belongs to the union"):
+        UnionModel(backbone, [LoraConfig(unfrozen_modules=["classifier"])])
+
+
+def test_the_updates_of_a_union_are_part_of_a_comparison(tmp_path):
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for seed, folder in enumerate(folders):
+        backbone = bert()
+        union = UnionModel(backbone, [LORA, {"delta_type": "layer_norm"}])
+        stir(union, seed)
+        union.save_finetuned(folder)
+
+    found = diff(*folders)
+    assert not found.same
+    assert any(tensor.name.endswith("query.deltas.lora_A") and tensor.difference for tensor in found.tensors)
+    assert diff(folders[0], folders[0]).same
 
 
 def test_modules_belong_to_the_parts_of_a_union():
