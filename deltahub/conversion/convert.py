@@ -25,6 +25,7 @@ from deltahub.checkpoint.foreign import is_path
 from deltahub.checkpoint.from_files import describe
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats.backbone import Backbone
+from deltahub.formats.backbone_check import require_recorded
 from deltahub.formats.writing import Format, check_target, files_of, write_files, write_folder
 from deltahub.handle.base import DeltaBase, deltas_of
 from deltahub.handle.exporting import Exported, Source, export, format_of, live
@@ -90,6 +91,7 @@ def convert(
     facts = Backbone.of(
         origin.saved, backbone if backbone is None or isinstance(backbone, nn.Module) else os.fspath(backbone)
     )
+    require_recorded(origin.saved, facts, check_hash)
     content = files_of(form, origin.saved, facts)
     write_folder(folder, form, lambda stage: write_files(content, stage))
     return Exported(folder, form, sum(map(len, content.values())))

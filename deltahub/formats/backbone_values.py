@@ -47,9 +47,7 @@ class Values:
         for key in names:
             if key in self.trained:
                 return self.trained[key]
-        value = next((tensor for key in sorted(names) if (tensor := self._read(key)) is not None), None)
-        if value is None:
-            value = next((self._loaded[key] for key in sorted(names) if key in self._loaded), None)
+        value = self.find(names)
         if value is None:
             msg = (
                 f"The backbone in {self.folder} holds no {name}. Pass the backbone of this delta, saved with its head."
@@ -58,17 +56,32 @@ class Values:
         leaf = next((self.leaves[key] for key in names if key in self.leaves), None)
         return value if leaf is None else _checked(name, value, leaf)
 
+    def find(self, names: Collection[str]) -> Tensor | None:
+        """Read the backbone's own value of a tensor with these names; None if it has none."""
+        value = next((tensor for key in sorted(names) if (tensor := self._read(key)) is not None), None)
+        return (
+            next((self._loaded[key] for key in sorted(names) if key in self._loaded), None) if value is None else value
+        )
+
     def _read(self, name: str) -> Tensor | None:
         """Read a tensor from the given model, or from the file with a tensor of that name."""
         if self.folder is None:
             live = self._live.get(name)
             return None if live is None else live.detach().cpu()
-        for path in sorted(self.folder.glob("*.safetensors")):
+        if name not in self._files:
+            return None
+        with safetensors.safe_open(self._files[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        """The file of each tensor in the folder."""
+        found: dict[str, Path] = {}
+        for path in sorted(self.folder.glob("*.safetensors")) if self.folder else ():
             with safetensors.safe_open(path, framework="pt") as file:
-                if name in file.keys():  # noqa: SIM118  (not a dict)
-                    tensor: Tensor = file.get_tensor(name)
-                    return tensor
-        return None
+                found = {**dict.fromkeys(file.keys(), path), **found}
+        return found
 
     @cached_property
     def _live(self) -> dict[str, Tensor]:

@@ -196,6 +196,35 @@ def test_a_delta_of_another_backbone_is_refused(saved, tmp_path):
     assert deltas_of(model) == {}
 
 
+@pytest.mark.parametrize("form", ["peft", "deltahub", "opendelta"])
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_a_given_backbone_is_compared_even_where_its_values_are_not_needed(saved, tmp_path, form, as_folder):
+    model = llama()
+    with torch.no_grad():
+        model.model.norm.weight.add_(1)
+    other = model
+    if as_folder:
+        other = tmp_path / "other"
+        model.save_pretrained(other)
+    with pytest.raises(FingerprintMismatch, match="1 of .* tensors have other values: model.norm.weight"):
+        convert(saved["lora"], tmp_path / "out", form, backbone=other)
+    with pytest.raises(FingerprintMismatch):
+        export_peft(saved["lora"], tmp_path / "out", backbone=other)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="check_hash must be"):
+        convert(saved["lora"], tmp_path / "out", form, backbone=other, check_hash="no")
+    convert(saved["lora"], tmp_path / "out", form, backbone=other, check_hash="structure")
+    convert(saved["lora"], tmp_path / "insisted", form, backbone=other, check_hash=False)
+
+
+def test_a_folder_of_another_structure_is_refused_and_one_of_another_precision_accepted(backbone, saved, tmp_path):
+    gpt2().save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(FingerprintMismatch, match="incompatible.*missing"):
+        convert(saved["lora"], tmp_path / "out", "peft", backbone=tmp_path / "gpt2")
+    llama().double().save_pretrained(tmp_path / "double")
+    convert(saved["lora"], tmp_path / "out", "peft", backbone=tmp_path / "double")
+
+
 def test_the_error_of_a_computed_lora_is_told_for_each_module(backbone, saved, tmp_path):
     result = convert(saved["dora"], tmp_path / "out", "peft", backbone=backbone, as_lora=2, verify=True)
 

@@ -22,6 +22,7 @@ from deltahub.checkpoint.checkpoint import CARD, Checkpoint
 from deltahub.checkpoint.from_files import foreign_in
 from deltahub.errors import ConfigError
 from deltahub.formats.backbone import Backbone
+from deltahub.formats.backbone_check import require_recorded
 from deltahub.formats.peft.adapter import Exported
 from deltahub.formats.peft.method_export import exported, task_of
 from deltahub.formats.writing import Format, card, check_target, write_files, write_folder
@@ -38,6 +39,7 @@ def export_peft(
     to: str | os.PathLike[str],
     *,
     backbone: str | os.PathLike[str] | nn.Module | None = None,
+    check_hash: bool | str = True,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write a delta as an adapter that `peft.PeftModel.from_pretrained`, vLLM and LoRAX load.
@@ -48,6 +50,7 @@ def export_peft(
         backbone: the delta's backbone: the folder, a model id in Hugging Face's cache, or the model. Only some deltas need it: those on
             parts of fused layers, to find their rows; LayerNorm tuning, whose values are added to the backbone's weights; trained layers
             that the delta holds only in part, or that may share their weights; and all whose layers cannot be identified by name alone.
+        check_hash: as in `from_finetuned`: False for a backbone that is not the recorded one.
         cache_dir: the cache for pulled deltas, if not the default one.
 
     Returns:
@@ -63,7 +66,9 @@ def export_peft(
     check_target(folder, Format.PEFT)
     saved = read_cached(lambda: locate(path, cache_dir), _read)
     model_or_path = backbone if backbone is None or isinstance(backbone, nn.Module) else os.fspath(backbone)
-    content = files(saved, Backbone.of(saved, model_or_path))
+    facts = Backbone.of(saved, model_or_path)
+    require_recorded(saved, facts, check_hash)
+    content = files(saved, facts)
     return write_folder(folder, Format.PEFT, lambda stage: write_files(content, stage))
 
 
