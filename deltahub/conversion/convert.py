@@ -24,9 +24,10 @@ from deltahub.checkpoint.checkpoint import CONVERTED, Checkpoint
 from deltahub.checkpoint.foreign import is_path
 from deltahub.checkpoint.from_files import describe
 from deltahub.errors import CheckpointError, ConfigError
+from deltahub.files.atomic import WHOLE, read_limited
 from deltahub.formats.backbone import Backbone
 from deltahub.formats.backbone_check import require_recorded
-from deltahub.formats.writing import Format, check_target, files_of, write_files, write_folder
+from deltahub.formats.writing import Format, check_target, files_of, write_files, write_folder, written_from
 from deltahub.handle.base import DeltaBase, deltas_of
 from deltahub.handle.exporting import Exported, Source, export, format_of, live
 from deltahub.handle.probe import Probe
@@ -75,10 +76,11 @@ def convert(
         StorageError: the disk is full or not writable; no part is left.
     """
     form, folder = format_of(format), Path(to).expanduser()
-    check_target(folder, form)
+    lora = Rank(as_lora, energy) if as_lora is not None or energy is not None else None
     origin = read_cached(lambda: locate(source, cache_dir), lambda place: _read(place, allow_pickle=allow_pickle))
     _refuse_within(origin.folder, folder)
-    lora = Rank(as_lora, energy) if as_lora is not None or energy is not None else None
+    if not (form is Format.DELTAHUB and lora is None and _is_copy(folder, origin)):
+        check_target(folder, form)
     if reason := _reason_for_backbone(origin, form, is_verified=verify is not False, is_computed=lora is not None):
         if backbone is None:
             copy = " Or copy its files as they are: deltahub pull REF --to DIR" if origin.format == form else ""
@@ -153,6 +155,16 @@ def _refuse_within(source: Path, to: Path) -> None:
         raise CheckpointError(msg)
 
 
+def _is_copy(folder: Path, origin: Origin) -> bool:
+    """Return whether a folder has the config and the card of the source, so that nothing is lost if they are written again."""
+    return origin.saved is not None and all(
+        (folder / name).is_file()
+        and (origin.folder / name).is_file()
+        and read_limited(folder / name, WHOLE) == read_limited(origin.folder / name, WHOLE)
+        for name in (checkpoint.CONFIG, checkpoint.CARD)
+    )
+
+
 def _reason_for_backbone(origin: Origin, form: Format, *, is_verified: bool, is_computed: bool) -> str:
     """Return the subject of a sentence on what needs a loaded backbone; empty if nothing does."""
     if origin.saved is None:
@@ -225,5 +237,7 @@ def _export(
 
     def save(place: Path) -> None:
         delta.save_finetuned(place, center_args_pool=origin.metadata)
+        with (place / checkpoint.CARD).open("a", encoding="utf-8") as card:  # so that a repetition may replace it
+            card.write(f"\n{written_from(start.parent.get('digest'))}")
 
     return replace(export(start, folder, form, save, verify), changes=changes)

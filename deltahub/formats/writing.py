@@ -183,9 +183,13 @@ def card(saved: Checkpoint, base: str, library: str) -> bytes:
 
 def card_from(digest: str | None, base: str, library: str) -> bytes:
     """Build the model card of a delta of a digest; None for one that was never saved."""
-    origin = f" from the delta {digest}" if digest else ""
     front = f"base_model: {json.dumps(base)}\nlibrary_name: {library}\n" if base else f"library_name: {library}\n"
-    return f"---\n{front}---\n\n{_WRITTEN}{origin}.\n".encode()
+    return f"---\n{front}---\n\n{written_from(digest)}".encode()
+
+
+def written_from(digest: str | None) -> str:
+    """Return the sentence on the card of a conversion by which `check_target` knows it."""
+    return f"{_WRITTEN}{f' from the delta {digest}' if digest else ''}.\n"
 
 
 def _content(folder: Path) -> list[Path]:

@@ -206,7 +206,7 @@ def test_a_given_backbone_is_compared_even_where_its_values_are_not_needed(saved
     if as_folder:
         other = tmp_path / "other"
         model.save_pretrained(other)
-    with pytest.raises(FingerprintMismatch, match="1 of .* tensors have other values: model.norm.weight"):
+    with pytest.raises(FingerprintMismatch, match=r"1 of .* tensors have other values: model\.norm\.weight"):
         convert(saved["lora"], tmp_path / "out", form, backbone=other)
     with pytest.raises(FingerprintMismatch):
         export_peft(saved["lora"], tmp_path / "out", backbone=other)
@@ -219,7 +219,7 @@ def test_a_given_backbone_is_compared_even_where_its_values_are_not_needed(saved
 
 def test_a_folder_of_another_structure_is_refused_and_one_of_another_precision_accepted(backbone, saved, tmp_path):
     gpt2().save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(FingerprintMismatch, match="incompatible.*missing"):
+    with pytest.raises(FingerprintMismatch, match=r"incompatible.*missing"):
         convert(saved["lora"], tmp_path / "out", "peft", backbone=tmp_path / "gpt2")
     llama().double().save_pretrained(tmp_path / "double")
     convert(saved["lora"], tmp_path / "out", "peft", backbone=tmp_path / "double")
@@ -265,6 +265,27 @@ def test_a_folder_with_other_files_is_refused_and_one_of_the_same_format_replace
     (out / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         convert(saved["lora"], out, "peft")
+
+
+def test_a_conversion_to_deltahub_is_repeated_into_its_folder_but_not_over_a_delta_trained_from_it(
+    backbone, saved, tmp_path
+):
+    convert(saved["lora"], tmp_path / "adapter", "peft")
+    for source, rank in ((tmp_path / "adapter", None), (saved["dora"], 2)):
+        for _ in range(2):
+            convert(source, tmp_path / f"{rank}", "deltahub", backbone=backbone, as_lora=rank, verify=True)
+    for _ in range(2):
+        convert(saved["lora"], tmp_path / "copy", "deltahub")
+    with pytest.raises(CheckpointError, match="would be lost"):
+        convert(saved["dora"], tmp_path / "copy", "deltahub")
+
+    delta = AutoDeltaModel.from_finetuned(tmp_path / "adapter", backbone_model=backbone)
+    stir(delta)
+    delta.save_finetuned(tmp_path / "None")
+    delta.remove()
+    assert "converted" in (tmp_path / "None" / "README.md").read_text()
+    with pytest.raises(CheckpointError, match="would be lost"):
+        convert(tmp_path / "adapter", tmp_path / "None", "deltahub", backbone=backbone)
 
 
 def test_a_backbone_and_a_delta_are_not_written_over(backbone_folder, saved):
