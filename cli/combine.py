@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -124,7 +125,10 @@ def print_written(out: Output, result: Written, lost: str = "lost") -> None:
     print_errors(result.changes, lost)
     if result.trained:
         say(f"Trained as a whole: {_some(result.trained)}", err=True)
-    say(f"{result.digest.short}, {size_text(result.size)}. Push it with: deltahub push {result.folder}", err=True)
+    say(
+        f"{result.digest.short}, {size_text(result.size)}. Push it with: deltahub push {shlex.quote(str(result.folder))}",
+        err=True,
+    )
 
 
 def print_errors(changes: Sequence[Change], lost: str) -> None:

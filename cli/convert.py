@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -122,7 +123,7 @@ def _notes(result: Exported) -> tuple[list[str], list[str]]:
     if result.format is Format.MERGED:
         return [], [f'Load it with: AutoModel.from_pretrained("{result.folder}"), or the class of its backbone']
     if result.format is Format.DELTAHUB:
-        return [], [f"Push it with: deltahub push {result.folder}"]
+        return [], [f"Push it with: deltahub push {shlex.quote(str(result.folder))}"]
     if result.format is not Format.PEFT:
         return [], []
     from deltahub.formats.peft.export import CONFIG, serving_notes
@@ -130,7 +131,9 @@ def _notes(result: Exported) -> tuple[list[str], list[str]]:
     notes = serving_notes(result.folder)
     usage = [f'Load it with: PeftModel.from_pretrained(model, "{result.folder}")']
     if not notes:
-        usage.append(f"Serve it with: vllm serve MODEL --enable-lora --lora-modules NAME={result.folder}")
+        usage.append(
+            f"Serve it with: vllm serve MODEL --enable-lora --lora-modules {shlex.quote(f'NAME={result.folder}')}"
+        )
     elif json.loads((result.folder / CONFIG).read_bytes())["peft_type"] == "IA3" or "is DoRA" in notes[0]:
         usage.append("vLLM and LoRAX take LoRA: deltahub convert ... --as-lora RANK writes one, and prints its errors.")
     return notes, usage

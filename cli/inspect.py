@@ -42,6 +42,7 @@ def inspect(
 
     [dim]deltahub inspect ./ckpt[/dim]
     """
+    from deltahub.checkpoint.damaged import is_named_delta
     from deltahub.checkpoint.from_files import holds_delta
     from deltahub.errors import CheckpointError
 
@@ -55,7 +56,7 @@ def inspect(
             f"There is no folder {folder}. A delta that is not in a folder of yours is shown by: deltahub show {folder}"
         )
         raise CheckpointError(msg)
-    if holds_delta(folder):
+    if holds_delta(folder) or (not (folder / "config.json").is_file() and is_named_delta(folder)):
         if svg or html or web:
             raise typer.BadParameter(f"{folder} is a delta; --svg, --html and --web need a backbone's folder.")
         inspect_delta(folder, out)
@@ -74,6 +75,7 @@ def inspect(
 
 def inspect_delta(folder: Path, out: Output) -> None:
     """Print the config and the tensors of a saved delta."""
+    from deltahub.checkpoint.foreign import has_unread
     from deltahub.checkpoint.from_files import describe
 
     manifest = describe(folder, allow_pickle=True)
@@ -88,7 +90,8 @@ def inspect_delta(folder: Path, out: Output) -> None:
         if "delta_package" in manifest.config:
             say(f"method: {method_text(manifest.config)}", err=True)
         count = manifest.parameters
-        say(f"{count['total']:,} parameters, {size_text(manifest.size)}, {manifest.digest}", err=True)
+        total = "an unknown number of" if has_unread(manifest) else f"{count['total']:,}"  # a pickle is not opened
+        say(f"{total} parameters, {size_text(manifest.size)}, {manifest.digest}", err=True)
 
 
 def method_text(config: Mapping[str, Any]) -> str:

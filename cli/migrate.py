@@ -33,7 +33,11 @@ def migrate(
         str, typer.Option("--message", "-m", help="Why these versions; by default where each came from.")
     ] = "",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list what would be migrated under which name; download nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only list what would be migrated under which name, and what would be refused; folders are checked, nothing is downloaded.",
+        ),
     ] = False,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Also publish weights that are a pickle (.bin); they are not opened.")
@@ -80,4 +84,5 @@ def migrate(
     for candidate, error in errors:
         say(f"Error: {candidate.address}: {error}", err=True)
     if errors:
+        say(f"{len(pairs) - len(errors)} of {len(pairs)} would be migrated.", err=True)
         raise typer.Exit(exit_code(errors[0][1]))

@@ -18,7 +18,9 @@ FolderArg = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that
 UntrainedOpt = Annotated[
     bool,
     typer.Option(
-        "--allow-untrained", help="Also publish a delta that changes nothing, such as a LoRA before training."
+        "--allow-untrained",
+        help="Also publish a delta that provably changes nothing, as before training: a LoRA with a zero matrix in every layer, an IA3 of "
+        "ones, a BitFit or LayerNorm tuning of zeros. Others, such as DoRA, adapters and unions, and pickles are not judged.",
     ),
 ]
 TagsOpt = Annotated[

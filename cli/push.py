@@ -52,7 +52,7 @@ def push(
             "--backbone",
             metavar="BACKBONE",
             help="Record this backbone beside a delta of another library, which is then refused on any other: a folder, or a "
-            "model in Hugging Face's cache.",
+            "model in Hugging Face's cache. The record, backbone.json, is written into FOLDER.",
         ),
     ] = None,
     allow_pickle: Annotated[

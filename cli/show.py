@@ -65,8 +65,10 @@ def show(ref: RefArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 
 def _facts(resolved: Resolved, document: ReferenceDocument, version: str, entry: Version) -> dict[str, Any]:
     """Return all facts about a version, for `--json`."""
+    from deltahub.checkpoint.foreign import has_unread
     from deltahub.registry.entries import metrics_of
 
+    counts = resolved.manifest.parameters
     return {
         "reference": str(resolved.reference),
         "name": document.name,
@@ -83,7 +85,7 @@ def _facts(resolved: Resolved, document: ReferenceDocument, version: str, entry:
         "removed": {name: asdict(removal) for name, removal in document.removed.items()},
         "kind": resolved.manifest.kind,
         "config": dict(resolved.manifest.config),
-        "parameters": dict(resolved.manifest.parameters),
+        "parameters": dict.fromkeys(counts) if has_unread(resolved.manifest) else dict(counts),
         "metrics": metrics_of(resolved.manifest, entry.summary),
         "description": entry.summary.get("description", ""),
         "card": entry.card,
@@ -113,6 +115,7 @@ def _version_entry(document: ReferenceDocument, version: str, digest: Digest) ->
 def _content(manifest: Manifest) -> list[tuple[str, str]]:
     """Describe the content of a version."""
     from deltahub.checkpoint.default_name import backbone_name
+    from deltahub.checkpoint.foreign import has_unread
     from deltahub.checkpoint.manifest import FILES
     from deltahub.registry.entries import option_words, summary_of
 
@@ -127,7 +130,10 @@ def _content(manifest: Manifest) -> list[tuple[str, str]]:
             *([("revision", str(revision))] if revision else []),
             *([("fingerprint", str(fingerprint))] if fingerprint else []),
             *([("license", str(license_name))] if (license_name := config.get("metadata", {}).get("license")) else []),
-            ("parameters", f"{total:,}"),
+            (
+                "parameters",
+                f"{total:,}" if not has_unread(manifest) else "unknown: its weights are a pickle, which is not opened",
+            ),
         ]
     return [
         ("method", method_text(config)),

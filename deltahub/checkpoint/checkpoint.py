@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.config import check_document
+from deltahub.checkpoint.damaged import refuse_damaged
 from deltahub.checkpoint.manifest import DELTA_PART, FileEntry, Manifest, TensorEntry
 from deltahub.checkpoint.safetensors_header import require_usable, tensor_table, usable_bytes
 from deltahub.errors import CheckpointError, IntegrityError
@@ -118,6 +119,7 @@ def _document_bytes(folder: Path, expected: str | None = None) -> bytes:
         msg = f"{folder} is a file, and a delta is a folder. Name the folder that it is in."
         raise CheckpointError(msg)
     if not path.is_file():
+        refuse_damaged(folder)
         remedy = (
             "Expected a folder that save_finetuned wrote, or one with a delta of PEFT, AdapterHub, OpenDelta, diffusers, kohya or "
             "llama.cpp (GGUF)."

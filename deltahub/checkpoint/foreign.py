@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from deltahub.checkpoint.checkpoint import BACKBONE, CARD, LARGEST_CONFIG, PICKLE
 from deltahub.checkpoint.gguf_header import Header, read_header
-from deltahub.checkpoint.manifest import TensorEntry
+from deltahub.checkpoint.manifest import Manifest, TensorEntry
 from deltahub.checkpoint.safetensors_header import tensor_entries
 from deltahub.errors import CheckpointError, ReferenceSyntaxError
 from deltahub.files.documents import canonical_json, parse
@@ -90,6 +90,12 @@ def recognise(sizes: Mapping[str, int], read: Read) -> Foreign | None:
         if foreign := recogniser(files):
             return files.completed(foreign)
     return None
+
+
+def has_unread(manifest: Manifest) -> bool:
+    """Return whether weights of a delta are a pickle, which is not opened, so that its parameters are not counted."""
+    pickled = any(entry.path.endswith(_PICKLES) for entry in manifest.files)
+    return pickled and (not manifest.tensors or manifest.config.get("format") in FORMATS)
 
 
 @dataclass(frozen=True)

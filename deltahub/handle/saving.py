@@ -18,7 +18,7 @@ from deltahub.checkpoint import checkpoint, metadata
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.checkpoint import tensors_in
 from deltahub.checkpoint.config import DeltaConfig
-from deltahub.checkpoint.effect import sides_only
+from deltahub.checkpoint.effect import STARTS, method_at_start, sides_only
 from deltahub.checkpoint.safetensors_header import usable_bytes
 from deltahub.engine.bypassed import uncalled
 from deltahub.engine.filling import check_fit, not_finite, refuse_larger, refuse_without_values, replaced_names
@@ -254,7 +254,7 @@ class SaveLoadMixin:
             _require_whole(own, state_dict)
         _check_savable(tensors)
         _warn_if_whole(self.backbone_model, tensors)
-        _warn_if_untrained(tensors)
+        _warn_if_untrained(self.config.delta_type, tensors)
         if not save_config:
             if checkpoint.is_checkpoint(folder):
                 msg = f"{folder} holds a delta, whose config vouches for its tensors. Save tensors alone to another folder."
@@ -346,13 +346,18 @@ def _warn_if_whole(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def _warn_if_untrained(tensors: Mapping[str, Tensor]) -> None:
-    """Warn about a LoRA that provably changes nothing; a push refuses it."""
-    sides = sides_only(tensors)
-    if sides and all(any(not tensors[name].any() for name in names) for names in sides.values()):
+def _warn_if_untrained(delta_type: str, tensors: Mapping[str, Tensor]) -> None:
+    """Warn about a delta that provably changes nothing; a push refuses it."""
+    sides, reason = sides_only(tensors), ""
+    if method := method_at_start({"delta_type": delta_type}, tensors):
+        start = 1 if method == "ia3" else 0
+        reason = "" if any((values != start).any() for values in tensors.values()) else STARTS[method]
+    elif sides and all(any(not tensors[name].any() for name in names) for names in sides.values()):
+        reason = "in every layer one of the two matrices of its LoRA is zero"
+    if reason:
         LOGGER.warning(
-            "The delta changes no output: in every layer one of the two matrices of its LoRA is zero, as before training. "
-            "It is saved, and a push refuses it unless allow_untrained=True."
+            "The delta changes no output: %s, as before training. It is saved, and a push refuses it unless allow_untrained=True.",
+            reason,
         )
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from deltahub.checkpoint.damaged import is_named_delta
 from deltahub.checkpoint.from_files import holds_delta
-from deltahub.errors import CheckpointError
+from deltahub.errors import CheckpointError, DeltaHubError
 from deltahub.files.atomic import read_limited
 from deltahub.files.documents import parse
 from deltahub.migrate.candidate import Candidate, usable_metrics
@@ -21,7 +22,7 @@ _LARGEST: Final = 16 << 20  # bytes of a file with results
 
 
 def in_folder(root: Path) -> Iterator[Candidate]:
-    """Find the folders with a delta in a directory tree; links to folders and hidden folders are left out.
+    """Find the folders with a delta in a directory tree, complete or not; links to folders and hidden folders are left out.
 
     Raises:
         CheckpointError: there is no such folder.
@@ -32,8 +33,16 @@ def in_folder(root: Path) -> Iterator[Candidate]:
     for place, folders, _ in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         folder = Path(place)
-        if holds_delta(folder):
+        if _may_hold_delta(folder):
             yield Candidate(str(folder), _name(folder, root), folder, metrics=_metrics(folder, root))
+
+
+def _may_hold_delta(folder: Path) -> bool:
+    """Return whether a folder holds a delta, or files of one that cannot be read: publishing it says why."""
+    try:
+        return holds_delta(folder) or is_named_delta(folder)
+    except DeltaHubError:
+        return True
 
 
 def _name(folder: Path, root: Path) -> str:

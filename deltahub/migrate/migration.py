@@ -54,7 +54,25 @@ class Migration:
         as_registry(self.hub.source(self.to))
 
     def plan(self, candidates: Sequence[Candidate]) -> list[Outcome[str]]:
-        """Return the name that each candidate will have, or the error that keeps it from being published; nothing is downloaded."""
+        """Return the name that each candidate will have, or the error that keeps it from being published.
+
+        Folders are checked as when they are published; what would have to be downloaded is not checked.
+        """
+        return [
+            outcome(partial(self._checked, candidate, name))
+            for candidate, name in zip(candidates, self._names(candidates), strict=True)
+        ]
+
+    def _checked(self, candidate: Candidate, name: Outcome[str]) -> str:
+        """Return the name of a candidate that can be published."""
+        if isinstance(name, DeltaHubError):
+            raise name
+        if isinstance(candidate.folder, Path):
+            self._publication(candidate, name, candidate.folder)
+        return name
+
+    def _names(self, candidates: Sequence[Candidate]) -> list[Outcome[str]]:
+        """Return the name that each candidate will have, or an error if another one would have the same."""
         names = [f"{self.namespace}/{plain_name(candidate.name)}" for candidate in candidates]
         single = Counter(name.lower() for name, it in zip(names, candidates, strict=True) if not it.is_version)
         return [
@@ -68,7 +86,7 @@ class Migration:
         Raises:
             StorageError: the registry failed as a whole. The migration can be repeated.
         """
-        names = self.plan(candidates)
+        names = self._names(candidates)
         for start in range(0, len(candidates), _AT_ONCE):
             batch = candidates[start : start + _AT_ONCE]
             with scratch() as place:

@@ -66,6 +66,37 @@ def test_a_dry_run_publishes_nothing(run, run_json, tree):
     assert run_json("list") == []
 
 
+DAMAGES = {  # file to content; None to leave it out, and words of the reason
+    "config": ({"adapter_config.json": b'{"peft_type": "LORA", '}, "adapter_config.json is not JSON"),
+    "list": ({"adapter_config.json": b"[]"}, "expected an object"),
+    "weights": ({"adapter_model.safetensors": None}, "adapter_model.safetensors is missing"),
+    "truncated": ({"adapter_model.safetensors": b"x"}, "is not a safetensors file"),
+    "pickle": ({"adapter_model.safetensors": None, "adapter_model.bin": b"x"}, "is a Python pickle"),
+    "gguf": ({"adapter_config.json": None, "adapter_model.safetensors": None, "lora.gguf": b"GGUF"}, "lora.gguf"),
+    "alone": ({"adapter_config.json": None, "adapter_model.safetensors": None, "delta.safetensors": b""}, "is missing"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_delta_that_cannot_be_published_is_named_with_the_reason_in_the_dry_run_too(run, tree, damage):
+    files, reason = DAMAGES[damage]
+    folder = tree / "outputs/sums/checkpoint-100"
+    for name, content in files.items():
+        (folder / name).unlink(missing_ok=True)
+        if content is not None:
+            (folder / name).write_bytes(content)
+    tried = run("migrate", tree / "outputs", "--namespace", "acme", "--dry-run")
+    assert "acme/sums-checkpoint-200" in tried.stdout
+    assert "acme/sums-checkpoint-100" not in tried.stdout
+    assert "1 of 2 would be migrated." in tried.stderr
+    done = run("migrate", tree / "outputs", "--namespace", "acme")
+    assert done.exit_code == tried.exit_code != 0
+    errors = [[line for line in it.stderr.splitlines() if line.startswith("Error: ")] for it in (done, tried)]
+    assert errors[0] == errors[1]
+    assert str(folder) in errors[0][0]
+    assert reason in errors[0][0]
+
+
 def test_two_that_would_get_the_same_name_are_refused(run, tree):
     done = run("migrate", tree / "outputs", tree / "outputs", "--namespace", "acme", "--dry-run")
     assert done.exit_code == 2

@@ -202,6 +202,15 @@ def test_the_library_pushes_many_too(runs):
     assert [it.new for it in done] == [True, True, True]
 
 
+@pytest.mark.parametrize("command", ["push", "convert", "inspect"])
+def test_a_broken_config_of_an_adapter_is_the_error(run, tmp_path, command):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", ')
+    more = {"push": ["acme/x"], "convert": [tmp_path / "out", "--format", "peft"]}.get(command, [])
+    done = run(command, tmp_path, *more)
+    assert done.exit_code == 1
+    assert "adapter_config.json is not JSON" in done.stderr
+
+
 def zeros(*names) -> dict[str, np.ndarray]:
     """Rewrite the weights of an adapter of PEFT: ones, and zeros where named."""
     sides = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
@@ -223,3 +232,14 @@ def test_a_lora_whose_product_is_zero_is_pushed_only_if_the_user_insists(run, tm
     assert (done.exit_code == 1) is refused
     assert ("changes no output of its backbone" in done.stderr) is refused
     assert run("push", folder, "acme/sums", "--allow-untrained").exit_code == 0
+
+
+def test_show_does_not_count_the_parameters_of_a_pickle(run, run_json, tmp_path):
+    peft(tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    (tmp_path / "adapter_model.bin").write_bytes(b"x")
+    assert run("push", tmp_path, "acme/sums", "--allow-pickle").exit_code == 0
+    shown = run("show", "acme/sums").stdout
+    assert "unknown: its weights are a pickle" in " ".join(shown.split())
+    assert run_json("show", "acme/sums")["parameters"] == {"total": None, "delta": None}
+    assert "an unknown number of parameters" in run("inspect", tmp_path).stderr

@@ -1,0 +1,54 @@
+"""Deltas that are exact identities are found in their files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from deltahub.checkpoint.effect import require_effect
+from deltahub.checkpoint.manifest import FileEntry, Manifest, TensorEntry
+from deltahub.errors import CheckpointError
+
+
+def judge(folder, config, tensors):
+    """Write tensors and require an effect of them."""
+    arrays = {name: np.full(3, value, dtype) for name, (value, dtype) in tensors.items()}
+    save_file(arrays, folder / "delta.safetensors")
+    files = [FileEntry(name, "0" * 64, 1) for name in ("delta.safetensors", "probe.safetensors")]
+    entries = [TensorEntry(name, "F32", (3,)) for name in arrays]
+    require_effect(folder, Manifest(config, tuple(files), tuple(entries), {}))
+
+
+ZERO, ONE = (0, np.float32), (1, np.float32)
+IDENTITIES = {
+    "ia3": ({"delta_type": "ia3"}, {"a.deltas.default.ia3_l": ONE, "b.deltas.default.ia3_l": (1, np.float16)}),
+    "peft_ia3": ({"peft_type": "IA3"}, {"base_model.model.a.ia3_l": (1, np.float64)}),
+    "bitfit": ({"delta_type": "bitfit"}, {"a.deltas.default.bias": ZERO}),
+    "layer_norm": (
+        {"delta_type": "layer_norm"},
+        {"a.deltas.default.weight": ZERO, "a.deltas.default.bias": ZERO},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", IDENTITIES)
+def test_an_identity_is_refused_and_one_other_value_makes_it_none(tmp_path, kind):
+    config, tensors = IDENTITIES[kind]
+    with pytest.raises(CheckpointError, match="changes no output of its backbone"):
+        judge(tmp_path, config, tensors)
+    judge(tmp_path, config, {**tensors, next(iter(tensors)): (2, np.float32)})
+    judge(tmp_path, config, {**tensors, "head.weight": ZERO})
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "value"),
+    [
+        ({"peft_type": "LN_TUNING"}, "base_model.model.norm.weight", ONE),
+        ({"delta_type": "adapter"}, "a.deltas.default.bias", ZERO),
+        ({"delta_type": "union"}, "a.deltas.default.ia3_l", ONE),
+        ({"delta_type": "ia3"}, "a.deltas.default.ia3_l", (1, np.int8)),
+    ],
+)
+def test_what_cannot_be_proved_is_not_judged(tmp_path, config, name, value):
+    judge(tmp_path, config, {name: value})
