@@ -132,8 +132,8 @@ def describe(folder: Path, *, allow_pickle: bool = False) -> Manifest:
     if foreign.pickles and not allow_pickle:
         msg = (
             f"{folder / foreign.pickles[0]} is a Python pickle, which can run code in the program that opens it. If you trust its author, "
-            "load it with AutoDeltaModel.from_finetuned(..., allow_pickle=True) and save_finetuned() it as safetensors, or push it as it "
-            "is with --allow-pickle (allow_pickle=True)."
+            "repeat with --allow-pickle (deltahub convert, check, push or migrate; allow_pickle=True in Python). deltahub convert then writes "
+            "it as safetensors: --format deltahub."
         )
         raise PickleRefusedError(msg)
     tables: list[tuple[TensorEntry, ...]] = []

@@ -75,7 +75,11 @@ def convert(
         VerificationError: the outputs differ. Nothing was written.
         StorageError: the disk is full or not writable; no part is left.
     """
-    form, folder = format_of(format), Path(to).expanduser()
+    try:
+        form, folder = format_of(format), Path(to).expanduser()
+    except TypeError as error:
+        msg = f"Expected a folder to write into, got {to!r} of type {type(to).__name__}."
+        raise ConfigError(msg) from error
     lora = Rank(as_lora, energy) if as_lora is not None or energy is not None else None
     origin = read_cached(lambda: locate(source, cache_dir), lambda place: _read(place, allow_pickle=allow_pickle))
     _refuse_within(origin.folder, folder)
@@ -90,9 +94,8 @@ def convert(
         with _loaded(origin, source, backbone, options) as (delta, start):
             return _export(delta, start, origin, folder, form, verify, lora)
     assert origin.saved is not None  # no reason
-    facts = Backbone.of(
-        origin.saved, backbone if backbone is None or isinstance(backbone, nn.Module) else os.fspath(backbone)
-    )
+    model_or_path = backbone if backbone is None or isinstance(backbone, nn.Module) else os.fspath(backbone)
+    facts = Backbone.of(origin.saved, model_or_path, exact=check_hash is True)
     require_recorded(origin.saved, facts, check_hash)
     content = files_of(form, origin.saved, facts)
     write_folder(folder, form, lambda stage: write_files(content, stage))

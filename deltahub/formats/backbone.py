@@ -55,8 +55,11 @@ class Backbone:
     _parts: dict[str, dict[str, Part]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, saved: Checkpoint, backbone: str | nn.Module | None) -> Backbone:
+    def of(cls, saved: Checkpoint, backbone: str | nn.Module | None, *, exact: bool = True) -> Backbone:
         """Collect the facts in a checkpoint and, if given, in its backbone.
+
+        Args:
+            exact: whether values that a writer reads must be those of the record.
 
         Raises:
             CheckpointError: the backbone is not found.
@@ -68,11 +71,11 @@ class Backbone:
         }
         class_name = str(saved.document.get("backbone_class", ""))
         if backbone is None or isinstance(backbone, nn.Module):
-            return cls(class_name, shapes, Values(leaves, own_tensors, None, backbone), "", backbone)
+            return cls(class_name, shapes, Values(leaves, own_tensors, None, backbone, exact), "", backbone)
         folder = backbone_folder(backbone)
         named = "" if Path(backbone).expanduser().is_dir() else backbone
         model = skeleton(folder, class_name)
-        return cls(class_name, shapes, Values(leaves, own_tensors, folder, model), named, model)
+        return cls(class_name, shapes, Values(leaves, own_tensors, folder, model, exact), named, model)
 
     @cached_property
     def stand_in(self) -> nn.Module | None:

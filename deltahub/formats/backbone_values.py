@@ -26,12 +26,14 @@ class Values:
         trained: the delta's values for the other tensors.
         folder: the folder of the backbone; None if it was not given as a folder.
         model: the backbone, without values if there is a folder.
+        exact: whether values must be those of the record.
     """
 
     leaves: Mapping[str, Leaf]
     trained: Mapping[str, Tensor]
     folder: Path | None
     model: nn.Module | None
+    exact: bool = True
 
     def of(self, name: str, names: Collection[str]) -> Tensor:
         """Read a tensor, in the precision in which the delta was trained on it.
@@ -54,7 +56,7 @@ class Values:
             )
             raise CheckpointError(msg)
         leaf = next((self.leaves[key] for key in names if key in self.leaves), None)
-        return value if leaf is None else _checked(name, value, leaf)
+        return value if leaf is None else _checked(name, value, leaf, exact=self.exact)
 
     def find(self, names: Collection[str]) -> Tensor | None:
         """Read the backbone's own value of a tensor with these names; None if it has none."""
@@ -104,15 +106,15 @@ class Values:
         return {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in fresh}
 
 
-def _checked(name: str, tensor: Tensor, leaf: Leaf) -> Tensor:
+def _checked(name: str, tensor: Tensor, leaf: Leaf, *, exact: bool) -> Tensor:
     """Return a tensor in the precision of its record.
 
     Raises:
-        FingerprintMismatch: its shape or its values differ.
+        FingerprintMismatch: its shape differs, or with `exact` its values.
     """
     dtype = getattr(torch, leaf.dtype, None)
     cast = tensor.to(dtype) if isinstance(dtype, torch.dtype) else tensor
     digest = xxhash.xxh3_128_hexdigest(cast.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    if tuple(cast.shape) != tuple(leaf.shape) or digest != leaf.hash:
+    if tuple(cast.shape) != tuple(leaf.shape) or (exact and digest != leaf.hash):
         raise FingerprintMismatch("same structure, other weights", f"{name} has other values", leaf.hash, digest)
     return cast

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from deltahub.errors import CheckpointError
+from deltahub.errors import CheckpointError, ConfigError
 from deltahub.hub.hub import Hub
 from deltahub.link import Link, is_link, parse_reference
 from deltahub.reference import Reference, is_placed
@@ -41,7 +41,11 @@ def locate_exactly(
     local_files_only: bool = False,
 ) -> tuple[Path, Reference | Link | None]:
     """Return the folder of a delta like `locate`, and the exact version in it, whose meaning never changes; None for a folder."""
-    text = os.fspath(path)
+    try:
+        text = os.fspath(path)
+    except TypeError as error:
+        msg = f"Expected a folder, a reference or a link, got {path!r} of type {type(path).__name__}."
+        raise ConfigError(msg) from error
     if not is_link(text):
         folder = Path(path).expanduser()
         if folder.is_dir():

@@ -63,3 +63,15 @@ def test_a_pulled_delta_is_merged_and_a_reference_with_an_alias_converted(run, r
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert done.exit_code == 0
     assert pulled["digest"] in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_another_backbone_is_refused_with_the_option_to_insist(run, dora, tmp_path):
+    llama(seed=1).save_pretrained(tmp_path / "other")
+    run("push", dora, "me/y")
+    for command in (("convert", dora, tmp_path / "out"), ("pull", "me/y", "--to", tmp_path / "out")):
+        refused = run(*command, "--format", "peft", "--backbone", tmp_path / "other")
+        assert refused.exit_code == 5
+        assert "deltahub convert: --no-check-hash" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    insisted = ("--format", "peft", "--backbone", tmp_path / "other", "--no-check-hash")
+    assert run("convert", dora, tmp_path / "out", *insisted).exit_code == 0

@@ -430,8 +430,11 @@ def test_a_header_that_lies_about_a_shape_is_refused_by_the_recogniser_too(llama
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda m: IA3Model(m, modified_modules=["attn.k"]), "LoRA only, and this delta is a ia3.*--as-lora RANK"),
-        (lambda m: lora(m, ["lm_head"], use_dora=True), "this delta is a DoRA"),
+        (
+            lambda m: IA3Model(m, modified_modules=["attn.k"]),
+            "LoRA only, and this delta is of the type ia3.*--as-lora RANK",
+        ),
+        (lambda m: lora(m, ["lm_head"], use_dora=True), "this delta is of the type DoRA"),
         (lambda m: lora(m, ["model.layers.0.mlp.up_proj"], use_bias=True), "biases of B"),
     ],
 )

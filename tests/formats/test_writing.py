@@ -136,6 +136,30 @@ def test_what_a_format_cannot_hold_is_offered_as_a_lora(backbone, saved, tmp_pat
     assert deltas_of(backbone) == {}
 
 
+@pytest.mark.parametrize("form", ["opendelta", "peft", "gguf"])
+@pytest.mark.parametrize("kind", ["union", "invertible_adapter", "prefix"])
+def test_no_way_out_is_named_that_is_refused(backbone, saved, tmp_path, kind, form):
+    if (kind, form) == ("prefix", "opendelta"):
+        return  # it has prefixes
+    with pytest.raises(ConfigError) as caught:
+        convert(saved[kind], tmp_path / "out", form, backbone=backbone)
+    assert not re.search("as-lora|as_lora|merge|format peft", str(caught.value)), caught.value
+    assert WAY_OUT.search(str(caught.value))
+
+
+@pytest.mark.parametrize(("source", "to"), [(None, "out"), (3, "out"), ("lora", None)])
+def test_a_source_or_a_target_that_is_no_path_is_one_clear_error(saved, source, to):
+    with pytest.raises(ConfigError, match="Expected a folder"):
+        convert(saved.get(source, source), to, "peft")
+
+
+def test_a_pickle_is_refused_with_the_option_of_the_command(backbone, saved, tmp_path):
+    convert(saved["lora"], tmp_path / "pickle", "opendelta", backbone=backbone)
+    with pytest.raises(CheckpointError, match=r"repeat with --allow-pickle \(deltahub convert"):
+        convert(tmp_path / "pickle", tmp_path / "out", "deltahub", backbone=backbone)
+    convert(tmp_path / "pickle", tmp_path / "out", "deltahub", backbone=backbone, allow_pickle=True)
+
+
 def test_a_quantised_backbone_is_not_merged_into(tmp_path):
     model = llama()
     delta = attached(model, "lora")

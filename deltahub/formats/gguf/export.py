@@ -32,7 +32,18 @@ from deltahub.formats.writing import card
 
 FILE: Final = "lora.gguf"
 _HUB: Final = "https://huggingface.co/"
+_MERGE: Final = "Write it as a merged model (merged), and convert that with llama.cpp."
+_KEEP: Final = "Keep it in DeltaHub's own format (deltahub)."
 _WAY_OUT: Final = "Use the format peft, or merge the delta (merged) and convert the whole model with llama.cpp."
+# By the type of a delta: the ways that exist; for all others DeltaHub's own format.
+_WAYS: Final = {
+    "DoRA": _WAY_OUT,
+    "bitfit": _MERGE,
+    "ia3": _WAY_OUT,
+    "layer_norm": _WAY_OUT,
+    "soft_prompt": "Use the format peft.",
+    "weight_update": _MERGE,
+}
 Update = tuple[Tensor, Tensor, float]  # A (r, n_in), B (n_out, r), and the scale
 
 
@@ -81,7 +92,7 @@ def _shares(saved: Checkpoint) -> dict[str, dict[str, Tensor]]:
     document = saved.document
     kind = "DoRA" if document.get("use_dora") else document["delta_type"]
     if kind != "lora":
-        raise ConfigError(f"llama.cpp has LoRA only, and this delta is a {kind}. {_WAY_OUT}")
+        raise ConfigError(f"llama.cpp has LoRA only, and this delta is of the type {kind}. {_WAYS.get(kind, _KEEP)}")
     if document.get("use_bias"):
         raise ConfigError(f"The LoRA has biases of B, which llama.cpp does not have. {_WAY_OUT}")
     shares: dict[str, dict[str, Tensor]] = {}

@@ -95,7 +95,7 @@ def files(saved: Checkpoint, backbone: Backbone) -> dict[str, bytes]:
     kind = document["delta_type"]
     if kind not in _WRITERS:
         reason = _NO_FORM.get(kind, "OpenDelta has no such method")
-        raise ConfigError(f"This {kind} cannot be written for OpenDelta: {reason}. {AS_LORA}")
+        raise ConfigError(f"This {kind} cannot be written for OpenDelta: {reason}. {KEEP}")
     refuse_unknown_options(document, "OpenDelta")
     shares, trained = shares_of(saved.tensors)
     options, modules, converted = _WRITERS[kind](document, shares, backbone)

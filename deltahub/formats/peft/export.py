@@ -66,7 +66,7 @@ def export_peft(
     check_target(folder, Format.PEFT)
     saved = read_cached(lambda: locate(path, cache_dir), _read)
     model_or_path = backbone if backbone is None or isinstance(backbone, nn.Module) else os.fspath(backbone)
-    facts = Backbone.of(saved, model_or_path)
+    facts = Backbone.of(saved, model_or_path, exact=check_hash is True)
     require_recorded(saved, facts, check_hash)
     content = files(saved, facts)
     return write_folder(folder, Format.PEFT, lambda stage: write_files(content, stage))
