@@ -128,7 +128,8 @@ def test_push_of_a_pickle_says_how_to_convert_it(run, tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     done = run("push", tmp_path)
     assert done.exit_code == 1
-    assert "allow_pickle=True) and save_finetuned() it as safetensors" in done.stderr
+    assert "--allow-pickle" in done.stderr
+    assert "deltahub convert then writes it as safetensors" in done.stderr
 
 
 def test_an_interrupted_push_publishes_nothing_and_exits_with_130(run, run_json, ckpt, faults):
