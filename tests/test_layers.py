@@ -184,6 +184,11 @@ def test_importing_deltahub_imports_neither_torch_nor_pytest_and_looks_for_no_en
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
+def test_the_classes_of_deltas_are_imported_without_transformers():
+    script = "import sys; from deltahub import AutoDeltaModel; assert 'transformers' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
 def test_every_public_name_can_be_imported():
     import deltahub
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-import transformers
 from torch import Tensor, nn
 
 from deltahub.algebra.result import Change
@@ -245,6 +244,8 @@ def _verified(source: Source, stage: Path, form: Format, reference: Reference) -
 
 def _model_in(folder: Path, model_class: Any) -> Any:
     """Load a model by its config alone; one whose class is not of transformers by its class."""
+    import transformers  # late: takes longer than torch
+
     if getattr(transformers, model_class.__name__, None) is model_class:
         return load_backbone(str(folder))
     return model_class.from_pretrained(folder, dtype="auto", local_files_only=True)
@@ -268,10 +269,12 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _without_progress() -> Iterator[None]:
     """Hide transformers' progress bars."""
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    from transformers.utils import logging as progress  # late: takes longer than torch
+
+    shown = progress.is_progress_bar_enabled()
+    progress.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            progress.enable_progress_bar()  # type: ignore[no-untyped-call]
