@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import JsonOpt, QuietOpt
+from .options import JsonOpt, OpenPickleOpt, QuietOpt
 from .output import Output
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def check(
             "folder, or as a new version in its source.",
         ),
     ] = False,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Open weights that are a pickle (.bin), as plain tensors only.")
-    ] = False,
+    allow_pickle: OpenPickleOpt = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:

@@ -12,7 +12,7 @@ import typer
 from deltahub.formats.writing import WRITERS, Format
 
 from .combine import EnergyOpt, print_errors
-from .options import JsonOpt, QuietOpt
+from .options import JsonOpt, OpenPickleOpt, QuietOpt
 from .output import Output, say, size_text
 
 if TYPE_CHECKING:
@@ -55,9 +55,7 @@ def convert(
             help="Use a backbone that is not the recorded one, such as the full precision of a quantised one.",
         ),
     ] = False,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Open weights that are a pickle (.bin), as plain tensors only.")
-    ] = False,
+    allow_pickle: OpenPickleOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .errors import exit_code
-from .options import JsonOpt, QuietOpt, TagsOpt, UntrainedOpt, split_tags
+from .options import JsonOpt, PublishPickleOpt, QuietOpt, TagsOpt, UntrainedOpt, split_tags
 from .output import Output, print_json, say
 from .push import report_many
+
+if TYPE_CHECKING:
+    from deltahub.errors import Outcome
+    from deltahub.migrate.candidate import Candidate
 
 
 def migrate(
@@ -39,9 +44,7 @@ def migrate(
             help="Only list what would be migrated under which name, and what would be refused; folders are checked, nothing is downloaded.",
         ),
     ] = False,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Also publish weights that are a pickle (.bin); they are not opened.")
-    ] = False,
+    allow_pickle: PublishPickleOpt = False,
     allow_untrained: UntrainedOpt = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -69,20 +72,27 @@ def migrate(
     if not dry_run:
         report_many([(it.address, result) for it, result in migration.run(candidates)], None, out, "origin")
         return
-    names = migration.plan(candidates)
-    pairs = list(zip(candidates, names, strict=True))
-    errors = [(candidate, name) for candidate, name in pairs if isinstance(name, Exception)]
-    if json:
+    _report_plan(list(zip(candidates, migration.plan(candidates), strict=True)), out)
+
+
+def _report_plan(plan: Sequence[tuple[Candidate, Outcome[str]]], out: Output) -> None:
+    """Print the name of each delta that would be migrated, and why others would not; the first refusal sets the exit code.
+
+    Args:
+        plan: each delta with its name, or the error that it would be refused with.
+    """
+    errors = [(candidate, name) for candidate, name in plan if isinstance(name, Exception)]
+    if out.as_json:
         print_json(
             [
                 {"origin": it.address, **({"error": str(name)} if isinstance(name, Exception) else {"name": name})}
-                for it, name in pairs
+                for it, name in plan
             ]
         )
     else:
-        out.rows(("name", "origin"), [(name, it.address) for it, name in pairs if isinstance(name, str)])
+        out.rows(("name", "origin"), [(name, it.address) for it, name in plan if isinstance(name, str)])
     for candidate, error in errors:
         say(f"Error: {candidate.address}: {error}", err=True)
     if errors:
-        say(f"{len(pairs) - len(errors)} of {len(pairs)} would be migrated.", err=True)
+        say(f"{len(plan) - len(errors)} of {len(plan)} would be migrated.", err=True)
         raise typer.Exit(exit_code(errors[0][1]))

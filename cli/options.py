@@ -15,6 +15,12 @@ RefArg = Annotated[
     str, typer.Argument(metavar="REF", help="A delta: [source:]namespace/name[@version, alias or sha256:...].")
 ]
 FolderArg = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that save_finetuned wrote.")]
+OpenPickleOpt = Annotated[
+    bool, typer.Option("--allow-pickle", help="Open weights that are a pickle (.bin), as plain tensors only.")
+]
+PublishPickleOpt = Annotated[
+    bool, typer.Option("--allow-pickle", help="Also publish weights that are a pickle (.bin); they are not opened.")
+]
 UntrainedOpt = Annotated[
     bool,
     typer.Option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import exit_code
-from .options import ExpectOpt, JsonOpt, QuietOpt, TagsOpt, UntrainedOpt, expected, split_tags
+from .options import ExpectOpt, JsonOpt, PublishPickleOpt, QuietOpt, TagsOpt, UntrainedOpt, expected, split_tags
 from .output import Output, print_json, say, size_text
 from .sign import SignOpt, still_to_sign
 
@@ -55,9 +55,7 @@ def push(
             "model in Hugging Face's cache. The record, backbone.json, is written into FOLDER.",
         ),
     ] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Also publish weights that are a pickle (.bin); they are not opened.")
-    ] = False,
+    allow_pickle: PublishPickleOpt = False,
     allow_untrained: UntrainedOpt = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
