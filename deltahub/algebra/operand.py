@@ -5,7 +5,6 @@ Tensors are read from the mapped file as they are needed, so the memory for an o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from deltahub.algebra.factors import Factors, is_finite
-from deltahub.checkpoint.address import value_for
+from deltahub.checkpoint.address import rank_and_scale
 from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.default_name import backbone_name
 from deltahub.checkpoint.manifest import DELTA_PART, TensorEntry
@@ -118,10 +117,7 @@ class Operand:
 
     def _sizes(self, place: str) -> tuple[int, float]:
         """Return the rank and the factor at a place, by the config."""
-        module, document = module_of(place), self.document
-        rank = int(value_for(document.get("rank_pattern") or {}, module, document.get("lora_r", 8)))
-        alpha = float(value_for(document.get("alpha_pattern") or {}, module, document.get("lora_alpha", 16)))
-        return rank, alpha / (math.sqrt(rank) if document.get("use_rslora") else rank)
+        return rank_and_scale(self.document, module_of(place))
 
 
 def module_of(place: str) -> str:

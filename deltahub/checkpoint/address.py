@@ -10,10 +10,11 @@ with one difference: a pattern that matches nothing is an error.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from deltahub.errors import AddressError
 from deltahub.text.patterns import MOST, linear
@@ -115,3 +116,15 @@ def nearest_names(pattern: str, names: Iterable[str], limit: int = 5) -> tuple[s
     parts = path.count(".") + 1
     tails = dict.fromkeys(".".join(name.split(".")[-parts:]) for name in names if name)
     return closest(path, tails, limit)
+
+
+def rank_and_scale(document: Mapping[str, Any], module: str) -> tuple[int, float]:
+    """Return the rank of a LoRA's update at a module, and the factor of ``B A``, by the config of the delta.
+
+    Args:
+        document: the config.
+        module: the real name of the module.
+    """
+    rank = int(value_for(document.get("rank_pattern") or {}, module, document.get("lora_r", 8)))
+    alpha = float(value_for(document.get("alpha_pattern") or {}, module, document.get("lora_alpha", 16)))
+    return rank, alpha / (math.sqrt(rank) if document.get("use_rslora") else rank)

@@ -210,6 +210,7 @@ def _loaded(
                     parent=delta._entry.parents[0],
                     named=start.named or origin.base_model,
                     tokenizers=(origin.folder, *start.tokenizers),
+                    check_hash=options["check_hash"],
                 ),
             )
         finally:

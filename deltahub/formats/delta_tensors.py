@@ -9,7 +9,6 @@ a factor moves into the last matrix, which leaves the outputs as they are:
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from deltahub.checkpoint.address import value_for
+from deltahub.checkpoint.address import rank_and_scale
 from deltahub.checkpoint.config import SCHEMA
 from deltahub.checkpoint.manifest import DELTA_PART
 from deltahub.engine.filling import not_finite
@@ -148,13 +147,12 @@ def lora_update(document: Mapping[str, Any], module: str, leaves: Mapping[str, T
         CheckpointError: the tensors do not have the rank of the config.
     """
     require_leaves({module: leaves}, {"lora_A", "lora_B"})
-    rank = value_for(document.get("rank_pattern") or {}, module, int(document.get("lora_r", 8)))
-    alpha = value_for(document.get("alpha_pattern") or {}, module, float(document.get("lora_alpha", 16)))
+    rank, scale = rank_and_scale(document, module)
     down, up = leaves["lora_A"], leaves["lora_B"]
     if down.dim() != 2 or up.dim() != 2 or down.shape[0] != rank or up.shape[1] != rank:
         msg = f"The LoRA of {module} is {list(down.shape)} and {list(up.shape)}; its config says rank {rank}. Save the delta again."
         raise CheckpointError(msg)
-    return Update(down, up, alpha / (math.sqrt(rank) if document.get("use_rslora") else rank))
+    return Update(down, up, scale)
 
 
 def of_one_rank(updates: Mapping[str, Update]) -> tuple[int, float, dict[str, Update]]:

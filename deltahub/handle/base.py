@@ -22,6 +22,7 @@ from deltahub.engine.ledger import Entry, free_name, ledger_holding, ledgers_in
 from deltahub.engine.modules import modules_by_name
 from deltahub.engine.site import uncompiled
 from deltahub.errors import ConfigError
+from deltahub.formats.writing import check_target
 from deltahub.handle import exporting, freezing, low_rank, merging, report, switching
 from deltahub.handle.exporting import Exported
 from deltahub.handle.loading import load
@@ -359,10 +360,10 @@ class DeltaBase(SaveLoadMixin, Method):
             StorageError: the disk is full or not writable; no part is left.
         """
         self.check_places()
+        target, form = Path(folder).expanduser(), exporting.format_of(format)
+        check_target(target, form)
         source = exporting.live(self.backbone_model, self._entry)
-        return exporting.export(
-            source, Path(folder).expanduser(), exporting.format_of(format), self.save_finetuned, verify
-        )
+        return exporting.export(source, target, form, self.save_finetuned, verify)
 
     # ----- reports -----
 

@@ -24,7 +24,7 @@ from deltahub.engine.sharding import is_sharded
 from deltahub.errors import CheckpointError, ConfigError, MergeError
 from deltahub.files.atomic import scratch, sync_file, write_synced
 from deltahub.formats.backbone import Backbone
-from deltahub.formats.writing import Format, card_from, check_target, files_of, write_files, write_folder
+from deltahub.formats.writing import Format, card_from, files_of, write_files, write_folder
 from deltahub.handle.loading import load
 from deltahub.handle.merging import merged_copy
 from deltahub.handle.probe import detached, refuse_others
@@ -67,6 +67,7 @@ class Source:
         parent: the entry of the saved delta that it was converted from, for its card; empty for a delta that was never saved.
         named: the model id of the backbone, if known.
         tokenizers: folders that may have the tokenizer of a merged model, the first choice first.
+        check_hash: how the backbone is compared with the record of the delta: see `from_finetuned`.
     """
 
     backbone: nn.Module
@@ -75,6 +76,7 @@ class Source:
     parent: Mapping[str, str] = field(default_factory=dict)
     named: str = ""
     tokenizers: tuple[Path, ...] = ()
+    check_hash: bool | str = True
 
 
 def format_of(name: str) -> Format:
@@ -110,10 +112,11 @@ def export(
 ) -> Exported:
     """Write an attached delta in a format: see `DeltaBase.export`.
 
+    The folder was checked with `check_target`.
+
     Args:
         save: saves the delta to a folder, if `source.saved` is None.
     """
-    check_target(folder, form)
     if is_sharded(source.backbone):
         msg = "The backbone is sharded, so that no process has the whole of it. Call save_finetuned first, and convert the folder: deltahub convert."
         raise ConfigError(msg)
@@ -135,7 +138,7 @@ def export(
         write_folder(folder, form, lambda stage: _write_model(model, stage, source), check)
     else:
         with _saved(source, save) as saved:
-            facts = Backbone.of(saved, source.backbone)
+            facts = Backbone.of(saved, source.backbone, exact=source.check_hash is True)
             content = files_of(form, saved, replace(facts, named=source.named or facts.named))
         write_folder(folder, form, lambda stage: write_files(content, stage), check)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -229,7 +232,7 @@ def _verified(source: Source, stage: Path, form: Format, reference: Reference) -
             cache_dir=None,
             force_download=False,
             local_files_only=True,
-            check_hash=True,
+            check_hash=source.check_hash,
             allow_pickle=True,  # OpenDelta's file, written a moment ago
             name=None,
             dtype=None,

@@ -30,7 +30,7 @@ def in_folder(root: Path) -> Iterator[Candidate]:
     if not root.is_dir():
         msg = f"There is no folder {root}. Name a folder, hf:NAMESPACE or mlflow:URI."
         raise CheckpointError(msg)
-    for place, folders, _ in os.walk(root):
+    for place, folders, _ in os.walk(root, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         folder = Path(place)
         if _may_hold_delta(folder):
@@ -69,3 +69,9 @@ def _object(path: Path) -> dict[str, Any]:
         document = parse(read_limited(path, _LARGEST))
         return document if isinstance(document, dict) else {}
     return {}
+
+
+def _refuse(error: OSError) -> None:
+    """Refuse a folder that cannot be listed, whose deltas would be passed over."""
+    msg = f"{error.filename} cannot be read ({error.strerror}). Make it readable, or migrate the folders beside it one by one."
+    raise CheckpointError(msg) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -74,9 +74,11 @@ class Migration:
     def _names(self, candidates: Sequence[Candidate]) -> list[Outcome[str]]:
         """Return the name that each candidate will have, or an error if another one would have the same."""
         names = [f"{self.namespace}/{plain_name(candidate.name)}" for candidate in candidates]
-        single = Counter(name.lower() for name, it in zip(names, candidates, strict=True) if not it.is_version)
+        owners: dict[str, set[str | int]] = defaultdict(set)
+        for number, (name, it) in enumerate(zip(names, candidates, strict=True)):
+            owners[name.lower()].add(it.name if it.is_version else number)
         return [
-            _shared(name, candidate) if single[name.lower()] > 1 else name
+            _shared(name, candidate) if len(owners[name.lower()]) > 1 else name
             for name, candidate in zip(names, candidates, strict=True)
         ]
 

@@ -15,7 +15,7 @@ from torch import nn
 from deltahub import AutoDeltaModel, LoraModel
 from deltahub.errors import CheckpointError, ConfigError, DeltaHubError
 from tests.backbones import untouched
-from tests.formats.image_backbones import CLIPTextModel, UNet2DConditionModel, draw, made, output, updated
+from tests.formats.image_backbones import DRAW, CLIPTextModel, UNet2DConditionModel, draw, made, output, updated
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "diffusers"  # of diffusers 0.42.1 and LyCORIS 4.1.3
 DOWN = "down_blocks.0.attentions.0"
@@ -23,6 +23,11 @@ ATTENTION = f"{DOWN}.transformer_blocks.0.attn1"
 QUERY, OUT = f"{ATTENTION}.to_q", f"{ATTENTION}.to_out.0"
 POINTS, KERNEL, STRIDED = f"{DOWN}.proj_in", "down_blocks.0.resnets.0.conv1", "down_blocks.0.downsamplers.0.conv"
 TEXT_QUERY = "encoder.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(autouse=True)
+def same_values_in_any_order():
+    DRAW.manual_seed(1)
 
 
 @pytest.fixture(scope="module")

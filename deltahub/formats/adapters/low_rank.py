@@ -71,6 +71,7 @@ def low_rank(config: Mapping[str, Any], saved: Mapping[str, Tensor], backbone: B
         "common_structure": None,
     }
     scale = float(options["lora_alpha"]) / rank
+    plain = dict(backbone_values(backbone.model)) if use_dora else {}
     tensors: dict[str, Tensor] = {}
     addresses: list[str] = []
     for module, own in sorted(leaves.items()):
@@ -79,15 +80,20 @@ def low_rank(config: Mapping[str, Any], saved: Mapping[str, Tensor], backbone: B
             require_leaves(values, {"lora_A": (rank, shape[0]), "lora_B": (shape[1], rank)} | magnitude, module)
             addresses.append(address)
             if use_dora:
-                tensors |= _dora(module, values, scale, backbone)
+                tensors |= _dora(module, values, scale, plain, backbone)
                 continue
             prefix = f"{part}." if part else ""
             tensors |= {delta_key(backbone.real(module), f"{prefix}{leaf}"): value for leaf, value in values.items()}
     return {**options, "modified_modules": addresses}, tensors
 
 
-def _dora(module: str, leaves: Mapping[str, Tensor], scale: float, backbone: Backbone) -> dict[str, Tensor]:
+def _dora(
+    module: str, leaves: Mapping[str, Tensor], scale: float, plain: Mapping[str, Tensor], backbone: Backbone
+) -> dict[str, Tensor]:
     """Convert the DoRA of a layer; the tensors have their names in a delta.
+
+    Args:
+        plain: the backbone's own values, by name.
 
     Raises:
         ConfigError: the values of the layer are not at hand, or not plain.
@@ -95,12 +101,11 @@ def _dora(module: str, leaves: Mapping[str, Tensor], scale: float, backbone: Bac
     layer, real = backbone.modules[module], backbone.real(module)
     if fault := weight_fault(layer):
         raise unsupported("lora", "use_dora", True, f"the weight of {real} is needed, and {fault}")
-    values = dict(backbone_values(backbone.model))
     update = leaves["lora_B"] @ leaves["lora_A"]
     own = {
-        name: values[f"{real}.{name}"].detach().cpu().to(update.dtype)
+        name: plain[f"{real}.{name}"].detach().cpu().to(update.dtype)
         for name in ("weight", "bias")
-        if f"{real}.{name}" in values
+        if f"{real}.{name}" in plain
     }
     weight = own["weight"].T if is_conv1d(layer) else own["weight"]
     norm = torch.linalg.norm(weight + update, dim=1)

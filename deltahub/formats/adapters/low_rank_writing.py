@@ -105,7 +105,7 @@ def ia3(document: Mapping[str, Any], shares: Shares, backbone: Backbone) -> Writ
         if any("." in leaf for leaf in leaves) or module.rpartition(".")[2] == FUSED:
             raise ConfigError(f"{real} is q, k and v in one, which adapters scales otherwise. {AS_LORA}")
         require_leaves({real: leaves}, {"ia3_l"})
-        if document.get("feedforward_modules") and _at_input(real, leaves["ia3_l"], document, backbone):
+        if document.get("feedforward_modules") and _at_input(real, document, backbone):
             raise ConfigError(f"The IA3 of adapters scales outputs, and this one scales the input of {real}. {AS_LORA}")
         n_out = linear_shape(real, backbone.modules[module])[1]
         if len(leaves["ia3_l"]) != n_out:
@@ -116,8 +116,8 @@ def ia3(document: Mapping[str, Any], shares: Shares, backbone: Backbone) -> Writ
     return {**_DEFAULTS, **where, **sizes}, tensors
 
 
-def _at_input(real: str, vector: Tensor, document: Mapping[str, Any], backbone: Backbone) -> bool:
-    """Return whether a vector scales the input of a layer."""
+def _at_input(real: str, document: Mapping[str, Any], backbone: Backbone) -> bool:
+    """Return whether the vector of a layer scales its input."""
     patterns, exclude = document["feedforward_modules"], document.get("exclude_modules") or ()
     found = find_targets(backbone.model, patterns, exclude, document.get("common_structure"), optional=patterns)
     return real in {target.name for target in found}

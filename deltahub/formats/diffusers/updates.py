@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deltahub.checkpoint.address import value_for
+from deltahub.checkpoint.address import rank_and_scale
 from deltahub.checkpoint.checkpoint import Checkpoint
 from deltahub.errors import ConfigError
 from deltahub.formats.backbone import Backbone
@@ -75,7 +74,7 @@ def updates_of(saved: Checkpoint, backbone: Backbone, program: str) -> tuple[dic
         msg = f"{program} loads LoRA on linear layers and convolutions only, and this delta also changes {beyond[0]}. Load it with deltahub."
         raise ConfigError(msg)
     updates = {
-        layer: Update(own[DOWN], own[UP], _scale(saved.document, layer), own.get(BIAS), own.get(MAGNITUDE))
+        layer: Update(own[DOWN], own[UP], rank_and_scale(saved.document, layer)[1], own.get(BIAS), own.get(MAGNITUDE))
         for layer, own in sorted(leaves.items())
     }
     return updates, adapter.options
@@ -92,9 +91,3 @@ def _split(name: str) -> tuple[str, str]:
         if name.endswith(end):
             return name.removesuffix(end), leaf
     return name, ""
-
-
-def _scale(document: Any, layer: str) -> float:
-    rank = value_for(document.get("rank_pattern") or {}, layer, int(document.get("lora_r", 8)))
-    alpha = value_for(document.get("alpha_pattern") or {}, layer, float(document.get("lora_alpha", 16)))
-    return float(alpha) / (math.sqrt(rank) if document.get("use_rslora") else rank)

@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from deltahub.checkpoint.address import value_for
+from deltahub.checkpoint.address import rank_and_scale
 from deltahub.checkpoint.checkpoint import CARD, Checkpoint
 from deltahub.checkpoint.manifest import DELTA_PART
 from deltahub.engine.filling import not_finite
@@ -131,10 +131,8 @@ def _update(
             "Pass the backbone of this delta."
         )
         raise CheckpointError(msg)
-    rank = value_for(document.get("rank_pattern") or {}, module, int(document.get("lora_r", 8)))
-    alpha = value_for(document.get("alpha_pattern") or {}, module, float(document.get("lora_alpha", 16)))
     order = architecture.order(module, len(up))
-    scale = alpha / (math.sqrt(rank) if document.get("use_rslora") else rank)
+    _, scale = rank_and_scale(document, module)
     return down, up if order is None else up[order], scale
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from deltahub.checkpoint.address import value_for
+from deltahub.checkpoint.address import rank_and_scale
 from deltahub.errors import ConfigError
 from deltahub.formats.backbone import Backbone
 from deltahub.formats.peft.adapter import Exported, by_part, named, whole_width
@@ -103,9 +103,7 @@ def _patterns(
     """
     patterns: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}
     for module, size in updates.items():
-        rank = value_for(document.get("rank_pattern") or {}, module, int(document.get("lora_r", 8)))
-        module_alpha = value_for(document.get("alpha_pattern") or {}, module, float(document.get("lora_alpha", 16)))
-        scale = module_alpha / (math.sqrt(rank) if document.get("use_rslora") else rank)
+        _, scale = rank_and_scale(document, module)
         module_alpha = scale * (math.sqrt(size) if use_rslora else size)
         # A pattern also matches ends of names, unless "^" anchors it to the start.
         pattern = f"{'^' * any(other_module.endswith(f'.{module}') for other_module in updates)}{re.escape(module)}"
