@@ -239,6 +239,8 @@ def test_a_given_backbone_is_compared_even_where_its_values_are_not_needed(saved
         convert(saved["lora"], tmp_path / "out", form, backbone=other, check_hash="no")
     convert(saved["lora"], tmp_path / "out", form, backbone=other, check_hash="structure")
     convert(saved["lora"], tmp_path / "insisted", form, backbone=other, check_hash=False)
+    convert(saved["lora"], tmp_path / "verified", form, backbone=other, check_hash=False, verify=True)
+    convert(saved["lora"], tmp_path / "copied", "deltahub", backbone=other, check_hash=False, verify=True)
 
 
 def test_a_folder_of_another_structure_is_refused_and_one_of_another_precision_accepted(backbone, saved, tmp_path):
@@ -298,8 +300,8 @@ def test_a_conversion_to_deltahub_is_repeated_into_its_folder_but_not_over_a_del
     for source, rank in ((tmp_path / "adapter", None), (saved["dora"], 2)):
         for _ in range(2):
             convert(source, tmp_path / f"{rank}", "deltahub", backbone=backbone, as_lora=rank, verify=True)
-    for _ in range(2):
-        convert(saved["lora"], tmp_path / "copy", "deltahub")
+    for verify in (False, False, True):
+        convert(saved["lora"], tmp_path / "copy", "deltahub", backbone=backbone, verify=verify)
     with pytest.raises(CheckpointError, match="would be lost"):
         convert(saved["dora"], tmp_path / "copy", "deltahub")
 
