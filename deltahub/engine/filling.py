@@ -120,7 +120,9 @@ def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> 
     """
     wrong = [f"{name} is missing" for name in expected if name not in tensors]
     wrong += [f"{name} is not part of this delta" for name in tensors if name not in expected]
-    for name in expected.keys() & tensors.keys():
+    for name in (
+        name for name in expected if name in tensors
+    ):  # in their order, so that a message is the same each time
         want, have = list(expected[name].shape), list(tensors[name].shape)
         if want != have:
             wrong.append(f"{name} is {have}, expected {want}")
