@@ -1,0 +1,219 @@
+"""The insertions of LoRA: a low-rank update of a linear layer, a convolution or an embedding, and that of DoRA.
+
+The formulas are in `deltahub.deltas.lora`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import reduce
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+
+from deltahub.deltas.precision import added, widened
+from deltahub.engine.insertion import Args, Insertion, Kwargs, first_input
+from deltahub.engine.layers import embed_scale, linear_fault, lookup_fault, reading_fault, weight_fault
+from deltahub.engine.weights import as_stored, linear_bias, linear_weight
+from deltahub.errors import MergeError
+
+
+class LowRankUpdate(Insertion):
+    """An insertion that adds ``scale * B A x`` to the output of a linear layer.
+
+    Args:
+        like: a tensor with the dtype and device of the new parameters.
+        n_in: width of the input.
+        n_out: width of the output.
+        rank: width in between.
+        scale: factor of the update.
+        dropout: share of the input dropped in training.
+        bias: whether B has a bias, scaled like the update.
+    """
+
+    def __init__(
+        self,
+        like: Tensor,
+        n_in: int,
+        n_out: int,
+        rank: int,
+        scale: float,
+        dropout: float = 0.0,
+        *,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.dropout = nn.Dropout(dropout) if dropout else None
+        self.lora_A = nn.Parameter(like.new_empty(rank, n_in))
+        self.lora_B = nn.Parameter(like.new_empty(n_out, rank))
+        self.lora_bias = nn.Parameter(like.new_zeros(n_out)) if bias else None
+        if not like.is_meta:
+            self.reset()
+
+    def reset(self) -> None:
+        """Initialise A like a linear layer's weight; B is zero."""
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_B)
+
+    def low_rank(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Compute ``A x`` in a given precision: input tensor with shape ``(..., n_in)``, output ``(..., r)``."""
+        x = x.to(dtype)
+        return F.linear(x if self.dropout is None else self.dropout(x), self.lora_A.to(dtype))
+
+    def precision(self, output: Tensor) -> torch.dtype:
+        """Return the wider of the precisions of the parameters and of a hidden state."""
+        return torch.promote_types(output.dtype, self.lora_A.dtype)
+
+    def update(self, x: Tensor, output: Tensor) -> Tensor:
+        """Compute ``s B A x``, ``(..., n_out)``, in the wider of the precisions of the parameters and of `output`."""
+        dtype = self.precision(output)
+        bias = None if self.lora_bias is None else self.lora_bias.to(dtype)
+        return self.scale * F.linear(self.low_rank(x, dtype), self.lora_B.to(dtype), bias)
+
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Add the update to the output tensor, ``(..., n_out)``."""
+        return added(output, self.update(first_input(args, kwargs), output))
+
+    @classmethod
+    def after_rows(cls, members: tuple[Self, ...], target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Compute all rows with two stacked products; lower ranks are padded.
+
+        The input has shape ``(rows, length, n_in)``, the output ``(rows, length, n_out)``.
+        """
+        if any((member.dropout is not None and member.training) or member.lora_bias is not None for member in members):
+            return NotImplemented
+        # `_parameters[...]`, not attributes: for many rows nn.Module.__getattr__ would be a fifth of the cost.
+        downs = [cast("Tensor", member._parameters["lora_A"]) for member in members]
+        ups = [cast("Tensor", member._parameters["lora_B"]) for member in members]
+        widest = max(map(len, downs))
+        if min(map(len, downs)) < widest:
+            downs = [F.pad(down, (0, 0, 0, widest - len(down))) for down in downs]
+            ups = [F.pad(up, (0, widest - up.shape[1])) for up in ups]
+        dtype = reduce(torch.promote_types, {down.dtype for down in downs}, output.dtype)
+        downs, ups = ([side.to(dtype) for side in sides] for sides in (downs, ups))
+        x = first_input(args, kwargs).to(dtype)
+        low = torch.bmm(x.reshape(len(members), -1, x.shape[-1]), torch.stack(downs).mT)
+        scales = [member.scale for member in members]
+        scale = scales[0] if len({*scales}) == 1 else low.new_tensor(scales).view(-1, 1, 1)
+        update = torch.bmm(scale * low, torch.stack(ups).mT)
+        return added(output, update.view(output.shape))
+
+    def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
+        """Return the layer's weight with the update added, and its bias with that of B."""
+        values = {"weight": as_stored(target, self._sum(target))}
+        if self.lora_bias is None:
+            return values
+        if (bias := linear_bias(target)) is None:
+            raise MergeError("it has no bias of its own to add to")
+        return {**values, "bias": bias.to(values["weight"].dtype) + self.scale * self.lora_bias}
+
+    def merge_fault(self, target: nn.Module) -> str:
+        """Return why the update cannot be merged into the layer's weight: a clause, empty if it can."""
+        return linear_fault(target)
+
+    def _sum(self, target: nn.Module) -> Tensor:
+        """Return ``W + s B A`` as ``(n_out, n_in)``, in float32 or wider."""
+        if self.dropout is not None and self.training:
+            raise MergeError("its dropout is on in training mode, so call eval() on the backbone before")
+        if fault := self.merge_fault(target):
+            raise MergeError(fault)
+        weight = linear_weight(target)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        return weight.to(wide) + self.scale * (self.lora_B.to(wide) @ self.lora_A.to(wide))
+
+
+class LowRankKernel(LowRankUpdate):
+    """A low-rank update of a convolution: A is a convolution to r channels, B mixes them."""
+
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Add the update to the output tensor, ``(batch, n_out, *spatial)``."""
+        layer, dtype = cast("_ConvNd", target), self.precision(output)
+        x = first_input(args, kwargs).to(dtype)
+        x = x if self.dropout is None else self.dropout(x)
+        low = layer._conv_forward(x, self.lora_A.to(dtype).view(-1, *layer.weight.shape[1:]), None)
+        channel = low.dim() - 1 - len(layer.kernel_size)
+        bias = None if self.lora_bias is None else self.lora_bias.to(dtype)
+        update = F.linear(low.movedim(channel, -1), self.lora_B.to(dtype), bias).movedim(-1, channel)
+        return added(output, self.scale * update)
+
+    def merge_fault(self, target: nn.Module) -> str:
+        """Return why the update cannot be merged into the kernel: a clause, empty if it can."""
+        return weight_fault(target)
+
+
+class LowRankRows(LowRankUpdate):
+    """A low-rank update of an embedding, whose inputs are row numbers; A starts at zero, as in the authors' own code.
+
+    If an embedding multiplies its rows by an `embed_scale`, the update is multiplied too, because it belongs to the weight.
+    """
+
+    def reset(self) -> None:
+        """Initialise B with normally distributed values; A is zero."""
+        nn.init.zeros_(self.lora_A)
+        nn.init.normal_(self.lora_B)
+
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Add the update of the input's indices, ``(...)``, to the output tensor, ``(..., n_out)``."""
+        table = cast("nn.Embedding", target)
+        rows = F.embedding(
+            first_input(args, kwargs),
+            self.lora_A.T,
+            padding_idx=table.padding_idx,
+            scale_grad_by_freq=table.scale_grad_by_freq,
+        )
+        wide = torch.promote_types(output.dtype, self.lora_A.dtype)
+        update = self.scale * F.linear(rows.to(wide), self.lora_B.to(wide))
+        if (scale := embed_scale(table)) is not None:
+            update = update * (scale.to(update) if isinstance(scale, Tensor) else scale)
+        return added(output, update)
+
+    def merge_fault(self, target: nn.Module) -> str:
+        """Return why the update cannot be merged into the table: a clause, empty if it can."""
+        return reading_fault(target) or lookup_fault(cast("nn.Embedding", target))
+
+
+class DecomposedUpdate(LowRankUpdate):
+    """DoRA: a low-rank update of a weight's direction, and a trained magnitude of each row.
+
+    Args:
+        layer: the linear layer, whose rows give the initial magnitudes.
+    """
+
+    reads_weight = True
+
+    def __init__(
+        self, like: Tensor, layer: nn.Module, n_in: int, n_out: int, rank: int, scale: float, dropout: float = 0.0
+    ) -> None:
+        super().__init__(like, n_in, n_out, rank, scale, dropout)
+        start = like.new_empty(n_out) if like.is_meta else self._norm(layer).to(like)
+        self.lora_magnitude_vector = nn.Parameter(start)
+
+    @torch.no_grad()
+    def _norm(self, layer: nn.Module) -> Tensor:
+        """Return the norm of each row of ``W + s B A``, ``(n_out,)``."""
+        weight = widened(linear_weight(layer), self.lora_A)
+        update = (self.lora_B.to(weight.dtype) @ self.lora_A.to(weight.dtype)).to(weight.dtype)  # autocast narrows it
+        norm: Tensor = torch.linalg.vector_norm(weight + self.scale * update, dim=1)
+        return norm
+
+    def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Change the output tensor, ``(..., n_out)``: the linear part computed by `target` is scaled, its bias is not."""
+        gain = self.lora_magnitude_vector / self._norm(target)
+        x, bias, dtype = first_input(args, kwargs), linear_bias(target), self.precision(output)
+        linear = output if bias is None else output - bias
+        if self.dropout is not None and self.training:  # as in PEFT, the rescaled part has the same dropout
+            x = self.dropout(x.to(dtype))
+            linear = F.linear(x, linear_weight(target).to(dtype))
+        low = F.linear(x.to(dtype), self.lora_A.to(dtype))
+        return added(output, (gain - 1) * linear + gain * self.scale * F.linear(low, self.lora_B.to(dtype)))
+
+    def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
+        """Return the layer's weight with its new direction and magnitude."""
+        weight = self._sum(target)
+        gain = self.lora_magnitude_vector.to(weight.dtype) / torch.linalg.vector_norm(weight, dim=1)
+        return {"weight": as_stored(target, gain[:, None] * weight)}
