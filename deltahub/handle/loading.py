@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from deltahub.engine.building import build, check_dtype, complete_config
 from deltahub.engine.filling import fill, refuse_larger, replaced_names
 from deltahub.engine.fingerprint import fingerprint, missing_from_version_1
 from deltahub.engine.guards import check_name, refuse_closed
+from deltahub.engine.insertion import Insertion
 from deltahub.engine.layers import embed_scale
 from deltahub.engine.ledger import Entry, free_name, ledgers_in
 from deltahub.engine.modules import modules_by_name, own_parameters
@@ -105,38 +106,49 @@ def _read(
     return saved, {**saved.parent, "name": name} if name else saved.parent
 
 
-def load(
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A saved delta that has been read and checked for a backbone, and is not on it yet.
+
+    Attributes:
+        kind: the delta model's class.
+        config: its complete config.
+        insertions: by module name, with its values on the backbone's devices.
+        replaced: its values of tensors of the backbone.
+        parent: its entry in the `parents` of a delta trained on from it.
+        probe: its probe, if that is to be checked.
+    """
+
+    kind: Any
+    config: DeltaConfig
+    insertions: dict[str, Insertion]
+    replaced: Mapping[str, Tensor]
+    parent: Mapping[str, str]
+    probe: Probe | None
+
+
+def read_for(
     class_for: Callable[[str, str | None], Any],
     path: str | os.PathLike[str],
     backbone: nn.Module,
-    *surplus: Any,
-    config: DeltaConfig | None,
-    tensors: Mapping[str, Tensor] | None,
-    cache_dir: str | os.PathLike[str] | None,
-    force_download: bool,
-    local_files_only: bool,
-    check_hash: bool | str,
-    allow_pickle: bool,
-    name: str | None,
-    dtype: torch.dtype | None,
-    check_probe: bool,
-    options: Mapping[str, Any],
-) -> Any:
-    """Put a saved delta on a backbone: see `DeltaBase.from_finetuned`.
+    *,
+    config: DeltaConfig | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    check_hash: bool | str = True,
+    allow_pickle: bool = False,
+    dtype: torch.dtype | None = None,
+    check_probe: bool = False,
+    options: Mapping[str, Any] = {},
+) -> Loaded:
+    """Read a saved delta and check it for a backbone, which is not changed: see `DeltaBase.from_finetuned`.
 
     Args:
         class_for: returns the delta model's class for a delta type and the package that the type comes from.
-        surplus: further positional arguments of the caller, which are refused.
         options: config options that replace the saved ones.
     """
-    _check_arguments(surplus, backbone, check_hash, config)
-    modules = modules_by_name(backbone)
-    refuse_closed(modules)
-    if name is not None:
-        check_name(modules, name)
-    if dtype is not None:
-        check_dtype(dtype)
-
     saved, parent = read_cached(
         lambda: locate(path, cache_dir, force=force_download, local_files_only=local_files_only),
         lambda folder: _read(folder, backbone, allow_pickle=allow_pickle, with_backbone=check_hash is not False),
@@ -155,11 +167,41 @@ def load(
     config = complete_config(cls, config, backbone)
     insertions = build(cls, backbone, config, empty=True)
     _check_release(saved, insertions, backbone)
-    replaced = fill(insertions, backbone, tensors)
+    return Loaded(cls, config, insertions, fill(insertions, backbone, tensors), parent, probe)
 
-    entry = Entry(name or free_name(modules, cls.delta_type), cls, config, insertions, parents=(parent,))
+
+def load(
+    class_for: Callable[[str, str | None], Any],
+    path: str | os.PathLike[str],
+    backbone: nn.Module,
+    *surplus: Any,
+    config: DeltaConfig | None,
+    check_hash: bool | str,
+    name: str | None,
+    dtype: torch.dtype | None,
+    **reading: Any,
+) -> Any:
+    """Put a saved delta on a backbone: see `DeltaBase.from_finetuned`.
+
+    Args:
+        class_for: returns the delta model's class for a delta type and the package that the type comes from.
+        surplus: further positional arguments of the caller, which are refused.
+        reading: other arguments of `read_for`.
+    """
+    _check_arguments(surplus, backbone, check_hash, config)
+    modules = modules_by_name(backbone)
+    refuse_closed(modules)
+    if name is not None:
+        check_name(modules, name)
+    if dtype is not None:
+        check_dtype(dtype)
+
+    saved = read_for(class_for, path, backbone, config=config, check_hash=check_hash, dtype=dtype, **reading)
+    kind = saved.kind
+    entry_name = name or free_name(modules, kind.delta_type)
+    entry = Entry(entry_name, kind, saved.config, saved.insertions, parents=(saved.parent,))
     ledger = add(backbone, entry)
-    ledger.replace(backbone, entry, dict(replaced))
+    ledger.replace(backbone, entry, dict(saved.replaced))
     remember(modules.values(), ledger.serial)
     trained = {name for name, record in overrides(modules) if record.values}
     for parameter_name, parameter in own_parameters(modules):
@@ -168,8 +210,8 @@ def load(
     if count == 1 and any(module.training for module in modules.values()):  # other deltas on it may be in training
         backbone.eval()
     delta = handle_of(backbone, entry)
-    if probe:
-        _check_probe(probe, delta)
+    if saved.probe:
+        _check_probe(saved.probe, delta)
     return delta
 
 
