@@ -20,6 +20,7 @@ from deltahub.engine.bypassed import is_bypassed
 from deltahub.engine.insertion import Insertion, acts_in
 from deltahub.engine.modules import module_at
 from deltahub.engine.offloading import device_of
+from deltahub.engine.quantised.kinds import quantised
 from deltahub.engine.shapes import output_widths
 from deltahub.engine.site import check_target
 from deltahub.engine.structure.names import StructureMap
@@ -248,7 +249,9 @@ def check_dtype(dtype: object) -> None:
 
 
 def _precision(module: nn.Module, backbone: nn.Module) -> torch.dtype:
-    """Return the dtype of the first floating-point parameter: the module's own, one inside it, or one of the backbone."""
+    """Return the dtype that a module computes in: that of its first floating-point parameter, one inside it, or one of the backbone."""
+    if (coded := quantised(module)) is not None:
+        return coded.compute_dtype
     direct_parameters = (parameter for parameter in module._parameters.values() if parameter is not None)
     parameters = chain(direct_parameters, module.parameters(), backbone.parameters())
     return next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)

@@ -24,6 +24,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
+from deltahub.engine.quantised.kinds import quantised
 from deltahub.engine.weights import SomeRows, is_turned, linear_weight
 
 _ROWS: Final = 4096  # the trial looks up all rows of a table of this size, and only some rows of a larger one
@@ -37,15 +38,17 @@ _COMMON_EPS: Final = (1e-5, 1e-6, 1e-12, torch.finfo(torch.float32).eps, 0.0)
 def reading_fault(layer: nn.Module, key: str = "weight") -> str:
     """Return why the values of a layer's tensor cannot be read as numbers, as a clause; empty if they can.
 
-    A quantised weight holds codes, whatever the name of its layer's class.
+    A quantised weight of a known kind is read through `engine.quantised`; the codes of an unknown kind are not numbers.
     """
+    if key == "weight" and (coded := quantised(layer)) is not None:
+        return coded.fault()
     tensor = getattr(layer, key, None)
     if not isinstance(tensor, Tensor):
         return f"it has no {key}"
     if isinstance(tensor, (UninitializedBuffer, UninitializedParameter)):
         return f"its {key} has no shape before the first forward pass"
     if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:  # float8 values are codes, too
-        return f"its {key} is kept as {tensor.dtype} codes (quantised)"
+        return f"its {key} is kept as {tensor.dtype} codes (quantised) that cannot be read"
     if not _is_plain(tensor):
         return f"its {key} is a {type(tensor).__name__}, whose values are kept in a form of their own (quantised, say)"
     return ""
@@ -75,7 +78,9 @@ def _is_quantised(layer: nn.Module) -> bool:
     if type(layer).__module__.startswith("transformers.integrations."):  # experts of MXFP4, say
         return True
     has_weight = any(hasattr(layer, name) for name in ("in_features", "in_channels", "embedding_dim"))
-    return has_weight and type(layer) is not nn.Embedding and reading_fault(layer) != ""
+    return quantised(layer) is not None or (
+        has_weight and type(layer) is not nn.Embedding and reading_fault(layer) != ""
+    )
 
 
 def writing_fault(layer: nn.Module, key: str = "weight") -> str:
@@ -85,6 +90,10 @@ def writing_fault(layer: nn.Module, key: str = "weight") -> str:
         return f"its {key} is computed anew for every use, by the parametrization {kinds}"
     if isinstance(getattr(layer, key, None), Tensor) and layer._parameters.get(key) is None:
         return f"its {key} is not a parameter but computed from others (weight_norm, spectral_norm or pruning, say)"
+    if key == "weight" and (coded := quantised(layer)) is not None:
+        return (
+            coded.fault() or f"its {key} is quantised ({coded.name}), and a merge would round the delta to its few bits"
+        )
     if fault := reading_fault(layer, key):
         return fault
     return f"its {key} has no values on this device (meta)" if layer._parameters[key].is_meta else ""  # type: ignore[union-attr]
@@ -103,15 +112,17 @@ def _is_plain(tensor: Tensor) -> bool:
 def linear_fault(layer: nn.Module | SomeRows) -> str:
     """Return why a layer does not compute ``W x + b`` with its own values, as a clause; empty if it does."""
     layer = layer.layer if isinstance(layer, SomeRows) else layer
-    if fault := reading_fault(layer) or _shape_fault(layer):
+    if fault := reading_fault(layer):
         return fault
     if isinstance(layer, nn.Embedding):
         return "it is an Embedding"
-    if _has_original_forward(layer):
-        return ""
-    return (
-        "" if _trial_of_linear(layer) else f"{_own_forward(layer)}, and does not compute W x + b with its weight alone"
-    )
+    if (coded := quantised(layer)) is not None and coded.own_forward is not None:
+        computes = _forward_of(layer) is coded.own_forward
+    elif fault := _shape_fault(layer):
+        return fault
+    else:
+        computes = _has_original_forward(layer) or bool(_trial_of_linear(layer))
+    return "" if computes else f"{_own_forward(layer)}, and does not compute W x + b with its weight alone"
 
 
 def weight_fault(layer: nn.Module | SomeRows) -> str:
@@ -130,7 +141,9 @@ def update_fault(layer: nn.Module) -> str:
     """
     if isinstance(getattr(layer, "weight", None), UninitializedParameter):
         return reading_fault(layer)
-    if _has_original_forward(layer) or reading_fault(layer) or _forward_of(layer) is None:
+    if _has_original_forward(layer) or _forward_of(layer) is None:
+        return ""
+    if quantised(layer) is not None or reading_fault(layer):
         return ""
     if fault := _shape_fault(layer):
         return fault
@@ -182,8 +195,10 @@ def lookup_fault(layer: nn.Embedding) -> str:
     twin = _stand_in(layer)
     if twin is None or len(_arguments(layer)) != 1:
         return mistaken
+    if (coded := quantised(layer)) is not None:
+        return "" if _forward_of(layer) is coded.own_forward else mistaken
     if reading_fault(layer):
-        return ""  # quantised: trusted
+        return ""  # of an unknown quantised kind: trusted
     special = {value for value in vars(layer).values() if type(value) is int and 0 <= value < layer.num_embeddings}
     some = range(layer.num_embeddings) if layer.num_embeddings <= _ROWS else sorted({0, 1, 2, *special})
     rows = torch.tensor(list(some))

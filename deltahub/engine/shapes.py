@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from deltahub.engine.dummy_inputs import possible_inputs
 from deltahub.engine.insertion import first_input, map_hidden
 from deltahub.engine.modules import modules_by_name
 from deltahub.engine.offloading import hooks, without_hooks
+from deltahub.engine.quantised.kinds import quantised
 from deltahub.engine.site import uncompiled
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap
@@ -52,6 +53,8 @@ def linear_shape(name: str, module: nn.Module) -> tuple[int, int]:
     widths = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if isinstance(widths[0], int) and isinstance(widths[1], int):
         return widths[0], widths[1]
+    if (coded := quantised(module)) is not None:
+        return coded.shape[1], coded.shape[0]
     msg = f"{name} is a {type(module).__name__}; expected a Linear, a Conv1D or an Embedding.{_hint(name, module)}"
     raise TargetError(msg)
 
@@ -103,10 +106,15 @@ def known_width(module: nn.Module) -> int | None:
             width := getattr(module, attribute, None), int
         ):
             return width
+    if (coded := quantised(module)) is not None:
+        return coded.shape[0]
+    return _norm_width(module)
+
+
+def _norm_width(module: nn.Module) -> int | None:
     weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor) and weight.dim() == 1 and type(module).__name__.endswith("Norm"):
-        return weight.numel()
-    return None
+    is_scale = isinstance(weight, Tensor) and weight.dim() == 1
+    return len(cast("Tensor", weight)) if is_scale and type(module).__name__.endswith("Norm") else None
 
 
 def output_widths(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, int]:

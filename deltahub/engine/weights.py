@@ -5,13 +5,14 @@
     Embedding       weight: (rows, width)       a linear layer of one-hot inputs, so (n_in, n_out) as well
     Conv            weight: (n_out, channels, *kernel)      a linear layer of patches: n_in counts channels times kernel
 
-Nothing here changes a weight, and nothing is copied except selected rows and offloaded weights.
+Nothing here changes a weight, and nothing is copied except selected rows, offloaded weights and the values of quantised ones.
 
 A delta may act on a part of a fused layer alone, such as the q rows of a q,k,v projection.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol, Self, cast
 
@@ -20,6 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from deltahub.engine.insertion import Args, Insertion, Kwargs, stackable
 from deltahub.engine.offloading import resident
+from deltahub.engine.quantised.kinds import quantised
 from deltahub.engine.shapes import is_conv1d
 from deltahub.engine.structure.layouts import Part
 
@@ -30,8 +32,12 @@ def is_turned(layer: nn.Module) -> bool:
 
 
 def linear_weight(layer: nn.Module) -> Tensor:
-    """Return a layer's weight as ``(n_out, n_in)``: the parameter itself or a view; for `SomeRows`, a copy of the rows."""
-    weight = cast("Tensor", resident(layer, "weight"))
+    """Return a layer's weight as ``(n_out, n_in)``: the parameter itself or a view; for `SomeRows`, a copy of the rows.
+
+    A quantised weight is dequantised, which makes a new tensor without a gradient.
+    """
+    coded = None if isinstance(layer, SomeRows) else quantised(layer)
+    weight = cast("Tensor", resident(layer, "weight")) if coded is None else coded.values()
     if weight.dim() > 2:
         return weight.flatten(1)
     return weight.T if is_turned(layer) else weight
@@ -40,6 +46,15 @@ def linear_weight(layer: nn.Module) -> Tensor:
 def linear_bias(layer: nn.Module) -> Tensor | None:
     """Return a layer's bias, ``(n_out,)``, or None."""
     return cast("Tensor | None", resident(layer, "bias"))
+
+
+def matrix_shape(layer: nn.Module) -> tuple[int, int]:
+    """Return the shape of a layer's weight as ``(n_out, n_in)``, without reading it."""
+    coded = quantised(layer)
+    shape = tuple(cast("Tensor", layer.weight).shape) if coded is None else coded.shape
+    if len(shape) > 2:
+        return shape[0], math.prod(shape[1:])
+    return (shape[1], shape[0]) if is_turned(layer) else (shape[0], shape[1])
 
 
 def as_stored(layer: nn.Module, weight: Tensor) -> Tensor:
@@ -74,12 +89,12 @@ class SomeRows:
     @property
     def in_features(self) -> int:
         """Width of the input."""
-        return linear_weight(self.layer).shape[1]
+        return matrix_shape(self.layer)[1]
 
     @property
     def out_features(self) -> int:
         """Number of rows."""
-        return len(self.part.rows(linear_weight(self.layer).shape[0]))
+        return len(self.part.rows(matrix_shape(self.layer)[0]))
 
     @property
     def weight(self) -> Tensor:

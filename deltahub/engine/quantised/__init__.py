@@ -1,0 +1,1 @@
+"""Quantised layers read as plain ones: one class for each kind, found by `kinds.quantised`."""
