@@ -156,7 +156,7 @@ class LoraModel(DeltaBase):
         for target in targets:
             module = target.module
             if isinstance(module, _ConvNd):
-                fault = weight_fault(module) or ("" if module.groups == 1 else "its channels are in groups")
+                fault = weight_fault(module)
             else:
                 linear_shape(target.name, module)
                 fault = lookup_fault(module) if isinstance(module, nn.Embedding) else update_fault(module)

@@ -128,13 +128,21 @@ class LowRankUpdate(Insertion):
 
 
 class LowRankKernel(LowRankUpdate):
-    """A low-rank update of a convolution: A is a convolution to r channels, B mixes them."""
+    """A low-rank update of a convolution: A is a convolution to r channels, B mixes them.
+
+    With groups, A reads the channels of one group and is the same for each; B has the rows of all groups. So B A has the shape of the
+    kernel whatever the rank, and is added to it when merged.
+    """
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Add the update to the output tensor, ``(batch, n_out, *spatial)``."""
         layer, dtype = cast("_ConvNd", target), self.precision(output)
         x = first_input(args, kwargs).to(dtype)
         x = x if self.dropout is None else self.dropout(x)
+        if layer.groups > 1:  # one small kernel for each group costs less than r channels for each
+            kernel = (self.lora_B.to(dtype) @ self.lora_A.to(dtype)).view(layer.weight.shape)
+            bias = None if self.lora_bias is None else self.lora_bias.to(dtype)
+            return added(output, self.scale * layer._conv_forward(x, kernel, bias))
         low = layer._conv_forward(x, self.lora_A.to(dtype).view(-1, *layer.weight.shape[1:]), None)
         channel = low.dim() - 1 - len(layer.kernel_size)
         bias = None if self.lora_bias is None else self.lora_bias.to(dtype)

@@ -131,6 +131,8 @@ def weight_fault(layer: nn.Module | SomeRows) -> str:
         return linear_fault(layer)
     if layer.transposed:
         return "it is a transposed convolution, whose weight has another order"
+    if type(layer)._conv_forward not in {kind._conv_forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}:
+        return f"the convolution is {type(layer).__name__}'s own"
     return reading_fault(layer) or bias_fault(layer)
 
 

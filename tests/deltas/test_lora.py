@@ -6,7 +6,7 @@ from transformers.pytorch_utils import Conv1D
 from deltahub import AutoDeltaModel, LoraModel
 from deltahub.deltas.lora import LowRankRows
 from deltahub.engine.ledger import entries_of
-from deltahub.errors import NoMatchError
+from deltahub.errors import NoMatchError, TargetError
 from tests.backbones import bert, gpt2, logits_of, original, stir, t5
 
 
@@ -158,3 +158,43 @@ def test_modules_have_ranks_and_scales_of_their_own():
 def test_a_pattern_that_means_no_module_is_an_error():
     with pytest.raises(NoMatchError, match="key"):
         LoraModel(bert(), modified_modules=["query"], rank_pattern={"key": 4})
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        (nn.Conv1d, {"groups": 2, "padding": "same", "dilation": 2}),
+        (nn.Conv2d, {"groups": 4, "stride": 2, "padding": 1, "padding_mode": "reflect"}),
+        (nn.Conv2d, {"dilation": 2, "padding": 1, "padding_mode": "circular"}),
+        (nn.Conv3d, {"groups": 2, "bias": False}),
+    ],
+    ids=["dilated", "strided", "circular", "3-d"],
+)
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_a_convolution_of_any_kind_computes_the_same_merged(kernel, options, use_bias):
+    layer = kernel(4, 8, 3, **options)
+    model, x = nn.Sequential(layer), torch.randn(2, 4, *(7,) * len(layer.kernel_size))
+    plain = model(x)
+    delta = LoraModel(model, lora_r=3, modified_modules=["0"], use_bias=use_bias and layer.bias is not None)
+    assert torch.equal(model(x), plain)
+    stir(delta)
+    acting = model(x)
+    delta.merge()
+    assert torch.allclose(model(x), acting, atol=1e-4)
+    assert not torch.allclose(acting, plain, atol=1e-2)
+
+
+class Rescaled(nn.Conv2d):
+    """A convolution with twice its weight."""
+
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, 2 * weight, bias)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [(nn.ConvTranspose2d(4, 4, 3), "transposed"), (Rescaled(4, 4, 3), "the convolution is Rescaled's own")],
+)
+def test_a_convolution_that_computes_something_else_is_refused(layer, reason):
+    with pytest.raises(TargetError, match=reason):
+        LoraModel(nn.Sequential(layer), modified_modules=["0"])

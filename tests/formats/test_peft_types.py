@@ -11,7 +11,7 @@ from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
-from deltahub import AutoDeltaModel, export_peft
+from deltahub import AutoDeltaModel, LoraModel, export_peft
 from deltahub.errors import ConfigError
 from deltahub.formats.peft.adapter_types import REFUSED, TYPES
 from deltahub.formats.peft.fields import check_fields
@@ -348,3 +348,13 @@ def test_the_documentation_says_what_becomes_of_each_type():
 def test_a_type_without_an_equivalent_is_refused_with_the_reason(kind):
     with pytest.raises(ConfigError, match=f"{kind} is not supported: .*{REFUSED[kind][:20]}.*Load it with PEFT"):
         check_fields({"peft_type": kind})
+
+
+@pytest.mark.parametrize("options", [{"groups": 2}, {"dilation": 2, "padding": "same"}, {"padding_mode": "reflect"}])
+def test_a_lora_on_a_convolution_is_not_written_where_peft_computes_another_update(tmp_path, options):
+    backbone = nn.Sequential(nn.Conv2d(4, 4, 3, **options))
+    delta = LoraModel(backbone, lora_r=2, modified_modules=["0"])
+    delta.freeze_module()
+    delta.save_finetuned(tmp_path / "delta")
+    with pytest.raises(ConfigError, match="groups, dilation or padding other than zeros"):
+        export_peft(tmp_path / "delta", tmp_path / "adapter", backbone=backbone)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from deltahub.checkpoint.address import rank_and_scale
 from deltahub.errors import ConfigError
-from deltahub.formats.backbone import Backbone
+from deltahub.formats.backbone import ASK, Backbone
 from deltahub.formats.peft.adapter import Exported, by_part, named, whole_width
+from deltahub.formats.peft.lora_reading import has_same_patches
 from deltahub.formats.peft.module_matching import target_names
 
 _MAMBAS: Final = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
@@ -62,6 +63,7 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
             else (down, up)
         )
         if len(kernel := backbone.shapes.get(f"{module}.weight", ())) > 2:  # a convolution; B is one of single points
+            _refuse_patches(module, backbone)
             down, up = down.view(-1, *kernel[1:]), up.view(*up.shape, *[1] * (len(kernel) - 2))
         elif backbone.is_embedding(module, down.shape[1], up.shape[0]):
             _refuse_unscaled(document, module, backbone)
@@ -138,6 +140,21 @@ def _refuse_unscaled(document: Mapping[str, Any], module: str, backbone: Backbon
             f"The delta is of deltahub {document['deltahub_version']}, which did not multiply the LoRA on {module} by that embedding's scale, "
             "as PEFT does. Train it again, or load it with the release that saved it."
         )
+        raise ConfigError(msg)
+
+
+def _refuse_patches(module: str, backbone: Backbone) -> None:
+    """Refuse a convolution with groups, dilation or padding other than zeros, for which PEFT computes another update.
+
+    Raises:
+        ConfigError: it is one, or the backbone is needed to know.
+    """
+    layer = backbone.module(module)
+    if layer is None:
+        msg = f"{module} is a convolution, and PEFT's LoRA fits only some kinds. {ASK}"
+        raise ConfigError(msg)
+    if not has_same_patches(layer):
+        msg = f"PEFT has no LoRA for {module}, a {type(layer).__name__} with groups, dilation or padding other than zeros. Load it with deltahub."
         raise ConfigError(msg)
 
 

@@ -139,14 +139,14 @@ def _flat(adapter: SavedAdapter, module: str, down: Tensor, up: Tensor) -> tuple
     if down.dim() == up.dim() == 2:
         return down, up
     fits = isinstance(layer, _ConvNd) and down.dim() == up.dim() and down.shape[2:] == tuple(layer.kernel_size)
-    if not fits or not _is_plain(layer):
+    if not fits or not has_same_patches(layer):
         kind = type(layer).__name__
         msg = f"The adapter acts on {module}, a {kind}, where a delta has no LoRA of this shape. Load it with PEFT."
         raise ConfigError(msg)
     return down.flatten(1), up.flatten(1)
 
 
-def _is_plain(layer: Any) -> bool:
+def has_same_patches(layer: Any) -> bool:
     """Return whether PEFT's A, a convolution of the same kernel, stride and padding, sees the patches of a convolution."""
     return bool(layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros")
 
