@@ -26,6 +26,7 @@ INTERRUPTED: Final = 130
 EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (errors.NotFoundError, 3),
     (errors.MissingFileError, 3),
+    (errors.MissingFolderError, 3),
     (errors.ConflictError, 4),
     (errors.IntegrityError, DAMAGED),
     (errors.FingerprintMismatch, DAMAGED),

@@ -44,7 +44,7 @@ def inspect(
     """
     from deltahub.checkpoint.damaged import is_named_delta
     from deltahub.checkpoint.from_files import holds_delta
-    from deltahub.errors import CheckpointError
+    from deltahub.errors import MissingFolderError
 
     out = Output(as_json=json, quiet=quiet)
     if port is not None and not web:
@@ -55,7 +55,7 @@ def inspect(
         msg = (
             f"There is no folder {folder}. A delta that is not in a folder of yours is shown by: deltahub show {folder}"
         )
-        raise CheckpointError(msg)
+        raise MissingFolderError(msg)
     if holds_delta(folder) or (not (folder / "config.json").is_file() and is_named_delta(folder)):
         if svg or html or web:
             raise typer.BadParameter(f"{folder} is a delta; --svg, --html and --web need a backbone's folder.")

@@ -9,6 +9,7 @@
     ├── MergeError                a delta cannot be merged into the backbone's weights, or is merged already
     ├── RouteError                rows of a batch cannot go through the requested deltas
     ├── CheckpointError           a folder is not a delta, or its tensors do not fit
+    │   ├── MissingFolderError    a named folder does not exist
     │   └── PickleRefusedError    the weights are a pickle, and the caller did not allow it
     ├── IntegrityError            bytes are not the ones that were published
     │   └── SignatureError        a delta has no valid signature by a trusted key
@@ -113,6 +114,10 @@ class RouteError(DeltaHubError, ValueError):
 
 class CheckpointError(DeltaHubError):
     """A folder is not a delta checkpoint, or its tensors do not fit the delta in its config."""
+
+
+class MissingFolderError(CheckpointError):
+    """A named folder does not exist."""
 
 
 class PickleRefusedError(CheckpointError):

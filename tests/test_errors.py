@@ -76,6 +76,7 @@ EXAMPLES = [
         errors.InUseError("a/b@v1", "the alias prod points to it", "Move it first."),
         "a/b@v1 stays as it is: the alias prod points to it. Move it first.",
     ),
+    (errors.MissingFolderError("There is no folder x."), "There is no folder x."),
     (PickleRefusedError("A pickle."), "A pickle."),
     (
         IntegrityError("w.bin", "5 bytes", "4 bytes", "Fetch it again."),
@@ -174,6 +175,7 @@ def test_one_except_clause_catches_them_all(error, sentence):
         (NotFoundError, LookupError),
         (StorageError, OSError),
         (PickleRefusedError, CheckpointError),
+        (errors.MissingFolderError, CheckpointError),
     ],
 )
 def test_errors_are_also_the_matching_builtin_exceptions(error, builtin):

@@ -27,7 +27,7 @@ from deltahub.checkpoint.config import check_document
 from deltahub.checkpoint.damaged import refuse_damaged
 from deltahub.checkpoint.manifest import DELTA_PART, FileEntry, Manifest, TensorEntry
 from deltahub.checkpoint.safetensors_header import require_usable, tensor_table, usable_bytes
-from deltahub.errors import CheckpointError, IntegrityError
+from deltahub.errors import CheckpointError, IntegrityError, MissingFolderError
 from deltahub.files.atomic import (
     REPLACED,
     STAGE,
@@ -114,7 +114,7 @@ def _document_bytes(folder: Path, expected: str | None = None) -> bytes:
     path = folder / CONFIG
     if not folder.exists():
         msg = f"There is no folder {folder}. Check the path; it is the one that save_finetuned wrote."
-        raise CheckpointError(msg)
+        raise MissingFolderError(msg)
     if folder.is_file():
         msg = f"{folder} is a file, and a delta is a folder. Name the folder that it is in."
         raise CheckpointError(msg)

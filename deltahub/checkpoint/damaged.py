@@ -9,7 +9,7 @@ from typing import Final
 from deltahub.checkpoint.gguf_header import read_header
 from deltahub.checkpoint.safetensors_header import tensor_table
 from deltahub.errors import CheckpointError
-from deltahub.files.atomic import read_limited, regular
+from deltahub.files.atomic import read_limited, read_range
 from deltahub.files.documents import parse
 
 _ADAPTER_CONFIG: Final = "adapter_config.json"
@@ -56,10 +56,4 @@ def refuse_damaged(folder: Path) -> None:
 def _read_ggufs(folder: Path) -> None:
     for path in sorted(folder.glob(_GGUF)):
         if path.is_file():
-            read_header(partial(_range_of, path), path.stat().st_size, str(path))
-
-
-def _range_of(path: Path, start: int, end: int) -> bytes:
-    with regular(path) as file:
-        file.seek(start)
-        return file.read(end - start)
+            read_header(partial(read_range, path), path.stat().st_size, str(path))

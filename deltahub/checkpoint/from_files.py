@@ -29,7 +29,7 @@ from deltahub.checkpoint.foreign import LONGEST_HEADER, MODEL_CONFIG, Foreign, r
 from deltahub.checkpoint.manifest import FILES, FileEntry, Manifest, TensorEntry
 from deltahub.checkpoint.safetensors_header import require_usable, tensor_entries, tensor_table
 from deltahub.errors import CheckpointError, DeltaHubError, PickleRefusedError
-from deltahub.files.atomic import regular, sha256_file, storage_errors
+from deltahub.files.atomic import read_range, sha256_file, storage_errors
 from deltahub.files.documents import parse
 from deltahub.reference import Digest
 from deltahub.text.front_matter import texts
@@ -169,13 +169,7 @@ def foreign_in(folder: Path) -> Foreign | None:
             return None
         with os.scandir(folder) as entries:
             sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-    return recognise(sizes, lambda name, start, end: _range_of(folder / name, start, end))
-
-
-def _range_of(path: Path, start: int, end: int) -> bytes:
-    with regular(path) as file:
-        file.seek(start)
-        return file.read(end - start)
+    return recognise(sizes, lambda name, start, end: read_range(folder / name, start, end))
 
 
 def _refuse_link(folder: Path, name: str) -> None:

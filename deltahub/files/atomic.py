@@ -120,6 +120,18 @@ def regular(path: Path) -> Iterator[io.BufferedReader]:
         yield file
 
 
+def read_range(path: Path, start: int, end: int) -> bytes:
+    """Return the bytes of a file of a checkpoint from `start` to before `end`; fewer if the file is shorter.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        IntegrityError: the path is not a regular file.
+    """
+    with regular(path) as file:
+        file.seek(start)
+        return file.read(end - start)
+
+
 def write_synced(path: Path, data: bytes) -> None:
     """Write a new file and sync it to disk."""
     with path.open("xb") as file:

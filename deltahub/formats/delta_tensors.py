@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from deltahub.checkpoint.address import rank_and_scale
 from deltahub.checkpoint.config import SCHEMA
 from deltahub.checkpoint.manifest import DELTA_PART
+from deltahub.engine.attention_layers import attentions
 from deltahub.engine.filling import not_finite
 from deltahub.engine.site import is_delta_name
 from deltahub.engine.structure.targets import find_targets
@@ -259,3 +260,10 @@ def spans_of(document: Mapping[str, Any], shares: Mapping[str, object], backbone
         raise CheckpointError(msg)
     order = {name: number for number, name in enumerate(backbone.modules)}
     return dict(sorted(spans.items(), key=lambda span: order[span[0]]))
+
+
+def prefixed_attentions(document: Mapping[str, Any], model: nn.Module) -> list[str]:
+    """Return the real names of the attentions with a prefix, in the order of the backbone."""
+    exclude, common = document.get("exclude_modules") or (), document.get("common_structure")
+    around = find_targets(model, document.get("modified_modules") or ("attn@",), exclude, common)
+    return [name for name in attentions(model) if any(f"{name}.".startswith(f"{target.name}.") for target in around)]

@@ -73,8 +73,7 @@ class Reference:
         """
         refuse_others(backbone, entry)
         with detached(backbone, entry):
-            inputs = _working_inputs(backbone) if inputs is None else inputs
-            plain = outputs(backbone, inputs)
+            inputs, plain = _run_on_random(backbone) if inputs is None else (inputs, outputs(backbone, inputs))
         acting = outputs(backbone, inputs)
         if not (acting.isfinite().all() and plain.isfinite().all()):
             msg = "The outputs of the backbone with the delta are not finite, so the delta cannot be verified. Training diverged."
@@ -160,8 +159,8 @@ def _floats(result: Any) -> Iterator[Tensor]:
             yield from _floats(value)
 
 
-def _working_inputs(backbone: nn.Module) -> dict[str, Tensor]:
-    """Return random inputs that a backbone runs on.
+def _run_on_random(backbone: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
+    """Return random inputs that a backbone runs on, and its outputs.
 
     Raises:
         ConfigError: none are known for it.
@@ -170,11 +169,9 @@ def _working_inputs(backbone: nn.Module) -> dict[str, Tensor]:
     for shapes in possible_inputs(backbone, length=_LENGTH):
         inputs = {name: _random(name, shape, backbone) for name, shape in shapes.items()}
         try:
-            outputs(backbone, inputs)
+            return inputs, outputs(backbone, inputs)
         except ConfigError as error:
             fault = error
-        else:
-            return inputs
     raise fault
 
 

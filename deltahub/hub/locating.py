@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from deltahub.errors import CheckpointError, ConfigError
+from deltahub.errors import CheckpointError, ConfigError, MissingFolderError
 from deltahub.hub.hub import Hub
 from deltahub.link import Link, is_link, parse_reference
 from deltahub.reference import Reference, is_placed
@@ -57,6 +57,6 @@ def locate_exactly(
             folder.is_absolute() or text.startswith((".", "~")) or text.partition("@")[0].count("/") > 1
         ):
             msg = f"There is no folder {text}. Check the path, or pass a reference such as DeltaHub/sst2-t5-base."
-            raise CheckpointError(msg)
+            raise MissingFolderError(msg)
     pulled = Hub.open(cache_dir, local_files_only=local_files_only).pull(parse_reference(text), force=force)
     return pulled.folder, pulled.reference

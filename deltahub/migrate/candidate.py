@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from deltahub.errors import DeltaHubError
-from deltahub.reference import check_tag
+from deltahub.reference import check_alias, check_tag
 from deltahub.registry.amend import MOST_METRICS, is_metric
 
 _OWN: Final = "_"  # starts the names of a tracker's own values
@@ -24,6 +24,7 @@ class Candidate:
         folder: its folder, or a function that downloads it below an empty folder and returns its folder.
         tags: tags that its place gives it, beside those of its card.
         metrics: results that its place has of it, by name.
+        aliases: movable names of it in its place.
         is_version: whether it is one of several versions of that name, in the order of their listing.
     """
 
@@ -32,6 +33,7 @@ class Candidate:
     folder: Path | Callable[[Path], Path]
     tags: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
     is_version: bool = False
 
 
@@ -45,12 +47,17 @@ def usable_metrics(values: Mapping[str, object]) -> dict[str, float]:
 
 def usable_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """Return the texts that are valid tags."""
-    return tuple(tag for tag in tags if _is_tag(tag))
+    return tuple(tag for tag in tags if _passes(check_tag, tag))
 
 
-def _is_tag(tag: str) -> bool:
+def usable_aliases(aliases: Iterable[str]) -> tuple[str, ...]:
+    """Return the texts that are valid aliases."""
+    return tuple(alias for alias in aliases if _passes(check_alias, alias))
+
+
+def _passes(check: Callable[[str], str], text: str) -> bool:
     try:
-        check_tag(tag)
+        check(text)
     except DeltaHubError:
         return False
     return True

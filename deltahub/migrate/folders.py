@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from deltahub.checkpoint.damaged import is_named_delta
 from deltahub.checkpoint.from_files import holds_delta
-from deltahub.errors import CheckpointError, DeltaHubError
+from deltahub.errors import CheckpointError, DeltaHubError, MissingFolderError
 from deltahub.files.atomic import read_limited
 from deltahub.files.documents import parse
 from deltahub.migrate.candidate import Candidate, usable_metrics
@@ -25,11 +25,11 @@ def in_folder(root: Path) -> Iterator[Candidate]:
     """Find the folders with a delta in a directory tree, complete or not; links to folders and hidden folders are left out.
 
     Raises:
-        CheckpointError: there is no such folder.
+        MissingFolderError: there is no such folder.
     """
     if not root.is_dir():
         msg = f"There is no folder {root}. Name a folder, hf:NAMESPACE or mlflow:URI."
-        raise CheckpointError(msg)
+        raise MissingFolderError(msg)
     for place, folders, _ in os.walk(root, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         folder = Path(place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ from deltahub.hub.hub import Hub
 from deltahub.migrate.candidate import Candidate, usable_tags
 from deltahub.reference import Reference
 from deltahub.registry.publish import Publication
-from deltahub.sources.base import Pushed
+from deltahub.sources.base import Pushed, Source
 from deltahub.sources.registry import as_registry
 
 _AT_ONCE: Final = 50  # deltas that are fetched, and then published in one batch
@@ -51,7 +51,11 @@ class Migration:
     def __post_init__(self) -> None:
         """Check the destination."""
         Reference.parse(f"{self.namespace}/delta")
-        as_registry(self.hub.source(self.to))
+        as_registry(self._destination)
+
+    @cached_property
+    def _destination(self) -> Source:
+        return self.hub.source(self.to)
 
     def plan(self, candidates: Sequence[Candidate]) -> list[Outcome[str]]:
         """Return the name that each candidate will have, or the error that keeps it from being published.
@@ -109,12 +113,12 @@ class Migration:
             folder = folder(place)
         tags = (*candidate.tags, *usable_tags([f"origin={candidate.address}"]), *self.tags)
         message = self.message or f"Migrated from {candidate.address}"
-        to = self.hub.source(self.to).name
         publication = Publication.of(
             folder,
             name,
-            to=to,
+            to=self._destination.name,
             tags=tags,
+            aliases=candidate.aliases,
             message=message,
             allow_pickle=self.allow_pickle,
             allow_untrained=self.allow_untrained,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deltahub.errors import ConfigError, StorageError, UnreachableError
-from deltahub.migrate.candidate import Candidate, usable_metrics, usable_tags
+from deltahub.migrate.candidate import Candidate, usable_aliases, usable_metrics, usable_tags
 
 _CONFIGS: Final = ("adapter_config.json", "delta_config.json")
 _OWN: Final = "mlflow."  # keys of tags that MLflow itself sets
@@ -77,7 +77,15 @@ def _registered(client: Any) -> Iterator[_Place]:
             metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
             address = f"mlflow:models:/{model.name}/{version.version}"
             tags = _tags({**dict(model.tags or {}), **dict(version.tags or {})})
-            common = Candidate(address, model.name, Path(), tags, usable_metrics(metrics), True)
+            common = Candidate(
+                address,
+                model.name,
+                Path(),
+                tags,
+                usable_metrics(metrics),
+                usable_aliases(alias for alias, of in (model.aliases or {}).items() if str(of) == str(version.version)),
+                is_version=True,
+            )
             yield _Place(common, client.get_model_version_download_uri(model.name, version.version))
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from deltahub.checkpoint.address import exact_addresses
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.building import Method, build, complete_config
 from deltahub.engine.modules import own_modules
 from deltahub.errors import ConfigError, DeltaHubError
-from deltahub.picker.selection import exact_addresses, patterns_of, short_addresses
+from deltahub.picker.selection import patterns_of, short_addresses
 from deltahub.picker.tree import first_names
 
 
@@ -67,7 +68,7 @@ class Preview:
         chosen_names = {self._first[name] for name in names}
         ordered = [name for name in self._every if name in chosen_names]
         each = range(self.deltas[delta_type][0].addresses_each)
-        short, exact = short_addresses(ordered, self._every), exact_addresses(ordered, self._every)
+        short, exact = short_addresses(ordered, self._every), list(exact_addresses(ordered, self._every).values())
         repeated = [tuple(address for address in addresses for _ in each) for addresses in (short, exact)]
         return Choice(delta_type, tuple(ordered), *repeated)
 

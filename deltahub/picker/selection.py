@@ -8,17 +8,6 @@ from collections.abc import Collection, Iterable
 from deltahub.checkpoint.address import REGEX_MARK, Address
 
 
-def exact_addresses(chosen: Iterable[str], every: Collection[str]) -> list[str]:
-    """Return each module's full name; if another module's name ends with it, a regular expression that matches it alone.
-
-    Args:
-        chosen: real names of modules.
-        every: the real names of all modules of the backbone.
-    """
-    ends = _ends(every)
-    return [name if ends[name] == {name} else _alone(name) for name in chosen]
-
-
 def short_addresses(chosen: Collection[str], every: Collection[str]) -> list[str]:
     """Return the fewest addresses by last parts that match the chosen modules and no others, in the order of the backbone.
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import huggingface_hub
 import pytest
 
-from deltahub.migrate.candidate import usable_metrics, usable_tags
+from deltahub.errors import CheckpointError
+from deltahub.migrate.candidate import Candidate, usable_aliases, usable_metrics, usable_tags
+from deltahub.migrate.folders import in_folder
 from deltahub.registry.registry import Registry
 from deltahub.stores.memory import MemoryStore
 from tests.foreign import CARD, diffusers, peft
@@ -103,6 +106,25 @@ def test_two_that_would_get_the_same_name_are_refused(run, tree):
     assert "would both be named acme/sums-checkpoint-100" in done.stderr
 
 
+def test_a_model_of_mlflow_and_a_folder_of_one_name_are_both_refused(run, tree, monkeypatch):
+    model = Candidate(
+        "mlflow:models:/x/1", "sums-checkpoint-100", tree / "outputs/sums/checkpoint-200", is_version=True
+    )
+    monkeypatch.setattr("deltahub.migrate.sources.in_tracking_store", lambda uri: iter([model, replace(model)]))
+    done = run("migrate", "mlflow:http://x", "--namespace", "acme", "--dry-run")
+    assert done.exit_code == 0
+    done = run("migrate", "mlflow:http://x", tree / "outputs", "--namespace", "acme", "--dry-run")
+    assert done.exit_code == 2
+    assert done.stderr.count("would both be named acme/sums-checkpoint-100") == 3
+
+
+def test_a_folder_that_cannot_be_listed_stops_the_migration(shared_folder, as_nobody):
+    (shared_folder / "sums").mkdir(mode=0)
+    as_nobody()
+    with pytest.raises(CheckpointError, match="sums cannot be read"):
+        list(in_folder(shared_folder))
+
+
 @pytest.mark.parametrize(
     ("source", "namespace", "sentence"),
     [("nothing", "acme", "There is no folder nothing"), (".", "a b", "a b"), ("local:acme", "acme", "deltahub copy")],
@@ -165,6 +187,7 @@ def test_models_and_artifacts_of_mlflow_are_published_once_each(run_json, tmp_pa
         (tmp_path / "model" / "peft" / "README.md").write_text(f"{number}")
         client.log_artifacts(run.info.run_id, str(tmp_path / "model"), "model")
         client.create_model_version("summaries", f"{run.info.artifact_uri}/model", run.info.run_id)
+    client.set_registered_model_alias("summaries", "champion", "1")
     client.log_artifacts(run.info.run_id, str(tmp_path / "model" / "peft"), "last")
     migrated = run_json("migrate", f"mlflow:{uri}", "--namespace", "acme")
     assert [it["reference"] for it in migrated] == [
@@ -173,6 +196,7 @@ def test_models_and_artifacts_of_mlflow_are_published_once_each(run_json, tmp_pa
         f"local:acme/first-{run.info.run_id[:8]}-last@v1",
     ]
     assert "team=news" in run_json("show", "acme/summaries")["tags"]
+    assert run_json("show", "acme/summaries@champion")["version"] == "v1"
     assert {it["name"] for it in run_json("list", "--metric", "rouge>0.15")} == {
         "acme/summaries",
         f"acme/first-{run.info.run_id[:8]}-last",
@@ -182,3 +206,4 @@ def test_models_and_artifacts_of_mlflow_are_published_once_each(run_json, tmp_pa
 def test_only_what_a_version_can_have_comes_along():
     assert usable_metrics({"a": 1, "_b": 2, "c": float("nan"), "d e": 1.0, "f": True, "g": "1"}) == {"a": 1}
     assert usable_tags(["a=b", "a=b c@", "x"]) == ("a=b", "x")
+    assert usable_aliases(["champion", "v1", "a b"]) == ("champion",)

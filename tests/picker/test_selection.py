@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltahub.checkpoint.address import matches_any
-from deltahub.picker.selection import exact_addresses, patterns_of, short_addresses
+from deltahub.checkpoint.address import exact_addresses, matches_any
+from deltahub.picker.selection import patterns_of, short_addresses
 
 BLOCKS = [f"encoder.layer.{i}.{part}" for i in range(3) for part in ("query", "value", "out.dense")]
 EVERY = [*BLOCKS, "pooler.dense", "head.encoder.layer.0.query"]
@@ -33,7 +33,9 @@ def test_a_name_that_is_a_suffix_of_another_needs_its_prefix():
 
     assert address == r"[r]^encoder\.layer\.0\.query"
     assert meant([address], EVERY) == ["encoder.layer.0.query"]
-    assert [address, "pooler.dense"] == exact_addresses(["encoder.layer.0.query", "pooler.dense"], EVERY)
+    assert [f"{address}$", "pooler.dense"] == [
+        *exact_addresses(["encoder.layer.0.query", "pooler.dense"], EVERY).values()
+    ]
 
 
 names = st.lists(
@@ -45,7 +47,7 @@ names = st.lists(
 def test_any_choice_among_any_names_comes_back_from_its_addresses(every, data):
     chosen = data.draw(st.lists(st.sampled_from(every), unique=True)) if every else []
 
-    for addresses in (short_addresses(chosen, every), exact_addresses(chosen, every)):
+    for addresses in (short_addresses(chosen, every), exact_addresses(chosen, every).values()):
         assert {*chosen} == {*meant(addresses, every)}
     assert len(short_addresses(chosen, every)) <= len(chosen)
 

@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deltahub.engine.attention_layers import attentions, key_value_widths
-from deltahub.engine.structure.targets import find_targets
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats.adapters.bottleneck_writing import KEEP, NAME, Written
 from deltahub.formats.adapters.names import Backbone
 from deltahub.formats.adapters.prefix import prefixed
-from deltahub.formats.delta_tensors import Shares, require_leaves
+from deltahub.formats.delta_tensors import Shares, prefixed_attentions, require_leaves
 
 
 def prefix(document: Mapping[str, Any], shares: Shares, backbone: Backbone) -> Written:
@@ -29,7 +28,7 @@ def prefix(document: Mapping[str, Any], shares: Shares, backbone: Backbone) -> W
     if document.get("shift_positions") or (family.relative_positions and not document.get("shift_keys")):
         msg = f"The prefix of adapters counts the positions of the text in another way than this one (shift_positions, shift_keys). {KEEP}"
         raise ConfigError(msg)
-    names = _attentions(document, backbone)
+    names = prefixed_attentions(document, backbone.model)
     config = _config(names, backbone)
     values = _values(document, shares, names, backbone)
     tensors = {}
@@ -75,14 +74,6 @@ def _config(names: list[str], backbone: Backbone) -> dict[str, Any]:
         )
         raise ConfigError(msg)
     return config
-
-
-def _attentions(document: Mapping[str, Any], backbone: Backbone) -> list[str]:
-    """Return the real names of the attentions with a prefix, in the order of the backbone."""
-    exclude, common = document.get("exclude_modules") or (), document.get("common_structure")
-    around = find_targets(backbone.model, document.get("modified_modules") or ("attn@",), exclude, common)
-    every = attentions(backbone.model)
-    return [name for name in every if any(f"{name}.".startswith(f"{target.name}.") for target in around)]
 
 
 @torch.no_grad()

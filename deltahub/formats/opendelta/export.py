@@ -16,18 +16,15 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import torch
 
-from deltahub.checkpoint.address import REGEX_MARK
+from deltahub.checkpoint.address import exact_addresses
 from deltahub.checkpoint.checkpoint import CARD, Checkpoint
-from deltahub.engine.attention_layers import attentions
 from deltahub.engine.site import Site
 from deltahub.engine.structure.maps import MARK
-from deltahub.engine.structure.targets import find_targets
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats.backbone import Backbone
 from deltahub.formats.delta_tensors import (
@@ -37,6 +34,7 @@ from deltahub.formats.delta_tensors import (
     model_of,
     of_one_rank,
     of_width,
+    prefixed_attentions,
     refuse_unknown_options,
     require_bottlenecks,
     require_leaves,
@@ -134,7 +132,9 @@ def _common(
         "backbone_class": backbone.class_name,
         "delta_type": kind,
         "exclude_modules": [] if below_head else [_HEAD],
-        "modified_modules": ["root"] if kind == "soft_prompt" else _addresses(modules, backbone),
+        "modified_modules": ["root"]
+        if kind == "soft_prompt"
+        else list(exact_addresses(modules, backbone.modules).values()),
         "opendelta_version": _VERSION,
     }
     if "transformers_version" in document:
@@ -144,15 +144,6 @@ def _common(
     if unfrozen != ["deltas"]:
         fields["unfrozen_modules"] = unfrozen
     return fields
-
-
-def _addresses(modules: Iterable[str], backbone: Backbone) -> list[str]:
-    """Return addresses that mean each module alone: its name, unless the name of another one ends so."""
-    every = backbone.modules
-    return [
-        f"{REGEX_MARK}^{re.escape(name)}$" if any(other.endswith(f".{name}") for other in every) else name
-        for name in modules
-    ]
 
 
 # ----- LoRA -----
@@ -283,7 +274,9 @@ def _prefix(document: Mapping[str, Any], shares: Shares, backbone: Backbone) -> 
         raise ConfigError(msg)
     refuse_without_dummy_inputs(backbone)
     whole, count = bool(document.get("reparameterize", True)), document.get("prefix_token_num", 6)
-    names = _prefixed(document, backbone) if whole else list(shares)
+    names = (
+        prefixed_attentions(document, model_of(backbone, "which attentions have a prefix")) if whole else list(shares)
+    )
     places = {name: place_of_prefix(name, backbone) for name in names}
     network = {f"reparams.{part}.weight" for part in ("wte", "control_trans.0", "control_trans.2")}
     network |= {f"reparams.control_trans.{number}.bias" for number in (0, 2)}
@@ -299,14 +292,6 @@ def _prefix(document: Mapping[str, Any], shares: Shares, backbone: Backbone) -> 
     }
     converted = {places[module][0 if whole else 1]: own for module, own in shares.items()}
     return options, [address for address, _ in places.values()], converted
-
-
-def _prefixed(document: Mapping[str, Any], backbone: Backbone) -> list[str]:
-    """Return the attentions with a prefix, in the order of the backbone."""
-    model = model_of(backbone, "which attentions have a prefix")
-    exclude, common = document.get("exclude_modules") or (), document.get("common_structure")
-    around = find_targets(model, document.get("modified_modules") or ("attn@",), exclude, common)
-    return [name for name in attentions(model) if any(f"{name}.".startswith(f"{target.name}.") for target in around)]
 
 
 def _soft_prompt(document: Mapping[str, Any], shares: Shares, backbone: Backbone) -> Converted:
