@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from deltahub.checkpoint.config import BaseDeltaConfig as BaseDeltaConfig
     from deltahub.checkpoint.config import DeltaConfig as DeltaConfig
     from deltahub.conversion.convert import convert as convert
+    from deltahub.deltas import AdaLoraConfig as AdaLoraConfig
+    from deltahub.deltas import AdaLoraModel as AdaLoraModel
     from deltahub.deltas import AdapterConfig as AdapterConfig
     from deltahub.deltas import AdapterModel as AdapterModel
     from deltahub.deltas import BitFitConfig as BitFitConfig
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from deltahub.deltas import SoftPromptModel as SoftPromptModel
     from deltahub.deltas import UnionConfig as UnionConfig
     from deltahub.deltas import UnionModel as UnionModel
+    from deltahub.deltas import VeraConfig as VeraConfig
+    from deltahub.deltas import VeraModel as VeraModel
     from deltahub.deltas import WeightUpdateConfig as WeightUpdateConfig
     from deltahub.deltas import WeightUpdateModel as WeightUpdateModel
     from deltahub.engine.drawing.visualize import Visualization as Visualization
@@ -68,6 +72,8 @@ __version__ = VERSION
 sys.meta_path.append(RenamedModules())
 
 _HOMES = {
+    "AdaLoraConfig": "deltas",
+    "AdaLoraModel": "deltas",
     "AdapterConfig": "deltas",
     "AdapterModel": "deltas",
     "AutoDeltaConfig": "auto",
@@ -99,9 +105,11 @@ _HOMES = {
     "SoftPromptModel": "deltas",
     "UnionConfig": "deltas",
     "UnionModel": "deltas",
+    "VeraConfig": "deltas",
+    "VeraModel": "deltas",
+    "Visualization": "engine.drawing.visualize",
     "WeightUpdateConfig": "deltas",
     "WeightUpdateModel": "deltas",
-    "Visualization": "engine.drawing.visualize",
     "amend": "api",
     "combine": "algebra.combine",
     "convert": "conversion.convert",

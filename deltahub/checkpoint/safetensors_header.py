@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -34,6 +35,9 @@ _BITS: Final = {  # bits per value
     **dict.fromkeys(("C64", "F64", "I64", "U64"), 64),
 }
 _USABLE: Final = _BITS.keys() - {"F4", "F6_E2M3", "F6_E3M2", "U16", "U32", "U64", *_F8}  # torch cannot add U16
+_PRUNED: Final = re.compile(
+    r".*\.lora_[ABE]"
+)  # AdaLoRA's tensors in PEFT, which may have lost every direction of a module
 
 
 def tensor_table(path: Path, longest: int = LONGEST) -> tuple[TensorEntry, ...]:
@@ -126,11 +130,16 @@ def require_usable(entries: Iterable[TensorEntry], file_name: str) -> None:
                 "convert the tensors to one of them, and save the delta again."
             )
             raise CheckpointError(msg)
-        if 0 in entry.shape:
+        if 0 in entry.shape and not may_be_empty(entry.name, entry.shape):
             msg = (
                 f"{file_name} holds {entry.name:.200}, which is empty: its shape is {list(entry.shape)}. Save it again."
             )
             raise CheckpointError(msg)
+
+
+def may_be_empty(name: str, shape: Iterable[int]) -> bool:
+    """Return whether a tensor without values is a matrix of AdaLoRA at a module that it has pruned to rank 0."""
+    return sorted(map(bool, shape)) == [False, True] and _PRUNED.fullmatch(name) is not None
 
 
 def tensor_entries(read: Read, size: int, file_name: str, longest: int = LONGEST) -> tuple[TensorEntry, ...]:

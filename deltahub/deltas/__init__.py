@@ -1,5 +1,6 @@
 """The delta types, one file each; importing this package registers them."""
 
+from deltahub.deltas.adalora import AdaLoraConfig, AdaLoraModel
 from deltahub.deltas.adapter import AdapterConfig, AdapterModel
 from deltahub.deltas.bitfit import BitFitConfig, BitFitModel
 from deltahub.deltas.compacter import CompacterConfig, CompacterModel
@@ -12,9 +13,12 @@ from deltahub.deltas.parallel_adapter import ParallelAdapterConfig, ParallelAdap
 from deltahub.deltas.prefix import PrefixConfig, PrefixModel
 from deltahub.deltas.soft_prompt import SoftPromptConfig, SoftPromptModel
 from deltahub.deltas.union import UnionConfig, UnionModel
+from deltahub.deltas.vera import VeraConfig, VeraModel
 from deltahub.deltas.weight_update import WeightUpdateConfig, WeightUpdateModel
 
 __all__ = [
+    "AdaLoraConfig",
+    "AdaLoraModel",
     "AdapterConfig",
     "AdapterModel",
     "BitFitConfig",
@@ -39,6 +43,8 @@ __all__ = [
     "SoftPromptModel",
     "UnionConfig",
     "UnionModel",
+    "VeraConfig",
+    "VeraModel",
     "WeightUpdateConfig",
     "WeightUpdateModel",
 ]

@@ -36,7 +36,7 @@ from deltahub.deltas.adapter_layers import (
 from deltahub.engine.building import Like
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.structure.targets import Target
-from deltahub.engine.weights import FusedInsertion
+from deltahub.engine.weights import members_of
 from deltahub.errors import ConfigError
 from deltahub.handle.base import DeltaBase
 
@@ -372,5 +372,4 @@ class CompacterModel(DeltaBase):
 
 
 def _bottlenecks(insertion: Insertion) -> list[HypercomplexBottleneck]:
-    members = [insertion.at(part) for part in insertion.parts] if isinstance(insertion, FusedInsertion) else [insertion]
-    return [member for member in members if isinstance(member, HypercomplexBottleneck)]
+    return [member for member in members_of(insertion) if isinstance(member, HypercomplexBottleneck)]

@@ -116,6 +116,10 @@ class LowRankUpdate(Insertion):
         """Return why the update cannot be merged into the layer's weight: a clause, empty if it can."""
         return linear_fault(target)
 
+    def product(self, dtype: torch.dtype) -> Tensor:
+        """Compute ``B A``, ``(n_out, n_in)``."""
+        return self.lora_B.to(dtype) @ self.lora_A.to(dtype)
+
     def _sum(self, target: nn.Module) -> Tensor:
         """Return ``W + s B A`` as ``(n_out, n_in)``, in float32 or wider."""
         if self.dropout is not None and self.training:
@@ -124,7 +128,7 @@ class LowRankUpdate(Insertion):
             raise MergeError(fault)
         weight = linear_weight(target)
         wide = torch.promote_types(weight.dtype, torch.float32)
-        return weight.to(wide) + self.scale * (self.lora_B.to(wide) @ self.lora_A.to(wide))
+        return weight.to(wide) + self.scale * self.product(wide)
 
 
 class LowRankKernel(LowRankUpdate):

@@ -162,3 +162,10 @@ class FusedInsertion(Insertion):
                 new = tensors.setdefault(key, old.detach().to(value.dtype).clone())
                 new[rows] = value
         return {key: as_stored(target, value) if key == "weight" else value for key, value in tensors.items()}
+
+
+def members_of(insertion: Insertion) -> tuple[Insertion, ...]:
+    """Return the insertions on the parts of a fused layer, or the only insertion of another one."""
+    return (
+        tuple(insertion.at(part) for part in insertion.parts) if isinstance(insertion, FusedInsertion) else (insertion,)
+    )

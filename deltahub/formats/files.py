@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deltahub.checkpoint.checkpoint import LARGEST_CONFIG, tensors_in
-from deltahub.checkpoint.safetensors_header import usable_bytes
+from deltahub.checkpoint.safetensors_header import may_be_empty, usable_bytes
 from deltahub.errors import CheckpointError, ConfigError, DeltaHubError
 from deltahub.files.atomic import read_limited, regular
 from deltahub.files.documents import parse, problem
@@ -82,7 +82,7 @@ def require_plain(saved: object, path: Path) -> dict[str, Tensor]:
             why = "it is not a dense tensor with values"
         elif tensor.dtype not in _USABLE:
             why = f"a delta is not computed in {tensor.dtype}"
-        elif tensor.numel() == 0:
+        elif tensor.numel() == 0 and not may_be_empty(name, tensor.shape):
             why = f"it is empty: its shape is {list(tensor.shape)}"
         elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             why = "it repeats its values instead of holding them"

@@ -73,7 +73,7 @@ WRITERS: Final[Mapping[Format, Writer]] = {
 }
 _WRITTEN: Final = "Written by deltahub"  # on the card of every conversion
 _MODEL: Final = "config.json"  # the mark of a merged model
-_UPDATES: Final = ("ia3", "weight_update")  # the types that change weights
+_UPDATES: Final = ("adalora", "ia3", "vera", "weight_update")  # the types that change weights
 _WEIGHTS: Final = (".safetensors", ".index.json", ".bin", ".pt", ".gguf")  # files that a loader may take instead
 
 

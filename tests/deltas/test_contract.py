@@ -17,6 +17,22 @@ class TestLora(DeltaContract):
     mergeable = True
 
 
+class TestAdaLora(DeltaContract):
+    delta_type = "adalora"
+    options = {"init_r": 3, "target_r": 2}
+    parameters = 2 * 2 * (3 * 16 + 3 + 16 * 3)  # layers * (q, v) * (A + E + B)
+    change_at_start = 0
+    mergeable = True
+
+
+class TestVera(DeltaContract):
+    delta_type = "vera"
+    options = {"r": 3}
+    parameters = 2 * 2 * (3 + 16)  # layers * (q, v) * (d + b)
+    change_at_start = 0
+    mergeable = True
+
+
 class TestAdapter(DeltaContract):
     delta_type = "adapter"
     options = {"bottleneck_dim": 3}

@@ -247,8 +247,10 @@ def test_a_multitask_prompt_is_read_if_it_has_one_task(tmp_path, tasks):
     assert far(expected, logits_of(backbone)) < TOLERANCE
 
 
-@pytest.mark.parametrize("case", ["adalora", "lora_b_bias", "lora_conv", "lora_conv_bias", "lora_rows"])
-def test_what_became_a_lora_goes_back_to_peft(tmp_path, case):
+@pytest.mark.parametrize(
+    "case", ["adalora", "lora_b_bias", "lora_conv", "lora_conv_bias", "lora_rows", "vera", "vera_conv1d"]
+)
+def test_low_rank_methods_go_back_to_peft(tmp_path, case):
     make, kind, options = CASES[case]
     expected, folder = saved(tmp_path, make, kind, options)
     AutoDeltaModel.from_finetuned(folder, backbone_model=make()).save_finetuned(tmp_path / "delta")

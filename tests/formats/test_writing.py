@@ -16,6 +16,8 @@ from tests.backbones import gpt2, llama, stir, t5
 FORMATS = [*WRITERS, Format.MERGED]
 WAY_OUT = re.compile(r"--as-lora|\b(Load|Keep|Use|Pass|Choose|Train|Convert|Write|Put)\b")
 OPTIONS = {
+    "adalora": {"init_r": 4, "target_r": 2},
+    "vera": {"r": 4},
     "prefix": {"prefix_token_num": 3, "embed_dim": 4, "mid_dim": 5},
     "soft_prompt": {"soft_token_num": 3},
     "compacter": {"reduction_factor": 4, "hypercomplex_division": 2},

@@ -37,12 +37,14 @@ _EAGER: Final = (
     b'\nLoad the model with `attn_implementation="eager"`: with another one, adapters 1.3 masks the prefix.\n'
 )
 _NO_FORM: Final = {
+    "adalora": f"the only update of a weight that adapters has is LoRA. {AS_LORA}",
     "bitfit": f"adapters trains no biases. {KEEP}",
     "invertible_adapter": f"invertible adapters are read, and not written. {KEEP}",
     "layer_norm": f"adapters trains no LayerNorms. {KEEP}",
     "low_rank_adapter": f"adapters has no low-rank adapters. {KEEP}",
     "soft_prompt": f"the prompt of adapters is put behind the embeddings and gives other outputs than a soft prompt here. {KEEP}",
     "union": f"a union is read, and not written; make a delta of each of its methods and write these. {KEEP}",
+    "vera": f"a VeRA of adapters draws its matrices at random when it is loaded. {AS_LORA}",
     "weight_update": f"the only update of a weight that adapters has is LoRA. {AS_LORA}",
 }
 

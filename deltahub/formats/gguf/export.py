@@ -38,10 +38,12 @@ _WAY_OUT: Final = "Use the format peft, or merge the delta (merged) and convert 
 # By the type of a delta: the ways that exist; for all others DeltaHub's own format.
 _WAYS: Final = {
     "DoRA": _WAY_OUT,
+    "adalora": _MERGE,
     "bitfit": _MERGE,
     "ia3": _WAY_OUT,
     "layer_norm": _WAY_OUT,
     "soft_prompt": "Use the format peft.",
+    "vera": _MERGE,
     "weight_update": _MERGE,
 }
 Update = tuple[Tensor, Tensor, float]  # A (r, n_in), B (n_out, r), and the scale

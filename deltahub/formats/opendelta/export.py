@@ -62,8 +62,10 @@ Converted = tuple[dict[str, Any], list[str], Shares]  # options, modules that it
 _VERSION: Final = "0.3.0"  # as OpenDelta 0.3.2 calls itself
 _HEAD: Final = "lm_head"  # modules that OpenDelta leaves out by default
 _NO_FORM: Final = {
+    "adalora": "OpenDelta's only update of a weight is LoRA",
     "ia3": "OpenDelta has no IA3",
     "layer_norm": "OpenDelta has no LayerNorm tuning; its deltas can train whole modules beside them",
+    "vera": "OpenDelta's only update of a weight is LoRA",
     "weight_update": "OpenDelta's only update of a weight is LoRA",
 }
 _COMPACTER: Final = (

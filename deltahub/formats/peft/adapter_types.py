@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from deltahub.formats.peft import low_rank_reading, prompt_reading, update_reading, vector_reading
+from deltahub.formats.peft import adalora, low_rank_reading, prompt_reading, update_reading, vector_reading, vera
 from deltahub.formats.peft.lora_reading import lora
 from deltahub.formats.peft.low_rank_reading import low_rank
 from deltahub.formats.peft.saved_adapter import Converted, SavedAdapter
@@ -116,8 +116,8 @@ _LYCORIS: Final = "alpha alpha_pattern init_weights module_dropout r rank_dropou
 TYPES: Final[Mapping[str, AdapterType]] = {
     "LORA": AdapterType("lora", lora, LeafNames(_LORA_LEAVES), frozenset(_LORA)),
     "ADALORA": _type(
-        "lora",
-        low_rank(low_rank_reading.adalora, dropout="lora_dropout"),
+        "adalora; on convolutions or beside trained tokens lora",
+        adalora.read,
         "lora_A lora_B lora_E",
         "beta1 beta2 deltaT init_r orth_reg_weight target_r tfinal tinit total_step",
         base=_LORA - {"lora_bias", "alpha_pattern", "target_parameters"},
@@ -302,8 +302,8 @@ TYPES: Final[Mapping[str, AdapterType]] = {
         whole_numbers="vblora_logits_A_topk_indices vblora_logits_B_topk_indices",
     ),
     "VERA": _type(
-        "lora",
-        low_rank(low_rank_reading.vera, dropout="vera_dropout"),
+        "vera",
+        vera.read,
         "vera_lambda_b vera_lambda_d",
         f"bias d_initial fan_in_fan_out init_weights r vera_dropout {_PROJECTIONS}",
         shared="vera_A vera_B",

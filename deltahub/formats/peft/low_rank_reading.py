@@ -1,8 +1,7 @@
 """Methods of PEFT whose update is a product of two matrices of low rank: they become a LoRA.
 
     AdaLoRA    dW = s B diag(E) A,  s = alpha / (r_0 + 1e-5), r_0 the rank at the start  https://arxiv.org/abs/2303.10512
-    VeRA       dW = diag(b) B diag(d) A,     A, B random and shared by all layers       https://arxiv.org/abs/2310.11454
-    PVeRA      the same with the means of d                                             https://arxiv.org/abs/2512.07703
+    PVeRA      dW = diag(b) B diag(d) A,     A, B shared by all layers, d: means        https://arxiv.org/abs/2512.07703
     DeLoRA     dW = B diag(l / (r |A_i| |B_i|)) A diag(|W_j|)                           https://arxiv.org/abs/2503.18225
     MiSS       dW = D^T E,        E: (r, n_in), E_ij = 1 where j mod r = i              https://arxiv.org/abs/2409.15371
     VB-LoRA    dW = B A,          A, B put together from the vectors of a bank          https://arxiv.org/abs/2405.15179
@@ -71,27 +70,19 @@ def adalora(adapter: SavedAdapter, module: str) -> LowRank:
     return LowRank(down * diagonal.view(-1, 1), up, (alpha if alpha > 0 else len(down)) / (start + 1e-5))
 
 
-def vera(adapter: SavedAdapter, module: str) -> LowRank:
-    """Read an update of VeRA."""
-    down, up = _projections(adapter, "vera", 1)
-    n_in, n_out = adapter.widths(module)
-    scales, gains = adapter.leaf(module, "vera_lambda_d"), adapter.leaf(module, "vera_lambda_b")
-    return LowRank(scales[:, None] * down[:, :n_in], gains[:, None] * up[:n_out], 1.0)
-
-
 def pvera(adapter: SavedAdapter, module: str) -> LowRank:
     """Read an update of PVeRA as it is outside training."""
     if adapter.config.get("sample_at_inference"):
         msg = "The adapter is a PVERA that draws its update at random in every call (sample_at_inference). Load it with PEFT."
         raise ConfigError(msg)
-    down, up = _projections(adapter, "pvera", 2)
+    down, up = projections(adapter, "pvera", 2)
     n_in, n_out = adapter.widths(module)
     scales, gains = adapter.leaf(module, "pvera_lambda_d"), adapter.leaf(module, "pvera_lambda_b")
     rank = len(scales) // 2
     return LowRank(scales[:rank, None] * down[:rank, :n_in], gains[:, None] * up[:n_out], 1.0)
 
 
-def _projections(adapter: SavedAdapter, kind: str, times: int) -> tuple[Tensor, Tensor]:
+def projections(adapter: SavedAdapter, kind: str, times: int) -> tuple[Tensor, Tensor]:
     """Return the shared A and B, from the file or drawn as PEFT draws them; A has `times` the rank."""
     if adapter.config.get("save_projection", True) or ("", f"{kind}_A") in adapter.leaves:
         return adapter.leaf("", f"{kind}_A"), adapter.leaf("", f"{kind}_B")

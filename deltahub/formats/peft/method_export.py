@@ -6,6 +6,7 @@
     IA3          a vector as a column (at the output) or a row (at the input); 1 for the other parts of a fused layer
     LayerNorm    the sum of the backbone's values and the delta's
     soft prompt  the embeddings by another name
+    AdaLoRA, VeRA  in `adalora` and `vera`
     others       the backbone's tensors that the delta trained: `modules_to_save`, or biases of adapted layers
 
 These forms are taken from PEFT itself; each is tested against it.
@@ -27,6 +28,7 @@ from deltahub.checkpoint.manifest import DELTA_PART
 from deltahub.engine.site import is_delta_name
 from deltahub.errors import AddressError, ConfigError
 from deltahub.formats.backbone import Backbone
+from deltahub.formats.peft import adalora, vera
 from deltahub.formats.peft.adapter import Exported, by_part, named, whole_width
 from deltahub.formats.peft.lora_export import lora
 from deltahub.formats.peft.module_matching import HEADS, as_pattern, left_out, saved, whole_names
@@ -97,7 +99,14 @@ def exported(checkpoint: Checkpoint, backbone: Backbone) -> Exported:
         CheckpointError: the delta's tensors are not those that its config announces.
     """
     kind = checkpoint.document["delta_type"]
-    makers = {"lora": lora, "ia3": _ia3, "layer_norm": _layer_norm, "soft_prompt": _soft_prompt}
+    makers = {
+        "adalora": adalora.write,
+        "ia3": _ia3,
+        "layer_norm": _layer_norm,
+        "lora": lora,
+        "soft_prompt": _soft_prompt,
+        "vera": vera.write,
+    }
     if kind not in makers:
         msg = f"This {kind} cannot be written for PEFT: {_NO_FORM.get(kind, 'PEFT has no such method')}. Load it with deltahub."
         raise ConfigError(msg)

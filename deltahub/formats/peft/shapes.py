@@ -13,6 +13,7 @@ from deltahub.errors import CheckpointError
 from deltahub.formats.peft.adapter import by_part
 
 _VECTOR: Final[tuple[int | None, ...]] = (None,)
+_FLAGS: Final = frozenset({"lora_kept"})
 
 Shapes = Mapping[str, tuple[int | None, ...]]  # by parameter; None for a width that only the backbone tells
 
@@ -38,8 +39,10 @@ def check_shapes(document: Mapping[str, Any], shares: Mapping[str, Mapping[str, 
 def _faults(document: Mapping[str, Any], module: str, leaves: Mapping[str, Tensor]) -> list[str]:
     """Return a clause for each tensor of a module that is missing, unexpected, not finite, or of another shape or dtype."""
     shapes = _shapes(document, module)
-    # Norms may have no bias, embeddings no bias of B.
-    required = shapes.keys() - {"lora_bias"} if document["delta_type"] != "layer_norm" else {"weight"}
+    # Norms may have no bias, embeddings no bias of B; one module holds the matrices that all share.
+    required = (
+        shapes.keys() - {"lora_bias", "vera_A", "vera_B"} if document["delta_type"] != "layer_norm" else {"weight"}
+    )
     wrong = []
     for label, share in (by_part(leaves) if all("." in leaf for leaf in leaves) else {"": leaves}).items():
         place = f"{module}.{label}".strip(".")
@@ -52,8 +55,10 @@ def _faults(document: Mapping[str, Any], module: str, leaves: Mapping[str, Tenso
             ):
                 expected_shape = ", ".join("..." if size is None else str(size) for size in shapes[key])
                 wrong.append(f"{key} of {place} is {list(shape)}, expected [{expected_shape}]")
-            elif not share[key].is_floating_point():
-                wrong.append(f"{key} of {place} is {share[key].dtype}, expected floats")
+            elif share[key].is_floating_point() == (key in _FLAGS):
+                wrong.append(
+                    f"{key} of {place} is {share[key].dtype}, expected {'flags' if key in _FLAGS else 'floats'}"
+                )
     return wrong or not_finite({f"{module}.{key}": tensor for key, tensor in leaves.items()})
 
 
@@ -65,6 +70,12 @@ def _shapes(document: Mapping[str, Any], module: str) -> Shapes:
         pair: Shapes = {"lora_A": (rank, None), "lora_B": (None, rank)}
         vectors = {"use_dora": "lora_magnitude_vector", "use_bias": "lora_bias"}
         return {**pair, **{leaf: _VECTOR for option, leaf in vectors.items() if document.get(option)}}
+    if kind == "adalora":
+        rank = value_for(document.get("rank_pattern") or {}, module, int(document.get("init_r", 12)))
+        return {"lora_A": (rank, None), "lora_B": (None, rank), "lora_E": (rank,), "lora_kept": (rank,)}
+    if kind == "vera":
+        rank = int(document.get("r", 256))
+        return {"vera_lambda_d": (rank,), "vera_lambda_b": _VECTOR, "vera_A": (rank, None), "vera_B": (None, rank)}
     if kind == "soft_prompt":
         return {"soft_embeds": (document.get("soft_token_num"), None)}
     return {"ia3_l": _VECTOR} if kind == "ia3" else {"weight": _VECTOR, "bias": _VECTOR}
