@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainerCallback
 
 from deltahub.errors import ConfigError
-
-if TYPE_CHECKING:
-    from deltahub.deltas.adalora import AdaLoraModel
 
 
 class BudgetCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     """Adds the regulariser's gradient before each step of the optimizer, updates the budget after it, and prunes at the end.
 
     Args:
-        delta: the AdaLoRA; `total_step` should be the number of the optimizer's steps.
+        delta: the AdaLoraModel; `total_step` should be the number of the optimizer's steps.
     """
 
-    def __init__(self, delta: AdaLoraModel) -> None:
+    def __init__(self, delta: Any) -> None:
         self.delta = delta
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -40,7 +37,7 @@ class BudgetCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add the gradient of the regulariser to that of the loss."""
-        self.delta.regularisation().backward()  # type: ignore[no-untyped-call]
+        self.delta.regularisation().backward()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Update the budget with the gradients of the step."""
