@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from deltahub.deltas import LayerNormModel as LayerNormModel
     from deltahub.deltas import LoraConfig as LoraConfig
     from deltahub.deltas import LoraModel as LoraModel
+    from deltahub.deltas import LoraSlots as LoraSlots
     from deltahub.deltas import LowRankAdapterConfig as LowRankAdapterConfig
     from deltahub.deltas import LowRankAdapterModel as LowRankAdapterModel
     from deltahub.deltas import ParallelAdapterConfig as ParallelAdapterConfig
@@ -94,6 +95,7 @@ _HOMES = {
     "LayerNormModel": "deltas",
     "LoraConfig": "deltas",
     "LoraModel": "deltas",
+    "LoraSlots": "deltas",
     "LowRankAdapterConfig": "deltas",
     "LowRankAdapterModel": "deltas",
     "ParallelAdapterConfig": "deltas",

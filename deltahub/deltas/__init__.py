@@ -11,6 +11,7 @@ from deltahub.deltas.lora import LoraConfig, LoraModel
 from deltahub.deltas.low_rank_adapter import LowRankAdapterConfig, LowRankAdapterModel
 from deltahub.deltas.parallel_adapter import ParallelAdapterConfig, ParallelAdapterModel
 from deltahub.deltas.prefix import PrefixConfig, PrefixModel
+from deltahub.deltas.slots import LoraSlots, LoraSlotsConfig
 from deltahub.deltas.soft_prompt import SoftPromptConfig, SoftPromptModel
 from deltahub.deltas.union import UnionConfig, UnionModel
 from deltahub.deltas.vera import VeraConfig, VeraModel
@@ -33,6 +34,8 @@ __all__ = [
     "LayerNormModel",
     "LoraConfig",
     "LoraModel",
+    "LoraSlots",
+    "LoraSlotsConfig",
     "LowRankAdapterConfig",
     "LowRankAdapterModel",
     "ParallelAdapterConfig",

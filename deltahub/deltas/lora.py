@@ -27,11 +27,12 @@ from deltahub.checkpoint.address import Address, value_for
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.checkpoint.options import Count, Limits
 from deltahub.deltas.lora_layers import DecomposedUpdate, LowRankKernel, LowRankRows, LowRankUpdate
+from deltahub.deltas.slots import LoraSlots
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.layers import linear_fault, lookup_fault, update_fault, weight_fault
 from deltahub.engine.shapes import linear_shape
 from deltahub.engine.structure.targets import Target
-from deltahub.errors import ConfigError, NoMatchError, TargetError
+from deltahub.errors import ConfigError, DeltaHubError, NoMatchError, TargetError
 from deltahub.handle.base import DeltaBase
 from deltahub.text.suggestions import closest
 
@@ -149,6 +150,38 @@ class LoraModel(DeltaBase):
         super().__init__(
             backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify, backend=backend
         )
+
+    def reserve(
+        self, slots: int = 8, rank: int = 16, *, name: str | None = None, dtype: torch.dtype | None = None
+    ) -> LoraSlots:
+        """Reserve slots at the modules of this delta, and copy it into the first one; the delta itself is detached.
+
+        From then on LoRAs are exchanged, selected, scaled and routed in the slots without recompiling the backbone (`LoraSlots`).
+
+        Args:
+            slots: number of LoRAs that have room, at least 1.
+            rank: the largest rank of a LoRA, at least 1.
+            name: the name of the slots on this backbone.
+            dtype: dtype of the slots; by default float32, or the layer's if wider.
+
+        Raises:
+            ConfigError, TargetError: the delta does not fit into a slot (`LoraSlots.load`). Nothing was changed.
+            MergeError: deltas are merged.
+            RouteError: a route is open.
+        """
+        self.check_places()
+        reserved = LoraSlots(
+            self.backbone_model, slots, rank, [*self.insertions], (), common_structure=False, name=name, dtype=dtype
+        )
+        try:
+            reserved.load(self.name, self)
+        except DeltaHubError:
+            reserved.remove()
+            raise
+        if self.attached:
+            self.detach()
+            reserved.select(self.name)
+        return reserved
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
