@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -20,6 +20,12 @@ from deltahub.engine.sharding import is_one_of_several
 from deltahub.engine.site import CHILD, COMPILED, Site, refuse_own_deltas, site_of
 from deltahub.errors import ConfigError, MergeError, RouteError
 from deltahub.log import LOGGER
+
+_PEFT_CLASSES: Final = (  # each is loaded if PEFT has changed anything
+    ("peft.peft_model", "PeftModel"),
+    ("peft.tuners.tuners_utils", "BaseTunerLayer"),
+    ("peft.utils.other", "AuxiliaryTrainingWrapper"),
+)
 
 
 def check_name(modules: Mapping[str, nn.Module], name: str) -> None:
@@ -128,8 +134,8 @@ def refuse_closed(modules: Mapping[str, nn.Module]) -> None:
         modules: the backbone's modules by name (`engine/modules.py`).
 
     Raises:
-        ConfigError: it is a wrapper, whose prefix would become part of every saved name; its parameters are sharded; or a module
-            is offloaded together with its children.
+        ConfigError: it is a wrapper, whose prefix would become part of every saved name; PEFT has changed it; its parameters are
+            sharded; or a module is offloaded together with its children.
         MergeError: other deltas are merged into its weights.
         RouteError: a route is open on it.
         TargetError: a part of the backbone itself is called `deltas`.
@@ -143,6 +149,7 @@ def refuse_closed(modules: Mapping[str, nn.Module]) -> None:
             "Add deltas before wrapping: DataParallel and DistributedDataParallel see only what was there when they began."
         )
         raise ConfigError(msg)
+    refuse_adapted(modules)
     refuse_merged(backbone)
     refuse_routed(backbone)
     several = is_one_of_several()
@@ -154,6 +161,27 @@ def refuse_closed(modules: Mapping[str, nn.Module]) -> None:
             refuse_offloaded_as_a_whole(name, module)
         if several:
             _refuse_sharded(name, module)
+
+
+def refuse_adapted(modules: Mapping[str, nn.Module]) -> None:
+    """Refuse a backbone with an adapter that PEFT put in, which PEFT can switch off or exchange without a trace in the weights.
+
+    Args:
+        modules: the backbone's modules by name.
+
+    Raises:
+        ConfigError: it has one.
+    """
+    kinds = tuple(
+        kind for place, name in _PEFT_CLASSES if isinstance(kind := getattr(sys.modules.get(place), name, None), type)
+    )
+    if name := next((name or "The backbone" for name, module in modules.items() if isinstance(module, kinds)), None):
+        msg = (
+            f"{name} is a {type(modules.get(name, modules[''])).__name__} of PEFT: PEFT renames the layers with its adapters, and can switch "
+            "these off, so a delta would not know its backbone. Keep the adapter as a delta: load its folder with "
+            "AutoDeltaModel.from_finetuned, on the model without PEFT. Or take it out (unload()) or merge it (merge_and_unload()) first."
+        )
+        raise ConfigError(msg)
 
 
 def _refuse_sharded(name: str, module: nn.Module) -> None:

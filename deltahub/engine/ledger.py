@@ -64,6 +64,7 @@ class Ledger:
         entries: by name.
         only_trainable: whether `state_dict()` of the backbone leaves out frozen tensors.
         filter_asked: whether `freeze_module` requested that; it holds while a delta is attached.
+        selected: whether `freeze_module` has chosen what trains.
         merged: deltas merged into the weights, in merge order (`handle/merging.py`).
         changed: names of the tensors that merges have changed.
         serial: tells ledgers on parts of a model apart.
@@ -74,6 +75,7 @@ class Ledger:
     entries: dict[str, Entry] = field(default_factory=dict)
     only_trainable: bool = False
     filter_asked: bool = False
+    selected: bool = False
     merged: list[str] = field(default_factory=list)
     changed: set[str] = field(default_factory=set)
     serial: int = field(default_factory=lambda: next(_SERIALS))

@@ -28,13 +28,14 @@ from deltahub.handle.exporting import Exported
 from deltahub.handle.loading import load
 from deltahub.handle.low_rank import LoraConversion
 from deltahub.handle.merging import MergeReport
-from deltahub.handle.saving import SaveLoadMixin, handle_of
+from deltahub.handle.policy import PolicyMixin
+from deltahub.handle.saving import handle_of
 from deltahub.handle.types import class_for, delta_classes, register
 
 __all__ = ["DeltaBase", "class_for", "delta_classes", "deltas_of"]
 
 
-class DeltaBase(SaveLoadMixin, Method):
+class DeltaBase(PolicyMixin, Method):
     """The base class of all delta types; a subclass needs a config class and `new_insertion`.
 
     A subclass may override, and everything here uses, the attributes and class methods of `Method`, `delta_type` and `config_class`,
@@ -146,7 +147,8 @@ class DeltaBase(SaveLoadMixin, Method):
 
         Order: find, check every byte, check the config, check the backbone, plan every insertion, then insert and fill.
         A refusal leaves the backbone unchanged. Afterwards the backbone is frozen except for the parameters of
-        deltas, and in eval mode unless it carried a delta before, which may be in training.
+        deltas, and in eval mode unless it carried a delta before, which may be in training. If `freeze_module` of another
+        attached delta has chosen what trains, that stays so, and this one trains only once it is named.
 
         Args:
             finetuned_delta_path: a folder, a reference such as ``"DeltaHub/sst2-t5-base@champion"``, or a link.

@@ -50,23 +50,25 @@ class Selection:
             parameter.requires_grad_(id(parameter) in self.trainable_ids and numeric)
 
 
-def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str], delta: str) -> Selection:
+def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str], entry: Entry) -> Selection:
     """Find the parameters that stay trainable.
 
     Args:
         module: the part of the backbone to treat; None for the whole backbone.
         exclude: addresses; ``"deltas"`` means the delta's own parameters, ``"deltas.NAME"`` another delta's.
-        delta: the delta's name.
+        entry: the delta; one of the same name on a part of the model is another delta.
 
     Raises:
         NoMatchError: a name matches nothing. Nothing was changed.
         ConfigError: a parameter is offloaded, or cannot be trained.
     """
-    prefix = prefix_of(backbone, module)
+    delta, prefix = entry.name, prefix_of(backbone, module)
+    own_ids = {id(p) for insertion in entry.insertions.values() for p in insertion.parameters()}
     every = backbone.named_parameters(remove_duplicate=False)  # any name of a tied tensor can match
     plain = ((plain_name(name), parameter) for name, parameter in chain(every, _detached_parameters(backbone)))
     named = {name[len(prefix) :]: parameter for name, parameter in plain if name.startswith(prefix)}
     owners = {name: delta_of(name) for name in named}
+    namesakes = {name for name, owner in owners.items() if owner == delta and id(named[name]) not in own_ids}
     layers = {id(p): layer for _, layer in own_modules(backbone) for p in layer._parameters.values()}
     constants = {n for n, p in named.items() if not owners[n] and is_constant(layers[id(p)], p)}
     structure = StructureMap.of(module if module is not None else backbone)
@@ -74,7 +76,7 @@ def select(backbone: nn.Module, module: nn.Module | None, exclude: Sequence[str]
     patterns = []
     for pattern in exclude:
         means = {delta, "", *(other for other in owners.values() if _is_address_of(pattern, other))}
-        names = [name for name, owner in owners.items() if owner in means]
+        names = [name for name, owner in owners.items() if owner in means and name not in namesakes]
         matches = {n for n in names if owners[n]} if pattern == CHILD else _matching_names(pattern, names, structure)
         trainable_names |= (matches - constants) or matches  # what is named alone has to train, or is refused below
         if pattern == CHILD or any(owners[name] in (delta, "") for name in matches):
@@ -159,7 +161,7 @@ def freeze(
         msg = f"{entry.name!r} is detached, so what is trained of the backbone would not be its own. attach() it first."
         raise ConfigError(msg)
     prefix = prefix_of(backbone, module)
-    selection = select(backbone, module, names, entry.name)
+    selection = select(backbone, module, names, entry)
     kept_names = selection.names(backbone) | running_statistics(backbone, prefix).keys()
     refuse_merged_tensors(backbone, kept_names)
     reshard(backbone)
@@ -169,4 +171,4 @@ def freeze(
     ledger.release(backbone, entry, stale)
     ledger.replace(backbone, entry, dict.fromkeys(sorted(kept_names)))
     entry.config = replace(entry.config, unfrozen_modules=selection.patterns)
-    ledger.only_trainable = ledger.filter_asked = set_state_dict
+    ledger.selected, ledger.only_trainable, ledger.filter_asked = True, set_state_dict, set_state_dict

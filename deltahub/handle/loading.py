@@ -203,9 +203,7 @@ def load(
     ledger = add(backbone, entry)
     ledger.replace(backbone, entry, dict(saved.replaced))
     remember(modules.values(), ledger.serial)
-    trained = {name for name, record in overrides(modules) if record.values}
-    for parameter_name, parameter in own_parameters(modules):
-        parameter.requires_grad_(parameter_name in trained)  # untrained tensors remain the backbone's
+    _set_trainable(modules, entry)
     count = sum(len(other.entries) for _, _, other in ledgers_in(modules))
     if count == 1 and any(module.training for module in modules.values()):  # other deltas on it may be in training
         backbone.eval()
@@ -231,6 +229,26 @@ def _check_arguments(surplus: tuple[Any, ...], backbone: Any, check_hash: Any, c
         actual_type = type(config).__name__
         msg = f"delta_config is of type {actual_type}; expected a config of a delta. Make one with AutoDeltaConfig.from_dict."
         raise ConfigError(msg)
+
+
+def _set_trainable(modules: Mapping[str, nn.Module], entry: Entry) -> None:
+    """Freeze the backbone around a loaded delta; where another delta's `freeze_module` has chosen what trains, that stays chosen."""
+    others = [
+        ledger
+        for _, _, ledger in ledgers_in(modules)
+        if any(e.attached and e is not entry for e in ledger.entries.values())
+    ]
+    if any(ledger.selected for ledger in others):
+        trained = {name for name, p in own_parameters(modules) if p.requires_grad and name not in entry.replaced}
+        for insertion in entry.insertions.values():
+            insertion.requires_grad_(False)
+        LOGGER.info(
+            "%r is not trained until a freeze_module names it: another delta's has chosen what trains.", entry.name
+        )
+    else:
+        trained = {name for name, record in overrides(modules) if record.values}
+    for name, parameter in own_parameters(modules):
+        parameter.requires_grad_(name in trained)  # untrained tensors remain the backbone's
 
 
 def _probe_of(saved: Checkpoint, backbone: nn.Module) -> Probe:

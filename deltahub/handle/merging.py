@@ -19,7 +19,7 @@ from deltahub.engine.bypassed import uncalled
 from deltahub.engine.guards import refuse_routed
 from deltahub.engine.insertion import acts_in
 from deltahub.engine.layers import writing_fault
-from deltahub.engine.ledger import Entry, Ledger, drop_ledger, ledger_holding
+from deltahub.engine.ledger import Entry, Ledger, drop_ledger, ledger_holding, value_of
 from deltahub.engine.modules import module_at, modules_by_name, own_modules
 from deltahub.engine.overrides import (
     Override,
@@ -242,6 +242,24 @@ def _restore(backbone: nn.Module, ledger: Ledger) -> None:
     ledger.changed.clear()
     ledger.merged.clear()
     drop_empty(backbone)
+
+
+@torch.no_grad()
+def merged_tensors(backbone: nn.Module, entry: Entry) -> dict[str, Tensor]:
+    """Return the values that the backbone's tensors would have with a delta merged, of those that change; nothing is changed.
+
+    Raises:
+        MergeError: the merge is impossible.
+        TargetError: the delta was removed.
+    """
+    refuse_routed(backbone)
+    reshard(backbone)
+    _check_mergeable(ledger_holding(backbone, entry), entry)
+    acting = [address for address in entry.insertions if entry.name in site_of(module_at(backbone, address))._modules]
+    silent = uncalled(backbone, entry.name, entry.insertions, entry.serial)
+    own_values = {name: value_of(backbone, entry, name) for name in sorted(entry.replaced)}
+    planned = _plan(backbone, entry.name, acting, (), silent)
+    return {**own_values, **{name: exact.to(tensor_at(backbone, name).dtype) for name, exact in planned}}
 
 
 def merged_copy(backbone: nn.Module) -> Any:

@@ -23,7 +23,7 @@ from deltahub.checkpoint.safetensors_header import usable_bytes
 from deltahub.engine.bypassed import uncalled
 from deltahub.engine.filling import check_fit, not_finite, refuse_larger, refuse_without_values, replaced_names
 from deltahub.engine.fingerprint import fingerprint
-from deltahub.engine.guards import refuse_merged
+from deltahub.engine.guards import refuse_adapted, refuse_merged
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.ledger import Entry, ledger_holding, value_of
 from deltahub.engine.modules import modules_by_name, own_parameters
@@ -236,7 +236,8 @@ class SaveLoadMixin:
         Raises:
             CheckpointError: `state_dict` lacks tensors of the delta or has others, a tensor is empty or not finite, the path is a file, tensors alone would break a delta there, or the delta has
                 no effect on the probe.
-            ConfigError: the delta's class would not be found when it is loaded: it is neither built in nor from an installed package.
+            ConfigError: PEFT has changed the backbone since, or the delta's class would not be found when it is loaded: it is neither
+                built in nor from an installed package.
             TargetError: the delta was removed, or a module with it has been replaced since.
             StorageError: the disk is full or not writable; no partial delta is left.
         """
@@ -245,6 +246,7 @@ class SaveLoadMixin:
             msg = f"{folder} is a file; expected a folder to save into. Choose another path."
             raise CheckpointError(msg)
         facts = metadata.gather(center_args, center_args_pool, list_tags, dict_tags, test_result, usage)
+        refuse_adapted(modules_by_name(self.backbone_model))
         self.check_places()
         probe_bytes = None if probe is None else Probe.take(self.backbone_model, self._entry, probe).to_bytes()
         _warn_of_uncalled(self.backbone_model, self._entry)

@@ -5,16 +5,42 @@ The handle calls `check_places` before each change.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
 from torch import nn
 
 from deltahub.engine.guards import note_compiled, refuse_busy, refuse_merged, refuse_routed
-from deltahub.engine.ledger import Entry, Ledger, check_tensors, entries_of, ledger_holding, ledger_of
+from deltahub.engine.ledger import ATTRIBUTE, Entry, Ledger, check_tensors, entries_of, ledger_holding, ledger_of
 from deltahub.engine.modules import module_at
 from deltahub.engine.offloading import device_of
 from deltahub.engine.sharding import reshard
 from deltahub.engine.site import eject, holds, insert, site_of
 from deltahub.errors import TargetError
 from deltahub.handle.freezing import prefix_of
+
+_LOCK: Final = threading.Lock()
+
+
+@dataclass
+class _Off:
+    """A delta that is off for the duration of blocks.
+
+    Attributes:
+        attached: whether it was attached before.
+        active: the addresses where it was active.
+        blocks: the number of open blocks.
+    """
+
+    attached: bool
+    active: list[str]
+    blocks: int = 0
+
+
+_OFF: Final[dict[int, _Off]] = {}  # by the id of the entry
 
 
 def add(backbone: nn.Module, entry: Entry) -> Ledger:
@@ -69,14 +95,52 @@ def _switch(backbone: nn.Module, entry: Entry, on: bool, module: nn.Module | Non
     prefix = prefix_of(backbone, module)
     refuse_busy(site_of(module_at(backbone, address)) for address in entry.insertions)
     reshard(backbone)
-    for address, insertion in entry.insertions.items():
-        if f"{address}.".startswith(prefix):
-            target = module_at(backbone, address)
-            if on:
-                insertion.to(device_of(target, backbone)).train(target.training)
-            site_of(target).turn(entry.name, on)
+    _turn(backbone, entry, on, [address for address in entry.insertions if f"{address}.".startswith(prefix)])
     if module is None:
         ledger_holding(backbone, entry).switch(backbone, entry, on)
+
+
+def _turn(backbone: nn.Module, entry: Entry, on: bool, addresses: Iterable[str]) -> None:
+    for address in addresses:
+        target = module_at(backbone, address)
+        if on:
+            entry.insertions[address].to(device_of(target, backbone)).train(target.training)
+        site_of(target).turn(entry.name, on)
+
+
+@contextmanager
+def off(backbone: nn.Module, entry: Entry) -> Iterator[None]:
+    """Deactivate a delta for the duration of a block: see `DeltaBase.off`.
+
+    Raises:
+        TargetError, MergeError, RouteError: as for `detach`. Nothing was changed.
+    """
+    key = id(entry)
+    with _LOCK:  # blocks of several threads may overlap: the first one switches it off, the last one on again
+        if key not in _OFF:
+            active = [a for a in entry.insertions if entry.name in site_of(module_at(backbone, a))._modules]
+            was = (entry.attached, active)
+            _switch(backbone, entry, False, None)
+            _OFF[key] = _Off(*was)
+        _OFF[key].blocks += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            state = _OFF[key]
+            state.blocks -= 1
+            if not state.blocks:
+                del _OFF[key]
+                _turn_back(backbone, entry, state)
+
+
+def _turn_back(backbone: nn.Module, entry: Entry, state: _Off) -> None:
+    """Activate what was active before a block, unless the delta was removed in it."""
+    ledger = backbone.__dict__.get(ATTRIBUTE)
+    if isinstance(ledger, Ledger) and ledger.entries.get(entry.name) is entry:
+        reshard(backbone)
+        _turn(backbone, entry, True, state.active)
+        ledger.switch(backbone, entry, state.attached)
 
 
 def check_places(backbone: nn.Module, entry: Entry) -> None:

@@ -245,6 +245,27 @@ def test_freezing_trains_the_deltas_own_parameters_and_others_only_when_named(of
     assert (trains(lang), trains(task)) == ({True}, {False})
 
 
+def test_a_delta_loaded_beside_one_in_training_trains_only_when_it_is_named(tmp_path):
+    backbone, lang, task = two_deltas()
+    lang.freeze_module(exclude=["deltas", "classifier"])
+    train(backbone)
+    lang.save_finetuned(tmp_path)
+    task.remove()
+    lang.remove()
+
+    task = LoraModel(backbone, name="task")
+    task.freeze_module(exclude=["deltas", "pooler"])
+    before = trainable(backbone)
+    lang = AutoDeltaModel.from_finetuned(tmp_path, backbone, name="lang")
+    assert trainable(backbone) == before
+    assert (trains(lang), trains(task)) == ({False}, {True})
+    lang.freeze_module()
+    assert (trains(lang), trains(task)) == ({True}, {False})
+    assert backbone.classifier.weight.requires_grad
+    task.remove(), lang.remove()
+    assert trains(AutoDeltaModel.from_finetuned(tmp_path, backbone)) == {True}
+
+
 def test_a_named_module_does_not_include_other_deltas_inside():
     backbone, lang, task = two_deltas()
     task.freeze_module(exclude=["layer.0"])

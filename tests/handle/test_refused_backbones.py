@@ -80,6 +80,49 @@ def test_a_wrapper_is_refused_and_what_is_inside_it_is_named(wrap, tmp_path):
             act()
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # called by peft
+@pytest.mark.parametrize("how", ["wrapped", "inside the wrapper", "prompt"])
+def test_a_model_that_peft_has_changed_is_refused(how, tmp_path):
+    import peft
+
+    delta = LoraModel(bert())
+    stir(delta)
+    delta.save_finetuned(tmp_path)
+    config = peft.LoraConfig(target_modules=["query"], r=2)
+    if how == "prompt":
+        config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
+    model = bert()
+    wrapper = peft.get_peft_model(model, config)
+    backbone = model if how == "inside the wrapper" else wrapper
+    names = [name for name, _ in backbone.named_modules()]
+
+    for act in (lambda: LoraModel(backbone), lambda: AutoDeltaModel.from_finetuned(tmp_path, backbone_model=backbone)):
+        with pytest.raises(
+            ConfigError, match=r"of PEFT.*load its folder with AutoDeltaModel.from_finetuned.*unload\(\)"
+        ):
+            act()
+    assert names == [name for name, _ in backbone.named_modules()]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+def test_a_delta_under_an_adapter_of_peft_is_saved_once_that_is_taken_out(tmp_path):
+    import peft
+
+    backbone = bert()
+    delta = LoraModel(backbone, modified_modules=["query", "value"])
+    delta.freeze_module()
+    stir(delta)
+    expected = delta.state_dict()
+    wrapper = peft.get_peft_model(backbone, peft.LoraConfig(target_modules=["query"], r=2))
+
+    with pytest.raises(ConfigError, match=r"query is a Linear of PEFT"):
+        delta.save_finetuned(tmp_path / "delta")
+    assert not (tmp_path / "delta").exists()
+    wrapper.unload()
+    delta.save_finetuned(tmp_path / "delta")
+    assert equal(expected, AutoDeltaModel.from_finetuned(tmp_path / "delta", bert()).state_dict())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("through", ["wrapper", "function"])
 def test_a_compiled_wrapper_sees_a_delta_added_later(through, caplog):

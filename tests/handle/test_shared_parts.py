@@ -85,6 +85,31 @@ def test_deltas_with_one_name_on_separate_parts_are_distinguished_by_part():
     assert {key: delta.name for key, delta in deltas_of(backbone).items()} == {"lora": "lora", "bert.lora": "lora"}
 
 
+def test_a_part_put_in_later_with_a_delta_of_the_same_name_keeps_it_apart():
+    whole, part = bert(), bert().bert
+    outer = LoraModel(whole, modified_modules=["classifier"], exclude_modules=[])
+    inner = LoraModel(part, modified_modules=["query"])
+    stir(outer, 1), stir(inner, 2)
+    whole.bert = part
+    expected = logits_of(whole)
+
+    outer.freeze_module(exclude=["deltas", "bert"])
+    assert (trained(outer), trained(inner)) == ({True}, {False})
+    outer.freeze_module(exclude=["deltas"])
+    assert deltas_of(whole).keys() == {"lora", "bert.lora"}
+    assert not any("query" in name for name in outer.state_dict())
+    plain = merged_copy(whole)
+    assert plain.state_dict().keys() == bert().state_dict().keys()
+    assert torch.allclose(expected, logits_of(plain), atol=1e-5)
+    inner.remove()
+    assert trained(outer) == {True}
+    assert not [name for name, _ in whole.bert.named_parameters() if "deltas" in name]
+
+
+def trained(delta):
+    return {parameter.requires_grad for parameter in delta.parameters()}
+
+
 @ORDERS
 def test_a_merged_copy_holds_all_of_them_and_no_trace(makers):
     backbone = bert()
