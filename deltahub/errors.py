@@ -177,6 +177,8 @@ class FingerprintMismatch(DeltaHubError):
 
     def _sentence(self) -> str:
         structure = ' check_hash="structure" to accept other weights of the same shape, or' if self.soft else ""
+        if self.level == "other quantisation":
+            structure = ' check_hash="dequantised" (deltahub check: --dequantised) to compare the weights after dequantisation, or'
         return (
             f"This delta was trained on another backbone ({self.level}): {self.difference}. "
             f"Expected fingerprint {self.expected}, found {self.found}. "

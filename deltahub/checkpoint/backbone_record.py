@@ -5,8 +5,13 @@
 
 The list covers the backbone tensors that the delta does not change: parameters, persistent buffers, and anything else a module
 saves with its state. Version 1 of the record covered only floating-point buffers. Both versions give the same hash for the same
-list, so a search by hash finds deltas of either version. The record travels with the delta as `backbone.json`, so that a
-mismatch can say which tensors differ and how. `deltahub.engine.fingerprint` makes it from a model.
+list, so a search by hash finds deltas of either version. A backbone with quantised layers has a record of version 3, which also
+covers tensors that such a layer keeps elsewhere, and the settings of its quantisation, whose hash is
+
+    hash = md5 of canonical JSON of [that list, the sorted list of [name of the weight, settings]]
+
+The record travels with the delta as `backbone.json`, so that a mismatch can say which tensors differ and how.
+`deltahub.engine.fingerprint` makes it from a model.
 """
 
 from __future__ import annotations
@@ -17,21 +22,26 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
+from deltahub.checkpoint.quantised_weight import QuantisedWeight, from_json, methods, split, to_json
 from deltahub.errors import CheckpointError, FingerprintMismatch
 from deltahub.files.documents import canonical_json, parse_checked
 
 SCHEMA: Final = "backbone.v1"
-VERSION: Final = 2
+VERSION: Final = 2  # of a dense backbone
+QUANTISED_VERSION: Final = 3
 ALGORITHM: Final = "md5-of-xxh3-128"
 
 EXACT: Final = "exact"
 OTHER_WEIGHTS: Final = "same structure, other weights"
 OTHER_PRECISION: Final = "other precision"
+OTHER_QUANTISATION: Final = "other quantisation"
 RENAMED: Final = "renamed"
 RESIZED: Final = "resized embeddings"
 INCOMPATIBLE: Final = "incompatible"
+
+_PARTS: Final = (".absmax", ".SCB", ".qweight", ".W_q")  # names that only quantised layers use
 
 
 @dataclass(frozen=True, order=True)
@@ -70,22 +80,29 @@ class Fingerprint:
 
     Attributes:
         leaves: one per tensor, sorted by name.
-        version: the version of the record: 1 leaves out integer buffers.
+        version: the version of the record: 1 leaves out integer buffers, and 3 covers the settings of quantised layers.
+        quantised: the quantised weights; their parts are among the leaves.
     """
 
     leaves: tuple[Leaf, ...]
     version: int = VERSION
+    quantised: tuple[QuantisedWeight, ...] = ()
 
     @cached_property
     def hash(self) -> str:
         """A hash of 32 hex digits; equal for equal tensors under equal names."""
-        rows = [[leaf.name, leaf.dtype, list(leaf.shape), leaf.hash] for leaf in sorted(self.leaves)]
+        rows: list[Any] = [[leaf.name, leaf.dtype, list(leaf.shape), leaf.hash] for leaf in sorted(self.leaves)]
+        if self.version >= QUANTISED_VERSION:
+            rows = [rows, sorted(weight.identity for weight in self.quantised)]
         return hashlib.md5(canonical_json(rows), usedforsecurity=False).hexdigest()
 
     def to_bytes(self) -> bytes:
         """Return the content of `backbone.json`: one line per tensor."""
         rows = [json.dumps([leaf.name, leaf.dtype, list(leaf.shape), leaf.hash]) for leaf in sorted(self.leaves)]
-        head = f'{{"format_version": {self.version}, "algorithm": "{ALGORITHM}", "hash": "{self.hash}", "tensors": [\n'
+        head = f'{{"format_version": {self.version}, "algorithm": "{ALGORITHM}", "hash": "{self.hash}", '
+        if self.version >= QUANTISED_VERSION:
+            head += json.dumps(to_json(self.quantised))[1:-1] + ", "
+        head += '"tensors": [\n'
         return (head + ",\n".join(rows) + "\n]}\n").encode()
 
     @classmethod
@@ -98,7 +115,11 @@ class Fingerprint:
         document, fault = parse_checked(data, SCHEMA)
         if fault is None:
             leaves = tuple(Leaf(n, d, tuple(shape), leaf) for n, d, shape, leaf in document["tensors"])
-            fingerprint = cls(leaves, document["format_version"])
+            version = document["format_version"]
+            try:
+                fingerprint = cls(leaves, version, from_json(document) if version >= QUANTISED_VERSION else ())
+            except IndexError:
+                fingerprint = cls(())
             if fingerprint.hash == document["hash"]:
                 return fingerprint
             fault = f"its list has the hash {fingerprint.hash}, not {document['hash']}"
@@ -109,6 +130,8 @@ class Fingerprint:
         """Describe how the backbone `actual` differs from this, the expected one."""
         if self.hash == actual.hash:
             return Difference(EXACT)
+        if difference := _compare_quantisation(self, actual):
+            return difference
         expected_leaves = {leaf.name: leaf for leaf in self.leaves}
         actual_leaves = {leaf.name: leaf for leaf in actual.leaves}
         if expected_leaves.keys() != actual_leaves.keys():
@@ -146,6 +169,63 @@ class Fingerprint:
         raise FingerprintMismatch(difference.level, difference.detail, self.hash, actual.hash)
 
 
+def _compare_quantisation(expected: Fingerprint, actual: Fingerprint) -> Difference | None:
+    """Describe another quantisation of a backbone with the same tensors; None if it is not that."""
+    sides = (expected, actual)
+    weights, others = zip(*(split(side.quantised, [leaf.name for leaf in side.leaves]) for side in sides), strict=True)
+    settings = [{name: weight.quantisation.settings for name, weight in side.items()} for side in weights]
+    if settings[0] == settings[1] or {*weights[0], *others[0]} != {*weights[1], *others[1]}:
+        return None
+    shapes = [
+        {leaf.name: leaf.shape for leaf in side.leaves} | {name: weight.shape for name, weight in side_weights.items()}
+        for side, side_weights in zip(sides, weights, strict=True)
+    ]
+    quantised_names = weights[0].keys() | weights[1].keys()
+    if any(_differ(shapes[0][n], shapes[1][n], turned=n in quantised_names) for n in (*weights[0], *others[0])):
+        return None
+    if methods(expected.quantised) != methods(actual.quantised):
+        return Difference(OTHER_QUANTISATION, f"it is recorded on {_form(expected)}, and this one is {_form(actual)}")
+    if weights[0].keys() != weights[1].keys():
+        words = [
+            f"{name} is {'not ' * (name in weights[0])}quantised" for name in weights[0].keys() ^ weights[1].keys()
+        ]
+        return Difference(OTHER_QUANTISATION, _some(sorted(words)))
+    changes = {name: _changes(weights[0][name], weights[1][name]) for name in weights[0]}
+    level = (
+        OTHER_PRECISION if {key for one in changes.values() for key in one} == {"compute_dtype"} else OTHER_QUANTISATION
+    )
+    return Difference(level, _some([f"{name}: {_some([*one.values()])}" for name, one in changes.items() if one]))
+
+
+def _differ(shape: tuple[int, ...], other: tuple[int, ...], *, turned: bool) -> bool:
+    """Return whether two shapes differ.
+
+    Args:
+        turned: whether one is of a quantised weight, which may be kept transposed, and whose shape may be unknown.
+    """
+    return shape != other and not (turned and (not shape or not other or shape == other[::-1]))
+
+
+def _changes(expected: QuantisedWeight, actual: QuantisedWeight) -> dict[str, str]:
+    """Return the settings that differ, each with a description."""
+    before, after = expected.quantisation.options, actual.quantisation.options
+    keys = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+    return {key: f"{key} is {after.get(key)}, expected {before.get(key)}" for key in keys}
+
+
+def _form(fingerprint: Fingerprint) -> str:
+    """Describe the form of a backbone's weights: their quantisation, or the dtype of most of them."""
+    if _is_quantised(fingerprint):
+        return methods(fingerprint.quantised) or "quantised weights (saved by an earlier release)"
+    dtypes = Counter(leaf.dtype for leaf in fingerprint.leaves)
+    return dtypes.most_common(1)[0][0] if dtypes else "empty"
+
+
+def _is_quantised(fingerprint: Fingerprint) -> bool:
+    """Return whether weights are quantised, also by the names of parts in a record of version 2."""
+    return bool(fingerprint.quantised) or any(leaf.name.endswith(_PARTS) for leaf in fingerprint.leaves)
+
+
 def _compare_names(expected: Fingerprint, actual: Fingerprint) -> Difference:
     contents = [Counter((leaf.dtype, leaf.shape, leaf.hash) for leaf in side.leaves) for side in (expected, actual)]
     expected_names, actual_names = ({leaf.name for leaf in side.leaves} for side in (expected, actual))
@@ -155,6 +235,8 @@ def _compare_names(expected: Fingerprint, actual: Fingerprint) -> Difference:
         words.append(f"missing {_some(missing)}")
     if extra:
         words.append(f"unexpected {_some(extra)}")
+    if _form(expected) != _form(actual) and (_is_quantised(expected) or _is_quantised(actual)):
+        words.insert(0, f"it is recorded on {_form(expected)}, and this one is {_form(actual)}")
     level = RENAMED if contents[0] == contents[1] else INCOMPATIBLE
     return Difference(level, "; ".join(words))
 

@@ -5,7 +5,7 @@ The definition is in `deltahub.checkpoint.backbone_record`. Other tensors pass t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import torch
@@ -13,10 +13,12 @@ import xxhash
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from deltahub.checkpoint.backbone_record import VERSION, Fingerprint, Leaf
+from deltahub.checkpoint.backbone_record import QUANTISED_VERSION, VERSION, Fingerprint, Leaf
 from deltahub.engine.modules import modules_by_name, own_modules, own_parameters
 from deltahub.engine.offloading import offloaded
 from deltahub.engine.overrides import own_values
+from deltahub.engine.quantised_record import quantised_weights
+from deltahub.engine.quantised_state import hidden_tensors, quantised_layers, saved_tensors
 from deltahub.engine.sharding import full_tensor
 from deltahub.errors import DeltaHubError
 
@@ -26,34 +28,47 @@ BUFFER: Final = 16 << 20  # bytes copied at a time
 def fingerprint(
     backbone: nn.Module,
     without: Collection[str] = (),
-    version: int = VERSION,
+    version: int | None = None,
 ) -> Fingerprint:
     """Compute the fingerprint of a backbone's own parameters and persistent buffers; deltas do not count.
 
     Args:
         without: names of tensors to leave out: those that a delta replaces.
-        version: 1 to cover only what records of that version cover (`deltahub.checkpoint.backbone_record`).
+        version: 1 or 2 to cover only what records of that version cover (`deltahub.checkpoint.backbone_record`); by default, the
+            version for this backbone.
 
     Raises:
         DeltaHubError: a tensor is on the meta device and has no bytes.
     """
-    originals, elsewhere = own_values(backbone), offloaded(backbone)
+    layers = quantised_layers(backbone)
+    version = version or (QUANTISED_VERSION if layers else VERSION)
+    # First, since bitsandbytes unpacks the codes of some layers when it is asked for their state.
+    others = list(_other_state(backbone, layers if version >= QUANTISED_VERSION else {})) if version > 1 else []
     leaves: list[Leaf] = []
+    for name, tensor in own_state(backbone, without):
+        if version > 1 or _is_in_version_1(tensor):
+            leaves += _leaves(name, tensor, version)
+    for name, tensor in others:
+        leaves += _leaves(name, tensor, version)
+    leaves.sort()
+    return Fingerprint(tuple(leaves), version, quantised_weights(layers, leaves))
+
+
+def own_state(backbone: nn.Module, without: Collection[str] = ()) -> Iterator[tuple[str, Tensor]]:
+    """Yield each of the backbone's own tensors with its own values, fetched where they are offloaded or sharded."""
+    originals, elsewhere = own_values(backbone), offloaded(backbone)
     for name, tensor in backbone_tensors(backbone):
-        if name not in without and (version > 1 or _is_in_version_1(tensor)):
+        if name not in without:
             fetch = elsewhere.get(name)
             value = originals[name] if name in originals else tensor if fetch is None else fetch()
             # A value saved before the backbone was cast counts as cast with it.
-            leaves += _leaves(name, full_tensor(value).to(tensor.dtype), version)
-    for name, tensor in _other_state(backbone) if version > 1 else ():
-        leaves += _leaves(name, tensor, version)
-    return Fingerprint(tuple(sorted(leaves)), version)
+            yield name, full_tensor(value).to(tensor.dtype)
 
 
 def missing_from_version_1(backbone: nn.Module, without: Collection[str] = ()) -> list[str]:
     """Return the names of the tensors that version 1 leaves out."""
     buffers = [name for name, tensor in backbone_tensors(backbone) if not _is_in_version_1(tensor)]
-    return [name for name in (*buffers, *(name for name, _ in _other_state(backbone))) if name not in without]
+    return [name for name in (*buffers, *(name for name, _ in _other_state(backbone, {}))) if name not in without]
 
 
 def _is_in_version_1(tensor: Tensor) -> bool:
@@ -85,16 +100,20 @@ def backbone_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield name, buffer
 
 
-def _other_state(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors that modules save besides parameters and buffers, such as the scales of bitsandbytes' codes."""
+def _other_state(backbone: nn.Module, quantised: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that modules save besides parameters and buffers, such as the scales of bitsandbytes' codes.
+
+    Args:
+        quantised: the layers, by name, of which tensors that are not saved are wanted too.
+    """
     for prefix, module in own_modules(backbone):
-        if type(module)._save_to_state_dict is nn.Module._save_to_state_dict:
-            continue
-        saved: dict[str, Any] = {}
-        module._save_to_state_dict(saved, "", keep_vars=True)
-        for key, value in saved.items():
-            if isinstance(value, Tensor) and key not in module._parameters and key not in module._buffers:
-                yield (f"{prefix}.{key}" if prefix else key), value
+        tensors: Iterable[tuple[str, Tensor]] = ()
+        if prefix in quantised:
+            tensors = hidden_tensors(module).items()
+        elif type(module)._save_to_state_dict is not nn.Module._save_to_state_dict:
+            tensors = saved_tensors(module)
+        for key, value in tensors:
+            yield (f"{prefix}.{key}" if prefix else key), value
 
 
 def _leaves(name: str, tensor: Tensor, version: int) -> Iterator[Leaf]:

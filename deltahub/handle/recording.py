@@ -14,6 +14,7 @@ from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.guards import refuse_closed
 from deltahub.engine.modules import modules_by_name
+from deltahub.engine.quantised_record import with_samples
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files.atomic import move_all, staging, storage_errors, write_synced
 from deltahub.handle.loading import brought_names, read_any
@@ -48,10 +49,12 @@ def record_backbone(
         raise ConfigError(msg)
     refuse_closed(modules_by_name(backbone_model))
     saved = read_any(place, backbone_model, allow_pickle=allow_pickle)
-    identity = fingerprint(backbone_model, brought_names(saved))
-    if saved.fingerprint:
-        saved.fingerprint.require(identity)
+    names, record = brought_names(saved), saved.fingerprint
+    identity = fingerprint(backbone_model, names, record.version if record else None)
+    if record:
+        record.require(identity)
         return identity
+    identity = with_samples(identity, backbone_model)
     with storage_errors("Recording the backbone", place), staging(place) as stage:
         write_synced(stage / checkpoint.BACKBONE, identity.to_bytes())
         move_all(stage, place, [checkpoint.BACKBONE])

@@ -28,6 +28,7 @@ from deltahub.engine.insertion import Insertion
 from deltahub.engine.ledger import Entry, ledger_holding, value_of
 from deltahub.engine.modules import modules_by_name, own_parameters
 from deltahub.engine.overrides import overrides
+from deltahub.engine.quantised_record import with_samples
 from deltahub.engine.sharding import assign, done_once, full_tensor, reshard
 from deltahub.engine.site import delta_key, is_delta_name
 from deltahub.errors import CheckpointError
@@ -265,7 +266,7 @@ class SaveLoadMixin:
             return
         package = package_for(self._entry.handle, self.config.delta_type)
         description = {**self.config.to_dict(), **({"delta_package": package} if package else {})}
-        identity = fingerprint(self.backbone_model, replaced_names(tensors))
+        identity = with_samples(fingerprint(self.backbone_model, replaced_names(tensors)), self.backbone_model)
 
         def write() -> None:
             _write(
