@@ -33,6 +33,13 @@ def check(
             "folder, or as a new version in its source.",
         ),
     ] = False,
+    dequantised: Annotated[
+        bool,
+        typer.Option(
+            "--dequantised",
+            help="Accept the backbone in another precision or quantisation than the recorded one, after comparing the weights.",
+        ),
+    ] = False,
     allow_pickle: OpenPickleOpt = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -60,7 +67,9 @@ def check(
     elif record and not was_recorded:
         reference = _publish(target, exact, folder, model, allow_pickle=allow_pickle)
         folder = locate(reference)
-    delta = AutoDeltaModel.from_finetuned(folder, backbone_model=model, allow_pickle=allow_pickle)
+    delta = AutoDeltaModel.from_finetuned(
+        folder, backbone_model=model, allow_pickle=allow_pickle, check_hash="dequantised" if dequantised else True
+    )
     compared = record or was_recorded
     data: dict[str, Any] = {
         "delta": reference,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from deltahub.algebra.operand import Operand, module_of, part_of
@@ -15,8 +16,8 @@ _TARGETS: Final = ("modified_modules", "exclude_modules", "common_structure")
 _OF_BACKBONE: Final = ("backbone_class", "backbone_checkpoint_name", "backbone_hash", "backbone_revision")
 
 
-def common_record(operands: Sequence[Operand], *, check_hash: bool = True) -> tuple[Leaf, ...] | None:
-    """Return all recorded tensors of the backbone that the deltas share.
+def common_record(operands: Sequence[Operand], *, check_hash: bool = True) -> Fingerprint | None:
+    """Return the record of the backbone that the deltas share, with all tensors that any of them recorded.
 
     A record leaves out the tensors that its delta trained as a whole; another delta may have kept them.
 
@@ -24,7 +25,7 @@ def common_record(operands: Sequence[Operand], *, check_hash: bool = True) -> tu
         check_hash: whether to refuse deltas whose backbones differ or cannot be compared.
 
     Returns:
-        The leaves, sorted by name; None if not every delta has a record.
+        The record, of the lowest version among them; None if not every delta has one.
 
     Raises:
         CheckpointError: the backbones differ, or it is unknown whether they do.
@@ -36,7 +37,10 @@ def common_record(operands: Sequence[Operand], *, check_hash: bool = True) -> tu
             _require_same(recorded[0], operand)
         leaves = {leaf.name: leaf for leaf in _leaves(operand)} | leaves
     if len(recorded) == len(operands):
-        return tuple(sorted(leaves.values()))
+        fingerprints = [operand.fingerprint for operand in recorded if operand.fingerprint is not None]
+        quantised = {weight.name: weight for one in reversed(fingerprints) for weight in one.quantised}
+        version = min(one.version for one in fingerprints)
+        return Fingerprint(tuple(sorted(leaves.values())), version, tuple(sorted(quantised.values())))
     if check_hash:
         _require_same_name(operands)
     if recorded:
@@ -57,14 +61,17 @@ def backbone_difference(first: Operand, other: Operand) -> Difference | None:
     if first.fingerprint is None or other.fingerprint is None:
         return None
     pairs = ((first.fingerprint, other.trained), (other.fingerprint, first.trained))
-    sides = [Fingerprint(tuple(leaf for leaf in one.leaves if leaf.name not in trained)) for one, trained in pairs]
+    sides = [
+        replace(one, leaves=tuple(leaf for leaf in one.leaves if leaf.name not in trained)) for one, trained in pairs
+    ]
     return sides[0].compare(sides[1])
 
 
 def _require_same(first: Operand, other: Operand) -> None:
     assert first.fingerprint is not None
     assert other.fingerprint is not None
-    if first.fingerprint.version != other.fingerprint.version:
+    is_alike = first.fingerprint.is_quantised == other.fingerprint.is_quantised
+    if is_alike and first.fingerprint.version != other.fingerprint.version:
         older = first if first.fingerprint.version < other.fingerprint.version else other
         msg = (
             f"{older.label} was saved by an earlier release, whose record of the backbone covers fewer tensors. Load it on its backbone "

@@ -122,7 +122,7 @@ def combined(
     require_same_method(operands)
     for operand in operands:
         refuse_more_than_factors(operand, "combined")
-    leaves = common_record(operands, check_hash=check_hash)
+    record = common_record(operands, check_hash=check_hash)
     trained = trained_tensors(operands, recipe.weights, heads)
     common = {"unfrozen_modules": unfrozen(operands), **common_facts(operands)}
     if operands[0].delta_type == "lora":
@@ -133,9 +133,9 @@ def combined(
             updates[place], changes[place] = update, change
         updates = same_ranks(updates)
         options = {**lora_options(updates), "lora_dropout": _dropout(operands), **targets, **common}
-        return Computed(options, {**lora_tensors(updates), **trained}, leaves, tuple(changes.values()))
+        return Computed(options, {**lora_tensors(updates), **trained}, record, tuple(changes.values()))
     options = {"delta_type": operands[0].delta_type, **options_of(operands[0]), **common}
-    return Computed(options, {**_values(operands, recipe), **trained}, leaves)
+    return Computed(options, {**_values(operands, recipe), **trained}, record)
 
 
 def _updates(

@@ -164,7 +164,9 @@ class _Pair:
             "backbone_class": type(self.model).__name__,
             "backbone_checkpoint_name": self.base_name,
         }
-        computed = Computed(options, {**lora_tensors(updates), **trained}, tuple(leaves[0]), tuple(changes))
+        computed = Computed(
+            options, {**lora_tensors(updates), **trained}, Fingerprint(tuple(leaves[0])), tuple(changes)
+        )
         base_hash, tuned_hash = (Fingerprint(tuple(side)).hash for side in leaves)
         return computed, base_hash, tuned_hash
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -16,8 +16,7 @@ from torch import Tensor
 from deltahub.algebra.factors import Factors
 from deltahub.algebra.operand import DOWN, UP, Operand, module_of
 from deltahub.checkpoint import checkpoint
-from deltahub.checkpoint.backbone_record import VERSION as RECORD_VERSION
-from deltahub.checkpoint.backbone_record import Fingerprint, Leaf
+from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.card import model_card
 from deltahub.checkpoint.manifest import DELTA_PART
 from deltahub.errors import CheckpointError
@@ -52,20 +51,21 @@ class Computed:
     Attributes:
         options: the config of the method and the addresses of its modules.
         tensors: its tensors by name.
-        leaves: the tensors of the backbone that the operands recorded; None if unknown.
+        backbone: the record of the backbone by the operands, with the tensors that the delta replaces; None if unknown.
         changes: a report on each module of a LoRA.
     """
 
     options: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
-    leaves: tuple[Leaf, ...] | None
+    backbone: Fingerprint | None
     changes: tuple[Change, ...] = ()
 
-    def record(self, version: int = RECORD_VERSION) -> Fingerprint | None:
+    def record(self, version: int | None = None) -> Fingerprint | None:
         """Return the record of the backbone, without the tensors that the delta replaces."""
-        if self.leaves is None:
+        if self.backbone is None:
             return None
-        return Fingerprint(tuple(leaf for leaf in self.leaves if leaf.name not in self.tensors), version)
+        leaves = tuple(leaf for leaf in self.backbone.leaves if leaf.name not in self.tensors)
+        return replace(self.backbone, leaves=leaves, version=version or self.backbone.version)
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,7 @@ def written(
         ConfigError: an option of the result is out of range.
         StorageError: the disk is full or not writable; nothing is left.
     """
-    versions = {one.fingerprint.version for one in operands if one.fingerprint}
-    fingerprint = computed.record(min(versions, default=RECORD_VERSION))
+    fingerprint = computed.record()
     releases = [str(one.document.get("deltahub_version", "")) for one in operands]
     document = {
         "format_version": 1,

@@ -13,15 +13,25 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from deltahub.checkpoint.backbone_record import EXACT, INCOMPATIBLE, OTHER_PRECISION, Difference, Fingerprint, Leaf
+from deltahub.checkpoint.backbone_record import (
+    EXACT,
+    INCOMPATIBLE,
+    OTHER_PRECISION,
+    OTHER_QUANTISATION,
+    Difference,
+    Fingerprint,
+    Leaf,
+)
 from deltahub.checkpoint.manifest import TensorEntry
+from deltahub.checkpoint.quantised_weight import methods, split
 from deltahub.checkpoint.safetensors_header import tensor_table
 from deltahub.errors import CheckpointError
 
 Tensors = Mapping[str, TensorEntry]
 
 SAME_STRUCTURE: Final = "same structure"
-FITS: Final = (SAME_STRUCTURE, OTHER_PRECISION)  # the levels that allow loading
+FITS: Final = (SAME_STRUCTURE, OTHER_PRECISION, OTHER_QUANTISATION)  # the levels that allow loading
+_PARTS: Final = ("weight.absmax", "SCB", "qweight", "W_q")  # tensors that only a quantised layer has
 _DTYPES: Final = {
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
@@ -75,20 +85,49 @@ def fit(expected: Fingerprint, tensors: Tensors) -> Difference:
         tensors: the tensors of the backbone's files.
 
     Returns:
-        ``"same structure"``, ``"other precision"``, ``"resized embeddings"`` or ``"incompatible"``, with a description.
+        ``"same structure"``, ``"other precision"``, ``"other quantisation"``, ``"resized embeddings"`` or ``"incompatible"``, with a
+        description.
     """
     if not expected.leaves:
         return Difference(INCOMPATIBLE, "the delta has no record of its backbone")
+    if expected.is_quantised != any(name.endswith(_PARTS) for name in tensors):
+        return _fit_dequantised(expected, tensors)
     rename, prefix = min(_renamings(expected, tensors), key=lambda renaming: _missing(expected, tensors, renaming[0]))
     entries = {leaf: tensors[rename(leaf.name)] for leaf in expected.leaves if rename(leaf.name) in tensors}
-    expected_fingerprint = Fingerprint(
-        tuple(leaf for leaf in expected.leaves if leaf in entries or not _is_tied(leaf, entries, tensors))
-    )
-    actual_fingerprint = Fingerprint(tuple(_actual_leaf(leaf, entry) for leaf, entry in entries.items()))
+    expected_leaves = (leaf for leaf in expected.leaves if leaf in entries or not _is_tied(leaf, entries, tensors))
+    expected_fingerprint = replace(expected, leaves=tuple(expected_leaves))
+    actual_leaves = tuple(_actual_leaf(leaf, entry) for leaf, entry in entries.items())
+    actual_fingerprint = replace(expected_fingerprint, leaves=actual_leaves)
     difference = expected_fingerprint.compare(actual_fingerprint)
     if difference.level == EXACT:
         difference = Difference(SAME_STRUCTURE, "the values are compared when it is loaded")
     return replace(difference, detail=f"{difference.detail}{prefix}")
+
+
+def _fit_dequantised(expected: Fingerprint, tensors: Tensors) -> Difference:
+    """Compare a delta of a quantised backbone with a dense one, or the other way round; headers tell no values."""
+    weights, names = split(expected.quantised, (leaf.name for leaf in expected.leaves))
+    leaves = [leaf for leaf in expected.leaves if leaf.name in names]
+    leaves += [Leaf(weight.name, weight.quantisation.dtype, weight.shape, "") for weight in weights.values()]
+    difference = fit(Fingerprint(tuple(leaves)), _dense(tensors))
+    if difference.level not in FITS or (expected.is_quantised and not weights):
+        return difference
+    forms = f"it is recorded on {methods(expected.quantised) or 'dense weights'}, and this one is {'dense' if weights else 'quantised'}"
+    return Difference(
+        OTHER_QUANTISATION, f'{forms}; the values are compared when it is loaded with check_hash="dequantised"'
+    )
+
+
+def _dense(tensors: Tensors) -> Tensors:
+    """Return tensors with one weight of unknown shape in place of the parts of each quantised one."""
+    layers = {name.removesuffix(part) for name in tensors for part in _PARTS if name.endswith(part)}
+    others = {n: t for n, t in tensors.items() if n.endswith(".bias") or not _prefixes(n) & layers}
+    return others | {f"{layer}weight": TensorEntry(f"{layer}weight", "", ()) for layer in layers}
+
+
+def _prefixes(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join([*parts[:count], ""]) for count in range(1, len(parts))}
 
 
 def _missing(expected: Fingerprint, tensors: Tensors, rename: Callable[[str], str]) -> int:
@@ -102,8 +141,8 @@ def _is_tied(leaf: Leaf, entries: Mapping[Leaf, TensorEntry], tensors: Tensors) 
 
 
 def _actual_leaf(leaf: Leaf, entry: TensorEntry) -> Leaf:
-    """Convert a tensor of the files to a leaf; its values are assumed equal."""
-    return replace(leaf, shape=entry.shape, dtype=_DTYPES.get(entry.dtype, entry.dtype))
+    """Convert a tensor of the files to a leaf; its values are assumed equal, and its shape if it is unknown."""
+    return leaf if not entry.dtype else replace(leaf, shape=entry.shape, dtype=_DTYPES.get(entry.dtype, entry.dtype))
 
 
 def _renamings(expected: Fingerprint, tensors: Tensors) -> Iterator[tuple[Callable[[str], str], str]]:

@@ -96,6 +96,11 @@ class Fingerprint:
             rows = [rows, sorted(weight.identity for weight in self.quantised)]
         return hashlib.md5(canonical_json(rows), usedforsecurity=False).hexdigest()
 
+    @property
+    def is_quantised(self) -> bool:
+        """Whether weights are quantised, also by the names of parts in a record of version 2."""
+        return bool(self.quantised) or any(leaf.name.endswith(_PARTS) for leaf in self.leaves)
+
     def to_bytes(self) -> bytes:
         """Return the content of `backbone.json`: one line per tensor."""
         rows = [json.dumps([leaf.name, leaf.dtype, list(leaf.shape), leaf.hash]) for leaf in sorted(self.leaves)]
@@ -190,11 +195,9 @@ def _compare_quantisation(expected: Fingerprint, actual: Fingerprint) -> Differe
             f"{name} is {'not ' * (name in weights[0])}quantised" for name in weights[0].keys() ^ weights[1].keys()
         ]
         return Difference(OTHER_QUANTISATION, _some(sorted(words)))
-    changes = {name: _changes(weights[0][name], weights[1][name]) for name in weights[0]}
-    level = (
-        OTHER_PRECISION if {key for one in changes.values() for key in one} == {"compute_dtype"} else OTHER_QUANTISATION
-    )
-    return Difference(level, _some([f"{name}: {_some([*one.values()])}" for name, one in changes.items() if one]))
+    changes = Counter(change for name in weights[0] for change in _changes(weights[0][name], weights[1][name]))
+    level = OTHER_PRECISION if {key for key, _ in changes} == {"compute_dtype"} else OTHER_QUANTISATION
+    return Difference(level, _some([f"{words} in {count} layers" for (_, words), count in changes.items()]))
 
 
 def _differ(shape: tuple[int, ...], other: tuple[int, ...], *, turned: bool) -> bool:
@@ -206,24 +209,23 @@ def _differ(shape: tuple[int, ...], other: tuple[int, ...], *, turned: bool) -> 
     return shape != other and not (turned and (not shape or not other or shape == other[::-1]))
 
 
-def _changes(expected: QuantisedWeight, actual: QuantisedWeight) -> dict[str, str]:
+def _changes(expected: QuantisedWeight, actual: QuantisedWeight) -> list[tuple[str, str]]:
     """Return the settings that differ, each with a description."""
     before, after = expected.quantisation.options, actual.quantisation.options
     keys = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
-    return {key: f"{key} is {after.get(key)}, expected {before.get(key)}" for key in keys}
+    return [(key, f"{key} is {_shown(after.get(key))}, expected {_shown(before.get(key))}") for key in keys]
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else json.dumps(value).strip('"')
 
 
 def _form(fingerprint: Fingerprint) -> str:
     """Describe the form of a backbone's weights: their quantisation, or the dtype of most of them."""
-    if _is_quantised(fingerprint):
+    if fingerprint.is_quantised:
         return methods(fingerprint.quantised) or "quantised weights (saved by an earlier release)"
     dtypes = Counter(leaf.dtype for leaf in fingerprint.leaves)
     return dtypes.most_common(1)[0][0] if dtypes else "empty"
-
-
-def _is_quantised(fingerprint: Fingerprint) -> bool:
-    """Return whether weights are quantised, also by the names of parts in a record of version 2."""
-    return bool(fingerprint.quantised) or any(leaf.name.endswith(_PARTS) for leaf in fingerprint.leaves)
 
 
 def _compare_names(expected: Fingerprint, actual: Fingerprint) -> Difference:
@@ -235,7 +237,7 @@ def _compare_names(expected: Fingerprint, actual: Fingerprint) -> Difference:
         words.append(f"missing {_some(missing)}")
     if extra:
         words.append(f"unexpected {_some(extra)}")
-    if _form(expected) != _form(actual) and (_is_quantised(expected) or _is_quantised(actual)):
+    if _form(expected) != _form(actual) and (expected.is_quantised or actual.is_quantised):
         words.insert(0, f"it is recorded on {_form(expected)}, and this one is {_form(actual)}")
     level = RENAMED if contents[0] == contents[1] else INCOMPATIBLE
     return Difference(level, "; ".join(words))

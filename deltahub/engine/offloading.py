@@ -30,11 +30,11 @@ def resident(module: nn.Module, key: str) -> Any:
 
 
 def offloaded(backbone: nn.Module) -> dict[str, Callable[[], Tensor]]:
-    """Return the offloaded tensors of a backbone by name, each as a function that fetches its values."""
+    """Return the offloaded tensors of a backbone by name, each as a function that reads its values where they are."""
     return {
-        f"{name}.{key}" if name else key: partial(resident, module, key)
+        f"{name}.{key}" if name else key: partial(hook.weights_map.__getitem__, key)
         for name, module in own_modules(backbone)
-        if _hook(module) is not None
+        if (hook := _hook(module)) is not None
         for key, tensor in _own_tensors(module)
         if tensor.is_meta
     }

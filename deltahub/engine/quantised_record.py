@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from deltahub.checkpoint.backbone_record import Fingerprint, Leaf
 from deltahub.checkpoint.quantised_weight import Quantisation, QuantisedWeight, sampled_places
 from deltahub.engine.modules import module_at
 from deltahub.engine.quantised.kinds import quantised
 from deltahub.engine.quantised.layer import Quantised
-from deltahub.engine.quantised_state import settings
+from deltahub.engine.quantised_state import is_composed, settings
 from deltahub.files.documents import canonical_json
 
 
@@ -47,7 +46,7 @@ def quantised_weights(layers: Mapping[str, nn.Module], leaves: Sequence[Leaf]) -
 def _weights_of(address: str, layer: nn.Module, parts: Mapping[str, Leaf]) -> Iterator[QuantisedWeight]:
     prefix = f"{address}." if address else ""
     options, view = canonical_json(settings(layer)).decode(), quantised(layer)
-    wrapped = {key: p for key, p in layer._parameters.items() if is_traceable_wrapper_subclass(p)}  # type: ignore[arg-type]
+    wrapped: dict[str, Any] = {key: p for key, p in layer._parameters.items() if is_composed(p)}
     for key, parameter in wrapped.items():
         own = {name: leaf for name, leaf in parts.items() if name.startswith(f"{key}.")}
         shape, method = tuple(parameter.shape), f"{type(parameter).__module__.split('.')[0]} {type(parameter).__name__}"

@@ -34,7 +34,7 @@ def is_quantised(layer: nn.Module) -> bool:
     if type(layer) is nn.Embedding:
         return False
     tensors = {**layer._parameters, **layer._buffers}
-    if any(is_traceable_wrapper_subclass(t) and _packs(t) for t in tensors.values() if t is not None):  # type: ignore[arg-type]
+    if any(is_composed(tensor) for tensor in tensors.values()):
         return True
     weight = tensors.get("weight")
     if weight is not None:
@@ -53,9 +53,10 @@ def _is_code(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex()) or tensor.dtype.itemsize < 2
 
 
-def _packs(tensor: Tensor) -> bool:
-    """Return whether a tensor made of others keeps its values in another form, unlike that of a shard."""
-    return not type(tensor).__module__.startswith(("torch.distributed.", "torch._subclasses"))
+def is_composed(tensor: Any) -> bool:
+    """Return whether a tensor is made of others that keep its values in another form, unlike a shard."""
+    is_sharded = type(tensor).__module__.startswith(("torch.distributed.", "torch._subclasses"))
+    return is_traceable_wrapper_subclass(tensor) and not is_sharded
 
 
 def hidden_tensors(layer: nn.Module) -> dict[str, Tensor]:
@@ -139,10 +140,9 @@ def settings(layer: nn.Module) -> dict[str, Any]:
         key: value for key, value in vars(layer).items() if _is_state(key) and key[:1] != "_" and key not in _SIZES
     }
     found = dict(_scalars(options))
-    for key, tensor in {**layer._parameters, **layer._buffers}.items():
-        if tensor is not None and is_traceable_wrapper_subclass(tensor):  # type: ignore[arg-type]
-            context: Any = tensor.__tensor_flatten__()[1]  # type: ignore[attr-defined]
-            found[key] = _as_json(context, _DEPTH)
+    composed: dict[str, Any] = {key: t for key, t in {**layer._parameters, **layer._buffers}.items() if is_composed(t)}
+    for key, tensor in composed.items():
+        found[key] = _as_json(tensor.__tensor_flatten__()[1], _DEPTH)
     return found
 
 

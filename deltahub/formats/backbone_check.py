@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from deltahub.checkpoint.backbone_record import Fingerprint, Leaf
+from deltahub.checkpoint.backbone_record import Fingerprint
 from deltahub.checkpoint.checkpoint import Checkpoint
+from deltahub.checkpoint.quantised_weight import split
 from deltahub.engine.filling import replaced_names
-from deltahub.engine.fingerprint import fingerprint, leaf_of
-from deltahub.errors import ConfigError
+from deltahub.engine.fingerprint import leaf_of
+from deltahub.engine.recorded import DEQUANTISED, check_mode, require_dequantised, require_recorded_backbone
 from deltahub.formats.backbone import Backbone
 
 
@@ -22,31 +24,33 @@ def require_recorded(saved: Checkpoint, backbone: Backbone, check_hash: bool | s
         check_hash: as in `from_finetuned`.
 
     Raises:
-        ConfigError: `check_hash` is none of True, False and ``"structure"``.
+        ConfigError: `check_hash` has no meaning.
         CheckpointError: the values of the backbone cannot be read.
         FingerprintMismatch: it is another backbone.
     """
-    if not isinstance(check_hash, bool) and check_hash != "structure":
-        msg = f'check_hash must be True, False or "structure", got {check_hash!r}.'
-        raise ConfigError(msg)
+    check_mode(check_hash)
     record = saved.fingerprint
     if backbone.model is None or record is None or check_hash is False:
         return
     if backbone.values.folder is None:
         brought = (*replaced_names(saved.tensors), *saved.unchanged)
-        actual = fingerprint(backbone.model, brought, record.version)
+        require_recorded_backbone(record, backbone.model, brought, check_hash)
+        return
+    weights, names = split(record.quantised, (leaf.name for leaf in record.leaves))
+    tensors = {
+        name: t for name in (*weights, *names) if (t := backbone.values.find(backbone.names_of(name))) is not None
+    }
+    dtypes = {leaf.name: leaf.dtype for leaf in record.leaves if leaf.name in names}
+    leaves = (leaf_of(name, _cast(tensor, dtypes.get(name, ""))) for name, tensor in tensors.items())
+    actual = Fingerprint(tuple(leaves), record.version)
+    if check_hash == DEQUANTISED:
+        require_dequantised(record, actual, tensors.items(), backbone.model)
     else:
-        found = (_found(backbone, leaf) for leaf in record.leaves)
-        actual = Fingerprint(tuple(leaf for leaf in found if leaf), record.version)
-    record.require(actual, same_weights=check_hash is True)
+        record.require(actual, same_weights=check_hash is True)
 
 
-def _found(backbone: Backbone, expected: Leaf) -> Leaf | None:
-    """Return the tensor that a backbone's folder has in the place of a recorded one; None if it has none."""
-    tensor = backbone.values.find(backbone.names_of(expected.name))
-    if tensor is None:
-        return None
-    dtype = getattr(torch, expected.dtype, None)
-    if isinstance(dtype, torch.dtype) and dtype.is_floating_point and tensor.is_floating_point():
-        tensor = tensor.to(dtype)
-    return leaf_of(expected.name, tensor)
+def _cast(tensor: Tensor, recorded: str) -> Tensor:
+    """Return a tensor in the precision of its record."""
+    dtype = getattr(torch, recorded, None)
+    is_float = isinstance(dtype, torch.dtype) and dtype.is_floating_point and tensor.is_floating_point()
+    return tensor.to(dtype) if is_float else tensor

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,14 @@ from deltahub.checkpoint.checkpoint import Checkpoint
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.building import build, check_dtype, complete_config
 from deltahub.engine.filling import fill, refuse_larger, replaced_names
-from deltahub.engine.fingerprint import fingerprint, missing_from_version_1
+from deltahub.engine.fingerprint import missing_from_version_1
 from deltahub.engine.guards import check_name, refuse_closed
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.layers import embed_scale
 from deltahub.engine.ledger import Entry, free_name, ledgers_in
 from deltahub.engine.modules import modules_by_name, own_parameters
 from deltahub.engine.overrides import overrides
+from deltahub.engine.recorded import check_mode, require_recorded_backbone
 from deltahub.engine.site import is_delta_name
 from deltahub.engine.trainable import remember
 from deltahub.errors import CheckpointError, ConfigError
@@ -39,8 +40,6 @@ from deltahub.handle.saving import handle_of
 from deltahub.handle.switching import add
 from deltahub.hub.locating import locate
 from deltahub.log import LOGGER
-
-STRUCTURE: Final = "structure"
 
 
 def read_any(
@@ -222,9 +221,7 @@ def _check_arguments(surplus: tuple[Any, ...], backbone: Any, check_hash: Any, c
         actual_type = type(backbone).__name__
         msg = f"backbone_model is of type {actual_type}; expected a model of PyTorch. Load it first, e.g. with from_pretrained."
         raise ConfigError(msg)
-    if not isinstance(check_hash, bool) and check_hash != STRUCTURE:  # 1 is not True
-        msg = f'check_hash must be True, False or "structure", got {check_hash!r}.'
-        raise ConfigError(msg)
+    check_mode(check_hash)
     if config is not None and not isinstance(config, DeltaConfig):
         actual_type = type(config).__name__
         msg = f"delta_config is of type {actual_type}; expected a config of a delta. Make one with AutoDeltaConfig.from_dict."
@@ -317,5 +314,4 @@ def _check_backbone(saved: Checkpoint, backbone: nn.Module, replaced: tuple[str,
             "%s (%d in all) could not be compared. Save the delta again to cover them.",
             *(saved.folder, names[0], len(names)),
         )
-    actual = fingerprint(backbone, replaced, version)
-    saved.fingerprint.require(actual, same_weights=check_hash is True)
+    require_recorded_backbone(saved.fingerprint, backbone, replaced, check_hash)
