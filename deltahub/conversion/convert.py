@@ -61,7 +61,8 @@ def convert(
             of the delta's probe, if it has one, else random tokens; or the inputs of the backbone's forward by name.
         as_lora: convert the delta to a LoRA of at most this rank first.
         energy: convert it to a LoRA that keeps this share of each update's squared norm.
-        check_hash: as in `from_finetuned`: False for a backbone that is not the recorded one, such as the full precision of a quantised one.
+        check_hash: as in `from_finetuned`: ``"dequantised"`` for the full precision of a quantised backbone, False for one that is not the
+            recorded one.
         allow_pickle: whether the source's weights may be a pickle, which is then opened with `weights_only=True`.
         cache_dir: the cache for pulled deltas, if not the default one.
 

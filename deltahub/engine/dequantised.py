@@ -69,7 +69,7 @@ class Agreement:
 
     @property
     def detail(self) -> str:
-        """What was found, as clauses."""
+        """Describe the result, in clauses."""
         clauses = [
             (self.proven, "quantised weights are those of the record, by their hashes"),
             (self.close, "quantised weights agree with the recorded values within the error of quantisation"),
@@ -83,6 +83,7 @@ class Agreement:
         return "; ".join(words)
 
 
+@torch.no_grad()
 def compare_dequantised(
     record: Fingerprint,
     actual: Fingerprint,
@@ -149,11 +150,8 @@ class _Comparison:
             self.result.proven.append(weight.name)
             self.result.errors.append(relative_error(values, dense))
             return
-        samples = sampled(values)
-        same = sum(
-            math.isclose(a, b, rel_tol=2e-3, abs_tol=1e-12) for a, b in zip(samples, weight.samples, strict=False)
-        )
-        if weight.samples and same < _SAME * len(weight.samples):
+        again, samples = torch.tensor(sampled(values)), torch.tensor(weight.samples)
+        if len(again) == len(samples) and len(samples) and _share(again, samples) < _SAME:
             self.result.differing[weight.name] = "quantised again, it has other values"
         else:
             self._judge(weight, sampled(dense), _limit(weight))
@@ -177,7 +175,7 @@ class _Comparison:
         renewed = requantised(weight, dense, self.actual)
         if renewed and _parts(weight, renewed[0]) == [self.actual[name] for name in weight.part_names]:
             self.result.proven.append(weight.name)
-        elif error <= _limit(weight):
+        elif error <= _limit(weight) and (renewed is None or _share(renewed[1], values) >= _SAME):
             self.result.close.append(weight.name)
         else:
             self.result.differing[weight.name] = (

@@ -158,7 +158,8 @@ class DeltaBase(PolicyMixin, Method):
             state_dict: tensors to use instead of the saved ones.
             force_download: fetch it again even if it is in the cache.
             check_hash: True to require exactly the same backbone, ``"structure"`` to accept other values under the same names
-                and shapes, False for no check.
+                and shapes, ``"dequantised"`` to accept the same weights in another quantisation or precision, which are then
+                compared, with a warning that says how far; False for no check.
             local_files_only: use only files on this machine.
             allow_pickle: whether OpenDelta's `pytorch_model.bin` may be read.
             name: the delta's name on the backbone.

@@ -9,8 +9,17 @@ import pytest
 from safetensors.numpy import save_file
 
 from deltahub.checkpoint.backbone_fit import SAME_STRUCTURE, backbone_folder, backbone_tensors, fit
-from deltahub.checkpoint.backbone_record import INCOMPATIBLE, OTHER_PRECISION, RESIZED, Difference, Fingerprint, Leaf
+from deltahub.checkpoint.backbone_record import (
+    INCOMPATIBLE,
+    OTHER_PRECISION,
+    OTHER_QUANTISATION,
+    RESIZED,
+    Difference,
+    Fingerprint,
+    Leaf,
+)
 from deltahub.checkpoint.manifest import TensorEntry
+from deltahub.checkpoint.quantised_weight import Quantisation, QuantisedWeight
 from deltahub.errors import CheckpointError
 from deltahub.registry.search.conditions import Query, Search
 from deltahub.registry.search.index import Index
@@ -96,6 +105,32 @@ def test_resized_embeddings_are_distinguished_from_another_backbone():
 )
 def test_any_other_backbone_does_not_fit_and_the_reason_is_given(found, detail):
     assert fit(EXPECTED, tensors(found)) == Difference(INCOMPATIBLE, detail)
+
+
+NF4 = Quantisation("bitsandbytes nf4", 4, "bfloat16", "{}", ("weight", "weight.absmax"))
+QUANTISED = Fingerprint(
+    (
+        Leaf("q.weight", "uint8", (8, 1), "1" * 32),
+        Leaf("q.weight.absmax", "float32", (1,), "2" * 32),
+        Leaf("q.bias", "float32", (4,), "3" * 32),
+    ),
+    3,
+    (QuantisedWeight("q.weight", (4, 4), NF4),),
+)
+DENSE = Fingerprint((Leaf("q.weight", "float32", (4, 4), "4" * 32), Leaf("q.bias", "float32", (4,), "3" * 32)))
+DENSE_FILES = tensors({"q.weight": (4, 4), "q.bias": (4,)})
+QUANTISED_FILES = {**tensors({"q.weight": (8, 1)}, "U8"), **tensors({"q.weight.absmax": (1,), "q.bias": (4,)})}
+
+
+def test_a_dense_backbone_fits_a_delta_of_a_quantised_one_and_the_other_way_round():
+    assert fit(QUANTISED, QUANTISED_FILES).level == SAME_STRUCTURE
+    assert fit(DENSE, DENSE_FILES).level == SAME_STRUCTURE
+    on_dense, on_quantised = fit(QUANTISED, DENSE_FILES), fit(DENSE, QUANTISED_FILES)
+    assert on_dense.level == on_quantised.level == OTHER_QUANTISATION
+    assert "recorded on bitsandbytes nf4, and this one is dense" in on_dense.detail
+    assert "recorded on dense weights, and this one is quantised" in on_quantised.detail
+    assert fit(QUANTISED, tensors({"q.weight": (4, 5), "q.bias": (4,)})).level == INCOMPATIBLE
+    assert fit(DENSE, QUANTISED_FILES | tensors({"q.bias": (5,)})).level == INCOMPATIBLE
 
 
 def test_a_delta_that_says_nothing_of_its_backbone_fits_none():

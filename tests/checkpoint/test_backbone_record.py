@@ -14,6 +14,7 @@ from deltahub.checkpoint.backbone_record import (
     EXACT,
     INCOMPATIBLE,
     OTHER_PRECISION,
+    OTHER_QUANTISATION,
     OTHER_WEIGHTS,
     RENAMED,
     RESIZED,
@@ -21,6 +22,7 @@ from deltahub.checkpoint.backbone_record import (
     Fingerprint,
     Leaf,
 )
+from deltahub.checkpoint.quantised_weight import Quantisation, QuantisedWeight
 from deltahub.errors import CheckpointError, FingerprintMismatch
 from tests.checkpoints import BACKBONE, LEAVES
 
@@ -136,6 +138,44 @@ def test_a_long_list_of_tensors_is_cut():
 
     detail = Fingerprint(many).compare(Fingerprint(changed)).detail
     assert detail == "9 of 9 tensors have other values: w0, w1, w2 and 6 more"
+
+
+NF4 = Quantisation("bitsandbytes nf4", 4, "bfloat16", '{"blocksize":64}', ("weight", "weight.absmax"))
+PARTS = (Leaf("q.weight", "uint8", (8, 1), "1" * 32), Leaf("q.weight.absmax", "float32", (1,), "2" * 32))
+QUANTISED = Fingerprint((VALUE, *PARTS), 3, (QuantisedWeight("q.weight", (4, 4), NF4, (0.25, -1e-07)),))
+
+
+def test_the_record_of_a_quantised_backbone_is_read_back_and_covers_its_settings():
+    assert Fingerprint.from_bytes(QUANTISED.to_bytes()) == QUANTISED
+    settings = replace(NF4, settings='{"blocksize":128}')
+    other = replace(QUANTISED, quantised=(replace(QUANTISED.quantised[0], quantisation=settings),))
+    assert other.hash != QUANTISED.hash
+    assert QUANTISED.compare(other) == Difference(OTHER_QUANTISATION, "blocksize is 128, expected 64 in 1 layers")
+    without = replace(QUANTISED, quantised=(replace(QUANTISED.quantised[0], samples=()),))
+    assert without.hash == QUANTISED.hash
+
+    document = json.loads(QUANTISED.to_bytes())
+    document["quantised"][0][1] = 7
+    with pytest.raises(CheckpointError, match=r"backbone\.json is malformed"):
+        Fingerprint.from_bytes(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_quantised_backbone_and_a_dense_one_are_told_apart_in_words(turned):
+    dense = Fingerprint((Leaf("q.weight", "bfloat16", (4, 4), "3" * 32), VALUE))
+    sides = (dense, QUANTISED) if turned else (QUANTISED, dense)
+    difference = sides[0].compare(sides[1])
+    assert difference.level == OTHER_QUANTISATION
+    assert sorted(difference.detail.removeprefix("it is recorded on ").split(", and this one is "), key=len) == [
+        "bfloat16",
+        "bitsandbytes nf4",
+    ]
+    with pytest.raises(FingerprintMismatch, match="--dequantised"):
+        sides[0].require(sides[1], same_weights=False)
+    narrow = replace(dense, leaves=(replace(dense.leaves[0], shape=(4, 2)), VALUE))
+    assert QUANTISED.compare(narrow).level == INCOMPATIBLE
+    earlier = Fingerprint((*PARTS, VALUE))
+    assert earlier.compare(dense).detail.startswith("it is recorded on quantised weights (saved by an earlier release)")
 
 
 HARD = {

@@ -84,6 +84,50 @@ def test_all_saved_tensors_of_a_quantised_layer_count(name):
     assert fingerprint(Codes()).compare(fingerprint(twin)).detail.endswith(f": {name}")
 
 
+class Packed(nn.Module):
+    """A quantised layer that keeps scales and settings outside its parameters and buffers, as HQQ does."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_features, self.axis = 3, 1
+        self.W_q = nn.Parameter(torch.zeros(2, 3, dtype=torch.uint8), requires_grad=False)
+        self.register_buffer("order", torch.arange(3), persistent=False)
+        self.meta = {"scale": torch.ones(2), "zeros": [torch.ones(1)], "nbits": 4}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.meta["scale"].add_(1),
+        lambda layer: layer.meta["zeros"][0].add_(1),
+        lambda layer: layer.meta.update(nbits=3),
+        lambda layer: layer.order.add_(1),
+        lambda layer: setattr(layer, "axis", 0),
+    ],
+    ids=["scale", "zeros", "nbits", "order", "axis"],
+)
+def test_whatever_decides_the_outputs_of_a_quantised_layer_counts(change):
+    twin = Packed()
+    change(twin)
+
+    assert fingerprint(Packed()) == fingerprint(Packed())
+    assert level(Packed(), twin) != "exact"
+    assert fingerprint(Packed()).version == 3
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor.*are deprecated:UserWarning")
+def test_codes_of_pytorch_s_own_quantisation_count():
+    def quantised(factor):
+        torch.manual_seed(0)
+        layer = nn.quantized.dynamic.Linear(2, 2)
+        weight = torch.quantize_per_tensor(torch.ones(2, 2) * factor, 0.1, 0, torch.qint8)
+        layer.set_weight_bias(weight, torch.zeros(2))
+        return nn.Sequential(layer)
+
+    assert level(quantised(1), quantised(1)) == "exact"
+    assert level(quantised(1), quantised(2)) == "same structure, other weights"
+
+
 def test_a_buffer_that_is_not_saved_does_not_count():
     twin = Codes()
     twin.table += 1

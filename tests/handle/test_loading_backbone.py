@@ -167,7 +167,7 @@ def test_without_a_check_tensors_must_still_fit(folder):
 
 @pytest.mark.parametrize("value", ["strict", None, "True"])
 def test_an_unknown_check_is_refused(folder, value):
-    with pytest.raises(ConfigError, match='check_hash must be True, False or "structure", got '):
+    with pytest.raises(ConfigError, match='check_hash must be True, False, "structure" or "dequantised", got '):
         load(folder, bert(), check_hash=value)
 
 
