@@ -26,6 +26,7 @@ from torch.nn.modules.conv import _ConvNd
 from deltahub.checkpoint.address import Address, value_for
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.checkpoint.options import Count, Limits
+from deltahub.deltas.lora_attention import attention_fault, attention_update, with_projections
 from deltahub.deltas.lora_layers import DecomposedUpdate, LowRankKernel, LowRankRows, LowRankUpdate
 from deltahub.deltas.slots import LoraSlots
 from deltahub.engine.insertion import Insertion
@@ -93,7 +94,8 @@ class LoraModel(DeltaBase):
         lora_r: rank of the update, at least 1.
         lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
         lora_dropout: share of the input dropped in training.
-        modified_modules: addresses of linear layers, Conv1D layers, convolutions or embeddings.
+        modified_modules: addresses of linear layers, Conv1D layers, convolutions, embeddings, or an `nn.MultiheadAttention` or its
+            q, k, v or proj.
         unfrozen_modules: addresses of parameters that `freeze_module` leaves trainable.
         exclude_modules: addresses of modules to leave out.
         common_structure: True for common names only, False for real names only, None for whichever matches.
@@ -111,6 +113,7 @@ class LoraModel(DeltaBase):
     delta_type = "lora"
     config_class = LoraConfig
     default_modified_modules = ("attn@.q@", "attn@.v@")
+    acts_on_projections = True
 
     def __init__(
         self,
@@ -184,12 +187,19 @@ class LoraModel(DeltaBase):
         return reserved
 
     @classmethod
+    def plan(cls, backbone: nn.Module, config: Any) -> list[Target]:
+        """Return the modules to act on; the output layer of an `nn.MultiheadAttention` is a part of that."""
+        return with_projections(backbone, super().plan(backbone, config))
+
+    @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
         """Check that each module is a linear layer, a convolution or an embedding that can hold a LoRA."""
         for target in targets:
             module = target.module
             if isinstance(module, _ConvNd):
                 fault = weight_fault(module)
+            elif isinstance(module, nn.MultiheadAttention):
+                fault = attention_fault(module)
             else:
                 linear_shape(target.name, module)
                 fault = lookup_fault(module) if isinstance(module, nn.Embedding) else update_fault(module)
@@ -211,7 +221,11 @@ class LoraModel(DeltaBase):
         for pattern in (*config.rank_pattern, *config.alpha_pattern):
             if not any(pattern == name or Address(pattern).matches(name) for name in names):
                 raise NoMatchError(pattern, closest(pattern, names), "It is in rank_pattern or alpha_pattern.")
-        return super().new_insertions(backbone, config, targets, like)
+        attentions = {target.name for target in targets if isinstance(target.module, nn.MultiheadAttention)}
+        layers = [target for target in targets if target.name not in attentions]
+        updates = dict(super().new_insertions(backbone, config, layers, like))
+        updates |= {t.name: attention_update(config, t, like(t.module)) for t in targets if t.name in attentions}
+        return {name: updates[name] for name in names}
 
     @classmethod
     def new_insertion(cls, config: LoraConfig, target: Target, width: int, like: Tensor) -> LowRankUpdate:

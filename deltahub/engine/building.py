@@ -39,12 +39,14 @@ class Method:
         default_modified_modules: addresses used if a config has none.
         default_exclude_modules: the same for `exclude_modules`.
         default_unfrozen_modules: the same for `unfrozen_modules`.
+        acts_on_projections: whether it acts on the q, k, v and proj of an `nn.MultiheadAttention`, which are not layers.
         addresses_each: how many addresses in a row mean one module: two where modified_modules are pairs.
     """
 
     default_modified_modules: ClassVar[tuple[str, ...]] = ()
     default_exclude_modules: ClassVar[tuple[str, ...]] = ("lm_head",)
     default_unfrozen_modules: ClassVar[tuple[str, ...]] = ("deltas",)
+    acts_on_projections: ClassVar[bool] = False
     addresses_each: ClassVar[int] = 1
 
     @classmethod
@@ -217,7 +219,14 @@ def addressed(method: type[Method], backbone: nn.Module, config: DeltaConfig) ->
     """
     structure = StructureMap.of(backbone)
     patterns, exclude = config.modified_modules or (), config.exclude_modules or ()
-    targets = targets_in(structure, patterns, exclude, config.common_structure, {*method.default_modified_modules})
+    targets = targets_in(
+        structure,
+        patterns,
+        exclude,
+        config.common_structure,
+        {*method.default_modified_modules},
+        projections=method.acts_on_projections,
+    )
     chosen = method.choose(targets)
     return chosen if chosen is targets else without_excluded(structure, chosen, exclude)
 

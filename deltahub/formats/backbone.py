@@ -192,6 +192,9 @@ class Backbone:
             for name, _ in paths(self.model):
                 self._parts[name] = {part.label: part for _, part in structure.variants(name) if part}
         parts = self._parts.get(module, {})
+        if isinstance(self.module(module), nn.MultiheadAttention):
+            msg = f"{module} is an nn.MultiheadAttention, whose projections this format has no delta on. Keep it in DeltaHub's own format, or PEFT's."
+            raise ConfigError(msg)
         if missing := sorted(set(labels) - parts.keys()):
             msg = f"{module} of the backbone has no {missing[0]} rows. Pass the backbone of this delta."
             raise CheckpointError(msg)

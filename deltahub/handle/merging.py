@@ -151,7 +151,8 @@ def _plan(
         try:
             values = site.slots[delta].merged(target)
             for key in values:
-                if fault := writing_fault(target, key):
+                holder, _, leaf = key.rpartition(".")
+                if fault := writing_fault(module_at(target, holder), leaf):
                     raise MergeError(fault)  # noqa: TRY301
         except MergeError as error:
             msg = f"{delta!r} cannot be merged into {address or 'the backbone'}: {error}. Use it unmerged."

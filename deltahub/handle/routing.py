@@ -131,7 +131,8 @@ def _entry(ledger: Ledger, delta: DeltaBase | str) -> Entry:
         raise RouteError(msg)
     if any(not insertion.keeps_length for insertion in entry.insertions.values()):
         kind = entry.config.delta_type
-        msg = f"{name!r} is of type {kind}, which changes the length of a sequence, and the rows of a batch have one length."
+        why = "changes the length of a sequence, or acts where rows cannot be told apart (nn.MultiheadAttention)"
+        msg = f"{name!r} is of type {kind} and {why}, so the rows of a batch cannot pass through it one by one."
         raise RouteError(f"{msg} Attach it alone and call the backbone without route().")
     return entry
 

@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 from torch.nn import functional as F
 
-from deltahub import AdapterModel, AutoDeltaModel, BitFitModel, IA3Model, LoraModel
+from deltahub import AdapterModel, AutoDeltaModel, BitFitModel, IA3Model, LoraModel, WeightUpdateModel
 from deltahub.engine.bypassed import is_bypassed
 from deltahub.errors import MergeError, TargetError
 from deltahub.handle.merging import merged_copy
@@ -218,8 +218,8 @@ class Attention(nn.Module):
 @pytest.mark.parametrize(
     ("model", "name"),
     [
-        *((LoraModel, name) for name in ("attn", "attn.out_proj")),
         *((IA3Model, name) for name in ("attn", "conv", "attn.out_proj")),
+        *((WeightUpdateModel, name) for name in ("attn", "attn.out_proj")),
     ],
 )
 def test_refused_attentions_and_convolutions_suggest_no_address(model, name):
@@ -228,7 +228,9 @@ def test_refused_attentions_and_convolutions_suggest_no_address(model, name):
     assert "Address" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("model", "name"), [(AdapterModel, "attn"), (BitFitModel, "conv"), (LoraModel, "conv")])
+@pytest.mark.parametrize(
+    ("model", "name"), [(AdapterModel, "attn"), (BitFitModel, "conv"), (LoraModel, "conv"), (LoraModel, "attn")]
+)
 def test_the_remedy_that_the_message_names_works(model, name):
     backbone, x = Attention(), torch.ones(2, 1, 4)
     plain = backbone(x)

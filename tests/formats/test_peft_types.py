@@ -15,7 +15,7 @@ from deltahub import AutoDeltaModel, LoraModel, export_peft
 from deltahub.errors import ConfigError
 from deltahub.formats.peft.adapter_types import REFUSED, TYPES
 from deltahub.formats.peft.fields import check_fields
-from tests.backbones import bert, gpt2, inputs_for, llama, logits_of, t5, vit
+from tests.backbones import bert, gpt2, inputs_for, llama, logits_of, stir, t5, vit
 from tests.formats.interop import parts, table
 
 TOLERANCE = 1e-5  # relative to the largest logit
@@ -360,3 +360,28 @@ def test_a_lora_on_a_convolution_is_not_written_where_peft_computes_another_upda
     delta.save_finetuned(tmp_path / "delta")
     with pytest.raises(ConfigError, match="groups, dilation or padding other than zeros"):
         export_peft(tmp_path / "delta", tmp_path / "adapter", backbone=backbone)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "options"),
+    [
+        (["attention"], {}),
+        (["attention.q", "attention.v", "head"], {"use_rslora": True}),
+        (["attention.proj", "head"], {"rank_pattern": {"head": 3}, "alpha_pattern": {"attention": 5.0}}),
+    ],
+    ids=str,
+)
+def test_a_lora_on_an_attention_of_pytorch_is_written_with_equal_outputs(tmp_path, addresses, options):
+    x = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(4))
+    backbone = attending()
+    delta = LoraModel(backbone, lora_r=2, modified_modules=addresses, **options)
+    stir(delta)
+    delta.freeze_module()
+    delta.save_finetuned(tmp_path / "delta")
+    adapter = export_peft(tmp_path / "delta", tmp_path / "adapter")
+    backbone.eval()
+    with torch.no_grad():
+        assert far(peft.PeftModel.from_pretrained(attending(), adapter)(x), backbone(x)) < TOLERANCE
+        read = attending()
+        AutoDeltaModel.from_finetuned(adapter, backbone_model=read)
+        assert far(read(x), backbone(x)) < TOLERANCE

@@ -13,6 +13,7 @@ from deltahub.engine.structure.inference import describe_linear_layers
 from deltahub.engine.structure.layouts import Part
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap, marked
+from deltahub.engine.structure.projections import projection_names
 from deltahub.errors import NoMatchError
 
 
@@ -60,8 +61,13 @@ def targets_in(
     exclude: Sequence[str] = (),
     common_structure: bool | None = None,
     optional: Collection[str] = (),
+    *,
+    projections: bool = False,
 ) -> list[Target]:
     """Return the modules that addresses match, as `find_targets` does, in a backbone whose structure is known.
+
+    Args:
+        projections: whether a pattern that matches no module may mean projections of `nn.MultiheadAttention`.
 
     Raises:
         NoMatchError: a pattern matches nothing; the message lists the nearest names.
@@ -84,6 +90,8 @@ def targets_in(
                 for n, old in former_names(structure.modules[""], modules).items()
                 if Address(pattern).matches(old)
             ]
+        if not matched and projections:
+            matched = _projections(pattern, structure)
         matched = [(name, part) for name, part in matched if not _is_excluded(name, left_out, structure)]
         if not matched and pattern not in optional:
             raise _no_match(pattern, modules, exclude, structure, common_structure)
@@ -104,6 +112,18 @@ def matches(
     if _is_excluded(name, [*exclude, *map(marked, exclude)], structure):
         return False
     return any(_match(pattern, [name], structure, common_structure) for pattern in patterns)
+
+
+def _projections(pattern: str, structure: StructureMap) -> list[tuple[str, Part | None]]:
+    """Return the projections of `nn.MultiheadAttention` that a pattern matches by real or common name."""
+    address = Address(pattern)
+    return [
+        (name, part)
+        for name, module in structure.modules.items()
+        if isinstance(module, nn.MultiheadAttention)
+        for projection, part in projection_names(name, tuple(common for common, _ in structure.variants(name)))
+        if address.matches(projection) or (MARK not in pattern and _matches_plain(address, projection))
+    ]
 
 
 def undivided(pattern: str) -> str | None:

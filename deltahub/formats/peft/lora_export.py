@@ -14,6 +14,7 @@ from deltahub.checkpoint.address import rank_and_scale
 from deltahub.errors import ConfigError
 from deltahub.formats.backbone import ASK, Backbone
 from deltahub.formats.peft.adapter import Exported, by_part, named, whole_width
+from deltahub.formats.peft.attention_export import attention_tensors, is_attention, rows_of
 from deltahub.formats.peft.lora_reading import has_same_patches
 from deltahub.formats.peft.module_matching import target_names
 
@@ -51,9 +52,15 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
         msg = f"PEFT has no {kind} on a part of a layer, and this one acts on {next(iter(fused))} so. Load it with deltahub."
         raise ConfigError(msg)
     ranks, alphas = document.get("rank_pattern") or {}, document.get("alpha_pattern") or {}
-    file_rank = max((len(parts) for parts in fused.values()), default=1) * rank
+    attentions = {module for module in fused if is_attention(module, backbone)}
+    file_rank = max((rows_of(parts) if m in attentions else len(parts) for m, parts in fused.items()), default=1) * rank
     updates: dict[str, int] = {}
     for module, leaves in shares.items():
+        if module in attentions:
+            size = rows_of(fused[module]) * rank_and_scale(document, module)[0] if ranks or alphas else file_rank
+            updates[module] = size
+            tensors |= attention_tensors(module, fused[module], backbone, size)
+            continue
         down, up = joined(module, fused[module], backbone) if module in fused else (leaves["lora_A"], leaves["lora_B"])
         extra = 0 if ranks or alphas else file_rank - down.shape[0]  # servers want one rank for all layers
         updates[module] = down.shape[0]
