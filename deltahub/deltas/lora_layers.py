@@ -77,7 +77,13 @@ class LowRankUpdate(Insertion):
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Add the update to the output tensor, ``(..., n_out)``."""
-        return added(output, self.update(first_input(args, kwargs), output))
+        x = first_input(args, kwargs)
+        # `_parameters[...]`, not attributes: for one token nn.Module.__getattr__ would be a noticeable part of the cost.
+        down, up = cast("tuple[Tensor, Tensor]", (self._parameters["lora_A"], self._parameters["lora_B"]))
+        plain = self.dropout is None and self.lora_bias is None and type(self.scale) is float
+        if plain and x.dtype == down.dtype == up.dtype == output.dtype:
+            return torch.add(output, F.linear(F.linear(x, down), up), alpha=self.scale)
+        return added(output, self.update(x, output))
 
     @classmethod
     def after_rows(cls, members: tuple[Self, ...], target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
@@ -85,23 +91,28 @@ class LowRankUpdate(Insertion):
 
         The input has shape ``(rows, length, n_in)``, the output ``(rows, length, n_out)``.
         """
-        if any((member.dropout is not None and member.training) or member.lora_bias is not None for member in members):
+        if any(member.lora_bias is not None or (member.dropout is not None and member.training) for member in members):
             return NotImplemented
         # `_parameters[...]`, not attributes: for many rows nn.Module.__getattr__ would be a fifth of the cost.
         downs = [cast("Tensor", member._parameters["lora_A"]) for member in members]
         ups = [cast("Tensor", member._parameters["lora_B"]) for member in members]
-        widest = max(map(len, downs))
-        if min(map(len, downs)) < widest:
+        ranks = {down.size(0) for down in downs}
+        if len(ranks) > 1:
+            widest = max(ranks)
             downs = [F.pad(down, (0, 0, 0, widest - len(down))) for down in downs]
             ups = [F.pad(up, (0, widest - up.shape[1])) for up in ups]
-        dtype = reduce(torch.promote_types, {down.dtype for down in downs}, output.dtype)
-        downs, ups = ([side.to(dtype) for side in sides] for sides in (downs, ups))
+        dtype, dtypes = output.dtype, {side.dtype for side in (*downs, *ups)}
+        if dtypes != {dtype}:
+            dtype = reduce(torch.promote_types, dtypes, dtype)
+            downs, ups = ([side.to(dtype) for side in sides] for sides in (downs, ups))
         x = first_input(args, kwargs).to(dtype)
         low = torch.bmm(x.reshape(len(members), -1, x.shape[-1]), torch.stack(downs).mT)
         scales = [member.scale for member in members]
-        scale = scales[0] if len({*scales}) == 1 else low.new_tensor(scales).view(-1, 1, 1)
-        update = torch.bmm(scale * low, torch.stack(ups).mT)
-        return added(output, update.view(output.shape))
+        scale = scales[0]
+        if len({*scales}) > 1 or type(scale) is not float:
+            low, scale = low.new_tensor(scales).view(-1, 1, 1) * low, 1.0
+        update = torch.bmm(low, torch.stack(ups).mT).view(output.shape)
+        return torch.add(output, update, alpha=scale).to(output.dtype)
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
         """Return the layer's weight with the update added, and its bias with that of B."""

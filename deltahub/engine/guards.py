@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from deltahub.engine.ledger import ATTRIBUTE, Ledger, names_on
+from deltahub.engine.marks import mark_parents
 from deltahub.engine.modules import modules_by_name
 from deltahub.engine.offloading import HOOK, refuse_offloaded_as_a_whole
 from deltahub.engine.overrides import overrides
@@ -107,12 +108,16 @@ def refuse_routed(backbone: nn.Module) -> None:
         raise _routed()
 
 
-def note_compiled(targets: Iterable[nn.Module]) -> None:
-    """Make sure that graphs with these modules are recompiled; usually the compiler's own guards on the site's mark do it.
+def note_compiled(backbone: nn.Module, targets: Iterable[nn.Module]) -> None:
+    """Make sure that graphs with these modules are recompiled: the compiler's guards see the marks of a site.
 
-    For a module with neither parameters nor children there is nothing to mark, so all compiled code is reset.
+    A module without parameters and children that is compiled on its own has no mark, so all compiled code is reset.
+
+    Args:
+        backbone: the model that contains the modules.
+        targets: modules at which a site was added, changed or removed.
     """
-    if has_compiled() and not all(target._parameters or target._modules.keys() - {CHILD} for target in targets):
+    if not mark_parents(backbone, targets) and has_compiled():
         torch.compiler.reset()
         LOGGER.info(
             "A delta on a module without parameters was added or removed, so all compiled code will be recompiled."

@@ -7,7 +7,7 @@ replicates and compiles like any other module, and its own names do not change. 
 
 torch.compile does not check hooks before it reuses a graph, but it checks the type of a module's `_parameters`. While a
 module has a site, that type encodes which hooks there are, so that a graph made without them is not reused, neither for
-this module nor for another like it.
+this module nor for another like it. A module that has neither parameters nor children is marked at its parents (`engine/marks.py`).
 
 A graph cannot note that a target is called each time it runs, so that is noted while it is traced. Later it may serve modules of another
 block or model; these have the class and the name of those that it was traced with.
@@ -203,8 +203,12 @@ def _mark(target: nn.Module) -> None:
     """Encode in the type of a module's `_parameters` which of our hooks it has; a foreign type stays."""
     parameters = target._parameters
     if type(parameters) is dict or isinstance(parameters, SiteParameters):
-        hooks = _before in target._forward_pre_hooks.values(), _after in target._forward_hooks.values()
-        target._parameters = (_MARKS[hooks] if CHILD in target._modules else dict)(parameters)
+        target._parameters = (_MARKS[hooks_of(target)] if CHILD in target._modules else dict)(parameters)
+
+
+def hooks_of(target: nn.Module) -> tuple[bool, bool]:
+    """Return whether our hooks run before and after a module's forward."""
+    return _before in target._forward_pre_hooks.values(), _after in target._forward_hooks.values()
 
 
 def _site_at(target: nn.Module) -> Site:

@@ -50,7 +50,7 @@ def add(backbone: nn.Module, entry: Entry) -> Ledger:
     for address, insertion in entry.insertions.items():
         insert(targets[address], entry.name, insertion, address)
     ledger.entries[entry.name] = entry
-    note_compiled(targets.values())
+    note_compiled(backbone, targets.values())
     return ledger
 
 
@@ -86,7 +86,7 @@ def forget(backbone: nn.Module, entry: Entry) -> None:
     for address in entry.insertions:
         eject(module_at(backbone, address), entry.name)
     ledger_holding(backbone, entry).forget(backbone, entry)
-    note_compiled(module_at(backbone, address) for address in entry.insertions)
+    note_compiled(backbone, (module_at(backbone, address) for address in entry.insertions))
 
 
 def _switch(backbone: nn.Module, entry: Entry, on: bool, module: nn.Module | None) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
 from deltahub import AdapterModel, AutoDeltaModel, LoraModel, PrefixModel, SoftPromptModel, deltas_of
+from deltahub.engine.insertion import Insertion
 from tests.backbones import bert, equal, inputs_for, llama, logits_of, stir, tensors_of, train
 from tests.training.matrix import HEADED, KINDS, put_on, require_carries_over, train_plainly
 
@@ -123,7 +127,7 @@ def test_a_graph_of_one_backbone_is_not_taken_for_another_that_carries_a_delta(k
     assert acting.shape != before.shape or not torch.allclose(acting, before, atol=1e-3)
     made = len(graphs)
     assert torch.equal(before, logits_of(plain))
-    assert kind == "activation" or len(graphs) == made  # nothing of the plain one was compiled again
+    assert len(graphs) == made  # nothing of the plain one was compiled again
     delta.remove()
     assert torch.equal(before, logits_of(backbone))
 
@@ -164,3 +168,86 @@ def test_a_run_without_the_graph_has_nothing_compiled_again():
     assert torch.allclose(found, backbone(x))
     assert torch.equal(found, compiled(x))
     assert len(graphs) == 1
+
+
+class Block(nn.Module):
+    """A layer and two activations, which have neither parameters nor children."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.first, self.second = nn.Linear(4, 4), nn.ReLU(), nn.Tanh()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Shape ``(..., 4)``."""
+        return self.second(self.first(self.layer(x)))
+
+
+@pytest.fixture
+def counted():
+    """Count the graphs that a backend is given."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    backend.graphs = graphs
+    return backend
+
+
+class Doubled(Insertion):
+    """An insertion that doubles the output of a module."""
+
+    def after(self, target, args, kwargs, output):
+        return 2 * output
+
+
+def on_activation(backbone: nn.Module, name: str) -> AdapterModel:
+    options = {"delta_type": "adapter", "modified_modules": [name]}
+    return AdapterModel.from_config(options, backbone, insertions={name: Doubled()})
+
+
+def test_a_delta_on_an_activation_is_seen_and_has_nothing_else_compiled_again(counted):
+    other, x = torch.compile(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), backend=counted), torch.randn(2, 4)
+    backbone = nn.Sequential(Block(), Block())
+    compiled = torch.compile(backbone, backend=counted, fullgraph=True)
+    other(x)
+    bare = compiled(x)
+    seen = [bare]
+
+    for name in ("0.first", "1.first", "0.second"):  # each another set of modules
+        on_activation(backbone, name)
+        seen.append(compiled(x))
+        assert torch.allclose(backbone(x), seen[-1], atol=1e-6)
+        assert not torch.allclose(seen[-2], seen[-1])
+    made = len(counted.graphs)
+    other(x)
+    assert len(counted.graphs) == made == 5
+    for delta in deltas_of(backbone).values():
+        delta.remove()
+    assert torch.equal(bare, compiled(x))
+    assert all(type(module._modules) is dict for module in backbone.modules())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_copy_of_a_backbone_with_a_delta_on_an_activation_has_its_mark(copied):
+    backbone, x = Block(), torch.randn(2, 4)
+    on_activation(backbone, "first")
+    twin = copied(backbone)
+
+    assert type(twin._modules) is type(backbone._modules)
+    assert torch.equal(backbone(x), twin(x))
+    for delta in deltas_of(twin).values():
+        delta.remove()
+    assert type(twin._modules) is dict
+    assert type(backbone._modules) is not dict
+
+
+def test_a_delta_on_an_activation_that_is_compiled_on_its_own_is_seen():
+    backbone, x = Block(), torch.randn(2, 4)
+    backbone.first = torch.compile(backbone.first, backend="eager")
+    with torch.no_grad():
+        bare = backbone(x)
+
+        on_activation(backbone, "first")
+        assert not torch.allclose(bare, backbone(x))

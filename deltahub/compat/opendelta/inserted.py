@@ -81,4 +81,4 @@ def put(backbone: nn.Module, entry: Entry, target: nn.Module, insertion: Inserte
             raise TargetError(msg)
     insert(target, entry.name, insertion, address)
     entry.insertions[address] = insertion
-    note_compiled([target])
+    note_compiled(backbone, [target])

@@ -80,6 +80,11 @@ class Split:
 
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Apply what acts on each part to its rows of an output."""
+        if len(self.parts) == 1 and isinstance(output, Tensor):  # nothing to select and nothing to join
+            changed = self._changed(self.parts[0], target, args, kwargs, output)
+            if not isinstance(changed, Tensor) or changed.shape != output.shape:
+                raise _reshaped(target, output, changed)
+            return changed
 
         def change(hidden: Tensor) -> Tensor:
             taken, changed = [], []
@@ -106,7 +111,8 @@ class Split:
     def _changed(self, part: Share, target: nn.Module, args: Args, kwargs: Kwargs, share: Any) -> Any:
         if not part.acting:
             return share
-        args, kwargs = self._take(args, part.rows), self._take(kwargs, part.rows)
+        if len(self.parts) > 1:
+            args, kwargs = self._take(args, part.rows), self._take(kwargs, part.rows)
         first = part.acting[0]
         if all(actor is first for actor in part.acting):
             return first.after(target, args, kwargs, share)
@@ -130,11 +136,10 @@ class Split:
             return value
         if isinstance(value, Tensor):
             if len(self.parts) > 1 and (value.dim() == 0 or value.shape[0] != self.size):
-                raise _reshaped(target, f"a tensor that all rows share, {list(value.shape)}, into another")
+                raise _refused(target, f"a tensor that all rows share, {list(value.shape)}, into another")
             for original, result in zip(taken, changed, strict=True):
                 if not isinstance(result, Tensor) or original.shape != result.shape:
-                    form = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
-                    raise _reshaped(target, f"{list(original.shape)} into {form}")
+                    raise _reshaped(target, original, result)
             joined = changed[0] if len(changed) == 1 else torch.cat([result.to(value.dtype) for result in changed])
             return joined if self.order is None else joined.index_select(0, self.order.to(joined.device))
         if type(value) in (tuple, list) and all(type(c) is type(value) and len(c) == len(value) for c in changed):
@@ -143,7 +148,7 @@ class Split:
             )
         if type(value) is dict and all(isinstance(c, Mapping) and c.keys() == value.keys() for c in changed):
             return {k: self._join(v, [t[k] for t in taken], [c[k] for c in changed], target) for k, v in value.items()}
-        raise _reshaped(target, "its input into something else")
+        raise _refused(target, "its input into something else")
 
 
 def hidden_of(output: Any) -> Any:
@@ -158,7 +163,12 @@ def _with_hidden(output: Any, hidden: Tensor) -> Any:
     return map_hidden(result, lambda _: hidden)
 
 
-def _reshaped(target: nn.Module, how: str) -> RouteError:
+def _reshaped(target: nn.Module, original: Tensor, result: Any) -> RouteError:
+    form = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
+    return _refused(target, f"{list(original.shape)} into {form}")
+
+
+def _refused(target: nn.Module, how: str) -> RouteError:
     msg = f"A delta at a {type(target).__name__} turns {how}, so rows of a batch cannot go through it one by one."
     return RouteError(f"{msg} Attach it alone and call the backbone without route().")
 
