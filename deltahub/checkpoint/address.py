@@ -3,6 +3,7 @@
     "query"                       the last parts of a name: `encoder.layer.0.attention.self.query`, not `my_query`
     "0.attention.self.query"      as many parts as needed to tell modules apart
     "[r]layer\\.[0-5]\\.output"     a regular expression that must end where the name ends and start at a part
+    "all-linear"                  every linear layer but the output head, by the modules and not by their names
 
 Names are those of `named_modules()`. The rules are those of OpenDelta (Ding et al. 2022, https://arxiv.org/abs/2203.06904)
 with one difference: a pattern that matches nothing is an error.
@@ -21,6 +22,7 @@ from deltahub.text.patterns import MOST, linear
 from deltahub.text.suggestions import closest
 
 REGEX_MARK: Final = "[r]"
+ALL_LINEAR: Final = "all-linear"  # every linear layer but the output head
 T = TypeVar("T")
 
 

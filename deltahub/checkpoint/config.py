@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, ClassVar, Final, Self
 
-from deltahub.checkpoint.address import check_patterns
-from deltahub.checkpoint.options import options_of
+from deltahub.checkpoint.address import ALL_LINEAR, check_patterns
+from deltahub.checkpoint.options import Index, options_of
 from deltahub.errors import ConfigError
 from deltahub.files.documents import compiled, load_schema, problem, shown
 from deltahub.text.suggestions import suggest
@@ -46,10 +46,12 @@ class DeltaConfig:
     """Options common to all deltas: their modules and their backbone.
 
     Args:
-        modified_modules: addresses of the modules to put the delta on (`deltahub.checkpoint.address`); None for the method's default.
+        modified_modules: addresses of the modules to put the delta on (`deltahub.checkpoint.address`), or ``"all-linear"`` for every
+            linear layer but the output head; None for the method's default.
         exclude_modules: addresses of modules to leave out with everything inside; None for the method's default.
         unfrozen_modules: the modules that `freeze_module` leaves trainable; ``"deltas"`` means the delta's own parameters.
         common_structure: True to read addresses as common names, False as real names, None as whichever matches.
+        layers_to_transform: numbers of the blocks to put the delta on, instead of all; a delta expresses them in its `exclude_modules`.
         backbone_class: class name of the backbone, e.g. ``"BertModel"``.
         backbone_checkpoint_name: name of the backbone's checkpoint, e.g. ``"bert-base-uncased"``.
         backbone_hash: fingerprint of the backbone's tensors that the delta does not change (32 hex digits).
@@ -63,6 +65,7 @@ class DeltaConfig:
     exclude_modules: Sequence[str] | None = None
     unfrozen_modules: Sequence[str] | None = ("deltas",)
     common_structure: bool | None = None
+    layers_to_transform: Sequence[Index] | None = None
     backbone_class: str = ""
     backbone_checkpoint_name: str = ""
     backbone_hash: str | None = None
@@ -70,6 +73,10 @@ class DeltaConfig:
     delta_type: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
+        if self.modified_modules == ALL_LINEAR:
+            object.__setattr__(self, "modified_modules", (ALL_LINEAR,))
+        if type(self.layers_to_transform) is int:
+            object.__setattr__(self, "layers_to_transform", (self.layers_to_transform,))
         for key in ("modified_modules", "exclude_modules", "unfrozen_modules"):
             object.__setattr__(self, key, as_names(key, getattr(self, key)))
         for key, value in vars(self).items():
@@ -84,6 +91,8 @@ class DeltaConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the delta type and every option, as JSON types."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.layers_to_transform is None:
+            del values["layers_to_transform"]  # older releases do not know it
         lists = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
         return {"delta_type": self.delta_type, **lists}
 

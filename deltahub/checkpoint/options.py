@@ -37,6 +37,7 @@ class Limits:
 
 
 Count = Annotated[int, Limits(minimum=1, maximum=1 << 20)]
+Index = Annotated[int, Limits(minimum=0, maximum=1 << 20)]
 Positive = Annotated[float, Limits(exclusiveMinimum=0)]
 Text = Annotated[str, Limits(minLength=1)]
 

@@ -270,6 +270,7 @@ class CompacterModel(DeltaBase):
         common_structure: True for common names only, False for real names only, None for whichever matches.
         interactive_modify: True, or a local port, to choose the modules on a web page.
         backend: only ``"hf"``.
+        layers_to_transform: numbers of the blocks to put the delta on; None for all.
         name: the delta's name on this backbone.
         dtype: dtype of the parameters; by default float32, or the layer's if wider.
 
@@ -306,6 +307,7 @@ class CompacterModel(DeltaBase):
         use_bias_down_sampler: bool = True,
         *,
         at_input: bool = False,
+        layers_to_transform: Sequence[int] | None = None,
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -314,6 +316,7 @@ class CompacterModel(DeltaBase):
             exclude_modules=exclude_modules,
             unfrozen_modules=unfrozen_modules,
             common_structure=common_structure,
+            layers_to_transform=layers_to_transform,
             reduction_factor=reduction_factor,
             non_linearity=non_linearity,
             phm_c_init=phm_c_init,

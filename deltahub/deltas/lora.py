@@ -106,6 +106,7 @@ class LoraModel(DeltaBase):
         use_bias: B has a bias, scaled like the update; that of an embedding has none.
         rank_pattern: ranks of single modules, by real address, instead of `lora_r`.
         alpha_pattern: the same for `lora_alpha`.
+        layers_to_transform: numbers of the blocks to put the delta on; None for all.
         name: the delta's name on this backbone.
         dtype: dtype of the parameters; by default float32, or the layer's if wider.
     """
@@ -133,6 +134,7 @@ class LoraModel(DeltaBase):
         use_bias: bool = False,
         rank_pattern: Mapping[str, int] | None = None,
         alpha_pattern: Mapping[str, float] | None = None,
+        layers_to_transform: Sequence[int] | None = None,
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -149,6 +151,7 @@ class LoraModel(DeltaBase):
             unfrozen_modules=unfrozen_modules,
             exclude_modules=exclude_modules,
             common_structure=common_structure,
+            layers_to_transform=layers_to_transform,
         )
         super().__init__(
             backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify, backend=backend

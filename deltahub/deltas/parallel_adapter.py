@@ -184,6 +184,7 @@ class ParallelAdapterModel(DeltaBase):
         backend: only ``"hf"``.
         scaled: factor of the bottleneck's output.
         bottleneck_pattern: widths of single bottlenecks: see `ParallelAdapterConfig`.
+        layers_to_transform: numbers of the blocks to put the delta on; None for all.
         name: the delta's name on this backbone.
         dtype: dtype of the parameters; by default float32, or the layer's dtype if it is wider.
     """
@@ -207,6 +208,7 @@ class ParallelAdapterModel(DeltaBase):
         *,
         scaled: float = 1.0,
         bottleneck_pattern: Mapping[str, int] | None = None,
+        layers_to_transform: Sequence[int] | None = None,
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -219,6 +221,7 @@ class ParallelAdapterModel(DeltaBase):
             exclude_modules=exclude_modules,
             unfrozen_modules=unfrozen_modules,
             common_structure=common_structure,
+            layers_to_transform=layers_to_transform,
         )
         super().__init__(
             backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify, backend=backend

@@ -202,6 +202,7 @@ class PrefixModel(DeltaBase):
         interactive_modify: True, or a local port, to choose the modules on a web page.
         shift_positions: whether the text's positions begin after the prefix, as PEFT counts them; otherwise they begin at 0.
         shift_keys: whether only the keys of the text begin after the prefix, in relative biases as T5's.
+        layers_to_transform: numbers of the blocks to put the delta on; None for all.
         name: the delta's name on this backbone.
         dtype: dtype of the parameters; by default float32, or the layer's if wider.
     """
@@ -225,6 +226,7 @@ class PrefixModel(DeltaBase):
         *,
         shift_positions: bool = False,
         shift_keys: bool = False,
+        layers_to_transform: Sequence[int] | None = None,
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -239,6 +241,7 @@ class PrefixModel(DeltaBase):
             exclude_modules=exclude_modules,
             unfrozen_modules=unfrozen_modules,
             common_structure=common_structure,
+            layers_to_transform=layers_to_transform,
         )
         super().__init__(backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify)
 

@@ -53,6 +53,11 @@ class SoftPromptConfig(DeltaConfig):
 
     delta_type: ClassVar[str] = "soft_prompt"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers_to_transform is not None:
+            raise _no_choice("layers_to_transform", list(self.layers_to_transform))
+
 
 class SoftPromptModel(DeltaBase):
     """Soft tokens before the text of a decoder, an encoder, or the encoder of an encoder-decoder.

@@ -46,8 +46,8 @@ class UnionConfig(DeltaConfig):
                 "A union has no parts; expected the config of at least one delta type, such as {'delta_type': 'lora'}."
             )
             raise ConfigError(msg)
-        if self.modified_modules or self.exclude_modules:
-            msg = "A union has no modules of its own. Give each part its modified_modules and exclude_modules."
+        if self.modified_modules or self.exclude_modules or self.layers_to_transform is not None:
+            msg = "A union has no modules of its own. Give each part its modified_modules, exclude_modules and layers_to_transform."
             raise ConfigError(msg)
         parts = tuple(config.to_dict() for _, config in map(_part, self.parts))
         plain = ({key: value for key, value in part.items() if key not in _OF_THE_WHOLE} for part in parts)

@@ -107,6 +107,7 @@ class WeightUpdateModel(DeltaBase):
         common_structure: True for common names only, False for real names only, None for whichever matches.
         interactive_modify: True, or a local port, to choose the modules on a web page.
         options_pattern: options of single modules, by real address, instead of `options`.
+        layers_to_transform: numbers of the blocks to put the delta on; None for all.
         name: the delta's name on this backbone.
         dtype: dtype of the parameters; by default float32, or the layer's if wider.
     """
@@ -127,6 +128,7 @@ class WeightUpdateModel(DeltaBase):
         interactive_modify: bool | int = False,
         *,
         options_pattern: Mapping[str, Mapping[str, Any]] | None = None,
+        layers_to_transform: Sequence[int] | None = None,
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -138,6 +140,7 @@ class WeightUpdateModel(DeltaBase):
             exclude_modules=exclude_modules,
             unfrozen_modules=unfrozen_modules,
             common_structure=common_structure,
+            layers_to_transform=layers_to_transform,
         )
         super().__init__(backbone_model, config, name=name, dtype=dtype, interactive_modify=interactive_modify)
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from deltahub.checkpoint.address import ALL_LINEAR
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.bypassed import is_bypassed
 from deltahub.engine.insertion import Insertion, acts_in
@@ -23,6 +24,7 @@ from deltahub.engine.offloading import device_of
 from deltahub.engine.quantised.kinds import quantised
 from deltahub.engine.shapes import output_widths
 from deltahub.engine.site import check_target
+from deltahub.engine.structure.blocks import outside_blocks
 from deltahub.engine.structure.names import StructureMap
 from deltahub.engine.structure.targets import Target, find_targets, targets_in, without_excluded
 from deltahub.engine.weights import FusedInsertion, SomeRows
@@ -102,15 +104,23 @@ def refuse_unsupported(backend: str) -> None:
 
 
 def complete_config(method: type[Method], config: DeltaConfig, backbone: nn.Module) -> DeltaConfig:
-    """Return a config with the method's defaults and the backbone's name filled in."""
+    """Return a config with the method's defaults and the backbone's name filled in, and other blocks than the chosen ones excluded.
+
+    Raises:
+        ConfigError: the backbone has no block of a chosen number.
+    """
 
     def given(names: Sequence[str] | None, default: tuple[str, ...]) -> tuple[str, ...]:
         return default if names is None else tuple(names)
 
+    left_out = given(config.exclude_modules, method.default_exclude_modules)
+    if config.layers_to_transform is not None:
+        left_out = tuple(dict.fromkeys((*left_out, *outside_blocks(backbone, config.layers_to_transform))))
     return replace(
         config,
         modified_modules=given(config.modified_modules, method.default_modified_modules),
-        exclude_modules=given(config.exclude_modules, method.default_exclude_modules),
+        exclude_modules=left_out,
+        layers_to_transform=None,
         unfrozen_modules=given(config.unfrozen_modules, method.default_unfrozen_modules),
         backbone_class=config.backbone_class or type(backbone).__name__,
         backbone_checkpoint_name=config.backbone_checkpoint_name or _checkpoint_name(backbone),
@@ -191,7 +201,9 @@ def _check_named(
     They are also refused if no other module is left, or if modules belong together in pairs.
     """
     explicit_patterns = [
-        pattern for pattern in config.modified_modules or () if pattern not in method.default_modified_modules
+        pattern
+        for pattern in config.modified_modules or ()
+        if pattern not in (*method.default_modified_modules, ALL_LINEAR)
     ]
     named = (
         {target.name for target in find_targets(backbone, explicit_patterns, (), config.common_structure)}

@@ -21,6 +21,7 @@ from deltahub.engine.insertion import Insertion
 from deltahub.engine.ledger import Entry, free_name, ledger_holding, ledgers_in
 from deltahub.engine.modules import modules_by_name
 from deltahub.engine.site import uncompiled
+from deltahub.engine.structure.blocks import check_blocks
 from deltahub.errors import ConfigError
 from deltahub.formats.writing import check_target
 from deltahub.handle import exporting, freezing, low_rank, merging, report, switching
@@ -88,9 +89,11 @@ class DeltaBase(PolicyMixin, Method):
             from deltahub.picker.choosing import config_chosen  # imported late: few calls need this server
 
             config = config_chosen(type(self), backbone_model, config, interactive_modify)
+        blocks = config.layers_to_transform
         config = complete_config(type(self), config, backbone_model)
         if insertions is None:
             insertions = build(type(self), backbone_model, config, dtype=dtype)
+            check_blocks(blocks, insertions)
         name = name or free_name(modules, self.delta_type or type(self).__name__)
         super().__init__(backbone_model, Entry(name, type(self), config, dict(insertions)))
         switching.add(backbone_model, self._entry)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from deltahub.checkpoint.address import REGEX_MARK, Address, lies_within, nearest_names
+from deltahub.checkpoint.address import ALL_LINEAR, REGEX_MARK, Address, lies_within, nearest_names
 from deltahub.engine.structure.former_names import former_names
 from deltahub.engine.structure.inference import describe_linear_layers
 from deltahub.engine.structure.layouts import Part
+from deltahub.engine.structure.linear_layers import linear_layers
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap, marked
 from deltahub.engine.structure.projections import projection_names
@@ -81,15 +82,7 @@ def targets_in(
         tails.setdefault(name.rpartition(".")[2], []).append(name)
     for pattern in dict.fromkeys(patterns):
         ending = modules if pattern.startswith(REGEX_MARK) else tails.get(pattern.rpartition(".")[2], ())
-        matched = _match(pattern, modules, structure, common_structure, ending)
-        if not matched and pattern in optional and (undivided_pattern := undivided(pattern)):
-            matched = _match(undivided_pattern, modules, structure, common_structure)
-        if not matched and not common_structure and MARK not in pattern:
-            matched = [
-                (n, None)
-                for n, old in former_names(structure.modules[""], modules).items()
-                if Address(pattern).matches(old)
-            ]
+        matched = _match_any(pattern, modules, structure, common_structure, ending, optional)
         if not matched and projections:
             matched = _projections(pattern, structure)
         matched = [(name, part) for name, part in matched if not _is_excluded(name, left_out, structure)]
@@ -103,6 +96,26 @@ def targets_in(
         raise _no_match((missed or ["an empty list of patterns"])[0], modules, exclude, structure, common_structure)
     experts = structure.guess.experts
     return [_target(n, module, hits[n], n in experts) for n, module in modules.items() if n in hits]
+
+
+def _match_any(
+    pattern: str,
+    modules: Mapping[str, nn.Module],
+    structure: StructureMap,
+    common_structure: bool | None,
+    ending: Collection[str],
+    optional: Collection[str],
+) -> list[tuple[str, Part | None]]:
+    """Return the modules, or parts of modules, that a pattern matches by real, common or former name, or by their kind."""
+    if pattern == ALL_LINEAR:
+        return [(name, None) for name in linear_layers(structure.modules[""], modules)]
+    matched = _match(pattern, modules, structure, common_structure, ending)
+    if not matched and pattern in optional and (undivided_pattern := undivided(pattern)):
+        matched = _match(undivided_pattern, modules, structure, common_structure)
+    if matched or common_structure or MARK in pattern:
+        return matched
+    former = former_names(structure.modules[""], modules).items()
+    return [(name, None) for name, old in former if Address(pattern).matches(old)]
 
 
 def matches(
@@ -201,6 +214,10 @@ def _no_match(
     )
     if _match(pattern, modules, structure, common_structure):
         return NoMatchError(pattern, (), f"All that it means is left out by exclude_modules={list(exclude)}.")
+    if pattern == ALL_LINEAR:
+        return NoMatchError(
+            pattern, (), "The backbone has no linear layer beside its head that exclude_modules does not leave out."
+        )
     near = nearest_names(pattern.replace(MARK, ""), [*modules, *commons])
     hint = ""
     if (MARK in pattern or common_structure) and not structure.roots:
