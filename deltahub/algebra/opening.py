@@ -12,6 +12,7 @@ from deltahub.algebra.operand import Operand, require_floats
 from deltahub.cache.cache import checked, pulled_reference, read_cached
 from deltahub.checkpoint import checkpoint
 from deltahub.checkpoint.backbone_record import Fingerprint
+from deltahub.checkpoint.strength import without_strength
 from deltahub.hub.locating import locate
 
 
@@ -39,6 +40,6 @@ def _read(folder: Path, label: str) -> Operand:
     name = pulled_reference(folder)
     parent = {"digest": str(manifest.digest), **({"name": name} if name else {})}
     table = {entry.name: entry for entry in manifest.tensors}
-    operand = Operand(label, document, record, parent, folder / checkpoint.WEIGHTS, table, {})
+    operand = Operand(label, without_strength(document), record, parent, folder / checkpoint.WEIGHTS, table, {})
     require_floats(operand)
     return operand

@@ -52,6 +52,7 @@ class DeltaConfig:
         unfrozen_modules: the modules that `freeze_module` leaves trainable; ``"deltas"`` means the delta's own parameters.
         common_structure: True to read addresses as common names, False as real names, None as whichever matches.
         layers_to_transform: numbers of the blocks to put the delta on, instead of all; a delta expresses them in its `exclude_modules`.
+        strength: factor of what the delta changes, for methods that can act by a share; it is set with ``delta.scale``.
         backbone_class: class name of the backbone, e.g. ``"BertModel"``.
         backbone_checkpoint_name: name of the backbone's checkpoint, e.g. ``"bert-base-uncased"``.
         backbone_hash: fingerprint of the backbone's tensors that the delta does not change (32 hex digits).
@@ -66,6 +67,7 @@ class DeltaConfig:
     unfrozen_modules: Sequence[str] | None = ("deltas",)
     common_structure: bool | None = None
     layers_to_transform: Sequence[Index] | None = None
+    strength: float = 1.0
     backbone_class: str = ""
     backbone_checkpoint_name: str = ""
     backbone_hash: str | None = None
@@ -75,8 +77,9 @@ class DeltaConfig:
     def __post_init__(self) -> None:
         if self.modified_modules == ALL_LINEAR:
             object.__setattr__(self, "modified_modules", (ALL_LINEAR,))
-        if type(self.layers_to_transform) is int:
-            object.__setattr__(self, "layers_to_transform", (self.layers_to_transform,))
+        blocks: Any = self.layers_to_transform
+        if type(blocks) is int:
+            object.__setattr__(self, "layers_to_transform", (blocks,))
         for key in ("modified_modules", "exclude_modules", "unfrozen_modules"):
             object.__setattr__(self, key, as_names(key, getattr(self, key)))
         for key, value in vars(self).items():
@@ -93,6 +96,8 @@ class DeltaConfig:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.layers_to_transform is None:
             del values["layers_to_transform"]  # older releases do not know it
+        if self.strength == 1.0 and type(self.strength) is float:
+            del values["strength"]
         lists = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
         return {"delta_type": self.delta_type, **lists}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import reduce
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class LowRankUpdate(Insertion):
         bias: whether B has a bias, scaled like the update.
     """
 
+    fast_parameters: ClassVar[frozenset[str]] = frozenset({"lora_B", "lora_bias"})
+
     def __init__(
         self,
         like: Tensor,
@@ -47,13 +49,19 @@ class LowRankUpdate(Insertion):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale: float | Tensor = scale
+        self.full_scale = scale  # at a strength of 1
         self.dropout = nn.Dropout(dropout) if dropout else None
         self.lora_A = nn.Parameter(like.new_empty(rank, n_in))
         self.lora_B = nn.Parameter(like.new_empty(n_out, rank))
         self.lora_bias = nn.Parameter(like.new_zeros(n_out)) if bias else None
         if not like.is_meta:
             self.reset()
+
+    def set_strength(self, strength: float) -> None:
+        """Multiply the scale; as a tensor, compiled code takes another one without being compiled again."""
+        scale = self.full_scale * strength
+        self.scale = scale if strength == 1 else torch.tensor(scale, dtype=torch.float64)
 
     def reset(self) -> None:
         """Initialise A like a linear layer's weight; B is zero."""
@@ -175,6 +183,10 @@ class LowRankRows(LowRankUpdate):
     If an embedding multiplies its rows by an `embed_scale`, the update is multiplied too, because it belongs to the weight.
     """
 
+    fast_parameters: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # LoRA+ is about matrices behind a wide input; these are looked up
+
     def reset(self) -> None:
         """Initialise B with normally distributed values; A is zero."""
         nn.init.zeros_(self.lora_A)
@@ -208,6 +220,7 @@ class DecomposedUpdate(LowRankUpdate):
     """
 
     reads_weight = True
+    set_strength = Insertion.set_strength  # the norm depends on the scale
 
     def __init__(
         self, like: Tensor, layer: nn.Module, n_in: int, n_out: int, rank: int, scale: float, dropout: float = 0.0

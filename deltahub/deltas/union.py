@@ -21,7 +21,7 @@ from deltahub.handle.base import DeltaBase
 from deltahub.handle.types import class_for
 
 # Options of a part that only the whole delta has.
-_OF_THE_WHOLE: Final = ("unfrozen_modules", "backbone_class", "backbone_checkpoint_name", "backbone_hash")
+_OF_THE_WHOLE: Final = ("unfrozen_modules", "backbone_class", "backbone_checkpoint_name", "backbone_hash", "strength")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class UnionConfig(DeltaConfig):
 def _document(config: DeltaConfig) -> dict[str, Any]:
     """Return the JSON form of a part without options of the whole delta that are at their default."""
     defaults = DeltaConfig().to_dict()
-    return {key: v for key, v in config.to_dict().items() if key not in _OF_THE_WHOLE or v != defaults[key]}
+    return {key: v for key, v in config.to_dict().items() if key not in _OF_THE_WHOLE or v != defaults.get(key)}
 
 
 def _part(document: Mapping[str, Any]) -> tuple[type[DeltaBase], DeltaConfig]:

@@ -173,7 +173,7 @@ def build(
 
     insertions = dict(method.new_insertions(backbone, config, targets, like))
     if not (silent := _silent(backbone, insertions)):
-        return insertions
+        return _with_strength(insertions, config.strength)
     _check_named(method, backbone, config, silent, [target.name for target in targets])
     LOGGER.log(
         logging.INFO if empty else logging.WARNING,
@@ -181,7 +181,15 @@ def build(
         ", ".join(silent),
     )
     called_targets = [target for target in targets if target.name not in silent]
-    return dict(method.new_insertions(backbone, config, called_targets, like))
+    insertions = dict(method.new_insertions(backbone, config, called_targets, like))
+    return _with_strength(insertions, config.strength)
+
+
+def _with_strength(insertions: dict[str, Insertion], strength: float) -> dict[str, Insertion]:
+    for insertion in insertions.values() if strength != 1 else ():
+        insertion.check_strength(strength)
+        insertion.set_strength(strength)
+    return insertions
 
 
 def _silent(backbone: nn.Module, insertions: Mapping[str, Insertion]) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, ClassVar, Self, cast
+from functools import partial
+from typing import Any, ClassVar, Final, Self, cast
 
+import torch
 from torch import Tensor, nn
 
 from deltahub.errors import ConfigError, MergeError, TargetError
@@ -18,10 +20,12 @@ class Insertion(nn.Module):
 
     Attributes:
         keeps_length: whether it keeps the shapes of its inputs and outputs, so that rows of a batch can pass through it one by one.
+        fast_parameters: names of its parameters that LoRA+ trains at a higher learning rate: those that start at zero behind another one.
         reads_weight: whether its work depends on the target's own weights, which a merge of another delta changes.
     """
 
     keeps_length: ClassVar[bool] = True
+    fast_parameters: ClassVar[frozenset[str]] = frozenset()
     reads_weight: bool = False
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -66,6 +70,28 @@ class Insertion(nn.Module):
         """
         raise MergeError(f"the effect of a {type(self).__name__} cannot be written into a layer's weights")
 
+    def check_strength(self, strength: float) -> None:
+        """Refuse a strength other than 1 for work that cannot be done by a share.
+
+        Raises:
+            ConfigError: the message says why.
+        """
+        if strength != 1 and (acts_in(self, "attend") or not self.keeps_length):
+            msg = (
+                f"A {type(self).__name__} has no strength: it adds positions, or keys and values, which are either there or not. "
+                "Train another one, or detach it."
+            )
+            raise ConfigError(msg)
+
+    def set_strength(self, strength: float) -> None:
+        """Multiply the change that the insertion makes; at 1 it is the insertion as it was built."""
+        for method, share in _SHARES.items():
+            self.__dict__.pop(method, None)
+            if strength != 1 and acts_in(self, method):
+                # A tensor: compiled code takes another one without being compiled again.
+                value = torch.tensor(float(strength), dtype=torch.float64)
+                self.__dict__[method] = partial(share, self, value)
+
     @classmethod
     def after_rows(
         cls,
@@ -88,6 +114,42 @@ class Insertion(nn.Module):
         return NotImplemented
 
 
+def _share_before(
+    insertion: Insertion, strength: Tensor, target: nn.Module, args: Args, kwargs: Kwargs
+) -> tuple[Args, Kwargs]:
+    """Change the first argument of the target by a share of what the insertion would change."""
+    new_args, new_kwargs = type(insertion).before(insertion, target, args, kwargs)
+    old, new = first_input(args, kwargs), first_input(new_args, new_kwargs)
+    return with_first_input(new_args, new_kwargs, old if new is old else old + strength * (new - old))
+
+
+def _share_after(
+    insertion: Insertion, strength: Tensor, target: nn.Module, args: Args, kwargs: Kwargs, output: Any
+) -> Any:
+    """Change the output of the target by a share of what the insertion would change."""
+    old: list[Tensor] = []
+    map_hidden(output, lambda hidden: old.append(hidden) or hidden)  # type: ignore[func-returns-value]
+    changed = type(insertion).after(insertion, target, args, kwargs, output)
+    return map_hidden(changed, lambda new: new if new is old[0] else old[0] + strength * (new - old[0]))
+
+
+def _share_merged(insertion: Insertion, strength: Tensor, target: nn.Module) -> Mapping[str, Tensor]:
+    """Return the target's parameters with a share of the insertion's change merged into them."""
+    values = type(insertion).merged(insertion, target)
+    old = {key: cast("Tensor", getattr(target, key)) for key in values}
+    if odd := next((key for key in old if old[key].shape != values[key].shape or not old[key].is_floating_point()), ""):
+        raise MergeError(f"its {odd} is quantised, and the delta has a strength other than 1")
+    old = {key: tensor.to(values[key]) for key, tensor in old.items()}
+    return {key: old[key] + strength.to(value.device) * (value - old[key]) for key, value in values.items()}
+
+
+_SHARES: Final[Mapping[str, Callable[..., Any]]] = {
+    "before": _share_before,
+    "after": _share_after,
+    "merged": _share_merged,
+}
+
+
 def acts_in(insertion: Insertion, method: str) -> bool:
     """Return whether an insertion overrides one of the base class's methods."""
     return getattr(type(insertion), method) is not getattr(Insertion, method)
@@ -96,7 +158,8 @@ def acts_in(insertion: Insertion, method: str) -> bool:
 def stackable(insertion: Insertion) -> Hashable:
     """Return a key that is equal for insertions that `after_rows` can process at once."""
     kind = type(insertion)
-    return cast("Hashable", kind) if "after_rows" in vars(kind) else id(insertion)
+    at_once = "after_rows" in vars(kind) and "after" not in insertion.__dict__  # a strength of its own
+    return cast("Hashable", kind) if at_once else id(insertion)
 
 
 def first_input(args: Args, kwargs: Kwargs) -> Any:

@@ -127,6 +127,16 @@ class FusedInsertion(Insertion):
         """Return the insertion of a part."""
         return cast("Insertion", self._modules[part.label])
 
+    def check_strength(self, strength: float) -> None:
+        """Check that each part's insertion can have the strength."""
+        for part in self.parts:
+            self.at(part).check_strength(strength)
+
+    def set_strength(self, strength: float) -> None:
+        """Multiply the change of each part."""
+        for part in self.parts:
+            self.at(part).set_strength(strength)
+
     def after(self, target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """Change the selected features of `output`, a tensor with shape ``(..., width)``."""
         for part in self.parts:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from deltahub.checkpoint.checkpoint import CARD, CONFIG
+from deltahub.checkpoint.strength import without_strength
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.files.atomic import (
     STAGE,
@@ -88,6 +89,8 @@ def files_of(form: Format, saved: Checkpoint, backbone: Backbone) -> dict[str, b
     if form not in WRITERS:
         msg = f"DeltaHub cannot write the format {form} yet. It can write {', '.join(WRITERS)}."
         raise ConfigError(msg)
+    if form is not Format.DELTAHUB:
+        saved = replace(saved, document=without_strength(saved.document))
     try:
         files: dict[str, bytes] = import_module(WRITERS[form].module).files(saved, backbone)
     except ConfigError as error:

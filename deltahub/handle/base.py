@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -29,8 +30,10 @@ from deltahub.handle.exporting import Exported
 from deltahub.handle.loading import load
 from deltahub.handle.low_rank import LoraConversion
 from deltahub.handle.merging import MergeReport
+from deltahub.handle.parameter_groups import parameter_groups
 from deltahub.handle.policy import PolicyMixin
 from deltahub.handle.saving import handle_of
+from deltahub.handle.strength import scaled, set_strength
 from deltahub.handle.types import class_for, delta_classes, register
 
 __all__ = ["DeltaBase", "class_for", "delta_classes", "deltas_of"]
@@ -255,6 +258,39 @@ class DeltaBase(PolicyMixin, Method):
         self.detach()
         switching.forget(self.backbone_model, self._entry)
 
+    # ----- strength -----
+
+    @property
+    def strength(self) -> float:
+        """The factor of what the delta changes, as it would be saved: 1 unless `scale` set another."""
+        return self.config.strength
+
+    def scale(self, strength: float) -> None:
+        """Set the factor of what the delta changes; it is saved with the delta.
+
+        Args:
+            strength: 1 for the delta as trained, 0 for the bare backbone; more than 1 and negative values are valid too.
+
+        Raises:
+            ConfigError: it is not a finite number, the method cannot act by a share (prefixes, soft prompts), or a `scaled` block is open.
+            MergeError: deltas are merged.
+            TargetError: the delta was removed.
+        """
+        set_strength(self.backbone_model, self._entry, strength)
+
+    def scaled(self, strength: float) -> AbstractContextManager[None]:
+        """Give the delta another strength for the duration of a block, in all threads; what is saved stays as it was.
+
+        With gradient checkpointing, the backward pass belongs inside the block as well, because it recomputes parts.
+
+        Args:
+            strength: as for `scale`; it replaces the delta's own, and does not multiply it.
+
+        Raises:
+            ConfigError, MergeError, TargetError: as for `scale`, when the block begins.
+        """
+        return scaled(self.backbone_model, self._entry, strength)
+
     # ----- training -----
 
     def freeze_module(
@@ -280,6 +316,28 @@ class DeltaBase(PolicyMixin, Method):
             RouteError: a route is open.
         """
         freezing.freeze(self.backbone_model, self._entry, module, exclude, set_state_dict)
+
+    def parameter_groups(self, lr: float, ratio: float = 16.0, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Return what trains in groups for an optimiser of torch, with the learning rates of LoRA+.
+
+        The B of a LoRA on a linear layer or a convolution, and its bias, get ``ratio * lr``. Everything else gets `lr`: the A, the LoRA of
+        embeddings, the magnitudes of DoRA, trained heads, and all parameters of other methods.
+
+            optimizer = torch.optim.AdamW(delta.parameter_groups(lr=1e-4))
+
+        Args:
+            lr: the learning rate, more than 0.
+            ratio: how much faster B trains; 1 for plain LoRA.
+            weight_decay: at least 0; biases, norms and magnitudes are not decayed.
+
+        Returns:
+            Groups with ``params``, ``lr`` and ``weight_decay``; each trainable parameter is in one.
+
+        Raises:
+            ConfigError: a number is out of range, or nothing is trainable: call `freeze_module` before.
+            TargetError: the delta was removed.
+        """
+        return parameter_groups(self.backbone_model, self._entry, lr, ratio, weight_decay)
 
     # ----- merging -----
 

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from deltahub.checkpoint import checkpoint, metadata
@@ -20,6 +21,7 @@ from deltahub.checkpoint.checkpoint import tensors_in
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.checkpoint.effect import STARTS, method_at_start, sides_only
 from deltahub.checkpoint.safetensors_header import usable_bytes
+from deltahub.engine.building import check_dtype
 from deltahub.engine.bypassed import uncalled
 from deltahub.engine.filling import check_fit, not_finite, refuse_larger, refuse_without_values, replaced_names
 from deltahub.engine.fingerprint import fingerprint
@@ -213,6 +215,7 @@ class SaveLoadMixin:
         test_result: Mapping[str, Any] | float | None = None,
         usage: str = "",
         probe: Mapping[str, Tensor] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Save the delta as a folder, atomically.
 
@@ -233,12 +236,13 @@ class SaveLoadMixin:
             usage: instructions for use, for the model card.
             probe: a few inputs of the backbone's forward, at most 1 MB. The outputs with and without the delta are kept beside it, so that
                 ``from_finetuned(..., check_probe=True)`` and ``deltahub verify --probe`` can prove that it acts, and acts the same.
+            dtype: dtype of the delta's own parameters in the file; by default the one that they have. The delta on the backbone stays as it is.
 
         Raises:
             CheckpointError: `state_dict` lacks tensors of the delta or has others, a tensor is empty or not finite, the path is a file, tensors alone would break a delta there, or the delta has
                 no effect on the probe.
-            ConfigError: PEFT has changed the backbone since, or the delta's class would not be found when it is loaded: it is neither
-                built in nor from an installed package.
+            ConfigError: `dtype` is not one of floating-point numbers of 16 bits or more; PEFT has changed the backbone since; or the delta's
+                class would not be found when it is loaded: it is neither built in nor from an installed package.
             TargetError: the delta was removed, or a module with it has been replaced since.
             StorageError: the disk is full or not writable; no partial delta is left.
         """
@@ -256,6 +260,8 @@ class SaveLoadMixin:
         if state_dict is not None:
             _require_whole(own, state_dict)
         _check_savable(tensors)
+        if dtype is not None:
+            tensors = _as_dtype(tensors, dtype)
         _warn_if_whole(self.backbone_model, tensors)
         _warn_if_untrained(self.config.delta_type, tensors)
         if not save_config:
@@ -392,6 +398,21 @@ def _check_savable(tensors: Mapping[str, Tensor]) -> None:
     if wrong := not_finite(tensors):
         msg = f"The delta was not saved: {'; '.join(wrong[:3])}. Training diverged; go back to an earlier state."
         raise CheckpointError(msg)
+
+
+def _as_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return tensors with the delta's own in another precision.
+
+    Raises:
+        ConfigError: a delta cannot have this dtype.
+        CheckpointError: a value is too large for it.
+    """
+    check_dtype(dtype)
+    cast = {name: t.to(dtype) if is_delta_name(name) and t.is_floating_point() else t for name, t in tensors.items()}
+    if wrong := not_finite(cast):
+        msg = f"The delta was not saved: as {dtype}, {wrong[0]}. Save it in a wider dtype, such as torch.bfloat16."
+        raise CheckpointError(msg)
+    return cast
 
 
 def _revision(backbone: nn.Module) -> dict[str, str]:

@@ -239,3 +239,26 @@ def test_a_gathered_state_dict_is_saved_where_the_model_holds_only_empty_tensors
     delta.save_finetuned(tmp_path / "delta", state_dict=whole)
     loaded = AutoDeltaModel.from_finetuned(tmp_path / "delta", backbone_model=bert())
     assert all(torch.equal(loaded.state_dict()[name], whole[name]) for name in whole)
+
+
+def test_a_delta_is_saved_in_the_dtype_asked_for_and_stays_as_it_is(tmp_path):
+    delta = trained(bert())
+    delta.save_finetuned(tmp_path, dtype=torch.bfloat16)
+    saved_dtypes = {name: tensor.dtype for name, tensor in load_file(tmp_path / "delta.safetensors").items()}
+
+    assert saved_dtypes.pop("classifier.weight") == saved_dtypes.pop("classifier.bias") == torch.float32
+    assert set(saved_dtypes.values()) == {torch.bfloat16}
+    assert {parameter.dtype for parameter in delta.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in load(tmp_path).parameters()} == {torch.bfloat16}
+
+
+def test_a_dtype_that_cannot_hold_the_values_is_refused(tmp_path):
+    delta = trained(bert())
+    with torch.no_grad():
+        next(delta.parameters()).fill_(1e6)
+
+    with pytest.raises(CheckpointError, match="Save it in a wider dtype"):
+        delta.save_finetuned(tmp_path / "x", dtype=torch.float16)
+    with pytest.raises(ConfigError, match="dtype must be"):
+        delta.save_finetuned(tmp_path / "x", dtype=torch.int8)
+    assert not (tmp_path / "x").exists()

@@ -53,7 +53,7 @@ def outside_blocks(backbone: nn.Module, numbers: Sequence[int]) -> list[str]:
         raise ConfigError(msg)
     inside = {_join(path, number) for path, own in lists.items() for number in own if number in numbers}
     around = {_join(*name.split(".")[:end]) for name in inside for end in range(name.count(".") + 1)}
-    addresses = []
+    addresses: list[str] = []
     for path, own in lists.items():
         if rest := sorted(own - {*numbers}):
             addresses += _expressions(re.escape(f"{path}." if path else ""), map(str, rest))

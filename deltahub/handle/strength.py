@@ -1,0 +1,85 @@
+"""The strength of a delta: the factor of what it changes.
+
+    y = f(x) + strength * (delta(f(x)) - f(x))        at each module of the delta
+
+A LoRA multiplies its own scale, which costs nothing; other methods compute the formula.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final
+from weakref import WeakSet
+
+from torch import nn
+
+from deltahub.engine.guards import refuse_merged
+from deltahub.engine.insertion import Insertion
+from deltahub.engine.ledger import Entry, ledger_holding
+from deltahub.errors import ConfigError
+
+_LOCK: Final = threading.Lock()
+_HELD: Final[WeakSet[Insertion]] = WeakSet()  # the first insertion of each delta with a `scaled` block open
+
+
+def set_strength(backbone: nn.Module, entry: Entry, strength: float) -> None:
+    """Set the strength of a delta for good: see `DeltaBase.scale`.
+
+    Raises:
+        ConfigError: it is not a finite number, the method has no strength, or a `scaled` block is open.
+        MergeError: deltas are merged.
+        TargetError: the delta was removed.
+    """
+    value = _checked(backbone, entry, strength)
+    if any(insertion in _HELD for insertion in entry.insertions.values()):
+        raise _open_block(entry)
+    _apply(entry, value)
+    entry.config = replace(entry.config, strength=value)
+
+
+@contextmanager
+def scaled(backbone: nn.Module, entry: Entry, strength: float) -> Iterator[None]:
+    """Give a delta another strength for the duration of a block: see `DeltaBase.scaled`.
+
+    Raises:
+        ConfigError, MergeError, TargetError: as for `set_strength`.
+    """
+    value = _checked(backbone, entry, strength)
+    first = next(iter(entry.insertions.values()), None)
+    with _LOCK:
+        if first in _HELD:
+            raise _open_block(entry)
+        if first is not None:
+            _HELD.add(first)
+    try:
+        _apply(entry, value)
+        yield
+    finally:
+        _apply(entry, entry.config.strength)
+        _HELD.discard(first)  # type: ignore[arg-type]
+
+
+def _checked(backbone: nn.Module, entry: Entry, strength: float) -> float:
+    ledger_holding(backbone, entry)
+    refuse_merged(backbone)
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
+        msg = f"The strength of a delta is a finite number, such as 0.7, got {strength!r}."
+        raise ConfigError(msg)
+    return float(strength)
+
+
+def _apply(entry: Entry, strength: float) -> None:
+    for insertion in entry.insertions.values():
+        insertion.check_strength(strength)
+    for insertion in entry.insertions.values():
+        insertion.set_strength(strength)
+
+
+def _open_block(entry: Entry) -> ConfigError:
+    return ConfigError(
+        f"A scaled block of {entry.name!r} is open, and it holds for all threads. Leave it first, or use a copy of the backbone."
+    )
