@@ -156,7 +156,7 @@ def low_rank_of(name: str, address: str, insertion: Insertion, n_out: int) -> Lo
             start += len(part_down)
         return down, up, 1.0
     if type(insertion) is LowRankUpdate and insertion.lora_bias is None:
-        return insertion.lora_A, insertion.lora_B, insertion.scale
+        return insertion.lora_A, insertion.lora_B, float(insertion.scale)
     kind = "LoRA with a bias" if type(insertion) is LowRankUpdate else type(insertion).__name__
     msg = (
         f"{name!r} has a {kind} at {address}, and slots hold plain LoRAs of linear layers. Load it as a delta instead."

@@ -57,8 +57,10 @@ def test_only_the_chosen_blocks_get_the_delta(make, kind):
     assert {block_of(address)[1] for address in delta.insertions} == {1}
 
 
-def test_parts_of_fused_layers_and_embeddings_follow_the_choice_of_blocks():
-    delta = LoraModel(gpt2(), lora_r=2, modified_modules=["attn.q", "wte"], layers_to_transform=[0])
+def test_parts_of_fused_layers_follow_the_choice_of_blocks_and_an_address_outside_of_them_is_refused():
+    with pytest.raises(NoMatchError, match="wte"):
+        LoraModel(gpt2(), modified_modules=["attn.q", "wte"], layers_to_transform=[0])
+    delta = LoraModel(gpt2(), lora_r=2, modified_modules=["attn.q"], layers_to_transform=[0])
 
     assert list(dict(delta.named_parameters())) == [f"transformer.h.0.attn.c_attn.deltas.q.lora_{x}" for x in "AB"]
 
