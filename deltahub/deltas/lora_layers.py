@@ -88,9 +88,9 @@ class LowRankUpdate(Insertion):
         x = first_input(args, kwargs)
         # `_parameters[...]`, not attributes: for one token nn.Module.__getattr__ would be a noticeable part of the cost.
         down, up = cast("tuple[Tensor, Tensor]", (self._parameters["lora_A"], self._parameters["lora_B"]))
-        plain = self.dropout is None and self.lora_bias is None and type(self.scale) is float
-        if plain and x.dtype == down.dtype == up.dtype == output.dtype:
-            return torch.add(output, F.linear(F.linear(x, down), up), alpha=self.scale)
+        scale, plain = self.scale, self.dropout is None and self.lora_bias is None
+        if plain and isinstance(scale, float) and x.dtype == down.dtype == up.dtype == output.dtype:
+            return torch.add(output, F.linear(F.linear(x, down), up), alpha=scale)
         return added(output, self.update(x, output))
 
     @classmethod
@@ -117,7 +117,7 @@ class LowRankUpdate(Insertion):
         low = torch.bmm(x.reshape(len(members), -1, x.shape[-1]), torch.stack(downs).mT)
         scales = [member.scale for member in members]
         scale = scales[0]
-        if len({*scales}) > 1 or type(scale) is not float:
+        if len({*scales}) > 1 or not isinstance(scale, float):
             low, scale = low.new_tensor(scales).view(-1, 1, 1) * low, 1.0
         update = torch.bmm(low, torch.stack(ups).mT).view(output.shape)
         return torch.add(output, update, alpha=scale).to(output.dtype)
