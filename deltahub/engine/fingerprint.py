@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from deltahub.checkpoint.backbone_record import QUANTISED_VERSION, VERSION, Fingerprint, Leaf
 from deltahub.engine.modules import modules_by_name, own_modules, own_parameters
 from deltahub.engine.offloading import offloaded
-from deltahub.engine.overrides import own_values
+from deltahub.engine.overrides import own_values, refuse_requantised
 from deltahub.engine.quantised_record import quantised_weights
 from deltahub.engine.quantised_state import hidden_tensors, quantised_layers, saved_tensors
 from deltahub.engine.sharding import full_tensor
@@ -39,7 +39,9 @@ def fingerprint(
 
     Raises:
         DeltaHubError: a tensor is on the meta device and has no bytes.
+        MergeError: a delta is merged into the codes of a quantised layer.
     """
+    refuse_requantised(backbone)
     layers = quantised_layers(backbone)
     version = version or (QUANTISED_VERSION if layers else VERSION)
     # First, since bitsandbytes unpacks the codes of some layers when it is asked for their state.

@@ -67,10 +67,10 @@ def training_fault(layer: nn.Module, tensor: Tensor) -> str:
 
 def is_constant(layer: nn.Module, tensor: Tensor) -> bool:
     """Return whether a tensor holds whole numbers that are plain values, such as a table of indices."""
-    return not (tensor.is_floating_point() or tensor.is_complex()) and not _is_quantised(layer)
+    return not (tensor.is_floating_point() or tensor.is_complex()) and not is_quantised(layer)
 
 
-def _is_quantised(layer: nn.Module) -> bool:
+def is_quantised(layer: nn.Module) -> bool:
     """Return whether a layer is of a quantised kind: a product or a look-up with a weight that it keeps as codes.
 
     PyTorch's own embedding looks its whole numbers up as they are.
@@ -83,17 +83,23 @@ def _is_quantised(layer: nn.Module) -> bool:
     )
 
 
-def writing_fault(layer: nn.Module, key: str = "weight") -> str:
-    """Return why new values cannot be written into a layer's tensor, as a clause; empty if they can."""
+def writing_fault(layer: nn.Module, key: str = "weight", *, requantise: bool = False) -> str:
+    """Return why new values cannot be written into a layer's tensor, as a clause; empty if they can.
+
+    Args:
+        requantise: whether a quantised weight may take them as new codes.
+    """
+    if key == "weight" and (coded := quantised(layer)) is not None:
+        rounded = (
+            f"its weight is quantised ({coded.name}), which would round the result to a few bits: merge(requantise=True) does so and "
+            "tells the error, merged_copy(backbone, dtype=torch.bfloat16) gives a copy with plain weights"
+        )
+        return coded.requantise_fault() if requantise else coded.fault() or rounded
     if is_parametrized(layer, key):
         kinds = ", ".join(type(step).__name__ for step in layer.parametrizations[key])  # type: ignore[index]
         return f"its {key} is computed anew for every use, by the parametrization {kinds}"
     if isinstance(getattr(layer, key, None), Tensor) and layer._parameters.get(key) is None:
         return f"its {key} is not a parameter but computed from others (weight_norm, spectral_norm or pruning, say)"
-    if key == "weight" and (coded := quantised(layer)) is not None:
-        return (
-            coded.fault() or f"its {key} is quantised ({coded.name}), and a merge would round the delta to its few bits"
-        )
     if fault := reading_fault(layer, key):
         return fault
     return f"its {key} has no values on this device (meta)" if layer._parameters[key].is_meta else ""  # type: ignore[union-attr]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from deltahub.engine.modules import module_at, modules_by_name, own_modules
 from deltahub.engine.sharding import assign
+from deltahub.errors import MergeError
 
 ATTRIBUTE: Final = "_deltahub_overrides"
 
@@ -28,11 +29,13 @@ class Override:
             to the backbone's tensor count as the backbone's.
         values: by the delta's serial number; None for the delta whose value is live.
         attached: serial numbers of the active deltas.
+        codes: the backbone's own codes of a quantised weight (`engine.quantised`) while deltas are merged into new ones.
     """
 
     base: Tensor | None = None
     values: dict[int, Tensor | None] = field(default_factory=dict)
     attached: set[int] = field(default_factory=set)
+    codes: Any = None
 
     @property
     def owner(self) -> int | None:
@@ -42,7 +45,7 @@ class Override:
     @property
     def merged(self) -> bool:
         """Whether deltas are merged into the live tensor."""
-        return self.base is not None and self.owner is None
+        return self.codes is not None or (self.base is not None and self.owner is None)
 
     def value(self, serial: int, live: Tensor) -> Tensor:
         """Return the value of a delta."""
@@ -117,6 +120,18 @@ def own_values(backbone: nn.Module) -> dict[str, Tensor]:
     return {name: record.base for name, record in overrides(modules_by_name(backbone)) if record.base is not None}
 
 
+def refuse_requantised(backbone: nn.Module) -> None:
+    """Raise if deltas are merged into codes of quantised layers, which do not show the backbone's own values.
+
+    Raises:
+        MergeError: some are.
+    """
+    for name, record in overrides(modules_by_name(backbone)):
+        if record.codes is not None:
+            msg = f"A delta is merged into the codes of {name}, so the backbone cannot be identified. Call unmerge() first."
+            raise MergeError(msg)
+
+
 def overrides_for(backbone: nn.Module, names: Collection[str]) -> dict[str, Override]:
     """Return the records of some tensors, creating missing ones."""
     names_by_id = {id(tensor_at(backbone, name)): name for name in names}
@@ -139,7 +154,7 @@ def drop_empty(backbone: nn.Module) -> None:
     for _, module in own_modules(backbone):
         if ATTRIBUTE in module.__dict__:
             records = module.__dict__[ATTRIBUTE]
-            full = {key: record for key, record in records.items() if record.values or record.base is not None}
+            full = {key: record for key, record in records.items() if record.values or record.merged}
             if full:
                 module.__dict__[ATTRIBUTE] = full
             else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, cast
 
 import torch
@@ -19,9 +19,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from deltahub.engine.dummy_inputs import possible_inputs
 from deltahub.engine.insertion import first_input, map_hidden
-from deltahub.engine.modules import modules_by_name
+from deltahub.engine.modules import module_at, modules_by_name, own_modules
 from deltahub.engine.offloading import hooks, without_hooks
 from deltahub.engine.quantised.kinds import quantised
+from deltahub.engine.quantised.plain import replace
 from deltahub.engine.site import uncompiled
 from deltahub.engine.structure.maps import MARK
 from deltahub.engine.structure.names import StructureMap
@@ -240,15 +241,19 @@ def _run(clone: nn.Module, backbone: nn.Module) -> Exception | None:
 
 
 def meta_copy(backbone: nn.Module) -> nn.Module:
-    """Return a copy of a backbone whose tensors have shapes but no values."""
+    """Return a copy of a backbone whose tensors have shapes but no values; quantised layers are plain in it."""
     memo: dict[int, Any] = {}
     for parameter in backbone.parameters():
-        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        memo[id(parameter)] = nn.Parameter(_empty(parameter.shape, parameter.dtype), requires_grad=False)
     for buffer in backbone.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+        memo[id(buffer)] = _empty(buffer.shape, buffer.dtype)
     for hook in hooks(backbone):
         memo[id(hook)] = hook
     clone = without_hooks(copy.deepcopy(backbone, memo))
+    for name, module in own_modules(backbone):
+        if (coded := quantised(module)) is not None:
+            weight = nn.Parameter(_empty(coded.shape, coded.compute_dtype), requires_grad=False)
+            replace(module_at(clone, name), coded, weight)
     for module in list(clone.modules()):
         for key, child in module._modules.items():
             module._modules[key] = None if child is None else uncompiled(child)
@@ -257,6 +262,10 @@ def meta_copy(backbone: nn.Module) -> nn.Module:
         if hasattr(config, key):
             setattr(config, key, value)
     return clone
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def split_width(width: int, factor: int) -> tuple[int, int]:

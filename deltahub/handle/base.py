@@ -346,22 +346,26 @@ class DeltaBase(PolicyMixin, Method):
         """Whether the delta is merged into the backbone's weights."""
         return self._entry.name in ledger_holding(self.backbone_model, self._entry).merged
 
-    def merge(self) -> MergeReport:
+    def merge(self, *, requantise: bool = False) -> MergeReport:
         """Merge the delta into the backbone's weights, so that it costs nothing in a forward pass.
 
         The original bytes are kept in memory for `unmerge`. Until then no delta can be added, attached or detached.
+
+        Args:
+            requantise: quantise the sum of a quantised weight and the update again, with the settings of the layer. That rounds the
+                update to the few bits of the layer, by an error that the result tells for each module.
 
         Returns:
             The changed tensors, with the distance of each from its exact value after rounding.
 
         Raises:
             MergeError: the delta is merged already or detached, its method cannot be merged, a weight is tied to another
-                module's, or another delta acts before it in the same place. Nothing was changed.
+                module's or quantised, or another delta acts before it in the same place. Nothing was changed.
             TargetError: the delta was removed, or a module that holds it was replaced. Nothing was changed.
             RouteError: a route is open.
         """
         self.check_places()
-        return merging.merge(self.backbone_model, self._entry)
+        return merging.merge(self.backbone_model, self._entry, requantise=requantise)
 
     def unmerge(self) -> None:
         """Take the delta out of the weights; after the last one, every byte is as before the first merge.

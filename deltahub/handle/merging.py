@@ -2,23 +2,24 @@
 
     W' = W + (alpha / r) B A        computed in float32 or wider, then rounded to the weight's own precision
 
-The bytes before the first merge are kept, so `unmerge` restores them exactly.
+The bytes before the first merge are kept, so `unmerge` restores them exactly. A quantised weight takes W' as new codes, if that is asked for.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from deltahub.engine.building import check_dtype
 from deltahub.engine.bypassed import uncalled
 from deltahub.engine.guards import refuse_routed
 from deltahub.engine.insertion import acts_in
-from deltahub.engine.layers import writing_fault
+from deltahub.engine.layers import is_quantised, reading_fault, writing_fault
 from deltahub.engine.ledger import Entry, Ledger, drop_ledger, ledger_holding, value_of
 from deltahub.engine.modules import module_at, modules_by_name, own_modules
 from deltahub.engine.overrides import (
@@ -30,6 +31,9 @@ from deltahub.engine.overrides import (
     overrides_for,
     tensor_at,
 )
+from deltahub.engine.quantised.kinds import quantised
+from deltahub.engine.quantised.layer import Quantised
+from deltahub.engine.quantised.plain import cast, make_plain
 from deltahub.engine.sharding import reshard
 from deltahub.engine.site import CHILD, Site, eject, site_of
 from deltahub.engine.trainable import forget_trainable
@@ -43,9 +47,11 @@ class MergeReport:
 
     Attributes:
         rounding: name of each changed backbone tensor, with the largest rounding error in it.
+        relative: the same with the norm of the rounding errors, relative to the norm of the exact values.
     """
 
     rounding: Mapping[str, float]
+    relative: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def max_error(self) -> float:
@@ -53,7 +59,33 @@ class MergeReport:
         return max(self.rounding.values(), default=0.0)
 
 
-def merge(backbone: nn.Module, entry: Entry) -> MergeReport:
+@dataclass(frozen=True)
+class _Change:
+    """The new value of a tensor.
+
+    Attributes:
+        exact: the value before rounding.
+        coded: the layer, if its weight is quantised.
+        codes: the value as new codes of that layer.
+    """
+
+    exact: Tensor
+    coded: Quantised | None = None
+    codes: Any = None
+
+    def write(self, live: Tensor, record: Override) -> Tensor:
+        """Write the value, keep the backbone's own, and return the rounding errors."""
+        if self.coded is None:
+            if record.base is None:
+                record.base = live.detach().clone()
+            live.copy_(self.exact)
+            return live.to(self.exact.dtype) - self.exact
+        old = self.coded.swap(self.codes)
+        record.codes = old if record.codes is None else record.codes
+        return self.coded.values().to(self.exact) - self.exact
+
+
+def merge(backbone: nn.Module, entry: Entry, *, requantise: bool = False) -> MergeReport:
     """Merge a delta into the backbone's weights: see `DeltaBase.merge`; the handle calls `check_places` before.
 
     Raises:
@@ -62,7 +94,8 @@ def merge(backbone: nn.Module, entry: Entry) -> MergeReport:
         RouteError: a route is open.
     """
     refuse_routed(backbone)
-    report = _merge(backbone, entry, uncalled(backbone, entry.name, entry.insertions, entry.serial))
+    silent = uncalled(backbone, entry.name, entry.insertions, entry.serial)
+    report = _merge(backbone, entry, silent, requantise=requantise)
     LOGGER.info("Merged %s into %d tensors, rounding error %.3g", entry.name, len(report.rounding), report.max_error)
     return report
 
@@ -83,7 +116,7 @@ def unmerge(backbone: nn.Module, entry: Entry) -> None:
     reshard(backbone)
     _restore(backbone, ledger)
     for name in names:  # merged again in their order, from the original bytes
-        _merge(backbone, ledger.entries[name])
+        _merge(backbone, ledger.entries[name], requantise=True)
 
 
 def _check_on_top(ledger: Ledger, entry: Entry) -> None:
@@ -93,12 +126,12 @@ def _check_on_top(ledger: Ledger, entry: Entry) -> None:
             raise MergeError(msg)
 
 
-def _merge(backbone: nn.Module, entry: Entry, silent: Collection[str] = ()) -> MergeReport:
+def _merge(backbone: nn.Module, entry: Entry, silent: Collection[str] = (), *, requantise: bool = False) -> MergeReport:
     reshard(backbone)
     ledger = ledger_holding(backbone, entry)
     _check_mergeable(ledger, entry)
     acting = [address for address in entry.insertions if entry.name in site_of(module_at(backbone, address))._modules]
-    report = _write(backbone, entry.name, acting, ledger.changed, silent)
+    report = _write(backbone, entry.name, acting, ledger.changed, silent, requantise=requantise)
     ledger.merged.append(entry.name)
     return report
 
@@ -114,7 +147,13 @@ def _check_mergeable(ledger: Ledger, entry: Entry) -> None:
 
 @torch.no_grad()
 def _write(
-    backbone: nn.Module, name: str, addresses: Sequence[str], changed: set[str], silent: Collection[str]
+    backbone: nn.Module,
+    name: str,
+    addresses: Sequence[str],
+    changed: set[str],
+    silent: Collection[str],
+    *,
+    requantise: bool = False,
 ) -> MergeReport:
     """Merge a delta's insertions at some modules into the weights, after all checks.
 
@@ -122,25 +161,30 @@ def _write(
         changed: tensors that the same handle or export has merged into before; new ones are added.
         silent: modules where the delta has never acted, and must not begin to.
     """
-    planned = dict(_plan(backbone, name, addresses, changed, silent))
-    rounding = {}
+    planned = dict(_plan(backbone, name, addresses, changed, silent, requantise=requantise))
+    rounding, relative = {}, {}
     for tensor, record in overrides_for(backbone, planned).items():
-        live, exact = tensor_at(backbone, tensor), planned[tensor]
-        if record.base is None:
-            record.base = live.detach().clone()
-        live.copy_(exact)
-        rounding[tensor] = (live.to(exact.dtype) - exact).abs().max().item()
+        change = planned[tensor]
+        errors = change.write(tensor_at(backbone, tensor), record)
+        rounding[tensor] = errors.abs().max().item()
+        relative[tensor] = (errors.norm() / change.exact.norm().clamp_min(torch.finfo(errors.dtype).tiny)).item()
     for address in addresses:
         site = site_of(module_at(backbone, address))
         site.turn(name, on=False)
         site.merged.append(name)
     changed.update(planned)
-    return MergeReport(rounding)
+    return MergeReport(rounding, relative)
 
 
 def _plan(
-    backbone: nn.Module, delta: str, addresses: Sequence[str], changed: Collection[str], silent: Collection[str]
-) -> Iterator[tuple[str, Tensor]]:
+    backbone: nn.Module,
+    delta: str,
+    addresses: Sequence[str],
+    changed: Collection[str],
+    silent: Collection[str],
+    *,
+    requantise: bool,
+) -> Iterator[tuple[str, _Change]]:
     """Yield the new value of each tensor, and raise if anything prevents the merge."""
     owners = _owners(backbone)
     for address in addresses:
@@ -152,23 +196,32 @@ def _plan(
             values = site.slots[delta].merged(target)
             for key in values:
                 holder, _, leaf = key.rpartition(".")
-                if fault := writing_fault(module_at(target, holder), leaf):
+                if fault := writing_fault(module_at(target, holder), leaf, requantise=requantise):
                     raise MergeError(fault)  # noqa: TRY301
         except MergeError as error:
             msg = f"{delta!r} cannot be merged into {address or 'the backbone'}: {error}. Use it unmerged."
             raise MergeError(msg) from error
         for key, exact in values.items():
+            holder, _, leaf = key.rpartition(".")
+            coded = quantised(module_at(target, holder)) if leaf == "weight" else None
+            key = key if coded is None else f"{key.removesuffix(leaf)}{coded.key}"  # noqa: PLW2901
             name = f"{address}.{key}" if address else key
             live = tensor_at(backbone, name)
-            _check_tensor(name, live, exact, owners)
-            if address in silent and not torch.equal(exact.to(live.dtype), live):
+            _check_tensor(name, live, exact if coded is not None else exact.to(live.dtype), owners)
+            if address in silent and not _is_unchanged(live, exact, coded):
                 msg = (
                     f"{delta!r} has never acted on {address}: the backbone ran without calling it, so a merge could change its "
                     "outputs. If other inputs reach it, run the backbone on them first; else leave the module out."
                 )
                 raise MergeError(msg)
             _check_unclaimed(name, override_of(backbone, name), changed)
-            yield name, exact
+            yield name, _Change(exact) if coded is None else _Change(exact, coded, coded.quantise(exact))
+
+
+def _is_unchanged(live: Tensor, exact: Tensor, coded: Quantised | None) -> bool:
+    return (
+        torch.equal(exact, coded.values().to(exact)) if coded is not None else torch.equal(exact.to(live.dtype), live)
+    )
 
 
 def _check_alone(address: str, site: Site, name: str) -> None:
@@ -196,13 +249,13 @@ def _refuse_meta(address: str, target: nn.Module) -> None:
             raise MergeError(msg)
 
 
-def _check_tensor(name: str, live: Tensor, exact: Tensor, owners: Mapping[int, list[str]]) -> None:
+def _check_tensor(name: str, live: Tensor, new: Tensor, owners: Mapping[int, list[str]]) -> None:
     if len(names := owners.get(id(live), [])) > 1:
         other = next(n for n in names if n != name)
         msg = f"{name} is also {other} (tied weights), so a merge would change both. Use the delta unmerged, or untie them."
         raise MergeError(msg)
-    if not torch.isfinite(exact.to(live.dtype)).all():
-        msg = f"{name} would not be finite as {live.dtype} after the merge. Merge into a backbone of a wider precision."
+    if not torch.isfinite(new).all():
+        msg = f"{name} would not be finite as {new.dtype} after the merge. Merge into a backbone of a wider precision."
         raise MergeError(msg)
 
 
@@ -231,7 +284,12 @@ def _owners(backbone: nn.Module) -> dict[int, list[str]]:
 @torch.no_grad()
 def _restore(backbone: nn.Module, ledger: Ledger) -> None:
     for name, record in overrides_for(backbone, ledger.changed).items():
-        if record.base is not None:
+        if record.codes is not None:
+            coded = quantised(module_at(backbone, name.rpartition(".")[0]))
+            assert coded is not None  # its codes were written
+            coded.swap(record.codes)
+            record.codes = None
+        elif record.base is not None:
             tensor_at(backbone, name).copy_(record.base)
             record.base = None
     for merged in ledger.merged:
@@ -259,25 +317,33 @@ def merged_tensors(backbone: nn.Module, entry: Entry) -> dict[str, Tensor]:
     acting = [address for address in entry.insertions if entry.name in site_of(module_at(backbone, address))._modules]
     silent = uncalled(backbone, entry.name, entry.insertions, entry.serial)
     own_values = {name: value_of(backbone, entry, name) for name in sorted(entry.replaced)}
-    planned = _plan(backbone, entry.name, acting, (), silent)
-    return {**own_values, **{name: exact.to(tensor_at(backbone, name).dtype) for name, exact in planned}}
+    planned = _plan(backbone, entry.name, acting, (), silent, requantise=False)
+    return {**own_values, **{name: change.exact.to(tensor_at(backbone, name).dtype) for name, change in planned}}
 
 
-def merged_copy(backbone: nn.Module) -> Any:
+def merged_copy(backbone: nn.Module, dtype: torch.dtype | None = None) -> Any:
     """Return a copy of a backbone with every attached delta merged and no trace of deltas, for export.
 
     Args:
         backbone: a backbone with deltas on itself, on its parts or on a model around it; it is not changed.
+        dtype: the dtype of the copy's parameters and persistent buffers, by default the backbone's own. Quantised layers become
+            plain ones of their dequantised values, as which the deltas are merged.
 
     Returns:
         A model of the backbone's own class, as plain as before the first delta.
 
     Raises:
-        MergeError: an attached delta cannot be merged.
+        MergeError: an attached delta cannot be merged, or with `dtype` a quantised layer cannot be read.
+        ConfigError: `dtype` is not a dtype of floating-point numbers of 16 bits or more.
     """
     refuse_routed(backbone)
+    if dtype is not None:
+        check_dtype(dtype)
+        _refuse_unreadable(backbone)
     twin = copy.deepcopy(backbone)
     changed = {name for name, record in overrides(modules_by_name(twin)) if record.merged}
+    if dtype is not None:
+        make_plain(twin)
     holders = [(address, module) for address, module in own_modules(twin) if CHILD in module._modules]
     silent = {
         name: uncalled(twin, name, [address for address, module in holders if name in site_of(module).slots])
@@ -292,4 +358,24 @@ def merged_copy(backbone: nn.Module) -> Any:
         drop_ledger(module)
     forget_values(twin)
     forget_trainable(twin)
+    if dtype is not None:
+        cast(twin, dtype)
     return twin
+
+
+def _refuse_unreadable(backbone: nn.Module) -> None:
+    """Raise if a quantised layer cannot become a plain one.
+
+    Raises:
+        MergeError: one cannot.
+    """
+    for name, module in own_modules(backbone):
+        coded = quantised(module)
+        has_codes = any(not t.is_floating_point() for t in module._parameters.values() if t is not None)
+        if (
+            fault := coded.fault()
+            if coded is not None
+            else has_codes and is_quantised(module) and reading_fault(module)
+        ):
+            msg = f"{name or 'The backbone'} ({type(module).__name__}) cannot become a layer with a plain weight: {fault}."
+            raise MergeError(msg)

@@ -8,13 +8,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing._internal.two_tensor import TwoTensor
 
-from deltahub import AutoDeltaModel, BitFitModel, IA3Model, LayerNormModel, LoraModel
+from deltahub import AutoDeltaModel, BitFitModel, IA3Model, LayerNormModel, LoraModel, deltas_of
 from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.quantised.kinds import quantised
 from deltahub.engine.weights import linear_weight
 from deltahub.errors import CheckpointError, ConfigError, MergeError, TargetError
 from deltahub.handle.merging import merged_copy
 from tests.backbones import stir
+from tests.quantised import REAL
 
 WIDTH = 64
 
@@ -40,31 +41,7 @@ def wrapped(layer):
     return layer
 
 
-def bitsandbytes(layer, kind):
-    bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    if kind == "int8":
-        made = bnb.nn.Linear8bitLt(WIDTH, WIDTH, bias=False, has_fp16_weights=False)
-        made.weight = bnb.nn.Int8Params(layer.weight.detach(), requires_grad=False, has_fp16_weights=False)
-    else:
-        made = bnb.nn.Linear4bit(WIDTH, WIDTH, bias=False, compute_dtype=torch.float32, quant_type=kind)
-        made.weight = bnb.nn.Params4bit(layer.weight.detach(), requires_grad=False, quant_type=kind, module=made)
-    return made.to("cpu")
-
-
-def torchao(layer):
-    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
-    quantization.quantize_(layer, quantization.Int8WeightOnlyConfig())
-    return layer
-
-
-QUANTISERS = {
-    "codes": Codes,
-    "wrapped": wrapped,
-    "int8": lambda layer: bitsandbytes(layer, "int8"),
-    "nf4": lambda layer: bitsandbytes(layer, "nf4"),
-    "fp4": lambda layer: bitsandbytes(layer, "fp4"),
-    "torchao": torchao,
-}
+QUANTISERS = {"codes": Codes, "wrapped": wrapped, **REAL}
 
 
 class Backbone(nn.Module):
@@ -149,6 +126,51 @@ def test_a_weight_of_a_known_kind_is_read_as_the_layer_acts_and_quantised_again(
     assert torch.allclose(layer(X), X @ quantised(layer).values().T, atol=0.2)
     coded.swap(old)
     assert torch.equal(layer(X), acting)
+
+
+def test_a_merge_into_codes_quantises_again_if_asked_tells_the_error_and_is_undone_to_the_last_code(make, tmp_path):
+    backbone = make()
+    if (coded := quantised(backbone.layer)) is None:
+        pytest.skip("of an unknown kind")
+    plain, values = backbone(X), coded.values()
+    delta = LoraModel(backbone, lora_r=2, modified_modules=["layer", "head"])
+    stir(delta)
+    acting = backbone(X)
+    with pytest.raises(MergeError, match=r"merge\(requantise=True\).*merged_copy\(backbone, dtype="):
+        delta.merge()
+    assert torch.equal(backbone(X), acting)
+    report = delta.merge(requantise=True)
+    assert 1e-4 < report.relative["layer.weight"] < 0.15
+    assert report.relative["head.weight"] < 1e-6
+    assert 0 < (backbone(X) - acting).norm() < 0.2 * (acting - plain).norm()
+    with pytest.raises(MergeError, match="merged into the codes of layer"):
+        delta.save_finetuned(tmp_path / "delta")
+    copied = copy.deepcopy(backbone)
+    delta.unmerge()
+    assert torch.equal(backbone(X), acting)
+    assert torch.equal(quantised(backbone.layer).values(), values)
+    deltas_of(copied)["lora"].unmerge()
+    assert torch.equal(copied(X), acting)
+
+
+def test_a_merged_copy_in_a_dtype_is_a_plain_model_with_the_dequantised_values(make):
+    backbone = make()
+    delta = LoraModel(backbone, lora_r=2, modified_modules=["layer"], use_dora=quantised(backbone.layer) is not None)
+    stir(delta)
+    acting = backbone(X)
+    if quantised(backbone.layer) is None:
+        with pytest.raises(MergeError, match="layer"):
+            merged_copy(backbone, dtype=torch.float32)
+        return
+    with pytest.raises(MergeError, match="layer: its weight is quantised"):
+        merged_copy(backbone)
+    copied = merged_copy(backbone, dtype=torch.float32)
+    assert type(copied.layer) is nn.Linear
+    assert {*copied.state_dict()} == {*Backbone().state_dict()}
+    assert torch.allclose(copied(X), acting, atol=0.01)  # bitsandbytes' int8 rounds the inputs, too
+    half = merged_copy(backbone, dtype=torch.bfloat16)
+    assert {tensor.dtype for tensor in half.state_dict().values()} == {torch.bfloat16}
+    assert torch.equal(backbone(X), acting)
 
 
 def test_a_norm_beside_a_quantised_layer_is_merged(make):

@@ -62,6 +62,10 @@ class Float8(Quantised):
         if fault := super().fault():
             return fault
         scale = self._scale()
+        if scale is not None and self.own_forward is None:
+            return (
+                f"its {self.name} codes have scales that a {type(self.layer).__name__} uses in a way that is not known"
+            )
         try:
             _ = None if scale is None else self._blocks(scale)
         except ValueError as error:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final, Self
 import torch
 from torch import Tensor, nn
 
-_FAULT: Final = "its weight cannot be quantised again ({}). Use merged_copy(backbone, dtype=torch.bfloat16), a copy with plain weights"
+_FAULT: Final = "its {} codes are written by their own tools only; merged_copy(backbone, dtype=torch.bfloat16) gives a copy with plain weights"
 _CHUNK: Final = 1024  # rows of the identity in one call
 
 
@@ -37,6 +37,11 @@ class Quantised:
     def of(cls, layer: nn.Module) -> Self | None:
         """Return a layer as this kind; None if it is of another kind or not quantised."""
         raise NotImplementedError
+
+    @property
+    def key(self) -> str:
+        """The name of the tensor with the codes."""
+        return "weight"
 
     @property
     def name(self) -> str:
@@ -83,7 +88,7 @@ class Quantised:
 
     def requantise_fault(self) -> str:
         """Return why new values cannot be quantised as the layer's weight is, as a clause; empty if they can."""
-        return self.fault() or _FAULT.format(f"{self.name} is written by its own tools only")
+        return self.fault() or _FAULT.format(self.name)
 
     def quantise(self, values: Tensor) -> Any:
         """Quantise new values, shaped like `values()`, with the layer's own settings.

@@ -127,6 +127,11 @@ class Hqq(Quantised):
         return cls(layer) if has_codes and callable(getattr(layer, "dequantize", None)) else None
 
     @property
+    def key(self) -> str:
+        """The name of the tensor with the codes."""
+        return "W_q"
+
+    @property
     def name(self) -> str:
         """HQQ with the number of bits."""
         bits = self._meta().get("nbits")

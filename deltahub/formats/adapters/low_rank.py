@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deltahub.engine.fingerprint import backbone_values
 from deltahub.engine.layers import weight_fault
+from deltahub.engine.quantised.kinds import quantised
 from deltahub.engine.shapes import is_conv1d, linear_shape
 from deltahub.engine.site import delta_key
 from deltahub.engine.structure.names import StructureMap
@@ -99,6 +100,8 @@ def _dora(
         ConfigError: the values of the layer are not at hand, or not plain.
     """
     layer, real = backbone.modules[module], backbone.real(module)
+    if (coded := quantised(layer)) is not None:
+        plain = {**plain, f"{real}.weight": coded.values()}
     if fault := weight_fault(layer):
         raise unsupported("lora", "use_dora", True, f"the weight of {real} is needed, and {fault}")
     update = leaves["lora_B"] @ leaves["lora_A"]

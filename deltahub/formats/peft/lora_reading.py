@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from deltahub.engine.quantised.kinds import quantised
 from deltahub.engine.weights import is_turned
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats.peft.lora_delta import LowRank, lora_delta
@@ -158,6 +159,12 @@ def _with_initial(
     layer = adapter.layer(module)
     if isinstance(layer, nn.Embedding) or (start == "olora" and is_turned(layer)):
         msg = f"The adapter was initialised with {start} on {module}, a {type(layer).__name__}, on which PEFT's own does not work. Load it with PEFT."
+        raise ConfigError(msg)
+    if (coded := quantised(layer)) is not None:
+        msg = (
+            f"The adapter was initialised with {start}, which changed the weights of its backbone, and {module} of this one is quantised "
+            f"({coded.name}). Load it on the backbone before quantisation, or convert it to a plain LoRA in PEFT."
+        )
         raise ConfigError(msg)
     weight = adapter.value(f"{module}.weight")
     if weight is None:

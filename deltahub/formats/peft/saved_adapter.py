@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from deltahub.engine.layers import reading_fault
+from deltahub.engine.quantised.kinds import quantised
 from deltahub.engine.weights import is_turned
 from deltahub.errors import CheckpointError, ConfigError
 from deltahub.formats.peft.expert_names import ExpertPlace
@@ -94,11 +95,12 @@ class SavedAdapter:
         Raises:
             ConfigError: the layer has no such weight.
         """
-        weight = getattr(self.layer(module), "weight", None)
-        if not isinstance(weight, Tensor) or not (weight.dim() == 2 or isinstance(self.layer(module), _ConvNd)):
+        weight, coded = getattr(self.layer(module), "weight", None), quantised(self.layer(module))
+        has_shape = isinstance(weight, Tensor) and (weight.dim() == 2 or isinstance(self.layer(module), _ConvNd))
+        if coded is None and not has_shape:
             msg = f"The adapter acts on {module}, a {type(self.layer(module)).__name__}, where a delta has no such update. Load it with PEFT."
             raise ConfigError(msg)
-        shape = tuple(weight.shape)
+        shape = tuple(cast("Tensor", weight).shape) if coded is None else coded.shape
         return (shape[1], shape[0]) if is_turned(self.layer(module)) else shape
 
     def widths(self, module: str) -> tuple[int, int]:
@@ -124,10 +126,14 @@ class SavedAdapter:
             ConfigError: its values cannot be read.
         """
         layer = self.layer(module)
-        value = self.value(f"{module}.weight")
-        fault = "it has no weight" if value is None else reading_fault(layer)
+        coded = quantised(layer)
+        fault = reading_fault(layer)
+        value = self.value(f"{module}.weight") if coded is None else None if fault else coded.values()
         if fault or value is None:
-            msg = f"The adapter's update of {module} depends on the layer's weight: {fault}. Load it on a backbone with plain weights."
+            msg = (
+                f"The adapter's update of {module} depends on the layer's weight: {fault or 'it has no weight'}. Load it on a backbone with "
+                "plain weights."
+            )
             raise ConfigError(msg)
         value = value.detach().cpu()
         value = value.to(torch.promote_types(value.dtype, torch.float32))
