@@ -77,7 +77,8 @@ def check(
         "backbone": backbone,
         "verified": compared,
     }
-    fit = "is the recorded one" if compared else "has the right names and shapes; the delta has no record to compare"
+    known = "is the recorded one, in another precision perhaps" if dequantised else "is the recorded one"
+    fit = known if compared else "has the right names and shapes; the delta has no record to compare"
     out.result(data, reference, f"It loads on {backbone} as a {delta.config.delta_type}; the backbone {fit}.")
 
 

@@ -178,7 +178,7 @@ class FingerprintMismatch(DeltaHubError):
     def _sentence(self) -> str:
         structure = ' check_hash="structure" to accept other weights of the same shape, or' if self.soft else ""
         if self.level == "other quantisation":
-            structure = ' check_hash="dequantised" (deltahub check: --dequantised) to compare the weights after dequantisation, or'
+            structure = f' check_hash="dequantised" (deltahub check: --dequantised) to compare the weights after dequantisation,{structure}'
         return (
             f"This delta was trained on another backbone ({self.level}): {self.difference}. "
             f"Expected fingerprint {self.expected}, found {self.found}. "
@@ -188,7 +188,7 @@ class FingerprintMismatch(DeltaHubError):
     @property
     def soft(self) -> bool:
         """Whether only values differ: every tensor has the expected name and shape."""
-        return self.level in ("same structure, other weights", "other precision")
+        return self.level in ("same structure, other weights", "other precision", "other quantisation")
 
 
 class ProbeError(DeltaHubError):

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -161,7 +161,7 @@ class Fingerprint:
         """Raise unless `actual` is this backbone.
 
         Args:
-            same_weights: False to accept other values or another precision under the same names and shapes.
+            same_weights: False to accept other values, another precision or another quantisation under the same names and shapes.
 
         Raises:
             FingerprintMismatch: `actual` is another backbone.
@@ -169,7 +169,7 @@ class Fingerprint:
         difference = self.compare(actual)
         if difference.level == EXACT:
             return
-        if not same_weights and difference.level in (OTHER_WEIGHTS, OTHER_PRECISION):
+        if not same_weights and difference.level in (OTHER_WEIGHTS, OTHER_PRECISION, OTHER_QUANTISATION):
             return
         raise FingerprintMismatch(difference.level, difference.detail, self.hash, actual.hash)
 
@@ -211,9 +211,16 @@ def _differ(shape: tuple[int, ...], other: tuple[int, ...], *, turned: bool) -> 
 
 def _changes(expected: QuantisedWeight, actual: QuantisedWeight) -> list[tuple[str, str]]:
     """Return the settings that differ, each with a description."""
-    before, after = expected.quantisation.options, actual.quantisation.options
-    keys = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
-    return [(key, f"{key} is {_shown(after.get(key))}, expected {_shown(before.get(key))}") for key in keys]
+    return list(_setting_changes(expected.quantisation.options, actual.quantisation.options))
+
+
+def _setting_changes(before: dict[str, Any], after: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    for key in sorted({*before, *after}):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _setting_changes(old, new, f"{path}{key}.")
+        elif old != new:
+            yield f"{path}{key}", f"{path}{key} is {_shown(new)}, expected {_shown(old)}"
 
 
 def _shown(value: Any) -> str:

@@ -12,10 +12,11 @@ from itertools import chain
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from deltahub.engine.modules import modules_by_name, own_modules
-from deltahub.errors import ConfigError
+from deltahub.errors import ConfigError, DeltaHubError
 
 HOOK: Final = "_hf_hook"  # the attribute with the hook
 
@@ -26,18 +27,32 @@ def resident(module: nn.Module, key: str) -> Any:
     hook = _hook(module)
     if hook is None or not (isinstance(tensor, Tensor) and tensor.is_meta):
         return tensor
-    return hook.weights_map[key].to(_device(hook))
+    return _stored(hook, key, key).to(_device(hook))
 
 
 def offloaded(backbone: nn.Module) -> dict[str, Callable[[], Tensor]]:
     """Return the offloaded tensors of a backbone by name, each as a function that reads its values where they are."""
     return {
-        f"{name}.{key}" if name else key: partial(hook.weights_map.__getitem__, key)
+        f"{name}.{key}" if name else key: partial(_stored, hook, key, f"{name}.{key}")
         for name, module in own_modules(backbone)
         if (hook := _hook(module)) is not None
         for key, tensor in _own_tensors(module)
         if tensor.is_meta
     }
+
+
+def _stored(hook: Any, key: str, name: str) -> Tensor:
+    """Read an offloaded tensor where it is kept.
+
+    Raises:
+        DeltaHubError: its file is missing or damaged.
+    """
+    try:
+        tensor: Tensor = hook.weights_map[key]
+    except (KeyError, OSError, ValueError, SafetensorError) as error:
+        msg = f"The values of {name}, which is offloaded, cannot be read: {error}. Load the backbone again, with an offload_folder that is kept."
+        raise DeltaHubError(msg) from error
+    return tensor
 
 
 def device_of(module: nn.Module, backbone: nn.Module) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def write_lora(
         tensors[f"{module}.deltas.lora_A"] = numbers(rank, n_in, seed=100 * seed + number)
         tensors[f"{module}.deltas.lora_B"] = numbers(n_out, rank, seed=100 * seed + number + 50)
     if record:
-        record = Fingerprint(tuple(leaf for leaf in record.leaves if leaf.name not in tensors), record.version)
+        record = replace(record, leaves=tuple(leaf for leaf in record.leaves if leaf.name not in tensors))
     targets = {"delta_type": "lora", "modified_modules": list(shapes), "common_structure": False, "exclude_modules": []}
     patterns = {"rank_pattern": dict(ranks)} if ranks else {}
     return write(folder, {**targets, **options, **patterns}, tensors, record)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from deltahub import AutoDeltaModel, LoraModel, combine
 from deltahub.checkpoint.backbone_record import Fingerprint, Leaf
+from deltahub.checkpoint.checkpoint import read
+from deltahub.checkpoint.quantised_weight import Quantisation, QuantisedWeight
 from deltahub.errors import CheckpointError, ConfigError
 from tests.algebra.making import (
     RECORD,
@@ -536,3 +538,15 @@ def test_a_folder_with_something_in_it_is_not_overwritten_unasked(pair, tmp_path
     with pytest.raises(CheckpointError, match="something other than a delta"):
         combine(pair, tmp_path / "d", force=True)
     assert SHAPES.keys() == updates_of(tmp_path / "c").keys()
+
+
+def test_deltas_of_one_quantised_backbone_are_combined_and_those_of_its_dense_one_are_not(tmp_path):
+    weight = Leaf("block.query.weight", "uint8", (10, 1), "4" * 32)
+    kind = Quantisation("bitsandbytes nf4", 4, "float32", "{}", ("weight",))
+    record = Fingerprint((weight, *RECORD.leaves[1:]), 3, (QuantisedWeight(weight.name, (5, 4), kind),))
+    first, second = (write_lora(tmp_path / str(seed), seed, record=record) for seed in (1, 2))
+
+    combine([first, second], to=tmp_path / "both")
+    assert read(tmp_path / "both").fingerprint == record
+    with pytest.raises(CheckpointError, match=r"different backbones \(other quantisation\)"):
+        combine([first, write_lora(tmp_path / "dense", 3)], to=tmp_path / "mixed")

@@ -48,6 +48,14 @@ def test_a_record_in_the_folder_refuses_another_backbone(run, run_json, folders,
     assert "trained on another backbone" in done.stderr
 
 
+def test_a_backbone_in_another_precision_is_compared_on_request(run, run_json, folders, adapter, tmp_path):
+    run("check", adapter, "--backbone", folders / "bert", "--record")
+    bert().double().save_pretrained(tmp_path / "double")
+    assert run("check", adapter, "--backbone", tmp_path / "double").exit_code == 5
+    assert run_json("check", adapter, "--backbone", tmp_path / "double", "--dequantised")["verified"] is True
+    assert run("check", adapter, "--backbone", folders / "other", "--dequantised").exit_code == 5
+
+
 def test_a_record_of_a_published_delta_is_its_next_version_with_the_same_tags(run, run_json, folders, adapter, caplog):
     run("push", adapter, "acme/sums", "--tags", "best")
     checked = run_json("check", "acme/sums", "--backbone", folders / "bert", "--record")

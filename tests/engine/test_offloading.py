@@ -8,7 +8,7 @@ from torch import nn
 from deltahub import AdapterModel, AutoDeltaModel, LayerNormModel, LoraModel, SoftPromptModel
 from deltahub.engine.building import build, complete_config
 from deltahub.engine.offloading import device_of
-from deltahub.errors import CheckpointError, ConfigError, MergeError
+from deltahub.errors import CheckpointError, ConfigError, DeltaHubError, MergeError
 from tests.backbones import bert, forward, gpt2, llama, logits_of, stir
 
 CPU = torch.device("cpu")
@@ -71,6 +71,19 @@ def test_values_on_disk_are_compared_too(tmp_path):
     AutoDeltaModel.from_finetuned(tmp_path / "delta", away)
 
     assert torch.equal(logits_of(delta.backbone_model), logits_of(away))
+
+
+def test_values_whose_file_is_gone_are_named(tmp_path):
+    away = llama()
+    disk_offload(away, tmp_path / "weights", execution_device=CPU)
+    delta = LoraModel(away, lora_r=2)
+    delta.freeze_module()
+    stir(delta)
+    for path in (tmp_path / "weights").glob("*.mlp.*.dat"):
+        path.unlink()
+    with pytest.raises(DeltaHubError, match=r"The values of .*mlp.*weight, which is offloaded, cannot be read"):
+        delta.save_finetuned(tmp_path / "delta")
+    assert not (tmp_path / "delta").exists()
 
 
 def test_offloaded_tensors_cannot_be_trained_replaced_or_merged(tmp_path):

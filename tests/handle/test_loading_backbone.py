@@ -120,6 +120,29 @@ def test_a_delta_of_before_says_which_tensors_its_record_does_not_cover(tmp_path
     assert not caplog.text
 
 
+def test_a_delta_of_before_loads_on_its_quantised_backbone_without_a_comparison_of_settings(
+    tmp_path, monkeypatch, caplog
+):
+    def backbone(nbits=4):
+        model = Quantised()
+        model.linear.weight = nn.Parameter(torch.ones(2, 3, dtype=torch.int8), requires_grad=False)
+        model.linear.nbits = nbits
+        return model
+
+    monkeypatch.setattr("deltahub.handle.saving.fingerprint", partial(fingerprint, version=2))
+    delta = LoraModel(backbone(), lora_r=1, modified_modules=["linear"])
+    delta.freeze_module()
+    delta.save_finetuned(tmp_path / "old")
+    monkeypatch.undo()
+    LoraModel(backbone(), lora_r=1, modified_modules=["linear"]).save_finetuned(tmp_path / "new")
+
+    assert load(tmp_path / "old", backbone(8)).attached
+    assert "does not cover the settings of its quantised layers, such as nbits" in caplog.text
+    assert load(tmp_path / "new", backbone()).attached
+    with pytest.raises(FingerprintMismatch, match="nbits is 8, expected 4 in 1 layers"):
+        load(tmp_path / "new", backbone(8))
+
+
 def test_resized_embeddings_are_refused(tmp_path):
     save(tmp_path, bert_mlm())
     backbone = bert_mlm()
