@@ -28,7 +28,9 @@ from deltahub.checkpoint.config import DeltaConfig
 from deltahub.checkpoint.options import Count, Limits
 from deltahub.deltas.lora_attention import attention_fault, attention_update, with_projections
 from deltahub.deltas.lora_layers import DecomposedUpdate, LowRankKernel, LowRankRows, LowRankUpdate
+from deltahub.deltas.lora_parameters import parameter_insertions, with_matrices
 from deltahub.deltas.slots import LoraSlots
+from deltahub.engine.bypassed import parameter_fault
 from deltahub.engine.insertion import Insertion
 from deltahub.engine.layers import linear_fault, lookup_fault, update_fault, weight_fault
 from deltahub.engine.shapes import linear_shape
@@ -51,6 +53,7 @@ class LoraConfig(DeltaConfig):
         use_bias: B has a bias, scaled like the update; that of an embedding has none.
         rank_pattern: ranks of single modules, by real address, instead of `lora_r`; the first address that matches a module counts.
         alpha_pattern: the same for `lora_alpha`.
+        share_experts: one A and B for all experts of a layer, where the update is of a stack of experts.
     """
 
     lora_r: Count = 8
@@ -61,13 +64,14 @@ class LoraConfig(DeltaConfig):
     use_bias: bool = False
     rank_pattern: Mapping[str, Count] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    share_experts: bool = False
 
     delta_type: ClassVar[str] = "lora"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the delta type and every option, as JSON types; what is off and unknown to older releases is left out."""
         document = super().to_dict()
-        for key, off in {"rank_pattern": {}, "alpha_pattern": {}, "use_bias": False}.items():
+        for key, off in {"rank_pattern": {}, "alpha_pattern": {}, "use_bias": False, "share_experts": False}.items():
             if document[key] == off and isinstance(document[key], type(off)):
                 del document[key]
         return document
@@ -95,7 +99,8 @@ class LoraModel(DeltaBase):
         lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
         lora_dropout: share of the input dropped in training.
         modified_modules: addresses of linear layers, Conv1D layers, convolutions, embeddings, or an `nn.MultiheadAttention` or its
-            q, k, v or proj.
+            q, k, v or proj; and of parameters that a module reads itself, such as stacks of experts (``"experts.w1"``,
+            ``"mlp.experts.down_proj"``) and routers.
         unfrozen_modules: addresses of parameters that `freeze_module` leaves trainable.
         exclude_modules: addresses of modules to leave out.
         common_structure: True for common names only, False for real names only, None for whichever matches.
@@ -107,6 +112,7 @@ class LoraModel(DeltaBase):
         rank_pattern: ranks of single modules, by real address, instead of `lora_r`.
         alpha_pattern: the same for `lora_alpha`.
         layers_to_transform: numbers of the blocks to put the delta on; None for all.
+        share_experts: one A and B for all experts of a layer; by default one for each.
         name: the delta's name on this backbone.
         dtype: dtype of the parameters; by default float32, or the layer's if wider.
     """
@@ -115,6 +121,7 @@ class LoraModel(DeltaBase):
     config_class = LoraConfig
     default_modified_modules = ("attn@.q@", "attn@.v@")
     acts_on_projections = True
+    takes_parameters = True
 
     def __init__(
         self,
@@ -135,6 +142,7 @@ class LoraModel(DeltaBase):
         rank_pattern: Mapping[str, int] | None = None,
         alpha_pattern: Mapping[str, float] | None = None,
         layers_to_transform: Sequence[int] | None = None,
+        share_experts: bool = False,
         name: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -147,6 +155,7 @@ class LoraModel(DeltaBase):
             use_bias=use_bias,
             rank_pattern=dict(rank_pattern or {}),
             alpha_pattern=dict(alpha_pattern or {}),
+            share_experts=share_experts,
             modified_modules=modified_modules,
             unfrozen_modules=unfrozen_modules,
             exclude_modules=exclude_modules,
@@ -196,10 +205,13 @@ class LoraModel(DeltaBase):
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
-        """Check that each module is a linear layer, a convolution or an embedding that can hold a LoRA."""
-        for target in targets:
+        """Check that each module is a layer that can hold a LoRA; a mixture of experts or a router stands for its matrices."""
+        chosen = [part for target in targets for part in with_matrices(target)]
+        for target in chosen:
             module = target.module
-            if isinstance(module, _ConvNd):
+            if target.parameter:
+                fault = parameter_fault(module, target.parameter)
+            elif isinstance(module, _ConvNd):
                 fault = weight_fault(module)
             elif isinstance(module, nn.MultiheadAttention):
                 fault = attention_fault(module)
@@ -207,9 +219,9 @@ class LoraModel(DeltaBase):
                 linear_shape(target.name, module)
                 fault = lookup_fault(module) if isinstance(module, nn.Embedding) else update_fault(module)
             if fault:
-                msg = f"{target.name} ({type(module).__name__}) cannot hold a LoRA: {fault}. Leave it out."
+                msg = f"{target.address} ({type(module).__name__}) cannot hold a LoRA: {fault}. Leave it out."
                 raise TargetError(msg)
-        return targets
+        return chosen
 
     @classmethod
     def new_insertions(
@@ -220,15 +232,16 @@ class LoraModel(DeltaBase):
         Raises:
             NoMatchError: an address of a pattern matches no module of the delta.
         """
-        names = [target.name for target in targets]
+        names = [target.address for target in targets]
         for pattern in (*config.rank_pattern, *config.alpha_pattern):
             if not any(pattern == name or Address(pattern).matches(name) for name in names):
                 raise NoMatchError(pattern, closest(pattern, names), "It is in rank_pattern or alpha_pattern.")
-        attentions = {target.name for target in targets if isinstance(target.module, nn.MultiheadAttention)}
-        layers = [target for target in targets if target.name not in attentions]
+        attentions = {t.name for t in targets if isinstance(t.module, nn.MultiheadAttention) and not t.parameter}
+        layers = [target for target in targets if target.name not in attentions and not target.parameter]
         updates = dict(super().new_insertions(backbone, config, layers, like))
         updates |= {t.name: attention_update(config, t, like(t.module)) for t in targets if t.name in attentions}
-        return {name: updates[name] for name in names}
+        updates |= parameter_insertions(config, [target for target in targets if target.parameter], updates, like)
+        return {target.name: updates[target.name] for target in targets}
 
     @classmethod
     def new_insertion(cls, config: LoraConfig, target: Target, width: int, like: Tensor) -> LowRankUpdate:

@@ -101,10 +101,10 @@ def with_projections(backbone: nn.Module, targets: Sequence[Target]) -> list[Tar
         holder = module_at(backbone, parent)
         if key == OUT and isinstance(holder, nn.MultiheadAttention):
             target = Target(parent, holder, PROJECTIONS[-1:])  # noqa: PLW2901
-        if (known := chosen.get(target.name)) is not None:
+        if (known := chosen.get(target.address)) is not None:
             both = (*known.parts, *target.parts) if known.parts and target.parts else ()  # () is the whole attention
             target = replace(target, parts=both)  # noqa: PLW2901
-        chosen[target.name] = target
+        chosen[target.address] = target
     return list(chosen.values())
 
 

@@ -43,6 +43,7 @@ class Method:
         default_unfrozen_modules: the same for `unfrozen_modules`.
         acts_on_projections: whether it acts on the q, k, v and proj of an `nn.MultiheadAttention`, which are not layers.
         addresses_each: how many addresses in a row mean one module: two where modified_modules are pairs.
+        takes_parameters: whether an address may name a parameter that a module reads itself.
     """
 
     default_modified_modules: ClassVar[tuple[str, ...]] = ()
@@ -50,6 +51,7 @@ class Method:
     default_unfrozen_modules: ClassVar[tuple[str, ...]] = ("deltas",)
     acts_on_projections: ClassVar[bool] = False
     addresses_each: ClassVar[int] = 1
+    takes_parameters: ClassVar[bool] = False
 
     @classmethod
     def choose(cls, targets: list[Target]) -> list[Target]:
@@ -246,6 +248,7 @@ def addressed(method: type[Method], backbone: nn.Module, config: DeltaConfig) ->
         config.common_structure,
         {*method.default_modified_modules},
         projections=method.acts_on_projections,
+        with_parameters=method.takes_parameters,
     )
     chosen = method.choose(targets)
     return chosen if chosen is targets else without_excluded(structure, chosen, exclude)

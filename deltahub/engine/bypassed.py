@@ -21,9 +21,11 @@ from typing import Any, Final
 from torch import nn
 
 from deltahub.engine.insertion import acts_in
+from deltahub.engine.layers import reading_fault
 from deltahub.engine.ledger import has_run
 from deltahub.engine.modules import module_at, own_modules
 from deltahub.engine.site import site_of, was_called
+from deltahub.engine.substitution import replacement_fault
 
 _NUMBER: Final = re.compile(r"(?<![^.])\d+(?![^.])")
 
@@ -43,7 +45,7 @@ def uncalled(backbone: nn.Module, delta: str, addresses: Iterable[str], serial: 
     for address in addresses:
         target = module_at(backbone, address)
         insertion = site_of(target).slots[delta]
-        if acts_in(insertion, "before") or acts_in(insertion, "after"):
+        if any(acts_in(insertion, method) for method in ("before", "after", "substitute")):
             targets[address] = target
     if not (has_run(backbone, delta, serial) or any(site_of(target).called for target in targets.values())):
         return []
@@ -73,6 +75,16 @@ def is_bypassed(backbone: nn.Module, address: str) -> bool:
         return False
     kinds: set[Any] = {type(module) for _, module in own_modules(backbone)}
     return not any("lent" in _mentions(kind, child) for kind in kinds)
+
+
+def parameter_fault(module: nn.Module, key: str) -> str:
+    """Return why no update can act on a parameter that a module reads itself, as a clause; empty if it can."""
+    if fault := reading_fault(module, key):
+        return fault
+    kind: Any = type(module)
+    if not any(key in code.co_names or key in code.co_consts for code in _methods(kind)):
+        return f"{kind.__name__} does not read it itself, so an update would never act"
+    return replacement_fault(module)
 
 
 @lru_cache(maxsize=4096)

@@ -16,7 +16,7 @@ Kwargs = dict[str, Any]
 
 
 class Insertion(nn.Module):
-    """The work of a delta at one target; a subclass overrides `before`, `after` or `attend`.
+    """The work of a delta at one target; a subclass overrides `before`, `after`, `attend` or `substitute`.
 
     Attributes:
         keeps_length: whether it keeps the shapes of its inputs and outputs, so that rows of a batch can pass through it one by one.
@@ -58,6 +58,15 @@ class Insertion(nn.Module):
             call: an `engine.attention.AttentionCall`.
         """
         return call
+
+    def substitute(self, target: nn.Module, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what the target's forward reads instead of parameters of the target.
+
+        Args:
+            target: the module that holds the insertion.
+            values: the same of earlier insertions, by name of the parameter.
+        """
+        return values
 
     def merged(self, target: nn.Module) -> Mapping[str, Tensor]:
         """Return the target's parameters with the insertion's work merged into them.

@@ -25,6 +25,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from deltahub.engine.quantised.kinds import quantised
+from deltahub.engine.substitution import is_installed
 from deltahub.engine.weights import SomeRows, is_turned, linear_weight
 
 _ROWS: Final = 4096  # the trial looks up all rows of a table of this size, and only some rows of a larger one
@@ -300,6 +301,8 @@ def bias_fault(layer: nn.Module) -> str:
 def _forward_of(layer: nn.Module) -> Any:
     """Return the function that computes a layer's output, without hooks that move its tensors; None if it is not known."""
     attributes = layer.__dict__
+    if is_installed(layer):
+        return type(layer).forward
     if "_hf_hook" in attributes and "_old_forward" in attributes:  # accelerate wraps the original forward
         forward = attributes["_old_forward"]
     elif "forward" in attributes:

@@ -5,6 +5,8 @@ replicates and compiles like any other module, and its own names do not change. 
 
     before:  last added first      target.forward      after:  first added first
 
+Insertions on parameters of the target have its forward read stand-ins for these (`engine/substitution.py`).
+
 torch.compile does not check hooks before it reuses a graph, but it checks the type of a module's `_parameters`. While a
 module has a site, that type encodes which hooks there are, so that a graph made without them is not reused, neither for
 this module nor for another like it. A module that has neither parameters nor children is marked at its parents (`engine/marks.py`).
@@ -24,6 +26,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from deltahub.engine.insertion import Args, Insertion, Kwargs, acts_in
+from deltahub.engine.substitution import CALLED, Called, install, uninstall
 from deltahub.engine.tracing import while_tracing
 from deltahub.errors import TargetError
 
@@ -90,6 +93,8 @@ class Site(nn.Module):
         self.befores: tuple[Insertion, ...] = ()
         self.afters: tuple[Insertion, ...] = ()
         self.attends: tuple[Insertion, ...] = ()
+        self.substitutes: tuple[Insertion, ...] = ()
+        self.substituting = False  # whether the target's forward is replaced, for an insertion that may be inactive
         self.detour: Detour | None = None
         self.place = ""  # the last part of the target's name, "*" for a number
         self.called = False  # whether the target has run, or was traced, since the last insertion
@@ -112,6 +117,9 @@ class Site(nn.Module):
             self.afters = (*self.afters, insertion)
         if acts_in(insertion, "attend"):
             self.attends = (*self.attends, insertion)
+        if acts_in(insertion, "substitute"):
+            self.substitutes = (*self.substitutes, insertion)
+            self.substituting = True
 
     def turn(self, name: str, on: bool) -> None:
         """Activate or deactivate the insertion called `name`."""
@@ -126,6 +134,7 @@ class Site(nn.Module):
         self.befores = tuple(i for i in self.befores if i is not insertion)
         self.afters = tuple(i for i in self.afters if i is not insertion)
         self.attends = tuple(i for i in self.attends if i is not insertion)
+        self.substitutes = tuple(i for i in self.substitutes if i is not insertion)
 
     def drop(self, name: str) -> None:
         """Remove an insertion."""
@@ -144,6 +153,15 @@ class Site(nn.Module):
             self.afters = tuple(i for i in ordered if acts_in(i, "after"))
         if acts_in(added, "attend"):
             self.attends = tuple(i for i in ordered if acts_in(i, "attend"))
+        if acts_in(added, "substitute"):
+            self.substitutes = tuple(i for i in ordered if acts_in(i, "substitute"))
+
+    def called_with(self, target: nn.Module) -> Called:
+        """Return the stand-ins for the target's parameters in a call."""
+        values: dict[str, Any] = {}
+        for insertion in self.substitutes if self.detour is None else ():
+            values = {**values, **insertion.substitute(target, values)}
+        return Called(target, values)
 
 
 def check_target(name: str, module: nn.Module) -> None:
@@ -190,8 +208,11 @@ def insert(target: nn.Module, name: str, insertion: Insertion, address: str = ""
     site = _site_at(target)
     last = address.rpartition(".")[2]
     site.place = "*" if last.isdecimal() else last
+    substitutes = acts_in(insertion, "substitute")
+    if substitutes:
+        install(target)
     # Only the hooks that are needed: each costs microseconds.
-    if acts_in(insertion, "before") and _before not in target._forward_pre_hooks.values():
+    if (acts_in(insertion, "before") or substitutes) and _before not in target._forward_pre_hooks.values():
         target.register_forward_pre_hook(_before, with_kwargs=True)
     if acts_in(insertion, "after") and _after not in target._forward_hooks.values():
         target.register_forward_hook(_after, with_kwargs=True)
@@ -246,7 +267,10 @@ def eject(target: nn.Module, name: str) -> None:
     """Undo `insert`, and remove the hooks that no other insertion needs, and the site with its last insertion."""
     site = site_of(target)
     site.drop(name)
-    if not any(acts_in(insertion, "before") for insertion in site.slots.values()):
+    if site.substituting and not any(acts_in(insertion, "substitute") for insertion in site.slots.values()):
+        site.substituting = False
+        uninstall(target)
+    if not site.substituting and not any(acts_in(insertion, "before") for insertion in site.slots.values()):
         _unhook(target._forward_pre_hooks, target._forward_pre_hooks_with_kwargs, _before)
     if not any(acts_in(insertion, "after") for insertion in site.slots.values()):
         _unhook(target._forward_hooks, target._forward_hooks_with_kwargs, _after)
@@ -312,11 +336,11 @@ def _before(target: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs
     else:
         site.__dict__["called"] = True  # not by nn.Module.__setattr__, which costs as much as the whole hook
     if site.detour is not None:
-        detoured: tuple[Args, Kwargs] = site.detour.before(target, args, kwargs)
-        return detoured
-    for insertion in site.befores:
-        args, kwargs = insertion.before(target, args, kwargs)
-    return args, kwargs
+        args, kwargs = site.detour.before(target, args, kwargs)
+    else:
+        for insertion in site.befores:
+            args, kwargs = insertion.before(target, args, kwargs)
+    return (args, {**kwargs, CALLED: site.called_with(target)}) if site.substituting else (args, kwargs)
 
 
 def _after(target: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.engine.dummy_inputs import possible_inputs
-from deltahub.engine.insertion import map_hidden
+from deltahub.engine.insertion import acts_in, map_hidden
 from deltahub.engine.ledger import ATTRIBUTE, Entry, Ledger
 from deltahub.engine.modules import own_modules
 from deltahub.engine.routing.heads import heads_of
@@ -129,6 +129,9 @@ def _entry(ledger: Ledger, delta: DeltaBase | str) -> Entry:
     if not entry.attached:
         msg = f"{name!r} is detached. Call attach() first: a route lets only its own rows see it."
         raise RouteError(msg)
+    if shared := sorted(name for name, insertion in entry.insertions.items() if acts_in(insertion, "substitute")):
+        msg = f"{name!r} acts on parameters of {shared[0]}, which all rows of a batch share."
+        raise RouteError(f"{msg} Attach it alone and call the backbone without route().")
     if any(not insertion.keeps_length for insertion in entry.insertions.values()):
         kind = entry.config.delta_type
         why = "changes the length of a sequence, or acts where rows cannot be told apart (nn.MultiheadAttention)"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from deltahub.checkpoint.address import ALL_LINEAR, REGEX_MARK, Address, lies_within, nearest_names
+from deltahub.engine.structure.experts import named_experts
 from deltahub.engine.structure.former_names import former_names
 from deltahub.engine.structure.inference import describe_linear_layers
 from deltahub.engine.structure.layouts import Part
@@ -27,12 +28,19 @@ class Target:
         module: the module.
         parts: the matched parts; empty for the whole module.
         stands_in: whether it is a mixture of experts, addressed as one of the layers for which it has no modules.
+        parameter: the module's name for the parameter that the address means; empty for the module.
     """
 
     name: str
     module: nn.Module
     parts: tuple[Part, ...] = ()
     stands_in: bool = False
+    parameter: str = ""
+
+    @property
+    def address(self) -> str:
+        """The real name of the module, or of the parameter."""
+        return ".".join(filter(None, (self.name, self.parameter)))
 
 
 def find_targets(
@@ -64,17 +72,20 @@ def targets_in(
     optional: Collection[str] = (),
     *,
     projections: bool = False,
+    with_parameters: bool = False,
 ) -> list[Target]:
     """Return the modules that addresses match, as `find_targets` does, in a backbone whose structure is known.
 
     Args:
         projections: whether a pattern that matches no module may mean projections of `nn.MultiheadAttention`.
+        with_parameters: whether an address that matches no module may match parameters, and the layers beside a mixture of experts.
 
     Raises:
         NoMatchError: a pattern matches nothing; the message lists the nearest names.
     """
     modules = {name: module for name, module in structure.modules.items() if name}
     hits: dict[str, set[Part | None]] = {}
+    parameter_hits: dict[tuple[str, str], set[Part | None]] = {}
     left_out = [*exclude, *map(marked, exclude)]
     missed = []
     tails: dict[str, list[str]] = {}  # saves matching thousands of full names against thousands of modules
@@ -86,16 +97,61 @@ def targets_in(
         if not matched and projections:
             matched = _projections(pattern, structure)
         matched = [(name, part) for name, part in matched if not _is_excluded(name, left_out, structure)]
+        if not matched and with_parameters:
+            for place, part in _match_parameters(pattern, structure, common_structure, left_out):
+                parameter_hits.setdefault(place, set()).add(part)
+                matched = [("", None)]
+            if matched:
+                continue
         if not matched and pattern not in optional:
             raise _no_match(pattern, modules, exclude, structure, common_structure)
         if not matched:
             missed.append(pattern)
         for name, part in matched:
             hits.setdefault(name, set()).add(part)
-    if not hits:
+    if not hits and not parameter_hits:
         raise _no_match((missed or ["an empty list of patterns"])[0], modules, exclude, structure, common_structure)
-    experts = structure.guess.experts
-    return [_target(n, module, hits[n], n in experts) for n, module in modules.items() if n in hits]
+    return _targets(structure, hits, parameter_hits)
+
+
+def _targets(
+    structure: StructureMap,
+    hits: dict[str, set[Part | None]],
+    parameter_hits: Mapping[tuple[str, str], set[Part | None]],
+) -> list[Target]:
+    """Return the matched modules in backbone order, then the matched parameters."""
+    for (name, key), parts in parameter_hits.items():
+        if not key:  # a layer, known by a name that only the search for parameters has
+            hits.setdefault(name, set()).update(parts)
+    modules, experts = structure.modules, structure.guess.experts
+    targets = [_target(n, module, hits[n], n in experts) for n, module in modules.items() if n in hits]
+    return targets + [_target(n, modules[n], parts, parameter=k) for (n, k), parts in parameter_hits.items() if k]
+
+
+def _match_parameters(
+    pattern: str, structure: StructureMap, common_structure: bool | None, left_out: Sequence[str]
+) -> list[tuple[tuple[str, str], Part | None]]:
+    """Return the parameters with two or three dimensions that a pattern matches by real name, else the parts of experts by common name."""
+    address = Address(pattern)
+    found: list[tuple[tuple[str, str], Part | None]] = []
+    if not common_structure and MARK not in pattern:
+        found = [
+            ((name, key), None)
+            for name, module in structure.modules.items()
+            for key, parameter in module._parameters.items()
+            if parameter is not None and parameter.dim() in (2, 3) and address.matches(f"{name}.{key}".lstrip("."))
+        ]
+    if not found and common_structure is not False:
+        found = [
+            ((named.module, named.parameter), named.part)
+            for named in named_experts(structure)
+            if address.matches(named.common) or (MARK not in pattern and _matches_plain(address, named.common))
+        ]
+    return [
+        (place, part)
+        for place, part in found
+        if not _is_excluded(place[0], left_out, structure) and not lies_within(".".join(place), left_out)
+    ]
 
 
 def _match_any(
@@ -145,9 +201,11 @@ def undivided(pattern: str) -> str | None:
     return f"{head}{dot}qkv{MARK}" if last in {f"q{MARK}", f"v{MARK}"} else None
 
 
-def _target(name: str, module: nn.Module, hits: set[Part | None], stands_in: bool) -> Target:
+def _target(
+    name: str, module: nn.Module, hits: set[Part | None], stands_in: bool = False, parameter: str = ""
+) -> Target:
     parts = () if None in hits else tuple(sorted((p for p in hits if p), key=lambda part: part.start))
-    return Target(name, module, parts, stands_in)
+    return Target(name, module, parts, stands_in, parameter)
 
 
 def without_excluded(structure: StructureMap, targets: Sequence[Target], exclude: Sequence[str]) -> list[Target]:

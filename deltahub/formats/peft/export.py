@@ -144,6 +144,8 @@ def serving_notes(folder: Path) -> list[str]:
         beyond.append("is DoRA")
     if config.get("lora_bias"):
         beyond.append("has biases of B")
+    if config.get("target_parameters"):
+        beyond.append("acts on parameters of experts or routers")
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         beyond.append("has ranks or scales of its own in some layers")
     if beyond:

@@ -21,9 +21,12 @@ from deltahub.formats.peft.saved_adapter import Converted, SavedAdapter
 class LowRank:
     """The update of a module: ``scale * up @ down``, with ``down`` ``(r, n_in)`` and ``up`` ``(n_out, r)``.
 
+    That of a stack of matrices has one more dimension in front.
+
     Attributes:
         magnitude: DoRA's norm of each row, ``(n_out,)``.
         bias: what is added to the output together with the update, ``(n_out,)``, scaled as well.
+        parameter: the module's name for the parameter with the update; empty for a layer. The update is then known by the parameter's name.
     """
 
     down: Tensor
@@ -31,19 +34,32 @@ class LowRank:
     scale: float
     magnitude: Tensor | None = None
     bias: Tensor | None = None
+    parameter: str = ""
+
+    @property
+    def rank(self) -> int:
+        """The rank of the update, of each matrix in a stack."""
+        return self.down.shape[-2]
 
     @property
     def alpha(self) -> float:
         """The scale times the rank."""
-        return self.scale * len(self.down)
+        return self.scale * self.rank
 
 
-def lora_delta(updates: Mapping[str, LowRank], adapter: SavedAdapter, *, dropout: float = 0.0) -> Converted:
+def lora_delta(
+    updates: Mapping[str, LowRank],
+    adapter: SavedAdapter,
+    *,
+    dropout: float = 0.0,
+    parameters: Mapping[str, LowRank] | None = None,
+) -> Converted:
     """Make a LoRA of the updates of single modules, and of the weights replaced in one of the modules that share them.
 
     Args:
         updates: by plain name of the module.
         dropout: share of the input dropped in training.
+        parameters: updates of parameters that their modules read themselves, by plain name of the parameter.
 
     Raises:
         ConfigError: the adapter replaces a weight where a LoRA cannot.
@@ -56,8 +72,18 @@ def lora_delta(updates: Mapping[str, LowRank], adapter: SavedAdapter, *, dropout
     for module, update in updates.items():
         if use_bias and update.bias is None and not isinstance(adapter.layer(module), nn.Embedding):
             update.bias = update.up.new_zeros(len(update.up))
-    real = {adapter.names.real[module]: update for module, update in sorted(updates.items())}
-    return Converted(*lora_options(real, adapter.names.real.values(), dropout=dropout))
+    updates |= parameters or {}
+    real = {_real_name(name, update, adapter): update for name, update in sorted(updates.items())}
+    names = [*adapter.names.real.values(), *(adapter.names.tensors.values() if parameters else ())]
+    return Converted(*lora_options(real, names, dropout=dropout))
+
+
+def _real_name(name: str, update: LowRank, adapter: SavedAdapter) -> str:
+    """Return the name in the backbone of a module or parameter, given its plain name."""
+    if not update.parameter:
+        return adapter.names.real[name]
+    module = adapter.names.real[name.removesuffix(update.parameter).rstrip(".")]
+    return f"{module}.{update.parameter}".lstrip(".")
 
 
 def lora_options(
@@ -78,7 +104,10 @@ def lora_options(
             "lora_magnitude_vector": update.magnitude,
             "lora_bias": update.bias,
         }
-        tensors |= {delta_key(name, leaf): tensor.contiguous() for leaf, tensor in leaves.items() if tensor is not None}
+        module, within = name, ""
+        if update.parameter:
+            module, within = name.removesuffix(update.parameter).rstrip("."), f"{update.parameter}."
+        tensors |= {delta_key(module, within + leaf): t.contiguous() for leaf, t in leaves.items() if t is not None}
     rank, alpha = _most_common(updates)
     addresses = exact_addresses(updates, modules)
     options = {
@@ -88,7 +117,7 @@ def lora_options(
         "lora_r": rank,
         "modified_modules": list(addresses.values()),
         "use_dora": any(update.magnitude is not None for update in updates.values()),
-        "rank_pattern": {addresses[name]: len(u.down) for name, u in updates.items() if len(u.down) != rank},
+        "rank_pattern": {addresses[name]: u.rank for name, u in updates.items() if u.rank != rank},
         "alpha_pattern": {addresses[name]: u.alpha for name, u in updates.items() if u.alpha != alpha},
     }
     if any(update.bias is not None for update in updates.values()):
@@ -100,7 +129,7 @@ def _most_common(updates: Mapping[str, LowRank]) -> tuple[int, float]:
     """Return the most common rank and alpha."""
     if not updates:
         return 8, 8.0  # only parameters of the backbone are trained
-    return Counter((len(update.down), update.alpha) for update in updates.values()).most_common(1)[0][0]
+    return Counter((update.rank, update.alpha) for update in updates.values()).most_common(1)[0][0]
 
 
 def _replacement(

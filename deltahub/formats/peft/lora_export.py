@@ -17,6 +17,7 @@ from deltahub.formats.peft.adapter import Exported, by_part, named, whole_width
 from deltahub.formats.peft.attention_export import attention_tensors, is_attention, rows_of
 from deltahub.formats.peft.lora_reading import has_same_patches
 from deltahub.formats.peft.module_matching import target_names
+from deltahub.formats.peft.parameter_export import parameter_names, parameter_tensors, split_parameters, stacked
 
 _MAMBAS: Final = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 _MAMBA_READS: Final = frozenset({"conv1d", "out_proj"})  # kernels read the weights of these layers directly
@@ -42,6 +43,7 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
     Raises:
         ConfigError: PEFT has no equivalent, or the backbone is needed.
     """
+    shares, parameters = split_parameters(shares, backbone)
     _refuse_names(set(shares), backbone)
     rank, alpha = int(document.get("lora_r", 8)), float(document.get("lora_alpha", 16))
     use_dora, use_rslora = bool(document.get("use_dora")), bool(document.get("use_rslora"))
@@ -53,8 +55,10 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
         raise ConfigError(msg)
     ranks, alphas = document.get("rank_pattern") or {}, document.get("alpha_pattern") or {}
     attentions = {module for module in fused if is_attention(module, backbone)}
-    file_rank = max((rows_of(parts) if m in attentions else len(parts) for m, parts in fused.items()), default=1) * rank
-    updates: dict[str, int] = {}
+    stacks = {name: stacked(name, leaves, backbone) for name, leaves in parameters.items()}
+    joins = [rows_of(parts) if m in attentions else len(parts) for m, parts in fused.items()]
+    file_rank = max([1, *joins, *(stack.parts for stack in stacks.values())]) * rank
+    updates: dict[str, int] = {name: stack.rank for name, stack in stacks.items()}
     for module, leaves in shares.items():
         if module in attentions:
             size = rows_of(fused[module]) * rank_and_scale(document, module)[0] if ranks or alphas else file_rank
@@ -81,18 +85,21 @@ def lora(document: Mapping[str, Any], shares: Mapping[str, dict[str, Tensor]], b
             tensors[f"{module}.lora_B.bias"] = leaves["lora_bias"]
         if use_dora:
             tensors[f"{module}.lora_magnitude_vector"] = leaves["lora_magnitude_vector"]
+    widths = {name: 0 if ranks or alphas else file_rank - stack.rank for name, stack in stacks.items()}
+    tensors |= parameter_tensors(stacks, widths, backbone)
     if file_rank != rank:  # keep the scale, whatever the new rank
         alpha, use_rslora = alpha / (math.sqrt(rank) if use_rslora else rank) * file_rank, False
     options = {
         **_LORA,
         **(_patterns(document, updates, file_rank, alpha, use_rslora=use_rslora) if ranks or alphas else {}),
         "bias": "none",
-        "fan_in_fan_out": any(map(backbone.is_turned, shares)),
+        "fan_in_fan_out": any(map(backbone.is_turned, shares)) and not parameters,  # PEFT looks at the layer itself
         "lora_bias": bool(document.get("use_bias")),
         "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
         "lora_dropout": float(document.get("lora_dropout", 0.0)),
         "r": file_rank,
-        "target_modules": target_names(shares, {*backbone.modules, *shares}),
+        "target_modules": target_names(shares, {*backbone.modules, *shares}) if shares else [],
+        **({"target_parameters": parameter_names(parameters, backbone)} if parameters else {}),
         "use_dora": use_dora,
         "use_rslora": use_rslora,
     }

@@ -88,6 +88,7 @@ def lora(adapter: SavedAdapter) -> Converted:
     """
     config = adapter.config
     parameters, others = parameters_of(adapter), modules_of(adapter)
+    on_parameters = {name: update for name, update in parameters.items() if isinstance(update, LowRank)}
     updates = {module: _update(adapter, module) for module in adapter.modules if module not in others}
     for module, update in updates.items():
         update.magnitude = adapter.get(module, _MAGNITUDE)
@@ -100,8 +101,9 @@ def lora(adapter: SavedAdapter) -> Converted:
         msg = f"The adapter {has} {module}. Fetch it again."
         raise CheckpointError(msg)
     updates |= token_rows(adapter, set(updates))
-    converted = lora_delta(updates, adapter, dropout=float(config.get("lora_dropout") or 0.0))
-    return replace(converted, replaced=parameters)
+    dropout = float(config.get("lora_dropout") or 0.0)
+    converted = lora_delta(updates, adapter, dropout=dropout, parameters=on_parameters)
+    return replace(converted, replaced={n: value for n, value in parameters.items() if isinstance(value, Tensor)})
 
 
 def _update(adapter: SavedAdapter, module: str) -> LowRank:

@@ -32,6 +32,7 @@ from deltahub.formats.peft import adalora, vera
 from deltahub.formats.peft.adapter import Exported, by_part, named, whole_width
 from deltahub.formats.peft.lora_export import lora
 from deltahub.formats.peft.module_matching import HEADS, as_pattern, left_out, saved, whole_names
+from deltahub.formats.peft.parameter_export import by_parameter, modules_of
 from deltahub.formats.peft.saved_modules_export import add_trained
 from deltahub.formats.peft.shapes import check_shapes
 
@@ -116,17 +117,19 @@ def exported(checkpoint: Checkpoint, backbone: Backbone) -> Exported:
         if is_delta_name(name):
             module, _, leaf = f".{name}".partition(DELTA_PART)
             shares.setdefault(module.removeprefix("."), {})[leaf] = tensor
+    shares = by_parameter(shares, backbone)
     check_shapes(checkpoint.document, shares)
     adapter = makers[kind](checkpoint.document, shares, backbone)
+    modules = modules_of(shares, backbone)
     trained = {name: tensor for name, tensor in tensors if not is_delta_name(name)}
     if adapter.needs_task:
         heads = HEADS.get(prompt_task(backbone.class_name, backbone.model_class), ())
         add_trained(adapter, trained, set(), backbone, heads)
         return adapter
-    backbone.refuse_shared(shares)
-    add_trained(adapter, trained, set(shares), backbone)
+    backbone.refuse_shared(modules)
+    add_trained(adapter, trained, modules, backbone)
     try:
-        lost = sorted(left_out(adapter.modules_to_save, shares))
+        lost = sorted(left_out(adapter.modules_to_save, modules))
     except AddressError as error:
         msg = f"Cannot check which layers PEFT would leave out because of their names. {error} Or load the delta with deltahub."
         raise ConfigError(msg) from error

@@ -49,7 +49,8 @@ def _faults(document: Mapping[str, Any], module: str, leaves: Mapping[str, Tenso
         wrong += [f"{place} has no {key}" for key in sorted(required - share.keys())]
         wrong += [f"{place} has {key!r}, which is not part of it" for key in share.keys() - shapes.keys()]
         for key in share.keys() & shapes.keys():
-            shape = tuple(share[key].shape)
+            # A stack of matrices has one more dimension in front, as long as that of all its tensors.
+            shape = tuple(share[key].shape)[-2 if share[key].dim() == 3 else 0 :]
             if len(shape) != len(shapes[key]) or any(
                 size not in (None, have) for size, have in zip(shapes[key], shape, strict=True)
             ):
