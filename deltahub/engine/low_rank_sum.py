@@ -38,7 +38,7 @@ class LowRankSum:
         scale: s.
     """
 
-    def __init__(self, weight: Any, left: Tensor, right: Tensor, scale: float) -> None:
+    def __init__(self, weight: Any, left: Tensor, right: Tensor, scale: float | Tensor) -> None:
         self._weight = weight
         self._left = left
         self._right = right
