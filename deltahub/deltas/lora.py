@@ -15,9 +15,9 @@ Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", https://arxiv.or
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from deltahub.checkpoint.address import Address, value_for
 from deltahub.checkpoint.config import DeltaConfig
-from deltahub.checkpoint.options import Count, Limits
+from deltahub.checkpoint.options import Count, Limits, Text
+from deltahub.deltas.eva import initialise_eva
 from deltahub.deltas.lora_attention import attention_fault, attention_update, with_projections
+from deltahub.deltas.lora_init import DEFAULT, AnchoredUpdate, check_initialisation, initialise, is_anchored, plain_form
 from deltahub.deltas.lora_layers import DecomposedUpdate, LowRankKernel, LowRankRows, LowRankUpdate
 from deltahub.deltas.lora_parameters import parameter_insertions, with_matrices
 from deltahub.deltas.slots import LoraSlots
@@ -54,6 +56,11 @@ class LoraConfig(DeltaConfig):
         rank_pattern: ranks of single modules, by real address, instead of `lora_r`; the first address that matches a module counts.
         alpha_pattern: the same for `lora_alpha`.
         share_experts: one A and B for all experts of a layer, where the update is of a stack of experts.
+        init_lora_weights: the initialisation (`deltahub.deltas.lora_init`): True or ``"default"``, ``"gaussian"``, ``"orthogonal"``,
+            ``"pissa"``, ``"pissa_niter_N"`` or ``"olora"``. It is not saved, because it matters only at the start.
+
+    Raises:
+        ConfigError: the value of an option is invalid, or the initialisation needs data.
     """
 
     lora_r: Count = 8
@@ -65,13 +72,27 @@ class LoraConfig(DeltaConfig):
     rank_pattern: Mapping[str, Count] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     share_experts: bool = False
+    init_lora_weights: Text = DEFAULT
 
     delta_type: ClassVar[str] = "lora"
+
+    def __post_init__(self) -> None:
+        start: Any = self.init_lora_weights
+        if start is True:  # as in PEFT
+            object.__setattr__(self, "init_lora_weights", DEFAULT)
+        super().__post_init__()
+        check_initialisation(self.init_lora_weights)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the delta type and every option, as JSON types; what is off and unknown to older releases is left out."""
         document = super().to_dict()
-        for key, off in {"rank_pattern": {}, "alpha_pattern": {}, "use_bias": False, "share_experts": False}.items():
+        for key, off in {
+            "rank_pattern": {},
+            "alpha_pattern": {},
+            "use_bias": False,
+            "share_experts": False,
+            "init_lora_weights": DEFAULT,
+        }.items():
             if document[key] == off and isinstance(document[key], type(off)):
                 del document[key]
         return document
@@ -111,6 +132,7 @@ class LoraModel(DeltaBase):
         use_bias: B has a bias, scaled like the update; that of an embedding has none.
         rank_pattern: ranks of single modules, by real address, instead of `lora_r`.
         alpha_pattern: the same for `lora_alpha`.
+        init_lora_weights: the initialisation: see `LoraConfig`.
         layers_to_transform: numbers of the blocks to put the delta on; None for all.
         share_experts: one A and B for all experts of a layer; by default one for each.
         name: the delta's name on this backbone.
@@ -141,6 +163,7 @@ class LoraModel(DeltaBase):
         use_bias: bool = False,
         rank_pattern: Mapping[str, int] | None = None,
         alpha_pattern: Mapping[str, float] | None = None,
+        init_lora_weights: bool | str = True,
         layers_to_transform: Sequence[int] | None = None,
         share_experts: bool = False,
         name: str | None = None,
@@ -156,6 +179,7 @@ class LoraModel(DeltaBase):
             rank_pattern=dict(rank_pattern or {}),
             alpha_pattern=dict(alpha_pattern or {}),
             share_experts=share_experts,
+            init_lora_weights=cast("str", init_lora_weights),
             modified_modules=modified_modules,
             unfrozen_modules=unfrozen_modules,
             exclude_modules=exclude_modules,
@@ -238,6 +262,10 @@ class LoraModel(DeltaBase):
                 raise NoMatchError(pattern, closest(pattern, names), "It is in rank_pattern or alpha_pattern.")
         attentions = {t.name for t in targets if isinstance(t.module, nn.MultiheadAttention) and not t.parameter}
         layers = [target for target in targets if target.name not in attentions and not target.parameter]
+        if config.init_lora_weights != DEFAULT and len(layers) < len(targets):
+            odd = next(target.name for target in targets if target not in layers)
+            msg = f"init_lora_weights={config.init_lora_weights!r} is for layers, and the LoRA at {odd} is of parameters that a module reads itself. Leave it out."
+            raise TargetError(msg)
         updates = dict(super().new_insertions(backbone, config, layers, like))
         updates |= {t.name: attention_update(config, t, like(t.module)) for t in targets if t.name in attentions}
         updates |= parameter_insertions(config, [target for target in targets if target.parameter], updates, like)
@@ -246,6 +274,13 @@ class LoraModel(DeltaBase):
     @classmethod
     def new_insertion(cls, config: LoraConfig, target: Target, width: int, like: Tensor) -> LowRankUpdate:
         """Build a new update for one layer, or for `width` rows of a fused one."""
+        insertion = cls._new_update(config, target, width, like)
+        if config.init_lora_weights != DEFAULT and not like.is_meta and not isinstance(insertion, LowRankRows):
+            initialise(insertion, config.init_lora_weights, target.module, target.name)
+        return insertion
+
+    @classmethod
+    def _new_update(cls, config: LoraConfig, target: Target, width: int, like: Tensor) -> LowRankUpdate:
         sizes, module = (*config.sizes(target.name), config.lora_dropout), target.module
         kind: type[LowRankUpdate]
         if isinstance(module, _ConvNd):
@@ -253,8 +288,18 @@ class LoraModel(DeltaBase):
         else:
             n_in = linear_shape(target.name, module)[0]
             kind = LowRankRows if isinstance(module, nn.Embedding) else LowRankUpdate
+        if is_anchored(config.init_lora_weights):
+            _check_anchored(config, target, kind)
+            kind = AnchoredUpdate
         if not config.use_dora:
             return kind(like, n_in, width, *sizes, bias=config.use_bias and kind is not LowRankRows)
+        return cls._new_dora(config, target, kind, n_in, width, like)
+
+    @classmethod
+    def _new_dora(
+        cls, config: LoraConfig, target: Target, kind: type[LowRankUpdate], n_in: int, width: int, like: Tensor
+    ) -> DecomposedUpdate:
+        module = target.module
         if config.use_bias:
             msg = "A DoRA has no bias of B. Set use_dora or use_bias to False."
             raise ConfigError(msg)
@@ -264,4 +309,41 @@ class LoraModel(DeltaBase):
         if fault := linear_fault(module):
             msg = f"{target.name} cannot hold a DoRA, which reads the layer's weight: {fault}. Leave use_dora off."
             raise TargetError(msg)
-        return DecomposedUpdate(like, module, n_in, width, *sizes)
+        return DecomposedUpdate(like, module, n_in, width, *config.sizes(target.name), config.lora_dropout)
+
+    def initialize_eva(self, batches: Iterable[Any]) -> None:
+        """Start every A in the directions in which the inputs of its layer vary most (`deltahub.deltas.eva`).
+
+        The backbone runs on the batches in eval mode, without gradients. Padding is left out by `attention_mask`.
+
+        Args:
+            batches: some batches as the backbone takes them: mappings, tuples, or single tensors.
+
+        Raises:
+            ConfigError: an update is not that of a linear layer, or is trained already; a layer was not called, or with too few tokens.
+            TargetError: the delta was removed, or a module that holds it was replaced.
+        """
+        self.check_places()
+        initialise_eva(self.backbone_model, self.insertions, batches)
+
+    @classmethod
+    def as_saved(cls, config: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Tensor]]:
+        """Return the config and the tensors without what mattered only at the start."""
+        return plain_form(config, tensors)
+
+
+def _check_anchored(config: LoraConfig, target: Target, kind: type[LowRankUpdate]) -> None:
+    """Refuse an initialisation from the weight where the weight cannot be read, or is not that of a linear layer.
+
+    Raises:
+        ConfigError: the delta is a DoRA.
+        TargetError: the layer is not a linear layer with values of its own.
+    """
+    name = config.init_lora_weights
+    if config.use_dora:
+        msg = f"A DoRA cannot start with init_lora_weights={name!r}, which takes a part out of the weight. Leave one of them out."
+        raise ConfigError(msg)
+    fault = "it is not a linear layer" if kind is not LowRankUpdate else linear_fault(target.module)
+    if fault:
+        msg = f"init_lora_weights={name!r} reads the weight of a linear layer, and {target.name} is a {type(target.module).__name__}: {fault}. Leave it out."
+        raise TargetError(msg)

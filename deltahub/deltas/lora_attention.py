@@ -50,6 +50,14 @@ class AttentionUpdate(Insertion):
         for label in labels:
             self.add_module(label, LowRankUpdate(like, *projection_shape(layer, label), rank, scale))
 
+    def check_strength(self, strength: float) -> None:
+        """Accept any strength: the updates have a scale."""
+
+    def set_strength(self, strength: float) -> None:
+        """Multiply the scale of each update."""
+        for part in self._modules.values():
+            cast("LowRankUpdate", part).set_strength(strength)
+
     def changes(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return ``s B A`` of each projection, ``(n_out, n_in)``."""
         parts = {label: cast("LowRankUpdate", part) for label, part in self._modules.items()}

@@ -93,6 +93,15 @@ class Method:
         """
         raise NotImplementedError
 
+    @classmethod
+    def as_saved(cls, config: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Tensor]]:
+        """Return the config and the tensors with which the delta is saved; a method may leave out what mattered only at the start.
+
+        Args:
+            tensors: all tensors of the delta by name.
+        """
+        return config, tensors
+
 
 def refuse_unsupported(backend: str) -> None:
     """Refuse values of OpenDelta's `backend` argument that have no effect here.

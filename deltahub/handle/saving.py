@@ -271,7 +271,8 @@ class SaveLoadMixin:
             self.save_checkpoint(folder / checkpoint.WEIGHTS, save_function, tensors)
             return
         package = package_for(self._entry.handle, self.config.delta_type)
-        description = {**self.config.to_dict(), **({"delta_package": package} if package else {})}
+        config, tensors = self._entry.handle.as_saved(self.config, tensors)
+        description = {**config.to_dict(), **({"delta_package": package} if package else {})}
         identity = with_samples(fingerprint(self.backbone_model, replaced_names(tensors)), self.backbone_model)
 
         def write() -> None:

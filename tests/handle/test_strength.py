@@ -212,3 +212,16 @@ def test_compiled_code_takes_other_strengths_without_being_compiled_again(name):
             assert torch.allclose(compiled(**ids).logits, backbone(**ids).logits, atol=1e-5)
 
     assert len(graphs) == count
+
+
+def test_the_lora_of_an_attention_of_torch_has_a_strength():
+    attention, x = torch.nn.MultiheadAttention(4, 1).eval(), torch.randn(3, 2, 4)
+    model = torch.nn.ModuleDict({"attention": attention})
+    bare = attention(x, x, x)[0]
+    delta = LoraModel(model, modified_modules=["attention"])
+    stir(delta)
+    with delta.scaled(0):
+        none = attention(x, x, x)[0]
+
+    assert torch.allclose(none, bare, atol=1e-6)
+    assert not torch.allclose(attention(x, x, x)[0], bare, atol=1e-4)
