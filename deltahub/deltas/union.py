@@ -6,11 +6,11 @@ He et al. 2021, "Towards a Unified View of Parameter-Efficient Transfer Learning
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deltahub.checkpoint.config import DeltaConfig
 from deltahub.engine.building import Like, complete_config
@@ -134,6 +134,15 @@ class UnionModel(DeltaBase):
                     raise _shared(address)
                 insertions[address] = insertion
         return insertions
+
+    @classmethod
+    def as_saved(cls, config: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Tensor]]:
+        """Return the config and the tensors with those of each part as that part saves them."""
+        parts = []
+        for method, part in map(_part, config.parts):
+            plain, tensors = method.as_saved(part, tensors)
+            parts.append(plain)
+        return replace(config, parts=tuple(parts)), tensors
 
 
 def _parts(backbone: nn.Module, config: UnionConfig) -> list[tuple[type[DeltaBase], DeltaConfig]]:

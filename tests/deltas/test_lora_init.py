@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from deltahub import AutoDeltaModel, LoraConfig, LoraModel
+from deltahub import AdapterConfig, AutoDeltaModel, LoraConfig, LoraModel, UnionModel
 from deltahub.errors import ConfigError, TargetError
 from tests.backbones import bert, gpt2, inputs_for, llama, logits_of, train
 
@@ -89,6 +89,21 @@ def test_the_state_of_a_delta_with_a_start_is_restored():
     other.load_state_dict(delta.state_dict())
 
     assert torch.equal(logits_of(first), logits_of(second))
+
+
+def test_a_part_of_a_union_is_saved_as_a_plain_lora_too(tmp_path):
+    backbone = llama()
+    parts = [LoraConfig(lora_r=2, init_lora_weights="pissa"), AdapterConfig(modified_modules=["mlp"])]
+    delta = UnionModel(backbone, parts)
+    delta.freeze_module()
+    train(backbone, 2)
+    delta.save_finetuned(tmp_path)
+    fresh = llama()
+    loaded = AutoDeltaModel.from_finetuned(tmp_path, fresh)
+
+    assert torch.allclose(logits_of(fresh), logits_of(backbone), atol=1e-5)
+    assert loaded.config.parts[0]["lora_r"] == 4
+    assert not any("start" in name for name in loaded.state_dict())
 
 
 def test_gaussian_and_orthogonal_starts_change_nothing():
