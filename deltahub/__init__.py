@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from deltahub.deltas import ParallelAdapterModel as ParallelAdapterModel
     from deltahub.deltas import PrefixConfig as PrefixConfig
     from deltahub.deltas import PrefixModel as PrefixModel
+    from deltahub.deltas import ReftConfig as ReftConfig
+    from deltahub.deltas import ReftModel as ReftModel
     from deltahub.deltas import SoftPromptConfig as SoftPromptConfig
     from deltahub.deltas import SoftPromptModel as SoftPromptModel
     from deltahub.deltas import UnionConfig as UnionConfig
@@ -102,6 +104,8 @@ _HOMES = {
     "ParallelAdapterModel": "deltas",
     "PrefixConfig": "deltas",
     "PrefixModel": "deltas",
+    "ReftConfig": "deltas",
+    "ReftModel": "deltas",
     "SaveLoadMixin": "handle.saving",
     "SoftPromptConfig": "deltas",
     "SoftPromptModel": "deltas",

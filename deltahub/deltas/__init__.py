@@ -11,6 +11,7 @@ from deltahub.deltas.lora import LoraConfig, LoraModel
 from deltahub.deltas.low_rank_adapter import LowRankAdapterConfig, LowRankAdapterModel
 from deltahub.deltas.parallel_adapter import ParallelAdapterConfig, ParallelAdapterModel
 from deltahub.deltas.prefix import PrefixConfig, PrefixModel
+from deltahub.deltas.reft import ReftConfig, ReftModel
 from deltahub.deltas.slots import LoraSlots, LoraSlotsConfig
 from deltahub.deltas.soft_prompt import SoftPromptConfig, SoftPromptModel
 from deltahub.deltas.union import UnionConfig, UnionModel
@@ -42,6 +43,8 @@ __all__ = [
     "ParallelAdapterModel",
     "PrefixConfig",
     "PrefixModel",
+    "ReftConfig",
+    "ReftModel",
     "SoftPromptConfig",
     "SoftPromptModel",
     "UnionConfig",

@@ -95,6 +95,13 @@ class TestWeightUpdate(DeltaContract):
     mergeable = True
 
 
+class TestReft(DeltaContract):
+    delta_type = "reft"
+    options = {"r": 2}
+    parameters = 2 * (2 * 16 + 2 * 16 + 2)  # layers * (R + W + b)
+    routable = False
+
+
 class TestInvertibleAdapter(DeltaContract):
     delta_type = "invertible_adapter"
     options = {"reduction_factor": 2}

@@ -30,6 +30,8 @@ KINDS = {
     "dora_bert": "lora",
     "mam_bert": "union",
     "seq_bn_inv_bert": "union",
+    "loreft_bert": "reft",
+    "reft_gpt2": "reft",  # the first and the last tokens with the same matrices
 }
 
 
@@ -83,7 +85,6 @@ def refused(folder, error, match):
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"architecture": "reft"}, "single positions"),
         ({"architecture": "prompt_tuning"}, "gives other outputs"),
         ({"inv_adapter": "glow"}, "inv_adapter='glow': expected nice"),
         ({"inv_adapter": "nice", "inv_adapter_reduction_factor": 0}, "inv_adapter_reduction_factor=0: expected"),
@@ -176,3 +177,35 @@ def test_a_head_replaces_the_backbones_own_or_is_refused(folder):
 
     save_file({"heads.task.1.weight": torch.ones(2, 32)}, folder / "model_head.safetensors")
     refused(folder, ConfigError, "prediction head with heads.task.1.weight .* no place")
+
+
+def test_a_noreft_is_read_with_a_warning_that_it_may_be_a_direft(tmp_path, caplog):
+    folder = tmp_path / "adapter"
+    shutil.copytree(FIXTURES / "loreft_bert" / "adapter", folder)
+    tensors = {
+        name.replace("parametrizations.weight.original", "weight"): tensor
+        for name, tensor in load_file(folder / "adapter.safetensors").items()
+        if not name.endswith("0.base")
+    }
+    save_file(tensors, folder / "adapter.safetensors")
+    change(folder, orthogonality=False)
+    change(folder, output_reft=False)
+    refused(folder, ConfigError, "output_reft=False: expected true")
+    change(folder, output_reft=True)
+    noreft = AutoDeltaModel.from_finetuned(folder, backbone_model=backbone_of("bert"))
+    assert "If it is a DiReFT, load it with subtract_projection=False" in caplog.text
+    direft = AutoDeltaModel.from_finetuned(folder, backbone_model=backbone_of("bert"), subtract_projection=False)
+    assert (noreft.config.subtract_projection, direft.config.subtract_projection) == (True, False)
+
+
+def test_a_loreft_whose_rows_became_zero_gives_the_outputs_of_adapters(tmp_path, caplog):
+    folder = tmp_path / "adapter"
+    shutil.copytree(FIXTURES / "loreft_bert" / "adapter", folder)
+    tensors = load_file(folder / "adapter.safetensors")
+    name = "bert.encoder.layer.0.reft_layer.refts.task.units.0.projection.parametrizations.weight.original"
+    tensors[name][0, 0] *= 0.99  # as weight decay does; torch takes the integer part of the diagonal
+    save_file(tensors, folder / "adapter.safetensors")
+    delta = AutoDeltaModel.from_finetuned(folder, backbone_model=backbone_of("bert"))
+    assert "some rows of R are zero" in caplog.text
+    assert not delta.insertions["bert.encoder.layer.0"].prefix.projection[0].any()
+    assert not delta.config.orthogonality

@@ -42,6 +42,7 @@ _NO_FORM: Final = {
     "invertible_adapter": f"invertible adapters are read, and not written. {KEEP}",
     "layer_norm": f"adapters trains no LayerNorms. {KEEP}",
     "low_rank_adapter": f"adapters has no low-rank adapters. {KEEP}",
+    "reft": f"a ReFT is read, and not written. {KEEP}",
     "soft_prompt": f"the prompt of adapters is put behind the embeddings and gives other outputs than a soft prompt here. {KEEP}",
     "union": f"a union is read, and not written; make a delta of each of its methods and write these. {KEEP}",
     "vera": f"a VeRA of adapters draws its matrices at random when it is loaded. {AS_LORA}",

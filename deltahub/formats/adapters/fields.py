@@ -70,12 +70,24 @@ _KNOWN: Final[Mapping[str, frozenset[str]]] = {
         "prefix_length",
         "shared_gating",  # used only with `use_gating`
     },
+    "reft": _COMMON
+    | {
+        "dropout",
+        "dtype",  # of the parameters while they train
+        "layers",
+        "non_linearity",
+        "orthogonality",
+        "output_reft",
+        "prefix_positions",
+        "r",
+        "suffix_positions",
+        "tied_weights",
+    },
     UNION: frozenset({"architecture"}),
 }
 _ARCHITECTURES: Final[Mapping[str, str]] = {
     "mtl_lora": "it mixes the LoRAs of several tasks",
     "prompt_tuning": "a soft prompt here gives other outputs than the prompt of adapters",
-    "reft": "DeltaHub has no delta that changes the hidden states of single positions",
 }
 _FIELDS: Final[Mapping[str, str]] = {
     "ln_after": "it normalises the result of the bottleneck",

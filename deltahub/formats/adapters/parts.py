@@ -16,6 +16,7 @@ from deltahub.formats.adapters.invertible import invertible
 from deltahub.formats.adapters.low_rank import low_rank
 from deltahub.formats.adapters.names import Backbone, refuse_others
 from deltahub.formats.adapters.prefix import prefix
+from deltahub.formats.adapters.reft import reft
 
 Converted = tuple[dict[str, Any], dict[str, Tensor]]
 Reader = Callable[[Mapping[str, Any], Mapping[str, Tensor], Backbone], Converted]
@@ -36,7 +37,7 @@ class _Part:
     config: Mapping[str, Any]
 
 
-_MARKER: Final = re.compile(r"(?:^|\.)(adapters|shared_parameters|loras|prefix_tunings|invertible_adapters)\.")
+_MARKER: Final = re.compile(r"(?:^|\.)(adapters|shared_parameters|loras|prefix_tunings|invertible_adapters|refts)\.")
 
 
 def convert(config: Mapping[str, Any], saved: Mapping[str, Tensor], backbone: Backbone) -> Converted:
@@ -90,6 +91,8 @@ def _methods(config: Mapping[str, Any]) -> list[_Part]:
         return [_Part(low_rank, ("loras",), config)]
     if kind == "prefix_tuning":
         return [_Part(prefix, ("prefix_tunings",), config)]
+    if kind == "reft":
+        return [_Part(reft, ("refts",), config)]
     methods = [_Part(invertible, ("invertible_adapters",), config)] if config.get("inv_adapter") else []
     if any(config.get(flag) for flag in ("mh_adapter", "output_adapter", "cross_adapter")) or not methods:
         read = compacter if config.get("phm_layer") else bottleneck
