@@ -39,7 +39,7 @@ RENAMED: Final = {
     "engine.routing.route": "handle.routing",
     "engine.statistics": "handle.report",
     "engine.switching": "handle.switching",
-    "engine.uncalled": "engine.bypassed",
+    "engine.uncalled": "engine.ledger",
     "fitting": "checkpoint.backbone_fit",
     "formats.adapterhub": "formats.files",
     "formats.foreign": "formats.files",

@@ -7,8 +7,9 @@ that deltas train, such as a classifier head, are stored at the tensors (`engine
 from __future__ import annotations
 
 import itertools
+import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,16 +18,18 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from deltahub.checkpoint.config import DeltaConfig
-from deltahub.engine.insertion import Insertion
-from deltahub.engine.modules import modules_by_name, plain_name
+from deltahub.engine.insertion import Insertion, acts_in
+from deltahub.engine.modules import module_at, modules_by_name, plain_name
 from deltahub.engine.overrides import Override, drop_empty, override_of, overrides, overrides_for, tensor_at
 from deltahub.engine.sharding import full_tensor
-from deltahub.engine.site import CHILD, is_delta_name, site_of
+from deltahub.engine.site import CHILD, is_delta_name, site_of, was_called
 from deltahub.engine.tracing import while_tracing
 from deltahub.engine.trainable import restore_trainable
 from deltahub.errors import TargetError
+from deltahub.log import LOGGER
 
 ATTRIBUTE: Final = "_deltahub_ledger"
+_NUMBER: Final = re.compile(r"(?<![^.])\d+(?![^.])")
 _SERIALS: Final = itertools.count(time.time_ns())  # above those of earlier processes, which a pickle restores
 _TRACED: Final[set[type[Any]]] = set()  # classes of backbones that torch.compile has traced
 
@@ -70,6 +73,8 @@ class Ledger:
         serial: tells ledgers on parts of a model apart.
         route: what sends rows of a batch through deltas of their own while a block lasts (`handle/routing.py`).
         ran: the serial of the newest delta when the backbone last ran as a whole, or was traced.
+        trained: the same for runs in training.
+        told: the same for the last check of uncalled layers.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -81,6 +86,8 @@ class Ledger:
     serial: int = field(default_factory=lambda: next(_SERIALS))
     route: Any = None
     ran: int = 0
+    trained: int = 0
+    told: int = 0
 
     def replace(self, backbone: nn.Module, entry: Entry, values: Mapping[str, Tensor | None]) -> None:
         """Give an entry its own values of backbone tensors.
@@ -246,11 +253,66 @@ def has_run(backbone: nn.Module, name: str, serial: int | None = None) -> bool:
     )
 
 
+def uncalled(backbone: nn.Module, delta: str, addresses: Iterable[str], serial: int | None = None) -> list[str]:
+    """Return the modules at which a delta has never acted although the backbone ran, such as bypassed layers.
+
+    Layers whose names differ only in numbers count as one: an expert that received no token, or a dropped layer, is not
+    reported if another layer of its kind was called. Neither is a layer that a graph of torch.compile may have called.
+
+    Args:
+        delta: the delta's name.
+        addresses: the names of its modules.
+        serial: of its entry, where a delta on a part of the backbone may have the same name; None for any of that name.
+    """
+    targets = {}
+    for address in addresses:
+        target = module_at(backbone, address)
+        insertion = site_of(target).slots[delta]
+        if any(acts_in(insertion, method) for method in ("before", "after", "substitute")):
+            targets[address] = target
+    if not (has_run(backbone, delta, serial) or any(site_of(target).called for target in targets.values())):
+        return []
+    called_kinds = {_kind(address) for address, target in targets.items() if was_called(target)}
+    return [address for address in targets if _kind(address) not in called_kinds]
+
+
+def warn_of_uncalled(backbone: nn.Module, entry: Entry) -> None:
+    """Warn about modules where a delta has never acted, so that nothing was trained there."""
+    if silent := uncalled(backbone, entry.name, entry.insertions, entry.serial):
+        LOGGER.warning(
+            "%r has never acted on %s%s: the backbone ran without calling it, so nothing was trained there. Leave such modules "
+            "out (exclude_modules) unless other inputs reach them.",
+            entry.name,
+            ", ".join(silent[:3]),
+            f" and {len(silent) - 3} more" if len(silent) > 3 else "",
+        )
+
+
+def _kind(address: str) -> str:
+    return _NUMBER.sub("*", address)
+
+
 def _before_run(module: nn.Module, args: Any) -> None:
     if is_dynamo_compiling():
         while_tracing(_note_traced, module)
     else:
         _note_run(module)
+        if module.training and torch.is_grad_enabled():
+            _check_calls(module)
+
+
+def _check_calls(module: nn.Module) -> None:
+    """Warn, at the second run in training, of layers that were not called until then: they are not trained."""
+    ledger = module.__dict__.get(ATTRIBUTE)
+    if not isinstance(ledger, Ledger) or ledger.told == ledger.ran:
+        return
+    if ledger.trained != ledger.ran:  # the first run
+        ledger.trained = ledger.ran
+        return
+    ledger.told = ledger.ran
+    for entry in ledger.entries.values():
+        if entry.attached:
+            warn_of_uncalled(module, entry)
 
 
 def _note_traced(module: nn.Module | None) -> None:

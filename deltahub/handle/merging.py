@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from deltahub.engine.building import check_dtype
-from deltahub.engine.bypassed import uncalled
+from deltahub.engine.bypassed import is_multiplied
 from deltahub.engine.guards import refuse_routed
 from deltahub.engine.insertion import acts_in
 from deltahub.engine.layers import is_quantised, reading_fault, writing_fault
-from deltahub.engine.ledger import Entry, Ledger, drop_ledger, ledger_holding, value_of
+from deltahub.engine.ledger import Entry, Ledger, drop_ledger, ledger_holding, uncalled, value_of
 from deltahub.engine.modules import module_at, modules_by_name, own_modules
 from deltahub.engine.overrides import (
     Override,
@@ -194,6 +194,8 @@ def _plan(
         _refuse_meta(address, target)
         try:
             values = site.slots[delta].merged(target)
+            if isinstance(target, nn.Embedding) and is_multiplied(backbone, address):
+                raise MergeError("the backbone multiplies by its weight elsewhere, where the delta does not act")  # noqa: TRY301
             for key in values:
                 holder, _, leaf = key.rpartition(".")
                 if fault := writing_fault(module_at(target, holder), leaf, requantise=requantise):

@@ -22,12 +22,11 @@ from deltahub.checkpoint.config import DeltaConfig
 from deltahub.checkpoint.effect import STARTS, method_at_start, sides_only
 from deltahub.checkpoint.safetensors_header import usable_bytes
 from deltahub.engine.building import check_dtype
-from deltahub.engine.bypassed import uncalled
 from deltahub.engine.filling import check_fit, not_finite, refuse_larger, refuse_without_values, replaced_names
 from deltahub.engine.fingerprint import fingerprint
 from deltahub.engine.guards import refuse_adapted, refuse_merged
 from deltahub.engine.insertion import Insertion
-from deltahub.engine.ledger import Entry, ledger_holding, value_of
+from deltahub.engine.ledger import Entry, ledger_holding, value_of, warn_of_uncalled
 from deltahub.engine.modules import modules_by_name, own_parameters
 from deltahub.engine.overrides import overrides
 from deltahub.engine.quantised_record import with_samples
@@ -254,7 +253,7 @@ class SaveLoadMixin:
         refuse_adapted(modules_by_name(self.backbone_model))
         self.check_places()
         probe_bytes = None if probe is None else Probe.take(self.backbone_model, self._entry, probe).to_bytes()
-        _warn_of_uncalled(self.backbone_model, self._entry)
+        warn_of_uncalled(self.backbone_model, self._entry)
         own = self.state_dict()
         tensors = _gathered(own if state_dict is None else state_dict)
         if state_dict is not None:
@@ -332,18 +331,6 @@ def _write(
     }
     checkpoint.write(folder, document, tensors, identity, model_card(document, counts), save, probe)
     LOGGER.info("The delta has been saved in %s (%d tensors)", folder, len(tensors))
-
-
-def _warn_of_uncalled(backbone: nn.Module, entry: Entry) -> None:
-    """Warn about modules where the delta has never acted, so that nothing was trained there."""
-    if silent := uncalled(backbone, entry.name, entry.insertions, entry.serial):
-        LOGGER.warning(
-            "%r has never acted on %s%s: the backbone ran without calling it, so nothing was trained there. Leave such modules "
-            "out (exclude_modules) unless other inputs reach them.",
-            entry.name,
-            ", ".join(silent[:3]),
-            f" and {len(silent) - 3} more" if len(silent) > 3 else "",
-        )
 
 
 def _warn_if_whole(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:

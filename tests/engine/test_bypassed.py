@@ -22,6 +22,7 @@ class Reading(nn.Module):
     def __init__(self):
         super().__init__()
         self.read, self.forwarded, self.called, self.passed = (nn.Linear(4, 4) for _ in range(4))
+        self.reader = through
         self.inside, self.looked_up, self.lent, self.property = (nn.Linear(4, 4) for _ in range(4))
 
     @property
@@ -33,7 +34,7 @@ class Reading(nn.Module):
             layer(x) for layer in [self.inside] if self.inside.weight is not None
         )
         bias = self.read.bias if hasattr(self.read, "bias") else None
-        x = through(self.passed, self.forwarded.forward(F.linear(x, self.read.weight, bias)))
+        x = self.reader(self.passed, self.forwarded.forward(F.linear(x, self.read.weight, bias)))
         size = self.looked_up.weight.sum() + self.lent.weight.sum() + self.property.weight.sum()
         return self.last(getattr(self, "looked_up")(x)) * size  # noqa: B009
 
@@ -262,3 +263,102 @@ def test_a_run_of_a_part_is_not_taken_for_one_of_the_whole():
     stir(whole)
     backbone.inner(torch.ones(1, 4))
     whole.merge()
+
+
+def handed(layer, x):
+    """Hand a layer on to a function that reads its weight."""
+    return through(layer=layer, x=x)
+
+
+class ReadingOtherwise(nn.Module):
+    """Reads the weights of its layers in ways that do not name them where they are read."""
+
+    def __init__(self):
+        super().__init__()
+        self.alias, self.handed, self.method, self.chosen, self.first = (nn.Linear(4, 4) for _ in range(5))
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.held = nn.ModuleDict({"inner": nn.Linear(4, 4)})
+
+    def product(self, layer, x):
+        return x @ layer.weight
+
+    def forward(self, x):
+        layer, first = self.alias, self.first
+        x = F.linear(handed(self.handed, F.linear(x, layer.weight)), first.weight)
+        x = self.product(self.method, x) @ getattr(self.chosen, "weight")  # noqa: B009
+        for number, layer in enumerate(self.layers):
+            x = F.linear(x, layer.weight) * number
+        return F.linear(x, self.held["inner"].weight)
+
+
+@pytest.mark.parametrize("name", ["alias", "first", "handed", "method", "chosen", "layers.0", "layers.1", "held.inner"])
+def test_a_layer_that_is_read_by_another_name_is_refused(name):
+    with pytest.raises(TargetError, match="is never called"):
+        LoraModel(ReadingOtherwise(), modified_modules=[name])
+
+
+class CallingOtherwise(nn.Module):
+    """Calls its layers in the same ways, and reads some of their weights too."""
+
+    def __init__(self):
+        super().__init__()
+        self.alias, self.handed, self.branch = (nn.Linear(4, 4) for _ in range(3))
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.chain = nn.Sequential(nn.Linear(4, 4))
+
+    def forward(self, x):
+        layer = self.alias
+        x = run(self.handed, layer(x) * layer.weight.sum())
+        x = F.linear(x, self.branch.weight) if x.sum() < 0 else self.branch(x)
+        for _, layer in enumerate(self.layers):
+            x = layer(x)
+        return self.chain(x)
+
+
+def run(layer, x):
+    """Call a layer."""
+    return layer(x)
+
+
+@pytest.mark.parametrize("name", ["alias", "handed", "branch", "layers.1", "chain.0"])
+def test_a_layer_that_is_called_by_another_name_is_taken(name):
+    assert not is_bypassed(CallingOtherwise(), name)
+
+
+class Borrowing(nn.Module):
+    """Reads the weights of layers that another module holds, one of which that module calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.proj = nn.Linear(4, 4)
+        self.words = nn.Embedding(4, 4)
+
+    def forward(self, ids):
+        return F.linear(F.linear(self.words(ids), self.inner.proj.weight), self.words.weight)
+
+
+def test_a_layer_that_only_another_module_reads_is_refused():
+    with pytest.raises(TargetError, match=r"inner\.proj is never called"):
+        LoraModel(Borrowing(), modified_modules=["proj"])
+
+
+def test_an_embedding_that_is_the_head_too_is_not_merged():
+    backbone = Borrowing()
+    delta = LoraModel(backbone, lora_r=2, modified_modules=["words"])
+    stir(delta)
+    weight = backbone.words.weight.detach().clone()
+    with pytest.raises(MergeError, match="multiplies by its weight elsewhere"):
+        delta.merge()
+    assert torch.equal(backbone.words.weight, weight)
+
+
+def test_training_tells_at_its_second_step_which_layers_are_not_called(caplog):
+    backbone = Reading()
+    LoraModel(backbone, lora_r=2, modified_modules=["called", "passed"])
+    with caplog.at_level(logging.WARNING, "deltahub"):
+        backbone(torch.ones(1, 4))
+        assert not caplog.text
+        for _ in range(2):
+            backbone(torch.ones(1, 4))
+    assert caplog.text.count("never acted on passed") == 1
