@@ -18,6 +18,7 @@ from deltahub.engine.modules import module_at
 from deltahub.engine.quantised.kinds import quantised
 from deltahub.engine.quantised.layer import Quantised
 from deltahub.engine.quantised_state import is_composed, settings
+from deltahub.engine.sharding import is_sharded
 from deltahub.files.documents import canonical_json
 
 
@@ -97,9 +98,19 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def with_samples(record: Fingerprint, backbone: nn.Module) -> Fingerprint:
-    """Return a fingerprint of a backbone with values sampled from each quantised weight that can be read."""
-    weights = tuple(replace(weight, samples=sampled(dequantised(backbone, weight.name))) for weight in record.quantised)
+    """Return a fingerprint of a backbone with values sampled from each quantised weight that can be read here as a whole."""
+    if is_sharded(backbone):
+        return record
+    weights = tuple(replace(weight, samples=_samples(backbone, weight)) for weight in record.quantised)
     return replace(record, quantised=weights)
+
+
+def _samples(backbone: nn.Module, weight: QuantisedWeight) -> tuple[float, ...]:
+    try:
+        values = dequantised(backbone, weight.name)
+    except Exception:  # noqa: BLE001  # kernels raise anything, and a trained delta is saved all the same
+        return ()
+    return sampled(values) if values is not None and tuple(values.shape) == weight.shape else ()
 
 
 def dequantised(backbone: nn.Module, name: str) -> Tensor | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 from torch import Tensor, nn
 
 from deltahub.checkpoint.backbone_record import EXACT, OTHER_PRECISION, OTHER_QUANTISATION, VERSION, Fingerprint
 from deltahub.engine.dequantised import Agreement, compare_dequantised
-from deltahub.engine.fingerprint import fingerprint, own_state
+from deltahub.engine.fingerprint import fingerprint, missing_from_version_1, own_state
 from deltahub.engine.source_files import source_of
 from deltahub.errors import ConfigError, FingerprintMismatch
 from deltahub.log import LOGGER
@@ -43,6 +44,10 @@ def require_recorded_backbone(
     actual = fingerprint(backbone, without, record.version)
     if check_hash == DEQUANTISED and record.hash != actual.hash:
         actual = fingerprint(backbone, without)
+        if record.version == 1:
+            parts = {part for weight in actual.quantised for part in weight.part_names}
+            uncovered = {*missing_from_version_1(backbone)} - parts
+            actual = replace(actual, leaves=tuple(leaf for leaf in actual.leaves if leaf.name not in uncovered))
         return require_dequantised(record, actual, own_state(backbone, without), backbone)
     record.require(actual, same_weights=check_hash != STRUCTURE)
     if record.version == VERSION and actual.quantised:

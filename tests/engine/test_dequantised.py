@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -121,6 +122,18 @@ def test_a_delta_of_a_dense_backbone_loads_on_a_quantised_one_that_was_loaded_fr
     for name in ("layer.weight", "norm.weight"):
         with pytest.raises(FingerprintMismatch, match=rf"differ after dequantisation: {name}"):
             load(tmp_path / "delta", loaded(changed(dense(), name)))
+
+
+def test_a_record_of_version_1_is_compared_without_the_buffers_of_integers_that_it_lacks(tmp_path, monkeypatch):
+    def with_count(backbone):
+        backbone.register_buffer("count", torch.zeros(1, dtype=torch.long))
+        return backbone
+
+    monkeypatch.setattr("deltahub.handle.saving.fingerprint", partial(fingerprint, version=1))
+    saved(tmp_path, with_count(dense()))
+    assert load(tmp_path, with_count(quantised("int8"))).attached
+    with pytest.raises(FingerprintMismatch, match=r"norm\.weight \(other values\)"):
+        load(tmp_path, with_count(quantised("int8", changed(dense(), "norm.weight"))))
 
 
 def test_two_quantisations_of_one_backbone_are_compared_by_their_values(tmp_path, caplog):
