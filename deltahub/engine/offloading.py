@@ -41,6 +41,17 @@ def offloaded(backbone: nn.Module) -> dict[str, Callable[[], Tensor]]:
     }
 
 
+def stored_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return the state that accelerate keeps of an offloaded module by its names there, such as the scales of quantised codes."""
+    hook = _hook(module)
+    if hook is None or not any(tensor.is_meta for _, tensor in _own_tensors(module)):
+        return {}
+    prefix = getattr(hook.weights_map, "prefix", "")
+    names = [key.removeprefix(prefix) for key in hook.weights_map]
+    own_names = [name for name in names if name.partition(".")[0] not in module._modules]
+    return {name: _stored(hook, name, f"{prefix}{name}") for name in own_names}
+
+
 def _stored(hook: Any, key: str, name: str) -> Tensor:
     """Read an offloaded tensor where it is kept.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from deltahub.engine.modules import own_modules
+from deltahub.engine.offloading import stored_state
 
 _WIDTHS: Final = ("in_features", "infeatures", "in_channels", "embedding_dim")
 _PACKAGES: Final = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.", "torch.ao.nn.sparse.quantized.")
@@ -78,9 +79,10 @@ def saved_tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _saved(layer: nn.Module) -> dict[str, Any]:
     """Return a layer's saved state without its parameters and buffers."""
-    saved: dict[str, Any] = {}
+    saved: dict[str, Any] = dict(stored_state(layer))
     try:
-        layer._save_to_state_dict(saved, "", keep_vars=True)
+        if not saved:
+            layer._save_to_state_dict(saved, "", keep_vars=True)
     except NotImplementedError:  # bitsandbytes' embeddings cannot be saved, although they are used
         saved = _state_of_parameters(layer)
     return {key: value for key, value in saved.items() if key not in layer._parameters and key not in layer._buffers}

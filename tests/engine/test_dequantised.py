@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from safetensors.torch import save_file
 from torch import nn
 
@@ -161,6 +162,15 @@ def test_the_record_is_the_same_before_and_after_a_forward_pass():
         before = fingerprint(backbone)
         backbone(torch.arange(4))
         assert fingerprint(backbone) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_offloaded_quantised_backbone_has_the_same_record(kind):
+    backbone = quantised(kind)
+    before = fingerprint(backbone)
+    cpu_offload(backbone, execution_device=torch.device("cpu"))
+    assert backbone.layer.weight.is_meta
+    assert fingerprint(backbone).hash == before.hash
 
 
 def test_dense_values_in_another_precision_are_compared_too(tmp_path):
